@@ -1,0 +1,49 @@
+"""bishare: a compiler for low-rank adapters that share their factors.
+
+    model = compile_spec("specs/bishare_ke.share", model, params={"r_inter": 32}, seed=0)
+
+The names below load what they need when they are first used, so that ``import bishare_dsl`` (and with it
+every command that needs no model) costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.version import __version__
+
+if TYPE_CHECKING:
+    from bishare_dsl.api import compile_spec, load_adapter, plan_spec
+    from bishare_dsl.language import parse_spec
+    from bishare_dsl.plan import Plan
+    from bishare_dsl.spec import Spec
+
+__all__ = [
+    "Plan",
+    "Spec",
+    "__version__",
+    "compile_spec",
+    "load_adapter",
+    "parse_spec",
+    "plan_spec",
+]
+
+_HOME = {
+    "Plan": "bishare_dsl.plan",
+    "Spec": "bishare_dsl.spec",
+    "compile_spec": "bishare_dsl.api",
+    "load_adapter": "bishare_dsl.api",
+    "parse_spec": "bishare_dsl.language",
+    "plan_spec": "bishare_dsl.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Kept in the module, so that this function runs once for each name.
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
