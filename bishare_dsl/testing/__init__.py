@@ -1,0 +1,1 @@
+"""Strategies and tiny models that the tests use, and users may too."""
