@@ -1,0 +1,35 @@
+"""Diagnostics: problems as data, the registry of their codes, and how they are drawn."""
+
+from bishare_dsl.diagnostics.problem import (
+    AdapterError,
+    BishareError,
+    Code,
+    ModelError,
+    PlanError,
+    Problem,
+    Severity,
+    SpecError,
+    nearest,
+    raise_errors,
+)
+from bishare_dsl.diagnostics.render import as_json, render
+from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
+
+__all__ = [
+    "AdapterError",
+    "BishareError",
+    "Code",
+    "Loc",
+    "ModelError",
+    "PlanError",
+    "Problem",
+    "Severity",
+    "Source",
+    "SourceMap",
+    "Span",
+    "SpecError",
+    "as_json",
+    "nearest",
+    "raise_errors",
+    "render",
+]

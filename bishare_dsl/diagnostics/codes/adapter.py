@@ -1,0 +1,3 @@
+"""BS6xx: saving, loading, merging and exporting adapters."""
+
+from bishare_dsl.diagnostics.problem import Code

@@ -1,0 +1,3 @@
+"""BS5xx: finding, reading and loading models."""
+
+from bishare_dsl.diagnostics.problem import Code

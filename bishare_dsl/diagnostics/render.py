@@ -1,0 +1,71 @@
+"""Draw a problem for a terminal: code, place, the line with the fault underlined, and what helps."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+from bishare_dsl.diagnostics.problem import Problem
+from bishare_dsl.diagnostics.source import SourceMap
+
+_WIDEST = 100
+
+
+def _columns(text: str) -> int:
+    """Terminal columns of ``text``: East Asian wide characters take two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def _printable(text: str) -> str:
+    """``text`` with tabs as one space and control characters as a visible dot, one for one."""
+    return "".join(" " if char == "\t" else char if char.isprintable() else "·" for char in text)
+
+
+def render(problem: Problem, where: SourceMap | None = None) -> str:
+    """The problem as text, several lines long where it has a place."""
+    head = f"{problem.severity}[{problem.code}]: {problem.message}"
+    tail = f"\n  = help: {problem.help}" if problem.help else ""
+    span = problem.span or (where.locate(problem.loc) if where else None)
+    if span is None or where is None:
+        place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc).lstrip(".")
+        return f"{head}{f' (at {place})' if place else ''}{tail}"
+    source = where.source
+    line, column = source.position(span.start)
+    text = source.line(line)
+    width = min(span.end, span.start + len(text) - column + 1) - span.start
+    # A long line is shown as a window round the fault.
+    left = max(0, column - 1 - _WIDEST // 2) if len(text) > _WIDEST else 0
+    shown = _printable(text[left : left + _WIDEST])
+    before = _printable(text[left : column - 1])
+    marked = _printable(text[column - 1 : min(column - 1 + max(width, 0), left + _WIDEST)])
+    gutter = " " * len(str(line))
+    return (
+        f"{head}\n{gutter}--> {source.name}:{line}:{column}\n{gutter} |\n{line} | {shown}\n"
+        f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{tail}"
+    )
+
+
+def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
+    """The problem for a machine: plain JSON values; line and column from 1, absent without a text."""
+    record: dict[str, Any] = {
+        "code": problem.code,
+        "severity": problem.severity,
+        "message": problem.message,
+        "help": problem.help,
+        "loc": list(problem.loc),
+    }
+    span = problem.span or (where.locate(problem.loc) if where else None)
+    if span is not None and where is not None:
+        line, column = where.source.position(span.start)
+        end_line, end_column = where.source.position(span.end)
+        record |= {
+            "file": where.source.name,
+            "line": line,
+            "column": column,
+            "end_line": end_line,
+            "end_column": end_column,
+        }
+    return record

@@ -1,0 +1,110 @@
+"""Expressions: the one kind of term behind ranks, scales, options, keys and predicates.
+
+Numbers stand for themselves. A `Ref` is a bare name; what it names depends on where it stands: a
+param, an attribute of a site, a `let`, a kind, or a plain word such as ``centre``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
+
+ATTRIBUTES = ("module", "path", "layer", "kind", "parent", "in", "out")
+"""What every site has. ``module`` is its path under the name that reads well after ``per``."""
+
+
+class Node(BaseModel):
+    """A part of a spec: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class Ref(Node):
+    """A bare name."""
+
+    ref: str
+
+
+class Binary(Node):
+    """Arithmetic: ``left op right``. ``//`` and ``%`` are Python's."""
+
+    op: Literal["+", "-", "*", "/", "//", "%"]
+    left: Expression
+    right: Expression
+
+
+class Sqrt(Node):
+    """The square root."""
+
+    sqrt: Expression
+
+
+class Range(Node):
+    """The whole numbers ``first`` to ``last``, both included: ``0..15``."""
+
+    first: Expression
+    last: Expression
+
+
+class Match(Node):
+    """A text attribute that fits a glob: ``path "model.layers.*.mlp.*"``, ``parent mlp``.
+
+    ``*`` stands for any characters, dots included; ``?`` for one.
+    """
+
+    attribute: Literal["path", "kind", "parent"]
+    pattern: str
+
+
+class Member(Node):
+    """``value in {0, 4..7}``. A negative layer counts from the last one, -1."""
+
+    value: Expression
+    among: tuple[Range | Expression, ...]
+
+
+class Compare(Node):
+    """``left op right``. Beside ``layer``, a negative number counts from the last layer, -1."""
+
+    op: Literal["==", "!=", "<", "<=", ">", ">="]
+    left: Expression
+    right: Expression
+
+
+class And(Node):
+    """Every one of them holds."""
+
+    all_of: tuple[Expression, ...]
+
+
+class Or(Node):
+    """At least one of them holds."""
+
+    any_of: tuple[Expression, ...]
+
+
+class Not(Node):
+    """It does not hold."""
+
+    negated: Expression
+
+
+def _word(value: Any) -> Any:
+    """Let Python code write ``rank="r_local"`` for ``rank=Ref(ref="r_local")``."""
+    return Ref(ref=value) if isinstance(value, str) else value
+
+
+Expression = Annotated[
+    StrictInt | StrictFloat | Ref | Binary | Sqrt | Match | Member | Compare | And | Or | Not,
+    BeforeValidator(_word),
+]
+"""Arithmetic and predicates alike: a predicate is a key too (``per layer in 0..15``)."""
+
+
+class Selection(Node):
+    """Sites: those that fit any of ``include`` and none of ``exclude``. One type for ``target``,
+    ``where`` and ``let``, in the language and in Python."""
+
+    include: tuple[Expression, ...]
+    exclude: tuple[Expression, ...] = ()

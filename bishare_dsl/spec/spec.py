@@ -1,0 +1,136 @@
+"""The spec: which modules share which low-rank factors, at what rank, fitted how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, StrictFloat, StrictInt
+
+from bishare_dsl.diagnostics import SpecError, nearest
+from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.spec.expression import Expression, Node, Range, Ref, Selection
+
+Initial = Literal["zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal"]
+"""How a tensor starts; `bishare_dsl.plan.tensor` gives the distributions."""
+
+
+class Param(Node):
+    """``param r_local = 2``: a value that the command line or Python may replace."""
+
+    name: str
+    value: StrictInt | StrictFloat | str
+
+
+class Let(Node):
+    """``let mlp = gate_proj, up_proj, down_proj``: a name for a selection."""
+
+    name: str
+    selection: Selection
+
+
+class Arm(Node):
+    """``q_proj, k_proj: 4`` of a rank match. A value is a word, a number or a range."""
+
+    values: tuple[Range | Expression, ...]
+    rank: Expression
+
+
+class RankMatch(Node):
+    """``rank match kind { q_proj, k_proj: 4; else: 2 }``: the first arm that fits gives the rank."""
+
+    subject: Expression
+    arms: tuple[Arm, ...]
+    otherwise: Expression | None = None
+
+
+class Via(Node):
+    """``via KE(size = 256)``: the transform that fits a pooled factor to a site, and its options."""
+
+    transform: str
+    options: dict[str, Expression] = {}
+
+
+class Init(Node):
+    """``init A kaiming_uniform, B zeros``: how the two factors start."""
+
+    A: Expression | None = None
+    B: Expression | None = None
+
+
+class Settings(Node):
+    """What a share says of its own, or a spec for every share that says nothing.
+
+    ``scale`` defaults to ``alpha / rank`` where ``alpha`` is given, and to 1 where neither is.
+    """
+
+    alpha: Expression | None = None
+    scale: Expression | None = None
+    dropout: Expression | None = None
+    init: Init = Init()
+
+
+def _key(value: Any) -> Any:
+    """Let Python code write ``per="layer"``; ``per="model"`` is the key that is the same everywhere."""
+    return (() if value == "model" else (value,)) if isinstance(value, str) else value
+
+
+class Share(Settings):
+    """One low-rank term: *where* it stands, *per* which key, at what *rank*, *via* which transform.
+
+    One factor pair for each distinct value of the key ``per``; an empty key is one pair in all.
+    ``nonzero_start`` is the word that lets a model start different from its base.
+    """
+
+    name: str
+    per: Annotated[tuple[Expression, ...], BeforeValidator(_key)]
+    rank: RankMatch | Expression
+    where: Selection | None = None
+    via: Via | None = None
+    nonzero_start: bool = False
+
+
+class Spec(Node):
+    """A whole `.share` file. Pure data: it knows no text, no model and no tensor."""
+
+    name: str
+    params: tuple[Param, ...] = ()
+    lets: tuple[Let, ...] = ()
+    target: Selection
+    defaults: Settings = Settings()
+    shares: tuple[Share, ...]
+
+    def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
+        """The same spec with other values for its params.
+
+        Raises:
+            SpecError: BS207 for a name that no param has.
+        """
+        known = [param.name for param in self.params]
+        if unknown := [name for name in values if name not in known]:
+            raise SpecError(
+                codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=nearest(name, known))
+                for name in unknown
+            )
+        params = (Param(name=p.name, value=values.get(p.name, p.value)) for p in self.params)
+        return self.model_copy(update={"params": tuple(params)})
+
+    def settings(self, share: Share) -> Settings:
+        """What holds for a share: what it says itself, else what the spec says for all.
+
+        ``alpha`` and ``scale`` are one setting: a share that gives either takes neither default.
+        """
+        default, init = self.defaults, self.defaults.init
+        own_scale = share.alpha is not None or share.scale is not None
+        return Settings(
+            alpha=share.alpha if own_scale and share.alpha is not None else default.alpha,
+            scale=share.scale if own_scale else default.scale,
+            dropout=default.dropout if share.dropout is None else share.dropout,
+            init=Init(
+                A=init.A if share.init.A is None else share.init.A,
+                B=init.B if share.init.B is None else share.init.B,
+            ),
+        )
+
+
+__all__ = ["Arm", "Init", "Initial", "Let", "Param", "RankMatch", "Ref", "Share", "Spec", "Via"]
