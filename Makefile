@@ -1,0 +1,82 @@
+# What a newcomer and a developer run. Each target first builds what it needs, with nothing but
+# Python 3.11 or later and pip on the machine. pip's own settings (PIP_INDEX_URL and so on) are honoured.
+
+SHELL   := /bin/bash
+PYTHON  ?= python3
+# Downloads that outlive `make clean`: the demo's model.
+CACHE   ?= $(CURDIR)/.cache
+WORKERS ?= 2
+
+BIN   := .venv/bin
+STAMP := .venv/.installed
+
+# Each pytest worker gets one thread: with more, workers wait for each other.
+PYTEST := OMP_NUM_THREADS=1 BISHARE_CACHE=$(CACHE)
+
+# Tests that touch what transformers may change, run at both ends of the range that we support.
+COMPAT_TESTS := $(wildcard tests/models tests/rewrite tests/adapter)
+TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.toml)
+OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench test-compat docs clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
+
+# $(call install,FOLDER,WHAT): a virtual environment with WHAT in it. Too old a Python is refused at once;
+# of pip's output, the lines that show it moving are kept.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "bishare needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@echo "Installing into $(1); the first time this takes minutes, for PyTorch is large."
+	@set -o pipefail; $(1)/bin/python -m pip install --disable-pip-version-check $(2) \
+	  | sed -n -e '/^ *Downloading .*MB/p' -e '/^Installing/s/:.*/ .../p' -e '/^Successfully/s/ installed .*/ installed./p'
+endef
+
+setup: $(STAMP) ## make .venv and install bishare in it, editable, with what its development needs
+
+$(STAMP): pyproject.toml
+	$(call install,.venv,-e '.[dev]')
+	@touch $@
+
+demo: $(STAMP) ## set up, then the main job on a real model (SmolLM2-135M, fetched once)
+	@$(BIN)/python examples/demo.py --cache $(CACHE)
+
+test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
+	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict and the one-way import order
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff mend and format the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: $(STAMP) ## the numbers: speed, size, start-up
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## the oldest and the newest transformers
+	@set -e; for end in oldest newest; do \
+	  .venv-compat/$$end/bin/python -c 'import transformers; print("== transformers", transformers.__version__)'; \
+	  $(PYTEST) .venv-compat/$$end/bin/python -m pytest -q -n $(WORKERS) $(ARGS) $(COMPAT_TESTS); done
+
+.venv-compat/oldest/.installed: pyproject.toml
+	$(call install,.venv-compat/oldest,-e '.[dev]' 'transformers==$(OLDEST)')
+	@touch $@
+
+.venv-compat/newest/.installed: pyproject.toml
+	$(call install,.venv-compat/newest,--upgrade -e '.[dev]' '$(TRANSFORMERS)')
+	@touch $@
+
+docs: $(STAMP) ## write docs/errors from the registry of error codes
+	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors
+
+clean: ## remove all that make has made, downloads in .cache apart
+	rm -rf .venv .venv-compat build dist .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

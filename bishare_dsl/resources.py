@@ -1,0 +1,42 @@
+"""Where the files that ship with bishare are: grammars and specs.
+
+They stand at the top of a checkout and inside an installed package. Both are plain folders, so paths are
+enough; ``importlib.resources`` would cost more to import than all of this package does.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_HOME = _PACKAGE if (_PACKAGE / "grammars").is_dir() else _PACKAGE.parent
+_SUFFIX = ".share"
+
+
+def grammar(name: str) -> Path:
+    """The path of the grammar file ``name``, such as ``share.lark``."""
+    return _HOME / "grammars" / name
+
+
+def shipped_specs() -> dict[str, Path]:
+    """The specs that ship with bishare, by name (``bishare_ke``), in alphabetical order."""
+    return {path.stem: path for path in sorted((_HOME / "specs").glob(f"*{_SUFFIX}"))}
+
+
+def find_spec(name_or_path: str | Path) -> Path:
+    """The spec file that a user means.
+
+    A file that exists wins. Otherwise ``bishare_ke``, ``bishare_ke.share`` and ``specs/bishare_ke.share`` all
+    mean the spec that ships under that name, from whatever folder the command is run in.
+
+    Raises:
+        FileNotFoundError: neither a file nor a shipped spec; the path is returned in ``filename``.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.parent in (Path(), Path("specs")) and path.suffix in ("", _SUFFIX):
+        shipped = _HOME / "specs" / f"{path.stem}{_SUFFIX}"
+        if shipped.is_file():
+            return shipped
+    raise FileNotFoundError(
+        2, "no such file, and no spec of that name ships with bishare", str(path)
+    )
