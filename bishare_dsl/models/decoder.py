@@ -1,0 +1,49 @@
+"""The shapes of a Llama-like decoder by arithmetic: no torch, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bishare_dsl.models.site import Architecture, Site
+
+
+def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
+    """The architecture of a dense decoder in which every block has q, k, v, o, gate, up and down.
+
+    Args:
+        name: what to call it.
+        model_id: its id on the Hub.
+        config: the fields of its ``config.json``, ``llama`` or ``qwen2`` by ``model_type``.
+    """
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query = config["num_attention_heads"] * head_dim
+    key_value = config["num_key_value_heads"] * head_dim
+    layers = config["num_hidden_layers"]
+    linears = {
+        "self_attn.q_proj": (hidden, query),
+        "self_attn.k_proj": (hidden, key_value),
+        "self_attn.v_proj": (hidden, key_value),
+        "self_attn.o_proj": (query, hidden),
+        "mlp.gate_proj": (hidden, intermediate),
+        "mlp.up_proj": (hidden, intermediate),
+        "mlp.down_proj": (intermediate, hidden),
+    }
+    sites = tuple(
+        Site.at(f"model.layers.{layer}.{linear}", d_in, d_out)
+        for layer in range(layers)
+        for linear, (d_in, d_out) in linears.items()
+    )
+    weights = sum(d_in * d_out for d_in, d_out in linears.values())
+    biases = query + 2 * key_value if config["model_type"] == "qwen2" else 0
+    norms = 2 * hidden
+    embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
+    return Architecture(
+        name=name,
+        family=config["model_type"],
+        model_id=model_id,
+        layers=layers,
+        parameters=embeddings + layers * (weights + biases + norms) + hidden,
+        sites=tuple(site for site in sites if site is not None),
+    )
