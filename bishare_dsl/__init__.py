@@ -2,8 +2,8 @@
 
     model = compile_spec("specs/bishare_ke.share", model, params={"r_inter": 32}, seed=0)
 
-The names below load what they need when they are first used, so that ``import bishare_dsl`` (and with it
-every command that needs no model) costs nothing.
+The names below load what they need when they are first used, so that ``import bishare_dsl`` (and
+with it every command that needs no model) costs nothing.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Where the files that ship with bishare are: grammars and specs.
 
-They stand at the top of a checkout and inside an installed package. Both are plain folders, so paths are
-enough; ``importlib.resources`` would cost more to import than all of this package does.
+They stand at the top of a checkout and inside an installed package. Both are plain folders, so
+paths are enough; ``importlib.resources`` would cost more to import than the rest of a command.
 """
 
 from pathlib import Path
@@ -24,11 +24,12 @@ def shipped_specs() -> dict[str, Path]:
 def find_spec(name_or_path: str | Path) -> Path:
     """The spec file that a user means.
 
-    A file that exists wins. Otherwise ``bishare_ke``, ``bishare_ke.share`` and ``specs/bishare_ke.share`` all
-    mean the spec that ships under that name, from whatever folder the command is run in.
+    A file that exists wins. Otherwise ``bishare_ke``, ``bishare_ke.share`` and
+    ``specs/bishare_ke.share`` all mean the spec that ships under that name, from whatever folder
+    the command is run in.
 
     Raises:
-        FileNotFoundError: neither a file nor a shipped spec; the path is returned in ``filename``.
+        FileNotFoundError: it is neither; ``filename`` holds what was asked for.
     """
     path = Path(name_or_path)
     if path.is_file():
