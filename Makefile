@@ -48,11 +48,12 @@ demo: $(STAMP) ## set up, then the main job on a real model (SmolLM2-135M, fetch
 test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
 	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy --strict and the one-way import order
+lint: $(STAMP) ## ruff, mypy --strict, the one-way import order and the form of the specs
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/bishare fmt --check specs/*.share
 
 format: $(STAMP) ## let ruff mend and format the code
 	@$(BIN)/ruff check --fix
