@@ -30,7 +30,9 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
     tail = f"\n  = help: {problem.help}" if problem.help else ""
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is None or where is None:
-        place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc).lstrip(".")
+        place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc).lstrip(
+            "."
+        )
         return f"{head}{f' (at {place})' if place else ''}{tail}"
     source = where.source
     line, column = source.position(span.start)

@@ -1,3 +1,190 @@
 """BS1xx: reading a text."""
 
 from bishare_dsl.diagnostics.problem import Code
+
+_GOOD = "spec example\ntarget q_proj, v_proj\nshare local  per module  rank 4\n"
+
+NOT_UTF8 = Code(
+    "BS101",
+    "the file is not UTF-8 text",
+    "byte {offset} (0x{byte:02x}) is not UTF-8",
+    "A spec is text in UTF-8. This file was written in another encoding, or is no text at all. Save it "
+    "as UTF-8; outside comments and quoted names, plain ASCII is all that a spec uses.",
+    bad="# gr\udcf6\udcdfe\n" + _GOOD,
+    good="# größe\n" + _GOOD,
+)
+
+TOO_LARGE = Code(
+    "BS102",
+    "the file is too large",
+    "a spec may have {limit:,} bytes; this has {size}",
+    "The largest specs have some thousands of bytes. A file above the limit is almost surely something "
+    "else, such as a checkpoint, and is refused before it is read.",
+    good=_GOOD,
+)
+
+BAD_CHARACTER = Code(
+    "BS103",
+    "a character that the language does not use",
+    "{what} is not used in a spec",
+    "Names are made of the letters a to z and A to Z, digits and `_`. A name with any other character, "
+    "such as a dot, a hyphen or a letter with an accent, is written in quotes. Everything that is not "
+    "for the compiler goes behind `#`.",
+    bad=_GOOD.replace("q_proj", "größe"),
+    good=_GOOD.replace("q_proj", '"größe"'),
+)
+
+UNCLOSED_QUOTE = Code(
+    "BS104",
+    "a quote that is not closed on its line",
+    "this quote is not closed on its line",
+    'A quoted name begins and ends with `"` on one line. A quote inside it is written `\\"`.',
+    bad=_GOOD.replace("q_proj", 'path "*.mlp.*'),
+    good=_GOOD.replace("q_proj", 'path "*.mlp.*"'),
+)
+
+BAD_ESCAPE = Code(
+    "BS105",
+    "an escape that means nothing",
+    "a backslash in quotes starts an escape, and one here is none",
+    'In quotes a backslash starts an escape, as in JSON: `\\"`, `\\\\`, `\\n`, `\\t`, `\\u00e9`. '
+    "Write a backslash itself twice.",
+    bad=_GOOD.replace("q_proj", r'"q\proj"'),
+    good=_GOOD.replace("q_proj", r'"q\\proj"'),
+)
+
+BAD_NUMBER = Code(
+    "BS106",
+    "a malformed number",
+    "`{text}` is neither a number nor a name",
+    "Numbers are whole (`16`) or have digits on both sides of their point (`0.05`), with an exponent if "
+    "need be (`1e-4`). Names begin with a letter or `_`; quote one that does not.",
+    bad=_GOOD.replace("rank 4", "rank 4x"),
+    good=_GOOD,
+)
+
+NUMBER_RANGE = Code(
+    "BS107",
+    "a number out of range",
+    "`{text}` is out of range",
+    "Whole numbers have at most 63 bits, other numbers lie between about 1e-308 and 1e308.",
+    bad=_GOOD + "dropout 1e999\n",
+    good=_GOOD + "dropout 0.1\n",
+)
+
+TOO_DEEP = Code(
+    "BS108",
+    "an expression nested too deeply",
+    "this is nested more than {limit} levels deep",
+    "Parentheses, operators and `not` may be nested 64 deep, which is more than anyone can read. A chain "
+    "`a + b + c` counts one level for each operator; `and`, `or` and lists count one in all.",
+    bad=_GOOD.replace("rank 4", "rank " + 70 * "(" + "4" + 70 * ")"),
+    good=_GOOD.replace("rank 4", "rank ((4))"),
+)
+
+UNEXPECTED = Code(
+    "BS110",
+    "something that does not belong here",
+    "expected {expected}, found {found}",
+    "The text cannot be read further at this place. Statements are `spec`, `param`, `let`, `target` and "
+    "`share`; the clauses of a share are `where`, `per`, `rank`, `via`, `alpha`, `scale`, `dropout`, "
+    "`init` and `start nonzero`. Reading goes on behind the place, so that other mistakes are found too.",
+    bad=_GOOD.replace("share", "sahre"),
+    good=_GOOD,
+)
+
+KEYWORD_AS_NAME = Code(
+    "BS111",
+    "a keyword where a name is needed",
+    "`{word}` is a keyword of the language, not a name",
+    "Keywords are reserved, so that every statement and clause can be told by its first word. In quotes, "
+    "any word is a name.",
+    bad=_GOOD.replace("share local", "share model"),
+    good=_GOOD.replace("share local", 'share "model"'),
+)
+
+NOT_YET = Code(
+    "BS112",
+    "a part of the language that this version does not have",
+    "{what} is not in this version of bishare",
+    "The words `use`, `replace`, `freeze` and `gain`, and separate keys for the two factors (`A per layer "
+    "B per module`), are part of the language and kept for it, but this version cannot compile them yet.",
+    bad=_GOOD + "freeze A, B\n",
+    good=_GOOD,
+)
+
+NO_HEADER = Code(
+    "BS120",
+    "no `spec` at the start",
+    "a spec starts with its name: `spec NAME`",
+    "The first statement of a file gives the spec its name, which names adapters, tables and folders.",
+    bad=_GOOD.replace("spec example\n", ""),
+    good=_GOOD,
+)
+
+NO_TARGET = Code(
+    "BS121",
+    "no `target`",
+    "spec `{spec}` has no target",
+    "`target` selects the linear layers that may be adapted; every share covers some of them.",
+    bad=_GOOD.replace("target q_proj, v_proj\n", ""),
+    good=_GOOD,
+)
+
+NO_SHARE = Code(
+    "BS122",
+    "no `share`",
+    "spec `{spec}` has no share, so it would adapt nothing",
+    "Every low-rank term is a `share` statement. `share local per module rank 4` is plain LoRA.",
+    bad="spec example\ntarget q_proj, v_proj\n",
+    good=_GOOD,
+)
+
+NO_CLAUSE = Code(
+    "BS123",
+    "a share without `per` or `rank`",
+    "share `{share}` does not say `{clause}`",
+    "`per` says which modules use the same factors (`per module`: none, `per layer`, `per model`: all), "
+    "`rank` how wide the factors are. Neither has a default.",
+    bad=_GOOD.replace("  rank 4", ""),
+    good=_GOOD,
+)
+
+TWICE = Code(
+    "BS124",
+    "something said twice",
+    "{what} is given a second time",
+    "A spec has one name and one target, a share each clause at most once, and so have the defaults, the "
+    "options of a transform and the factors of an `init`. The second is refused, not taken for the first.",
+    bad=_GOOD + "rank 8\n",
+    good=_GOOD,
+)
+
+LATE_DEFAULT = Code(
+    "BS125",
+    "a default behind a share",
+    "`{word}` as a default for all shares stands before the first share",
+    "`alpha`, `scale`, `dropout` and `init` are defaults for all shares where they stand before the first "
+    "one, and clauses of a share where they follow one. Behind another statement they could be meant "
+    "either way.",
+    bad=_GOOD + "param p = 0.1\ndropout p\n",
+    good="spec example\nparam p = 0.1\ntarget q_proj, v_proj\ndropout p\nshare local  per module  rank 4\n",
+)
+
+USED_BEFORE = Code(
+    "BS126",
+    "used before it is declared",
+    "`{name}` is used before its `{keyword}`",
+    "`param` and `let` come before use, so that a spec can be read from top to bottom. Nothing else "
+    "depends on order. A `let` cannot use itself.",
+    bad=_GOOD.replace("rank 4", "rank r") + "param r = 4\n",
+    good=_GOOD.replace("target", "param r = 4\ntarget").replace("rank 4", "rank r"),
+)
+
+MANY_MORE = Code(
+    "BS199",
+    "more errors than are shown",
+    "{count:,} more errors are not shown",
+    "Only the first errors of a text are shown; the others may well follow from them.",
+    good=_GOOD,
+)

@@ -14,3 +14,114 @@ UNKNOWN_PARAM_SET = Code(
     good="bishare plan specs/lora.share --model llama-7b --set r=4",
     shell=True,
 )
+
+UNKNOWN_NAME = Code(
+    "BS201",
+    "unknown name",
+    "nothing here is called `{name}`",
+    "A number was expected, and the bare name stands for none: it is no `param` of this spec. A param "
+    "must be declared, above its use. Beside params, `rank` may read a site's attributes, and `scale` "
+    "may read `alpha` and `rank`.",
+    bad=f"{_HEAD}param r = 4\nshare local per module rank q",
+    good=f"{_HEAD}param r = 4\nshare local per module rank r",
+)
+TWICE = Code(
+    "BS202",
+    "one name, two meanings",
+    "{what} `{name}` is declared twice",
+    "Shares, params and lets each need a name of their own; a param and a let may not share one either.",
+    bad=f"{_HEAD}share local per module rank 4\nshare local per layer rank 4 via SS",
+    good=f"{_HEAD}share local per module rank 4\nshare intra per layer rank 4 via SS",
+)
+RESERVED = Code(
+    "BS203",
+    "a name that already means something",
+    "`{name}` cannot be declared: it already means {meaning}",
+    "Attributes of a site (`layer`, `kind`, ...) and the names `rank` and `alpha` keep their meaning "
+    "everywhere. Share names are words of letters, digits and underscores, since tensors are named "
+    "after them.",
+    bad=f"{_HEAD}param rank = 4\nshare local per module rank 4",
+    good=f"{_HEAD}param r = 4\nshare local per module rank r",
+)
+UNKNOWN_TRANSFORM = Code(
+    "BS204",
+    "unknown transform",
+    "no transform is called `{name}`",
+    "`via` takes the name of a transform: SS, GT or KE, or one that an installed package registers.",
+    bad=f"{_HEAD}share inter per model rank 4 via KR",
+    good=f"{_HEAD}share inter per model rank 4 via KE",
+)
+UNKNOWN_OPTION = Code(
+    "BS205",
+    "unknown option",
+    "{transform} has no option `{name}`",
+    "Each transform has options of its own; a name it does not know is an error, never ignored.",
+    bad=f"{_HEAD}share inter per model rank 4 via KE(sise = 64)",
+    good=f"{_HEAD}share inter per model rank 4 via KE(size = 64)",
+)
+BAD_OPTION = Code(
+    "BS206",
+    "a value that an option cannot take",
+    "{transform} cannot take {name} = {value}: {why}",
+    "The transform checks its options: numbers have bounds, words are from a list, and some options "
+    "exclude each other.",
+    bad=f"{_HEAD}share inter per model rank 4 via SS(slice = middle)",
+    good=f"{_HEAD}share inter per model rank 4 via SS(slice = centre)",
+)
+UNKNOWN_INIT = Code(
+    "BS208",
+    "unknown start",
+    "no tensor can start as `{name}`",
+    "A factor starts as `zeros`, `ones`, `normal` (standard deviation 0.02), `uniform` (-1 to 1), "
+    "`kaiming_uniform` (plus or minus 1/sqrt(fan-in), as in LoRA) or `kaiming_normal` (standard "
+    "deviation sqrt(2/fan-in)).",
+    bad=f"{_HEAD}share local per module rank 4 init A kaiming",
+    good=f"{_HEAD}share local per module rank 4 init A kaiming_uniform",
+)
+START = Code(
+    "BS209",
+    "a start that is not the base model, or that never leaves it",
+    "share `{share}` {what}",
+    "An adapted model starts identical to its base: one factor starts at zero and the other does not. "
+    "With neither at zero the model starts elsewhere, which is an error unless the share says `start "
+    "nonzero`. With both at zero the term gets no gradient and does nothing.",
+    bad=f"{_HEAD}share local per module rank 4 init B normal",
+    good=f"{_HEAD}share local per module rank 4 init B normal start nonzero",
+)
+NO_VALUE = Code(
+    "BS210",
+    "an expression without a value",
+    "this has no value here: {why}",
+    "Arithmetic works on numbers, order exists between numbers only, and a predicate must be true or "
+    "false.",
+    bad=f"{_HEAD}share local per module rank 4 / 0",
+    good=f"{_HEAD}share local per module rank 4 / 2",
+)
+BAD_NUMBER = Code(
+    "BS211",
+    "a number out of its range",
+    "{what} cannot be {value}: {why}",
+    "A rank is a whole number, 0 or more (0 drops the share); dropout is at least 0 and below 1; a "
+    "scale is a number other than 0, since a term scaled by 0 does nothing.",
+    bad=f"{_HEAD}share local per module rank 2.5",
+    good=f"{_HEAD}share local per module rank 2",
+)
+NO_ALPHA = Code(
+    "BS212",
+    "a scale that reads an alpha that is not given",
+    "this scale reads `alpha`, and nothing sets it",
+    "`scale alpha / sqrt(rank)` needs an `alpha`, of the share or at the top of the spec.",
+    bad=f"{_HEAD}share local per module rank 4 scale alpha / sqrt(rank)",
+    good=f"{_HEAD}share local per module rank 4 alpha 16 scale alpha / sqrt(rank)",
+)
+UNUSED = Code(
+    "BS213",
+    "declared and never used",
+    "{what} `{name}` is never used",
+    "A param that nothing reads, a let that nothing names, an alpha that the scale does not read, a "
+    "default that every share overrides, or a permission that is not needed does nothing: it is told, "
+    "not ignored.",
+    bad=f"{_HEAD}param r = 4\nshare local per module rank 2",
+    good=f"{_HEAD}param r = 4\nshare local per module rank r",
+    severity="warning",
+)

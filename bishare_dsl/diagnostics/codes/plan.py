@@ -1,0 +1,133 @@
+"""BS3xx: a spec against a model."""
+
+from bishare_dsl.diagnostics.problem import Code
+
+_HEAD = "spec example\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\n"
+
+NO_SUCH_SITE = Code(
+    "BS301",
+    "a name or pattern that matches nothing in the model",
+    "{what} matches no module of {model}",
+    "Everything that is named must exist. Targets are linear layers inside the model's blocks; a bare "
+    "name is the name of such a layer (its kind) or of a `let`.",
+    bad="spec example\ntarget q_proj, FAKE\nshare local per module rank 4",
+    good="spec example\ntarget q_proj, v_proj\nshare local per module rank 4",
+)
+NO_SUCH_LAYER = Code(
+    "BS302",
+    "a layer that the model does not have",
+    "{what} is outside {model}, which has layers 0..{last} (or -{layers}..-1)",
+    "Layers are counted from 0, or from the end with negative numbers. A range that lies outside in "
+    "part is an error too: the spec means something that the model does not have.",
+    bad=f"{_HEAD}share local where layer in 40..50 per module rank 4",
+    good=f"{_HEAD}share local where layer in 16..31 per module rank 4",
+)
+COVERS_NOTHING = Code(
+    "BS303",
+    "a share or target that covers no site",
+    "{what} covers no module of {model}",
+    "Each part of the condition matches something, but no target module fits all of it.",
+    bad=f"{_HEAD}share local where q_proj and parent mlp per module rank 4",
+    good=f"{_HEAD}share local where q_proj or parent mlp per module rank 4\n"
+    "share rest where k_proj, v_proj per module rank 2",
+)
+RANK_VARIES = Code(
+    "BS304",
+    "a rank that varies inside a pool",
+    "the rank is not the same in the whole pool `{pool}`: {found}",
+    "One shared factor has one rank, so what the rank depends on must be constant among the modules "
+    "that share it: make the key finer, or the rank coarser.",
+    bad=f"{_HEAD}share intra per layer rank match kind {{ q_proj: 4; else: 2 }} via SS",
+    good=f"{_HEAD}share intra per layer, kind rank match kind {{ q_proj: 4; else: 2 }}",
+)
+SHAPES = Code(
+    "BS305",
+    "a factor that cannot be shared between these modules",
+    "share `{share}` cannot share its factor {factor} in the pool `{pool}`: {why}",
+    "Modules of different widths can share a factor through a transform only: SS, GT or KE; or with "
+    "a finer key, such as `per layer, kind`, under which widths are equal.",
+    bad=f"{_HEAD}share intra per layer rank 4",
+    good=f"{_HEAD}share intra per layer rank 4 via KE(size = 64)",
+)
+ARM_NOTHING = Code(
+    "BS306",
+    "a match arm that matches nothing",
+    "`{value}` matches none of the modules of share `{share}`",
+    "Each value of each arm must match a module that the share covers.",
+    bad=f"{_HEAD}share local per module rank match kind {{ gate_proj: 4; else: 2 }}",
+    good=f"{_HEAD}share local per module rank match kind {{ up_proj: 4; else: 2 }}",
+)
+NO_ARM = Code(
+    "BS307",
+    "a module that no match arm covers",
+    "no arm gives `{site}` a rank",
+    "A rank match must give a rank to every module that the share covers; `else` covers the rest.",
+    bad=f"{_HEAD}share local per module rank match kind {{ q_proj: 4 }}",
+    good=f"{_HEAD}share local per module rank match kind {{ q_proj: 4; else: 2 }}",
+)
+UNCOVERED = Code(
+    "BS308",
+    "targets that no share covers",
+    "no share covers {what}",
+    "They are targets and stay as they are in the base. If that is meant, take them out of `target`.",
+    bad=f"{_HEAD}share local where q_proj per module rank 4",
+    good="spec example\ntarget q_proj\nshare local per module rank 4",
+    severity="warning",
+)
+NOTHING_TO_TRAIN = Code(
+    "BS309",
+    "a spec with nothing to train",
+    "every share of `{spec}` has rank 0",
+    "Rank 0 drops a share; with all of them dropped nothing is left to train.",
+    bad=f"{_HEAD}share local per module rank 0",
+    good=f"{_HEAD}share local per module rank 4",
+)
+EXCLUDES_NOTHING = Code(
+    "BS310",
+    "an exception that takes nothing away",
+    "`except` takes nothing away here",
+    "What stands after `except` exists in the model, but what stands before it does not include it.",
+    bad="spec example\ntarget q_proj, v_proj except down_proj\nshare local per module rank 4",
+    good="spec example\ntarget q_proj, v_proj\nshare local per module rank 4",
+    severity="warning",
+)
+UNREACHABLE = Code(
+    "BS311",
+    "a rank that cannot be reached",
+    "share `{share}` asks for rank {rank}, but at {sites} the update's rank is at most {reach}",
+    "The widths of a module, or the shape of a kernel, bound the rank of what the share can learn. "
+    "Parameters above that bound buy nothing.",
+    bad=f"{_HEAD}share inter per model rank 64 via KE(size = 256, shared_rank = 1)",
+    good=f"{_HEAD}share inter per model rank 4 via KE(size = 256, shared_rank = 1)",
+    severity="warning",
+)
+GATE_RANK = Code(
+    "BS350",
+    "gates of lower rank than the share",
+    "gates of rank {gate_rank} make this update rank {gate_rank} at most, whatever its rank {rank} says",
+    "In GT the update passes through the gates, so its rank is at most that of the gates "
+    '(Fig. 4a of the paper: "local rank plus 2"). `gate_rank` raises it, at (2 size + d_in + d_out) '
+    "parameters a module for each rank.",
+    bad=f"{_HEAD}share inter per model rank 16 via GT(size = 1024)",
+    good=f"{_HEAD}share inter per model rank 16 via GT(size = 1024, gate_rank = 16)",
+    severity="warning",
+)
+KERNEL_CROPS = Code(
+    "BS351",
+    "a kernel size that does not divide a width",
+    "size {size} does not divide {widths}: KE extends past the width and crops",
+    "The result is right, and some of the kernel's last column is unused. A size that divides every "
+    "width wastes nothing.",
+    bad=f"{_HEAD}share inter per model rank 16 via KE(size = 300)",
+    good=f"{_HEAD}share inter per model rank 16 via KE(size = 256)",
+    severity="warning",
+)
+ADDS_NOTHING = Code(
+    "BS312",
+    "a part of a condition that adds nothing",
+    "this part of `where` adds no target module to share `{share}`",
+    "What it names exists in the model but is no target: name it in `target` too, or leave it out here.",
+    bad="spec example\ntarget q_proj\nshare local where q_proj, v_proj per module rank 4",
+    good="spec example\ntarget q_proj, v_proj\nshare local where q_proj, v_proj per module rank 4",
+    severity="warning",
+)

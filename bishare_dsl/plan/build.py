@@ -1,0 +1,346 @@
+"""Resolve a spec against a model's sites: the one place where sharing is worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bishare_dsl.diagnostics import (
+    Loc,
+    PlanError,
+    Problem,
+    SpecError,
+    raise_errors,
+)
+from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.plan.check import check_spec, rank_problem
+from bishare_dsl.plan.names import key_name, owner, short_path
+from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
+from bishare_dsl.plan.select import Sites
+from bishare_dsl.plan.settings import Resolved, Unresolved, resolve
+from bishare_dsl.spec import Initial, RankMatch, Ref, Selection, Spec
+from bishare_dsl.spec.evaluate import EvaluationError, Value
+from bishare_dsl.transforms import Width
+
+
+def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
+    """The plan of a spec for a model, and the warnings that came up.
+
+    Raises:
+        SpecError: the spec is wrong whatever the model; problems with the model's names come along.
+        PlanError: it does not fit the model.
+    """
+    problems = check_spec(spec)
+    wrong = any(problem.severity == "error" for problem in problems)
+    sites = Sites(spec, architecture)
+    problems += _names(spec, sites)
+    raise_errors(SpecError if wrong else PlanError, problems)
+
+    target = sites.select(architecture.sites, spec.target, ("target",))
+    builder = _Builder(spec, sites, problems)
+    if not target:
+        problems.append(
+            codes.COVERS_NOTHING(what="`target`", model=architecture.name, loc=("target",))
+        )
+    else:
+        problems += _idle_exceptions(sites, architecture.sites, spec)
+        for index in range(len(spec.shares)):
+            builder.share(index, target)
+    raise_errors(PlanError, problems)
+    if not builder.terms:
+        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, loc=("shares",)))
+    problems += _uncovered(target, {term.site for term in builder.terms})
+    plan = Plan(
+        spec=spec.name,
+        params={param.name: param.value for param in spec.params},
+        base=Base.of(architecture),
+        sites=tuple(target),
+        tensors=tuple(builder.tensors),
+        pools=tuple(builder.pools),
+        terms=tuple(builder.terms),
+    )
+    return plan, tuple(dict.fromkeys(problems))
+
+
+def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
+    """Every name, pattern and layer of the spec that the model does not have."""
+    for i, let in enumerate(spec.lets):
+        yield from sites.selection_problems(let.selection, ("lets", i, "selection"))
+    yield from sites.selection_problems(spec.target, ("target",))
+    for i, share in enumerate(spec.shares):
+        if share.where is not None:
+            yield from sites.selection_problems(share.where, ("shares", i, "where"))
+        for j, key in enumerate(share.per):
+            yield from sites.key_problems(key, ("shares", i, "per", j))
+
+
+def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> Iterator[Problem]:
+    """Exceptions that take nothing away from what stands before them."""
+    places: list[tuple[Loc, Selection | None]] = [(("target",), spec.target)]
+    places += [(("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets)]
+    places += [(("shares", i, "where"), share.where) for i, share in enumerate(spec.shares)]
+    for loc, selection in places:
+        if selection is None or not selection.exclude:
+            continue
+        included = sites.select(everything, selection.model_copy(update={"exclude": ()}))
+        for i, part in enumerate(selection.exclude):
+            if not sites.any_holds(included, part):
+                yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
+
+
+def _uncovered(target: Sequence[Site], covered: set[str]) -> Iterator[Problem]:
+    missing: dict[str, int] = {}
+    for site in target:
+        if site.path not in covered:
+            missing[site.kind] = missing.get(site.kind, 0) + 1
+    if missing:
+        what = ", ".join(f"`{kind}` ({count} modules)" for kind, count in missing.items())
+        yield codes.UNCOVERED(what=what, loc=("target",))
+
+
+@dataclass
+class _Builder:
+    """Collects what each share adds."""
+
+    spec: Spec
+    sites: Sites
+    problems: list[Problem]
+    tensors: list[Tensor] = field(default_factory=list)
+    pools: list[Pool] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
+
+    def share(self, index: int, target: Sequence[Site]) -> None:
+        share, loc = self.spec.shares[index], ("shares", index)
+        covered = list(target)
+        if share.where is not None:
+            covered = self.sites.select(target, share.where, (*loc, "where"))
+            if len(share.where.include) > 1:
+                self.problems += (
+                    codes.ADDS_NOTHING(share=share.name, loc=(*loc, "where", "include", i))
+                    for i, part in enumerate(share.where.include)
+                    if not self.sites.any_holds(target, part)
+                )
+        if not covered:
+            self.problems.append(
+                codes.COVERS_NOTHING(
+                    what=f"share `{share.name}`",
+                    model=self.sites.architecture.name,
+                    loc=(*loc, "where"),
+                )
+            )
+            return
+        ranks = self._ranks(index, covered)
+        if ranks is None:
+            return
+        used: dict[int, list[Width]] = {}
+        names: set[str] = set()
+        for key, members in self._pools(index, covered).items():
+            name = self._pool_name(index, key, members, names)
+            found = sorted({ranks[site.path] for site in members})
+            if len(found) > 1:
+                self.problems.append(
+                    codes.RANK_VARIES(
+                        pool=name, found=", ".join(map(str, found)), loc=(*loc, "rank")
+                    )
+                )
+                return
+            if (rank := found[0]) == 0:
+                continue
+            if not self._pool(index, name, key, members, rank):
+                return
+            used.setdefault(rank, []).extend(Width(site.d_in, site.d_out) for site in members)
+        for rank, widths in used.items():
+            self._review(index, rank, widths)
+
+    def _pools(self, index: int, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
+        """The sites of each distinct value of the share's key."""
+        pools: dict[tuple[Value, ...], list[Site]] = {}
+        for site in covered:
+            scope = self.sites.scopes[site.path]
+            key = tuple(
+                scope.value(part)
+                if not isinstance(part, Ref) or part.ref in scope.values
+                else scope.holds(part)  # A let or a kind, as a key: in it, or not.
+                for part in self.spec.shares[index].per
+            )
+            pools.setdefault(key, []).append(site)
+        return pools
+
+    def _pool_name(
+        self, index: int, key: tuple[Value, ...], members: Sequence[Site], taken: set[str]
+    ) -> str:
+        share = self.spec.shares[index]
+        shown = tuple(short_path(v) if v == members[0].path else v for v in key)
+        name = ".".join(part for part in (share.name, key_name(share.per, shown)) if part)
+        while name in taken:  # Two values that read alike once odd characters are gone.
+            name += "_"
+        taken.add(name)
+        return name
+
+    def _pool(
+        self, index: int, name: str, key: tuple[Value, ...], members: Sequence[Site], rank: int
+    ) -> bool:
+        """Add one pool, its tensors and its members' terms; whether it could be done."""
+        share = self.spec.shares[index]
+        try:
+            resolved = resolve(self.spec, index, rank)
+        except Unresolved as error:
+            self.problems += error.problems
+            return False
+        inits: dict[str, Initial] = {"A": resolved.init_a, "B": resolved.init_b}
+        paths = [site.path for site in members]
+        owned_by = owner(paths)
+        for factor, init in inits.items():
+            widths = [site.d_in if factor == "A" else site.d_out for site in members]
+            try:
+                shape = resolved.transform.shared_shape(rank, widths)
+            except ValueError as error:
+                self.problems.append(
+                    codes.SHAPES(
+                        share=share.name,
+                        factor=factor,
+                        pool=name,
+                        why=str(error),
+                        loc=("shares", index, "per" if share.via is None else "via"),
+                        help="give it a transform (`via SS`, `via KE`, `via GT`), or a key under "
+                        "which widths are equal (`per layer, kind`)"
+                        if share.via is None
+                        else None,
+                    )
+                )
+                return False
+            tensor = f"{name}.{factor}"
+            self.tensors.append(
+                Tensor(
+                    name=tensor,
+                    share=share.name,
+                    shape=shape,
+                    init=init,
+                    fan_in=shape[1] if factor == "A" else shape[0],
+                    owner=owned_by,
+                )
+            )
+            self.pools.append(
+                Pool(
+                    share=share.name,
+                    factor="A" if factor == "A" else "B",
+                    key=key,
+                    tensor=tensor,
+                    members=tuple(paths),
+                )
+            )
+        options = resolved.transform.options()
+        for site in members:
+            self._term(share.name, name, site, rank, resolved, options)
+        return True
+
+    def _term(
+        self,
+        share: str,
+        pool: str,
+        site: Site,
+        rank: int,
+        resolved: Resolved,
+        options: dict[str, object],
+    ) -> None:
+        width = Width(site.d_in, site.d_out)
+        tensors = {factor: f"{pool}.{factor}" for factor in ("A", "B")}
+        for role, own in resolved.transform.own(rank, width).items():
+            tensors[role] = f"{share}.{short_path(site.path)}.{role}"
+            self.tensors.append(
+                Tensor(
+                    name=tensors[role],
+                    share=share,
+                    shape=(own.rows, own.columns),
+                    init=own.init,
+                    fan_in=own.fan_in,
+                    owner=owner([site.path]),
+                )
+            )
+        self.terms.append(
+            Term(
+                share=share,
+                site=site.path,
+                transform=resolved.transform.name,
+                options=options,
+                rank=rank,
+                rows=resolved.transform.rows(rank, width),
+                scale=resolved.scale,
+                dropout=resolved.dropout,
+                tensors=tensors,
+            )
+        )
+
+    def _ranks(self, index: int, covered: Sequence[Site]) -> dict[str, int] | None:
+        """The rank of the share at each site, by path; None where that was a problem."""
+        share = self.spec.shares[index]
+        before = len(self.problems)
+        ranks: dict[str, int] = {}
+        if isinstance(share.rank, RankMatch):
+            self.problems += self._idle_arms(index, share.rank, covered)
+        try:
+            for site in covered:
+                ranks[site.path] = self._rank(index, site)
+        except EvaluationError as error:
+            self.problems.append(error.problem)
+        return ranks if len(self.problems) == before else None
+
+    def _idle_arms(
+        self, index: int, match: RankMatch, covered: Sequence[Site]
+    ) -> Iterator[Problem]:
+        """Values of match arms that match none of the share's sites."""
+        for i, arm in enumerate(match.arms):
+            for j, value in enumerate(arm.values):
+                loc: Loc = ("shares", index, "rank", "arms", i, "values", j)
+                for problem in self.sites.item_problems(match.subject, value, covered, loc):
+                    yield codes.ARM_NOTHING(
+                        value=value.ref if isinstance(value, Ref) else "this",
+                        share=self.spec.shares[index].name,
+                        loc=loc,
+                        help=problem.help,
+                    )
+
+    def _rank(self, index: int, site: Site) -> int:
+        """The rank of a share at one site."""
+        share = self.spec.shares[index]
+        loc: Loc = ("shares", index, "rank")
+        scope = self.sites.scopes[site.path]
+        rank = share.rank
+        if isinstance(rank, RankMatch):
+            subject = scope.value(rank.subject, (*loc, "subject"))
+            for i, arm in enumerate(rank.arms):
+                if any(scope.includes(v, subject, rank.subject, loc) for v in arm.values):
+                    rank, loc = arm.rank, (*loc, "arms", i, "rank")
+                    break
+            else:
+                if rank.otherwise is None:
+                    raise EvaluationError(codes.NO_ARM(site=site.path, loc=loc))
+                rank, loc = rank.otherwise, (*loc, "otherwise")
+        value = scope.number(rank, loc)
+        if problem := rank_problem(value, loc):
+            raise EvaluationError(problem)
+        return int(value)
+
+    def _review(self, index: int, rank: int, widths: Sequence[Width]) -> None:
+        """What the transform warns of, and ranks that the shapes do not allow."""
+        share, loc = self.spec.shares[index], ("shares", index)
+        transform = resolve(self.spec, index, rank).transform
+        distinct = list(dict.fromkeys(widths))
+        self.problems += (p.within(*loc) for p in transform.review(rank, distinct))
+        short = [
+            (width, reach)
+            for width in distinct
+            if (reach := transform.reach(rank, width)) < transform.rows(rank, width)
+        ]
+        if short:
+            width, reach = min(short, key=lambda pair: pair[1])
+            self.problems.append(
+                codes.UNREACHABLE(
+                    share=share.name,
+                    rank=rank,
+                    sites=f"{width.d_in} -> {width.d_out} modules",
+                    reach=reach,
+                    loc=(*loc, "rank"),
+                )
+            )

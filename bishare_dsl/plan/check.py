@@ -1,0 +1,111 @@
+"""What can be said of a spec before any model is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from bishare_dsl.diagnostics import Loc, Problem
+from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.plan.settings import Unresolved, params_of, refs, resolve
+from bishare_dsl.spec import ATTRIBUTES, Expression, RankMatch, Share, Spec
+from bishare_dsl.spec.evaluate import EvaluationError, Scope
+
+
+def check_spec(spec: Spec) -> list[Problem]:
+    """Every problem of a spec that does not depend on a model, in the order of the spec's parts."""
+    problems = [*_names(spec), *_unused(spec)]
+    for index, share in enumerate(spec.shares):
+        problems += _share(spec, index, share)
+    return list(dict.fromkeys(problems))
+
+
+def rank_problem(value: float, loc: Loc) -> Problem | None:
+    """What is wrong with a rank, if anything."""
+    if value != int(value) or value < 0:
+        return codes.BAD_NUMBER(
+            what="a rank", value=value, why="it is a whole number, 0 or more", loc=loc
+        )
+    return None
+
+
+def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
+    """What the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
+    yield from (("param", i, param.name) for i, param in enumerate(spec.params))
+    yield from (("let", i, let.name) for i, let in enumerate(spec.lets))
+
+
+def _names(spec: Spec) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for what, i, name in _declared(spec):
+        loc: Loc = (f"{what}s", i, "name")
+        if name in seen:
+            yield codes.TWICE(what=what, name=name, loc=loc)
+        seen.add(name)
+        if name in (*ATTRIBUTES, "model", "rank", "alpha"):
+            yield codes.RESERVED(name=name, meaning="something of a share or of a site", loc=loc)
+    shares: set[str] = set()
+    for i, share in enumerate(spec.shares):
+        if share.name in shares:
+            yield codes.TWICE(what="share", name=share.name, loc=("shares", i, "name"))
+        shares.add(share.name)
+        if not re.fullmatch(r"[^\W\d]\w*", share.name):
+            yield codes.RESERVED(
+                name=share.name,
+                meaning="no single word, and tensors are named after shares",
+                loc=("shares", i, "name"),
+            )
+
+
+def _unused(spec: Spec) -> Iterator[Problem]:
+    used = {ref.ref for _, ref in refs(spec)}
+    for what, i, name in _declared(spec):
+        if name not in used:
+            yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
+    for name in ("dropout", "scale"):
+        if getattr(spec.defaults, name) is None or not spec.shares:
+            continue
+        overriding = ("alpha", "scale") if name == "scale" else (name,)
+        if all(any(getattr(s, own) is not None for own in overriding) for s in spec.shares):
+            yield codes.UNUSED(what="default", name=name, loc=("defaults", name))
+    alphas = [("shares", i) for i, share in enumerate(spec.shares) if share.alpha is not None]
+    for loc in alphas:
+        settings = spec.settings(spec.shares[loc[1]])
+        if settings.scale is not None and not _reads_alpha(settings.scale):
+            yield codes.UNUSED(what="setting", name="alpha", loc=(*loc, "alpha"))
+    if spec.defaults.alpha is not None and not any(
+        share.alpha is None
+        and ((scale := spec.settings(share).scale) is None or _reads_alpha(scale))
+        for share in spec.shares
+    ):
+        yield codes.UNUSED(what="default", name="alpha", loc=("defaults", "alpha"))
+
+
+def _reads_alpha(scale: Expression) -> bool:
+    return any(ref.ref == "alpha" for _, ref in refs(scale))
+
+
+def _share(spec: Spec, index: int, share: Share) -> Iterator[Problem]:
+    loc: Loc = ("shares", index, "rank")
+    if isinstance(share.rank, RankMatch):
+        arms = [(arm.rank, (*loc, "arms", i, "rank")) for i, arm in enumerate(share.rank.arms)]
+        if share.rank.otherwise is not None:
+            arms.append((share.rank.otherwise, (*loc, "otherwise")))
+    else:
+        arms = [(share.rank, loc)]
+    scope = Scope(params_of(spec))
+    for rank, place in arms:
+        if any(ref.ref in ATTRIBUTES for _, ref in refs(rank)):
+            continue  # Depends on the site: planning finds out.
+        try:
+            value = scope.number(rank, place)
+        except EvaluationError as error:
+            yield error.problem
+            continue
+        if problem := rank_problem(value, place):
+            yield problem
+        elif value > 0:
+            try:
+                yield from resolve(spec, index, int(value)).warnings
+            except Unresolved as error:
+                yield from error.problems

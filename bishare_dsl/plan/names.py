@@ -1,0 +1,103 @@
+"""Names of pools and tensors: readable key paths such as ``intra.layer_3.A``."""
+
+from __future__ import annotations
+
+import re
+
+from bishare_dsl.spec import (
+    And,
+    Binary,
+    Compare,
+    Expression,
+    Match,
+    Member,
+    Not,
+    Or,
+    Range,
+    Ref,
+    Sqrt,
+)
+from bishare_dsl.spec.evaluate import Value
+
+_WORDS = {
+    "//": "div",
+    "%": "mod",
+    "/": "over",
+    "*": "times",
+    "+": "plus",
+    "-": "minus",
+    "==": "is",
+    "!=": "is_not",
+    "<": "lt",
+    "<=": "le",
+    ">": "gt",
+    ">=": "ge",
+}
+
+
+def key_name(per: tuple[Expression, ...], values: tuple[Value, ...]) -> str:
+    """The name of one pool's key, ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
+
+    The values of an attribute that is a name stand for themselves.
+    """
+    return ".".join(_part(key, value) for key, value in zip(per, values, strict=True))
+
+
+def _part(key: Expression, value: Value) -> str:
+    if isinstance(value, str):
+        return value if isinstance(key, Ref) else f"{_slug(key)}_{_plain(value)}"
+    return f"{_slug(key)}_{_plain(str(value).lower())}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W", "_", text)
+
+
+def _slug(part: Expression | Range) -> str:
+    """An expression as one word."""
+    match part:
+        case Ref(ref=name):
+            return _plain(name)
+        case Binary(op=op, left=left, right=right) | Compare(op=op, left=left, right=right):
+            return f"{_slug(left)}_{_WORDS[op]}_{_slug(right)}"
+        case Sqrt(sqrt=inner):
+            return f"sqrt_{_slug(inner)}"
+        case Range(first=first, last=last):
+            return f"{_slug(first)}_to_{_slug(last)}"
+        case Match(attribute=attribute, pattern=pattern):
+            return f"{attribute}_{_plain(pattern)}"
+        case Member(value=value, among=among):
+            return f"{_slug(value)}_in_{'_'.join(map(_slug, among))}"
+        case And(all_of=parts):
+            return "_and_".join(map(_slug, parts))
+        case Or(any_of=parts):
+            return "_or_".join(map(_slug, parts))
+        case Not(negated=inner):
+            return f"not_{_slug(inner)}"
+        case number:
+            return _plain(str(number))
+
+
+def short_path(path: str) -> str:
+    """A site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
+    parts = path.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), 1)
+    return ".".join(parts[max(0, first - 1) :])
+
+
+def owner(paths: list[str]) -> str:
+    """The nearest module that contains all of these sites: their parent, their block, or the model.
+
+    A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of
+    owner and no more.
+    """
+    if len({path.rpartition(".")[0] for path in paths}) == 1:
+        return paths[0].rpartition(".")[0]
+    blocks = {_block(path) for path in paths}
+    return blocks.pop() if len(blocks) == 1 else ""
+
+
+def _block(path: str) -> str:
+    parts = path.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
+    return ".".join(parts[: first + 1])

@@ -1,0 +1,139 @@
+"""The plan: every tensor, every pool, every term of every site. Pure data, JSON both ways.
+
+It is the one source of truth: counts, tables, initialisation, rewriting, saving, loading, merging
+and export read it, and none works out again what it says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.spec.spec import Initial
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tensor(_Data):
+    """One tensor of the adapter, stored rank-major: ``shape`` is ``(rows, columns)``.
+
+    ``owner`` is the path of the module that holds it: the parent of its sites, their block, or ``""``,
+    the model itself; the nearest that contains every site that uses it.
+    """
+
+    name: str
+    share: str
+    shape: tuple[int, int]
+    init: Initial
+    fan_in: int
+    trainable: bool = True
+    owner: str
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+class Pool(_Data):
+    """The sites that use one shared factor: one distinct value of a share's key."""
+
+    share: str
+    factor: Literal["A", "B"]
+    key: tuple[str | int | float | bool, ...]
+    tensor: str
+    members: tuple[str, ...]
+
+
+class Term(_Data):
+    """A share at a site: ``scale * B^T A``, with effective factors of ``rows`` rows.
+
+    ``tensors`` names, by role, what the transform makes them from: the pooled factors ``A`` and
+    ``B`` of declared rank ``rank``, and the site's own kernels or gates.
+    """
+
+    share: str
+    site: str
+    transform: str
+    options: dict[str, Any]
+    rank: int
+    rows: int
+    scale: float
+    dropout: float
+    tensors: dict[str, str]
+
+
+class Base(_Data):
+    """The model that a plan was made for."""
+
+    name: str
+    family: str
+    model_id: str | None
+    layers: int
+    parameters: int
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Base:
+        return cls(**architecture.model_dump(exclude={"sites"}))
+
+
+class Plan(_Data):
+    """A spec resolved against a model."""
+
+    version: Literal[1] = 1
+    spec: str
+    params: dict[str, int | float | str]
+    base: Base
+    sites: tuple[Site, ...]
+    tensors: tuple[Tensor, ...]
+    pools: tuple[Pool, ...]
+    terms: tuple[Term, ...]
+
+    @property
+    def trainable(self) -> int:
+        """Trainable parameters, each tensor counted once."""
+        return sum(tensor.size for tensor in self.tensors if tensor.trainable)
+
+    @property
+    def all(self) -> int:
+        """All parameters, of the base and of the adapter."""
+        return self.base.parameters + sum(tensor.size for tensor in self.tensors)
+
+    @cached_property
+    def tensor(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @cached_property
+    def terms_of(self) -> dict[str, tuple[Term, ...]]:
+        """The terms of each site, by its path."""
+        found: dict[str, list[Term]] = {site.path: [] for site in self.sites}
+        for term in self.terms:
+            found[term.site].append(term)
+        return {path: tuple(terms) for path, terms in found.items()}
+
+    @cached_property
+    def shares(self) -> dict[str, int]:
+        """Trainable parameters of each share."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            counts[tensor.share] += tensor.size if tensor.trainable else 0
+        return dict(counts)
+
+    def rows(self, path: str) -> int:
+        """Rows of a site's effective factors, all its terms together: its rank as plain LoRA."""
+        return sum(term.rows for term in self.terms_of[path])
+
+    @property
+    def parameters_line(self) -> str:
+        """The line that every tool of the field prints."""
+        return (
+            f"trainable params: {self.trainable:,} || all params: {self.all:,} || "
+            f"trainable%: {100 * self.trainable / self.all:.4f}"
+        )

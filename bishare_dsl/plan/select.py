@@ -1,0 +1,176 @@
+"""Which sites a spec's names and conditions mean, and which of them mean none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.plan.settings import params_of
+from bishare_dsl.spec import (
+    ATTRIBUTES,
+    And,
+    Compare,
+    Expression,
+    Match,
+    Member,
+    Not,
+    Or,
+    Range,
+    Ref,
+    Selection,
+    Spec,
+)
+from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+
+
+def attributes(site: Site) -> dict[str, Value]:
+    """What expressions may read of a site."""
+    return {
+        "module": site.path,
+        "path": site.path,
+        "layer": site.layer,
+        "kind": site.kind,
+        "parent": site.parent,
+        "in": site.d_in,
+        "out": site.d_out,
+    }
+
+
+class Sites:
+    """A model's sites as a spec sees them: each with its attributes, the spec's params and lets."""
+
+    def __init__(self, spec: Spec, architecture: Architecture):
+        self.architecture = architecture
+        self.params = params_of(spec)
+        lets = {let.name: let.selection for let in spec.lets}
+        self.scopes: Mapping[str, Scope] = {
+            site.path: Scope(self.params | attributes(site), lets, architecture.layers)
+            for site in architecture.sites
+        }
+        self.lets = lets
+
+    def select(self, sites: Sequence[Site], selection: Selection, loc: Loc = ()) -> list[Site]:
+        """The sites that a selection selects, in their order."""
+        return [site for site in sites if self.scopes[site.path].selects(selection, loc)]
+
+    def any_holds(self, sites: Sequence[Site], part: Expression, loc: Loc = ()) -> bool:
+        """Whether some site fits a predicate."""
+        return any(self.scopes[site.path].holds(part, loc) for site in sites)
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(self.architecture.kinds)
+
+    def selection_problems(self, selection: Selection, loc: Loc) -> Iterator[Problem]:
+        """Parts of a selection that match nothing in the whole model."""
+        for name in ("include", "exclude"):
+            for i, part in enumerate(getattr(selection, name)):
+                yield from self.predicate_problems(part, (*loc, name, i))
+
+    def predicate_problems(self, part: Expression, loc: Loc) -> Iterator[Problem]:
+        """Names, patterns and layers in a predicate that match nothing in the whole model."""
+        try:
+            yield from self._predicate(part, loc)
+        except EvaluationError as error:
+            yield error.problem
+
+    def key_problems(self, key: Expression, loc: Loc) -> Iterator[Problem]:
+        """What is wrong with one key of a ``per``."""
+        if isinstance(key, Ref):
+            if not self._declared(key.ref) and key.ref not in self.kinds:
+                yield self._no_such_kind(key.ref, loc, (*ATTRIBUTES, "model"))
+        elif isinstance(key, Match | Member | Compare | And | Or | Not):
+            yield from self.predicate_problems(key, loc)
+        else:
+            try:
+                for scope in self.scopes.values():
+                    scope.number(key, loc)
+            except EvaluationError as error:
+                yield error.problem
+
+    def _predicate(self, part: Expression, loc: Loc) -> Iterator[Problem]:
+        sites = self.architecture.sites
+        match part:
+            case Ref(ref=name):
+                if name not in self.lets and name not in self.kinds:
+                    yield self._no_such_kind(name, loc)
+            case Match(attribute=attribute, pattern=pattern):
+                if not self.any_holds(sites, part, loc):
+                    known = {str(attributes(site)[attribute]) for site in sites}
+                    yield codes.NO_SUCH_SITE(
+                        what=f"`{attribute} {pattern}`",
+                        model=self.architecture.name,
+                        loc=loc,
+                        help=nearest(pattern, known),
+                    )
+            case And(all_of=parts):
+                for i, inner in enumerate(parts):
+                    yield from self._predicate(inner, (*loc, "all_of", i))
+            case Or(any_of=parts):
+                for i, inner in enumerate(parts):
+                    yield from self._predicate(inner, (*loc, "any_of", i))
+            case Not(negated=inner):
+                yield from self._predicate(inner, (*loc, "negated"))
+            case Member(value=subject, among=among):
+                for i, item in enumerate(among):
+                    yield from self.item_problems(subject, item, sites, (*loc, "among", i))
+            case Compare(left=left, right=right):
+                if self._is_layer(left) or self._is_layer(right):
+                    if not self.any_holds(sites, part, loc):
+                        yield self._no_such_layer("this comparison", loc)
+                else:
+                    # A word compared with an attribute must be one of its values.
+                    for subject, word, name in ((left, right, "right"), (right, left, "left")):
+                        if isinstance(word, Ref) and not self._declared(word.ref):
+                            yield from self.item_problems(subject, word, sites, (*loc, name))
+                    self.any_holds(sites, part, loc)
+            case _:
+                self.any_holds(sites[:1], part, loc)  # Raises: a number is no predicate.
+
+    def item_problems(
+        self, subject: Expression, item: Range | Expression, sites: Sequence[Site], loc: Loc
+    ) -> Iterator[Problem]:
+        """A value or range that the subject never has; a range of layers must lie inside the model."""
+        if isinstance(item, Range) and self._is_layer(subject):
+            first, last = self.scopes[sites[0].path].bounds(item, subject, loc)
+            if not 0 <= first <= last < self.architecture.layers:
+                yield self._no_such_layer("this range of layers", loc)
+            return
+        scopes = [self.scopes[site.path] for site in sites]
+        if any(s.includes(item, s.value(subject, loc), subject, loc) for s in scopes):
+            return
+        if self._is_layer(subject):
+            yield self._no_such_layer("this layer", loc)
+            return
+        known = {str(scope.value(subject, loc)) for scope in scopes}
+        shown = "this range" if isinstance(item, Range) else f"`{scopes[0].value(item, loc)}`"
+        yield codes.NO_SUCH_SITE(
+            what=shown,
+            model=self.architecture.name,
+            loc=loc,
+            help=nearest(shown.strip("`"), known),
+        )
+
+    def _declared(self, name: str) -> bool:
+        return name in ATTRIBUTES or name in self.params or name in self.lets
+
+    @staticmethod
+    def _is_layer(part: Expression) -> bool:
+        return isinstance(part, Ref) and part.ref == "layer"
+
+    def _no_such_kind(self, name: str, loc: Loc, more: Sequence[str] = ()) -> Problem:
+        return codes.NO_SUCH_SITE(
+            what=f"`{name}`",
+            model=self.architecture.name,
+            loc=loc,
+            help=nearest(name, [*self.kinds, *self.lets, *more]),
+        )
+
+    def _no_such_layer(self, what: str, loc: Loc) -> Problem:
+        layers = self.architecture.layers
+        return codes.NO_SUCH_LAYER(
+            what=what, model=self.architecture.name, last=layers - 1, layers=layers, loc=loc
+        )

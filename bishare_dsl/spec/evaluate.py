@@ -1,0 +1,198 @@
+"""What an expression is worth: numbers for ranks and scales, truth for predicates, values for keys."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.spec.expression import (
+    And,
+    Binary,
+    Compare,
+    Expression,
+    Match,
+    Member,
+    Not,
+    Or,
+    Range,
+    Ref,
+    Selection,
+    Sqrt,
+)
+
+Value = int | float | str | bool
+
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "%": operator.mod,
+}
+_COMPARISON: dict[str, Callable[[float, float], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+class EvaluationError(Exception):
+    """An expression has no value where it stands; carries the problem."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What bare names mean at one place.
+
+    A bare name is looked up in ``values`` (params, a site's attributes, ``rank``) and, where truth is
+    asked for, in ``selections`` (the lets); then it is a kind. ``layers`` resolves negative layers.
+    """
+
+    values: Mapping[str, Value]
+    selections: Mapping[str, Selection] = field(default_factory=dict)
+    layers: int = 0
+
+    def value(self, expression: Expression, loc: Loc = ()) -> Value:
+        """The value of an expression; a name that stands for nothing here is a plain word.
+
+        Raises:
+            EvaluationError: BS210, for arithmetic on words, a division by zero, a root of a
+                negative number, or a result that is no finite number.
+        """
+        match expression:
+            case int() | float():
+                return expression
+            case Ref(ref=name):
+                if name in self.values:
+                    return self.values[name]
+                if name in self.selections:
+                    return self.holds(expression, loc)
+                return name
+            case Binary(op=op, left=left, right=right):
+                return self._arithmetic(
+                    op,
+                    self.number(left, (*loc, "left")),
+                    self.number(right, (*loc, "right")),
+                    loc,
+                )
+            case Sqrt(sqrt=inner):
+                number = self.number(inner, (*loc, "sqrt"))
+                if number < 0:
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"{number} has no root"))
+                return math.sqrt(number)
+            case _:
+                return self.holds(expression, loc)
+
+    def number(self, expression: Expression, loc: Loc = ()) -> int | float:
+        """The value of an expression that must be a number.
+
+        Raises:
+            EvaluationError: as `value`, and BS201 for a name that nothing declares.
+        """
+        value = self.value(expression, loc)
+        if isinstance(value, bool | str):
+            if isinstance(expression, Ref) and expression.ref not in self.values:
+                raise EvaluationError(self.unknown(expression.ref, loc))
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number"))
+        return value
+
+    def unknown(self, name: str, loc: Loc) -> Problem:
+        """The problem of a bare name that stands for nothing here."""
+        return codes.UNKNOWN_NAME(name=name, loc=loc, help=nearest(name, self.values))
+
+    def _arithmetic(self, op: str, left: float, right: float, loc: Loc) -> int | float:
+        try:
+            result = _ARITHMETIC[op](left, right)
+        except (ZeroDivisionError, OverflowError) as error:
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=str(error))) from error
+        if not math.isfinite(result) or abs(result) > 2**53:
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why="the result is out of range"))
+        return result
+
+    def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
+        """Whether a predicate is true; a bare name is a let, else the name of a kind."""
+        match predicate:
+            case Ref(ref=name):
+                if name in self.selections:
+                    return self.selects(self.selections[name])
+                return self.values.get("kind") == name
+            case Match(attribute=attribute, pattern=pattern):
+                return _glob(pattern).fullmatch(str(self.values[attribute])) is not None
+            case And(all_of=parts):
+                return all(self.holds(part, (*loc, "all_of", i)) for i, part in enumerate(parts))
+            case Or(any_of=parts):
+                return any(self.holds(part, (*loc, "any_of", i)) for i, part in enumerate(parts))
+            case Not(negated=inner):
+                return not self.holds(inner, (*loc, "negated"))
+            case Member(value=subject, among=among):
+                value = self.value(subject, (*loc, "value"))
+                return any(
+                    self.includes(item, value, subject, (*loc, "among", i))
+                    for i, item in enumerate(among)
+                )
+            case Compare(op=op, left=left, right=right):
+                return self._compare(op, left, right, loc)
+            case _:
+                raise EvaluationError(
+                    codes.NO_VALUE(loc=loc, why="a number is neither true nor false")
+                )
+
+    def includes(
+        self, item: Range | Expression, value: Value, subject: Expression, loc: Loc = ()
+    ) -> bool:
+        """Whether ``value``, the worth of ``subject``, is ``item`` or in it, a range."""
+        if isinstance(item, Range):
+            first, last = self.bounds(item, subject, loc)
+            return not isinstance(value, str) and first <= value <= last
+        return self._layer(subject, self.value(item, loc)) == value
+
+    def bounds(self, item: Range, subject: Expression, loc: Loc = ()) -> tuple[float, float]:
+        """The two ends of a range beside ``subject``, both included."""
+        first = self._layer(subject, self.number(item.first, (*loc, "first")))
+        last = self._layer(subject, self.number(item.last, (*loc, "last")))
+        return float(first), float(last)
+
+    def selects(self, selection: Selection, loc: Loc = ()) -> bool:
+        """Whether the site whose attributes are ``values`` is selected."""
+        return any(
+            self.holds(part, (*loc, "include", i)) for i, part in enumerate(selection.include)
+        ) and not any(
+            self.holds(part, (*loc, "exclude", i)) for i, part in enumerate(selection.exclude)
+        )
+
+    def _compare(self, op: str, left: Expression, right: Expression, loc: Loc) -> bool:
+        lhs = self._layer(right, self.value(left, (*loc, "left")))
+        rhs = self._layer(left, self.value(right, (*loc, "right")))
+        if isinstance(lhs, str) or isinstance(rhs, str):
+            if op not in ("==", "!="):
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why="words have no order"))
+            return (lhs == rhs) == (op == "==")
+        return _COMPARISON[op](lhs, rhs)
+
+    def _layer(self, subject: Expression, value: Value) -> Value:
+        """A negative number beside ``layer`` counts from the last layer."""
+        counts_layers = isinstance(subject, Ref) and subject.ref == "layer"
+        if counts_layers and not isinstance(value, str) and value < 0:
+            return value + self.layers
+        return value
+
+
+@lru_cache(maxsize=256)
+def _glob(pattern: str) -> re.Pattern[str]:
+    """``*`` any characters, ``?`` one; nothing else is special, a bracket included."""
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))

@@ -1,0 +1,63 @@
+"""GT, Gate Transformation: low-rank gates round a small shared pair.
+
+Section 3.2.2, Equation 4, Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from bishare_dsl.diagnostics import Problem
+from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.transforms.transform import Own, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GateTransformation(Transform):
+    """``dW = G_ou G_od B_s A_s G_iu G_id``, with ``A_s (r, m)``, ``B_s (n, r)`` and ``m = n = size``.
+
+    Each site has four gates of rank ``g = gate_rank``: ``G_id (g, d_in)``, ``G_iu (m, g)``,
+    ``G_od (g, n)`` and ``G_ou (d_out, g)``. The update's rank is at most ``g``, whatever ``r`` is:
+    the product between the gates, ``G_od B_s A_s G_iu``, is only ``(g, g)``. So the effective pair
+    has ``min(r, g)`` rows, and nothing of size ``m x n`` is ever formed.
+    """
+
+    name: ClassVar[str] = "GT"
+    title: ClassVar[str] = "Gate Transformation"
+
+    size: PositiveInt = 1024
+    gates: Literal["kaiming_uniform", "kaiming_normal", "ones"] = "kaiming_uniform"
+    gate_rank: PositiveInt = 1
+
+    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return rank, self.size
+
+    def own(self, rank: int, width: Width) -> Mapping[str, Own]:
+        gate_rank = self.gate_rank
+        return {
+            "G_id": Own(gate_rank, width.d_in, self.gates, width.d_in),
+            "G_iu": Own(gate_rank, self.size, self.gates, gate_rank),
+            "G_od": Own(gate_rank, self.size, self.gates, self.size),
+            "G_ou": Own(gate_rank, width.d_out, self.gates, gate_rank),
+        }
+
+    def rows(self, rank: int, width: Width) -> int:
+        return min(rank, self.gate_rank)
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        down = tensors["A"] @ tensors["G_iu"].t()  # (r, g)
+        up = tensors["B"] @ tensors["G_od"].t()  # (r, g)
+        if rank < self.gate_rank:
+            return down @ tensors["G_id"], up @ tensors["G_ou"]
+        return tensors["G_id"], (down.t() @ up) @ tensors["G_ou"]
+
+    def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
+        if self.gate_rank < rank:
+            yield codes.GATE_RANK(rank=rank, gate_rank=self.gate_rank, loc=("via",))

@@ -1,0 +1,29 @@
+"""No transform: a pooled factor is the site's factor. LoRA, and sharing between equal shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from bishare_dsl.transforms.transform import Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Identity(Transform):
+    """``A = A_s``, ``B = B_s``. What a share without ``via`` uses."""
+
+    name: ClassVar[str] = "Identity"
+    title: ClassVar[str] = "no transform"
+
+    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        if len(set(widths)) > 1:
+            found = ", ".join(str(width) for width in sorted(set(widths)))
+            raise ValueError(f"one factor cannot fit sites of different widths ({found})")
+        return rank, widths[0]
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        return tensors["A"], tensors["B"]

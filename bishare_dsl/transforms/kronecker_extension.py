@@ -1,0 +1,105 @@
+"""KE, Kronecker Extension: small shared factors, a kernel for each site.
+
+Section 3.2.3, Equation 6, Algorithm 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import PositiveInt, model_validator
+
+from bishare_dsl.diagnostics import Problem
+from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.transforms.transform import Own, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class KroneckerExtension(Transform):
+    """``A = K_A (x) A_s`` and ``B = K_B (x) B_s``, with shared factors ``size`` wide.
+
+    Section 4.4 names the parameterisations a_b: ``a`` rows are shared, ``b`` rows are the kernel's,
+    and the rank is ``a * b``. With ``k = ceil(width / size)``:
+
+    - ``r_1``, the default: ``A_s (r, size)``, ``K_A (1, k)``;
+    - ``shared_rank = a``: ``A_s (a, size)``, ``K_A (r / a, k)``; ``1_r`` is ``shared_rank = 1``;
+    - ``rowwise``: ``A_s (r, size)``, ``K_A (r, k)``, and row i of A is ``K_A[i] (x) A_s[i]`` (Table 8).
+
+    A width that ``size`` does not divide is reached by extending past it and cropping.
+    """
+
+    name: ClassVar[str] = "KE"
+    title: ClassVar[str] = "Kronecker Extension"
+
+    size: PositiveInt = 256
+    kernel: Literal["kaiming_normal", "kaiming_uniform", "ones"] = "kaiming_normal"
+    shared_rank: PositiveInt | None = None
+    rowwise: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> KroneckerExtension:
+        if self.rowwise and self.shared_rank is not None:
+            raise ValueError("`rowwise` and `shared_rank` are two forms of the kernel: give one")
+        return self
+
+    def check_rank(self, rank: int) -> None:
+        if self.shared_rank is not None and rank % self.shared_rank:
+            raise ValueError(
+                f"it is no multiple of shared_rank = {self.shared_rank}, the rows of the shared factor"
+            )
+
+    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return self.shared_rank or rank, self.size
+
+    def own(self, rank: int, width: Width) -> Mapping[str, Own]:
+        rows = rank if self.rowwise else rank // (self.shared_rank or rank)
+        k_in, k_out = (math.ceil(side / self.size) for side in width)
+        return {
+            "K_A": Own(rows, k_in, self.kernel, k_in),
+            "K_B": Own(rows, k_out, self.kernel, rows),
+        }
+
+    def reach(self, rank: int, width: Width) -> int:
+        if self.rowwise:
+            return super().reach(rank, width)
+        shared = self.shared_rank or rank
+        # The rank of a Kronecker product is the product of the ranks.
+        sides = (
+            min(shared, self.size, side) * min(rank // shared, math.ceil(side / self.size))
+            for side in width
+        )
+        return min(super().reach(rank, width), *sides)
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        return (
+            self._extend(tensors["K_A"], tensors["A"], width.d_in),
+            self._extend(tensors["K_B"], tensors["B"], width.d_out),
+        )
+
+    def _extend(self, kernel: Tensor, shared: Tensor, width: int) -> Tensor:
+        """``K (x) shared``, cropped: ``(b, k)`` and ``(a, size)`` to ``(a * b, width)``."""
+        if self.rowwise:
+            whole = (kernel.unsqueeze(2) * shared.unsqueeze(1)).flatten(1)
+        else:
+            columns = shared.unsqueeze(1).unsqueeze(0)  # (1, a, 1, size)
+            whole = (kernel.unsqueeze(1).unsqueeze(3) * columns).flatten(2).flatten(0, 1)
+        return whole[:, :width] if width % self.size else whole
+
+    def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
+        sides = sorted({side for width in widths for side in width})
+        if odd := [side for side in sides if side % self.size]:
+            common = math.gcd(*sides)
+            divisors = [d for d in range(1, common + 1) if common % d == 0]
+            near = sorted(sorted(divisors, key=lambda d: abs(d - self.size))[:6])
+            yield codes.KERNEL_CROPS(
+                size=self.size,
+                widths=", ".join(map(str, odd)),
+                loc=("via", "options", "size"),
+                help=f"sizes that divide every width here: {', '.join(map(str, near))}",
+            )

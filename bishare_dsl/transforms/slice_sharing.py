@@ -1,0 +1,42 @@
+"""SS, Slice Sharing: a window of a factor as wide as the widest site.
+
+Section 3.2.1, Equation 3, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from bishare_dsl.transforms.transform import Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SliceSharing(Transform):
+    """``A = A_s[:, window]``, ``B = B_s[:, window]``, with ``A_s (r, max d_in)`` and ``B_s (r, max d_out)``.
+
+    The maxima are taken over the sites of the pool. The window starts at 0 (``leading``), ends at
+    the end (``trailing``) or lies in the middle (``centre``, best in Table 4).
+    """
+
+    name: ClassVar[str] = "SS"
+    title: ClassVar[str] = "Slice Sharing"
+
+    window: Literal["centre", "leading", "trailing"] = Field("centre", alias="slice")
+
+    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return rank, max(widths)
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        return self._slice(tensors["A"], width.d_in), self._slice(tensors["B"], width.d_out)
+
+    def _slice(self, shared: Tensor, width: int) -> Tensor:
+        spare = shared.shape[1] - width
+        start = {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window]
+        return shared[:, start : start + width]
