@@ -1,0 +1,1 @@
+"""Regions as graphs: trace a parent module, transform the graph, install the result."""

@@ -1,0 +1,58 @@
+"""Put a new function inside the decorators of an old one.
+
+transformers decorates forwards (`deprecate_kwarg` renames arguments), and a generated forward must
+behave the same. A decorator made with `functools.wraps` keeps the function it wraps in a closure
+cell; a copy of it with another function in that cell is the same decorator round the new function.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+class UnknownDecorator(Exception):
+    """A decorator that does not hold what it wraps in a closure cell."""
+
+
+def rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> types.FunctionType:
+    """`function` inside the decorators of `decorated`, with its name, signature and docstring.
+
+    Raises:
+        UnknownDecorator: one of the decorators is a class, say, so that it cannot be copied.
+    """
+    result = _rewrap(decorated, function)
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(result, name, getattr(decorated, name))
+    # torch.compile, Trainer and generate() ask for the signature and do not care for the code.
+    result.__signature__ = inspect.signature(decorated)  # type: ignore[attr-defined]
+    return result
+
+
+def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> types.FunctionType:
+    inner = getattr(decorated, "__wrapped__", None)
+    if inner is None:
+        return function
+    new_inner = _rewrap(inner, function)
+    if not isinstance(decorated, types.FunctionType):
+        raise UnknownDecorator(f"{decorated!r} is not a function")
+    cells = decorated.__closure__ or ()
+    holds = [cell.cell_contents is inner for cell in cells]
+    if holds.count(True) != 1:
+        raise UnknownDecorator(f"{decorated.__code__.co_qualname} hides what it wraps")
+    copy = types.FunctionType(
+        decorated.__code__,
+        decorated.__globals__,
+        decorated.__name__,
+        decorated.__defaults__,
+        tuple(
+            types.CellType(new_inner) if hold else cell
+            for hold, cell in zip(holds, cells, strict=True)
+        ),
+    )
+    copy.__kwdefaults__ = decorated.__kwdefaults__
+    copy.__dict__.update(decorated.__dict__)
+    copy.__wrapped__ = new_inner  # type: ignore[attr-defined]
+    return copy

@@ -1,0 +1,173 @@
+"""Put a graph in the place of a module's forward, and take it out again.
+
+The module's class is swapped for a generated subclass of it, whose forward is the graph's code. So
+`isinstance`, hooks, `torch.compile`, gradient checkpointing and everything else that looks at the
+module find what they expect, and `uninstall` leaves exactly the class that was there before.
+
+Two modules with the same class and the same graph share one generated class. A pickled module
+carries the source of its forward, and makes the class again where it is loaded.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import importlib
+import linecache
+import types
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+from torch import fx, nn
+
+from bishare_dsl.rewrite.decorators import rewrap
+from bishare_dsl.rewrite.signature import graph_signature
+
+
+@dataclass(frozen=True)
+class Program:
+    """The code of one forward.
+
+    Attributes:
+        source: Python that defines `forward`.
+        names: the functions and types that the source uses, which pickle by reference.
+        modules: the Python modules that it uses, by the name it gives them.
+    """
+
+    source: str
+    names: Mapping[str, Any]
+    modules: Mapping[str, str]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> Program:
+        code = graph.python_code("self")
+        modules = {
+            k: v.__name__ for k, v in code.globals.items() if isinstance(v, types.ModuleType)
+        }
+        names = {k: v for k, v in code.globals.items() if k not in modules}
+        return cls(code.src.strip() + "\n", names, modules)
+
+    def forward(self, base: type[nn.Module]) -> types.FunctionType:
+        """The forward as a function, decorated as `base`'s own forward is."""
+        digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
+        filename = f"<bishare {base.__qualname__} {digest}>"
+        # With the source in linecache, tracebacks and debuggers show the generated lines.
+        linecache.cache[filename] = (
+            len(self.source),
+            None,
+            self.source.splitlines(keepends=True),
+            filename,
+        )
+        # No `__name__`: torch.compile would look for the globals in the module of that name.
+        namespace = {
+            **self.names,
+            **{name: importlib.import_module(path) for name, path in self.modules.items()},
+        }
+        exec(compile(self.source, filename, "exec"), namespace)
+        return rewrap(base.forward, cast(types.FunctionType, namespace["forward"]))
+
+
+class Installed(nn.Module):
+    """What every generated class inherits, beside the class it replaces."""
+
+    bishare_base: type[nn.Module]
+    bishare_program: Program
+
+    @property
+    def bishare_self(self) -> nn.Module:
+        """The module itself, which generated code can name only as an attribute."""
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        if not (isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__):  # type: ignore[attr-defined]
+            raise TypeError(
+                f"{self.bishare_base.__name__} pickles in a way of its own: "
+                "uninstall the graph before copying or pickling the module"
+            )
+        return (_restore, (self.bishare_base, self.bishare_program), *reduced[2:])
+
+
+# A class lives as long as a module uses it. Its key keeps the base class and the graph's constants.
+_by_graph: WeakValueDictionary[Hashable, type[Installed]] = WeakValueDictionary()
+_by_source: WeakValueDictionary[Hashable, type[Installed]] = WeakValueDictionary()
+
+
+def install(module: nn.Module, graph: fx.Graph) -> None:
+    """Make `graph` the forward of `module`, in place of its own or of an earlier graph.
+
+    The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
+    module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
+    """
+    base = base_class(type(module))
+    key = (base, base.forward, graph_signature(graph))
+    cls = _by_graph.get(key)
+    if cls is None:
+        cls = _by_graph[key] = _generated_class(base, Program.of(graph))
+    _swap(module, cls)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Give `module` back the class and the forward it had; without a graph, do nothing."""
+    _swap(module, base_class(type(module)))
+
+
+def is_installed(module: nn.Module) -> bool:
+    """Whether the forward of `module` is a graph."""
+    return isinstance(module, Installed)
+
+
+def installed_source(module: nn.Module) -> str:
+    """The Python source of the graph that is installed in `module`.
+
+    Raises:
+        TypeError: none is.
+    """
+    if not isinstance(module, Installed):
+        raise TypeError(f"{type(module).__name__} runs its own forward")
+    return module.bishare_program.source
+
+
+def base_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that a module of class `cls` has when no graph is installed in it."""
+    if not issubclass(cls, Installed):
+        return cls
+    if "bishare_base" not in vars(cls):
+        raise TypeError(f"{cls.__name__} was subclassed after a graph was installed in it")
+    return cls.bishare_base
+
+
+def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
+    old = type(module)
+    module.__class__ = cls
+    # accelerate keeps a bound forward on the instance: the one it wraps (`_old_forward`), or after
+    # its hook is removed, `forward` itself. Bound to the old class, it would go on running.
+    for name in ("_old_forward", "forward"):
+        bound = module.__dict__.get(name)
+        if isinstance(bound, types.MethodType) and bound.__func__ is old.forward:
+            module.__dict__[name] = types.MethodType(cls.forward, module)
+
+
+def _generated_class(base: type[nn.Module], program: Program) -> type[Installed]:
+    key = (base, base.forward, program.source, *program.names.items(), *program.modules.items())
+    cls = _by_source.get(key)
+    if cls is None:
+        members = {
+            "forward": program.forward(base),
+            "bishare_base": base,
+            "bishare_program": program,
+            # The name stays, because `_no_split_modules` and its like go by it.
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+        }
+        cls = _by_source[key] = type(base.__name__, (Installed, base), members)
+    return cls
+
+
+def _restore(base: type[nn.Module], program: Program) -> Installed:
+    """An empty module of the generated class; unpickling and copying fill it."""
+    cls = _generated_class(base, program)
+    return cls.__new__(cls)

@@ -1,0 +1,99 @@
+"""What a traced graph calls at run time, where Python would have branched or looked something up.
+
+Every function here is importable by name, so that a graph that calls it can be pickled. Module-level
+functions are looked up in their module at each call, as the original forward does, so that a
+kernel library that patches `transformers.models.llama.modeling_llama` still has its way.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# The keyword under which a forward's whole `**kwargs` travels through one argument of a node.
+OPAQUE_KWARGS = "opaque_kwargs"
+
+
+def call_global(
+    module_name: str,
+    name: str,
+    /,
+    *args: Any,
+    opaque_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call the function `name` of the Python module `module_name`, as it stands now."""
+    function = getattr(sys.modules[module_name], name)
+    if opaque_kwargs is None:
+        return function(*args, **kwargs)
+    return function(*args, **kwargs, **opaque_kwargs)
+
+
+def call_child(
+    child: nn.Module, /, *args: Any, opaque_kwargs: Mapping[str, Any], **kwargs: Any
+) -> Any:
+    """Call a child module that takes the forward's own `**kwargs`."""
+    return child(*args, **kwargs, **opaque_kwargs)
+
+
+def attend(
+    module_name: str,
+    eager: str,
+    implementation: str,
+    /,
+    *args: Any,
+    opaque_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call the attention that `implementation` names, so that `set_attn_implementation` works later.
+
+    Args:
+        module_name: the modeling module, whose `ALL_ATTENTION_FUNCTIONS` decides.
+        eager: the name of that module's own eager attention.
+        implementation: what the configuration says now, such as `"sdpa"`.
+    """
+    modeling = sys.modules[module_name]
+    functions = modeling.ALL_ATTENTION_FUNCTIONS
+    # The first releases of transformers 5 have the table, and not its method.
+    choose = getattr(functions, "get_interface", functions.get)
+    function = choose(implementation, getattr(modeling, eager))
+    if opaque_kwargs is None:
+        return function(*args, **kwargs)
+    return function(*args, **kwargs, **opaque_kwargs)
+
+
+def update_cache(
+    cache: Any, keys: Tensor, values: Tensor, /, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """The keys and values to attend to: the cache's after adding these, or these without one."""
+    if cache is None:
+        return keys, values
+    updated: tuple[Tensor, Tensor] = cache.update(keys, values, *args, **kwargs)
+    return updated
+
+
+def select_training(module: nn.Module, training: Any, evaluation: Any, /) -> Any:
+    """`training` in training mode, `evaluation` in eval mode."""
+    return training if module.training else evaluation
+
+
+def expect_rank(hidden_states: Tensor, rank: int, /) -> Tensor:
+    """`hidden_states` themselves, once it is sure that they have the rank the graph was traced for.
+
+    Raises:
+        ValueError: they have another rank.
+    """
+    if hidden_states.dim() != rank:
+        raise ValueError(
+            f"this layer was rewritten for hidden states with {rank} dimensions "
+            f"(batch, tokens, width), and got {hidden_states.dim()}"
+        )
+    return hidden_states
+
+
+def base_forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    """The forward that `module` had before a graph was installed in it."""
+    return module.bishare_base.forward(module, *args, **kwargs)  # type: ignore[union-attr]

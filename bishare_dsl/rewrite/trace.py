@@ -1,0 +1,425 @@
+"""Trace the forward of one parent module into an fx graph.
+
+fx's own tracer cannot follow a transformers attention: it meets `*x.shape[:-1]`, `**kwargs`, a cache
+that may be None and a table of attention functions. `RegionTracer` follows exactly one forward, and
+makes a leaf of each thing it calls: child modules become `call_module` nodes, module-level functions
+become calls of `leaves.call_global`.
+
+The forward runs on a *view* of the module: an instance of a throw-away subclass whose children,
+parameters and configuration are stand-ins that record. Nothing of torch or transformers is patched,
+so that tracing is safe beside other threads. What tracing cannot see is refused, never guessed:
+`isinstance` of a traced value, a look inside `**kwargs`, an attribute that the forward sets.
+
+One trace follows one way through `is None` and `if self.training`; `capture` traces several ways.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import GraphAppendingTracer, TraceError
+
+from bishare_dsl.rewrite import leaves
+from bishare_dsl.rewrite.install import base_class
+
+# Hidden states are (batch, tokens, width) in every decoder; `leaves.expect_rank` checks at run time.
+HIDDEN_RANK = 3
+IMPLEMENTATION = "_attn_implementation"
+# An attribute of the configuration, and the name that reads it from inside the forward.
+_IMPLEMENTATION_PATH = f"config.{IMPLEMENTATION}"
+_TAKES_OPAQUE_KWARGS = {leaves.call_global, leaves.call_child, leaves.attend}
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
+_LITERALS = (bool, int, float, str, types.NoneType)
+# What torch answers from its state at the time of tracing; an answer must not be frozen in a graph.
+_STATEFUL = {
+    "compiler", "get_autocast_dtype", "get_default_dtype", "is_autocast_enabled",
+    "is_grad_enabled", "is_inference_mode_enabled", "jit", "_dynamo", "cuda", "distributed",
+}  # fmt: skip
+
+
+class UntraceableRegion(Exception):
+    """A parent module's forward cannot be turned into a graph; `reason` says why, in a clause."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way through a forward: what its branches see while it is traced.
+
+    Attributes:
+        training: what `self.training` says.
+        absent: the arguments that are None.
+        implementation: what `self.config._attn_implementation` says.
+        floats: whether float attributes (`scaling`) are read at run time; if not, they are constants.
+    """
+
+    training: bool = False
+    absent: frozenset[str] = frozenset()
+    implementation: str = "sdpa"
+    floats: bool = True
+
+
+@dataclass
+class Trace:
+    """A graph with what the forward looked at on the way."""
+
+    graph: fx.Graph
+    reads_rank: bool = False
+    reads_implementation: bool = False
+    placeholders: dict[str, fx.Node] = field(default_factory=dict)
+
+
+def forward_function(module: nn.Module) -> types.FunctionType:
+    """The innermost function of the forward of `module`'s own class, under its decorators."""
+    function = inspect.unwrap(base_class(type(module)).forward)
+    if not isinstance(function, types.FunctionType):
+        raise UntraceableRegion("its forward is not a Python function")
+    return function
+
+
+def trace_region(module: nn.Module, way: Way) -> Trace:
+    """The forward of `module`, one way through it.
+
+    Raises:
+        TraceError, or whatever the forward raises when it meets a traced value it cannot use.
+    """
+    return RegionTracer(module, way).trace()
+
+
+class RegionProxy(fx.Proxy):
+    """A traced value. The shape of hidden states is a tuple, since their rank is known."""
+
+    tracer: RegionTracer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shape" and self.node is self.tracer.hidden:
+            self.tracer.result.reads_rank = True
+            return tuple(self.size(axis) for axis in range(HIDDEN_RANK))
+        return super().__getattr__(name)
+
+
+class KwargsProxy(fx.Proxy):
+    """A forward's `**kwargs`: it can be handed on, whole, and not looked into."""
+
+    def keys(self) -> Any:
+        return [leaves.OPAQUE_KWARGS]
+
+    def __getitem__(self, key: str) -> KwargsProxy:
+        if key != leaves.OPAQUE_KWARGS:
+            _refuse("it looks inside **kwargs")
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse("it looks inside **kwargs")
+
+    def __contains__(self, key: object) -> bool:
+        _refuse("it looks inside **kwargs")
+
+    def __iter__(self) -> Iterator[Any]:
+        _refuse("it looks inside **kwargs")
+
+
+class ChildView:
+    """A child module: a call is a node, its tensors are nodes, and the rest is as it is."""
+
+    def __init__(self, tracer: RegionTracer, path: str, module: nn.Module) -> None:
+        self._tracer, self._path, self._module = tracer, path, module
+
+    @property
+    def __class__(self) -> type:  # so that isinstance(self.q_proj, nn.Linear) says yes
+        return type(self._module)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        _refuse("it changes the class of a child module")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "training":
+            return self._tracer.way.training
+        value, path = getattr(self._module, name), f"{self._path}.{name}"
+        if isinstance(value, nn.Module):
+            return ChildView(self._tracer, path, value)
+        if isinstance(value, torch.Tensor):
+            return self._tracer.attribute(path)
+        if callable(value):
+            _refuse(f"it calls {path}, a method of a child module")
+        return value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if leaves.OPAQUE_KWARGS in kwargs:
+            return self._tracer.create_proxy(
+                "call_function", leaves.call_child, (self, *args), kwargs
+            )
+        return self._tracer.create_proxy("call_module", self._path, args, kwargs)
+
+
+class ConfigView:
+    """A configuration, with the attention implementation that this trace supposes."""
+
+    def __init__(self, tracer: RegionTracer, config: Any) -> None:
+        self._tracer, self._config = tracer, config
+
+    @property
+    def __class__(self) -> type:
+        return type(self._config)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        _refuse("it changes the class of the configuration")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == IMPLEMENTATION:
+            self._tracer.result.reads_implementation = True
+            return Implementation(self._tracer.way.implementation)
+        return getattr(self._config, name)
+
+
+class Implementation(str):
+    """The name of an attention implementation, which a graph reads from the configuration."""
+
+    __slots__ = ()
+
+
+class AttentionFunctions:
+    """Stands in for a modeling module's `ALL_ATTENTION_FUNCTIONS`."""
+
+    def __init__(self, tracer: RegionTracer, module_name: str) -> None:
+        self._tracer, self._module_name = tracer, module_name
+
+    def get_interface(self, implementation: object, default: Any = None) -> Callable[..., Any]:
+        if not isinstance(implementation, Implementation):
+            _refuse(f"its attention is not chosen by {_IMPLEMENTATION_PATH}")
+        eager = getattr(default, "__name__", "eager_attention_forward")
+        return functools.partial(self._tracer.attend, self._module_name, eager)
+
+    get = get_interface
+    __getitem__ = get_interface
+
+
+class TorchView:
+    """`torch`, less what depends on the state of the process while it is traced."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _STATEFUL:
+            _refuse(f"it asks torch.{name}")
+        return getattr(torch, name)
+
+
+class RegionTracer(GraphAppendingTracer):
+    """Traces one forward, once. Every value it meets is a node of `result.graph`."""
+
+    def __init__(self, module: nn.Module, way: Way) -> None:
+        super().__init__(fx.Graph())
+        self.module, self.way = module, way
+        self.base = base_class(type(module))
+        self.result = Trace(self.graph)
+        self.hidden: fx.Node | None = None
+        self._globals: dict[int, dict[str, Any]] = {}
+        self._view: nn.Module | None = None
+
+    def trace(self) -> Trace:
+        function = forward_function(self.module)
+        args, kwargs = self._placeholders(function)
+        view = self._view = self._make_view()
+        output = self._retarget(function)(view, *args, **kwargs)
+        self.graph.output(self.create_arg(output))
+        return self.result
+
+    # What fx asks of a tracer -------------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return RegionProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if a is self._view and a is not None:
+            # Not a `self` placeholder: the code fx writes would free it after its last use.
+            return self.create_node("get_attr", "bishare_self", (), {})
+        if type(a) is ChildView:
+            return self.create_node("get_attr", a._path, (), {})
+        if isinstance(a, Implementation):
+            return self.create_node("get_attr", _IMPLEMENTATION_PATH, (), {})
+        if isinstance(a, torch.Tensor):
+            raise TraceError("it makes a tensor of its own")
+        return super().create_arg(a)
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> fx.Node:
+        if leaves.OPAQUE_KWARGS in kwargs and target not in _TAKES_OPAQUE_KWARGS:
+            raise TraceError(f"it hands **kwargs to {target}")
+        return super().create_node(kind, target, args, kwargs, *more, **named)
+
+    # Stand-ins ----------------------------------------------------------------------------------
+
+    def attribute(self, path: str) -> Any:
+        """The value of `self.<path>` at run time."""
+        return self.create_proxy("get_attr", path, (), {})
+
+    def attend(self, module_name: str, eager: str, /, *args: Any, **kwargs: Any) -> Any:
+        head = (module_name, eager, Implementation())
+        return self.create_proxy("call_function", leaves.attend, (*head, *args), kwargs)
+
+    def _placeholders(self, function: types.FunctionType) -> tuple[list[Any], dict[str, Any]]:
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for parameter in list(inspect.signature(function).parameters.values())[1:]:
+            match parameter.kind:
+                case inspect.Parameter.VAR_KEYWORD:
+                    node = self.create_node("placeholder", f"**{parameter.name}", (), {})
+                    kwargs[leaves.OPAQUE_KWARGS] = KwargsProxy(node, self)
+                    continue
+                case inspect.Parameter.VAR_POSITIONAL:
+                    raise TraceError(f"its forward takes *{parameter.name}")
+                case inspect.Parameter.KEYWORD_ONLY:
+                    raise TraceError(f"its forward takes {parameter.name} by keyword only")
+            default = () if parameter.default is parameter.empty else (parameter.default,)
+            if default and not isinstance(parameter.default, _LITERALS):
+                raise TraceError(f"the default of {parameter.name} is not a literal")
+            node = self.create_node("placeholder", parameter.name, default, {})
+            self.result.placeholders[parameter.name] = node
+            self.hidden = self.hidden or node
+            args.append(None if parameter.name in self.way.absent else self.proxy(node))
+        return args, kwargs
+
+    def _make_view(self) -> nn.Module:
+        """What the forward sees as `self`."""
+        state = dict(self.module.__dict__)
+        # accelerate keeps its wrapper and the forward it wraps on the instance.
+        for name in ("forward", "_old_forward"):
+            state.pop(name, None)
+        state["training"] = self.way.training
+        state["_modules"] = {
+            name: child if child is None else ChildView(self, name, child)
+            for name, child in self.module._modules.items()
+        }
+        for kind in ("_parameters", "_buffers"):
+            state[kind] = {
+                name: tensor if tensor is None else self.attribute(name)
+                for name, tensor in state[kind].items()
+            }
+        if "config" in state:
+            state["config"] = ConfigView(self, state["config"])
+        for name, value in self.module.__dict__.items():
+            # `layer_idx` differs in every layer; a float (`scaling`, `attention_dropout`) is only
+            # ever data, and whoever changes one later expects the change to count; a function kept
+            # as an attribute (`self.act_fn`) is called, not traced.
+            is_index = name == "layer_idx" and value is not None
+            is_float = isinstance(value, float) and self.way.floats
+            if name in state and (is_index or is_float or isinstance(value, _FUNCTIONS)):
+                state[name] = self.attribute(name)
+        view: nn.Module = object.__new__(self._view_class())
+        object.__setattr__(view, "__dict__", state)
+        return view
+
+    def _view_class(self) -> type[nn.Module]:
+        """A subclass of the module's class whose methods see the stand-ins too, and set nothing."""
+
+        def refuse_to_set(_: object, name: str, *value: object) -> NoReturn:
+            _refuse(f"it sets self.{name}")
+
+        members: dict[str, Any] = {"__setattr__": refuse_to_set, "__delattr__": refuse_to_set}
+        for cls in reversed(self.base.__mro__[: self.base.__mro__.index(nn.Module)]):
+            for name, member in vars(cls).items():
+                if isinstance(member, types.FunctionType) and not name.startswith("__"):
+                    members[name] = self._method(name, member)
+        return type(self.base.__name__, (self.base,), members)
+
+    def _method(self, name: str, function: types.FunctionType) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if hasattr(function, "__wrapped__"):
+                _refuse(f"it calls self.{name}, which is decorated")
+            return self._retarget(function)(*args, **kwargs)
+
+        return call
+
+    def _retarget(self, function: types.FunctionType) -> Callable[..., Any]:
+        """`function`, with stand-ins for its globals and for what is inside its `**kwargs`."""
+        code = function.__code__
+        if "__class__" in code.co_freevars:
+            raise TraceError("it calls super()")
+        takes_kwargs = bool(code.co_flags & inspect.CO_VARKEYWORDS)
+        if takes_kwargs:
+            if code.co_flags & inspect.CO_VARARGS:
+                raise TraceError(f"{function.__name__} takes *args and **kwargs")
+            # Python builds a plain dict for `**kwargs`, which would answer `.get(...)` with a lie.
+            # As a keyword-only argument in the same slot it can be a KwargsProxy.
+            code = code.replace(
+                co_flags=code.co_flags & ~inspect.CO_VARKEYWORDS,
+                co_kwonlyargcount=code.co_kwonlyargcount + 1,
+            )
+        copy = types.FunctionType(
+            code,
+            self._stand_in_globals(function),
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        copy.__kwdefaults__ = function.__kwdefaults__
+        if not takes_kwargs:
+            return copy
+        slot = code.co_varnames[code.co_argcount + code.co_kwonlyargcount - 1]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            opaque = kwargs.pop(leaves.OPAQUE_KWARGS, {})
+            return copy(*args, **kwargs, **{slot: opaque})
+
+        return call
+
+    def _stand_in_globals(self, function: types.FunctionType) -> dict[str, Any]:
+        real = function.__globals__
+        if id(real) in self._globals:
+            return self._globals[id(real)]
+        module_name = real["__name__"]
+        stand_ins = self._globals[id(real)] = dict(real)
+        for name, value in real.items():
+            if isinstance(value, types.FunctionType):
+                stand_ins[name] = self._leaf(module_name, name, value)
+            elif value is torch:
+                stand_ins[name] = TorchView()
+        for name in ("isinstance", "hasattr", "type", "id", "callable"):
+            stand_ins.setdefault(name, _refuse_proxies(name))
+        if "ALL_ATTENTION_FUNCTIONS" in real:
+            stand_ins["ALL_ATTENTION_FUNCTIONS"] = AttentionFunctions(self, module_name)
+            # transformers 5.0 names the eager attention itself; later versions leave it to the table.
+            eager = functools.partial(self.attend, module_name, "eager_attention_forward")
+            functools.update_wrapper(eager, real["eager_attention_forward"])
+            stand_ins["eager_attention_forward"] = eager
+        return stand_ins
+
+    def _leaf(self, module_name: str, name: str, function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.create_proxy(
+                "call_function", leaves.call_global, (module_name, name, *args), kwargs
+            )
+
+        call.__name__ = name
+        return call
+
+
+def _refuse_proxies(name: str) -> Callable[..., Any]:
+    """The builtin `name`, which would answer for the stand-in and not for the value."""
+    builtin = getattr(builtins, name)
+
+    def call(*args: Any) -> Any:
+        if any(isinstance(arg, fx.Proxy) for arg in args):
+            _refuse(f"it asks {name}() of a value")
+        return builtin(*args)
+
+    return call
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise TraceError(reason)
