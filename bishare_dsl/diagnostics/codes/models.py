@@ -34,7 +34,7 @@ NOT_A_MODEL = Code(
     "A model is a folder with a `config.json` (and, where its weights are needed, with safetensors "
     "files), the `config.json` itself, or a `.gguf` file. An adapter is none of these: name the model "
     "that it was made for.",
-    bad=_PLAN + "specs",
+    bad=_PLAN + ".",
     good=_PLAN + "llama-7b",
     shell=True,
 )

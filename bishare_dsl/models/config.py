@@ -1,0 +1,123 @@
+"""Reading a model's config: from a preset, a folder, a JSON file, a GGUF file or the Hub."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bishare_dsl.diagnostics import ModelError, nearest
+from bishare_dsl.diagnostics.codes.models import (
+    BAD_SIZES,
+    BROKEN_CONFIG,
+    GGUF_BROKEN,
+    GGUF_MISSING,
+    UNKNOWN_FAMILY,
+)
+from bishare_dsl.models.hub import cached_folder, require_hub
+from bishare_dsl.models.inspect import one_line
+from bishare_dsl.models.presets import PRESETS, config_of
+from bishare_dsl.models.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def read_config(source: Source) -> PreTrainedConfig:
+    """The transformers config of a model; no weights are read.
+
+    ``name_or_path`` of the config says where the model comes from, as it does after ``from_pretrained``.
+
+    Raises:
+        ModelError: it cannot be had or read (BS504 to BS511).
+    """
+    from transformers import AutoConfig
+
+    config: PreTrainedConfig
+    place = source.place
+    match source.kind:
+        case "preset":
+            config = AutoConfig.for_model(**config_of(place))
+            config.name_or_path = PRESETS[place].model_id
+            return config
+        case "gguf":
+            return _gguf_config(Path(place))
+        case "hub":
+            # Shapes do not change between revisions, so a cached config is as good as a fresh one.
+            if folder := cached_folder(place):
+                place = str(folder)
+            else:
+                require_hub(place)
+        case "folder":
+            _check_json(Path(place) / "config.json")
+        case "config":
+            _check_json(Path(place))
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # a family's own checks raise what they like
+        raise ModelError(BAD_SIZES(name=source.place, reason=one_line(error))) from error
+    config.name_or_path = source.place
+    return config
+
+
+def require_gguf(path: Path) -> None:
+    """Return if ``path`` begins like a GGUF file and can be read here.
+
+    Raises:
+        ModelError: the package that reads it is missing (BS510), or it is no such file (BS511).
+    """
+    if find_spec("gguf") is None:
+        raise ModelError(GGUF_MISSING(path=path, help="run `pip install 'bishare[gguf]'`"))
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(GGUF_BROKEN(path=path, reason=error.strerror)) from error
+    if magic != b"GGUF":
+        raise ModelError(GGUF_BROKEN(path=path, reason="it does not begin with the bytes GGUF"))
+
+
+def _gguf_config(path: Path) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    require_gguf(path)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the reader walks raw bytes, and a damaged file can raise anything
+        raise ModelError(GGUF_BROKEN(path=path, reason=one_line(error))) from error
+    config.name_or_path = str(path)
+    return config
+
+
+def _check_json(path: Path) -> None:
+    """Return if ``path`` is a JSON object whose ``model_type`` the installed transformers knows."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        fields = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ModelError(BROKEN_CONFIG(path=path, reason=reason)) from error
+    except UnicodeDecodeError as error:
+        raise ModelError(BROKEN_CONFIG(path=path, reason="it is not UTF-8")) from error
+    except RecursionError as error:
+        raise ModelError(BROKEN_CONFIG(path=path, reason="it is nested too deep")) from error
+    except OSError as error:
+        raise ModelError(BROKEN_CONFIG(path=path, reason=error.strerror)) from error
+    if not isinstance(fields, dict):
+        raise ModelError(BROKEN_CONFIG(path=path, reason="it is not a JSON object"))
+    family = fields.get("model_type")
+    if not isinstance(family, str):
+        reason = "has no model_type"
+        raise ModelError(
+            UNKNOWN_FAMILY(path=path, reason=reason, help='add it, as in "model_type": "llama"')
+        )
+    if family not in CONFIG_MAPPING:
+        help = nearest(family, CONFIG_MAPPING.keys())
+        if "auto_map" in fields:
+            help = "it comes with code of its own, and bishare never runs such code"
+        reason = f"has the model_type `{family}`, which the installed transformers does not know"
+        raise ModelError(UNKNOWN_FAMILY(path=path, reason=reason, help=help))

@@ -1,0 +1,133 @@
+"""A model's sites, found by looking at its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
+from bishare_dsl.models.site import Architecture, Site
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ADAPTER = "bishare"
+"""The name under which an adapter's own modules hang in a model; what is below it is not the base's."""
+
+
+def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
+    """The architecture of a model: real, on the meta device, quantised, or adapted by bishare.
+
+    A site is a linear-like module (``nn.Linear`` and its subclasses, GPT-2's ``Conv1D``, a quantised
+    linear) that is inside a block, which is to say below a number in its module path. A quantised
+    weight counts as the ``d_in * d_out`` parameters that it stands for.
+
+    Args:
+        model: any module; ``model.config`` tells the family and the name where there is one.
+        name: what to call it; its id on the Hub by default, or else the name of its family.
+
+    Raises:
+        ModelError: no block has a linear layer (BS514).
+    """
+    config = getattr(model, "config", None)
+    family = getattr(config, "model_type", None) or type(model).__name__
+    model_id = _hub_id(getattr(config, "name_or_path", ""))
+    name = name or model_id or family
+    sites: list[Site] = []
+    counted: set[int] = set()
+    parameters = 0
+    inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
+    for path, module in _base_modules(model):
+        if inside is not None and path.startswith(inside):
+            continue
+        widths = linear_widths(module)
+        if widths is not None:
+            inside = f"{path}."
+            if site := Site.at(path, *widths):
+                sites.append(site)
+            weight = module._parameters.get("weight")
+            key = id(module if weight is None else weight)
+            if key not in counted:
+                counted.add(key)
+                parameters += widths[0] * widths[1]
+            # A quantised linear's other tensors (scales, zero points) encode its weight.
+            owned = [module._parameters.get("bias")]
+        else:
+            owned = list(module._parameters.values())
+        for parameter in owned:
+            if parameter is not None and id(parameter) not in counted:
+                counted.add(id(parameter))
+                parameters += parameter.numel()
+    if not sites:
+        raise ModelError(NO_SITES(name=name))
+    return Architecture(
+        name=name,
+        family=family,
+        model_id=model_id,
+        layers=1 + max(site.layer for site in sites),
+        parameters=parameters,
+        sites=tuple(sites),
+    )
+
+
+def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Architecture:
+    """The architecture that a config describes; no weights are made.
+
+    Raises:
+        ModelError: as `model_on_meta` and `inspect_model` do.
+    """
+    return inspect_model(model_on_meta(config, name), name)
+
+
+def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrainedModel:
+    """The causal language model that a config describes, on the meta device: shapes without weights.
+
+    Raises:
+        ModelError: not a causal language model (BS508), or no model at all (BS509).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = name or config.name_or_path or config.model_type
+    try:
+        causal = type(config) in AutoModelForCausalLM._model_mapping
+        if causal:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a family's own code raises on a config it cannot build
+        raise ModelError(BAD_SIZES(name=name, reason=one_line(error))) from error
+    raise ModelError(NOT_CAUSAL(name=name, family=config.model_type))
+
+
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """``(d_in, d_out)`` of a linear-like module, or None for any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (d_in, d_out) if isinstance(d_in, int) and isinstance(d_out, int) else None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's own words, short enough to stand inside a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        if ADAPTER not in path.split("."):
+            yield path, module
+
+
+def _hub_id(name_or_path: str) -> str | None:
+    from pathlib import Path
+
+    owner, slash, repository = name_or_path.partition("/")
+    is_id = (
+        bool(owner and slash and repository) and "/" not in repository and " " not in name_or_path
+    )
+    return name_or_path if is_id and not Path(name_or_path).exists() else None

@@ -1,0 +1,155 @@
+"""From the word after ``--model`` to shapes, to a model without weights, or to a model with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics.codes.models import (
+    BROKEN_WEIGHTS,
+    GGUF_BROKEN,
+    NO_WEIGHTS,
+    NOT_CAUSAL,
+)
+from bishare_dsl.models.presets import PRESETS, preset
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.models.source import Source, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PRESET_OF = {known.model_id: name for name, known in PRESETS.items()}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def architecture_of(name: str) -> Architecture:
+    """The shapes of a model, by the least work that tells them.
+
+    A preset, and a Hub id that is one's, needs neither torch nor the network; anything else has its
+    config read, never its weights.
+
+    Args:
+        name: a preset, a checkpoint folder, a ``config.json``, a ``.gguf`` file or a Hub id.
+
+    Raises:
+        ModelError: it cannot be found, read or understood (BS501 to BS511, BS514).
+    """
+    source = resolve(name)
+    if source.kind == "preset":
+        return preset(source.place)
+    if source.place in _PRESET_OF:
+        return preset(_PRESET_OF[source.place]).model_copy(update={"name": source.place})
+
+    from bishare_dsl.models.config import read_config
+    from bishare_dsl.models.inspect import inspect_config
+
+    return inspect_config(read_config(source), source.name)
+
+
+def meta_model(name: str) -> PreTrainedModel:
+    """The model that ``name`` means, on the meta device: its modules and shapes, without weights.
+
+    Raises:
+        ModelError: as `architecture_of` does.
+    """
+    from bishare_dsl.models.config import read_config
+    from bishare_dsl.models.inspect import model_on_meta
+
+    source = resolve(name)
+    return model_on_meta(read_config(source), source.name)
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype | str | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A model with its weights, in eval mode, and its tokenizer where it has one.
+
+    A ``.gguf`` file is unpacked into a plain dense model, which can be merged, trained and saved.
+
+    Args:
+        name: a checkpoint folder, a ``.gguf`` file or a Hub id.
+        dtype: of the parameters; by default what the checkpoint says.
+        device: as ``from_pretrained`` takes its ``device_map`` (``"cuda"``, ``"auto"``); by default the CPU.
+
+    Raises:
+        ModelError: as `architecture_of` does; it has no weights (BS512), or they do not load (BS513).
+    """
+    source = resolve(name)
+    if source.kind in ("preset", "config"):
+        raise ModelError(NO_WEIGHTS(name=name, help=_where_weights_are(source)))
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bishare_dsl.models.config import read_config
+    from bishare_dsl.models.inspect import one_line
+
+    config = read_config(source)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(NOT_CAUSAL(name=source.name, family=config.model_type))
+    place, extra = _arguments(source)
+    loading: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device}
+    if source.kind == "gguf":
+        loading |= {"config": config, **_unpacked()}  # reading the config again would take seconds
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, output_loading_info=True, **loading, **extra
+        )
+    except Exception as error:  # bytes from outside: the readers raise what they like
+        reason = one_line(error)
+        if source.kind == "gguf":
+            raise ModelError(GGUF_BROKEN(path=source.place, reason=reason)) from error
+        raise ModelError(BROKEN_WEIGHTS(name=source.place, reason=reason)) from error
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        reason = f"`{missing[0]}`{more} is not in the checkpoint"
+        raise ModelError(BROKEN_WEIGHTS(name=source.place, reason=reason))
+    model.config.name_or_path = source.place
+    # From a folder without a tokenizer AutoTokenizer can make an empty one up, by the model's family.
+    folder = Path(place)
+    local = source.kind != "gguf" and folder.is_dir()
+    if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return model, None
+    try:
+        return model, AutoTokenizer.from_pretrained(place, **extra)
+    except Exception:  # noqa: BLE001 - a model without a usable tokenizer is still a model
+        return model, None
+
+
+def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` takes for a source: the name, and keywords."""
+    keywords: dict[str, Any] = {"trust_remote_code": False}
+    if source.kind == "gguf":
+        path = Path(source.place)
+        return str(path.parent), {**keywords, "gguf_file": path.name}
+    if source.kind == "hub":
+        from bishare_dsl.models.hub import cached_folder, require_hub
+
+        try:
+            require_hub(source.place)
+        except ModelError:
+            # The folder itself, and not the id with `local_files_only`: transformers 5.24 looks for an
+            # adapter_config.json all the same, for 23 seconds.
+            if (folder := cached_folder(source.place)) is None:
+                raise
+            return str(folder), keywords
+    return source.place, keywords
+
+
+def _unpacked() -> dict[str, Any]:
+    """Keywords that make transformers unpack a GGUF file; before 5.24 it did nothing else."""
+    import transformers
+
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    return {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
+
+
+def _where_weights_are(source: Source) -> str:
+    if source.kind == "preset":
+        return (
+            "give a checkpoint folder, a .gguf file or a Hub id: the weights of this preset are "
+            f"`{PRESETS[source.place].model_id}` on the Hub"
+        )
+    return "give the folder that has the weights beside this config.json, a .gguf file or a Hub id"

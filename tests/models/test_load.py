@@ -1,0 +1,375 @@
+"""`--model`: what every form of it means, and what is said when it means nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bishare_dsl.diagnostics import ModelError, Problem
+from bishare_dsl.models import (
+    architecture_of,
+    inspect_model,
+    load_model,
+    meta_model,
+    preset,
+    resolve,
+)
+from bishare_dsl.testing.models import tiny_model
+
+
+def refused(code: str, function, *arguments) -> Problem:
+    with pytest.raises(ModelError) as caught:
+        function(*arguments)
+    (problem,) = caught.value.problems
+    assert problem.code == code, problem
+    assert str(caught.value)
+    return problem
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "tiny-llama"
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "tiny-llama"))
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """The Hub as it is behind a cable that is cut; a second request would be a retry."""
+    import huggingface_hub
+
+    asked = []
+
+    def cut(url, **_):
+        asked.append(url)
+        assert len(asked) == 1, "asked twice"
+        raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", cut)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+# What a name means.
+
+
+def test_a_preset_wins_over_a_folder_of_its_name(saved: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "llama-7b")
+    assert resolve("llama-7b").kind == "preset"
+    assert resolve("./llama-7b").kind == "folder"
+
+
+def test_the_short_names(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.GGUF").write_bytes(b"GGUF")
+    assert resolve(str(saved)).name == "tiny-llama"
+    assert resolve(str(saved / "config.json")).name == "tiny-llama"
+    assert resolve(str(tmp_path / "some.GGUF")).name == "some"
+    assert resolve("owner/Model-1.5B").name == "owner/Model-1.5B"
+    assert resolve("llama-1-7b").name == "llama-7b"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("lama-7b", "BS501", "did you mean `llama-7b`"),
+        ("Qwen2.5-7B", "BS501", "did you mean `qwen2.5-7b`"),
+        ("", "BS501", "a checkpoint folder"),
+        ("gpt2", "BS501", "owner/name"),
+        ("a/b/c", "BS501", "owner/name"),
+        ("sp ace/name", "BS501", "owner/name"),
+        ("nul\0name", "BS501", "owner/name"),
+        ("x" * 5000, "BS501", "owner/name"),
+        ("~no-such-user-at-all/x", "BS501", "owner/name"),
+        ("./nowhere", "BS502", "a .gguf file"),
+        ("/nowhere/at/all", "BS502", "a .gguf file"),
+        ("owner/model.gguf", "BS502", "a .gguf file"),
+        ("nowhere/config.json", "BS502", "a .gguf file"),
+    ],
+)
+def test_names_that_mean_nothing(name: str, code: str, said: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in (refused(code, architecture_of, name).help or "")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "a checkpoint folder"),
+        (["bishare_config.json"], "the adapter was made for"),
+        (["adapter_config.json"], "the adapter was made for"),
+        (["model.gguf"], "model.gguf`"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint(files: list[str], said: str, tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    assert said in (refused("BS503", architecture_of, str(tmp_path)).help or "")
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused("BS503", architecture_of, str(tmp_path / "model.safetensors"))
+
+
+# Shapes.
+
+
+def test_a_folder_and_its_config_give_the_models_shapes(saved: Path, folder: Path) -> None:
+    expected = inspect_model(tiny_model("llama"), "tiny-llama")
+    (folder / "model.safetensors").unlink()
+    assert architecture_of(str(folder)) == expected
+    assert architecture_of(str(folder / "config.json")) == expected
+
+
+def test_a_meta_model_has_shapes_and_no_weights(saved: Path) -> None:
+    for name in (str(saved), str(saved / "config.json"), "smollm2-135m"):
+        model = meta_model(name)
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        assert inspect_model(model, "x") == architecture_of(name).model_copy(update={"name": "x"})
+    assert inspect_model(meta_model("llama-7b")).model_id == preset("llama-7b").model_id
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (b"", "BS506", "line 1, column 1"),
+        (b'{\n  "model_type": llama\n}', "BS506", "line 2, column 17"),
+        (b"\xff\xfe\x00", "BS506", "UTF-8"),
+        (b"[]", "BS506", "not a JSON object"),
+        (b"[" * 100_000, "BS506", "nested too deep"),
+        (b"{}", "BS507", "no model_type"),
+        (b'{"model_type": 7}', "BS507", "no model_type"),
+        (b'{"model_type": "lama"}', "BS507", "`llama`"),
+        (b'{"model_type": "mine", "auto_map": {"AutoConfig": "x.Y"}}', "BS507", "never runs"),
+        (b'{"model_type": "t5"}', "BS508", "t5"),
+        (b'{"model_type": "llama", "hidden_size": "wide"}', "BS509", "hidden_size"),
+        (b'{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "BS509", "heads"),
+        (b'{"model_type": "llama", "num_hidden_layers": 0}', "BS514", "no linear"),
+    ],
+)
+def test_configs_that_are_broken(text: bytes, code: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    for name in (tmp_path, tmp_path / "config.json"):
+        problem = refused(code, architecture_of, str(name))
+        assert said in f"{problem.message} {problem.help}"
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    fields = {"model_type": "llama", "auto_map": {"AutoConfig": "evil.Evil"}, "vocab_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "num_hidden_layers": 1}))
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: model_type = 'llama'\n"
+    )
+    assert architecture_of(str(tmp_path)).family == "llama"
+    assert not (tmp_path / "ran").exists()
+
+
+# Weights.
+
+
+def test_loading_gives_the_saved_weights(saved: Path) -> None:
+    model, tokenizer = load_model(str(saved))
+    assert tokenizer is None
+    assert not model.training
+    for name, tensor in tiny_model("llama").state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert load_model(str(saved), dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_model(str(saved), dtype="float16", device="cpu")[0].dtype == torch.float16
+
+
+def test_the_tokenizer_comes_along(folder: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    _, tokenizer = load_model(str(folder))
+    assert tokenizer is not None
+    assert tokenizer("yes")["input_ids"] == [1]
+
+
+def test_a_tokenizer_that_does_not_load_is_no_reason_to_refuse_the_model(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    assert load_model(str(folder))[1] is None
+
+
+def test_shapes_alone_cannot_be_loaded(saved: Path) -> None:
+    help = refused("BS512", load_model, "llama-7b").help or ""
+    assert "baffo32/decapoda-research-llama-7B-hf" in help
+    refused("BS512", load_model, str(saved / "config.json"))
+
+
+def test_weights_that_are_missing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    refused("BS513", load_model, str(folder))
+
+
+def test_weights_that_are_cut_short(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused("BS513", load_model, str(folder))
+
+
+def test_one_tensor_missing_is_not_drawn_at_random(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "layers.1.mlp.up_proj" in refused("BS513", load_model, str(folder)).message
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    refused("BS513", load_model, str(folder))
+
+
+def test_a_model_of_another_task_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    refused("BS508", load_model, str(tmp_path))
+
+
+# GGUF.
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory) -> Path:
+    """A Llama of one block in float32, as llama.cpp's converter writes it, without a tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("a tiny one")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(64)
+    shapes = {
+        "token_embd": (64, 32),
+        "output_norm": (32,),
+        "blk.0.attn_norm": (32,),
+        "blk.0.ffn_norm": (32,),
+        "blk.0.attn_q": (32, 32),
+        "blk.0.attn_k": (16, 32),
+        "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32),
+        "blk.0.ffn_gate": (48, 32),
+        "blk.0.ffn_up": (48, 32),
+        "blk.0.ffn_down": (32, 48),
+    }
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", torch.randn(shape, generator=generator).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_gives_a_plain_model_that_can_be_saved(gguf_file: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(gguf_file))
+    assert tokenizer is None
+    up = model.model.layers[0].mlp.up_proj
+    assert type(up) is torch.nn.Linear
+    assert up.weight.dtype == torch.float32
+    assert up.weight.std() > 0.5
+    found = architecture_of(str(gguf_file))
+    assert found == inspect_model(model, "tiny")
+    assert (found.layers, len(found.sites), found.model_id) == (1, 7, None)
+    assert meta_model(str(gguf_file)).device.type == "meta"
+    model.save_pretrained(tmp_path / "dense")
+    again, _ = load_model(str(tmp_path / "dense"))
+    assert torch.equal(again.model.layers[0].mlp.up_proj.weight, up.weight)
+
+
+def test_gguf_files_that_are_damaged(gguf_file: Path, tmp_path: Path) -> None:
+    whole = gguf_file.read_bytes()
+    for length in (0, 3, 4, 30, 300, len(whole) // 2, len(whole) - 4000):
+        damaged = tmp_path / f"{length}.gguf"
+        damaged.write_bytes(whole[:length])
+        refused("BS511", load_model, str(damaged))
+    (tmp_path / "html.gguf").write_text("<html>")
+    assert "GGUF" in refused("BS511", architecture_of, str(tmp_path / "html.gguf")).message
+
+
+def test_gguf_without_its_package(gguf_file: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bishare_dsl.models.config.find_spec", lambda name: None)
+    assert "bishare[gguf]" in (refused("BS510", architecture_of, str(gguf_file)).help or "")
+
+
+# The Hub.
+
+
+@pytest.fixture
+def cached(saved: Path, tmp_path: Path, monkeypatch) -> str:
+    """A Hugging Face cache that holds the model `owner/tiny`."""
+    repository = tmp_path / "hub" / "models--owner--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(saved, repository / "snapshots" / ("a" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "owner/tiny"
+
+
+def test_an_unreachable_hub_is_asked_once_and_says_what_works(no_network) -> None:
+    problem = refused("BS504", architecture_of, "owner/never-heard-of")
+    assert "Name or service not known" in problem.message
+    for way in ("preset", "checkpoint folder", "config.json", ".gguf", "cache"):
+        assert way in (problem.help or "")
+
+
+@pytest.mark.parametrize("function", [architecture_of, meta_model, load_model])
+def test_offline_mode_asks_nothing(function, monkeypatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(
+        huggingface_hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked")
+    )
+    assert "HF_HUB_OFFLINE" in refused("BS504", function, "owner/never-heard-of").message
+
+
+def test_a_cached_model_works_without_the_hub(cached: str, no_network) -> None:
+    found = architecture_of(cached)
+    assert found.name == found.model_id == cached
+    model, tokenizer = load_model(cached)
+    assert inspect_model(model) == found
+    assert tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("GatedRepoError", "accept its licence"),
+        ("RepositoryNotFoundError", "hf auth login"),
+        ("RemoteEntryNotFoundError", ".gguf"),
+    ],
+)
+def test_a_hub_that_says_no(error: str, said: str, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    kind = getattr(errors, error)
+    instance = kind.__new__(kind)  # a real one needs the response of a real server
+
+    def refuse(*_, **__):
+        raise instance
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert said in (refused("BS505", architecture_of, "owner/some-model").help or "")

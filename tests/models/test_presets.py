@@ -1,0 +1,90 @@
+"""Presets against transformers: the arithmetic must give what a model on the meta device has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.models import ALIASES, PRESETS, architecture_of, config_of, inspect_config, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_model_that_its_config_builds(name: str) -> None:
+    built = inspect_config(AutoConfig.for_model(**config_of(name)))
+    assert preset(name).sites == built.sites
+    assert preset(name).parameters == built.parameters
+    assert preset(name).layers == built.layers
+    assert preset(name).family == built.family
+
+
+# As the models' own cards and papers count them; independent of our reading of their configs.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama-7b", 6_738_415_616),
+        ("llama-1-13b", 13_015_864_320),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("llama-3.1-405b", 405_853_388_800),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_published_parameter_counts(name: str, parameters: int) -> None:
+    assert preset(name).parameters == parameters
+
+
+def test_every_linear_of_a_block_is_a_site_in_the_models_order() -> None:
+    llama = preset("llama-3-8b")
+    assert llama.kinds == (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    key = llama.sites[1]
+    assert (key.path, key.layer, key.parent) == ("model.layers.0.self_attn.k_proj", 0, "self_attn")
+    assert (key.d_in, key.d_out) == (4096, 1024)
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_an_alias_is_the_preset_under_its_own_name(alias: str, name: str) -> None:
+    assert preset(alias) is not None
+    assert preset(alias) == preset(name)
+    assert preset(alias).name == name
+    assert config_of(alias) == config_of(name)
+
+
+def test_a_config_can_be_edited_without_harm() -> None:
+    config_of("llama-3-8b")["rope_scaling"]["factor"] = 1.0
+    assert config_of("llama-3-8b")["rope_scaling"]["factor"] == 8.0
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ModelError) as caught:
+        preset("lama-7b")
+    (problem,) = caught.value.problems
+    assert problem.code == "BS501"
+    assert "`llama-7b`" in (problem.help or "")
+
+
+def test_the_hub_id_of_a_preset_needs_no_network() -> None:
+    known = architecture_of("meta-llama/Meta-Llama-3.1-8B")
+    assert known.sites == preset("llama-3-8b").sites
+    assert known.name == known.model_id == "meta-llama/Meta-Llama-3.1-8B"
+
+
+def test_presets_import_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    script = (
+        "import sys; from bishare_dsl.models import architecture_of; architecture_of('llama-3.1-405b');"
+        "assert not {'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
