@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -110,6 +111,12 @@ class _Builder:
     pools: list[Pool] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        paths = [site.path for site in self.sites.architecture.sites]
+        short = Counter(map(short_path, paths))
+        # Two towers of one model may both have a `layers.0`.
+        self.short = {p: short_path(p) if short[short_path(p)] == 1 else p for p in paths}
+
     def share(self, index: int, target: Sequence[Site]) -> None:
         share, loc = self.spec.shares[index], ("shares", index)
         covered = list(target)
@@ -171,7 +178,7 @@ class _Builder:
         self, index: int, key: tuple[Value, ...], members: Sequence[Site], taken: set[str]
     ) -> str:
         share = self.spec.shares[index]
-        shown = tuple(short_path(v) if v == members[0].path else v for v in key)
+        shown = tuple(self.short[v] if v == members[0].path else v for v in key)
         name = ".".join(part for part in (share.name, key_name(share.per, shown)) if part)
         while name in taken:  # Two values that read alike once odd characters are gone.
             name += "_"
@@ -247,7 +254,7 @@ class _Builder:
         width = Width(site.d_in, site.d_out)
         tensors = {factor: f"{pool}.{factor}" for factor in ("A", "B")}
         for role, own in resolved.transform.own(rank, width).items():
-            tensors[role] = f"{share}.{short_path(site.path)}.{role}"
+            tensors[role] = f"{share}.{self.short[site.path]}.{role}"
             self.tensors.append(
                 Tensor(
                     name=tensors[role],
@@ -277,9 +284,9 @@ class _Builder:
         share = self.spec.shares[index]
         before = len(self.problems)
         ranks: dict[str, int] = {}
-        if isinstance(share.rank, RankMatch):
-            self.problems += self._idle_arms(index, share.rank, covered)
         try:
+            if isinstance(share.rank, RankMatch):
+                self.problems += self._idle_arms(index, share.rank, covered)
             for site in covered:
                 ranks[site.path] = self._rank(index, site)
         except EvaluationError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import Unresolved, params_of, refs, resolve
 from bishare_dsl.spec import ATTRIBUTES, Expression, RankMatch, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
@@ -44,6 +45,13 @@ def _names(spec: Spec) -> Iterator[Problem]:
         seen.add(name)
         if name in (*ATTRIBUTES, "model", "rank", "alpha"):
             yield codes.RESERVED(name=name, meaning="something of a share or of a site", loc=loc)
+    below = [let.name for let in spec.lets]
+    for i, let in enumerate(
+        spec.lets
+    ):  # A text has been read in order; a spec built in Python has not.
+        for place, ref in refs(let.selection, ("lets", i, "selection")):
+            if ref.ref in below[i:]:
+                yield USED_BEFORE(name=ref.ref, keyword="let", loc=place)
     shares: set[str] = set()
     for i, share in enumerate(spec.shares):
         if share.name in shares:

@@ -45,12 +45,20 @@ class Sites:
     def __init__(self, spec: Spec, architecture: Architecture):
         self.architecture = architecture
         self.params = params_of(spec)
-        lets = {let.name: let.selection for let in spec.lets}
+        self.lets = frozenset(let.name for let in spec.lets)
         self.scopes: Mapping[str, Scope] = {
-            site.path: Scope(self.params | attributes(site), lets, architecture.layers)
-            for site in architecture.sites
+            site.path: self._scope(spec, site) for site in architecture.sites
         }
-        self.lets = lets
+
+    def _scope(self, spec: Spec, site: Site) -> Scope:
+        lets: dict[str, bool] = {}
+        scope = Scope(self.params | attributes(site), lets, self.architecture.layers)
+        for let in spec.lets:  # In order: a let may name those above it.
+            try:
+                lets[let.name] = scope.selects(let.selection)
+            except EvaluationError:  # `selection_problems` finds it again, and says where.
+                lets[let.name] = False
+        return scope
 
     def select(self, sites: Sequence[Site], selection: Selection, loc: Loc = ()) -> list[Site]:
         """The sites that a selection selects, in their order."""
@@ -74,6 +82,8 @@ class Sites:
         """Names, patterns and layers in a predicate that match nothing in the whole model."""
         try:
             yield from self._predicate(part, loc)
+            for scope in self.scopes.values():  # So that no later evaluation can fail at one site.
+                scope.holds(part, loc)
         except EvaluationError as error:
             yield error.problem
 
@@ -138,12 +148,13 @@ class Sites:
             first, last = self.scopes[sites[0].path].bounds(item, subject, loc)
             if not 0 <= first <= last < self.architecture.layers:
                 yield self._no_such_layer("this range of layers", loc)
-            return
+                return
         scopes = [self.scopes[site.path] for site in sites]
         if any(s.includes(item, s.value(subject, loc), subject, loc) for s in scopes):
             return
         if self._is_layer(subject):
-            yield self._no_such_layer("this layer", loc)
+            what = "this range of layers" if isinstance(item, Range) else "this layer"
+            yield self._no_such_layer(what, loc)
             return
         known = {str(scope.value(subject, loc)) for scope in scopes}
         shown = "this range" if isinstance(item, Range) else f"`{scopes[0].value(item, loc)}`"

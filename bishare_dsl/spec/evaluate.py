@@ -60,11 +60,12 @@ class Scope:
     """What bare names mean at one place.
 
     A bare name is looked up in ``values`` (params, a site's attributes, ``rank``) and, where truth is
-    asked for, in ``selections`` (the lets); then it is a kind. ``layers`` resolves negative layers.
+    asked for, in ``lets`` (whether each let selects the site); then it is a kind. ``layers`` resolves
+    negative layers.
     """
 
     values: Mapping[str, Value]
-    selections: Mapping[str, Selection] = field(default_factory=dict)
+    lets: Mapping[str, bool] = field(default_factory=dict)
     layers: int = 0
 
     def value(self, expression: Expression, loc: Loc = ()) -> Value:
@@ -72,17 +73,17 @@ class Scope:
 
         Raises:
             EvaluationError: BS210, for arithmetic on words, a division by zero, a root of a
-                negative number, or a result that is no finite number.
+                negative number, a number that is not finite or beyond 2**53, where floats and
+                whole numbers part, or a pattern where there is no site.
         """
         match expression:
             case int() | float():
-                return expression
+                return _bounded(expression, loc)
             case Ref(ref=name):
                 if name in self.values:
-                    return self.values[name]
-                if name in self.selections:
-                    return self.holds(expression, loc)
-                return name
+                    value = self.values[name]
+                    return value if isinstance(value, str) else _bounded(value, loc)
+                return self.lets.get(name, name)
             case Binary(op=op, left=left, right=right):
                 return self._arithmetic(
                     op,
@@ -120,18 +121,19 @@ class Scope:
             result = _ARITHMETIC[op](left, right)
         except (ZeroDivisionError, OverflowError) as error:
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=str(error))) from error
-        if not math.isfinite(result) or abs(result) > 2**53:
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why="the result is out of range"))
-        return result
+        return _bounded(result, loc)
 
     def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
         """Whether a predicate is true; a bare name is a let, else the name of a kind."""
         match predicate:
             case Ref(ref=name):
-                if name in self.selections:
-                    return self.selects(self.selections[name])
+                if name in self.lets:
+                    return self.lets[name]
                 return self.values.get("kind") == name
             case Match(attribute=attribute, pattern=pattern):
+                if attribute not in self.values:
+                    why = f"`{attribute}` is of a module, and here is none"
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
                 return _glob(pattern).fullmatch(str(self.values[attribute])) is not None
             case And(all_of=parts):
                 return all(self.holds(part, (*loc, "all_of", i)) for i, part in enumerate(parts))
@@ -190,6 +192,12 @@ class Scope:
         if counts_layers and not isinstance(value, str) and value < 0:
             return value + self.layers
         return value
+
+
+def _bounded(number: float, loc: Loc) -> int | float:
+    if not abs(number) <= 2**53:  # Not a number is not smaller either.
+        raise EvaluationError(codes.NO_VALUE(loc=loc, why="a number is out of range"))
+    return number
 
 
 @lru_cache(maxsize=256)

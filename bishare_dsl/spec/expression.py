@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
 
 ATTRIBUTES = ("module", "path", "layer", "kind", "parent", "in", "out")
 """What every site has. ``module`` is its path under the name that reads well after ``per``."""
+
+
+Number = StrictInt | Annotated[StrictFloat, AllowInfNan(False)]
+"""A number that can be written down: neither infinite nor not-a-number."""
 
 
 class Node(BaseModel):
@@ -96,7 +100,7 @@ def _word(value: Any) -> Any:
 
 
 Expression = Annotated[
-    StrictInt | StrictFloat | Ref | Binary | Sqrt | Match | Member | Compare | And | Or | Not,
+    Number | Ref | Binary | Sqrt | Match | Member | Compare | And | Or | Not,
     BeforeValidator(_word),
 ]
 """Arithmetic and predicates alike: a predicate is a key too (``per layer in 0..15``)."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, StrictFloat, StrictInt
+from pydantic import BeforeValidator, ValidationError
 
-from bishare_dsl.diagnostics import SpecError, nearest
+from bishare_dsl.diagnostics import Problem, SpecError, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec.expression import Expression, Node, Range, Ref, Selection
+from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
 
 Initial = Literal["zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal"]
 """How a tensor starts; `bishare_dsl.plan.tensor` gives the distributions."""
@@ -19,7 +19,7 @@ class Param(Node):
     """``param r_local = 2``: a value that the command line or Python may replace."""
 
     name: str
-    value: StrictInt | StrictFloat | str
+    value: Number | str
 
 
 class Let(Node):
@@ -104,7 +104,7 @@ class Spec(Node):
         """The same spec with other values for its params.
 
         Raises:
-            SpecError: BS207 for a name that no param has.
+            SpecError: BS207 for a name that no param has, BS211 for what is no finite number nor word.
         """
         known = [param.name for param in self.params]
         if unknown := [name for name in values if name not in known]:
@@ -112,7 +112,22 @@ class Spec(Node):
                 codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=nearest(name, known))
                 for name in unknown
             )
-        params = (Param(name=p.name, value=values.get(p.name, p.value)) for p in self.params)
+        params: list[Param] = []
+        problems: list[Problem] = []
+        for i, param in enumerate(self.params):
+            value = values.get(param.name, param.value)
+            try:
+                params.append(Param(name=param.name, value=value))
+            except ValidationError:
+                problems.append(
+                    codes.BAD_NUMBER(
+                        what=f"param `{param.name}`",
+                        value=value,
+                        why="it is a finite number or a word",
+                        loc=("params", i, "value"),
+                    )
+                )
+        raise_errors(SpecError, problems)
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
