@@ -1,0 +1,299 @@
+"""The formatter: one layout for every text, with each word and each comment of the text kept.
+
+It lays out tokens, so it cannot change what a text says. A statement is cut into *units*, the smallest
+pieces that a line may consist of (a clause's first word, one item of a list). It is written on one line if
+it fits and no comment stands inside it, else a clause or an item a line. A comment inside a unit moves to
+the unit's end. Params, and shares with their clauses, are aligned where they stand together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from bishare_dsl.language.read import parse_syntax
+from bishare_dsl.language.syntax import Clause, Comment, Statement, Syntax, Token
+from bishare_dsl.language.vocabulary import CLAUSES, IN_EXPRESSIONS
+
+WIDTH = 100
+_INDENT = "    "
+_TIGHT_AFTER = {"(", ".."}
+_TIGHT_BEFORE = {")", ",", ";", ":", ".."}
+_OPEN, _CLOSE = {"(", "{"}, {")", "}"}
+_LISTS = {"target", "where", "per", "init", "let"}
+
+
+def format_text(text: str | bytes, name: str = "<text>") -> str:
+    """The text in its one layout: same spec, same comments, lines of at most 100 columns where possible.
+
+    Formatting what this returns changes nothing.
+
+    Raises:
+        SpecError: the text cannot be read; every problem, each with its place.
+    """
+    return layout(parse_syntax(text, name))
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    """Tokens that stand on one line; ``level`` says how far in, where the statement is broken."""
+
+    tokens: list[Token]
+    level: int
+    before: list[Comment] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return _joined(self.tokens)
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """A part that is written on one line, or a unit a line: a clause, or a whole statement but a share."""
+
+    keyword: str
+    units: list[_Unit]
+
+    @property
+    def flat(self) -> str:
+        return _joined([token for unit in self.units for token in unit.tokens])
+
+    @property
+    def commented(self) -> bool:
+        """Whether a comment stands inside, so that one line will not do."""
+        return _inside(self.units)
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """A statement as it will be written."""
+
+    kind: str
+    pieces: list[_Piece]
+    after_blank: bool
+    before: list[Comment]
+
+    @property
+    def one_line(self) -> bool:
+        units = [unit for piece in self.pieces for unit in piece.units]
+        return not _inside(units) and len(self.flat) <= WIDTH
+
+    @property
+    def flat(self) -> str:
+        return "  ".join(piece.flat for piece in self.pieces)
+
+    @property
+    def after(self) -> list[str]:
+        return self.pieces[-1].units[-1].after
+
+
+def layout(syntax: Syntax) -> str:
+    """A tree's tokens and comments as text."""
+    blocks = [_block(statement, syntax.tokens) for statement in syntax.statements]
+    lines: list[str] = []
+    for group in _groups(blocks):
+        aligned = _aligned(group)
+        for block in group:
+            changes = bool(lines) and block is group[0]
+            _comments(lines, block.before, gap=changes)
+            if block.after_blank if block.before else changes:
+                lines.append("")
+            lines += aligned.get(id(block)) or _broken(block)
+    end = syntax.tokens[-1]
+    _comments(lines, list(end.before), gap=False)
+    return "\n".join(lines).strip("\n") + "\n" if lines else ""
+
+
+def _comments(lines: list[str], comments: list[Comment], gap: bool) -> None:
+    for comment in comments:
+        if lines and (comment.after_blank or (gap and comment is comments[0])):
+            lines.append("")
+        lines.append(comment.text)
+
+
+def _groups(blocks: list[_Block]) -> Iterator[list[_Block]]:
+    """Statements of one kind with no empty line between them."""
+    group: list[_Block] = []
+    for block in blocks:
+        blank = block.after_blank or any(comment.after_blank for comment in block.before)
+        if group and (blank or block.kind != group[-1].kind):
+            yield group
+            group = []
+        group.append(block)
+    if group:
+        yield group
+
+
+def _block(statement: Statement | Clause, tokens: list[Token]) -> _Block:
+    inside = [token for token in tokens if statement.start <= token.start < statement.end]
+    kind = "default" if isinstance(statement, Clause) else statement.keyword.text
+    if isinstance(statement, Statement) and kind == "share":
+        starts = {clause.start for clause in statement.clauses}
+        parts: list[list[Token]] = [[]]
+        for token in inside:
+            if token.start in starts:
+                parts.append([])
+            parts[-1].append(token)
+    else:
+        parts = [inside]
+    pieces = [_piece(part, 1 if i else 0) for i, part in enumerate(parts)]
+    first = pieces[0].units[0]
+    before, first.before = first.before, []
+    return _Block(kind, pieces, inside[0].after_blank, before)
+
+
+def _piece(tokens: list[Token], level: int) -> _Piece:
+    keyword = tokens[0].text
+    units = [
+        _unit(part, level + inner) for part, inner in _cut(keyword, _without_last_commas(tokens))
+    ]
+    return _Piece(keyword, units)
+
+
+def _unit(tokens: list[Token], level: int) -> _Unit:
+    inner = [comment for token in tokens[1:] for comment in token.before]
+    ends = [token.after for token in tokens if token.after]
+    after = [comment.text for comment in sorted(inner + ends, key=lambda comment: comment.start)]
+    return _Unit(tokens, level, list(tokens[0].before), after)
+
+
+def _without_last_commas(tokens: list[Token]) -> list[Token]:
+    """The tokens less each comma or semicolon before a closing bracket; its comments go to the bracket."""
+    kept: list[Token] = []
+    for token in tokens:
+        if token.text in _CLOSE and kept and kept[-1].text in (",", ";"):
+            dropped = kept.pop()
+            inner = (*dropped.before, *((dropped.after,) if dropped.after else ()))
+            token = replace(token, before=(*inner, *token.before))
+        kept.append(token)
+    return kept
+
+
+def _cut(keyword: str, tokens: list[Token]) -> Iterator[tuple[list[Token], int]]:
+    """A piece's units and how much further in each stands than the piece."""
+    if keyword in _LISTS:
+        yield from _items(tokens, 3 if keyword == "let" else 1, ",", 0)
+    elif keyword == "via" and len(tokens) > 2:
+        yield from _items(tokens, 3, ",", 1)
+    elif keyword == "rank" and tokens[1].text == "match":
+        # The subject may have brackets of its own: the cases are in the last ones that open outside.
+        depth = opening = 0
+        for i, token in enumerate(tokens):
+            if token.text in _OPEN:
+                opening = i if depth == 0 else opening
+                depth += 1
+            elif token.text in _CLOSE:
+                depth -= 1
+        yield from _items(tokens, opening + 1, ";", 1)
+    else:
+        yield tokens, 0
+
+
+def _items(
+    tokens: list[Token], head: int, separator: str, closing: int
+) -> Iterator[tuple[list[Token], int]]:
+    """The first ``head`` tokens, then an item up to each ``separator``, then the ``closing`` last tokens."""
+    body = tokens[head : len(tokens) - closing]
+    items: list[list[Token]] = [[]]
+    depth = 0
+    for token in body:
+        if token.text == "except" and depth == 0 and items[-1]:
+            items.append([])
+        items[-1].append(token)
+        depth += (token.text in _OPEN) - (token.text in _CLOSE)
+        if token.text == separator and depth == 0:
+            items.append([])
+    items = [item for item in items if item]
+    if len(items) <= 1 and not closing:
+        yield tokens, 0
+        return
+    yield tokens[:head], 0
+    for item in items:
+        yield item, 1
+    if closing:
+        yield tokens[len(tokens) - closing :], 0
+
+
+def _inside(units: list[_Unit]) -> bool:
+    return any(unit.before for unit in units[1:]) or any(unit.after for unit in units[:-1])
+
+
+def _joined(tokens: list[Token]) -> str:
+    """Tokens with the spaces that belong between them."""
+    words: list[str] = []
+    previous: Token | None = None
+    for token in tokens:
+        if previous is not None and not _close(previous, token):
+            words.append(" ")
+        words.append(token.text)
+        previous = token
+    return "".join(words)
+
+
+def _close(left: Token, right: Token) -> bool:
+    if left.text in _TIGHT_AFTER or left.joins == "right":
+        return True
+    if right.text in _TIGHT_BEFORE or right.joins == "left":
+        return True
+    return right.text == "(" and (
+        left.text == "sqrt" or (left.kind in ("NAME", "STRING") and left.text not in IN_EXPRESSIONS)
+    )
+
+
+def _line(code: str, after: list[str]) -> str:
+    return f"{code}  {'  '.join(after)}" if after else code
+
+
+def _broken(block: _Block) -> list[str]:
+    """A statement by itself: on one line, else a clause a line, else an item a line."""
+    if block.one_line:
+        return [_line(block.flat, block.after)]
+    lines: list[str] = []
+    for piece in block.pieces:
+        indent = _INDENT * piece.units[0].level
+        if not piece.commented and len(indent + piece.flat) <= WIDTH:
+            lines += [indent + comment.text for comment in piece.units[0].before]
+            lines.append(_line(indent + piece.flat, piece.units[-1].after))
+            continue
+        for unit in piece.units:
+            indent = _INDENT * unit.level
+            lines += [indent + comment.text for comment in unit.before]
+            lines.append(_line(indent + unit.text, unit.after))
+    return lines
+
+
+def _aligned(group: list[_Block]) -> dict[int, list[str]]:
+    """The lines of those statements of a group that stand in columns, by the statement's id."""
+    rows = [(block, _cells(block)) for block in group if block.one_line]
+    rows = [(block, cells) for block, cells in rows if cells]
+    columns = [name for name in ("", "=", *CLAUSES) if any(name in cells for _, cells in rows)]
+    widths = {name: max(len(cells[name]) for _, cells in rows if name in cells) for name in columns}
+    made = {}
+    for block, cells in rows:
+        gap = " " if "=" in cells else "  "
+        code = gap.join(cells.get(name, "").ljust(widths[name]) for name in columns).rstrip()
+        made[id(block)] = code
+    if any(len(code) > WIDTH for code in made.values()):
+        return {}
+    # Comments at the ends of neighbouring lines stand in one column.
+    wide = max((len(made[id(block)]) for block, _ in rows if block.after), default=0)
+    return {
+        id(block): [
+            _line(made[id(block)].ljust(wide) if block.after else made[id(block)], block.after)
+        ]
+        for block, _ in rows
+    }
+
+
+def _cells(block: _Block) -> dict[str, str]:
+    """What stands in which column: empty for a statement that is not aligned."""
+    if block.kind == "param":
+        tokens = block.pieces[0].units[0].tokens
+        return {"": _joined(tokens[:2]), "=": _joined(tokens[2:])}
+    if block.kind != "share":
+        return {}
+    words = [piece.keyword for piece in block.pieces[1:]]
+    if words != sorted(words, key=CLAUSES.index):
+        return {}
+    return {"": block.pieces[0].flat} | {piece.keyword: piece.flat for piece in block.pieces[1:]}

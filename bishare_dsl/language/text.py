@@ -1,0 +1,125 @@
+"""From a spec back to text: whatever spec Python built, the text says the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from math import isfinite
+
+from bishare_dsl import spec as m
+from bishare_dsl.language.format import format_text
+from bishare_dsl.language.vocabulary import IN_EXPRESSIONS, is_keyword
+
+_OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(7)
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def spec_text(spec: m.Spec) -> str:
+    """The `.share` text of a spec, formatted: ``parse_spec(spec_text(spec)) == spec``.
+
+    Raises:
+        SpecError: the spec has a part that no text says, such as an empty list of targets or an infinity.
+    """
+    return format_text("\n".join(_statements(spec)), spec.name)
+
+
+def _statements(spec: m.Spec) -> Iterable[str]:
+    yield f"spec {_name(spec.name)}"
+    for param in spec.params:
+        value = _name(param.value) if isinstance(param.value, str) else _text(param.value)
+        yield f"param {_name(param.name)} = {value}"
+    for let in spec.lets:
+        yield f"let {_name(let.name)} = {_selection(let.selection)}"
+    yield f"target {_selection(spec.target)}"
+    yield from _settings(spec.defaults)
+    for share in spec.shares:
+        yield f"share {_name(share.name)}"
+        if share.where is not None:
+            yield f"where {_selection(share.where)}"
+        yield f"per {_list(share.per) or 'model'}"
+        yield f"rank {_rank(share.rank)}"
+        if share.via is not None:
+            options = ", ".join(f"{_name(k)} = {_text(v)}" for k, v in share.via.options.items())
+            yield f"via {_name(share.via.transform)}" + (f"({options})" if options else "")
+        yield from _settings(share)
+        if share.nonzero_start:
+            yield "start nonzero"
+
+
+def _settings(settings: m.Settings) -> Iterable[str]:
+    for word in ("alpha", "scale", "dropout"):
+        if (value := getattr(settings, word)) is not None:
+            yield f"{word} {_text(value)}"
+    init = [(name, getattr(settings.init, name)) for name in ("A", "B")]
+    if said := [f"{name} {_text(value)}" for name, value in init if value is not None]:
+        yield f"init {', '.join(said)}"
+
+
+def _selection(selection: m.Selection) -> str:
+    excluded = f" except {_list(selection.exclude)}" if selection.exclude else ""
+    return _list(selection.include) + excluded
+
+
+def _rank(rank: m.RankMatch | m.Expression) -> str:
+    if not isinstance(rank, m.RankMatch):
+        return _text(rank)
+    cases = [f"{_list(arm.values)}: {_text(arm.rank)}" for arm in rank.arms]
+    if rank.otherwise is not None:
+        cases.append(f"else: {_text(rank.otherwise)}")
+    return f"match {_text(rank.subject)} {{ {'; '.join(cases)} }}"
+
+
+def _list(parts: Iterable[m.Range | m.Expression]) -> str:
+    return ", ".join(_range(part) if isinstance(part, m.Range) else _text(part) for part in parts)
+
+
+def _range(part: m.Range) -> str:
+    return f"{_text(part.first, _SUM)}..{_text(part.last, _SUM)}"
+
+
+def _text(node: m.Expression, least: int = _OR) -> str:
+    """An expression, in parentheses if it binds less than ``least``."""
+    text, level = _written(node)
+    return text if level >= least else f"({text})"
+
+
+def _written(node: m.Expression) -> tuple[str, int]:
+    match node:
+        case int() | float():
+            # Infinity and the like have no spelling: what has none either brings the error about.
+            return (repr(node) if isfinite(node) else "1e999"), _ATOM
+        case m.Ref(ref=name):
+            return (name if name in IN_EXPRESSIONS else _name(name)), _ATOM
+        case m.Match(attribute=attribute, pattern=pattern):
+            return (
+                f"{attribute} {_quoted(pattern) if attribute == 'path' else _name(pattern)}",
+                _ATOM,
+            )
+        case m.Sqrt(sqrt=inner):
+            return f"sqrt({_text(inner)})", _ATOM
+        case m.Binary(op=op, left=left, right=right):
+            level = _SUM if op in ("+", "-") else _PRODUCT
+            return f"{_text(left, level)} {op} {_text(right, level + 1)}", level
+        case m.Compare(op=op, left=left, right=right):
+            return f"{_text(left, _SUM)} {op} {_text(right, _SUM)}", _COMPARISON
+        case m.Member(value=value, among=(m.Range() as only,)):
+            return f"{_text(value, _SUM)} in {_range(only)}", _COMPARISON
+        case m.Member(value=value, among=among):
+            return f"{_text(value, _SUM)} in {{{_list(among)}}}", _COMPARISON
+        case m.Not(negated=inner):
+            return f"not {_text(inner, _NOT)}", _NOT
+        case m.And(all_of=parts):
+            return " and ".join(_text(part, _NOT) for part in parts), _AND
+        case m.Or(any_of=parts):
+            return " or ".join(_text(part, _AND) for part in parts), _OR
+    raise TypeError(f"not an expression: {node!r}")
+
+
+def _name(name: str) -> str:
+    return name if _PLAIN.match(name) and not is_keyword(name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    plain = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in plain)

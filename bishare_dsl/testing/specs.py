@@ -1,0 +1,134 @@
+"""Hypothesis strategies for specs: any that the language can say, whether or not it makes sense.
+
+    @given(specs())
+    def test_text_says_the_same(spec):
+        assert parse_spec(spec_text(spec)) == spec
+
+Names are drawn freely, so a drawn spec most often refers to things that do not exist: use these to test what
+handles specs as they are (printing, storing, checking), not what compiles them.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from bishare_dsl import spec as m
+
+_NAMES = ("q_proj", "layer", "module", "r", "mlp", "centre", "in", "alpha", "rank", "kind", "A")
+
+
+def names() -> st.SearchStrategy[str]:
+    """Names: usual ones, keywords, and any text at all."""
+    text = st.text(st.characters(codec="utf-8"), max_size=6)
+    return st.sampled_from((*_NAMES, "model", "share", "use")) | text
+
+
+def numbers() -> st.SearchStrategy[int | float]:
+    """The numbers that a text can say: 64-bit whole numbers and finite floats."""
+    return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+def expressions() -> st.SearchStrategy[m.Expression]:
+    """Arithmetic, keys and predicates, nested and mixed in any way."""
+    leaves: st.SearchStrategy[m.Expression] = st.one_of(
+        numbers(),
+        st.builds(m.Ref, ref=names()),
+        st.builds(m.Match, attribute=st.sampled_from(["path", "kind", "parent"]), pattern=names()),
+    )
+    return st.recursive(leaves, _nested, max_leaves=8)
+
+
+def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expression]:
+    several = st.lists(inner, min_size=2, max_size=3).map(tuple)
+    return st.one_of(
+        st.builds(
+            m.Binary, op=st.sampled_from(["+", "-", "*", "/", "//", "%"]), left=inner, right=inner
+        ),
+        st.builds(
+            m.Compare,
+            op=st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+            left=inner,
+            right=inner,
+        ),
+        st.builds(m.Sqrt, sqrt=inner),
+        st.builds(m.Member, value=inner, among=_items(inner)),
+        st.builds(m.And, all_of=several),
+        st.builds(m.Or, any_of=several),
+        st.builds(m.Not, negated=inner),
+    )
+
+
+def _items(
+    inner: st.SearchStrategy[m.Expression],
+) -> st.SearchStrategy[tuple[m.Range | m.Expression, ...]]:
+    item = inner | st.builds(m.Range, first=inner, last=inner)
+    return st.lists(item, min_size=1, max_size=3).map(tuple)
+
+
+def selections() -> st.SearchStrategy[m.Selection]:
+    """What ``target``, ``where`` and ``let`` take."""
+    return st.builds(
+        m.Selection,
+        include=st.lists(expressions(), min_size=1, max_size=3).map(tuple),
+        exclude=st.lists(expressions(), max_size=2).map(tuple),
+    )
+
+
+def rank_matches() -> st.SearchStrategy[m.RankMatch]:
+    """``rank match ...``, with an ``else`` or without."""
+    arm = st.builds(m.Arm, values=_items(expressions()), rank=expressions())
+    arms = st.lists(arm, max_size=2).map(tuple)
+    # With neither an arm nor an else there would be nothing to write.
+    return st.builds(
+        m.RankMatch, subject=expressions(), arms=arms, otherwise=st.none() | expressions()
+    ).filter(lambda match: bool(match.arms) or match.otherwise is not None)
+
+
+def _maybe() -> st.SearchStrategy[m.Expression | None]:
+    return st.none() | expressions()
+
+
+def _inits() -> st.SearchStrategy[m.Init]:
+    return st.builds(m.Init, A=_maybe(), B=_maybe())
+
+
+def settings_of_shares() -> st.SearchStrategy[m.Settings]:
+    """The defaults at the top of a spec."""
+    return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
+
+
+def shares() -> st.SearchStrategy[m.Share]:
+    """One share, with any of its clauses."""
+    options = st.dictionaries(names(), expressions(), max_size=2)
+    return st.builds(
+        m.Share,
+        name=names(),
+        per=st.lists(expressions(), max_size=2).map(tuple),
+        rank=expressions() | rank_matches(),
+        where=st.none() | selections(),
+        via=st.none() | st.builds(m.Via, transform=names(), options=options),
+        nonzero_start=st.booleans(),
+        alpha=_maybe(),
+        scale=_maybe(),
+        dropout=_maybe(),
+        init=_inits(),
+    )
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> m.Spec:
+    """A whole spec whose params and lets are declared before they are used, as its text needs."""
+    params = draw(st.lists(st.builds(m.Param, name=names(), value=numbers() | names()), max_size=3))
+    # A let that is used before its turn has no text: their names are drawn apart from all others.
+    lets = [
+        m.Let(name=f"let_{i}", selection=selection)
+        for i, selection in enumerate(draw(st.lists(selections(), max_size=2)))
+    ]
+    return m.Spec(
+        name=draw(names()),
+        params=tuple(params),
+        lets=tuple(lets),
+        target=draw(selections()),
+        defaults=draw(settings_of_shares()),
+        shares=tuple(draw(st.lists(shares(), min_size=1, max_size=3))),
+    )
