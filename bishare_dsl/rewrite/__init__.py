@@ -1,1 +1,6 @@
-"""Regions as graphs: trace a parent module, transform the graph, install the result."""
+"""Rewriting: a region's forward as a graph, passes over it, and its installation in the model."""
+
+from bishare_dsl.rewrite.adapt import adapt, regions, set_enabled, unadapt
+from bishare_dsl.rewrite.store import Store
+
+__all__ = ["Store", "adapt", "regions", "set_enabled", "unadapt"]

@@ -18,16 +18,19 @@ class UnknownDecorator(Exception):
 
 
 def rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> types.FunctionType:
-    """`function` inside the decorators of `decorated`, with its name, signature and docstring.
+    """`function` inside the decorators of `decorated`, with its name, annotations and docstring.
+
+    With the same parameters it then has the same signature, which Trainer and generate() ask for.
+    (Not by `__signature__`: accelerate would copy that, `self` and all, on to a bound forward.)
 
     Raises:
         UnknownDecorator: one of the decorators is a class, say, so that it cannot be copied.
     """
     result = _rewrap(decorated, function)
-    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(result, name, getattr(decorated, name))
-    # torch.compile, Trainer and generate() ask for the signature and do not care for the code.
-    result.__signature__ = inspect.signature(decorated)  # type: ignore[attr-defined]
+    for name in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
+        value = getattr(inspect.unwrap(decorated), name)
+        setattr(function, name, value)
+        setattr(result, name, value)
     return result
 
 

@@ -7,7 +7,7 @@ import inspect
 from torch import fx, nn
 
 from bishare_dsl.rewrite.install import base_class
-from bishare_dsl.rewrite.leaves import base_forward
+from bishare_dsl.rewrite.leaves import OPAQUE_ARGS, OPAQUE_KWARGS, base_forward
 from bishare_dsl.rewrite.trace import UntraceableRegion
 
 
@@ -15,20 +15,32 @@ def linear_region(module: nn.Module) -> fx.Graph:
     """The graph `y = base_forward(self, x)`, to be installed in the linear layer itself.
 
     The layer stays an opaque call, so that it may be an `nn.Linear`, transformers' `Conv1D` or any
-    quantised layer. The graph has one placeholder, named as the layer's own forward names it, since
-    callers may pass it by keyword.
+    quantised layer. The first placeholder is x, named as the layer's own forward names it since
+    callers may pass it by keyword; other arguments that the forward may take are handed on.
 
     Raises:
         UntraceableRegion: the layer's forward does not take one tensor.
     """
-    parameters = list(inspect.signature(base_class(type(module)).forward).parameters.values())[1:]
+    forward = inspect.unwrap(base_class(type(module)).forward)
+    _, *parameters = inspect.signature(forward).parameters.values()
     if not parameters or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
         raise UntraceableRegion("its forward does not take a tensor by name")
-    if any(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in parameters[1:]):
-        raise UntraceableRegion("its forward takes more than one tensor")
+    x, *others = parameters
     graph = fx.Graph()
-    x = graph.placeholder(parameters[0].name)
-    y = graph.call_function(base_forward, (graph.get_attr("bishare_self"), x))
-    graph.output(y)
+    args = [graph.get_attr("bishare_self"), graph.placeholder(x.name)]
+    kwargs: dict[str, fx.node.Argument] = {}
+    for other in others:
+        match other.kind:
+            case other.VAR_POSITIONAL:
+                kwargs[OPAQUE_ARGS] = graph.placeholder(f"*{other.name}")
+            case other.VAR_KEYWORD:
+                kwargs[OPAQUE_KWARGS] = graph.placeholder(f"**{other.name}")
+            case _ if other.default is other.empty:
+                raise UntraceableRegion(f"its forward needs {other.name} beside a tensor")
+            case other.KEYWORD_ONLY:
+                kwargs[other.name] = graph.placeholder(other.name, default_value=other.default)
+            case _:
+                args.append(graph.placeholder(other.name, default_value=other.default))
+    graph.output(graph.call_function(base_forward, tuple(args), kwargs))
     graph.lint()
     return graph

@@ -49,10 +49,10 @@ class Program:
         names = {k: v for k, v in code.globals.items() if k not in modules}
         return cls(code.src.strip() + "\n", names, modules)
 
-    def forward(self, base: type[nn.Module]) -> types.FunctionType:
-        """The forward as a function, decorated as `base`'s own forward is."""
+    def function(self, name: str = "forward") -> types.FunctionType:
+        """The code as a function; `name` says in tracebacks what it is the forward of."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
-        filename = f"<bishare {base.__qualname__} {digest}>"
+        filename = f"<bishare {name} {digest}>"
         # With the source in linecache, tracebacks and debuggers show the generated lines.
         linecache.cache[filename] = (
             len(self.source),
@@ -66,7 +66,7 @@ class Program:
             **{name: importlib.import_module(path) for name, path in self.modules.items()},
         }
         exec(compile(self.source, filename, "exec"), namespace)
-        return rewrap(base.forward, cast(types.FunctionType, namespace["forward"]))
+        return cast(types.FunctionType, namespace["forward"])
 
 
 class Installed(nn.Module):
@@ -107,6 +107,11 @@ def install(module: nn.Module, graph: fx.Graph) -> None:
     if cls is None:
         cls = _by_graph[key] = _generated_class(base, Program.of(graph))
     _swap(module, cls)
+
+
+def install_program(module: nn.Module, program: Program) -> None:
+    """Make the code of a graph the forward of `module`: `install`, with the code at hand."""
+    _swap(module, _generated_class(base_class(type(module)), program))
 
 
 def uninstall(module: nn.Module) -> None:
@@ -155,7 +160,7 @@ def _generated_class(base: type[nn.Module], program: Program) -> type[Installed]
     cls = _by_source.get(key)
     if cls is None:
         members = {
-            "forward": program.forward(base),
+            "forward": rewrap(base.forward, program.function(base.__qualname__)),
             "bishare_base": base,
             "bishare_program": program,
             # The name stays, because `_no_split_modules` and its like go by it.

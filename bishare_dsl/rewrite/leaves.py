@@ -8,13 +8,14 @@ kernel library that patches `transformers.models.llama.modeling_llama` still has
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-# The keyword under which a forward's whole `**kwargs` travels through one argument of a node.
+# The keywords under which a forward's whole `**kwargs` or `*args` travels as one argument of a node.
 OPAQUE_KWARGS = "opaque_kwargs"
+OPAQUE_ARGS = "opaque_args"
 
 
 def call_global(
@@ -94,6 +95,14 @@ def expect_rank(hidden_states: Tensor, rank: int, /) -> Tensor:
     return hidden_states
 
 
-def base_forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+def base_forward(
+    module: nn.Module,
+    /,
+    *args: Any,
+    opaque_args: Iterable[Any] = (),
+    opaque_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
     """The forward that `module` had before a graph was installed in it."""
-    return module.bishare_base.forward(module, *args, **kwargs)  # type: ignore[union-attr]
+    forward = module.bishare_base.forward  # type: ignore[union-attr]
+    return forward(module, *args, *opaque_args, **kwargs, **(opaque_kwargs or {}))

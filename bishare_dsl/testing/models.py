@@ -134,4 +134,5 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMod
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
     # One end-of-sequence token drawn by chance must not shorten what a test generates.
     model.generation_config.eos_token_id = None
-    return model.eval()
+    model.eval()
+    return model
