@@ -1,3 +1,240 @@
 """BS6xx: saving, loading, merging and exporting adapters."""
 
 from bishare_dsl.diagnostics.problem import Code
+
+# Reading a folder ---------------------------------------------------------------------------------
+
+NO_SUCH_FOLDER = Code(
+    "BS601",
+    "no such adapter folder",
+    "there is no folder `{folder}`",
+    "An adapter is a folder that `bishare compile` or `model.bishare.save_pretrained` has written. "
+    "Nothing is there, or it is a file. A relative path starts at the folder that the command is run in.",
+    bad="bishare inspect no-such-folder",
+    good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare inspect my-adapter",
+    shell=True,
+)
+NOT_AN_ADAPTER = Code(
+    "BS602",
+    "not an adapter",
+    "`{folder}` is no bishare adapter: it has no bishare_config.json",
+    "`bishare_config.json` makes a folder an adapter, and is written last. A folder without it is something "
+    "else, or was never saved to the end.",
+    bad="bishare inspect specs",
+    good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare inspect my-adapter",
+    shell=True,
+)
+PEFT_ADAPTER = Code(
+    "BS603",
+    "a PEFT adapter, not one of bishare's",
+    "`{folder}` is a PEFT adapter",
+    "It has an `adapter_config.json`, which is PEFT's. `bishare export` writes such folders and they are "
+    "for PEFT and vLLM: which factors are shared is no longer known in them.",
+    bad="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare export my-adapter --format peft --model smollm2-135m --out for-peft\n"
+    "bishare inspect for-peft",
+    good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare inspect my-adapter",
+    shell=True,
+)
+BROKEN_CONFIG = Code(
+    "BS604",
+    "a bishare_config.json that cannot be read",
+    "`{path}` cannot be read: {reason}",
+    "The config is JSON in UTF-8 with a fixed set of fields, written by bishare. This one is something "
+    "else. Save or download the adapter again.",
+)
+NEWER_FORMAT = Code(
+    "BS605",
+    "an adapter of a newer format",
+    "`{folder}` is in format {found}, written by bishare {version}; this bishare reads up to format {known}",
+    "A later version of bishare wrote this adapter in a form that this one does not know. Guessing could "
+    "give wrong tensors, so it is refused.",
+)
+MISSING_FILE = Code(
+    "BS606",
+    "a file of the adapter is missing",
+    "`{folder}` has no {file}",
+    "The config lists the files of the adapter, and this one is not there. Copy or download all of the "
+    "folder.",
+)
+CHANGED_FILE = Code(
+    "BS607",
+    "a file of the adapter is not what was saved",
+    "`{path}` is not what was saved: {reason}",
+    "The config holds the size and the SHA-256 of each file. A file that is shorter was cut off while it "
+    "was copied; one that differs was changed afterwards, or belongs to another adapter. (README.md is "
+    "yours to edit.)",
+)
+BROKEN_FILE = Code(
+    "BS608",
+    "a file of the adapter cannot be read",
+    "`{path}` cannot be read: {reason}",
+    "The file is as it was saved by someone, and yet is not what its name says: not safetensors, not a "
+    "plan, not text; or the system does not let it be read.",
+)
+MISSING_TENSOR = Code(
+    "BS609",
+    "a tensor of the plan is missing",
+    "the tensor `{name}` is missing",
+    "The plan names every tensor of the adapter, and the file must have all of them.",
+)
+UNEXPECTED_TENSOR = Code(
+    "BS610",
+    "a tensor that the plan does not have",
+    "the tensor `{name}` is not in the plan",
+    "A tensor that nothing uses is a sign that file and plan do not belong together.",
+)
+WRONG_SHAPE = Code(
+    "BS611",
+    "a tensor of the wrong shape",
+    "the tensor `{name}` is {found}, and the plan says {expected}",
+    "Factors are stored rank-major, (rank, width), kernels and gates likewise.",
+)
+WRONG_DTYPE = Code(
+    "BS612",
+    "a tensor of the wrong type",
+    "the tensor `{name}` is {found}",
+    "An adapter's tensors are float64, float32, bfloat16 or float16.",
+)
+OTHER_BASE = Code(
+    "BS613",
+    "an adapter of another base",
+    "the adapter was made for {base}, and {model} is different: {reason}",
+    "An adapter fits models with the same linear layers of the same widths in the same places. Load it on "
+    "the model that it was made for, or on a fine-tuned version of that.",
+)
+OTHER_FAMILY = Code(
+    "BS614",
+    "an adapter of another family",
+    "the adapter was made for a `{base}` model, and this is a `{model}` model of the same shapes",
+    "Shapes agree, so the adapter can be loaded; but its numbers were learned on another kind of model.",
+    severity="warning",
+)
+
+# Writing a folder ---------------------------------------------------------------------------------
+
+FOREIGN_FILE = Code(
+    "BS615",
+    "a file that bishare did not write is in the way",
+    "`{path}` is not part of an adapter and would be overwritten",
+    "Saving replaces an adapter's own files and no others. This folder is not an adapter and has a file of "
+    "a name that an adapter needs.",
+)
+CANNOT_WRITE = Code(
+    "BS616",
+    "a folder that cannot be written",
+    "`{path}` cannot be written: {reason}",
+    "The system refused. Whatever was saved there before is as it was.",
+)
+NO_VALUES = Code(
+    "BS617",
+    "a tensor whose values are not here",
+    "the values of `{name}` are not here: {reason}",
+    "The tensor is on the meta device, or sharded over several processes (DeepSpeed ZeRO-3, FSDP), and an "
+    "adapter without its values would be useless. Load the model with its weights, or gather the "
+    "parameters first: `deepspeed.zero.GatheredParameters`, `FSDP.summon_full_params`.",
+)
+FOLDER_EXISTS = Code(
+    "BS618",
+    "the folder exists",
+    "`{folder}` exists",
+    "What is there is never overwritten without being asked.",
+    bad="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare compile specs/bishare_ss.share --model smollm2-135m --out my-adapter",
+    good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare compile specs/bishare_ss.share --model smollm2-135m --out my-adapter --force",
+    shell=True,
+)
+
+# Merging ------------------------------------------------------------------------------------------
+
+ALREADY_MERGED = Code(
+    "BS620",
+    "merged twice",
+    "the adapter is merged already",
+    "Merging adds the adapter to the base's weights, and twice would be too much. `unmerge()` first.",
+)
+NOT_MERGED = Code(
+    "BS621",
+    "not merged",
+    "the adapter is not merged",
+    "`unmerge()` gives the base back the weights that `merge()` changed; nothing has changed them.",
+)
+QUANTISED = Code(
+    "BS622",
+    "a quantised weight",
+    "`{path}` is quantised ({found}), and the adapter cannot be merged into it",
+    "Rounding the sum to a few bits would lose most of the adapter (peft#2321). Either keep the adapter "
+    "apart, which works on any base; or load the base in 16 or 32 bits and merge there; or pass "
+    "`dequantize=True`, which replaces quantised layers by dense ones where they can be dequantised.",
+)
+NOT_DENSE = Code(
+    "BS623",
+    "a layer that cannot be dequantised",
+    "`{path}` ({found}) offers no way to dequantise it",
+    "A layer is dequantised through `dequantize()` of the layer or of its weight, which must give the dense "
+    "(d_out, d_in) weight. Load the base in 16 or 32 bits and merge there.",
+)
+NO_WEIGHT = Code(
+    "BS624",
+    "a weight that is not here",
+    "the weight of `{path}` is not here: {reason}",
+    "Merging changes the base's weights, so they must be in memory. Weights that accelerate keeps in CPU "
+    "memory are; weights on the meta device or offloaded to disk are not.",
+)
+SHARED_WEIGHT = Code(
+    "BS625",
+    "a weight that others use",
+    "the weight of `{path}` is also that of `{other}`",
+    "The adapter adds to one layer, and a merged weight would change the other one too. Give the layers "
+    "weights of their own, or keep the adapter apart.",
+)
+DISABLED = Code(
+    "BS626",
+    "the adapter is disabled",
+    "cannot {action} while the adapter is disabled",
+    "Inside `disable_adapter()` the model is the base. Leave the block first.",
+)
+UNLOADED = Code(
+    "BS627",
+    "the adapter was unloaded",
+    "the adapter is no longer in a model",
+    "`unload()` and `merge_and_unload()` end the life of the handle; load or compile the adapter again.",
+)
+NOT_FINITE = Code(
+    "BS628",
+    "values that are not numbers",
+    "merging gives values in `{path}` that are not finite",
+    "The adapter has diverged, or the sum is too large for the weight's type. Nothing was changed.",
+)
+
+# Exporting ----------------------------------------------------------------------------------------
+
+NOT_EXPORTED = Code(
+    "BS630",
+    "not a folder that export may replace",
+    "`{folder}` has files that an export does not write: {found}",
+    "`--force` replaces an earlier export, and nothing else.",
+)
+UNKNOWN_FORMAT = Code(
+    "BS631",
+    "unknown export format",
+    "`{format}` is no format of export",
+    "`peft` writes a folder that PEFT and vLLM load.",
+    bad="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare export my-adapter --format pft --model smollm2-135m --out for-peft",
+    good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare export my-adapter --format peft --model smollm2-135m --out for-peft",
+    shell=True,
+)
+RANK_FOR_VLLM = Code(
+    "BS632",
+    "a rank that vLLM does not serve",
+    "the export has rank {rank}, and vLLM serves at most {limit}",
+    "vLLM's `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 or 512. PEFT loads any rank. Merge the "
+    "adapter instead, or use smaller ranks.",
+    severity="warning",
+)

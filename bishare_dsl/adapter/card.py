@@ -1,0 +1,67 @@
+"""The model card of an adapter folder."""
+
+from __future__ import annotations
+
+import json
+
+from bishare_dsl.plan import Plan
+
+_CARD = """\
+---
+{front_matter}
+---
+
+# {spec}
+
+An adapter for {base}, made by [bishare](https://pypi.org/project/bishare/): low-rank factors that \
+modules share.
+
+    {parameters}
+
+| share | trainable parameters |
+|---|---:|
+{shares}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM
+from bishare_dsl import load_adapter
+
+model = AutoModelForCausalLM.from_pretrained({load_from})
+model = load_adapter("path/to/this/folder", model)
+```
+
+`model.bishare.merge_and_unload()` gives a plain model with the adapter merged in, and
+`model.bishare.export(folder, format="peft")` a LoRA that PEFT and vLLM load.
+
+## Spec
+
+```
+{text}
+```
+"""
+
+
+def model_card(plan: Plan, spec_text: str) -> str:
+    """README.md, with the front matter that the Hub reads."""
+    # The Hub takes a `base_model` that is an id there, and rejects the card for any other.
+    base = [f"base_model: {plan.base.model_id}", "base_model_relation: adapter"]
+    front_matter = [
+        "library_name: bishare",
+        *(base if plan.base.model_id else []),
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
+    ]
+    shares = (f"| {name} | {count:,} |" for name, count in plan.shares.items())
+    name = plan.base.model_id or plan.base.name
+    return _CARD.format(
+        front_matter="\n".join(front_matter),
+        spec=plan.spec,
+        base=f"[{name}](https://huggingface.co/{name})" if plan.base.model_id else f"`{name}`",
+        parameters=plan.parameters_line,
+        shares="\n".join(shares),
+        load_from=json.dumps(name),
+        text=spec_text.strip(),
+    )

@@ -1,0 +1,62 @@
+"""The config of an adapter folder: what wrote it, for which base, and what its files must be."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
+from bishare_dsl.version import __version__
+
+FORMAT = 1
+"""The format that this version writes, and the newest that it reads."""
+
+
+class Digest(BaseModel):
+    """The size of a file in bytes, and its SHA-256 in hexadecimal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class Versions(BaseModel):
+    """The versions that wrote an adapter; None for a package that was not installed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bishare: str
+    torch: str | None
+    transformers: str | None
+
+    @classmethod
+    def here(cls) -> Versions:
+        return cls(
+            bishare=__version__, torch=_version("torch"), transformers=_version("transformers")
+        )
+
+
+class AdapterConfig(BaseModel):
+    """``bishare_config.json``.
+
+    ``seed`` drew the first values; ``base_model`` is the base's id on the Hub, or else what the user
+    called it, and ``base_revision`` its commit there, where they are known. ``files`` are the files that
+    make up the adapter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    versions: Versions
+    seed: int
+    base_model: str
+    base_revision: str | None = None
+    files: dict[str, Digest]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

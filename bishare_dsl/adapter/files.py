@@ -1,0 +1,293 @@
+"""The folder of an adapter: written in one step, read strictly.
+
+| file | |
+|---|---|
+| ``bishare_config.json`` | `AdapterConfig`: versions, seed, base, digests of the other files |
+| ``adapter.safetensors`` | each tensor of the plan once, under its own name |
+| ``plan.json`` | the `Plan` |
+| ``spec.share`` | the spec's text |
+| ``README.md`` | a model card; no part of the adapter, and kept as it is once somebody has edited it |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from bishare_dsl.adapter import journal
+from bishare_dsl.adapter.card import model_card
+from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Digest, Versions
+from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.plan import Plan
+from bishare_dsl.transforms import transform_kinds
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "bishare_config.json"
+TENSORS = "adapter.safetensors"
+PLAN = "plan.json"
+SPEC = "spec.share"
+CARD = "README.md"
+
+_DTYPES = ("F64", "F32", "BF16", "F16")
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter that was read and found whole. The tensors' values are still in their file."""
+
+    folder: Path
+    config: AdapterConfig
+    plan: Plan
+    spec_text: str
+    tensors_file: Path
+
+    def tensors(self, device: str = "cpu") -> dict[str, torch.Tensor]:
+        """The tensors by name, as they were saved.
+
+        Raises:
+            AdapterError: the file cannot be read any more (BS608).
+        """
+        try:
+            with safe_open(self.tensors_file, framework="pt", device=device) as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(codes.BROKEN_FILE(path=self.tensors_file, reason=error)) from error
+
+
+def save_adapter(
+    folder: str | os.PathLike[str],
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    spec_text: str,
+    *,
+    seed: int,
+    base_revision: str | None = None,
+) -> None:
+    """Write an adapter folder, or replace the adapter in it, in one step.
+
+    A kill at any moment leaves the adapter that was there, or the new one. Other files in the folder
+    are not touched.
+
+    Args:
+        folder: made with its parents where it does not exist.
+        plan: names the tensors.
+        tensors: values by name, on any device; written in the type that they have.
+        spec_text: what the plan was made from.
+        seed: that drew the tensors.
+        base_revision: the commit of the base on the Hub, where it is known.
+
+    Raises:
+        AdapterError: a file that is no adapter's is in the way (BS615), the system refuses (BS616), or
+            a tensor has no values (BS617).
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    # Clones, because a tensor that is a view of another cannot be written as it is.
+    content = save({t.name: _values(t.name, t.shape, tensors[t.name]) for t in plan.tensors}, {"format": "pt"})
+    files = {
+        TENSORS: content,
+        PLAN: plan.model_dump_json().encode(),
+        SPEC: spec_text.encode(),
+        CARD: model_card(plan, spec_text).encode(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        old = _old_files(folder)
+        journal.finish(folder, old)
+        if (folder / CARD).exists() and not (CARD in old and journal.matches(folder / CARD, old[CARD])):
+            del files[CARD]
+        for name in files:
+            if (folder / name).exists() and not (folder / CONFIG).exists():
+                raise AdapterError(codes.FOREIGN_FILE(path=folder / name, help="choose another folder"))
+        config = AdapterConfig(
+            versions=Versions.here(),
+            seed=seed,
+            base_model=plan.base.model_id or plan.base.name,
+            base_revision=base_revision,
+            files={name: journal.digest_of(data) for name, data in files.items()},
+        )
+        text = config.model_dump_json(indent=2) + "\n"
+        journal.commit(folder, files, (CONFIG, text.encode()))
+    except OSError as error:
+        raise AdapterError(
+            codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
+        ) from error
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
+    """Read an adapter folder and check all of it; the tensors' values stay on disk.
+
+    Raises:
+        AdapterError: BS601 to BS612, everything that is wrong with the tensors at once.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    paths = {name: _find(folder, name, digest) for name, digest in config.files.items() if name != CARD}
+    spec_text = _read_text(paths[SPEC])
+    plan = _read_plan(paths[PLAN])
+    raise_errors(AdapterError, list(_tensor_problems(plan, paths[TENSORS])))
+    return StoredAdapter(folder, config, plan, spec_text, paths[TENSORS])
+
+
+def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
+    """Why an adapter with this plan does not fit a model (BS613), or may not be meant for it (BS614)."""
+    here = {site.path: site for site in architecture.sites}
+    reason = None
+    for site in plan.sites:
+        if (found := here.get(site.path)) is None:
+            reason = f"it has no linear layer `{site.path}`"
+        elif (found.d_in, found.d_out) != (site.d_in, site.d_out):
+            reason = (
+                f"`{site.path}` maps {found.d_in} features to {found.d_out} in it, and "
+                f"{site.d_in} to {site.d_out} in the adapter's base"
+            )
+        if reason is not None:
+            break
+    else:
+        if architecture.layers != plan.base.layers:
+            reason = f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
+    if reason is not None:
+        yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
+    elif architecture.family != plan.base.family:
+        yield codes.OTHER_FAMILY(base=plan.base.family, model=architecture.family)
+
+
+def _old_files(folder: Path) -> Mapping[str, Digest]:
+    """What the config in a folder lists; nothing where it has none that can be read."""
+    if not (folder / CONFIG).exists():
+        return {}
+    try:
+        return _read_config(folder).files
+    except AdapterError:
+        return {}  # A broken adapter may be replaced.
+
+
+def _values(name: str, shape: tuple[int, int], tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_meta:
+        raise AdapterError(codes.NO_VALUES(name=name, reason="it is on the meta device"))
+    if hasattr(tensor, "full_tensor"):  # a DTensor, as FSDP2 makes
+        tensor = tensor.full_tensor()
+    if tuple(tensor.shape) != shape:
+        reason = f"it is {tuple(tensor.shape)} on this process, and {shape} in the plan"
+        raise AdapterError(codes.NO_VALUES(name=name, reason=reason))
+    return tensor.detach().cpu().clone().contiguous()
+
+
+def _read_config(folder: Path) -> AdapterConfig:
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise AdapterError(codes.NO_SUCH_FOLDER(folder=folder))
+    if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            help = "load it with `peft.PeftModel.from_pretrained`"
+            raise AdapterError(codes.PEFT_ADAPTER(folder=folder, help=help))
+        raise AdapterError(codes.NOT_AN_ADAPTER(folder=folder))
+    import json
+
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
+    # A newer format may have fields that this version does not know, so this comes first.
+    if isinstance(fields, dict):
+        found = fields.get("format")
+        if type(found) is int and found > FORMAT:
+            versions = fields.get("versions")
+            version = versions.get("bishare") if isinstance(versions, dict) else None
+            problem = codes.NEWER_FORMAT(
+                folder=folder,
+                found=found,
+                version=version or "a later version",
+                known=FORMAT,
+                help="pip install --upgrade bishare",
+            )
+            raise AdapterError(problem)
+    try:
+        config = AdapterConfig.model_validate(fields)
+    except ValidationError as error:
+        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
+    needed = {TENSORS, PLAN, SPEC}
+    if config.format < 1 or not needed <= config.files.keys() <= {*needed, CARD}:
+        reason = "its list of files is not that of an adapter"
+        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
+    return config
+
+
+def _find(folder: Path, name: str, digest: Digest) -> Path:
+    try:
+        if (found := journal.find(folder, name, digest)) is not None:
+            return found
+        if not (folder / name).is_file():
+            raise AdapterError(codes.MISSING_FILE(folder=folder, file=name))
+        size = (folder / name).stat().st_size
+    except OSError as error:
+        raise AdapterError(codes.BROKEN_FILE(path=folder / name, reason=_reason(error))) from error
+    if size != digest.bytes:
+        reason = f"it has {size:,} bytes of {digest.bytes:,}"
+    else:
+        reason = "its content is another"
+    raise AdapterError(codes.CHANGED_FILE(path=folder / name, reason=reason))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        plan = Plan.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+    known = transform_kinds()
+    for term in plan.terms:
+        if term.transform not in known:
+            reason = f"it uses the transform `{term.transform}`, which is not installed"
+            raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
+    return plan
+
+
+def _tensor_problems(plan: Plan, path: Path) -> Iterator[Problem]:
+    try:
+        # Only the header is read, for which numpy is as good as torch and quicker to import.
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+    for tensor in plan.tensors:
+        if tensor.name not in found:
+            yield codes.MISSING_TENSOR(name=tensor.name)
+            continue
+        shape, dtype = found[tensor.name]
+        if shape != tensor.shape:
+            yield codes.WRONG_SHAPE(name=tensor.name, found=shape, expected=tensor.shape)
+        if dtype not in _DTYPES:
+            yield codes.WRONG_DTYPE(name=tensor.name, found=dtype)
+    for name in found:
+        if name not in plan.tensor:
+            yield codes.UNEXPECTED_TENSOR(name=name)
+
+
+def _reason(error: Exception) -> str:
+    """One line of an exception's own words."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,58 @@
+"""The first values of an adapter's tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+
+from bishare_dsl.plan import Plan, Tensor
+
+
+def draw(
+    plan: Plan, seed: int, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The plan's tensors by name, float32, each drawn from a generator of its own.
+
+    A generator is seeded by the run's seed and the tensor's name, so neither the order nor the number
+    of the other tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives
+    the same adapter on every device. On the meta device tensors have shapes only.
+
+    Args:
+        plan: says shape, start and fan-in of each tensor.
+        seed: any integer.
+        device: where the tensors go.
+    """
+    if torch.device(device).type == "meta":
+        return {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
+    return {t.name: _draw(t, seed).to(device) for t in plan.tensors}
+
+
+def _draw(tensor: Tensor, seed: int) -> torch.Tensor:
+    """``zeros``, ``ones``; ``normal``: N(0, 0.02^2); ``uniform``: U(-1, 1); and by fan-in n,
+    ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as LoRA and `nn.Linear` start (a = sqrt(5)), and
+    ``kaiming_normal``: N(0, 2/n).
+    """
+    values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
+    random = torch.Generator("cpu").manual_seed(generator_seed(seed, tensor.name))
+    match tensor.init:
+        case "zeros":
+            return values.zero_()
+        case "ones":
+            return values.fill_(1.0)
+        case "normal":
+            return values.normal_(0.0, 0.02, generator=random)
+        case "uniform":
+            return values.uniform_(-1.0, 1.0, generator=random)
+        case "kaiming_uniform":
+            bound = 1.0 / math.sqrt(tensor.fan_in)
+            return values.uniform_(-bound, bound, generator=random)
+        case "kaiming_normal":
+            return values.normal_(0.0, math.sqrt(2.0 / tensor.fan_in), generator=random)
+
+
+def generator_seed(seed: int, name: str) -> int:
+    """The seed of one tensor's generator: 63 bits of the SHA-256 of run's seed and tensor's name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
