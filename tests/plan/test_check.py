@@ -1,0 +1,74 @@
+"""Specs that no text can say, built in Python."""
+
+import pytest
+
+from bishare_dsl.diagnostics import BishareError, SpecError
+from bishare_dsl.plan import build_plan, check_spec
+from bishare_dsl.spec import Arm, Binary, Let, Match, Param, RankMatch, Selection, Share, Spec, Via
+
+
+def spec(*, lets=(), params=(), **share):
+    return Spec(
+        name="s",
+        params=params,
+        lets=lets,
+        target=Selection(include=("q_proj",)),
+        shares=(Share(**{"name": "l", "per": "module", "rank": 4, **share}),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("lets", "place"),
+    [
+        ([("a", "a")], ("lets", 0, "selection", "include", 0)),
+        ([("a", "b"), ("b", "q_proj")], ("lets", 0, "selection", "include", 0)),
+        ([("a", "b"), ("b", "a")], ("lets", 0, "selection", "include", 0)),
+    ],
+)
+def test_a_let_used_before_it_is_declared(small, lets, place):
+    made = spec(
+        lets=tuple(Let(name=n, selection=Selection(include=(part,))) for n, part in lets),
+        where=Selection(include=("a",)),
+    )
+    with pytest.raises(SpecError) as caught:
+        build_plan(made, small)
+    assert [(p.code, p.loc) for p in caught.value.problems] == [("BS126", place)]
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        {"rank": Match(attribute="path", pattern="*")},
+        {"scale": Match(attribute="kind", pattern="*")},
+        {"alpha": Match(attribute="kind", pattern="*")},
+        {"dropout": Match(attribute="parent", pattern="*")},
+        {"via": Via(transform="KE", options={"size": Match(attribute="parent", pattern="*")})},
+        {"rank": 10**400},
+        {"scale": 10**400},
+        {"dropout": 1e308},
+        {"alpha": 5e-324},  # alpha / rank is zero
+        {"rank": RankMatch(subject="kind", arms=())},
+        {"rank": RankMatch(subject=Binary(op="+", left="kind", right=1), arms=(Arm(values=(1,), rank=1),))},
+        {"where": Selection(include=())},
+        {"per": (3, Binary(op="/", left=1, right="layer"))},
+    ],
+)
+def test_nonsense_is_a_problem_and_nothing_else(small, share):
+    with pytest.raises(BishareError) as caught:
+        build_plan(spec(**share), small)
+    assert caught.value.problems
+
+
+def test_lets_may_be_many(small):
+    lets = [Let(name="l0", selection=Selection(include=("q_proj",)))]
+    lets += [
+        Let(name=f"l{i}", selection=Selection(include=(f"l{i - 1}",))) for i in range(1, 2000)
+    ]
+    made = spec(lets=tuple(lets), where=Selection(include=("l1999",)))
+    assert len(build_plan(made, small)[0].terms) == 4
+
+
+def test_check_needs_no_model():
+    assert check_spec(spec(rank="r")) != []
+    assert check_spec(spec(rank="r", params=(Param(name="r", value=2),))) == []
+    assert check_spec(spec(rank="in")) == []  # the model will tell

@@ -1,0 +1,165 @@
+"""Every problem of a spec (BS2xx) and of a spec against a model (BS3xx): code, place and help."""
+
+import pytest
+
+from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
+from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.language import read
+from bishare_dsl.models import preset
+from bishare_dsl.plan import build_plan
+
+TARGET = "target q_proj, v_proj\n"
+
+# What is written, the code, the text that is underlined, a part of the help.
+ERRORS = [
+    (f"{TARGET}share s per module rank q", "BS201", "q", None),
+    (f"param rank_a = 4\n{TARGET}share s per module rank rank_b", "BS201", "rank_b", "`rank_a`"),
+    (f"{TARGET}share s per module rank 4 scale kind", "BS201", "kind", None),
+    (f"{TARGET}share s per module rank 4\nshare s per module rank 2", "BS202", "s", None),
+    (f"param r = 4\nlet r = q_proj\n{TARGET}share s where r per module rank 4", "BS202", "r", None),
+    (f'param "layer" = 4\n{TARGET}share s per module rank layer + 1', "BS203", '"layer"', None),
+    (f'{TARGET}share "a b" per module rank 4', "BS203", '"a b"', None),
+    (f"{TARGET}share s per model rank 4 via KA", "BS204", "KA", "`KE`"),
+    (f"{TARGET}share s per model rank 4 via KE(sise = 4)", "BS205", None, "`size`"),
+    (f"{TARGET}share s per model rank 4 via SS(slice = middle)", "BS206", "middle", None),
+    (f"{TARGET}share s per model rank 4 via KE(size = 0)", "BS206", "0", None),
+    (f"{TARGET}share s per model rank 4 via KE(rowwise = true, shared_rank = 2)", "BS206", "KE(rowwise = true, shared_rank = 2)", None),
+    (f"{TARGET}share s per model rank 4 via KE(shared_rank = 3)", "BS206", "4", None),
+    (f"{TARGET}share s per model rank 4 via GT(gate_rank = 1.5)", "BS206", "1.5", None),
+    (f"{TARGET}share s per module rank 4 init A normale", "BS208", "normale", "`normal`"),
+    (f"init A normale\n{TARGET}share s per module rank 4", "BS208", "normale", "`normal`"),
+    (f"{TARGET}share s per module rank 4 init A ones, B ones", "BS209", None, "start nonzero"),
+    (f"{TARGET}share s per module rank 4 init A zeros", "BS209", None, "kaiming_uniform"),
+    (f"{TARGET}share s per module rank 4 / 0", "BS210", None, None),
+    (f'{TARGET}share s per module rank path "*"', "BS210", 'path "*"', None),
+    (f"{TARGET}share s per module rank kind * 2", "BS210", "kind", None),
+    (f"{TARGET}share s per module rank sqrt(0 - 4)", "BS210", None, None),
+    (f"{TARGET}share s where 4 per module rank 4", "BS210", "4", None),
+    (f"{TARGET}share s where kind < q_proj per module rank 4", "BS210", None, None),
+    (f"{TARGET}share s where 1 / (layer - 3) < 1 per module rank 4", "BS210", None, None),
+    (f"{TARGET}share s per 1 / (layer - 3) < 1 rank 4 via SS", "BS210", None, None),
+    (f"{TARGET}share s per layer // (layer - 3) rank 4 via SS", "BS210", None, None),
+    (f"{TARGET}share s per module rank match 1 / (layer - 3) {{ 1: 2; else: 1 }}", "BS210", None, None),
+    (f"let l = 1 / (layer - 3) < 1\n{TARGET}share s where l per module rank 2", "BS210", None, None),
+    (f"{TARGET}share s per module rank 2.5", "BS211", "2.5", None),
+    (f"{TARGET}share s per module rank -1", "BS211", "-1", None),
+    (f"{TARGET}share s per module rank layer / 2", "BS211", "layer / 2", None),
+    (f"{TARGET}share s per module rank 4 dropout 1", "BS211", "1", None),
+    (f"dropout -0.1\n{TARGET}share s per module rank 4", "BS211", "-0.1", None),
+    (f"{TARGET}share s per module rank 4 scale 0", "BS211", "0", None),
+    (f"alpha 0\n{TARGET}share s per module rank 4", "BS211", "0", None),
+    (f"{TARGET}share s per module rank 4 scale alpha", "BS212", "alpha", None),
+    ("target q_proj, FAKE\nshare s per module rank 4", "BS301", "FAKE", "`q_proj`"),
+    ("target q_prj\nshare s per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
+    (f"{TARGET}share s where kind in {{q_prj}} per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
+    (f"{TARGET}share s where kind == q_prj per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
+    (f"{TARGET}share s where not parent mpl per module rank 4", "BS301", "parent mpl", "did you mean `mlp`?"),
+    (f'{TARGET}share s where path "*.x" per module rank 4', "BS301", 'path "*.x"', None),
+    (f"{TARGET}share s per q_prj rank 4 via SS", "BS301", "q_prj", "did you mean `q_proj`?"),
+    (f"{TARGET}share s per layr rank 4 via SS", "BS301", "layr", "did you mean `layer`?"),
+    (f"let top = q_prj\n{TARGET}share s where top per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
+    (f"{TARGET}share s where layer in 16..40 per module rank 4", "BS302", "16..40", None),
+    (f"{TARGET}share s where layer in 3..1 per module rank 4", "BS302", "3..1", None),
+    (f"{TARGET}share s where layer in {{0, 32}} per module rank 4", "BS302", "32", None),
+    (f"{TARGET}share s where layer == -33 per module rank 4", "BS302", "layer == -33", None),
+    ("target q_proj and parent mlp\nshare s per module rank 4", "BS303", "q_proj and parent mlp", None),
+    (f"{TARGET}share s where up_proj per module rank 4", "BS303", "up_proj", None),
+    ("target q_proj, up_proj\nshare s per layer rank match kind { q_proj: 4; else: 2 } via SS", "BS304", "match kind { q_proj: 4; else: 2 }", None),
+    ("target q_proj, up_proj\nshare s per layer rank 4", "BS305", "layer", "via SS"),
+    ("target q_proj, up_proj\nshare s per layer rank 4 via Identity", "BS305", "Identity", None),
+    (f"{TARGET}share s per module rank match kind {{ up_proj: 4; else: 2 }}", "BS306", "up_proj", None),
+    (f"{TARGET}share s where layer < 4 per module rank match layer {{ 4..7: 4; else: 2 }}", "BS306", "4..7", None),
+    (f"{TARGET}share s per module rank match kind {{ q_proj: 4 }}", "BS307", None, None),
+    (f"{TARGET}share s per module rank 0", "BS309", None, None),
+]  # fmt: skip
+
+WARNINGS = [
+    (f"param r = 4\n{TARGET}share s per module rank 4", "BS213", "param r = 4", None),
+    (f"let r = q_proj\n{TARGET}share s per module rank 4", "BS213", "let r = q_proj", None),
+    (f"{TARGET}share s per module rank 4 alpha 8 scale 2", "BS213", "8", None),
+    (f"alpha 8\n{TARGET}share s per module rank 4 scale 2", "BS213", "8", None),
+    (f"dropout 0.1\n{TARGET}share s per module rank 4 dropout 0", "BS213", "0.1", None),
+    (f"{TARGET}share s per module rank 4 start nonzero", "BS213", None, "starts at zero"),
+    (f"{TARGET}share s where q_proj per module rank 4", "BS308", "q_proj, v_proj", None),
+    (f"{TARGET}share s where q_proj, v_proj, k_proj per module rank 4", "BS312", "k_proj", None),
+    ("target q_proj except up_proj\nshare s per module rank 4", "BS310", "up_proj", None),
+    ("target q_proj\nshare s per model rank 64 via KE(shared_rank = 1)", "BS311", "64", None),
+    ("target q_proj\nshare s per model rank 5000 via SS", "BS311", "5000", None),
+    ("target q_proj\nshare s per model rank 4 via GT", "BS350", "GT", None),
+    ("target q_proj\nshare s per model rank 4 via KE(size = 300)", "BS351", "300", "256"),
+]
+
+
+def problems_of(text):
+    spec, where = read(f"spec test\n{text}")
+    try:
+        return build_plan(spec, preset("llama-7b"))[1], where
+    except BishareError as error:
+        return error.problems, where
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "underlined", "help"),
+    ERRORS + WARNINGS,
+)
+def test_problem(text, code, underlined, help):
+    problems, where = problems_of(text)
+    found = [problem for problem in problems if problem.code == code]
+    assert found, problems
+    assert {problem.code for problem in problems if problem.severity == "error"} <= {code}
+    assert found[0].severity == registry()[code].severity
+    span = where.locate(found[0].loc)
+    if underlined is not None:
+        assert where.source.text[span.start : span.end] == underlined
+    else:
+        assert span is not None
+    if help is not None:
+        assert help in found[0].help
+
+
+def test_every_code_of_a_spec_and_of_a_plan_is_tested():
+    tested = {case[1] for case in ERRORS + WARNINGS} | {"BS207"}
+    assert {code for code in registry() if code.startswith(("BS2", "BS3"))} <= tested
+
+
+def test_an_unknown_param_from_outside():
+    spec, _ = read(f"spec test\nparam rank_a = 2\n{TARGET}share s per module rank rank_a")
+    with pytest.raises(SpecError) as caught:
+        spec.with_params({"rank_b": 1, "x": 2})
+    first, second = caught.value.problems
+    assert first.code == second.code == "BS207"
+    assert first.help == "did you mean `rank_a`?"
+
+
+def test_all_problems_are_told_at_once():
+    problems, _ = problems_of(
+        "target q_proj, FAKE\nshare a per module rank 2.5\nshare a per layer rank x via KA(z = 1)\n"
+        "share b where layer == 99 per module rank 2 scale 0 dropout 2"
+    )
+    codes = [problem.code for problem in problems]
+    assert sorted(set(codes)) == ["BS201", "BS202", "BS211", "BS301", "BS302"]
+    assert codes.count("BS211") == 3
+
+
+def test_what_is_wrong_whatever_the_model_is_a_spec_error():
+    spec, _ = read("spec test\ntarget FAKE\nshare s per module rank 2.5")
+    with pytest.raises(SpecError):
+        build_plan(spec, preset("llama-7b"))
+    spec, _ = read("spec test\ntarget FAKE\nshare s per module rank 2")
+    with pytest.raises(PlanError):
+        build_plan(spec, preset("llama-7b"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{TARGET}share s per module rank 4",
+        f"{TARGET}share s per module rank 4 alpha 8 scale alpha / rank",
+        "let top = q_proj\ntarget top\nshare s where top per kind rank 4 dropout 0.1",
+        "target q_proj, down_proj\nshare s per layer rank 8 via KE(size = 256)",
+        "target q_proj\nshare s per module rank 4 init B normal start nonzero",
+        f"{TARGET}share a per module rank 0\nshare b per module rank 1",
+    ],
+)
+def test_nothing_to_say_of_a_sound_spec(text):
+    assert problems_of(text)[0] == ()
