@@ -70,10 +70,10 @@ def test_a_preset_wins_over_a_folder_of_its_name(saved: Path, tmp_path, monkeypa
 
 
 def test_the_short_names(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "some.GGUF").write_bytes(b"GGUF")
+    (tmp_path / "some.Q4_1.GGUF").write_bytes(b"GGUF")
     assert resolve(str(saved)).name == "tiny-llama"
     assert resolve(str(saved / "config.json")).name == "tiny-llama"
-    assert resolve(str(tmp_path / "some.GGUF")).name == "some"
+    assert resolve(str(tmp_path / "some.Q4_1.GGUF")).name == "some.Q4_1"
     assert resolve("owner/Model-1.5B").name == "owner/Model-1.5B"
     assert resolve("llama-1-7b").name == "llama-7b"
 
