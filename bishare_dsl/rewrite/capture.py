@@ -25,7 +25,7 @@ from torch.fx.proxy import TraceError
 
 from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
-from bishare_dsl.rewrite.install import base_class
+from bishare_dsl.rewrite.install import base_class, replaces_forward
 from bishare_dsl.rewrite.signature import graph_signature
 from bishare_dsl.rewrite.trace import (
     HIDDEN_RANK,
@@ -68,9 +68,7 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
 
 
 def _capture(module: nn.Module) -> fx.Graph:
-    # accelerate's wrapper calls `_old_forward`, and its removal leaves the class's own, bound.
-    own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    if replaces_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
     try:
         rewrap(base_class(type(module)).forward, forward_function(module))

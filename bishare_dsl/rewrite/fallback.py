@@ -6,7 +6,7 @@ import inspect
 
 from torch import fx, nn
 
-from bishare_dsl.rewrite.install import base_class
+from bishare_dsl.rewrite.install import base_class, replaces_forward
 from bishare_dsl.rewrite.leaves import OPAQUE_ARGS, OPAQUE_KWARGS, base_forward
 from bishare_dsl.rewrite.trace import UntraceableRegion
 
@@ -19,8 +19,11 @@ def linear_region(module: nn.Module) -> fx.Graph:
     callers may pass it by keyword; other arguments that the forward may take are handed on.
 
     Raises:
-        UntraceableRegion: the layer's forward does not take one tensor.
+        UntraceableRegion: the layer's forward does not take one tensor, or was replaced on the
+            instance, so that no class could have a say.
     """
+    if replaces_forward(module):
+        raise UntraceableRegion("its forward was replaced on the instance")
     forward = inspect.unwrap(base_class(type(module)).forward)
     _, *parameters = inspect.signature(forward).parameters.values()
     if not parameters or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:

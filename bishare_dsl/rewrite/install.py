@@ -100,7 +100,12 @@ def install(module: nn.Module, graph: fx.Graph) -> None:
 
     The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
     module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
+
+    Raises:
+        TypeError: the instance has a forward of its own, which would run instead of any graph.
     """
+    if replaces_forward(module):
+        raise TypeError(f"the forward of this {type(module).__name__} was replaced on the instance")
     base = base_class(type(module))
     key = (base, base.forward, graph_signature(graph))
     cls = _by_graph.get(key)
@@ -142,6 +147,16 @@ def base_class(cls: type[nn.Module]) -> type[nn.Module]:
     if "bishare_base" not in vars(cls):
         raise TypeError(f"{cls.__name__} was subclassed after a graph was installed in it")
     return cls.bishare_base
+
+
+def replaces_forward(module: nn.Module) -> bool:
+    """Whether `module` runs a forward that is not its class's.
+
+    accelerate's hooks do not count: theirs calls `_old_forward`, and their removal leaves on the
+    instance the class's own forward, bound.
+    """
+    own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

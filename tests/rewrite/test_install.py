@@ -15,6 +15,7 @@ from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.install import install, installed_source, is_installed, uninstall
+from bishare_dsl.rewrite.trace import UntraceableRegion
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 TRACED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "mixtral")
@@ -299,6 +300,16 @@ def test_any_linear_is_a_region_of_its_own(linear):
     assert torch.equal(linear(**{name: x}), expected)
     assert inspect.signature(linear.forward) == signature
     assert torch.equal(torch.compile(linear, fullgraph=True, backend="eager")(x), expected)
+
+
+def test_a_forward_on_the_instance_is_not_silently_kept():
+    linear = nn.Linear(4, 6)
+    graph = linear_region(linear)
+    linear.forward = lambda x: x
+    with pytest.raises(UntraceableRegion, match="on the instance"):
+        linear_region(linear)
+    with pytest.raises(TypeError, match="on the instance"):
+        install(linear, graph)
 
 
 def test_what_else_a_linear_takes_is_handed_on():
