@@ -1,6 +1,7 @@
 """Rewriting: a region's forward as a graph, passes over it, and its installation in the model."""
 
 from bishare_dsl.rewrite.adapt import adapt, regions, set_enabled, unadapt
+from bishare_dsl.rewrite.explain import Stage, explain
 from bishare_dsl.rewrite.store import Store
 
-__all__ = ["Store", "adapt", "regions", "set_enabled", "unadapt"]
+__all__ = ["Stage", "Store", "adapt", "explain", "regions", "set_enabled", "unadapt"]

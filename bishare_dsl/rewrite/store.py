@@ -14,6 +14,9 @@ class Store(nn.Module):
     hooks of accelerate (offload) and FSDP (gather) fire. A tensor is registered here and nowhere else.
     """
 
+    # At the model itself: the base's parameters that trained before they were frozen.
+    frozen: tuple[str, ...] = ()
+
     def __init__(self, tensors: Mapping[str, nn.Parameter]):
         super().__init__()
         self.names = tuple(tensors)

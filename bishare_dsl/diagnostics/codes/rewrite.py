@@ -1,3 +1,35 @@
 """BS4xx: rewriting a model's graphs."""
 
 from bishare_dsl.diagnostics.problem import Code
+
+ADAPTED_ALREADY = Code(
+    "BS401",
+    "a model that is adapted already",
+    "this model has an adapter already",
+    "One compiled adapter stands in a model at a time. Put several shares in one spec to add their "
+    "updates up, or take the adapter out first with `model.bishare.unload()`, or into the weights with "
+    "`model.bishare.merge_and_unload()`.",
+    bad="compile_spec(spec, compile_spec(spec, model))",
+    good="compile_spec(spec, model)",
+    shell=True,
+)
+OTHER_MODEL = Code(
+    "BS402",
+    "a model other than the plan's",
+    "`{path}` should map {expected}, and the model has {found} there",
+    "A plan, and so an adapter, belongs to the shapes of the model that it was made for. Nothing was "
+    "changed in this model.",
+    bad="bishare merge my-adapter --model smollm2-135m --out merged  # made for another model",
+    good="bishare inspect my-adapter  # says which model it was made for",
+    shell=True,
+)
+CANNOT_ADAPT = Code(
+    "BS403",
+    "a layer that cannot be adapted",
+    "`{path}` cannot be adapted: {why}",
+    "Its parent's forward cannot be traced, and the layer itself does not take one tensor. Leave it out "
+    "of `target`, for instance with `except`.",
+    bad="target every, odd_layer",
+    good="target every, odd_layer except odd_layer",
+    shell=True,
+)

@@ -1,0 +1,210 @@
+"""Adapt a model: put a plan's tensors where they belong and rewrite the forwards that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, fx, nn
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics.codes import rewrite as codes
+from bishare_dsl.models.inspect import ADAPTER, linear_widths
+from bishare_dsl.plan import Plan, Term
+from bishare_dsl.rewrite.capture import capture_region
+from bishare_dsl.rewrite.factors import Factors
+from bishare_dsl.rewrite.fallback import linear_region
+from bishare_dsl.rewrite.install import Program, install_program, uninstall
+from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
+from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
+from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.structure import structure_key
+from bishare_dsl.rewrite.trace import UntraceableRegion
+from bishare_dsl.transforms import Width, transform_kinds
+
+Observer = Callable[[str, str, RegionProgram], None]
+"""Is shown, once for each distinct region, its path, the pass that just ran, and the program."""
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """The code of a region and of what makes its factors, shared by all regions alike."""
+
+    forward: Program
+    assembly: Program
+
+
+def adapt(
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    root: type[Store] = Store,
+    observe: Observer | None = None,
+) -> tuple[str, ...]:
+    """Give a model the adapter of a plan; the base's parameters stop training.
+
+    Args:
+        model: the model that the plan was made for; it stays the same object of the same class.
+        tensors: the plan's tensors by name; they become parameters where they are.
+        root: the class of the store at the model itself, ``model.bishare``.
+
+    Returns:
+        Notes: which parents could not be traced, so that their linears were adapted one by one.
+
+    Raises:
+        ModelError: the model is adapted already (BS401), or is another than the plan's (BS402).
+        Nothing is changed in either case.
+    """
+    if isinstance(getattr(model, ADAPTER, None), Store):
+        raise ModelError(codes.ADAPTED_ALREADY())
+    _check_sites(model, plan)
+    regions = _Regions(model, plan, observe)
+    prepared = list(regions)
+
+    trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    model.requires_grad_(False)
+    parameters = {
+        spec.name: nn.Parameter(tensors[spec.name], requires_grad=spec.trainable)
+        for spec in plan.tensors
+    }
+    owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
+    for spec in plan.tensors:
+        owned.setdefault(spec.owner, {})[spec.name] = parameters[spec.name]
+    place: dict[str, tuple[Store, int]] = {}
+    for path, group in owned.items():
+        owner = model.get_submodule(path)
+        store = (Store if path else root)(group)
+        store.train(owner.training)
+        owner.add_module(ADAPTER, store)
+        place |= {name: (store, number) for number, name in enumerate(group)}
+        if not path:
+            store.frozen = trained
+    for path, compiled, names in prepared:
+        region = model.get_submodule(path)
+        factors = Factors(compiled.assembly, compiled.forward, [place[name] for name in names])
+        factors.train(region.training)
+        region.add_module(FACTORS, factors)
+        install_program(region, compiled.forward)
+    return tuple(regions.notes)
+
+
+def unadapt(model: nn.Module) -> None:
+    """Take everything out again that `adapt` put in: the model is its base, as it was."""
+    for _, region in list(regions(model)):
+        uninstall(region)
+        delattr(region, FACTORS)
+    frozen = set(cast(Store, model.get_submodule(ADAPTER)).frozen)
+    for module in [m for m in model.modules() if isinstance(getattr(m, ADAPTER, None), Store)]:
+        delattr(module, ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in frozen)
+
+
+def set_enabled(model: nn.Module, enabled: bool) -> None:
+    """Let the regions run their rewritten forwards, or the base's own, as if there were no adapter."""
+    for _, region in regions(model):
+        if enabled:
+            install_program(region, cast(Factors, region.get_submodule(FACTORS)).region)
+        else:
+            uninstall(region)
+
+
+def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The regions of an adapted model, with their paths; a disabled one is a region too."""
+    for path, module in model.named_modules():
+        if isinstance(getattr(module, FACTORS, None), Factors):
+            yield path, module
+
+
+def _check_sites(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules())
+    wrong = []
+    for site in plan.sites:
+        module = modules.get(site.path)
+        widths = linear_widths(module) if module is not None else None
+        if widths != (site.d_in, site.d_out):
+            found = f"{widths[0]} -> {widths[1]}" if widths else "no linear layer"
+            wrong.append(
+                codes.OTHER_MODEL(
+                    path=site.path, expected=f"{site.d_in} -> {site.d_out}", found=found
+                )
+            )
+    if wrong:
+        raise ModelError(wrong[:5])
+
+
+class _Regions:
+    """Works out the regions of a plan: each distinct one is traced and transformed once."""
+
+    def __init__(self, model: nn.Module, plan: Plan, observe: Observer | None):
+        self.model = model
+        self.plan = plan
+        self.observe = observe
+        self.notes: dict[str, None] = {}
+        self._compiled: dict[Hashable, _Compiled | UntraceableRegion] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, _Compiled, list[str]]]:
+        """Each region: its path, its code, and the names of the tensors it reads, by slot."""
+        by_parent: dict[str, dict[str, Width]] = {}
+        for site in self.plan.sites:
+            if self.plan.terms_of[site.path]:
+                parent, _, child = site.path.rpartition(".")
+                by_parent.setdefault(parent, {})[child] = Width(site.d_in, site.d_out)
+        for parent, children in by_parent.items():
+            compiled, names = self._region(parent, children)
+            if isinstance(compiled, _Compiled):
+                yield parent, compiled, names
+                continue
+            kind = type(self.model.get_submodule(parent)).__name__
+            self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
+            for child, width in children.items():
+                path = f"{parent}.{child}"
+                alone, names = self._region(path, {"": width})
+                if not isinstance(alone, _Compiled):
+                    raise ModelError(codes.CANNOT_ADAPT(path=path, why=alone.reason))
+                yield path, alone, names
+
+    def _region(
+        self, path: str, children: Mapping[str, Width]
+    ) -> tuple[_Compiled | UntraceableRegion, list[str]]:
+        module = self.model.get_submodule(path)
+        slots: dict[str, int] = {}
+        targets = tuple(
+            Target(child, width, tuple(self._use(term, slots) for term in self._terms(path, child)))
+            for child, width in children.items()
+        )
+        expand = ExpandTerms(targets, tuple(self.plan.tensor[name].shape for name in slots))
+        key = (structure_key(module), expand)
+        if key not in self._compiled:
+            try:
+                self._compiled[key] = self._compile(path, module, expand)
+            except UntraceableRegion as reason:
+                self._compiled[key] = reason
+        return self._compiled[key], list(slots)
+
+    def _terms(self, path: str, child: str) -> tuple[Term, ...]:
+        return self.plan.terms_of[f"{path}.{child}" if child else path]
+
+    def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
+        transform = transform_kinds()[term.transform].model_validate(term.options)
+        numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
+        return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
+
+    def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> _Compiled:
+        program = RegionProgram.start(self._capture(module, expand.targets), len(expand.shapes))
+        observe = None
+        if (told := self.observe) is not None:
+            told(path, "capture", program)
+
+            def observe(step: str, program: RegionProgram) -> None:
+                told(path, step, program)
+
+        run_passes(program, expand, observe=observe)
+        return _Compiled(Program.of(program.forward), Program.of(program.assembly))
+
+    @staticmethod
+    def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:
+        if targets[0].path == "":
+            return linear_region(module)
+        return capture_region(module, [target.path for target in targets])

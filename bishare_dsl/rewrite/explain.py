@@ -1,0 +1,53 @@
+"""What the rewriting does, for people to read: each distinct region after each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bishare_dsl.plan import Plan
+from bishare_dsl.rewrite.adapt import adapt
+from bishare_dsl.rewrite.install import Program
+from bishare_dsl.rewrite.program import RegionProgram
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A region's program at one point: as text, as graphs or as the Python that runs.
+
+    ``region`` is the path of the first region that has this program; all that are alike share it.
+    """
+
+    region: str
+    step: str
+    forward_graph: str
+    assembly_graph: str
+    forward_code: str
+    assembly_code: str
+
+
+def explain(model: nn.Module, plan: Plan) -> Iterator[Stage]:
+    """Rewrite a model, and give each distinct region's program as traced and after each pass.
+
+    The model is adapted by it; one on the meta device is enough, and quick.
+    """
+    stages: list[Stage] = []
+
+    def observe(region: str, step: str, program: RegionProgram) -> None:
+        stages.append(
+            Stage(
+                region,
+                step,
+                str(program.forward),
+                str(program.assembly),
+                Program.of(program.forward).source,
+                Program.of(program.assembly).source,
+            )
+        )
+
+    tensors = {spec.name: torch.empty(spec.shape, device="meta") for spec in plan.tensors}
+    adapt(model, plan, tensors, observe=observe)
+    yield from stages

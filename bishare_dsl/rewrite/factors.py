@@ -1,0 +1,94 @@
+"""The module that gives a region its effective factors, and remembers them while nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bishare_dsl.rewrite.install import Program
+from bishare_dsl.rewrite.store import Store
+
+
+class Factors(nn.Module):
+    """A region's factors, made from tensors that it calls their stores for. It owns none itself.
+
+    Without gradients the factors are kept, and made again when a source is another tensor, lies
+    elsewhere or was changed in place. Writing through ``.data`` is the one change that torch does not
+    count: `refresh`, a switch between training and evaluation, or any forward with gradients sees to it.
+
+    Args:
+        assembly: makes the factors of the sources.
+        region: the forward of the region that calls this module.
+        sources: where each tensor of the region is: a store, and its number there.
+    """
+
+    def __init__(
+        self, assembly: Program, region: Program, sources: Sequence[tuple[Store, int]]
+    ) -> None:
+        super().__init__()
+        self.assembly = assembly
+        self.region = region
+        # In a tuple, where `nn.Module` does not register them: a store has one owner, and is no part
+        # of the regions that use it.
+        self._stores = tuple(dict.fromkeys(store for store, _ in sources))
+        self._slots = tuple((self._stores.index(store), number) for store, number in sources)
+        self._assemble = assembly.function()
+        self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
+
+    def forward(self) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            return self._make()
+        if torch.is_grad_enabled():
+            self._kept = None
+            return self._make()
+        state = self._state()
+        if state is None:
+            return self._make()
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, self._make())
+        return self._kept[1]
+
+    def refresh(self) -> None:
+        """Forget the factors that are kept."""
+        self._kept = None
+
+    def train(self, mode: bool = True) -> Factors:
+        self.refresh()
+        return super().train(mode)
+
+    def _make(self) -> tuple[Tensor, ...]:
+        tensors = [store() for store in self._stores]
+        sources = [tensors[store][number] for store, number in self._slots]
+        # Factors are small, and made in the precision they are trained in: what runs, what merges and
+        # what is exported are then the same numbers.
+        device = sources[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return tuple(self._assemble(self, *sources))
+        return tuple(self._assemble(self, *sources))
+
+    def _state(self) -> tuple[Any, ...] | None:
+        """What tells one set of sources from another, or None where they cannot be told apart."""
+        state: list[Any] = []
+        for store in self._stores:
+            if hasattr(store, "_hf_hook"):
+                return None  # Offloaded: the tensors come and go with each call.
+            for tensor in store._parameters.values():
+                if type(tensor) is not nn.Parameter or tensor.is_meta or tensor.is_inference():
+                    return None
+                state += (id(tensor), tensor._version, tensor.data_ptr())
+        return tuple(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_assemble", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._assemble = self.assembly.function()
+        self._kept = None
+
+    def extra_repr(self) -> str:
+        return f"{len(self._slots)} tensors of {len(self._stores)} modules"

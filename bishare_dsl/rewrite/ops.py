@@ -1,0 +1,30 @@
+"""What a rewritten forward adds to the base's: the leaves that apply effective factors.
+
+Factors are trained in their own dtype, float32 as a rule, and applied in the activations'. Everything is
+out of place, so that a hook on a base linear keeps the output it was given.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def down(x: Tensor, a: Tensor) -> Tensor:
+    """``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
+    return F.linear(x, a.to(x))
+
+
+def up(y: Tensor, z: Tensor, b: Tensor) -> Tensor:
+    """``y + z B``: ``(..., d_out)``, ``(..., rows)`` and ``(rows, d_out)`` to ``(..., d_out)``.
+
+    One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit.
+    """
+    flat = torch.addmm(y.flatten(0, -2), z.flatten(0, -2).to(y), b.to(y))
+    return flat.view(y.shape)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """``x`` with a share ``p`` of its values dropped and the others scaled up, in training."""
+    return F.dropout(x, p, training)

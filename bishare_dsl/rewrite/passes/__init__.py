@@ -1,0 +1,50 @@
+"""The passes, in the order in which they run. Each is a step on a region's program; one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
+from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
+from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
+from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
+from bishare_dsl.rewrite.passes.share_factors import ShareFactors
+from bishare_dsl.rewrite.program import Pass, RegionProgram
+
+OPTIMISATIONS: tuple[Pass, ...] = (
+    ShareFactors(),
+    FuseDowns(),
+    AccumulateUps(),
+    HoistFactors(),
+)
+"""What runs behind `ExpandTerms`; none of it changes what is computed."""
+
+Observer = Callable[[str, RegionProgram], None]
+"""Is shown the program, with the name of the pass that just ran."""
+
+
+def run_passes(
+    program: RegionProgram,
+    expand: ExpandTerms,
+    optimisations: tuple[Pass, ...] = OPTIMISATIONS,
+    observe: Observer | None = None,
+) -> None:
+    """Run the passes over a region's program, which is a valid pair of graphs after each."""
+    for step in (expand, *optimisations):
+        step.run(program)
+        program.forward.lint()
+        program.assembly.lint()
+        if observe is not None:
+            observe(type(step).__name__, program)
+
+
+__all__ = [
+    "OPTIMISATIONS",
+    "AccumulateUps",
+    "ExpandTerms",
+    "FuseDowns",
+    "HoistFactors",
+    "Observer",
+    "ShareFactors",
+    "run_passes",
+]

@@ -1,0 +1,67 @@
+"""One product for all the terms of a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import fx
+
+from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.program import ROWS, RegionProgram
+
+
+@dataclass(frozen=True)
+class AccumulateUps:
+    """Before: ``up(... up(y, z_1, B_1) ..., z_n, B_n)``. After: ``up(y, cat(z_1 ...), cat(B_1 ...))``.
+
+    The target's output is read and written once, however many shares cover it. Columns that stand
+    side by side in one ``z`` are taken together, so that most targets need no ``cat`` of them.
+    """
+
+    def run(self, program: RegionProgram) -> None:
+        graph = program.forward
+        for last in [node for node in graph.nodes if node.target is ops.up]:
+            if any(user.target is ops.up and user.args[0] is last for user in last.users):
+                continue
+            chain = [last]
+            while isinstance(y := chain[0].args[0], fx.Node) and y.target is ops.up:
+                chain.insert(0, y)
+            if len(chain) == 1:
+                continue
+            with graph.inserting_after(program.last_factor_node()):
+                factor = graph.call_function(torch.cat, ([node.args[2] for node in chain],))
+            with graph.inserting_before(last):
+                columns = _side_by_side(graph, [node.args[1] for node in chain])
+                if len(columns) > 1:
+                    columns = [graph.call_function(torch.cat, (columns, -1))]
+                total = graph.call_function(ops.up, (chain[0].args[0], columns[0], factor))
+            last.replace_all_uses_with(total)
+            for node in reversed(chain):
+                graph.erase_node(node)
+        for node in reversed(graph.nodes):
+            if node.op == "call_method" and node.target == "narrow" and not node.users:
+                graph.erase_node(node)
+
+
+def _side_by_side(graph: fx.Graph, columns: list[fx.Node]) -> list[fx.Node]:
+    """The same columns in the same order, neighbours in one tensor taken together."""
+    joined: list[tuple[fx.Node, int, int]] = []
+    for z, start, rows in map(_columns, columns):
+        if joined and joined[-1][0] is z and sum(joined[-1][1:]) == start:
+            joined[-1] = (z, joined[-1][1], joined[-1][2] + rows)
+        else:
+            joined.append((z, start, rows))
+    return [
+        z if rows == z.meta[ROWS] else graph.call_method("narrow", (z, -1, start, rows))
+        for z, start, rows in joined
+    ]
+
+
+def _columns(node: fx.Node) -> tuple[fx.Node, int, int]:
+    """Which columns of which tensor a node is: the tensor, the first of them, and how many."""
+    if node.target == "narrow":
+        z, _, start, rows = cast(tuple[fx.Node, int, int, int], node.args)
+        return z, start, rows
+    return node, 0, node.meta[ROWS]

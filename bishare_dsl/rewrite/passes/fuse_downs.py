@@ -1,0 +1,44 @@
+"""One product for all that an island of siblings projects down from the input they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.program import ROWS, RegionProgram
+
+
+@dataclass(frozen=True)
+class FuseDowns:
+    """Before: ``down(x, A_1) ... down(x, A_n)``. After: ``z = down(x, cat(A_1 ... A_n))``, and its columns.
+
+    Each skinny product costs a pass over ``x``; one product reads it once, forward and backward.
+    """
+
+    def run(self, program: RegionProgram) -> None:
+        graph = program.forward
+        islands: dict[fx.Node, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.target is ops.down:
+                islands.setdefault(node.args[0], []).append(node)
+        for x, downs in islands.items():
+            if len(downs) == 1:
+                continue
+            factors = [node.args[1] for node in downs]
+            with graph.inserting_after(program.last_factor_node()):
+                stacked = graph.call_function(torch.cat, (factors,))
+            with graph.inserting_before(downs[0]):
+                z = graph.call_function(ops.down, (x, stacked))
+                z.meta[ROWS] = sum(node.meta[ROWS] for node in downs)
+                start = 0
+                for node in downs:
+                    rows = node.meta[ROWS]
+                    columns = graph.call_method("narrow", (z, -1, start, rows))
+                    columns.meta[ROWS] = rows
+                    node.replace_all_uses_with(columns)
+                    start += rows
+            for node in downs:
+                graph.erase_node(node)

@@ -1,0 +1,94 @@
+"""What the passes work on: a region's forward, and the graph that makes the factors it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from torch import fx
+
+from bishare_dsl.rewrite.leaves import base_forward
+from bishare_dsl.transforms import Transform, Width
+
+FACTORS = "bishare_factors"
+"""The child of a region that its forward calls for the factors."""
+
+ROWS = "bishare_rows"
+"""Metadata of a node that gives a tensor ``(..., rows)``: how many rows its factor has."""
+
+
+@dataclass(frozen=True)
+class TermUse:
+    """A term as a region applies it: ``slots`` says, by role, which of the region's tensors it reads."""
+
+    transform: Transform
+    rank: int
+    scale: float
+    dropout: float
+    slots: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer of a region, by its path below it (``""`` where the region is the layer)."""
+
+    path: str
+    width: Width
+    terms: tuple[TermUse, ...]
+
+
+@dataclass
+class RegionProgram:
+    """Two graphs, changed in place by the passes.
+
+    ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what
+    ``assembly`` makes of the region's tensors: at first the tensors as they are.
+    """
+
+    forward: fx.Graph
+    assembly: fx.Graph
+
+    @classmethod
+    def start(cls, forward: fx.Graph, tensors: int) -> RegionProgram:
+        """The base's forward, not yet calling for its ``tensors`` tensors."""
+        assembly = fx.Graph()
+        assembly.output(tuple(assembly.placeholder(f"tensor_{i}") for i in range(tensors)))
+        return cls(forward, assembly)
+
+    def factors_call(self) -> fx.Node:
+        """The node of the forward that calls for the factors."""
+        calls = self.forward.find_nodes(op="call_module", target=FACTORS)
+        return cast(fx.Node, calls[0])
+
+    def last_factor_node(self) -> fx.Node:
+        """Where a node that combines factors may stand: behind all of them."""
+        return (self.factor_nodes() or [self.factors_call()])[-1]
+
+    def factor_nodes(self) -> list[fx.Node]:
+        """The nodes of the forward that depend on tensors of the adapter and on nothing else."""
+        call = self.factors_call()
+        found: dict[fx.Node, None] = {call: None}
+        for node in self.forward.nodes:
+            inputs = node.all_input_nodes
+            if inputs and all(source in found for source in inputs) and node.op != "output":
+                found[node] = None
+        del found[call]
+        return list(found)
+
+
+class Pass(Protocol):
+    """One step: a frozen dataclass whose fields are its options. Both graphs are valid after it."""
+
+    def run(self, program: RegionProgram) -> None: ...
+
+
+def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node, fx.Node]]:
+    """Each linear layer that the forward calls: its path, the call, and the tensor it is called on."""
+    for node in forward.nodes:
+        if node.op == "call_module" and node.args and isinstance(node.args[0], fx.Node):
+            yield str(node.target), node, node.args[0]
+        elif node.op == "call_function" and node.target is base_forward:
+            x = node.args[1]
+            assert isinstance(x, fx.Node)
+            yield "", node, x
