@@ -8,6 +8,7 @@ the unit's end. Params, and shares with their clauses, are aligned where they st
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -125,8 +126,13 @@ def _groups(blocks: list[_Block]) -> Iterator[list[_Block]]:
         yield group
 
 
+def _start(token: Token) -> int:
+    return token.start
+
+
 def _block(statement: Statement | Clause, tokens: list[Token]) -> _Block:
-    inside = [token for token in tokens if statement.start <= token.start < statement.end]
+    first_token = bisect_left(tokens, statement.start, key=_start)
+    inside = tokens[first_token : bisect_left(tokens, statement.end, key=_start)]
     kind = "default" if isinstance(statement, Clause) else statement.keyword.text
     if isinstance(statement, Statement) and kind == "share":
         starts = {clause.start for clause in statement.clauses}

@@ -12,7 +12,17 @@ from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language import vocabulary
 from bishare_dsl.language.build import Builder, Part
 from bishare_dsl.language.lexer import BAD, tokenise
-from bishare_dsl.language.syntax import Node, Syntax, Token
+from bishare_dsl.language.syntax import (
+    Glob,
+    Group,
+    Interval,
+    Membership,
+    Name,
+    Number,
+    Operation,
+    Syntax,
+    Token,
+)
 from bishare_dsl.language.tables import END, Rule, tables
 
 MAX_BYTES = 2**20
@@ -20,6 +30,8 @@ MAX_DEPTH = 64
 MAX_PROBLEMS = 100
 # A level of nesting puts some entries on the stack: more than this is too deep whatever follows.
 _MAX_STACK = 8 * MAX_DEPTH
+# What an expression is made of; clauses and the like nest in nothing.
+_NESTING = (Name, Number, Group, Operation, Membership, Glob, Interval)
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
 _OPEN = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO", "GAIN"]
@@ -118,20 +130,23 @@ class _Parser:
 
     def reduce(self, rule: Rule) -> None:
         at = len(self.parts) - rule.length
-        parts: list[Part] = []
-        for part in self.parts[at:]:
-            if isinstance(part, list):
-                parts += part
-            else:
-                parts.append(part)
+        given = self.parts[at:]
         depth = max(self.depths[at:], default=0)
-        if rule.name[0] == "_" or (rule.inline and len(parts) == 1):
-            made: Part = parts[0] if len(parts) == 1 else parts
+        if rule.name[0] == "_" and given and isinstance(given[0], list):
+            # A list grows in place: nothing else holds it, and copies would take quadratic time.
+            made: Part = given[0]
+            made += _flat(given[1:])
         else:
-            made = self.build(rule.name, parts)
-            depth += isinstance(made, Node)
-            if depth > MAX_DEPTH:
-                self.report_depth(Span(parts[0].start, parts[-1].end))
+            parts = _flat(given)
+            if len(parts) == 1 and (rule.name[0] == "_" or rule.inline):
+                made = parts[0]
+            elif rule.name[0] == "_":
+                made = parts
+            else:
+                made = self.build(rule.name, parts)
+                depth = depth + 1 if isinstance(made, _NESTING) else 0
+                if depth > MAX_DEPTH:
+                    self.report_depth(Span(parts[0].start, parts[-1].end))
         del self.path[at + 1 :], self.parts[at:], self.depths[at:]
         self.path.append(self.states[self.path[-1]][rule.name])
         self.parts.append(made)
@@ -177,7 +192,8 @@ class _Parser:
             return self.skip(position)
         if what := self.not_yet(position):
             self.problems(codes.NOT_YET(span=token.span, what=what))
-            return self.skip(position)
+            # `A per layer` is one mistake: its `per` is not looked at.
+            return self.skip(position if token.text in vocabulary.LATER else position + 2)
 
         allowed = {
             kind for kind in self.states[self.path[-1]] if kind.isupper() and self.accepts(kind)
@@ -245,6 +261,8 @@ class _Parser:
         first = position
         while True:
             token = self.tokens[position]
+            if position > first and self.not_yet(position):
+                return position
             statement = token.kind in vocabulary.STATEMENT_KINDS
             if statement or (
                 token.kind in vocabulary.CLAUSE_KINDS and self.starts(position, first)
@@ -272,6 +290,16 @@ class _Parser:
         if self.tokens[first].kind == "GAIN" and word in _MIXED:
             return False
         return word not in _MIXED or previous.kind not in _OPEN
+
+
+def _flat(parts: list[Part]) -> list[Part]:
+    flat: list[Part] = []
+    for part in parts:
+        if isinstance(part, list):
+            flat += part
+        else:
+            flat.append(part)
+    return flat
 
 
 def _unreadable(token: Token) -> Problem:

@@ -182,12 +182,12 @@ class Syntax(Node):
 
 def walk(part: object) -> Iterator[Node]:
     """All nodes of a part, itself first, in the order of the text."""
-    if isinstance(part, list):
-        for item in part:
-            yield from walk(item)
-    elif isinstance(part, Node):
-        yield part
-        for cls in type(part).__mro__:
-            for name in getattr(cls, "__slots__", ()):
-                if name not in ("start", "end", "keyword", "tokens"):
-                    yield from walk(getattr(part, name))
+    # A stack of its own, for a text may be nested deeper than Python's calls may.
+    waiting = [part]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += reversed(part)
+        elif isinstance(part, Node):
+            yield part
+            waiting += [getattr(part, name) for name in reversed(type(part).__slots__)]

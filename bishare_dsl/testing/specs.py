@@ -35,7 +35,7 @@ def expressions() -> st.SearchStrategy[m.Expression]:
         st.builds(m.Ref, ref=names()),
         st.builds(m.Match, attribute=st.sampled_from(["path", "kind", "parent"]), pattern=names()),
     )
-    return st.recursive(leaves, _nested, max_leaves=8)
+    return st.recursive(leaves, _nested, max_leaves=3)
 
 
 def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expression]:
@@ -62,15 +62,15 @@ def _items(
     inner: st.SearchStrategy[m.Expression],
 ) -> st.SearchStrategy[tuple[m.Range | m.Expression, ...]]:
     item = inner | st.builds(m.Range, first=inner, last=inner)
-    return st.lists(item, min_size=1, max_size=3).map(tuple)
+    return st.lists(item, min_size=1, max_size=2).map(tuple)
 
 
 def selections() -> st.SearchStrategy[m.Selection]:
     """What ``target``, ``where`` and ``let`` take."""
     return st.builds(
         m.Selection,
-        include=st.lists(expressions(), min_size=1, max_size=3).map(tuple),
-        exclude=st.lists(expressions(), max_size=2).map(tuple),
+        include=st.lists(expressions(), min_size=1, max_size=2).map(tuple),
+        exclude=st.lists(expressions(), max_size=1).map(tuple),
     )
 
 
@@ -122,7 +122,7 @@ def specs(draw: st.DrawFn) -> m.Spec:
     # A let that is used before its turn has no text: their names are drawn apart from all others.
     lets = [
         m.Let(name=f"let_{i}", selection=selection)
-        for i, selection in enumerate(draw(st.lists(selections(), max_size=2)))
+        for i, selection in enumerate(draw(st.lists(selections(), max_size=1)))
     ]
     return m.Spec(
         name=draw(names()),
@@ -130,5 +130,5 @@ def specs(draw: st.DrawFn) -> m.Spec:
         lets=tuple(lets),
         target=draw(selections()),
         defaults=draw(settings_of_shares()),
-        shares=tuple(draw(st.lists(shares(), min_size=1, max_size=3))),
+        shares=tuple(draw(st.lists(shares(), min_size=1, max_size=2))),
     )

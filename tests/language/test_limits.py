@@ -1,0 +1,50 @@
+import pytest
+
+from bishare_dsl.diagnostics import SpecError
+from bishare_dsl.language import parse_spec
+
+HEAD = "spec x\ntarget q\nshare s per layer rank "
+
+
+def codes(text):
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text)
+    return [problem.code for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (b" " * 10_000_000, "BS102"),
+        (HEAD + "(" * 10_000 + "1" + ")" * 10_000, "BS108"),
+        (HEAD + "(" * 10_000, "BS108"),
+        (HEAD + "not " * 10_000 + "1", "BS108"),
+        (HEAD + "1 + " * 10_000 + "1", "BS108"),
+        (HEAD + "9" * 5_000, "BS107"),
+        (HEAD + "1e999", "BS107"),
+        (HEAD + "1e-999", "BS107"),
+        (HEAD + "\0", "BS103"),
+        (HEAD + "x" * 1_000_000 + " §", "BS103"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) == 5 else "",
+)
+def test_extremes_end_in_an_error_of_their_own(text, code):
+    assert code in codes(text)
+
+
+def test_a_long_line_of_many_words_is_read():
+    spec = parse_spec(
+        f"spec x target {', '.join(f'q{i}' for i in range(100_000))} share s per layer rank 1"
+    )
+    assert len(spec.target.include) == 100_000
+
+
+def test_of_very_many_errors_the_first_are_shown_and_the_rest_counted():
+    found = codes("share ) " * 100_000)
+    assert len(found) == 101
+    assert found[-1] == "BS199"
+
+
+def test_64_levels_are_allowed_and_65_are_not():
+    assert parse_spec(HEAD + "(" * 63 + "1" + ")" * 63)
+    assert codes(HEAD + "(" * 64 + "1" + ")" * 64) == ["BS108"]

@@ -1,0 +1,67 @@
+from bishare_dsl.language import parse_spec, read
+from bishare_dsl.spec import And, Binary, Match, Member, Or, Range, Ref, Share
+
+TEXT = """spec x
+param r = 4
+let mlp = gate_proj, kind "up*" except down_proj
+target path "*.mlp.*"
+init A ones
+share s  where mlp and layer in {0, -2..-1}  per layer // 4, kind  rank match kind { q, k: r; else: 2 }
+  via KE(size = r + 1)  scale alpha / sqrt(rank)
+share t  per model  rank -3  start nonzero
+"""
+
+
+def at(*loc):
+    _, where = read(TEXT)
+    span = where.spans[loc]
+    return TEXT[span.start : span.end]
+
+
+def test_every_part_is_found_in_the_text():
+    assert at("lets", 0, "selection", "exclude", 0) == "down_proj"
+    assert at("target", "include", 0) == 'path "*.mlp.*"'
+    assert at("defaults", "init", "A") == "ones"
+    assert at("shares", 0) == "share s"
+    assert at("shares", 0, "where", "include", 0, "all_of", 1, "among", 1) == "-2..-1"
+    assert at("shares", 0, "per", 0, "right") == "4"
+    assert at("shares", 0, "rank", "arms", 0, "values", 1) == "k"
+    assert at("shares", 0, "rank", "otherwise") == "2"
+    assert at("shares", 0, "via", "options", "size", "left") == "r"
+    assert at("shares", 0, "scale") == "alpha / sqrt(rank)"
+    assert at("shares", 1, "per") == "model"
+    assert at("shares", 1, "rank") == "-3"
+    assert at("shares", 1, "nonzero_start") == "start nonzero"
+
+
+def test_the_values():
+    spec = parse_spec(TEXT)
+    assert spec.lets[0].selection.include == (
+        Ref(ref="gate_proj"),
+        Match(attribute="kind", pattern="up*"),
+    )
+    assert spec.shares[0].where.include == (
+        And(all_of=("mlp", Member(value="layer", among=(0, Range(first=-2, last=-1))))),
+    )
+    assert spec.shares[1] == Share(name="t", per="model", rank=-3, nonzero_start=True)
+
+
+def expression(text):
+    return parse_spec(f"spec x target q share s per {text} rank 1").shares[0].per[0]
+
+
+def test_precedence_is_pythons():
+    assert expression("a - b - c * d") == Binary(
+        op="-",
+        left=Binary(op="-", left="a", right="b"),
+        right=Binary(op="*", left="c", right="d"),
+    )
+    assert expression("a or b and c") == Or(any_of=("a", And(all_of=("b", "c"))))
+    assert expression("(a or b) and c") == And(all_of=(Or(any_of=("a", "b")), "c"))
+    # `in` is an attribute where a value stands, and an operator where one may follow.
+    assert expression("in in {in}") == Member(value="in", among=("in",))
+
+
+def test_a_quoted_keyword_is_a_name():
+    assert expression('"model"') == Ref(ref="model")
+    assert parse_spec("spec x target q share s per model rank 1").shares[0].per == ()

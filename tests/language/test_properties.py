@@ -1,0 +1,97 @@
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bishare_dsl.diagnostics import SpecError
+from bishare_dsl.language import format_text, parse_spec, parse_syntax, read, spec_text
+from bishare_dsl.language.tables import tables
+from bishare_dsl.spec import Spec
+from bishare_dsl.testing.specs import specs
+
+WORDS = [
+    *tables().words,
+    "use",
+    "gain",
+    "freeze",
+    "replace",
+    "q_proj",
+    "layer",
+    "8",
+    "0.5",
+    '"odd name"',
+]
+
+
+def _outcome(text):
+    try:
+        parse_spec(text)
+    except SpecError as error:
+        problems, drawn = error.problems, str(error)
+    else:
+        return
+    assert problems
+    assert drawn
+    assert all(problem.span is not None for problem in problems if problem.code != "BS199")
+
+
+@given(st.binary() | st.text())
+def test_anything_gives_a_spec_or_located_errors(text):
+    _outcome(text)
+
+
+@given(st.lists(st.sampled_from([*WORDS, "\n", "# comment\n"]), max_size=60))
+def test_any_words_give_a_spec_or_located_errors(words):
+    _outcome(" ".join(words))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs(), st.data())
+def test_a_mistake_anywhere_is_an_error_or_another_spec(spec, data):
+    text = spec_text(spec)
+    at = data.draw(st.integers(0, len(text)))
+    _outcome(
+        text[:at]
+        + data.draw(st.sampled_from(["", " ) ", " share ", '"', "#", "§"]))
+        + text[at + 1 :]
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs())
+def test_a_spec_s_text_says_the_same_and_is_formatted(spec):
+    text = spec_text(spec)
+    assert parse_spec(text) == spec
+    assert format_text(text) == text
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs())
+def test_what_is_read_is_what_pydantic_would_accept(spec):
+    read_back, where = read(spec_text(spec))
+    assert Spec.model_validate(read_back.model_dump()) == read_back
+    assert set(where.spans) >= {("name",), ("target",), ("shares", 0, "rank"), ("shares", 0, "per")}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs(), st.randoms(use_true_random=False))
+def test_formatting_keeps_meaning_and_comments_wherever_they_stand(spec, random):
+    parts, count = [], 0
+    for token in parse_syntax(spec_text(spec)).tokens:
+        parts.append(token.text)
+        if random.random() < 0.2:
+            parts.append(random.choice([f" # comment {count}\n", f"\n# comment {count}\n", "\n\n"]))
+            count += "#" in parts[-1]
+        parts.append(random.choice([" ", "\n"]))
+    text = "".join(parts)
+    once = format_text(text)
+    assert parse_spec(once) == spec
+    assert format_text(once) == once
+    assert [f"# comment {i}" for i in range(count) if once.count(f"# comment {i}") == 0] == []
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+def test_line_breaks_and_a_byte_order_mark_mean_nothing(line_break):
+    text = "# a\nspec x\ntarget q # b\nshare s per layer rank 1\n"
+    other = "\ufeff" + text.replace("\n", line_break)
+    assert parse_spec(other.encode()) == parse_spec(text)
+    assert format_text(other) == format_text(text)
