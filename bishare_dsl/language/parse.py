@@ -25,7 +25,8 @@ from bishare_dsl.language.syntax import (
 )
 from bishare_dsl.language.tables import END, Rule, tables
 
-MAX_BYTES = 2**20
+# The longest text that any content of it lets us read in about a second.
+MAX_BYTES = 2**17
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
 # A level of nesting puts some entries on the stack: more than this is too deep whatever follows.
