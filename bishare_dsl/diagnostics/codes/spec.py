@@ -40,7 +40,7 @@ RESERVED = Code(
     "Attributes of a site (`layer`, `kind`, ...) and the names `rank` and `alpha` keep their meaning "
     "everywhere. Share names are words of letters, digits and underscores, since tensors are named "
     "after them.",
-    bad=f"{_HEAD}param rank = 4\nshare local per module rank 4",
+    bad=f"{_HEAD}param layer = 4\nshare local per module rank layer",
     good=f"{_HEAD}param r = 4\nshare local per module rank r",
 )
 UNKNOWN_TRANSFORM = Code(
