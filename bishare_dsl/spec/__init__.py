@@ -18,8 +18,10 @@ from bishare_dsl.spec.expression import (
 )
 from bishare_dsl.spec.spec import (
     Arm,
+    Gain,
     Init,
     Initial,
+    Keys,
     Let,
     Param,
     RankMatch,
@@ -36,8 +38,10 @@ __all__ = [
     "Binary",
     "Compare",
     "Expression",
+    "Gain",
     "Init",
     "Initial",
+    "Keys",
     "Let",
     "Match",
     "Member",

@@ -75,19 +75,49 @@ def _key(value: Any) -> Any:
     return (() if value == "model" else (value,)) if isinstance(value, str) else value
 
 
+Key = Annotated[tuple[Expression, ...], BeforeValidator(_key)]
+"""Modules with equal values of these share; an empty key has one value, so that all do."""
+
+
+class Keys(Node):
+    """``A per layer  B per module``: a key for each factor."""
+
+    A: Key
+    B: Key
+
+
+class Gain(Node):
+    """``gain rank init 0.1, out init 0``: learned diagonals of each module, and where they start.
+
+    ``dW = diag(out) B diag(rank) A``, the diagonals of length ``rank`` and ``d_out``.
+    """
+
+    rank: Expression | None = None
+    out: Expression | None = None
+
+
 class Share(Settings):
     """One low-rank term: *where* it stands, *per* which key, at what *rank*, *via* which transform.
 
-    One factor pair for each distinct value of the key ``per``; an empty key is one pair in all.
-    ``nonzero_start`` is the word that lets a model start different from its base.
+    One factor for each distinct value of its key. ``freeze`` names tensors that keep their start, by
+    role: ``A``, ``B``, or one of the transform's own. ``nonzero_start`` is the word that lets a model
+    start different from its base.
     """
 
     name: str
-    per: Annotated[tuple[Expression, ...], BeforeValidator(_key)]
+    per: Keys | Key
     rank: RankMatch | Expression
     where: Selection | None = None
     via: Via | None = None
+    freeze: tuple[str, ...] = ()
+    gain: Gain = Gain()
     nonzero_start: bool = False
+
+    def key(self, role: str) -> tuple[Expression, ...] | None:
+        """The key of the pools of a tensor; None for one of a role that two keys leave open."""
+        if not isinstance(self.per, Keys):
+            return self.per
+        return self.per.A if role == "A" else self.per.B if role == "B" else None
 
 
 class Spec(Node):
@@ -148,4 +178,17 @@ class Spec(Node):
         )
 
 
-__all__ = ["Arm", "Init", "Initial", "Let", "Param", "RankMatch", "Ref", "Share", "Spec", "Via"]
+__all__ = [
+    "Arm",
+    "Gain",
+    "Init",
+    "Initial",
+    "Keys",
+    "Let",
+    "Param",
+    "RankMatch",
+    "Ref",
+    "Share",
+    "Spec",
+    "Via",
+]
