@@ -8,7 +8,7 @@ import torch
 
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
-from bishare_dsl.transforms import Width, transform_kinds
+from bishare_dsl.transforms import Width, effective_pair, transform_kind
 
 
 def effective_factors(
@@ -25,14 +25,13 @@ def effective_factors(
         site: one of the plan's.
     """
     width = Width(site.d_in, site.d_out)
-    kinds = transform_kinds()
     downs, ups = [torch.empty(0, width.d_in)], [torch.empty(0, width.d_out)]
     for term in plan.terms_of[site.path]:
-        transform = kinds[term.transform].model_validate(term.options)
+        transform = transform_kind(term.transform).model_validate(term.options)
         values = {role: tensors[name].detach().float() for role, name in term.tensors.items()}
-        down, up = transform.factors(values, term.rank, width)
+        down, up = effective_pair(transform, values, term.rank, width, term.scale)
         downs.append(down)
-        ups.append(term.scale * up)
+        ups.append(up)
     device = downs[-1].device
     return torch.cat([d.to(device) for d in downs]), torch.cat([u.to(device) for u in ups])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bishare_dsl.diagnostics import (
@@ -20,9 +20,9 @@ from bishare_dsl.plan.names import key_name, owner, short_path
 from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import Resolved, Unresolved, resolve
-from bishare_dsl.spec import Initial, RankMatch, Ref, Selection, Spec
+from bishare_dsl.spec import Keys, RankMatch, Ref, Selection, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
-from bishare_dsl.transforms import Width
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Own, Transform, Width
 
 
 def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
@@ -72,8 +72,14 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
     for i, share in enumerate(spec.shares):
         if share.where is not None:
             yield from sites.selection_problems(share.where, ("shares", i, "where"))
-        for j, key in enumerate(share.per):
-            yield from sites.key_problems(key, ("shares", i, "per", j))
+        loc: Loc = ("shares", i, "per")
+        if isinstance(share.per, Keys):
+            keys = [((*loc, "A"), share.per.A), ((*loc, "B"), share.per.B)]
+        else:
+            keys = [(loc, share.per)]
+        for place, key in keys:
+            for j, part in enumerate(key):
+                yield from sites.key_problems(part, (*place, j))
 
 
 def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> Iterator[Problem]:
@@ -140,28 +146,52 @@ class _Builder:
         ranks = self._ranks(index, covered)
         if ranks is None:
             return
-        used: dict[int, list[Width]] = {}
-        names: set[str] = set()
-        for key, members in self._pools(index, covered).items():
-            name = self._pool_name(index, key, members, names)
-            found = sorted({ranks[site.path] for site in members})
-            if len(found) > 1:
-                self.problems.append(
-                    codes.RANK_VARIES(
-                        pool=name, found=", ".join(map(str, found)), loc=(*loc, "rank")
+        resolved = self._resolve(index, set(ranks.values()) - {0})
+        if resolved is None:
+            return
+        covered = [site for site in covered if ranks[site.path]]
+        tensors: dict[str, dict[str, str]] = {site.path: {} for site in covered}
+        for role in self._roles(resolved):
+            names: set[str] = set()
+            for key, members in self._pools(index, role, covered).items():
+                name = self._pool_name(index, role, key, members, names)
+                found = sorted({ranks[site.path] for site in members})
+                if len(found) > 1:
+                    self.problems.append(
+                        codes.RANK_VARIES(
+                            pool=name, found=", ".join(map(str, found)), loc=(*loc, "rank")
+                        )
                     )
-                )
+                    return
+                if not self._pool(index, role, name, key, members, found[0], resolved[found[0]]):
+                    return
+                for site in members:
+                    tensors[site.path][role] = f"{name}.{role}"
+        for site in covered:
+            rank = ranks[site.path]
+            if not self._term(index, site, rank, resolved[rank], tensors[site.path]):
                 return
-            if (rank := found[0]) == 0:
-                continue
-            if not self._pool(index, name, key, members, rank):
-                return
-            used.setdefault(rank, []).extend(Width(site.d_in, site.d_out) for site in members)
-        for rank, widths in used.items():
-            self._review(index, rank, widths)
+        for rank, settings in resolved.items():
+            widths = [_width(site) for site in covered if ranks[site.path] == rank]
+            self._review(index, rank, settings.transform, widths)
 
-    def _pools(self, index: int, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
-        """The sites of each distinct value of the share's key."""
+    def _resolve(self, index: int, ranks: set[int]) -> dict[int, Resolved] | None:
+        """The settings of a share at each of its ranks; None where there is a problem."""
+        try:
+            return {rank: resolve(self.spec, index, rank) for rank in sorted(ranks)}
+        except Unresolved as error:
+            self.problems += error.problems
+            return None
+
+    @staticmethod
+    def _roles(resolved: Mapping[int, Resolved]) -> tuple[str, ...]:
+        """What a share pools; its rank has no say in that."""
+        return next((settings.transform.pooled for settings in resolved.values()), ())
+
+    def _pools(
+        self, index: int, role: str, covered: Sequence[Site]
+    ) -> dict[tuple[Value, ...], list[Site]]:
+        """The sites of each distinct value of the key of a tensor."""
         pools: dict[tuple[Value, ...], list[Site]] = {}
         for site in covered:
             scope = self.sites.scopes[site.path]
@@ -169,115 +199,123 @@ class _Builder:
                 scope.value(part)
                 if not isinstance(part, Ref) or part.ref in scope.values
                 else scope.holds(part)  # A let or a kind, as a key: in it, or not.
-                for part in self.spec.shares[index].per
+                for part in self.spec.shares[index].key(role)
             )
             pools.setdefault(key, []).append(site)
         return pools
 
     def _pool_name(
-        self, index: int, key: tuple[Value, ...], members: Sequence[Site], taken: set[str]
+        self,
+        index: int,
+        role: str,
+        key: tuple[Value, ...],
+        members: Sequence[Site],
+        taken: set[str],
     ) -> str:
         share = self.spec.shares[index]
         shown = tuple(self.short[v] if v == members[0].path else v for v in key)
-        name = ".".join(part for part in (share.name, key_name(share.per, shown)) if part)
+        name = ".".join(part for part in (share.name, key_name(share.key(role), shown)) if part)
         while name in taken:  # Two values that read alike once odd characters are gone.
             name += "_"
         taken.add(name)
         return name
 
     def _pool(
-        self, index: int, name: str, key: tuple[Value, ...], members: Sequence[Site], rank: int
-    ) -> bool:
-        """Add one pool, its tensors and its members' terms; whether it could be done."""
-        share = self.spec.shares[index]
-        try:
-            resolved = resolve(self.spec, index, rank)
-        except Unresolved as error:
-            self.problems += error.problems
-            return False
-        inits: dict[str, Initial] = {"A": resolved.init_a, "B": resolved.init_b}
-        paths = [site.path for site in members]
-        owned_by = owner(paths)
-        for factor, init in inits.items():
-            widths = [site.d_in if factor == "A" else site.d_out for site in members]
-            try:
-                shape = resolved.transform.shared_shape(rank, widths)
-            except ValueError as error:
-                self.problems.append(
-                    codes.SHAPES(
-                        share=share.name,
-                        factor=factor,
-                        pool=name,
-                        why=str(error),
-                        loc=("shares", index, "per" if share.via is None else "via"),
-                        help="give it a transform (`via SS`, `via KE`, `via GT`), or a key under "
-                        "which widths are equal (`per layer, kind`)"
-                        if share.via is None
-                        else None,
-                    )
-                )
-                return False
-            tensor = f"{name}.{factor}"
-            self.tensors.append(
-                Tensor(
-                    name=tensor,
-                    share=share.name,
-                    shape=shape,
-                    init=init,
-                    fan_in=shape[1] if factor == "A" else shape[0],
-                    owner=owned_by,
-                )
-            )
-            self.pools.append(
-                Pool(
-                    share=share.name,
-                    factor="A" if factor == "A" else "B",
-                    key=key,
-                    tensor=tensor,
-                    members=tuple(paths),
-                )
-            )
-        options = resolved.transform.options()
-        for site in members:
-            self._term(share.name, name, site, rank, resolved, options)
-        return True
-
-    def _term(
         self,
-        share: str,
-        pool: str,
-        site: Site,
+        index: int,
+        role: str,
+        name: str,
+        key: tuple[Value, ...],
+        members: Sequence[Site],
         rank: int,
         resolved: Resolved,
-        options: dict[str, object],
-    ) -> None:
-        width = Width(site.d_in, site.d_out)
-        tensors = {factor: f"{pool}.{factor}" for factor in ("A", "B")}
-        for role, own in resolved.transform.own(rank, width).items():
-            tensors[role] = f"{share}.{self.short[site.path]}.{role}"
-            self.tensors.append(
-                Tensor(
-                    name=tensors[role],
-                    share=share,
-                    shape=(own.rows, own.columns),
-                    init=own.init,
-                    fan_in=own.fan_in,
-                    owner=owner([site.path]),
-                )
+    ) -> bool:
+        """Add one pool and its tensor; whether it could be done."""
+        share = self.spec.shares[index]
+        try:
+            widths = [side for site in members for side in _width(site).sides(role)]
+            shape = resolved.transform.shared_shape(role, rank, widths)
+        except ValueError as error:
+            self._unfit(index, role, name, error)
+            return False
+        fan_in = shape[0] if role == "B" else shape[1]
+        paths = [site.path for site in members]
+        self._tensor(index, f"{name}.{role}", role, Own(*shape, fan_in), owner(paths), resolved)
+        self.pools.append(
+            Pool(
+                share=share.name,
+                factor=role,
+                key=key,
+                tensor=f"{name}.{role}",
+                members=tuple(paths),
             )
+        )
+        return True
+
+    def _unfit(self, index: int, role: str, pool: str, error: ValueError) -> None:
+        share = self.spec.shares[index]
+        self.problems.append(
+            codes.SHAPES(
+                share=share.name,
+                factor=role,
+                pool=pool,
+                why=str(error),
+                loc=("shares", index, "per" if share.via is None else "via"),
+                help="give it a transform (`via SS`, `via KE`, `via GT`), or a key under which widths "
+                "are equal (`per layer, kind`)"
+                if share.via is None
+                else None,
+            )
+        )
+
+    def _tensor(
+        self, index: int, name: str, role: str, shape: Own, owned_by: str, resolved: Resolved
+    ) -> None:
+        share, start = self.spec.shares[index], resolved.start(role)
+        self.tensors.append(
+            Tensor(
+                name=name,
+                share=share.name,
+                shape=(shape.rows, shape.columns),
+                init=start.init,
+                amount=start.amount,
+                fan_in=shape.fan_in,
+                trainable=role not in share.freeze,
+                owner=owned_by,
+            )
+        )
+
+    def _term(
+        self, index: int, site: Site, rank: int, resolved: Resolved, tensors: dict[str, str]
+    ) -> bool:
+        """Add a site's term, and the tensors that it has for itself; whether it could be done."""
+        share, width, transform = self.spec.shares[index], _width(site), resolved.transform
+        try:
+            own = dict(transform.own(rank, width))
+        except ValueError as error:
+            self._unfit(index, " and ".join(transform.owned), site.path, error)
+            return False
+        rows = transform.rows(rank, width) if transform.linear else 0
+        lengths = {GAIN_RANK: rows, GAIN_OUT: width.d_out}
+        own |= {role: Own(1, lengths[role]) for role in resolved.gains}
+        for role, shape in own.items():
+            tensors[role] = f"{share.name}.{self.short[site.path]}.{role}"
+            self._tensor(index, tensors[role], role, shape, owner([site.path]), resolved)
         self.terms.append(
             Term(
-                share=share,
+                share=share.name,
                 site=site.path,
-                transform=resolved.transform.name,
-                options=options,
+                transform=transform.name,
+                options=transform.options(),
                 rank=rank,
-                rows=resolved.transform.rows(rank, width),
+                rows=rows,
                 scale=resolved.scale,
                 dropout=resolved.dropout,
+                linear=transform.linear,
                 tensors=tensors,
             )
         )
+        return True
 
     def _ranks(self, index: int, covered: Sequence[Site]) -> dict[str, int] | None:
         """The rank of the share at each site, by path; None where that was a problem."""
@@ -329,16 +367,16 @@ class _Builder:
             raise EvaluationError(problem)
         return int(value)
 
-    def _review(self, index: int, rank: int, widths: Sequence[Width]) -> None:
+    def _review(self, index: int, rank: int, transform: Transform, widths: Sequence[Width]) -> None:
         """What the transform warns of, and ranks that the shapes do not allow."""
         share, loc = self.spec.shares[index], ("shares", index)
-        transform = resolve(self.spec, index, rank).transform
         distinct = list(dict.fromkeys(widths))
         self.problems += (p.within(*loc) for p in transform.review(rank, distinct))
         short = [
             (width, reach)
             for width in distinct
-            if (reach := transform.reach(rank, width)) < transform.rows(rank, width)
+            if transform.linear
+            and (reach := transform.reach(rank, width)) < transform.rows(rank, width)
         ]
         if short:
             width, reach = min(short, key=lambda pair: pair[1])
@@ -351,3 +389,7 @@ class _Builder:
                     loc=(*loc, "rank"),
                 )
             )
+
+
+def _width(site: Site) -> Width:
+    return Width(site.d_in, site.d_out)

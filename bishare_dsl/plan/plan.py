@@ -32,6 +32,7 @@ class Tensor(_Data):
     share: str
     shape: tuple[int, int]
     init: Initial
+    amount: float = 1.0
     fan_in: int
     trainable: bool = True
     owner: str
@@ -42,10 +43,13 @@ class Tensor(_Data):
 
 
 class Pool(_Data):
-    """The sites that use one shared factor: one distinct value of a share's key."""
+    """The sites that use one shared tensor: one distinct value of a share's key.
+
+    ``factor`` is the tensor's role: A, B, or another that the transform pools, as a vector bank.
+    """
 
     share: str
-    factor: Literal["A", "B"]
+    factor: str
     key: tuple[str | int | float | bool, ...]
     tensor: str
     members: tuple[str, ...]
@@ -54,8 +58,9 @@ class Pool(_Data):
 class Term(_Data):
     """A share at a site: ``scale * B^T A``, with effective factors of ``rows`` rows.
 
-    ``tensors`` names, by role, what the transform makes them from: the pooled factors ``A`` and
-    ``B`` of declared rank ``rank``, and the site's own kernels or gates.
+    ``tensors`` names, by role, what the transform makes them from: the pooled tensors of declared rank
+    ``rank``, the site's own kernels or gates, and its gains. ``linear`` is false where the update is no
+    matrix: then there are no effective factors, and ``rows`` is 0.
     """
 
     share: str
@@ -66,6 +71,7 @@ class Term(_Data):
     rows: int
     scale: float
     dropout: float
+    linear: bool = True
     tensors: dict[str, str]
 
 
@@ -99,6 +105,11 @@ class Plan(_Data):
     def trainable(self) -> int:
         """Trainable parameters, each tensor counted once."""
         return sum(tensor.size for tensor in self.tensors if tensor.trainable)
+
+    @property
+    def frozen(self) -> int:
+        """Parameters of the adapter that keep their start, each tensor counted once."""
+        return sum(tensor.size for tensor in self.tensors if not tensor.trainable)
 
     @property
     def all(self) -> int:

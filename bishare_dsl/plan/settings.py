@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
-from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec import Expression, Initial, Ref, Share, Spec
+from bishare_dsl.spec import Expression, Initial, Keys, Ref, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
-from bishare_dsl.transforms import Identity, Transform, transform_kinds
+from bishare_dsl.transforms import (
+    GAIN_OUT,
+    GAIN_RANK,
+    Identity,
+    Start,
+    Transform,
+    transform_kind,
+    transform_names,
+)
 
-_INITIALS: tuple[Initial, ...] = get_args(Initial)
+_INITIALS: dict[str, Start] = {
+    name: Start(name, 0.02 if name == "normal" else 1.0)
+    for name in get_args(Initial)
+    if name != "constant"
+}
+"""What a spec can ask a factor to start as."""
+
+
+_ZERO = (Start("zeros"), Start("constant", 0.0))
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A share's settings at one rank."""
+    """A share's settings at one rank.
+
+    ``starts`` says how the tensors start that the share says something of, by role; ``gains`` are the
+    starts of those it has, by role.
+    """
 
     transform: Transform
     scale: float
     dropout: float
-    init_a: Initial
-    init_b: Initial
+    starts: Mapping[str, Start]
+    gains: Mapping[str, Start]
     warnings: tuple[Problem, ...] = ()
+
+    def start(self, role: str) -> Start:
+        """How a tensor of the term starts."""
+        return self.starts.get(role) or self.gains.get(role) or self.transform.start(role)
 
 
 class Unresolved(Exception):
@@ -97,19 +121,29 @@ def resolve(spec: Spec, index: int, rank: int) -> Resolved:
                 loc=place("dropout"),
             )
         )
-    init = settings.init
-    inits = {
-        "A": _initial(init.A, "kaiming_uniform", params, init_place("A"), problems),
-        "B": _initial(init.B, "zeros", params, init_place("B"), problems),
-    }
-    problems += (problem.within(*at) for problem in _start(share, inits))
     found: list[Problem] = []
     transform = _transform(share, rank, params, found)
     problems += (problem.within(*at) for problem in found)
+    starts = {
+        role: _initial(given, params, init_place(role), problems)
+        for role in ("A", "B")
+        if (given := getattr(settings.init, role)) is not None
+    }
+    gains = {
+        role: Start("constant", value)
+        for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out"))
+        if (given := getattr(share.gain, name)) is not None
+        and (value := number(given, (*at, "gain", name))) is not None
+    }
     errors = any(problem.severity == "error" for problem in problems)
     if errors or transform is None or scale is None or dropout is None:
         raise Unresolved(problems)
-    return Resolved(transform, scale, dropout, inits["A"], inits["B"], tuple(problems))
+    resolved = Resolved(transform, scale, dropout, starts, gains)
+    problems += (problem.within(*at) for problem in _roles(share, resolved))
+    problems += (problem.within(*at) for problem in _start(share, resolved))
+    if any(problem.severity == "error" for problem in problems):
+        raise Unresolved(problems)
+    return replace(resolved, warnings=tuple(problems))
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
@@ -128,45 +162,74 @@ def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
 
 
 def _initial(
-    given: Expression | None,
-    default: Initial,
-    params: dict[str, Value],
-    loc: Loc,
-    problems: list[Problem],
-) -> Initial:
-    if given is None:
-        return default
+    given: Expression, params: dict[str, Value], loc: Loc, problems: list[Problem]
+) -> Start:
     name = params.get(given.ref, given.ref) if isinstance(given, Ref) else given
-    for initial in _INITIALS:
-        if initial == name:
-            return initial
+    if isinstance(name, str) and name in _INITIALS:
+        return _INITIALS[name]
     problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
-    return default
+    return Start("zeros")
 
 
-def _start(share: Share, inits: dict[str, Initial]) -> Iterator[Problem]:
-    zeros = [factor for factor, initial in inits.items() if initial == "zeros"]
+def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
+    """What the share says of tensors that its transform does not give it."""
+    transform = resolved.transform
+    roles = [*transform.pooled, *transform.owned, *resolved.gains]
+    for i, role in enumerate(share.freeze):
+        if role not in roles:
+            yield codes.UNKNOWN_ROLE(
+                share=share.name,
+                role=role,
+                what="freeze",
+                loc=("freeze", i),
+                help=nearest(role, roles),
+            )
+    for role in ("A", "B"):
+        if getattr(share.init, role) is not None and role not in transform.pooled:
+            yield codes.UNKNOWN_ROLE(share=share.name, role=role, what="start", loc=("init", role))
+    if isinstance(share.per, Keys):
+        for role in transform.pooled:
+            if role not in ("A", "B"):
+                yield codes.ONE_KEY(transform=transform.name, role=role, loc=("per",))
+    if not transform.linear and GAIN_RANK in resolved.gains:
+        yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
+
+
+def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
+    """Whether the term starts at zero, and can leave it."""
+    transform = resolved.transform
+    roles = (*transform.pooled, *transform.owned, *resolved.gains)
+    zero = frozenset(role for role in roles if resolved.start(role) in _ZERO)
+    parts = transform.zeros(zero) | (zero & resolved.gains.keys())
     loc: Loc = ("init",) if share.init.A is not None or share.init.B is not None else ()
-    if len(zeros) == 2:
+    if len(parts) > 1:
         yield codes.START(
             share=share.name,
-            what="starts with both factors at zero, so that it never learns",
+            what=f"starts with both {' and '.join(f'`{part}`' for part in sorted(parts))} at zero, "
+            "so that it never learns",
             loc=loc,
-            help="start one of them at `kaiming_uniform`",
+            help="start all but one of them elsewhere, such as at `kaiming_uniform`",
         )
-    elif not zeros and not share.nonzero_start:
+    elif frozen := sorted(parts & set(share.freeze)):
+        yield codes.START(
+            share=share.name,
+            what=f"freezes `{frozen[0]}` at zero, so that it never does anything",
+            loc=("freeze",),
+        )
+    elif not parts and not share.nonzero_start:
         yield codes.START(
             share=share.name,
             what="does not start at zero, so that the model starts different from its base",
             loc=loc,
-            help="start one factor at `zeros`, or say `start nonzero` if this is meant",
+            help="start one factor at `zeros` or the `out` gain at 0, or say `start nonzero` if this "
+            "is meant",
         )
-    elif zeros and share.nonzero_start:
+    elif parts and share.nonzero_start:
         yield codes.UNUSED(
             what="permission",
             name="start nonzero",
             loc=("nonzero_start",),
-            help="a factor starts at zero, and so does the term",
+            help=f"`{min(parts)}` starts at zero, and so does the term",
         )
 
 
@@ -175,12 +238,18 @@ def _transform(
 ) -> Transform | None:
     if share.via is None:
         return Identity()
-    kinds = transform_kinds()
     name = share.via.transform
-    if (kind := kinds.get(name)) is None:
+    try:
+        kind = transform_kind(name)
+    except KeyError:
         problems.append(
-            codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=nearest(name, kinds))
+            codes.UNKNOWN_TRANSFORM(
+                name=name, loc=("via", "transform"), help=nearest(name, transform_names())
+            )
         )
+        return None
+    except SpecError as error:
+        problems += (replace(p, loc=("via", "transform")) for p in error.problems)
         return None
     known = [field.alias or option for option, field in kind.model_fields.items()]
     scope = Scope(params | {"rank": rank})

@@ -11,8 +11,11 @@ from bishare_dsl.diagnostics import Problem, SpecError, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
 
-Initial = Literal["zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal"]
-"""How a tensor starts; `bishare_dsl.plan.tensor` gives the distributions."""
+Initial = Literal[
+    "zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal", "constant"
+]
+"""How a tensor starts; `bishare_dsl.adapter.initial` gives the distributions. ``constant`` is what a
+gain starts as; a spec cannot ask for it by name."""
 
 
 class Param(Node):
@@ -113,11 +116,11 @@ class Share(Settings):
     gain: Gain = Gain()
     nonzero_start: bool = False
 
-    def key(self, role: str) -> tuple[Expression, ...] | None:
-        """The key of the pools of a tensor; None for one of a role that two keys leave open."""
-        if not isinstance(self.per, Keys):
-            return self.per
-        return self.per.A if role == "A" else self.per.B if role == "B" else None
+    def key(self, role: str) -> tuple[Expression, ...]:
+        """The key by which the tensors of a role are pooled."""
+        if isinstance(self.per, Keys):
+            return self.per.A if role == "A" else self.per.B
+        return self.per
 
 
 class Spec(Node):

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Own, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,21 +29,25 @@ class GateTransformation(Transform):
 
     name: ClassVar[str] = "GT"
     title: ClassVar[str] = "Gate Transformation"
+    owned: ClassVar[tuple[str, ...]] = ("G_id", "G_iu", "G_od", "G_ou")
 
     size: PositiveInt = 1024
     gates: Literal["kaiming_uniform", "kaiming_normal", "ones"] = "kaiming_uniform"
     gate_rank: PositiveInt = 1
 
-    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, self.size
 
+    def start(self, role: str) -> Start:
+        return Start(self.gates) if role in self.owned else super().start(role)
+
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        gate_rank = self.gate_rank
+        rows = self.gate_rank
         return {
-            "G_id": Own(gate_rank, width.d_in, self.gates, width.d_in),
-            "G_iu": Own(gate_rank, self.size, self.gates, gate_rank),
-            "G_od": Own(gate_rank, self.size, self.gates, self.size),
-            "G_ou": Own(gate_rank, width.d_out, self.gates, gate_rank),
+            "G_id": Own(rows, width.d_in, fan_in=width.d_in),
+            "G_iu": Own(rows, self.size, fan_in=rows),
+            "G_od": Own(rows, self.size, fan_in=self.size),
+            "G_ou": Own(rows, width.d_out, fan_in=rows),
         }
 
     def rows(self, rank: int, width: Width) -> int:

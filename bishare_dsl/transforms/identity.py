@@ -17,7 +17,7 @@ class Identity(Transform):
     name: ClassVar[str] = "Identity"
     title: ClassVar[str] = "no transform"
 
-    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         if len(set(widths)) > 1:
             found = ", ".join(str(width) for width in sorted(set(widths)))
             raise ValueError(f"one factor cannot fit sites of different widths ({found})")

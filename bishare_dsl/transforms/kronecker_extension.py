@@ -13,7 +13,7 @@ from pydantic import PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Own, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ class KroneckerExtension(Transform):
 
     name: ClassVar[str] = "KE"
     title: ClassVar[str] = "Kronecker Extension"
+    owned: ClassVar[tuple[str, ...]] = ("K_A", "K_B")
 
     size: PositiveInt = 256
     kernel: Literal["kaiming_normal", "kaiming_uniform", "ones"] = "kaiming_normal"
@@ -52,15 +53,18 @@ class KroneckerExtension(Transform):
                 f"it is no multiple of shared_rank = {self.shared_rank}, the rows of the shared factor"
             )
 
-    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return self.shared_rank or rank, self.size
+
+    def start(self, role: str) -> Start:
+        return Start(self.kernel) if role in self.owned else super().start(role)
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         rows = rank if self.rowwise else rank // (self.shared_rank or rank)
         k_in, k_out = (math.ceil(side / self.size) for side in width)
         return {
-            "K_A": Own(rows, k_in, self.kernel, k_in),
-            "K_B": Own(rows, k_out, self.kernel, rows),
+            "K_A": Own(rows, k_in, fan_in=k_in),
+            "K_B": Own(rows, k_out, fan_in=rows),
         }
 
     def reach(self, rank: int, width: Width) -> int:

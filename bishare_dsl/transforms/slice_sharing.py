@@ -28,7 +28,7 @@ class SliceSharing(Transform):
 
     window: Literal["centre", "leading", "trailing"] = Field("centre", alias="slice")
 
-    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)
 
     def factors(

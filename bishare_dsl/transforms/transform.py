@@ -1,4 +1,4 @@
-"""The protocol of a transform: how a pooled factor becomes a site's factor."""
+"""The protocol of a transform: how pooled tensors become a site's factors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Start(NamedTuple):
+    """How a tensor starts. ``amount`` is the deviation of ``normal``, the bound of ``uniform``, the
+    value of ``constant``; the others take none."""
+
+    init: Initial
+    amount: float = 1.0
+
+
 class Own(NamedTuple):
     """A tensor that each site has for itself: a kernel or a gate, rank-major, ``(rows, columns)``.
 
@@ -22,8 +30,7 @@ class Own(NamedTuple):
 
     rows: int
     columns: int
-    init: Initial
-    fan_in: int
+    fan_in: int = 1
 
 
 class Width(NamedTuple):
@@ -32,6 +39,10 @@ class Width(NamedTuple):
     d_in: int
     d_out: int
 
+    def sides(self, role: str) -> tuple[int, ...]:
+        """The widths that a pooled tensor has to do with: A the input's, B the output's, others both."""
+        return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
+
 
 class Transform(BaseModel):
     """A transform is a frozen Pydantic model of its options, registered under ``name``.
@@ -39,14 +50,23 @@ class Transform(BaseModel):
     Every factor is stored rank-major: A is ``(rank, d_in)`` and B ``(rank, d_out)``, the paper's B
     transposed. So the two factors of a pool are alike, and one rule gives the shape of both.
 
-    Subclasses say how large a pooled factor is, what each site has of its own, and the effective
-    factors. They know widths and ranks; not who shares, nor why.
+    Subclasses say which tensors a pool shares and how large they are, what each site has of its own,
+    and the effective factors. They know widths and ranks; not who shares, nor why.
+
+    Attributes:
+        pooled: the roles of the tensors that are shared; each is pooled by itself.
+        owned: the roles of the tensors that each site has for itself.
+        linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
+            and can be trained, saved and run, but neither merged nor exported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     title: ClassVar[str]
+    pooled: ClassVar[tuple[str, ...]] = ("A", "B")
+    owned: ClassVar[tuple[str, ...]] = ()
+    linear: ClassVar[bool] = True
 
     def check_rank(self, rank: int) -> None:
         """Refuse a rank that the options cannot give.
@@ -55,24 +75,39 @@ class Transform(BaseModel):
             ValueError: the reason, shown to the user at the share.
         """
 
-    def shared_shape(self, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        """``(rows, columns)`` of a pooled factor whose sites are ``widths`` wide.
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        """``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
 
         Raises:
-            ValueError: the widths cannot share one factor; the reason is shown at the share.
+            ValueError: the widths cannot share it; the reason is shown at the share.
         """
         raise NotImplementedError
 
+    def start(self, role: str) -> Start:
+        """How a tensor starts, one of the pool's or a site's own, where the spec does not say."""
+        return Start("zeros" if role == "B" else "kaiming_uniform")
+
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        """The tensors that one site has for itself, by role; the roles ``A`` and ``B`` are taken."""
+        """The shapes of the tensors that one site has for itself, by role.
+
+        Raises:
+            ValueError: the transform cannot fit this site; the reason is shown at the share.
+        """
         return {}
+
+    def zeros(self, zero: frozenset[str]) -> frozenset[str]:
+        """Which parts of the product that is the update are zero, where the tensors ``zero`` are.
+
+        One such part makes the update start at zero; two, and neither ever gets a gradient.
+        """
+        return zero & {"A", "B"}
 
     def rows(self, rank: int, width: Width) -> int:
         """Rows of the effective factors."""
         return rank
 
     def reach(self, rank: int, width: Width) -> int:
-        """The highest rank that the update of a site can have, at most ``rank``."""
+        """The highest rank that the update of a site can have, at most `rows`."""
         return min(self.rows(rank, width), *width)
 
     def factors(
@@ -80,9 +115,16 @@ class Transform(BaseModel):
     ) -> tuple[Tensor, Tensor]:
         """The effective factors ``A (rows, d_in)`` and ``B (rows, d_out)``: ``dW = B^T A``.
 
-        ``tensors`` holds the pooled factors ``A`` and ``B`` and the site's own tensors by role. Called
-        with tensors, to merge and export, and with `torch.fx` proxies, to build the graph that trains;
-        so it is written in plain tensor methods, and branches on shapes only.
+        ``tensors`` holds the pooled tensors and the site's own by role. Called with tensors, to merge
+        and export, and with `torch.fx` proxies, to build the graph that trains; so it is written in
+        plain tensor methods, and branches on shapes only.
+        """
+        raise NotImplementedError
+
+    def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        """The update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
+
+        Written as `factors` is; ``tensors`` come in the dtype of ``x``.
         """
         raise NotImplementedError
 

@@ -125,3 +125,39 @@ UNUSED = Code(
     good=f"{_HEAD}param r = 4\nshare local per module rank r",
     severity="warning",
 )
+BROKEN_PLUGIN = Code(
+    "BS214",
+    "a package's transform that cannot be used",
+    "the transform `{name}` of package `{package}` cannot be used: {why}",
+    "An installed package registers this transform (an entry point in the group `bishare.transforms`), "
+    "and it does not load, gives wrong shapes, or takes a name that another transform has. Update or "
+    "remove the package, or tell its authors.",
+    bad="bishare check spec-that-uses-the-broken-transform.share",
+    good="bishare check specs/bishare_ke.share",
+    shell=True,
+)
+UNKNOWN_ROLE = Code(
+    "BS215",
+    "a tensor that this share does not have",
+    "share `{share}` has no tensor `{role}` to {what}",
+    "`freeze` and `init` name tensors by role: the factors `A` and `B` where the transform has them, or "
+    "one of the transform's own, such as `K_A` of KE.",
+    bad=f"{_HEAD}share inter per model rank 4 via KE freeze G_id",
+    good=f"{_HEAD}share inter per model rank 4 via KE freeze A",
+)
+ONE_KEY = Code(
+    "BS216",
+    "two keys where the transform pools one tensor",
+    "{transform} pools `{role}` for both factors, so `A per` and `B per` cannot differ",
+    "Give one key: `per model`, say.",
+    bad=f"{_HEAD}share bank A per model B per layer rank 4 via VB start nonzero",
+    good=f"{_HEAD}share bank per model rank 4 via VB start nonzero",
+)
+NOT_LINEAR = Code(
+    "BS217",
+    "a setting that needs a linear update",
+    "{transform} is not linear in its input, so it takes no `{what}`",
+    "A diagonal between the factors exists only where the update is a product of factors.",
+    bad=f"{_HEAD}share experts per module rank 4 via HY gain rank init 1",
+    good=f"{_HEAD}share experts per module rank 4 via HY",
+)

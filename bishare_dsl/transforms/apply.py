@@ -1,0 +1,55 @@
+"""A term as one low-rank pair: its transform, then its gains and its scale.
+
+The one definition of what a term computes. Merging and export call it with tensors, rewriting with
+proxies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bishare_dsl.transforms.transform import Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GAIN_RANK = "gain_rank"
+"""The role of the diagonal between the factors, stored ``(1, rows)``."""
+
+GAIN_OUT = "gain_out"
+"""The role of the diagonal behind the factors, stored ``(1, d_out)``."""
+
+
+def effective_pair(
+    transform: Transform,
+    tensors: Mapping[str, Tensor],
+    rank: int,
+    width: Width,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """``A (rows, d_in)`` and ``B (rows, d_out)`` of a term: ``scale diag(out) B^T diag(rank) A`` is its dW.
+
+    The gains and the scale are folded into B.
+    """
+    a, b = transform.factors(tensors, rank, width)
+    if (gain := tensors.get(GAIN_RANK)) is not None:
+        b = b * gain.t()
+    if (gain := tensors.get(GAIN_OUT)) is not None:
+        b = b * gain
+    return a, (b if scale == 1 else b * scale)
+
+
+def update_of(
+    transform: Transform,
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    rank: int,
+    width: Width,
+    scale: float,
+) -> Tensor:
+    """The update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
+    delta = transform.update(x, tensors, rank, width)
+    if (gain := tensors.get(GAIN_OUT)) is not None:
+        delta = delta * gain
+    return delta if scale == 1 else delta * scale
