@@ -94,7 +94,9 @@ def save_adapter(
 
     folder = Path(folder)
     # Clones, because a tensor that is a view of another cannot be written as it is.
-    content = save({t.name: _values(t.name, t.shape, tensors[t.name]) for t in plan.tensors}, {"format": "pt"})
+    content = save(
+        {t.name: _values(t.name, t.shape, tensors[t.name]) for t in plan.tensors}, {"format": "pt"}
+    )
     files = {
         TENSORS: content,
         PLAN: plan.model_dump_json().encode(),
@@ -105,11 +107,15 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         old = _old_files(folder)
         journal.finish(folder, old)
-        if (folder / CARD).exists() and not (CARD in old and journal.matches(folder / CARD, old[CARD])):
+        if (folder / CARD).exists() and not (
+            CARD in old and journal.matches(folder / CARD, old[CARD])
+        ):
             del files[CARD]
         for name in files:
             if (folder / name).exists() and not (folder / CONFIG).exists():
-                raise AdapterError(codes.FOREIGN_FILE(path=folder / name, help="choose another folder"))
+                raise AdapterError(
+                    codes.FOREIGN_FILE(path=folder / name, help="choose another folder")
+                )
         config = AdapterConfig(
             versions=Versions.here(),
             seed=seed,
@@ -133,7 +139,9 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    paths = {name: _find(folder, name, digest) for name, digest in config.files.items() if name != CARD}
+    paths = {
+        name: _find(folder, name, digest) for name, digest in config.files.items() if name != CARD
+    }
     spec_text = _read_text(paths[SPEC])
     plan = _read_plan(paths[PLAN])
     raise_errors(AdapterError, list(_tensor_problems(plan, paths[TENSORS])))
@@ -156,7 +164,9 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
             break
     else:
         if architecture.layers != plan.base.layers:
-            reason = f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
+            reason = (
+                f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
+            )
     if reason is not None:
         yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
     elif architecture.family != plan.base.family:

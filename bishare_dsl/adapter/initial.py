@@ -10,9 +10,7 @@ import torch
 from bishare_dsl.plan import Plan, Tensor
 
 
-def draw(
-    plan: Plan, seed: int, device: torch.device | str = "cpu"
-) -> dict[str, torch.Tensor]:
+def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """The plan's tensors by name, float32, each drawn from a generator of its own.
 
     A generator is seeded by the run's seed and the tensor's name, so neither the order nor the number

@@ -54,10 +54,10 @@ def commit(folder: Path, files: Mapping[str, bytes], manifest: tuple[str, bytes]
     name, content = manifest
     _write(folder / f"{name}{SUFFIX}", content)
     _sync(folder)  # The new files' names must be on disk before the manifest that means them.
-    os.replace(folder / f"{name}{SUFFIX}", folder / name)
+    (folder / f"{name}{SUFFIX}").replace(folder / name)
     _sync(folder)
     for name in files:
-        os.replace(folder / f"{name}{SUFFIX}", folder / name)
+        (folder / f"{name}{SUFFIX}").replace(folder / name)
     _sync(folder)
 
 
@@ -71,7 +71,7 @@ def finish(folder: Path, manifest: Mapping[str, Digest]) -> None:
     """
     for name, digest in manifest.items():
         if find(folder, name, digest) == folder / f"{name}{SUFFIX}":
-            os.replace(folder / f"{name}{SUFFIX}", folder / name)
+            (folder / f"{name}{SUFFIX}").replace(folder / name)
     _sync(folder)
 
 

@@ -211,6 +211,14 @@ NOT_FINITE = Code(
     "The adapter has diverged, or the sum is too large for the weight's type. Nothing was changed.",
 )
 
+NOT_KEPT = Code(
+    "BS629",
+    "the base's weights were not kept",
+    "cannot {action}: the base's weights were not kept",
+    "`merge(keep_base=False)` saves the memory of a second copy of the weights, and with it the way back. "
+    "Load the base again.",
+)
+
 # Exporting ----------------------------------------------------------------------------------------
 
 NOT_EXPORTED = Code(

@@ -1,3 +1,57 @@
 """BS9xx: using the command line."""
 
 from bishare_dsl.diagnostics.problem import Code
+
+WRONG_USAGE = Code(
+    "BS901",
+    "a command that cannot be understood",
+    "{what}",
+    "The command line names a command, an option or a value that does not exist, or leaves out one that "
+    "is needed. `bishare COMMAND --help` says what a command takes, with examples.",
+    bad="bishare plan specs/lora.share --modle llama-7b",
+    good="bishare plan specs/lora.share --model llama-7b",
+    shell=True,
+)
+NO_SUCH_SPEC = Code(
+    "BS902",
+    "no such spec",
+    "there is no spec `{name}`: {why}",
+    "A spec is given as the path of a `.share` file, as the name of one that ships with bishare "
+    "(`bishare specs` lists them), or as `-` for standard input. A file of that name wins over a shipped spec.",
+    bad="bishare check bishare_kee",
+    good="bishare check bishare_ke",
+    shell=True,
+)
+MALFORMED_SET = Code(
+    "BS903",
+    "a malformed --set",
+    "`--set {given}` {why}",
+    "`--set` takes `name=value`: the name of a param of the spec, and a whole number, a decimal number or "
+    "a word. Each param is set once.",
+    bad="bishare plan specs/lora.share --model llama-7b --set r:4",
+    good="bishare plan specs/lora.share --model llama-7b --set r=4",
+    shell=True,
+)
+CANNOT_READ = Code(
+    "BS904",
+    "a file that cannot be read or written",
+    "`{path}`: {reason}",
+    "The system refused: the file is a folder, its permissions do not allow it, or the disk is full. "
+    "Nothing was changed.",
+)
+NOT_REPLACEABLE = Code(
+    "BS905",
+    "a folder that --force does not replace",
+    "`{folder}` is not replaced: {why}",
+    "`--force` replaces what the same command wrote before, and nothing else, so that a slip in `--out` "
+    "costs nothing. Choose another folder, or remove this one yourself.",
+)
+UNKNOWN_CODE = Code(
+    "BS906",
+    "unknown error code",
+    "no error has the code `{code}`",
+    "Every message of bishare begins with a code such as BS201; `bishare explain BS201` says more about it.",
+    bad="bishare explain BS2001",
+    good="bishare explain BS201",
+    shell=True,
+)

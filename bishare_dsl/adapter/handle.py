@@ -1,0 +1,231 @@
+"""``model.bishare``: what a user does with an adapted model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from bishare_dsl.adapter import merge as merging
+from bishare_dsl.adapter.export_peft import ExportReport, export_peft
+from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.merge import Merged, MergeReport
+from bishare_dsl.adapter.resident import resident
+from bishare_dsl.diagnostics import AdapterError, nearest
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.inspect import ADAPTER, inspect_model
+from bishare_dsl.plan import Plan
+from bishare_dsl.rewrite.adapt import set_enabled, unadapt
+from bishare_dsl.rewrite.store import Store, attribute
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class AdapterHandle(Store):
+    """The adapter of a model, at ``model.bishare``; it owns the tensors that belong to no one block.
+
+    A copy of the model, or one that was pickled and loaded again, has a handle of its own.
+    """
+
+    plan: Plan
+    spec_text: str
+    seed: int
+    # In a tuple, where `nn.Module` does not register it: the model is no child of its own child.
+    _model: tuple[PreTrainedModel, ...] = ()
+    _merged: Merged | None = None
+    _disabled: int = 0
+
+    def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int) -> None:
+        """Make this the handle of an adapted model. Whoever adapts a model does so once."""
+        self.plan, self.spec_text, self.seed = plan, spec_text, seed
+        self._model = (cast("PreTrainedModel", model),)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The adapted model.
+
+        Raises:
+            AdapterError: it was unloaded (BS627).
+        """
+        if not self._model:
+            raise AdapterError(codes.UNLOADED())
+        return self._model[0]
+
+    @property
+    def merged(self) -> bool:
+        """Whether the adapter is in the base's weights now."""
+        return self._merged is not None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors by their names in the plan: the parameters themselves, each once.
+
+        Under accelerate's offload, the tensors that hold their values.
+        """
+        found = {}
+        for tensor in self.plan.tensors:
+            path = f"{tensor.owner}.{ADAPTER}" if tensor.owner else ADAPTER
+            value = resident(self.model.get_submodule(path), attribute(tensor.name))
+            assert value is not None, tensor.name
+            found[tensor.name] = value
+        return found
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, counted in the model, in the words of the field."""
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        # `inspect_model` counts a quantised weight as what it stands for.
+        everything = inspect_model(self.model).parameters
+        everything += sum(tensor.numel() for tensor in self.tensors().values())
+        print(  # noqa: T201 - what it is for
+            f"trainable params: {trainable:,} || all params: {everything:,} || "
+            f"trainable%: {100 * trainable / everything:.4f}"
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Save the adapter, without its base, in one step; `load_adapter` loads it.
+
+        An adapter that is in the folder is replaced, other files are left alone. A kill at any moment
+        leaves the old adapter or the new one.
+
+        Raises:
+            AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
+        """
+        save_adapter(
+            folder,
+            self.plan,
+            self.tensors(),
+            self.spec_text,
+            seed=self.seed,
+            base_revision=getattr(self.model.config, "_commit_hash", None),
+        )
+
+    def export(
+        self, folder: str | os.PathLike[str], format: str = "peft", *, force: bool = False
+    ) -> ExportReport:
+        """Write the adapter in another format: ``peft``, one plain LoRA for PEFT and vLLM.
+
+        Raises:
+            AdapterError: unknown format (BS631), or as `export_peft` does.
+        """
+        if format != "peft":
+            raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, ["peft"])))
+        return export_peft(folder, self.plan, self.tensors(), self.model, force=force)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """A block in which the model is its base, merged or not; blocks may be nested.
+
+        Raises:
+            AdapterError: the adapter was merged without keeping the base (BS629).
+        """
+        if not self._disabled:
+            self._to_base("disable the adapter")
+        self._disabled += 1
+        try:
+            yield
+        finally:
+            self._disabled -= 1
+            if not self._disabled:
+                if self._merged is None:
+                    set_enabled(self.model, True)
+                else:
+                    self._merged.swap(self.model)
+
+    def merge(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        keep_base: bool = True,
+        dequantize: bool = False,
+    ) -> MergeReport:
+        """Merge the adapter into the base's weights, in float32, and measure what that changed.
+
+        Args:
+            input_ids: ``(batch, tokens)`` to measure on; by default 32 tokens, always the same.
+            keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
+            dequantize: replace quantised layers by dense ones.
+
+        Raises:
+            AdapterError: merged already (BS620), disabled (BS626), or as `bishare_dsl.adapter.merge` does;
+                the model is as it was.
+        """
+        model = self._enabled("merge")
+        if self._merged is not None:
+            raise AdapterError(codes.ALREADY_MERGED())
+        tensors = self.tensors()
+        merging.check(model, self.plan, tensors, dequantize=dequantize)
+        before = merging.probe(model, input_ids)
+        set_enabled(model, False)
+        try:
+            self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
+        except BaseException:
+            set_enabled(model, True)
+            raise
+        return merging.report(self._merged, before, merging.probe(model, input_ids))
+
+    def unmerge(self) -> None:
+        """Give the base its weights back, bit for bit, and let the adapter run beside them again.
+
+        Raises:
+            AdapterError: not merged (BS621), disabled (BS626), or the base was not kept (BS629).
+        """
+        model = self._enabled("unmerge")
+        if self._merged is None:
+            raise AdapterError(codes.NOT_MERGED())
+        self._to_base("unmerge")
+        self._merged = None
+        set_enabled(model, True)
+
+    def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
+        """Merge for good, and give back the model without any trace of bishare.
+
+        Raises:
+            AdapterError: as `merge` does.
+        """
+        model = self._enabled("merge")
+        if self._merged is None:
+            self.merge(keep_base=False, dequantize=dequantize)
+        return self._leave(model)
+
+    def unload(self) -> PreTrainedModel:
+        """Take the adapter out, and give back the base as it was before.
+
+        Raises:
+            AdapterError: disabled (BS626), or merged without keeping the base (BS629).
+        """
+        model = self._enabled("unload")
+        if self._merged is not None:
+            self.unmerge()
+        return self._leave(model)
+
+    def extra_repr(self) -> str:
+        if not self._model:
+            return "unloaded"
+        state = "disabled" if self._disabled else "merged" if self.merged else "active"
+        modules = sum(1 for site in self.plan.sites if self.plan.rows(site.path))
+        return (
+            f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, "
+            f"{state}"
+        )
+
+    def _enabled(self, action: str) -> PreTrainedModel:
+        if self._disabled:
+            raise AdapterError(codes.DISABLED(action=action))
+        return self.model
+
+    def _to_base(self, action: str) -> None:
+        if self._merged is None:
+            set_enabled(self.model, False)
+        elif self._merged.kept:
+            self._merged.swap(self.model)
+        else:
+            raise AdapterError(codes.NOT_KEPT(action=action))
+
+    def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
+        unadapt(model)
+        self._model, self._merged = (), None
+        return model

@@ -1,0 +1,218 @@
+"""The Python interface: plan a spec, compile it into a model, load an adapter."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bishare_dsl.diagnostics import (
+    AdapterError,
+    BishareError,
+    Problem,
+    SourceMap,
+    raise_errors,
+    render,
+)
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models import Architecture, architecture_of, inspect_model
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.resources import find_spec
+from bishare_dsl.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Model = TypeVar("Model", bound=nn.Module)
+
+Params = Mapping[str, int | float | str]
+"""Other values for a spec's params."""
+
+
+class BishareWarning(UserWarning):
+    """Something about a spec or an adapter that is probably not meant, and does no harm."""
+
+
+def plan_spec(
+    spec: Spec | str | os.PathLike[str],
+    model: nn.Module | Architecture | str,
+    params: Params | None = None,
+) -> Plan:
+    """Resolve a spec against a model: every tensor, every pool, every count. Nothing is drawn.
+
+    Args:
+        spec: a spec, the path of a ``.share`` file, or the name of a spec that ships with bishare.
+        model: a model, its shapes, or what names it: a preset, a checkpoint folder, a ``config.json``, a
+            ``.gguf`` file or a Hub id.
+        params: values to use instead of those in the spec.
+
+    Raises:
+        BishareError: the spec is wrong or does not fit, or the model cannot be found; every problem,
+            each at its place in the file.
+        FileNotFoundError: there is no such spec.
+    """
+    if isinstance(model, str):
+        model = architecture_of(model)
+    elif not isinstance(model, Architecture):
+        model = inspect_model(model)
+    return _plan(spec, model, params)[0]
+
+
+def compile_spec(
+    spec: Spec | str | os.PathLike[str],
+    model: Model,
+    params: Params | None = None,
+    seed: int = 0,
+) -> Model:
+    """Adapt a model: draw the tensors of a spec and rewrite the forwards that use them.
+
+    The base's parameters stop training, the adapter's train. Until they do, the model's logits are those
+    of its base, bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
+
+    Args:
+        spec: as in `plan_spec`.
+        model: any causal language model of transformers; with weights or on the meta device.
+        params: as in `plan_spec`.
+        seed: of the tensors. Each is drawn for itself, in float32: the same seed gives the same adapter
+            on any device, whatever else is in the spec.
+
+    Returns:
+        The same object, adapted.
+
+    Raises:
+        BishareError: as in `plan_spec`, or the model is adapted already; nothing was changed.
+        FileNotFoundError: there is no such spec.
+    """
+    from bishare_dsl.adapter.initial import draw
+
+    plan, text = _plan(spec, inspect_model(model), params)
+    devices = _devices(plan, model)
+    if all(device.type == "meta" for device in devices.values()):
+        tensors = draw(plan, seed, "meta")
+    else:
+        tensors = {name: t.to(devices[name]) for name, t in draw(plan, seed).items()}
+    return _adapt(model, plan, tensors, text, seed)
+
+
+def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
+    """Adapt a model with a saved adapter. Everything is checked before anything is changed.
+
+    Args:
+        folder: that `save_pretrained` or ``bishare compile`` has written.
+        model: the base that the adapter was made for, or one of the same shapes.
+
+    Returns:
+        The same object, adapted.
+
+    Raises:
+        BishareError: the folder is no adapter, is damaged, or was made for another base (BS6xx), or the
+            model is adapted already; nothing was changed.
+    """
+    from bishare_dsl.adapter.files import base_problems, read_adapter
+
+    stored = read_adapter(folder)
+    problems = list(base_problems(stored.plan, inspect_model(model)))
+    raise_errors(AdapterError, problems)
+    _warn(problems)
+    devices = _devices(stored.plan, model)
+    tensors = {name: t.to(devices[name]) for name, t in stored.tensors().items()}
+    return _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed)
+
+
+def compile_adapter(
+    spec: Spec | str | os.PathLike[str],
+    architecture: Architecture,
+    folder: str | os.PathLike[str],
+    params: Params | None = None,
+    seed: int = 0,
+    *,
+    force: bool = False,
+) -> Plan:
+    """Write the adapter that `compile_spec` would put into a model, from the model's shapes alone.
+
+    Args:
+        spec: as in `plan_spec`.
+        architecture: the model's shapes.
+        folder: to write.
+        params: as in `plan_spec`.
+        seed: as in `compile_spec`.
+        force: replace an adapter that is in the folder.
+
+    Raises:
+        BishareError: as in `plan_spec`; the folder exists (BS618) or cannot be written.
+        FileNotFoundError: there is no such spec.
+    """
+    from bishare_dsl.adapter.files import save_adapter
+    from bishare_dsl.adapter.initial import draw
+
+    plan, text = _plan(spec, architecture, params)
+    folder = Path(folder)
+    if not force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise AdapterError(codes.FOLDER_EXISTS(folder=folder, help="`--force` replaces an adapter"))
+    save_adapter(folder, plan, draw(plan, seed), text, seed=seed)
+    return plan
+
+
+def _plan(
+    spec: Spec | str | os.PathLike[str], architecture: Architecture, params: Params | None
+) -> tuple[Plan, str]:
+    """The plan, and a text that means the spec it was made from."""
+    from bishare_dsl.language import read_file, spec_text
+
+    where: SourceMap | None = None
+    text: str | None = None
+    if not isinstance(spec, Spec):
+        spec, where = read_file(find_spec(os.fspath(spec)))
+        text = where.source.text
+    try:
+        if params:
+            spec, text = spec.with_params(params), None  # The file says other values.
+        plan, problems = build_plan(spec, architecture)
+    except BishareError as error:
+        raise error.at(where) from None
+    _warn(problems, where)
+    return plan, spec_text(spec) if text is None else text
+
+
+def _adapt(
+    model: Model, plan: Plan, tensors: Mapping[str, torch.Tensor], spec_text: str, seed: int
+) -> Model:
+    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.rewrite.adapt import adapt
+
+    for note in adapt(model, plan, tensors, root=AdapterHandle):
+        warnings.warn(note, BishareWarning, stacklevel=3)
+    handle = model.bishare
+    assert isinstance(handle, AdapterHandle)
+    handle.bind(model, plan, spec_text, seed)
+    return model
+
+
+def _devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
+    """Where each tensor goes: to the first site that uses it.
+
+    Of an offloaded layer's tensors only the base's are offloaded, so the adapter's stay on the CPU.
+    """
+    import torch
+
+    from bishare_dsl.adapter.resident import is_offloaded
+
+    devices: dict[str, torch.device] = {}
+    for term in plan.terms:
+        site = model.get_submodule(term.site)
+        held = next(
+            (t for ts in (site._parameters, site._buffers) for t in ts.values() if t is not None),
+            None,
+        )
+        device = torch.device("cpu") if held is None or is_offloaded(site) else held.device
+        for name in term.tensors.values():
+            devices.setdefault(name, device)
+    return devices
+
+
+def _warn(problems: Iterable[Problem], where: SourceMap | None = None) -> None:
+    for problem in problems:
+        warnings.warn(render(problem, where), BishareWarning, stacklevel=4)

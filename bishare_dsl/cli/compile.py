@@ -1,0 +1,147 @@
+"""``bishare compile``: a new adapter from a spec and a model's shapes; or a stage of the way, printed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.reading import plan_of, read_spec, read_text
+from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.language.read import parse_syntax
+
+if TYPE_CHECKING:
+    from bishare_dsl.plan import Plan
+
+STAGES = ("syntax", "spec", "plan", "graph", "code")
+
+
+@click.command(
+    "compile",
+    epilog=options.examples(
+        "bishare compile my.share --model llama-7b               # writes my-llama-7b/",
+        "bishare compile bishare_ke --model llama-7b --set r_inter=32 --seed 1 --out ke32",
+        "bishare compile bishare_ke --model llama-7b --emit graph | less",
+    ),
+)
+@click.argument("file", type=click.Path(allow_dash=True), metavar="FILE")
+@options.model(required=False)
+@options.values
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="By default SPEC-MODEL."
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option(
+    "--emit",
+    type=click.Choice(STAGES),
+    help="Print this stage and write nothing; syntax and spec need no model.",
+)
+@options.force
+@options.quiet
+@click.pass_obj
+def command(
+    report: Report,
+    file: str,
+    model: str | None,
+    params: dict[str, int | float | str],
+    out: Path | None,
+    seed: int,
+    emit: str | None,
+    force: bool,
+) -> None:
+    """Make an adapter from a spec: its tensors as they are before training.
+
+    Only the model's shapes are used, never its weights: with a preset nothing is downloaded. The folder is
+    named after spec and model; one that exists is not overwritten without --force.
+
+    --emit graph prints the torch.fx graphs of each distinct region between the compiler's passes, and
+    --emit code the Python that runs in the end.
+    """
+    if emit == "syntax":
+        report.result(_tree(parse_syntax(*read_text(file))))
+        return
+    if emit == "spec":
+        report.result(
+            read_spec(file)[0].with_params(params).model_dump_json(indent=2, by_alias=True)
+        )
+        return
+    if model is None:
+        raise CommandError(
+            codes.WRONG_USAGE(what="missing option `--model`", help="such as `--model llama-7b`")
+        )
+    plan, spec, where = plan_of(file, model, params, report)
+    if emit == "plan":
+        report.result(plan.model_dump_json(indent=2))
+    elif emit is not None:
+        _explain(plan, model, emit, report)
+    else:
+        from bishare_dsl.language import spec_text
+
+        out = out or Path(
+            re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
+        )
+        # The file says other values than `--set` does.
+        _write(out, plan, spec_text(spec) if params else where.source.text, seed, force, report)
+
+
+def _write(out: Path, plan: Plan, text: str, seed: int, force: bool, report: Report) -> None:
+    from bishare_dsl.cli.files import check_out, new_folder
+
+    check_out(out, force=force, mark="bishare_config.json")
+    report.note("drawing the tensors ...")
+    from bishare_dsl.adapter.files import save_adapter
+    from bishare_dsl.adapter.initial import draw
+
+    tensors = draw(plan, seed)
+    if out.exists():
+        save_adapter(out, plan, tensors, text, seed=seed)  # Replaces the adapter in one step.
+    else:
+        with new_folder(out) as new:
+            save_adapter(new, plan, tensors, text, seed=seed)
+    report.result(str(out))
+    report.note(plan.parameters_line)
+    report.note(f"see it with `bishare inspect {out}`")
+
+
+def _tree(part: object, label: str = "", level: int = 0) -> str:
+    """A syntax tree, a node a line with its characters in the text; words on the line of their node."""
+    from bishare_dsl.language.syntax import Node, Token
+
+    indent = "  " * level
+    if isinstance(part, Token):
+        return f"{indent}{label}{part.text}"
+    if isinstance(part, list):
+        inner = [_tree(item, "", level + 1) for item in part]
+        return "\n".join(
+            [f"{indent}{label}[{'' if part else ']'}", *inner, *([f"{indent}]"] if part else [])]
+        )
+    if not isinstance(part, Node):
+        return f"{indent}{label}{part!r}"
+    lines = [f"{indent}{label}{type(part).__name__} {part.start}..{part.end}"]
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.name not in ("start", "end", "tokens") and value is not None:
+            lines.append(_tree(value, f"{field.name}: ", level + 1))
+    return "\n".join(lines)
+
+
+def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
+    report.note("building the model on the meta device ...")
+    from bishare_dsl.models.load import meta_model
+    from bishare_dsl.rewrite.explain import Stage, explain
+
+    stages = explain(meta_model(model), plan)
+    if emit == "code":
+        last: dict[str, Stage] = {stage.region: stage for stage in stages}
+        for stage in last.values():
+            report.result(f"# {stage.region}: forward\n{stage.forward_code}\n")
+            report.result(f"# {stage.region}: factors\n{stage.assembly_code}\n")
+        return
+    for stage in stages:
+        report.result(f"# {stage.region} after {stage.step}: forward\n{stage.forward_graph}\n")
+        report.result(f"# {stage.region} after {stage.step}: factors\n{stage.assembly_graph}\n")

@@ -1,0 +1,26 @@
+"""``bishare explain``: the page of an error code."""
+
+from __future__ import annotations
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.report import CommandError, Report
+
+
+@click.command("explain", epilog=options.examples("bishare explain BS201"))
+@click.argument("code", metavar="CODE")
+@options.quiet
+@click.pass_obj
+def command(report: Report, code: str) -> None:
+    """Say more about an error code: what it means, a spec that has the error, and one that has not."""
+    from bishare_dsl.diagnostics import nearest
+    from bishare_dsl.diagnostics.codes import registry
+    from bishare_dsl.diagnostics.codes import usage as codes
+    from bishare_dsl.diagnostics.pages import pages
+
+    known = registry()
+    name = code.upper()
+    if name not in known:
+        raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
+    report.result(pages({name: known[name]})[f"{name}.md"].rstrip())

@@ -1,0 +1,85 @@
+"""``bishare fmt``: one layout for every spec."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.files import replace_file
+from bishare_dsl.cli.reading import cannot_read, read_text
+from bishare_dsl.cli.report import FINDINGS, CommandError, Report
+from bishare_dsl.diagnostics import BishareError, Source
+from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.language.format import format_text
+from bishare_dsl.language.parse import decode
+
+
+@click.command(
+    "fmt",
+    epilog=options.examples(
+        "bishare fmt my.share other.share     # rewrites those that need it",
+        "bishare fmt --check specs/*.share    # for CI and pre-commit: exits with 1 if one would change",
+        "bishare fmt --diff my.share          # shows what would change",
+        "bishare fmt - < my.share             # from standard input to standard output",
+    ),
+)
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE..."
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
+@click.option("--diff", is_flag=True, help="Write nothing; show what would change.")
+@options.quiet
+@click.pass_obj
+def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> None:
+    """Give specs their one layout; comments and meaning stay. Files are rewritten in place, or not at all.
+
+    A file that cannot be read as a spec is left alone, and its errors are shown.
+    """
+    changed = 0
+    for file in files:
+        try:
+            changed += _format(file, report, check=check, diff=diff)
+        except BishareError as error:
+            report.error(error)
+        except OSError as error:
+            report.problem(cannot_read(file, error))
+    if check and changed:
+        report.exit_code = max(report.exit_code, FINDINGS)
+    if len(files) > 1:
+        does = "would change" if check or diff else "changed"
+        report.note(f"{changed} of {len(files)} specs {does}")
+
+
+def _format(file: str, report: Report, *, check: bool, diff: bool) -> bool:
+    """Format one file; whether that changes it."""
+    if file != "-" and not Path(file).exists():
+        # A shipped spec is not meant: rewriting a file that nobody gave the path of would surprise.
+        raise CommandError(codes.NO_SUCH_SPEC(name=file, why="no such file"))
+    old, name = read_text(file)
+    text = format_text(old, name)
+    new = text.encode()
+    if diff:
+        _show_difference(decode(old, name), text, report)
+    elif check:
+        if new != old:
+            report.result(f"would change {name}")
+    elif file == "-":
+        sys.stdout.buffer.write(new)
+        sys.stdout.buffer.flush()
+    elif new != old:
+        replace_file(Path(file), new)
+        report.note(f"changed {name}")
+    return new != old
+
+
+def _show_difference(old: Source, new: str, report: Report) -> None:
+    from difflib import unified_diff
+
+    lines = unified_diff(
+        old.text.splitlines(), new.splitlines(), old.name, f"{old.name} (formatted)", lineterm=""
+    )
+    if difference := "\n".join(lines):
+        report.result(difference)

@@ -1,0 +1,45 @@
+"""The group of commands: it imports a command's module only when that command is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import click
+
+from bishare_dsl.diagnostics import nearest
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by one line of help each.
+
+    ``lines`` maps names to those lines. A command is the object ``command`` of the module of its name
+    in this package; ``--help`` and a mistyped name import none.
+    """
+
+    def __init__(self, *, lines: Mapping[str, str], **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.lines = lines
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.lines)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lines:
+            return None
+        module = import_module(f"{__package__}.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.lines and not args[0].startswith("-"):
+            raise click.UsageError(
+                f"no such command `{args[0]}`: {nearest(args[0], self.lines) or 'see --help'}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.lines.items()))

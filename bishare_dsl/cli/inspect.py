@@ -1,0 +1,47 @@
+"""``bishare inspect``: what is in an adapter, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.report import Report
+
+
+@click.command(
+    "inspect",
+    epilog=options.examples(
+        "bishare inspect bishare_ke-llama-7b",
+        "bishare inspect bishare_ke-llama-7b --json | jq .base",
+    ),
+)
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@options.as_json
+@options.quiet
+@click.pass_obj
+def command(report: Report, folder: Path) -> None:
+    """Show what is in an adapter: its plan, its base, what wrote it.
+
+    Every file is compared with its digest, and every tensor's name and shape with the plan; what differs
+    is an error.
+    """
+    from bishare_dsl.adapter.files import read_adapter
+    from bishare_dsl.cli import summary
+
+    stored = read_adapter(folder)
+    config = stored.config
+    if report.as_json:
+        report.data(
+            **summary.as_data(stored.plan), config=config.model_dump(), spec_text=stored.spec_text
+        )
+        return
+    versions = ", ".join(f"{name} {v}" for name, v in config.versions.model_dump().items() if v)
+    revision = f" at {config.base_revision}" if config.base_revision else ""
+    size = sum(digest.bytes for digest in config.files.values())
+    report.result(summary.as_text(stored.plan))
+    report.result(
+        f"\nbase: {config.base_model}{revision}\nwritten by: {versions}; format {config.format}, "
+        f"seed {config.seed}\nfiles: {len(config.files)}, {size:,} bytes, all as they were saved"
+    )

@@ -1,0 +1,147 @@
+"""``bishare``: the commands, and the one place where exceptions become messages and exit codes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from bishare_dsl.cli.group import LazyGroup
+from bishare_dsl.cli.options import examples, quiet
+from bishare_dsl.cli.report import (
+    BROKEN_PIPE,
+    INTERNAL,
+    INTERRUPTED,
+    USAGE,
+    CommandError,
+    Report,
+)
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.version import __version__
+
+NAME = "bishare"
+COMPLETE = "_BISHARE_COMPLETE"
+
+COMMANDS = {
+    "check": "Find every mistake in specs.",
+    "fmt": "Give specs their one layout.",
+    "plan": "Show what a spec shares and costs on a model.",
+    "compile": "Make an adapter from a spec, or print a stage of doing so.",
+    "inspect": "Show what is in an adapter, and check that it is whole.",
+    "merge": "Add an adapter to its base's weights, and save the result.",
+    "export": "Write an adapter as a plain LoRA for PEFT and vLLM.",
+    "specs": "List the specs that ship with bishare.",
+    "explain": "Say more about an error code.",
+    "completion": "Print the script that lets a shell complete commands.",
+}
+
+
+@click.group(
+    name=NAME,
+    cls=LazyGroup,
+    invoke_without_command=True,
+    lines=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "bishare check my.share",
+        "bishare plan bishare_ke --model llama-7b --set r_inter=32",
+        "bishare compile bishare_ke --model llama-7b",
+        "bishare COMMAND --help",
+    )
+    + "\n\n\b\nExit codes: 0 fine, 1 findings, 2 wrong usage.\n"
+    "NO_COLOR=1 turns colours off; BISHARE_DEBUG=1 shows tracebacks.",
+)
+@quiet
+@click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
+@click.pass_context
+def bishare(context: click.Context) -> None:
+    """Compile a declaration of which modules share which low-rank factors into an adapted model."""
+    if context.invoked_subcommand is None:
+        context.obj.stop(USAGE, context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments behind the program's name; by default those of the process.
+
+    Returns:
+        The exit code; `bishare_dsl.cli.report` says which.
+    """
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(bishare, {}, NAME, COMPLETE, instruction)
+    # Starting up makes many objects and no garbage: looking for it took a tenth of a short command.
+    gc.set_threshold(100_000, 50, 50)
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # A terminal that cannot show a character shows its code.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    report = Report()
+    try:
+        _run(sys.argv[1:] if argv is None else list(argv), report)
+        report.close()
+    except BrokenPipeError:
+        # Whoever read has seen enough. Python would flush again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return report.exit_code
+
+
+def _run(arguments: list[str], report: Report) -> None:
+    try:
+        with bishare.make_context(NAME, arguments, obj=report) as context:
+            bishare.invoke(context)
+    except click.exceptions.Exit as stop:  # --help and --version
+        report.exit_code = stop.exit_code
+    except click.ClickException as error:
+        report.error(_usage(error))
+    except BishareError as error:
+        report.error(error)
+        _show_traceback()
+    except (KeyboardInterrupt, click.Abort):
+        report.stop(INTERRUPTED, "error: interrupted; nothing was left half-written")
+    except BrokenPipeError:
+        raise
+    except MemoryError:
+        report.stop(INTERNAL, "error: out of memory")
+        _show_traceback()
+    except Exception as error:  # noqa: BLE001 - a traceback never reaches a user unasked
+        words = " ".join(str(error).split())
+        report.stop(INTERNAL, f"error: unexpected {type(error).__name__}: {words}")
+        if not _show_traceback():
+            report.stop(
+                INTERNAL,
+                "  = help: this is a bug in bishare; BISHARE_DEBUG=1 shows the traceback to report",
+            )
+
+
+def _usage(error: click.ClickException) -> CommandError:
+    from bishare_dsl.diagnostics.codes import usage as codes
+
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else NAME
+    what = error.format_message().rstrip(".")
+    return CommandError(
+        codes.WRONG_USAGE(
+            what=what[:1].lower() + what[1:], help=f"`{path} --help` says what it takes"
+        )
+    )
+
+
+def _show_traceback() -> bool:
+    if not os.environ.get("BISHARE_DEBUG"):
+        return False
+    import traceback
+
+    traceback.print_exc()
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What several commands take: the same word means the same in each."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics.codes import usage as codes
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+_WORD = re.compile(r"[^\W\d]\w*")
+_INT = re.compile(r"[+-]?\d+")
+
+
+def _into_report(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            setattr(ctx.find_object(Report), name, True)
+
+    return callback
+
+
+quiet = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_into_report("quiet"),
+    help="Say nothing but results and problems.",
+)
+as_json = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_into_report("as_json"),
+    help="Write one JSON object, problems included, on standard output.",
+)
+force = click.option("--force", is_flag=True, help="Replace what the command wrote there before.")
+
+
+def _models(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from bishare_dsl.models.presets import PRESETS
+
+    presets = [CompletionItem(name) for name in PRESETS if name.startswith(incomplete)]
+    return [*presets, CompletionItem(incomplete, type="file")]
+
+
+def model(*, required: bool = True, weights: bool = False) -> Callable[[_Decorated], _Decorated]:
+    """``--model``; with ``weights`` where shapes are not enough."""
+    kinds = "checkpoint folder, .gguf file or Hub id"
+    return click.option(
+        "-m",
+        "--model",
+        required=required,
+        metavar="MODEL",
+        shell_complete=_models,
+        help=f"A {kinds}." if weights else f"A preset such as llama-7b, config.json, {kinds}.",
+    )
+
+
+def _values(
+    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, int | float | str]:
+    """``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``."""
+    values: dict[str, int | float | str] = {}
+    problems = []
+    for setting in given:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        value = _value(text)
+        if not equals or not name:
+            why = "is not of the form name=value"
+        elif value is None:
+            why = "gives no number and no word"
+        elif name in values:
+            why = f"sets `{name}` a second time"
+        else:
+            values[name] = value
+            continue
+        problems.append(
+            codes.MALFORMED_SET(given=setting, why=why, help="write it as in `--set r_inter=32`")
+        )
+    if problems:
+        raise CommandError(problems)
+    return values
+
+
+def _value(text: str) -> int | float | str | None:
+    if _INT.fullmatch(text):
+        # No number of a spec is longer, and Python refuses to convert digits by the thousand.
+        return int(text) if len(text) < 20 else None
+    if _WORD.fullmatch(text):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+values = click.option(
+    "-s",
+    "--set",
+    "params",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_values,
+    help="Give a param of the spec another value; may be repeated.",
+)
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

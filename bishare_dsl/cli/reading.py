@@ -1,0 +1,89 @@
+"""From the word on the command line to a spec, and to its plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, nearest
+from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.language.parse import MAX_BYTES
+from bishare_dsl.language.read import read
+from bishare_dsl.resources import find_spec, shipped_specs
+
+if TYPE_CHECKING:
+    from bishare_dsl.plan import Plan
+    from bishare_dsl.spec import Spec
+
+
+def read_spec(name: str) -> tuple[Spec, SourceMap]:
+    """The spec that a word means: a path, the name of a shipped spec, or ``-`` for standard input.
+
+    Raises:
+        SpecError: every problem of the text.
+        CommandError: as `read_text`.
+    """
+    return read(*read_text(name))
+
+
+def read_text(name: str) -> tuple[bytes, str]:
+    """The text that a word means, and what to call it in messages.
+
+    Of a text that is too large only as much as tells so: one byte more than is allowed.
+
+    Raises:
+        CommandError: there is no such spec (BS902), or it cannot be read (BS904).
+    """
+    if name == "-":
+        return sys.stdin.buffer.read(MAX_BYTES + 1), "<stdin>"
+    try:
+        path = find_spec(name)
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1), str(path)
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a NUL in the name
+        raise CommandError(_no_such_spec(name)) from error
+    except OSError as error:
+        raise CommandError(cannot_read(name, error)) from error
+
+
+def cannot_read(path: str | Path, error: OSError) -> Problem:
+    """The problem of a file that the system does not let us read or write."""
+    return codes.CANNOT_READ(path=path, reason=error.strerror or error)
+
+
+def plan_of(
+    name: str, model: str, params: Mapping[str, int | float | str], report: Report
+) -> tuple[Plan, Spec, SourceMap]:
+    """The plan of a spec for a model; warnings go to the report.
+
+    Raises:
+        BishareError: every problem, placed in the spec's text.
+    """
+    from bishare_dsl.models.load import architecture_of
+    from bishare_dsl.plan.build import build_plan
+
+    spec, where = read_spec(name)
+    architecture = architecture_of(model)
+    if params:
+        spec = spec.with_params(params)
+    try:
+        plan, problems = build_plan(spec, architecture)
+    except BishareError as error:
+        raise error.at(where) from error
+    report.all(problems, where)
+    return plan, spec, where
+
+
+def _no_such_spec(name: str) -> Problem:
+    try:
+        why = (
+            "that is a folder"
+            if Path(name).is_dir()
+            else "no such file, and none of that name ships"
+        )
+    except ValueError:
+        why = "that is no name of a file"
+    return codes.NO_SUCH_SPEC(name=name, why=why, help=nearest(Path(name).stem, shipped_specs()))

@@ -1,0 +1,127 @@
+"""What a command says, where it says it, and the exit code that follows: decided here and nowhere else.
+
+| | stream | |
+|---|---|---|
+| results | stdout | text, or one JSON object with ``--json`` |
+| problems | stderr | stdout for ``check``, whose results they are; with ``--json``, inside the object |
+| notes | stderr | not with ``--quiet`` |
+
+Exit codes: 0 fine; 1 findings; 2 wrong usage, which wins over 1. `INTERRUPTED` and `INTERNAL` speak for
+themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, render
+
+FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
+
+_USAGE_CODES = frozenset(
+    # A param, a folder or a format that was named on the command line and is not there or in the way.
+    ["BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS630", "BS631"]
+)
+_COLOURS = {"error": "31", "warning": "33", "note": "36"}
+_HEAD = re.compile(r"(?P<severity>error|warning|note)(\[BS\d+\])?:")
+_CARETS = re.compile(r"^( *\| *)(\^+)$")
+_HELP = re.compile(r"^( *= )(help:)")
+
+
+class CommandError(BishareError):
+    """The command line itself is wrong."""
+
+
+class Report:
+    """Takes all that a command has to say. ``as_json`` and ``quiet`` are set by the options."""
+
+    def __init__(self) -> None:
+        self.as_json = False
+        self.quiet = False
+        self.problems_are_results = False
+        self.exit_code = 0
+        self.errors = self.warnings = 0
+        self._data: dict[str, Any] = {}
+        self._problems: list[dict[str, Any]] = []
+
+    def result(self, text: str) -> None:
+        """A line or more of the result, for people."""
+        if not self.as_json:
+            sys.stdout.write(text + "\n")
+
+    def data(self, **values: Any) -> None:
+        """Fields of the result, for machines."""
+        self._data |= values
+
+    def note(self, text: str) -> None:
+        """What happens, or what to know; never needed to use the result."""
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+
+    def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
+        """One finding; an error decides the exit code."""
+        if problem.severity == "error":
+            self.errors += 1
+            self.exit_code = max(self.exit_code, exit_code_of(problem))
+        elif problem.severity == "warning":
+            self.warnings += 1
+        if self.as_json:
+            self._problems.append(as_json(problem, where))
+        elif not (self.quiet and problem.severity == "note"):
+            stream = sys.stdout if self.problems_are_results else sys.stderr
+            stream.write(f"{_painted(render(problem, where), stream)}\n")
+
+    def all(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
+        """Several findings."""
+        for problem in problems:
+            self.problem(problem, where)
+
+    def error(self, error: BishareError, where: SourceMap | None = None) -> None:
+        """All the problems of an exception."""
+        self.all(error.problems, error.where or where)
+
+    def stop(self, exit_code: int, text: str) -> None:
+        """The command ends for a reason that is no finding."""
+        self.exit_code = exit_code
+        sys.stderr.write(f"{_painted(text, sys.stderr)}\n")
+
+    def close(self) -> None:
+        """Write what has been kept, and see that all of it has gone out."""
+        if self.as_json and self.exit_code <= USAGE:
+            import json
+
+            result = {**self._data, "problems": self._problems}
+            sys.stdout.write(f"{json.dumps(result, indent=2)}\n")
+        sys.stdout.flush()
+
+
+def exit_code_of(problem: Problem) -> int:
+    """1 for what is wrong with a spec, an adapter or a model's fit; 2 for what is wrong with the command:
+    what it names is not there (BS5xx: the model), or it cannot be understood (BS9xx)."""
+    usage = problem.code.startswith(("BS5", "BS9")) or problem.code in _USAGE_CODES
+    return USAGE if usage else FINDINGS
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether colours belong on a stream: a terminal that has not been told otherwise (NO_COLOR)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()
+
+
+def _painted(text: str, stream: TextIO) -> str:
+    if not coloured(stream):
+        return text
+    head = _HEAD.match(text)
+    colour = _COLOURS[head["severity"]] if head else "0"
+    if head:
+        text = f"\033[1;{colour}m{head[0]}\033[0m{text[head.end() :]}"
+    lines = text.split("\n")
+    return "\n".join(
+        _HELP.sub("\\1\033[1m\\2\033[0m", _CARETS.sub(f"\\1\033[1;{colour}m\\2\033[0m", line))
+        for line in lines
+    )

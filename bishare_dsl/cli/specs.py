@@ -1,0 +1,35 @@
+"""``bishare specs``: what ships with bishare."""
+
+from __future__ import annotations
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.report import Report
+
+
+@click.command(
+    "specs", epilog=options.examples("bishare specs", "cat $(bishare specs --path bishare_ke)")
+)
+@click.option("--path", metavar="NAME", help="Print where the file of this spec is.")
+@options.quiet
+@click.pass_obj
+def command(report: Report, path: str | None) -> None:
+    """List the specs that ship with bishare. A name works wherever a command takes a FILE."""
+    from bishare_dsl.cli.report import CommandError
+    from bishare_dsl.diagnostics import nearest
+    from bishare_dsl.diagnostics.codes import usage as codes
+    from bishare_dsl.resources import shipped_specs
+
+    shipped = shipped_specs()
+    if path is None:
+        width = max(map(len, shipped), default=0)
+        for name, file in shipped.items():
+            # A spec begins with a comment that says what it is.
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            report.result(f"{name:{width}}  {first.lstrip('# ')}")
+    elif path in shipped:
+        report.result(str(shipped[path]))
+    else:
+        why = "none of that name ships"
+        raise CommandError(codes.NO_SUCH_SPEC(name=path, why=why, help=nearest(path, shipped)))

@@ -1,0 +1,408 @@
+"""Hypothesis strategies for what gets compiled: models, their architectures, specs that fit them, pools.
+
+    @given(st.data())
+    def test_my_transform(data):
+        model = data.draw(small_models())
+        spec = data.draw(meaningful_specs(inspect_model(model), vias=my_vias()))
+        check_spec(spec, model)
+
+`bishare_dsl.testing.specs` draws specs that need not make sense.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hypothesis import strategies as st
+
+from bishare_dsl.models.decoder import decoder
+from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.plan.select import Sites, attributes
+from bishare_dsl.spec import (
+    And,
+    Arm,
+    Binary,
+    Compare,
+    Expression,
+    Init,
+    Let,
+    Match,
+    Member,
+    Not,
+    Or,
+    Param,
+    Range,
+    RankMatch,
+    Ref,
+    Selection,
+    Settings,
+    Share,
+    Spec,
+    Sqrt,
+    Via,
+)
+from bishare_dsl.spec.evaluate import Scope, Value
+from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+from bishare_dsl.transforms import Width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_T = TypeVar("_T")
+
+LAYER, KIND, PARENT, IN, OUT, RANK, ALPHA = (
+    Ref(ref=name) for name in ("layer", "kind", "parent", "in", "out", "rank", "alpha")
+)
+_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn")
+
+
+@lru_cache(maxsize=256)
+def _cached_model(family: str, overrides: tuple[tuple[str, Any], ...]) -> PreTrainedModel:
+    return tiny_model(family, **dict(overrides))
+
+
+@st.composite
+def small_models(
+    draw: st.DrawFn, families: Sequence[str] = tuple(TINY_FAMILIES)
+) -> PreTrainedModel:
+    """Tiny causal language models of any family, float32 in eval mode: each draw a copy of its own.
+
+    Layers (1 to 3), heads, and widths vary; attention is grouped-query where the family has it, and
+    widths differ from one another.
+
+    Args:
+        draw: given by hypothesis.
+        families: which of `TINY_FAMILIES` to draw from.
+    """
+    family = draw(st.sampled_from(families))
+    layers, heads = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4]))
+    hidden, inner = draw(st.sampled_from([16, 24, 32])), draw(st.sampled_from([20, 36, 48]))
+    sizes: dict[str, Any]
+    match family:
+        case "gpt2":
+            sizes = {"n_layer": layers, "n_head": heads, "n_embd": hidden, "n_inner": inner}
+        case "opt":
+            sizes = {"word_embed_proj_dim": hidden, "ffn_dim": inner}
+        case "falcon":
+            sizes = {"ffn_hidden_size": inner}
+        case _:
+            head_dim = draw(st.sampled_from([6, 10]))
+            sizes = {
+                "intermediate_size": inner,
+                "head_dim": head_dim,
+                "num_key_value_heads": draw(st.sampled_from([1, 2])),
+            }
+            if family == "gemma2":
+                sizes["query_pre_attn_scalar"] = head_dim
+    if family != "gpt2":
+        sizes |= {
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "hidden_size": hidden,
+        }
+    return copy.deepcopy(_cached_model(family, tuple(sorted(sizes.items()))))
+
+
+def architectures() -> st.SearchStrategy[Architecture]:
+    """Architectures with few and small sites; no model is built.
+
+    Half of them are decoders; the others have any kinds in any layer, at any widths, as no family does.
+    """
+    return _decoders() | _irregular()
+
+
+@st.composite
+def _decoders(draw: st.DrawFn) -> Architecture:
+    heads = draw(st.sampled_from([2, 4]))
+    return decoder(
+        "drawn",
+        None,
+        {
+            "model_type": "llama",
+            "hidden_size": draw(st.integers(2, 24)),
+            "intermediate_size": draw(st.integers(2, 24)),
+            "num_hidden_layers": draw(st.integers(1, 4)),
+            "num_attention_heads": heads,
+            "num_key_value_heads": draw(st.sampled_from([1, 2])),
+            "head_dim": draw(st.integers(2, 6)),
+            "vocab_size": 8,
+            "tie_word_embeddings": draw(st.booleans()),
+        },
+    )
+
+
+@st.composite
+def _irregular(draw: st.DrawFn) -> Architecture:
+    layers = draw(st.integers(1, 4))
+    parents = st.sampled_from(["self_attn.", "mlp.", "mlp.experts.0.", "mlp.experts.1.", ""])
+    places = st.tuples(st.integers(0, layers - 1), parents, st.sampled_from(_KINDS))
+    width = st.integers(1, 16)
+    drawn = draw(st.dictionaries(places, st.tuples(width, width), min_size=1, max_size=10))
+    sites = [
+        Site.at(f"model.layers.{layer}.{parent}{kind}", *widths)
+        for (layer, parent, kind), widths in sorted(drawn.items())
+    ]
+    return Architecture(
+        name="drawn",
+        family="drawn",
+        layers=layers,
+        parameters=draw(st.integers(1, 10**12)),
+        sites=tuple(site for site in sites if site is not None),
+    )
+
+
+def pools() -> st.SearchStrategy[list[Width]]:
+    """The widths of the sites of a pool: what a transform is given to fit a factor to."""
+    width = st.integers(1, 24)
+    return st.lists(st.builds(Width, width, width), min_size=1, max_size=4)
+
+
+def vias() -> st.SearchStrategy[Via]:
+    """Every built-in transform but Identity, with options; sizes that mostly divide no width."""
+    starts = st.sampled_from(["kaiming_uniform", "kaiming_normal", "ones"])
+    size = st.integers(1, 12)
+    kernel = {"size": size, "kernel": starts}
+    shared_rank = st.sampled_from([1, Ref(ref="rank")])
+    return st.one_of(
+        _via("SS", slice=st.sampled_from(["centre", "leading", "trailing"])),
+        _via("GT", size=size, gates=starts, gate_rank=st.integers(1, 3)),
+        _via("KE", **kernel, shared_rank=shared_rank),
+        _via("KE", **kernel, rowwise=st.sampled_from(["true", "false"])),
+    )
+
+
+def _via(name: str, **options: st.SearchStrategy[Any]) -> st.SearchStrategy[Via]:
+    return st.fixed_dictionaries({}, optional=options).map(
+        lambda given: Via(transform=name, options=given)
+    )
+
+
+@dataclass
+class _Drawing:
+    """A spec in the making, which says what its parts mean for the architecture so far."""
+
+    draw: st.DrawFn
+    architecture: Architecture
+    vias: st.SearchStrategy[Via]
+    params: list[Param] = field(default_factory=list)
+    lets: list[Let] = field(default_factory=list)
+    _known: tuple[int, int] = (-1, -1)
+    _scopes: dict[str, Scope] = field(default_factory=dict)
+
+    def scopes(self, sites: Sequence[Site]) -> list[Scope]:
+        known = len(self.params), len(self.lets)
+        if self._known != known:
+            spec = Spec(
+                name="drawn",
+                params=tuple(self.params),
+                lets=tuple(self.lets),
+                target=Selection(include=()),
+                shares=(),
+            )
+            self._known, self._scopes = known, dict(Sites(spec, self.architecture).scopes)
+        return [self._scopes[site.path] for site in sites]
+
+    def any(self, *choices: _T) -> _T:
+        """One of these; the first is what a failing example shrinks to."""
+        return choices[self.draw(st.integers(0, len(choices) - 1))]
+
+    def number(self, value: float) -> Expression:
+        """A number, now and then as a param."""
+        if not self.any(False, False, True):
+            return value
+        self.params.append(Param(name=f"p{len(self.params)}", value=value))
+        return Ref(ref=self.params[-1].name)
+
+    def atom(self, sites: Sequence[Site]) -> Expression:
+        """A predicate that some of ``sites`` fit."""
+        site: Site = self.any(*sites)
+        layer = self.any(site.layer, site.layer - self.architecture.layers)
+        edge = self.draw(st.integers(site.layer, self.architecture.layers - 1))
+        atoms: list[Expression] = [
+            Ref(ref=site.kind),
+            Match(attribute="kind", pattern=site.kind),
+            Match(attribute="path", pattern=f"*.{site.kind}"),
+            Match(attribute="path", pattern=site.path.replace(str(site.layer), "*", 1)),
+            Match(attribute="parent", pattern=site.parent[:1] + "*"),
+            Member(value=LAYER, among=(Range(first=site.layer, last=edge),)),
+            Member(value=LAYER, among=(layer,)),
+            Member(value=KIND, among=(Ref(ref=site.kind),)),
+            Compare(op="==", left=LAYER, right=layer),
+            Compare(op="<=", left=LAYER, right=layer),
+            Compare(op="==", left=PARENT, right=Ref(ref=site.parent)),
+            Compare(op="<=", left=IN, right=site.d_in),
+            Compare(op=">=", left=OUT, right=site.d_out),
+            Compare(
+                op="==",
+                left=Binary(op="%", left=LAYER, right=2),
+                right=site.layer % 2,
+            ),
+        ]
+        scopes = self.scopes(sites)
+        names = [Ref(ref=let.name) for let in self.lets]
+        atoms += [name for name in names if any(scope.holds(name) for scope in scopes)]
+        return self.any(*atoms)
+
+    def selection(self, sites: Sequence[Site]) -> Selection:
+        """A selection with at least one of ``sites`` in it."""
+        first = self.atom(sites)
+        form = self.any("one", "not", "two", "and", "or", "except")
+        if form == "one":
+            return Selection(include=(first,))
+        second = first if form == "not" else self.atom(sites)
+        made = {
+            "not": Selection(include=(Not(negated=first),)),
+            "two": Selection(include=(first, second)),
+            "and": Selection(include=(And(all_of=(first, second)),)),
+            "or": Selection(include=(Or(any_of=(first, second)),)),
+            "except": Selection(include=(first,), exclude=(second,)),
+        }[form]
+        # Some of these forms may leave nothing.
+        if self.selected(sites, made):
+            return made
+        return Selection(include=(first,))
+
+    def selected(self, sites: Sequence[Site], selection: Selection) -> list[Site]:
+        scopes = self.scopes(sites)
+        return [s for s, scope in zip(sites, scopes, strict=True) if scope.selects(selection)]
+
+    def per(self, sites: Sequence[Site]) -> tuple[Expression, ...]:
+        """Keys: none is one pool for all."""
+        keys: list[Expression] = [
+            *(Ref(ref=name) for name in ("module", "layer", "kind", "parent", "path", "in")),
+            Binary(op="//", left=LAYER, right=self.number(self.any(2, 3))),
+            Binary(op="%", left=LAYER, right=2),
+            self.atom(sites),
+        ]
+        count = self.any(1, 0, 1, 2)
+        return tuple(self.any(*keys) for _ in range(count))
+
+    def rank(self, sites: Sequence[Site]) -> tuple[RankMatch | Expression, Ref | None]:
+        """A rank, and the attribute that it depends on."""
+        form = self.any("number", "number", "kind", "layer", "computed")
+        if form == "number":
+            return self.number(self.draw(st.integers(1, 4))), None
+        if form == "computed":
+            return Binary(op="+", left=Binary(op="%", left=LAYER, right=3), right=1), LAYER
+        site: Site = self.any(*sites)
+        values: dict[str, list[Range | Expression]] = {
+            "kind": [Ref(ref=site.kind)],
+            "layer": [
+                site.layer,
+                site.layer - self.architecture.layers,
+                Range(first=site.layer, last=site.layer),
+                Range(first=0, last=-1),
+            ],
+        }
+        value = self.any(*values[form])
+        arm = Arm(values=(value,), rank=self.number(self.any(2, 1, 3, 0)))
+        other = self.number(self.any(1, 4, 0))
+        return RankMatch(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
+
+    def settings(self) -> dict[str, Any]:
+        """Scale, alpha, dropout (always 0) and starts."""
+        alpha = self.any(None, 4, 0.5)
+        scales: list[Expression | None] = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
+        if alpha is not None:
+            scales.append(Binary(op="/", left=ALPHA, right=Sqrt(sqrt=RANK)))
+        return {
+            "alpha": alpha if alpha is None else self.number(alpha),
+            "scale": self.any(*scales),
+            "dropout": self.any(None, 0, 0.0),
+            "init": self.any(
+                Init(),
+                Init(A=Ref(ref="kaiming_normal")),
+                Init(A=Ref(ref="zeros"), B=Ref(ref="uniform")),
+                Init(A=Ref(ref="normal"), B=Ref(ref="zeros")),
+                Init(A=Ref(ref="ones")),
+            ),
+        }
+
+    def share(self, index: int, target: Sequence[Site]) -> Share:
+        where = self.any(None, self.selection(target))
+        covered = list(target) if where is None else self.selected(target, where)
+        per = self.per(covered)
+        rank, reads = self.rank(covered)
+        if reads is not None and not {"module", "path", reads.ref} & {
+            key.ref for key in per if isinstance(key, Ref)
+        }:
+            per = (*per, reads)  # A rank must be constant inside a pool.
+        via: Via | None = None
+        if self._unequal(covered, per) or self.draw(st.booleans()):
+            via = self.draw(self.vias)
+            if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
+                rows = self.any(*(a for a in range(1, rank + 1) if rank % a == 0))
+                via = Via(transform="KE", options={**via.options, "shared_rank": rows})
+        return Share(
+            name=f"{self.any('local', 'intra', 'inter')}_{index}",
+            where=where,
+            per=per,
+            rank=rank,
+            via=via,
+            **self.settings(),
+        )
+
+    def _unequal(self, sites: Sequence[Site], per: tuple[Expression, ...]) -> bool:
+        """Whether some pool has sites of different widths, which only a transform can serve."""
+        pools: dict[tuple[Value, ...], set[tuple[int, int]]] = {}
+        for site, scope in zip(sites, self.scopes(sites), strict=True):
+            key = tuple(
+                scope.value(part)
+                if not isinstance(part, Ref) or part.ref in attributes(site)
+                else scope.holds(part)
+                for part in per
+            )
+            pools.setdefault(key, set()).add((site.d_in, site.d_out))
+        return any(len(widths) > 1 for widths in pools.values())
+
+
+@st.composite
+def meaningful_specs(
+    draw: st.DrawFn,
+    architecture: Architecture,
+    *,
+    vias: st.SearchStrategy[Via] | None = None,
+    max_shares: int = 3,
+) -> Spec:
+    """Specs that fit an architecture, over the whole language: `build_plan` has no error for them.
+
+    Every form of ``where`` and ``per``, lets, params, exceptions, ranks by kind and by layer (0 at some
+    sites included), every transform with options, scales, alphas and starts. The start is always that
+    of the base, and dropout is 0, so that what a compiled model computes is determined.
+
+    Args:
+        draw: given by hypothesis.
+        architecture: that of the model to compile into.
+        vias: the transforms to draw from; `bishare_dsl.testing.plans.vias` by default.
+        max_shares: how many shares there are at most.
+    """
+    drawing = _Drawing(draw, architecture, vias if vias is not None else _VIAS)
+    sites = architecture.sites
+    for index in range(drawing.any(0, 1, 2)):
+        drawing.lets.append(Let(name=f"let_{index}", selection=drawing.selection(sites)))
+    everything = Selection(include=tuple(Ref(ref=kind) for kind in architecture.kinds))
+    target = drawing.any(everything, drawing.selection(sites))
+    targets = drawing.selected(sites, target)
+    count = draw(st.integers(1, max_shares))
+    first, *others = (drawing.share(index, targets) for index in range(count))
+    if isinstance(first.rank, RankMatch):  # Something is left to train.
+        arms = tuple(arm.model_copy(update={"rank": 2}) for arm in first.rank.arms)
+        rank = first.rank.model_copy(update={"arms": arms, "otherwise": 1})
+        first = first.model_copy(update={"rank": rank})
+    if drawing.any(False, True) and others:
+        others[0] = others[0].model_copy(update={"rank": 0})
+    return Spec(
+        name="drawn",
+        params=tuple(drawing.params),
+        lets=tuple(drawing.lets),
+        target=target,
+        defaults=Settings(alpha=drawing.any(None, 2), dropout=drawing.any(None, 0)),
+        shares=(first, *others),
+    )
+
+
+_VIAS = vias()

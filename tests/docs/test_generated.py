@@ -1,0 +1,18 @@
+"""What is written by a program is what the program would write now."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from bishare_dsl.diagnostics.pages import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_pages_of_the_error_codes(capsys):
+    assert main(["--check", str(ROOT / "docs" / "errors")]) == 0, capsys.readouterr().err
+
+
+def test_picture():
+    script = ROOT / "docs" / "images" / "sharing.py"
+    assert subprocess.run([sys.executable, script, "--check"], check=False).returncode == 0

@@ -1,0 +1,137 @@
+import random
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from bishare_dsl.diagnostics import PlanError, SpecError
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.spec import RankMatch
+from bishare_dsl.testing.models import TINY_FAMILIES
+from bishare_dsl.testing.plans import architectures, meaningful_specs, pools, small_models
+from bishare_dsl.testing.specs import specs
+
+SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+
+
+@st.composite
+def fitting(draw):
+    architecture = draw(architectures())
+    return draw(meaningful_specs(architecture)), architecture
+
+
+@SLOW
+@given(fitting())
+def test_a_meaningful_spec_has_a_plan(drawn):
+    spec, architecture = drawn
+    plan, warnings = build_plan(spec, architecture)
+    assert plan.terms
+    assert all(problem.severity == "warning" for problem in warnings)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert len(plan.tensor) == len(plan.tensors)
+    assert {name for term in plan.terms for name in term.tensors.values()} == set(plan.tensor)
+
+
+@SLOW
+@given(fitting(), st.randoms(use_true_random=False))
+def test_meaning_does_not_depend_on_order(drawn, rng: random.Random):
+    spec, architecture = drawn
+    shuffled = list(spec.shares)
+    rng.shuffle(shuffled)
+    first, _ = build_plan(spec, architecture)
+    other, _ = build_plan(spec.model_copy(update={"shares": tuple(shuffled)}), architecture)
+    assert set(other.tensors) == set(first.tensors)
+    assert set(map(str, other.terms)) == set(map(str, first.terms))
+    assert other.trainable == first.trainable
+
+
+@SLOW
+@given(specs(), architectures())
+def test_any_spec_has_a_plan_or_problems(spec, architecture):
+    try:
+        build_plan(spec, architecture)
+    except (SpecError, PlanError) as error:
+        str(error)
+
+
+@SLOW
+@given(fitting(), specs())
+def test_any_share_beside_a_sound_one_has_a_plan_or_problems(drawn, other):
+    """Most of what is drawn at random is refused at once; a half-sound spec gets further."""
+    spec, architecture = drawn
+    mixed = spec.model_copy(
+        update={"shares": (*spec.shares, *other.shares), "params": spec.params + other.params}
+    )
+    try:
+        build_plan(mixed, architecture)
+    except (SpecError, PlanError) as error:
+        str(error)
+
+
+WANTED = {
+    **{
+        name: lambda plan, spec, name=name: any(t.transform == name for t in plan.terms)
+        for name in ("Identity", "SS", "GT", "KE")
+    },
+    "rowwise": lambda plan, spec: any(t.options.get("rowwise") for t in plan.terms),
+    "a_b": lambda plan, spec: any((t.options.get("shared_rank") or 0) > 1 for t in plan.terms),
+    "gate rank": lambda plan, spec: any(t.options.get("gate_rank", 1) > 1 for t in plan.terms),
+    "rank match": lambda plan, spec: any(isinstance(s.rank, RankMatch) for s in spec.shares),
+    "a dropped share": lambda plan, spec: len(plan.shares) < len(spec.shares),
+    "except": lambda plan, spec: any(s.where and s.where.exclude for s in spec.shares),
+    "let and param": lambda plan, spec: spec.lets and spec.params,
+    "two owners": lambda plan, spec: len({t.owner for t in plan.tensors}) > 1,
+    "two scales": lambda plan, spec: len({t.scale for t in plan.terms}) > 1,
+    "A at zero": lambda plan, spec: any(t.init == "zeros" and t.name[-1] == "A" for t in plan.tensors),
+    "a crop": lambda plan, spec: any(
+        t.transform == "KE" and plan.sites[0].d_in % t.options["size"] for t in plan.terms
+    ),
+}  # fmt: skip
+
+
+def test_what_is_drawn_covers_the_language():
+    seen = Counter()
+
+    @settings(deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
+    @given(fitting())
+    def draw(drawn):
+        plan, _ = build_plan(*drawn)
+        seen.update(name for name, wanted in WANTED.items() if wanted(plan, drawn[0]))
+
+    draw()
+    assert set(seen) == set(WANTED)
+
+
+def test_drawn_models_cover_the_families():
+    seen = set()
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(small_models())
+    def draw(model):
+        seen.add(model.config.model_type)
+        assert not model.training
+        inspect_model(model)
+
+    draw()
+    assert len(seen) >= len(TINY_FAMILIES) - 2
+
+
+def test_a_drawn_model_is_a_copy():
+    models = []
+
+    @settings(max_examples=3, deadline=None)
+    @given(small_models(families=["llama"]))
+    def draw(model):
+        for parameter in model.parameters():
+            assert not (parameter == 7).all()
+            parameter.data.fill_(7)
+        models.append(model)
+
+    draw()
+
+
+@given(pools())
+def test_pools_have_widths(widths):
+    assert all(width.d_in > 0 < width.d_out for width in widths)
