@@ -21,7 +21,7 @@ from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
 from bishare_dsl.rewrite.store import Store
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import UntraceableRegion
-from bishare_dsl.transforms import Width, transform_kinds
+from bishare_dsl.transforms import Width, transform_kind
 
 Observer = Callable[[str, str, RegionProgram], None]
 """Is shown, once for each distinct region, its path, the pass that just ran, and the program."""
@@ -187,7 +187,7 @@ class _Regions:
         return self.plan.terms_of[f"{path}.{child}" if child else path]
 
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
-        transform = transform_kinds()[term.transform].model_validate(term.options)
+        transform = transform_kind(term.transform).model_validate(term.options)
         numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
         return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
 

@@ -25,6 +25,16 @@ def up(y: Tensor, z: Tensor, b: Tensor) -> Tensor:
     return flat.view(y.shape)
 
 
+def cast(tensor: Tensor, x: Tensor) -> Tensor:
+    """A tensor of the adapter in the dtype and on the device of the activations ``x``."""
+    return tensor.to(x)
+
+
+def add(y: Tensor, update: Tensor) -> Tensor:
+    """``y`` and a term's update, ``(..., d_out)`` both, in the dtype of ``y``."""
+    return y + update.to(y)
+
+
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """``x`` with a share ``p`` of its values dropped and the others scaled up, in training."""
     return F.dropout(x, p, training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from bishare_dsl.transforms.transform import Transform, Width
+from bishare_dsl.transforms.transform import Transform, Width, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +18,7 @@ class Identity(Transform):
     title: ClassVar[str] = "no transform"
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        if len(set(widths)) > 1:
-            found = ", ".join(str(width) for width in sorted(set(widths)))
-            raise ValueError(f"one factor cannot fit sites of different widths ({found})")
-        return rank, widths[0]
+        return rank, one_width(widths)
 
     def factors(
         self, tensors: Mapping[str, Tensor], rank: int, width: Width

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.transforms.basis import Basis
+from bishare_dsl.transforms.block_diagonal import BlockDiagonal
+from bishare_dsl.transforms.experts import Experts
 from bishare_dsl.transforms.gate_transformation import GateTransformation
 from bishare_dsl.transforms.identity import Identity
 from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
+from bishare_dsl.transforms.rotation import Rotation
 from bishare_dsl.transforms.slice_sharing import SliceSharing
 from bishare_dsl.transforms.transform import Transform
+from bishare_dsl.transforms.vector_bank import VectorBank
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -25,7 +30,18 @@ GROUP = "bishare.transforms"
 """The group of entry points that packages register transforms in."""
 
 _REGISTERED: dict[str, type[Transform]] = {
-    kind.name: kind for kind in (Identity, SliceSharing, GateTransformation, KroneckerExtension)
+    kind.name: kind
+    for kind in (
+        Identity,
+        SliceSharing,
+        GateTransformation,
+        KroneckerExtension,
+        VectorBank,
+        Rotation,
+        BlockDiagonal,
+        Basis,
+        Experts,
+    )
 }
 
 

@@ -44,6 +44,18 @@ class Width(NamedTuple):
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
 
 
+def one_width(widths: Sequence[int]) -> int:
+    """The width of sites that must all be as wide.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if len(set(widths)) > 1:
+        found = ", ".join(str(width) for width in sorted(set(widths)))
+        raise ValueError(f"its sites have different widths ({found})")
+    return widths[0]
+
+
 class Transform(BaseModel):
     """A transform is a frozen Pydantic model of its options, registered under ``name``.
 

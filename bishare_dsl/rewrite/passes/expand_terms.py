@@ -9,6 +9,7 @@ from torch import fx
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.program import FACTORS, ROWS, RegionProgram, Target, TermUse, target_calls
+from bishare_dsl.transforms import effective_pair, update_of
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class ExpandTerms:
     """Before: the forward is the base's. After: each target's output has its terms added to it.
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
-    has drawn its effective factors into the graph. Terms of one dropout on one input see one mask.
+    has drawn its effective factors into the graph. A term that is not linear in x draws its update, and
+    that is added. Terms of one dropout on one input see one mask.
 
     Args:
         targets: the linear layers, with their terms.
@@ -38,28 +40,16 @@ class ExpandTerms:
         calls = {path: (call, x) for path, call, x in target_calls(graph)}
         dropped: dict[tuple[fx.Node, float], fx.Node] = {}
         for target in self.targets:
-            call, x = calls[target.path]
-            total = call
+            total, x = calls[target.path]
             for use in target.terms:
-                with graph.inserting_before(first):
-                    a, b = _effective(use, target, slots)
                 read = x
                 if use.dropout:
                     key = (x, use.dropout)
                     if key not in dropped:
-                        # Next to what it drops: a sibling may be called before this target is.
-                        with graph.inserting_after(x if x.op != "placeholder" else first.prev):
-                            training = graph.get_attr("training")
-                        with graph.inserting_after(training):
-                            dropped[key] = graph.call_function(
-                                ops.dropout, (x, use.dropout, training)
-                            )
+                        dropped[key] = _drop(graph, x, use.dropout, first)
                     read = dropped[key]
-                with graph.inserting_after(total):
-                    z = graph.call_function(ops.down, (read, a))
-                z.meta[ROWS] = use.transform.rows(use.rank, target.width)
-                with graph.inserting_after(z):
-                    added = graph.call_function(ops.up, (total, z, b))
+                add = _add_pair if use.transform.linear else _add_update
+                added = add(graph, use, target, slots, total, read, first)
                 for user in [user for user in total.users if user is not added]:
                     user.replace_input_with(total, added)
                 total = added
@@ -73,11 +63,47 @@ class _Shaped(fx.Proxy):
         self.shape = shape
 
 
-def _effective(use: TermUse, target: Target, slots: list[_Shaped]) -> tuple[fx.Node, fx.Node]:
-    """The effective factors of a term as nodes, the scale folded into the second."""
+def _drop(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
+    """The dropout of an input, next to it: a sibling may read it before the target at hand does."""
+    with graph.inserting_before(first if x.op == "placeholder" else x.next):
+        return graph.call_function(ops.dropout, (x, p, graph.get_attr("training")))
+
+
+def _add_pair(
+    graph: fx.Graph,
+    use: TermUse,
+    target: Target,
+    slots: list[_Shaped],
+    total: fx.Node,
+    x: fx.Node,
+    first: fx.Node,
+) -> fx.Node:
+    """``up(total, down(x, A), B)``, with the factors made in front of everything."""
     tensors = {role: slots[slot] for role, slot in use.slots}
-    # Proxies stand in for tensors: a transform is written in plain tensor methods.
-    a, b = use.transform.factors(tensors, use.rank, target.width)  # type: ignore[arg-type]
-    if use.scale != 1:
-        b = b * use.scale
-    return a.node, b.node  # type: ignore[attr-defined]
+    with graph.inserting_before(first):
+        # Proxies stand in for tensors: a transform is written in plain tensor methods.
+        a, b = effective_pair(use.transform, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
+    with graph.inserting_before(total.next):
+        z = graph.call_function(ops.down, (x, a.node))  # type: ignore[attr-defined]
+        z.meta[ROWS] = use.transform.rows(use.rank, target.width)
+        return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
+
+
+def _add_update(
+    graph: fx.Graph,
+    use: TermUse,
+    target: Target,
+    slots: list[_Shaped],
+    total: fx.Node,
+    x: fx.Node,
+    first: fx.Node,
+) -> fx.Node:
+    """``total + update(x)``, with the tensors in the dtype of x."""
+    with graph.inserting_before(total.next):
+        tensors = {
+            role: _Shaped(graph.call_function(ops.cast, (slots[slot].node, x)), slots[slot].shape)
+            for role, slot in use.slots
+        }
+        proxy = fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))
+        delta = update_of(use.transform, proxy, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
+        return graph.call_function(ops.add, (total, delta.node))  # type: ignore[attr-defined]

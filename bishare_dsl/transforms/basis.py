@@ -1,0 +1,58 @@
+"""Basis: factors as linear combinations of basis matrices, random and frozen as a rule (NOLA).
+
+Koohpayegani et al. 2024, "NOLA: Compressing LoRA using Linear Combination of Random Basis", Eq. 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import PositiveInt
+
+from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Basis(Transform):
+    """``A = sum_i c_A[i] A_i`` and ``B = sum_i c_B[i] B_i`` over ``count`` basis matrices of each.
+
+    The pool shares the bases, stacked in ``A (count * r, max d_in)`` and ``B (count * r, max d_out)``;
+    a narrower site takes the leading columns. A site's own are the coefficients, ``(1, count)`` each.
+    With ``freeze A, B`` the bases come from the seed and are never stored.
+    """
+
+    name: ClassVar[str] = "Basis"
+    title: ClassVar[str] = "Linear Combination of a Basis"
+    owned: ClassVar[tuple[str, ...]] = ("c_A", "c_B")
+
+    count: PositiveInt = 64
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return self.count * rank, max(widths)
+
+    def start(self, role: str) -> Start:
+        return Start("zeros" if role == "c_B" else "kaiming_uniform")
+
+    def own(self, rank: int, width: Width) -> Mapping[str, Own]:
+        return {role: Own(1, self.count, fan_in=self.count) for role in self.owned}
+
+    def zeros(self, zero: frozenset[str]) -> frozenset[str]:
+        return zero & {"A", "B", "c_A", "c_B"}
+
+    def reach(self, rank: int, width: Width) -> int:
+        return min(rank, *width)
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        return (
+            self._combined(tensors["A"], tensors["c_A"], rank, width.d_in),
+            self._combined(tensors["B"], tensors["c_B"], rank, width.d_out),
+        )
+
+    def _combined(self, basis: Tensor, coefficients: Tensor, rank: int, width: int) -> Tensor:
+        matrices = basis[:, :width].unflatten(0, (self.count, rank))  # (count, r, width)
+        return (coefficients.t().unsqueeze(2) * matrices).sum(0)

@@ -1,0 +1,52 @@
+"""BlockDiagonal: many small factors side by side, each on its own part of the input and output (MELoRA).
+
+Ren et al. 2024, "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficient Fine-Tuning", Eq. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import PositiveInt
+
+from bishare_dsl.transforms.transform import Transform, Width, one_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class BlockDiagonal(Transform):
+    """``dW = diag(B_1 A_1, ..., B_n A_n)``, with ``n = blocks`` mini-LoRAs of the share's rank ``r``.
+
+    They stand side by side in ``A (r, d_in)`` and ``B (r, d_out)``: as many parameters as a LoRA of
+    rank r, and an update of rank up to ``n r``. So the effective factors have ``n r`` rows.
+    """
+
+    name: ClassVar[str] = "BlockDiagonal"
+    title: ClassVar[str] = "Block Diagonal"
+
+    blocks: PositiveInt = 4
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        if (width := one_width(widths)) % self.blocks:
+            raise ValueError(f"a width of {width} does not divide into {self.blocks} blocks")
+        return rank, width
+
+    def rows(self, rank: int, width: Width) -> int:
+        return self.blocks * rank
+
+    def reach(self, rank: int, width: Width) -> int:
+        return self.blocks * min(rank, *(side // self.blocks for side in width))
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        return self._diagonal(tensors["A"], width.d_in), self._diagonal(tensors["B"], width.d_out)
+
+    def _diagonal(self, side_by_side: Tensor, width: int) -> Tensor:
+        import torch
+
+        part = width // self.blocks
+        minis = (side_by_side[:, i * part : (i + 1) * part] for i in range(self.blocks))
+        return torch.block_diag(*minis)  # type: ignore[no-untyped-call]

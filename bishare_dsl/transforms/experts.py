@@ -1,0 +1,45 @@
+"""Experts: one A, several B, and a router that weighs them by the input (HydraLoRA).
+
+Tian et al. 2024, "HydraLoRA: An Asymmetric LoRA Architecture for Efficient Fine-Tuning", Eq. 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import PositiveInt
+
+from bishare_dsl.transforms.transform import Own, Start, Transform, Width, one_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Experts(Transform):
+    """``y = sum_i softmax(G x)_i B_i A x``, over ``count`` experts.
+
+    The pools share ``A (r, d_in)`` and the experts, stacked in ``B (count * r, d_out)``; a site's own
+    is the router ``G (count, d_in)``. The weights depend on x, so the update is no matrix.
+    """
+
+    name: ClassVar[str] = "Experts"
+    title: ClassVar[str] = "Experts with a Router"
+    owned: ClassVar[tuple[str, ...]] = ("G",)
+    linear: ClassVar[bool] = False
+
+    count: PositiveInt = 3
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return (rank if role == "A" else self.count * rank), one_width(widths)
+
+    def start(self, role: str) -> Start:
+        return Start("kaiming_uniform") if role == "G" else super().start(role)
+
+    def own(self, rank: int, width: Width) -> Mapping[str, Own]:
+        return {"G": Own(self.count, width.d_in, fan_in=width.d_in)}
+
+    def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        weights = (x @ tensors["G"].t()).softmax(-1)  # (..., count)
+        down = x @ tensors["A"].t()  # (..., r)
+        return (weights.unsqueeze(-1) * down.unsqueeze(-2)).flatten(-2) @ tensors["B"]
