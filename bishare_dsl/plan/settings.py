@@ -10,12 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec import Expression, Initial, Keys, Ref, Share, Spec
+from bishare_dsl.spec import Expression, Initial, Keys, Ref, Share, Spec, Via
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
-    Identity,
     Start,
     Transform,
     transform_kind,
@@ -236,9 +235,8 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
 def _transform(
     share: Share, rank: int, params: dict[str, Value], problems: list[Problem]
 ) -> Transform | None:
-    if share.via is None:
-        return Identity()
-    name = share.via.transform
+    via = share.via or Via(transform="Identity")
+    name = via.transform
     try:
         kind = transform_kind(name)
     except KeyError:
@@ -254,7 +252,7 @@ def _transform(
     known = [field.alias or option for option, field in kind.model_fields.items()]
     scope = Scope(params | {"rank": rank})
     values: dict[str, Value] = {}
-    for option, expression in share.via.options.items():
+    for option, expression in via.options.items():
         loc: Loc = ("via", "options", option)
         if option not in known:
             problems.append(

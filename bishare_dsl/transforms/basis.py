@@ -54,5 +54,5 @@ class Basis(Transform):
         )
 
     def _combined(self, basis: Tensor, coefficients: Tensor, rank: int, width: int) -> Tensor:
-        matrices = basis[:, :width].unflatten(0, (self.count, rank))  # (count, r, width)
+        matrices: Tensor = basis[:, :width].unflatten(0, (self.count, rank))  # (count, r, width)
         return (coefficients.t().unsqueeze(2) * matrices).sum(0)

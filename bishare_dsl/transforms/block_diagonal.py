@@ -49,4 +49,5 @@ class BlockDiagonal(Transform):
 
         part = width // self.blocks
         minis = (side_by_side[:, i * part : (i + 1) * part] for i in range(self.blocks))
-        return torch.block_diag(*minis)  # type: ignore[no-untyped-call]
+        diagonal: Tensor = torch.block_diag(*minis)
+        return diagonal

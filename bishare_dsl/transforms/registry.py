@@ -8,20 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.transforms.basis import Basis
-from bishare_dsl.transforms.block_diagonal import BlockDiagonal
-from bishare_dsl.transforms.experts import Experts
-from bishare_dsl.transforms.gate_transformation import GateTransformation
-from bishare_dsl.transforms.identity import Identity
-from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
-from bishare_dsl.transforms.rotation import Rotation
-from bishare_dsl.transforms.slice_sharing import SliceSharing
 from bishare_dsl.transforms.transform import Transform
-from bishare_dsl.transforms.vector_bank import VectorBank
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -29,20 +21,20 @@ if TYPE_CHECKING:
 GROUP = "bishare.transforms"
 """The group of entry points that packages register transforms in."""
 
-_REGISTERED: dict[str, type[Transform]] = {
-    kind.name: kind
-    for kind in (
-        Identity,
-        SliceSharing,
-        GateTransformation,
-        KroneckerExtension,
-        VectorBank,
-        Rotation,
-        BlockDiagonal,
-        Basis,
-        Experts,
-    )
+_BUILT_IN = {
+    "Identity": "identity:Identity",
+    "SS": "slice_sharing:SliceSharing",
+    "GT": "gate_transformation:GateTransformation",
+    "KE": "kronecker_extension:KroneckerExtension",
+    "VectorBank": "vector_bank:VectorBank",
+    "Rotation": "rotation:Rotation",
+    "BlockDiagonal": "block_diagonal:BlockDiagonal",
+    "Basis": "basis:Basis",
+    "Experts": "experts:Experts",
 }
+"""Where each transform of ours is; like those of packages, it is imported when a spec asks for it."""
+
+_REGISTERED: dict[str, type[Transform]] = {}
 
 
 def register(kind: type[Transform]) -> type[Transform]:
@@ -51,14 +43,14 @@ def register(kind: type[Transform]) -> type[Transform]:
     Raises:
         ValueError: another transform has the name.
     """
-    if _REGISTERED.setdefault(kind.name, kind) is not kind:
-        raise ValueError(f"the transform name {kind.name!r} is taken by {_REGISTERED[kind.name]}")
+    if kind.name in _BUILT_IN or _REGISTERED.setdefault(kind.name, kind) is not kind:
+        raise ValueError(f"the transform name {kind.name!r} is taken")
     return kind
 
 
 def transform_names() -> list[str]:
     """The name of every transform there is, those of installed packages included; none is imported."""
-    return sorted({*_REGISTERED, *_entry_points()})
+    return sorted({*_BUILT_IN, *_REGISTERED, *_entry_points()})
 
 
 def transform_kind(name: str) -> type[Transform]:
@@ -68,23 +60,20 @@ def transform_kind(name: str) -> type[Transform]:
         KeyError: there is none.
         SpecError: a package's transform cannot be used (BS214); the package is named.
     """
-    if name in _REGISTERED:
-        if name in _entry_points():
-            raise SpecError(
-                codes.BROKEN_PLUGIN(
-                    name=name,
-                    package=_package(_entry_points()[name][0]),
-                    why="the name is taken by a transform that is there already",
-                )
-            )
-        return _REGISTERED[name]
-    found = _entry_points()[name]
-    if len(found) > 1:
+    found = _entry_points().get(name, ())
+    taken = name in _BUILT_IN or name in _REGISTERED
+    if len(found) + taken > 1:
         packages = " and ".join(sorted(_package(point) for point in found))
         raise SpecError(
-            codes.BROKEN_PLUGIN(name=name, package=packages, why="both register this name")
+            codes.BROKEN_PLUGIN(name=name, package=packages, why="another transform has this name")
         )
-    return _load(found[0])
+    if found:
+        return _load(found[0])
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    module, _, attribute = _BUILT_IN[name].partition(":")
+    kind: type[Transform] = getattr(import_module(f"bishare_dsl.transforms.{module}"), attribute)
+    return kind
 
 
 @cache

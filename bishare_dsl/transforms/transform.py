@@ -72,7 +72,7 @@ class Transform(BaseModel):
             and can be trained, saved and run, but neither merged nor exported.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: ClassVar[str]
     title: ClassVar[str]
