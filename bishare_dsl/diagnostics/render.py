@@ -34,7 +34,7 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
             "."
         )
         return f"{head}{f' (at {place})' if place else ''}{tail}"
-    source = where.source
+    source = where.source_of(span)
     line, column = source.position(span.start)
     text = source.line(line)
     width = min(span.end, span.start + len(text) - column + 1) - span.start
@@ -44,14 +44,18 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
     before = _printable(text[left : column - 1])
     marked = _printable(text[column - 1 : min(column - 1 + max(width, 0), left + _WIDEST)])
     gutter = " " * len(str(line))
+    uses = "".join(f"\n  = note: used at {where.place(use)}" for use in where.uses(span))
     return (
         f"{head}\n{gutter}--> {source.name}:{line}:{column}\n{gutter} |\n{line} | {shown}\n"
-        f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{tail}"
+        f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{uses}{tail}"
     )
 
 
 def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
-    """The problem for a machine: plain JSON values; line and column from 1, absent without a text."""
+    """The problem for a machine: plain JSON values; line and column from 1, absent without a text.
+
+    ``used_at`` says which lines use the file, the nearest first: none for the file that was asked for.
+    """
     record: dict[str, Any] = {
         "code": problem.code,
         "severity": problem.severity,
@@ -61,13 +65,23 @@ def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
     }
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is not None and where is not None:
-        line, column = where.source.position(span.start)
-        end_line, end_column = where.source.position(span.end)
+        source = where.source_of(span)
+        line, column = source.position(span.start)
+        end_line, end_column = source.position(span.end)
         record |= {
-            "file": where.source.name,
+            "file": source.name,
             "line": line,
             "column": column,
             "end_line": end_line,
             "end_column": end_column,
         }
+        if uses := where.uses(span):
+            record["used_at"] = [
+                {
+                    "file": (user := where.source_of(use)).name,
+                    "line": user.position(use.start)[0],
+                    "column": user.position(use.start)[1],
+                }
+                for use in uses
+            ]
     return record

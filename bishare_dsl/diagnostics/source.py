@@ -12,7 +12,11 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters ``start`` (inclusive) to ``end`` (exclusive) of a text."""
+    """Characters ``start`` (inclusive) to ``end`` (exclusive) of a text.
+
+    Where a text uses others, the characters of all of them are counted through, one text behind the
+    other: a span tells its text by where that begins (`Source.start`).
+    """
 
     start: int
     end: int
@@ -20,10 +24,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Source:
-    """A named text; knows its lines."""
+    """A named text; knows its lines. ``used`` is where another text uses it."""
 
     name: str
     text: str
+    start: int = 0
+    used: Span | None = None
 
     @cached_property
     def _line_starts(self) -> list[int]:
@@ -31,7 +37,7 @@ class Source:
 
     def position(self, offset: int) -> tuple[int, int]:
         """Line and column of a character, both counted from 1."""
-        offset = max(0, min(offset, len(self.text)))
+        offset = max(0, min(offset - self.start, len(self.text)))
         line = bisect_right(self._line_starts, offset)
         return line, offset - self._line_starts[line - 1] + 1
 
@@ -48,13 +54,34 @@ class SourceMap:
 
     A spec knows no text, so whoever finds something wrong with it names the part (a `Loc`), and this
     map finds the place to underline: the span of the part, or of the nearest part around it.
+    ``used`` are the texts that ``source`` uses, themselves or through others, by their ``start``.
     """
 
     source: Source
     spans: dict[Loc, Span] = field(default_factory=dict)
+    used: tuple[Source, ...] = ()
 
     def locate(self, loc: Loc) -> Span | None:
         for length in range(len(loc), -1, -1):
             if (span := self.spans.get(loc[:length])) is not None:
                 return span
         return None
+
+    def source_of(self, span: Span) -> Source:
+        """The text that a span is of."""
+        texts = (self.source, *self.used)
+        return texts[max(0, bisect_right(texts, span.start, key=lambda text: text.start) - 1)]
+
+    def place(self, span: Span) -> str:
+        """``file:line:column``."""
+        source = self.source_of(span)
+        line, column = source.position(span.start)
+        return f"{source.name}:{line}:{column}"
+
+    def uses(self, span: Span) -> list[Span]:
+        """Where the text of a span is used, where the text with that use is, and so on up."""
+        found = []
+        while (used := self.source_of(span).used) is not None:
+            found.append(used)
+            span = used
+        return found

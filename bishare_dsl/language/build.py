@@ -30,7 +30,7 @@ class Builder:
         match rule:
             case "start":
                 return [part for part in parts if isinstance(part, s.Statement | s.Clause)]
-            case "header":
+            case "header" | "use":
                 return s.Statement(start, end, first, self._name(parts[1]))
             case "param":
                 value = parts[3] if isinstance(parts[3], s.Number) else self._name(parts[3])
@@ -43,7 +43,10 @@ class Builder:
                 return s.Statement(start, end, first, self._name(parts[1]), None, parts[2:])
             case "where" | "rank" | "alpha" | "scale" | "dropout":
                 return s.Clause(start, end, first, parts[1])
-            case "per" | "init":
+            case "replaced" | "replaced_share":
+                parts[1].start, parts[1].replaces = start, True
+                return parts[1]
+            case "per" | "factor_per" | "init" | "freeze" | "gain":
                 return s.Clause(start, end, first, _nodes(parts))
             case "nonzero":
                 return s.Clause(start, end, first, None)
@@ -60,8 +63,12 @@ class Builder:
                 return s.Choice(start, end, [first], [])
             case "option":
                 return s.Pair(start, end, self._name(first), parts[2])
+            case "role":
+                return self._name(first)
             case "initial":
                 return s.Pair(start, end, s.Name(first.start, first.end, first.text), parts[1])
+            case "diagonal":
+                return s.Pair(start, end, s.Name(first.start, first.end, first.text), parts[2])
             case "arms":
                 return s.Cases(start, end, parts[1], [p for p in parts if isinstance(p, s.Case)])
             case "arm":

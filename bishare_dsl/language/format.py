@@ -1,9 +1,10 @@
 """The formatter: one layout for every text, with each word and each comment of the text kept.
 
-It lays out tokens, so it cannot change what a text says. A statement is cut into *units*, the smallest
-pieces that a line may consist of (a clause's first word, one item of a list). It is written on one line if
-it fits and no comment stands inside it, else a clause or an item a line. A comment inside a unit moves to
-the unit's end. Params, and shares with their clauses, are aligned where they stand together.
+It lays out tokens in the order of the text (only `A per ...` moves before `B per ...`), so it cannot change
+what a text says. A statement is cut into *units*, the smallest pieces that a line may consist of (a
+clause's first word, one item of a list). It is written on one line if it fits and no comment stands inside
+it, else a clause or an item a line. A comment inside a unit moves to the unit's end. Params, and shares with
+their clauses, are aligned where they stand together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,18 @@ _INDENT = "    "
 _TIGHT_AFTER = {"(", ".."}
 _TIGHT_BEFORE = {")", ",", ";", ":", ".."}
 _OPEN, _CLOSE = {"(", "{"}, {")", "}"}
-_LISTS = {"target", "where", "per", "init", "let"}
+# Lists, and how many words stand before the first item.
+_LISTS = {
+    "target": 1,
+    "where": 1,
+    "per": 1,
+    "A": 2,
+    "B": 2,
+    "init": 1,
+    "freeze": 1,
+    "gain": 1,
+    "let": 3,
+}
 
 
 def format_text(text: str | bytes, name: str = "<text>") -> str:
@@ -141,6 +153,9 @@ def _block(statement: Statement | Clause, tokens: list[Token]) -> _Block:
             if token.start in starts:
                 parts.append([])
             parts[-1].append(token)
+        keys = [i for i, part in enumerate(parts) if part[0].text in ("A", "B")]
+        if len(keys) == 2 and parts[keys[0]][0].text == "B":
+            parts[keys[0]], parts[keys[1]] = parts[keys[1]], parts[keys[0]]
     else:
         parts = [inside]
     pieces = [_piece(part, 1 if i else 0) for i, part in enumerate(parts)]
@@ -179,7 +194,9 @@ def _without_last_commas(tokens: list[Token]) -> list[Token]:
 def _cut(keyword: str, tokens: list[Token]) -> Iterator[tuple[list[Token], int]]:
     """A piece's units and how much further in each stands than the piece."""
     if keyword in _LISTS:
-        yield from _items(tokens, 3 if keyword == "let" else 1, ",", 0)
+        yield from _items(tokens, _LISTS[keyword], ",", 0)
+    elif keyword == "replace" and tokens[1].text == "let":
+        yield from _items(tokens, 1 + _LISTS["let"], ",", 0)
     elif keyword == "via" and len(tokens) > 2:
         yield from _items(tokens, 3, ",", 1)
     elif keyword == "rank" and tokens[1].text == "match":
@@ -296,10 +313,14 @@ def _cells(block: _Block) -> dict[str, str]:
     """What stands in which column: empty for a statement that is not aligned."""
     if block.kind == "param":
         tokens = block.pieces[0].units[0].tokens
-        return {"": _joined(tokens[:2]), "=": _joined(tokens[2:])}
+        head = 3 if tokens[0].text == "replace" else 2
+        return {"": _joined(tokens[:head]), "=": _joined(tokens[head:])}
     if block.kind != "share":
         return {}
-    words = [piece.keyword for piece in block.pieces[1:]]
+    # `A per layer  B per module` begins in the column of `per layer`.
+    words = ["per" if piece.keyword == "A" else piece.keyword for piece in block.pieces[1:]]
     if words != sorted(words, key=CLAUSES.index):
         return {}
-    return {"": block.pieces[0].flat} | {piece.keyword: piece.flat for piece in block.pieces[1:]}
+    return {"": block.pieces[0].flat} | {
+        word: piece.flat for word, piece in zip(words, block.pieces[1:], strict=True)
+    }

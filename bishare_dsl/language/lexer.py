@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from bishare_dsl.diagnostics import Source
 from bishare_dsl.language.syntax import Comment, Token
 from bishare_dsl.language.tables import END, tables
 
@@ -27,8 +28,9 @@ def _pattern() -> re.Pattern[str]:
     )
 
 
-def tokenise(text: str, later: frozenset[str]) -> list[Token]:
-    """The tokens of ``text``, the last one empty. ``later`` are words kept for a later version."""
+def tokenise(source: Source) -> list[Token]:
+    """The tokens of a text, the last one empty."""
+    text, base = source.text, source.start
     words = tables().words
     tokens: list[Token] = []
     comments: list[Comment] = []
@@ -41,7 +43,7 @@ def tokenise(text: str, later: frozenset[str]) -> list[Token]:
             blank = breaks > 1
             continue
         if kind == "COMMENT":
-            comment = Comment(match[0].rstrip(), match.start(), blank)
+            comment = Comment(match[0].rstrip(), base + match.start(), blank)
             if same_line and tokens:
                 tokens[-1].after = comment
             else:
@@ -50,11 +52,12 @@ def tokenise(text: str, later: frozenset[str]) -> list[Token]:
             continue
         word = match[0]
         if kind in ("NAME", "SIGN"):
-            kind = words.get(word) or (word.upper() if word in later else kind)
-        tokens.append(Token(kind, word, match.start(), match.end(), blank))
+            kind = words.get(word, kind)
+        tokens.append(Token(kind, word, base + match.start(), base + match.end(), blank))
         if comments:
             tokens[-1].before = tuple(comments)
             comments.clear()
         same_line, blank = True, False
-    tokens.append(Token(END, "", len(text), len(text), blank, tuple(comments)))
+    end = base + len(text)
+    tokens.append(Token(END, "", end, end, blank, tuple(comments)))
     return tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Source, SourceMap, Span
+from bishare_dsl.diagnostics import Loc, SourceMap, Span
 from bishare_dsl.language import syntax as s
 
 _Node = TypeVar("_Node", bound=m.Node)
@@ -23,13 +23,13 @@ class Lowering:
     def __init__(self) -> None:
         self.spans: dict[Loc, Span] = {}
 
-    def spec(self, syntax: s.Syntax) -> m.Spec:
+    def spec(self, statements: list[s.Statement | s.Clause]) -> m.Spec:
         params: list[m.Param] = []
         lets: list[m.Let] = []
         shares: list[m.Share] = []
         defaults: list[s.Clause] = []
         name, target = "", None
-        for statement in syntax.statements:
+        for statement in statements:
             if isinstance(statement, s.Clause):
                 defaults.append(statement)
                 continue
@@ -85,18 +85,17 @@ class Lowering:
             "name": self.name(statement.name, (*loc, "name")),
             **self.settings(statement.clauses, loc),
         }
+        keys: dict[str, tuple[m.Expression, ...]] = {}
         for clause in statement.clauses:
             keyword, value = clause.keyword.text, clause.value
             at = (*loc, keyword)
             if keyword == "where":
                 values["where"] = self.selection(value, at)
             elif keyword == "per":
-                assert isinstance(value, list)
-                keys = [key for key in value if not isinstance(key, s.Pair)]
-                values["per"] = self.expressions(keys, at)
-                self.spans[at] = (
-                    Span(clause.keyword.end + 1, clause.end) if not keys else _round(keys)
-                )
+                values["per"] = self.key(clause, at)
+            elif keyword in ("A", "B"):
+                keys[keyword] = self.key(clause, (*loc, "per", keyword))
+                self.spans.setdefault((*loc, "per"), clause.span)
             elif keyword == "rank" and isinstance(value, s.Cases):
                 values["rank"] = self.cases(value, at)
             elif keyword == "rank":
@@ -110,10 +109,37 @@ class Lowering:
                     for pair in value.options
                 }
                 values["via"] = _make(m.Via, transform=name, options=options)
+            elif keyword == "freeze":
+                assert isinstance(value, list)
+                self.spans[at] = clause.span
+                roles = [role for role in value if isinstance(role, s.Name)]
+                values["freeze"] = tuple(self.name(r, (*at, k)) for k, r in enumerate(roles))
+            elif keyword == "gain":
+                values["gain"] = _make(m.Gain, **self.starts(clause, at))
             elif keyword == "start":
                 values["nonzero_start"] = True
                 self.spans[(*loc, "nonzero_start")] = clause.span
+        if keys:
+            values["per"] = _make(m.Keys, **keys)
         return _make(m.Share, **values)
+
+    def key(self, clause: s.Clause, loc: Loc) -> tuple[m.Expression, ...]:
+        assert isinstance(clause.value, list)
+        nodes = [node for node in clause.value if not isinstance(node, s.Pair)]
+        # No expression: the last word of the clause is `model`.
+        start = nodes[0].start if nodes else clause.end - len("model")
+        self.spans[loc] = Span(start, clause.end)
+        return self.expressions(nodes, loc)
+
+    def starts(self, clause: s.Clause, loc: Loc) -> dict[str, m.Expression]:
+        """How the factors of an `init` start, or the diagonals of a `gain`."""
+        assert isinstance(clause.value, list)
+        self.spans[loc] = clause.span
+        return {
+            pair.name.text: self.expression(pair.value, (*loc, pair.name.text))
+            for pair in clause.value
+            if isinstance(pair, s.Pair)
+        }
 
     def settings(self, clauses: list[s.Clause], loc: Loc) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -122,14 +148,7 @@ class Lowering:
             if keyword in ("alpha", "scale", "dropout"):
                 values[keyword] = self.expression(value, (*loc, keyword))
             elif keyword == "init":
-                assert isinstance(value, list)
-                self.spans[(*loc, "init")] = clause.span
-                pairs = [pair for pair in value if isinstance(pair, s.Pair)]
-                starts = {
-                    p.name.text: self.expression(p.value, (*loc, "init", p.name.text))
-                    for p in pairs
-                }
-                values["init"] = _make(m.Init, **starts)
+                values["init"] = _make(m.Init, **self.starts(clause, (*loc, "init")))
         return values
 
     def selection(self, choice: object, loc: Loc) -> m.Selection:
@@ -211,12 +230,8 @@ class Lowering:
         raise AssertionError(node)
 
 
-def _round(nodes: list[s.Expr]) -> Span:
-    return Span(nodes[0].start, nodes[-1].end)
-
-
-def lower(syntax: s.Syntax, source: Source) -> tuple[m.Spec, SourceMap]:
-    """The spec of a tree that has no errors, and the places of its parts."""
+def lower(statements: list[s.Statement | s.Clause], where: SourceMap) -> tuple[m.Spec, SourceMap]:
+    """The spec of statements that have no errors, and the places of its parts in the texts of ``where``."""
     lowering = Lowering()
-    spec = lowering.spec(syntax)
-    return spec, SourceMap(source, lowering.spans)
+    spec = lowering.spec(statements)
+    return spec, SourceMap(where.source, lowering.spans, where.used)

@@ -25,7 +25,7 @@ from bishare_dsl.language.syntax import (
 )
 from bishare_dsl.language.tables import END, Rule, tables
 
-# The longest text that any content of it lets us read in about a second.
+# The longest text, all that it uses included, that any content of it lets us read in about a second.
 MAX_BYTES = 2**17
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
@@ -35,9 +35,8 @@ _MAX_STACK = 8 * MAX_DEPTH
 _NESTING = (Name, Number, Group, Operation, Membership, Glob, Interval)
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
 _OPEN = frozenset(
-    ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO", "GAIN"]
+    ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
-_MIXED = {"rank", "alpha", "init"}
 
 
 class Problems:
@@ -56,6 +55,11 @@ class Problems:
     def full(self) -> bool:
         return len(self.kept) >= MAX_PROBLEMS
 
+    def raise_any(self, where: SourceMap) -> None:
+        """Raise SpecError with all of them if there is one."""
+        if self.count:
+            raise SpecError(self.sorted(), where)
+
     def sorted(self) -> list[Problem]:
         """In the order of the text, with a last one that counts those left out."""
         kept = sorted(self.kept, key=lambda problem: problem.span.start if problem.span else 0)
@@ -64,26 +68,30 @@ class Problems:
         return kept
 
 
-def decode(text: str | bytes, name: str) -> Source:
+def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = None) -> Source:
     """The text as characters, line breaks as ``\\n`` and without a byte order mark.
+
+    ``start`` and ``used`` are those of the `Source`.
 
     Raises:
         SpecError: BS101 (not UTF-8), BS102 (too large).
     """
     if len(text) > MAX_BYTES:
         raise SpecError(
-            codes.TOO_LARGE(span=Span(0, 0), limit=MAX_BYTES, size=f"{len(text):,} or more"),
-            SourceMap(Source(name, "")),
+            codes.TOO_LARGE(
+                span=Span(start, start), limit=MAX_BYTES, size=f"{len(text):,} or more"
+            ),
+            SourceMap(Source(name, "", start, used)),
         )
     if isinstance(text, str):
-        return Source(name, _lines(text))
+        return Source(name, _lines(text), start, used)
     try:
-        return Source(name, _lines(text.decode()))
+        return Source(name, _lines(text.decode()), start, used)
     except UnicodeDecodeError as error:
-        start = len(_lines(text[: error.start].decode()))
+        at = start + len(_lines(text[: error.start].decode()))
         raise SpecError(
-            codes.NOT_UTF8(span=Span(start, start + 1), offset=error.start, byte=text[error.start]),
-            SourceMap(Source(name, _lines(text.decode(errors="replace")))),
+            codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=text[error.start]),
+            SourceMap(Source(name, _lines(text.decode(errors="replace")), start, used)),
         ) from None
 
 
@@ -93,8 +101,7 @@ def _lines(text: str) -> str:
 
 def parse(source: Source, problems: Problems) -> Syntax:
     """The tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
-    tokens = tokenise(source.text, vocabulary.LATER)
-    return _Parser(tokens, problems).run()
+    return _Parser(tokenise(source), problems).run(source.start)
 
 
 class _Parser:
@@ -109,7 +116,7 @@ class _Parser:
         self.depths: list[int] = []
         self.too_deep = False
 
-    def run(self) -> Syntax:
+    def run(self, start: int) -> Syntax:
         tokens, position = self.tokens, 0
         while position < len(tokens):
             token = tokens[position]
@@ -127,7 +134,7 @@ class _Parser:
                 self.depths.append(0)
                 position += 1
         statements = self.parts[0] if len(self.parts) == 2 else []
-        return Syntax(0, tokens[-1].end, statements, tokens)
+        return Syntax(start, tokens[-1].end, statements, tokens)
 
     def reduce(self, rule: Rule) -> None:
         at = len(self.parts) - rule.length
@@ -191,10 +198,6 @@ class _Parser:
         if token.kind == BAD:
             self.problems(_unreadable(token))
             return self.skip(position)
-        if what := self.not_yet(position):
-            self.problems(codes.NOT_YET(span=token.span, what=what))
-            # `A per layer` is one mistake: its `per` is not looked at.
-            return self.skip(position if token.text in vocabulary.LATER else position + 2)
 
         allowed = {
             kind for kind in self.states[self.path[-1]] if kind.isupper() and self.accepts(kind)
@@ -212,7 +215,7 @@ class _Parser:
                 help_line = near
                 word = near.split("`")[1]
                 mend = Token(tables().words[word], word, token.start, token.end)
-        elif keyword and "NAME" in allowed and "INT" not in allowed and self.same_line(position):
+        elif keyword and "NAME" in allowed and "INT" not in allowed and self.is_meant(position):
             self.problems(
                 codes.KEYWORD_AS_NAME(
                     span=token.span,
@@ -224,6 +227,8 @@ class _Parser:
             return position
         elif keyword and "NAME" in allowed:
             help_line = f'`{token.text}` is a keyword; in quotes it is a name: `"{token.text}"`'
+        if allowed == {"PER"}:
+            help_line = "a list has commas (`A, B`); a key for one factor reads `A per layer`"
         if mend is None and "COMMA" in allowed and self.accepts_after_comma(token.kind):
             help_line = "a comma stands between the parts of a list"
             mend = Token("COMMA", ",", token.start, token.start)
@@ -242,28 +247,21 @@ class _Parser:
             codes.UNEXPECTED(span=token.span, expected=expected, found=found, help=help_line)
         )
 
-    def same_line(self, position: int) -> bool:
+    def is_meant(self, position: int) -> bool:
+        """Whether a keyword stands where it is to be the name, rather than the name is missing before it."""
         previous, token = self.tokens[position - 1], self.tokens[position]
+        if previous.kind == "FREEZE" and token.kind in vocabulary.CLAUSE_KINDS:
+            return False
         return not token.before and previous.after is None and token.start - previous.end < 8
 
     def accepts_after_comma(self, kind: str) -> bool:
         return kind in ("NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT")
-
-    def not_yet(self, position: int) -> str | None:
-        token = self.tokens[position]
-        if token.text in vocabulary.LATER:
-            return f"`{token.text}`"
-        if token.kind in ("A", "B") and self.tokens[position + 1].kind == "PER":
-            return f"a key for one factor, `{token.text} per ...`,"
-        return None
 
     def skip(self, position: int) -> int:
         """Drop tokens, and what was read of a broken part, until a clause or statement can start."""
         first = position
         while True:
             token = self.tokens[position]
-            if position > first and self.not_yet(position):
-                return position
             statement = token.kind in vocabulary.STATEMENT_KINDS
             if statement or (
                 token.kind in vocabulary.CLAUSE_KINDS and self.starts(position, first)
@@ -287,10 +285,14 @@ class _Parser:
         """Whether a word that could also be a value starts a clause here."""
         if position == first:
             return True
-        previous, word = self.tokens[position - 1], self.tokens[position].text
-        if self.tokens[first].kind == "GAIN" and word in _MIXED:
-            return False
-        return word not in _MIXED or previous.kind not in _OPEN
+        previous, token, after = self.tokens[position - 1 : position + 2]
+        if token.kind in ("A", "B"):
+            return after.kind == "PER"
+        if token.kind == "INIT":
+            return after.kind in ("A", "B")  # Otherwise it is a gain's.
+        if token.kind in ("RANK", "ALPHA"):
+            return previous.kind not in _OPEN and after.kind != "INIT"
+        return True
 
 
 def _flat(parts: list[Part]) -> list[Part]:

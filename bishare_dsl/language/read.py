@@ -5,40 +5,50 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from bishare_dsl.diagnostics import SourceMap, SpecError
+from bishare_dsl.diagnostics import SourceMap
 from bishare_dsl.language.lower import lower
-from bishare_dsl.language.parse import MAX_BYTES, Problems, decode, parse
-from bishare_dsl.language.structure import check_structure
+from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
+from bishare_dsl.language.structure import parse_and_check
 from bishare_dsl.language.syntax import Syntax
+from bishare_dsl.language.use import Joining, Reader
 from bishare_dsl.spec import Spec
 
 
 def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:
-    """The syntax tree of a text.
+    """The syntax tree of a text, be it a whole spec or one to be used by others. No other file is read.
 
     Raises:
         SpecError: every problem of the text (BS1xx), each with its place.
     """
-    return _syntax(text, name)[0]
+    source = decode(text, name)
+    problems = Problems()
+    syntax = parse_and_check(source, problems)
+    problems.raise_any(SourceMap(source))
+    return syntax
 
 
 def read(text: str | bytes, name: str = "<text>") -> tuple[Spec, SourceMap]:
-    """The spec that a text says, and where in the text each of its parts stands.
+    """The spec that a text says together with all that it uses, and where each of its parts stands.
 
-    ``name`` is what messages call the text. Whether the spec makes sense is not looked at here.
+    ``name`` is what messages call the text: its path, for what it uses is looked for in the same folder;
+    of a text that is no file, in the current one. Whether the spec makes sense is not looked at here.
 
     Raises:
-        SpecError: every problem of the text (BS1xx), each with its place.
+        SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
     """
-    syntax, where = _syntax(text, name)
-    return lower(syntax, where.source)
+    reader = Reader()
+    file = reader.read(text, name)
+    reader.problems.raise_any(reader.where)
+    parts = Joining(reader.problems, reader.where).whole(file)
+    reader.problems.raise_any(reader.where)
+    return lower(parts, reader.where)
 
 
 def read_file(path: str | PathLike[str]) -> tuple[Spec, SourceMap]:
     """`read` of a file.
 
     Raises:
-        SpecError: every problem of the text (BS1xx), each with its place.
+        SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
@@ -47,23 +57,9 @@ def read_file(path: str | PathLike[str]) -> tuple[Spec, SourceMap]:
 
 
 def parse_spec(text: str | bytes, name: str = "<text>") -> Spec:
-    """The spec that a text says.
+    """The spec that a text says; see `read`.
 
     Raises:
-        SpecError: every problem of the text (BS1xx), each with its place.
+        SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
     """
     return read(text, name)[0]
-
-
-def _syntax(text: str | bytes, name: str) -> tuple[Syntax, SourceMap]:
-    source = decode(text, name)
-    problems = Problems()
-    syntax = parse(source, problems)
-    broken = [problem.span.start for problem in problems.kept if problem.span]
-    if not problems.full:
-        for problem in check_structure(syntax, broken):
-            problems(problem)
-    where = SourceMap(source)
-    if problems.count:
-        raise SpecError(problems.sorted(), where)
-    return syntax, where

@@ -1,13 +1,15 @@
-"""What is wrong with a text as a whole although each statement can be read: missing, twice, too late."""
+"""What is wrong with a file as a whole although each statement can be read: missing, twice, too late."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bishare_dsl.diagnostics import Problem, Span
+from bishare_dsl.diagnostics import Problem, Source, Span
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import (
     Clause,
+    Glob,
     Name,
     Pair,
     Statement,
@@ -16,30 +18,42 @@ from bishare_dsl.language.syntax import (
     walk,
 )
 
+_WORDS = {"A": "A per", "B": "B per", "start": "start nonzero"}
+_FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
+_ADVICE = {
+    "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
+    "A per": _FACTORS,
+    "B per": _FACTORS,
+    "rank": "such as `rank 8`",
+}
 
-def check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]:
+
+def parse_and_check(source: Source, problems: Problems) -> Syntax:
+    """The tree of a text; what is wrong with it, as far as that shows without other texts, goes to
+    ``problems``."""
+    syntax = parse(source, problems)
+    broken = [problem.span.start for problem in problems.kept if problem.span]
+    if not problems.full:
+        for problem in _check_structure(syntax, broken):
+            problems(problem)
+    return syntax
+
+
+def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]:
     """Problems of a tree; ``broken`` are the places where reading failed, and nothing is missed there."""
     broken = sorted(broken)
     statements = syntax.statements
-    written = {token.kind for token in syntax.tokens}
     header = next((s for s in statements if s.keyword.kind == "SPEC"), None)
-    name = header.name.text if isinstance(header, Statement) and header.name else "?"
     first = statements[0].keyword if statements else syntax.tokens[0]
-    place = header.span if header else Span(first.start, first.end)
-
-    if "SPEC" not in written or (statements and header and header is not statements[0]):
+    if not _written("SPEC", syntax) or (statements and header and header is not statements[0]):
         yield codes.NO_HEADER(span=first.span)
-    if "TARGET" not in written:
-        yield codes.NO_TARGET(span=place, spec=name)
-    if "SHARE" not in written:
-        yield codes.NO_SHARE(span=place, spec=name)
 
-    share_seen = False
+    use_may_stand = default_may_stand = True
     given: set[str] = set()
     for i, statement in enumerate(statements):
         word = statement.keyword.text
         if isinstance(statement, Clause):
-            if share_seen:
+            if not default_may_stand:
                 yield codes.LATE_DEFAULT(
                     span=statement.keyword.span,
                     word=word,
@@ -53,45 +67,74 @@ def check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]:
             if word in given:
                 yield codes.TWICE(span=statement.keyword.span, what=f"`{word}`")
             given.add(word)
+        elif word == "use":
+            assert statement.name is not None
+            if not use_may_stand:
+                yield codes.LATE_USE(span=statement.span)
+            if (use := f"`use {statement.name.text}`") in given:
+                yield codes.TWICE(span=statement.span, what=use)
+            given.add(use)
         elif word == "share":
-            share_seen = True
+            default_may_stand = False
             end = statements[i + 1].start if i + 1 < len(statements) else syntax.end + 1
             whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(statement, whole)
+        use_may_stand = use_may_stand and word in ("spec", "use")
     yield from _check_order(statements)
+
+
+def check_complete(syntax: Syntax) -> Iterator[Problem]:
+    """What a spec lacks although it uses no other file: a file to be used may lack it."""
+    header = next((s for s in syntax.statements if s.keyword.kind == "SPEC"), None)
+    name = header.name.text if isinstance(header, Statement) and header.name else "?"
+    first = syntax.statements[0].keyword if syntax.statements else syntax.tokens[0]
+    place = header.span if header else first.span
+    if not _written("TARGET", syntax):
+        yield codes.NO_TARGET(span=place, spec=name)
+    if not _written("SHARE", syntax):
+        yield codes.NO_SHARE(span=place, spec=name)
+
+
+def _written(kind: str, syntax: Syntax) -> bool:
+    """Whether a word stands anywhere, be it where it cannot be read."""
+    return any(token.kind == kind for token in syntax.tokens)
 
 
 def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
     name = share.name.text if share.name else ""
     given: set[str] = set()
     for clause in share.clauses:
-        word = "start nonzero" if clause.keyword.text == "start" else clause.keyword.text
+        word = _WORDS.get(clause.keyword.text, clause.keyword.text)
         if word in given:
             yield codes.TWICE(span=clause.span, what=f"`{word}` of share `{name}`")
         given.add(word)
         yield from _twice_within(clause)
-    for word, advice in (
-        ("per", "`per module` shares nothing, `per layer` within a layer, `per model` everything"),
-        ("rank", "such as `rank 8`"),
-    ):
-        if whole and word not in given:
-            head = Span(share.start, share.name.end if share.name else share.end)
-            yield codes.NO_CLAUSE(span=head, share=name, clause=word, help=advice)
+    factors = {"A per", "B per"} & given
+    if factors and "per" in given:
+        key = next(clause for clause in share.clauses if clause.keyword.text == "per")
+        yield codes.MIXED_KEYS(span=key.span, share=name)
+    needed = ["A per", "B per", "rank"] if factors else ["per", "rank"]
+    for word in needed if whole else ():
+        if word in given or (word != "rank" and "per" in given):
+            continue
+        head = Span(share.start, share.name.end if share.name else share.end)
+        yield codes.NO_CLAUSE(span=head, share=name, clause=word, help=_ADVICE[word])
 
 
 def _twice_within(clause: Clause) -> Iterator[Problem]:
-    pairs: list[Pair] = []
-    what = "option"
-    if isinstance(clause.value, Transform):
-        pairs = clause.value.options
-    elif clause.keyword.text == "init" and isinstance(clause.value, list):
-        pairs = [pair for pair in clause.value if isinstance(pair, Pair)]
-        what = "the init of"
+    word = clause.keyword.text
+    what, named = f"the {word} of", clause.value
+    if isinstance(named, Transform):
+        what, named = "option", named.options
+    elif word not in ("init", "gain", "freeze"):
+        return
     given: set[str] = set()
-    for pair in pairs:
-        if pair.name.text in given:
-            yield codes.TWICE(span=pair.span, what=f"{what} `{pair.name.text}`")
-        given.add(pair.name.text)
+    for part in named if isinstance(named, list) else ():
+        name = part.name if isinstance(part, Pair) else part
+        if isinstance(name, Name):
+            if name.text in given:
+                yield codes.TWICE(span=part.span, what=f"{what} `{name.text}`")
+            given.add(name.text)
 
 
 def _check_order(statements: list[Statement | Clause]) -> Iterator[Problem]:
@@ -101,12 +144,7 @@ def _check_order(statements: list[Statement | Clause]) -> Iterator[Problem]:
             assert statement.name is not None
             declared.setdefault(statement.name.text, (i, statement.keyword.text))
     for i, statement in enumerate(statements):
-        if isinstance(statement, Statement) and statement.keyword.text in ("spec", "param"):
-            continue
-        value: object = statement.value
-        if isinstance(statement, Statement) and statement.keyword.text == "share":
-            value = [clause.value for clause in statement.clauses]
-        for use in _uses(value):
+        for use in names_used(statement):
             at, keyword = declared.get(use.text, (-1, ""))
             if at >= i:
                 yield codes.USED_BEFORE(
@@ -114,13 +152,17 @@ def _check_order(statements: list[Statement | Clause]) -> Iterator[Problem]:
                 )
 
 
-def _uses(value: object) -> Iterator[Name]:
-    """The names that an expression in ``value`` refers to: not those of options, globs and transforms."""
+def names_used(statement: Statement | Clause) -> Iterator[Name]:
+    """The names that the expressions of a statement refer to: not those of roles, options and transforms."""
+    if statement.keyword.text == "param":
+        return
+    clauses = statement.clauses if isinstance(statement, Statement) else []
+    values = [clause.value for clause in clauses if clause.keyword.text != "freeze"]
     skipped: set[int] = set()
-    for node in walk(value):
+    for node in walk([statement.value, *values]):
         if isinstance(node, Pair | Transform):
             skipped.add(id(node.name))
-        elif hasattr(node, "pattern"):
+        elif isinstance(node, Glob):
             skipped.add(id(node.pattern))
         elif isinstance(node, Name) and id(node) not in skipped:
             yield node

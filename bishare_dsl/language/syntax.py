@@ -136,7 +136,7 @@ class Cases(Node):
 
 @dataclass(slots=True, eq=False)
 class Pair(Node):
-    """``name = value`` of a transform, ``A value`` of an init."""
+    """``name = value`` of a transform, ``A value`` of an init, ``rank init value`` of a gain."""
 
     name: Name
     value: Expr
@@ -146,12 +146,13 @@ class Pair(Node):
 class Clause(Node):
     """A clause of a share, or a default: its keyword and what follows it.
 
-    ``value`` is a list of keys for ``per`` (empty: ``per model``) and of pairs for ``init``, a `Choice` for
-    ``where``, and nothing for ``start nonzero``.
+    ``value`` is a list of keys for ``per`` (empty: ``per model``), of names for ``freeze`` and of pairs for
+    ``init`` and ``gain``, a `Choice` for ``where``, and nothing for ``start nonzero``. The keyword of
+    ``A per ...`` is its ``A``.
     """
 
     keyword: Token
-    value: Expr | Choice | Cases | Transform | list[Expr] | list[Pair] | None
+    value: Expr | Choice | Cases | Transform | list[Expr] | list[Name] | list[Pair] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -164,12 +165,16 @@ class Transform(Node):
 
 @dataclass(slots=True, eq=False)
 class Statement(Node):
-    """``spec``, ``param``, ``let``, ``target`` or ``share``; a `Clause` at the top is a default."""
+    """``spec``, ``use``, ``param``, ``let``, ``target`` or ``share``; a `Clause` at the top is a default.
+
+    ``replaces`` where ``replace`` stands before the keyword.
+    """
 
     keyword: Token
     name: Name | None = None
     value: Expr | Choice | None = None
     clauses: list[Clause] = field(default_factory=list)
+    replaces: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isfinite
 
 from bishare_dsl import spec as m
+from bishare_dsl.diagnostics import Loc, Problem, SpecError
+from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.vocabulary import IN_EXPRESSIONS, is_keyword
 
@@ -18,10 +20,47 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 def spec_text(spec: m.Spec) -> str:
     """The `.share` text of a spec, formatted: ``parse_spec(spec_text(spec)) == spec``.
 
+    A spec that was read with files that it uses is one text.
+
     Raises:
-        SpecError: the spec has a part that no text says, such as an empty list of targets or an infinity.
+        SpecError: the spec has a part that no text says (BS140), such as an empty list or an infinity, or
+            names in a way that no text may (BS1xx), such as a let before its declaration.
     """
+    if gaps := list(_gaps(spec, ())):
+        raise SpecError(gaps)
     return format_text("\n".join(_statements(spec)), spec.name)
+
+
+def _gaps(part: object, loc: Loc) -> Iterator[Problem]:
+    """What no text says: wherever the grammar asks for something and nothing is there."""
+    if what := _unsaid(part):
+        yield codes.NO_TEXT(what=what, loc=loc)
+    if isinstance(part, m.Node):
+        for name in type(part).model_fields:
+            yield from _gaps(getattr(part, name), (*loc, name))
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            yield from _gaps(value, (*loc, name))
+    elif isinstance(part, tuple):
+        for i, value in enumerate(part):
+            yield from _gaps(value, (*loc, i))
+
+
+def _unsaid(part: object) -> str | None:
+    match part:
+        case m.And(all_of=parts) | m.Or(any_of=parts) if len(parts) < 2:
+            return "`and` or `or` of fewer than two parts"
+        case m.Selection(include=()):
+            return "a selection of nothing"
+        case m.Member(among=()) | m.Arm(values=()):
+            return "an empty list"
+        case m.RankMatch(arms=(), otherwise=None):
+            return "a `match` with no case"
+        case m.Spec(shares=()):
+            return "a spec with no share"
+        case float() if not isfinite(part):
+            return f"the number {part}"
+    return None
 
 
 def _statements(spec: m.Spec) -> Iterable[str]:
@@ -37,12 +76,22 @@ def _statements(spec: m.Spec) -> Iterable[str]:
         yield f"share {_name(share.name)}"
         if share.where is not None:
             yield f"where {_selection(share.where)}"
-        yield f"per {_list(share.per) or 'model'}"
+        if isinstance(share.per, m.Keys):
+            yield f"A per {_key(share.per.A)}"
+            yield f"B per {_key(share.per.B)}"
+        else:
+            yield f"per {_key(share.per)}"
         yield f"rank {_rank(share.rank)}"
         if share.via is not None:
             options = ", ".join(f"{_name(k)} = {_text(v)}" for k, v in share.via.options.items())
             yield f"via {_name(share.via.transform)}" + (f"({options})" if options else "")
         yield from _settings(share)
+        if share.freeze:
+            # A and B are roles where they stand, as is any other word in quotes.
+            yield f"freeze {', '.join(r if r in ('A', 'B') else _name(r) for r in share.freeze)}"
+        diagonals = [(name, getattr(share.gain, name)) for name in ("rank", "out")]
+        if said := [f"{name} init {_text(v)}" for name, v in diagonals if v is not None]:
+            yield f"gain {', '.join(said)}"
         if share.nonzero_start:
             yield "start nonzero"
 
@@ -54,6 +103,10 @@ def _settings(settings: m.Settings) -> Iterable[str]:
     init = [(name, getattr(settings.init, name)) for name in ("A", "B")]
     if said := [f"{name} {_text(value)}" for name, value in init if value is not None]:
         yield f"init {', '.join(said)}"
+
+
+def _key(key: tuple[m.Expression, ...]) -> str:
+    return _list(key) or "model"
 
 
 def _selection(selection: m.Selection) -> str:
@@ -87,8 +140,7 @@ def _text(node: m.Expression, least: int = _OR) -> str:
 def _written(node: m.Expression) -> tuple[str, int]:
     match node:
         case int() | float():
-            # Infinity and the like have no spelling: what has none either brings the error about.
-            return (repr(node) if isfinite(node) else "1e999"), _ATOM
+            return repr(node), _ATOM
         case m.Ref(ref=name):
             return (name if name in IN_EXPRESSIONS else _name(name)), _ATOM
         case m.Match(attribute=attribute, pattern=pattern):

@@ -8,13 +8,13 @@ from bishare_dsl.language.lexer import BAD
 from bishare_dsl.language.syntax import Token
 from bishare_dsl.language.tables import END, tables
 
-STATEMENTS = ("spec", "param", "let", "target", "share")
-CLAUSES = ("where", "per", "rank", "via", "alpha", "scale", "dropout", "init", "start")
+STATEMENTS = ("spec", "use", "param", "let", "target", "share", "replace")
+CLAUSES = (
+    *("where", "per", "A", "B", "rank", "via"),
+    *("alpha", "scale", "dropout", "init", "freeze", "gain", "start"),
+)
 """In the order in which the formatter aligns them."""
-DEFAULTS = ("alpha", "scale", "dropout", "init")
-LATER = frozenset({"use", "replace", "freeze", "gain"})
-"""Reserved for what a later version completes."""
-IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "path", "kind", "parent"})
+IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
 """Keywords that an expression may use as they are: settings, and attributes of a site."""
 
 _OPERATORS = {"OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
@@ -25,7 +25,7 @@ CLAUSE_KINDS = frozenset(word.upper() for word in CLAUSES)
 
 def is_keyword(word: str) -> bool:
     """Whether a name spelt so needs quotes."""
-    return word in LATER or (word.isalpha() and word in tables().words)
+    return word.isalpha() and word in tables().words
 
 
 def spelled(kind: str) -> str | None:
@@ -44,7 +44,7 @@ def expected(kinds: Collection[str]) -> str:
     if "INT" in left and "LPAR" in left:
         found.append("a value")
         left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "SQRT", "NOT"}
-        left -= {"ALPHA", "RANK", "IN", "PATH", "KIND", "PARENT"}
+        left -= {word.upper() for word in IN_EXPRESSIONS}
     elif "INT" in left:
         found.append("a number or a name" if "NAME" in left else "a number")
         left -= {"NAME", "STRING", "INT", "FLOAT", "MINUS"}
@@ -57,7 +57,7 @@ def expected(kinds: Collection[str]) -> str:
     if "WHERE" in left:
         found.append("a clause of the share (such as `per` or `rank`)")
         left -= CLAUSE_KINDS
-    if "SHARE" in left:
+    if "TARGET" in left:
         found.append("a statement (such as `share`)")
         left -= STATEMENT_KINDS | CLAUSE_KINDS
     # An operator may follow any value: to list them all would hide what matters.

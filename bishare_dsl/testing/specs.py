@@ -14,13 +14,26 @@ from hypothesis import strategies as st
 
 from bishare_dsl import spec as m
 
-_NAMES = ("q_proj", "layer", "module", "r", "mlp", "centre", "in", "alpha", "rank", "kind", "A")
+_NAMES = (
+    "q_proj",
+    "layer",
+    "module",
+    "r",
+    "mlp",
+    "centre",
+    "in",
+    "out",
+    "alpha",
+    "rank",
+    "kind",
+    "A",
+)
 
 
 def names() -> st.SearchStrategy[str]:
     """Names: usual ones, keywords, and any text at all."""
     text = st.text(st.characters(codec="utf-8"), max_size=6)
-    return st.sampled_from((*_NAMES, "model", "share", "use")) | text
+    return st.sampled_from((*_NAMES, "B", "model", "share", "use", "replace", "gain")) | text
 
 
 def numbers() -> st.SearchStrategy[int | float]:
@@ -97,16 +110,24 @@ def settings_of_shares() -> st.SearchStrategy[m.Settings]:
     return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
 
 
+def keys() -> st.SearchStrategy[m.Keys | tuple[m.Expression, ...]]:
+    """What ``per`` takes, or ``A per`` and ``B per``."""
+    key = st.lists(expressions(), max_size=2).map(tuple)
+    return key | st.builds(m.Keys, A=key, B=key)
+
+
 def shares() -> st.SearchStrategy[m.Share]:
     """One share, with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
     return st.builds(
         m.Share,
         name=names(),
-        per=st.lists(expressions(), max_size=2).map(tuple),
+        per=keys(),
         rank=expressions() | rank_matches(),
         where=st.none() | selections(),
         via=st.none() | st.builds(m.Via, transform=names(), options=options),
+        freeze=st.lists(names(), max_size=2, unique=True).map(tuple),
+        gain=st.builds(m.Gain, rank=_maybe(), out=_maybe()),
         nonzero_start=st.booleans(),
         alpha=_maybe(),
         scale=_maybe(),

@@ -17,7 +17,8 @@ def test_there_are_golden_files():
 
 
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
-def test_errors_read_as_they_should(path, check_golden):
+def test_errors_read_as_they_should(path, check_golden, monkeypatch):
+    monkeypatch.chdir(path.parent)
     with pytest.raises(SpecError) as caught:
         parse_spec(path.read_bytes(), path.name)
     check_golden(path.with_suffix(".txt"), f"{caught.value}\n")

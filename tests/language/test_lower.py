@@ -1,5 +1,5 @@
 from bishare_dsl.language import parse_spec, read
-from bishare_dsl.spec import And, Binary, Match, Member, Or, Range, Ref, Share
+from bishare_dsl.spec import And, Binary, Gain, Keys, Match, Member, Or, Range, Ref, Share
 
 TEXT = """spec x
 param r = 4
@@ -9,6 +9,7 @@ init A ones
 share s  where mlp and layer in {0, -2..-1}  per layer // 4, kind  rank match kind { q, k: r; else: 2 }
   via KE(size = r + 1)  scale alpha / sqrt(rank)
 share t  per model  rank -3  start nonzero
+share u  B per  model  A per layer, kind  rank r  freeze A, K_A  gain out init 0, rank init r / 10
 """
 
 
@@ -32,6 +33,14 @@ def test_every_part_is_found_in_the_text():
     assert at("shares", 1, "per") == "model"
     assert at("shares", 1, "rank") == "-3"
     assert at("shares", 1, "nonzero_start") == "start nonzero"
+    assert at("shares", 2, "per") == "B per  model"
+    assert at("shares", 2, "per", "A") == "layer, kind"
+    assert at("shares", 2, "per", "A", 1) == "kind"
+    assert at("shares", 2, "per", "B") == "model"
+    assert at("shares", 2, "freeze") == "freeze A, K_A"
+    assert at("shares", 2, "freeze", 1) == "K_A"
+    assert at("shares", 2, "gain") == "gain out init 0, rank init r / 10"
+    assert at("shares", 2, "gain", "rank", "right") == "10"
 
 
 def test_the_values():
@@ -44,6 +53,18 @@ def test_the_values():
         And(all_of=("mlp", Member(value="layer", among=(0, Range(first=-2, last=-1))))),
     )
     assert spec.shares[1] == Share(name="t", per="model", rank=-3, nonzero_start=True)
+    assert spec.shares[2] == Share(
+        name="u",
+        per=Keys(A=("layer", "kind"), B="model"),
+        rank="r",
+        freeze=("A", "K_A"),
+        gain=Gain(out=0, rank=Binary(op="/", left="r", right=10)),
+    )
+
+
+def test_a_word_of_the_language_names_a_tensor_in_quotes():
+    spec = parse_spec('spec x target q share s per layer rank 1 freeze "rank", "A", B')
+    assert spec.shares[0].freeze == ("rank", "A", "B")
 
 
 def expression(text):

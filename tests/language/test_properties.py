@@ -10,10 +10,6 @@ from bishare_dsl.testing.specs import specs
 
 WORDS = [
     *tables().words,
-    "use",
-    "gain",
-    "freeze",
-    "replace",
     "q_proj",
     "layer",
     "8",

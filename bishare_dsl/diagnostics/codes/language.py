@@ -17,7 +17,7 @@ NOT_UTF8 = Code(
 TOO_LARGE = Code(
     "BS102",
     "the file is too large",
-    "a spec may have {limit:,} bytes; this has {size}",
+    "a spec and all that it uses may have {limit:,} bytes; this has {size}",
     "The largest specs have some thousands of bytes. A file above the limit is almost surely something "
     "else, such as a checkpoint, and is refused before it is read.",
     good=_GOOD,
@@ -86,9 +86,10 @@ UNEXPECTED = Code(
     "BS110",
     "something that does not belong here",
     "expected {expected}, found {found}",
-    "The text cannot be read further at this place. Statements are `spec`, `param`, `let`, `target` and "
-    "`share`; the clauses of a share are `where`, `per`, `rank`, `via`, `alpha`, `scale`, `dropout`, "
-    "`init` and `start nonzero`. Reading goes on behind the place, so that other mistakes are found too.",
+    "The text cannot be read further at this place. Statements are `spec`, `use`, `param`, `let`, "
+    "`target` and `share`; `replace` may stand before `param`, `let` and `share`. The clauses of a share are "
+    "`where`, `per` (or `A per` and `B per`), `rank`, `via`, `alpha`, `scale`, `dropout`, `init`, `freeze`, "
+    "`gain` and `start nonzero`. Reading goes on behind the place, so that other mistakes are found too.",
     bad=_GOOD.replace("share", "sahre"),
     good=_GOOD,
 )
@@ -101,16 +102,6 @@ KEYWORD_AS_NAME = Code(
     "any word is a name.",
     bad=_GOOD.replace("share local", "share model"),
     good=_GOOD.replace("share local", 'share "model"'),
-)
-
-NOT_YET = Code(
-    "BS112",
-    "a part of the language that this version does not have",
-    "{what} is not in this version of bishare",
-    "The words `use`, `replace`, `freeze` and `gain`, and separate keys for the two factors (`A per layer "
-    "B per module`), are part of the language and kept for it, but this version cannot compile them yet.",
-    bad=_GOOD + "freeze A, B\n",
-    good=_GOOD,
 )
 
 NO_HEADER = Code(
@@ -155,7 +146,8 @@ TWICE = Code(
     "something said twice",
     "{what} is given a second time",
     "A spec has one name and one target, a share each clause at most once, and so have the defaults, the "
-    "options of a transform and the factors of an `init`. The second is refused, not taken for the first.",
+    "options of a transform, the factors of an `init` and what a `gain` or a `freeze` names. The second is "
+    "refused, not taken for the first.",
     bad=_GOOD + "rank 8\n",
     good=_GOOD,
 )
@@ -179,6 +171,110 @@ USED_BEFORE = Code(
     "depends on order. A `let` cannot use itself.",
     bad=_GOOD.replace("rank 4", "rank r") + "param r = 4\n",
     good=_GOOD.replace("target", "param r = 4\ntarget").replace("rank 4", "rank r"),
+)
+
+LATE_USE = Code(
+    "BS127",
+    "a `use` below other statements",
+    "`use` stands before everything but `spec`",
+    "What a file uses is known before its first statement, so that a spec can be read from top to bottom.",
+    bad='spec example\ntarget q_proj, v_proj\nuse "lora"\n',
+    good='spec example\nuse "lora"\ntarget q_proj, v_proj\n',
+)
+
+MIXED_KEYS = Code(
+    "BS128",
+    "a key for both factors and one for each",
+    "share `{share}` says `per` beside `A per` or `B per`",
+    "`per` gives both factors of a share one key. Where they have different ones, the share says `A per ...` "
+    "and `B per ...`, and no `per`.",
+    bad=_GOOD.replace("per module", "per module  A per layer"),
+    good=_GOOD.replace("per module", "A per layer  B per module"),
+)
+
+NOT_FOUND = Code(
+    "BS130",
+    "a used file that is not there",
+    "there is no file `{name}`, and no spec of that name ships with bishare",
+    "`use` takes the path of a file, from the folder of the file that says so (for a text that is no file: "
+    "from the current folder), or the name of a spec that ships with bishare. A file goes before a name.",
+    bad='spec example\nuse "lroa"\n',
+    good='spec example\nuse "lora"\n',
+)
+
+UNREADABLE = Code(
+    "BS131",
+    "a used file that cannot be read",
+    "`{name}` cannot be read: {why}",
+    "The file is there, or seems to be, but the system does not let it be read.",
+    good='spec example\nuse "lora"\n',
+)
+
+USE_CYCLE = Code(
+    "BS132",
+    "a file that uses itself",
+    "a file cannot use itself: {chain}",
+    "Files may use one another in any way that is no circle. Put what both need into a third file.",
+    good='spec example\nuse "lora"\n',
+)
+
+USE_DEPTH = Code(
+    "BS133",
+    "a chain of uses that is too long",
+    "this is used through more than {limit} files",
+    "A file may use one that uses another, and so on, 16 files deep.",
+    good='spec example\nuse "lora"\n',
+)
+
+NOT_REPLACED = Code(
+    "BS134",
+    "a name that a used file has already",
+    "{what} is declared already, at {place}",
+    "A name of a used file keeps its meaning unless it is replaced on purpose: `replace` stands before the "
+    "`param`, `let` or `share`. What replaces stands where the replaced one stood. A `target` or a default "
+    "(`alpha` and `scale` are one) needs no `replace`: the file's own goes before a used one.",
+    bad='spec example\nuse "lora"\nparam r = 4\n',
+    good='spec example\nuse "lora"\nreplace param r = 4\n',
+)
+
+NOTHING_TO_REPLACE = Code(
+    "BS135",
+    "nothing to replace",
+    "no used file has {what} to be replaced",
+    "`replace` is for what `use` brings in. Without a used file that declares the name, leave it out.",
+    bad=_GOOD.replace("share", "replace share"),
+    good=_GOOD,
+)
+
+USES_DISAGREE = Code(
+    "BS136",
+    "two used files that say different things",
+    "{what} is said twice by what is used, at {one} and at {two}",
+    "The order of `use` means nothing, so neither of the two goes before the other. The file that uses both "
+    "decides: with `replace`, or with a `target` or a default of its own. A file that is used along two ways "
+    "is one file, and agrees with itself.",
+    bad='spec example\nuse "lora"\nuse "bishare_ke"\ntarget q_proj\nscale 2\n',
+    good='spec example\nuse "lora"\nuse "bishare_ke"\ntarget q_proj\nscale 2\n'
+    "replace share local  per module  rank r\n",
+)
+
+OTHER_MEANING = Code(
+    "BS137",
+    "a name that means something else in a used file",
+    "{what} would change what {place} means",
+    "The used file has the name for something else, such as a kind of module, and does not know this `param` "
+    "or `let`. Give that another name.",
+    bad='spec example\nuse "lora"\nlet q_proj = v_proj\n',
+    good='spec example\nuse "lora"\nlet values = v_proj\n',
+)
+
+NO_TEXT = Code(
+    "BS140",
+    "a part of a spec that no text says",
+    "no text says {what}",
+    "A spec that Python has built may have parts that the language has no words for, such as a list with "
+    "nothing in it. It cannot be printed.",
+    good=_GOOD,
 )
 
 MANY_MORE = Code(

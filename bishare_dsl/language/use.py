@@ -1,0 +1,317 @@
+"""`use`: a text is read together with the files that it uses, and all become the statements of one.
+
+What `use` brings in stands there as if it were written in the file, with these differences. A name of the
+used file is declared anew only with `replace`, and what replaces it stands where it stood. Two used files
+may not disagree on a name, unless the file that uses them replaces it, so that the order of `use` means
+nothing; a file that is used along two ways is one file. `target`, and each default, of the file itself
+goes before a used one, as a share's own setting goes before a default. Params and lets that nothing
+refers to are not brought in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os.path import realpath
+from pathlib import Path
+from typing import TypeAlias
+
+from bishare_dsl.diagnostics import Source, SourceMap, Span, SpecError, nearest
+from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
+from bishare_dsl.language.structure import check_complete, names_used, parse_and_check
+from bishare_dsl.language.syntax import Clause, Pair, Statement, Syntax
+from bishare_dsl.resources import shipped_specs
+
+MAX_USES = 16
+"""How long a chain of uses may be: this file uses that, which uses another."""
+
+_Part: TypeAlias = Statement | Clause
+_Key: TypeAlias = tuple[str, str]
+
+
+@dataclass(slots=True, eq=False)
+class File:
+    """A text, and those that it uses, each with the statement that says so."""
+
+    source: Source
+    syntax: Syntax
+    uses: list[tuple[Statement, File]] = field(default_factory=list)
+
+
+class Reader:
+    """Reads a text and all that it uses, each once; problems of all of them go to ``problems``."""
+
+    def __init__(self) -> None:
+        self.problems = Problems()
+        self._sources: list[Source] = []
+        self._size = 0
+        self._known: dict[str, File] = {}
+
+    @property
+    def where(self) -> SourceMap:
+        return SourceMap(self._sources[0], used=tuple(self._sources[1:]))
+
+    def read(self, text: str | bytes, name: str) -> File:
+        """The text itself.
+
+        Raises:
+            SpecError: BS101 (not UTF-8), BS102 (too large).
+        """
+        source = decode(text, name)
+        self._size = len(text)
+        file = self._file(source, {})
+        if not any(token.kind == "USE" for token in file.syntax.tokens):
+            for problem in check_complete(file.syntax):
+                self.problems(problem)
+        return file
+
+    def _file(self, source: Source, above: dict[str, str]) -> File:
+        """``above`` names the files whose uses led here, from the first one on, by their real paths."""
+        self._sources.append(source)
+        file = File(source, parse_and_check(source, self.problems))
+        for use in file.syntax.statements:
+            if isinstance(use, Statement) and use.keyword.text == "use":
+                used = self._used(use, source, {**above, realpath(source.name): source.name})
+                file.uses += [(use, used)] if used else []
+        return file
+
+    def _used(self, use: Statement, source: Source, above: dict[str, str]) -> File | None:
+        assert use.name is not None
+        span, name = use.name.span, use.name.text
+        folder = Path(source.name).parent
+        try:
+            path = _find(folder, name)
+            if path is None:
+                self.problems(codes.NOT_FOUND(name=name, span=span, help=_nearest(folder, name)))
+                return None
+            real = realpath(path)
+            if real in above:
+                chain = [*list(above.values())[list(above).index(real) :], above[real]]
+                self.problems(codes.USE_CYCLE(chain=" uses ".join(chain), span=span))
+                return None
+            if real in self._known:
+                return self._known[real]
+            if len(above) > MAX_USES:
+                self.problems(codes.USE_DEPTH(limit=MAX_USES, span=span))
+                return None
+            left = MAX_BYTES - self._size
+            with path.open("rb") as opened:
+                content = opened.read(left + 1)
+        except OSError as error:
+            self.problems(codes.UNREADABLE(name=name, why=error.strerror or error, span=span))
+            return None
+        if len(content) > left:
+            self.problems(codes.TOO_LARGE(limit=MAX_BYTES, size=f"more with `{name}`", span=span))
+            return None
+        self._size += len(content)
+        start = self._sources[-1].start + len(self._sources[-1].text) + 1
+        try:
+            text = decode(content, str(path), start, span)
+        except SpecError as error:
+            self._sources += [error.where.source] if error.where else []
+            for problem in error.problems:
+                self.problems(problem)
+            return None
+        self._known[real] = self._file(text, above)
+        return self._known[real]
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """A file is looked for beside the one that uses it, then among the specs that ship with bishare."""
+    path = folder / name
+    return path if path.is_file() else shipped_specs().get(name.removesuffix(".share"))
+
+
+def _nearest(folder: Path, name: str) -> str | None:
+    help_line = nearest(name, [*(path.name for path in folder.glob("*.share")), *shipped_specs()])
+    return help_line or "a path starts at the folder of the file that says `use`"
+
+
+class Joining:
+    """Makes one list of the statements of a file and of all that it uses. What is in the way goes to
+    ``problems``; the files are read without any."""
+
+    def __init__(self, problems: Problems, where: SourceMap) -> None:
+        self.problems, self.where = problems, where
+        self._joined: dict[File, list[_Part]] = {}
+
+    def whole(self, file: File) -> list[_Part]:
+        """All that makes the spec of ``file``, its header first."""
+        header, *own = file.syntax.statements
+        parts = self._of(file)
+        if file.uses:
+            parts = _needed(parts, set(own))
+            written = {part.keyword.text for part in parts}
+            assert isinstance(header, Statement)
+            assert header.name is not None
+            if "target" not in written:
+                self.problems(codes.NO_TARGET(span=header.span, spec=header.name.text))
+            if "share" not in written:
+                self.problems(codes.NO_SHARE(span=header.span, spec=header.name.text))
+        return [header, *parts]
+
+    def _of(self, file: File) -> list[_Part]:
+        """The parts of a file but its header and uses: used ones first, at the place of what they replace."""
+        if file in self._joined:
+            return self._joined[file]
+        own = [part for part in file.syntax.statements if part.keyword.text not in ("spec", "use")]
+        overridden = {_key(part) for part in own if _overrides(part)}
+        replaced = {_key(part) for part in own if isinstance(part, Statement) and part.replaces}
+        used = self._used(file, replaced | {_key(part) for part in own if _decides(part)})
+        parts = [part for key, same in used.items() if key not in overridden for part in same]
+        places = {part: i for i, part in enumerate(parts)}
+        for part in own:
+            inherited = used.get(_key(part), [])
+            if isinstance(part, Clause):
+                parts.append(_with_used_inits(part, inherited))
+            elif _overrides(part):
+                parts.append(part)
+            else:
+                self._declare(part, inherited, parts, places)
+        self._joined[file] = parts
+        self._check_order(own, parts)
+        self._check_meaning(file, parts)
+        return parts
+
+    def _used(self, file: File, settled: set[_Key]) -> dict[_Key, list[_Part]]:
+        """What the files that a file uses bring in. ``settled`` is what it says itself instead."""
+        used: dict[_Key, list[_Part]] = {}
+        bringing: dict[_Key, Statement] = {}
+        seen: set[_Part] = set()
+        for use, other in file.uses:
+            for part in self._of(other):
+                key = _key(part)
+                if bringing.setdefault(key, use) is use:
+                    used.setdefault(key, []).append(part)
+                    seen.add(part)
+                elif part not in seen and key not in settled:
+                    assert use.name is not None
+                    one, two = (self.where.place(p.span) for p in (used[key][0], part))
+                    how = "say" if _overrides(part) else "with `replace`, say"
+                    self.problems(
+                        codes.USES_DISAGREE(
+                            what=_what(part),
+                            one=one,
+                            two=two,
+                            span=use.name.span,
+                            help=f"{how} here which it is",
+                        )
+                    )
+        return used
+
+    def _declare(
+        self,
+        part: Statement,
+        inherited: list[_Part],
+        parts: list[_Part],
+        places: dict[_Part, int],
+    ) -> None:
+        assert part.name is not None
+        span = Span(part.start, part.name.end)
+        if not part.replaces:
+            parts.append(part)
+            if inherited:
+                place = self.where.place(inherited[0].span)
+                help_line = f"`replace {part.keyword.text} {part.name.text} ...` replaces it"
+                self.problems(
+                    codes.NOT_REPLACED(what=_what(part), place=place, span=span, help=help_line)
+                )
+        elif not inherited:
+            self.problems(codes.NOTHING_TO_REPLACE(what=_what(part), span=span))
+        elif parts[places[inherited[0]]] is not inherited[0]:
+            self.problems(codes.TWICE(what=f"what replaces {_what(part)}", span=span))
+        else:
+            parts[places[inherited[0]]] = part
+
+    def _check_order(self, own: list[_Part], parts: list[_Part]) -> None:
+        """A `let` that replaces another uses no later one."""
+        lets = [part for part in parts if part.keyword.text == "let"]
+        places = {_key(let)[1]: i for i, let in enumerate(lets)}
+        for part in own:
+            if isinstance(part, Statement) and part.replaces and part.keyword.text == "let":
+                for name in names_used(part):
+                    if places.get(name.text, -1) >= places[_key(part)[1]]:
+                        help_line = "what replaces a `let` stands where that stood"
+                        problem = codes.USED_BEFORE(
+                            name=name.text, keyword="let", span=name.span, help=help_line
+                        )
+                        self.problems(problem)
+
+    def _check_meaning(self, file: File, parts: list[_Part]) -> None:
+        """No name of a used file comes to mean a param or a let that the file does not know."""
+        present = set(parts)
+        declared = _declared(parts)
+        for _, other in file.uses:
+            known = _declared(self._joined[other])
+            for part in self._joined[other]:
+                for name in names_used(part) if part in present else ():
+                    if name.text not in known and (new := declared.pop(name.text, None)):
+                        assert new.name is not None
+                        place = self.where.place(name.span)
+                        problem = codes.OTHER_MEANING(
+                            what=_what(new), place=place, span=Span(new.start, new.name.end)
+                        )
+                        self.problems(problem)
+
+
+def _key(part: _Part) -> _Key:
+    """What there is one of: a name, the target, a default. Alpha and scale are one setting."""
+    word = part.keyword.text
+    if isinstance(part, Clause):
+        return "default", "scale" if word == "alpha" else word
+    return word, part.name.text if part.name else ""
+
+
+def _what(part: _Part) -> str:
+    kind, name = _key(part)
+    if kind == "default":
+        return "the default `alpha` or `scale`" if name == "scale" else f"the default `{name}`"
+    return f"{kind} `{name}`" if name else f"`{kind}`"
+
+
+def _overrides(part: _Part) -> bool:
+    """Whether a statement goes before the used one without saying so."""
+    return isinstance(part, Clause) or part.keyword.text == "target"
+
+
+def _decides(part: _Part) -> bool:
+    """Whether nothing is left of the used one: an `init` of one factor leaves that of the other."""
+    return _overrides(part) and (part.keyword.text != "init" or len(_pairs(part)) == 2)
+
+
+def _declared(parts: list[_Part]) -> dict[str, Statement]:
+    return {
+        _key(part)[1]: part
+        for part in parts
+        if isinstance(part, Statement) and part.keyword.text in ("param", "let")
+    }
+
+
+def _with_used_inits(own: Clause, inherited: list[_Part]) -> Clause:
+    """A default, an `init` with the used one of a factor of which it says nothing."""
+    if own.keyword.text != "init" or not inherited:
+        return own
+    pairs = [pair for part in (own, *inherited) for pair in _pairs(part)]
+    first = {pair.name.text: pair for pair in reversed(pairs)}
+    return Clause(own.start, own.end, own.keyword, [*first.values()])
+
+
+def _pairs(init: _Part) -> list[Pair]:
+    assert isinstance(init.value, list)
+    return [pair for pair in init.value if isinstance(pair, Pair)]
+
+
+def _needed(parts: list[_Part], own: set[_Part]) -> list[_Part]:
+    """All parts but the params and lets that are brought in and that nothing refers to."""
+    words = {part: part.keyword.text for part in parts}
+    others = [part for part in parts if words[part] not in ("let", "param")]
+    lets = [part for part in reversed(parts) if words[part] == "let"]
+    params = [part for part in parts if words[part] == "param"]
+    names: set[str] = set()
+    kept: set[_Part] = set()
+    # In an order in which all that may refer to a part comes before it.
+    for part in (*others, *lets, *params):
+        if part in own or words[part] not in ("let", "param") or _key(part)[1] in names:
+            kept.add(part)
+            names.update(name.text for name in names_used(part))
+    return [part for part in parts if part in kept]

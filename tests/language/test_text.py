@@ -1,0 +1,111 @@
+import pytest
+
+from bishare_dsl.diagnostics import SpecError
+from bishare_dsl.language import parse_spec, spec_text
+from bishare_dsl.spec import (
+    And,
+    Arm,
+    Gain,
+    Init,
+    Keys,
+    Let,
+    Member,
+    Not,
+    Or,
+    RankMatch,
+    Selection,
+    Settings,
+    Share,
+    Spec,
+    Via,
+)
+
+Q = Selection(include=("q_proj",))
+
+
+def spec(**share):
+    return Spec(
+        name="x",
+        target=Q,
+        shares=(Share(**{"name": "s", "per": "layer", "rank": 1, **share}),),
+    )
+
+
+def test_every_clause_is_said():
+    text = spec_text(
+        spec(
+            per=Keys(A="model", B=("layer", "kind")),
+            where=Q,
+            via=Via(transform="KE", options={"size": 4}),
+            alpha=1,
+            scale=2,
+            dropout=0.5,
+            init=Init(A="ones"),
+            freeze=("A", "K_A"),
+            gain=Gain(rank=0.1, out=0),
+            nonzero_start=True,
+        )
+    )
+    clauses = (
+        "share s|where q_proj|A per model|B per layer, kind|rank 1|via KE(size = 4)|alpha 1|scale 2|"
+        "dropout 0.5|init A ones|freeze A, K_A|gain rank init 0.1, out init 0|start nonzero"
+    )
+    # Too long for one line: a clause a line.
+    assert text.split("\n\n")[-1] == clauses.replace("|", "\n    ") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("broken", "loc"),
+    [
+        (spec(per=(And(all_of=()),)), ("shares", 0, "per", 0)),
+        (
+            spec(per=Keys(A=(Not(negated=And(all_of=("a",))),), B=())),
+            ("shares", 0, "per", "A", 0, "negated"),
+        ),
+        (spec(alpha=Or(any_of=("a",))), ("shares", 0, "alpha")),
+        (spec(where=Selection(include=())), ("shares", 0, "where")),
+        (spec(per=(Member(value="layer", among=()),)), ("shares", 0, "per", 0)),
+        (spec(rank=RankMatch(subject="kind", arms=())), ("shares", 0, "rank")),
+        (
+            spec(rank=RankMatch(subject="kind", arms=(Arm(values=(), rank=1),), otherwise=1)),
+            ("shares", 0, "rank", "arms", 0),
+        ),
+        (
+            spec(via=Via(transform="KE", options={"size": And(all_of=())})),
+            ("shares", 0, "via", "options", "size"),
+        ),
+        (
+            spec(gain=Gain.model_construct(rank=float("inf"), out=None)),
+            ("shares", 0, "gain", "rank"),
+        ),
+        (Spec(name="x", target=Q, shares=()), ()),
+        (
+            Spec(
+                name="x", target=Q, defaults=Settings(scale=And(all_of=(1,))), shares=spec().shares
+            ),
+            ("defaults", "scale"),
+        ),
+    ],
+)
+def test_what_no_text_says_is_an_error_with_its_place(broken, loc):
+    with pytest.raises(SpecError) as caught:
+        spec_text(broken)
+    assert [(problem.code, problem.loc) for problem in caught.value.problems] == [("BS140", loc)]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        spec(freeze=("A", "A")),
+        spec(name="\ud800"),
+        spec(rank=2**70),
+        spec().model_copy(update={"lets": (Let(name="a", selection=Selection(include=("a",))),)}),
+    ],
+)
+def test_what_no_text_may_say_is_an_error(broken):
+    with pytest.raises(SpecError):
+        spec_text(broken)
+
+
+def test_a_key_of_no_part_is_model():
+    assert parse_spec(spec_text(spec(per=()))).shares[0].per == ()

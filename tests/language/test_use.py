@@ -1,0 +1,221 @@
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from bishare_dsl.diagnostics import SpecError, as_json
+from bishare_dsl.language import format_text, parse_spec, read, read_file, spec_text
+from bishare_dsl.language.parse import MAX_BYTES
+from bishare_dsl.spec import Init, Match, Ref, Settings
+from bishare_dsl.testing.specs import specs
+
+BASE = """spec base
+param r = 2
+param size = 64
+let mlp = up_proj, down_proj
+let all = mlp, q_proj
+target all
+scale 2
+dropout 0.1
+init A ones, B zeros
+share local  per module  rank r
+share inter  per model   rank r  via KE(size = size)
+"""
+OWN = "share own  per layer  rank 1\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.share").write_text(BASE)
+    return tmp_path
+
+
+def using(text, *names, name="main"):
+    uses = "".join(f'use "{used}"\n' for used in names or ["base.share"])
+    return f"spec {name}\n{uses}{text}"
+
+
+def problems(text, name="main.share"):
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text, name)
+    return caught.value
+
+
+def test_a_used_file_s_statements_stand_before_the_file_s_own(folder):
+    spec = parse_spec(using(OWN))
+    alone = parse_spec(BASE)
+    assert spec.name == "main"
+    assert [share.name for share in spec.shares] == ["local", "inter", "own"]
+    assert spec == alone.model_copy(
+        update={"name": "main", "shares": (*alone.shares, spec.shares[-1])}
+    )
+
+
+def test_the_whole_is_one_text(folder):
+    spec = parse_spec(using(OWN))
+    assert "use" not in spec_text(spec)
+    assert parse_spec(spec_text(spec)) == spec
+
+
+def test_target_and_defaults_of_the_file_itself_go_before_those_used(folder):
+    spec = parse_spec(using("target k_proj\nalpha 16\ninit B normal\n" + OWN))
+    assert [part.ref for part in spec.target.include] == ["k_proj"]
+    assert spec.defaults == Settings(alpha=16, dropout=0.1, init=Init(A="ones", B="normal"))
+
+
+def test_what_replaces_stands_where_the_replaced_one_stood(folder):
+    spec = parse_spec(
+        using(
+            'replace param r = 8\nreplace let mlp = kind "*_proj"\n'
+            "replace share local  per layer  rank r\n"
+        )
+    )
+    assert spec.params[0].value == 8
+    assert [let.name for let in spec.lets] == ["mlp", "all"]
+    assert spec.lets[0].selection.include == (Match(attribute="kind", pattern="*_proj"),)
+    assert [share.name for share in spec.shares] == ["local", "inter"]
+    assert spec.shares[0].per == (Ref(ref="layer"),)
+
+
+def test_params_and_lets_that_nothing_refers_to_are_not_brought_in(folder):
+    spec = parse_spec(using("target k_proj\nreplace share inter  per model  rank 1\n"))
+    assert [param.name for param in spec.params] == ["r"]
+    assert spec.lets == ()
+    kept = parse_spec(using("let own = q_proj\ntarget all\n"))
+    assert [let.name for let in kept.lets] == ["mlp", "all", "own"]
+
+
+def test_a_file_used_along_two_ways_is_one(folder):
+    for name in ("left", "right"):
+        (folder / f"{name}.share").write_text(
+            using(f"share {name}  per layer  rank r\n", name=name)
+        )
+    shares = parse_spec(using("", "left.share", "right.share")).shares
+    assert [share.name for share in shares] == ["local", "inter", "left", "right"]
+
+
+def test_the_order_of_uses_means_nothing(folder):
+    for name in ("left", "right"):
+        (folder / f"{name}.share").write_text(
+            using("replace share local  per layer  rank 1\n", name=name)
+        )
+    for order in (("left.share", "right.share"), ("right.share", "left.share")):
+        assert [p.code for p in problems(using("", *order)).problems] == ["BS136"]
+        spec = parse_spec(using("replace share local  per model  rank 1\n", *order))
+        assert spec.shares[0].per == ()
+    # One that replaces and one that does not disagree too.
+    both = problems(using("", "base.share", "left.share"))
+    assert [problem.code for problem in both.problems] == ["BS136"]
+
+
+def test_a_used_let_changes_no_other_file(folder):
+    (folder / "lets.share").write_text("spec lets\nlet up_proj = o_proj\n")
+    error = problems(using("", "base.share", "lets.share"))
+    assert [problem.code for problem in error.problems] == ["BS137"]
+    assert " --> lets.share:2:1\n" in str(error)
+
+
+def test_a_param_of_the_whole_is_set_wherever_it_was_declared(folder):
+    assert parse_spec(using(OWN)).with_params({"size": 16}).params[1].value == 16
+
+
+def test_paths_start_at_the_file_that_says_use(folder, monkeypatch):
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "main.share").write_text(using(OWN, "b/next.share"))
+    (folder / "a" / "b" / "next.share").write_text(using("", "../../base.share", name="next"))
+    expected = parse_spec(using(OWN))
+    assert read_file("a/main.share")[0] == expected
+    monkeypatch.chdir(folder / "a")
+    assert read_file(folder / "a" / "main.share")[0] == expected
+
+
+def test_a_shipped_spec_is_used_by_name_and_a_file_goes_before_it(folder):
+    assert [param.name for param in parse_spec(using("", "lora")).params] == ["r", "lora_alpha"]
+    assert parse_spec(using("", "lora.share")) == parse_spec(using("", "lora"))
+    (folder / "lora.share").write_text(BASE)
+    assert [param.name for param in parse_spec(using("", "lora.share")).params] == ["r", "size"]
+
+
+def test_every_part_is_found_in_its_file(folder):
+    _, where = read(using(OWN), "main.share")
+    span = where.locate(("shares", 1, "via", "options", "size"))
+    assert where.place(span) == "base.share:11:48"
+    assert [where.place(use) for use in where.uses(span)] == ["main.share:2:5"]
+    own = where.locate(("shares", 2, "rank"))
+    assert where.place(own) == "main.share:3:28"
+    assert where.uses(own) == []
+
+
+def test_a_machine_is_told_the_file_and_who_uses_it(folder):
+    (folder / "base.share").write_text("spec base\nparam r = (\n")
+    (folder / "next.share").write_text(using("", name="next"))
+    error = problems(using(OWN, "next.share"))
+    record = as_json(error.problems[0], error.where)
+    assert (record["file"], record["line"], record["column"]) == ("base.share", 2, 11)
+    assert record["used_at"] == [
+        {"file": "next.share", "line": 2, "column": 5},
+        {"file": "main.share", "line": 2, "column": 5},
+    ]
+
+
+def chain(folder, length):
+    for i in range(length):
+        (folder / f"{i}.share").write_text(using("", f"{i + 1}.share", name="link"))
+    (folder / f"{length}.share").write_text(BASE)
+    return using("", "0.share")
+
+
+def test_16_files_deep_is_allowed_and_17_is_not(folder):
+    assert parse_spec(chain(folder, 15)).shares
+    error = problems(chain(folder, 16))
+    assert [problem.code for problem in error.problems] == ["BS133"]
+    assert " --> 15.share:2:5\n" in str(error)
+
+
+def test_all_files_together_have_the_limit_of_one(folder):
+    (folder / "half.share").write_text(f"spec half\n#{' ' * (MAX_BYTES // 2)}\n")
+    (folder / "more.share").write_text(f"spec more\n#{' ' * (MAX_BYTES // 2)}\n")
+    assert parse_spec(using("", "base.share", "half.share")).shares
+    error = problems(using("", "half.share", "more.share"))
+    assert [problem.code for problem in error.problems] == ["BS102"]
+    assert " --> main.share:3:5\n" in str(error)
+
+
+def test_what_the_system_keeps_is_an_error_at_its_use(folder, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", denied)
+    error = problems(using(""))
+    assert [problem.code for problem in error.problems] == ["BS131"]
+    assert "`base.share` cannot be read: Permission denied" in str(error)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/dev/null", "x\\u0000y", "n" * 5000, "../" * 2000])
+def test_odd_paths_are_errors_at_their_use(folder, name):
+    assert {problem.code for problem in problems(using("", name)).problems} <= {"BS130", "BS131"}
+
+
+def test_a_file_to_be_used_is_formatted_by_itself_and_reads_no_other():
+    text = 'spec lets\n\nuse "no_such.share"\n\nlet mlp = up_proj, down_proj\n'
+    assert format_text(text) == text
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(specs())
+def test_a_spec_in_two_files_says_the_same(folder, spec):
+    text = spec_text(spec)
+    head, share, shares = text.partition("\nshare ")
+    (folder / "head.share").write_text(head, encoding="utf-8", newline="\n")
+    whole, where = read(using(share + shares, "head.share"), "main.share")
+    assert (whole.target, whole.defaults, whole.shares) == (
+        spec.target,
+        spec.defaults,
+        spec.shares,
+    )
+    assert set(whole.params) <= set(spec.params)
+    assert where.place(where.spans["target",]).startswith("head.share:")
+    assert parse_spec(spec_text(whole)) == whole
