@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read has seen enough. Python would flush again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    if argv is None:
+        # The process ends here. Python would look for garbage once more, among all that it drops anyway.
+        gc.freeze()
     return report.exit_code
 
 

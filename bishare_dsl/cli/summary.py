@@ -190,6 +190,8 @@ def _via(row: ShareRow) -> str:
         for name, value in row.options.items()
         if value is not None and value is not False
     )
+    if row.transform == "Identity":
+        return "-"
     return f"{row.transform}({options})" if options else row.transform
 
 
