@@ -26,7 +26,10 @@ def effective_factors(
     """
     width = Width(site.d_in, site.d_out)
     kinds = transform_kinds()
-    downs, ups = [torch.empty(0, width.d_in)], [torch.empty(0, width.d_out)]
+    downs, ups = (
+        [torch.empty(0, width.d_in, device="cpu")],
+        [torch.empty(0, width.d_out, device="cpu")],
+    )
     for term in plan.terms_of[site.path]:
         transform = kinds[term.transform].model_validate(term.options)
         values = {role: tensors[name].detach().float() for role, name in term.tensors.items()}
