@@ -55,6 +55,26 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         assert process.wait() == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM, "plan", "lora", "--model", "llama-7b"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert result.stderr == "error: cannot write the result: No space left on device\n"
+
+
+def test_closed_streams_are_no_error() -> None:
+    program = "import sys; sys.stdout = sys.stderr = None\n" + PROGRAM
+    assert run("check", "lora", "--json", program=program).returncode == 0
+    assert run("check", "nowhere", program=program).returncode == 2
+
+
 def test_characters_that_the_terminal_lacks_are_written_as_codes(tmp_path: Path) -> None:
     (tmp_path / "bad.share").write_text("spec ü\n", encoding="utf-8")
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
