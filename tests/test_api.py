@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.api import BishareWarning, compile_adapter
-from bishare_dsl.diagnostics import AdapterError, BishareError, PlanError, SpecError
+from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.api import BishareWarning
+from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
 from bishare_dsl.language import spec_text
 from bishare_dsl.models import inspect_model, preset
 from bishare_dsl.testing.models import tiny_model
@@ -189,7 +190,8 @@ def test_planning_a_preset_needs_no_torch(file: Path) -> None:
 
 
 def test_reading_an_adapter_needs_no_torch(file: Path, tmp_path: Path) -> None:
-    compile_adapter(file, preset("smollm2-135m"), tmp_path / "adapter")
+    plan = plan_spec(file, preset("smollm2-135m"))
+    save_adapter(tmp_path / "adapter", plan, draw(plan, 0), TEXT, seed=0)
     code = (
         "import sys; from bishare_dsl.adapter.files import read_adapter; "
         f"assert read_adapter({str(tmp_path / 'adapter')!r}).plan.trainable; "
@@ -198,49 +200,37 @@ def test_reading_an_adapter_needs_no_torch(file: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# compile_adapter ----------------------------------------------------------------------------------
+# What is saved ------------------------------------------------------------------------------------
 
 
 def test_shapes_alone_give_the_adapter_that_the_model_gives(file: Path, tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    plan = compile_adapter(file, inspect_model(model), tmp_path / "adapter", {"r": 3}, seed=9)
-    loaded = load_adapter(tmp_path / "adapter", tiny_model("llama"))
-    assert loaded.bishare.plan == plan
+    # What `bishare compile` does, which has no model.
+    plan = plan_spec(file, inspect_model(tiny_model("llama")), {"r": 3})
+    save_adapter(tmp_path, plan, draw(plan, 9), TEXT, seed=9)
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
     compiled = compile_spec(file, tiny_model("llama"), {"r": 3}, seed=9)
+    assert loaded.bishare.plan == compiled.bishare.plan
     assert same(tensors(loaded), tensors(compiled))
 
 
-def test_an_existing_folder_is_kept_without_force(file: Path, tmp_path: Path) -> None:
-    shapes = preset("smollm2-135m")
-    compile_adapter(file, shapes, tmp_path / "a", seed=0)
-    with pytest.raises(AdapterError, match="BS618"):
-        compile_adapter(file, shapes, tmp_path / "a", seed=1)
-    assert read_adapter(tmp_path / "a").config.seed == 0
-    compile_adapter(file, shapes, tmp_path / "a", seed=1, force=True)
-    assert read_adapter(tmp_path / "a").config.seed == 1
-
-
-def test_an_empty_folder_is_as_good_as_none(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    compile_adapter(file, preset("smollm2-135m"), tmp_path / "a")
-    assert read_adapter(tmp_path / "a").plan.spec == "s"
+def saved_text(model: Any, folder: Path) -> str:
+    model.bishare.save_pretrained(folder)
+    return (folder / "spec.share").read_text()
 
 
 def test_the_spec_is_saved_as_it_was_written(file: Path, tmp_path: Path) -> None:
-    compile_adapter(file, preset("smollm2-135m"), tmp_path / "a")
-    assert (tmp_path / "a" / "spec.share").read_text() == TEXT
+    assert saved_text(compile_spec(file, tiny_model("llama")), tmp_path / "a") == TEXT
 
 
 def test_a_spec_with_other_params_is_saved_with_them(file: Path, tmp_path: Path) -> None:
-    compile_adapter(file, preset("smollm2-135m"), tmp_path / "a", {"r": 7})
-    saved = parse_spec((tmp_path / "a" / "spec.share").read_text())
+    model = compile_spec(file, tiny_model("llama"), {"r": 7})
+    saved = parse_spec(saved_text(model, tmp_path / "a"))
     assert saved == parse_spec(TEXT).with_params({"r": 7})
 
 
 def test_a_spec_made_in_python_is_saved_as_text(tmp_path: Path) -> None:
     spec = parse_spec(TEXT)
-    compile_adapter(spec, preset("smollm2-135m"), tmp_path / "a")
-    assert (tmp_path / "a" / "spec.share").read_text() == spec_text(spec)
+    assert saved_text(compile_spec(spec, tiny_model("llama")), tmp_path / "a") == spec_text(spec)
 
 
 # load_adapter -------------------------------------------------------------------------------------

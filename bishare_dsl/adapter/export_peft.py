@@ -143,7 +143,9 @@ def _check_folder(folder: Path, force: bool) -> None:
     if folder.is_dir():
         found = {path.name for path in folder.iterdir()}
         if found and not force:
-            raise AdapterError(codes.FOLDER_EXISTS(folder=folder, help="`--force` replaces it"))
+            raise AdapterError(
+                codes.FOLDER_EXISTS(folder=folder, help="`force` replaces an export")
+            )
         if foreign := sorted(found - {CONFIG, TENSORS}):
             shown = ", ".join(foreign[:3])
             raise AdapterError(codes.NOT_EXPORTED(folder=folder, found=shown))
