@@ -228,11 +228,15 @@ def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     _same(set(again), set(first), "tensors of the same shares in another order")
     for name, tensor in first.items():
         _identical(again[name], tensor, f"the tensor {name} of the same shares in another order")
-    # A constant start is the same for any seed.
-    drawn = [t.name for t in _plan(spec, model).tensors if t.init not in ("zeros", "ones")]
+    # A constant start is the same for any seed, and for any tensor.
+    drawn = [t for t in _plan(spec, model).tensors if t.init not in ("zeros", "ones")]
     other = _adapted(spec, model, seed + 1).bishare.tensors()
-    same = [name for name in drawn if torch.equal(other[name], first[name])]
-    _same(same, [], "tensors that another seed leaves as they were")
+    kept = [tensor.name for tensor in drawn if torch.equal(other[tensor.name], first[tensor.name])]
+    _same(kept, [], "tensors that another seed leaves as they were")
+    values: dict[object, str] = {}
+    for tensor in drawn:
+        twin = values.setdefault((tensor.init, *first[tensor.name].flatten().tolist()), tensor.name)
+        _same(twin, tensor.name, "a tensor with the very values of another")
 
 
 def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:

@@ -156,3 +156,16 @@ def test_reference_of_a_known_update():
         d_out=2,
     )
     assert REFERENCES["KE"](term).tolist() == [[2.0, 4.0, 20.0], [6.0, 12.0, 60.0]]
+
+
+def test_a_generator_that_tensors_share_is_found(model, monkeypatch):
+    from bishare_dsl.adapter import initial
+
+    monkeypatch.setattr(initial, "generator_seed", lambda seed, name: seed)
+    with pytest.raises(AssertionError, match="a tensor with the very values of another"):
+        checks.check_seed(SPEC, model)
+
+
+def test_a_start_elsewhere_is_fine_where_it_is_said(model):
+    spec = parse_spec("spec s target q_proj share a per module rank 2 init B normal start nonzero")
+    checks.check_spec(spec, model)
