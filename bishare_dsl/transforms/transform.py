@@ -43,7 +43,7 @@ class Transform(BaseModel):
     factors. They know widths and ranks; not who shares, nor why.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: ClassVar[str]
     title: ClassVar[str]
