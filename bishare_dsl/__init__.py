@@ -6,9 +6,9 @@ The names below load what they need when they are first used, so that ``import b
 with it every command that needs no model) costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bishare_dsl.lazy import lazy
 from bishare_dsl.version import __version__
 
 if TYPE_CHECKING:
@@ -27,22 +27,17 @@ __all__ = [
     "plan_spec",
 ]
 
-_HOME = {
-    "Plan": "bishare_dsl.plan",
-    "Spec": "bishare_dsl.spec",
-    "compile_spec": "bishare_dsl.api",
-    "load_adapter": "bishare_dsl.api",
-    "parse_spec": "bishare_dsl.language",
-    "plan_spec": "bishare_dsl.api",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Kept in the module, so that this function runs once for each name.
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+__getattr__ = lazy(
+    __name__,
+    {
+        "Plan": "bishare_dsl.plan",
+        "Spec": "bishare_dsl.spec",
+        "compile_spec": "bishare_dsl.api",
+        "load_adapter": "bishare_dsl.api",
+        "parse_spec": "bishare_dsl.language",
+        "plan_spec": "bishare_dsl.api",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bishare_dsl.diagnostics import (
@@ -16,7 +15,6 @@ from bishare_dsl.diagnostics import (
     raise_errors,
     render,
 )
-from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models import Architecture, architecture_of, inspect_model
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.resources import find_spec
@@ -120,40 +118,6 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
     devices = _devices(stored.plan, model)
     tensors = {name: t.to(devices[name]) for name, t in stored.tensors().items()}
     return _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed)
-
-
-def compile_adapter(
-    spec: Spec | str | os.PathLike[str],
-    architecture: Architecture,
-    folder: str | os.PathLike[str],
-    params: Params | None = None,
-    seed: int = 0,
-    *,
-    force: bool = False,
-) -> Plan:
-    """Write the adapter that `compile_spec` would put into a model, from the model's shapes alone.
-
-    Args:
-        spec: as in `plan_spec`.
-        architecture: the model's shapes.
-        folder: to write.
-        params: as in `plan_spec`.
-        seed: as in `compile_spec`.
-        force: replace an adapter that is in the folder.
-
-    Raises:
-        BishareError: as in `plan_spec`; the folder exists (BS618) or cannot be written.
-        FileNotFoundError: there is no such spec.
-    """
-    from bishare_dsl.adapter.files import save_adapter
-    from bishare_dsl.adapter.initial import draw
-
-    plan, text = _plan(spec, architecture, params)
-    folder = Path(folder)
-    if not force and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise AdapterError(codes.FOLDER_EXISTS(folder=folder, help="`--force` replaces an adapter"))
-    save_adapter(folder, plan, draw(plan, seed), text, seed=seed)
-    return plan
 
 
 def _plan(

@@ -16,7 +16,7 @@ def effective_factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All terms of a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T A``.
 
-    Float32 on the device of the tensors, the scales folded into B. R is `Plan.rows`; it is 0 where no
+    Float32 on the device of the first tensor, the scales folded into B. R is `Plan.rows`; it is 0 where no
     term covers the site.
 
     Args:
@@ -25,15 +25,21 @@ def effective_factors(
         site: one of the plan's.
     """
     width = Width(site.d_in, site.d_out)
-    downs, ups = [torch.empty(0, width.d_in)], [torch.empty(0, width.d_out)]
-    for term in plan.terms_of[site.path]:
+    terms = plan.terms_of[site.path]
+    # A model may be spread over devices, and a pool with it.
+    device = next((tensors[name].device for t in terms for name in t.tensors.values()), "cpu")
+    downs = [torch.empty(0, width.d_in, device=device)]
+    ups = [torch.empty(0, width.d_out, device=device)]
+    for term in terms:
         transform = transform_kind(term.transform).model_validate(term.options)
-        values = {role: tensors[name].detach().float() for role, name in term.tensors.items()}
+        values = {
+            role: tensors[name].detach().to(device, torch.float32)
+            for role, name in term.tensors.items()
+        }
         down, up = effective_pair(transform, values, term.rank, width, term.scale)
         downs.append(down)
         ups.append(up)
-    device = downs[-1].device
-    return torch.cat([d.to(device) for d in downs]), torch.cat([u.to(device) for u in ups])
+    return torch.cat(downs), torch.cat(ups)
 
 
 def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bishare_dsl.adapter.effective import effective_factors
+from bishare_dsl.adapter.resident import whole
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import ADAPTER
@@ -73,11 +74,12 @@ def export_peft(
 
     Raises:
         AdapterError: the folder exists (BS618), holds something else (BS630), or cannot be written
-            (BS616).
+            (BS616); or a tensor has no values (BS617).
     """
     folder = Path(folder)
     _check_folder(folder, force)
     sites = [site for site in plan.sites if plan.rows(site.path)]
+    tensors = whole(plan, tensors)
     rank = max(plan.rows(site.path) for site in sites)
     factors: dict[str, torch.Tensor] = {}
     for site in sites:
@@ -141,7 +143,9 @@ def _check_folder(folder: Path, force: bool) -> None:
     if folder.is_dir():
         found = {path.name for path in folder.iterdir()}
         if found and not force:
-            raise AdapterError(codes.FOLDER_EXISTS(folder=folder, help="`--force` replaces it"))
+            raise AdapterError(
+                codes.FOLDER_EXISTS(folder=folder, help="`force` replaces an export")
+            )
         if foreign := sorted(found - {CONFIG, TENSORS}):
             shown = ", ".join(foreign[:3])
             raise AdapterError(codes.NOT_EXPORTED(folder=folder, found=shown))
@@ -163,5 +167,10 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             os.fsync(file.fileno())
     if folder.exists():
         folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)

@@ -23,11 +23,12 @@ from safetensors import SafetensorError, safe_open
 from bishare_dsl.adapter import journal
 from bishare_dsl.adapter.card import model_card
 from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Digest, Versions
+from bishare_dsl.adapter.resident import whole
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
-from bishare_dsl.transforms import transform_kinds
+from bishare_dsl.transforms import transform_names
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,9 @@ class StoredAdapter:
         """
         try:
             with safe_open(self.tensors_file, framework="pt", device=device) as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: in the file's memory they are not aligned as torch aligns its own, and
+                # kernels give other last bits.
+                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise AdapterError(codes.BROKEN_FILE(path=self.tensors_file, reason=error)) from error
 
@@ -94,11 +97,9 @@ def save_adapter(
 
     folder = Path(folder)
     # Clones, because a tensor that is a view of another cannot be written as it is.
-    content = save(
-        {t.name: _values(t.name, t.shape, tensors[t.name]) for t in plan.tensors}, {"format": "pt"}
-    )
+    values = {name: t.cpu().clone().contiguous() for name, t in whole(plan, tensors).items()}
     files = {
-        TENSORS: content,
+        TENSORS: save(values, {"format": "pt"}),
         PLAN: plan.model_dump_json().encode(),
         SPEC: spec_text.encode(),
         CARD: model_card(plan, spec_text).encode(),
@@ -183,17 +184,6 @@ def _old_files(folder: Path) -> Mapping[str, Digest]:
         return {}  # A broken adapter may be replaced.
 
 
-def _values(name: str, shape: tuple[int, int], tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_meta:
-        raise AdapterError(codes.NO_VALUES(name=name, reason="it is on the meta device"))
-    if hasattr(tensor, "full_tensor"):  # a DTensor, as FSDP2 makes
-        tensor = tensor.full_tensor()
-    if tuple(tensor.shape) != shape:
-        reason = f"it is {tuple(tensor.shape)} on this process, and {shape} in the plan"
-        raise AdapterError(codes.NO_VALUES(name=name, reason=reason))
-    return tensor.detach().cpu().clone().contiguous()
-
-
 def _read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
     if not folder.is_dir():
@@ -262,7 +252,7 @@ def _read_plan(path: Path) -> Plan:
         plan = Plan.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
-    known = transform_kinds()
+    known = transform_names()
     for term in plan.terms:
         if term.transform not in known:
             reason = f"it uses the transform `{term.transform}`, which is not installed"

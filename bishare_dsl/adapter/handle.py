@@ -14,7 +14,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.export_peft import ExportReport, export_peft
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.resident import resident
+from bishare_dsl.adapter.resident import resident, whole
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
@@ -156,7 +156,7 @@ class AdapterHandle(Store):
         model = self._enabled("merge")
         if self._merged is not None:
             raise AdapterError(codes.ALREADY_MERGED())
-        tensors = self.tensors()
+        tensors = whole(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
         before = merging.probe(model, input_ids)
         set_enabled(model, False)

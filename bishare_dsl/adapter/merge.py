@@ -44,7 +44,9 @@ class MergeReport:
 
     def __str__(self) -> str:
         dequantized = f" ({self.dequantized} dequantised)" if self.dequantized else ""
-        rounding = f"; weights rounded by at most {self.max_rounding:.3g}" if self.max_rounding else ""
+        rounding = (
+            f"; weights rounded by at most {self.max_rounding:.3g}" if self.max_rounding else ""
+        )
         return (
             f"merged {self.modules} modules{dequantized}; logits differ from the unmerged model's by at "
             f"most {self.max_difference:.3g} (relative {self.relative_difference:.3g}){rounding}"
@@ -144,7 +146,7 @@ def probe(model: PreTrainedModel, input_ids: torch.Tensor | None = None) -> torc
         vocabulary = model.config.get_text_config().vocab_size
         random = torch.Generator().manual_seed(0)
         input_ids = torch.randint(vocabulary, (2, 16), generator=random)
-    embeddings: torch.Tensor = model.get_input_embeddings().weight
+    embeddings = next(model.get_input_embeddings().parameters())
     device = torch.device("cpu") if embeddings.is_meta else embeddings.device
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -274,22 +276,17 @@ def _dequantized(layer: nn.Module, site: Site) -> torch.Tensor:
 
 
 def _ways(layer: nn.Module) -> Iterator[object]:
-    weight = getattr(layer, "weight", None)
-    if callable(weight):  # as torch's own quantised layers have it
-        weight = weight()
-    for holder in (layer, weight):
-        if callable(way := getattr(holder, "dequantize", None)):
-            try:
-                yield way()
-            except (RuntimeError, TypeError, NotImplementedError):
-                continue  # Every tensor has the method; one that is no quantised tensor refuses.
+    if callable(way := getattr(layer, "dequantize", None)):
+        yield way()
+    weight = layer._parameters.get("weight")
+    # Every tensor has the method, and one of plain integers answers with these integers.
+    if weight is not None and type(weight).dequantize is not torch.Tensor.dequantize:
+        yield weight.dequantize()
 
 
 def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
     """A dense layer in the place of a quantised one."""
     bias = getattr(layer, "bias", None)
-    if callable(bias):
-        bias = bias()
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     dense.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

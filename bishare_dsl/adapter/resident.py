@@ -1,11 +1,17 @@
-"""Where the values of a module's parameter are: in the module, or where accelerate keeps them."""
+"""Where a parameter's values are: in its module, where accelerate keeps them, or on other processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def resident(module: nn.Module, name: str) -> torch.Tensor | None:
@@ -27,6 +33,28 @@ def resident(module: nn.Module, name: str) -> torch.Tensor | None:
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate keeps the values of a module's parameters elsewhere."""
     return any(True for _ in _weight_maps(module))
+
+
+def whole(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The plan's tensors by name, detached, each with all of its values.
+
+    FSDP2's sharded tensors are gathered, for which every process has to call this.
+
+    Raises:
+        AdapterError: a tensor has no values here, or not all of them (BS617).
+    """
+    return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in plan.tensors}
+
+
+def _whole(name: str, shape: tuple[int, int], tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_meta:
+        raise AdapterError(codes.NO_VALUES(name=name, reason="it is on the meta device"))
+    if callable(gather := getattr(tensor, "full_tensor", None)):
+        tensor = gather()
+    if tuple(tensor.shape) != shape:
+        reason = f"it is {tuple(tensor.shape)} on this process, and {shape} in the plan"
+        raise AdapterError(codes.NO_VALUES(name=name, reason=reason))
+    return tensor
 
 
 def _weight_maps(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:

@@ -33,9 +33,19 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @options.model(required=False)
 @options.values
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="By default SPEC-MODEL."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder to write; by default SPEC-MODEL.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    metavar="N",
+    help="Of the tensors' first values; by default 0.",
+)
 @click.option(
     "--emit",
     type=click.Choice(STAGES),

@@ -24,9 +24,18 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--format", "form", required=True, metavar="peft", shell_complete=_formats)
+@click.option(
+    "--format", "form", required=True, metavar="peft", shell_complete=_formats, help="Whose form."
+)
 @options.model()
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder to write.",
+)
 @options.force
 @options.as_json
 @options.quiet
@@ -37,21 +46,18 @@ def command(report: Report, folder: Path, form: str, model: str, out: Path, forc
     The LoRA adds to the base exactly what the adapter adds: one rank for all modules, scales folded into B.
     The model's shapes are enough.
     """
-    from bishare_dsl.adapter.files import base_problems, read_adapter
-    from bishare_dsl.diagnostics import AdapterError, nearest, raise_errors
+    from bishare_dsl.cli.reading import adapter_for
+    from bishare_dsl.diagnostics import AdapterError, nearest
     from bishare_dsl.diagnostics.codes.adapter import UNKNOWN_FORMAT
 
     if form not in FORMATS:
         raise AdapterError(UNKNOWN_FORMAT(format=form, help=nearest(form, FORMATS)))
-    stored = read_adapter(folder)
+    stored = adapter_for(folder, model, report)
     report.note("exporting ...")
     from bishare_dsl.adapter.export_peft import export_peft
-    from bishare_dsl.models import inspect_model, meta_model
+    from bishare_dsl.models.load import meta_model
 
     base = meta_model(model)
-    problems = list(base_problems(stored.plan, inspect_model(base)))
-    raise_errors(AdapterError, problems)
-    report.all(problems)
     exported = export_peft(out, stored.plan, stored.tensors(), base, force=force)
     report.all(exported.warnings)
     report.data(

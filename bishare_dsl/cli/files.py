@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def check_out(folder: Path, *, force: bool, mark: str | Collection[str]) -> None:
-    """Return if a command may write a folder: it is new, or empty, or has a file named as one of ``mark``
-    in it and ``force`` is given.
+def check_out(folder: Path, *, force: bool, mark: str) -> None:
+    """Return if a command may write a folder: it is new, or empty, or has the file ``mark`` in it and
+    ``force`` is given.
 
     Raises:
         AdapterError: it exists (BS618).
@@ -51,15 +51,14 @@ def check_out(folder: Path, *, force: bool, mark: str | Collection[str]) -> None
     names = {path.name for path in folder.iterdir()}
     if not names:
         return
-    marks = {mark} if isinstance(mark, str) else set(mark)
     if not force:
         from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 
         raise AdapterError(
             FOLDER_EXISTS(folder=folder, help="`--force` replaces it, or give another `--out`")
         )
-    if not marks & names:
-        why = f"it has no {' or '.join(sorted(marks))}, so the command did not write it"
+    if mark not in names:
+        why = f"it has no {mark}, so the command did not write it"
         raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
 
 

@@ -14,7 +14,7 @@ from bishare_dsl.cli.report import Report
     "inspect",
     epilog=options.examples(
         "bishare inspect bishare_ke-llama-7b",
-        "bishare inspect bishare_ke-llama-7b --json | jq .base",
+        "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")

@@ -82,14 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout, "reconfigure"
     ):  # A terminal that cannot show a character shows its code.
         sys.stdout.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):  # A closed one (`>&-`) is None.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     report = Report()
     try:
         _run(sys.argv[1:] if argv is None else list(argv), report)
         report.close()
-    except BrokenPipeError:
-        # Whoever read has seen enough. Python would flush again at its end, and complain.
+    except OSError as error:  # standard output's
+        # Python would flush again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        if isinstance(error, BrokenPipeError):  # Whoever read has seen enough.
+            return BROKEN_PIPE
+        report.stop(USAGE, f"error: cannot write the result: {error.strerror}")
+    if argv is None:
+        # The process ends here. Python would look for garbage once more, among all that it drops anyway.
+        gc.freeze()
     return report.exit_code
 
 
@@ -106,8 +114,13 @@ def _run(arguments: list[str], report: Report) -> None:
         _show_traceback()
     except (KeyboardInterrupt, click.Abort):
         report.stop(INTERRUPTED, "error: interrupted; nothing was left half-written")
-    except BrokenPipeError:
-        raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        from bishare_dsl.cli.reading import cannot_read
+
+        report.problem(cannot_read(error.filename, error))
+        _show_traceback()
     except MemoryError:
         report.stop(INTERNAL, "error: out of memory")
         _show_traceback()

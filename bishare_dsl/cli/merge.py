@@ -22,7 +22,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @options.model(weights=True)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder to write.",
+)
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="Of the weights; by default the checkpoint's."
 )
@@ -49,23 +56,26 @@ def command(
     """
     from dataclasses import asdict
 
-    from bishare_dsl.adapter.files import base_problems, read_adapter
-    from bishare_dsl.diagnostics import AdapterError, raise_errors
+    from bishare_dsl.cli.reading import adapter_for
 
     check_out(out, force=force, mark="config.json")
-    stored = read_adapter(folder)
+    adapter_for(folder, model, report)  # What does not fit is found before the weights are loaded.
     report.note(f"loading {model} ...")
-    from bishare_dsl.adapter.handle import AdapterHandle
-    from bishare_dsl.api import load_adapter
-    from bishare_dsl.models import inspect_model, load_model
+    import warnings
 
+    from transformers.utils import logging
+
+    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.api import BishareWarning, load_adapter
+    from bishare_dsl.models import load_model
+
+    if report.quiet:
+        logging.disable_progress_bar()
     base, tokenizer = load_model(model, dtype=dtype)
-    problems = list(base_problems(stored.plan, inspect_model(base)))
-    raise_errors(AdapterError, problems)
-    report.all(problems)
     report.note("merging ...")
-    adapted = load_adapter(folder, base)
-    handle = adapted.bishare
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BishareWarning)  # They have been reported.
+        handle = load_adapter(folder, base).bishare
     assert isinstance(handle, AdapterHandle)
     merged = handle.merge(keep_base=False, dequantize=dequantize)
     plain = handle.merge_and_unload()
@@ -75,4 +85,5 @@ def command(
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
     report.data(out=str(out), **asdict(merged))
-    report.result(f"{out}: {merged}")
+    report.result(str(merged))
+    report.note(f"saved in {out}")

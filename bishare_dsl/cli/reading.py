@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, nearest
+from bishare_dsl.diagnostics import (
+    AdapterError,
+    BishareError,
+    Problem,
+    SourceMap,
+    nearest,
+    raise_errors,
+)
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.language.read import read
 from bishare_dsl.resources import find_spec, shipped_specs
 
 if TYPE_CHECKING:
+    from bishare_dsl.adapter.files import StoredAdapter
     from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
 
@@ -75,6 +83,22 @@ def plan_of(
         raise error.at(where) from error
     report.all(problems, where)
     return plan, spec, where
+
+
+def adapter_for(folder: Path, model: str, report: Report) -> StoredAdapter:
+    """The adapter in a folder, which fits a model; warnings go to the report.
+
+    Raises:
+        BishareError: it cannot be read or does not fit, or the model cannot be found.
+    """
+    from bishare_dsl.adapter.files import base_problems, read_adapter
+    from bishare_dsl.models.load import architecture_of
+
+    stored = read_adapter(folder)
+    problems = list(base_problems(stored.plan, architecture_of(model)))
+    raise_errors(AdapterError, problems)
+    report.all(problems)
+    return stored
 
 
 def _no_such_spec(name: str) -> Problem:

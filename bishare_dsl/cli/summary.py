@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.transforms import Transform, Width, transform_kinds
+from bishare_dsl.transforms import Transform, Width, transform_kind
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan, Term
@@ -86,7 +86,6 @@ def kinds(plan: Plan) -> list[KindRow]:
     def reach(share: str, rank: int, width: Width) -> int:
         return transforms[share].reach(rank, width)
 
-    known = transform_kinds()
     counts: Counter[tuple[str, Width]] = Counter()
     effective: dict[tuple[str, Width], set[int]] = {}
     lora: dict[tuple[str, Width], set[int]] = {}
@@ -95,8 +94,9 @@ def kinds(plan: Plan) -> list[KindRow]:
         reached = 0
         for term in plan.terms_of[site.path]:
             if term.share not in transforms:
-                transforms[term.share] = known[term.transform].model_validate(term.options)
-            reached += reach(term.share, term.rank, width)
+                transforms[term.share] = transform_kind(term.transform).model_validate(term.options)
+            if term.linear:
+                reached += reach(term.share, term.rank, width)
         row = site.kind, width
         counts[row] += 1
         effective.setdefault(row, set()).add(min(reached, *width))
@@ -190,6 +190,8 @@ def _via(row: ShareRow) -> str:
         for name, value in row.options.items()
         if value is not None and value is not False
     )
+    if row.transform == "Identity":
+        return "-"
     return f"{row.transform}({options})" if options else row.transform
 
 

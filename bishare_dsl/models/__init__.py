@@ -3,11 +3,16 @@
 Nothing here imports torch or transformers until a model or a config is read.
 """
 
-from bishare_dsl.models.inspect import inspect_config, inspect_model
-from bishare_dsl.models.load import architecture_of, load_model, meta_model
-from bishare_dsl.models.presets import ALIASES, PRESETS, config_of, preset
-from bishare_dsl.models.site import Architecture, Site
-from bishare_dsl.models.source import resolve
+from typing import TYPE_CHECKING
+
+from bishare_dsl.lazy import lazy
+
+if TYPE_CHECKING:
+    from bishare_dsl.models.inspect import inspect_config, inspect_model
+    from bishare_dsl.models.load import architecture_of, load_model, meta_model
+    from bishare_dsl.models.presets import ALIASES, PRESETS, config_of, preset
+    from bishare_dsl.models.site import Architecture, Site
+    from bishare_dsl.models.source import resolve
 
 __all__ = [
     "ALIASES",
@@ -23,3 +28,21 @@ __all__ = [
     "preset",
     "resolve",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "ALIASES": "bishare_dsl.models.presets",
+        "Architecture": "bishare_dsl.models.site",
+        "PRESETS": "bishare_dsl.models.presets",
+        "Site": "bishare_dsl.models.site",
+        "architecture_of": "bishare_dsl.models.load",
+        "config_of": "bishare_dsl.models.presets",
+        "inspect_config": "bishare_dsl.models.inspect",
+        "inspect_model": "bishare_dsl.models.inspect",
+        "load_model": "bishare_dsl.models.load",
+        "meta_model": "bishare_dsl.models.load",
+        "preset": "bishare_dsl.models.presets",
+        "resolve": "bishare_dsl.models.source",
+    },
+)

@@ -73,7 +73,8 @@ def resolve(name: str) -> Source:
     if _HUB_ID.fullmatch(name):
         return Source("hub", name)
     close = nearest(name.lower(), (*PRESETS, *ALIASES))
-    raise ModelError(UNKNOWN_MODEL(name=name, help=f"{close}; {_ACCEPTED}" if close else _ACCEPTED))
+    joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
+    raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{_ACCEPTED}"))
 
 
 def _folder_without_config(path: Path) -> Problem:

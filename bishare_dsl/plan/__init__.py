@@ -1,7 +1,21 @@
 """Planning: a spec resolved against a model's sites, as pure data."""
 
-from bishare_dsl.plan.build import build_plan
-from bishare_dsl.plan.check import check_spec
-from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
+from typing import TYPE_CHECKING
+
+from bishare_dsl.lazy import lazy
+
+if TYPE_CHECKING:
+    from bishare_dsl.plan.build import build_plan
+    from bishare_dsl.plan.check import check_spec
+    from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
 
 __all__ = ["Base", "Plan", "Pool", "Tensor", "Term", "build_plan", "check_spec"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "build_plan": "bishare_dsl.plan.build",
+        "check_spec": "bishare_dsl.plan.check",
+        **dict.fromkeys(("Base", "Plan", "Pool", "Tensor", "Term"), "bishare_dsl.plan.plan"),
+    },
+)

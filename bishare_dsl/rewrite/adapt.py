@@ -20,7 +20,7 @@ from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
 from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
 from bishare_dsl.rewrite.store import Store
 from bishare_dsl.rewrite.structure import structure_key
-from bishare_dsl.rewrite.trace import UntraceableRegion
+from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
 from bishare_dsl.transforms import Width, transform_kind
 
 Observer = Callable[[str, str, RegionProgram], None]
@@ -56,18 +56,19 @@ def adapt(
         ModelError: the model is adapted already (BS401), or is another than the plan's (BS402).
         Nothing is changed in either case.
     """
-    if isinstance(getattr(model, ADAPTER, None), Store):
+    if any(isinstance(module, Store) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
     _check_sites(model, plan)
     regions = _Regions(model, plan, observe)
     prepared = list(regions)
-
-    trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    model.requires_grad_(False)
     parameters = {
         spec.name: nn.Parameter(tensors[spec.name], requires_grad=spec.trainable)
         for spec in plan.tensors
     }
+
+    # What may fail has been done: from here on, the model changes.
+    trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    model.requires_grad_(False)
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
     for spec in plan.tensors:
         owned.setdefault(spec.owner, {})[spec.name] = parameters[spec.name]
@@ -156,6 +157,9 @@ class _Regions:
             if isinstance(compiled, _Compiled):
                 yield parent, compiled, names
                 continue
+            if isinstance(compiled, BypassedTarget):
+                path = f"{parent}.{compiled.target}"
+                raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
             for child, width in children.items():

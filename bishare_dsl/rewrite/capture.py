@@ -24,15 +24,15 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from bishare_dsl.rewrite import leaves
-from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
-from bishare_dsl.rewrite.install import base_class, replaces_forward
+from bishare_dsl.rewrite.install import replaces_forward
 from bishare_dsl.rewrite.signature import graph_signature
 from bishare_dsl.rewrite.trace import (
     HIDDEN_RANK,
+    BypassedTarget,
     Trace,
     UntraceableRegion,
     Way,
-    forward_function,
+    check_decorators,
     trace_region,
 )
 
@@ -70,11 +70,7 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
 def _capture(module: nn.Module) -> fx.Graph:
     if replaces_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
-    try:
-        rewrap(base_class(type(module)).forward, forward_function(module))
-    except UnknownDecorator as error:
-        raise UntraceableRegion(f"its decorator cannot be copied: {error}") from error
-
+    check_decorators(module)
     way = Way()
     try:
         first = trace_region(module, way)
@@ -239,14 +235,20 @@ def _insert_rank_check(graph: fx.Graph) -> None:
 def _check_targets(graph: fx.Graph, targets: Sequence[str]) -> None:
     for target in targets:
         calls = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
+        reads = [
+            str(n.target)
+            for n in graph.nodes
+            if n.op == "get_attr" and f"{n.target}.".startswith(f"{target}.")
+        ]
+        if reads and not calls:
+            raise BypassedTarget(target)
         if len(calls) != 1:
             raise UntraceableRegion(f"it calls {target} {len(calls)} times, not once")
         args, kwargs = calls[0].args, calls[0].kwargs
         if len(args) != 1 or kwargs or not isinstance(args[0], fx.Node):
             raise UntraceableRegion(f"it calls {target} with more than one tensor")
-        for node in graph.nodes:
-            if node.op == "get_attr" and f"{node.target}.".startswith(f"{target}."):
-                raise UntraceableRegion(f"it reads {node.target} and does not only call {target}")
+        if reads:
+            raise UntraceableRegion(f"it reads {reads[0]} and does not only call {target}")
 
 
 def _listed(names: Sequence[str] | frozenset[str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bishare_dsl.rewrite.install import Program
+from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.store import Store
 
 
@@ -18,6 +19,7 @@ class Factors(nn.Module):
     Without gradients the factors are kept, and made again when a source is another tensor, lies
     elsewhere or was changed in place. Writing through ``.data`` is the one change that torch does not
     count: `refresh`, a switch between training and evaluation, or any forward with gradients sees to it.
+    Neither are the steps of fused optimizers counted, so that nothing is kept beside gradients.
 
     Args:
         assembly: makes the factors of the sources.
@@ -36,7 +38,7 @@ class Factors(nn.Module):
         self._stores = tuple(dict.fromkeys(store for store, _ in sources))
         self._slots = tuple((self._stores.index(store), number) for store, number in sources)
         self._assemble = assembly.function()
-        self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
+        self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...], list[Tensor]] | None = None
 
     def forward(self) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
@@ -46,9 +48,12 @@ class Factors(nn.Module):
             return self._make()
         state = self._state()
         if state is None:
+            self._kept = None
             return self._make()
         if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self._make())
+            # The sources too: as long as they live, no other tensor has their addresses.
+            alive = [p.detach() for store in self._stores for p in store.parameters(recurse=False)]
+            self._kept = (state, self._make(), alive)
         return self._kept[1]
 
     def refresh(self) -> None:
@@ -59,16 +64,18 @@ class Factors(nn.Module):
         self.refresh()
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Factors:
+        # `.to()` and its like give a parameter other data, and may come back to an old address.
+        self.refresh()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
     def _make(self) -> tuple[Tensor, ...]:
         tensors = [store() for store in self._stores]
         sources = [tensors[store][number] for store, number in self._slots]
         # Factors are small, and made in the precision they are trained in: what runs, what merges and
         # what is exported are then the same numbers.
-        device = sources[0].device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return tuple(self._assemble(self, *sources))
-        return tuple(self._assemble(self, *sources))
+        with without_autocast(sources[0].device):
+            return tuple(self._assemble(self, *sources))
 
     def _state(self) -> tuple[Any, ...] | None:
         """What tells one set of sources from another, or None where they cannot be told apart."""
@@ -79,6 +86,8 @@ class Factors(nn.Module):
             for tensor in store._parameters.values():
                 if type(tensor) is not nn.Parameter or tensor.is_meta or tensor.is_inference():
                     return None
+                if tensor.grad is not None:
+                    return None  # A step may follow, and fused optimizers' changes are not counted.
                 state += (id(tensor), tensor._version, tensor.data_ptr())
         return tuple(state)
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from bishare_dsl.rewrite.install import base_class, replaces_forward
 from bishare_dsl.rewrite.leaves import OPAQUE_ARGS, OPAQUE_KWARGS, base_forward
-from bishare_dsl.rewrite.trace import UntraceableRegion
+from bishare_dsl.rewrite.trace import UntraceableRegion, check_decorators
 
 
 def linear_region(module: nn.Module) -> fx.Graph:
@@ -24,6 +24,7 @@ def linear_region(module: nn.Module) -> fx.Graph:
     """
     if replaces_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
+    check_decorators(module)
     forward = inspect.unwrap(base_class(type(module)).forward)
     _, *parameters = inspect.signature(forward).parameters.values()
     if not parameters or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:

@@ -6,9 +6,19 @@ out of place, so that a hook on a base linear keeps the output it was given.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which autocast leaves dtypes as they are."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def down(x: Tensor, a: Tensor) -> Tensor:
@@ -21,8 +31,11 @@ def up(y: Tensor, z: Tensor, b: Tensor) -> Tensor:
 
     One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit.
     """
-    flat = torch.addmm(y.flatten(0, -2), z.flatten(0, -2).to(y), b.to(y))
-    return flat.view(y.shape)
+    flat, rows = (t.reshape(-1, t.shape[-1]) for t in (y, z))
+    with without_autocast(
+        y.device
+    ):  # which would round a float32 ``y`` that a quantised linear gives
+        return torch.addmm(flat, rows.to(y), b.to(y)).view(y.shape)
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bishare_dsl.rewrite.install import base_class
+from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.rewrite.install import base_class, replaces_forward
+from bishare_dsl.rewrite.program import FACTORS
 
 # What every module has, and what accelerate adds: none of it is seen by a forward.
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"_hf_hook", "_old_forward", "forward"}
@@ -34,11 +36,12 @@ class _Same:
 def structure_key(module: nn.Module) -> Hashable:
     """A value that is equal for two modules only if one's traced graph is right for the other.
 
-    It holds the class, every attribute but `layer_idx`, and the same of all children. Weights do not
+    It holds the class, whether the instance has a forward of its own, every attribute but
+    `layer_idx`, and the same of all children. Weights do not
     count, only which of them there are; an attribute that cannot be compared counts as different
     unless it is the same object, as a configuration is.
     """
-    return tuple(_describe(module))
+    return replaces_forward(module), *_describe(module)
 
 
 def _describe(module: nn.Module, path: str = "") -> Iterator[Hashable]:
@@ -50,7 +53,7 @@ def _describe(module: nn.Module, path: str = "") -> Iterator[Hashable]:
         if name not in _BOOKKEEPING and not (name in _SYMBOLIC and value is not None):
             yield name, _comparable(value)
     for name, child in module._modules.items():
-        if name == "bishare":
+        if name in (ADAPTER, FACTORS):
             continue  # the adapter of an earlier compilation is no part of the forward
         if child is None:
             yield f"{path}.{name}", None

@@ -28,6 +28,7 @@ from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer, TraceError
 
 from bishare_dsl.rewrite import leaves
+from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
 from bishare_dsl.rewrite.install import base_class
 
 # Hidden states are (batch, tokens, width) in every decoder; `leaves.expect_rank` checks at run time.
@@ -51,6 +52,14 @@ class UntraceableRegion(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class BypassedTarget(UntraceableRegion):
+    """A parent reads a target's tensors and never calls it, so that nothing can be added to it."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f"the layer around it reads the weight of {target} and does not call it")
+        self.target = target
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,18 @@ def forward_function(module: nn.Module) -> types.FunctionType:
     if not isinstance(function, types.FunctionType):
         raise UntraceableRegion("its forward is not a Python function")
     return function
+
+
+def check_decorators(module: nn.Module) -> None:
+    """Make sure that the decorators of the forward of `module` can be put round another.
+
+    Raises:
+        UntraceableRegion: they cannot, or the forward is not a Python function.
+    """
+    try:
+        rewrap(base_class(type(module)).forward, forward_function(module))
+    except UnknownDecorator as error:
+        raise UntraceableRegion(f"its decorator cannot be copied: {error}") from error
 
 
 def trace_region(module: nn.Module, way: Way) -> Trace:

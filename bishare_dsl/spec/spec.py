@@ -61,6 +61,10 @@ class Init(Node):
     B: Expression | None = None
 
 
+# Constructed, not validated: validation would build its schema whenever this is imported.
+_NO_INIT = Init.model_construct()
+
+
 class Settings(Node):
     """What a share says of its own, or a spec for every share that says nothing.
 
@@ -70,7 +74,10 @@ class Settings(Node):
     alpha: Expression | None = None
     scale: Expression | None = None
     dropout: Expression | None = None
-    init: Init = Init()
+    init: Init = _NO_INIT
+
+
+_NO_SETTINGS = Settings.model_construct()
 
 
 def _key(value: Any) -> Any:
@@ -130,7 +137,7 @@ class Spec(Node):
     params: tuple[Param, ...] = ()
     lets: tuple[Let, ...] = ()
     target: Selection
-    defaults: Settings = Settings()
+    defaults: Settings = _NO_SETTINGS
     shares: tuple[Share, ...]
 
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
@@ -170,11 +177,11 @@ class Spec(Node):
         """
         default, init = self.defaults, self.defaults.init
         own_scale = share.alpha is not None or share.scale is not None
-        return Settings(
+        return Settings.model_construct(
             alpha=share.alpha if own_scale and share.alpha is not None else default.alpha,
             scale=share.scale if own_scale else default.scale,
             dropout=default.dropout if share.dropout is None else share.dropout,
-            init=Init(
+            init=Init.model_construct(
                 A=init.A if share.init.A is None else share.init.A,
                 B=init.B if share.init.B is None else share.init.B,
             ),

@@ -135,7 +135,7 @@ def clean_registry(monkeypatch):
     from bishare_dsl.testing import reference
     from bishare_dsl.transforms import registry
 
-    monkeypatch.setattr(registry, "_TRANSFORMS", dict(registry._TRANSFORMS))
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     monkeypatch.setattr(reference, "REFERENCES", dict(reference.REFERENCES))
 
 
@@ -172,6 +172,19 @@ def test_console(block, capsys):
     out = capsys.readouterr().out
     if (expected := printed(block)) is not None:
         assert out == expected
+
+
+def test_message_in_the_readme(tmp_path, monkeypatch, capsys):
+    """The README shows a mistake as the command does."""
+    from bishare_dsl.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("my.share").write_text(
+        "spec mine\ntarget q_porj, v_proj\nshare local per module rank 4\n", encoding="utf-8"
+    )
+    assert main(["check", "my.share", "--model", "llama-7b"]) == 1
+    [shown] = [b for b in BLOCKS if b.page.name == "README.md" and "BS301" in b.text]
+    assert shown.text in capsys.readouterr().out
 
 
 def test_examples_are_found():

@@ -12,8 +12,6 @@ from bishare_dsl.testing.models import TINY_FAMILIES
 from bishare_dsl.testing.plans import architectures, meaningful_specs, pools, small_models
 from bishare_dsl.testing.specs import specs
 
-SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
-
 
 @st.composite
 def fitting(draw):
@@ -21,7 +19,6 @@ def fitting(draw):
     return draw(meaningful_specs(architecture)), architecture
 
 
-@SLOW
 @given(fitting())
 def test_a_meaningful_spec_has_a_plan(drawn):
     spec, architecture = drawn
@@ -33,7 +30,6 @@ def test_a_meaningful_spec_has_a_plan(drawn):
     assert {name for term in plan.terms for name in term.tensors.values()} == set(plan.tensor)
 
 
-@SLOW
 @given(fitting(), st.randoms(use_true_random=False))
 def test_meaning_does_not_depend_on_order(drawn, rng: random.Random):
     spec, architecture = drawn
@@ -46,7 +42,6 @@ def test_meaning_does_not_depend_on_order(drawn, rng: random.Random):
     assert other.trainable == first.trainable
 
 
-@SLOW
 @given(specs(), architectures())
 def test_any_spec_has_a_plan_or_problems(spec, architecture):
     try:
@@ -55,7 +50,6 @@ def test_any_spec_has_a_plan_or_problems(spec, architecture):
         str(error)
 
 
-@SLOW
 @given(fitting(), specs())
 def test_any_share_beside_a_sound_one_has_a_plan_or_problems(drawn, other):
     """Most of what is drawn at random is refused at once; a half-sound spec gets further."""

@@ -17,7 +17,8 @@ NO_SUCH_SPEC = Code(
     "no such spec",
     "there is no spec `{name}`: {why}",
     "A spec is given as the path of a `.share` file, as the name of one that ships with bishare "
-    "(`bishare specs` lists them), or as `-` for standard input. A file of that name wins over a shipped spec.",
+    "(`bishare specs` lists them), or as `-` for standard input. A file of that name wins over a shipped "
+    "spec.",
     bad="bishare check bishare_kee",
     good="bishare check bishare_ke",
     shell=True,

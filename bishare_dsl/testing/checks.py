@@ -1,0 +1,474 @@
+"""Ready checks: whatever must hold of any spec on any model, and of any transform.
+
+    @given(st.data())
+    def test_my_specs(data):
+        model = data.draw(small_models())
+        check_spec(data.draw(meaningful_specs(inspect_model(model))), model)
+
+    @given(pools(), st.integers(1, 6))
+    def test_my_transform(widths, rank):
+        check_transform(MyTransform(size=4), rank, widths)
+
+Each takes a model that is not adapted and leaves it as it was. A check that fails raises an
+AssertionError that says what differs, where, and by how much.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bishare_dsl.api import BishareWarning, compile_spec, load_adapter
+from bishare_dsl.plan import Plan
+from bishare_dsl.spec import Spec
+from bishare_dsl.testing.reference import REFERENCES, TermValues, reference_model
+from bishare_dsl.transforms import Transform, Width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-4,
+    torch.bfloat16: 2e-2,
+}
+"""How far results may be apart, relative to the largest value of what is expected.
+
+A shorter type than float32 is allowed four times its own error in the reference on top of that.
+"""
+
+
+def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """Every invariant of bishare, for a spec and a model.
+
+    Args:
+        spec: one that fits the model, without dropout.
+        model: any causal language model with dense linears; not adapted, and left as it is.
+        seed: of the adapter and of the inputs.
+
+    Raises:
+        AssertionError: an invariant does not hold.
+        BishareError: the spec does not fit the model.
+    """
+    check_fresh(spec, model, seed)
+    check_count(spec, model, seed)
+    check_against_reference(spec, model, seed)
+    check_saving(spec, model, seed)
+    check_merging(spec, model, seed)
+    check_export(spec, model, seed)
+    check_seed(spec, model, seed)
+
+
+def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """A fresh adapter leaves logits bit-identical to the base, in eval mode and in training mode.
+
+    The model stays of its class; disabling the adapter, or taking it out, gives the base back.
+    """
+    inputs = _inputs(model, seed)
+    expected = _logits(model, inputs)
+    adapted = _adapted(spec, model, seed)
+    _same(type(adapted), type(model), "the class of the adapted model")
+    if not any(share.nonzero_start for share in spec.shares):
+        _identical(_logits(adapted, inputs), expected, "logits of a fresh adapter")
+        # With gradients the forward takes another way: factors are not kept.
+        _identical(adapted(**inputs).logits, expected, "logits of a fresh adapter, with gradients")
+    randomize(adapted, seed)
+    with adapted.bishare.disable_adapter():
+        _identical(_logits(adapted, inputs), expected, "logits with the adapter disabled")
+    base = adapted.bishare.unload()
+    _identical(_logits(base, inputs), expected, "logits after unloading")
+    left = [name for name, _ in base.named_modules() if "bishare" in name.split(".")]
+    _same(left, [], "modules left behind by unloading")
+
+
+def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """The plan counts the unique trainable scalars of the model, and all of its scalars."""
+    adapted = _adapted(spec, model, seed)
+    plan: Plan = adapted.bishare.plan
+    # `parameters()` gives a tied parameter once; a tensor registered twice would be hidden by that.
+    registered = [p for _, p in adapted.named_parameters(remove_duplicate=False) if p.requires_grad]
+    _same(len(registered), len({id(p) for p in registered}), "registrations of trainable tensors")
+    _same(sum(p.numel() for p in registered), plan.trainable, "the model's trainable parameters")
+    _same(sum(p.numel() for p in adapted.parameters()), plan.all, "all of the model's parameters")
+    _same(sum(plan.shares.values()), plan.trainable, "the sum of the shares' parameters")
+    _same(
+        {name: tuple(tensor.shape) for name, tensor in adapted.bishare.tensors().items()},
+        {tensor.name: tensor.shape for tensor in plan.tensors},
+        "the tensors' shapes",
+    )
+
+
+def check_against_reference(
+    spec: Spec, model: PreTrainedModel, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> None:
+    """Logits and the gradient of every tensor are those of the dense `reference_model`.
+
+    Args:
+        spec: one that fits the model, without dropout.
+        model: the base.
+        seed: of the adapter and the inputs.
+        dtype: in which base and adapter compute. The reference keeps the adapter in float32 at least.
+    """
+    model = _in_type(model, dtype)
+    inputs = _inputs(model, seed)
+    adapted = _adapted(spec, model, seed)
+    if dtype == torch.float64:
+        adapted.to(dtype)  # Adapters are float32 otherwise.
+    tensors = randomize(adapted, seed)
+    wide = torch.promote_types(dtype, torch.float32)
+    leaves = {
+        name: tensor.detach().to(wide).requires_grad_(tensor.requires_grad)
+        for name, tensor in tensors.items()
+    }
+    plan: Plan = adapted.bishare.plan
+    trained = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    weights = torch.randn(
+        (*inputs["input_ids"].shape, model.config.vocab_size), generator=_random(seed), dtype=wide
+    )
+
+    def run(some: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        logits = some(**inputs).logits
+        return logits, _gradients((logits * weights).sum(), [values[name] for name in trained])
+
+    expected, references = run(reference_model(_in_type(model, wide), plan, leaves), leaves)
+    found, gradients = run(adapted, tensors)
+    # Compared on one scale: a gradient that happens to be tiny is no better known than the others.
+    scale = max(float(reference.abs().max()) for reference in references)
+    slack, gradient_slack = 0.0, 0.0
+    if wide != dtype:
+        # How well a model is conditioned shows in what the type does to the reference itself.
+        rough, rough_gradients = run(reference_model(model, plan, leaves), leaves)
+        slack = 4 * _worst(rough, expected)
+        pairs = zip(rough_gradients, references, strict=True)
+        gradient_slack = 4 * max(_worst(gradient, reference) for gradient, reference in pairs)
+    _close(found, expected, dtype, "logits", slack=slack)
+    _close(_logits(adapted, inputs), expected, dtype, "logits without gradients", slack=slack)
+    for name, gradient, reference in zip(trained, gradients, references, strict=True):
+        what = f"the gradient of {name}"
+        _close(gradient, reference, dtype, what, scale=scale, slack=gradient_slack)
+
+
+def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """What is saved and loaded has the same logits and ties; the file has each tensor once."""
+    from safetensors.torch import load_file
+
+    inputs = _inputs(model, seed)
+    adapted = _adapted(spec, model, seed)
+    tensors = randomize(adapted, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        adapted.bishare.save_pretrained(folder)
+        stored = load_file(Path(folder) / "adapter.safetensors")
+        with _quietly():
+            loaded: Any = load_adapter(folder, copy.deepcopy(model))
+    _same(set(stored), {tensor.name for tensor in adapted.bishare.plan.tensors}, "stored tensors")
+    _same(
+        sum(tensor.numel() for tensor in stored.values()),
+        sum(tensor.size for tensor in adapted.bishare.plan.tensors),
+        "stored scalars",
+    )
+    _same(loaded.bishare.plan, adapted.bishare.plan, "the loaded plan")
+    again = loaded.bishare.tensors()
+    for name, tensor in tensors.items():
+        _identical(again[name], tensor, f"the loaded tensor {name}")
+    _identical(_logits(loaded, inputs), _logits(adapted, inputs), "logits after loading")
+    _same(_names(loaded), _names(adapted), "names of trainable parameters after loading")
+
+
+def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """Merging changes logits by rounding only; unmerging gives the base back bit for bit."""
+    inputs = _inputs(model, seed)
+    adapted = _adapted(spec, model, seed)
+    base = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    randomize(adapted, seed)
+    expected = _logits(adapted, inputs)
+    adapted.bishare.merge()
+    _close(_logits(adapted, inputs), expected, model.dtype, "logits of the merged model")
+    adapted.bishare.unmerge()
+    _identical(_logits(adapted, inputs), expected, "logits after unmerging")
+    for name, tensor in adapted.state_dict().items():
+        if "bishare" not in name.split("."):
+            _identical(tensor, base[name], f"{name} after unmerging")
+    plain = adapted.bishare.merge_and_unload()
+    _close(_logits(plain, inputs), expected, model.dtype, "logits of the merged, unloaded model")
+    _same(set(plain.state_dict()), set(model.state_dict()), "the merged model's tensors")
+
+
+def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """PEFT loads the export, and computes the same logits.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    from peft import PeftModel
+
+    inputs = _inputs(model, seed)
+    adapted = _adapted(spec, model, seed)
+    randomize(adapted, seed)
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        adapted.bishare.export(folder, format="peft", force=True)
+        exported = PeftModel.from_pretrained(copy.deepcopy(model), folder)
+    _close(
+        _logits(exported, inputs), _logits(adapted, inputs), model.dtype, "logits of PEFT's model"
+    )
+
+
+def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """The same seed gives the same tensors bit for bit, whatever the order of the shares."""
+    first = _adapted(spec, model, seed).bishare.tensors()
+    backwards = spec.model_copy(update={"shares": spec.shares[::-1], "params": spec.params[::-1]})
+    again = _adapted(backwards, model, seed).bishare.tensors()
+    _same(set(again), set(first), "tensors of the same shares in another order")
+    for name, tensor in first.items():
+        _identical(again[name], tensor, f"the tensor {name} of the same shares in another order")
+    # A constant start is the same for any seed, and for any tensor.
+    drawn = [t for t in _plan(spec, model).tensors if t.init not in ("zeros", "ones")]
+    other = _adapted(spec, model, seed + 1).bishare.tensors()
+    kept = [tensor.name for tensor in drawn if torch.equal(other[tensor.name], first[tensor.name])]
+    _same(kept, [], "tensors that another seed leaves as they were")
+    values: dict[object, str] = {}
+    for tensor in drawn:
+        twin = values.setdefault((tensor.init, *first[tensor.name].flatten().tolist()), tensor.name)
+        _same(twin, tensor.name, "a tensor with the very values of another")
+
+
+def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:
+    """What bishare relies on in a transform, at one rank and for the sites of one pool.
+
+    Shapes are as declared; the update is zero where either pooled factor is; its rank is at most
+    `reach`; `factors` gives the same in a traced graph; gradients reach every tensor; the options
+    survive being written down; and the update is that of the reference, where one is registered.
+
+    Args:
+        transform: a transform with its options.
+        rank: of the share, 1 or more.
+        widths: of the pool's sites.
+
+    Returns:
+        False where the transform refuses this rank or these widths, so that nothing was checked.
+
+    Raises:
+        AssertionError: saying what does not hold.
+    """
+    try:
+        transform.check_rank(rank)
+        shared = {
+            role: transform.shared_shape(
+                role, rank, [side for width in widths for side in width.sides(role)]
+            )
+            for role in transform.pooled
+        }
+        own = {width: transform.own(rank, width) for width in widths}
+    except ValueError:
+        return False
+    _same(type(transform).model_validate(transform.options()), transform, "the options, read again")
+    for width in widths:
+        _same(sorted(own[width]), sorted(transform.owned), "roles of a site's own tensors")
+        _same(set(own[width]) & set(shared), set(), "roles both pooled and a site's own")
+        shapes = shared | {role: (t.rows, t.columns) for role, t in own[width].items()}
+        if transform.linear:
+            _check_factors(transform, rank, width, shapes)
+        else:
+            _check_update(transform, rank, width, shapes)
+    return True
+
+
+def _check_factors(
+    transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    random = _random(rank)
+    values = {
+        role: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
+        for role, shape in shapes.items()
+    }
+    down, up = transform.factors(values, rank, width)
+    rows, where = transform.rows(rank, width), f"at {width.d_in} -> {width.d_out}"
+    _same(tuple(down.shape), (rows, width.d_in), f"the shape of the effective A {where}")
+    _same(tuple(up.shape), (rows, width.d_out), f"the shape of the effective B {where}")
+    update = up.T @ down
+
+    reach = transform.reach(rank, width)
+    if not 0 < reach <= rows:
+        raise AssertionError(f"reach is {reach} {where}, and the factors have {rows} rows")
+    measured = int(torch.linalg.matrix_rank(update.detach()))
+    if measured > reach:
+        raise AssertionError(f"the update's rank is {measured} {where}, and reach says {reach}")
+
+    gradients = _gradients(update.square().sum(), list(values.values()))
+    missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
+    _same(missed, [], f"tensors that no gradient reaches {where}")
+
+    for factor in sorted(transform.zeros(frozenset(values))):
+        zeroed = {**values, factor: torch.zeros_like(values[factor])}
+        down_zero, up_zero = transform.factors(zeroed, rank, width)
+        if (up_zero.T @ down_zero).any():
+            raise AssertionError(f"the update is not zero {where} with {factor} at zero")
+
+    traced = _Factors(transform, rank, width, tuple(shapes))
+    graph = fx.symbolic_trace(traced)
+    for found, expected, factor in zip(graph(*values.values()), (down, up), "AB", strict=True):
+        _identical(found, expected, f"the effective {factor} of a traced graph {where}")
+
+    if (reference := REFERENCES.get(transform.name)) is not None:
+        term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
+        _close(update, reference(term), torch.float64, f"the update {where}")
+
+
+def _check_update(
+    transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    random = _random(rank)
+    values = {
+        role: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
+        for role, shape in shapes.items()
+    }
+    x = torch.randn(2, 3, width.d_in, generator=random, dtype=torch.float64)
+    where = f"at {width.d_in} -> {width.d_out}"
+    update = transform.update(x, values, rank, width)
+    _same(tuple(update.shape), (2, 3, width.d_out), f"the shape of the update {where}")
+    gradients = _gradients(update.square().sum(), list(values.values()))
+    missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
+    _same(missed, [], f"tensors that no gradient reaches {where}")
+    for factor in sorted(transform.zeros(frozenset(values))):
+        zeroed = {**values, factor: torch.zeros_like(values[factor])}
+        if transform.update(x, zeroed, rank, width).any():
+            raise AssertionError(f"the update is not zero {where} with {factor} at zero")
+
+
+class _Factors(nn.Module):
+    """`Transform.factors` as a module, whose inputs are the tensors."""
+
+    def __init__(self, transform: Transform, rank: int, width: Width, roles: tuple[str, ...]):
+        super().__init__()
+        self.transform, self.rank, self.width, self.roles = transform, rank, width, roles
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        # Traced, `tensors` is one proxy that stands for all of them.
+        values = {role: tensors[i] for i, role in enumerate(self.roles)}
+        return self.transform.factors(values, self.rank, self.width)
+
+
+def randomize(adapted: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Give every tensor of an adapter new values, so that no term is zero; the tensors by name."""
+    tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
+    random = _random(seed)
+    with torch.no_grad():
+        for name in sorted(tensors):
+            drawn = torch.randn(tensors[name].shape, generator=random, dtype=torch.float64)
+            # So that an update is as large as what it is added to, whatever the rank.
+            tensors[name].copy_(drawn * tensors[name].shape[0] ** -0.5 * 0.3)
+    return tensors
+
+
+def _adapted(spec: Spec, model: PreTrainedModel, seed: int) -> Any:
+    with _quietly():
+        return compile_spec(spec, copy.deepcopy(model), seed=seed)
+
+
+def _plan(spec: Spec, model: PreTrainedModel) -> Plan:
+    from bishare_dsl.api import plan_spec
+
+    with _quietly():
+        return plan_spec(spec, model)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings about specs that are odd but sound: any spec is welcome here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BishareWarning)
+        yield
+
+
+def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Any:
+    """A copy of the model that computes in a type."""
+    other: Any = copy.deepcopy(model)
+    if getattr(other.config, "_experts_implementation", None) is not None:
+        other.set_experts_implementation("eager")  # The fused experts know no float64.
+    return other.to(dtype)
+
+
+def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    # What the loss does not depend on, such as a last layer's keys of padded tokens, has none.
+    found: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
+    return [
+        torch.zeros_like(tensor) if gradient is None else gradient
+        for tensor, gradient in zip(tensors, found, strict=True)
+    ]
+
+
+def _random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _inputs(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
+    """Two short sequences, one of them padded."""
+    ids = torch.randint(3, model.config.vocab_size, (2, 5), generator=_random(seed))
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = (
+        0  # On the right: on the left, some families give NaN at what nothing attends to.
+    )
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _names(model: nn.Module) -> list[str]:
+    return [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+
+
+def _same(found: object, expected: object, what: str) -> None:
+    if found != expected:
+        raise AssertionError(f"{what}: found {found}, expected {expected}")
+
+
+def _identical(found: Tensor, expected: Tensor, what: str) -> None:
+    if not torch.equal(found, expected):
+        raise AssertionError(f"{what} must be identical: {_difference(found, expected)}")
+
+
+def _close(
+    found: Tensor,
+    expected: Tensor,
+    dtype: torch.dtype,
+    what: str,
+    *,
+    scale: float | None = None,
+    slack: float = 0.0,
+) -> None:
+    _same(tuple(found.shape), tuple(expected.shape), f"the shape of {what}")
+    scale = float(expected.detach().abs().max()) if scale is None else scale
+    allowed = TOLERANCE[dtype] * max(scale, 1e-6) + slack
+    if not _worst(found, expected) <= allowed:
+        raise AssertionError(
+            f"{what} differ by more than {allowed:.3g} in {dtype}: {_difference(found, expected)}"
+        )
+
+
+def _worst(found: Tensor, expected: Tensor) -> float:
+    return float((found.detach().to(expected.dtype) - expected.detach()).abs().max())
+
+
+def _difference(found: Tensor, expected: Tensor) -> str:
+    if found.shape != expected.shape:
+        return f"shapes {tuple(found.shape)} and {tuple(expected.shape)}"
+    found, expected = found.detach().double(), expected.detach().double()
+    gap = (found - expected).abs()
+    worst = int(gap.argmax())
+    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), gap.shape))
+    return (
+        f"{int((gap > 0).sum())} of {gap.numel()} values differ, most by {float(gap.max()):.3g}, at "
+        f"{place}, where {float(found.flatten()[worst]):.6g} was found and "
+        f"{float(expected.flatten()[worst]):.6g} expected"
+    )

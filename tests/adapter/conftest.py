@@ -1,0 +1,56 @@
+"""Adapted tiny models whose adapters do something."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec, parse_spec
+from bishare_dsl.spec import Spec
+from bishare_dsl.testing.models import tiny_model
+
+# A tier of each kind, each through another transform, with scales that are not 1.
+SPEC = """
+spec mixed
+target q_proj, k_proj, v_proj, up_proj, down_proj
+share local per module rank 2 scale 2
+share intra per layer rank 3 scale 0.5 via KE(size = 4)
+share inter per model rank 4 via SS(slice = trailing)
+"""
+GPT2 = """
+spec gpt2
+target c_attn, c_fc
+share local per module rank 2 scale 2
+share inter per model rank 3 via GT(size = 8, gate_rank = 2)
+"""
+
+
+@pytest.fixture
+def spec() -> Spec:
+    return parse_spec(SPEC)
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(64, (2, 10), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def adapted() -> Callable[..., Any]:
+    """Compile a spec into a tiny model and move every tensor away from its start."""
+
+    def make(family: str = "llama", text: str = SPEC, dtype: torch.dtype = torch.float32) -> Any:
+        model = compile_spec(parse_spec(text), tiny_model(family).to(dtype), seed=3)
+        random = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for tensor in model.bishare.tensors().values():
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=random))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def base() -> Callable[..., Any]:
+    return tiny_model

@@ -1,0 +1,72 @@
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import parse_spec, plan_spec
+from bishare_dsl.adapter.effective import delta, effective_factors
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.plan import Plan
+from bishare_dsl.testing.models import tiny_model
+
+HEAD = "spec s target q_proj, down_proj "
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model("llama")
+
+
+def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
+    """Values that are nowhere zero."""
+    random = torch.Generator().manual_seed(1)
+    return {t.name: torch.randn(t.shape, generator=random) for t in plan.tensors}
+
+
+def test_terms_are_stacked_and_scales_folded_into_b(model: Any) -> None:
+    text = "share x per module rank 2 scale 2 share y per module rank 3 scale 0.5"
+    plan = plan_spec(parse_spec(HEAD + text), model)
+    tensors = tensors_of(plan)
+    site = plan.sites[0]
+    a, b = effective_factors(plan, tensors, site)
+    x, y = "x.layers.0.self_attn.q_proj", "y.layers.0.self_attn.q_proj"
+    assert torch.equal(a, torch.cat([tensors[f"{x}.A"], tensors[f"{y}.A"]]))
+    assert torch.equal(b, torch.cat([2 * tensors[f"{x}.B"], 0.5 * tensors[f"{y}.B"]]))
+    assert a.shape == (plan.rows(site.path), site.d_in)
+    assert b.shape == (plan.rows(site.path), site.d_out)
+
+
+def test_delta_is_the_sum_of_the_terms(model: Any) -> None:
+    text = "share x per layer rank 2 scale 3 via SS(slice = leading) share y per module rank 1"
+    plan = plan_spec(parse_spec(HEAD + text), model)
+    tensors = tensors_of(plan)
+    site = plan.sites[0]  # a q_proj, 32 -> 40, narrower than its layer's widest
+    a, b = (tensors[f"x.layer_0.{factor}"] for factor in "AB")
+    own_a, own_b = (tensors[f"y.layers.0.self_attn.q_proj.{factor}"] for factor in "AB")
+    want = 3 * b[:, : site.d_out].t() @ a[:, : site.d_in] + own_b.t() @ own_a
+    torch.testing.assert_close(delta(plan, tensors, site), want)
+
+
+def test_a_fresh_adapter_adds_nothing(model: Any) -> None:
+    plan = plan_spec(parse_spec(f"{HEAD} share x per model rank 2 via KE(size = 4)"), model)
+    tensors = draw(plan, 0)
+    assert all(not delta(plan, tensors, site).any() for site in plan.sites)
+
+
+def test_low_precision_tensors_are_multiplied_in_float32(model: Any) -> None:
+    plan = plan_spec(parse_spec(f"{HEAD} share x per module rank 2"), model)
+    low = {name: t.bfloat16() for name, t in tensors_of(plan).items()}
+    exact = {name: t.float() for name, t in low.items()}
+    found = delta(plan, low, plan.sites[0])
+    assert found.dtype == torch.float32
+    assert torch.equal(found, delta(plan, exact, plan.sites[0]))
+
+
+def test_a_target_without_terms_has_no_rows(model: Any) -> None:
+    text = "share x where q_proj per module rank 2"
+    with pytest.warns(UserWarning, match="BS308"):
+        plan = plan_spec(parse_spec(HEAD + text), model)
+    site = next(site for site in plan.sites if site.kind == "down_proj")
+    a, b = effective_factors(plan, tensors_of(plan), site)
+    assert a.shape == (0, site.d_in)
+    assert b.shape == (0, site.d_out)

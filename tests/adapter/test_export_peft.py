@@ -1,0 +1,251 @@
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bishare_dsl import compile_spec, parse_spec
+from bishare_dsl.adapter import export_peft as exporting
+from bishare_dsl.adapter.effective import effective_factors
+from bishare_dsl.adapter.export_peft import export_peft
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import GPT2, SPEC
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+Adapted = Callable[..., Any]
+
+# Ranks differ between modules, so that some are padded.
+UNEVEN = """
+spec uneven
+target q_proj, v_proj, down_proj
+share local per module rank match kind { q_proj: 5; else: 2 } scale 3
+share low where layer == 0 per layer rank 3 via SS
+"""
+SOME = "spec some target q_proj share x where layer == 1 per module rank 2"
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids).logits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("llama", SPEC),
+        ("llama", UNEVEN),
+        ("gpt2", GPT2),
+        ("qwen2", SPEC),
+        ("gemma2", SPEC),
+        ("phi3", "spec s target qkv_proj, down_proj share x per layer rank 4 via KE(size = 4)"),
+        ("mixtral", "spec s target q_proj, v_proj share x per model rank 4 via GT(size = 8)"),
+        ("opt", "spec s target q_proj, fc1 share x per model rank 4 via SS"),
+        ("falcon", "spec s target dense share x per model rank 4"),
+    ],
+)
+def test_peft_computes_the_same(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, family: str, text: str
+) -> None:
+    model = adapted(family, text)
+    want = logits(model, ids)
+    assert (want - logits(tiny_model(family), ids)).abs().max() > 1e-2
+    report = model.bishare.export(tmp_path / "peft")
+    loaded = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "peft")
+    torch.testing.assert_close(logits(loaded, ids), want, rtol=1e-4, atol=1e-4)
+    wrapped = [n for n, m in loaded.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert len(wrapped) == report.modules
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(logits(merged, ids), want, rtol=1e-4, atol=1e-4)
+
+
+def test_what_vllm_documents(adapted: Adapted, tmp_path: Path) -> None:
+    model = adapted(text=UNEVEN)
+    report = model.bishare.export(tmp_path / "peft", "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    plan = model.bishare.plan
+    assert {path.name for path in (tmp_path / "peft").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert config["peft_type"] == "LORA"
+    assert config["r"] == config["lora_alpha"] == report.rank == 8
+    assert config["bias"] == "none"
+    assert config["modules_to_save"] is None
+    assert config["use_dora"] is config["use_rslora"] is False
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    want = set()
+    for site in plan.sites:
+        a, b = (f"base_model.model.{site.path}.lora_{factor}.weight" for factor in "AB")
+        want |= {a, b}
+        assert tensors[a].shape == (8, site.d_in)
+        assert tensors[b].shape == (site.d_out, 8)
+        rows = plan.rows(site.path)
+        down, up = effective_factors(plan, model.bishare.tensors(), site)
+        assert torch.equal(tensors[a][:rows], down)
+        assert torch.equal(tensors[b][:, :rows], up.t())
+        assert not tensors[a][rows:].any()
+        assert not tensors[b][:, rows:].any()
+    assert tensors.keys() == want
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("rank", "enough"), [(1, 1), (2, 8), (8, 8), (9, 16), (33, 64), (300, 320), (513, None)]
+)
+def test_the_least_rank_that_vllm_must_allow(tmp_path: Path, rank: int, enough: int | None) -> None:
+    text = f"spec s target q_proj share x per module rank {rank} share y per model rank 0"
+    with pytest.warns(UserWarning, match="BS311") if rank > 32 else nullcontext():
+        model = compile_spec(parse_spec(text), tiny_model("llama"))
+    report = model.bishare.export(tmp_path / "peft")
+    assert report.max_lora_rank == enough
+    assert [problem.code for problem in report.warnings] == ([] if enough else ["BS632"])
+    assert (f"--max-lora-rank {enough}" in str(report)) == (enough is not None)
+
+
+def targets(folder: Path) -> Any:
+    return json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+
+
+def test_target_modules_are_kinds_where_these_choose_the_same(
+    adapted: Adapted, tmp_path: Path
+) -> None:
+    adapted().bishare.export(tmp_path / "peft")
+    assert targets(tmp_path / "peft") == ["down_proj", "k_proj", "q_proj", "up_proj", "v_proj"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_target_modules_are_paths_where_kinds_would_choose_more(
+    adapted: Adapted, tmp_path: Path
+) -> None:
+    adapted(text=SOME).bishare.export(tmp_path / "peft")
+    assert targets(tmp_path / "peft") == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_target_modules_are_a_regex_where_paths_would_choose_more() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)})
+    model["b"] = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1)})
+    pattern = exporting._target_modules(model, ["a"])
+    assert pattern == "a"  # a string, which PEFT matches whole
+
+
+def test_gpt2_says_that_its_weights_lie_the_other_way(adapted: Adapted, tmp_path: Path) -> None:
+    adapted("gpt2", GPT2).bishare.export(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is True
+
+
+def test_the_base_is_named(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.config.name_or_path = "owner/base"
+    compile_spec(parse_spec(SPEC), model)
+    model.bishare.export(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/base"
+
+
+def test_a_model_of_shapes_only_is_enough(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = adapted()
+    with torch.device("meta"):
+        shapes = tiny_model("llama")
+    export_peft(tmp_path / "peft", model.bishare.plan, model.bishare.tensors(), shapes)
+    loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
+    torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_exporting_while_merged_exports_the_adapter(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = adapted()
+    want = logits(model, ids)
+    model.bishare.merge()
+    model.bishare.export(tmp_path / "peft")
+    loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
+    torch.testing.assert_close(logits(loaded, ids), want, rtol=1e-4, atol=1e-4)
+
+
+# Folders ------------------------------------------------------------------------------------------
+
+
+def test_an_existing_folder_is_refused(adapted: Adapted, tmp_path: Path) -> None:
+    model = adapted()
+    model.bishare.export(tmp_path / "peft")
+    content = (tmp_path / "peft" / "adapter_model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.bishare.tensors()["inter.A"].zero_()
+    with pytest.raises(AdapterError, match="BS618"):
+        model.bishare.export(tmp_path / "peft")
+    assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() == content
+    model.bishare.export(tmp_path / "peft", force=True)
+    assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() != content
+    assert [path.name for path in tmp_path.iterdir()] == ["peft"]
+
+
+def test_force_replaces_nothing_but_an_export(adapted: Adapted, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(AdapterError, match=r"BS630.*thesis\.tex"):
+        adapted().bishare.export(tmp_path, force=True)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_an_empty_folder_is_as_good_as_none(adapted: Adapted, tmp_path: Path) -> None:
+    (tmp_path / "peft").mkdir()
+    adapted().bishare.export(tmp_path / "peft")
+    assert (tmp_path / "peft" / "adapter_config.json").exists()
+
+
+def test_a_file_in_the_way(adapted: Adapted, tmp_path: Path) -> None:
+    (tmp_path / "peft").write_text("mine")
+    with pytest.raises(AdapterError, match="BS618"):
+        adapted().bishare.export(tmp_path / "peft", force=True)
+    assert (tmp_path / "peft").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written(adapted: Adapted, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AdapterError, match="BS616"):
+        adapted().bishare.export(tmp_path / "file" / "peft")
+
+
+def test_an_export_that_fails_leaves_the_old_one(
+    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted()
+    model.bishare.export(tmp_path / "peft")
+    rename, calls = Path.rename, []
+
+    def fail_second(self: Path, target: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises(AdapterError, match="BS616"):
+        model.bishare.export(tmp_path / "peft", force=True)
+    assert (tmp_path / "peft" / "adapter_config.json").exists()
+
+
+def test_an_unknown_format(adapted: Adapted, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="BS631") as caught:
+        adapted().bishare.export(tmp_path / "x", "pefd")
+    assert "did you mean `peft`?" in str(caught.value)
+
+
+def test_meta_tensors_are_not_exported(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    compile_spec(parse_spec(SPEC), model)
+    with pytest.raises(AdapterError, match="BS617"):
+        model.bishare.export(tmp_path / "peft")
+    assert not list(tmp_path.iterdir())

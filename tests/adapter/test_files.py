@@ -1,0 +1,347 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.adapter import journal
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.models import preset
+from bishare_dsl.testing.models import tiny_model
+
+TEXT = "spec s target q_proj, k_proj share x per layer rank 2 via SS share y per module rank 1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    save_adapter(tmp_path / "adapter", plan, draw(plan, 0), TEXT, seed=0)
+    return tmp_path / "adapter"
+
+
+def reseal(folder: Path, **fields: Any) -> None:
+    """Make the config agree with the files again, and with `fields`."""
+    path = folder / "bishare_config.json"
+    config = json.loads(path.read_text())
+    for name in config["files"]:
+        if (folder / name).exists():
+            config["files"][name] = journal.digest_of((folder / name).read_bytes()).model_dump()
+    path.write_text(json.dumps({**config, **fields}))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    path = folder / "adapter.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+    reseal(folder)
+
+
+def refused(folder: Path, code: str, *words: str) -> AdapterError:
+    """Reading fails with this code, and loading leaves the model as it was."""
+    assert code in registry()
+    model = tiny_model("llama")
+    before = dict(model.named_parameters())
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(folder, model)
+    assert not hasattr(model, "bishare")
+    assert dict(model.named_parameters()).keys() == before.keys()
+    assert all(parameter.requires_grad for parameter in before.values())
+    assert {problem.code for problem in caught.value.problems} == {code}
+    for word in words:
+        assert word in str(caught.value)
+    return caught.value
+
+
+def test_what_was_saved_is_read(folder: Path) -> None:
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    stored = read_adapter(folder)
+    assert stored.plan == plan
+    assert stored.spec_text == TEXT
+    assert stored.config.seed == 0
+    assert stored.config.versions.torch == torch.__version__
+    want = draw(plan, 0)
+    found = stored.tensors()
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+def test_each_tensor_stands_once_under_its_own_name(folder: Path) -> None:
+    plan = read_adapter(folder).plan
+    tensors = load_file(folder / "adapter.safetensors")
+    assert tensors.keys() == {tensor.name for tensor in plan.tensors}
+    assert sum(t.numel() for t in tensors.values()) == plan.trainable
+
+
+@pytest.mark.parametrize(
+    "name", ["bishare_ss", "bishare_gt", "bishare_ke", "bishare_ke_ab", "lora"]
+)
+def test_the_file_is_small_at_7b(tmp_path: Path, name: str) -> None:
+    plan = plan_spec(name, preset("llama-7b"))
+    save_adapter(tmp_path, plan, draw(plan, 0), "", seed=0)
+    size = (tmp_path / "adapter.safetensors").stat().st_size
+    assert size <= 1.02 * 4 * plan.trainable
+
+
+def test_the_config_is_of_no_interest_to_peft_and_transformers(folder: Path) -> None:
+    assert not (folder / "adapter_config.json").exists()
+    assert not (folder / "config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_tensors_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    tensors = {name: t.to(dtype) for name, t in draw(plan, 0).items()}
+    save_adapter(tmp_path, plan, tensors, TEXT, seed=0)
+    found = read_adapter(tmp_path).tensors()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert {t.dtype for t in found.values()} == {dtype}
+
+
+def test_views_and_transposes_are_saved_as_they_look(tmp_path: Path) -> None:
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    memory = torch.randn(50, 50)
+    tensors = {t.name: memory.t()[: t.shape[0], : t.shape[1]] for t in plan.tensors}
+    save_adapter(tmp_path, plan, tensors, TEXT, seed=0)
+    found = read_adapter(tmp_path).tensors()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+# What is wrong with a folder ----------------------------------------------------------------------
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", "BS601", "nothing")
+
+
+def test_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "BS601")
+
+
+def test_not_an_adapter(tmp_path: Path) -> None:
+    refused(tmp_path, "BS602", "bishare_config.json")
+
+
+def test_a_peft_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, "BS603", "PeftModel")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"not json", b"\xff\xfe", b"[]", b"{}", b'"x"', b"[" * 100_000, b'{"format": "1"}'],
+)
+def test_a_broken_config(folder: Path, text: bytes) -> None:
+    (folder / "bishare_config.json").write_bytes(text)
+    refused(folder, "BS604", "bishare_config.json")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"surprise": 1},
+        {"seed": "x"},
+        {"format": 0},
+        {"files": {}},
+    ],
+)
+def test_a_config_with_other_fields(folder: Path, fields: dict[str, Any]) -> None:
+    reseal(folder, **fields)
+    refused(folder, "BS604")
+
+
+def test_a_config_that_lists_a_file_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    config = json.loads((folder / "bishare_config.json").read_text())
+    digest = journal.digest_of(b"x").model_dump()
+    reseal(folder, files={**config["files"], "../secret": digest})
+    refused(folder, "BS604")
+
+
+def test_a_newer_format(folder: Path) -> None:
+    reseal(folder, format=2, something_new=True)
+    error = refused(folder, "BS605", "format 2")
+    assert "upgrade" in str(error)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    refused(folder, "BS606", name)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+def test_a_truncated_file(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(folder, "BS607", name, "bytes of")
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_tampered_file(folder: Path, name: str, place: int) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    refused(folder, "BS607", name, "content")
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+def test_a_file_that_is_not_what_its_name_says(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\xff\xff\xff")
+    reseal(folder)
+    refused(folder, "BS608", name)
+
+
+def test_a_transform_that_is_not_installed(folder: Path) -> None:
+    path = folder / "plan.json"
+    path.write_text(path.read_text().replace('"transform":"SS"', '"transform":"ZZ"'))
+    reseal(folder)
+    refused(folder, "BS608", "`ZZ`")
+
+
+def test_a_missing_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.pop("x.layer_0.A"))
+    refused(folder, "BS609", "x.layer_0.A")
+
+
+def test_an_unexpected_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update(extra=torch.zeros(1)))
+    refused(folder, "BS610", "extra")
+
+
+def test_a_misshapen_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({"x.layer_0.A": torch.zeros(32, 2)}))
+    refused(folder, "BS611", "x.layer_0.A", "(32, 2)", "(2, 32)")
+
+
+def test_a_tensor_of_another_type(folder: Path) -> None:
+    zeros = torch.zeros(2, 32, dtype=torch.int64)
+    edit_tensors(folder, lambda tensors: tensors.update({"x.layer_0.A": zeros}))
+    refused(folder, "BS612", "x.layer_0.A", "I64")
+
+
+def test_everything_that_is_wrong_with_the_tensors_is_said_at_once(folder: Path) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["other"] = tensors.pop("x.layer_0.A")
+        tensors["x.layer_0.B"] = torch.zeros(1, 1)
+
+    edit_tensors(folder, edit)
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(folder)
+    assert [p.code for p in caught.value.problems] == ["BS609", "BS611", "BS610"]
+
+
+# Another base -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"hidden_size": 64}, "32 to 40 in the adapter's base"),
+        ({"num_hidden_layers": 1}, "no linear layer `model.layers.1"),
+        ({"num_hidden_layers": 3}, "3 layers"),
+    ],
+)
+def test_another_base(folder: Path, sizes: dict[str, int], words: str) -> None:
+    model = tiny_model("llama", **sizes)
+    with pytest.raises(AdapterError, match="BS613") as caught:
+        load_adapter(folder, model)
+    assert words in str(caught.value)
+    assert not hasattr(model, "bishare")
+
+
+def test_another_family_of_the_same_shapes_is_a_warning(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="BS614"):
+        assert load_adapter(folder, tiny_model("mistral")).bishare
+
+
+def test_a_fine_tuned_base_with_more_words_is_no_other_base(folder: Path) -> None:
+    assert load_adapter(folder, tiny_model("llama", vocab_size=70, seed=1)).bishare
+
+
+# Saving -------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, seed: int = 0) -> None:
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    save_adapter(folder, plan, draw(plan, seed), TEXT, seed=seed)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+def test_a_foreign_file_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(AdapterError, match="BS615"):
+        saved(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "optimizer.pt").write_text("mine")
+    saved(tmp_path)
+    saved(tmp_path, seed=1)
+    assert (tmp_path / "optimizer.pt").read_text() == "mine"
+    assert read_adapter(tmp_path).config.seed == 1
+
+
+def test_an_edited_card_is_kept_and_may_be_edited(folder: Path) -> None:
+    (folder / "README.md").write_text("my words")
+    for seed in (1, 2):
+        saved(folder, seed)
+        assert (folder / "README.md").read_text() == "my words"
+        assert read_adapter(folder).config.seed == seed
+
+
+def test_an_unedited_card_is_replaced(folder: Path) -> None:
+    plan = plan_spec(parse_spec(TEXT.replace("spec s", "spec other")), tiny_model("llama"))
+    save_adapter(folder, plan, draw(plan, 0), TEXT, seed=0)
+    assert "# other" in (folder / "README.md").read_text()
+
+
+def test_a_broken_adapter_may_be_replaced(folder: Path) -> None:
+    (folder / "bishare_config.json").write_text("{")
+    saved(folder, 1)
+    assert read_adapter(folder).config.seed == 1
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AdapterError, match="BS616"):
+        saved(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "_write", full)
+    with pytest.raises(AdapterError, match=r"BS616.*No space left"):
+        saved(folder, 1)
+    assert read_adapter(folder).config.seed == 0
+
+
+def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    compile_spec(parse_spec(TEXT), model)
+    with pytest.raises(AdapterError, match=r"BS617.*meta"):
+        model.bishare.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sharded_tensors_are_refused(tmp_path: Path) -> None:
+    # DeepSpeed ZeRO-3 leaves tensors of no elements; PEFT saves them so (peft#2892).
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    empty = {t.name: torch.empty(0) for t in plan.tensors}
+    with pytest.raises(AdapterError, match=r"BS617.*\(0,\)"):
+        save_adapter(tmp_path, plan, empty, TEXT, seed=0)

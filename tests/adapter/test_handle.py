@@ -1,0 +1,335 @@
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.adapter.handle import AdapterHandle
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import GPT2, SPEC
+
+Adapted = Callable[..., Any]
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids).logits
+    return found
+
+
+@pytest.fixture
+def base_logits(ids: torch.Tensor) -> torch.Tensor:
+    return logits(tiny_model("llama"), ids)
+
+
+# Counting -----------------------------------------------------------------------------------------
+
+
+def test_the_parameters_line(adapted: Adapted, capsys: pytest.CaptureFixture[str]) -> None:
+    model = adapted()
+    model.bishare.print_trainable_parameters()
+    line = capsys.readouterr().out
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in model.parameters())
+    assert line == (
+        f"trainable params: {trainable:,} || all params: {everything:,} || "
+        f"trainable%: {100 * trainable / everything:.4f}\n"
+    )
+    assert line == f"{model.bishare.plan.parameters_line}\n"
+
+
+def test_the_line_counts_what_really_trains(
+    adapted: Adapted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = adapted()
+    model.bishare.tensors()["inter.A"].requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    model.bishare.print_trainable_parameters()
+    trainable = model.bishare.plan.trainable - 4 * 48 + model.lm_head.weight.numel()
+    assert f"trainable params: {trainable:,} ||" in capsys.readouterr().out
+
+
+def test_tensors_are_the_parameters_each_once(adapted: Adapted) -> None:
+    model = adapted()
+    tensors = model.bishare.tensors()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert tensors.keys() == {t.name for t in model.bishare.plan.tensors}
+    assert {id(t) for t in tensors.values()} == {id(p) for p in trained}
+    assert len(tensors) == len(trained)
+
+
+def test_the_handle_says_what_it_is(adapted: Adapted) -> None:
+    model = adapted()
+    assert "mixed: " in repr(model.bishare)
+    assert "10 modules, active" in repr(model.bishare)
+    with model.bishare.disable_adapter():
+        assert "disabled" in repr(model.bishare)
+    model.bishare.merge()
+    assert "merged" in repr(model.bishare)
+    handle = model.bishare
+    model.bishare.unload()
+    assert "unloaded" in repr(handle)
+    assert "AdapterHandle(mixed" in repr(adapted())
+
+
+# Saving and loading -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "text"), [("llama", SPEC), ("gpt2", GPT2), ("qwen3", SPEC)])
+def test_loading_gives_the_same_logits_and_the_same_ties(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, family: str, text: str
+) -> None:
+    model = adapted(family, text)
+    model.bishare.save_pretrained(tmp_path)
+    loaded = load_adapter(tmp_path, tiny_model(family))
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    tensors = loaded.bishare.tensors()
+    # One object for each: what was shared is shared.
+    trained = [p for p in loaded.parameters() if p.requires_grad]
+    assert {id(t) for t in tensors.values()} == {id(p) for p in trained}
+    before = logits(loaded, ids)
+    with torch.no_grad():
+        tensors["inter.A"].add_(1.0)
+    assert not torch.equal(logits(loaded, ids), before)
+    assert loaded.bishare.plan == model.bishare.plan
+    assert loaded.bishare.seed == model.bishare.seed == 3
+    assert loaded.bishare.spec_text == model.bishare.spec_text
+
+
+def test_saving_what_was_loaded_changes_nothing(adapted: Adapted, tmp_path: Path) -> None:
+    adapted().bishare.save_pretrained(tmp_path / "a")
+    load_adapter(tmp_path / "a", tiny_model("llama")).bishare.save_pretrained(tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_commit_of_the_base_is_kept(adapted: Adapted, tmp_path: Path) -> None:
+    model = adapted()
+    model.config._commit_hash = "abc123"
+    model.bishare.save_pretrained(tmp_path)
+    assert read_adapter(tmp_path).config.base_revision == "abc123"
+
+
+def test_bf16_models(adapted: Adapted, ids: torch.Tensor, tmp_path: Path) -> None:
+    model = adapted().to(torch.bfloat16)
+    model.bishare.save_pretrained(tmp_path)
+    loaded = load_adapter(tmp_path, tiny_model("llama").to(torch.bfloat16))
+    assert {t.dtype for t in loaded.bishare.tensors().values()} == {torch.bfloat16}
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def test_an_offloaded_model_is_saved(adapted: Adapted, tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    model = adapted()
+    want = {name: t.clone() for name, t in model.bishare.tensors().items()}
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.bishare.inter__A.is_meta
+    model.bishare.save_pretrained(tmp_path)
+    found = read_adapter(tmp_path).tensors()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+def test_a_merged_adapter_is_saved_as_an_adapter(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = adapted()
+    want = logits(model, ids)
+    model.bishare.merge()
+    model.bishare.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama")), ids), want)
+
+
+# Disabling ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_disabled_is_the_base(
+    adapted: Adapted, ids: torch.Tensor, base_logits: torch.Tensor, merged: bool
+) -> None:
+    model = adapted()
+    if merged:
+        model.bishare.merge()
+    want = logits(model, ids)
+    assert not torch.equal(want, base_logits)
+    with model.bishare.disable_adapter():
+        assert torch.equal(logits(model, ids), base_logits)
+        with model.bishare.disable_adapter():
+            assert torch.equal(logits(model, ids), base_logits)
+        assert torch.equal(logits(model, ids), base_logits)
+    assert torch.equal(logits(model, ids), want)
+    assert model.bishare.merged is merged
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_exception_enables_the_adapter_again(
+    adapted: Adapted, ids: torch.Tensor, merged: bool
+) -> None:
+    model = adapted()
+    if merged:
+        model.bishare.merge()
+    want = logits(model, ids)
+    with pytest.raises(KeyError), model.bishare.disable_adapter(), model.bishare.disable_adapter():
+        raise KeyError
+    assert torch.equal(logits(model, ids), want)
+
+
+@pytest.mark.parametrize("action", ["merge", "unmerge", "merge_and_unload", "unload"])
+def test_what_cannot_be_done_while_disabled(
+    adapted: Adapted, ids: torch.Tensor, action: str
+) -> None:
+    model = adapted()
+    want = logits(model, ids)
+    with model.bishare.disable_adapter(), pytest.raises(AdapterError, match="BS626"):
+        getattr(model.bishare, action)()
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_saving_while_disabled(adapted: Adapted, tmp_path: Path) -> None:
+    model = adapted()
+    with model.bishare.disable_adapter():
+        model.bishare.save_pretrained(tmp_path)
+    found = read_adapter(tmp_path).tensors()
+    assert all(torch.equal(found[n], t) for n, t in model.bishare.tensors().items())
+
+
+def test_gradients_flow_after_disabling(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    with model.bishare.disable_adapter():
+        pass
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(t.grad is not None and t.grad.any() for t in model.bishare.tensors().values())
+
+
+# Leaving ------------------------------------------------------------------------------------------
+
+
+def snapshot(model: Any) -> list[tuple[str, type, bool]]:
+    return [
+        (name, type(module), all(p.requires_grad for p in module.parameters(recurse=False)))
+        for name, module in model.named_modules()
+    ]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_unload_gives_the_base(
+    adapted: Adapted, ids: torch.Tensor, base_logits: torch.Tensor, merged: bool
+) -> None:
+    model = adapted()
+    if merged:
+        model.bishare.merge()
+    base = model.bishare.unload()
+    assert base is model
+    assert torch.equal(logits(base, ids), base_logits)
+    assert snapshot(base) == snapshot(tiny_model("llama"))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_merge_and_unload_gives_a_plain_model(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, merged: bool
+) -> None:
+    model = adapted()
+    want = logits(model, ids)
+    if merged:
+        model.bishare.merge()
+    plain = model.bishare.merge_and_unload()
+    assert plain is model
+    assert snapshot(plain) == snapshot(tiny_model("llama"))
+    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
+    plain.save_pretrained(tmp_path)
+    again = type(plain).from_pretrained(tmp_path)
+    assert torch.equal(logits(again, ids), logits(plain, ids))
+
+
+def test_the_handle_of_an_unloaded_adapter_says_so(adapted: Adapted, tmp_path: Path) -> None:
+    model = adapted()
+    handle = model.bishare
+    handle.unload()
+    for action in (
+        handle.merge,
+        handle.unmerge,
+        handle.unload,
+        handle.merge_and_unload,
+        handle.tensors,
+        handle.print_trainable_parameters,
+        lambda: handle.save_pretrained(tmp_path),
+        lambda: handle.export(tmp_path),
+    ):
+        with pytest.raises(AdapterError, match="BS627"):
+            action()
+    with pytest.raises(AdapterError, match="BS627"), handle.disable_adapter():
+        pass
+
+
+def test_a_model_can_be_adapted_again(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    want = logits(model, ids)
+    tensors = {name: t.detach().clone() for name, t in model.bishare.tensors().items()}
+    compile_spec(parse_spec(SPEC), model.bishare.unload())
+    with torch.no_grad():
+        for name, tensor in model.bishare.tensors().items():
+            tensor.copy_(tensors[name])
+    assert torch.equal(logits(model, ids), want)
+
+
+# Copies -------------------------------------------------------------------------------------------
+
+
+def by_torch_save(model: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": by_torch_save,
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_copy_has_a_handle_of_its_own(
+    adapted: Adapted,
+    ids: torch.Tensor,
+    base_logits: torch.Tensor,
+    copied: Callable[[Any], Any],
+    merged: bool,
+) -> None:
+    model = adapted()
+    if merged:
+        model.bishare.merge()
+    want = logits(model, ids)
+    other = copied(model)
+    assert isinstance(other.bishare, AdapterHandle)
+    assert other.bishare is not model.bishare
+    assert other.bishare.model is other
+    assert other.bishare.merged is merged
+    assert torch.equal(logits(other, ids), want)
+    own, others = model.bishare.tensors(), other.bishare.tensors()
+    assert not {t.data_ptr() for t in own.values()} & {t.data_ptr() for t in others.values()}
+    if merged:
+        other.bishare.unmerge()
+    with torch.no_grad():
+        for tensor in others.values():
+            tensor.zero_()
+    assert torch.equal(logits(other, ids), base_logits)
+    assert torch.equal(logits(model, ids), want)
+    other.bishare.unload()
+    assert torch.equal(logits(model, ids), want)
+    assert model.bishare.model is model
+
+
+def test_the_model_is_no_child_of_its_handle(adapted: Adapted) -> None:
+    model = adapted()
+    assert not list(model.bishare.children())
+    assert len(list(model.modules())) == len({id(module) for module in model.modules()})

@@ -1,0 +1,162 @@
+"""A kill at any moment leaves all of the old files or all of the new ones."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from bishare_dsl import parse_spec, plan_spec
+from bishare_dsl.adapter import journal
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.models import preset
+from bishare_dsl.plan import Plan
+
+TEXTS = [
+    f"spec version_{n} target q_proj share s where layer in 0..1 per layer rank {n + 1}"
+    for n in range(3)
+]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing below may catch it and go on."""
+
+
+@contextmanager
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Die at the `step`-th thing that is done to the disk; a write dies when half is written."""
+    done: list[str] = []
+
+    def count(name: str) -> None:
+        done.append(name)
+        if len(done) == step:
+            raise Killed
+
+    def write(path: Path, content: bytes) -> None:
+        path.write_bytes(content[: len(content) // 2])
+        count("half")
+        path.write_bytes(content)
+        count("write")
+
+    def replace(source: object, target: object) -> None:
+        count("replace")
+        real_replace(source, target)
+        count("replaced")
+
+    real_replace, real_sync = os.replace, journal._sync
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", write)
+        patch.setattr(os, "replace", replace)
+        patch.setattr(journal, "_sync", lambda folder: (count("sync"), real_sync(folder)))
+        yield done
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[Plan]:
+    with pytest.warns(UserWarning, match="BS308"):
+        return [plan_spec(parse_spec(text), preset("smollm2-135m")) for text in TEXTS]
+
+
+def save(folder: Path, plans: list[Plan], version: int) -> None:
+    save_adapter(folder, plans[version], draw(plans[version], 0), TEXTS[version], seed=version)
+
+
+def version_in(folder: Path, plans: list[Plan]) -> int:
+    """Which version a folder holds; fails where it is none of them, or a mixture."""
+    stored = read_adapter(folder)
+    version = stored.config.seed
+    assert stored.spec_text == TEXTS[version]
+    assert stored.plan == plans[version]
+    want = draw(plans[version], 0)
+    assert all(torch.equal(want[name], found) for name, found in stored.tensors().items())
+    return version
+
+
+def steps_of_a_save(folder: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    save(folder, plans, 0)
+    with killed_at(0, monkeypatch) as done:
+        save(folder, plans, 1)
+    return list(done)
+
+
+def test_a_kill_at_every_step_leaves_the_old_or_the_new(
+    tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = steps_of_a_save(tmp_path / "count", plans, monkeypatch)
+    assert steps.count("half") == 5
+    assert steps.count("replace") == 5
+    seen = []
+    for step in range(1, len(steps) + 1):
+        folder = tmp_path / str(step)
+        save(folder, plans, 0)
+        with killed_at(step, monkeypatch), pytest.raises(Killed):
+            save(folder, plans, 1)
+        seen.append(version_in(folder, plans))
+        # What is left behind does not stop the next save, and is gone after it.
+        save(folder, plans, 2)
+        assert version_in(folder, plans) == 2
+        assert not list(folder.glob("*.new"))
+    assert seen == sorted(seen), "once new, never old again"
+    assert set(seen) == {0, 1}
+
+
+def test_two_kills_one_after_the_other(
+    tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second save may find files that the first one committed and did not rename.
+    steps = steps_of_a_save(tmp_path / "count", plans, monkeypatch)
+    numbers = range(1, len(steps) + 1)
+    pairs = random.Random(0).sample(list(itertools.product(numbers, numbers)), 60)
+    for number, (first, second) in enumerate(pairs):
+        folder = tmp_path / str(number)
+        save(folder, plans, 0)
+        with killed_at(first, monkeypatch), pytest.raises(Killed):
+            save(folder, plans, 1)
+        before = version_in(folder, plans)
+        with killed_at(second, monkeypatch), pytest.raises(Killed):
+            save(folder, plans, 2)
+        assert version_in(folder, plans) in (before, 2)
+
+
+def test_a_first_save_that_was_killed_is_no_adapter_and_can_be_repeated(
+    tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "adapter"
+    with killed_at(6, monkeypatch), pytest.raises(Killed):
+        save(folder, plans, 1)
+    assert not (folder / "bishare_config.json").exists()
+    save(folder, plans, 1)
+    assert version_in(folder, plans) == 1
+
+
+def _save_for_ever(folder: Path, plans: list[Plan], ready: Connection) -> None:
+    ready.send(None)
+    for version in itertools.cycle((1, 2, 0)):
+        save(folder, plans, version)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
+def test_sigkill(tmp_path: Path, plans: list[Plan]) -> None:
+    folder = tmp_path / "adapter"
+    save(folder, plans, 0)
+    context = multiprocessing.get_context("fork")
+    delay = random.Random(0)
+    for _ in range(10):
+        here, there = context.Pipe()
+        process = context.Process(target=_save_for_ever, args=(folder, plans, there))
+        process.start()
+        here.recv()
+        process.join(delay.uniform(0.0, 0.05))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        version_in(folder, plans)

@@ -1,0 +1,387 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bishare_dsl import compile_spec, parse_spec
+from bishare_dsl.adapter import merge as merging
+from bishare_dsl.adapter.effective import delta
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import GPT2, SPEC
+
+Adapted = Callable[..., Any]
+CASES = [("llama", SPEC), ("gpt2", GPT2), ("qwen3", SPEC)]
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids).logits
+    return found
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of everything that is the base's."""
+    state = model.state_dict()
+    return {name: t.clone() for name, t in state.items() if "bishare" not in name}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
+    )
+
+
+@pytest.mark.parametrize(("family", "text"), CASES)
+def test_merged_weights_are_base_plus_delta(adapted: Adapted, family: str, text: str) -> None:
+    model = adapted(family, text)
+    handle = model.bishare
+    before, tensors = weights(model), handle.tensors()
+    handle.merge()
+    after = weights(model)
+    changed = set()
+    for site in handle.plan.sites:
+        name = f"{site.path}.weight"
+        added = delta(handle.plan, tensors, site)
+        assert added.any()
+        added = added.t() if family == "gpt2" else added
+        torch.testing.assert_close(after[name], before[name] + added)
+        changed.add(name)
+    assert all(torch.equal(after[n], before[n]) for n in before.keys() - changed)
+
+
+@pytest.mark.parametrize(("family", "text"), CASES)
+def test_the_merged_model_computes_the_same(
+    adapted: Adapted, base: Adapted, ids: torch.Tensor, family: str, text: str
+) -> None:
+    model = adapted(family, text)
+    want = logits(model, ids)
+    assert (want - logits(base(family), ids)).abs().max() > 0.1  # the adapter does something
+    model.bishare.merge()
+    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("family", "text"), CASES[:2])
+def test_unmerge_restores_the_base_bit_for_bit(
+    adapted: Adapted, ids: torch.Tensor, family: str, text: str, dtype: torch.dtype
+) -> None:
+    model = adapted(family, text, dtype=dtype)
+    base, want = weights(model), logits(model, ids)
+    for _ in range(2):
+        model.bishare.merge()
+        assert not same(weights(model), base)
+        model.bishare.unmerge()
+        assert same(weights(model), base)
+        assert torch.equal(logits(model, ids), want)
+
+
+def test_parameters_stay_the_same_objects(adapted: Adapted) -> None:
+    model = adapted()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    model.bishare.merge()
+    model.bishare.unmerge()
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+
+
+def test_the_report_is_measured(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    before = logits(model, ids)
+    report = model.bishare.merge(ids)
+    difference = (logits(model, ids) - before).double()
+    assert report.modules == 10
+    assert report.dequantized == 0
+    assert report.max_difference == difference.abs().max().item()
+    assert report.relative_difference == pytest.approx(
+        (difference.norm() / before.double().norm()).item()
+    )
+    assert 0 < report.max_difference < 1e-4
+    assert report.max_rounding == 0.0  # float32 is summed in float32
+    assert "10 modules" in str(report)
+
+
+def test_low_precision_shows_in_the_report(adapted: Adapted) -> None:
+    exact = adapted().bishare.merge()
+    model = adapted(dtype=torch.bfloat16)
+    site = model.bishare.plan.sites[0]
+    weight = model.get_submodule(site.path).weight
+    want = weight.float() + delta(model.bishare.plan, model.bishare.tensors(), site)
+    report = model.bishare.merge()
+    assert torch.equal(weight, want.bfloat16())
+    assert (want - weight.float()).abs().max() <= report.max_rounding < 0.01
+    assert report.max_rounding > 0
+    assert report.relative_difference > 10 * exact.relative_difference
+
+
+def test_measuring_leaves_modes_and_generators_alone(adapted: Adapted) -> None:
+    model = adapted()
+    model.train()
+    model.model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    model.bishare.merge()
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_merging_twice(adapted: Adapted) -> None:
+    model = adapted()
+    model.bishare.merge()
+    merged = weights(model)
+    with pytest.raises(AdapterError, match="BS620"):
+        model.bishare.merge()
+    assert same(weights(model), merged)
+
+
+def test_unmerging_what_is_not_merged(adapted: Adapted) -> None:
+    with pytest.raises(AdapterError, match="BS621"):
+        adapted().bishare.unmerge()
+
+
+def test_without_copies_there_is_no_way_back(adapted: Adapted) -> None:
+    model = adapted()
+    model.bishare.merge(keep_base=False)
+    merged = weights(model)
+    for action in (model.bishare.unmerge, model.bishare.unload):
+        with pytest.raises(AdapterError, match="BS629"):
+            action()
+    with pytest.raises(AdapterError, match="BS629"), model.bishare.disable_adapter():
+        pass
+    assert same(weights(model), merged)
+    assert model.bishare.merge_and_unload() is model
+
+
+def test_a_diverged_adapter_changes_nothing(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    base, want = weights(model), logits(model, ids)
+    with torch.no_grad():
+        model.bishare.tensors()["local.layers.1.mlp.down_proj.A"][0, 0] = torch.inf
+    with pytest.raises(AdapterError, match="BS628"):
+        model.bishare.merge()
+    assert same(weights(model), base)
+    assert logits(model, ids).shape == want.shape
+    assert not model.bishare.merged
+
+
+def test_an_interrupted_merge_goes_back(
+    adapted: Adapted, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted()
+    base, want = weights(model), logits(model, ids)
+    merge_site, calls = merging._merge_site, []
+
+    def interrupt(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        merge_site(*args)
+
+    monkeypatch.setattr(merging, "_merge_site", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.bishare.merge()
+    assert same(weights(model), base)
+    assert torch.equal(logits(model, ids), want)
+
+
+# Weights that cannot be merged into ---------------------------------------------------------------
+
+
+def test_one_weight_of_two_sites(adapted: Adapted) -> None:
+    model = tiny_model("llama")
+    layers = model.model.layers
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    compile_spec(parse_spec(SPEC), model)
+    with pytest.raises(AdapterError, match=r"BS625.*layers\.0\.mlp\.up_proj") as caught:
+        model.bishare.merge()
+    assert len(caught.value.problems) == 2
+    assert not model.bishare.merged
+
+
+def test_a_weight_that_another_module_uses_the_memory_of() -> None:
+    model = tiny_model("llama")
+    layers = model.model.layers
+    # Two parameters, one memory.
+    layers[0].mlp.gate_proj.weight = nn.Parameter(layers[0].mlp.up_proj.weight.data)
+    compile_spec(parse_spec(SPEC), model)
+    with pytest.raises(AdapterError, match=r"BS625.*gate_proj"):
+        model.bishare.merge()
+
+
+def test_tied_embeddings_are_no_obstacle(ids: torch.Tensor) -> None:
+    model = compile_spec(parse_spec(SPEC), tiny_model("llama", tie_word_embeddings=True))
+    assert model.bishare.merge().modules == 10
+
+
+def test_a_model_of_shapes_only() -> None:
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    compile_spec(parse_spec(SPEC), model)
+    with pytest.raises(AdapterError, match=r"BS617.*meta device"):
+        model.bishare.merge()
+
+
+def test_a_weight_that_is_not_there(adapted: Adapted) -> None:
+    model = adapted()
+    model.model.layers[0].mlp.up_proj.to("meta")
+    with pytest.raises(AdapterError, match=r"BS624.*layers\.0\.mlp\.up_proj.*meta device"):
+        model.bishare.merge()
+
+
+def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Tensor) -> None:
+    from accelerate import cpu_offload
+
+    model = adapted()
+    want = logits(model, ids)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta
+    torch.testing.assert_close(logits(model, ids), want)
+    base = logits_disabled(model, ids)
+    model.bishare.merge()
+    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits_disabled(model, ids), base)
+    model.bishare.unmerge()
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_weights_offloaded_to_disk_are_refused(ids: torch.Tensor, tmp_path: Path) -> None:
+    from accelerate import disk_offload
+
+    model = disk_offload(tiny_model("llama"), str(tmp_path), execution_device=torch.device("cpu"))
+    want = logits(model, ids)
+    compile_spec(parse_spec(SPEC), model)
+    assert torch.equal(logits(model, ids), want)
+    with pytest.raises(AdapterError, match=r"BS624.*offloaded to disk"):
+        model.bishare.merge()
+
+
+def logits_disabled(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with model.bishare.disable_adapter():
+        return logits(model, ids)
+
+
+# Quantised bases ----------------------------------------------------------------------------------
+
+
+class Int8Linear(nn.Module):
+    """A quantised linear as libraries write them: integers, a scale for each row, their own class."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.abs().amax(1, keepdim=True) / 127
+        whole = (linear.weight / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(whole, requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+class Dequantisable(Int8Linear):
+    def dequantize(self) -> torch.Tensor:
+        return self.weight * self.scale
+
+
+def quantised(kind: type[Int8Linear], family: str = "qwen2") -> Any:
+    model = tiny_model(family)
+    for layer in model.model.layers:
+        for parent, name in ((layer.self_attn, "q_proj"), (layer.mlp, "up_proj")):
+            setattr(parent, name, kind(getattr(parent, name)))
+    compile_spec(parse_spec(SPEC), model, seed=3)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Dequantisable])
+def test_a_quantised_base_is_refused(kind: type[Int8Linear]) -> None:
+    model = quantised(kind)
+    with pytest.raises(AdapterError, match=rf"BS622.*{kind.__name__}, int8") as caught:
+        model.bishare.merge()
+    assert len(caught.value.problems) == 4
+    assert not model.bishare.merged
+
+
+def test_a_layer_that_cannot_be_dequantised() -> None:
+    model = quantised(Int8Linear)
+    with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
+        model.bishare.merge(dequantize=True)
+
+
+def test_a_quantised_base_is_dequantised_on_request(ids: torch.Tensor) -> None:
+    model = quantised(Dequantisable)
+    want, layer = logits(model, ids), model.model.layers[0].self_attn.q_proj
+    report = model.bishare.merge(dequantize=True)
+    assert report.dequantized == 4
+    assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear
+    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
+    model.bishare.unmerge()
+    assert model.model.layers[0].self_attn.q_proj is layer
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_dequantised_for_good(ids: torch.Tensor) -> None:
+    model = quantised(Dequantisable)
+    want = logits(model, ids)
+    plain = model.bishare.merge_and_unload(dequantize=True)
+    assert not any("bishare" in name for name, _ in plain.named_modules())
+    assert not any(isinstance(module, Int8Linear) for module in plain.modules())
+    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_quantised_region_of_its_own(ids: torch.Tensor) -> None:
+    # Falcon's parents cannot be traced, so the quantised layer itself is the region.
+    model = tiny_model("falcon")
+    for block in model.transformer.h:
+        block.mlp.dense_h_to_4h = Dequantisable(block.mlp.dense_h_to_4h)
+    text = "spec s target dense_h_to_4h share x per module rank 2"
+    compile_spec(parse_spec(text), model)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.add_(0.1)
+    want = logits(model, ids)
+    base = logits_disabled(model, ids)
+    assert model.bishare.merge(dequantize=True).dequantized == 2
+    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits_disabled(model, ids), base)
+    model.bishare.unmerge()
+    assert torch.equal(logits(model, ids), want)
+    plain = model.bishare.merge_and_unload(dequantize=True)
+    torch.testing.assert_close(logits(plain, ids), want, rtol=1e-4, atol=1e-4)
+
+
+class Int8Tensor(torch.Tensor):
+    """A tensor that dequantises itself, as torchao's do."""
+
+    scale: torch.Tensor
+
+    def dequantize(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor) * self.scale
+
+
+class HoldsInt8Tensor(Int8Linear):
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        weight = self.weight.data.as_subclass(Int8Tensor)
+        weight.scale = self.scale
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight.scale = self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.dequantize(), self.bias)
+
+
+def test_a_weight_that_dequantises_itself(ids: torch.Tensor) -> None:
+    model = quantised(HoldsInt8Tensor)
+    want = logits(model, ids)
+    with pytest.raises(AdapterError, match="BS622"):
+        model.bishare.merge()
+    assert model.bishare.merge(dequantize=True).dequantized == 4
+    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
+    model.bishare.unmerge()
+    assert torch.equal(logits(model, ids), want)

@@ -1,0 +1,130 @@
+"""inspect, merge and export, on an adapter of a tiny model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bishare_dsl import compile_spec
+from bishare_dsl.models import load_model
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, tmp_path_factory):
+    """An adapter that does something, and the logits of the model with it."""
+    model, _ = load_model(str(checkpoint))
+    compile_spec("bishare_ke", model, params={"size": 4})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith("__B"):
+                parameter.normal_(0, 0.1, generator=generator)
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    model.bishare.save_pretrained(folder)
+    return folder, model(IDS).logits.detach()
+
+
+IDS = torch.arange(12).view(2, 6)
+
+
+def test_inspect_tells_what_is_in_it(bishare, trained):
+    folder, _ = trained
+    run = bishare("inspect", folder)
+    assert (run.code, run.err) == (0, "")
+    assert "trainable params: " in run.out
+    assert "written by: bishare " in run.out
+    assert "all as they were saved" in run.out
+    data = json.loads(bishare("inspect", folder, "--json").out)
+    assert data["config"]["format"] == 1
+    assert data["trainable"] == sum(share["trainable"] for share in data["shares"])
+
+
+def test_inspect_notices_a_changed_file(bishare, trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "changed")
+    with (folder / "adapter.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    run = bishare("inspect", folder)
+    assert (run.code, run.out) == (1, "")
+    assert "error[BS607]" in run.err
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_what_is_no_adapter_is_wrong_usage(bishare, here, folder):
+    assert bishare("inspect", folder).code == 2
+
+
+def test_merge_gives_a_checkpoint_that_needs_no_bishare(bishare, trained, checkpoint, here):
+    folder, logits = trained
+    run = bishare("merge", folder, "--model", checkpoint, "--out", "merged", "--json", "--quiet")
+    assert (run.code, run.err) == (0, "")
+    merge = json.loads(run.out)
+    assert merge["modules"] == 10
+    assert 0 <= merge["max_difference"] < 1e-3
+    merged = AutoModelForCausalLM.from_pretrained(here / "merged")
+    torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    assert [path.name for path in here.iterdir()] == ["merged"]
+
+
+def test_merge_says_how_exact_it_is(bishare, trained, checkpoint, here):
+    run = bishare(
+        "merge", trained[0], "--model", checkpoint, "--out", "merged", "--dtype", "bfloat16"
+    )
+    assert run.code == 0
+    assert run.out.startswith("merged 10 modules")
+    merged = AutoModelForCausalLM.from_pretrained(here / "merged", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    run = bishare("merge", trained[0], "--model", checkpoint, "--out", "merged")
+    assert run.code == 2
+    assert "error[BS618]" in run.err
+    command = ["merge", trained[0], "--model", checkpoint, "--out", "merged", "--force"]
+    assert bishare(*command).code == 0
+    merged = AutoModelForCausalLM.from_pretrained(here / "merged", dtype="auto")
+    assert merged.dtype == torch.float32
+
+
+def test_merge_refuses_before_loading(bishare, trained, here):
+    run = bishare("merge", trained[0], "--model", "llama-7b", "--out", "merged")
+    assert run.code == 1
+    assert "error[BS613]" in run.err
+    assert "loading" not in run.err
+    assert not list(here.iterdir())
+
+
+def test_an_interrupted_merge_leaves_what_was_there(
+    bishare, trained, checkpoint, here, monkeypatch
+):
+    (here / "merged").mkdir()
+    (here / "merged" / "config.json").write_text("old")
+
+    def interrupt(self, folder, **_):
+        (folder / "half").write_text("written")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", interrupt)
+    run = bishare("merge", trained[0], "--model", checkpoint, "--out", "merged", "--force")
+    assert run.code == 130
+    assert [path.name for path in here.iterdir()] == ["merged"]
+    assert (here / "merged" / "config.json").read_text() == "old"
+
+
+def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
+    peft = pytest.importorskip("peft")
+    folder, logits = trained
+    command = ["export", folder, "--format", "peft", "--model", checkpoint, "--out", "lora"]
+    run = bishare(*command)
+    assert run.code == 0
+    assert "rank 22" in run.out
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model = peft.PeftModel.from_pretrained(base, here / "lora")
+    torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    assert bishare(*command).code == 2
+    assert json.loads(bishare(*command, "--force", "--json").out)["max_lora_rank"] == 32
+
+
+def test_export_knows_its_formats(bishare, trained, checkpoint, here):
+    run = bishare("export", trained[0], "--format", "pft", "-m", checkpoint, "-o", "lora")
+    assert run.code == 2
+    assert "did you mean `peft`" in run.err

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+GOOD = "spec good\ntarget q_proj\nshare local per module rank 4\n"
+BAD = "spec bad\nparam r = 4\ntarget q_proj, FAKE\nshare local per module rank q\n"
+
+
+def test_a_good_spec_is_silent_on_stdout(bishare, here):
+    (here / "good.share").write_text(GOOD)
+    run = bishare("check", "good.share")
+    assert (run.code, run.out) == (0, "")
+    assert "1 spec checked: all fine" in run.err
+    assert bishare("check", "--quiet", "good.share").err == ""
+
+
+def test_every_error_of_every_file_is_reported_in_one_run(bishare, here):
+    (here / "bad.share").write_text(BAD)
+    (here / "worse.share").write_text("spec worse\ntarget\nshare local per module rank\n")
+    (here / "good.share").write_text(GOOD)
+    run = bishare("check", "bad.share", "good.share", "worse.share")
+    assert run.code == 1
+    assert "bad.share:4:29" in run.out
+    assert "bad.share:2:1" in run.out  # r is never used
+    assert run.out.count("worse.share:") == 2
+    assert "3 specs checked: 3 errors, 1 warning" in run.err
+
+
+def test_names_are_looked_up_in_the_model(bishare, here):
+    (here / "bad.share").write_text(BAD)
+    assert "BS301" not in bishare("check", "bad.share").out
+    run = bishare("check", "bad.share", "--model", "llama-7b")
+    assert run.code == 1
+    assert "error[BS301]: `FAKE` matches no module" in run.out
+    assert "error[BS201]" in run.out
+
+
+def test_warnings_alone_are_fine(bishare, here):
+    (here / "warn.share").write_text(GOOD + "param unused = 1\n")
+    run = bishare("check", "warn.share")
+    assert run.code == 0
+    assert "warning[BS213]" in run.out
+
+
+def test_a_missing_file_is_wrong_usage_and_the_others_are_checked(bishare, here):
+    (here / "bad.share").write_text(BAD)
+    run = bishare("check", "nowhere.share", "bad.share")
+    assert run.code == 2
+    assert "error[BS902]" in run.out
+    assert "error[BS201]" in run.out
+
+
+def test_an_unknown_model_is_wrong_usage_and_the_files_are_checked(bishare, here):
+    (here / "bad.share").write_text(BAD)
+    run = bishare("check", "bad.share", "--model", "lama-7b")
+    assert run.code == 2
+    assert "did you mean `llama-7b`" in run.out
+    assert "error[BS201]" in run.out
+
+
+def test_shipped_names_standard_input_and_folders(bishare, here):
+    assert bishare("check", "bishare_ke").code == 0
+    assert bishare("check", "-", stdin=GOOD.encode()).code == 0
+    run = bishare("check", "-", stdin=BAD.encode())
+    assert run.code == 1
+    assert "<stdin>:4:29" in run.out
+    run = bishare("check", ".")
+    assert run.code == 2
+    assert "that is a folder" in run.out
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"\0", b"(" * 20_000, b"spec x\r\n" * 3])
+def test_any_bytes_end_in_located_errors(bishare, here, text):
+    run = bishare("check", "-", stdin=text)
+    assert run.code == 1
+    assert "<stdin>:" in run.out
+
+
+def test_json_is_all_that_is_on_stdout(bishare, here):
+    (here / "bad.share").write_text(BAD)
+    run = bishare("check", "bad.share", "nowhere.share", "--json")
+    assert run.code == 2
+    data = json.loads(run.out)
+    assert data["files"] == ["bad.share", "nowhere.share"]
+    assert [problem["code"] for problem in data["problems"]] == ["BS213", "BS201", "BS902"]
+    place = data["problems"][1]
+    assert (place["file"], place["line"], place["column"]) == ("bad.share", 4, 29)
+    assert json.loads(bishare("check", "bishare_ke", "--json").out)["problems"] == []

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+from safetensors import safe_open
+
+from bishare_dsl.adapter.files import read_adapter
+
+
+def tensors(folder):
+    return {name: value.tolist() for name, value in read_adapter(folder).tensors().items()}
+
+
+def test_spec_and_model_are_enough(bishare, here):
+    run = bishare("compile", "bishare_ke", "--model", "smollm2-135m", "--set", "size=64")
+    assert (run.code, run.out) == (0, "bishare_ke-smollm2-135m\n")
+    assert "trainable params: " in run.err
+    stored = read_adapter(here / "bishare_ke-smollm2-135m")
+    assert stored.plan.params["size"] == 64
+    assert "size    = 64" in stored.spec_text
+    with safe_open(stored.tensors_file, framework="numpy") as file:
+        assert set(file.keys()) == set(stored.plan.tensor)
+    assert [path.name for path in here.iterdir()] == ["bishare_ke-smollm2-135m"]
+
+
+def test_the_text_is_kept_as_it_is(bishare, here):
+    text = "# mine\nspec mine target q_proj share local per module rank 1\n"
+    (here / "mine.share").write_text(text)
+    assert bishare("compile", "mine.share", "--model", "smollm2-135m").code == 0
+    assert read_adapter(here / "mine-smollm2-135m").spec_text == text
+
+
+def test_seeds(bishare, here, checkpoint):
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        bishare("compile", "lora", "--model", checkpoint, "--out", out, "--seed", seed)
+    assert tensors("a") == tensors("b") != tensors("c")
+
+
+def test_what_exists_is_replaced_when_asked(bishare, here, checkpoint):
+    command = ["compile", "lora", "--model", checkpoint, "--out", "it"]
+    bishare(*command)
+    before = tensors("it")
+    run = bishare(*command, "--seed", 1)
+    assert (run.code, run.out) == (2, "")
+    assert "error[BS618]" in run.err
+    assert tensors("it") == before
+    assert bishare(*command, "--seed", 1, "--force").code == 0
+    assert tensors("it") != before
+
+
+def test_force_replaces_adapters_only(bishare, here, checkpoint):
+    (here / "precious.txt").write_text("mine")
+    run = bishare("compile", "lora", "--model", checkpoint, "--out", ".", "--force")
+    assert run.code == 2
+    assert "error[BS905]" in run.err
+    assert [path.name for path in here.iterdir()] == ["precious.txt"]
+    run = bishare("compile", "lora", "--model", checkpoint, "--out", "precious.txt", "--force")
+    assert run.code == 2
+    assert (here / "precious.txt").read_text() == "mine"
+
+
+def test_an_interrupt_leaves_nothing(bishare, here, checkpoint, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bishare_dsl.adapter.journal.commit", interrupt)
+    run = bishare("compile", "lora", "--model", checkpoint, "--out", "sub/it")
+    assert (run.code, run.out) == (130, "")
+    assert run.err.splitlines()[-1].startswith("error: interrupted")
+    assert not list(here.glob("sub/.*"))
+    assert not (here / "sub" / "it").exists()
+
+
+def test_emit_writes_nothing(bishare, here, checkpoint):
+    outputs = {}
+    for stage in ("syntax", "spec", "plan", "graph", "code"):
+        run = bishare("compile", "lora", "--model", checkpoint, "--emit", stage)
+        assert run.code == 0
+        outputs[stage] = run.out
+    assert not list(here.iterdir())
+    assert outputs["syntax"].startswith("Syntax 0..")
+    assert "text: 'lora_alpha'" in outputs["syntax"]
+    assert json.loads(outputs["spec"])["name"] == "lora"
+    assert json.loads(outputs["plan"])["base"]["name"] == "tiny"
+    assert "# model.layers.0.self_attn after FuseDowns: forward" in outputs["graph"]
+    assert "graph():" in outputs["graph"]
+    assert "def forward(self, hidden_states" in outputs["code"]
+    # Layers are alike: one program for all attentions, one for all MLPs.
+    assert outputs["code"].count(": forward\n") == 2
+
+
+@pytest.mark.parametrize("stage", ["syntax", "spec"])
+def test_the_first_stages_need_no_model(bishare, stage):
+    assert bishare("compile", "lora", "--emit", stage).code == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--emit", "plan"]])
+def test_the_others_do(bishare, here, more):
+    run = bishare("compile", "lora", *more)
+    assert (run.code, run.out) == (2, "")
+    assert "--model" in run.err
+
+
+def test_emitted_spec_is_what_would_be_planned(bishare):
+    run = bishare("compile", "lora", "--emit", "spec", "--set", "r=3")
+    assert {"name": "r", "value": 3} in json.loads(run.out)["params"]

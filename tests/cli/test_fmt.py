@@ -1,0 +1,93 @@
+import stat
+
+import pytest
+
+from bishare_dsl.resources import shipped_specs
+
+UGLY = b"\xef\xbb\xbfspec   x\r\ntarget q_proj\r\nshare a per module rank 4 # why\r\n"
+NEAT = b"spec x\n\ntarget q_proj\n\nshare a  per module  rank 4  # why\n"
+
+
+@pytest.fixture
+def ugly(here):
+    path = here / "ugly.share"
+    path.write_bytes(UGLY)
+    path.chmod(0o751)
+    return path
+
+
+def test_a_file_is_rewritten_with_its_mode(bishare, ugly):
+    assert bishare("fmt", "ugly.share").code == 0
+    assert ugly.read_bytes() == NEAT
+    assert stat.S_IMODE(ugly.stat().st_mode) == 0o751
+    assert [path.name for path in ugly.parent.iterdir()] == ["ugly.share"]
+
+
+def test_a_neat_file_is_not_touched(bishare, ugly):
+    bishare("fmt", "ugly.share")
+    before = ugly.stat()
+    assert bishare("fmt", "ugly.share").code == 0
+    after = ugly.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_link_stays_a_link(bishare, ugly):
+    link = ugly.with_name("link.share")
+    link.symlink_to(ugly)
+    bishare("fmt", "link.share")
+    assert link.is_symlink()
+    assert ugly.read_bytes() == NEAT
+
+
+def test_check_writes_nothing_and_exits_with_1(bishare, ugly):
+    run = bishare("fmt", "--check", "ugly.share")
+    assert (run.code, run.out) == (1, "would change ugly.share\n")
+    assert ugly.read_bytes() == UGLY
+    bishare("fmt", "ugly.share")
+    assert bishare("fmt", "--check", "ugly.share").code == 0
+
+
+def test_diff_writes_nothing(bishare, ugly):
+    run = bishare("fmt", "--diff", "ugly.share")
+    assert run.code == 0
+    assert "-spec   x\n+spec x\n" in run.out
+    assert ugly.read_bytes() == UGLY
+    assert bishare("fmt", "--diff", "--check", "ugly.share").code == 1
+
+
+def test_standard_input_goes_to_standard_output(bishare):
+    run = bishare("fmt", "-", stdin=UGLY)
+    assert (run.code, run.out.encode(), run.err) == (0, NEAT, "")
+
+
+def test_a_broken_file_is_left_alone_and_the_others_are_formatted(bishare, ugly):
+    broken = ugly.with_name("broken.share")
+    broken.write_bytes(b"spec x\ntarget ,\n")
+    run = bishare("fmt", "broken.share", "nowhere.share", "ugly.share")
+    assert run.code == 2
+    assert run.out == ""
+    assert "broken.share:2:8" in run.err
+    assert "BS902" in run.err
+    assert broken.read_bytes() == b"spec x\ntarget ,\n"
+    assert ugly.read_bytes() == NEAT
+    assert bishare("fmt", "broken.share").code == 1
+
+
+def test_a_shipped_spec_is_not_rewritten_by_its_name(bishare, here):
+    assert bishare("fmt", "bishare_ke").code == 2
+
+
+def test_shipped_specs_are_neat(bishare):
+    assert bishare("fmt", "--check", *shipped_specs().values()).code == 0
+
+
+def test_what_cannot_be_written_stays(bishare, ugly, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    run = bishare("fmt", "ugly.share")
+    assert run.code == 2
+    assert "No space left" in run.err
+    assert ugly.read_bytes() == UGLY
+    assert [path.name for path in ugly.parent.iterdir()] == ["ugly.share"]

@@ -1,0 +1,155 @@
+"""What holds for every command: help, exit codes, streams, colours, and that no traceback gets out."""
+
+import importlib
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bishare_dsl.cli import main as cli
+from bishare_dsl.cli.main import COMMANDS
+from bishare_dsl.diagnostics import Code
+from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.version import __version__
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(bishare, check_golden, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "100")
+    run = bishare(*command.split(), "--help")
+    assert (run.code, run.err) == (0, "")
+    assert "Examples:\n" in run.out
+    check_golden(f"help{'-' * bool(command)}{command}.txt", run.out)
+    assert bishare(*command.split(), "-h").out == run.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_they_are(name):
+    command = importlib.import_module(f"bishare_dsl.cli.{name}").command
+    assert isinstance(command, click.Command)
+    assert command.name == name
+    assert command.help
+
+
+def test_version(bishare):
+    assert bishare("--version").out == f"bishare {__version__}\n"
+
+
+def test_without_a_command_the_help_is_shown_and_it_is_wrong_usage(bishare):
+    run = bishare()
+    assert (run.code, run.out) == (2, "")
+    assert run.err == bishare("--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chek", "x"], "did you mean `check`"),
+        (["--nothing"], "no such option"),
+        (["check"], "missing argument"),
+        (["check", "x", "--modle", "y"], "no such option"),
+        (["plan", "lora"], "missing option"),
+        (["compile", "lora", "--seed", "x"], "seed"),
+        (["compile", "lora", "--emit", "nothing"], "nothing"),
+        (["completion", "tcsh"], "tcsh"),
+    ],
+)
+def test_wrong_usage(bishare, arguments, said):
+    run = bishare(*arguments)
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("error[BS901]: ")
+    assert said in run.err
+    assert "--help` says" in run.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RuntimeError("two\nlines"), 70, "error: unexpected RuntimeError: two lines\n  = help: "),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (MemoryError(), 70, "error: out of memory"),
+    ],
+)
+def test_no_traceback_gets_out(bishare, monkeypatch, error, code, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.delenv("BISHARE_DEBUG", raising=False)
+    monkeypatch.setattr("bishare_dsl.cli.plan.plan_of", fail)
+    run = bishare("plan", "lora", "--model", "llama-7b", "--json")
+    assert (run.code, run.out) == (code, "")
+    assert run.err.startswith(said)
+
+
+def test_a_traceback_is_shown_when_asked_for(capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("here")
+
+    monkeypatch.setenv("BISHARE_DEBUG", "1")
+    monkeypatch.setattr("bishare_dsl.cli.plan.plan_of", fail)
+    assert cli.main(["plan", "lora", "--model", "llama-7b"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_colours_on_a_terminal_only_and_not_against_the_user(bishare, monkeypatch):
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert "\033" not in bishare("check", "nowhere").out
+    monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda _: True, raising=False)
+    assert bishare("check", "nowhere").out.startswith("\033[1;31merror[BS902]:\033[0m ")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in bishare("check", "nowhere").out
+
+
+def test_specs_lists_what_ships(bishare):
+    run = bishare("specs")
+    assert run.code == 0
+    assert re.search(r"^lora +LoRA", run.out, re.MULTILINE)
+    assert bishare("specs", "--path", "lora").out.endswith("specs/lora.share\n")
+    assert bishare("specs", "--path", "lorra").code == 2
+
+
+@pytest.mark.parametrize("code", registry())
+def test_explain(bishare, code):
+    run = bishare("explain", code.lower())
+    assert run.code == 0
+    assert run.out.startswith(f"# {code}: {registry()[code].title}\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(bishare, shell):
+    run = bishare("completion", shell)
+    assert run.code == 0
+    assert "_BISHARE_COMPLETE" in run.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("bishare ch", "check"), ("bishare plan lora --model llama-3.", "llama-3.1-405b")],
+)
+def test_completion_completes(bishare, monkeypatch, typed, offered):
+    monkeypatch.setenv("_BISHARE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    assert f"plain,{offered}\n" in bishare().out
+
+
+def test_the_group_is_a_plain_click_command():
+    result = CliRunner().invoke(cli.bishare, ["--help"])
+    assert result.exit_code == 0
+    assert "check" in result.output
+
+
+EXAMPLES = [code for code in vars(codes).values() if isinstance(code, Code) and code.bad]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.code)
+def test_examples_of_usage_codes(bishare, monkeypatch, code):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    bad = bishare(*code.bad.split()[1:])
+    assert bad.code == 2
+    assert f"error[{code.code}]" in bad.out + bad.err
+    assert bishare(*code.good.split()[1:]).code == 0

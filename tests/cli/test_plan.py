@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+LINE = "trainable params: 3,593,600 || all params: 6,742,009,216 || trainable%: 0.0533"
+
+
+def test_the_plan_of_the_paper_reads_as_it_should(bishare, check_golden):
+    run = bishare("plan", "bishare_ke", "--model", "llama-7b")
+    assert (run.code, run.err) == (0, "")
+    assert run.out.splitlines()[-1] == LINE
+    check_golden("plan.txt", run.out)
+
+
+def test_warnings_go_to_stderr_with_their_place(bishare):
+    run = bishare("plan", "bishare_gt", "--model", "llama-7b")
+    assert run.code == 0
+    assert "warning" not in run.out
+    assert "warning[BS350]" in run.err
+    assert "^^^" in run.err
+
+
+def test_the_effective_rank_is_what_the_update_can_have(bishare):
+    # GT's rank-one gates: "local rank plus 2".
+    kinds = json.loads(bishare("plan", "bishare_gt", "--model", "llama-7b", "--json").out)["kinds"]
+    assert {tuple(kind["effective_rank"]) for kind in kinds} == {(4, 4)}
+
+
+def test_json_adds_up(bishare):
+    run = bishare("plan", "bishare_ke", "--model", "llama-7b", "--json")
+    assert (run.code, run.err) == (0, "")
+    plan = json.loads(run.out)
+    assert plan["trainable"] == 3_593_600
+    assert plan["all"] == 6_742_009_216
+    assert plan["bytes"] == 4 * 3_593_600
+    assert [share["name"] for share in plan["shares"]] == ["local", "intra", "inter"]
+    assert sum(share["trainable"] for share in plan["shares"]) == plan["trainable"]
+    assert sum(t["shape"][0] * t["shape"][1] for t in plan["tensors"]) == plan["trainable"]
+    assert plan["problems"] == []
+
+
+def test_set_changes_params(bishare):
+    run = bishare(
+        "plan", "bishare_ke", "-m", "llama-7b", "--set", "r_inter=0", "-s", "kernel=ones", "--json"
+    )
+    plan = json.loads(run.out)
+    assert plan["params"]["r_inter"] == 0
+    assert [share["name"] for share in plan["shares"]] == ["local", "intra"]
+    assert plan["shares"][1]["options"]["kernel"] == "ones"
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("r_inter", "BS903"),
+        ("=4", "BS903"),
+        ("r_inter=", "BS903"),
+        ("r_inter=4 5", "BS903"),
+        ("r_inter=1e999", "BS903"),
+        ("r_inter=" + "9" * 5000, "BS903"),
+        ("r_intre=4", "BS207"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_wrong_usage(bishare, given, code):
+    run = bishare("plan", "bishare_ke", "--model", "llama-7b", "--set", given)
+    assert (run.code, run.out) == (2, "")
+    assert f"error[{code}]" in run.err
+
+
+def test_all_malformed_settings_are_told(bishare):
+    run = bishare("plan", "lora", "-m", "llama-7b", "-s", "r", "-s", "r=1", "-s", "r=2")
+    assert run.err.count("BS903") == 2
+    assert "a second time" in run.err
+
+
+def test_a_value_that_does_not_fit_is_a_finding_in_the_text(bishare):
+    run = bishare("plan", "lora", "--model", "llama-7b", "--set", "r=2.5")
+    assert run.code == 1
+    assert "error[BS211]" in run.err
+    assert "lora.share:" in run.err
+
+
+def test_errors_as_json(bishare):
+    run = bishare("plan", "lora", "--model", "llama-7b", "--set", "rr=4", "--json")
+    assert (run.code, run.err) == (2, "")
+    (problem,) = json.loads(run.out)["problems"]
+    assert problem["code"] == "BS207"
+    assert problem["help"] == "did you mean `r`?"
+
+
+def test_a_checkpoint_folder_is_a_model(bishare, checkpoint):
+    run = bishare("plan", "lora", "--model", checkpoint, "--json")
+    assert json.loads(run.out)["model"]["name"] == "tiny"

@@ -1,0 +1,117 @@
+"""What only a process of its own shows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = "import sys; from bishare_dsl.cli.main import main; sys.exit(main())"
+
+
+def run(*arguments: str, program: str = PROGRAM, **settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        **settings,
+    )
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    (tmp_path / "bad.share").write_text("spec x\n")
+    assert run("check", "lora").returncode == 0
+    assert run("check", "bad.share", cwd=tmp_path).returncode == 1
+    assert run("check", "nowhere").returncode == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            "plan",
+            "bishare_ke",
+            "--model",
+            "llama-3.1-405b",
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Unbuffered, Python takes a write that was cut short for a whole one.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM, "plan", "lora", "--model", "llama-7b"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert result.stderr == "error: cannot write the result: No space left on device\n"
+
+
+def test_closed_streams_are_no_error() -> None:
+    program = "import sys; sys.stdout = sys.stderr = None\n" + PROGRAM
+    assert run("check", "lora", "--json", program=program).returncode == 0
+    assert run("check", "nowhere", program=program).returncode == 2
+
+
+def test_characters_that_the_terminal_lacks_are_written_as_codes(tmp_path: Path) -> None:
+    (tmp_path / "bad.share").write_text("spec ü\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = run("check", "bad.share", cwd=tmp_path, env=environment)
+    assert result.returncode == 1
+    assert "\\xfc" in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_an_interrupt_leaves_no_half_written_folder(tmp_path: Path) -> None:
+    # The signal comes when the files are in place but for the last step.
+    program = (
+        "import os, signal, sys\n"
+        "from bishare_dsl.adapter import journal\n"
+        "journal.commit = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n" + PROGRAM
+    )
+    result = run("compile", "lora", "--model", "smollm2-135m", program=program, cwd=tmp_path)
+    assert result.returncode == 128 + signal.SIGINT
+    assert result.stderr.splitlines()[-1].startswith("error: interrupted")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["completion", "bash"], ["specs"], ["explain", "BS201"]]
+)
+def test_what_needs_no_spec_loads_no_pydantic(arguments: list[str]) -> None:
+    program = (
+        "import sys; from bishare_dsl.cli.main import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or ('pydantic' in sys.modules))"
+    )
+    assert run(*arguments, program=program).returncode == 0
+
+
+def test_a_command_loads_no_other() -> None:
+    program = (
+        "import sys; from bishare_dsl.cli.main import COMMANDS, main; main(sys.argv[1:]);"
+        "loaded = {name for name in COMMANDS if f'bishare_dsl.cli.{name}' in sys.modules};"
+        "sys.exit(loaded != {'check'})"
+    )
+    assert run("check", "lora", program=program).returncode == 0

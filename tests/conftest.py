@@ -1,0 +1,14 @@
+"""Settings of hypothesis: `ci`, the default, is the same run every time; `thorough` looks further.
+
+HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# No test is timed: drawing a model, or compiling, takes as long as the machine takes.
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

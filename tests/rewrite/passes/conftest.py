@@ -1,0 +1,149 @@
+"""A region of two siblings, its program after some passes, as text and as a module that runs."""
+
+import operator
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import fx, nn
+
+from bishare_dsl.rewrite.capture import capture_region
+from bishare_dsl.rewrite.factors import Factors
+from bishare_dsl.rewrite.install import Program, install_program
+from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
+from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
+from bishare_dsl.rewrite.store import Store
+from bishare_dsl.transforms import Width, transform_kind
+
+
+class Siblings(nn.Module):
+    """`left` and `right` read one input; `out` reads what they made."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Linear(4, 6)
+        self.right = nn.Linear(4, 6)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.out(self.left(x) * self.right(x))
+
+
+def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
+    """A term that reads the tensors in these slots as A, B and, with gates or kernels, the rest."""
+    transform = transform_kind(via).model_validate(options)
+    roles = ("A", "B", *transform.own(rank, Width(4, 6)))
+    return TermUse(transform, rank, scale, dropout, tuple(zip(roles, slots, strict=True)))
+
+
+class Case:
+    """Terms of some of the region's linears, over tensors of these shapes."""
+
+    def __init__(self, shapes, **terms):
+        module = Siblings()
+        self.targets = tuple(
+            Target(name, Width(linear.in_features, linear.out_features), tuple(terms[name]))
+            for name, linear in module.named_children()
+            if name in terms
+        )
+        self.shapes = tuple(shapes)
+
+    @staticmethod
+    def region() -> nn.Module:
+        return Siblings()
+
+    def program(self, *optimisations) -> RegionProgram:
+        graph = capture_region(Siblings(), [target.path for target in self.targets])
+        program = RegionProgram.start(graph, len(self.shapes))
+        run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations)
+        return program
+
+    def module(self, *optimisations, seed=0) -> tuple[Siblings, list[nn.Parameter]]:
+        """The region with the program installed, in float64, and its tensors."""
+        program = self.program(*optimisations)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = Siblings().double()
+            tensors = [nn.Parameter(torch.randn(s, dtype=torch.double)) for s in self.shapes]
+        store = Store({f"tensor.{i}": tensor for i, tensor in enumerate(tensors)})
+        forward, assembly = Program.of(program.forward), Program.of(program.assembly)
+        sources = [(store, i) for i in range(len(tensors))]
+        module.add_module(FACTORS, Factors(assembly, forward, sources))
+        install_program(module, forward)
+        return module, tensors
+
+    def results(self, *optimisations, seed=0) -> list[torch.Tensor]:
+        """The output on a fixed input, the output without gradients, and all gradients."""
+        module, tensors = self.module(*optimisations, seed=seed)
+        x = torch.linspace(-1, 1, 2 * 3 * 4, dtype=torch.double).view(2, 3, 4).requires_grad_()
+        y = module(x)
+        y.square().sum().backward()
+        with torch.no_grad():
+            kept = [module(x) for _ in range(2)]
+        bases = [module.left.weight.grad, module.out.bias.grad]
+        assert all(tensor.grad is not None for tensor in tensors)
+        return [y, *kept, x.grad, *bases, *(tensor.grad for tensor in tensors)]
+
+
+def text(graph: fx.Graph) -> str:
+    """A graph as one line for each node, less its placeholders."""
+
+    def show(value):
+        if isinstance(value, slice):
+            return f"{show(value.start)}:{show(value.stop)}".replace("None", "")
+        if isinstance(value, tuple | list):
+            return ", ".join(map(show, value))
+        return str(value)
+
+    lines = []
+    for node in graph.nodes:
+        args = show(node.args)
+        match node.op:
+            case "placeholder":
+                continue
+            case "output":
+                lines.append(f"return {args}")
+                continue
+            case "get_attr":
+                value = f"self.{node.target}"
+            case "call_module":
+                value = f"self.{node.target}({args})"
+            case "call_method":
+                value = f"{node.args[0]}.{node.target}({show(node.args[1:])})"
+            case _ if node.target is operator.getitem:
+                value = f"{node.args[0]}[{show(node.args[1])}]"
+            case _:
+                value = f"{node.target.__name__}({args})"
+        assert not node.kwargs
+        lines.append(f"{node.name} = {value}")
+    return "\n".join(lines)
+
+
+def same_text(graph: fx.Graph, expected: str) -> None:
+    assert text(graph).splitlines() == [line.strip() for line in expected.strip().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def case():
+    return Case
+
+
+@pytest.fixture(scope="session", name="use")
+def use_fixture():
+    return use
+
+
+@pytest.fixture(scope="session")
+def same():
+    return same_text
+
+
+@pytest.fixture(scope="session")
+def same_results():
+    """Whether a case computes the same with some optimisations as without any."""
+
+    def check(case, *optimisations):
+        for expected, actual in zip(case.results(), case.results(*optimisations), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+    return check

@@ -1,0 +1,252 @@
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.api import BishareWarning
+from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
+from bishare_dsl.language import spec_text
+from bishare_dsl.models import inspect_model, preset
+from bishare_dsl.testing.models import tiny_model
+
+TEXT = """\
+# two tiers
+spec s
+param r = 2
+target q_proj, down_proj
+share x per layer rank r via SS
+share y per module rank 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "s.share"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids).logits
+    return found
+
+
+def tensors(model: Any) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = model.bishare.tensors()
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# compile_spec -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_the_same_object_with_the_same_logits(family: str, ids: torch.Tensor) -> None:
+    kinds = "c_attn" if family == "gpt2" else "q_proj, k_proj"
+    spec = parse_spec(f"spec s target {kinds} share x per model rank 3 via SS")
+    model = tiny_model(family)
+    before, cls = logits(model, ids), type(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BishareWarning)
+        assert compile_spec(spec, model) is model
+    assert type(model) is cls
+    assert torch.equal(logits(model, ids), before)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {
+        id(t) for t in tensors(model).values()
+    }
+
+
+def test_a_spec_by_path_by_name_and_as_an_object(file: Path) -> None:
+    by_object = compile_spec(parse_spec(TEXT), tiny_model("llama"))
+    by_path = compile_spec(file, tiny_model("llama"))
+    by_text_path = compile_spec(str(file), tiny_model("llama"))
+    assert same(tensors(by_object), tensors(by_path))
+    assert same(tensors(by_object), tensors(by_text_path))
+    assert compile_spec("lora", tiny_model("llama")).bishare.plan.spec == "lora"
+    assert compile_spec("specs/lora.share", tiny_model("llama")).bishare.plan.spec == "lora"
+
+
+def test_no_such_spec() -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-spec"):
+        compile_spec("no-such-spec", tiny_model("llama"))
+
+
+def test_params(file: Path) -> None:
+    model = compile_spec(file, tiny_model("llama"), params={"r": 5})
+    assert model.bishare.plan.params == {"r": 5}
+    assert tensors(model)["x.layer_0.A"].shape[0] == 5
+    with pytest.raises(SpecError, match="BS207"):
+        compile_spec(file, tiny_model("llama"), params={"q": 5})
+
+
+def test_seeds(file: Path) -> None:
+    first, again, other = (
+        tensors(compile_spec(file, tiny_model("llama"), seed=seed)) for seed in (1, 1, 2)
+    )
+    assert same(first, again)
+    assert not torch.equal(first["x.layer_0.A"], other["x.layer_0.A"])
+
+
+def test_the_order_of_shares_changes_nothing() -> None:
+    head, x, y = TEXT[: TEXT.index("share x")], *TEXT.splitlines()[-2:]
+    one = compile_spec(parse_spec(f"{head}{x}\n{y}"), tiny_model("llama"))
+    two = compile_spec(parse_spec(f"{head}{y}\n{x}"), tiny_model("llama"))
+    assert same(tensors(one), tensors(two))
+
+
+def test_a_low_precision_base_gets_float32_tensors(ids: torch.Tensor) -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    before = logits(model, ids)
+    compile_spec(parse_spec(TEXT), model)
+    assert {t.dtype for t in tensors(model).values()} == {torch.float32}
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_a_meta_model_gets_meta_tensors() -> None:
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    compile_spec(parse_spec(TEXT), model)
+    assert all(t.is_meta for t in tensors(model).values())
+
+
+def test_an_offloaded_model_gets_real_tensors(ids: torch.Tensor) -> None:
+    from accelerate import cpu_offload
+
+    model = cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
+    before = logits(model, ids)
+    compile_spec(parse_spec(TEXT), model)
+    assert not any(t.is_meta for t in tensors(model).values())
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_errors_are_placed_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.share"
+    path.write_text("spec s\ntarget q_proj, FAKE\nshare x per module rank 1\n")
+    model = tiny_model("llama")
+    with pytest.raises(PlanError) as caught:
+        compile_spec(path, model)
+    assert "BS301" in str(caught.value)
+    assert "wrong.share:2:16" in str(caught.value)
+    assert not hasattr(model, "bishare")
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_warnings_are_placed_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "odd.share"
+    path.write_text("spec s\ntarget q_proj, v_proj\nshare x where q_proj per module rank 1\n")
+    with pytest.warns(BishareWarning, match=r"BS308(.|\n)*odd\.share:2:") as caught:
+        compile_spec(path, tiny_model("llama"))
+    assert caught[0].filename == __file__
+
+
+def test_fallbacks_are_noted() -> None:
+    spec = parse_spec("spec s target dense share x per module rank 1")
+    with pytest.warns(BishareWarning, match="linear by linear") as caught:
+        compile_spec(spec, tiny_model("falcon"))
+    assert caught[0].filename == __file__
+
+
+def test_compiling_twice(ids: torch.Tensor) -> None:
+    model = compile_spec(parse_spec(TEXT), tiny_model("llama"))
+    before = dict(tensors(model))
+    with pytest.raises(BishareError, match="BS401"):
+        compile_spec(parse_spec(TEXT), model)
+    assert all(before[name] is t for name, t in tensors(model).items())
+
+
+# plan_spec ----------------------------------------------------------------------------------------
+
+
+def test_plans_of_a_model_of_shapes_and_of_a_name(file: Path) -> None:
+    model = tiny_model("llama")
+    assert plan_spec(file, model) == plan_spec(file, inspect_model(model))
+    assert plan_spec(file, "smollm2-135m") == plan_spec(file, preset("smollm2-135m"))
+    assert plan_spec(file, model, {"r": 4}).trainable > plan_spec(file, model).trainable
+
+
+def test_planning_a_preset_needs_no_torch(file: Path) -> None:
+    code = (
+        "import sys; from bishare_dsl import plan_spec; "
+        f"assert plan_spec({str(file)!r}, 'llama-7b').trainable; "
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_reading_an_adapter_needs_no_torch(file: Path, tmp_path: Path) -> None:
+    plan = plan_spec(file, preset("smollm2-135m"))
+    save_adapter(tmp_path / "adapter", plan, draw(plan, 0), TEXT, seed=0)
+    code = (
+        "import sys; from bishare_dsl.adapter.files import read_adapter; "
+        f"assert read_adapter({str(tmp_path / 'adapter')!r}).plan.trainable; "
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What is saved ------------------------------------------------------------------------------------
+
+
+def test_shapes_alone_give_the_adapter_that_the_model_gives(file: Path, tmp_path: Path) -> None:
+    # What `bishare compile` does, which has no model.
+    plan = plan_spec(file, inspect_model(tiny_model("llama")), {"r": 3})
+    save_adapter(tmp_path, plan, draw(plan, 9), TEXT, seed=9)
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    compiled = compile_spec(file, tiny_model("llama"), {"r": 3}, seed=9)
+    assert loaded.bishare.plan == compiled.bishare.plan
+    assert same(tensors(loaded), tensors(compiled))
+
+
+def saved_text(model: Any, folder: Path) -> str:
+    model.bishare.save_pretrained(folder)
+    return (folder / "spec.share").read_text()
+
+
+def test_the_spec_is_saved_as_it_was_written(file: Path, tmp_path: Path) -> None:
+    assert saved_text(compile_spec(file, tiny_model("llama")), tmp_path / "a") == TEXT
+
+
+def test_a_spec_with_other_params_is_saved_with_them(file: Path, tmp_path: Path) -> None:
+    model = compile_spec(file, tiny_model("llama"), {"r": 7})
+    saved = parse_spec(saved_text(model, tmp_path / "a"))
+    assert saved == parse_spec(TEXT).with_params({"r": 7})
+
+
+def test_a_spec_made_in_python_is_saved_as_text(tmp_path: Path) -> None:
+    spec = parse_spec(TEXT)
+    assert saved_text(compile_spec(spec, tiny_model("llama")), tmp_path / "a") == spec_text(spec)
+
+
+# load_adapter -------------------------------------------------------------------------------------
+
+
+def test_loading_into_an_adapted_model(file: Path, tmp_path: Path, ids: torch.Tensor) -> None:
+    model = compile_spec(file, tiny_model("llama"))
+    model.bishare.save_pretrained(tmp_path / "a")
+    with pytest.raises(BishareError, match="BS401"):
+        load_adapter(tmp_path / "a", model)
+    assert torch.equal(logits(model, ids), logits(tiny_model("llama"), ids))
+
+
+def test_loading_freezes_the_base_and_trains_the_adapter(file: Path, tmp_path: Path) -> None:
+    compile_spec(file, tiny_model("llama")).bishare.save_pretrained(tmp_path / "a")
+    model = load_adapter(tmp_path / "a", tiny_model("llama"))
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {
+        id(t) for t in tensors(model).values()
+    }

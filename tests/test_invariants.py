@@ -1,0 +1,94 @@
+"""The invariants of the design, as properties of any spec on any model."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bishare_dsl.language import parse_spec, spec_text
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.testing import checks
+from bishare_dsl.testing.plans import meaningful_specs, small_models
+
+# An example compiles and runs a model or two.
+FEW = settings(max_examples=max(1, settings().max_examples // 4))
+SOME = settings(max_examples=max(1, settings().max_examples // 2))
+
+
+@st.composite
+def compilable(draw, **families):
+    """A spec and a model that it fits."""
+    model = draw(small_models(**families))
+    return draw(meaningful_specs(inspect_model(model))), model
+
+
+@settings(max_examples=2 * settings().max_examples)
+@given(compilable())
+def test_text_says_the_same(drawn):
+    spec, _ = drawn
+    assert parse_spec(spec_text(spec)) == spec
+
+
+@FEW
+@given(compilable())
+def test_a_fresh_adapter_changes_nothing(drawn):
+    checks.check_fresh(*drawn)
+
+
+@SOME
+@given(compilable())
+def test_logits_and_gradients_are_those_of_the_dense_reference(drawn):
+    checks.check_against_reference(*drawn)
+
+
+@FEW
+@given(compilable(families=["llama", "qwen3", "gpt2"]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_so_they_are_in_shorter_types(dtype, drawn):
+    checks.check_against_reference(*drawn, dtype=dtype)
+
+
+@FEW
+@given(compilable())
+def test_the_plan_counts_what_trains(drawn):
+    checks.check_count(*drawn)
+
+
+@FEW
+@given(compilable())
+def test_saving_and_loading_change_nothing(drawn):
+    checks.check_saving(*drawn)
+
+
+@FEW
+@given(compilable())
+def test_merging_changes_nothing(drawn):
+    checks.check_merging(*drawn)
+
+
+@FEW
+@given(compilable())
+def test_peft_computes_the_same(drawn):
+    checks.check_export(*drawn)
+
+
+@FEW
+@given(compilable())
+def test_the_seed_decides_the_tensors_and_nothing_else_does(drawn):
+    checks.check_seed(*drawn)
+
+
+def test_all_of_it_at_once():
+    """`check_spec`, as a user calls it: a spec with every transform on a model of three layers."""
+    from bishare_dsl.testing.models import tiny_model
+
+    spec = parse_spec(
+        "spec all param r = 2 let mlp = up_proj, down_proj target q_proj, v_proj, mlp alpha 3 "
+        "share local per module rank match kind { q_proj: 1; else: r } "
+        "share intra where layer in -2..-1 per layer rank 4 via KE(size = 6, shared_rank = 2) "
+        "share inter per model rank 3 via GT(size = 5, gate_rank = 2) scale alpha / sqrt(rank) "
+        "share rows where mlp per parent rank 2 via KE(size = 16, rowwise = true) "
+        "share slices per layer % 2 rank 2 via SS(slice = trailing) init A zeros, B normal "
+        "share kinds where not mlp per kind rank 1 share none per model rank 0 via SS"
+    )
+    checks.check_spec(spec, tiny_model("llama", num_hidden_layers=3))

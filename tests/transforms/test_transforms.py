@@ -1,0 +1,208 @@
+"""Every transform, through the protocol: shapes, zero start, rank, tracing, and the paper's equation."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bishare_dsl.testing.checks import check_transform
+from bishare_dsl.testing.plans import pools
+from bishare_dsl.transforms import (
+    GateTransformation,
+    Identity,
+    KroneckerExtension,
+    SliceSharing,
+    Transform,
+    Width,
+    register,
+    transform_kinds,
+)
+
+RANKS = st.integers(1, 6)
+SIZES = st.integers(1, 26)
+STARTS = st.sampled_from(["kaiming_uniform", "kaiming_normal", "ones"])
+
+
+@given(pools(), RANKS)
+def test_identity(widths, rank):
+    assert check_transform(Identity(), rank, widths[:1])
+
+
+@given(pools(), RANKS, st.sampled_from(["centre", "leading", "trailing"]))
+def test_slice_sharing(widths, rank, window):
+    assert check_transform(SliceSharing(slice=window), rank, widths)
+
+
+@given(pools(), RANKS, SIZES, STARTS, st.integers(1, 6))
+def test_gate_transformation(widths, rank, size, gates, gate_rank):
+    assert check_transform(
+        GateTransformation(size=size, gates=gates, gate_rank=gate_rank), rank, widths
+    )
+
+
+@given(pools(), RANKS, SIZES, STARTS, st.booleans())
+def test_kronecker_extension(widths, rank, size, kernel, rowwise):
+    assert check_transform(
+        KroneckerExtension(size=size, kernel=kernel, rowwise=rowwise), rank, widths
+    )
+
+
+@given(pools(), st.integers(1, 3), st.integers(1, 3), SIZES)
+def test_kronecker_extension_a_b(widths, a, b, size):
+    assert check_transform(KroneckerExtension(size=size, shared_rank=a), a * b, widths)
+
+
+@pytest.mark.parametrize(
+    ("window", "columns"),
+    [("leading", [0, 1, 2]), ("centre", [2, 3, 4]), ("trailing", [4, 5, 6])],
+)
+def test_windows(window, columns):
+    shared = {"A": torch.arange(7.0)[None], "B": torch.arange(4.0)[None]}
+    down, up = SliceSharing(slice=window).factors(shared, 1, Width(3, 4))
+    assert down.tolist() == [columns]
+    assert up.tolist() == [[0, 1, 2, 3]]
+
+
+def test_shapes_of_the_paper():
+    """The q_proj and down_proj of a Llama-7B, in the orientation that is stored."""
+    q, down = Width(4096, 4096), Width(11008, 4096)
+    inputs = [width.d_in for width in (q, down)]
+    assert SliceSharing().shared_shape(32, inputs) == (32, 11008)
+    assert GateTransformation().shared_shape(16, inputs) == (16, 1024)
+    assert KroneckerExtension().shared_shape(16, inputs) == (16, 256)
+    assert KroneckerExtension(shared_rank=1).shared_shape(16, inputs) == (1, 256)
+
+    def own(transform, width):
+        return {role: (t.rows, t.columns) for role, t in transform.own(16, width).items()}
+
+    assert own(GateTransformation(), down) == {
+        "G_id": (1, 11008),
+        "G_iu": (1, 1024),
+        "G_od": (1, 1024),
+        "G_ou": (1, 4096),
+    }
+    assert own(KroneckerExtension(), down) == {"K_A": (1, 43), "K_B": (1, 16)}
+    assert own(KroneckerExtension(shared_rank=1), down) == {"K_A": (16, 43), "K_B": (16, 16)}
+    assert own(KroneckerExtension(rowwise=True), down) == {"K_A": (16, 43), "K_B": (16, 16)}
+
+
+def test_fan_in_is_of_the_papers_orientation():
+    """kaiming_*_ draws by the columns of the paper's matrix; what is stored transposed has it in rows."""
+    gates = GateTransformation(size=10, gate_rank=2).own(4, Width(6, 8))
+    assert {role: t.fan_in for role, t in gates.items()} == {
+        "G_id": 6,  # (g, d_in)
+        "G_iu": 2,  # (m, g)
+        "G_od": 10,  # (g, n)
+        "G_ou": 2,  # (d_out, g)
+    }
+    kernels = KroneckerExtension(size=2).own(4, Width(6, 8))
+    assert {role: t.fan_in for role, t in kernels.items()} == {"K_A": 3, "K_B": 1}
+
+
+@pytest.mark.parametrize(
+    ("transform", "rank", "reach"),
+    [
+        (SliceSharing(), 4, 4),
+        (SliceSharing(), 9, 6),  # the width of the input
+        (GateTransformation(), 16, 1),
+        (GateTransformation(gate_rank=3), 16, 3),
+        (GateTransformation(gate_rank=3), 2, 2),
+        (KroneckerExtension(size=2), 4, 2),  # A_s (4, 2) has rank 2
+        (KroneckerExtension(size=2, shared_rank=1), 4, 3),  # K_A (4, 3)
+        (KroneckerExtension(size=2, shared_rank=2), 4, 4),
+        (KroneckerExtension(size=2, rowwise=True), 4, 4),
+    ],
+)
+def test_reach(transform, rank, reach):
+    assert transform.reach(rank, Width(6, 8)) == reach
+
+
+def test_gates_of_rank_one_are_told():
+    (problem,) = GateTransformation().review(8, [Width(6, 8)])
+    assert (problem.code, problem.loc) == ("BS350", ("via",))
+    assert "rank 1 at most" in problem.message
+    assert "8" in problem.message
+    assert not [*GateTransformation(gate_rank=8).review(8, [Width(6, 8)])]
+
+
+def test_a_crop_is_told_with_the_sizes_that_divide():
+    (problem,) = KroneckerExtension(size=250).review(8, [Width(4096, 11008), Width(4096, 4096)])
+    assert (problem.code, problem.loc) == ("BS351", ("via", "options", "size"))
+    assert problem.message.startswith("size 250 does not divide 4096, 11008")
+    assert "256" in problem.help
+    assert not [*KroneckerExtension(size=256).review(8, [Width(4096, 11008)])]
+
+
+def test_identity_needs_equal_widths():
+    with pytest.raises(ValueError, match=r"different widths \(4, 6\)"):
+        Identity().shared_shape(2, [6, 4, 6])
+
+
+def test_a_rank_that_the_kernel_cannot_give():
+    with pytest.raises(ValueError, match="no multiple of shared_rank = 3"):
+        KroneckerExtension(shared_rank=3).check_rank(4)
+    KroneckerExtension(shared_rank=3).check_rank(6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SliceSharing, {"slice": "middle"}),
+        (SliceSharing, {"window": "centre"}),  # the option is called slice
+        (GateTransformation, {"size": 0}),
+        (GateTransformation, {"gates": "zeros"}),
+        (GateTransformation, {"gate_rank": 1.5}),
+        (KroneckerExtension, {"size": -1}),
+        (KroneckerExtension, {"kernel": "normal"}),
+        (KroneckerExtension, {"shared_rank": 2, "rowwise": True}),
+        (Identity, {"size": 1}),
+    ],
+)
+def test_options_are_checked(kind, options):
+    with pytest.raises(ValidationError):
+        kind.model_validate(options)
+
+
+def test_defaults_are_the_paper_s():
+    assert SliceSharing().options() == {"slice": "centre"}
+    assert GateTransformation().options() == {
+        "size": 1024,
+        "gates": "kaiming_uniform",
+        "gate_rank": 1,
+    }
+    assert KroneckerExtension().options() == {
+        "size": 256,
+        "kernel": "kaiming_normal",
+        "shared_rank": None,
+        "rowwise": False,
+    }
+
+
+def test_registry(monkeypatch):
+    from bishare_dsl.transforms import registry
+
+    monkeypatch.setattr(registry, "_TRANSFORMS", dict(registry._TRANSFORMS))
+    assert set(transform_kinds()) >= {"Identity", "SS", "GT", "KE"}
+
+    class Mine(Transform):
+        name = "Mine"
+        title = "mine"
+
+    assert register(Mine) is Mine
+    assert register(Mine) is Mine  # Again is no conflict.
+    assert transform_kinds()["Mine"] is Mine
+
+    class Other(Mine):
+        name = "KE"
+
+    with pytest.raises(ValueError, match="'KE' is taken"):
+        register(Other)
+
+
+def test_import_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import bishare_dsl.transforms, bishare_dsl.plan, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
