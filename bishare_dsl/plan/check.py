@@ -63,6 +63,13 @@ def _names(spec: Spec) -> Iterator[Problem]:
                 meaning="no single word, and tensors are named after shares",
                 loc=("shares", i, "name"),
             )
+        elif "__" in share.name or share.name.endswith("_"):
+            # In a module, `a.b.A` is the attribute `a__b__A`: two tensors must not come to one name.
+            yield codes.RESERVED(
+                name=share.name,
+                meaning="a path: `__` stands for a dot in the names of tensors",
+                loc=("shares", i, "name"),
+            )
 
 
 def _unused(spec: Spec) -> Iterator[Problem]:

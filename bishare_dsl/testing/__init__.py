@@ -1,1 +1,12 @@
-"""Strategies and tiny models that the tests use, and users may too."""
+"""Strategies, references and ready checks that the tests use, and users may too.
+
+| module | |
+|---|---|
+| `models` | tiny random models, one a family |
+| `specs` | strategies for specs that need not make sense |
+| `plans` | strategies for models, architectures, pools, and specs that fit |
+| `reference` | dense references of the transforms, from the paper's equations |
+| `checks` | `check_spec(spec, model)`, `check_transform(transform, rank, widths)` and their parts |
+
+Hypothesis is needed by the strategies, PEFT by the check of exports.
+"""

@@ -103,12 +103,17 @@ def kronecker_extension(term: TermValues) -> Tensor:
     a_s, b_s = term["A"], term["B"].T
     k_a, k_b = term["K_A"], term["K_B"].T
     if term.options["rowwise"]:
-        rows = [torch.kron(k_a[i], a_s[i]) for i in range(term.rank)]
-        columns = [torch.kron(k_b[:, i], b_s[:, i]) for i in range(term.rank)]
-        a, b = torch.stack(rows), torch.stack(columns, dim=1)
+        ranks = range(term.rank)
+        a = torch.cat([_kronecker(k_a[[i], :], a_s[[i], :]) for i in ranks], dim=0)
+        b = torch.cat([_kronecker(k_b[:, [i]], b_s[:, [i]]) for i in ranks], dim=1)
     else:
-        a, b = torch.kron(k_a, a_s), torch.kron(k_b, b_s)
+        a, b = _kronecker(k_a, a_s), _kronecker(k_b, b_s)
     return b[: term.d_out, :] @ a[:, : term.d_in]
+
+
+def _kronecker(x: Tensor, y: Tensor) -> Tensor:
+    """``x (x) y``: Equation 5, block by block."""
+    return torch.cat([torch.cat([entry * y for entry in row], dim=1) for row in x], dim=0)
 
 
 def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> Tensor:

@@ -48,7 +48,11 @@ def test_a_let_used_before_it_is_declared(small, lets, place):
         {"dropout": 1e308},
         {"alpha": 5e-324},  # alpha / rank is zero
         {"rank": RankMatch(subject="kind", arms=())},
-        {"rank": RankMatch(subject=Binary(op="+", left="kind", right=1), arms=(Arm(values=(1,), rank=1),))},
+        {
+            "rank": RankMatch(
+                subject=Binary(op="+", left="kind", right=1), arms=(Arm(values=(1,), rank=1),)
+            )
+        },
         {"where": Selection(include=())},
         {"per": (3, Binary(op="/", left=1, right="layer"))},
     ],
@@ -61,9 +65,7 @@ def test_nonsense_is_a_problem_and_nothing_else(small, share):
 
 def test_lets_may_be_many(small):
     lets = [Let(name="l0", selection=Selection(include=("q_proj",)))]
-    lets += [
-        Let(name=f"l{i}", selection=Selection(include=(f"l{i - 1}",))) for i in range(1, 2000)
-    ]
+    lets += [Let(name=f"l{i}", selection=Selection(include=(f"l{i - 1}",))) for i in range(1, 2000)]
     made = spec(lets=tuple(lets), where=Selection(include=("l1999",)))
     assert len(build_plan(made, small)[0].terms) == 4
 

@@ -76,8 +76,14 @@ def test_names_stay_apart_where_two_towers_have_the_same_layers():
 @pytest.mark.parametrize(
     ("share", "owners"),
     [
-        ("share s per module rank 1", {f"model.layers.{i}.{p}" for i in range(4) for p in ("self_attn", "mlp")}),
-        ("share s per layer, parent rank 1 via SS", {f"model.layers.{i}.{p}" for i in range(4) for p in ("self_attn", "mlp")}),
+        (
+            "share s per module rank 1",
+            {f"model.layers.{i}.{p}" for i in range(4) for p in ("self_attn", "mlp")},
+        ),
+        (
+            "share s per layer, parent rank 1 via SS",
+            {f"model.layers.{i}.{p}" for i in range(4) for p in ("self_attn", "mlp")},
+        ),
         ("share s per layer rank 1 via SS", {f"model.layers.{i}" for i in range(4)}),
         ("share s per layer // 2 rank 1 via SS", {""}),
         ("share s per kind rank 1", {""}),
@@ -103,7 +109,11 @@ def test_shapes_are_rank_major(plan):
 
 def test_starts_and_their_fan_in(plan):
     made = plan("target q_proj\nshare s per model rank 3 via KE(size = 4, kernel = ones)")
-    a, b, kernel = made.tensor["s.A"], made.tensor["s.B"], made.tensor["s.layers.0.self_attn.q_proj.K_A"]
+    a, b, kernel = (
+        made.tensor["s.A"],
+        made.tensor["s.B"],
+        made.tensor["s.layers.0.self_attn.q_proj.K_A"],
+    )
     assert (a.init, a.fan_in) == ("kaiming_uniform", 4)
     assert (b.init, b.fan_in) == ("zeros", 3)  # B is (d_out, rank) in the paper
     assert (kernel.init, kernel.shape) == ("ones", (1, 3))
@@ -152,7 +162,9 @@ def test_dropout(plan):
 
 
 def test_options_are_complete_and_may_be_computed(plan):
-    made = plan("param q = 2\nshare s per model rank 4 via KE(size = q * 2, shared_rank = rank / 2)")
+    made = plan(
+        "param q = 2\nshare s per model rank 4 via KE(size = q * 2, shared_rank = rank / 2)"
+    )
     assert made.terms[0].options == {
         "size": 4,
         "kernel": "kaiming_normal",
@@ -213,4 +225,9 @@ def test_order_of_sites_changes_nothing_else(small):
 
 def test_base_is_noted(plan, small):
     base = plan("share s per module rank 1").base
-    assert (base.name, base.family, base.layers, base.parameters) == ("small", "llama", 4, small.parameters)
+    assert (base.name, base.family, base.layers, base.parameters) == (
+        "small",
+        "llama",
+        4,
+        small.parameters,
+    )

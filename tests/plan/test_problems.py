@@ -19,6 +19,8 @@ ERRORS = [
     (f"param r = 4\nlet r = q_proj\n{TARGET}share s where r per module rank 4", "BS202", "r", None),
     (f'param "layer" = 4\n{TARGET}share s per module rank layer + 1', "BS203", '"layer"', None),
     (f'{TARGET}share "a b" per module rank 4', "BS203", '"a b"', None),
+    (f"{TARGET}share s per kind rank 4\nshare s__q_proj per model rank 4 via SS", "BS203", "s__q_proj", None),
+    (f"{TARGET}share s_ per module rank 4", "BS203", "s_", None),
     (f"{TARGET}share s per model rank 4 via KA", "BS204", "KA", "`KE`"),
     (f"{TARGET}share s per model rank 4 via KE(sise = 4)", "BS205", None, "`size`"),
     (f"{TARGET}share s per model rank 4 via SS(slice = middle)", "BS206", "middle", None),

@@ -75,9 +75,11 @@ def test_a_predicate_is_a_key(plan):
 
 @pytest.mark.parametrize("key", ["mlp", "parent mlp", "gate_proj or up_proj or down_proj"])
 def test_a_let_is_a_key(plan, key):
-    made = plan(f"let mlp = gate_proj, up_proj, down_proj\nshare s per {key}, layer rank 2 via SS") if (
-        key == "mlp"
-    ) else plan(f"share s per {key}, layer rank 2 via SS")
+    made = (
+        plan(f"let mlp = gate_proj, up_proj, down_proj\nshare s per {key}, layer rank 2 via SS")
+        if (key == "mlp")
+        else plan(f"share s per {key}, layer rank 2 via SS")
+    )
     assert groups(made)[True, 3] == sites([3], MLP)
     assert groups(made)[False, 3] == sites([3], ATTENTION)
 
@@ -108,9 +110,7 @@ def test_a_width_is_a_key(plan):
     ],
 )
 def test_where(plan, where, layers, kinds):
-    made = plan(
-        f"let mlp = gate_proj, up_proj, down_proj\nshare s where {where} per module rank 2"
-    )
+    made = plan(f"let mlp = gate_proj, up_proj, down_proj\nshare s where {where} per module rank 2")
     assert {site for group in groups(made).values() for site in group} == sites(layers, kinds)
 
 
@@ -173,6 +173,8 @@ def test_terms_of_one_site_add_up(plan):
 
 
 def test_shares_of_different_places(plan):
-    made = plan("share a where layer < 2 per module rank 2\nshare b where layer >= 2 per kind rank 3")
+    made = plan(
+        "share a where layer < 2 per module rank 2\nshare b where layer >= 2 per kind rank 3"
+    )
     assert [term.rank for term in made.terms_of["model.layers.1.mlp.up_proj"]] == [2]
     assert [term.rank for term in made.terms_of["model.layers.2.mlp.up_proj"]] == [3]

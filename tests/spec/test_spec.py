@@ -43,7 +43,9 @@ def test_json_both_ways(name):
 def test_schema_is_closed():
     schema = Spec.model_json_schema()
     assert schema["additionalProperties"] is False
-    assert {d.get("additionalProperties") for n, d in schema["$defs"].items() if n != "Via"} == {False}
+    assert {d.get("additionalProperties") for n, d in schema["$defs"].items() if n != "Via"} == {
+        False
+    }
     json.dumps(schema)
 
 
