@@ -28,7 +28,8 @@ def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str,
 
 
 def _draw(tensor: Tensor, seed: int) -> torch.Tensor:
-    """``zeros``, ``ones``; ``normal``: N(0, 0.02^2); ``uniform``: U(-1, 1); and by fan-in n,
+    """``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
+    U(-a, a); and by its fan-in n,
     ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as LoRA and `nn.Linear` start (a = sqrt(5)), and
     ``kaiming_normal``: N(0, 2/n).
     """
@@ -40,9 +41,11 @@ def _draw(tensor: Tensor, seed: int) -> torch.Tensor:
         case "ones":
             return values.fill_(1.0)
         case "normal":
-            return values.normal_(0.0, 0.02, generator=random)
+            return values.normal_(0.0, tensor.amount, generator=random)
         case "uniform":
-            return values.uniform_(-1.0, 1.0, generator=random)
+            return values.uniform_(-tensor.amount, tensor.amount, generator=random)
+        case "constant":
+            return values.fill_(tensor.amount)
         case "kaiming_uniform":
             bound = 1.0 / math.sqrt(tensor.fan_in)
             return values.uniform_(-bound, bound, generator=random)

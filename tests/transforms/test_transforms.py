@@ -8,16 +8,11 @@ from pydantic import ValidationError
 
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.testing.plans import pools
-from bishare_dsl.transforms import (
-    GateTransformation,
-    Identity,
-    KroneckerExtension,
-    SliceSharing,
-    Transform,
-    Width,
-    register,
-    transform_kinds,
-)
+from bishare_dsl.transforms import Transform, Width, register, transform_kind, transform_names
+from bishare_dsl.transforms.gate_transformation import GateTransformation
+from bishare_dsl.transforms.identity import Identity
+from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
+from bishare_dsl.transforms.slice_sharing import SliceSharing
 
 RANKS = st.integers(1, 6)
 SIZES = st.integers(1, 26)
@@ -68,10 +63,10 @@ def test_shapes_of_the_paper():
     """The q_proj and down_proj of a Llama-7B, in the orientation that is stored."""
     q, down = Width(4096, 4096), Width(11008, 4096)
     inputs = [width.d_in for width in (q, down)]
-    assert SliceSharing().shared_shape(32, inputs) == (32, 11008)
-    assert GateTransformation().shared_shape(16, inputs) == (16, 1024)
-    assert KroneckerExtension().shared_shape(16, inputs) == (16, 256)
-    assert KroneckerExtension(shared_rank=1).shared_shape(16, inputs) == (1, 256)
+    assert SliceSharing().shared_shape("A", 32, inputs) == (32, 11008)
+    assert GateTransformation().shared_shape("A", 16, inputs) == (16, 1024)
+    assert KroneckerExtension().shared_shape("A", 16, inputs) == (16, 256)
+    assert KroneckerExtension(shared_rank=1).shared_shape("A", 16, inputs) == (1, 256)
 
     def own(transform, width):
         return {role: (t.rows, t.columns) for role, t in transform.own(16, width).items()}
@@ -136,7 +131,7 @@ def test_a_crop_is_told_with_the_sizes_that_divide():
 
 def test_identity_needs_equal_widths():
     with pytest.raises(ValueError, match=r"different widths \(4, 6\)"):
-        Identity().shared_shape(2, [6, 4, 6])
+        Identity().shared_shape("A", 2, [6, 4, 6])
 
 
 def test_a_rank_that_the_kernel_cannot_give():
@@ -182,8 +177,8 @@ def test_defaults_are_the_paper_s():
 def test_registry(monkeypatch):
     from bishare_dsl.transforms import registry
 
-    monkeypatch.setattr(registry, "_TRANSFORMS", dict(registry._TRANSFORMS))
-    assert set(transform_kinds()) >= {"Identity", "SS", "GT", "KE"}
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    assert set(transform_names()) >= {"Identity", "SS", "GT", "KE"}
 
     class Mine(Transform):
         name = "Mine"
@@ -191,7 +186,7 @@ def test_registry(monkeypatch):
 
     assert register(Mine) is Mine
     assert register(Mine) is Mine  # Again is no conflict.
-    assert transform_kinds()["Mine"] is Mine
+    assert transform_kind("Mine") is Mine
 
     class Other(Mine):
         name = "KE"
