@@ -22,8 +22,10 @@ from bishare_dsl.language.structure import check_complete, names_used, parse_and
 from bishare_dsl.language.syntax import Clause, Pair, Statement, Syntax
 from bishare_dsl.resources import shipped_specs
 
-MAX_USES = 16
+MAX_DEPTH = 16
 """How long a chain of uses may be: this file uses that, which uses another."""
+MAX_FILES = 64
+"""How many files a spec may use, through others or not."""
 
 _Part: TypeAlias = Statement | Clause
 _Key: TypeAlias = tuple[str, str]
@@ -70,7 +72,7 @@ class Reader:
         self._sources.append(source)
         file = File(source, parse_and_check(source, self.problems))
         for use in file.syntax.statements:
-            if isinstance(use, Statement) and use.keyword.text == "use":
+            if isinstance(use, Statement) and use.keyword.text == "use" and not self.problems.full:
                 used = self._used(use, source, {**above, realpath(source.name): source.name})
                 file.uses += [(use, used)] if used else []
         return file
@@ -91,8 +93,10 @@ class Reader:
                 return None
             if real in self._known:
                 return self._known[real]
-            if len(above) > MAX_USES:
-                self.problems(codes.USE_DEPTH(limit=MAX_USES, span=span))
+            if len(above) > MAX_DEPTH or len(self._sources) > MAX_FILES:
+                deep = len(above) > MAX_DEPTH
+                limit = f"files {MAX_DEPTH} deep" if deep else f"{MAX_FILES} files"
+                self.problems(codes.TOO_MANY_USES(limit=limit, span=span))
                 return None
             left = MAX_BYTES - self._size
             with path.open("rb") as opened:
@@ -243,15 +247,15 @@ class Joining:
         declared = _declared(parts)
         for _, other in file.uses:
             known = _declared(self._joined[other])
-            for part in self._joined[other]:
+            new = {name: part for name, part in declared.items() if name not in known}
+            for part in self._joined[other] if new else ():
                 for name in names_used(part) if part in present else ():
-                    if name.text not in known and (new := declared.pop(name.text, None)):
-                        assert new.name is not None
-                        place = self.where.place(name.span)
-                        problem = codes.OTHER_MEANING(
-                            what=_what(new), place=place, span=Span(new.start, new.name.end)
+                    if meant := new.pop(name.text, None):
+                        assert meant.name is not None
+                        place, span = self.where.place(name.span), Span(meant.start, meant.name.end)
+                        self.problems(
+                            codes.OTHER_MEANING(what=_what(meant), place=place, span=span)
                         )
-                        self.problems(problem)
 
 
 def _key(part: _Part) -> _Key:

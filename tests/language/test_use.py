@@ -171,6 +171,20 @@ def test_16_files_deep_is_allowed_and_17_is_not(folder):
     assert " --> 15.share:2:5\n" in str(error)
 
 
+def test_64_files_are_allowed_and_65_are_not(folder):
+    names = [f"{i}.share" for i in range(65)]
+    for name in names:
+        (folder / name).write_text("spec empty\n")
+    assert parse_spec(using("", "base.share", *names[:63])).shares
+    error = problems(using("", "base.share", *names[:64]))
+    assert [problem.code for problem in error.problems] == ["BS133"]
+
+
+def test_of_very_many_missing_files_the_first_are_shown(folder):
+    error = problems(using("", *(f"no{i}.share" for i in range(5000))))
+    assert [problem.code for problem in error.problems] == ["BS130"] * 100
+
+
 def test_all_files_together_have_the_limit_of_one(folder):
     (folder / "half.share").write_text(f"spec half\n#{' ' * (MAX_BYTES // 2)}\n")
     (folder / "more.share").write_text(f"spec more\n#{' ' * (MAX_BYTES // 2)}\n")
@@ -201,7 +215,7 @@ def test_a_file_to_be_used_is_formatted_by_itself_and_reads_no_other():
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

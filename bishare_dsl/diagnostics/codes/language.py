@@ -218,11 +218,11 @@ USE_CYCLE = Code(
     good='spec example\nuse "lora"\n',
 )
 
-USE_DEPTH = Code(
+TOO_MANY_USES = Code(
     "BS133",
-    "a chain of uses that is too long",
-    "this is used through more than {limit} files",
-    "A file may use one that uses another, and so on, 16 files deep.",
+    "too many used files",
+    "a spec may use {limit}, and no more",
+    "A spec may use 64 files, itself or through others, and one through another 16 deep.",
     good='spec example\nuse "lora"\n',
 )
 
