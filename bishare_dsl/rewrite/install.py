@@ -17,6 +17,7 @@ import linecache
 import types
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -65,8 +66,14 @@ class Program:
             **self.names,
             **{name: importlib.import_module(path) for name, path in self.modules.items()},
         }
-        exec(compile(self.source, filename, "exec"), namespace)
+        exec(_code(self.source, filename), namespace)
         return cast(types.FunctionType, namespace["forward"])
+
+
+@lru_cache(maxsize=256)
+def _code(source: str, filename: str) -> types.CodeType:
+    """Compiled once for all the layers of a model: compiling is most of what installing costs."""
+    return compile(source, filename, "exec")
 
 
 class Installed(nn.Module):
