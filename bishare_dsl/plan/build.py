@@ -340,7 +340,7 @@ class _Builder:
                 loc: Loc = ("shares", index, "rank", "arms", i, "values", j)
                 for problem in self.sites.item_problems(match.subject, value, covered, loc):
                     yield codes.ARM_NOTHING(
-                        value=value.ref if isinstance(value, Ref) else "this",
+                        value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
                         share=self.spec.shares[index].name,
                         loc=loc,
                         help=problem.help,

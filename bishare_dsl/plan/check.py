@@ -44,11 +44,10 @@ def _names(spec: Spec) -> Iterator[Problem]:
             yield codes.TWICE(what=what, name=name, loc=loc)
         seen.add(name)
         if name in (*ATTRIBUTES, "model", "rank", "alpha"):
-            yield codes.RESERVED(name=name, meaning="something of a share or of a site", loc=loc)
+            yield codes.RESERVED(name=name, why="it already means something", loc=loc)
     below = [let.name for let in spec.lets]
-    for i, let in enumerate(
-        spec.lets
-    ):  # A text has been read in order; a spec built in Python has not.
+    # A text has been read in order; a spec built in Python has not.
+    for i, let in enumerate(spec.lets):
         for place, ref in refs(let.selection, ("lets", i, "selection")):
             if ref.ref in below[i:]:
                 yield USED_BEFORE(name=ref.ref, keyword="let", loc=place)
@@ -60,14 +59,14 @@ def _names(spec: Spec) -> Iterator[Problem]:
         if not re.fullmatch(r"[^\W\d]\w*", share.name):
             yield codes.RESERVED(
                 name=share.name,
-                meaning="no single word, and tensors are named after shares",
+                why="tensors are named after shares, so that a share is named by one word",
                 loc=("shares", i, "name"),
             )
         elif "__" in share.name or share.name.endswith("_"):
             # In a module, `a.b.A` is the attribute `a__b__A`: two tensors must not come to one name.
             yield codes.RESERVED(
                 name=share.name,
-                meaning="a path: `__` stands for a dot in the names of tensors",
+                why="`__` stands for a dot in the names of tensors",
                 loc=("shares", i, "name"),
             )
 
@@ -80,8 +79,7 @@ def _unused(spec: Spec) -> Iterator[Problem]:
     for name in ("dropout", "scale"):
         if getattr(spec.defaults, name) is None or not spec.shares:
             continue
-        overriding = ("alpha", "scale") if name == "scale" else (name,)
-        if all(any(getattr(s, own) is not None for own in overriding) for s in spec.shares):
+        if all(getattr(share, name) is not None for share in spec.shares):
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name))
     alphas = [("shares", i) for i, share in enumerate(spec.shares) if share.alpha is not None]
     for loc in alphas:

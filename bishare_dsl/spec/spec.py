@@ -171,15 +171,11 @@ class Spec(Node):
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
-        """What holds for a share: what it says itself, else what the spec says for all.
-
-        ``alpha`` and ``scale`` are one setting: a share that gives either takes neither default.
-        """
+        """What holds for a share: what it says itself, else what the spec says for all."""
         default, init = self.defaults, self.defaults.init
-        own_scale = share.alpha is not None or share.scale is not None
         return Settings.model_construct(
-            alpha=share.alpha if own_scale and share.alpha is not None else default.alpha,
-            scale=share.scale if own_scale else default.scale,
+            alpha=default.alpha if share.alpha is None else share.alpha,
+            scale=default.scale if share.scale is None else share.scale,
             dropout=default.dropout if share.dropout is None else share.dropout,
             init=Init.model_construct(
                 A=init.A if share.init.A is None else share.init.A,

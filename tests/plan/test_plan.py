@@ -145,9 +145,10 @@ def test_starts_given_by_the_share_by_default_and_by_a_param(plan):
         ("alpha 8", "scale 3", 3.0),
         ("alpha 8", "scale alpha * 3", 24.0),
         ("scale 5", "", 5.0),
-        ("scale 5", "alpha 16", 4.0),
+        ("scale 5", "alpha 16", 5.0),
         ("scale 5", "scale -1", -1.0),
         ("alpha 16\nscale alpha / sqrt(rank)", "", 8.0),
+        ("alpha 16\nscale alpha / sqrt(rank)", "alpha 32", 16.0),
     ],
 )
 def test_scale(plan, defaults, share, scale):

@@ -91,7 +91,7 @@ def test_a_param_is_a_finite_number_or_a_word(value):
         ({}, (8, 2, 0.1)),
         ({"dropout": 0}, (8, 2, 0)),
         ({"scale": 1}, (8, 1, 0.1)),
-        ({"alpha": 4}, (4, None, 0.1)),
+        ({"alpha": 4}, (4, 2, 0.1)),
         ({"alpha": 4, "scale": 1}, (4, 1, 0.1)),
     ],
 )

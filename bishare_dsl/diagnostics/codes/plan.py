@@ -52,7 +52,7 @@ SHAPES = Code(
 ARM_NOTHING = Code(
     "BS306",
     "a match arm that matches nothing",
-    "`{value}` matches none of the modules of share `{share}`",
+    "{value} matches none of the modules of share `{share}`",
     "Each value of each arm must match a module that the share covers.",
     bad=f"{_HEAD}share local per module rank match kind {{ gate_proj: 4; else: 2 }}",
     good=f"{_HEAD}share local per module rank match kind {{ up_proj: 4; else: 2 }}",
@@ -77,7 +77,7 @@ UNCOVERED = Code(
 NOTHING_TO_TRAIN = Code(
     "BS309",
     "a spec with nothing to train",
-    "every share of `{spec}` has rank 0",
+    "no share of `{spec}` has a rank above 0",
     "Rank 0 drops a share; with all of them dropped nothing is left to train.",
     bad=f"{_HEAD}share local per module rank 0",
     good=f"{_HEAD}share local per module rank 4",

@@ -35,8 +35,8 @@ TWICE = Code(
 )
 RESERVED = Code(
     "BS203",
-    "a name that already means something",
-    "`{name}` cannot be declared: it already means {meaning}",
+    "a name that cannot be taken",
+    "`{name}` cannot be declared: {why}",
     "Attributes of a site (`layer`, `kind`, ...) and the names `rank` and `alpha` keep their meaning "
     "everywhere. Share names are words of letters, digits and underscores, since tensors are named "
     "after them.",
