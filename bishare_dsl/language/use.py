@@ -259,17 +259,15 @@ class Joining:
 
 
 def _key(part: _Part) -> _Key:
-    """What there is one of: a name, the target, a default. Alpha and scale are one setting."""
+    """What there is one of: a name, the target, a default."""
     word = part.keyword.text
     if isinstance(part, Clause):
-        return "default", "scale" if word == "alpha" else word
+        return "default", word
     return word, part.name.text if part.name else ""
 
 
 def _what(part: _Part) -> str:
     kind, name = _key(part)
-    if kind == "default":
-        return "the default `alpha` or `scale`" if name == "scale" else f"the default `{name}`"
     return f"{kind} `{name}`" if name else f"`{kind}`"
 
 

@@ -59,7 +59,9 @@ def test_the_whole_is_one_text(folder):
 def test_target_and_defaults_of_the_file_itself_go_before_those_used(folder):
     spec = parse_spec(using("target k_proj\nalpha 16\ninit B normal\n" + OWN))
     assert [part.ref for part in spec.target.include] == ["k_proj"]
-    assert spec.defaults == Settings(alpha=16, dropout=0.1, init=Init(A="ones", B="normal"))
+    assert spec.defaults == Settings(
+        alpha=16, scale=2, dropout=0.1, init=Init(A="ones", B="normal")
+    )
 
 
 def test_what_replaces_stands_where_the_replaced_one_stood(folder):

@@ -232,7 +232,7 @@ NOT_REPLACED = Code(
     "{what} is declared already, at {place}",
     "A name of a used file keeps its meaning unless it is replaced on purpose: `replace` stands before the "
     "`param`, `let` or `share`. What replaces stands where the replaced one stood. A `target` or a default "
-    "(`alpha` and `scale` are one) needs no `replace`: the file's own goes before a used one.",
+    "needs no `replace`: the file's own goes before a used one.",
     bad='spec example\nuse "lora"\nparam r = 4\n',
     good='spec example\nuse "lora"\nreplace param r = 4\n',
 )
@@ -253,8 +253,8 @@ USES_DISAGREE = Code(
     "The order of `use` means nothing, so neither of the two goes before the other. The file that uses both "
     "decides: with `replace`, or with a `target` or a default of its own. A file that is used along two ways "
     "is one file, and agrees with itself.",
-    bad='spec example\nuse "lora"\nuse "bishare_ke"\ntarget q_proj\nscale 2\n',
-    good='spec example\nuse "lora"\nuse "bishare_ke"\ntarget q_proj\nscale 2\n'
+    bad='spec example\nuse "lora"\nuse "bishare_ke"\ntarget q_proj\n',
+    good='spec example\nuse "lora"\nuse "bishare_ke"\ntarget q_proj\n'
     "replace share local  per module  rank r\n",
 )
 
