@@ -235,10 +235,10 @@ class _Builder:
         try:
             widths = [side for site in members for side in _width(site).sides(role)]
             shape = resolved.transform.shared_shape(role, rank, widths)
+            fan_in = resolved.transform.fan_in(role, rank, widths)
         except ValueError as error:
             self._unfit(index, role, name, error)
             return False
-        fan_in = shape[0] if role == "B" else shape[1]
         paths = [site.path for site in members]
         self._tensor(index, f"{name}.{role}", role, Own(*shape, fan_in), owner(paths), resolved)
         self.pools.append(

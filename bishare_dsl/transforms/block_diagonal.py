@@ -33,6 +33,10 @@ class BlockDiagonal(Transform):
             raise ValueError(f"a width of {width} does not divide into {self.blocks} blocks")
         return rank, width
 
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        # Of one mini-LoRA.
+        return rank if role == "B" else one_width(widths) // self.blocks
+
     def rows(self, rank: int, width: Width) -> int:
         return self.blocks * rank
 

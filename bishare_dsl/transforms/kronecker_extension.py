@@ -56,6 +56,9 @@ class KroneckerExtension(Transform):
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return self.shared_rank or rank, self.size
 
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        return (self.shared_rank or rank) if role == "B" else self.size
+
     def start(self, role: str) -> Start:
         return Start(self.kernel) if role in self.owned else super().start(role)
 

@@ -20,29 +20,51 @@ if TYPE_CHECKING:
 class Rotation(Transform):
     """``A = [A_0, roll(A_0, s), roll(A_0, 2 s), ...]``, cut to the width; B alike.
 
-    The chunk is ``(r, ceil(width / chunks))``, and ``roll`` moves its rows down by ``stride`` for each
-    copy, so that the copies differ. A second share without transform is the paper's unshared rank.
+    The chunk ``A_0`` is ``(r, ceil(d_in / chunks_A))``, ``B_0`` is ``(r, ceil(d_out / chunks_B))``.
+    ``roll`` moves rows down by ``stride`` for each copy, so that the copies differ; unless it is given,
+    the copies go once round: ``s = r / chunks``, rounded down, and 1 at least. The paper's unshared
+    rank is a share of its own.
     """
 
     name: ClassVar[str] = "Rotation"
     title: ClassVar[str] = "Partial Rotation"
 
-    chunks: PositiveInt = 4
-    stride: NonNegativeInt = 1
+    chunks_A: PositiveInt = 4
+    chunks_B: PositiveInt = 4
+    stride: NonNegativeInt | None = None
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, math.ceil(one_width(widths) / self.chunks)
+        return rank, math.ceil(one_width(widths) / self._chunks(role))
+
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        # The paper's rectified start: a chunk starts as the whole factor would.
+        return rank if role == "B" else one_width(widths)
+
+    def reach(self, rank: int, width: Width) -> int:
+        sides = []
+        for role, side in zip("AB", width, strict=True):
+            turn = rank // math.gcd(rank, self._stride(role, rank))  # Copies until one comes again.
+            chunk = math.ceil(side / self._chunks(role))
+            sides.append(min(side, chunk * min(turn, self._chunks(role))))
+        return min(rank, *sides)
 
     def factors(
         self, tensors: Mapping[str, Tensor], rank: int, width: Width
     ) -> tuple[Tensor, Tensor]:
         return (
-            self._rotated(tensors["A"], width.d_in),
-            self._rotated(tensors["B"], width.d_out),
+            self._rotated("A", tensors["A"], rank, width.d_in),
+            self._rotated("B", tensors["B"], rank, width.d_out),
         )
 
-    def _rotated(self, chunk: Tensor, width: int) -> Tensor:
+    def _rotated(self, role: str, chunk: Tensor, rank: int, width: int) -> Tensor:
         import torch
 
-        copies = [chunk.roll(i * self.stride, 0) for i in range(self.chunks)]
+        stride = self._stride(role, rank)
+        copies = [chunk.roll(i * stride, 0) for i in range(self._chunks(role))]
         return torch.cat(copies, 1)[:, :width]
+
+    def _chunks(self, role: str) -> int:
+        return self.chunks_A if role == "A" else self.chunks_B
+
+    def _stride(self, role: str, rank: int) -> int:
+        return max(rank // self._chunks(role), 1) if self.stride is None else self.stride

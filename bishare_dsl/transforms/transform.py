@@ -95,6 +95,10 @@ class Transform(BaseModel):
         """
         raise NotImplementedError
 
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        """The fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""
+        return rank if role == "B" else self.shared_shape(role, rank, widths)[1]
+
     def start(self, role: str) -> Start:
         """How a tensor starts, one of the pool's or a site's own, where the spec does not say."""
         return Start("zeros" if role == "B" else "kaiming_uniform")
