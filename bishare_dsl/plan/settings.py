@@ -132,7 +132,7 @@ def resolve(spec: Spec, index: int, rank: int) -> Resolved:
         role: Start("constant", value)
         for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out"))
         if (given := getattr(share.gain, name)) is not None
-        and (value := number(given, (*at, "gain", name))) is not None
+        and (value := number(given, (*at, "gain", name), rank=rank)) is not None
     }
     errors = any(problem.severity == "error" for problem in problems)
     if errors or transform is None or scale is None or dropout is None:
