@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from bishare_dsl.api import BishareWarning, compile_spec, load_adapter
 from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.reference import REFERENCES, TermValues, reference_model
+from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
 from bishare_dsl.transforms import Transform, Width
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     for name, tensor in first.items():
         _identical(again[name], tensor, f"the tensor {name} of the same shares in another order")
     # A constant start is the same for any seed, and for any tensor.
-    drawn = [t for t in _plan(spec, model).tensors if t.init not in ("zeros", "ones")]
+    drawn = [t for t in _plan(spec, model).tensors if t.init not in ("zeros", "ones", "constant")]
     other = _adapted(spec, model, seed + 1).bishare.tensors()
     kept = [tensor.name for tensor in drawn if torch.equal(other[tensor.name], first[tensor.name])]
     _same(kept, [], "tensors that another seed leaves as they were")
@@ -318,7 +318,8 @@ def _check_factors(
 
     if (reference := REFERENCES.get(transform.name)) is not None:
         term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
-        _close(update, reference(term), torch.float64, f"the update {where}")
+        b, a = reference(term)
+        _close(update, b @ a, torch.float64, f"the update {where}")
 
 
 def _check_update(
@@ -340,6 +341,9 @@ def _check_update(
         zeroed = {**values, factor: torch.zeros_like(values[factor])}
         if transform.update(x, zeroed, rank, width).any():
             raise AssertionError(f"the update is not zero {where} with {factor} at zero")
+    if (reference := UPDATES.get(transform.name)) is not None:
+        term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
+        _close(update, reference(term, x), torch.float64, f"the update {where}")
 
 
 class _Factors(nn.Module):

@@ -1,4 +1,4 @@
-"""What every transform must compute, as dense matrices straight from the paper.
+"""What every transform must compute, as dense matrices straight from its paper.
 
 An oracle, so it shares no code with `bishare_dsl.transforms`: it names matrices as the paper does, in the
 paper's orientation (A is ``(r, d_in)``, B is ``(d_out, r)``), forms every product in full, and is slow.
@@ -6,15 +6,16 @@ paper's orientation (A is ``(r, d_in)``, B is ``(d_out, r)``), forms every produ
 A transform of your own gets a reference of its own:
 
     >>> @reference("Half")
-    ... def half(term: TermValues) -> torch.Tensor:
-    ...     return 0.5 * term["B"].T @ term["A"]
+    ... def half(term: TermValues) -> Factors:
+    ...     return 0.5 * term["B"].T, term["A"]
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -44,32 +45,48 @@ class TermValues:
         return self.tensors[role]
 
 
-Reference = Callable[[TermValues], Tensor]
-_ReferenceT = TypeVar("_ReferenceT", bound=Reference)
+Factors = tuple[Tensor, Tensor]
+"""``B (d_out, rows)`` and ``A (rows, d_in)``, in this order: the update is ``dW = B A``."""
+
+Reference = Callable[[TermValues], Factors]
+UpdateReference = Callable[[TermValues, Tensor], Tensor]
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 REFERENCES: dict[str, Reference] = {}
-"""By the name of the transform: from a term's values to its update ``dW (d_out, d_in)``, without scale."""
+"""By the name of the transform: from a term's values to its factors, without scale and gains."""
+
+UPDATES: dict[str, UpdateReference] = {}
+"""For transforms that are not linear: from a term's values and ``x (..., d_in)`` to ``(..., d_out)``."""
 
 
-def reference(transform: str) -> Callable[[_ReferenceT], _ReferenceT]:
+def reference(transform: str) -> Callable[[_FunctionT], _FunctionT]:
     """Register a function as the reference of the transform of that name; a decorator."""
 
-    def register(function: _ReferenceT) -> _ReferenceT:
+    def register(function: _FunctionT) -> _FunctionT:
         REFERENCES[transform] = function
         return function
 
     return register
 
 
+def update_reference(transform: str) -> Callable[[_FunctionT], _FunctionT]:
+    """As `reference`, for a transform that is not linear."""
+
+    def register(function: _FunctionT) -> _FunctionT:
+        UPDATES[transform] = function
+        return function
+
+    return register
+
+
 @reference("Identity")
-def identity(term: TermValues) -> Tensor:
+def identity(term: TermValues) -> Factors:
     """``B A``: Equation 1, LoRA."""
-    a, b = term["A"], term["B"].T
-    return b @ a
+    return term["B"].T, term["A"]
 
 
 @reference("SS")
-def slice_sharing(term: TermValues) -> Tensor:
+def slice_sharing(term: TermValues) -> Factors:
     """``B_s[window, :] A_s[:, window]``: Equation 3, Algorithm 1; the windows of Table 4."""
     a_s, b_s = term["A"], term["B"].T
     windows = []
@@ -81,21 +98,23 @@ def slice_sharing(term: TermValues) -> Tensor:
         }[term.options["slice"]]
         windows.append(list(range(first, first + width)))
     columns, rows = windows
-    return b_s[rows, :] @ a_s[:, columns]
+    return b_s[rows, :], a_s[:, columns]
 
 
 @reference("GT")
-def gate_transformation(term: TermValues) -> Tensor:
-    """``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2."""
+def gate_transformation(term: TermValues) -> Factors:
+    """``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split where it is narrowest."""
     a_s, b_s = term["A"], term["B"].T
+    g_od, g_ou = term["G_od"], term["G_ou"].T
+    g_id, g_iu = term["G_id"], term["G_iu"].T
+    if term.rank < term.options["gate_rank"]:
+        return g_ou @ g_od @ b_s, a_s @ g_iu @ g_id
     w_s = b_s @ a_s  # (n, m)
-    g_i = term["G_iu"].T @ term["G_id"]  # (m, d_in)
-    g_o = term["G_ou"].T @ term["G_od"]  # (d_out, n)
-    return g_o @ w_s @ g_i
+    return g_ou @ g_od @ w_s @ g_iu, g_id
 
 
 @reference("KE")
-def kronecker_extension(term: TermValues) -> Tensor:
+def kronecker_extension(term: TermValues) -> Factors:
     """``(K_B (x) B_s)(K_A (x) A_s)``: Equation 6, Algorithm 3; row by row for Table 8.
 
     Where ``size`` does not divide a width, what is beyond the width is cut off.
@@ -103,24 +122,102 @@ def kronecker_extension(term: TermValues) -> Tensor:
     a_s, b_s = term["A"], term["B"].T
     k_a, k_b = term["K_A"], term["K_B"].T
     if term.options["rowwise"]:
-        ranks = range(term.rank)
-        a = torch.cat([_kronecker(k_a[[i], :], a_s[[i], :]) for i in ranks], dim=0)
-        b = torch.cat([_kronecker(k_b[:, [i]], b_s[:, [i]]) for i in ranks], dim=1)
+        rows = [torch.kron(k_a[i], a_s[i]) for i in range(term.rank)]
+        columns = [torch.kron(k_b[:, i], b_s[:, i]) for i in range(term.rank)]
+        a, b = torch.stack(rows), torch.stack(columns, dim=1)
     else:
         a, b = _kronecker(k_a, a_s), _kronecker(k_b, b_s)
-    return b[: term.d_out, :] @ a[:, : term.d_in]
+    return b[: term.d_out, :], a[:, : term.d_in]
 
 
-def _kronecker(x: Tensor, y: Tensor) -> Tensor:
-    """``x (x) y``: Equation 5, block by block."""
-    return torch.cat([torch.cat([entry * y for entry in row], dim=1) for row in x], dim=0)
+def _kronecker(kernel: Tensor, shared: Tensor) -> Tensor:
+    """Block by block; `torch.kron` fails on some transposed matrices with a single row or column."""
+    return torch.cat([torch.cat([k * shared for k in row], dim=1) for row in kernel])
+
+
+@reference("VectorBank")
+def vector_bank(term: TermValues) -> Factors:
+    """VB-LoRA: stretch after stretch, each ``sum_k w_k bank[k]`` over the largest logits of its own."""
+    bank, length = term["bank"], term.options["length"]
+
+    def rows(logits: Tensor, width: int) -> Tensor:
+        stretches = []
+        for own in logits:
+            largest = sorted(range(len(own)), key=lambda i: -float(own[i]))[: term.options["top_k"]]
+            weights = torch.stack([own[i].exp() for i in largest])
+            stretches.append((weights / weights.sum()) @ bank[largest])
+        tiles = width // length
+        return torch.stack(
+            [torch.cat(stretches[i * tiles : (i + 1) * tiles]) for i in range(term.rank)]
+        )
+
+    return rows(term["L_B"], term.d_out).T, rows(term["L_A"], term.d_in)
+
+
+@reference("Rotation")
+def rotation(term: TermValues) -> Factors:
+    """PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, with P the permutation that turns the rank by the stride."""
+
+    def repeated(chunk: Tensor, chunks: int, width: int) -> Tensor:
+        stride = term.options["stride"]
+        stride = max(term.rank // chunks, 1) if stride is None else stride
+        turn = torch.zeros(term.rank, term.rank, dtype=chunk.dtype)
+        for i in range(term.rank):
+            turn[(i + stride) % term.rank, i] = 1
+        copies = [torch.linalg.matrix_power(turn, i) @ chunk for i in range(chunks)]
+        return torch.cat(copies, dim=1)[:, :width]
+
+    a = repeated(term["A"], term.options["chunks_A"], term.d_in)
+    b = repeated(term["B"], term.options["chunks_B"], term.d_out)
+    return b.T, a
+
+
+@reference("BlockDiagonal")
+def block_diagonal(term: TermValues) -> Factors:
+    """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``."""
+    n = term.options["blocks"]
+    a = torch.zeros(n * term.rank, term.d_in, dtype=term["A"].dtype)
+    b = torch.zeros(term.d_out, n * term.rank, dtype=term["B"].dtype)
+    d_in, d_out = term.d_in // n, term.d_out // n
+    for i in range(n):
+        ranks = slice(i * term.rank, (i + 1) * term.rank)
+        columns, rows = slice(i * d_in, (i + 1) * d_in), slice(i * d_out, (i + 1) * d_out)
+        a[ranks, columns] = term["A"][:, columns]
+        b[rows, ranks] = term["B"].T[rows, :]
+    return b, a
+
+
+@reference("Basis")
+def basis(term: TermValues) -> Factors:
+    """NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``; of wider matrices the leading part."""
+    count, r = term.options["count"], term.rank
+    alpha, beta = term["c_A"][0], term["c_B"][0]
+    a = torch.zeros(r, term.d_in, dtype=alpha.dtype)
+    b = torch.zeros(term.d_out, r, dtype=beta.dtype)
+    for i in range(count):
+        a = a + alpha[i] * term["A"][i * r : (i + 1) * r, : term.d_in]
+        b = b + beta[i] * term["B"][i * r : (i + 1) * r, : term.d_out].T
+    return b, a
+
+
+@update_reference("Experts")
+def experts(term: TermValues, x: Tensor) -> Tensor:
+    """HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""
+    count, r = term.options["count"], term.rank
+    b = [term["B"].T[:, i * r : (i + 1) * r] for i in range(count)]  # (d_out, r) each
+    updates = []
+    for token in x.reshape(-1, term.d_in):
+        weights = (term["G"] @ token).exp()
+        weights = weights / weights.sum()
+        updates.append(sum(weights[i] * (b[i] @ (term["A"] @ token)) for i in range(count)))
+    return torch.stack(updates).reshape(*x.shape[:-1], term.d_out)
 
 
 def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> Tensor:
-    """A term's update of its site's weight, scale included: ``scale * dW (d_out, d_in)``.
+    """A term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
 
     Args:
-        term: of a plan.
+        term: of a plan; linear.
         tensors: the adapter's tensors, by their names in the plan; gradients flow to them.
         d_in: width of the site's input.
         d_out: width of its output.
@@ -128,14 +225,28 @@ def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int
     Raises:
         KeyError: the transform has no reference; `reference` registers one.
     """
-    values = {role: tensors[name] for role, name in term.tensors.items()}
-    return term.scale * REFERENCES[term.transform](
-        TermValues(values, term.options, term.rank, d_in, d_out)
-    )
+    values = _values(term, tensors, d_in, d_out)
+    b, a = REFERENCES[term.transform](values)
+    if "gain_rank" in term.tensors:
+        b = b @ torch.diag(values["gain_rank"][0])
+    return term.scale * _gained(values) @ b @ a
+
+
+def _values(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> TermValues:
+    named = {role: tensors[name] for role, name in term.tensors.items()}
+    return TermValues(named, term.options, term.rank, d_in, d_out)
+
+
+def _gained(term: TermValues) -> Tensor:
+    """``diag(out)``, or the identity where there is no such gain."""
+    one = next(iter(term.tensors.values())).new_ones(term.d_out)
+    return torch.diag(term["gain_out"][0] if "gain_out" in term.tensors else one)
 
 
 def reference_model(model: ModelT, plan: Plan, tensors: Mapping[str, Tensor]) -> ModelT:
     """A copy of a base model whose weights are ``W + sum of dW``, dense.
+
+    What is not linear is added to the output, token by token.
 
     Args:
         model: the base, not adapted; it is not changed. Sites are `nn.Linear`, or GPT-2's ``Conv1D``.
@@ -146,8 +257,13 @@ def reference_model(model: ModelT, plan: Plan, tensors: Mapping[str, Tensor]) ->
     """
     dense = copy.deepcopy(model).requires_grad_(False)
     for site in plan.sites:
-        if terms := plan.terms_of[site.path]:
-            module = dense.get_submodule(site.path)
+        module = dense.get_submodule(site.path)
+        terms = [term for term in plan.terms_of[site.path] if term.linear]
+        for term in plan.terms_of[site.path]:
+            if not term.linear:
+                values = _values(term, tensors, site.d_in, site.d_out)
+                module.register_forward_hook(partial(_add_update, term, values))
+        if terms:
             # Conv1D keeps its weight (d_in, d_out).
             conv = not isinstance(module, nn.Linear)
             update = _Update(terms, tensors, site.d_in, site.d_out, transposed=conv)
@@ -156,12 +272,20 @@ def reference_model(model: ModelT, plan: Plan, tensors: Mapping[str, Tensor]) ->
     return dense
 
 
+def _add_update(
+    term: Term, values: TermValues, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    """A forward hook: the output with the update of a term that is not linear."""
+    update = UPDATES[term.transform](values, inputs[0].to(values["A"].dtype))
+    return output + (term.scale * update @ _gained(values)).to(output.dtype)
+
+
 class _Update(nn.Module):
     """Adds the updates of some terms to a weight."""
 
     def __init__(
         self,
-        terms: tuple[Term, ...],
+        terms: Sequence[Term],
         tensors: Mapping[str, Tensor],
         d_in: int,
         d_out: int,
