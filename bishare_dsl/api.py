@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
+    BishareWarning,
     Problem,
     SourceMap,
     raise_errors,
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=nn.Module)
 
+__all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "plan_spec"]
+
 Params = Mapping[str, int | float | str]
 """Other values for a spec's params."""
-
-
-class BishareWarning(UserWarning):
-    """Something about a spec or an adapter that is probably not meant, and does no harm."""
 
 
 def plan_spec(
@@ -106,8 +105,9 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
         The same object, adapted.
 
     Raises:
-        BishareError: the folder is no adapter, is damaged, or was made for another base (BS6xx), or the
-            model is adapted already; nothing was changed.
+        BishareError: the folder is no adapter, is damaged, or was made for another base (BS6xx), a
+            transform of it is not installed or cannot be used (BS619, BS214), or the model is adapted
+            already; nothing was changed.
     """
     from bishare_dsl.adapter.files import base_problems, read_adapter
 
@@ -117,7 +117,10 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
     _warn(problems)
     devices = _devices(stored.plan, model)
     tensors = {name: t.to(devices[name]) for name, t in stored.tensors().items()}
-    return _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed)
+    model = _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed)
+    if stored.compact:
+        model.bishare.freeze_compact()  # type: ignore[operator, union-attr]
+    return model
 
 
 def _plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
@@ -37,12 +38,28 @@ class Versions(BaseModel):
         )
 
 
+class Drawn(BaseModel):
+    """A frozen tensor that is not in the file: ``seed`` draws it, and it is rounded to ``dtype``.
+
+    ``sha256`` is that of its bytes, row by row, little-endian.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    sha256: str
+
+
 class AdapterConfig(BaseModel):
     """``bishare_config.json``.
 
     ``seed`` drew the first values; ``base_model`` is the base's id on the Hub, or else what the user
     called it, and ``base_revision`` its commit there, where they are known. ``files`` are the files that
     make up the adapter.
+
+    ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for
+    a tensor, each as ``TENSOR:PART``. ``packages`` says for each transform that is not bishare's own which
+    package, and which version, it is from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +69,9 @@ class AdapterConfig(BaseModel):
     seed: int
     base_model: str
     base_revision: str | None = None
+    drawn: dict[str, Drawn] = {}
+    compact: dict[str, tuple[str, ...]] = {}
+    packages: dict[str, str] = {}
     files: dict[str, Digest]
 
 

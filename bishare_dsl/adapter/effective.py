@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Site
-from bishare_dsl.plan import Plan
-from bishare_dsl.transforms import Width, effective_pair, transform_kind
+from bishare_dsl.plan import Plan, Term
+from bishare_dsl.transforms import Width, check_term, effective_pair, load_transform
 
 
 def effective_factors(
@@ -23,15 +25,22 @@ def effective_factors(
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
         site: one of the plan's.
+
+    Raises:
+        AdapterError: a term there is not linear in its input, so that there are no factors (BS633).
+        SpecError: a package's transform fails, or gives something of another shape (BS214).
     """
     width = Width(site.d_in, site.d_out)
     terms = plan.terms_of[site.path]
+    check_linear(terms, f"give the factors of `{site.path}`")
     # A model may be spread over devices, and a pool with it.
     device = next((tensors[name].device for t in terms for name in t.tensors.values()), "cpu")
     downs = [torch.empty(0, width.d_in, device=device)]
     ups = [torch.empty(0, width.d_out, device=device)]
     for term in terms:
-        transform = transform_kind(term.transform).model_validate(term.options)
+        transform = load_transform(term.transform, term.options)
+        shapes = {role: plan.tensor[name].shape for role, name in term.tensors.items()}
+        check_term(transform, term.rank, width, shapes)
         values = {
             role: tensors[name].detach().to(device, torch.float32)
             for role, name in term.tensors.items()
@@ -46,3 +55,17 @@ def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.
     """``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`."""
     down, up = effective_factors(plan, tensors, site)
     return up.t() @ down
+
+
+def check_linear(terms: Sequence[Term], action: str) -> None:
+    """See that what terms add is a matrix, which an action needs.
+
+    Raises:
+        AdapterError: it is not; every share of which it is not is named (BS633).
+    """
+    shares = {term.share: term.transform for term in terms if not term.linear}
+    if shares:
+        raise AdapterError(
+            codes.NOT_A_MATRIX(action=action, share=share, transform=transform)
+            for share, transform in shares.items()
+        )

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bishare_dsl.adapter.effective import effective_factors
+from bishare_dsl.adapter.effective import check_linear, effective_factors
 from bishare_dsl.adapter.resident import whole
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -74,9 +74,10 @@ def export_peft(
 
     Raises:
         AdapterError: the folder exists (BS618), holds something else (BS630), or cannot be written
-            (BS616); or a tensor has no values (BS617).
+            (BS616); the adapter is no matrix (BS633); or a tensor has no values (BS617).
     """
     folder = Path(folder)
+    check_linear(plan.terms, "export the adapter as a plain LoRA")
     _check_folder(folder, force)
     sites = [site for site in plan.sites if plan.rows(site.path)]
     tensors = whole(plan, tensors)

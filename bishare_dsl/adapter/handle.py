@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from bishare_dsl.adapter.export_peft import ExportReport, export_peft
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.resident import resident, whole
-from bishare_dsl.diagnostics import AdapterError, nearest
+from bishare_dsl.adapter.stored import Frozen
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
@@ -37,6 +39,7 @@ class AdapterHandle(Store):
     seed: int
     # In a tuple, where `nn.Module` does not register it: the model is no child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
+    _compact: bool = False
     _merged: Merged | None = None
     _disabled: int = 0
 
@@ -44,6 +47,22 @@ class AdapterHandle(Store):
         """Make this the handle of an adapted model. Whoever adapts a model does so once."""
         self.plan, self.spec_text, self.seed = plan, spec_text, seed
         self._model = (cast("PreTrainedModel", model),)
+
+    def freeze_compact(self) -> None:
+        """Nothing trains from here on: the tensors are what a compact adapter keeps of them."""
+        self._compact = True
+        for tensor in self.tensors().values():
+            tensor.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module.
+
+        Raises:
+            AdapterError: the adapter was saved compactly (BS637).
+        """
+        if mode and self._compact:
+            raise AdapterError(codes.COMPACT_FOR_GOOD())
+        return super().train(mode)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -85,23 +104,36 @@ class AdapterHandle(Store):
             f"trainable%: {100 * trainable / everything:.4f}"
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, frozen: Frozen = "seed", compact: bool = False
+    ) -> None:
         """Save the adapter, without its base, in one step; `load_adapter` loads it.
 
         An adapter that is in the folder is replaced, other files are left alone. A kill at any moment
         leaves the old adapter or the new one.
 
+        Args:
+            folder: made where it does not exist.
+            frozen: frozen tensors are stored as the ``"seed"`` that draws them, or as ``"tensors"``. Those
+                that are not what the seed draws are stored in any case, with a warning.
+            compact: store only what running needs, where a transform (VectorBank) trains more: the same
+                logits, and no more training. What was loaded from such a folder is saved so again.
+
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        save_adapter(
+        problems = save_adapter(
             folder,
             self.plan,
             self.tensors(),
             self.spec_text,
             seed=self.seed,
             base_revision=getattr(self.model.config, "_commit_hash", None),
+            frozen=frozen,
+            compact=compact or self._compact,
         )
+        for problem in problems:
+            warnings.warn(render(problem), BishareWarning, stacklevel=2)
 
     def export(
         self, folder: str | os.PathLike[str], format: str = "peft", *, force: bool = False
@@ -150,8 +182,8 @@ class AdapterHandle(Store):
             dequantize: replace quantised layers by dense ones.
 
         Raises:
-            AdapterError: merged already (BS620), disabled (BS626), or as `bishare_dsl.adapter.merge` does;
-                the model is as it was.
+            AdapterError: merged already (BS620), disabled (BS626), no matrix (BS633), or as
+                `bishare_dsl.adapter.merge` does; the model is as it was.
         """
         model = self._enabled("merge")
         if self._merged is not None:
@@ -206,7 +238,7 @@ class AdapterHandle(Store):
         if not self._model:
             return "unloaded"
         state = "disabled" if self._disabled else "merged" if self.merged else "active"
-        modules = sum(1 for site in self.plan.sites if self.plan.rows(site.path))
+        modules = sum(1 for terms in self.plan.terms_of.values() if terms)
         return (
             f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, "
             f"{state}"

@@ -24,11 +24,13 @@ def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str,
     """
     if torch.device(device).type == "meta":
         return {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
-    return {t.name: _draw(t, seed).to(device) for t in plan.tensors}
+    return {t.name: draw_tensor(t, seed).to(device) for t in plan.tensors}
 
 
-def _draw(tensor: Tensor, seed: int) -> torch.Tensor:
-    """``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
+def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
+    """The first values of one tensor, float32 on the CPU.
+
+    ``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
     U(-a, a); and by its fan-in n,
     ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as LoRA and `nn.Linear` start (a = sqrt(5)), and
     ``kaiming_normal``: N(0, 2/n).

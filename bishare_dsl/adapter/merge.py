@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bishare_dsl.adapter.effective import delta
+from bishare_dsl.adapter.effective import check_linear, delta
 from bishare_dsl.adapter.resident import is_offloaded, resident
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -114,10 +114,12 @@ def check(
     """Find everything that would stop `merge`; changes nothing.
 
     Raises:
-        AdapterError: a weight is quantised and ``dequantize`` is false (BS622), cannot be dequantised
+        AdapterError: the adapter is no matrix (BS633), a weight is quantised and ``dequantize`` is
+            false (BS622), cannot be dequantised
             (BS623), is not in memory (BS624) or belongs to others too (BS625), or a merged weight would
             not be finite (BS628).
     """
+    check_linear(plan.terms, "merge the adapter")
     _check_weights(model, _sites(plan), dequantize)
     for site in _sites(plan):
         _summed(model, plan, tensors, site)

@@ -16,6 +16,7 @@ from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.read import parse_syntax
 
 if TYPE_CHECKING:
+    from bishare_dsl.adapter.stored import Frozen
     from bishare_dsl.plan import Plan
 
 STAGES = ("syntax", "spec", "plan", "graph", "code")
@@ -51,6 +52,11 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
     type=click.Choice(STAGES),
     help="Print this stage and write nothing; syntax and spec need no model.",
 )
+@click.option(
+    "--store-frozen",
+    is_flag=True,
+    help="Store frozen tensors too; by default the seed draws them again.",
+)
 @options.force
 @options.quiet
 @click.pass_obj
@@ -62,6 +68,7 @@ def command(
     out: Path | None,
     seed: int,
     emit: str | None,
+    store_frozen: bool,
     force: bool,
 ) -> None:
     """Make an adapter from a spec: its tensors as they are before training.
@@ -96,23 +103,28 @@ def command(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
         )
         # The file says other values than `--set` does.
-        _write(out, plan, spec_text(spec) if params else where.source.text, seed, force, report)
+        text = spec_text(spec) if params else where.source.text
+        _write(out, plan, text, seed, "tensors" if store_frozen else "seed", force, report)
 
 
-def _write(out: Path, plan: Plan, text: str, seed: int, force: bool, report: Report) -> None:
+def _write(
+    out: Path, plan: Plan, text: str, seed: int, frozen: Frozen, force: bool, report: Report
+) -> None:
     from bishare_dsl.cli.files import check_out, new_folder
 
     check_out(out, force=force, mark="bishare_config.json")
     report.note("drawing the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import draw
+    from bishare_dsl.rewrite.adapt import check_terms
 
+    check_terms(plan)
     tensors = draw(plan, seed)
-    if out.exists():
-        save_adapter(out, plan, tensors, text, seed=seed)  # Replaces the adapter in one step.
+    if out.exists():  # Replaces the adapter in one step.
+        save_adapter(out, plan, tensors, text, seed=seed, frozen=frozen)
     else:
         with new_folder(out) as new:
-            save_adapter(new, plan, tensors, text, seed=seed)
+            save_adapter(new, plan, tensors, text, seed=seed, frozen=frozen)
     report.result(str(out))
     report.note(plan.parameters_line)
     report.note(f"see it with `bishare inspect {out}`")

@@ -41,7 +41,12 @@ def command(report: Report, folder: Path) -> None:
     revision = f" at {config.base_revision}" if config.base_revision else ""
     size = sum(digest.bytes for digest in config.files.values())
     report.result(summary.as_text(stored.plan))
+    drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
+    notes = [f"{drawn:,} parameters are drawn from the seed, not stored"] if drawn else []
+    notes += ["compact: it runs, and cannot train"] if stored.compact else []
+    notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     report.result(
         f"\nbase: {config.base_model}{revision}\nwritten by: {versions}; format {config.format}, "
         f"seed {config.seed}\nfiles: {len(config.files)}, {size:,} bytes, all as they were saved"
+        + "".join(f"\n{note}" for note in notes)
     )

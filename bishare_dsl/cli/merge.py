@@ -56,17 +56,21 @@ def command(
     """
     from dataclasses import asdict
 
+    from bishare_dsl.adapter.effective import check_linear
     from bishare_dsl.cli.reading import adapter_for
 
     check_out(out, force=force, mark="config.json")
-    adapter_for(folder, model, report)  # What does not fit is found before the weights are loaded.
+    # What does not fit is found before the weights are loaded.
+    stored = adapter_for(folder, model, report)
+    check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
     import warnings
 
     from transformers.utils import logging
 
     from bishare_dsl.adapter.handle import AdapterHandle
-    from bishare_dsl.api import BishareWarning, load_adapter
+    from bishare_dsl.api import load_adapter
+    from bishare_dsl.diagnostics import BishareWarning
     from bishare_dsl.models import load_model
 
     if report.quiet:

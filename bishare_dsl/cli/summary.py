@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.transforms import Transform, Width, transform_kind
+from bishare_dsl.transforms import Transform, Width, guarded, load_transform
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan, Term
@@ -41,15 +41,15 @@ class KindRow:
     """The modules of one name and shape.
 
     ``effective_rank`` is the highest rank that the update of such a module can have, ``lora_rank`` the
-    rank of its export as plain LoRA; least and most.
+    rank of its export as plain LoRA; least and most. None where some update is no matrix.
     """
 
     kind: str
     modules: int
     d_in: int
     d_out: int
-    effective_rank: tuple[int, int]
-    lora_rank: tuple[int, int]
+    effective_rank: tuple[int, int] | None
+    lora_rank: tuple[int, int] | None
 
 
 def shares(plan: Plan) -> list[ShareRow]:
@@ -84,26 +84,36 @@ def kinds(plan: Plan) -> list[KindRow]:
 
     @cache
     def reach(share: str, rank: int, width: Width) -> int:
-        return transforms[share].reach(rank, width)
+        with guarded(transforms[share], "reach"):
+            return transforms[share].reach(rank, width)
 
     counts: Counter[tuple[str, Width]] = Counter()
     effective: dict[tuple[str, Width], set[int]] = {}
     lora: dict[tuple[str, Width], set[int]] = {}
+    nonlinear: set[tuple[str, Width]] = set()
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
         reached = 0
         for term in plan.terms_of[site.path]:
             if term.share not in transforms:
-                transforms[term.share] = transform_kind(term.transform).model_validate(term.options)
+                transforms[term.share] = load_transform(term.transform, term.options)
             if term.linear:
                 reached += reach(term.share, term.rank, width)
         row = site.kind, width
+        if not all(term.linear for term in plan.terms_of[site.path]):
+            nonlinear.add(row)
         counts[row] += 1
         effective.setdefault(row, set()).add(min(reached, *width))
         lora.setdefault(row, set()).add(plan.rows(site.path))
     return [
-        KindRow(kind, count, *width, _bounds(effective[kind, width]), _bounds(lora[kind, width]))
-        for (kind, width), count in counts.items()
+        KindRow(
+            row[0],
+            count,
+            *row[1],
+            None if row in nonlinear else _bounds(effective[row]),
+            None if row in nonlinear else _bounds(lora[row]),
+        )
+        for row, count in counts.items()
     ]
 
 
@@ -114,9 +124,10 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "params": plan.params,
         "model": plan.base.model_dump(),
         "trainable": plan.trainable,
+        "frozen": plan.frozen,
         "all": plan.all,
         "trainable_percent": 100 * plan.trainable / plan.all,
-        "bytes": BYTES * sum(tensor.size for tensor in plan.tensors),
+        "bytes": BYTES * plan.trainable,
         "shares": [asdict(row) for row in shares(plan)],
         "kinds": [asdict(row) for row in kinds(plan)],
         "tensors": [tensor.model_dump() for tensor in plan.tensors],
@@ -132,7 +143,9 @@ def as_text(plan: Plan) -> str:
         f"{adapted} modules adapted, {len(plan.tensors):,} tensors"
     )
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
-    size = BYTES * sum(tensor.size for tensor in plan.tensors)
+    size = f"adapter: {BYTES * plan.trainable:,} bytes in float32"
+    if plan.frozen:
+        size += f"; {plan.frozen:,} frozen parameters are drawn from the seed"
     by_share = table(
         ["share", "pools", "modules each", "rank", "via", "scale", "trainable", "of total"],
         [
@@ -166,7 +179,7 @@ def as_text(plan: Plan) -> str:
         left={0},
     )
     parts = [head, f"params: {params}" if params else "", "", by_share, "", by_kind, ""]
-    parts += [f"adapter: {size:,} bytes in float32", plan.parameters_line]
+    parts += [size, plan.parameters_line]
     return "\n".join(part for i, part in enumerate(parts) if part or i != 1)
 
 
@@ -200,6 +213,8 @@ def _bounds(values: Iterable[int]) -> tuple[int, int]:
     return min(found), max(found)
 
 
-def _span(bounds: tuple[int, int]) -> str:
+def _span(bounds: tuple[int, int] | None) -> str:
+    if bounds is None:
+        return "-"
     least, most = bounds
     return f"{least:,}" if least == most else f"{least:,}-{most:,}"

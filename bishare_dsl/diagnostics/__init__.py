@@ -3,6 +3,7 @@
 from bishare_dsl.diagnostics.problem import (
     AdapterError,
     BishareError,
+    BishareWarning,
     Code,
     ModelError,
     PlanError,
@@ -18,6 +19,7 @@ from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
 __all__ = [
     "AdapterError",
     "BishareError",
+    "BishareWarning",
     "Code",
     "Loc",
     "ModelError",

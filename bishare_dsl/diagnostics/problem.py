@@ -97,6 +97,10 @@ class AdapterError(BishareError):
     """An adapter cannot be saved, loaded, merged or exported."""
 
 
+class BishareWarning(UserWarning):
+    """Something about a spec or an adapter that is probably not meant, and does no harm."""
+
+
 def raise_errors(
     error: type[BishareError], problems: Sequence[Problem], where: SourceMap | None = None
 ) -> None:
@@ -118,6 +122,7 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 __all__ = [
     "AdapterError",
     "BishareError",
+    "BishareWarning",
     "Code",
     "ModelError",
     "PlanError",

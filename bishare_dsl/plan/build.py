@@ -19,10 +19,19 @@ from bishare_dsl.plan.check import check_spec, rank_problem
 from bishare_dsl.plan.names import key_name, owner, short_path
 from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import Resolved, Unresolved, resolve
+from bishare_dsl.plan.settings import Resolved, Unresolved, at_via, resolve
 from bishare_dsl.spec import Keys, RankMatch, Ref, Selection, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Own, Transform, Width
+from bishare_dsl.transforms import (
+    GAIN_OUT,
+    GAIN_RANK,
+    Own,
+    Transform,
+    Width,
+    broken,
+    guarded,
+    shape_of,
+)
 
 
 def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
@@ -124,6 +133,12 @@ class _Builder:
         self.short = {p: short_path(p) if short[short_path(p)] == 1 else p for p in paths}
 
     def share(self, index: int, target: Sequence[Site]) -> None:
+        try:
+            self._share(index, target)
+        except SpecError as error:  # a package's transform
+            self.problems += at_via(self.spec, index, error)
+
+    def _share(self, index: int, target: Sequence[Site]) -> None:
         share, loc = self.spec.shares[index], ("shares", index)
         covered = list(target)
         if share.where is not None:
@@ -234,8 +249,11 @@ class _Builder:
         share = self.spec.shares[index]
         try:
             widths = [side for site in members for side in _width(site).sides(role)]
-            shape = resolved.transform.shared_shape(role, rank, widths)
-            fan_in = resolved.transform.fan_in(role, rank, widths)
+            with guarded(resolved.transform, "shared_shape", ValueError):
+                found = resolved.transform.shared_shape(role, rank, widths)
+            shape = shape_of(resolved.transform, "shared_shape", found)
+            with guarded(resolved.transform, "fan_in", ValueError):
+                fan_in = resolved.transform.fan_in(role, rank, widths)
         except ValueError as error:
             self._unfit(index, role, name, error)
             return False
@@ -291,11 +309,14 @@ class _Builder:
         """Add a site's term, and the tensors that it has for itself; whether it could be done."""
         share, width, transform = self.spec.shares[index], _width(site), resolved.transform
         try:
-            own = dict(transform.own(rank, width))
+            with guarded(transform, "own", ValueError):
+                own = dict(transform.own(rank, width))
         except ValueError as error:
             self._unfit(index, " and ".join(transform.owned), site.path, error)
             return False
-        rows = transform.rows(rank, width) if transform.linear else 0
+        self._check_own(transform, own)
+        with guarded(transform, "rows"):
+            rows = transform.rows(rank, width) if transform.linear else 0
         lengths = {GAIN_RANK: rows, GAIN_OUT: width.d_out}
         own |= {role: Own(1, lengths[role]) for role in resolved.gains}
         for role, shape in own.items():
@@ -316,6 +337,14 @@ class _Builder:
             )
         )
         return True
+
+    @staticmethod
+    def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
+        if own.keys() != set(transform.owned):
+            found, said = sorted(own), sorted(transform.owned)
+            raise broken(transform, f"`own` gives the roles {found}, and `owned` says {said}")
+        for shape in own.values():
+            shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)
 
     def _ranks(self, index: int, covered: Sequence[Site]) -> dict[str, int] | None:
         """The rank of the share at each site, by path; None where that was a problem."""
@@ -371,13 +400,15 @@ class _Builder:
         """What the transform warns of, and ranks that the shapes do not allow."""
         share, loc = self.spec.shares[index], ("shares", index)
         distinct = list(dict.fromkeys(widths))
-        self.problems += (p.within(*loc) for p in transform.review(rank, distinct))
-        short = [
-            (width, reach)
-            for width in distinct
-            if transform.linear
-            and (reach := transform.reach(rank, width)) < transform.rows(rank, width)
-        ]
+        with guarded(transform, "review"):
+            self.problems += [p.within(*loc) for p in transform.review(rank, distinct)]
+        with guarded(transform, "reach"):
+            short = [
+                (width, reach)
+                for width in distinct
+                if transform.linear
+                and (reach := transform.reach(rank, width)) < transform.rows(rank, width)
+            ]
         if short:
             width, reach = min(short, key=lambda pair: pair[1])
             self.problems.append(

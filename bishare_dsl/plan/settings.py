@@ -17,6 +17,7 @@ from bishare_dsl.transforms import (
     GAIN_RANK,
     Start,
     Transform,
+    guarded,
     transform_kind,
     transform_names,
 )
@@ -49,7 +50,10 @@ class Resolved:
 
     def start(self, role: str) -> Start:
         """How a tensor of the term starts."""
-        return self.starts.get(role) or self.gains.get(role) or self.transform.start(role)
+        if (start := self.starts.get(role) or self.gains.get(role)) is not None:
+            return start
+        with guarded(self.transform, "start"):
+            return Start(*self.transform.start(role))
 
 
 class Unresolved(Exception):
@@ -71,6 +75,19 @@ def resolve(spec: Spec, index: int, rank: int) -> Resolved:
     Raises:
         Unresolved: with all that is wrong with them.
     """
+    try:
+        return _resolve(spec, index, rank)
+    except SpecError as error:  # a package's transform
+        raise Unresolved(at_via(spec, index, error)) from error
+
+
+def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
+    """What is wrong with a share's transform, at the place that names it."""
+    loc: Loc = ("shares", index) if spec.shares[index].via is None else ("shares", index, "via")
+    return [replace(problem, loc=loc) for problem in error.problems]
+
+
+def _resolve(spec: Spec, index: int, rank: int) -> Resolved:
     problems: list[Problem] = []
     params = params_of(spec)
     share = spec.shares[index]
@@ -199,7 +216,8 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
     transform = resolved.transform
     roles = (*transform.pooled, *transform.owned, *resolved.gains)
     zero = frozenset(role for role in roles if resolved.start(role) in _ZERO)
-    parts = transform.zeros(zero) | (zero & resolved.gains.keys())
+    with guarded(transform, "zeros"):
+        parts = transform.zeros(zero) | (zero & resolved.gains.keys())
     loc: Loc = ("init",) if share.init.A is not None or share.init.B is not None else ()
     if len(parts) > 1:
         yield codes.START(
@@ -266,7 +284,8 @@ def _transform(
         except EvaluationError as error:
             problems.append(error.problem)
     try:
-        transform = kind.model_validate(values)
+        with guarded(kind, "model_validate", ValidationError):
+            transform = kind.model_validate(values)
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_context=False):
             option = str(fault["loc"][0]) if fault["loc"] else ""
@@ -281,7 +300,8 @@ def _transform(
             )
         return None
     try:
-        transform.check_rank(rank)
+        with guarded(transform, "check_rank", ValueError):
+            transform.check_rank(rank)
     except ValueError as error:
         problems.append(
             codes.BAD_OPTION(transform=name, name="rank", value=rank, why=str(error), loc=("rank",))

@@ -21,7 +21,7 @@ from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
 from bishare_dsl.rewrite.store import Store
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
-from bishare_dsl.transforms import Width, transform_kind
+from bishare_dsl.transforms import Width, check_term, load_transform
 
 Observer = Callable[[str, str, RegionProgram], None]
 """Is shown, once for each distinct region, its path, the pass that just ran, and the program."""
@@ -54,11 +54,13 @@ def adapt(
 
     Raises:
         ModelError: the model is adapted already (BS401), or is another than the plan's (BS402).
-        Nothing is changed in either case.
+        SpecError: a package's transform is not what the plan was made with (BS214).
+        Nothing is changed in any case.
     """
     if any(isinstance(module, Store) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
     _check_sites(model, plan)
+    check_terms(plan)
     regions = _Regions(model, plan, observe)
     prepared = list(regions)
     parameters = {
@@ -88,6 +90,19 @@ def adapt(
         region.add_module(FACTORS, factors)
         install_program(region, compiled.forward)
     return tuple(regions.notes)
+
+
+def check_terms(plan: Plan) -> None:
+    """See that the transforms do with a plan's tensors what the plan says.
+
+    Raises:
+        SpecError: a package's transform does not (BS214).
+    """
+    for site in plan.sites:
+        width = Width(site.d_in, site.d_out)
+        for term in plan.terms_of[site.path]:
+            shapes = {role: plan.tensor[name].shape for role, name in term.tensors.items()}
+            check_term(load_transform(term.transform, term.options), term.rank, width, shapes)
 
 
 def unadapt(model: nn.Module) -> None:
@@ -191,7 +206,7 @@ class _Regions:
         return self.plan.terms_of[f"{path}.{child}" if child else path]
 
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
-        transform = transform_kind(term.transform).model_validate(term.options)
+        transform = load_transform(term.transform, term.options)
         numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
         return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
 

@@ -1,7 +1,14 @@
 """Transforms: one file each, behind one protocol, found by name."""
 
 from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK, effective_pair, update_of
-from bishare_dsl.transforms.registry import register, transform_kind, transform_names
+from bishare_dsl.transforms.protocol import broken, check_term, guarded, shape_of
+from bishare_dsl.transforms.registry import (
+    load_transform,
+    package_of,
+    register,
+    transform_kind,
+    transform_names,
+)
 from bishare_dsl.transforms.transform import Own, Start, Transform, Width, one_width
 
 __all__ = [
@@ -11,9 +18,15 @@ __all__ = [
     "Start",
     "Transform",
     "Width",
+    "broken",
+    "check_term",
     "effective_pair",
+    "guarded",
+    "load_transform",
     "one_width",
+    "package_of",
     "register",
+    "shape_of",
     "transform_kind",
     "transform_names",
     "update_of",

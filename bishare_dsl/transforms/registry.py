@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
@@ -48,6 +48,47 @@ def register(kind: type[Transform]) -> type[Transform]:
     return kind
 
 
+def load_transform(name: str, options: Mapping[str, Any]) -> Transform:
+    """The transform of a name with the options that a plan has written down.
+
+    Raises:
+        KeyError: there is none.
+        SpecError: a package's transform cannot be used, or no longer takes these options (BS214).
+    """
+    kind = transform_kind(name)
+    try:
+        transform = kind.model_validate(options)
+        hash(transform)  # Regions are compared by what is in them.
+    except Exception as error:  # Whatever another package's validators raise.
+        why = f"it does not take {dict(options)}: {one_line(error)}"
+        raise SpecError(
+            codes.BROKEN_PLUGIN(name=name, package=package_of(kind), why=why)
+        ) from error
+    return transform
+
+
+def package_of(kind: type[Transform]) -> str:
+    """The package that a transform is from: its distribution's name, or else its module's.
+
+    A name can be asked of any transform; no package has registered those of `register`.
+    """
+    found = next((p for p in _entry_points().get(kind.name, ()) if p.dist), None)
+    return _package(found) if found else kind.__module__.partition(".")[0]
+
+
+def installed_as(name: str) -> str | None:
+    """``package version`` of the installed package that registers a transform; None for the others."""
+    for point in _entry_points().get(name, ()):
+        return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in a line: its class and its own words."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def transform_names() -> list[str]:
     """The name of every transform there is, those of installed packages included; none is imported."""
     return sorted({*_BUILT_IN, *_REGISTERED, *_entry_points()})
@@ -61,7 +102,10 @@ def transform_kind(name: str) -> type[Transform]:
         SpecError: a package's transform cannot be used (BS214); the package is named.
     """
     found = _entry_points().get(name, ())
-    taken = name in _BUILT_IN or name in _REGISTERED
+    taken = name in _BUILT_IN
+    if len(found) == 1 and not taken and name in _REGISTERED:
+        # The class that the package registers may also be decorated with `register`.
+        taken = _load(found[0]) is not _REGISTERED[name]
     if len(found) + taken > 1:
         packages = " and ".join(sorted(_package(point) for point in found))
         raise SpecError(
@@ -93,8 +137,8 @@ def _load(point: EntryPoint) -> type[Transform]:
 
     try:
         kind = point.load()
-    except Exception as error:  # Whatever another package's import raises.
-        raise broken(f"{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # Whatever another package's import raises.
+        raise broken(one_line(error)) from error
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise broken(f"{point.value} is no subclass of bishare_dsl.transforms.Transform")
     if getattr(kind, "name", None) != point.name:

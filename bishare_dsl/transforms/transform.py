@@ -144,6 +144,21 @@ class Transform(BaseModel):
         """
         raise NotImplementedError
 
+    def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
+        """All of a trained tensor that running needs, in parts, where that is much less; or None.
+
+        What the parts leave out is lost, so an adapter that was saved so trains no further.
+        """
+        return None
+
+    def restore(self, role: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        """A tensor that gives the same update as the one that `compact` made the parts of.
+
+        Raises:
+            ValueError: the parts are none of such a tensor; the reason is shown to the user.
+        """
+        raise NotImplementedError
+
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         """Warnings about a share of this transform over sites of these widths."""
         return ()

@@ -5,6 +5,7 @@ Li et al. 2024, "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +14,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from bishare_dsl.transforms.transform import Own, Start, Transform, Width
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -66,6 +68,34 @@ class VectorBank(Transform):
     ) -> tuple[Tensor, Tensor]:
         bank = tensors["bank"]
         return self._mix(bank, tensors["L_A"], rank), self._mix(bank, tensors["L_B"], rank)
+
+    def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
+        """Of each row of logits, which ``top_k`` are the largest, and by how much all but the first of
+        them are below it: softmax subtracts the largest in any case, so nothing is rounded.
+        """
+        if role == "bank":
+            return None
+        logits, vectors = tensor.topk(self.top_k, dim=-1)
+        return {
+            "vectors": vectors.to(self._index_type()),
+            "below": logits[:, :1] - logits[:, 1:],
+        }
+
+    def restore(self, role: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        vectors, below = parts["vectors"].long(), parts["below"]
+        rows, columns = shape
+        if vectors.shape != (rows, self.top_k) or below.shape != (rows, self.top_k - 1):
+            raise ValueError(f"these are not the largest {self.top_k} of {rows} rows")
+        if not ((vectors >= 0) & (vectors < columns)).all():
+            raise ValueError(f"there are {columns} vectors")
+        largest = below.new_zeros(rows, 1)
+        logits = below.new_full(shape, -math.inf)
+        return logits.scatter(1, vectors[:, 1:], -below).scatter(1, vectors[:, :1], largest)
+
+    def _index_type(self) -> torch.dtype:
+        import torch
+
+        return torch.uint8 if self.vectors <= 256 else torch.int32
 
     def _mix(self, bank: Tensor, logits: Tensor, rank: int) -> Tensor:
         largest = logits.topk(self.top_k, dim=-1)

@@ -114,6 +114,25 @@ OTHER_FAMILY = Code(
     severity="warning",
 )
 
+MISSING_TRANSFORM = Code(
+    "BS619",
+    "an adapter whose transform is not installed",
+    "the adapter uses the transform `{name}`, which is not installed",
+    "Packages bring transforms of their own (the entry points of the group `bishare.transforms`), and what "
+    "a transform computes is in its package, not in the adapter. The adapter says which package and "
+    "version that was; install it where the adapter is to run.",
+)
+DRAWN_OTHERWISE = Code(
+    "BS634",
+    "a frozen tensor that is drawn differently here",
+    "the frozen tensor `{name}` cannot be drawn again: from seed {seed}, torch {here} draws other numbers "
+    "than torch {there} did when the adapter was saved",
+    "Frozen tensors are not in the file: their seed and their name draw them again, and the config holds "
+    "the SHA-256 of what that gave. Another version of torch, or another machine, may draw other numbers. "
+    'Load the adapter where it was saved, and save it with `save_pretrained(folder, frozen="tensors")` '
+    "(`bishare compile --store-frozen`), which stores them too.",
+)
+
 # Writing a folder ---------------------------------------------------------------------------------
 
 FOREIGN_FILE = Code(
@@ -147,6 +166,23 @@ FOLDER_EXISTS = Code(
     good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
     "bishare compile specs/bishare_ss.share --model smollm2-135m --out my-adapter --force",
     shell=True,
+)
+
+FROZEN_CHANGED = Code(
+    "BS635",
+    "frozen tensors that their seed does not draw",
+    "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
+    "A frozen tensor is left out of the file where its seed draws it again. These were given other values, "
+    "for instance those of an adapter from elsewhere, so they are stored; nothing is lost.",
+    severity="warning",
+)
+NOTHING_COMPACT = Code(
+    "BS636",
+    "an adapter without a compact form",
+    "no tensor of the adapter has a compact form",
+    "Some transforms, such as VectorBank, train more numbers than running needs, and `compact=True` leaves "
+    "out the others. This adapter needs all that it trained, and is saved as ever.",
+    severity="warning",
 )
 
 # Merging ------------------------------------------------------------------------------------------
@@ -245,4 +281,25 @@ RANK_FOR_VLLM = Code(
     "vLLM's `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 or 512. PEFT loads any rank. Merge the "
     "adapter instead, or use smaller ranks.",
     severity="warning",
+)
+
+# What an adapter cannot do ------------------------------------------------------------------------
+
+NOT_A_MATRIX = Code(
+    "BS633",
+    "an update that is no matrix",
+    "cannot {action}: what share `{share}` adds is not linear in its input (transform {transform}), so no "
+    "matrix is equal to it",
+    "Merging adds a matrix to a weight, and plain LoRA is a product of two. An update such as that of "
+    "Experts, which weighs its experts by the input, is neither: it runs beside the base, by bishare. "
+    "Training, saving, loading and disabling work as for any adapter.",
+)
+COMPACT_FOR_GOOD = Code(
+    "BS637",
+    "training a compact adapter",
+    "this adapter was saved compactly, and cannot train",
+    "The compact form holds what running needs and drops the rest, such as the logits of all vectors that "
+    "were not chosen: training could never choose them again. Train the adapter that was saved in full; "
+    "merge, export and generation work with this one. (A model is put into training mode by `train()`, "
+    "which Trainer calls.)",
 )

@@ -1,0 +1,110 @@
+"""What stands in the file for a tensor: the tensor, parts of it, or nothing, where its seed draws it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+
+from bishare_dsl.adapter.config import AdapterConfig, Drawn
+from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.plan import Plan
+from bishare_dsl.transforms import Transform, guarded, load_transform
+
+Frozen = Literal["seed", "tensors"]
+"""How frozen tensors are saved: as the seed that draws them, or as tensors."""
+
+
+def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[str, Drawn]:
+    """The frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
+    found = {}
+    for spec in plan.tensors:
+        if not spec.trainable:
+            value = tensors[spec.name].detach().cpu()
+            again = draw_tensor(spec, seed).to(value.dtype)
+            if torch.equal(again, value):
+                dtype = str(value.dtype).removeprefix("torch.")
+                found[spec.name] = Drawn.model_validate({"dtype": dtype, "sha256": _digest(again)})
+    return found
+
+
+def draw_again(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that were not stored, by name.
+
+    Raises:
+        AdapterError: one comes out different (BS634).
+    """
+    for name, expected in config.drawn.items():
+        value = draw_tensor(plan.tensor[name], config.seed).to(getattr(torch, expected.dtype))
+        if _digest(value) != expected.sha256:
+            raise AdapterError(
+                codes.DRAWN_OTHERWISE(
+                    name=name,
+                    seed=config.seed,
+                    here=torch.__version__,
+                    there=config.versions.torch,
+                )
+            )
+        yield name, value
+
+
+def compacted(
+    plan: Plan, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Mapping[str, torch.Tensor]]:
+    """The parts of those tensors that have a compact form.
+
+    Raises:
+        SpecError: a package's transform fails (BS214).
+    """
+    found = {}
+    for name, (transform, role) in _users(plan).items():
+        if name in tensors:
+            with guarded(transform, "compact"):
+                parts = transform.compact(role, tensors[name].detach())
+            if parts is not None:
+                found[name] = parts
+    return found
+
+
+def restored(
+    plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that were stored in parts, by name.
+
+    Raises:
+        SpecError: a package's transform fails (BS214).
+        ValueError: the parts are none of such a tensor.
+    """
+    users = _users(plan)
+    for name, labels in config.compact.items():
+        transform, role = users[name]
+        shape = plan.tensor[name].shape
+        parts = {label: stored[part_name(name, label)] for label in labels}
+        with guarded(transform, "restore", ValueError):
+            value = transform.restore(role, parts, shape)
+        if tuple(value.shape) != shape:
+            raise ValueError(f"the parts of `{name}` give a tensor {tuple(value.shape)}")
+        yield name, value
+
+
+def part_name(tensor: str, part: str) -> str:
+    """The name in the file of a part of a tensor; no tensor has a colon in its name."""
+    return f"{tensor}:{part}"
+
+
+def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:
+    """The transform that uses a tensor, and the tensor's role in it; of several, the first."""
+    found: dict[str, tuple[Transform, str]] = {}
+    for term in plan.terms:
+        transform = load_transform(term.transform, term.options)
+        for role, name in term.tensors.items():
+            found.setdefault(name, (transform, role))
+    return found
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()

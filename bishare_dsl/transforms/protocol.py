@@ -1,0 +1,104 @@
+"""Hold a transform to the protocol: what breaks it is an error that names the transform and its package.
+
+Any package may bring a transform, and what is wrong with one must be told of it, wherever it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+
+from bishare_dsl.diagnostics import BishareError, SpecError
+from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.transforms.registry import one_line, package_of
+from bishare_dsl.transforms.transform import Transform, Width
+
+Shapes = Mapping[str, tuple[int, int]]
+"""The shapes of a term's tensors, by role."""
+
+
+def broken(transform: Transform | type[Transform], why: str) -> SpecError:
+    """The error that says what is wrong with a transform (BS214)."""
+    kind = transform if isinstance(transform, type) else type(transform)
+    return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
+
+
+@contextmanager
+def guarded(
+    transform: Transform | type[Transform], method: str, *refusals: type[Exception]
+) -> Iterator[None]:
+    """A block that calls a method of a transform.
+
+    Args:
+        transform: whose method it is.
+        method: its name.
+        refusals: what the method may raise: it goes on as it is.
+
+    Raises:
+        SpecError: the method has raised anything else (BS214).
+    """
+    try:
+        yield
+    except BishareError:
+        raise
+    except Exception as error:
+        if isinstance(error, refusals):
+            raise
+        raise broken(transform, f"`{method}` raises {one_line(error)}") from error
+
+
+def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int]:
+    """``found`` as the shape of a tensor, rows and columns.
+
+    Raises:
+        SpecError: it is none (BS214).
+    """
+    match found:
+        case (int(rows), int(columns)) if rows > 0 and columns > 0:
+            return rows, columns
+    raise broken(transform, f"`{method}` gives {found!r}, which is no shape (rows, columns)")
+
+
+def check_term(transform: Transform, rank: int, width: Width, shapes: Shapes) -> None:
+    """See that a transform makes, of tensors of these shapes, what the protocol promises; once for each.
+
+    Raises:
+        SpecError: it raises, or gives something of another shape (BS214).
+    """
+    _check_term(transform, rank, width, tuple(sorted(shapes.items())))
+
+
+@lru_cache(4096)
+def _check_term(
+    transform: Transform, rank: int, width: Width, shapes: tuple[tuple[str, tuple[int, int]], ...]
+) -> None:
+    import torch
+
+    tensors = {role: torch.empty(shape, device="meta") for role, shape in shapes}
+    where = f"at a {width.d_in} -> {width.d_out} module"
+    if not transform.linear:
+        x = torch.empty(2, 3, width.d_in, device="meta")
+        with guarded(transform, "update"):
+            delta = transform.update(x, tensors, rank, width)
+        _expect(transform, "`update` gives an update", delta, (2, 3, width.d_out), where)
+        return
+    with guarded(transform, "rows"):
+        rows = transform.rows(rank, width)
+    with guarded(transform, "factors"):
+        pair: object = transform.factors(tensors, rank, width)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise broken(transform, "`factors` gives no pair of tensors")
+    for factor, found, side in zip("AB", pair, width, strict=True):
+        _expect(transform, f"`factors` gives an effective {factor}", found, (rows, side), where)
+
+
+def _expect(
+    transform: Transform, what: str, found: object, shape: tuple[int, ...], where: str
+) -> None:
+    import torch
+
+    if not isinstance(found, torch.Tensor):
+        raise broken(transform, f"{what} that is no tensor {where}")
+    if tuple(found.shape) != shape:
+        raise broken(transform, f"{what} of shape {tuple(found.shape)} {where}, not {shape}")
