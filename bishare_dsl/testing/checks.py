@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from bishare_dsl.api import BishareWarning, compile_spec, load_adapter
+from bishare_dsl.adapter.stored import compacted
+from bishare_dsl.api import compile_spec, load_adapter
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
 from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
@@ -62,6 +64,7 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     check_count(spec, model, seed)
     check_against_reference(spec, model, seed)
     check_saving(spec, model, seed)
+    check_compact(spec, model, seed)
     check_merging(spec, model, seed)
     check_export(spec, model, seed)
     check_seed(spec, model, seed)
@@ -157,24 +160,35 @@ def check_against_reference(
 
 
 def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """What is saved and loaded has the same logits and ties; the file has each tensor once."""
+    """What is saved and loaded has the same logits and ties; the file has each tensor once.
+
+    Frozen tensors are in it only if they are not what their seed draws.
+    """
+    adapted = _adapted(spec, model, seed)
+    plan: Plan = adapted.bishare.plan
+    trained = {tensor.name for tensor in plan.tensors if tensor.trainable}
+    if plan.frozen:
+        randomize(adapted, seed, frozen=False)
+        _check_saved(adapted, model, trained, seed)
+    randomize(adapted, seed)
+    _check_saved(adapted, model, set(plan.tensor), seed)
+
+
+def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed: int) -> None:
     from safetensors.torch import load_file
 
-    inputs = _inputs(model, seed)
-    adapted = _adapted(spec, model, seed)
-    tensors = randomize(adapted, seed)
-    with tempfile.TemporaryDirectory() as folder:
+    plan, tensors, inputs = adapted.bishare.plan, adapted.bishare.tensors(), _inputs(model, seed)
+    with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.save_pretrained(folder)
         stored = load_file(Path(folder) / "adapter.safetensors")
-        with _quietly():
-            loaded: Any = load_adapter(folder, copy.deepcopy(model))
-    _same(set(stored), {tensor.name for tensor in adapted.bishare.plan.tensors}, "stored tensors")
+        loaded: Any = load_adapter(folder, copy.deepcopy(model))
+    _same(set(stored), expected, "stored tensors")
     _same(
         sum(tensor.numel() for tensor in stored.values()),
-        sum(tensor.size for tensor in adapted.bishare.plan.tensors),
+        sum(plan.tensor[name].size for name in expected),
         "stored scalars",
     )
-    _same(loaded.bishare.plan, adapted.bishare.plan, "the loaded plan")
+    _same(loaded.bishare.plan, plan, "the loaded plan")
     again = loaded.bishare.tensors()
     for name, tensor in tensors.items():
         _identical(again[name], tensor, f"the loaded tensor {name}")
@@ -182,10 +196,33 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     _same(_names(loaded), _names(adapted), "names of trainable parameters after loading")
 
 
-def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Merging changes logits by rounding only; unmerging gives the base back bit for bit."""
+def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """What is saved compactly, where a transform can do that, has the same logits and does not train."""
     inputs = _inputs(model, seed)
     adapted = _adapted(spec, model, seed)
+    tensors = randomize(adapted, seed)
+    if not compacted(adapted.bishare.plan, tensors):
+        return
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        adapted.bishare.save_pretrained(folder, compact=True)
+        loaded: Any = load_adapter(folder, copy.deepcopy(model))
+    _identical(_logits(loaded, inputs), _logits(adapted, inputs), "logits of the compact adapter")
+    _same(_names(loaded), [], "tensors of the compact adapter that train")
+
+
+def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+    """Merging changes logits by rounding only; unmerging gives the base back bit for bit.
+
+    An adapter that is no matrix is refused, and stays as it was.
+    """
+    inputs = _inputs(model, seed)
+    adapted = _adapted(spec, model, seed)
+    if not _linear(adapted):
+        expected = _logits(adapted, inputs)
+        _refused(adapted.bishare.merge, "merging what is no matrix")
+        _refused(adapted.bishare.merge_and_unload, "merging what is no matrix")
+        _identical(_logits(adapted, inputs), expected, "logits after a merge that was refused")
+        return
     base = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
     randomize(adapted, seed)
     expected = _logits(adapted, inputs)
@@ -202,7 +239,7 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """PEFT loads the export, and computes the same logits.
+    """PEFT loads the export, and computes the same logits; an adapter that is no matrix is refused.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -211,6 +248,9 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
     inputs = _inputs(model, seed)
     adapted = _adapted(spec, model, seed)
+    if not _linear(adapted):
+        _refused(lambda: adapted.bishare.export("never-written"), "exporting what is no matrix")
+        return
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.export(folder, format="peft", force=True)
@@ -359,16 +399,37 @@ class _Factors(nn.Module):
         return self.transform.factors(values, self.rank, self.width)
 
 
-def randomize(adapted: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """Give every tensor of an adapter new values, so that no term is zero; the tensors by name."""
+def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
+    """Give every tensor of an adapter new values, so that no term is zero; the tensors by name.
+
+    Args:
+        adapted: by `compile_spec` or `load_adapter`.
+        seed: of the values.
+        frozen: whether frozen tensors get new values too.
+    """
     tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
     random = _random(seed)
     with torch.no_grad():
         for name in sorted(tensors):
+            if not (frozen or tensors[name].requires_grad):
+                continue
             drawn = torch.randn(tensors[name].shape, generator=random, dtype=torch.float64)
             # So that an update is as large as what it is added to, whatever the rank.
             tensors[name].copy_(drawn * tensors[name].shape[0] ** -0.5 * 0.3)
     return tensors
+
+
+def _linear(adapted: Any) -> bool:
+    return all(term.linear for term in adapted.bishare.plan.terms)
+
+
+def _refused(action: Callable[[], object], what: str) -> None:
+    try:
+        action()
+    except AdapterError as error:
+        _same({problem.code for problem in error.problems}, {"BS633"}, f"the error of {what}")
+    else:
+        raise AssertionError(f"{what} must be refused")
 
 
 def _adapted(spec: Spec, model: PreTrainedModel, seed: int) -> Any:

@@ -71,12 +71,12 @@ def test_a_wrong_transform_is_found(check, says, model, monkeypatch):
 def test_a_start_that_is_not_zero_is_found(model, monkeypatch):
     from bishare_dsl.adapter import initial
 
-    right = initial._draw
+    right = initial.draw_tensor
 
     def wrong(tensor, seed):
         return right(tensor, seed) + (1e-3 if tensor.name == "c.B" else 0)
 
-    monkeypatch.setattr(initial, "_draw", wrong)
+    monkeypatch.setattr(initial, "draw_tensor", wrong)
     with pytest.raises(AssertionError, match="logits of a fresh adapter must be identical"):
         checks.check_fresh(SPEC, model)
 
