@@ -145,7 +145,7 @@ def as_text(plan: Plan) -> str:
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
     size = f"adapter: {BYTES * plan.trainable:,} bytes in float32"
     if plan.frozen:
-        size += f"; {plan.frozen:,} frozen parameters are drawn from the seed"
+        size += f", without {plan.frozen:,} frozen parameters"
     by_share = table(
         ["share", "pools", "modules each", "rank", "via", "scale", "trainable", "of total"],
         [

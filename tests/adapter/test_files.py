@@ -205,7 +205,10 @@ def test_a_transform_that_is_not_installed(folder: Path) -> None:
     path = folder / "plan.json"
     path.write_text(path.read_text().replace('"transform":"SS"', '"transform":"ZZ"'))
     reseal(folder)
-    refused(folder, "BS608", "`ZZ`")
+    error = refused(folder, "BS619", "`ZZ`", "registered in Python")
+    assert len(error.problems) == 1
+    reseal(folder, packages={"ZZ": "zz-package 1.2"})
+    refused(folder, "BS619", "install what it was saved with: zz-package 1.2")
 
 
 def test_a_missing_tensor(folder: Path) -> None:

@@ -150,14 +150,14 @@ ONE_KEY = Code(
     "two keys where the transform pools one tensor",
     "{transform} pools `{role}` for both factors, so `A per` and `B per` cannot differ",
     "Give one key: `per model`, say.",
-    bad=f"{_HEAD}share bank A per model B per layer rank 4 via VB start nonzero",
-    good=f"{_HEAD}share bank per model rank 4 via VB start nonzero",
+    bad=f"{_HEAD}share bank A per model B per layer rank 4 via VectorBank start nonzero",
+    good=f"{_HEAD}share bank per model rank 4 via VectorBank start nonzero",
 )
 NOT_LINEAR = Code(
     "BS217",
     "a setting that needs a linear update",
     "{transform} is not linear in its input, so it takes no `{what}`",
     "A diagonal between the factors exists only where the update is a product of factors.",
-    bad=f"{_HEAD}share experts per module rank 4 via HY gain rank init 1",
-    good=f"{_HEAD}share experts per module rank 4 via HY",
+    bad=f"{_HEAD}share experts per module rank 4 via Experts gain rank init 1",
+    good=f"{_HEAD}share experts per module rank 4 via Experts",
 )

@@ -9,7 +9,7 @@ from torch import fx
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.program import FACTORS, ROWS, RegionProgram, Target, TermUse, target_calls
-from bishare_dsl.transforms import effective_pair, update_of
+from bishare_dsl.transforms import effective_pair, guarded, update_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _add_pair(
 ) -> fx.Node:
     """``up(total, down(x, A), B)``, with the factors made in front of everything."""
     tensors = {role: slots[slot] for role, slot in use.slots}
-    with graph.inserting_before(first):
+    with graph.inserting_before(first), guarded(use.transform, "factors"):
         # Proxies stand in for tensors: a transform is written in plain tensor methods.
         a, b = effective_pair(use.transform, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
     with graph.inserting_before(total.next):
@@ -105,5 +105,6 @@ def _add_update(
             for role, slot in use.slots
         }
         proxy = fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))
-        delta = update_of(use.transform, proxy, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
+        with guarded(use.transform, "update"):
+            delta = update_of(use.transform, proxy, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
         return graph.call_function(ops.add, (total, delta.node))  # type: ignore[attr-defined]

@@ -1,0 +1,236 @@
+"""Frozen tensors: stored as the seed that draws them, unless they are not what it draws."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.adapter import initial
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.adapter.stored import drawn
+from bishare_dsl.diagnostics import BishareWarning
+from bishare_dsl.models import preset
+from bishare_dsl.testing.models import tiny_model
+from tests.adapter.test_files import edit_tensors, refused, reseal
+
+VERA = """
+spec vera
+target q_proj, v_proj
+share s per model rank 4 via SS freeze A, B init B kaiming_uniform gain rank init 0.1, out init 0
+"""
+NOLA = """
+spec nola
+target q_proj, v_proj
+share s per model rank 2 via Basis(count = 500) freeze A, B init B kaiming_uniform
+"""
+
+
+def made(text: str = VERA, seed: int = 3) -> Any:
+    """An adapter whose trained tensors have been trained."""
+    model = compile_spec(parse_spec(text), tiny_model("llama"), seed=seed)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            if tensor.requires_grad:
+                tensor.add_(0.1)
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
+    return found
+
+
+def stored(folder: Path) -> set[str]:
+    return set(load_file(folder / "adapter.safetensors"))
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BishareWarning)
+        yield
+
+
+@pytest.mark.parametrize("text", [VERA, NOLA])
+def test_the_seed_is_stored_and_draws_the_same_again(text: str, tmp_path: Path) -> None:
+    model = made(text)
+    model.bishare.save_pretrained(tmp_path)
+    frozen = {"s.A", "s.B"}
+    assert stored(tmp_path) == model.bishare.plan.tensor.keys() - frozen
+    assert read_adapter(tmp_path).config.drawn.keys() == frozen
+    size = (tmp_path / "adapter.safetensors").stat().st_size
+    assert size < 4 * model.bishare.plan.trainable + 1200
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    found = loaded.bishare.tensors()
+    for name, tensor in model.bishare.tensors().items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].requires_grad is tensor.requires_grad is (name not in frozen)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_tensors_are_stored_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made()
+    model.bishare.save_pretrained(tmp_path, frozen="tensors")
+    assert stored(tmp_path) == set(model.bishare.plan.tensor)
+    want = logits(model)
+    draws_otherwise(monkeypatch)  # Nothing is drawn.
+    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), want)
+
+
+def test_saving_what_was_loaded_changes_nothing(tmp_path: Path) -> None:
+    made().bishare.save_pretrained(tmp_path / "a")
+    load_adapter(tmp_path / "a", tiny_model("llama")).bishare.save_pretrained(tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_tensors_of_another_value_are_stored_and_that_is_told(tmp_path: Path) -> None:
+    model = made()
+    with torch.no_grad():
+        model.bishare.tensors()["s.A"][1, 2] += 1e-7
+    with pytest.warns(BishareWarning, match=r"BS635.*seed 3 draws: `s\.A`$") as caught:
+        model.bishare.save_pretrained(tmp_path)
+    assert caught[0].filename == __file__
+    assert "s.A" in stored(tmp_path)
+    assert "s.B" not in stored(tmp_path)
+    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
+
+
+def test_values_that_are_no_numbers_are_stored(tmp_path: Path) -> None:
+    model = made()
+    with torch.no_grad():
+        model.bishare.tensors()["s.A"][1, 2] = torch.nan
+    with pytest.warns(BishareWarning, match="BS635"):
+        model.bishare.save_pretrained(tmp_path)
+    assert torch.isnan(read_adapter(tmp_path).tensors()["s.A"][1, 2])
+
+
+def test_of_many_names_the_first_are_told(tmp_path: Path) -> None:
+    plan = plan_spec(parse_spec("spec s target q_proj, k_proj share x per module rank 1 freeze A"), tiny_model("llama"))  # fmt: skip
+    tensors = {name: tensor + 1 for name, tensor in draw(plan, 0).items()}
+    (problem,) = save_adapter(tmp_path, plan, tensors, "", seed=0)
+    assert problem.code == "BS635"
+    assert problem.severity == "warning"
+    assert problem.message.count("`") == 6
+    assert problem.message.endswith("and 1 more")
+
+
+def test_a_tensor_that_trains_is_always_stored(tmp_path: Path) -> None:
+    model = compile_spec(parse_spec(VERA), tiny_model("llama"))
+    model.bishare.save_pretrained(tmp_path)
+    assert stored(tmp_path) == {t.name for t in model.bishare.plan.tensors if t.trainable}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_type_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = made().to(dtype)
+    model.bishare.save_pretrained(tmp_path)
+    assert "s.A" not in stored(tmp_path)
+    loaded = load_adapter(tmp_path, tiny_model("llama").to(dtype))
+    assert {t.dtype for t in loaded.bishare.tensors().values()} == {dtype}
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_an_offloaded_model(tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    model = made()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    model.bishare.save_pretrained(tmp_path)
+    assert "s.A" not in stored(tmp_path)
+
+
+def test_one_tensor_is_drawn_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases may be larger than all that is trained: no second set of them is held."""
+    import gc
+    import weakref
+
+    plan = plan_spec(parse_spec(VERA), tiny_model("llama"))
+    tensors, right = draw(plan, 0), initial.draw_tensor
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(tensor: Any, seed: int) -> torch.Tensor:
+        gc.collect()
+        assert sum(ref() is not None for ref in alive) <= 1
+        alive.append(weakref.ref(value := right(tensor, seed)))
+        return value
+
+    monkeypatch.setattr("bishare_dsl.adapter.stored.draw_tensor", watched)
+    assert drawn(plan, tensors, 0).keys() == {"s.A", "s.B"}
+    assert len(alive) == 2
+
+
+# What is wrong with a folder ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made().bishare.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = initial.draw_tensor
+    monkeypatch.setattr(
+        "bishare_dsl.adapter.stored.draw_tensor", lambda tensor, seed: right(tensor, seed + 1)
+    )
+
+
+def test_another_torch_that_draws_other_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws_otherwise(monkeypatch)
+    config = json.loads((folder / "bishare_config.json").read_text())
+    reseal(folder, versions={**config["versions"], "torch": "1.2.3"})
+    refused(folder, "BS634", "`s.A`", "seed 3", f"torch {torch.__version__}", "torch 1.2.3")
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    config = json.loads((folder / "bishare_config.json").read_text())
+    edit(config)
+    (folder / "bishare_config.json").write_text(json.dumps(config))
+
+
+def test_another_seed(folder: Path) -> None:
+    edit_config(folder, lambda config: config.update(seed=4))
+    refused(folder, "BS634", "`s.A`")
+
+
+def test_a_tensor_that_is_neither_stored_nor_drawn(folder: Path) -> None:
+    edit_config(folder, lambda config: config["drawn"].pop("s.A"))
+    refused(folder, "BS609", "s.A")
+
+
+def test_a_tensor_that_is_both(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({"s.A": torch.zeros(4, 32)}))
+    refused(folder, "BS610", "s.A")
+
+
+@pytest.mark.parametrize("name", ["s.C", "s.layers.0.self_attn.q_proj.gain_out"])
+def test_what_must_not_be_drawn(folder: Path, name: str) -> None:
+    edit_config(folder, lambda c: c["drawn"].update({name: c["drawn"]["s.A"]}))
+    refused(folder, "BS604", name)
+
+
+def test_a_type_that_does_not_exist(folder: Path) -> None:
+    edit_config(folder, lambda config: config["drawn"]["s.A"].update(dtype="float8"))
+    refused(folder, "BS604", "drawn.s.A.dtype")
+
+
+# The sizes of the papers ----------------------------------------------------------------------------
+
+
+def test_vera_at_7b_is_small(tmp_path: Path) -> None:
+    text = VERA.replace("rank 4", "rank 64").replace("via SS ", "")
+    plan = plan_spec(parse_spec(text), preset("llama-7b"))
+    assert plan.frozen == 2 * 64 * 4096
+    save_adapter(tmp_path, plan, draw(plan, 0), text, seed=0)
+    assert (tmp_path / "adapter.safetensors").stat().st_size < 1.02 * 4 * plan.trainable

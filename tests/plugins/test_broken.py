@@ -1,0 +1,308 @@
+"""Transforms of other packages that do not hold to the protocol: an error with a code, a place, a package."""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.api import BishareWarning
+from bishare_dsl.cli.main import main
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.language import read
+from bishare_dsl.models import preset
+from bishare_dsl.plan import build_plan
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.transforms import transform_names
+from tests.plugins.conftest import CYCLIC, Install
+
+TEXT = "spec s\ntarget q_proj, k_proj\nshare x per model rank 2 via {via}\n"
+
+
+def fails(text: str, *words: str) -> str:
+    """Planning fails with BS214 alone, at the transform; the message has these words and the package."""
+    spec, where = read(text)
+    with pytest.raises(BishareError) as caught:
+        build_plan(spec, preset("smollm2-135m"))
+    (problem,) = caught.value.problems
+    assert problem.code == "BS214"
+    span = where.locate(problem.loc)
+    assert span is not None
+    assert where.source.text[span.start : span.end].startswith(text.split("via ")[1].split()[0])
+    for word in words:
+        assert word in problem.message
+    return problem.message
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("import not_there_at_all", "ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("raise RuntimeError('no\\nlicence')", "RuntimeError: no licence"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def broken(:", "SyntaxError"),
+        ("x = 1", "AttributeError"),
+        ("Cyclic = 3", "broken_module:Cyclic is no subclass of bishare_dsl.transforms.Transform"),
+        ("class Cyclic: name = 'Cyclic'", "is no subclass"),
+        (CYCLIC.replace('"Cyclic"', '"Other"'), "broken_module:Cyclic calls itself 'Other'"),
+        (CYCLIC.replace('name: ClassVar[str] = "Cyclic"', ""), "calls itself None"),
+    ],
+)
+def test_what_does_not_load(install: Install, source: str, why: str) -> None:
+    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    fails(TEXT.format(via="Cyclic"), "`Cyclic` of package `broken-package`", why)
+
+
+def test_it_is_told_in_one_line_of_the_command_line(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("broken-package", "broken_module", "1 / 0", Cyclic="broken_module:Cyclic")
+    (tmp_path / "x.share").write_text(TEXT.format(via="Cyclic"))
+    assert main(["check", str(tmp_path / "x.share")]) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert "error[BS214]: the transform `Cyclic` of package `broken-package`" in out
+    assert "x.share:3:" in out
+
+
+def test_a_broken_package_disturbs_nobody_else(install: Install) -> None:
+    install("broken-package", "broken_module", "1 / 0", Cyclic="broken_module:Cyclic")
+    assert "Cyclic" in transform_names()
+    plan_spec(parse_spec(TEXT.format(via="SS")), "smollm2-135m")
+
+
+def test_a_name_of_ours(install: Install) -> None:
+    install("greedy", "greedy_module", CYCLIC, SS="greedy_module:Cyclic")
+    fails(TEXT.format(via="SS"), "`SS` of package `greedy`", "another transform has this name")
+
+
+def test_a_name_that_is_registered_in_python(install: Install) -> None:
+    from bishare_dsl.transforms import registry
+
+    install("greedy", "greedy_module", CYCLIC, Cyclic="greedy_module:Cyclic")
+    scope: dict[str, Any] = {"__name__": "mine"}
+    exec(CYCLIC, scope)
+    registry._REGISTERED["Cyclic"] = scope["Cyclic"]
+    try:
+        fails(TEXT.format(via="Cyclic"), "`greedy`", "another transform has this name")
+    finally:
+        del registry._REGISTERED["Cyclic"]
+
+
+def test_a_class_that_is_registered_both_ways_is_one(install: Install) -> None:
+    from bishare_dsl.transforms import registry
+
+    source = CYCLIC.replace("class Cyclic", "@register\nclass Cyclic").replace(
+        "import Own", "import register, Own"
+    )
+    install("both", "both_module", source, Cyclic="both_module:Cyclic")
+    try:
+        for _ in range(2):
+            assert plan_spec(parse_spec(TEXT.format(via="Cyclic")), "smollm2-135m").trainable
+    finally:
+        registry._REGISTERED.pop("Cyclic", None)
+
+
+def test_two_packages_with_one_name(install: Install) -> None:
+    install("first", "first_module", CYCLIC, Cyclic="first_module:Cyclic")
+    install("second", "second_module", CYCLIC, Cyclic="second_module:Cyclic")
+    fails(TEXT.format(via="Cyclic"), "`first and second`", "another transform has this name")
+
+
+def change(method: str, body: str, arguments: str) -> str:
+    """The example with a method of another body behind its own."""
+    return f"{CYCLIC}\n    def {method}(self, {arguments}):\n        {body}\n"
+
+
+SHARED, SITE, ROLE = "role, rank, widths", "rank, width", "role"
+IN_THE_PLAN = [
+    ("shared_shape", SHARED, "raise TypeError('no idea')", "`shared_shape` raises TypeError: no idea"),
+    ("shared_shape", SHARED, "return rank", "`shared_shape` gives 2, which is no shape"),
+    ("shared_shape", SHARED, "return rank, 0", "gives (2, 0), which is no shape"),
+    ("shared_shape", SHARED, "return rank, 1.5", "gives (2, 1.5), which is no shape"),
+    ("shared_shape", SHARED, "return rank, 3, 4", "gives (2, 3, 4), which is no shape"),
+    ("fan_in", SHARED, "return self.nothing", "`fan_in` raises AttributeError"),
+    ("own", SITE, "return None", "`own` raises TypeError"),
+    ("own", SITE, "return {}", "`own` gives the roles [], and `owned` says ['S_A', 'S_B']"),
+    ("own", SITE, "return {r: 7 for r in self.owned}", "`own` gives 7, which is no shape"),
+    ("own", SITE, "return {r: Own(-1, 1) for r in self.owned}", "gives (-1, 1), which is no shape"),
+    ("own", SITE, "return {r: Own(1, 1)[5] for r in self.owned}", "`own` raises IndexError"),
+    ("rows", SITE, "return rank / self.nothing", "`rows` raises AttributeError"),
+    ("reach", SITE, "return max([])", "`reach` raises ValueError"),
+    ("review", "rank, widths", "yield from 3", "`review` raises TypeError"),
+    ("start", ROLE, "return 'zeros', 1, 2", "`start` raises TypeError"),
+    ("zeros", "zero", "return zero['A']", "`zeros` raises TypeError"),
+    ("check_rank", "rank", "raise KeyError(rank)", "`check_rank` raises KeyError: 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "arguments", "body", "why"), IN_THE_PLAN)
+def test_a_method_that_fails_while_planning(
+    install: Install, method: str, arguments: str, body: str, why: str
+) -> None:
+    source = change(method, body, arguments)
+    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    fails(TEXT.format(via="Cyclic(period = 7)"), "`Cyclic` of package `broken-package`", why)
+
+
+def test_a_refusal_is_no_failure(install: Install) -> None:
+    source = change("shared_shape", "raise ValueError('it does not want to')", SHARED)
+    install("shy", "shy_module", source, Cyclic="shy_module:Cyclic")
+    with pytest.raises(BishareError, match=r"BS305.*it does not want to"):
+        plan_spec(parse_spec(TEXT.format(via="Cyclic")), "smollm2-135m")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("raise LookupError('where')", "`factors` raises LookupError: where"),
+        ("return tensors['Z'], tensors['B']", "`factors` raises KeyError: 'Z'"),
+        ("return tensors['A'].t() @ tensors['A'].t(), 0", "`factors` raises RuntimeError"),
+        ("return tensors['A']", "`factors` gives no pair of tensors"),
+        ("return None", "`factors` gives no pair of tensors"),
+        ("return bool(tensors['A'].any()), 1", "`factors` raises RuntimeError"),
+        ("return 1, 2", "`factors` gives an effective A that is no tensor"),
+        (
+            "return tensors['A'], tensors['B']",
+            "effective A of shape (2, 7) at a 32 -> 40 module, not (2, 32)",
+        ),
+        (
+            "a = self.repeat(tensors['S_A'], tensors['A'], width.d_in); return a, a",
+            "effective B of shape (2, 32) at a 32 -> 40 module, not (2, 40)",
+        ),
+    ],
+)
+def test_factors_that_are_none(install: Install, tmp_path: Path, body: str, why: str) -> None:
+    source = change("factors", body, "tensors, rank, width")
+    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    text = TEXT.format(via="Cyclic(period = 7)")
+    model = tiny_model("llama")
+    with pytest.raises(BishareError) as caught:
+        compile_spec(parse_spec(text), model)
+    (problem,) = caught.value.problems
+    assert problem.code == "BS214"
+    assert "`Cyclic` of package `broken-package`" in problem.message
+    assert why in problem.message
+    assert not hasattr(model, "bishare")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_factors_that_fail_for_proxies_only(install: Install) -> None:
+    """A graph does not know how many rows there are to go through."""
+    body = (
+        "a, b = (self.repeat(tensors['S_' + f], tensors[f], w) for f, w in zip('AB', width));"
+        "list(a); return a, b"
+    )
+    source = change("factors", body, "tensors, rank, width")
+    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    with pytest.raises(BishareError, match=r"BS214.*broken-package.*`factors` raises TraceError"):
+        compile_spec(parse_spec(TEXT.format(via="Cyclic(period = 7)")), tiny_model("llama"))
+
+
+def test_bishare_compile_writes_nothing_that_cannot_run(
+    install: Install,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = change("factors", "return tensors['A'], tensors['B']", "tensors, rank, width")
+    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.share").write_text(TEXT.format(via="Cyclic"))
+    assert main(["compile", "x.share", "--model", "smollm2-135m", "--out", "it"]) == 1
+    assert "error[BS214]" in capsys.readouterr().err
+    assert not (tmp_path / "it").exists()
+
+
+# Adapters that outlive what they were made with -----------------------------------------------------
+
+
+@pytest.fixture
+def saved(install: Install, tmp_path: Path) -> Path:
+    site = install("cyclic-package", "cyclic_module", CYCLIC, Cyclic="cyclic_module:Cyclic")
+    model: Any = compile_spec(
+        parse_spec(TEXT.format(via="Cyclic(period = 7)")), tiny_model("llama")
+    )
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    return site
+
+
+def uninstall(site: Path) -> None:
+    import sys
+
+    from tests.plugins.conftest import forget
+
+    for path in site.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    del sys.modules["cyclic_module"]
+    forget()
+
+
+def test_an_adapter_of_a_package_that_is_gone(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uninstall(saved)
+    with pytest.raises(BishareError, match=r"BS619.*`Cyclic`, which is not installed") as caught:
+        load_adapter(tmp_path / "adapter", tiny_model("llama"))
+    assert "install what it was saved with: cyclic-package 2.1" in str(caught.value)
+    assert main(["inspect", str(tmp_path / "adapter")]) == 1
+    out, err = capsys.readouterr()
+    assert "cyclic-package 2.1" in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("period: PositiveInt", "length: PositiveInt", "it does not take {'period': 7}"),
+        ("[:, :width]", "", "effective A of shape (2, 35) at a 32 -> 40 module, not (2, 32)"),
+        ('tensors["S_A"]', 'tensors["S_C"]', "`factors` raises KeyError: 'S_C'"),
+    ],
+)
+def test_an_adapter_of_a_package_that_has_changed(
+    saved: Path, install: Install, tmp_path: Path, old: str, new: str, why: str
+) -> None:
+    uninstall(saved)
+    assert old in CYCLIC
+    source = CYCLIC.replace(old, new)
+    install("cyclic-package", "cyclic_module", source, Cyclic="cyclic_module:Cyclic")
+    model = tiny_model("llama")
+    with pytest.raises(BishareError) as caught:
+        load_adapter(tmp_path / "adapter", model)
+    assert {problem.code for problem in caught.value.problems} == {"BS214"}
+    assert "`Cyclic` of package `cyclic-package`" in str(caught.value)
+    assert why in str(caught.value)
+    assert not hasattr(model, "bishare")
+
+
+def test_inspect_names_the_package(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tmp_path / "adapter")]) == 0
+    assert "transform Cyclic: from cyclic-package 2.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hook", ["compact", "restore"])
+def test_a_compact_form_that_fails(install: Install, tmp_path: Path, hook: str) -> None:
+    source = CYCLIC + (
+        "\n    def compact(self, role, tensor):\n"
+        f"        {'1 / 0' if hook == 'compact' else ''}\n"
+        "        return {'half': tensor[:, ::2]}\n"
+        "\n    def restore(self, role, parts, shape):\n        1 / 0\n"
+    )
+    install("broken-package", "broken_module", source, Cyclic="broken_module:Cyclic")
+    text = TEXT.format(via="Cyclic(period = 8)")
+    model: Any = compile_spec(parse_spec(text), tiny_model("llama"))
+
+    def save_and_load() -> None:
+        model.bishare.save_pretrained(tmp_path / "adapter", compact=True)
+        load_adapter(tmp_path / "adapter", tiny_model("llama"))
+
+    with pytest.raises(BishareError, match=rf"BS214.*`{hook}` raises ZeroDivisionError"):
+        save_and_load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BishareWarning)
+        model.bishare.save_pretrained(tmp_path / "whole")
+    assert load_adapter(tmp_path / "whole", tiny_model("llama"))

@@ -1,0 +1,161 @@
+"""A package with a transform, installed by pip: in a fresh process, it is part of the language."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.conftest import CYCLIC
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "bishare-cyclic"
+version = "0.3"
+
+[project.entry-points."bishare.transforms"]
+Cyclic = "bishare_cyclic:Cyclic"
+
+[tool.hatch.build.targets.wheel]
+include = ["bishare_cyclic.py"]
+"""
+SPEC = """spec cyclic
+
+target q_proj, down_proj
+
+share local  per module  rank 1
+share inter  per model   rank 3  via Cyclic(period = 7)
+"""
+# Everything that needs torch, in one process: importing it takes longer than all of this.
+PROGRAM = """
+import sys, warnings
+import torch
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.cli.main import main
+from bishare_dsl.testing.checks import check_spec, check_transform, randomize
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.transforms import Width, transform_kind
+
+warnings.simplefilter("ignore")
+spec = parse_spec(open("cyclic.share").read())
+model = compile_spec(spec, tiny_model("llama"))
+assert "bishare_cyclic" in sys.modules
+randomize(model)
+ids = torch.arange(8).view(1, 8)
+want = model(ids).logits
+model.bishare.save_pretrained("adapter")
+assert torch.equal(load_adapter("adapter", tiny_model("llama"))(ids).logits, want)
+tiny_model("llama").save_pretrained("base")
+for command in (
+    "compile cyclic.share --model base --out fresh",
+    "inspect adapter",
+    "export adapter --format peft --model base --out peft",
+    "merge adapter --model base --out merged",
+):
+    assert main(command.split()) == 0, command
+merged = type(model).from_pretrained("merged")
+torch.testing.assert_close(merged(ids).logits, want, rtol=1e-4, atol=1e-4)
+check_spec(spec, tiny_model("llama"))
+cyclic = transform_kind("Cyclic")(period=5)
+assert check_transform(cyclic, 3, [Width(12, 7), Width(4, 30)])
+print("all of it works")
+"""
+REFERENCE = """
+import torch
+from bishare_dsl.testing.reference import reference
+
+@reference("Cyclic")
+def cyclic(term):
+    def whole(scales, shared, width):
+        return torch.cat([scale * shared for scale in scales[0]], dim=1)[:, :width]
+    return whole(term["S_B"], term["B"], term.d_out).T, whole(term["S_A"], term["A"], term.d_in)
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package in it, built and installed by pip without a network."""
+    pytest.importorskip("hatchling")
+    pytest.importorskip("pip")
+    project = tmp_path_factory.mktemp("project")
+    (project / "pyproject.toml").write_text(PROJECT)
+    (project / "bishare_cyclic.py").write_text(CYCLIC)
+    target = tmp_path_factory.mktemp("site")
+    command = "pip install --quiet --no-deps --no-build-isolation --no-index --target"
+    subprocess.run([sys.executable, "-m", *command.split(), str(target), str(project)], check=True)
+    return target
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "cyclic.share").write_text(SPEC)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def python(site: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(site), *(path for path in sys.path if path)]
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{program}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def bishare(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from bishare_dsl.cli.main import main; sys.exit(main())"
+    return python(site, program, *arguments)
+
+
+def test_check_fmt_and_plan(site: Path, here: Path) -> None:
+    checked = bishare(site, "check", "cyclic.share")
+    assert checked.returncode == 0, checked.stdout
+    assert bishare(site, "fmt", "--check", "cyclic.share").returncode == 0
+    planned = bishare(site, "plan", "cyclic.share", "--model", "smollm2-135m", "--json")
+    assert planned.returncode == 0
+    rows = {row["name"]: row for row in json.loads(planned.stdout)["shares"]}
+    assert rows["inter"]["transform"] == "Cyclic"
+    assert rows["inter"]["options"] == {"period": 7}
+    # The pooled factors, and for each of 30 layers the turns of q_proj (576, 576) and down_proj (1536, 576).
+    assert rows["inter"]["trainable"] == 2 * 3 * 7 + 30 * (83 + 83 + 220 + 83)
+
+
+def test_its_options_are_checked_as_those_of_ours(site: Path, here: Path) -> None:
+    (here / "bad.share").write_text(SPEC.replace("period", "perod"))
+    checked = bishare(site, "check", "bad.share")
+    assert checked.returncode == 1
+    assert "BS205" in checked.stdout
+    assert "did you mean `period`?" in checked.stdout
+    (here / "bad.share").write_text(SPEC.replace("Cyclic", "Cyclc"))
+    assert "did you mean `Cyclic`?" in bishare(site, "check", "bad.share").stdout
+
+
+def test_without_the_package_there_is_no_such_transform(here: Path) -> None:
+    checked = bishare(here, "check", "cyclic.share")
+    assert checked.returncode == 1
+    assert "BS204" in checked.stdout
+
+
+def test_a_spec_that_does_not_use_it_does_not_import_it(site: Path, here: Path) -> None:
+    (here / "plain.share").write_text(SPEC[: SPEC.index("share inter")])
+    program = (
+        "from bishare_dsl.cli.main import main\ncode = main(sys.argv[1:])\n"
+        "sys.exit(code or 'bishare_cyclic' in sys.modules)"
+    )
+    assert python(site, program, "plan", "plain.share", "-m", "smollm2-135m").returncode == 0
+
+
+def test_compile_save_load_merge_export_and_the_checks(site: Path, here: Path) -> None:
+    pytest.importorskip("peft")
+    run = python(site, f"{REFERENCE}\n{PROGRAM}")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("all of it works\n")
+    config = json.loads((here / "adapter" / "bishare_config.json").read_text())
+    assert config["packages"] == {"Cyclic": "bishare-cyclic 0.3"}
+    assert (here / "peft" / "adapter_model.safetensors").exists()
