@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field
 
 from bishare_dsl.transforms.transform import Own, Start, Transform, Width, one_width
 
@@ -28,7 +28,7 @@ class Experts(Transform):
     owned: ClassVar[tuple[str, ...]] = ("G",)
     linear: ClassVar[bool] = False
 
-    count: PositiveInt = 3
+    count: int = Field(3, ge=2)  # The softmax over one is 1: a router would never learn.
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return (rank if role == "A" else self.count * rank), one_width(widths)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from bishare_dsl.transforms.transform import Own, Start, Transform, Width
 
@@ -33,7 +33,7 @@ class VectorBank(Transform):
 
     vectors: PositiveInt = 90
     length: PositiveInt = 256
-    top_k: PositiveInt = 2
+    top_k: int = Field(2, ge=2)  # The softmax over one is 1: no logit would ever learn.
     bank_bound: PositiveFloat = 0.02
     logits_deviation: PositiveFloat = 0.1
 
