@@ -143,7 +143,9 @@ def vector_bank(term: TermValues) -> Factors:
     def rows(logits: Tensor, width: int) -> Tensor:
         stretches = []
         for own in logits:
-            largest = sorted(range(len(own)), key=lambda i: -float(own[i]))[: term.options["top_k"]]
+            largest = sorted(range(len(own)), key=lambda i: -float(own[i].detach()))[
+                : term.options["top_k"]
+            ]
             weights = torch.stack([own[i].exp() for i in largest])
             stretches.append((weights / weights.sum()) @ bank[largest])
         tiles = width // length

@@ -1,0 +1,60 @@
+"""What holds of every spec that ships: it plans, it is explained, and it keeps every invariant."""
+
+import pytest
+
+from bishare_dsl.language import read_file
+from bishare_dsl.models import preset
+from bishare_dsl.plan import build_plan
+from bishare_dsl.resources import shipped_specs
+from bishare_dsl.testing.checks import check_spec
+from bishare_dsl.testing.models import tiny_model
+from tests.methods.conftest import LAYERS, spec
+
+# Sizes that fit a tiny model: where a param sets none, the shipped value fits.
+TINY = {
+    "bishare_gt": {"size": 8, "gate_rank": 2},
+    "bishare_ke": {"size": 4},
+    "bishare_ke_ab": {"size": 4, "shared_rank": 2},
+    "bishare_ke_rowwise": {"size": 4},
+    "bishare_ss": {},
+    "hydralora": {"r": 2},
+    "ladder": {"r": 1, "group": 2, "size": 8},
+    "late_own": {"first": -1, "r_own": 2, "r_early": 3},
+    "lora": {"r": 3},
+    "melora": {"r": 2},
+    "multilora": {"r": 2},
+    "nola": {"r": 2, "count": 5},
+    "prolora": {"r_shared": 5, "chunks_B": 3},
+    "rasa": {"r": 3, "pool_rank": LAYERS},
+    "rslora": {"r": 3},
+    "share_lora": {"r_share_a": 3, "r_share_b": 2, "r_share_ab": 2},
+    "shared_input": {"r": 3},
+    "tied_lora": {"r": 3},
+    "vb_lora": {"vectors": 9, "length": 4},
+    "vera": {"r": 6},
+}
+
+
+def test_all_are_here():
+    assert set(TINY) == set(shipped_specs())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_invariants(name):
+    check_spec(spec(name, **TINY[name]), tiny_model("llama", num_hidden_layers=LAYERS))
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "bishare_gt"])
+def test_it_plans_without_a_warning(name):
+    plan, problems = build_plan(spec(name), preset("llama-7b"))
+    assert plan.trainable > 0
+    assert problems == ()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_says_what_it_is(name):
+    """A file teaches: it starts with a comment, is named as it says, and is short."""
+    lines = shipped_specs()[name].read_text("utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert read_file(shipped_specs()[name])[0].name == name
+    assert len(lines) <= 35

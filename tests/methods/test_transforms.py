@@ -1,0 +1,91 @@
+"""The transforms of the literature, through the protocol: shapes, rank, tracing, gradients, their equations."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bishare_dsl.testing.checks import check_transform
+from bishare_dsl.testing.plans import pools
+from bishare_dsl.transforms import Width
+from bishare_dsl.transforms.basis import Basis
+from bishare_dsl.transforms.block_diagonal import BlockDiagonal
+from bishare_dsl.transforms.experts import Experts
+from bishare_dsl.transforms.rotation import Rotation
+from bishare_dsl.transforms.vector_bank import VectorBank
+
+RANKS = st.integers(1, 6)
+COUNTS = st.integers(1, 5)
+
+
+def multiples(widths, of):
+    return [Width(width.d_in * of, width.d_out * of) for width in widths]
+
+
+@given(pools(), RANKS, COUNTS, COUNTS, st.none() | st.integers(0, 7))
+def test_rotation(widths, rank, chunks_a, chunks_b, stride):
+    rotation = Rotation(chunks_A=chunks_a, chunks_B=chunks_b, stride=stride)
+    assert check_transform(rotation, rank, widths[:1])
+
+
+@given(pools(), RANKS, COUNTS)
+def test_block_diagonal(widths, rank, blocks):
+    assert check_transform(BlockDiagonal(blocks=blocks), rank, multiples(widths[:1], blocks))
+
+
+@given(pools(), st.integers(1, 3), COUNTS, st.integers(2, 6), st.integers(2, 6))
+def test_vector_bank(widths, rank, length, vectors, top_k):
+    bank = VectorBank(vectors=max(vectors, top_k), length=length, top_k=top_k)
+    assert check_transform(bank, rank, multiples(widths, length))
+
+
+@given(pools(), RANKS, COUNTS)
+def test_basis(widths, rank, count):
+    assert check_transform(Basis(count=count), rank, widths)
+
+
+@given(pools(), RANKS, st.integers(2, 5))
+def test_experts(widths, rank, count):
+    assert check_transform(Experts(count=count), rank, widths[:1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (VectorBank, {"vectors": 1, "top_k": 2}),
+        # A softmax over one is 1, whatever the logit: nothing would train it.
+        (VectorBank, {"top_k": 1}),
+        (Experts, {"count": 1}),
+        (Rotation, {"chunks_A": 0}),
+        (Rotation, {"stride": -1}),
+        (BlockDiagonal, {"blocks": 0}),
+        (Basis, {"count": 0}),
+    ],
+)
+def test_options_that_mean_nothing(kind, options):
+    with pytest.raises(ValidationError):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("transform", "widths", "says"),
+    [
+        (VectorBank(length=5), [Width(10, 12)], "vectors of length 5 cannot tile a width of 12"),
+        (BlockDiagonal(blocks=4), [Width(8, 6)], "a width of 6 does not divide into 4 blocks"),
+        (Rotation(), [Width(8, 8), Width(8, 6)], "different widths"),
+        (Experts(), [Width(8, 8), Width(8, 6)], "different widths"),
+    ],
+)
+def test_widths_that_do_not_fit(transform, widths, says):
+    with pytest.raises(ValueError, match=says):
+        for role in transform.pooled:
+            transform.shared_shape(role, 2, [side for w in widths for side in w.sides(role)])
+        for width in widths:
+            transform.own(2, width)
+
+
+def test_a_rotation_by_hand():
+    chunk = torch.tensor([[1.0], [2.0], [3.0]])
+    down, _ = Rotation(chunks_A=4, stride=1).factors({"A": chunk, "B": chunk}, 3, Width(4, 4))
+    assert down.tolist() == [[1, 3, 2, 1], [2, 1, 3, 2], [3, 2, 1, 3]]
