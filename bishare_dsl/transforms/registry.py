@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK
 from bishare_dsl.transforms.transform import Transform
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def register(kind: type[Transform]) -> type[Transform]:
     """Make a transform usable in specs under its name; a class decorator.
 
     Raises:
-        ValueError: another transform has the name.
+        ValueError: another transform has the name, or its roles cannot be.
     """
+    if why := _wrong_roles(kind):
+        raise ValueError(f"the transform {kind.name!r} cannot be used: {why}")
     if kind.name in _BUILT_IN or _REGISTERED.setdefault(kind.name, kind) is not kind:
         raise ValueError(f"the transform name {kind.name!r} is taken")
     return kind
@@ -143,7 +146,23 @@ def _load(point: EntryPoint) -> type[Transform]:
         raise broken(f"{point.value} is no subclass of bishare_dsl.transforms.Transform")
     if getattr(kind, "name", None) != point.name:
         raise broken(f"{point.value} calls itself {getattr(kind, 'name', None)!r}")
+    if why := _wrong_roles(kind):
+        raise broken(why)
     return kind
+
+
+def _wrong_roles(kind: type[Transform]) -> str | None:
+    """What is wrong with the roles of a transform: they become parts of the names of tensors."""
+    declared: list[object] = [kind.pooled, kind.owned]
+    if not all(isinstance(roles, tuple) for roles in declared):
+        return "`pooled` and `owned` must be tuples"
+    roles: list[object] = [*kind.pooled, *kind.owned]
+    for role in roles:
+        if not (isinstance(role, str) and role.isidentifier() and "__" not in role):
+            return f"the role {role!r} is no name"
+        if role in (GAIN_RANK, GAIN_OUT) or roles.count(role) > 1:
+            return f"the role {role!r} is taken"
+    return None
 
 
 def _package(point: EntryPoint) -> str:

@@ -12,6 +12,7 @@ from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter import export_peft as exporting
 from bishare_dsl.adapter.effective import effective_factors
 from bishare_dsl.adapter.export_peft import export_peft
+from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
@@ -28,6 +29,23 @@ target q_proj, v_proj, down_proj
 share local per module rank match kind { q_proj: 5; else: 2 } scale 3
 share low where layer == 0 per layer rank 3 via SS
 """
+# Frozen factors, and diagonals between and behind them, as VeRA has them; bases, as NOLA has them.
+GAINS = """
+spec gains
+target q_proj, v_proj, down_proj
+share s per model rank 4 scale 3 via SS freeze A, B init B kaiming_uniform gain rank init 0.1, out init 0
+share local per module rank 2 gain rank init 1, out init 1
+"""
+BASIS = """
+spec basis
+target q_proj, v_proj, down_proj
+share s per model rank 2 scale 2 via Basis(count = 5) freeze A, B init B kaiming_uniform gain out init 1
+"""
+BANK = """
+spec bank
+target q_proj, down_proj
+share s per model rank 2 via VectorBank(vectors = 8, length = 4) gain rank init 1 start nonzero
+"""
 SOME = "spec some target q_proj share x where layer == 1 per module rank 2"
 
 
@@ -42,6 +60,10 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     [
         ("llama", SPEC),
         ("llama", UNEVEN),
+        ("llama", GAINS),
+        ("llama", BASIS),
+        ("llama", BANK),
+        ("gpt2", GAINS.replace("q_proj, v_proj, down_proj", "c_attn, c_fc")),
         ("gpt2", GPT2),
         ("qwen2", SPEC),
         ("gemma2", SPEC),
@@ -64,6 +86,23 @@ def test_peft_computes_the_same(
     assert len(wrapped) == report.modules
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(logits(merged, ids), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", [GAINS, BASIS])
+def test_what_was_saved_as_a_seed_is_exported_as_numbers(
+    adapted: Adapted, ids: torch.Tensor, tmp_path: Path, text: str
+) -> None:
+    model = compile_spec(parse_spec(text), tiny_model("llama"))
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            if tensor.requires_grad:
+                tensor.add_(0.2)
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    stored = read_adapter(tmp_path / "adapter")
+    assert stored.config.drawn
+    export_peft(tmp_path / "peft", stored.plan, stored.tensors(), tiny_model("llama"))
+    loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
+    torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
 
 
 def test_what_vllm_documents(adapted: Adapted, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.models import load_model
+from bishare_dsl.testing.models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,29 @@ def test_merge_gives_a_checkpoint_that_needs_no_bishare(bishare, trained, checkp
     merged = AutoModelForCausalLM.from_pretrained(here / "merged")
     torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     assert [path.name for path in here.iterdir()] == ["merged"]
+
+
+def test_what_is_no_matrix_is_refused_before_loading(bishare, checkpoint, here):
+    (here / "e.share").write_text("spec e target q_proj share s per module rank 2 via Experts")
+    assert bishare("compile", "e.share", "--model", checkpoint, "--out", "experts").code == 0
+    assert bishare("inspect", "experts").code == 0
+    for command in ("merge", "export"):
+        more = ["--format", "peft"] if command == "export" else []
+        run = bishare(command, "experts", "--model", checkpoint, "--out", "result", *more)
+        assert run.code == 1
+        assert "error[BS633]" in run.err
+        assert "share `s`" in run.err
+        assert "loading" not in run.err
+    assert not (here / "result").exists()
+
+
+def test_inspect_says_that_an_adapter_is_compact(bishare, here):
+    spec = "spec b target q_proj share s per model rank 2 via VectorBank(length = 4) start nonzero"
+    model = compile_spec(parse_spec(spec), tiny_model("llama"))
+    model.bishare.save_pretrained(here / "compact", compact=True)
+    run = bishare("inspect", "compact")
+    assert run.code == 0
+    assert "compact: it runs, and cannot train" in run.out
 
 
 def test_merge_says_how_exact_it_is(bishare, trained, checkpoint, here):

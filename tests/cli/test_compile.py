@@ -35,6 +35,20 @@ def test_seeds(bishare, here, checkpoint):
     assert tensors("a") == tensors("b") != tensors("c")
 
 
+def test_frozen_tensors_are_stored_when_asked(bishare, here, checkpoint):
+    text = "spec f target q_proj share s per model rank 2 freeze A"
+    (here / "f.share").write_text(text)
+    for out, more in (("seed", []), ("stored", ["--store-frozen"])):
+        assert bishare("compile", "f.share", "-m", checkpoint, "--out", out, *more).code == 0
+    for out, expected in (("seed", {"s.B"}), ("stored", {"s.A", "s.B"})):
+        with safe_open(read_adapter(here / out).tensors_file, framework="numpy") as file:
+            assert set(file.keys()) == expected
+    assert tensors("seed") == tensors("stored")
+    assert "64 parameters are drawn from the seed, not stored" in bishare("inspect", "seed").out
+    assert "drawn" not in bishare("inspect", "stored").out
+    assert json.loads(bishare("inspect", "seed", "--json").out)["config"]["drawn"].keys() == {"s.A"}
+
+
 def test_what_exists_is_replaced_when_asked(bishare, here, checkpoint):
     command = ["compile", "lora", "--model", checkpoint, "--out", "it"]
     bishare(*command)

@@ -32,11 +32,49 @@ def test_json_adds_up(bishare):
     plan = json.loads(run.out)
     assert plan["trainable"] == 3_593_600
     assert plan["all"] == 6_742_009_216
+    assert plan["frozen"] == 0
     assert plan["bytes"] == 4 * 3_593_600
     assert [share["name"] for share in plan["shares"]] == ["local", "intra", "inter"]
     assert sum(share["trainable"] for share in plan["shares"]) == plan["trainable"]
     assert sum(t["shape"][0] * t["shape"][1] for t in plan["tensors"]) == plan["trainable"]
     assert plan["problems"] == []
+
+
+FROZEN = """spec f target q_proj, v_proj
+share s per model rank 64 freeze A, B init B kaiming_uniform gain rank init 0.1, out init 0
+"""
+EXPERTS = """spec e target q_proj, v_proj
+share s where q_proj per module rank 4 via Experts
+share l where v_proj per module rank 2
+"""
+
+
+def test_frozen_parameters_are_counted_apart(bishare, here):
+    (here / "f.share").write_text(FROZEN)
+    run = bishare("plan", "f.share", "--model", "llama-7b")
+    assert run.code == 0
+    lines = run.out.splitlines()
+    # VeRA's: a gain of the rank and one of the output at 64 modules.
+    assert lines[-1].startswith("trainable params: 266,240 || all params: 6,739,206,144 ||")
+    assert lines[-2] == "adapter: 1,064,960 bytes in float32, without 524,288 frozen parameters"
+    plan = json.loads(bishare("plan", "f.share", "-m", "llama-7b", "--json").out)
+    assert (plan["trainable"], plan["frozen"]) == (266_240, 524_288)
+    assert plan["bytes"] == 4 * 266_240
+
+
+def test_what_is_no_matrix_has_no_rank(bishare, here):
+    (here / "e.share").write_text(EXPERTS)
+    rows = bishare("plan", "e.share", "--model", "llama-7b").out.splitlines()
+    q_proj, v_proj = (
+        next(r.split() for r in rows if r.startswith(k)) for k in ("q_proj", "v_proj")
+    )
+    assert q_proj[-2:] == ["-", "-"]
+    assert v_proj[-2:] == ["2", "2"]
+    kinds = json.loads(bishare("plan", "e.share", "-m", "llama-7b", "--json").out)["kinds"]
+    assert [(k["effective_rank"], k["lora_rank"]) for k in kinds] == [
+        (None, None),
+        ([2, 2], [2, 2]),
+    ]
 
 
 def test_set_changes_params(bishare):

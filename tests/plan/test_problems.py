@@ -1,5 +1,7 @@
 """Every problem of a spec (BS2xx) and of a spec against a model (BS3xx): code, place and help."""
 
+from typing import ClassVar
+
 import pytest
 
 from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
@@ -7,6 +9,9 @@ from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import read
 from bishare_dsl.models import preset
 from bishare_dsl.plan import build_plan
+from bishare_dsl.transforms import register
+from bishare_dsl.transforms.registry import _REGISTERED as registry_of_transforms
+from bishare_dsl.transforms.slice_sharing import SliceSharing
 
 TARGET = "target q_proj, v_proj\n"
 
@@ -51,6 +56,11 @@ ERRORS = [
     (f"{TARGET}share s per module rank 4 scale 0", "BS211", "0", None),
     (f"alpha 0\n{TARGET}share s per module rank 4", "BS211", "0", None),
     (f"{TARGET}share s per module rank 4 scale alpha", "BS212", "alpha", None),
+    (f"{TARGET}share s per model rank 4 via KE freeze G_id", "BS215", "G_id", "`K_A`"),
+    (f"{TARGET}share s per module rank 4 freeze gain_out", "BS215", "gain_out", "`A`"),
+    (f"{TARGET}share s per module rank 4 via VectorBank init A zeros start nonzero", "BS215", "zeros", None),
+    (f"{TARGET}share s A per model B per layer rank 4 via VectorBank start nonzero", "BS216", None, None),
+    (f"{TARGET}share s per module rank 4 via Experts gain rank init 1", "BS217", None, None),
     ("target q_proj, FAKE\nshare s per module rank 4", "BS301", "FAKE", "`q_proj`"),
     ("target q_prj\nshare s per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
     (f"{TARGET}share s where kind in {{q_prj}} per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
@@ -120,8 +130,33 @@ def test_problem(text, code, underlined, help):
 
 
 def test_every_code_of_a_spec_and_of_a_plan_is_tested():
-    tested = {case[1] for case in ERRORS + WARNINGS} | {"BS207"}
+    tested = {case[1] for case in ERRORS + WARNINGS} | {"BS207", "BS214"}
     assert {code for code in registry() if code.startswith(("BS2", "BS3"))} <= tested
+
+
+def test_a_transform_that_fails():
+    """More of them, and the packages that they are from, in tests/plugins."""
+
+    @register
+    class Failing(SliceSharing):
+        name: ClassVar[str] = "Failing"
+
+        def reach(self, rank, width):
+            raise ZeroDivisionError("division by zero")
+
+    try:
+        problems, where = problems_of(
+            f"{TARGET}share s per model rank 2.5\nshare t per model rank 2 via Failing()"
+        )
+        assert [problem.code for problem in problems] == ["BS211"]
+        problems, where = problems_of(f"{TARGET}share t per model rank 2 via Failing()")
+        (problem,) = problems
+        assert problem.code == "BS214"
+        assert "`reach` raises ZeroDivisionError: division by zero" in problem.message
+        span = where.locate(problem.loc)
+        assert where.source.text[span.start : span.end] == "Failing()"
+    finally:
+        del registry_of_transforms["Failing"]
 
 
 def test_an_unknown_param_from_outside():
