@@ -551,6 +551,18 @@ def test_a_linear_region_takes_any_number_of_dimensions(adapted, shape):
     close(case.model(x), case.reference()(x))
 
 
+def test_a_sequential_keeps_its_children(adapted):
+    """A store in it would be one more child for it to run, with and without the adapter."""
+    steps = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+    case = adapted(Stack(steps), LORA.replace("every", '"0", "2"')).train()
+    assert [path for path, _ in regions(case.model)] == ["layers.0.0", "layers.0.2"]
+    assert len(case.model.layers[0]) == 3
+    x = torch.randn(3, 4)
+    close(case.model(x), case.reference()(x))
+    set_enabled(case.model, False)
+    assert torch.equal(case.model(x), case.base(x))
+
+
 def test_a_block_that_owns_targets_and_holds_regions(adapted):
     case = adapted("opt")
     found = [path for path, _ in regions(case.model)]
