@@ -17,7 +17,7 @@ from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.resident import resident, whole
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import ADAPTER, inspect_model
+from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.adapt import set_enabled, stores, unadapt
 from bishare_dsl.rewrite.store import Store, attribute
