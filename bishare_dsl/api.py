@@ -168,15 +168,16 @@ def _devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
     from bishare_dsl.adapter.resident import is_offloaded
 
     devices: dict[str, torch.device] = {}
-    for term in plan.terms:
-        site = model.get_submodule(term.site)
+    for path, terms in plan.terms_of.items():
+        site = model.get_submodule(path)
         held = next(
             (t for ts in (site._parameters, site._buffers) for t in ts.values() if t is not None),
             None,
         )
         device = torch.device("cpu") if held is None or is_offloaded(site) else held.device
-        for name in term.tensors.values():
-            devices.setdefault(name, device)
+        for term in terms:
+            for name in term.tensors.values():
+                devices.setdefault(name, device)
     return devices
 
 

@@ -19,9 +19,9 @@ from bishare_dsl.adapter.resident import resident, whole
 from bishare_dsl.adapter.stored import Frozen
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import ADAPTER, inspect_model
+from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
-from bishare_dsl.rewrite.adapt import set_enabled, unadapt
+from bishare_dsl.rewrite.adapt import set_enabled, stores, unadapt
 from bishare_dsl.rewrite.store import Store, attribute
 
 if TYPE_CHECKING:
@@ -86,12 +86,12 @@ class AdapterHandle(Store):
         Under accelerate's offload, the tensors that hold their values.
         """
         found = {}
-        for tensor in self.plan.tensors:
-            path = f"{tensor.owner}.{ADAPTER}" if tensor.owner else ADAPTER
-            value = resident(self.model.get_submodule(path), attribute(tensor.name))
-            assert value is not None, tensor.name
-            found[tensor.name] = value
-        return found
+        for store in stores(self.model):
+            for name in store.names:
+                value = resident(store, attribute(name))
+                assert value is not None, name
+                found[name] = value
+        return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, counted in the model, in the words of the field."""

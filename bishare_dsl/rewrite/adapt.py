@@ -27,6 +27,9 @@ Observer = Callable[[str, str, RegionProgram], None]
 """Is shown, once for each distinct region, its path, the pass that just ran, and the program."""
 
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
 @dataclass(frozen=True)
 class _Compiled:
     """The code of a region and of what makes its factors, shared by all regions alike."""
@@ -73,7 +76,7 @@ def adapt(
     model.requires_grad_(False)
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
     for spec in plan.tensors:
-        owned.setdefault(spec.owner, {})[spec.name] = parameters[spec.name]
+        owned.setdefault(_home(model, spec.owner), {})[spec.name] = parameters[spec.name]
     place: dict[str, tuple[Store, int]] = {}
     for path, group in owned.items():
         owner = model.get_submodule(path)
@@ -131,6 +134,18 @@ def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if isinstance(getattr(module, FACTORS, None), Factors):
             yield path, module
+
+
+def stores(model: nn.Module) -> Iterator[Store]:
+    """The modules that own the tensors of an adapted model."""
+    return (module for module in model.modules() if isinstance(module, Store))
+
+
+def _home(model: nn.Module, owner: str) -> str:
+    """Where a store can be: an `nn.Sequential` or a list would take one more child for one of its own."""
+    while isinstance(model.get_submodule(owner), _CONTAINERS):
+        owner = owner.rpartition(".")[0]
+    return owner
 
 
 def _check_sites(model: nn.Module, plan: Plan) -> None:
@@ -226,4 +241,6 @@ class _Regions:
     def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:
         if targets[0].path == "":
             return linear_region(module)
+        if isinstance(module, _CONTAINERS):
+            raise UntraceableRegion("it only holds its children")
         return capture_region(module, [target.path for target in targets])

@@ -31,7 +31,7 @@ def linear_region(module: nn.Module) -> fx.Graph:
         raise UntraceableRegion("its forward does not take a tensor by name")
     x, *others = parameters
     graph = fx.Graph()
-    args = [graph.get_attr("bishare_self"), graph.placeholder(x.name)]
+    args: list[fx.node.Argument] = [graph.placeholder(x.name)]
     kwargs: dict[str, fx.node.Argument] = {}
     for other in others:
         match other.kind:
@@ -45,6 +45,8 @@ def linear_region(module: nn.Module) -> fx.Graph:
                 kwargs[other.name] = graph.placeholder(other.name, default_value=other.default)
             case _:
                 args.append(graph.placeholder(other.name, default_value=other.default))
-    graph.output(graph.call_function(base_forward, tuple(args), kwargs))
+    # Behind the placeholders, where the passes look for the first thing that is computed.
+    itself = graph.get_attr("bishare_self")
+    graph.output(graph.call_function(base_forward, (itself, *args), kwargs))
     graph.lint()
     return graph

@@ -136,10 +136,15 @@ def test_merge_is_close_and_unmerge_exact(trained, loaded, inputs):
         assert torch.equal(logits(loaded, inputs), trained.base_logits)
 
 
-def test_peft_loads_the_export(trained, loaded, inputs, tmp_path):
+def test_an_unloaded_model_is_its_base(trained, loaded, inputs):
+    assert torch.equal(logits(loaded.bishare.unload(), inputs), trained.base_logits)
+
+
+def test_peft_loads_the_export(trained, loaded, checkpoint, inputs, tmp_path):
     peft = pytest.importorskip("peft")
     loaded.bishare.export(tmp_path / "peft", format="peft")
-    plain = peft.PeftModel.from_pretrained(loaded.bishare.unload(), tmp_path / "peft")
+    # On a base that bishare never touched.
+    plain = peft.PeftModel.from_pretrained(base(checkpoint), tmp_path / "peft")
     torch.testing.assert_close(logits(plain, inputs), trained.logits, atol=1e-3, rtol=1e-3)
 
 

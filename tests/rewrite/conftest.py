@@ -1,14 +1,25 @@
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.rewrite import Store, adapt
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.install import install
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import UntraceableRegion
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.reference import reference_model
 
 
 def install_identity(model: nn.Module) -> dict[str, str]:
@@ -39,3 +50,92 @@ def install_identity(model: nn.Module) -> dict[str, str]:
 @pytest.fixture
 def identity() -> Callable[[nn.Module], dict[str, str]]:
     return install_identity
+
+
+@dataclass
+class Adapted:
+    """A model with an adapter, what the adapter is, and an untouched copy of its base."""
+
+    model: nn.Module
+    base: nn.Module
+    plan: Plan
+    notes: tuple[str, ...]
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        stores = [module for module in self.model.modules() if isinstance(module, Store)]
+        return {name: p for s in stores for name, p in zip(s.names, s(), strict=True)}
+
+    def train(self) -> "Adapted":
+        """As after some training: no tensor is zero any more."""
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for tensor in self.tensors.values():
+                tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.2)
+        return self
+
+    def reference(self) -> nn.Module:
+        """The base with dense weights W + sum of dW, which are functions of `tensors`."""
+        return reference_model(self.base, self.plan, self.tensors)
+
+    def merged(self) -> nn.Module:
+        """The same as plain weights, for what runs many forwards."""
+        dense = self.reference()
+        for module in dense.modules():
+            if parametrize.is_parametrized(module):
+                with torch.no_grad():
+                    parametrize.remove_parametrizations(module, "weight")
+        return dense
+
+
+PAPER = """
+spec paper
+target every
+scale 2
+share local  per module rank 2
+share intra  per layer  rank 2 via SS
+share inter  per model  rank 4 via KE(size = 8)
+"""
+
+
+def plan_for(model: nn.Module, text: str = PAPER) -> Plan:
+    architecture = inspect_model(model)
+    return build_plan(
+        parse_spec(text.replace("every", ", ".join(architecture.kinds))), architecture
+    )[0]
+
+
+def fresh(plan: Plan) -> dict[str, torch.Tensor]:
+    """Tensors of a fresh adapter: as the plan says, zero or not."""
+    random = torch.Generator().manual_seed(0)
+    return {
+        t.name: torch.randn(t.shape, generator=random) * (t.init != "zeros") for t in plan.tensors
+    }
+
+
+def adapt_model(model: nn.Module | str = "llama", text: str = PAPER, **overrides) -> Adapted:
+    if isinstance(model, str):
+        # A copy takes a tenth of the time.
+        return copy.deepcopy(_adapt_tiny(model, text, tuple(overrides.items())))
+    base, plan = copy.deepcopy(model), plan_for(model, text)
+    return Adapted(model, base, plan, adapt(model, plan, fresh(plan)))
+
+
+@cache
+def _adapt_tiny(family: str, text: str, overrides: tuple) -> Adapted:
+    return adapt_model(tiny_model(family, **dict(overrides)), text)
+
+
+@pytest.fixture(scope="session")
+def adapted() -> Callable[..., Adapted]:
+    return adapt_model
+
+
+@pytest.fixture(scope="session")
+def planned() -> Callable[..., Plan]:
+    return plan_for
+
+
+@pytest.fixture(scope="session")
+def fresh_tensors() -> Callable[[Plan], dict[str, torch.Tensor]]:
+    return fresh

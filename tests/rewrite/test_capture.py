@@ -253,7 +253,7 @@ class DecoratorClass:
         (starred, r"takes \*xs"),
         (reads_weight, "reads up.weight"),
         (twice, "calls up 2 times"),
-        (never, "calls up 0 times"),
+        (never, "reads the weight of up and does not call it"),
         (by_keyword, "more than one tensor"),
         (fails, "KeyError: 'nothing here'"),
         (Heir.forward, r"calls super\(\)"),

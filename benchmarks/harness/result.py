@@ -1,0 +1,71 @@
+"""One table on the screen, and the same as JSON with machine, versions and command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("bishare", "torch", "transformers", "peft", "pydantic", "lark", "click", "safetensors")
+
+
+def write(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None:
+    """Print ``rows``, which have the same keys, and write them to ``results/NAME.json``."""
+    machine, versions = _machine(), _versions()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row.values()))
+    console = Console(width=max(120, Console().width))
+    console.print(table)
+    for part in (machine, versions, settings):
+        console.print(", ".join(f"{key} {value}" for key, value in part.items()), highlight=False)
+    command = f"python benchmarks/{Path(sys.argv[0]).name}"
+    result = {
+        "command": command,
+        "machine": machine,
+        "versions": versions,
+        "settings": settings,
+        "rows": [dict(row) for row in rows],
+    }
+    path = Path(__file__).parents[1] / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _shown(value: object) -> str:
+    return (
+        f"{value:,.3f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
+        model = next(names, model).rpartition(":")[2].strip()
+    # A load above the cores says that the numbers were taken on a busy machine.
+    load = round(os.getloadavg()[0], 1)
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "load": load}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,56 @@
+"""Times of things that are compared: measured in turn, so that a busy machine slows them all alike."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        first, _, third = statistics.quantiles(self.seconds, n=4)
+        return first, third
+
+    def ratio(self, other: Timing) -> float:
+        """The median over rounds of this time by the other's in the same round.
+
+        What slows one round down slows both, so this is steadier than the ratio of medians.
+        """
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+def interleave(
+    subjects: Mapping[str, Callable[[], Callable[[], object]]], rounds: int
+) -> dict[str, Timing]:
+    """Time each subject once a round, after one round that does not count.
+
+    Args:
+        subjects: by name, what prepares a run (not timed) and returns the run (timed).
+        rounds: every other one goes backwards, so that none always follows the same one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    for number in range(rounds + 1):
+        names = list(subjects) if number % 2 else list(reversed(subjects))
+        for name in names:
+            run = subjects[name]()
+            started = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - started
+            if number:
+                seconds[name].append(elapsed)
+        print(f"round {number}/{rounds}", file=sys.stderr, flush=True)
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}

@@ -1,0 +1,645 @@
+"""An adapted model: the base until it trains, W + sum of dW after, and a transformers model throughout."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.rewrite import Store, adapt, regions, set_enabled, unadapt
+from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+
+IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
+# The second prompt is padded on the left.
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1]])
+HOW = {"dynamic": {}, "static": {"cache_implementation": "static"}, "beams": {"num_beams": 3}}
+
+
+def logits(model, **kwargs):
+    return model(IDS, attention_mask=MASK, **kwargs).logits
+
+
+def close(actual, expected, tolerance=2e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def gradients(model, tensors, ids=IDS):
+    for tensor in tensors.values():
+        tensor.grad = None
+    model(ids, labels=ids).loss.backward()
+    return {name: tensor.grad.clone() for name, tensor in tensors.items()}
+
+
+# A fresh adapter -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_fresh_adapter_changes_no_bit(adapted, family, dtype):
+    model = tiny_model(family).to(dtype)
+    cls = type(model)
+    case = adapted(model)
+    assert case.model is model
+    assert type(model) is cls
+    named = dict(case.base.named_modules())
+    found = dict(regions(model))
+    assert found
+    assert all(isinstance(region, type(named[path])) for path, region in found.items())
+    expected = logits(case.base)
+    with torch.no_grad():
+        assert torch.equal(logits(model), expected)
+        assert torch.equal(logits(model), expected)  # with factors that were kept
+    assert torch.equal(logits(model), expected)
+    for each in (model, case.base):
+        each.train()
+        for module in each.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name in ("dropout", "attention_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+    assert torch.equal(logits(model), logits(case.base))
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_trained_adapter_is_the_dense_reference(adapted, family):
+    case = adapted(family).train()
+    reference = case.reference()
+    expected = logits(reference)
+    assert not torch.allclose(expected, logits(case.base), atol=1e-2)
+    close(logits(case.model), expected, 1e-4)
+    with torch.no_grad():
+        close(logits(case.model), expected, 1e-4)
+    want, got = (gradients(m, case.tensors) for m in (reference, case.model))
+    assert all(gradient.any() for gradient in want.values())
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    assert all(p.grad is None for n, p in case.model.named_parameters() if "bishare" not in n)
+
+
+@pytest.mark.parametrize(
+    ("family", "how"),
+    # Falcon's own attention takes no static cache.
+    [(f, h) for f in TINY_FAMILIES for h in HOW if (f, h) != ("falcon", "static")],
+)
+def test_generation(adapted, family, how):
+    case = adapted(family)
+
+    def generate(model):
+        return model.generate(
+            IDS, attention_mask=MASK, max_new_tokens=5, do_sample=False, **HOW[how]
+        )
+
+    before = generate(case.base)
+    assert torch.equal(generate(case.model), before)
+    case.train()
+    trained = generate(case.model)
+    assert torch.equal(trained, generate(case.merged()))
+    if family != "gemma2":  # whose embeddings, scaled up, drown all else in so small a model
+        assert not torch.equal(trained, before)
+
+
+def test_fallbacks_are_noted(adapted):
+    assert adapted("llama").notes == ()
+    (one, *_) = adapted("gpt2").notes
+    assert "GPT2Attention is adapted linear by linear" in one
+
+
+# Training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_gradient_checkpointing(adapted, family, reentrant):
+    dropout = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
+    overrides = dropout if family == "gpt2" else {"dropout": 0.0} if family == "opt" else {}
+    case = adapted(family, **overrides).train()
+    case.model.train()
+    want = gradients(case.model, case.tensors)
+    # Reentrant checkpoints pass gradients on only where their input has some: peft asks for it too.
+    case.model.enable_input_require_grads()
+    case.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for name, gradient in gradients(case.model, case.tensors).items():
+        # Equal but for the order in which a shared tensor's gradients add up.
+        torch.testing.assert_close(gradient, want[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_autocast(adapted, family):
+    case = adapted(family)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(case.model), logits(case.base))
+    case.train()
+    seen = {}
+    _, region = next(regions(case.model))
+    region.bishare_factors.register_forward_hook(lambda m, a, out: seen.update(out=out))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradients(case.model, case.tensors)
+    assert {factor.dtype for factor in seen["out"]} == {torch.float32}
+    want = gradients(case.model, case.tensors)
+    for name, gradient in want.items():
+        assert gradient.dtype == torch.float32
+        error = (got[name] - gradient).norm() / gradient.norm()
+        assert error < 0.1, name
+
+
+def test_a_shared_factor_gathers_the_gradients_of_all_its_sites(adapted):
+    """Detach it at all sites but one, for each site: the gradients add up to what it gets."""
+    text = "spec s\ntarget q_proj, k_proj, down_proj\nshare all per model rank 2 via SS"
+    case = adapted("llama", text).train()
+    total = gradients(case.model, case.tensors)
+    parts = {name: torch.zeros_like(tensor) for name, tensor in case.tensors.items()}
+    for site in case.plan.sites:
+        alone = {name: t.detach().requires_grad_() for name, t in case.tensors.items()}
+        others = {name: t.detach() for name, t in case.tensors.items()}
+        dense = case.reference()
+        for other in case.plan.sites:
+            update = dense.get_submodule(other.path).parametrizations.weight[0]
+            update.shared[0] = alone if other == site else others
+        for name, gradient in gradients(dense, alone).items():
+            parts[name] += gradient
+    assert len(case.plan.sites) == 6
+    for name in total:
+        torch.testing.assert_close(total[name], parts[name], rtol=1e-3, atol=1e-5)
+
+
+class Graphs:
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, inputs):
+        self.count += 1
+        return graph.forward
+
+
+def test_compiles_to_one_graph(adapted):
+    case = adapted("llama").train()
+    model, backend = case.model, Graphs()
+    with torch.no_grad():
+        expected = logits(model)  # keeps factors
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        close(logits(compiled), expected)
+        assert backend.count == 1
+        for tensor in case.tensors.values():
+            tensor.mul_(0.5)
+        close(logits(compiled), logits(model))
+        logits(model)
+        assert backend.count == 1
+    model.train()
+    for _ in range(2):
+        want, got = (gradients(m, case.tensors) for m in (model, compiled))
+        assert all(torch.allclose(got[n], want[n], atol=1e-6) for n in want)
+        assert backend.count == 2
+    set_enabled(model, False)
+    close(logits(compiled), logits(case.base))
+    assert backend.count == 3
+
+
+# The object ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_deepcopy_shares_nothing(adapted, family):
+    case = adapted(family).train()
+    with torch.no_grad():
+        before = logits(case.model)
+        again = copy.deepcopy(case.model)
+        assert torch.equal(logits(again), before)
+        for parameter in again.parameters():
+            parameter.zero_()
+        assert torch.equal(logits(case.model), before)
+        assert not torch.equal(logits(again), before)
+    ours = {id(p) for p in case.model.parameters()}
+    assert not ours & {id(p) for p in again.parameters()}
+    stores = {m for m in again.modules() if isinstance(m, Store)}
+    assert all(s in stores for _, r in regions(again) for s in r.bishare_factors._stores)
+
+
+LOAD = """
+import pickle, sys, torch
+from bishare_dsl.rewrite import set_enabled, unadapt
+for path in sys.argv[1:]:
+    ids, trained, base = torch.load(path + ".in")
+    with open(path, "rb") as file:
+        pickled = pickle.load(file)
+    for model in (pickled, torch.load(path + ".pt", weights_only=False)):
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, trained)
+            set_enabled(model, False)
+            assert torch.equal(model(ids).logits, base)
+            set_enabled(model, True)
+            assert torch.equal(model(ids).logits, trained)
+            unadapt(model)
+            assert torch.equal(model(ids).logits, base)
+"""
+
+
+def test_pickles_load_in_a_fresh_process(adapted, tmp_path):
+    paths = []
+    for family in ("llama", "gpt2"):
+        case = adapted(family).train()
+        path = tmp_path / family
+        path.write_bytes(pickle.dumps(case.model))
+        torch.save(case.model, tmp_path / f"{family}.pt")
+        with torch.no_grad():
+            saved = IDS, case.model(IDS).logits, case.base(IDS).logits
+        torch.save(saved, tmp_path / f"{family}.in")
+        paths.append(path)
+    subprocess.run([sys.executable, "-c", LOAD, *paths], check=True)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_each_tensor_stands_once_in_the_state_dict(adapted, family):
+    case = adapted(family).train()
+    state = case.model.state_dict()
+    ours = {key: value for key, value in state.items() if key not in case.base.state_dict()}
+    assert len(ours) == len(case.plan.tensors)
+    assert sum(value.numel() for value in ours.values()) == case.plan.trainable
+    trainable = [p for p in case.model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trainable) == case.plan.trainable
+    again = adapted(family)
+    with torch.no_grad():
+        assert not torch.equal(logits(again.model), logits(case.model))
+        again.model.load_state_dict(state)
+        assert torch.equal(logits(again.model), logits(case.model))
+    assert inspect_model(case.model) == inspect_model(case.base)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2"])
+def test_save_pretrained_is_read_as_the_base_by_stock_transformers(adapted, family, tmp_path):
+    case = adapted(family).train()
+    case.model.save_pretrained(tmp_path)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any("bishare" in name for name, _ in loaded.named_modules())
+    assert not info["missing_keys"]
+    # The adapter's tensors are in the file, and from_pretrained says that it has no place for them.
+    assert len(info["unexpected_keys"]) == len(case.plan.tensors)
+    assert all("bishare" in key for key in info["unexpected_keys"])
+    with torch.no_grad():
+        assert torch.equal(logits(loaded.eval()), logits(case.base))
+
+
+def test_bfloat16_and_back(adapted):
+    case = adapted("llama").train()
+    expected = logits(case.reference())
+    case.model.to(torch.bfloat16)
+    close(logits(case.model).float(), expected, 0.2)
+    case.model.float()
+    assert logits(case.model).dtype == torch.float32
+
+
+def test_hooks_and_recorded_outputs(adapted):
+    case = adapted("llama", attn_implementation="eager")
+    seen = []
+    for model in (case.base, case.model):
+        layer = model.model.layers[0]
+        for module in (layer.self_attn, layer.self_attn.q_proj, layer.mlp, layer.mlp.down_proj):
+            module.register_forward_hook(
+                lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+    outputs = [
+        model(IDS, output_attentions=True, output_hidden_states=True)
+        for model in (case.base, case.model)
+    ]
+    assert len(seen) == 8
+    assert all(map(torch.equal, seen[:4], seen[4:]))
+    for recorded in ("attentions", "hidden_states"):
+        expected, actual = (getattr(output, recorded) for output in outputs)
+        assert len(expected) >= 2
+        assert all(map(torch.equal, expected, actual))
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_unadapt_gives_the_base_back(adapted, family):
+    model = tiny_model(family)
+    frozen = next(name for name, _ in model.named_parameters())
+    model.get_parameter(frozen).requires_grad_(False)
+    case = adapted(model).train()
+    assert not any(p.requires_grad for n, p in model.named_parameters() if "bishare" not in n)
+    unadapt(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in case.base.modules()]
+    assert list(model.state_dict()) == list(case.base.state_dict())
+    assert [p.requires_grad for p in model.parameters()] == [
+        p.requires_grad for p in case.base.parameters()
+    ]
+    assert not model.get_parameter(frozen).requires_grad
+    assert torch.equal(logits(model), logits(case.base))
+    assert torch.equal(logits(adapted(model).train().model), logits(adapted(family).train().model))
+
+
+def test_disabling(adapted):
+    case = adapted("llama").train()
+    trained = logits(case.model)
+    paths = [path for path, _ in regions(case.model)]
+    for _ in range(2):
+        set_enabled(case.model, False)
+        assert torch.equal(logits(case.model), logits(case.base))
+        assert [path for path, _ in regions(case.model)] == paths
+        set_enabled(case.model, True)
+        assert torch.equal(logits(case.model), trained)
+
+
+# Refusals --------------------------------------------------------------------------------------------
+
+
+def unchanged(model, change):
+    """`change` raises a ModelError, which is returned, and leaves the model as it was."""
+    before = [(n, type(m), dict(m.__dict__)) for n, m in model.named_modules()]
+    trains = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ModelError) as caught:
+        change()
+    assert [(n, type(m), m.__dict__) for n, m in model.named_modules()] == before
+    assert [p.requires_grad for p in model.parameters()] == trains
+    return str(caught.value)
+
+
+def test_another_models_plan_is_refused(adapted, planned, fresh_tensors):
+    plan = planned(tiny_model("llama"))
+    model = tiny_model("llama", intermediate_size=40)
+    error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+    assert "mlp.gate_proj" in error
+    assert "32 -> 48" in error
+    assert "32 -> 40" in error
+    model = tiny_model("gpt2")
+    assert "no linear layer" in unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+
+
+def test_an_adapted_model_is_refused(adapted):
+    case = adapted("llama")
+    assert "already" in unchanged(case.model, lambda: adapted(case.model))
+
+
+def test_a_model_of_which_a_part_is_adapted_is_refused(adapted, planned, fresh_tensors):
+    model = tiny_model("llama")
+    plan = planned(model)
+    adapted(model.model)
+    assert "already" in unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+
+
+def test_tensors_that_are_missing_change_nothing(planned, fresh_tensors):
+    model = tiny_model("llama")
+    plan = planned(model)
+    tensors = fresh_tensors(plan)
+    tensors.popitem()
+    with pytest.raises(KeyError):
+        adapt(model, plan, tensors)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not list(regions(model))
+
+
+def test_a_linear_with_a_forward_of_its_own_is_refused(planned, fresh_tensors):
+    model = tiny_model("gpt2")  # falls back: the linear itself would be the region
+    linear = model.transformer.h[1].attn.c_attn
+    linear.forward = lambda x: Conv1D.forward(linear, x)
+    plan = planned(model)
+    error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+    assert "transformer.h.1.attn.c_attn" in error
+    assert "replaced on the instance" in error
+
+
+def test_a_parent_with_a_forward_of_its_own_falls_back(adapted):
+    """As Liger does, in any of the layers: also where the first layer's graph would seem to fit."""
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+
+    def forward(x):
+        return mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+
+    mlp.forward = forward
+    case = adapted(model)
+    assert "replaced on the instance" in case.notes[0]
+    found = [path for path, _ in regions(model)]
+    assert "model.layers.0.mlp" in found
+    assert "model.layers.1.mlp.down_proj" in found
+    case.base = tiny_model("llama")
+    assert torch.equal(logits(model), logits(case.base))
+    close(logits(case.train().model), logits(case.reference()), 1e-4)
+
+
+class Reads(nn.Module):
+    """Uses its linear's weight and never calls it, so that no term could be added."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.matmul(x, self.proj.weight)
+
+
+class Stack(nn.Module):
+    """Layers, as small as can be; sites are what is below their numbers."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Chain(nn.Module):
+    """Asks for a type, so that it cannot be traced: each linear is a region."""
+
+    def __init__(self, **modules):
+        super().__init__()
+        self.steps = tuple(modules)
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError
+        for name in self.steps:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+LORA = "spec s\ntarget every\nscale 2\nshare local per module rank 2"
+
+
+def test_a_weight_that_is_read_and_not_called_is_refused(planned, fresh_tensors):
+    model = Stack(Reads())
+    plan = planned(model, LORA)
+    error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+    assert "layers.0.proj" in error
+    assert "does not call it" in error
+
+
+# Bases -----------------------------------------------------------------------------------------------
+
+
+class Int8Linear(nn.Module):
+    """Quantised, and no `nn.Linear`: what it does inside is its own affair."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("packed", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x):
+        y = x.float() @ (self.packed.float() * self.scale).t()
+        return y if self.bias is None else y + self.bias
+
+
+def quantised(family, make=Int8Linear):
+    model = tiny_model(family)
+    for path in {site.path.rpartition(".")[0] for site in inspect_model(model).sites}:
+        parent = model.get_submodule(path)
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, make(child))
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_quantised_linears_are_opaque_calls(adapted, family):
+    case = adapted(quantised(family))
+    assert torch.equal(logits(case.model), logits(case.base))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(case.model), logits(case.base))
+    case.train()
+    dense = tiny_model(family)
+    for site in case.plan.sites:
+        one, other = case.base.get_submodule(site.path), dense.get_submodule(site.path)
+        other.weight.data = one.packed.float() * one.scale
+    packed, case.base = case.base, dense
+    close(logits(case.model), logits(case.reference()), 1e-4)
+    assert all(g.any() for g in gradients(case.model, case.tensors).values())
+    unadapt(case.model)
+    assert torch.equal(logits(case.model), logits(packed))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchs_own_dynamically_quantised_linears(adapted):
+    def make(linear):
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear})[0]
+
+    case = adapted(quantised("llama", make))
+    with torch.no_grad():
+        assert torch.equal(logits(case.model), logits(case.base))
+        assert not torch.equal(logits(case.train().model), logits(case.base))
+
+
+def test_conv1d(adapted):
+    case = adapted(Stack(Chain(one=Conv1D(6, 4), act=nn.Tanh(), two=Conv1D(4, 6))), LORA).train()
+    x = torch.randn(3, 4)
+    close(case.model(x), case.reference()(x))
+
+
+# Mixed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (0, 4)], ids=str)
+def test_a_linear_region_takes_any_number_of_dimensions(adapted, shape):
+    case = adapted(Stack(Chain(one=nn.Linear(4, 6), two=nn.Linear(6, 4))), LORA).train()
+    assert [path for path, _ in regions(case.model)] == ["layers.0.one", "layers.0.two"]
+    x = torch.randn(shape)
+    close(case.model(x), case.reference()(x))
+
+
+def test_a_sequential_keeps_its_children(adapted):
+    """A store in it would be one more child for it to run, with and without the adapter."""
+    steps = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+    case = adapted(Stack(steps), LORA.replace("every", '"0", "2"')).train()
+    assert [path for path, _ in regions(case.model)] == ["layers.0.0", "layers.0.2"]
+    assert len(case.model.layers[0]) == 3
+    x = torch.randn(3, 4)
+    close(case.model(x), case.reference()(x))
+    set_enabled(case.model, False)
+    assert torch.equal(case.model(x), case.base(x))
+
+
+def test_a_block_that_owns_targets_and_holds_regions(adapted):
+    case = adapted("opt")
+    found = [path for path, _ in regions(case.model)]
+    assert "model.decoder.layers.0" in found
+    assert "model.decoder.layers.0.self_attn" in found
+    block = case.model.model.decoder.layers[0]
+    # One store for what belongs to the block as a region and as a layer.
+    assert {name.partition(".")[0] for name in block.bishare.names} == {"local", "intra", "inter"}
+
+
+def test_some_of_a_parents_linears(adapted):
+    text = "spec s\ntarget v_proj, gate_proj\nshare all per layer rank 2 via SS"
+    case = adapted("llama", text).train()
+    close(logits(case.model), logits(case.reference()))
+
+
+def test_shares_that_cover_different_sites(adapted):
+    text = """
+        spec s
+        target q_proj, v_proj, down_proj
+        share one per module rank 2 where layer == 0
+        share two per kind rank 3 where q_proj, v_proj
+        """
+    case = adapted("llama", text).train()
+    assert "model.layers.1.mlp" not in dict(regions(case.model))
+    close(logits(case.model), logits(case.reference()))
+
+
+def test_shares_of_different_dropout(adapted):
+    text = """
+        spec s
+        target q_proj, k_proj, down_proj
+        share one per module rank 2 dropout 0.5
+        share two per layer rank 3 via SS dropout 0.25
+        share three per kind rank 1
+        """
+    case = adapted("llama", text).train()
+    close(logits(case.model), logits(case.reference()))  # in eval mode there is none
+    case.model.train()
+    torch.manual_seed(0)
+    first, second = logits(case.model), logits(case.model)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(logits(case.model), first)
+    case.model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(0)
+    want = logits(case.model)
+    assert torch.equal(want, first)
+    want.sum().backward()
+
+
+def test_dropout_is_right_on_average(adapted):
+    text = "spec s\ntarget every\nshare one per module rank 2 dropout 0.5"
+    case = adapted(Stack(Chain(one=nn.Linear(4, 6))), text).train()
+    x = torch.randn(4)
+    case.model.train()
+    many = case.model(x.expand(20000, 4))
+    assert many.var(0).min() > 1e-4
+    torch.testing.assert_close(many.mean(0), case.reference()(x), rtol=0.02, atol=0.02)
+
+
+def test_one_layer(adapted):
+    case = adapted("llama", num_hidden_layers=1).train()
+    close(logits(case.model), logits(case.reference()), 1e-4)
+
+
+def test_layers_alike_share_their_code(adapted):
+    case = adapted("llama", num_hidden_layers=4)
+    classes = {type(layer.self_attn) for layer in case.model.model.layers}
+    assert len(classes) == 1
+
+
+def test_a_model_on_the_meta_device(planned):
+    from bishare_dsl.models.inspect import model_on_meta
+
+    model = model_on_meta(tiny_model("llama").config)
+    plan = planned(model)
+    adapt(model, plan, {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors})
+    assert model(IDS.to("meta")).logits.shape == (2, 7, 64)
