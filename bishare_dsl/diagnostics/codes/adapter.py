@@ -293,6 +293,11 @@ NOT_A_MATRIX = Code(
     "Merging adds a matrix to a weight, and plain LoRA is a product of two. An update such as that of "
     "Experts, which weighs its experts by the input, is neither: it runs beside the base, by bishare. "
     "Training, saving, loading and disabling work as for any adapter.",
+    bad="bishare compile specs/hydralora.share --model smollm2-135m --out my-adapter\n"
+    "bishare export my-adapter --format peft --model smollm2-135m --out for-peft",
+    good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
+    "bishare export my-adapter --format peft --model smollm2-135m --out for-peft",
+    shell=True,
 )
 COMPACT_FOR_GOOD = Code(
     "BS637",
