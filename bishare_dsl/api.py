@@ -127,21 +127,19 @@ def _plan(
     spec: Spec | str | os.PathLike[str], architecture: Architecture, params: Params | None
 ) -> tuple[Plan, str]:
     """The plan, and a text that means the spec it was made from."""
-    from bishare_dsl.language import read_file, spec_text
+    from bishare_dsl.language import own_text, read_file
 
     where: SourceMap | None = None
-    text: str | None = None
     if not isinstance(spec, Spec):
         spec, where = read_file(find_spec(os.fspath(spec)))
-        text = where.source.text
     try:
         if params:
-            spec, text = spec.with_params(params), None  # The file says other values.
+            spec = spec.with_params(params)
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
         raise error.at(where) from None
     _warn(problems, where)
-    return plan, spec_text(spec) if text is None else text
+    return plan, own_text(spec, where, changed=bool(params))
 
 
 def _adapt(

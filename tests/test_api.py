@@ -250,3 +250,18 @@ def test_loading_freezes_the_base_and_trains_the_adapter(file: Path, tmp_path: P
     assert {id(p) for p in model.parameters() if p.requires_grad} == {
         id(t) for t in tensors(model).values()
     }
+
+
+def test_what_is_kept_of_a_spec_needs_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "base.share").write_text(
+        "spec base\nparam r = 2\ntarget q_proj, v_proj\nshare local per module rank r\n"
+    )
+    mine = tmp_path / "mine.share"
+    mine.write_text('# mine\nspec mine\nuse "base.share"\nreplace param r = 3\n')
+    model = compile_spec(mine, tiny_model("llama"))
+    kept = model.bishare.spec_text
+    assert "use" not in kept
+    assert plan_spec(parse_spec(kept), tiny_model("llama")) == model.bishare.plan
+    # A text that stands on its own is kept as it was written.
+    alone = compile_spec(tmp_path / "base.share", tiny_model("llama"))
+    assert alone.bishare.spec_text == (tmp_path / "base.share").read_text()

@@ -97,13 +97,12 @@ def command(
     elif emit is not None:
         _explain(plan, model, emit, report)
     else:
-        from bishare_dsl.language import spec_text
+        from bishare_dsl.language import own_text
 
         out = out or Path(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
         )
-        # The file says other values than `--set` does.
-        text = spec_text(spec) if params else where.source.text
+        text = own_text(spec, where, changed=bool(params))
         _write(out, plan, text, seed, "tensors" if store_frozen else "seed", force, report)
 
 

@@ -7,10 +7,11 @@ from bishare_dsl.lazy import lazy
 
 if TYPE_CHECKING:
     from bishare_dsl.language.format import format_text
-    from bishare_dsl.language.text import spec_text
+    from bishare_dsl.language.text import own_text, spec_text
 
 __all__ = [
     "format_text",
+    "own_text",
     "parse_spec",
     "parse_syntax",
     "read",
@@ -23,6 +24,7 @@ __getattr__ = lazy(
     __name__,
     {
         "format_text": "bishare_dsl.language.format",
+        "own_text": "bishare_dsl.language.text",
         "spec_text": "bishare_dsl.language.text",
     },
 )

@@ -8,13 +8,27 @@ from collections.abc import Iterable, Iterator
 from math import isfinite
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, SpecError
+from bishare_dsl.diagnostics import Loc, Problem, SourceMap, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.vocabulary import IN_EXPRESSIONS, is_keyword
 
 _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(7)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def own_text(spec: m.Spec, where: SourceMap | None, *, changed: bool) -> str:
+    """A text that means a spec without any other file: what an adapter keeps.
+
+    It is the text that the spec was read from, comments and all, unless that uses other files, or the
+    spec was ``changed`` since, as by other values of its params.
+
+    Raises:
+        SpecError: as `spec_text` does.
+    """
+    if where is None or where.used or changed:
+        return spec_text(spec)
+    return where.source.text
 
 
 def spec_text(spec: m.Spec) -> str:

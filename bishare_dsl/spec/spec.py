@@ -106,6 +106,9 @@ class Gain(Node):
     out: Expression | None = None
 
 
+_NO_GAIN = Gain.model_construct()
+
+
 class Share(Settings):
     """One low-rank term: *where* it stands, *per* which key, at what *rank*, *via* which transform.
 
@@ -120,7 +123,7 @@ class Share(Settings):
     where: Selection | None = None
     via: Via | None = None
     freeze: tuple[str, ...] = ()
-    gain: Gain = Gain()
+    gain: Gain = _NO_GAIN
     nonzero_start: bool = False
 
     def key(self, role: str) -> tuple[Expression, ...]:
