@@ -108,6 +108,8 @@ class Lowering:
                     pair.name.text: self.expression(pair.value, (*at, "options", pair.name.text))
                     for pair in value.options
                 }
+                for pair in value.options:
+                    self.spans[*at, "options", pair.name.text, "name"] = pair.name.span
                 values["via"] = _make(m.Via, transform=name, options=options)
             elif keyword == "freeze":
                 assert isinstance(value, list)

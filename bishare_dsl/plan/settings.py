@@ -275,7 +275,7 @@ def _transform(
         if option not in known:
             problems.append(
                 codes.UNKNOWN_OPTION(
-                    transform=name, name=option, loc=loc, help=nearest(option, known)
+                    transform=name, name=option, loc=(*loc, "name"), help=nearest(option, known)
                 )
             )
             continue

@@ -27,7 +27,7 @@ ERRORS = [
     (f"{TARGET}share s per kind rank 4\nshare s__q_proj per model rank 4 via SS", "BS203", "s__q_proj", None),
     (f"{TARGET}share s_ per module rank 4", "BS203", "s_", None),
     (f"{TARGET}share s per model rank 4 via KA", "BS204", "KA", "`KE`"),
-    (f"{TARGET}share s per model rank 4 via KE(sise = 4)", "BS205", None, "`size`"),
+    (f"{TARGET}share s per model rank 4 via KE(sise = 4)", "BS205", "sise", "`size`"),
     (f"{TARGET}share s per model rank 4 via SS(slice = middle)", "BS206", "middle", None),
     (f"{TARGET}share s per model rank 4 via KE(size = 0)", "BS206", "0", None),
     (f"{TARGET}share s per model rank 4 via KE(rowwise = true, shared_rank = 2)", "BS206", "KE(rowwise = true, shared_rank = 2)", None),
