@@ -5,7 +5,7 @@ The word behind a fence and what follows it say how a block is checked:
 - ```` ```share ````: a whole spec, as the formatter writes it, that plans for Llama-7B with neither error nor
   warning. ``model=NAME`` plans it for another preset, ``warning=BS350`` expects exactly these warnings, and
   ``error=BS201`` exactly these errors (and then any layout). ``fragment`` adds a header, a target and a
-  share where the block has none.
+  share where the block has none. ``file=NAME`` is a file that the page's specs may `use`.
 - ```` ```python ````: runs, after the other Python of its page. A `text` block right behind it is what it
   prints. Models that it loads are tiny ones, and the current folder is an empty one.
 - ```` ```console run ````: every line that starts with ``$ bishare`` succeeds; ``exit=1`` expects another
@@ -106,7 +106,15 @@ def findings(text, model):
 
 
 @examples("share")
-def test_spec(block):
+def test_spec(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for other in BLOCKS:
+        for name in other.values("file") if other.page == block.page else ():
+            Path(name).write_text(other.text, encoding="utf-8")
+    if block.values("file"):
+        # It may be no whole spec; what uses it shows that it can be read.
+        assert format_text(block.text) == block.text
+        return
     text = whole(block)
     model = (block.values("model") or ["llama-7b"])[0]
     errors, found_warnings = findings(text, model)
@@ -190,10 +198,20 @@ def test_message_in_the_readme(tmp_path, monkeypatch, capsys):
 def test_examples_are_found():
     """The checks above are of something."""
     assert {block.language for block in BLOCKS} >= {"share", "python", "console"}
-    known = {"share", "python", "console", "text", "bash"}
+    known = {"share", "python", "console", "text", "bash", "toml"}
     assert not [b.place for b in BLOCKS if b.language not in known]
-    marks = r"fragment|run|(model|warning|error|exit)=[\w.-]+"
+    marks = r"fragment|run|(model|warning|error|exit|file)=[\w.-]+"
     assert not [b.place for b in BLOCKS if not all(re.fullmatch(marks, m) for m in b.marks)]
+
+
+def test_entry_point_of_a_plugin():
+    """What the page tells packages to write is what bishare looks for."""
+    import tomllib
+
+    from bishare_dsl.transforms.registry import GROUP
+
+    [block] = [b for b in BLOCKS if b.language == "toml"]
+    assert list(tomllib.loads(block.text)["project"]["entry-points"]) == [GROUP]
 
 
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]*))?\)")

@@ -16,3 +16,14 @@ def test_pages_of_the_error_codes(capsys):
 def test_picture():
     script = ROOT / "docs" / "images" / "sharing.py"
     assert subprocess.run([sys.executable, script, "--check"], check=False).returncode == 0
+
+
+def test_numbers_of_the_readme():
+    """What it says was measured is what the benchmarks say."""
+    readme, benchmarks = (
+        (ROOT / name).read_text("utf-8").replace("**", "")
+        for name in ("README.md", "benchmarks/README.md")
+    )
+    table = readme[readme.index("| | median, s") :].split("\n\n")[0].splitlines()[2:]
+    assert table
+    assert not set(table) - set(benchmarks.splitlines())

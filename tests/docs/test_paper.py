@@ -43,7 +43,7 @@ def test_count(row):
 
 
 def test_every_count_of_the_paper_has_a_row():
-    assert len(ROWS) == 18
+    assert len(ROWS) == 24
 
 
 def test_command_line(capsys):
