@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_what_was_saved_is_read(folder: Path) -> None:
     assert stored.plan == plan
     assert stored.spec_text == TEXT
     assert stored.config.seed == 0
-    assert stored.config.versions.torch == torch.__version__
+    assert stored.config.versions.torch == importlib.metadata.version("torch")
     want = draw(plan, 0)
     found = stored.tensors()
     assert found.keys() == want.keys()

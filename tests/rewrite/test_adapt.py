@@ -621,7 +621,7 @@ def test_dropout_is_right_on_average(adapted):
     x = torch.randn(4)
     case.model.train()
     many = case.model(x.expand(20000, 4))
-    assert many.var(0).min() > 1e-4
+    assert many.var(0).min() > 1e-5  # from rounding alone: under 1e-12
     torch.testing.assert_close(many.mean(0), case.reference()(x), rtol=0.02, atol=0.02)
 
 
