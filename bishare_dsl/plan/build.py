@@ -59,7 +59,13 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             builder.share(index, target)
     raise_errors(PlanError, problems)
     if not builder.terms:
-        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, loc=("shares",)))
+        why = "no share has a rank above 0"
+        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares",)))
+    if not any(tensor.trainable for tensor in builder.tensors):
+        why = "every tensor is frozen"
+        raise PlanError(
+            codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares", 0, "freeze"))
+        )
     problems += _uncovered(target, {term.site for term in builder.terms})
     plan = Plan(
         spec=spec.name,
@@ -255,7 +261,7 @@ class _Builder:
             with guarded(resolved.transform, "fan_in", ValueError):
                 fan_in = resolved.transform.fan_in(role, rank, widths)
         except ValueError as error:
-            self._unfit(index, role, name, error)
+            self._unfit(index, f"share its {role} in the pool `{name}`", error)
             return False
         paths = [site.path for site in members]
         self._tensor(index, f"{name}.{role}", role, Own(*shape, fan_in), owner(paths), resolved)
@@ -270,13 +276,12 @@ class _Builder:
         )
         return True
 
-    def _unfit(self, index: int, role: str, pool: str, error: ValueError) -> None:
+    def _unfit(self, index: int, what: str, error: ValueError) -> None:
         share = self.spec.shares[index]
         self.problems.append(
             codes.SHAPES(
                 share=share.name,
-                factor=role,
-                pool=pool,
+                what=what,
                 why=str(error),
                 loc=("shares", index, "per" if share.via is None else "via"),
                 help="give it a transform (`via SS`, `via KE`, `via GT`), or a key under which widths "
@@ -312,7 +317,7 @@ class _Builder:
             with guarded(transform, "own", ValueError):
                 own = dict(transform.own(rank, width))
         except ValueError as error:
-            self._unfit(index, " and ".join(transform.owned), site.path, error)
+            self._unfit(index, f"be fitted to `{site.path}`", error)
             return False
         self._check_own(transform, own)
         with guarded(transform, "rows"):

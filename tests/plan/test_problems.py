@@ -83,6 +83,7 @@ ERRORS = [
     (f"{TARGET}share s where layer < 4 per module rank match layer {{ 4..7: 4; else: 2 }}", "BS306", "4..7", None),
     (f"{TARGET}share s per module rank match kind {{ q_proj: 4 }}", "BS307", None, None),
     (f"{TARGET}share s per module rank 0", "BS309", None, None),
+    (f"{TARGET}share s per module rank 4 init B normal freeze A, B start nonzero", "BS309", "freeze A, B", None),
 ]  # fmt: skip
 
 WARNINGS = [

@@ -43,7 +43,7 @@ RANK_VARIES = Code(
 SHAPES = Code(
     "BS305",
     "a factor that cannot be shared between these modules",
-    "share `{share}` cannot share its factor {factor} in the pool `{pool}`: {why}",
+    "share `{share}` cannot {what}: {why}",
     "Modules of different widths can share a factor through a transform only: SS, GT or KE; or with "
     "a finer key, such as `per layer, kind`, under which widths are equal.",
     bad=f"{_HEAD}share intra per layer rank 4",
@@ -77,8 +77,9 @@ UNCOVERED = Code(
 NOTHING_TO_TRAIN = Code(
     "BS309",
     "a spec with nothing to train",
-    "no share of `{spec}` has a rank above 0",
-    "Rank 0 drops a share; with all of them dropped nothing is left to train.",
+    "`{spec}` has nothing to train: {why}",
+    "Rank 0 drops a share, and what is frozen keeps its start; with all of it dropped or frozen nothing is "
+    "left to train.",
     bad=f"{_HEAD}share local per module rank 0",
     good=f"{_HEAD}share local per module rank 4",
 )

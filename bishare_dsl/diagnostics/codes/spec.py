@@ -129,9 +129,9 @@ BROKEN_PLUGIN = Code(
     "BS214",
     "a package's transform that cannot be used",
     "the transform `{name}` of package `{package}` cannot be used: {why}",
-    "An installed package registers this transform (an entry point in the group `bishare.transforms`), "
-    "and it does not load, gives wrong shapes, or takes a name that another transform has. Update or "
-    "remove the package, or tell its authors.",
+    "An installed package (by an entry point in the group `bishare.transforms`) or a program (by "
+    "`register`) brings this transform, and it does not load, gives wrong shapes, or takes a name that "
+    "another transform has. Update or remove the package, or tell its authors.",
     bad="bishare check spec-that-uses-the-broken-transform.share",
     good="bishare check specs/bishare_ke.share",
     shell=True,
