@@ -21,7 +21,7 @@ from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
 from bishare_dsl.rewrite.store import Store
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
-from bishare_dsl.transforms import Width, check_term, load_transform
+from bishare_dsl.transforms import Transform, Width, check_term, load_transform
 
 Observer = Callable[[str, str, RegionProgram], None]
 """Is shown, once for each distinct region, its path, the pass that just ran, and the program."""
@@ -75,8 +75,9 @@ def adapt(
     trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
+    homes = {owner: _home(model, owner) for owner in {spec.owner for spec in plan.tensors}}
     for spec in plan.tensors:
-        owned.setdefault(_home(model, spec.owner), {})[spec.name] = parameters[spec.name]
+        owned.setdefault(homes[spec.owner], {})[spec.name] = parameters[spec.name]
     place: dict[str, tuple[Store, int]] = {}
     for path, group in owned.items():
         owner = model.get_submodule(path)
@@ -101,11 +102,15 @@ def check_terms(plan: Plan) -> None:
     Raises:
         SpecError: a package's transform does not (BS214).
     """
+    distinct: dict[Hashable, tuple[Term, Width, dict[str, tuple[int, int]]]] = {}
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
         for term in plan.terms_of[site.path]:
             shapes = {role: plan.tensor[name].shape for role, name in term.tensors.items()}
-            check_term(load_transform(term.transform, term.options), term.rank, width, shapes)
+            alike = (term.share, term.rank, width, *shapes.values())
+            distinct.setdefault(alike, (term, width, shapes))
+    for term, width, shapes in distinct.values():
+        check_term(load_transform(term.transform, term.options), term.rank, width, shapes)
 
 
 def unadapt(model: nn.Module) -> None:
@@ -174,6 +179,7 @@ class _Regions:
         self.observe = observe
         self.notes: dict[str, None] = {}
         self._compiled: dict[Hashable, _Compiled | UntraceableRegion] = {}
+        self._transforms: dict[tuple[str, int], Transform] = {}
 
     def __iter__(self) -> Iterator[tuple[str, _Compiled, list[str]]]:
         """Each region: its path, its code, and the names of the tensors it reads, by slot."""
@@ -221,7 +227,10 @@ class _Regions:
         return self.plan.terms_of[f"{path}.{child}" if child else path]
 
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
-        transform = load_transform(term.transform, term.options)
+        alike = (term.share, term.rank)
+        if alike not in self._transforms:
+            self._transforms[alike] = load_transform(term.transform, term.options)
+        transform = self._transforms[alike]
         numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
         return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
 
