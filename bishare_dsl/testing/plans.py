@@ -15,6 +15,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import gcd
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypothesis import strategies as st
@@ -28,7 +29,9 @@ from bishare_dsl.spec import (
     Binary,
     Compare,
     Expression,
+    Gain,
     Init,
+    Keys,
     Let,
     Match,
     Member,
@@ -188,6 +191,7 @@ class _Drawing:
     draw: st.DrawFn
     architecture: Architecture
     vias: st.SearchStrategy[Via]
+    whole: bool = True
     params: list[Param] = field(default_factory=list)
     lets: list[Let] = field(default_factory=list)
     _known: tuple[int, int] = (-1, -1)
@@ -331,32 +335,83 @@ class _Drawing:
             key.ref for key in per if isinstance(key, Ref)
         }:
             per = (*per, reads)  # A rank must be constant inside a pool.
+        key_b = self.any(None, self.per(covered)) if self.whole else None
+        if key_b is not None and reads is not None:
+            key_b = (*key_b, reads)
+        keys = Keys(A=per, B=per if key_b is None else key_b)
+        unequal = self._unequal(covered, keys)
         via: Via | None = None
-        if self._unequal(covered, per) or self.draw(st.booleans()):
+        form = "fitted" if unequal else self.any("plain", "fitted", "equal")
+        settings = self.settings()
+        if self.whole and key_b is None and self.any(False, False, True):
+            form = "bank"
+        if form == "fitted":
             via = self.draw(self.vias)
             if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
                 rows = self.any(*(a for a in range(1, rank + 1) if rank % a == 0))
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
+            if self.whole and self.any(False, False, True):
+                via = Via(transform="Basis", options={"count": self.any(2, 3)})
+                settings["init"] = Init()  # Its coefficients are what starts at zero.
+        elif form == "equal" and self.whole:
+            via = self.any(*self._equal_vias(covered))
+        elif form == "bank":
+            via = Via(transform="VectorBank", options=self._bank(covered))
+            settings |= {"init": Init(), "nonzero_start": True}
         return Share(
             name=f"{self.any('local', 'intra', 'inter')}_{index}",
             where=where,
-            per=per,
+            per=per if key_b is None else keys,
             rank=rank,
             via=via,
-            **self.settings(),
+            **(settings | (self._gain_and_freeze(via, settings["init"]) if self.whole else {})),
         )
 
-    def _unequal(self, sites: Sequence[Site], per: tuple[Expression, ...]) -> bool:
+    def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
+        """Transforms for pools whose sites are as wide as one another."""
+        blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
+        return [
+            Via(transform="Rotation", options={"chunks_A": self.any(1, 2, 3), "chunks_B": 2}),
+            Via(transform="BlockDiagonal", options={"blocks": self._divisor(blocks)}),
+            Via(transform="Experts", options={"count": self.any(2, 3)}),
+        ]
+
+    def _bank(self, sites: Sequence[Site]) -> dict[str, Expression]:
+        """Options of a vector bank whose vectors tile every width."""
+        common = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
+        return {"vectors": self.any(3, 4), "length": self._divisor(common), "top_k": 2}
+
+    def _divisor(self, number: int) -> int:
+        return self.any(*(d for d in range(1, number + 1) if number % d == 0))
+
+    def _gain_and_freeze(self, via: Via | None, init: Init) -> dict[str, Any]:
+        """Gains that start above zero, and frozen tensors that leave something to train.
+
+        Or, as in VeRA, random factors that are frozen beside an ``out`` gain that starts at zero.
+        """
+        name = "Identity" if via is None else via.transform
+        out = self.any(None, None, 1, 0.5)
+        rank = None if name == "Experts" else self.any(None, None, 0.5)
+        frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), "Basis": ("A", "B")}
+        random = "B" if Ref(ref="zeros") == init.A else "A"  # The other one starts at zero.
+        roles = frozen.get(name, (random,))
+        if name not in frozen and self.any(False, False, False, True):
+            started = Init(A=Ref(ref="normal"), B=Ref(ref="uniform"))
+            return {"init": started, "freeze": ("A", "B"), "gain": Gain(rank=rank, out=0)}
+        return {"freeze": self.any((), (), roles), "gain": Gain(rank=rank, out=out)}
+
+    def _unequal(self, sites: Sequence[Site], keys: Keys) -> bool:
         """Whether some pool has sites of different widths, which only a transform can serve."""
-        pools: dict[tuple[Value, ...], set[tuple[int, int]]] = {}
+        pools: dict[tuple[Value, ...], set[int]] = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
-            key = tuple(
-                scope.value(part)
-                if not isinstance(part, Ref) or part.ref in attributes(site)
-                else scope.holds(part)
-                for part in per
-            )
-            pools.setdefault(key, set()).add((site.d_in, site.d_out))
+            for factor, key, width in (("A", keys.A, site.d_in), ("B", keys.B, site.d_out)):
+                values = (
+                    scope.value(part)
+                    if not isinstance(part, Ref) or part.ref in attributes(site)
+                    else scope.holds(part)
+                    for part in key
+                )
+                pools.setdefault((factor, *values), set()).add(width)
         return any(len(widths) > 1 for widths in pools.values())
 
 
@@ -371,16 +426,17 @@ def meaningful_specs(
     """Specs that fit an architecture, over the whole language: `build_plan` has no error for them.
 
     Every form of ``where`` and ``per``, lets, params, exceptions, ranks by kind and by layer (0 at some
-    sites included), every transform with options, scales, alphas and starts. The start is always that
-    of the base, and dropout is 0, so that what a compiled model computes is determined.
+    sites included), keys for each factor, every transform with options, gains, frozen tensors, scales,
+    alphas and starts. Dropout is 0, so that what a compiled model computes is determined.
 
     Args:
         draw: given by hypothesis.
         architecture: that of the model to compile into.
-        vias: the transforms to draw from; `bishare_dsl.testing.plans.vias` by default.
+        vias: the transforms to draw from, for one that is being tested: then each share has one key,
+            no gain and nothing frozen. By default, every built-in transform and the whole language.
         max_shares: how many shares there are at most.
     """
-    drawing = _Drawing(draw, architecture, vias if vias is not None else _VIAS)
+    drawing = _Drawing(draw, architecture, vias if vias is not None else _VIAS, vias is None)
     sites = architecture.sites
     for index in range(drawing.any(0, 1, 2)):
         drawing.lets.append(Let(name=f"let_{index}", selection=drawing.selection(sites)))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bishare_dsl.diagnostics import PlanError, SpecError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.spec import RankMatch
+from bishare_dsl.spec import Keys, RankMatch
 from bishare_dsl.testing.models import TINY_FAMILIES
 from bishare_dsl.testing.plans import architectures, meaningful_specs, pools, small_models
 from bishare_dsl.testing.specs import specs
@@ -66,7 +66,7 @@ def test_any_share_beside_a_sound_one_has_a_plan_or_problems(drawn, other):
 WANTED = {
     **{
         name: lambda plan, spec, name=name: any(t.transform == name for t in plan.terms)
-        for name in ("Identity", "SS", "GT", "KE")
+        for name in ("Identity", "SS", "GT", "KE", "VectorBank", "Rotation", "BlockDiagonal", "Basis", "Experts")
     },
     "rowwise": lambda plan, spec: any(t.options.get("rowwise") for t in plan.terms),
     "a_b": lambda plan, spec: any((t.options.get("shared_rank") or 0) > 1 for t in plan.terms),
@@ -78,6 +78,12 @@ WANTED = {
     "two owners": lambda plan, spec: len({t.owner for t in plan.tensors}) > 1,
     "two scales": lambda plan, spec: len({t.scale for t in plan.terms}) > 1,
     "A at zero": lambda plan, spec: any(t.init == "zeros" and t.name[-1] == "A" for t in plan.tensors),
+    "a key for each factor": lambda plan, spec: any(isinstance(s.per, Keys) for s in spec.shares),
+    "frozen": lambda plan, spec: plan.frozen,
+    "gain rank": lambda plan, spec: any("gain_rank" in t.tensors for t in plan.terms),
+    "gain out": lambda plan, spec: any("gain_out" in t.tensors for t in plan.terms),
+    "frozen random factors": lambda plan, spec: any({"A", "B"} <= set(s.freeze) and s.gain.out == 0 for s in spec.shares),
+    "a start that is not the base": lambda plan, spec: any(s.nonzero_start for s in spec.shares),
     "a crop": lambda plan, spec: any(
         t.transform == "KE" and plan.sites[0].d_in % t.options["size"] for t in plan.terms
     ),
@@ -87,7 +93,7 @@ WANTED = {
 def test_what_is_drawn_covers_the_language():
     seen = Counter()
 
-    @settings(deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate],
+    @settings(deadline=None, max_examples=500, derandomize=True, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
     @given(fitting())
     def draw(drawn):
