@@ -323,11 +323,7 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
 def _check_factors(
     transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
-    random = _random(rank)
-    values = {
-        role: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
-        for role, shape in shapes.items()
-    }
+    values = _drawn(shapes, _random(rank))
     down, up = transform.factors(values, rank, width)
     rows, where = transform.rows(rank, width), f"at {width.d_in} -> {width.d_out}"
     _same(tuple(down.shape), (rows, width.d_in), f"the shape of the effective A {where}")
@@ -341,15 +337,11 @@ def _check_factors(
     if measured > reach:
         raise AssertionError(f"the update's rank is {measured} {where}, and reach says {reach}")
 
-    gradients = _gradients(update.square().sum(), list(values.values()))
-    missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
-    _same(missed, [], f"tensors that no gradient reaches {where}")
+    def product(tensors: Mapping[str, Tensor]) -> Tensor:
+        a, b = transform.factors(tensors, rank, width)
+        return b.T @ a
 
-    for factor in sorted(transform.zeros(frozenset(values))):
-        zeroed = {**values, factor: torch.zeros_like(values[factor])}
-        down_zero, up_zero = transform.factors(zeroed, rank, width)
-        if (up_zero.T @ down_zero).any():
-            raise AssertionError(f"the update is not zero {where} with {factor} at zero")
+    _check_learning(transform, values, product, where)
 
     traced = _Factors(transform, rank, width, tuple(shapes))
     graph = fx.symbolic_trace(traced)
@@ -366,24 +358,37 @@ def _check_update(
     transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
     random = _random(rank)
-    values = {
-        role: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
-        for role, shape in shapes.items()
-    }
+    values = _drawn(shapes, random)
     x = torch.randn(2, 3, width.d_in, generator=random, dtype=torch.float64)
     where = f"at {width.d_in} -> {width.d_out}"
     update = transform.update(x, values, rank, width)
     _same(tuple(update.shape), (2, 3, width.d_out), f"the shape of the update {where}")
-    gradients = _gradients(update.square().sum(), list(values.values()))
-    missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
-    _same(missed, [], f"tensors that no gradient reaches {where}")
-    for factor in sorted(transform.zeros(frozenset(values))):
-        zeroed = {**values, factor: torch.zeros_like(values[factor])}
-        if transform.update(x, zeroed, rank, width).any():
-            raise AssertionError(f"the update is not zero {where} with {factor} at zero")
+    _check_learning(transform, values, lambda t: transform.update(x, t, rank, width), where)
     if (reference := UPDATES.get(transform.name)) is not None:
         term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
         _close(update, reference(term, x), torch.float64, f"the update {where}")
+
+
+def _drawn(shapes: Mapping[str, tuple[int, int]], random: torch.Generator) -> dict[str, Tensor]:
+    return {
+        role: torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
+        for role, shape in shapes.items()
+    }
+
+
+def _check_learning(
+    transform: Transform,
+    values: Mapping[str, Tensor],
+    update: Callable[[Mapping[str, Tensor]], Tensor],
+    where: str,
+) -> None:
+    """Every tensor gets a gradient, and the parts that `zeros` names make the update zero."""
+    gradients = _gradients(update(values).square().sum(), list(values.values()))
+    missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
+    _same(missed, [], f"tensors that no gradient reaches {where}")
+    for factor in sorted(transform.zeros(frozenset(values))):
+        if update({**values, factor: torch.zeros_like(values[factor])}).any():
+            raise AssertionError(f"the update is not zero {where} with {factor} at zero")
 
 
 class _Factors(nn.Module):
