@@ -1,7 +1,8 @@
 """The registry of diagnostic codes, one file a stage; messages, docs pages and tests all read it.
 
 BS1xx reading text; BS2xx a spec's own meaning; BS3xx a spec against a model; BS4xx rewriting;
-BS5xx finding and loading models; BS6xx adapters: saving, loading, merging, exporting; BS9xx usage.
+BS5xx finding and loading models; BS6xx adapters: saving, loading, merging, exporting;
+BS7xx training, its data first; BS8xx evaluating; BS9xx usage.
 """
 
 from __future__ import annotations
@@ -11,8 +12,19 @@ from bishare_dsl.diagnostics.problem import Code
 
 def registry() -> dict[str, Code]:
     """Every code by its name, in order."""
-    from bishare_dsl.diagnostics.codes import adapter, language, models, plan, rewrite, spec, usage
+    from bishare_dsl.diagnostics.codes import (
+        adapter,
+        data,
+        evaluate,
+        language,
+        models,
+        plan,
+        rewrite,
+        spec,
+        train,
+        usage,
+    )
 
-    stages = (language, spec, plan, rewrite, models, adapter, usage)
+    stages = (language, spec, plan, rewrite, models, adapter, data, train, evaluate, usage)
     found = [v for stage in stages for v in vars(stage).values() if isinstance(v, Code)]
     return {code.code: code for code in sorted(found, key=lambda code: code.code)}

@@ -1,0 +1,1 @@
+"""Evaluate adapters on tasks of lm-evaluation-harness."""
