@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
+from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics.codes import data as codes
+from bishare_dsl.train.data.files import READERS, read_file
+from bishare_dsl.train.data.hub import read_hub
 from bishare_dsl.train.data.rows import Rows
 
 
@@ -22,6 +28,18 @@ def load_rows(
 
     Raises:
         DataError: there is no such file and no such data set that can be reached, it cannot be
-            read, some of its rows cannot (the first ones are named), or it is empty.
+            read, some of its rows cannot (the first ones are named), or it is empty (BS701 to BS708).
     """
-    raise NotImplementedError
+    path = Path(source)
+    # `datasets` would take `csv` for all CSV files in the current folder, so an id has an owner.
+    is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+    if path.is_file():
+        rows = read_file(path)
+    elif is_id and path.suffix not in READERS and not path.exists():
+        rows = read_hub(str(source), split, subset)
+    else:
+        help = "give one of the files in it" if path.is_dir() else None
+        raise DataError(codes.NO_SUCH_DATA(source=source, help=help))
+    if not rows:
+        raise DataError(codes.NO_ROWS(name=rows.name))
+    return rows

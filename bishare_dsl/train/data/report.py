@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bishare_dsl.train.data.formats import Format
@@ -41,8 +41,16 @@ class DataReport:
 
     def __str__(self) -> str:
         """One paragraph."""
-        raise NotImplementedError
+        said = (
+            f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
+            f"{self.tokens:,} tokens, of which {self.learnt_tokens:,} are learnt."
+        )
+        if self.nothing_to_learn:
+            said += f" {self.nothing_to_learn:,} dropped with nothing to learn."
+        if self.cut:
+            said += f" {self.cut:,} cut at {self.max_length:,} tokens; the longest has {self.longest:,}."
+        return said
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain JSON values."""
-        raise NotImplementedError
+        return asdict(self)
