@@ -58,15 +58,18 @@ class Encoder:
                 while at < len(inside) and offsets[inside[at]][0] < edge:
                     learnt[inside[at]] = inner
                     at += 1
-                # The token before an edge ends there, or a token has characters of both sides.
-                clean &= at == 0 or offsets[inside[at - 1]][1] == edge
+                # Else a token has characters of both sides; it is learnt if one side is.
+                reached = offsets[inside[at - 1]][1] if at else edge
+                clean &= reached == edge
+                if reached > edge:
+                    learnt[inside[at - 1]] = True
         return (ids, learnt) if clean else self._apart(rendered, encoding, learnt)
 
     def _apart(self, rendered: Rendered, encoding: Encoding, learnt: list[bool]) -> Tokens:
         """Tokenise what is learnt and what is not each for itself, as the model meets them when it generates.
 
-        Where that gives another text (tokenizers that put a space before every text), tokens of both
-        sides of an edge are learnt with the side that they begin on.
+        Where that gives another text (some tokenizers put a space before every text), what the text gives
+        as a whole is kept.
         """
         edges = sorted({0, len(rendered.text), *(edge for span in rendered.spans for edge in span)})
         pieces = list(pairwise(edges))
