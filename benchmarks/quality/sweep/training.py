@@ -265,7 +265,6 @@ def run(job: Job, folder: Path, task: Loaded) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
         trainer.train()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        peak = peak_bytes()
         adapter = Path(scratch) / "adapter"
         save(METHODS[job.method], model, adapter)
         size = sum(path.stat().st_size for path in adapter.rglob("*.safetensors"))
@@ -280,7 +279,7 @@ def run(job: Job, folder: Path, task: Loaded) -> dict[str, Any]:
         "train_loss": curve,
         "train_wall_s": round(wall, 1),
         "train_cpu_s": round(cpu, 1),
-        "peak_bytes": peak,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -295,8 +294,3 @@ def run_base(job: Job, folder: Path, task: Loaded) -> dict[str, Any]:
         "test_rows": len(test),
         "commonest_answer": commonest / len(test),
     }
-
-
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
