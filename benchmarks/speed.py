@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import peft
@@ -45,16 +47,24 @@ Models = Mapping[str, PreTrainedModel]
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="llama-1024", help="llama-1024, smollm2-135m or a folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="llama-1024", help="llama-1024, smollm2-135m or a folder"
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--tokens", type=int, default=2048, help="of a step and a prefill")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9, help="of steps; ten times as many of decoding")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="of steps; ten times as many of decoding"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--specs", nargs="+", default=SPECS, metavar="SPEC")
     parser.add_argument("--measure", nargs="+", default=MEASURES, choices=MEASURES)
-    parser.add_argument("--passes", action="store_true", help="each spec also without each of the passes")
+    parser.add_argument(
+        "--passes", action="store_true", help="each spec also without each of the passes"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -64,19 +74,26 @@ def main() -> None:
         models[spec] = compile_spec(spec, twin(base))
         if options.passes:
             for name in switchable():
-                models[f"{spec} - {name}"] = without(name, lambda spec=spec: compile_spec(spec, twin(base)))
+                models[f"{spec} - {name}"] = without(
+                    name, lambda spec=spec: compile_spec(spec, twin(base))
+                )
     train_a_little(models)
 
     ids = torch.randint(base.config.vocab_size, (2, options.tokens // 2), device=options.device)
     rows: list[dict[str, Any]] = []
     for measure in options.measure:
+        print(f"== {measure}", file=sys.stderr)
         if measure == "memory":
             rows += memory_rows(models, ids)
             continue
         subjects = SUBJECTS[measure](models, ids)
         rounds = options.rounds * (20 if measure == "decode" else 1)
         rows += timing_rows(measure, interleave(subjects, rounds))
-    settings = {k: v for k, v in vars(options).items() if k in ("model", "dtype", "tokens", "threads", "rounds")}
+    settings = {
+        k: v
+        for k, v in vars(options).items()
+        if k in ("model", "dtype", "tokens", "threads", "rounds")
+    }
     write(f"speed-{options.model.rpartition('/')[2]}-{options.dtype}", rows, **settings)
 
 
@@ -98,11 +115,17 @@ def twin(base: PreTrainedModel) -> PreTrainedModel:
 def with_peft(base: PreTrainedModel) -> Any:
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=KINDS)
     # In half precision PEFT's adapters are in it too: the fairer baseline, for casts cost.
-    return peft.get_peft_model(twin(base), config, autocast_adapter_dtype=base.dtype is torch.float32)
+    return peft.get_peft_model(
+        twin(base), config, autocast_adapter_dtype=base.dtype is torch.float32
+    )
 
 
 def switchable() -> list[str]:
-    return [type(step).__name__ for step in passes.OPTIMISATIONS if type(step).__name__ != "HoistFactors"]
+    return [
+        type(step).__name__
+        for step in passes.OPTIMISATIONS
+        if type(step).__name__ != "HoistFactors"
+    ]
 
 
 def without(name: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -144,7 +167,7 @@ def step_of(model: Any, ids: torch.Tensor) -> Callable[[], object]:
 
 
 def steps(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
-    return {name: (lambda run=step_of(m.train(), ids): run) for name, m in controls(models).items()}
+    return ready({name: step_of(model.train(), ids) for name, model in controls(models).items()})
 
 
 def prefills(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
@@ -152,7 +175,8 @@ def prefills(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callab
     def prefill(model: Any) -> None:
         model(input_ids=ids, logits_to_keep=1)
 
-    return {name: (lambda m=m.eval(): lambda: prefill(m)) for name, m in controls(models).items()}
+    subjects = controls(models)
+    return ready({name: partial(prefill, model.eval()) for name, model in subjects.items()})
 
 
 def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
@@ -180,17 +204,29 @@ def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callabl
         decode()
         return several
 
-    return {name: (lambda run=prepare(m): run) for name, m in subjects.items()}
+    return ready({name: prepare(model) for name, model in subjects.items()})
+
+
+def ready(
+    runs: Mapping[str, Callable[[], object]],
+) -> dict[str, Callable[[], Callable[[], object]]]:
+    """Runs that need no preparation before each round."""
+    return {name: (lambda run=run: run) for name, run in runs.items()}
 
 
 SUBJECTS = {"step": steps, "prefill": prefills, "decode": decodes}
 GOALS = {
     # measure: (beside PEFT, beside the base), by spec
-    "step": {"lora": (0.93, 1.03), "bishare_gt": (0.94, 1.05), "bishare_ke": (0.94, 1.05), "bishare_ss": (0.96, 1.06)},
+    "step": {
+        "lora": (0.93, 1.03),
+        "bishare_ss": (0.96, 1.06),
+        "bishare_gt": (0.94, 1.05),
+        "bishare_ke": (0.94, 1.05),
+    },
     "prefill": dict.fromkeys(SPECS, (None, 1.03)),
     "decode": {**dict.fromkeys(SPECS, (None, 1.07)), "merged": (None, 1.0)},
     "memory": dict.fromkeys(SPECS, (0.80, None)),
-}  # fmt: skip
+}
 
 
 def timing_rows(measure: str, timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
@@ -200,12 +236,14 @@ def timing_rows(measure: str, timings: Mapping[str, Timing]) -> list[dict[str, A
     ]
 
 
-def row(measure: str, name: str, value: float, unit: str, by_peft: float, by_base: float) -> dict[str, Any]:
+def row(
+    measure: str, name: str, value: float, unit: str, by_peft: float, by_base: float
+) -> dict[str, Any]:
     peft_goal, base_goal = GOALS[measure].get(name, (None, None))
     return {
         "measure": measure,
         "model": name,
-        f"value": f"{value:.4g} {unit}",
+        "value": f"{value:.4g} {unit}",
         "x PEFT": round(by_peft, 3),
         "goal": f"<= {peft_goal}" if peft_goal else "",
         "x base": round(by_base, 3),
@@ -214,9 +252,13 @@ def row(measure: str, name: str, value: float, unit: str, by_peft: float, by_bas
 
 
 def memory_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
-    peaks = {name: peak(step_of(model.train(), ids), ids.device) / 2**20 for name, model in models.items()}
+    peaks = {
+        name: peak(step_of(model.train(), ids), ids.device) / 2**20
+        for name, model in models.items()
+    }
     return [
-        row("memory", name, mib, "MiB", mib / peaks[PEFT], mib / peaks[BASE]) for name, mib in peaks.items()
+        row("memory", name, mib, "MiB", mib / peaks[PEFT], mib / peaks[BASE])
+        for name, mib in peaks.items()
     ]
 
 

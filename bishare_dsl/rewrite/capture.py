@@ -98,7 +98,7 @@ def _first(module: nn.Module) -> tuple[Way, Trace]:
     for way in (Way(implementation=None), Way()):
         try:
             return way, trace_region(module, way)
-        except Exception:  # noqa: BLE001, PERF203 - it looks at a name, or a float decides a branch
+        except Exception:  # noqa: BLE001 - it looks at a name, or a float decides a branch
             continue
     way = Way(floats=False)  # Floats are constants then.
     return way, trace_region(module, way)

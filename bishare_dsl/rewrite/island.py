@@ -19,8 +19,8 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from bishare_dsl.rewrite import ops
 
-Columns = tuple[tuple[int, int], ...]
-"""Which columns of the island's ``z`` one layer reads: the first and how many, for each run of them."""
+Spans = tuple[tuple[int, int], ...]
+"""Which rows of the island's ``A`` a layer uses: the first and how many, for each run of them."""
 
 
 def island(
@@ -28,28 +28,30 @@ def island(
     read: Tensor,
     a: Tensor | None,
     linears: Sequence[nn.Module],
-    columns: Sequence[Columns],
+    spans: Sequence[Spans],
     bs: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """``y_i = linear_i(x) + z[columns_i] B_i`` with ``z = read A^T``, for each layer of an island.
+    """``y_i = linear_i(x) + z_i^T B_i`` for each layer of an island, where ``z = A read^T`` and ``z_i`` are
+    the rows of it that the layer uses.
 
     Args:
         x: ``(..., d_in)``, what the layers read.
         read: ``(..., d_in)``, what the factors read: ``x``, or its dropout.
         a: ``(rows, d_in)``, the ``A`` of all terms; None where the island has none.
         linears: the layers.
-        columns: for each, its columns of ``z``.
+        spans: for each, its rows of ``A``.
         bs: for each, its ``B``, ``(its rows, d_out)``; None where the adapter adds nothing to it.
 
     Returns:
         For each layer ``(..., d_out)``.
     """
     if not fusable(x, linears):
-        return _one_by_one(x, read, a, linears, columns, bs)
-    inputs = (x, None if read is x else read, *cast(x, (a,)), *parameters(linears), *cast(x, bs))
+        return _one_by_one(x, read, a, linears, spans, bs)
+    rest = [*cast(x, (a,)), *parameters(linears), *cast(x, bs)]
+    inputs = (x, None if read is x else read, *rest)
     if torch.is_grad_enabled():
-        return _Island.apply(columns, *inputs)  # type: ignore[no-any-return, no-untyped-call]
-    return run(columns, *inputs)[0]
+        return _Island.apply(spans, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+    return run(spans, *inputs)[0]
 
 
 def fusable(x: Tensor, linears: Sequence[nn.Module]) -> bool:
@@ -94,33 +96,34 @@ def is_unwatched(module: nn.Module) -> bool:
     )
 
 
-def parameters(linears: Sequence[nn.Module]) -> list[Tensor | None]:
+def parameters(linears: Sequence[nn.Module]) -> list[Any]:
     """The weights, then the biases."""
     return [linear._parameters[name] for name in ("weight", "bias") for linear in linears]
 
 
-def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Any]:
     """Factors in the dtype and on the device of ``x``."""
     return [None if factor is None else factor.to(x) for factor in factors]
 
 
 def run(
-    columns: Sequence[Columns], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Tensor | None
+    spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """What `island` gives, and its ``z`` as ``(tokens, rows)``.
+    """What `island` gives, and its ``z``, ``(rows, tokens)``.
 
     Args:
         read: None where it is ``x``.
         rest: of the layers, the weights, then the biases, then each ``B``.
     """
-    n = len(columns)
+    n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    z = None if a is None else F.linear(flat(x if read is None else read), a)
+    z = None if a is None else _project(a, x if read is None else read)
+    zt = None if z is None else z.t()
     ys = []
-    for weight, bias, b, spans in zip(weights, biases, bs, columns, strict=True):
+    for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
-            y.view(-1, y.shape[-1]).addmm_(take(z, spans), b)
+            y.view(-1, y.shape[-1]).addmm_(rows_of(zt, mine, -1), b)
         ys.append(y)
     return tuple(ys), z
 
@@ -137,7 +140,8 @@ def again(
     """
     needed = ctx.needs_input_grad[-len(inputs) :]
     # Aliases: one input may be made from another, and each is to get its own part alone.
-    inputs = [t.view_as(t) if t is not None and need else t for t, need in zip(inputs, needed)]
+    pairs = zip(inputs, needed, strict=True)
+    inputs = [t.view_as(t) if t is not None and need else t for t, need in pairs]
     wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
     known = [(y, dy) for y, dy in zip(forward(*inputs), grads, strict=True) if dy is not None]
     ys, dys = zip(*known, strict=True)
@@ -150,16 +154,21 @@ def _one_by_one(
     read: Tensor,
     a: Tensor | None,
     linears: Sequence[nn.Module],
-    columns: Sequence[Columns],
+    spans: Sequence[Spans],
     bs: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
     """`island` as the graph had it before: the layers are called, and hooks see what they give."""
-    z = None if a is None else ops.down(read, a)
+    zt = None if a is None else _project(a.to(read), read).t()
     ys = []
-    for linear, spans, b in zip(linears, columns, bs, strict=True):
+    for linear, mine, b in zip(linears, spans, bs, strict=True):
         y = linear(x)
-        ys.append(y if b is None else ops.up(y, take(z, spans), b))
+        ys.append(y if b is None else ops.up(y, rows_of(zt, mine, -1), b))
     return tuple(ys)
+
+
+def _project(a: Tensor, x: Tensor) -> Tensor:
+    """``A x^T``, ``(rows, tokens)``: for few rows this is quicker than its transpose."""
+    return a @ flat(x).t()
 
 
 def flat(x: Tensor) -> Tensor:
@@ -167,33 +176,33 @@ def flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def take(z: Tensor | None, spans: Columns) -> Tensor:
-    """Some columns of ``z``."""
+def rows_of(z: Tensor | None, spans: Spans, dim: int = 0) -> Tensor:
+    """The parts of ``z`` that belong to some rows of ``A``; they lie along ``dim``."""
     assert z is not None
-    parts = [z.narrow(-1, start, rows) for start, rows in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    parts = [z.narrow(dim, start, rows) for start, rows in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def factor_gradients(
     dys: Sequence[Tensor | None],
     z: Tensor,
-    columns: Sequence[Columns],
+    spans: Sequence[Spans],
     bs: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """``dz = sum of dy_i B_i^T``, each at its columns, and ``dB_i = z_i^T dy_i`` where it is wanted."""
+    """``dz_i = sum of B_i dy_i^T``, ``(rows, tokens)``, and ``dB_i = z_i dy_i`` where it is wanted."""
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
-    for dy, spans, b, want in zip(dys, columns, bs, wanted, strict=True):
+    for dy, mine, b, want in zip(dys, spans, bs, wanted, strict=True):
         if dy is None or b is None:
             dbs.append(None)
             continue
         first = 0
-        for start, rows in spans:
-            # Several layers may read the same columns: each adds to them.
-            dz.narrow(-1, start, rows).addmm_(dy, b.narrow(0, first, rows).t())
+        for start, rows in mine:
+            # Several layers may use the same rows: each adds to them.
+            dz.narrow(0, start, rows).addmm_(b.narrow(0, first, rows), dy.t())
             first += rows
-        dbs.append(take(z, spans).t() @ dy if want else None)
+        dbs.append(rows_of(z, mine) @ dy if want else None)
     return dz, dbs
 
 
@@ -215,24 +224,24 @@ class _Island(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        columns: tuple[Columns, ...],
+        spans: tuple[Spans, ...],
         x: Tensor,
         read: Tensor | None,
         a: Tensor | None,
         *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        ys, z = run(columns, x, read, a, *rest)
-        ctx.columns = columns
+        ys, z = run(spans, x, read, a, *rest)
+        ctx.spans = spans
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, read, a, *rest, z)
         return ys
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        n = len(ctx.columns)
+        n = len(ctx.spans)
         *inputs, z = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *again(lambda *i: run(ctx.columns, *i)[0], inputs, ctx, grads)
+            return None, *again(lambda *i: run(ctx.spans, *i)[0], inputs, ctx, grads)
         x, read, a, *rest = inputs
         weights, bs = rest[:n], rest[2 * n :]
         _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
@@ -241,11 +250,11 @@ class _Island(torch.autograd.Function):
         dread = da = None
         dbs: list[Tensor | None] = [None] * n
         if a is not None:
-            dz, dbs = factor_gradients(dys, z, ctx.columns, bs, wants[2 * n :])
-            da = dz.t() @ flat(x if read is None else read) if wants_a else None
+            dz, dbs = factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
+            da = dz @ flat(x if read is None else read) if wants_a else None
             if wants_read:
-                dread = (dz @ a).view(x.shape)
+                dread = (dz.t() @ a).view(x.shape)
             elif read is None and dx is not None:
-                dx.addmm_(dz, a)
+                dx.addmm_(dz.t(), a)
         dx = None if dx is None else dx.view(x.shape)
         return None, dx, dread, da, *[None] * (2 * n), *dbs

@@ -213,8 +213,8 @@ class ConfigView:
     def __getattr__(self, name: str) -> Any:
         if name == IMPLEMENTATION:
             self._tracer.result.reads_implementation = True
-            name = self._tracer.way.implementation
-            return UnnamedImplementation() if name is None else Implementation(name)
+            supposed = self._tracer.way.implementation
+            return UnnamedImplementation() if supposed is None else Implementation(supposed)
         return getattr(self._config, name)
 
 

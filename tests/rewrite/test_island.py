@@ -33,16 +33,16 @@ class Island(nn.Module):
         )
 
     def forward(self, x, read=None):
-        return island(x, x if read is None else read, self.a, tuple(self.layers), COLUMNS, (*self.bs, None))
+        return island(
+            x, x if read is None else read, self.a, tuple(self.layers), COLUMNS, (*self.bs, None)
+        )
 
     def dense(self, x, read=None):
         """`W x + B^T A read`, from the definition."""
         z = (x if read is None else read) @ self.a.T
         picked = [z, z[..., 2:], torch.cat([z[..., 2:], z[..., :2]], -1)]
         added = [part @ b for part, b in zip(picked, self.bs, strict=True)]
-        return [
-            layer(x) + (added[i] if i < 3 else 0) for i, layer in enumerate(self.layers)
-        ]
+        return [layer(x) + (added[i] if i < 3 else 0) for i, layer in enumerate(self.layers)]
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_its_gradients_are_those_of_the_formula(x, given):
 
     def run(x, *parameters):
         read = x.sin() if given else x
-        return island(x, read, parameters[0], tuple(module.layers), COLUMNS, (*parameters[1:], None))
+        return island(
+            x, read, parameters[0], tuple(module.layers), COLUMNS, (*parameters[1:], None)
+        )
 
     assert gradcheck(run, (x, *parameters))
     assert gradgradcheck(run, (x, *parameters))

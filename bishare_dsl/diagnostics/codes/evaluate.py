@@ -1,3 +1,1 @@
 """BS8xx: evaluating adapters, and generating with one."""
-
-from bishare_dsl.diagnostics.problem import Code

@@ -11,7 +11,6 @@ from torch import fx
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.program import ROWS, RegionProgram
 
-
 Run = tuple[fx.Node, int, int]
 """Columns that stand side by side: the tensor they are of, the first of them, and how many."""
 

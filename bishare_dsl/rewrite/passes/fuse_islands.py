@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import fx
@@ -31,7 +32,7 @@ class FuseIslands:
                 siblings.setdefault(node.args[0], []).append(node)
         for x, calls in siblings.items():
             ups = [_up_of(call) for call in calls]
-            columns = [() if up is None else runs_of(up.args[1]) for up in ups]
+            columns = [() if up is None else runs_of(cast(fx.Node, up.args[1])) for up in ups]
             sources = {z for runs in columns for z, _, _ in runs}
             if len(sources) == 1 and (z := sources.pop()).target is ops.down:
                 _fuse(graph, x, z, calls, ups, columns)
