@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -15,6 +16,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.export_peft import ExportReport, export_peft
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
+from bishare_dsl.adapter.processes import by_one, reshard
 from bishare_dsl.adapter.resident import resident, whole
 from bishare_dsl.adapter.stored import Frozen
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
@@ -83,8 +85,10 @@ class AdapterHandle(Store):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in the plan: the parameters themselves, each once.
 
-        Under accelerate's offload, the tensors that hold their values.
+        Under accelerate's offload, the tensors that hold their values. Under FSDP2 the sharded ones, which
+        the model is given back first: not while a forward runs.
         """
+        reshard(self.model)
         found = {}
         for store in stores(self.model):
             for name in store.names:
@@ -112,6 +116,9 @@ class AdapterHandle(Store):
         An adapter that is in the folder is replaced, other files are left alone. A kill at any moment
         leaves the old adapter or the new one.
 
+        Under FSDP2 every process calls this, and the first writes. Otherwise whoever calls it writes: of
+        several processes with copies of the adapter (DDP), let one do so.
+
         Args:
             folder: made where it does not exist.
             frozen: frozen tensors are stored as the ``"seed"`` that draws them, or as ``"tensors"``. Those
@@ -122,17 +129,20 @@ class AdapterHandle(Store):
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        problems = save_adapter(
+        tensors = self.tensors()
+        values = whole(self.plan, tensors)
+        write = partial(
+            save_adapter,
             folder,
             self.plan,
-            self.tensors(),
+            values,
             self.spec_text,
             seed=self.seed,
             base_revision=getattr(self.model.config, "_commit_hash", None),
             frozen=frozen,
             compact=compact or self._compact,
         )
-        for problem in problems:
+        for problem in by_one(tensors, write):
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
 
     def export(
@@ -140,12 +150,17 @@ class AdapterHandle(Store):
     ) -> ExportReport:
         """Write the adapter in another format: ``peft``, one plain LoRA for PEFT and vLLM.
 
+        Under FSDP2 every process calls this, and the first writes.
+
         Raises:
             AdapterError: unknown format (BS631), or as `export_peft` does.
         """
         if format != "peft":
             raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, ["peft"])))
-        return export_peft(folder, self.plan, self.tensors(), self.model, force=force)
+        tensors = self.tensors()
+        values = whole(self.plan, tensors)
+        write = partial(export_peft, folder, self.plan, values, self.model, force=force)
+        return by_one(tensors, write)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

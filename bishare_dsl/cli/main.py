@@ -33,6 +33,8 @@ COMMANDS = {
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "export": "Write an adapter as a plain LoRA for PEFT and vLLM.",
+    "eval": "Evaluate adapters and their base on tasks of lm_eval.",
+    "generate": "Let a model with an adapter answer prompts.",
     "specs": "List the specs that ship with bishare.",
     "explain": "Say more about an error code.",
     "completion": "Print the script that lets a shell complete commands.",

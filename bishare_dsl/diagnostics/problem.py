@@ -97,6 +97,10 @@ class AdapterError(BishareError):
     """An adapter cannot be saved, loaded, merged or exported."""
 
 
+class DataError(BishareError):
+    """A set of training data cannot be found, read or encoded."""
+
+
 class BishareWarning(UserWarning):
     """Something about a spec or an adapter that is probably not meant, and does no harm."""
 
@@ -124,6 +128,7 @@ __all__ = [
     "BishareError",
     "BishareWarning",
     "Code",
+    "DataError",
     "ModelError",
     "PlanError",
     "Problem",

@@ -61,6 +61,18 @@ def meta_model(name: str) -> PreTrainedModel:
     return model_on_meta(read_config(source), source.name)
 
 
+def require_weights(name: str) -> Source:
+    """What ``name`` means, if that has weights.
+
+    Raises:
+        ModelError: as `resolve` does, or it has shapes alone (BS512).
+    """
+    source = resolve(name)
+    if source.kind in ("preset", "config"):
+        raise ModelError(NO_WEIGHTS(name=name, help=_where_weights_are(source)))
+    return source
+
+
 def load_model(
     name: str, *, dtype: torch.dtype | str | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -76,9 +88,7 @@ def load_model(
     Raises:
         ModelError: as `architecture_of` does; it has no weights (BS512), or they do not load (BS513).
     """
-    source = resolve(name)
-    if source.kind in ("preset", "config"):
-        raise ModelError(NO_WEIGHTS(name=name, help=_where_weights_are(source)))
+    source = require_weights(name)
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

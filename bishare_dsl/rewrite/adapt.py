@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.inspect import ADAPTER, linear_widths
 from bishare_dsl.plan import Plan, Term
@@ -53,7 +53,8 @@ def adapt(
         root: the class of the store at the model itself, ``model.bishare``.
 
     Returns:
-        Notes: which parents could not be traced, so that their linears were adapted one by one.
+        Notes: which parents could not be traced, so that their linears were adapted one by one; and that
+        the model is sharded already (BS404).
 
     Raises:
         ModelError: the model is adapted already (BS401), or is another than the plan's (BS402).
@@ -70,6 +71,9 @@ def adapt(
         spec.name: nn.Parameter(tensors[spec.name], requires_grad=spec.trainable)
         for spec in plan.tensors
     }
+
+    if any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
+        regions.notes[render(codes.SHARDED_ALREADY())] = None
 
     # What may fail has been done: from here on, the model changes.
     trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)

@@ -83,6 +83,8 @@ class Factors(nn.Module):
         for store in self._stores:
             if hasattr(store, "_hf_hook"):
                 return None  # Offloaded: the tensors come and go with each call.
+            if getattr(store, "_is_fsdp_managed_module", False):
+                return None  # FSDP gathers into tensors whose changes it does not count.
             for tensor in store._parameters.values():
                 if type(tensor) is not nn.Parameter or tensor.is_meta or tensor.is_inference():
                     return None

@@ -151,9 +151,21 @@ def base_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that a module of class `cls` has when no graph is installed in it."""
     if not issubclass(cls, Installed):
         return cls
-    if "bishare_base" not in vars(cls):
+    if "bishare_base" in vars(cls):
+        return cls.bishare_base
+    from torch.distributed.fsdp import FSDPModule
+
+    if not issubclass(cls, FSDPModule):
         raise TypeError(f"{cls.__name__} was subclassed after a graph was installed in it")
-    return cls.bishare_base
+    return _without_graph(cls)
+
+
+def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that `fully_shard` made over a generated one, made over the one that this replaced."""
+    sharded, generated = cls.__bases__
+    # Not the forward: where there is one, transformers has put it there, round the generated one.
+    members = {name: vars(cls)[name] for name in ("__module__", "__deepcopy__")}
+    return type(cls.__name__, (sharded, base_class(generated)), members)
 
 
 def replaces_forward(module: nn.Module) -> bool:

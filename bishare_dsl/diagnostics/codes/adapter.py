@@ -152,9 +152,10 @@ NO_VALUES = Code(
     "BS617",
     "a tensor whose values are not here",
     "the values of `{name}` are not here: {reason}",
-    "The tensor is on the meta device, or sharded over several processes (DeepSpeed ZeRO-3, FSDP), and an "
+    "The tensor is on the meta device, or sharded over several processes (DeepSpeed ZeRO-3, FSDP1), and an "
     "adapter without its values would be useless. Load the model with its weights, or gather the "
-    "parameters first: `deepspeed.zero.GatheredParameters`, `FSDP.summon_full_params`.",
+    "parameters first: `deepspeed.zero.GatheredParameters`, `FSDP.summon_full_params`. What FSDP2 has "
+    "sharded is gathered without that.",
 )
 FOLDER_EXISTS = Code(
     "BS618",
@@ -219,7 +220,8 @@ NO_WEIGHT = Code(
     "a weight that is not here",
     "the weight of `{path}` is not here: {reason}",
     "Merging changes the base's weights, so they must be in memory. Weights that accelerate keeps in CPU "
-    "memory are; weights on the meta device or offloaded to disk are not.",
+    "memory are; weights on the meta device, offloaded to disk or sharded over several processes are not. "
+    "Save the adapter, and merge it where the base is whole.",
 )
 SHARED_WEIGHT = Code(
     "BS625",

@@ -33,3 +33,17 @@ CANNOT_ADAPT = Code(
     good="target every, odd_layer except odd_layer",
     shell=True,
 )
+SHARDED_ALREADY = Code(
+    "BS404",
+    "a model that is sharded already",
+    "the model is sharded over several processes, and FSDP does not see the adapter's tensors",
+    "`fully_shard` shards what a model has, and averages the gradients of that. Tensors that are added later "
+    "stand whole on every process, and trained there they go apart. Adapt the model first and let FSDP "
+    "shard it then, as transformers' Trainer and accelerate do. The warning says nothing of inference, which "
+    "works; nor of a model that transformers sharded while it loaded it (`distributed_config`), where its "
+    "Trainer averages the gradients of what is not sharded.",
+    bad="compile_spec(spec, fully_shard(model))",
+    good="fully_shard(compile_spec(spec, model))",
+    severity="warning",
+    shell=True,
+)

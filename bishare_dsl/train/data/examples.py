@@ -1,0 +1,68 @@
+"""Encoded examples, in five bytes a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORED = -100
+"""The label of a token that is not learnt."""
+
+
+class Example(TypedDict):
+    """One sequence. ``labels`` are the ids of the tokens that are learnt and -100 elsewhere, unshifted."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: NotRequired[list[int]]
+    """Only in packed sequences: starts again at 0 with every example."""
+
+
+class Examples(Sequence[Example]):
+    """Examples as a sequence, which DataLoader and Trainer take as a data set.
+
+    Args:
+        ids: of all tokens, one example behind the other.
+        learnt: which of the tokens count in the loss; the first one of an example never does.
+        lengths: of the examples, in tokens.
+        packs: which examples stand in which sequence, in order. Without, each is one of its own.
+    """
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        learnt: NDArray[np.bool_],
+        lengths: Sequence[int],
+        packs: Sequence[Sequence[int]] | None = None,
+    ):
+        self.lengths = lengths
+        self._ids, self._learnt, self._packs = ids, learnt, packs
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self.lengths) if self._packs is None else len(self._packs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        if self._packs is None:
+            return self._example(number)
+        parts = [self._example(i) for i in self._packs[number]]
+        return {
+            "input_ids": [token for part in parts for token in part["input_ids"]],
+            "labels": [label for part in parts for label in part["labels"]],
+            "position_ids": [i for part in parts for i in range(len(part["input_ids"]))],
+        }
+
+    def packed(self, packs: Sequence[Sequence[int]]) -> Examples:
+        """The same examples, put together."""
+        return Examples(self._ids, self._learnt, self.lengths, packs)
+
+    def _example(self, number: int) -> Example:
+        part = slice(self._starts[number], self._starts[number + 1])
+        ids, learnt = self._ids[part], self._learnt[part]
+        return {"input_ids": ids.tolist(), "labels": np.where(learnt, ids, IGNORED).tolist()}

@@ -1,0 +1,108 @@
+"""Texts to tokens, and from characters that are learnt to tokens that are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
+
+from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics.codes import data as codes
+from bishare_dsl.train.data.turns import Rendered
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+Tokens = tuple[list[int], list[bool]]
+"""The ids of a text, and which of them are learnt; the first never is, since nothing predicts it."""
+
+
+class Encoder:
+    """Tokenises texts, many at a time.
+
+    Raises:
+        DataError: the tokenizer does not tell the places of tokens (BS722); when called, it has no
+            token to end a text with (BS721).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast:
+            raise DataError(codes.NO_OFFSETS(kind=type(tokenizer).__name__))
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Iterable[Rendered]) -> Iterator[Tokens]:
+        """The tokens of each text, in order."""
+        for by_template, group in groupby(texts, key=lambda text: text.by_template):
+            together = list(group)
+            encodings = self._encode([r.text for r in together], special=not by_template)
+            for rendered, encoding in zip(together, encodings, strict=True):
+                yield self._finished(rendered, *self._tokens(rendered, encoding))
+
+    def _encode(self, texts: list[str], *, special: bool = False) -> list[Encoding]:
+        encoded = self._tokenizer(
+            texts, add_special_tokens=special, padding=False, truncation=False, verbose=False
+        )
+        encodings: list[Encoding] = encoded.encodings
+        return encodings
+
+    def _tokens(self, rendered: Rendered, encoding: Encoding) -> Tokens:
+        ids, offsets = encoding.ids, encoding.offsets
+        learnt = [False] * len(ids)
+        clean = True
+        # Special tokens that the tokenizer adds are at (0, 0), before all others or behind them.
+        inside = [i for i, added in enumerate(encoding.special_tokens_mask) if not added]
+        at = 0
+        for start, end in rendered.spans:
+            for edge, inner in ((start, False), (end, True)):
+                while at < len(inside) and offsets[inside[at]][0] < edge:
+                    learnt[inside[at]] = inner
+                    at += 1
+                # Else a token has characters of both sides; it is learnt if one side is.
+                reached = offsets[inside[at - 1]][1] if at else edge
+                clean &= reached == edge
+                if reached > edge:
+                    learnt[inside[at - 1]] = True
+        return (ids, learnt) if clean else self._apart(rendered, encoding, learnt)
+
+    def _apart(self, rendered: Rendered, encoding: Encoding, learnt: list[bool]) -> Tokens:
+        """Tokenise what is learnt and what is not each for itself, as the model meets them when it generates.
+
+        Where that gives another text (some tokenizers put a space before every text), what the text gives
+        as a whole is kept.
+        """
+        edges = sorted({0, len(rendered.text), *(edge for span in rendered.spans for edge in span)})
+        pieces = list(pairwise(edges))
+        encodings = self._encode([rendered.text[start:end] for start, end in pieces])
+        added = encoding.special_tokens_mask
+        before = added.index(0) if 0 in added else len(added)
+        behind = len(added) - before - added.count(0) if before < len(added) else 0
+        ids = encoding.ids[:before]
+        mask = [False] * before
+        for piece, part in zip(pieces, encodings, strict=True):
+            ids += part.ids
+            mask += [piece in rendered.spans] * len(part.ids)
+        if behind:
+            ids += encoding.ids[-behind:]
+            mask += [False] * behind
+        same = self._decode(ids) == self._decode(encoding.ids)
+        return (ids, mask) if same else (encoding.ids, learnt)
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def _finished(self, rendered: Rendered, ids: list[int], learnt: list[bool]) -> Tokens:
+        """With an end where it has none, and without a second beginning."""
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        if len(ids) > 1 and ids[0] == ids[1] == bos:
+            ids, learnt = ids[1:], learnt[1:]  # One from the tokenizer and one from the text.
+        if not rendered.ended:
+            if eos is None:
+                raise DataError(codes.NO_END_TOKEN())
+            if not ids or ids[-1] != eos:
+                ids, learnt = [*ids, eos], [*learnt, True]
+            learnt[-1] = True
+        if learnt:
+            learnt[0] = False
+        return ids, learnt

@@ -1,0 +1,315 @@
+"""One adapted model on two processes, with DDP and with FSDP2, by torch's own means.
+
+What is decorated with `together` runs in both processes, which `torchrun` starts once for all of it.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.adapter.resident import whole
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.rewrite.factors import Factors
+from bishare_dsl.testing.models import tiny_model
+
+# Tensors of a module, of a layer and of the whole model; a transform of each kind; frozen ones.
+MIXED = """
+spec mixed
+target q_proj, k_proj, v_proj, up_proj, down_proj
+share local per module rank 2 scale 2
+share intra per layer rank 3 scale 0.5 via KE(size = 4)
+share inter per model rank 4 via SS(slice = trailing)
+share gated per model rank 2 via GT(size = 8, gate_rank = 2)
+share bank per model rank 2 via VectorBank(vectors = 8, length = 4, top_k = 2) start nonzero
+share drawn per model rank 4 via SS(slice = leading)
+    init A kaiming_normal, B kaiming_normal freeze A, B gain rank init 0.1, out init 0
+"""
+# Here a region is the layer itself, which FSDP wraps, beside regions within it.
+OPT = """
+spec opt
+target q_proj, v_proj, fc1, fc2
+share local per module rank 2
+share intra per layer rank 3 via KE(size = 4)
+share inter per model rank 4 via SS(slice = trailing)
+"""
+SPECS = {"llama": MIXED, "opt": OPT}
+CONFIGS = {"llama": {}, "opt": {"dropout": 0.0}}
+LAYERS = ("LlamaDecoderLayer", "OPTDecoderLayer")
+STEPS = 4
+HERE = Path()
+
+IDS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(7))
+
+TOGETHER: dict[str, Callable[[], None]] = {}
+
+
+def together(function: Callable[[], None]) -> Callable[[], None]:
+    TOGETHER[function.__name__] = function
+    return function
+
+
+def adapted(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+    """An adapted model whose adapter does something, the same on all processes."""
+    base = tiny_model(family, **CONFIGS[family]).to(dtype)
+    model = compile_spec(parse_spec(SPECS[family]), base, seed=3)
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            if tensor.requires_grad:
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=random))
+    return model
+
+
+def sharded(model: Any, **policies: Any) -> Any:
+    """The same model under FSDP2 as accelerate sets it up: each layer for itself, then the rest."""
+    for module in list(model.modules()):
+        if type(module).__name__ in LAYERS:
+            fully_shard(module, **policies)
+    return fully_shard(model, **policies)
+
+
+def train(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The losses of a few steps on the same rows, the mean of all processes'."""
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9)
+    losses = []
+    for _ in range(STEPS):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def mine(rows: torch.Tensor) -> torch.Tensor:
+    """This process's half of a batch."""
+    return rows.chunk(2)[distributed.get_rank()]
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    distributed.all_reduce(values)
+    return values / 2
+
+
+def values_of(model: Any) -> dict[str, torch.Tensor]:
+    return whole(model.bishare.plan, model.bishare.tensors())
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS, use_cache=False).logits
+
+
+def assert_as_one_process(
+    wrap: Callable[[Any], Any], family: str = "llama", checkpoint: bool = False
+) -> None:
+    """Two processes on the halves of a batch learn what one does on the whole of it."""
+    alone = adapted(family)
+    expected = train(alone, IDS)
+    model = adapted(family)
+    if checkpoint:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    losses = mean(train(wrap(model), mine(IDS)))
+    # Float32: the gradients' sums are taken in another order, and their error grows with the steps.
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
+    assert expected[0] - expected[-1] > 0.05, "nothing was learned"
+    values = values_of(model)
+    for name, value in values_of(alone).items():
+        torch.testing.assert_close(values[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert_same_everywhere(values)
+
+
+def assert_same_everywhere(values: dict[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        copies = [torch.empty_like(value) for _ in range(2)]
+        distributed.all_gather(copies, value.contiguous())
+        assert torch.equal(*copies), name
+
+
+@together
+def ddp() -> None:
+    # Every tensor has a gradient in every step, so that nothing has to be looked for.
+    assert_as_one_process(DistributedDataParallel)
+
+
+@together
+def ddp_with_checkpointing() -> None:
+    assert_as_one_process(DistributedDataParallel, checkpoint=True)
+
+
+@together
+def ddp_where_a_layer_is_a_region() -> None:
+    assert_as_one_process(DistributedDataParallel, "opt", checkpoint=True)
+
+
+@together
+def fsdp() -> None:
+    assert_as_one_process(sharded)
+
+
+@together
+def fsdp_with_checkpointing() -> None:
+    assert_as_one_process(sharded, checkpoint=True)
+
+
+@together
+def fsdp_where_a_layer_is_a_region() -> None:
+    assert_as_one_process(sharded, "opt", checkpoint=True)
+
+
+@together
+def fsdp_that_keeps_what_it_gathered() -> None:
+    assert_as_one_process(partial(sharded, reshard_after_forward=False))
+
+
+@together
+def fsdp_with_offload() -> None:
+    # Pinned memory is that of a GPU.
+    assert_as_one_process(partial(sharded, offload_policy=CPUOffloadPolicy(pin_memory=False)))
+
+
+@together
+def fsdp_of_a_bfloat16_base() -> None:
+    """The base's frozen bfloat16 and the adapter's float32 stand in the same units."""
+
+    def build() -> Any:
+        return adapted(dtype=torch.bfloat16)
+
+    expected = train(build(), IDS)
+    model = sharded(build())
+    losses = mean(train(model, mine(IDS)))
+    torch.testing.assert_close(losses, expected, atol=0.02, rtol=0)
+    values = values_of(model)
+    assert {value.dtype for value in values.values()} == {torch.float32}
+    assert_same_everywhere(values)
+
+
+@together
+def saving_in_mixed_precision() -> None:
+    """What a forward gathered, rounded to bfloat16, is not what is saved."""
+    expected = values_of(adapted())
+    model = sharded(adapted(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    logits(model)
+    model.bishare.save_pretrained(HERE / "saved")
+    stored = load_adapter(HERE / "saved", tiny_model("llama"))
+    for name, value in values_of(stored).items():
+        assert torch.equal(value, expected[name]), name
+
+
+@together
+def exporting() -> None:
+    model = sharded(adapted())
+    logits(model)
+    report = model.bishare.export(HERE / "peft")
+    assert report.modules == len(model.bishare.plan.sites)
+    assert (HERE / "peft" / "adapter_model.safetensors").is_file()
+    # The first process finds the folder in the way, and all of them are told.
+    with pytest.raises(AdapterError, match="BS618"):
+        model.bishare.export(HERE / "peft")
+
+
+@together
+def a_folder_that_cannot_be_written() -> None:
+    """The first process cannot write; the other hears of it."""
+    (HERE / "file").touch()
+    folder = HERE / ("file" if distributed.get_rank() == 0 else "other")
+    with pytest.raises(AdapterError, match="BS616"):
+        sharded(adapted()).bishare.save_pretrained(folder)
+    assert not (HERE / "other").exists()
+
+
+@together
+def merging() -> None:
+    """Weights that were gathered for a forward, and go with the next, are not merged into."""
+    model = sharded(adapted(), reshard_after_forward=False)
+    before = logits(model)
+    with pytest.raises(AdapterError, match=r"BS624.*sharded over several processes"):
+        model.bishare.merge()
+    assert torch.equal(logits(model), before)
+
+
+@together
+def disabling() -> None:
+    for family in SPECS:
+        alone, model = adapted(family), sharded(adapted(family))
+        expected = logits(alone)
+        with alone.bishare.disable_adapter():
+            base = logits(alone)
+        for _ in range(2):
+            with model.bishare.disable_adapter():
+                assert torch.equal(logits(model), base)
+            assert torch.equal(logits(model), expected)
+        base_model = model.bishare.unload()
+        assert isinstance(base_model, FSDPModule)
+        assert torch.equal(logits(base_model), base)
+
+
+@together
+def no_factors_are_kept() -> None:
+    """What FSDP gathers into does not tell that it has changed."""
+    model = sharded(adapted())
+    first = logits(model)
+    model.bishare.tensors()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    expected = adapted()
+    with torch.no_grad():
+        for tensor in expected.bishare.tensors().values():
+            if tensor.requires_grad:
+                tensor.add_(0.1)
+    assert torch.equal(logits(model), logits(expected))
+    assert not torch.equal(logits(model), first)
+    assert all(m._kept is None for m in model.modules() if isinstance(m, Factors))
+
+
+@together
+def adapting_what_is_sharded() -> None:
+    model = sharded(tiny_model("llama"))
+    with pytest.warns(BishareWarning, match="BS404"):
+        compile_spec(parse_spec(MIXED), model, seed=3)
+    expected = compile_spec(parse_spec(MIXED), tiny_model("llama"), seed=3)
+    assert torch.equal(logits(model), logits(expected))
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    torchrun: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, str]]:
+    """By process: what each function raised, or ""."""
+    folder = tmp_path_factory.mktemp("together")
+    torchrun(__file__, folder)
+    return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes(name: str, outcomes: list[dict[str, str]]) -> None:
+    assert [found[name] for found in outcomes] == ["", ""]
+
+
+if __name__ == "__main__":
+    HERE = Path(sys.argv[1])
+    # Where one process fails, the other is not to wait for it long.
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    raised = dict.fromkeys(TOGETHER, "")
+    for name, function in TOGETHER.items():
+        try:
+            function()
+        except BaseException:  # noqa: BLE001 - `pytest.raises` raises such a one
+            raised[name] = traceback.format_exc()
+    (HERE / f"{distributed.get_rank()}.json").write_text(json.dumps(raised))
+    distributed.destroy_process_group()
