@@ -239,7 +239,9 @@ class _Regions:
         return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
 
     def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> _Compiled:
-        program = RegionProgram.start(self._capture(module, expand.targets), len(expand.shapes))
+        linears = [name for name, child in module.named_modules() if name and linear_widths(child)]
+        graph = self._capture(module, expand.targets)
+        program = RegionProgram.start(graph, len(expand.shapes), linears)
         observe = None
         if (told := self.observe) is not None:
             told(path, "capture", program)
