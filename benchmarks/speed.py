@@ -23,7 +23,7 @@ import torch
 from harness import Timing, interleave, write
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.models.fetch import smollm2_folder
 from bishare_dsl.rewrite import passes
 
@@ -39,7 +39,7 @@ LLAMA = LlamaConfig(
     vocab_size=4096,
 )
 BASE, BASE_AGAIN, PEFT, PEFT_AGAIN = "base", "base again", "PEFT LoRA", "PEFT LoRA again"
-MEASURES = ("step", "memory", "prefill", "decode")
+MEASURES = ("flops", "memory", "step", "prefill", "decode")
 
 Models = Mapping[str, PreTrainedModel]
 
@@ -83,8 +83,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for measure in options.measure:
         print(f"== {measure}", file=sys.stderr)
-        if measure == "memory":
-            rows += memory_rows(models, ids)
+        if measure in COUNTS:
+            rows += COUNTS[measure](models, ids)
             continue
         subjects = SUBJECTS[measure](models, ids)
         rounds = options.rounds * (20 if measure == "decode" else 1)
@@ -215,7 +215,8 @@ def ready(
 
 
 SUBJECTS = {"step": steps, "prefill": prefills, "decode": decodes}
-GOALS = {
+GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
+    "flops": {},
     # measure: (beside PEFT, beside the base), by spec
     "step": {
         "lora": (0.93, 1.03),
@@ -251,6 +252,28 @@ def row(
     }
 
 
+def flops_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
+    """What the linear layers and the adapter multiply in a step; attention and the rest are alike for all.
+
+    The frozen base has two products of each weight with the tokens, a factor has three.
+    """
+    sizes = [
+        m.weight.numel() for n, m in models[BASE].named_modules() if isinstance(m, torch.nn.Linear)
+    ]
+    base = 2 * 2 * ids.numel() * sum(sizes)
+    flops = {BASE: base}
+    for name, model in models.items():
+        if name != BASE:
+            own = (
+                model.bishare.plan if hasattr(model, "bishare") else plan_spec("lora", models[BASE])
+            )
+            widths = {site.path: site.d_in + site.d_out for site in own.sites}
+            flops[name] = base + 3 * 2 * ids.numel() * sum(
+                t.rows * widths[t.site] for t in own.terms
+            )
+    return [row("flops", n, f / 1e9, "GFLOP", f / flops[PEFT], f / base) for n, f in flops.items()]
+
+
 def memory_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
     peaks = {
         name: peak(step_of(model.train(), ids), ids.device) / 2**20
@@ -280,6 +303,8 @@ def peak(step: Callable[[], object], device: torch.device) -> int:
             most = max(most, held)
     return most
 
+
+COUNTS = {"flops": flops_rows, "memory": memory_rows}
 
 if __name__ == "__main__":
     main()
