@@ -32,7 +32,7 @@ KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 LLAMA = LlamaConfig(
     hidden_size=1024,
     intermediate_size=2816,
-    num_hidden_layers=8,
+    num_hidden_layers=4,
     num_attention_heads=16,
     num_key_value_heads=16,
     # Neither method touches the vocabulary; a small one leaves the layers to be seen.
