@@ -32,11 +32,11 @@ KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 LLAMA = LlamaConfig(
     hidden_size=1024,
     intermediate_size=2816,
-    num_hidden_layers=4,
+    num_hidden_layers=2,
     num_attention_heads=16,
     num_key_value_heads=16,
     # Neither method touches the vocabulary; a small one leaves the layers to be seen.
-    vocab_size=4096,
+    vocab_size=1024,
 )
 BASE, BASE_AGAIN, PEFT, PEFT_AGAIN = "base", "base again", "PEFT LoRA", "PEFT LoRA again"
 MEASURES = ("flops", "memory", "step", "prefill", "decode")
