@@ -84,12 +84,17 @@ def names() -> tuple[str, ...]:
 
 def described() -> list[tuple[str, str, str]]:
     """For each argument its name, its default here, and what transformers says about it."""
+    ours = {
+        **DEFAULTS,
+        "per_device_train_batch_size": PER_DEVICE,
+        "gradient_accumulation_steps": 16,
+    }
     rows = []
     for name in names():
         if name in _REFUSED:
             continue
         field = _fields()[name]
-        default = DEFAULTS.get(name, "" if field.default is MISSING else field.default)
+        default = ours.get(name, "" if field.default is MISSING else field.default)
         default = default.value if isinstance(default, Enum) else default
         said = " ".join(str(field.metadata.get("help", "")).split())
         rows.append((name, "" if default is None else str(default), said))

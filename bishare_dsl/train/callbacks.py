@@ -34,6 +34,8 @@ class Ends(TrainerCallback):
     ) -> None:
         if self._stops(state):
             control.should_save = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # The last loss is what everybody asks for.
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

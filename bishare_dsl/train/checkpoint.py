@@ -157,7 +157,7 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def tidy(folder: Path) -> None:
-    """Finish what a kill interrupted: a checkpoint that was being replaced is back, what is unfinished gone."""
+    """Finish what a kill interrupted: what was being replaced is back, what is unfinished is gone."""
     for path in unfinished(folder):
         replaced = folder / path.name[1:].removesuffix(".old")
         if path.suffix == ".old" and not replaced.exists():

@@ -29,7 +29,7 @@ from bishare_dsl.train.result import TrainResult, peak_memory
 from bishare_dsl.train.settings import Request, requested
 from bishare_dsl.train.stop import Stop
 from bishare_dsl.train.trainer import AdapterTrainer
-from bishare_dsl.train.voice import Silence, Voice
+from bishare_dsl.train.voice import Voice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -115,7 +115,7 @@ def run(
     evaluates = settings.eval_data is not None or settings.eval_split is not None
     args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
-        voice = Silence()
+        voice.silence()
     set_seed(args.seed)
     resumed = _resumed(request, args, force)
     plan = planned(request, voice)
@@ -130,7 +130,7 @@ def run(
         _check_same(resumed, identity, args, voice)
     _tell_schedule(len(data.train), args, voice)
     if not can_draw():
-        voice.problem(codes.NO_CURVE())
+        voice.problems([codes.NO_CURVE()])
 
     if isinstance(request.model, str):
         voice.note(f"loading {request.model} ...")
@@ -200,7 +200,8 @@ def _check_same(
             "{processes} processes with {per_device_train_batch_size} x "
             "{gradient_accumulation_steps} examples each"
         )
-        voice.problem(codes.OTHER_SPLIT(before=said.format(**before), now=said.format(**now)))
+        problem = codes.OTHER_SPLIT(before=said.format(**before), now=said.format(**now))
+        voice.problems([problem])
 
 
 def _tell_schedule(examples: int, args: TrainingArguments, voice: Voice) -> None:
@@ -210,13 +211,14 @@ def _tell_schedule(examples: int, args: TrainingArguments, voice: Voice) -> None
     if args.max_steps > 0:
         steps = args.max_steps
     voice.note(
-        f"{steps:,} steps of {effective_batch(args):,} examples: {args.world_size} x "
-        f"{args.per_device_train_batch_size} at once, {args.gradient_accumulation_steps} times"
+        f"{steps:,} steps of {effective_batch(args):,} examples: {args.per_device_train_batch_size} at "
+        f"once, on {args.world_size} device{'s' if args.world_size > 1 else ''}, "
+        f"{args.gradient_accumulation_steps} times"
     )
     warmup = args.get_warmup_steps(steps)
     if warmup >= steps and args.lr_scheduler_type != "constant":
         reached = f"{args.learning_rate * steps / warmup:.2g} of {args.learning_rate:g}"
-        voice.problem(codes.LONG_WARMUP(steps=steps, warmup=warmup, reached=reached))
+        voice.problems([codes.LONG_WARMUP(steps=steps, warmup=warmup, reached=reached)])
 
 
 def _prepare(request: Request, resumed: Checkpoint | None, force: bool, voice: Voice) -> None:

@@ -175,7 +175,11 @@ def _settings(merged: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]
         settings = Settings.model_validate(own)
     except ValidationError as error:
         return None, [
-            codes.WRONG_VALUE(name=e["loc"][0], value=own[str(e["loc"][0])], reason=e["msg"])
+            codes.WRONG_VALUE(
+                name=e["loc"][0],
+                value=own[str(e["loc"][0])],
+                reason=e["msg"].removeprefix("Value error, "),
+            )
             for e in error.errors()
             if e["type"] != "missing"
         ]

@@ -4,41 +4,57 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, render
 
 
-class Voice:
-    """Notes go to standard error, and problems become warnings, as for any other call from Python.
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
-    Args:
+
+def _problem(problem: Problem, where: SourceMap | None) -> None:
+    _warn(render(problem, where))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, BishareWarning, stacklevel=5)
+
+
+@dataclass
+class Voice:
+    """By default notes go to standard error, and findings become warnings, as of any call from Python.
+
+    Attributes:
         quiet: whether notes and the progress bar are left out.
+        say: takes a note.
+        report: takes a problem that stops nothing.
+        warn: takes a warning that has been drawn already.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self._said: set[str] = set()
+    quiet: bool = False
+    say: Callable[[str], None] = _note
+    report: Callable[[Problem, SourceMap | None], None] = _problem
+    warn: Callable[[str], None] = _warn
+    _said: set[str] = field(default_factory=set)
+
+    def silence(self) -> None:
+        """Say nothing any more: another process does."""
+        self.quiet = True
+        self.report, self.warn = (lambda *_: None), (lambda _: None)
 
     def note(self, text: str) -> None:
         """What happens, or what to know."""
         if not self.quiet:
-            sys.stderr.write(f"{text}\n")
-
-    def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
-        """A finding that stops nothing."""
-        self.warn(render(problem, where))
-
-    def warn(self, text: str) -> None:
-        """The same, drawn already."""
-        warnings.warn(text, BishareWarning, stacklevel=4)
+            self.say(text)
 
     def problems(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
-        """Several findings."""
+        """Findings that stop nothing."""
         for problem in problems:
             self._said.add(render(problem, where))
-            self.problem(problem, where)
+            self.report(problem, where)
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
@@ -47,19 +63,8 @@ class Voice:
             warnings.simplefilter("always")
             yield
         for warning in caught:
-            if not issubclass(warning.category, BishareWarning):
-                warnings.warn_explicit(
-                    warning.message, warning.category, warning.filename, warning.lineno
-                )
-            elif str(warning.message) not in self._said:
-                self.warn(str(warning.message))
-
-
-class Silence(Voice):
-    """Of the processes other than the first."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
+            text, category = str(warning.message), warning.category
+            if not issubclass(category, BishareWarning):
+                warnings.warn_explicit(text, category, warning.filename, warning.lineno)
+            elif text not in self._said:
+                self.warn(text)
