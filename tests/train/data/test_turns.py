@@ -119,8 +119,8 @@ def test_where_a_turn_begins_and_ends(opening, ending, said, wanted, tokenizer, 
 
 def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, learnt):
     template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.thought }}{{ m.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.thought }}{{ m.content }}</s>"
+        "{% endgeneration %}{% endfor %}"
     )
     made = tokenizer(template)
     messages = [
