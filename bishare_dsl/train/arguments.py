@@ -38,6 +38,8 @@ DEFAULTS: Mapping[str, Any] = {
     "save_steps": 100,
     "save_total_limit": 2,
     "report_to": "none",
+    # Every tensor of an adapter has a gradient in every step, and looking for those without takes time.
+    "ddp_find_unused_parameters": False,
 }
 """Where they are not transformers' own."""
 
@@ -73,6 +75,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "weight_decay": (0, _HUGE),
 }
+# It was a list of words once, and takes true or false now; which its type does not say.
+_SWITCHES = ("fsdp",)
 # Until 5.23 or so, and since.
 _OLD, _NEW = "gradient_checkpointing", "activation_checkpointing"
 
@@ -104,7 +108,8 @@ def described() -> list[tuple[str, str, str]]:
 def takes(name: str) -> str:
     """What follows an argument on the command line: ``"flag"`` (nothing, true or false), or ``"value"``."""
     _parser()  # It resolves the types.
-    return "flag" if _fields()[name].type in (bool, bool | None) else "value"
+    boolean = name in _SWITCHES or _fields()[name].type in (bool, bool | None)
+    return "flag" if boolean else "value"
 
 
 def converted(name: str, value: Any) -> Any:
@@ -121,6 +126,8 @@ def converted(name: str, value: Any) -> Any:
     # YAML reads a bare `no` as false.
     no = value is False and isinstance(_fields()[name].type, EnumMeta)
     text = "no" if no else str(value)
+    if name in _SWITCHES and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         found = getattr(parser.parse_args([f"--{name}={text}"]), name)
         if text.startswith("{"):
@@ -143,7 +150,8 @@ def training_arguments(
         evaluates: whether there is held-out data.
 
     Raises:
-        TrainError: arguments are not supported (BS733), or do not go together (BS732).
+        TrainError: arguments are not supported (BS733), do not go together (BS732), or ask one process to
+            shard the model (BS754).
     """
     problems = [
         codes.REFUSED(name=name, reason=reason)
@@ -167,6 +175,9 @@ def training_arguments(
         chosen.setdefault("eval_steps", chosen["save_steps"])
     with refusals():
         args = TrainingArguments(output_dir=output_dir, **_checkpointing(chosen))
+    if args.fsdp and args.world_size == 1:
+        help = "start several with `torchrun` or `accelerate launch`"
+        raise TrainError(codes.NOT_SHARDED(reason="there is one process", help=help))
     _check_reporting(args)
     # More GPUs are for more processes: `DataParallel` copies modules away from the tensors they share.
     args._n_gpu = min(args.n_gpu, 1)

@@ -19,10 +19,15 @@ LOG = "log.jsonl"
 
 
 class Ends(TrainerCallback):
-    """Begins where the checkpoint says, and stops with a checkpoint when all processes know of the wish."""
+    """Begins where the checkpoint says, and stops with a checkpoint when all processes know of the wish.
+
+    At the end of an epoch more may be logged and evaluated than after its last step. So a checkpoint of that
+    step waits for it: whoever goes on from there goes on with the next epoch.
+    """
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self._trainer = trainer
+        self._waiting = self._leaving = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -32,21 +37,25 @@ class Ends(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._stops(state):
-            control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_log = True  # The last loss is what everybody asks for.
+        elif self._trainer.stopping:
+            control.should_save = self._leaving = True
+        if float(state.epoch or 0).is_integer():
+            self._waiting, control.should_save = control.should_save, False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_save |= self._waiting
+        self._waiting = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._stops(state):
+        if self._leaving:
             folder = self._trainer.folder / name_of(state.global_step)
             raise TrainingInterrupted(state.global_step, state.max_steps, folder)
-
-    def _stops(self, state: TrainerState) -> bool:
-        # A run whose last step is done has nothing left to be stopped.
-        return self._trainer.stopping and state.global_step < state.max_steps
 
 
 class LogFile(TrainerCallback):

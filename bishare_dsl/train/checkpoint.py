@@ -146,7 +146,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             text, tensors = ((folder / name).read_bytes() for name in (STATE, STATE_TENSORS))
             state = from_bytes(text, tensors)
         return Checkpoint(folder, int(manifest["step"]), dict(manifest["run"]), state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason)) from error
 

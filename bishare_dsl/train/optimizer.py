@@ -44,13 +44,17 @@ def load_optimizer(
     Raises:
         KeyError, ValueError: the state is that of another optimizer.
     """
-    number = {name: i for i, name in enumerate(_names(optimizer, tensors))}
+    names = _names(optimizer, tensors)
+    number = {name: i for i, name in enumerate(names)}
+    # torch goes by the order in the groups, which is this optimizer's.
+    groups = []
+    for group, here in zip(stored["groups"], optimizer.state_dict()["param_groups"], strict=True):
+        if {number[name] for name in group["params"]} != set(here["params"]):
+            raise ValueError("its groups have other tensors")
+        groups.append(group | {"params": here["params"]})
     optimizer.load_state_dict(
         {
-            "param_groups": [
-                group | {"params": [number[name] for name in group["params"]]}
-                for group in stored["groups"]
-            ],
+            "param_groups": groups,
             "state": {
                 number[name]: {k: spread_like(v, tensors[name]) for k, v in values.items()}
                 for name, values in stored["state"].items()

@@ -24,6 +24,7 @@ from bishare_dsl.train.errors import TrainError, TrainingInterrupted
 from bishare_dsl.train.guard import NotFiniteError
 from bishare_dsl.train.loss import takes_only_learnt
 from bishare_dsl.train.prepare import Data, adapted, encoded, planned, rows_of, tokenizer_of
+from bishare_dsl.train.processes import check_sharding
 from bishare_dsl.train.progress import progress
 from bishare_dsl.train.result import TrainResult, peak_memory
 from bishare_dsl.train.settings import Request, requested
@@ -152,6 +153,7 @@ def run(
             eval_dataset=data.held_out,
             callbacks=list(callbacks),
         )
+        check_sharding(trainer)
         record = records.Record(request.output_dir, args.should_save)
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
         if args.should_save:

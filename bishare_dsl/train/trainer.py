@@ -244,6 +244,12 @@ class AdapterTrainer(Trainer):
             own = state["processes"][self.args.process_index]
             set_generators(own["generators"], self.args.device)
 
+    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
+        """Epochs and steps: no epoch for a run that is through, of which the loop would do one more step."""
+        epochs, *others, steps = super().set_initial_training_values(*arguments)
+        through = self._resumed is not None and self._resumed.step >= steps
+        return (0 if through else epochs, *others, steps)
+
     def begin(self) -> None:
         """Let what is counted and logged go on as well; once the loop has set it to nothing."""
         if self._resumed is not None and (state := self._resumed.state) is not None:

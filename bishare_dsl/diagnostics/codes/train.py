@@ -199,3 +199,12 @@ NO_CURVE = Code(
     "The numbers are in log.jsonl. `pip install 'bishare[train]'` brings what draws them.",
     severity="warning",
 )
+NOT_SHARDED = Code(
+    "BS754",
+    "FSDP that would not be used",
+    "the model would not be sharded with FSDP2: {reason}",
+    "`--fsdp`, or a config of `accelerate launch`, asks to spread the model over several processes. "
+    "accelerate leaves that undone, without a word, on a CPU and where there is one process. And FSDP 1, "
+    "the default of accelerate's configs, melts a layer's parameters into one, from which an adapter cannot "
+    "be saved; bishare needs FSDP2.",
+)
