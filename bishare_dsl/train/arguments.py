@@ -87,7 +87,7 @@ def names() -> tuple[str, ...]:
 
 
 def described() -> list[tuple[str, str, str]]:
-    """For each argument its name, its default here, and what transformers says about it."""
+    """For each argument that is not ours its name, its default here, and what transformers says about it."""
     ours = {
         **DEFAULTS,
         "per_device_train_batch_size": PER_DEVICE,
@@ -95,7 +95,7 @@ def described() -> list[tuple[str, str, str]]:
     }
     rows = []
     for name in names():
-        if name in _REFUSED:
+        if name in (*_REFUSED, "output_dir", "resume_from_checkpoint"):
             continue
         field = _fields()[name]
         default = ours.get(name, "" if field.default is MISSING else field.default)

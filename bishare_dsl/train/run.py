@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
 
 
+_ACCELERATES = ("forward", "_original_forward", "_is_accelerate_prepared")
+
+
 def train(
     spec: Spec | str | os.PathLike[str] | None = None,
     model: PreTrainedModel | str | os.PathLike[str] | None = None,
@@ -291,18 +294,16 @@ def _keep_good(trainer: AdapterTrainer, error: NotFiniteError) -> NoReturn:
 @contextmanager
 def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """Leave no trace of the Trainer on a model but what was trained."""
-    from accelerate.utils import (  # type: ignore[import-untyped]
-        extract_model_from_parallel,
-    )
-
     cache = model.config.use_cache
+    # accelerate wraps autocast round `forward`. A second run would wrap it again, or not at all.
+    before = {name: vars(model)[name] for name in _ACCELERATES if name in vars(model)}
     try:
         yield
     finally:
         model.config.use_cache = cache
-        # Autocast is wrapped round `forward`; a second run would wrap it again, or not at all.
-        extract_model_from_parallel(model, keep_fp32_wrapper=False)
-        vars(model).pop("_is_accelerate_prepared", None)
+        for name in _ACCELERATES:
+            vars(model).pop(name, None)
+        vars(model).update(before)
         model.eval()
 
 
