@@ -113,8 +113,8 @@ class _Bar(Progress):
             said = " · ".join(part for part in (_loss(logs), _rate(logs)) if part)
             self._bar.update(self._train, said=said)
         elif logs and "eval_loss" in logs:
-            step = f"step {state.global_step:,}"
-            self._bar.console.print(f"{step}: held-out loss {logs['eval_loss']:.4f}")
+            said = f"step {state.global_step:,}: held-out loss {logs['eval_loss']:.4f}"
+            self._bar.console.print(said, highlight=False)
 
     def on_prediction_step(
         self,

@@ -286,7 +286,7 @@ def _keep_good(trainer: AdapterTrainer, error: NotFiniteError) -> NoReturn:
         trainer.save_model()
         kept = f"the adapter as of step {good:,} is kept in `{trainer.args.output_dir}`"
     else:
-        kept = "no step was done, so there is nothing to keep"
+        kept = "no step before it was good, so nothing is kept"
     problem = codes.NOT_FINITE(what=error.what, step=done + 1, value=error.value, kept=kept)
     raise TrainError(problem) from error
 

@@ -61,6 +61,8 @@ class AdapterTrainer(Trainer):
         self._clock, self._tokens = _Clock(), 0
         with _with_adapter(arguments["model"]):
             super().__init__(**arguments)
+        if _is_kept_elsewhere(self.model):
+            self.accelerator.device_placement = False
         self._new_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
     @property
@@ -279,8 +281,7 @@ class AdapterTrainer(Trainer):
             return super().create_scheduler(*args, **keywords)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        # What accelerate keeps elsewhere it brings to the device itself, module by module.
-        if not any(is_offloaded(module) for module in model.modules()):
+        if not _is_kept_elsewhere(model):
             super()._move_model_to_device(model, device)
 
 
@@ -328,6 +329,11 @@ def _with_adapter(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         vars(model)["_hf_peft_config_loaded"] = before
+
+
+def _is_kept_elsewhere(model: nn.Module) -> bool:
+    """Whether accelerate brings the weights of some modules to the device itself, whenever they run."""
+    return any(is_offloaded(module) for module in model.modules())
 
 
 def adapter_of(model: nn.Module) -> AdapterHandle | None:

@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, where):
 
 
 def test_a_first_step_that_is_no_number_leaves_nothing(start, tmp_path):
-    with pytest.raises(TrainError, match=r"BS750.*the loss of step 1 .*no step was done"):
+    with pytest.raises(TrainError, match=r"BS750.*the loss of step 1 .*no step before it was good"):
         start(tmp_path / "it", callbacks=[Spoils(1, "loss")])
     assert not (tmp_path / "it" / "bishare_config.json").exists()
 
