@@ -61,7 +61,7 @@ class AdapterTrainer(Trainer):
         self._clock, self._tokens = _Clock(), 0
         with _with_adapter(arguments["model"]):
             super().__init__(**arguments)
-        if _is_kept_elsewhere(self.model):
+        if _is_kept_elsewhere(arguments["model"]):
             self.accelerator.device_placement = False
         self._new_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 

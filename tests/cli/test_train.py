@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
@@ -31,8 +32,7 @@ def folder(here, monkeypatch):
 
 
 def record(name="out"):
-    with open(f"{name}/run.json") as file:
-        return json.load(file)
+    return json.loads(Path(name, "run.json").read_text())
 
 
 def test_spec_model_and_rows_are_enough(bishare, folder):

@@ -26,9 +26,14 @@ def test_the_first_signal_is_a_request_and_the_second_is_not(which, capfd):
 
 def test_afterwards_signals_are_as_before():
     before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(ZeroDivisionError), Stop(says=False):
-        assert signal.getsignal(signal.SIGINT) is not before[0]
-        raise ZeroDivisionError
+
+    def fails():
+        with Stop(says=False):
+            assert signal.getsignal(signal.SIGINT) is not before[0]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == before
 
 

@@ -13,7 +13,6 @@ UNKNOWN_ARGUMENT = Code(
     "Python by the same names. One that is not known is never passed over: a misspelt learning rate would "
     "cost a run.",
     bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out --learning_rat 2e-4",
-    good="bishare train --help",
     shell=True,
 )
 WRONG_VALUE = Code(
@@ -22,7 +21,6 @@ WRONG_VALUE = Code(
     "`{name}` cannot be `{value}`: {reason}",
     "Each argument has a type, and some have a few words or a range to choose from.",
     bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out --learning_rate fast",
-    good="bishare train --help",
     shell=True,
 )
 BAD_COMBINATION = Code(
@@ -32,7 +30,6 @@ BAD_COMBINATION = Code(
     "The reason is given in the words of transformers, which checks its arguments before anything is loaded.",
     bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out "
     "--load_best_model_at_end",
-    good="bishare train --help",
     shell=True,
 )
 REFUSED = Code(
@@ -41,7 +38,6 @@ REFUSED = Code(
     "`{name}` is not supported: {reason}",
     "It is an argument of transformers' Trainer that would break what a run of bishare promises.",
     bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out --push_to_hub",
-    good="bishare train --help",
     shell=True,
 )
 BAD_CONFIG = Code(
@@ -51,7 +47,6 @@ BAD_CONFIG = Code(
     "`--config` names a YAML file with one `name: value` on each line: the arguments of training, without "
     "dashes. Flags on the command line win over it.",
     bad="bishare train --config no-such.yaml",
-    good="bishare train --help",
     shell=True,
 )
 NEEDS_PACKAGE = Code(
@@ -68,7 +63,6 @@ MISSING_ARGUMENT = Code(
     "A run needs a spec, a model, data and a folder for what it makes, on the command line or in the file of "
     "`--config`.",
     bad="bishare train lora --model smollm2-135m --output_dir out",
-    good="bishare train --help",
     shell=True,
 )
 SPEC_AND_ADAPTED = Code(
@@ -145,8 +139,8 @@ ADAPTER_ONLY = Code(
     "BS746",
     "a checkpoint without the optimizer",
     "the checkpoint `{folder}` was saved with `save_only_model`, and holds the adapter alone",
-    "Without the optimizer's and the generators' state a run cannot be gone on with. A new run can begin from "
-    "the adapter: give the folder in the place of the spec.",
+    "Without the optimizer's and the generators' state a run cannot be gone on with. A new run can begin "
+    "from the adapter: give the folder in the place of the spec.",
 )
 CANNOT_SAVE = Code(
     "BS747",
