@@ -194,6 +194,7 @@ def command(
     from bishare_dsl.evaluate.live import (
         candidates,
         check_adapters,
+        check_tokenizer,
         default_device,
         made_into,
         needed,
@@ -205,6 +206,7 @@ def command(
     require_weights(model)
     models = candidates(folders, base=base)
     report.all(check_adapters(models, architecture_of(model)))
+    check_tokenizer(model, chat=apply_chat_template is not None)
     if (out := settings["output_path"]) is not None:
         (out.parent if out.suffix == ".json" else out).mkdir(parents=True, exist_ok=True)
     report.note("loading the tasks ...")

@@ -121,6 +121,7 @@ def command(
     from bishare_dsl.evaluate.live import (
         candidates,
         check_adapters,
+        check_tokenizer,
         default_device,
         made_into,
         needed,
@@ -130,6 +131,7 @@ def command(
     require_weights(model)
     models = candidates(folders, base=base)
     report.all(check_adapters(models, architecture_of(model)))
+    check_tokenizer(model, chat=bool(chat) or system is not None)
     report.note(f"loading {model} ...")
     from dataclasses import asdict
 
@@ -137,7 +139,7 @@ def command(
     from transformers.utils import logging
 
     from bishare_dsl.diagnostics import BishareWarning
-    from bishare_dsl.evaluate.complete import complete
+    from bishare_dsl.evaluate.completion import complete
     from bishare_dsl.models import load_model
 
     if report.quiet or not sys.stderr.isatty():

@@ -30,6 +30,7 @@ COMMANDS = {
     "fmt": "Give specs their one layout.",
     "plan": "Show what a spec shares and costs on a model.",
     "compile": "Make an adapter from a spec, or print a stage of doing so.",
+    "train": "Train an adapter on rows of text.",
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "export": "Write an adapter as a plain LoRA for PEFT and vLLM.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bishare_dsl.lazy import lazy
 
 if TYPE_CHECKING:
-    from bishare_dsl.evaluate.complete import Completion, complete
+    from bishare_dsl.evaluate.completion import Completion, complete
     from bishare_dsl.evaluate.errors import EvaluateError
     from bishare_dsl.evaluate.results import Evaluation
     from bishare_dsl.evaluate.run import evaluate
@@ -19,10 +19,10 @@ __all__ = ["Completion", "EvaluateError", "Evaluation", "complete", "evaluate"]
 __getattr__ = lazy(
     __name__,
     {
-        "Completion": "bishare_dsl.evaluate.complete",
+        "Completion": "bishare_dsl.evaluate.completion",
         "EvaluateError": "bishare_dsl.evaluate.errors",
         "Evaluation": "bishare_dsl.evaluate.results",
-        "complete": "bishare_dsl.evaluate.complete",
+        "complete": "bishare_dsl.evaluate.completion",
         "evaluate": "bishare_dsl.evaluate.run",
     },
 )

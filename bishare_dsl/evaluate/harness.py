@@ -110,6 +110,7 @@ class Harness:
         tracker = None
         if s.output_path is not None:
             tracker = EvaluationTracker(output_path=str(s.output_path))
+        seeds = s.seed if isinstance(s.seed, tuple) else (s.seed,) * 4
         names = {"pretrained": self.base}
         results: dict[str, Any] = simple_evaluate(
             model=lm,
@@ -131,16 +132,16 @@ class Harness:
                 else s.fewshot_as_multiturn
             ),
             gen_kwargs=s.gen_kwargs,
-            random_seed=s.seed[0],
-            numpy_random_seed=s.seed[1],
-            torch_random_seed=s.seed[2],
-            fewshot_random_seed=s.seed[3],
+            random_seed=seeds[0],
+            numpy_random_seed=seeds[1],
+            torch_random_seed=seeds[2],
+            fewshot_random_seed=seeds[3],
             confirm_run_unsafe_code=s.confirm_run_unsafe_code,
         )
         samples = results.pop("samples", None)
         if tracker is not None:
-            names = tracker.general_config_tracker
-            names.model_name, names.model_name_sanitized = label, sanitize_model_name(label)
+            about = tracker.general_config_tracker
+            about.model_name, about.model_name_sanitized = label, sanitize_model_name(label)
             tracker.save_results_aggregated(results=results, samples=samples)
             for task in samples or ():
                 tracker.save_results_samples(task_name=task, samples=samples[task])

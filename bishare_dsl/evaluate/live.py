@@ -15,6 +15,7 @@ from bishare_dsl.api import load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
+from bishare_dsl.models.load import load_tokenizer, require_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,3 +123,14 @@ def needed(
     if chat and not tokenizer.chat_template:
         raise EvaluateError(codes.NO_CHAT_TEMPLATE(model=model))
     return tokenizer
+
+
+def check_tokenizer(model: str, *, chat: bool) -> None:
+    """See, before a model is loaded, that its tokenizer is there, with a chat template if that is wanted.
+
+    Raises:
+        EvaluateError: it is not (BS805, BS807).
+        ModelError: as `load_tokenizer` does.
+    """
+    if require_weights(model).kind != "gguf":  # From which it takes as long to read as the model.
+        needed(load_tokenizer(model), model, chat=chat)

@@ -115,6 +115,7 @@ class Evaluation:
             width=width or 10_000,
             force_terminal=colour,
             color_system="standard" if colour else None,
+            force_jupyter=False,
             highlight=False,
         )
         with console.capture() as drawn:

@@ -13,6 +13,7 @@ from bishare_dsl.evaluate.live import (
     Candidate,
     candidates,
     check_adapters,
+    check_tokenizer,
     default_device,
     made_into,
     needed,
@@ -21,6 +22,7 @@ from bishare_dsl.evaluate.results import Evaluation
 from bishare_dsl.evaluate.settings import Settings
 from bishare_dsl.evaluate.tasks import load_tasks
 from bishare_dsl.models import architecture_of, inspect_model, load_model
+from bishare_dsl.models.load import require_weights
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +47,7 @@ def evaluate(
     """Evaluate adapters on one base, which is loaded once, with lm_eval.
 
     Tasks are loaded and adapters checked before the model is. A model that is given is afterwards as it
-    was before.
+    was before. What lm_eval warns of is a `BishareWarning`.
 
     Args:
         model: a checkpoint folder, a ``.gguf`` file, a Hub id; or a model, adapted or not.
@@ -68,6 +70,7 @@ def evaluate(
     adapters = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
     models = candidates(adapters, base=base)
     if isinstance(model, str):
+        require_weights(model)
         architecture = architecture_of(model)
     else:
         architecture = inspect_model(model)
@@ -75,6 +78,8 @@ def evaluate(
             models = (*(models if base else ()), Candidate(handle.plan.spec))
     for problem in check_adapters(models, architecture):
         warnings.warn(render(problem), BishareWarning, stacklevel=2)
+    if isinstance(model, str) and tokenizer is None:
+        check_tokenizer(model, chat=bool(chosen.apply_chat_template))
     loaded = load_tasks(
         split(tasks),
         num_fewshot=num_fewshot,
@@ -97,6 +102,8 @@ def evaluate(
             )
         for problem in problems:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
+    for said in harness.said:
+        warnings.warn(f"lm_eval: {said}", BishareWarning, stacklevel=2)
     return Evaluation(name, results, chosen.limit)
 
 

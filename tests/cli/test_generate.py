@@ -136,3 +136,4 @@ def test_what_cannot_be_is_wrong_usage(generate, arguments, code):
     run = generate(*arguments)
     assert (run.code, run.out) == (2, "")
     assert f"error[{code}]" in run.err
+    assert ("loading" in run.err) == (code == "BS810")

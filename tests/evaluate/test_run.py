@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bishare_dsl import load_adapter
-from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError
 from bishare_dsl.evaluate import EvaluateError, evaluate
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tasks import tiny_tasks, write_task
@@ -128,7 +128,12 @@ def benchmarks(tmp_path):
     for name in ("mmlu_a", "mmlu_b", "mmlu_c"):
         write_task(folder, name, **choose, doc_to_text=f"{name[-1]} {{{{text}}}}:")
     mean = [{"metric": "acc", "weight_by_size": True}]
-    for name, inside in (("mmlu", ["mmlu_stem", "mmlu_c"]), ("mmlu_stem", ["mmlu_a", "mmlu_b"])):
+    groups = {
+        "mmlu": ["mmlu_stem", "mmlu_other"],
+        "mmlu_stem": ["mmlu_a", "mmlu_b"],
+        "mmlu_other": ["mmlu_c"],
+    }
+    for name, inside in groups.items():
         group = {"group": name, "task": inside, "aggregate_metric_list": mean}
         (folder / f"{name}.yaml").write_text(json.dumps(group))
     (folder / "tiny_write.yaml").rename(folder / "gsm8k.yaml")
@@ -155,6 +160,7 @@ def test_groups_of_the_paper(model, tokenizer, adapters, benchmarks):
         assert mean.scores[label].value == pytest.approx(sum(scores) / 8)
     for shots in (0, 5):
         assert rows["mmlu", shots, "acc"].depth == 0
+        assert rows["mmlu", shots, "acc"].higher_is_better
         assert rows["mmlu_stem", shots, "acc"].depth == 1
         assert rows["mmlu_a", shots, "acc"].depth == 2
     assert rows["gsm8k", 5, "exact_match"].scores["first"].samples == 6
@@ -219,6 +225,15 @@ def test_tasks_are_loaded_before_the_model(checkpoint, tasks, monkeypatch):
         evaluate(str(checkpoint), tasks="tiny_chose", include_path=tasks)
 
 
+def test_a_tokenizer_is_looked_for_before_tasks_and_model(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("bishare_dsl.evaluate.run.load_tasks", None)
+    with raises("BS807"):
+        evaluate(str(checkpoint), tasks="piqa", apply_chat_template=True)
+    tiny_model("llama").save_pretrained(tmp_path / "without")
+    with raises("BS805"):
+        evaluate(str(tmp_path / "without"), tasks="piqa")
+
+
 def test_an_adapter_of_another_family_is_warned_of(adapters, tasks, tokenizer):
     other = tiny_model("mistral")
     with pytest.warns(BishareWarning, match="BS614"):
@@ -248,3 +263,22 @@ def test_chat_templates_and_system_are_lm_eval_s(model, adapters, tasks, tmp_pat
     # Each example is a turn of its own.
     assert prompt.startswith("<system>be good\n<user>")
     assert prompt.count("<assistant>") == 2
+
+
+def test_what_lm_eval_warns_of_is_a_warning(model, tokenizer, tmp_path):
+    folder = tiny_tasks(tmp_path / "long", rows=3)
+    write_task(
+        folder,
+        "long",
+        output_type="multiple_choice",
+        doc_to_choice="words",
+        doc_to_text="{{text * 100}}:",
+    )
+    with pytest.warns(BishareWarning, match="Truncating .* from the left.* more like it"):
+        evaluate(model, tasks="long", tokenizer=tokenizer, include_path=folder, seed=1)
+
+
+def test_a_model_without_weights(monkeypatch):
+    monkeypatch.setattr("bishare_dsl.evaluate.run.load_tasks", None)
+    with pytest.raises(ModelError, match="BS512"):
+        evaluate("llama-7b", tasks="piqa")

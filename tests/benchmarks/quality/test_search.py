@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from sweep.methods import ABLATIONS, GRID, METHODS, counts
+from sweep.methods import ABLATIONS, GRID, METHODS, Method, counts
 from sweep.results import Job, Results
 from sweep.search import chosen, next_rate, open_jobs
 
@@ -99,7 +99,7 @@ def test_every_method_and_ablation_can_be_planned():
 
 
 def test_a_method_over_its_budget_is_an_error(monkeypatch):
-    big = METHODS["ss"].__class__("ss", "SS", "bishare_ss", {"r_local": 8}, bishare=True)
+    big = Method("ss", "SS", "bishare_ss", {"r_local": 8}, bishare=True)
     monkeypatch.setitem(METHODS, "ss", big)
     with pytest.raises(ValueError, match=r"ss has .*% of LoRA's parameters, more than 44\.59%"):
         counts("llama-7b")

@@ -10,7 +10,7 @@ from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
 
 EXAMPLES = [
-    Example([5, 6, 7], [[8], [9, 10, 11]], 1),
+    Example([5, 6, 7], [[8, 14], [9, 10, 11]], 1),
     Example([5, 20, 21, 22, 23, 24], [[30, 31], [32]], 0),
     Example([9], [[14], [15]], 1),
 ]

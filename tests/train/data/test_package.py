@@ -19,7 +19,9 @@ except DataError as error:
 
 
 def test_a_set_is_looked_for_without_torch():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
     code, modules = json.loads(done.stdout)
     assert code == "BS701"
     assert not {"torch", "transformers", "datasets", "numpy"} & {*modules}

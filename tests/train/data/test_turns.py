@@ -89,10 +89,38 @@ def test_thinking_is_learnt_where_the_template_writes_it(
     assert learnt(example, made) == wanted
 
 
+SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>opening{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("opening", "ending", "said", "wanted"),
+    [
+        # The prompt opens what the chat does not have, and the content begins alike by chance.
+        ("<reason>", "</s>", "<real> dog", ["<real> dog</s>", "<real> dog</s>"]),
+        # A turn ends with a token of its own, and then with the one that stops.
+        ("", "<|im_end|></s>", "dog", ["dog<|im_end|></s>", "dog<|im_end|></s>"]),
+        ("", "<|im_end|>\n</s>", "dog", ["dog<|im_end|>", "dog<|im_end|>"]),
+        # What begins the next turn ends none.
+        (
+            "",
+            "{% if m.role == 'assistant' and not loop.last %}<s>{% endif %}",
+            "dog",
+            ["dog", "dog</s>"],
+        ),
+    ],
+)
+def test_where_a_turn_begins_and_ends(opening, ending, said, wanted, tokenizer, rows, chat, learnt):
+    made = tokenizer(SIMPLE.replace("opening", opening).replace("ending", ending))
+    row = chat("user: fox", f"assistant: {said}", "user: fox", f"assistant: {said}")
+    [example] = encode(rows(row), made, max_length=200).examples
+    assert learnt(example, made) == wanted
+
+
 def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, learnt):
     template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.thought }}{{ m.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.thought }}{{ m.content }}</s>"
+        "{% endgeneration %}{% endfor %}"
     )
     made = tokenizer(template)
     messages = [

@@ -50,6 +50,10 @@ def test_it_ends_where_it_is_told_to(model, tokenizer):
     found = complete(model, tokenizer, "ab", max_new_tokens=12, do_sample=False, stop=[stop])
     assert found.text == whole[: whole.index(stop) + 2]
     assert found.finish == "stop"
+    cut = complete(
+        model, tokenizer, "ab", max_new_tokens=found.tokens, do_sample=False, stop=[stop]
+    )
+    assert cut == found
     first = model.generate(**tokenizer("ab", return_tensors="pt"), max_new_tokens=1)[0, 2]
     model.generation_config.eos_token_id = [1, int(first)]
     found = complete(model, tokenizer, "ab", max_new_tokens=1, do_sample=False)
