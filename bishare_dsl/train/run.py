@@ -222,7 +222,7 @@ def _tell_schedule(examples: int, args: TrainingArguments, voice: Voice) -> None
     )
     warmup = args.get_warmup_steps(steps)
     if warmup >= steps and args.lr_scheduler_type != "constant":
-        reached = f"{args.learning_rate * steps / warmup:.2g} of {args.learning_rate:g}"
+        reached = f"{args.learning_rate * (steps - 1) / warmup:.2g} of {args.learning_rate:g}"
         voice.problems([codes.LONG_WARMUP(steps=steps, warmup=warmup, reached=reached)])
 
 

@@ -301,7 +301,7 @@ def test_what_is_worth_a_warning(start, tmp_path, monkeypatch):
     said = [str(warning.message) for warning in caught]
     assert ["BS752" in text for text in said] == [True, False]
     assert "6 steps, and the learning rate warms up over 100" in said[0]
-    assert "beyond 0.0006 of 0.01" in said[0]
+    assert "beyond 0.0005 of 0.01" in said[0]
     assert "BS753" in said[1]
 
 
