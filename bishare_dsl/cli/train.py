@@ -62,19 +62,19 @@ def _theirs(
 ) -> tuple[str, str]:
     """An argument of transformers, and its value, which may be the next word."""
     from bishare_dsl.diagnostics.codes import train as codes
-    from bishare_dsl.train.arguments import names, takes
+    from bishare_dsl.train.arguments import is_flag, names
     from bishare_dsl.train.errors import TrainError
 
     known = names()
     negated = key.removeprefix("no_")
-    if key not in known and negated in known and takes(negated) == "flag" and value is None:
+    if key not in known and negated in known and is_flag(negated) and value is None:
         return negated, "false"
     if key not in known:
         help = nearest(key, [*known, *own])
         raise TrainError(codes.UNKNOWN_ARGUMENT(name=f"--{key}", help=help))
     if value is not None:
         return key, value
-    if takes(key) == "flag":
+    if is_flag(key):
         return key, words.popleft() if words and words[0].lower() in _BOOLEANS else "true"
     if not words:
         raise click.BadOptionUsage(key, f"Option '--{key}' requires an argument.")

@@ -43,18 +43,20 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Where they are not transformers' own."""
 
-_FIXED: Mapping[str, Any] = {
-    "disable_tqdm": True,  # There is a bar of our own.
-    "logging_nan_inf_filter": False,  # It would hide the first loss that is no number.
-    "remove_unused_columns": False,  # There are none, and `position_ids` must stay.
-}
-_REFUSED: Mapping[str, str] = {
-    "auto_find_batch_size": "it would change the effective batch; set `per_device_train_batch_size`",
-    "deepspeed": "its checkpoints hold the base too; shard the base with `fsdp` instead",
-    "enable_jit_checkpoint": "SIGTERM saves a checkpoint without it",
-    "push_to_hub": "upload the finished folder with `hf upload`",
-    "save_on_each_node": "one process writes, to a folder that all of them see",
-    "use_liger_kernel": "its kernels replace forwards that the adapter is part of",
+# What they are in every run, and why nothing else is taken.
+_FIXED: Mapping[str, tuple[bool, str]] = {
+    "auto_find_batch_size": (
+        False,
+        "it would change the effective batch; set `per_device_train_batch_size`",
+    ),
+    "deepspeed": (False, "its checkpoints hold the base too; shard the base with `fsdp` instead"),
+    "disable_tqdm": (True, "the progress bar is bishare's own; `--quiet` leaves it out"),
+    "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint without it"),
+    "logging_nan_inf_filter": (False, "it would hide the first loss that is no number"),
+    "push_to_hub": (False, "upload the finished folder with `hf upload`"),
+    "remove_unused_columns": (False, "rows have become examples before the Trainer sees them"),
+    "save_on_each_node": (False, "one process writes, to a folder that all of them see"),
+    "use_liger_kernel": (False, "its kernels replace forwards that the adapter is part of"),
 }
 _HUGE = float("inf")
 _TINY = 5e-324
@@ -77,13 +79,13 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 }
 # It was a list of words once, and takes true or false now; which its type does not say.
 _SWITCHES = ("fsdp",)
-# Until 5.23 or so, and since.
+# What transformers called it until 5.23 or so, and since.
 _OLD, _NEW = "gradient_checkpointing", "activation_checkpointing"
 
 
 def names() -> tuple[str, ...]:
-    """Every argument that may be given."""
-    return tuple(name for name in _fields() if name not in _FIXED)
+    """All arguments."""
+    return tuple(_fields())
 
 
 def described() -> list[tuple[str, str, str]]:
@@ -95,7 +97,7 @@ def described() -> list[tuple[str, str, str]]:
     }
     rows = []
     for name in names():
-        if name in (*_REFUSED, "output_dir", "resume_from_checkpoint"):
+        if name in (*_FIXED, "output_dir", "resume_from_checkpoint"):
             continue
         field = _fields()[name]
         default = ours.get(name, "" if field.default is MISSING else field.default)
@@ -105,11 +107,10 @@ def described() -> list[tuple[str, str, str]]:
     return rows
 
 
-def takes(name: str) -> str:
-    """What follows an argument on the command line: ``"flag"`` (nothing, true or false), or ``"value"``."""
+def is_flag(name: str) -> bool:
+    """Whether an argument may stand on the command line without a value: it is true or false."""
     _parser()  # It resolves the types.
-    boolean = name in _SWITCHES or _fields()[name].type in (bool, bool | None)
-    return "flag" if boolean else "value"
+    return name in _SWITCHES or _fields()[name].type in (bool, bool | None)
 
 
 def converted(name: str, value: Any) -> Any:
@@ -131,7 +132,7 @@ def converted(name: str, value: Any) -> Any:
     try:
         found = getattr(parser.parse_args([f"--{name}={text}"]), name)
         if text.startswith("{"):
-            json.loads(text)
+            found = json.loads(text)
         if (bounds := _BOUNDS.get(name)) and not bounds[0] <= found <= bounds[1]:
             raise _RefusedError(f"it must be {_between(*bounds)}")
     except (_RefusedError, ValueError) as error:
@@ -155,19 +156,18 @@ def training_arguments(
     """
     problems = [
         codes.REFUSED(name=name, reason=reason)
-        for name, reason in _REFUSED.items()
-        if given.get(name)
+        for name, (value, reason) in _FIXED.items()
+        if bool(given.get(name, value)) != value
     ]
-    if not evaluates:
-        needs = {"load_best_model_at_end": True, "eval_strategy": ("steps", "epoch")}
-        for name, values in needs.items():
-            if given.get(name) in (values if isinstance(values, tuple) else (values,)):
-                reason = f"`{name}` needs held-out data"
-                help = "give `eval_data`, or `eval_split` to hold some rows out"
-                problems.append(codes.BAD_COMBINATION(reason=reason, help=help))
+    for name, without in (("load_best_model_at_end", False), ("eval_strategy", "no")):
+        if not evaluates and given.get(name, without) != without:
+            reason = f"`{name}` needs held-out data"
+            help = "give `eval_data`, or `eval_split` to hold some rows out"
+            problems.append(codes.BAD_COMBINATION(reason=reason, help=help))
     if problems:
         raise TrainError(problems)
-    chosen = {**DEFAULTS, **given, **_FIXED}
+    fixed = {name: value for name, (value, _) in _FIXED.items() if name in _fields()}
+    chosen = {**DEFAULTS, **given, **fixed}
     if not torch.accelerator.is_available():
         chosen["use_cpu"] = True
     if evaluates and "eval_strategy" not in given:
@@ -225,10 +225,8 @@ def _checkpointing(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = _NEW if _NEW in _fields() else _OLD
     renamed = {k.replace(_OLD, name): v for k, v in chosen.items()}
-    kwargs = renamed.get(f"{name}_kwargs")
-    if not isinstance(kwargs, str):
-        renamed[f"{name}_kwargs"] = {"use_reentrant": False} | (kwargs or {})
-    return renamed
+    kwargs = renamed.get(f"{name}_kwargs") or {}
+    return {**renamed, f"{name}_kwargs": {"use_reentrant": False, **kwargs}}
 
 
 def _check_reporting(args: TrainingArguments) -> None:

@@ -17,7 +17,7 @@ def test_the_papers_recipe(tmp_path):
     assert (found.learning_rate, found.get_warmup_steps(1000)) == (1e-4, 100)
     assert (found.num_train_epochs, found.weight_decay, found.seed) == (1, 0, 0)
     assert effective_batch(found) == 64
-    assert found.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert found.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert not found.logging_nan_inf_filter
 
 
@@ -56,7 +56,7 @@ def test_the_effective_batch_is_64_if_nobody_says_otherwise(
         ("eval_strategy", False, "no"),  # as YAML reads `no`
         ("eval_strategy", IntervalStrategy.STEPS, "steps"),
         ("report_to", ["tensorboard"], ["tensorboard"]),
-        ("lr_scheduler_kwargs", '{"num_cycles": 2}', '{"num_cycles": 2}'),
+        ("lr_scheduler_kwargs", '{"num_cycles": 2}', {"num_cycles": 2}),
         ("lr_scheduler_kwargs", {"num_cycles": 2}, {"num_cycles": 2}),
         ("label_names", "labels", ["labels"]),
     ],
@@ -101,8 +101,11 @@ def test_wrong_values(name, value, reason):
         ({"report_to": "wandb"}, "BS735", "pip install wandb"),
         *(
             ({name: "1"}, "BS733", name)
-            for name in ("push_to_hub", "auto_find_batch_size", "deepspeed", "use_liger_kernel")
+            for name in ("push_to_hub", "auto_find_batch_size", "logging_nan_inf_filter")
         ),
+        ({"deepspeed": "zero.json"}, "BS733", "deepspeed"),
+        ({"remove_unused_columns": True}, "BS733", "remove_unused_columns"),
+        ({"disable_tqdm": False}, "BS733", "--quiet"),
     ],
 )
 def test_what_does_not_go(tmp_path, given, code, said):
@@ -124,10 +127,11 @@ def test_held_out_data_is_evaluated_on_when_checkpoints_are_saved(tmp_path):
 
 
 def test_either_name_of_gradient_checkpointing(tmp_path, recwarn):
-    for name in ("gradient_checkpointing", "activation_checkpointing"):
+    names = {"gradient_checkpointing", "activation_checkpointing"}
+    for name in names.intersection(arguments.names()):
         found = args(tmp_path, **{name: True, f"{name}_kwargs": {"preserve_rng_state": True}})
-        assert found.activation_checkpointing
-        assert found.activation_checkpointing_kwargs == {
+        assert found.gradient_checkpointing
+        assert found.gradient_checkpointing_kwargs == {
             "use_reentrant": False,
             "preserve_rng_state": True,
         }
