@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,29 @@ from torch import Tensor, nn
 
 from bishare_dsl.rewrite.install import Program
 from bishare_dsl.rewrite.ops import without_autocast
-from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.store import Store, attribute
+
+_Watched = tuple[dict[str, Any], str, nn.Parameter, int, int, Tensor]
+"""A source: where it is registered, under which name, itself, its version, its address and its data."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Factors, and the sources as they were when these were made."""
+
+    factors: tuple[Tensor, ...]
+    watched: list[_Watched]
+
+    def is_valid(self) -> bool:
+        for parameters, name, tensor, version, address, _ in self.watched:
+            if (
+                parameters.get(name) is not tensor
+                or tensor._version != version
+                or tensor.data_ptr() != address
+                or tensor.grad is not None
+            ):
+                return False
+        return True
 
 
 class Factors(nn.Module):
@@ -38,7 +61,7 @@ class Factors(nn.Module):
         self._stores = tuple(dict.fromkeys(store for store, _ in sources))
         self._slots = tuple((self._stores.index(store), number) for store, number in sources)
         self._assemble = assembly.function()
-        self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...], list[Tensor]] | None = None
+        self._kept: _Kept | None = None
 
     def forward(self) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
@@ -46,15 +69,13 @@ class Factors(nn.Module):
         if torch.is_grad_enabled():
             self._kept = None
             return self._make()
-        state = self._state()
-        if state is None:
-            self._kept = None
-            return self._make()
-        if self._kept is None or self._kept[0] != state:
-            # The sources too: as long as they live, no other tensor has their addresses.
-            alive = [p.detach() for store in self._stores for p in store.parameters(recurse=False)]
-            self._kept = (state, self._make(), alive)
-        return self._kept[1]
+        if self._kept is None or not self._kept.is_valid():
+            self._kept = None  # What cannot be kept is made each time.
+            factors = self._make()
+            if (watched := self._watch()) is not None:
+                self._kept = _Kept(factors, watched)
+            return factors
+        return self._kept.factors
 
     def refresh(self) -> None:
         """Forget the factors that are kept."""
@@ -77,21 +98,25 @@ class Factors(nn.Module):
         with without_autocast(sources[0].device):
             return tuple(self._assemble(self, *sources))
 
-    def _state(self) -> tuple[Any, ...] | None:
-        """What tells one set of sources from another, or None where they cannot be told apart."""
-        state: list[Any] = []
-        for store in self._stores:
-            if hasattr(store, "_hf_hook"):
-                return None  # Offloaded: the tensors come and go with each call.
-            if getattr(store, "_is_fsdp_managed_module", False):
-                return None  # FSDP gathers into tensors whose changes it does not count.
-            for tensor in store._parameters.values():
-                if type(tensor) is not nn.Parameter or tensor.is_meta or tensor.is_inference():
-                    return None
-                if tensor.grad is not None:
-                    return None  # A step may follow, and fused optimizers' changes are not counted.
-                state += (id(tensor), tensor._version, tensor.data_ptr())
-        return tuple(state)
+    def _watch(self) -> list[_Watched] | None:
+        """The sources as they are now, or None where a change of them could not be seen."""
+        watched = []
+        for store, number in dict.fromkeys(self._slots):
+            owner, name = self._stores[store], attribute(self._stores[store].names[number])
+            tensor = owner._parameters[name]
+            if (
+                hasattr(owner, "_hf_hook")  # Offloaded: the tensors come and go with each call.
+                or type(tensor) is not nn.Parameter
+                or tensor.is_meta
+                or tensor.is_inference()
+                # A step may follow, and fused optimizers' changes are not counted.
+                or tensor.grad is not None
+            ):
+                return None
+            state = (tensor._version, tensor.data_ptr())
+            # The data too: as long as it lives, no other tensor has its address.
+            watched.append((owner._parameters, name, tensor, *state, tensor.detach()))
+        return watched
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_assemble", "_kept")}

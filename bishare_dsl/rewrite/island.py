@@ -103,7 +103,14 @@ def parameters(linears: Sequence[nn.Module]) -> list[Any]:
 
 def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Any]:
     """Factors in the dtype and on the device of ``x``."""
-    return [None if factor is None else factor.to(x) for factor in factors]
+    # Not asked of torch where there is nothing to do: with one token, each call to it is felt.
+    dtype, device = x.dtype, x.device
+    return [
+        factor
+        if factor is None or (factor.dtype is dtype and factor.device == device)
+        else factor.to(x)
+        for factor in factors
+    ]
 
 
 def run(
