@@ -35,6 +35,37 @@ def is_offloaded(module: nn.Module) -> bool:
     return any(True for _ in _weight_maps(module))
 
 
+def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
+    """Where each tensor goes: to the first site that uses it.
+
+    Of an offloaded layer's tensors only the base's are offloaded, so the adapter's stay on the CPU.
+    """
+    import torch
+
+    found: dict[str, torch.device] = {}
+    for path, terms in plan.terms_of.items():
+        site = model.get_submodule(path)
+        held = next(
+            (t for ts in (site._parameters, site._buffers) for t in ts.values() if t is not None),
+            None,
+        )
+        device = torch.device("cpu") if held is None or is_offloaded(site) else held.device
+        for term in terms:
+            for name in term.tensors.values():
+                found.setdefault(name, device)
+    return found
+
+
+def settle(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device]) -> None:
+    """Move tensors to where `devices` says that they go, in place, and their gradients with them."""
+    for name, tensor in tensors.items():
+        # On the meta device there are no values: neither could they come from there, nor must they go there.
+        if tensor.device != where[name] and not tensor.is_meta and where[name].type != "meta":
+            tensor.data = tensor.data.to(where[name])
+            if tensor.grad is not None:
+                tensor.grad = tensor.grad.to(where[name])
+
+
 def whole(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The plan's tensors by name, detached, each with all of its values.
 
