@@ -132,7 +132,7 @@ class AdapterHandle(Store):
         active._check_free("switch adapters")
         if chosen._compact and self.model.training:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
-        settle(chosen.tensors(), devices(chosen.plan, self.model))
+        settle(chosen.attachment.tensors(), devices(chosen.plan, self.model))
         active.attachment.detach()
         chosen.attachment.attach()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -24,6 +25,14 @@ class Attachment:
     stores: tuple[tuple[nn.Module, Store], ...] = ()
     regions: tuple[tuple[nn.Module, Factors], ...] = ()
 
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their names in the plan, each once."""
+        return {
+            name: cast(nn.Parameter, parameter)
+            for _, store in self.stores
+            for name, parameter in zip(store.names, store._parameters.values(), strict=True)
+        }
+
     def attach(self) -> None:
         """Put the adapter into its model, training or not as the modules do that it joins."""
         for owner, store in self.stores:
@@ -32,8 +41,7 @@ class Attachment:
         for region, factors in self.regions:
             factors.train(region.training)
             region.add_module(FACTORS, factors)
-            # Held, so that it outlives a switch: `torch.compile` would compile for a new class anew.
-            factors.installed = install_program(region, factors.region)
+            install_program(region, factors.region)
 
     def detach(self) -> None:
         """Take the adapter out of its model. The factors that it keeps go: they may be large."""

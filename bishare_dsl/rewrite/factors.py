@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.rewrite.install import Installed, Program
+from bishare_dsl.rewrite.install import Program
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.store import Store
 
@@ -39,8 +39,6 @@ class Factors(nn.Module):
         self._slots = tuple((self._stores.index(store), number) for store, number in sources)
         self._assemble = assembly.function()
         self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...], list[Tensor]] | None = None
-        # The class that the region had last by this adapter.
-        self.installed: type[Installed] | None = None
 
     def forward(self) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
@@ -96,13 +94,12 @@ class Factors(nn.Module):
         return tuple(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        made_again = ("_assemble", "_kept", "installed")
-        return {k: v for k, v in self.__dict__.items() if k not in made_again}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_assemble", "_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._assemble = self.assembly.function()
-        self._kept, self.installed = None, None
+        self._kept = None
 
     def extra_repr(self) -> str:
         return f"{len(self._slots)} tensors of {len(self._stores)} modules"

@@ -121,11 +121,9 @@ def install(module: nn.Module, graph: fx.Graph) -> None:
     _swap(module, cls)
 
 
-def install_program(module: nn.Module, program: Program) -> type[Installed]:
-    """Make the code of a graph the forward of `module`: `install`, with the code at hand; its class."""
-    cls = _generated_class(base_class(type(module)), program)
-    _swap(module, cls)
-    return cls
+def install_program(module: nn.Module, program: Program) -> None:
+    """Make the code of a graph the forward of `module`: `install`, with the code at hand."""
+    _swap(module, _generated_class(base_class(type(module)), program))
 
 
 def uninstall(module: nn.Module) -> None:
