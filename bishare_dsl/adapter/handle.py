@@ -170,7 +170,7 @@ class AdapterHandle(Store):
         """
         if name in self._adapters:
             raise AdapterError(codes.NAME_IN_USE(name=name))
-        self._active()._check_free("load another one")
+        self._check_free("load another one")
 
     @property
     def merged(self) -> bool:
@@ -351,15 +351,12 @@ class AdapterHandle(Store):
     def extra_repr(self) -> str:
         if not self._model:
             return "unloaded"
-        state = (
-            "not active"
-            if self._active() is not self
-            else "disabled"
-            if self._disabled
-            else "merged"
-            if self.merged
-            else "active"
-        )
+        states = {
+            "not active": self._active() is not self,
+            "disabled": self._disabled,
+            "merged": self.merged,
+        }
+        state = next((name for name, holds in states.items() if holds), "active")
         modules = sum(1 for terms in self.plan.terms_of.values() if terms)
         return (
             f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, "
