@@ -1,8 +1,8 @@
 """How long a switch between two adapters in memory takes, beside PEFT's `set_adapter`.
 
-It is a matter of how many modules and tensors there are, not of how large: the base is a Llama with the layers of
-the 7B or five times as many, and small real weights. PEFT switches between two LoRAs of rank 8; one row a spec is
-bishare between two adapters of it. `set_adapter` of PEFT is measured twice, the second time as the control.
+It is a matter of how many modules and tensors there are, not of how large: the base is a Llama with the
+layers of the 7B or five times as many, and small real weights. PEFT switches between two LoRAs of rank 8,
+bishare between two adapters of each spec. PEFT is measured twice, the second time as the control.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ SWITCHES = 10
 
 
 def base(layers: int) -> Any:
-    sizes = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 4, "vocab_size": 64}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
     return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **sizes))
 
 

@@ -101,7 +101,7 @@ def compile_spec(
     if all(device.type == "meta" for device in where.values()):
         tensors = draw(plan, seed, "meta")
     else:
-        tensors = {name: t.to(where[name]) for name, t in draw(plan, seed).items()}
+        tensors = {n: t.to(where[n]) for n, t in draw(plan, seed).items()}
     _adapt(model, plan, tensors, text, seed, name)
     return model
 
@@ -130,7 +130,7 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     raise_errors(AdapterError, problems)
     _warn(problems)
     where = devices(stored.plan, model)
-    tensors = {name: t.to(where[name]) for name, t in stored.tensors().items()}
+    tensors = {n: t.to(where[n]) for n, t in stored.tensors().items()}
     handle = _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed, name)
     if stored.compact:
         handle.freeze_compact()

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class AdapterHandle(Store):
     """An adapter of a model; it owns the tensors that belong to no one block.
 
-    That of the active adapter is ``model.bishare``. The others lie beside the model, in its memory and in
-    its copies and pickles, and are no part of it else. A copy of the model has handles of its own.
+    That of the active adapter is ``model.bishare``. The others are in the model's memory, its copies and its
+    pickles, and otherwise no part of it. A copy of the model has handles of its own.
     """
 
     plan: Plan

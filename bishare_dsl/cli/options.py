@@ -41,6 +41,16 @@ as_json = click.option(
     callback=_into_report("as_json"),
     help="Write one JSON object, problems included, on standard output.",
 )
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16", "float16")),
+    help="Of the weights; by default the checkpoint's.",
+)
+device = click.option(
+    "--device",
+    metavar="NAME",
+    help="Such as cuda, cuda:1, cpu or auto; by default the GPU if there is one.",
+)
 force = click.option("--force", is_flag=True, help="Replace what the command wrote there before.")
 
 

@@ -23,8 +23,15 @@ from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, r
 FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 
 _USAGE_CODES = frozenset(
-    # A param, a folder or a format that was named on the command line and is not there or in the way.
-    ["BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS630", "BS631"]
+    [
+        # A param, a folder or a format that was named on the command line and is not there or in the way.
+        *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS630", "BS631"),
+        # What training is asked to do, and where; data that is not there.
+        *(f"BS{number}" for number in (*range(730, 739), 740, 741, 742, 744, 746)),
+        *("BS701", "BS702", "BS703", "BS704", "BS708"),
+        # What an evaluation needs: lm_eval, its tasks, a tokenizer, a flag, a prompt that fits.
+        *("BS801", "BS802", "BS803", "BS804", "BS805", "BS807", "BS808", "BS810"),
+    ]
 )
 _COLOURS = {"error": "31", "warning": "33", "note": "36"}
 _HEAD = re.compile(r"(?P<severity>error|warning|note)(\[BS\d+\])?:")
@@ -37,12 +44,16 @@ class CommandError(BishareError):
 
 
 class Report:
-    """Takes all that a command has to say. ``as_json`` and ``quiet`` are set by the options."""
+    """Takes all that a command has to say. ``as_json`` and ``quiet`` are set by the options.
+
+    With ``partial`` what there is is written although the command was interrupted.
+    """
 
     def __init__(self) -> None:
         self.as_json = False
         self.quiet = False
         self.problems_are_results = False
+        self.partial = False
         self.exit_code = 0
         self.errors = self.warnings = 0
         self._data: dict[str, Any] = {}
@@ -91,7 +102,7 @@ class Report:
 
     def close(self) -> None:
         """Write what has been kept, and see that all of it has gone out."""
-        if self.as_json and self.exit_code <= USAGE:
+        if self.as_json and (self.exit_code <= USAGE or self.partial):
             import json
 
             result = {**self._data, "problems": self._problems}

@@ -20,6 +20,8 @@ _STAGES = {
     "4": "Rewriting a model",
     "5": "Finding and loading models",
     "6": "Adapters",
+    "7": "Training, its data first",
+    "8": "Evaluating and generating",
     "9": "Using the command line",
 }
 

@@ -61,6 +61,18 @@ def meta_model(name: str) -> PreTrainedModel:
     return model_on_meta(read_config(source), source.name)
 
 
+def require_weights(name: str) -> Source:
+    """What ``name`` means, if that has weights.
+
+    Raises:
+        ModelError: as `resolve` does, or it has shapes alone (BS512).
+    """
+    source = resolve(name)
+    if source.kind in ("preset", "config"):
+        raise ModelError(NO_WEIGHTS(name=name, help=_where_weights_are(source)))
+    return source
+
+
 def load_model(
     name: str, *, dtype: torch.dtype | str | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -76,11 +88,9 @@ def load_model(
     Raises:
         ModelError: as `architecture_of` does; it has no weights (BS512), or they do not load (BS513).
     """
-    source = resolve(name)
-    if source.kind in ("preset", "config"):
-        raise ModelError(NO_WEIGHTS(name=name, help=_where_weights_are(source)))
+    source = require_weights(name)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from bishare_dsl.models.config import read_config
     from bishare_dsl.models.inspect import one_line
@@ -107,15 +117,34 @@ def load_model(
         reason = f"`{missing[0]}`{more} is not in the checkpoint"
         raise ModelError(BROKEN_WEIGHTS(name=source.place, reason=reason))
     model.config.name_or_path = source.place
+    return model, _tokenizer(source, place, extra)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that `load_model` gives with a model, without the model.
+
+    Raises:
+        ModelError: as `require_weights` does.
+    """
+    source = require_weights(name)
+    return _tokenizer(source, *_arguments(source))
+
+
+def _tokenizer(
+    source: Source, place: str, extra: dict[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
     # From a folder without a tokenizer AutoTokenizer can make an empty one up, by the model's family.
     folder = Path(place)
     local = source.kind != "gguf" and folder.is_dir()
     if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        return model, None
+        return None
     try:
-        return model, AutoTokenizer.from_pretrained(place, **extra)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **extra)
     except Exception:  # noqa: BLE001 - a model without a usable tokenizer is still a model
-        return model, None
+        return None
+    return tokenizer
 
 
 def _arguments(source: Source) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -47,9 +47,15 @@ class Resolved:
     starts: Mapping[str, Start]
     gains: Mapping[str, Start]
     warnings: tuple[Problem, ...] = ()
+    _found: dict[str, Start] = field(default_factory=dict)  # asked once for each role
 
     def start(self, role: str) -> Start:
         """How a tensor of the term starts."""
+        if role not in self._found:
+            self._found[role] = self._start(role)
+        return self._found[role]
+
+    def _start(self, role: str) -> Start:
         if (start := self.starts.get(role) or self.gains.get(role)) is not None:
             return start
         with guarded(self.transform, "start"):

@@ -158,11 +158,6 @@ def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def stores(model: nn.Module) -> Iterator[Store]:
-    """The modules that own the tensors of an adapted model."""
-    return (module for module in model.modules() if isinstance(module, Store))
-
-
 def _home(model: nn.Module, owner: str) -> str:
     """Where a store can be: an `nn.Sequential` or a list would take one more child for one of its own."""
     while isinstance(model.get_submodule(owner), _CONTAINERS):
@@ -252,7 +247,9 @@ class _Regions:
         return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
 
     def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> _Compiled:
-        program = RegionProgram.start(self._capture(module, expand.targets), len(expand.shapes))
+        linears = [name for name, child in module.named_modules() if name and linear_widths(child)]
+        graph = self._capture(module, expand.targets)
+        program = RegionProgram.start(graph, len(expand.shapes), linears)
         observe = None
         if (told := self.observe) is not None:
             told(path, "capture", program)

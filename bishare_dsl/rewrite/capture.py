@@ -6,7 +6,8 @@ forward is traced again for each way that differs from the ordinary one, and the
 - an argument that is None must leave the graph as it is, save that a cache's `update` falls away;
   that call becomes `leaves.update_cache`, which decides at run time;
 - training may change constants (a dropout), which become `leaves.select_training`;
-- the attention implementation must change nothing, since `leaves.attend` looks it up at run time.
+- the attention implementation must change nothing, since `leaves.attend` looks it up at run time: most
+  forwards hand it on unseen, which one trace shows; one that compares its name is traced with several.
 
 Anything else that differs makes the region untraceable, so a graph that is returned is right for
 every call.
@@ -71,14 +72,9 @@ def _capture(module: nn.Module) -> fx.Graph:
     if replaces_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
     check_decorators(module)
-    way = Way()
-    try:
-        first = trace_region(module, way)
-    except Exception:  # noqa: BLE001 - a float may decide a branch: then it has to be a constant
-        way = Way(floats=False)
-        first = trace_region(module, way)
+    way, first = _first(module)
     absences = _check_absences(module, way, first)
-    if first.reads_implementation:
+    if first.reads_implementation and way.implementation is not None:
         _check_implementations(module, way, first)
     training = replace(way, training=True)
     trained = trace_region(module, training)
@@ -95,6 +91,17 @@ def _capture(module: nn.Module) -> fx.Graph:
     _erase_unused_reads(first.graph)
     first.graph.lint()
     return first.graph
+
+
+def _first(module: nn.Module) -> tuple[Way, Trace]:
+    """The first trace, of the way that leaves the least to check."""
+    for way in (Way(implementation=None), Way()):
+        try:
+            return way, trace_region(module, way)
+        except Exception:  # noqa: BLE001 - it looks at a name, or a float decides a branch
+            continue
+    way = Way(floats=False)  # Floats are constants then.
+    return way, trace_region(module, way)
 
 
 def _check_absences(module: nn.Module, way: Way, first: Trace) -> list[frozenset[str]]:

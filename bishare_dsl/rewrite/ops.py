@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast changes dtypes on a device now."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which autocast leaves dtypes as they are."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def down(x: Tensor, a: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -43,18 +43,20 @@ class RegionProgram:
     """Two graphs, changed in place by the passes.
 
     ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what
-    ``assembly`` makes of the region's tensors: at first the tensors as they are.
+    ``assembly`` makes of the region's tensors: at first the tensors as they are. ``linears`` are the
+    children that are linear layers, targets or not.
     """
 
     forward: fx.Graph
     assembly: fx.Graph
+    linears: frozenset[str]
 
     @classmethod
-    def start(cls, forward: fx.Graph, tensors: int) -> RegionProgram:
+    def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionProgram:
         """The base's forward, not yet calling for its ``tensors`` tensors."""
         assembly = fx.Graph()
         assembly.output(tuple(assembly.placeholder(f"tensor_{i}") for i in range(tensors)))
-        return cls(forward, assembly)
+        return cls(forward, assembly, frozenset(linears))
 
     def factors_call(self) -> fx.Node:
         """The node of the forward that calls for the factors."""

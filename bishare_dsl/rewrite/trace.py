@@ -71,13 +71,14 @@ class Way:
     Attributes:
         training: what `self.training` says.
         absent: the arguments that are None.
-        implementation: what `self.config._attn_implementation` says.
+        implementation: what `self.config._attn_implementation` says; None for a value that can only be
+            handed on, so that a forward that was traced with it goes the same way with any.
         floats: whether float attributes (`scaling`) are read at run time; if not, they are constants.
     """
 
     training: bool = False
     absent: frozenset[str] = frozenset()
-    implementation: str = "sdpa"
+    implementation: str | None = "sdpa"
     floats: bool = True
 
 
@@ -212,7 +213,8 @@ class ConfigView:
     def __getattr__(self, name: str) -> Any:
         if name == IMPLEMENTATION:
             self._tracer.result.reads_implementation = True
-            return Implementation(self._tracer.way.implementation)
+            supposed = self._tracer.way.implementation
+            return UnnamedImplementation() if supposed is None else Implementation(supposed)
         return getattr(self._config, name)
 
 
@@ -222,6 +224,17 @@ class Implementation(str):
     __slots__ = ()
 
 
+class UnnamedImplementation:
+    """Stands for the name of any implementation: whoever looks at it is refused."""
+
+    def _look(self, *_: object) -> NoReturn:
+        _refuse("it looks at the attention implementation")
+
+    __eq__ = __ne__ = __lt__ = __hash__ = __bool__ = __len__ = __iter__ = __contains__ = _look
+    __getitem__ = __add__ = __radd__ = __mod__ = __rmod__ = __str__ = __repr__ = __format__ = _look
+    __getattr__ = _look
+
+
 class AttentionFunctions:
     """Stands in for a modeling module's `ALL_ATTENTION_FUNCTIONS`."""
 
@@ -229,7 +242,7 @@ class AttentionFunctions:
         self._tracer, self._module_name = tracer, module_name
 
     def get_interface(self, implementation: object, default: Any = None) -> Callable[..., Any]:
-        if not isinstance(implementation, Implementation):
+        if not isinstance(implementation, (Implementation, UnnamedImplementation)):
             _refuse(f"its attention is not chosen by {_IMPLEMENTATION_PATH}")
         eager = getattr(default, "__name__", "eager_attention_forward")
         return functools.partial(self._tracer.attend, self._module_name, eager)
@@ -278,7 +291,7 @@ class RegionTracer(GraphAppendingTracer):
             return self.create_node("get_attr", "bishare_self", (), {})
         if type(a) is ChildView:
             return self.create_node("get_attr", a._path, (), {})
-        if isinstance(a, Implementation):
+        if isinstance(a, (Implementation, UnnamedImplementation)):
             return self.create_node("get_attr", _IMPLEMENTATION_PATH, (), {})
         if isinstance(a, torch.Tensor):
             raise TraceError("it makes a tensor of its own")

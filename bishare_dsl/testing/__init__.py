@@ -3,6 +3,8 @@
 | module | |
 |---|---|
 | `models` | tiny random models, one a family |
+| `tokenizer` | a tokenizer for them |
+| `tasks` | tasks of lm_eval for them, with local data |
 | `specs` | strategies for specs that need not make sense |
 | `plans` | strategies for models, architectures, pools, and specs that fit |
 | `reference` | dense references of the transforms, from the paper's equations |

@@ -1,1 +1,26 @@
-"""Train an adapter: data, the Trainer, checkpoints and the record of a run."""
+"""Train an adapter: data, the Trainer, checkpoints and the record of a run.
+
+result = train("bishare_ke", "./my-checkpoint", "rows.jsonl", "my-adapter")
+print(result)
+"""
+
+from typing import TYPE_CHECKING
+
+from bishare_dsl.lazy import lazy
+
+if TYPE_CHECKING:
+    from bishare_dsl.train.errors import TrainError, TrainingInterrupted
+    from bishare_dsl.train.result import TrainResult
+    from bishare_dsl.train.run import train
+
+__all__ = ["TrainError", "TrainResult", "TrainingInterrupted", "train"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "TrainError": "bishare_dsl.train.errors",
+        "TrainResult": "bishare_dsl.train.result",
+        "TrainingInterrupted": "bishare_dsl.train.errors",
+        "train": "bishare_dsl.train.run",
+    },
+)

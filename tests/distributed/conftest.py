@@ -8,21 +8,17 @@ from pathlib import Path
 
 import pytest
 
+# As for a script that is run in this folder.
+sys.path.append(str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
-def torchrun() -> Callable[..., str]:
-    """Run a script, or ``-m`` a module, in two processes: what they print. Fail if one of them does."""
+def launch() -> Callable[..., str]:
+    """Run this Python, with a thread in each process: what is printed. Fail if a process does."""
 
     def run(*arguments: str | Path) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-        ]
         done = subprocess.run(
-            [*command, *map(str, arguments)],
+            [sys.executable, *map(str, arguments)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -31,5 +27,16 @@ def torchrun() -> Callable[..., str]:
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def torchrun(launch: Callable[..., str]) -> Callable[..., str]:
+    """Run a script, or ``-m`` a module, in two processes."""
+
+    def run(*arguments: str | Path) -> str:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        return launch(*command, *arguments)
 
     return run

@@ -1,11 +1,9 @@
 """One adapted model on two processes, with DDP and with FSDP2, by torch's own means.
 
-What is decorated with `together` runs in both processes, which `torchrun` starts once for all of it.
+What `together` decorates runs in both processes, which `torchrun` starts once for all of it.
 """
 
-import json
 import sys
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from together import Together, raised
 from torch import distributed, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -47,17 +46,10 @@ share inter per model rank 4 via SS(slice = trailing)
 SPECS = {"llama": MIXED, "opt": OPT}
 CONFIGS = {"llama": {}, "opt": {"dropout": 0.0}}
 LAYERS = ("LlamaDecoderLayer", "OPTDecoderLayer")
-STEPS = 4
-HERE = Path()
-
+STEPS = 3
 IDS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(7))
 
-TOGETHER: dict[str, Callable[[], None]] = {}
-
-
-def together(function: Callable[[], None]) -> Callable[[], None]:
-    TOGETHER[function.__name__] = function
-    return function
+together = Together()
 
 
 def adapted(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
@@ -140,49 +132,39 @@ def assert_same_everywhere(values: dict[str, torch.Tensor]) -> None:
 
 
 @together
-def ddp() -> None:
+def ddp(folder: Path) -> None:
     # Every tensor has a gradient in every step, so that nothing has to be looked for.
     assert_as_one_process(DistributedDataParallel)
 
 
 @together
-def ddp_with_checkpointing() -> None:
-    assert_as_one_process(DistributedDataParallel, checkpoint=True)
-
-
-@together
-def ddp_where_a_layer_is_a_region() -> None:
+def ddp_with_checkpointing_where_a_layer_is_a_region(folder: Path) -> None:
     assert_as_one_process(DistributedDataParallel, "opt", checkpoint=True)
 
 
 @together
-def fsdp() -> None:
+def fsdp(folder: Path) -> None:
     assert_as_one_process(sharded)
 
 
 @together
-def fsdp_with_checkpointing() -> None:
-    assert_as_one_process(sharded, checkpoint=True)
-
-
-@together
-def fsdp_where_a_layer_is_a_region() -> None:
+def fsdp_with_checkpointing_where_a_layer_is_a_region(folder: Path) -> None:
     assert_as_one_process(sharded, "opt", checkpoint=True)
 
 
 @together
-def fsdp_that_keeps_what_it_gathered() -> None:
+def fsdp_that_keeps_what_it_gathered(folder: Path) -> None:
     assert_as_one_process(partial(sharded, reshard_after_forward=False))
 
 
 @together
-def fsdp_with_offload() -> None:
+def fsdp_with_offload(folder: Path) -> None:
     # Pinned memory is that of a GPU.
     assert_as_one_process(partial(sharded, offload_policy=CPUOffloadPolicy(pin_memory=False)))
 
 
 @together
-def fsdp_of_a_bfloat16_base() -> None:
+def fsdp_of_a_bfloat16_base(folder: Path) -> None:
     """The base's frozen bfloat16 and the adapter's float32 stand in the same units."""
 
     def build() -> Any:
@@ -198,41 +180,41 @@ def fsdp_of_a_bfloat16_base() -> None:
 
 
 @together
-def saving_in_mixed_precision() -> None:
+def saving_in_mixed_precision(folder: Path) -> None:
     """What a forward gathered, rounded to bfloat16, is not what is saved."""
     expected = values_of(adapted())
     model = sharded(adapted(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     logits(model)
-    model.bishare.save_pretrained(HERE / "saved")
-    stored = load_adapter(HERE / "saved", tiny_model("llama"))
+    model.bishare.save_pretrained(folder / "saved")
+    stored = load_adapter(folder / "saved", tiny_model("llama"))
     for name, value in values_of(stored).items():
         assert torch.equal(value, expected[name]), name
 
 
 @together
-def exporting() -> None:
+def exporting(folder: Path) -> None:
     model = sharded(adapted())
     logits(model)
-    report = model.bishare.export(HERE / "peft")
+    report = model.bishare.export(folder / "peft")
     assert report.modules == len(model.bishare.plan.sites)
-    assert (HERE / "peft" / "adapter_model.safetensors").is_file()
+    assert (folder / "peft" / "adapter_model.safetensors").is_file()
     # The first process finds the folder in the way, and all of them are told.
     with pytest.raises(AdapterError, match="BS618"):
-        model.bishare.export(HERE / "peft")
+        model.bishare.export(folder / "peft")
 
 
 @together
-def a_folder_that_cannot_be_written() -> None:
+def a_folder_that_cannot_be_written(folder: Path) -> None:
     """The first process cannot write; the other hears of it."""
-    (HERE / "file").touch()
-    folder = HERE / ("file" if distributed.get_rank() == 0 else "other")
+    (folder / "file").touch()
+    name = "file" if distributed.get_rank() == 0 else "other"
     with pytest.raises(AdapterError, match="BS616"):
-        sharded(adapted()).bishare.save_pretrained(folder)
-    assert not (HERE / "other").exists()
+        sharded(adapted()).bishare.save_pretrained(folder / name)
+    assert not (folder / "other").exists()
 
 
 @together
-def merging() -> None:
+def merging(folder: Path) -> None:
     """Weights that were gathered for a forward, and go with the next, are not merged into."""
     model = sharded(adapted(), reshard_after_forward=False)
     before = logits(model)
@@ -242,7 +224,7 @@ def merging() -> None:
 
 
 @together
-def disabling() -> None:
+def disabling(folder: Path) -> None:
     for family in SPECS:
         alone, model = adapted(family), sharded(adapted(family))
         expected = logits(alone)
@@ -258,7 +240,7 @@ def disabling() -> None:
 
 
 @together
-def switching() -> None:
+def switching(folder: Path) -> None:
     """Refused, for FSDP has no other adapter's tensors; before it shards, any of them may be chosen."""
     model = adapted()
     compile_spec(parse_spec(OPT.replace("fc1, fc2", "up_proj")), model, seed=4, name="other")
@@ -275,7 +257,7 @@ def switching() -> None:
 
 
 @together
-def no_factors_are_kept() -> None:
+def no_factors_are_kept(folder: Path) -> None:
     """What FSDP gathers into does not tell that it has changed."""
     model = sharded(adapted())
     first = logits(model)
@@ -295,7 +277,7 @@ def no_factors_are_kept() -> None:
 
 
 @together
-def adapting_what_is_sharded() -> None:
+def adapting_what_is_sharded(folder: Path) -> None:
     model = sharded(tiny_model("llama"))
     with pytest.warns(BishareWarning, match="BS404"):
         compile_spec(parse_spec(MIXED), model, seed=3)
@@ -304,29 +286,21 @@ def adapting_what_is_sharded() -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(
+def found(
     torchrun: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, str]]:
-    """By process: what each function raised, or ""."""
     folder = tmp_path_factory.mktemp("together")
     torchrun(__file__, folder)
-    return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)]
+    return raised(folder)
 
 
-@pytest.mark.parametrize("name", TOGETHER)
-def test_two_processes(name: str, outcomes: list[dict[str, str]]) -> None:
-    assert [found[name] for found in outcomes] == ["", ""]
+@pytest.mark.parametrize("name", together)
+def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+    assert [process[name] for process in found] == ["", ""]
 
 
 if __name__ == "__main__":
-    HERE = Path(sys.argv[1])
     # Where one process fails, the other is not to wait for it long.
     distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    raised = dict.fromkeys(TOGETHER, "")
-    for name, function in TOGETHER.items():
-        try:
-            function()
-        except BaseException:  # noqa: BLE001 - `pytest.raises` raises such a one
-            raised[name] = traceback.format_exc()
-    (HERE / f"{distributed.get_rank()}.json").write_text(json.dumps(raised))
+    together.call_all(Path(sys.argv[1]))
     distributed.destroy_process_group()

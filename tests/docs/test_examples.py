@@ -127,14 +127,20 @@ def test_spec(block, tmp_path, monkeypatch):
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty current folder, and tiny models in place of those that examples load."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bishare_dsl.testing.models import tiny_model
+    from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         AutoModelForCausalLM, "from_pretrained", lambda *_args, **_options: tiny_model("llama")
     )
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *_args, **_options: tiny_tokenizer()
+    )
+    # lm_eval lists every installed package into each result, which takes seconds.
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
 
 
 @pytest.fixture

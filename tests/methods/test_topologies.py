@@ -43,8 +43,8 @@ def test_shared_input_projects_each_input_down_once():
     def products(name):
         model = tiny_model("llama", num_hidden_layers=1)
         plan, _ = build_plan(spec(name, r=2), inspect_model(model))
-        stages = [stage for stage in explain(model, plan) if stage.region.endswith("self_attn")]
-        graph = stages[-1].forward_graph
+        stages = {s.step: s for s in explain(model, plan) if s.region.endswith("self_attn")}
+        graph = stages["AccumulateUps"].forward_graph
         return graph.count("rewrite.ops.down]"), graph.count("[target=narrow]")
 
     assert products("lora") == (1, 3)

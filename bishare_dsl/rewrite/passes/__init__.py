@@ -7,6 +7,8 @@ from collections.abc import Callable
 from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
 from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
 from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
+from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
+from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.program import Pass, RegionProgram
@@ -15,6 +17,8 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     ShareFactors(),
     FuseDowns(),
     AccumulateUps(),
+    FuseIslands(),
+    FuseGatedMlp(),
     HoistFactors(),
 )
 """What runs behind `ExpandTerms`; none of it changes what is computed."""
@@ -43,6 +47,8 @@ __all__ = [
     "AccumulateUps",
     "ExpandTerms",
     "FuseDowns",
+    "FuseGatedMlp",
+    "FuseIslands",
     "HoistFactors",
     "Observer",
     "ShareFactors",

@@ -11,6 +11,9 @@ from torch import fx
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.program import ROWS, RegionProgram
 
+Run = tuple[fx.Node, int, int]
+"""Columns that stand side by side: the tensor they are of, the first of them, and how many."""
+
 
 @dataclass(frozen=True)
 class AccumulateUps:
@@ -47,8 +50,8 @@ class AccumulateUps:
 
 def _side_by_side(graph: fx.Graph, columns: list[fx.Node]) -> list[fx.Node]:
     """The same columns in the same order, neighbours in one tensor taken together."""
-    joined: list[tuple[fx.Node, int, int]] = []
-    for z, start, rows in map(_columns, columns):
+    joined: list[Run] = []
+    for z, start, rows in (run for column in columns for run in runs_of(column)):
         if joined and joined[-1][0] is z and sum(joined[-1][1:]) == start:
             joined[-1] = (z, joined[-1][1], joined[-1][2] + rows)
         else:
@@ -59,9 +62,11 @@ def _side_by_side(graph: fx.Graph, columns: list[fx.Node]) -> list[fx.Node]:
     ]
 
 
-def _columns(node: fx.Node) -> tuple[fx.Node, int, int]:
-    """Which columns of which tensor a node is: the tensor, the first of them, and how many."""
+def runs_of(node: fx.Node) -> tuple[Run, ...]:
+    """The columns that a node consists of."""
+    if node.target is torch.cat:
+        return tuple(run for part in cast(list[fx.Node], node.args[0]) for run in runs_of(part))
     if node.target == "narrow":
         z, _, start, rows = cast(tuple[fx.Node, int, int, int], node.args)
-        return z, start, rows
-    return node, 0, node.meta[ROWS]
+        return ((z, start, rows),)
+    return ((node, 0, node.meta[ROWS]),)

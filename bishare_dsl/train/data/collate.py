@@ -98,8 +98,8 @@ def check_packing(model: PreTrainedModel, collator: Collator) -> None:
 
 
 _SAME = 6
-_TOLERANCE = 0.1
-"""Of the spread of all logits. Rounding in bfloat16 gives some 0.02, a leak 1 and more."""
+_TOLERANCE = 0.5
+"""Of the logits' standard deviation. Rounding in bfloat16 gives up to 0.08, a leak 1.7 and more."""
 
 
 def _behind(

@@ -47,59 +47,64 @@ class Encoder:
         return encodings
 
     def _tokens(self, rendered: Rendered, encoding: Encoding) -> Tokens:
-        ids, offsets = encoding.ids, encoding.offsets
+        # What the tokenizer adds before a text is kept; an end is put by `_finished`.
+        first, stop = _inside(encoding)
+        ids, offsets = encoding.ids[:stop], encoding.offsets
         learnt = [False] * len(ids)
-        clean = True
-        # Special tokens that the tokenizer adds are at (0, 0), before all others or behind them.
-        inside = [i for i, added in enumerate(encoding.special_tokens_mask) if not added]
-        at = 0
+        clean, at = True, first
         for start, end in rendered.spans:
             for edge, inner in ((start, False), (end, True)):
-                while at < len(inside) and offsets[inside[at]][0] < edge:
-                    learnt[inside[at]] = inner
+                while at < stop and offsets[at][0] < edge:
+                    learnt[at] = inner
                     at += 1
-                # The token before an edge ends there, or a token has characters of both sides.
-                clean &= at == 0 or offsets[inside[at - 1]][1] == edge
-        return (ids, learnt) if clean else self._apart(rendered, encoding, learnt)
+                # Else a token has characters of both sides; it is learnt if one side is.
+                reached = offsets[at - 1][1] if at > first else edge
+                clean &= reached == edge
+                if reached > edge:
+                    learnt[at - 1] = True
+        return (ids, learnt) if clean else self._apart(rendered, ids, learnt, first)
 
-    def _apart(self, rendered: Rendered, encoding: Encoding, learnt: list[bool]) -> Tokens:
+    def _apart(
+        self, rendered: Rendered, whole: list[int], learnt: list[bool], first: int
+    ) -> Tokens:
         """Tokenise what is learnt and what is not each for itself, as the model meets them when it generates.
 
-        Where that gives another text (tokenizers that put a space before every text), tokens of both
-        sides of an edge are learnt with the side that they begin on.
+        Where that gives another text (some tokenizers put a space before every text), what the text gives
+        as a whole is kept.
         """
         edges = sorted({0, len(rendered.text), *(edge for span in rendered.spans for edge in span)})
         pieces = list(pairwise(edges))
         encodings = self._encode([rendered.text[start:end] for start, end in pieces])
-        added = encoding.special_tokens_mask
-        before = added.index(0) if 0 in added else len(added)
-        behind = len(added) - before - added.count(0) if before < len(added) else 0
-        ids = encoding.ids[:before]
-        mask = [False] * before
+        ids, mask = whole[:first], [False] * first
         for piece, part in zip(pieces, encodings, strict=True):
             ids += part.ids
             mask += [piece in rendered.spans] * len(part.ids)
-        if behind:
-            ids += encoding.ids[-behind:]
-            mask += [False] * behind
-        same = self._decode(ids) == self._decode(encoding.ids)
-        return (ids, mask) if same else (encoding.ids, learnt)
+        same = self._decode(ids) == self._decode(whole)
+        return (ids, mask) if same else (whole, learnt)
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def _finished(self, rendered: Rendered, ids: list[int], learnt: list[bool]) -> Tokens:
-        """With an end where it has none, and without a second beginning."""
+        """With an end where it has none, and without a second beginning or end."""
         bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         if len(ids) > 1 and ids[0] == ids[1] == bos:
             ids, learnt = ids[1:], learnt[1:]  # One from the tokenizer and one from the text.
         if not rendered.ended:
             if eos is None:
                 raise DataError(codes.NO_END_TOKEN())
-            if not ids or ids[-1] != eos:
-                ids, learnt = [*ids, eos], [*learnt, True]
-            learnt[-1] = True
+            while ids and ids[-1] == eos:
+                ids, learnt = ids[:-1], learnt[:-1]
+            ids, learnt = [*ids, eos], [*learnt, True]
         if learnt:
             learnt[0] = False
         return ids, learnt
+
+
+def _inside(encoding: Encoding) -> tuple[int, int]:
+    """The first token of the text itself, and the one behind its last; the tokenizer adds the others."""
+    added = encoding.special_tokens_mask
+    if 0 not in added:
+        return len(added), len(added)
+    return added.index(0), len(added) - added[::-1].index(0)

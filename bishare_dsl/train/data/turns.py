@@ -86,9 +86,11 @@ class ChatRenderer:
             return None
         try:
             text = self._render(messages)
-            spans = [(0, len(text))] if self._whole else self._spans(messages, learnt, text)
+            spans = [] if self._whole else self._spans(messages, learnt, text)
             last_is_learnt = len(messages) - 1 in learnt
             ended = not last_is_learnt or text.rstrip().endswith(self._end_tokens)
+            text = text if ended else text.rstrip()
+            spans = [(0, len(text))] if self._whole else spans
         except _HiddenError as error:
             raise BadRow(codes.TURNS_NOT_FOUND(place=place, reason=error)) from error
         except _REFUSALS as error:

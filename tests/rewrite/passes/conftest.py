@@ -29,6 +29,17 @@ class Siblings(nn.Module):
         return self.out(self.left(x) * self.right(x))
 
 
+class Gated(Siblings):
+    """A gated MLP, whose gate is `right`."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.out(self.left(x) * self.act(self.right(x)))
+
+
 def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Identity", **options):
     """A term that reads the tensors in these slots as A, B and, with gates or kernels, the rest."""
     transform = transform_kind(via).model_validate(options)
@@ -39,8 +50,9 @@ def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Iden
 class Case:
     """Terms of some of the region's linears, over tensors of these shapes."""
 
-    def __init__(self, shapes, **terms):
-        module = Siblings()
+    def __init__(self, shapes, region=Siblings, **terms):
+        self.region = region
+        module = region()
         self.targets = tuple(
             Target(name, Width(linear.in_features, linear.out_features), tuple(terms[name]))
             for name, linear in module.named_children()
@@ -48,22 +60,18 @@ class Case:
         )
         self.shapes = tuple(shapes)
 
-    @staticmethod
-    def region() -> nn.Module:
-        return Siblings()
-
     def program(self, *optimisations) -> RegionProgram:
-        graph = capture_region(Siblings(), [target.path for target in self.targets])
-        program = RegionProgram.start(graph, len(self.shapes))
+        graph = capture_region(self.region(), [target.path for target in self.targets])
+        program = RegionProgram.start(graph, len(self.shapes), ["left", "right", "out"])
         run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations)
         return program
 
-    def module(self, *optimisations, seed=0) -> tuple[Siblings, list[nn.Parameter]]:
+    def module(self, *optimisations, seed=0, frozen=False) -> tuple[nn.Module, list[nn.Parameter]]:
         """The region with the program installed, in float64, and its tensors."""
         program = self.program(*optimisations)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            module = Siblings().double()
+            module = self.region().double().requires_grad_(not frozen)
             tensors = [nn.Parameter(torch.randn(s, dtype=torch.double)) for s in self.shapes]
         store = Store({f"tensor.{i}": tensor for i, tensor in enumerate(tensors)})
         forward, assembly = Program.of(program.forward), Program.of(program.assembly)
@@ -72,15 +80,15 @@ class Case:
         install_program(module, forward)
         return module, tensors
 
-    def results(self, *optimisations, seed=0) -> list[torch.Tensor]:
+    def results(self, *optimisations, seed=0, frozen=False) -> list[torch.Tensor]:
         """The output on a fixed input, the output without gradients, and all gradients."""
-        module, tensors = self.module(*optimisations, seed=seed)
+        module, tensors = self.module(*optimisations, seed=seed, frozen=frozen)
         x = torch.linspace(-1, 1, 2 * 3 * 4, dtype=torch.double).view(2, 3, 4).requires_grad_()
         y = module(x)
         y.square().sum().backward()
         with torch.no_grad():
             kept = [module(x) for _ in range(2)]
-        bases = [module.left.weight.grad, module.out.bias.grad]
+        bases = [] if frozen else [module.left.weight.grad, module.out.bias.grad]
         assert all(tensor.grad is not None for tensor in tensors)
         return [y, *kept, x.grad, *bases, *(tensor.grad for tensor in tensors)]
 
@@ -128,6 +136,11 @@ def case():
     return Case
 
 
+@pytest.fixture(scope="session")
+def gated():
+    return Gated
+
+
 @pytest.fixture(scope="session", name="use")
 def use_fixture():
     return use
@@ -143,7 +156,9 @@ def same_results():
     """Whether a case computes the same with some optimisations as without any."""
 
     def check(case, *optimisations):
-        for expected, actual in zip(case.results(), case.results(*optimisations), strict=True):
+        for frozen in (False, True):  # With frozen layers the fused functions run.
+            expected = case.results(frozen=frozen)
+            actual = case.results(*optimisations, frozen=frozen)
             torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
     return check

@@ -64,19 +64,15 @@ def test_what_is_left_of_three_terms_on_two_siblings(case, use, same, same_resul
         program.forward,
         """
         bishare_factors = self.bishare_factors()
-        getitem_12 = bishare_factors[0]
-        getitem_13 = bishare_factors[1]
-        getitem_14 = bishare_factors[2]
-        left = self.left(x)
-        down_6 = down(x, getitem_12)
-        narrow_4 = down_6.narrow(-1, 0, 6)
-        up_6 = up(left, narrow_4, getitem_13)
-        right = self.right(x)
-        narrow_5 = down_6.narrow(-1, 6, 2)
-        narrow_6 = down_6.narrow(-1, 2, 4)
-        cat_3 = cat(narrow_5, narrow_6, -1)
-        up_7 = up(right, cat_3, getitem_14)
-        mul = mul(up_6, up_7)
+        getitem_14 = bishare_factors[0]
+        getitem_15 = bishare_factors[1]
+        getitem_16 = bishare_factors[2]
+        left_1 = self.left
+        right_1 = self.right
+        island = island(x, x, getitem_14, left_1, right_1, 0, 6, 6, 2, 2, 4, getitem_15, getitem_16)
+        getitem_12 = island[0]
+        getitem_13 = island[1]
+        mul = mul(getitem_12, getitem_13)
         out = self.out(mul)
         return out
         """,

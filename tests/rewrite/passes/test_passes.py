@@ -35,14 +35,19 @@ def terms(draw, use):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_subset_in_any_order(case, use, data):
+def test_any_subset_in_any_order(case, gated, use, data):
     some = st.lists(terms(use), min_size=1, max_size=4)
-    used = {name: data.draw(some) for name in data.draw(st.sets(st.sampled_from("lr"), min_size=1))}
-    drawn = case(SHAPES, **{{"l": "left", "r": "right"}[name]: t for name, t in used.items()})
-    steps = data.draw(st.lists(st.sampled_from(OPTIMISATIONS), max_size=6))
-    module, tensors = drawn.module()
+    # `out` reads what the others write: their A are of its B's shape.
+    out = st.lists(st.sampled_from([use((1, 0)), use((15, 14), rank=3)]), min_size=1, max_size=2)
+    drawable = {"left": some, "right": some, "out": out}
+    names = data.draw(st.sets(st.sampled_from(sorted(drawable)), min_size=1))
+    region = {"region": gated} if data.draw(st.booleans()) else {}
+    drawn = case(SHAPES, **region, **{name: data.draw(drawable[name]) for name in sorted(names)})
+    steps = data.draw(st.lists(st.sampled_from(OPTIMISATIONS), max_size=8))
+    frozen = data.draw(st.booleans())
+    module, tensors = drawn.module(frozen=frozen)
     expected = outcome(module, tensors)
-    module, tensors = drawn.module(*steps)
+    module, tensors = drawn.module(*steps, frozen=frozen)
     for one, other in zip(expected, outcome(module, tensors), strict=True):
         if one is None:
             assert other is None

@@ -1,0 +1,285 @@
+"""Training steps, their peak memory, decoding and prefill of adapted models, beside PEFT and the base.
+
+    python benchmarks/speed.py                                   # a Llama of hidden size 1024, float32
+    python benchmarks/speed.py --model smollm2-135m --dtype bfloat16 --tokens 1024 --threads 1
+    python benchmarks/speed.py --measure step --passes           # what each pass buys
+
+All subjects share one set of base weights and run in turn, every other round backwards; ratios are medians
+over rounds. "again" is the control: as far as it is from 1, so far may be the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import peft
+import torch
+from harness import Timing, interleave, write
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
+
+from bishare_dsl import compile_spec
+from bishare_dsl.models.fetch import smollm2_folder
+from bishare_dsl.rewrite import passes
+
+SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
+KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+LLAMA = LlamaConfig(
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=8,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    # Neither method touches the vocabulary; a small one leaves the layers to be seen.
+    vocab_size=4096,
+)
+BASE, BASE_AGAIN, PEFT, PEFT_AGAIN = "base", "base again", "PEFT LoRA", "PEFT LoRA again"
+MEASURES = ("step", "memory", "prefill", "decode")
+
+Models = Mapping[str, PreTrainedModel]
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="llama-1024", help="llama-1024, smollm2-135m or a folder"
+    )
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step and a prefill")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="of steps; ten times as many of decoding"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--specs", nargs="+", default=SPECS, metavar="SPEC")
+    parser.add_argument("--measure", nargs="+", default=MEASURES, choices=MEASURES)
+    parser.add_argument(
+        "--passes", action="store_true", help="each spec also without each of the passes"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    base = base_model(options)
+    models = {BASE: base, PEFT: with_peft(base)}
+    for spec in options.specs:
+        models[spec] = compile_spec(spec, twin(base))
+        if options.passes:
+            for name in switchable():
+                models[f"{spec} - {name}"] = without(
+                    name, lambda spec=spec: compile_spec(spec, twin(base))
+                )
+    train_a_little(models)
+
+    ids = torch.randint(base.config.vocab_size, (2, options.tokens // 2), device=options.device)
+    rows: list[dict[str, Any]] = []
+    for measure in options.measure:
+        print(f"== {measure}", file=sys.stderr)
+        if measure == "memory":
+            rows += memory_rows(models, ids)
+            continue
+        subjects = SUBJECTS[measure](models, ids)
+        rounds = options.rounds * (20 if measure == "decode" else 1)
+        rows += timing_rows(measure, interleave(subjects, rounds))
+    settings = {
+        k: v
+        for k, v in vars(options).items()
+        if k in ("model", "dtype", "tokens", "threads", "rounds")
+    }
+    write(f"speed-{options.model.rpartition('/')[2]}-{options.dtype}", rows, **settings)
+
+
+def base_model(options: argparse.Namespace) -> PreTrainedModel:
+    dtype = getattr(torch, options.dtype)
+    if options.model == "llama-1024":
+        model = AutoModelForCausalLM.from_config(LLAMA, dtype=dtype)
+    else:
+        folder = smollm2_folder() if options.model == "smollm2-135m" else options.model
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.requires_grad_(False).to(options.device)
+
+
+def twin(base: PreTrainedModel) -> PreTrainedModel:
+    """Another model with the same weights, not copied."""
+    return copy.deepcopy(base, {id(p): p for p in base.parameters()})
+
+
+def with_peft(base: PreTrainedModel) -> Any:
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=KINDS)
+    # In half precision PEFT's adapters are in it too: the fairer baseline, for casts cost.
+    return peft.get_peft_model(
+        twin(base), config, autocast_adapter_dtype=base.dtype is torch.float32
+    )
+
+
+def switchable() -> list[str]:
+    return [
+        type(step).__name__
+        for step in passes.OPTIMISATIONS
+        if type(step).__name__ != "HoistFactors"
+    ]
+
+
+def without(name: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """What is made while one of the passes is switched off."""
+    everything = passes.OPTIMISATIONS
+    passes.OPTIMISATIONS = tuple(step for step in everything if type(step).__name__ != name)
+    try:
+        return make()
+    finally:
+        passes.OPTIMISATIONS = everything
+
+
+def train_a_little(models: Models) -> None:
+    """No factor is zero, as after training."""
+    for model in models.values():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                with torch.no_grad():
+                    parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+
+
+def controls(models: Models) -> dict[str, Any]:
+    return {**models, BASE_AGAIN: models[BASE], PEFT_AGAIN: models[PEFT]}
+
+
+def step_of(model: Any, ids: torch.Tensor) -> Callable[[], object]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0) if trained else None
+
+    def step() -> None:
+        # The base trains nothing: its step goes down to its first layer's input all the same.
+        x = model.get_input_embeddings()(ids).detach().requires_grad_(not trained)
+        model(inputs_embeds=x, labels=ids).loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def steps(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
+    return ready({name: step_of(model.train(), ids) for name, model in controls(models).items()})
+
+
+def prefills(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
+    @torch.no_grad()
+    def prefill(model: Any) -> None:
+        model(input_ids=ids, logits_to_keep=1)
+
+    subjects = controls(models)
+    return ready({name: partial(prefill, model.eval()) for name, model in subjects.items()})
+
+
+def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
+    """One token behind 64 others; the cache is cut back to them each time."""
+    subjects = controls(models)
+    merged = compile_spec("lora", copy.deepcopy(models[BASE]))
+    train_a_little({"": merged})
+    subjects["merged"] = merged.bishare.merge_and_unload()
+    for model in subjects.values():
+        model.eval()
+
+    def prepare(model: Any) -> Callable[[], object]:
+        with torch.no_grad():
+            cache = model(input_ids=ids[:1, :64], use_cache=True).past_key_values
+
+        @torch.no_grad()
+        def decode() -> None:
+            model(input_ids=ids[:1, :1], past_key_values=cache, use_cache=True)
+            cache.crop(-1)
+
+        def several() -> None:
+            for _ in range(5):
+                decode()
+
+        decode()
+        return several
+
+    return ready({name: prepare(model) for name, model in subjects.items()})
+
+
+def ready(
+    runs: Mapping[str, Callable[[], object]],
+) -> dict[str, Callable[[], Callable[[], object]]]:
+    """Runs that need no preparation before each round."""
+    return {name: (lambda run=run: run) for name, run in runs.items()}
+
+
+SUBJECTS = {"step": steps, "prefill": prefills, "decode": decodes}
+GOALS = {
+    # measure: (beside PEFT, beside the base), by spec
+    "step": {
+        "lora": (0.93, 1.03),
+        "bishare_ss": (0.96, 1.06),
+        "bishare_gt": (0.94, 1.05),
+        "bishare_ke": (0.94, 1.05),
+    },
+    "prefill": dict.fromkeys(SPECS, (None, 1.03)),
+    "decode": {**dict.fromkeys(SPECS, (None, 1.07)), "merged": (None, 1.0)},
+    "memory": dict.fromkeys(SPECS, (0.80, None)),
+}
+
+
+def timing_rows(measure: str, timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
+    return [
+        row(measure, name, t.median, "s", t.ratio(timings[PEFT]), t.ratio(timings[BASE]))
+        for name, t in timings.items()
+    ]
+
+
+def row(
+    measure: str, name: str, value: float, unit: str, by_peft: float, by_base: float
+) -> dict[str, Any]:
+    peft_goal, base_goal = GOALS[measure].get(name, (None, None))
+    return {
+        "measure": measure,
+        "model": name,
+        "value": f"{value:.4g} {unit}",
+        "x PEFT": round(by_peft, 3),
+        "goal": f"<= {peft_goal}" if peft_goal else "",
+        "x base": round(by_base, 3),
+        "goal ": f"<= {base_goal}" if base_goal else "",
+    }
+
+
+def memory_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
+    peaks = {
+        name: peak(step_of(model.train(), ids), ids.device) / 2**20
+        for name, model in models.items()
+    }
+    return [
+        row("memory", name, mib, "MiB", mib / peaks[PEFT], mib / peaks[BASE])
+        for name, mib in peaks.items()
+    ]
+
+
+def peak(step: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that a step holds at once, beyond what is held before it."""
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+if __name__ == "__main__":
+    main()

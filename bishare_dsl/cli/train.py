@@ -1,0 +1,259 @@
+"""``bishare train``: from a spec and rows to a trained adapter."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.report import INTERRUPTED, Report
+from bishare_dsl.diagnostics import nearest
+
+if TYPE_CHECKING:
+    from bishare_dsl.spec import Spec
+
+_THEIRS, _GIVEN = f"{__name__}.theirs", f"{__name__}.given"
+_BOOLEANS = ("true", "false", "yes", "no", "1", "0")
+
+
+class _TrainCommand(click.Command):
+    """Takes transformers' arguments beside its own options, each with ``-`` for ``_`` too.
+
+    What is no option of its own is looked up in transformers, which takes seconds to import: only then.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_GIVEN] = tuple(args)
+        own = {
+            _key(name): (name, option.is_flag)
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option)
+            for name in option.opts
+        }
+        ours: list[str] = []
+        theirs: dict[str, Any] = {}
+        words = deque(args)
+        while words:
+            word = words.popleft()
+            name, equals, value = word.partition("=")
+            if not name.startswith("--") or name == "--":
+                ours.append(word)
+            elif (key := _key(name)) in own:
+                real, is_flag = own[key]
+                ours.append(real + equals + value)
+                if words and not is_flag and not equals:
+                    ours.append(words.popleft())
+            elif not ctx.resilient_parsing:  # as it is while a shell completes
+                key, found = _theirs(key, value if equals else None, words, own)
+                theirs[key] = found
+        ctx.meta[_THEIRS] = theirs
+        return super().parse_args(ctx, ours)
+
+
+def _theirs(
+    key: str, value: str | None, words: deque[str], own: Mapping[str, object]
+) -> tuple[str, str]:
+    """An argument of transformers, and its value, which may be the next word."""
+    from bishare_dsl.diagnostics.codes import train as codes
+    from bishare_dsl.train.arguments import names, takes
+    from bishare_dsl.train.errors import TrainError
+
+    known = names()
+    negated = key.removeprefix("no_")
+    if key not in known and negated in known and takes(negated) == "flag" and value is None:
+        return negated, "false"
+    if key not in known:
+        help = nearest(key, [*known, *own])
+        raise TrainError(codes.UNKNOWN_ARGUMENT(name=f"--{key}", help=help))
+    if value is not None:
+        return key, value
+    if takes(key) == "flag":
+        return key, words.popleft() if words and words[0].lower() in _BOOLEANS else "true"
+    if not words:
+        raise click.BadOptionUsage(key, f"Option '--{key}' requires an argument.")
+    return key, words.popleft()
+
+
+def _key(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
+def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print every argument of transformers, with its default here."""
+    if not value or ctx.resilient_parsing:
+        return
+    from bishare_dsl.train.arguments import described
+
+    formatter = ctx.make_formatter()
+    with formatter.section("Arguments of transformers' TrainingArguments, with the defaults here"):
+        formatter.write_dl(
+            [(f"--{name} {default}".rstrip(), said) for name, default, said in described()],
+            col_max=44,
+        )
+    click.echo(formatter.getvalue().rstrip())
+    ctx.exit()
+
+
+@click.command(
+    "train",
+    cls=_TrainCommand,
+    epilog=options.examples(
+        "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
+        "bishare train my.share --config train.yaml --learning_rate 5e-4 --set r_inter=32",
+        "bishare train lora --config train.yaml --output_dir out --eval_split 0.05 --bf16",
+        "bishare train lora --config train.yaml --output_dir out --resume_from_checkpoint last",
+        "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
+    ),
+)
+@click.argument("spec", required=False, type=click.Path(allow_dash=True), metavar="[SPEC]")
+@options.model(required=False, weights=True)
+@options.values
+@click.option(
+    "--data", metavar="FILE", help="Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."
+)
+@click.option("--output_dir", metavar="DIR", help="The folder of the run.")
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    help="YAML with any of these arguments, without dashes; flags win over it.",
+)
+@click.option("--eval_data", metavar="FILE", help="Held-out rows, to evaluate on during training.")
+@click.option(
+    "--eval_split",
+    type=float,
+    metavar="N|SHARE",
+    help="Hold so many rows out, or such a part of them, below 1.",
+)
+@click.option("--data_split", metavar="NAME", help="The split of a Hub data set; by default train.")
+@click.option("--data_subset", metavar="NAME", help="The configuration of a Hub data set.")
+@click.option(
+    "--eval_data_split", metavar="NAME", help="The split for --eval_data; by default test."
+)
+@click.option(
+    "--format",
+    metavar="NAME",
+    help="alpaca, prompt-completion, messages or text, where the columns fit several.",
+)
+@click.option(
+    "--train_on",
+    metavar="completion|all",
+    help="Learn completions and the assistant's turns, or every token; by default completion.",
+)
+@click.option(
+    "--max_length",
+    type=int,
+    metavar="N",
+    help="Tokens of the longest example; by default 1024. Longer ones lose their end.",
+)
+@click.option(
+    "--packing", is_flag=True, default=None, help="Put several examples into one sequence."
+)
+@options.dtype
+@click.option(
+    "--device_map", metavar="NAME", help="Such as auto: spread and offload the base (accelerate)."
+)
+@click.option(
+    "--resume_from_checkpoint",
+    metavar="last|DIR",
+    help="Go on with the run in --output_dir.",
+)
+@options.force
+@click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_all,
+    help="Show every argument of transformers that may be given, and exit.",
+)
+@options.as_json
+@options.quiet
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    spec: str | None,
+    params: dict[str, int | float | str],
+    config: str | None,
+    force: bool,
+    **given: Any,
+) -> None:
+    """Train an adapter. The recipe is the paper's where nothing else is said: AdamW at 1e-4, 100 steps of
+    warm-up, 64 examples in a step, one epoch; dropout and alpha as in the spec.
+
+    SPEC is a spec, or the folder of an adapter to train further. Any argument of transformers'
+    TrainingArguments is an option too (--help-all lists them), such as --learning_rate,
+    --num_train_epochs, --per_device_train_batch_size, --bf16, --gradient_checkpointing,
+    --report_to tensorboard.
+
+    --output_dir gets the adapter, checkpoints to resume from, run.json (what the run was made of), log.jsonl
+    and loss.png. Ctrl-C saves a checkpoint and stops.
+    """
+    report = context.find_object(Report)
+    assert report is not None
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:
+        report.quiet, report.as_json = True, False
+    theirs = context.meta[_THEIRS]
+    if report.quiet or not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    from bishare_dsl.train.errors import TrainingInterrupted
+    from bishare_dsl.train.run import run
+    from bishare_dsl.train.settings import requested
+    from bishare_dsl.train.voice import Voice
+
+    given = {**given, **theirs, "spec": _spec(spec), "params": params}
+    try:
+        voice = Voice(report.quiet, report.note, report.problem, partial(click.echo, err=True))
+        result = run(requested(given, config), voice, force=force)
+    except TrainingInterrupted as stopped:
+        again = _again(context.meta[_GIVEN])
+        report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{again}` goes on from there")
+        return
+    if first:
+        report.data(**result.as_dict())
+        report.result(str(result))
+    _leave()
+
+
+def _spec(name: str | None) -> Spec | str | None:
+    """What stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
+    from pathlib import Path
+
+    from bishare_dsl.cli.reading import read_spec
+
+    if name is None or Path(name).is_dir():
+        return name
+    spec = read_spec(name)[0]
+    return spec if name == "-" else name
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """The command that goes on with an interrupted run."""
+    kept, words = [], deque(arguments)
+    while words:
+        word = words.popleft()
+        if _key(word.partition("=")[0]) == "resume_from_checkpoint":
+            if "=" not in word and words:
+                words.popleft()
+        elif word != "--force":
+            kept.append(word)
+    return shlex.join(["bishare", "train", *kept, "--resume_from_checkpoint", "last"])
+
+
+def _leave() -> None:
+    """Take leave of the other processes, if there are any."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,260 @@
+"""An island: the linear layers that read one input, with what the adapter adds to them, run as one.
+
+Module by module, autograd makes a gradient of the input for each layer and for each factor and then adds
+them up; as one function, each product is accumulated into the same tensor. What the layers give is written
+to in place: no one else has seen it yet. Both hold only where nothing looks at the layers one by one, which
+is decided at each call. Where something does, the layers are called as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+
+from bishare_dsl.rewrite import ops
+
+Spans = tuple[tuple[int, int], ...]
+"""Which rows of the island's ``A`` a layer uses: the first and how many, for each run of them."""
+
+
+def island(
+    x: Tensor,
+    read: Tensor,
+    a: Tensor | None,
+    linears: Sequence[nn.Module],
+    spans: Sequence[Spans],
+    bs: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """``y_i = linear_i(x) + z_i^T B_i`` for each layer of an island, where ``z = A read^T`` and ``z_i`` are
+    the rows of it that the layer uses.
+
+    Args:
+        x: ``(..., d_in)``, what the layers read.
+        read: ``(..., d_in)``, what the factors read: ``x``, or its dropout.
+        a: ``(rows, d_in)``, the ``A`` of all terms; None where the island has none.
+        linears: the layers.
+        spans: for each, its rows of ``A``.
+        bs: for each, its ``B``, ``(its rows, d_out)``; None where the adapter adds nothing to it.
+
+    Returns:
+        For each layer ``(..., d_out)``.
+    """
+    if not fusable(x, linears):
+        return _one_by_one(x, read, a, linears, spans, bs)
+    rest = [*cast(x, (a,)), *parameters(linears), *cast(x, bs)]
+    inputs = (x, None if read is x else read, *rest)
+    if torch.is_grad_enabled():
+        return _Island.apply(spans, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+    return run(spans, *inputs)[0]
+
+
+def fusable(x: Tensor, linears: Sequence[nn.Module]) -> bool:
+    """Whether a function of our own may run in the place of ``linears``.
+
+    That is so for eager calls on plain tensors in their own dtype, where each layer is ``x W^T + b`` with
+    frozen ``W`` and ``b``, and nothing looks at its calls. Hooks, which also move offloaded weights;
+    quantised and sharded weights; a weight that trains; a class or a forward of someone's own: all are
+    seen here.
+    """
+    return (
+        type(x) is Tensor
+        and all(_is_plain(linear, x.dtype) for linear in linears)
+        and not torch.compiler.is_compiling()  # which fuses by itself
+        and not ops.autocasts(x.device)
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _is_plain(linear: nn.Module, dtype: torch.dtype) -> bool:
+    if type(linear) is not nn.Linear or not is_unwatched(linear):
+        return False
+    weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+    return (
+        type(weight) is nn.Parameter
+        and weight.dtype is dtype
+        and not weight.requires_grad
+        and (bias is None or (type(bias) is nn.Parameter and not bias.requires_grad))
+    )
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether calling a module is running its class's forward and nothing else."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def parameters(linears: Sequence[nn.Module]) -> list[Any]:
+    """The weights, then the biases."""
+    return [linear._parameters[name] for name in ("weight", "bias") for linear in linears]
+
+
+def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Any]:
+    """Factors in the dtype and on the device of ``x``."""
+    return [None if factor is None else factor.to(x) for factor in factors]
+
+
+def run(
+    spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """What `island` gives, and its ``z``, ``(rows, tokens)``.
+
+    Args:
+        read: None where it is ``x``.
+        rest: of the layers, the weights, then the biases, then each ``B``.
+    """
+    n = len(spans)
+    weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
+    z = None if a is None else _project(a, x if read is None else read)
+    zt = None if z is None else z.t()
+    ys = []
+    for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
+        y = F.linear(x, weight, bias)
+        if b is not None:
+            y.view(-1, y.shape[-1]).addmm_(rows_of(zt, mine, -1), b)
+        ys.append(y)
+    return tuple(ys), z
+
+
+def again(
+    forward: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    ctx: Any,
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of ``forward(*inputs)``, with a history: someone differentiates twice.
+
+    What was saved of the forward has none, so it is run again, under autograd.
+    """
+    needed = ctx.needs_input_grad[-len(inputs) :]
+    # Aliases: one input may be made from another, and each is to get its own part alone.
+    pairs = zip(inputs, needed, strict=True)
+    inputs = [t.view_as(t) if t is not None and need else t for t, need in pairs]
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if t is not None and need]
+    known = [(y, dy) for y, dy in zip(forward(*inputs), grads, strict=True) if dy is not None]
+    ys, dys = zip(*known, strict=True)
+    found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _one_by_one(
+    x: Tensor,
+    read: Tensor,
+    a: Tensor | None,
+    linears: Sequence[nn.Module],
+    spans: Sequence[Spans],
+    bs: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """`island` as the graph had it before: the layers are called, and hooks see what they give."""
+    zt = None if a is None else _project(a.to(read), read).t()
+    ys = []
+    for linear, mine, b in zip(linears, spans, bs, strict=True):
+        y = linear(x)
+        ys.append(y if b is None else ops.up(y, rows_of(zt, mine, -1), b))
+    return tuple(ys)
+
+
+def _project(a: Tensor, x: Tensor) -> Tensor:
+    """``A x^T``, ``(rows, tokens)``: for few rows this is quicker than its transpose."""
+    return a @ flat(x).t()
+
+
+def flat(x: Tensor) -> Tensor:
+    """``(..., d)`` as ``(tokens, d)``."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def rows_of(z: Tensor | None, spans: Spans, dim: int = 0) -> Tensor:
+    """The parts of ``z`` that belong to some rows of ``A``; they lie along ``dim``."""
+    assert z is not None
+    parts = [z.narrow(dim, start, rows) for start, rows in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def factor_gradients(
+    dys: Sequence[Tensor | None],
+    z: Tensor,
+    spans: Sequence[Spans],
+    bs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """``dz_i = sum of B_i dy_i^T``, ``(rows, tokens)``, and ``dB_i = z_i dy_i`` where it is wanted."""
+    dz = torch.zeros_like(z)
+    dbs: list[Tensor | None] = []
+    for dy, mine, b, want in zip(dys, spans, bs, wanted, strict=True):
+        if dy is None or b is None:
+            dbs.append(None)
+            continue
+        first = 0
+        for start, rows in mine:
+            # Several layers may use the same rows: each adds to them.
+            dz.narrow(0, start, rows).addmm_(b.narrow(0, first, rows), dy.t())
+            first += rows
+        dbs.append(rows_of(z, mine) @ dy if want else None)
+    return dz, dbs
+
+
+def input_gradient(dys: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+    """``sum of dy_i W_i``, accumulated in one tensor."""
+    dx = None
+    for dy, weight in zip(dys, weights, strict=True):
+        if dy is not None:
+            dx = dy @ weight if dx is None else dx.addmm_(dy, weight)
+    return dx
+
+
+class _Island(torch.autograd.Function):
+    """`island` with gradients for ``x``, ``read``, ``A`` and each ``B``; the layers are frozen.
+
+    Where ``read`` is ``x``, ``x`` takes both gradients and ``read`` none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        spans: tuple[Spans, ...],
+        x: Tensor,
+        read: Tensor | None,
+        a: Tensor | None,
+        *rest: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ys, z = run(spans, x, read, a, *rest)
+        ctx.spans = spans
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, read, a, *rest, z)
+        return ys
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        n = len(ctx.spans)
+        *inputs, z = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *again(lambda *i: run(ctx.spans, *i)[0], inputs, ctx, grads)
+        x, read, a, *rest = inputs
+        weights, bs = rest[:n], rest[2 * n :]
+        _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
+        dys = [None if dy is None else flat(dy) for dy in grads]
+        dx = input_gradient(dys, weights) if wants_x else None
+        dread = da = None
+        dbs: list[Tensor | None] = [None] * n
+        if a is not None:
+            dz, dbs = factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
+            da = dz @ flat(x if read is None else read) if wants_a else None
+            if wants_read:
+                dread = (dz.t() @ a).view(x.shape)
+            elif read is None and dx is not None:
+                dx.addmm_(dz.t(), a)
+        dx = None if dx is None else dx.view(x.shape)
+        return None, dx, dread, da, *[None] * (2 * n), *dbs

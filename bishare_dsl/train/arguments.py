@@ -1,0 +1,285 @@
+"""The Trainer's arguments: transformers' names and meanings, the paper's recipe by default.
+
+A value may be text, as on the command line and as YAML reads ``2e-4``; it is converted as transformers does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields
+from enum import Enum, EnumMeta
+from functools import cache
+from typing import Any, NoReturn, cast
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from bishare_dsl.diagnostics import nearest
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.train.errors import TrainError
+
+BATCH = 64
+"""Examples in an optimizer step, of all processes together."""
+PER_DEVICE = 4
+"""Examples that go through the model at once, at most."""
+
+DEFAULTS: Mapping[str, Any] = {
+    # The paper's, with transformers' AdamW.
+    "learning_rate": 1e-4,
+    "warmup_steps": 100,
+    "num_train_epochs": 1,
+    # That of `bishare compile`: with it, training starts from the very same tensors.
+    "seed": 0,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+    # Every tensor of an adapter has a gradient in every step, and looking for those without takes time.
+    "ddp_find_unused_parameters": False,
+}
+"""Where they are not transformers' own."""
+
+_FIXED: Mapping[str, Any] = {
+    "disable_tqdm": True,  # There is a bar of our own.
+    "logging_nan_inf_filter": False,  # It would hide the first loss that is no number.
+    "remove_unused_columns": False,  # There are none, and `position_ids` must stay.
+}
+_REFUSED: Mapping[str, str] = {
+    "auto_find_batch_size": "it would change the effective batch; set `per_device_train_batch_size`",
+    "deepspeed": "its checkpoints hold the base too; shard the base with `fsdp` instead",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint without it",
+    "push_to_hub": "upload the finished folder with `hf upload`",
+    "save_on_each_node": "one process writes, to a folder that all of them see",
+    "use_liger_kernel": "its kernels replace forwards that the adapter is part of",
+}
+_HUGE = float("inf")
+_TINY = 5e-324
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, _HUGE),
+    "eval_steps": (_TINY, _HUGE),
+    "gradient_accumulation_steps": (1, _HUGE),
+    "learning_rate": (0, _HUGE),
+    "logging_steps": (_TINY, _HUGE),
+    "max_grad_norm": (0, _HUGE),
+    "max_steps": (-1, _HUGE),
+    "num_train_epochs": (_TINY, _HUGE),
+    "per_device_eval_batch_size": (1, _HUGE),
+    "per_device_train_batch_size": (1, _HUGE),
+    "save_steps": (_TINY, _HUGE),
+    "seed": (0, 2**32 - 1),
+    "weight_decay": (0, _HUGE),
+}
+# It was a list of words once, and takes true or false now; which its type does not say.
+_SWITCHES = ("fsdp",)
+# Until 5.23 or so, and since.
+_OLD, _NEW = "gradient_checkpointing", "activation_checkpointing"
+
+
+def names() -> tuple[str, ...]:
+    """Every argument that may be given."""
+    return tuple(name for name in _fields() if name not in _FIXED)
+
+
+def described() -> list[tuple[str, str, str]]:
+    """For each argument that is not ours its name, its default here, and what transformers says about it."""
+    ours = {
+        **DEFAULTS,
+        "per_device_train_batch_size": PER_DEVICE,
+        "gradient_accumulation_steps": 16,
+    }
+    rows = []
+    for name in names():
+        if name in (*_REFUSED, "output_dir", "resume_from_checkpoint"):
+            continue
+        field = _fields()[name]
+        default = ours.get(name, "" if field.default is MISSING else field.default)
+        default = default.value if isinstance(default, Enum) else default
+        said = " ".join(str(field.metadata.get("help", "")).split())
+        rows.append((name, "" if default is None else str(default), said))
+    return rows
+
+
+def takes(name: str) -> str:
+    """What follows an argument on the command line: ``"flag"`` (nothing, true or false), or ``"value"``."""
+    _parser()  # It resolves the types.
+    boolean = name in _SWITCHES or _fields()[name].type in (bool, bool | None)
+    return "flag" if boolean else "value"
+
+
+def converted(name: str, value: Any) -> Any:
+    """A value as `TrainingArguments` wants it.
+
+    Raises:
+        TrainError: it is none of that argument (BS731).
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if not isinstance(value, (bool, int, float, str)):
+        return value
+    parser = _parser()
+    # YAML reads a bare `no` as false.
+    no = value is False and isinstance(_fields()[name].type, EnumMeta)
+    text = "no" if no else str(value)
+    if name in _SWITCHES and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        found = getattr(parser.parse_args([f"--{name}={text}"]), name)
+        if text.startswith("{"):
+            json.loads(text)
+        if (bounds := _BOUNDS.get(name)) and not bounds[0] <= found <= bounds[1]:
+            raise _RefusedError(f"it must be {_between(*bounds)}")
+    except (_RefusedError, ValueError) as error:
+        raise TrainError(codes.WRONG_VALUE(name=name, value=value, reason=error)) from None
+    return found
+
+
+def training_arguments(
+    given: Mapping[str, Any], output_dir: str, *, evaluates: bool
+) -> TrainingArguments:
+    """The arguments of a run; under `torchrun` and the like this joins the processes.
+
+    Args:
+        given: by name, each `converted`.
+        output_dir: of the run.
+        evaluates: whether there is held-out data.
+
+    Raises:
+        TrainError: arguments are not supported (BS733), do not go together (BS732), or ask one process to
+            shard the model (BS754).
+    """
+    problems = [
+        codes.REFUSED(name=name, reason=reason)
+        for name, reason in _REFUSED.items()
+        if given.get(name)
+    ]
+    if not evaluates:
+        needs = {"load_best_model_at_end": True, "eval_strategy": ("steps", "epoch")}
+        for name, values in needs.items():
+            if given.get(name) in (values if isinstance(values, tuple) else (values,)):
+                reason = f"`{name}` needs held-out data"
+                help = "give `eval_data`, or `eval_split` to hold some rows out"
+                problems.append(codes.BAD_COMBINATION(reason=reason, help=help))
+    if problems:
+        raise TrainError(problems)
+    chosen = {**DEFAULTS, **given, **_FIXED}
+    if not torch.accelerator.is_available():
+        chosen["use_cpu"] = True
+    if evaluates and "eval_strategy" not in given:
+        chosen["eval_strategy"] = "steps"
+        chosen.setdefault("eval_steps", chosen["save_steps"])
+    with refusals():
+        args = TrainingArguments(output_dir=output_dir, **_checkpointing(chosen))
+    if args.fsdp and args.world_size == 1:
+        help = "start several with `torchrun` or `accelerate launch`"
+        raise TrainError(codes.NOT_SHARDED(reason="there is one process", help=help))
+    _check_reporting(args)
+    # More GPUs are for more processes: `DataParallel` copies modules away from the tensors they share.
+    args._n_gpu = min(args.n_gpu, 1)
+    _fill_batch(args, given)
+    return args
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """A block in which transformers looks at its arguments.
+
+    Raises:
+        TrainError: it does not like them (BS732).
+    """
+    try:
+        yield
+    except _WHAT_THEY_RAISE as error:
+        reason = " ".join(str(error).split())
+        raise TrainError(codes.BAD_COMBINATION(reason=reason)) from error
+
+
+def effective_batch(args: TrainingArguments) -> int:
+    """Examples in an optimizer step, of all processes together."""
+    at_once: int = args.per_device_train_batch_size * args.world_size
+    return at_once * args.gradient_accumulation_steps
+
+
+def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
+    """Let what was not given follow, so that an optimizer step sees `BATCH` examples."""
+    size = given.get("per_device_train_batch_size")
+    steps = given.get("gradient_accumulation_steps")
+    if size is None and steps is None:
+        size = max(1, min(PER_DEVICE, BATCH // args.world_size))
+    if steps is None:
+        steps = max(1, round(BATCH / (size * args.world_size)))
+    if size is None:
+        size = max(1, round(BATCH / (steps * args.world_size)))
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, steps
+
+
+def _checkpointing(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The same by the name that this transformers uses, non-reentrant if nothing else is asked for.
+
+    The reentrant kind cannot be used with DDP and shared tensors: "marked ready twice".
+    """
+    name = _NEW if _NEW in _fields() else _OLD
+    renamed = {k.replace(_OLD, name): v for k, v in chosen.items()}
+    kwargs = renamed.get(f"{name}_kwargs")
+    if not isinstance(kwargs, str):
+        renamed[f"{name}_kwargs"] = {"use_reentrant": False} | (kwargs or {})
+    return renamed
+
+
+def _check_reporting(args: TrainingArguments) -> None:
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    for name in args.report_to or ():
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except ValueError as error:
+            known = re.findall(r"\w+", str(error).partition("only")[2].partition("are supp")[0])
+            problem = codes.WRONG_VALUE(
+                name="report_to", value=name, reason="no such thing", help=nearest(name, known)
+            )
+            raise TrainError(problem) from error
+        except (RuntimeError, ImportError) as error:
+            what, help = f"`report_to {name}`", f"pip install {name}"
+            raise TrainError(codes.NEEDS_PACKAGE(what=what, package=name, help=help)) from error
+
+
+def _between(least: float, most: float) -> str:
+    if least == _TINY:
+        return "above 0"
+    return f"at least {least:g}" if most == _HUGE else f"from {least:g} to {most:g}"
+
+
+@cache
+def _fields() -> dict[str, Field[Any]]:
+    return {field.name: field for field in fields(TrainingArguments) if field.init}
+
+
+_WHAT_THEY_RAISE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    ImportError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+)
+
+
+class _RefusedError(Exception):
+    """What argparse would have printed before it left."""
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _RefusedError(re.sub(r"^argument [^:]*: ", "", message))
+
+
+@cache
+def _parser() -> _Parser:
+    return _Parser(cast("Any", TrainingArguments), add_help=False, allow_abbrev=False)

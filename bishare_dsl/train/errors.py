@@ -1,0 +1,23 @@
+"""The exceptions of this package."""
+
+from pathlib import Path
+
+from bishare_dsl.diagnostics import BishareError
+
+
+class TrainError(BishareError):
+    """A run cannot be started, resumed or gone on with (BS730 to BS799)."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A run was asked to stop (SIGINT or SIGTERM), and has saved a checkpoint to go on from.
+
+    Attributes:
+        step: optimizer steps that are done.
+        steps: that the whole run has.
+        checkpoint: where they are saved.
+    """
+
+    def __init__(self, step: int, steps: int, checkpoint: Path):
+        super().__init__(f"interrupted at step {step:,} of {steps:,}; saved in {checkpoint}")
+        self.step, self.steps, self.checkpoint = step, steps, checkpoint

@@ -1,0 +1,110 @@
+"""The folder of a run: whether a run may begin in it, or go on.
+
+| | |
+|---|---|
+| the adapter's files | once the run is finished, so that the folder is an adapter's |
+| ``checkpoint-N/`` | `bishare_dsl.train.checkpoint` |
+| ``run.json`` | `bishare_dsl.train.record` |
+| ``log.jsonl``, ``loss.png``, ``runs/`` | what was logged, drawn, and told to TensorBoard |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bishare_dsl.adapter import files
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.train.callbacks import LOG
+from bishare_dsl.train.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    read_checkpoint,
+    remove,
+    unfinished,
+)
+from bishare_dsl.train.curve import CURVE
+from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.record import RUN, read_record
+
+# The adapter's config first: without it there is no adapter, whatever else is left.
+_OURS = (files.CONFIG, files.TENSORS, files.PLAN, files.SPEC, LOG, CURVE)
+
+
+def check_new(folder: Path, *, force: bool) -> None:
+    """See that a run may begin in a folder.
+
+    Args:
+        folder: that need not exist.
+        force: whether an earlier run may be removed.
+
+    Raises:
+        TrainError: it holds a run (BS740), or other files of a run's names (BS741).
+    """
+    record = read_record(folder)
+    if record is not None:
+        if not force:
+            status = record.get("status", "its record cannot be read")
+            help = "`--resume_from_checkpoint last` goes on with it, `--force` begins anew"
+            raise TrainError(codes.RUN_EXISTS(folder=folder, status=status, help=help))
+    elif (folder.exists() and not folder.is_dir()) or _written(folder):
+        raise TrainError(codes.NOT_A_RUN(folder=folder))
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier run, its record last.
+
+    Raises:
+        OSError: the system refused.
+    """
+    for path in (*_written(folder), folder / "runs", *unfinished(folder)):
+        if path.is_dir():
+            remove(path)
+        else:
+            path.unlink(missing_ok=True)
+    if (folder / files.CARD).exists():
+        (folder / files.CARD).unlink()
+    (folder / RUN).unlink(missing_ok=True)
+
+
+def found_checkpoint(folder: Path, which: str) -> Checkpoint:
+    """The checkpoint that a run is to go on from.
+
+    Args:
+        folder: of the run; `tidy` has been called on it.
+        which: ``"last"``, or a path.
+
+    Raises:
+        TrainError: there is none (BS742), it is broken (BS743), or it is the adapter alone (BS746).
+    """
+    if which == "last":
+        found = checkpoints(folder)
+        if not found:
+            reason = f"`{folder}` has none" if folder.is_dir() else f"there is no folder `{folder}`"
+            help = "`--force` begins anew" if read_record(folder) is not None else None
+            raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
+        path = found[-1]
+    else:
+        path = Path(which).expanduser()
+    checkpoint = read_checkpoint(path)
+    if checkpoint.state is None:
+        raise TrainError(codes.ADAPTER_ONLY(folder=path))
+    return checkpoint
+
+
+def is_in(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is of the run in a folder."""
+    return checkpoint.folder.resolve().parent == folder.resolve()
+
+
+def drop_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
+    """Remove the checkpoints behind one that a run goes on from: they will come again. Gives their names."""
+    later = [path for path in checkpoints(folder) if int(path.name.split("-")[1]) > checkpoint.step]
+    for path in later:
+        remove(path)
+    return [path.name for path in later]
+
+
+def _written(folder: Path) -> list[Path]:
+    """What a run has written into a folder, but for its record."""
+    named = (folder / name for name in _OURS)
+    return [*(path for path in named if path.exists()), *checkpoints(folder)]

@@ -1,0 +1,69 @@
+"""An optimizer's state by the names of the adapter's tensors: for any number of processes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.train.sharded import gathered, spread_like
+
+if TYPE_CHECKING:
+    import torch
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Its state, each tensor whole. Where FSDP2 has sharded them, every process has to call this.
+
+    Args:
+        optimizer: of the adapter's tensors, and no others.
+        tensors: the adapter's, by name.
+    """
+    names = _names(optimizer, tensors)
+    state = optimizer.state_dict()
+    return {
+        "groups": [
+            group | {"params": [names[i] for i in group["params"]]}
+            for group in state["param_groups"]
+        ],
+        "state": {
+            names[i]: {key: gathered(value) for key, value in values.items()}
+            for i, values in state["state"].items()
+        },
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    stored: Mapping[str, Any],
+) -> None:
+    """Give an optimizer of the same kind and the same tensors a state that `optimizer_state` gave.
+
+    Raises:
+        KeyError, ValueError: the state is that of another optimizer.
+    """
+    names = _names(optimizer, tensors)
+    number = {name: i for i, name in enumerate(names)}
+    # torch goes by the order in the groups, which is this optimizer's.
+    groups = []
+    for group, here in zip(stored["groups"], optimizer.state_dict()["param_groups"], strict=True):
+        if {number[name] for name in group["params"]} != set(here["params"]):
+            raise ValueError("its groups have other tensors")
+        groups.append(group | {"params": here["params"]})
+    optimizer.load_state_dict(
+        {
+            "param_groups": groups,
+            "state": {
+                number[name]: {k: spread_like(v, tensors[name]) for k, v in values.items()}
+                for name, values in stored["state"].items()
+            },
+        }
+    )
+
+
+def _names(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of an optimizer's parameters, in the order in which `state_dict` numbers them."""
+    name_of = {id(tensor): name for name, tensor in tensors.items()}
+    return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]

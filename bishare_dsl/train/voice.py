@@ -1,0 +1,70 @@
+"""Whom a run tells what it does, and what it found."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, render
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _problem(problem: Problem, where: SourceMap | None) -> None:
+    _warn(render(problem, where))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, BishareWarning, stacklevel=5)
+
+
+@dataclass
+class Voice:
+    """By default notes go to standard error, and findings become warnings, as of any call from Python.
+
+    Attributes:
+        quiet: whether notes and the progress bar are left out.
+        say: takes a note.
+        report: takes a problem that stops nothing.
+        warn: takes a warning that has been drawn already.
+    """
+
+    quiet: bool = False
+    say: Callable[[str], None] = _note
+    report: Callable[[Problem, SourceMap | None], None] = _problem
+    warn: Callable[[str], None] = _warn
+    _said: set[str] = field(default_factory=set)
+
+    def silence(self) -> None:
+        """Say nothing any more: another process does."""
+        self.quiet = True
+        self.report, self.warn = (lambda *_: None), (lambda _: None)
+
+    def note(self, text: str) -> None:
+        """What happens, or what to know."""
+        if not self.quiet:
+            self.say(text)
+
+    def problems(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
+        """Findings that stop nothing."""
+        for problem in problems:
+            self._said.add(render(problem, where))
+            self.report(problem, where)
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """A block whose `BishareWarning` are passed on, but for those that were said before."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for warning in caught:
+            text, category = str(warning.message), warning.category
+            if not issubclass(category, BishareWarning):
+                warnings.warn_explicit(text, category, warning.filename, warning.lineno)
+            elif text not in self._said:
+                self.warn(text)

@@ -1,0 +1,70 @@
+"""The tables are made of the results alone, and the test part has no say in what is chosen."""
+
+import pytest
+from sweep.methods import GRID, METHODS
+from sweep.report import best_bishare, put, summarise
+from sweep.results import Job, Results
+from sweep.training import bitmask
+
+
+def fill(results, method, parameters, validation, hits):
+    """A search that is over, and two more seeds."""
+    start = GRID.index(METHODS[method].start)
+    jobs = [Job("boolq", method, GRID[start + step], 0) for step in (0, 1, -1)]
+    jobs += [Job("boolq", method, METHODS[method].start, seed) for seed in (1, 2)]
+    for job in jobs:
+        best = job.rate == METHODS[method].start
+        results.add(
+            job,
+            {
+                "validation_accuracy": validation if best else 0.1,
+                "validation_loss": 1.0,
+                "test_accuracy": hits / 8,
+                "test_rows": 8,
+                "test_right": bitmask([True] * hits + [False] * (8 - hits)),
+                "parameters": parameters,
+                "bytes": 4 * parameters,
+                "machine": "a machine",
+                "versions": {"python": "3"},
+            },
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    marks = [
+        f"<!-- {n} -->\nold\n<!-- /{n} -->"
+        for n in ("goal", "tables", "search", "ablations", "machine")
+    ]
+    (tmp_path / "README.md").write_text("\n\n".join(["# Before", *marks, "After."]))
+    return tmp_path
+
+
+def test_the_best_bishare_method_is_chosen_by_the_validation_part(folder):
+    results = Results(folder / "results.jsonl")
+    fill(results, "lora", 1000, 0.9, 5)
+    fill(results, "ss", 400, 0.8, 6)
+    fill(results, "gt", 300, 0.7, 8)
+    summarise(results, folder, "small", 3)
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Before")
+    assert text.endswith("After.")
+    assert "old" not in text
+    assert "SS {2,2,32} 75.00% against LoRA's 62.50% (+12.50" in text
+    assert "with 40.0% of its parameters: **met**" in text
+    line = next(line for line in text.splitlines() if line.startswith("| GT"))
+    assert "| 300 | 30.0% | 1,200 | 0.005 | 70.0 | 100.0 ± 0.0 | +37.5" in line
+    assert "GT {1,8,16} size 96 | 0.002: 10.0, **0.005**: 70.0, 0.01: 10.0 |" in text
+    assert (folder / "accuracy.svg").read_text().startswith("<?xml")
+
+
+def test_lora_is_no_bishare_method():
+    row = {"validation_accuracy": 0.9}
+    assert best_bishare({"lora": [row], "peft_lora": [row]}) is None
+
+
+def test_put_leaves_the_rest_alone(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- t -->\nold\n<!-- /t -->\nb\n")
+    put(path, "t", "new\nlines")
+    assert path.read_text() == "a\n<!-- t -->\nnew\nlines\n<!-- /t -->\nb\n"

@@ -1,0 +1,310 @@
+"""`bishare train` on two processes: what one process learns, the same everywhere, saved once.
+
+`torchrun` starts the command as a user does. What `together` decorates runs in both processes of one
+`accelerate launch`, which is faster than to start each run anew.
+
+Process r of n takes the batches r, r + n, ... of one order. So two processes with two times two rows see
+in each step the rows that one process sees with four times two.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from together import Together, raised
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import distributed
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from bishare_dsl import load_adapter
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.cli.main import main
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.train import TrainError, TrainingInterrupted, train
+
+SPEC = """
+spec mixed
+target q_proj, k_proj, v_proj, up_proj, down_proj
+share local per module rank 2 scale 2
+share intra per layer rank 3 scale 0.5 via KE(size = 4)
+share inter per model rank 4 via SS(slice = trailing)
+share drawn per model rank 4 via SS(slice = leading)
+    init A kaiming_normal, B kaiming_normal freeze A, B gain rank init 0.1, out init 0
+"""
+# As `accelerate config` writes it.
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_version: 2
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+"""
+RECIPE = {
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+    "max_steps": 6,
+    "logging_steps": 1,
+    "save_steps": 3,
+    "per_device_train_batch_size": 2,
+    "eval_steps": 3,
+    "load_best_model_at_end": True,
+}
+ADAPTER = {"README.md", "adapter.safetensors", "bishare_config.json", "plan.json", "spec.share"}
+RUN = ADAPTER | {"checkpoint-3", "checkpoint-6", "log.jsonl", "loss.png", "run.json"}
+STATE = {"checkpoint.json", "state.json", "state.safetensors", "trainer_state.json"}
+# In float32 the order of sums is all that differs; six steps let it grow to some 1e-6.
+CLOSE = 1e-5
+
+together = Together()
+
+
+def inputs(folder: Path) -> None:
+    """A base with its tokenizer, rows of all lengths, and a spec."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(60))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.save_pretrained(folder / "base")
+    tiny_model("llama").save_pretrained(folder / "base")
+    draw = random.Random(0)
+
+    def rows(lengths: list[int]) -> str:
+        texts = [(draw.choices(words[4:], k=3), draw.choices(words[4:], k=k)) for k in lengths]
+        pairs = [{"prompt": " ".join(a), "completion": " " + " ".join(b)} for a, b in texts]
+        return "".join(json.dumps(pair) + "\n" for pair in pairs)
+
+    (folder / "rows.jsonl").write_text(rows([draw.randint(1, 6) for _ in range(32)]))
+    # transformers' mean over batches is that over rows where all of them learn as much.
+    (folder / "held-out.jsonl").write_text(rows([4] * 8))
+    (folder / "spec.share").write_text(SPEC)
+
+
+def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    """The arguments of a run, by those of `train`; its batch is divided for two processes."""
+    return {
+        "spec": str(folder / "spec.share"),
+        "model": str(folder / "base"),
+        "data": str(folder / "rows.jsonl"),
+        "eval_data": str(folder / "held-out.jsonl"),
+        "output_dir": str(folder / name),
+        "gradient_accumulation_steps": 2,
+        **RECIPE,
+        **more,
+    }
+
+
+def command(arguments: Mapping[str, Any]) -> list[str]:
+    """The same on the command line."""
+    spec, *options = arguments.items()
+    return ["train", spec[1], "-q", *(f"--{name}={value}" for name, value in options)]
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    """What was logged, but for what depends on the machine."""
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [
+        {
+            name: value
+            for name, value in entry.items()
+            if "second" not in name and "time" not in name
+        }
+        for entry in entries
+    ]
+
+
+def assert_as_one_process(folder: Path, name: str) -> None:
+    """A run logged and saved what the one in one process did, and left nothing else."""
+    if distributed.is_initialized():
+        distributed.barrier()  # The first process has more to do at the end of a run.
+    entries, alone = log(folder / name), log(folder / "alone")
+    assert len(entries) == len(alone) >= 8
+    for entry, expected in zip(entries, alone, strict=True):
+        assert entry == pytest.approx(expected, abs=CLOSE), (entry, expected)
+    stored, expected = read_adapter(folder / name), read_adapter(folder / "alone").tensors()
+    for tensor, value in stored.tensors().items():
+        torch.testing.assert_close(value, expected[tensor], atol=CLOSE, rtol=0, msg=tensor)
+    assert {path.name for path in (folder / name).iterdir()} == RUN
+    found = {path.name for path in (folder / name / "checkpoint-6").iterdir()}
+    assert found == ADAPTER | STATE
+    load_adapter(folder / name, tiny_model("llama"))
+
+
+def assert_bit_for_bit(folder: Path, name: str, expected: str) -> None:
+    assert log(folder / name) == log(folder / expected)
+    assert (folder / name / "adapter.safetensors").read_bytes() == (
+        folder / expected / "adapter.safetensors"
+    ).read_bytes()
+
+
+def on_process(number: int, act: Callable[[Any], object]) -> TrainerCallback:
+    """A callback by which one process does something to its model when two steps are done."""
+
+    class Acts(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 2 and args.process_index == number:
+                act(given["model"])
+
+    return Acts()
+
+
+def without_fsdp(arguments: Mapping[str, Any], **more: Any) -> Any:
+    """Train by the function; where accelerate's config asks for FSDP, ask for DDP."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "false")
+        return train(**arguments, quiet=True, **more)
+
+
+@together
+def fsdp(folder: Path) -> None:
+    assert main(command(asked(folder, "fsdp"))) == 0
+    assert_as_one_process(folder, "fsdp")
+
+
+@together
+def fsdp_that_is_resumed(folder: Path) -> None:
+    again = asked(folder, "again", resume_from_checkpoint=str(folder / "fsdp" / "checkpoint-3"))
+    assert main(command(again)) == 0
+    assert_bit_for_bit(folder, "again", "fsdp")
+
+
+@together
+def fsdp_with_checkpointing(folder: Path) -> None:
+    # What transformers' flags say wins over the config of `accelerate launch`.
+    flags = {"fsdp": True, "fsdp_config": '{"version": 2, "activation_checkpointing": true}'}
+    assert main(command(asked(folder, "checkpointing", **flags))) == 0
+    assert_as_one_process(folder, "checkpointing")
+
+
+@together
+def fsdp_in_bfloat16(folder: Path) -> None:
+    result = train(**asked(folder, "bfloat16", bf16=True), quiet=True)
+    assert type(result.model).__name__ == "FSDPLlamaForCausalLM"
+    losses, expected = (
+        [e["loss"] for e in log(folder / n) if "loss" in e] for n in ("bfloat16", "alone")
+    )
+    assert losses == pytest.approx(expected, abs=0.05)
+    for name, tensor in read_adapter(folder / "bfloat16").tensors().items():
+        assert not torch.equal(tensor, tensor.bfloat16().float()), name
+
+
+@together
+def ddp(folder: Path) -> None:
+    result = without_fsdp(asked(folder, "ddp", gradient_checkpointing=True))
+    assert type(result.model).__name__ == "LlamaForCausalLM"
+    assert_as_one_process(folder, "ddp")
+    for name, tensor in result.model.bishare.tensors().items():
+        copies = [torch.empty_like(tensor) for _ in range(2)]
+        distributed.all_gather(copies, tensor.detach())
+        assert torch.equal(*copies), name
+
+
+@together
+def a_signal_to_one_process(folder: Path) -> None:
+    """All of them stop, and go on together."""
+    arguments = asked(folder, "stopped")
+    stop = on_process(1, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted) as stopped:
+        without_fsdp(arguments, callbacks=[stop])
+    assert stopped.value.step == 3
+    without_fsdp(arguments, resume_from_checkpoint="last")
+    assert_as_one_process(folder, "stopped")
+
+
+@together
+def fsdp_from_a_checkpoint_of_ddp(folder: Path) -> None:
+    start = asked(folder, "other", resume_from_checkpoint=str(folder / "ddp" / "checkpoint-3"))
+    train(**start, quiet=True)
+    expected = read_adapter(folder / "alone").tensors()
+    for name, tensor in read_adapter(folder / "other").tensors().items():
+        torch.testing.assert_close(tensor, expected[name], atol=CLOSE, rtol=0, msg=name)
+
+
+@together
+def a_loss_that_is_no_number_on_one_process(folder: Path) -> None:
+    """All of them stop, and the adapter from before is kept."""
+    spoil = on_process(1, lambda model: model.bishare.tensors()["inter.A"].data.fill_(torch.nan))
+    with pytest.raises(TrainError, match="BS750"):
+        without_fsdp(asked(folder, "spoilt", load_best_model_at_end=False), callbacks=[spoil])
+    distributed.barrier()
+    for name, tensor in read_adapter(folder / "spoilt").tensors().items():
+        assert tensor.isfinite().all(), name
+
+
+@together
+def fsdp_that_would_not_be_used(folder: Path) -> None:
+    with pytest.raises(TrainError, match=r"BS754.*does not shard on a CPU"):
+        without_fsdp(asked(folder, "unused", fsdp=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run needs, and one in one process."""
+    folder = tmp_path_factory.mktemp("training")
+    inputs(folder)
+    assert main(command(asked(folder, "alone", gradient_accumulation_steps=4))) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, launch: Callable[..., str]) -> list[dict[str, str]]:
+    (folder / "fsdp2.yaml").write_text(FSDP2)
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
+    launch(*accelerate, __file__, folder)
+    return raised(folder)
+
+
+@pytest.mark.parametrize("name", together)
+def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+    assert [process[name] for process in found] == ["", ""]
+
+
+def test_the_command_under_torchrun(folder: Path, torchrun: Callable[..., str]) -> None:
+    printed = torchrun("-m", "bishare_dsl.cli.main", *command(asked(folder, "command")))
+    assert_as_one_process(folder, "command")
+    # One process speaks, and nothing has to be looked for.
+    assert printed.count("peak memory") == 1
+    assert "find_unused_parameters" not in printed
+
+
+def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(asked(folder, "single", fsdp=True))) == 1
+    assert "[BS754]" in capsys.readouterr().err
+
+
+def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None]:
+    """accelerate shards on accelerators alone (`AcceleratorState`). With this, where FSDP is asked for, the
+    CPU is one; all else is as it is with GPUs."""
+
+    def initialised(self: PartialState, *arguments: Any, **keywords: Any) -> None:
+        initialise(self, *arguments, **keywords)
+        state = PartialState._shared_state
+        if os.environ["ACCELERATE_USE_FSDP"] == "true":
+            state["distributed_type"] = DistributedType.MULTI_XPU
+
+    return initialised
+
+
+if __name__ == "__main__":
+    PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
+    # Where one process fails, the other is not to wait for it long.
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    # What the command leaves when it ends, the next one could not enter again.
+    leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
+    together.call_all(Path(sys.argv[1]))
+    leave()

@@ -1,0 +1,95 @@
+"""One call for the layers that read one input."""
+
+from bishare_dsl.rewrite.passes import AccumulateUps, FuseDowns, FuseIslands, ShareFactors
+
+SHAPES = [(2, 4), (2, 6), (1, 4), (1, 6), (2, 6), (2, 4)]
+BEHIND = ShareFactors(), FuseDowns(), AccumulateUps(), FuseIslands()
+
+
+def test_siblings_are_one_call(case, use, same, same_results):
+    both = case(SHAPES[:4], left=[use()], right=[use((2, 3), rank=1)])
+    same(
+        both.program(*BEHIND[:3]).forward,
+        """
+        bishare_factors = self.bishare_factors()
+        getitem = bishare_factors[0]
+        getitem_1 = bishare_factors[1]
+        getitem_2 = bishare_factors[2]
+        getitem_3 = bishare_factors[3]
+        cat = cat(getitem, getitem_2)
+        left = self.left(x)
+        down_2 = down(x, cat)
+        narrow = down_2.narrow(-1, 0, 2)
+        narrow_1 = down_2.narrow(-1, 2, 1)
+        up = up(left, narrow, getitem_1)
+        right = self.right(x)
+        up_1 = up(right, narrow_1, getitem_3)
+        mul = mul(up, up_1)
+        out = self.out(mul)
+        return out
+        """,
+    )
+    same(
+        both.program(*BEHIND).forward,
+        """
+        bishare_factors = self.bishare_factors()
+        getitem = bishare_factors[0]
+        getitem_1 = bishare_factors[1]
+        getitem_2 = bishare_factors[2]
+        getitem_3 = bishare_factors[3]
+        cat = cat(getitem, getitem_2)
+        left_1 = self.left
+        right_1 = self.right
+        island = island(x, x, cat, left_1, right_1, 0, 2, 2, 1, getitem_1, getitem_3)
+        getitem_4 = island[0]
+        getitem_5 = island[1]
+        mul = mul(getitem_4, getitem_5)
+        out = self.out(mul)
+        return out
+        """,
+    )
+    same_results(both, *BEHIND)
+
+
+def test_a_sibling_without_terms_is_in_the_island(case, use, same_results):
+    """Its gradient of x is then accumulated with theirs. `out`, which is alone, stays as it is."""
+    one = case(SHAPES[:2], left=[use()])
+    (island,) = islands(one, *BEHIND)
+    assert [node.target for node in island.args[3]] == ["left", "right"]
+    assert island.args[4] == (((0, 2),), ())
+    assert island.args[5][1] is None
+    same_results(one, *BEHIND)
+
+
+def test_a_layer_alone_is_an_island(case, use, same_results):
+    alone = case(SHAPES, out=[use((4, 5))], left=[use(), use((2, 3), rank=1)])
+    assert [len(island.args[3]) for island in islands(alone, *BEHIND)] == [2, 1]
+    same_results(alone, *BEHIND)
+
+
+def test_the_factors_may_read_a_dropout(case, use, same_results):
+    """`x` goes into the layers and its dropout into the factors."""
+    dropped = case(SHAPES[:4], left=[use(dropout=1e-12)], right=[use((2, 3), 1, dropout=1e-12)])
+    (island,) = islands(dropped, *BEHIND)
+    x, read = island.args[:2]
+    assert (x.name, read.name) == ("x", "dropout")
+    same_results(dropped, *BEHIND)
+
+
+def test_several_dropouts_stay_as_they_are(case, use, same_results):
+    several = case(SHAPES[:4], left=[use(dropout=1e-12)], right=[use((2, 3), rank=1)])
+    assert islands(several, *BEHIND) == []
+    same_results(several, *BEHIND)
+
+
+def test_columns_apart_and_columns_shared(case, use, same_results):
+    """`left` reads both terms in the one order, `right` in the other."""
+    first, second = use(), use((2, 3), rank=1)
+    crossed = case(SHAPES[:4], left=[first, second], right=[second, first])
+    (island,) = islands(crossed, *BEHIND)
+    assert island.args[4] == (((0, 3),), ((2, 1), (0, 2)))
+    same_results(crossed, *BEHIND)
+
+
+def islands(case, *steps):
+    return [n for n in case.program(*steps).forward.nodes if n.name.startswith("island")]

@@ -1,0 +1,160 @@
+"""A gated MLP run as one: the same numbers, fewer tensors kept, and where it must not be done."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from bishare_dsl.rewrite.gated_mlp import gated_mlp
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class Mlp(nn.Module):
+    """Frozen layers ``4 -> 6 -> 4``, with terms of 3 rows at `up` and 2 at `down`."""
+
+    def __init__(self, act=None, dtype=torch.double, zero=False, bias=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up = (nn.Linear(4, 6, bias=bias, dtype=dtype) for _ in range(2))
+        self.down = nn.Linear(6, 4, bias=bias, dtype=dtype)
+        self.act = act or nn.SiLU()
+        self.requires_grad_(False)
+        shapes = [(3, 4), (3, 6), (2, 6), (2, 4)]
+        self.factors = nn.ParameterList(torch.randn(s, dtype=dtype) for s in shapes)
+        if zero:
+            for b in self.factors[1::2]:
+                nn.init.zeros_(b)
+
+    def forward(self, x, *factors):
+        a_in, b_up, a_out, b_down = factors or self.factors
+        layers, columns = (self.gate, self.up), ((), ((0, 3),))
+        return gated_mlp(
+            x, a_in, layers, columns, (None, b_up), self.act, a_out, self.down, ((0, 2),), b_down
+        )
+
+    def plain(self, x):
+        a_in, b_up, a_out, b_down = self.factors
+        h = self.act(self.gate(x)) * (self.up(x) + x @ a_in.T @ b_up)
+        return self.down(h) + h @ a_out.T @ b_down
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
+
+
+def is_fused(y):
+    return type(y.grad_fn).__name__ == "_GatedMlpBackward"
+
+
+ACTIVATIONS = ["silu", "gelu", "gelu_pytorch_tanh", "gelu_new"]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_it_is_what_the_modules_give(x, name, bias):
+    mlp = Mlp(ACT2FN[name], bias=bias)
+    y = mlp(x)
+    assert is_fused(y)
+    torch.testing.assert_close(y, mlp.plain(x))
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), mlp.plain(x))
+    assert gradcheck(mlp, (x, *mlp.factors))
+
+
+def test_it_can_be_differentiated_twice(x):
+    mlp = Mlp(bias=True)
+    assert gradgradcheck(mlp, (x, *mlp.factors))
+
+
+@pytest.mark.parametrize("wanted", range(5))
+def test_only_what_is_wanted_gets_a_gradient(x, wanted):
+    mlp = Mlp()
+    leaves = [x, *mlp.factors]
+    for i, leaf in enumerate(leaves):
+        leaf.requires_grad_(i == wanted)
+    expected = torch.autograd.grad(mlp.plain(x).square().sum(), leaves[wanted])
+    mlp(x).square().sum().backward()
+    torch.testing.assert_close(leaves[wanted].grad, *expected)
+    assert sum(leaf.grad is not None for leaf in leaves) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_an_update_it_is_bit_identical(dtype):
+    mlp = Mlp(dtype=dtype, zero=True)
+    x = torch.randn(2, 7, 4, dtype=dtype)
+    base = mlp.down(mlp.act(mlp.gate(x)) * mlp.up(x))
+    assert torch.equal(mlp(x), base)
+    with torch.no_grad():
+        assert torch.equal(mlp(x), base)
+
+
+def test_two_wide_tensors_are_kept_where_modules_keep_four(x):
+    mlp = Mlp()
+
+    def kept(run):
+        wide = set()
+
+        def keep(tensor):
+            if tensor.numel() == 2 * 3 * 6 and tensor.shape[-1] == 6:
+                wide.add(tensor.data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run(x)
+        return len(wide)
+
+    assert kept(mlp) == 2
+    assert kept(mlp.plain) == 4
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return F.relu(x).square()
+
+
+def with_an_unknown_activation(mlp):
+    mlp.act = Squared()
+
+
+def with_an_activation_in_place(mlp):
+    mlp.act = nn.SiLU(inplace=True)
+
+
+def with_a_hook_at_the_activation(mlp):
+    mlp.act.register_forward_hook(lambda act, args, y: 2 * y)
+
+
+def with_a_hook_at_down(mlp):
+    mlp.down.register_forward_hook(lambda layer, args, y: 2 * y)
+
+
+def with_a_gate_that_trains(mlp):
+    mlp.gate.weight.requires_grad_(True)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        with_an_unknown_activation,
+        with_an_activation_in_place,
+        with_a_hook_at_the_activation,
+        with_a_hook_at_down,
+        with_a_gate_that_trains,
+    ],
+)
+def test_what_is_not_plain_is_called(x, way):
+    mlp = Mlp()
+    way(mlp)
+    y = mlp(x)
+    assert not is_fused(y)
+    expected = mlp.plain(x)
+    torch.testing.assert_close(y, expected)
+    inputs = [x, *mlp.factors]
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(expected.sum(), inputs)
+    )

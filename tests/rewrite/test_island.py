@@ -1,0 +1,238 @@
+"""Layers that read one input, run as one: the same numbers, and where it must not be done."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+from bishare_dsl.rewrite.island import island
+
+# Two terms of 2 and 3 rows: the first layer reads both, the second only the second one, the third
+# both in the other order, and the last none.
+COLUMNS = (((0, 5),), ((2, 3),), ((2, 3), (0, 2)), ())
+ROWS = (5, 3, 5, 0)
+
+
+class Island(nn.Module):
+    """Four frozen layers, one with a bias, and the factors of their terms."""
+
+    def __init__(self, dtype=torch.double, zero=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(4, 3 + i, bias=i == 1, dtype=dtype) for i in range(4))
+        self.requires_grad_(False)
+        self.a = nn.Parameter(torch.randn(5, 4, dtype=dtype))
+        self.bs = nn.ParameterList(
+            torch.zeros(r, 3 + i, dtype=dtype) if zero else torch.randn(r, 3 + i, dtype=dtype)
+            for i, r in enumerate(ROWS)
+            if r
+        )
+
+    def forward(self, x, read=None):
+        return island(
+            x, x if read is None else read, self.a, tuple(self.layers), COLUMNS, (*self.bs, None)
+        )
+
+    def dense(self, x, read=None):
+        """`W x + B^T A read`, from the definition."""
+        z = (x if read is None else read) @ self.a.T
+        picked = [z, z[..., 2:], torch.cat([z[..., 2:], z[..., :2]], -1)]
+        added = [part @ b for part, b in zip(picked, self.bs, strict=True)]
+        return [layer(x) + (added[i] if i < 3 else 0) for i, layer in enumerate(self.layers)]
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
+
+
+def is_fused(ys):
+    return all(type(y.grad_fn).__name__ == "_IslandBackward" for y in ys)
+
+
+def test_it_is_what_the_layers_and_the_factors_give(x):
+    module = Island()
+    read = x * 0.5
+    for given in (None, read):
+        ys = module(x, given)
+        assert is_fused(ys)
+        torch.testing.assert_close(list(ys), module.dense(x, given))
+        with torch.no_grad():
+            torch.testing.assert_close(list(module(x, given)), module.dense(x, given))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["x", "its dropout"])
+def test_its_gradients_are_those_of_the_formula(x, given):
+    """Once and twice, by finite differences; the dropout is made from x, and x counts once."""
+    module = Island()
+    parameters = [module.a, *module.bs]
+
+    def run(x, *parameters):
+        read = x.sin() if given else x
+        return island(
+            x, read, parameters[0], tuple(module.layers), COLUMNS, (*parameters[1:], None)
+        )
+
+    assert gradcheck(run, (x, *parameters))
+    assert gradgradcheck(run, (x, *parameters))
+
+
+def test_only_what_is_wanted_gets_a_gradient(x):
+    module = Island()
+    module.a.requires_grad_(False)
+    module(x.detach())[0].sum().backward()
+    assert module.a.grad is None
+    assert module.bs[0].grad is not None
+    assert module.bs[1].grad is None  # nothing was asked of the second layer
+    used = module(x)[1]
+    used.sum().backward()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(module.dense(x)[1].sum(), x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_an_update_the_layers_are_bit_identical(dtype):
+    module = Island(dtype, zero=True)
+    x = torch.randn(2, 7, 4, dtype=dtype)
+    for given in (x, x.transpose(0, 1), x[:, ::2]):
+        for context in (contextlib.nullcontext, torch.no_grad):
+            with context():
+                for y, layer in zip(module(given), module.layers, strict=True):
+                    assert torch.equal(y, layer(given))
+
+
+def test_factors_train_in_their_own_dtype():
+    module = Island(torch.bfloat16)
+    module.a.data, module.bs[0].data = module.a.data.float(), module.bs[0].data.float()
+    x = torch.randn(2, 3, 4, dtype=torch.bfloat16, requires_grad=True)
+    ys = module(x)
+    assert is_fused(ys)
+    sum(y.float().sum() for y in ys).backward()
+    assert [module.a.grad.dtype, module.bs[0].grad.dtype, x.grad.dtype] == [
+        torch.float32, torch.float32, torch.bfloat16,
+    ]  # fmt: skip
+
+
+def seen_by_a_forward_hook(module, stack):
+    seen = []
+    module.layers[0].register_forward_hook(lambda layer, args, y: seen.append((y, y.clone())))
+    return seen
+
+
+def watched_globally(module, stack):
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda layer, args, y: seen.append((y, y.clone())) if layer is module.layers[0] else None
+    )
+    stack.callback(handle.remove)
+    return seen
+
+
+@pytest.mark.parametrize("watch", [seen_by_a_forward_hook, watched_globally])
+def test_a_hook_sees_what_its_layer_gives(x, watch):
+    """Before the adapter adds to it, and no one writes to it afterwards."""
+    module = Island()
+    with contextlib.ExitStack() as stack:
+        seen = watch(module, stack)
+        ys = module(x)
+        torch.testing.assert_close(list(ys), module.dense(x))
+    y, then = seen[0]
+    assert torch.equal(y, then)
+    assert torch.equal(y, module.layers[0](x))
+
+
+def with_a_pre_hook(module):
+    module.layers[1].register_forward_pre_hook(lambda layer, args: (2 * args[0],))
+
+
+def with_a_backward_hook(module):
+    module.layers[1].register_full_backward_hook(lambda layer, dx, dy: (2 * dx[0],))
+
+
+def with_a_forward_of_its_own(module):
+    module.layers[1].forward = lambda x: 2 * nn.Linear.forward(module.layers[1], x)
+
+
+def of_a_class_of_its_own(module):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module.layers[1].__class__ = Doubled
+
+
+def with_a_weight_made_of_another(module):
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    parametrize.register_parametrization(module.layers[1], "weight", Double())
+
+
+def with_a_weight_that_trains(module):
+    module.layers[1].weight.requires_grad_(True)
+
+
+def with_a_bias_that_trains(module):
+    module.layers[1].bias.requires_grad_(True)
+
+
+WAYS = [
+    with_a_pre_hook, with_a_backward_hook, with_a_forward_of_its_own, of_a_class_of_its_own,
+    with_a_weight_made_of_another, with_a_weight_that_trains, with_a_bias_that_trains,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_that_are_not_plain_are_called(x, way):
+    module = Island()
+    way(module)
+    ys = module(x)
+    assert not is_fused(ys)
+    expected = module.dense(x)
+    torch.testing.assert_close(list(ys), expected)
+    inputs = [x, module.a, *[p for p in module.layers.parameters() if p.requires_grad]]
+    for gradient, other in zip(
+        torch.autograd.grad(sum(y.sum() for y in ys), inputs),
+        torch.autograd.grad(sum(y.sum() for y in expected), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_autocast_casts_as_it_does_for_the_layers():
+    module = Island(torch.float32)
+    x = torch.randn(2, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        ys = module(x)
+    assert not is_fused(ys)
+    assert {y.dtype for y in ys} == {torch.bfloat16}
+
+
+def test_compiled_it_is_one_graph(x):
+    module = Island()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(list(compiled(x)), module.dense(x))
+
+
+def test_forward_mode_and_functorch_work(x):
+    module = Island().requires_grad_(False)
+    _, expected = torch.func.jvp(lambda x: module.dense(x)[0], (x,), (torch.ones_like(x),))
+    _, actual = torch.func.jvp(lambda x: module(x)[0], (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(actual, expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        torch.testing.assert_close(forward_ad.unpack_dual(module(dual)[0]).tangent, expected)
+    per_row = torch.func.vmap(lambda row: module(row)[0])(x.detach())
+    torch.testing.assert_close(per_row, module.dense(x)[0])
+
+
+def test_under_checkpointing(x):
+    module = Island()
+    expected = torch.autograd.grad(sum(y.sum() for y in module.dense(x)), module.a)
+    ys = checkpoint(module, x, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(sum(y.sum() for y in ys), module.a), expected)

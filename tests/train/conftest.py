@@ -1,0 +1,98 @@
+"""Runs on a tiny model, small enough that a step takes milliseconds."""
+
+import gc
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import TrainResult, train
+
+SPEC = """spec small
+target q_proj, v_proj, down_proj
+alpha 8
+dropout 0.2
+share a per kind rank 4
+"""
+# 24 rows, four in a step: six steps an epoch.
+SMALL = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "warmup_steps": 0,
+    "learning_rate": 1e-2,
+    "max_length": 32,
+    "save_strategy": "no",
+}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``rows.jsonl``, ``others.jsonl`` and ``small.share``."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "small.share").write_text(SPEC)
+    draw = random.Random(0)
+    for name, count in (("rows", 24), ("others", 6)):
+        rows = [
+            {"prompt": "q" * draw.randint(1, 9), "completion": "abc" * draw.randint(1, 6)}
+            for _ in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+Start = Callable[..., TrainResult]
+
+
+@pytest.fixture(scope="session")
+def _imported() -> None:
+    """Every run looks for garbage; in what imports have left there is none."""
+    import bishare_dsl.train.run  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def start(files: Path, _imported: None, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Train a tiny Llama into a folder. Nothing is drawn, which takes longer than to train."""
+    monkeypatch.setattr("bishare_dsl.train.run.draw_curve", lambda *_: None)
+
+    def run(folder: Path, **arguments: Any) -> TrainResult:
+        given = {
+            "spec": str(files / "small.share"),
+            "model": tiny_model("llama"),
+            "data": files / "rows.jsonl",
+            "tokenizer": tiny_tokenizer(),
+            "quiet": True,
+            **SMALL,
+            **arguments,
+        }
+        return train(output_dir=folder, **given)
+
+    return run
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """The same model and tokenizer, saved."""
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def values(result: TrainResult) -> dict[str, torch.Tensor]:
+    """The adapter's tensors."""
+    return {n: t.detach().clone() for n, t in result.model.bishare.tensors().items()}
+
+
+def losses(result: TrainResult) -> list[tuple[Any, ...]]:
+    """What was logged that must not depend on an interruption."""
+    keys = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "tokens", "train_loss")
+    return [tuple(entry.get(key) for key in keys) for entry in result.history]

@@ -1,0 +1,174 @@
+"""Texts to tokens: where they begin and end, what is learnt, what is cut, and what is counted."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bishare_dsl.train.data import encode
+
+WORDS = st.text(st.sampled_from(" \nabé🦜:"), max_size=8)
+
+
+def decoded(example, tokenizer):
+    return tokenizer.backend_tokenizer.decode(example["input_ids"], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("adds", [(), ("<s>",)])
+@given(prompt=WORDS.filter(str.strip), completion=WORDS.filter(str.strip))
+def test_a_completion_is_learnt_with_an_end(adds, prompt, completion, tokenizer, rows, learnt):
+    made = tokenizer(adds=adds)
+    row = {"prompt": prompt, "completion": completion}
+    [example] = encode(rows(row), made, max_length=99).examples
+    assert learnt(example, made) == [completion + "</s>"]
+    assert decoded(example, made) == "".join(adds) + prompt + completion + "</s>"
+    # What stands before it is what the model reads when it is prompted.
+    asked = made(prompt)["input_ids"]
+    assert example["input_ids"][: len(asked)] == asked
+
+
+@pytest.mark.parametrize(
+    ("adds", "text", "wanted"),
+    [
+        ((), "fox", "fox</s>"),
+        (("<s>",), "fox", "<s>fox</s>"),
+        (("<s>",), "<s>fox</s>", "<s>fox</s>"),
+        ((), "<s>fox</s>", "<s>fox</s>"),
+    ],
+)
+@pytest.mark.parametrize("adds_end", [(), ("</s>",), ("<|eot_id|>",)])
+def test_a_text_has_one_beginning_and_one_end(adds, adds_end, text, wanted, tokenizer, rows):
+    made = tokenizer(adds=adds, adds_end=adds_end)
+    [example] = encode(rows({"text": text}), made, max_length=99).examples
+    assert decoded(example, made) == wanted
+    # All of it is learnt, but for the first token: nothing predicts it.
+    assert example["labels"] == [-100, *example["input_ids"][1:]]
+
+
+def test_all_tokens(tokenizer, rows, chat):
+    made = tokenizer("llama3")
+    row = chat("user: fox", "assistant: dog")
+    for value in (
+        row,
+        {"prompt": "the", "completion": " fox"},
+        {"prompt": "the", "completion": ""},
+    ):
+        [example] = encode(rows(value), made, max_length=99, train_on="all").examples
+        assert example["labels"] == [-100, *example["input_ids"][1:]]
+    text = made.apply_chat_template(row["messages"], tokenize=False)
+    [example] = encode(rows(row), made, max_length=99, train_on="all").examples
+    assert decoded(example, made) == text
+    # A chat that its template does not end is ended.
+    [example] = encode(rows(row), tokenizer("no end"), max_length=99, train_on="all").examples
+    assert decoded(example, made) == "user: fox\nassistant: dog</s>"
+
+
+def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, learnt):
+    made = tokenizer()
+    values = [
+        {"prompt": " hello:", "completion": " fox"},  # hello : fox </s>
+        {"prompt": " hello:", "completion": " fox fox fox"},
+        {"prompt": " hello: hello:", "completion": " fox"},  # hello : hello : | fox </s>
+        {"prompt": " hello", "completion": " \n"},
+    ]
+    encoded = encode(rows(*values), made, max_length=4)
+    first, second = encoded.examples
+    assert learnt(first, made) == [" fox</s>"]
+    assert decoded(second, made) == " hello: fox fox"
+    assert learnt(second, made) == [" fox fox"]
+    report = encoded.report
+    assert (report.rows, report.kept, report.nothing_to_learn, report.cut) == (4, 2, 2, 1)
+    assert (report.tokens, report.learnt_tokens) == (8, 4)
+    assert (report.longest, report.max_length) == (6, 4)
+    assert str(report) == (
+        "rows.jsonl: 4 rows (prompt-completion), 2 kept with 8 tokens, of which 4 are learnt. "
+        "2 dropped with nothing to learn. 1 cut at 4 tokens; the longest has 6."
+    )
+    assert report.as_dict()["digest"] == "sha256:0"
+    whole = encode(rows(values[0]), made, max_length=4).report
+    assert str(whole).endswith("of which 2 are learnt.")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([{"text": " "}, {"text": ""}], "there is no completion"),
+        ([{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}], "no turn of the as"),
+        ([{"prompt": "the quick fox: a", "completion": "a"}], "behind `max_length`"),
+    ],
+)
+def test_nothing_to_learn_at_all(values, said, tokenizer, rows, problems):
+    [problem] = problems(encode, rows(*values), tokenizer("chatml"), max_length=4)
+    assert (problem.code, said in problem.message) == ("BS723", True)
+
+
+def test_progress(tokenizer, rows):
+    seen = []
+    values = [{"text": "fox"}] * 2500
+    encode(rows(*values), tokenizer(), max_length=4, progress=lambda *done: seen.append(done))
+    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
+
+
+def test_texts_and_chats_may_alternate(tokenizer, rows, chat, learnt):
+    """In a set of prompts and completions; the order stays."""
+    made = tokenizer("chatml", adds=("<s>",))
+    turns = {
+        "prompt": chat("user: fox")["messages"],
+        "completion": chat("assistant: dog")["messages"],
+    }
+    text = {"prompt": "the", "completion": " fox"}
+    encoded = encode(rows(text, turns, text, turns), made, max_length=99)
+    found = [learnt(example, made) for example in encoded.examples]
+    assert found == [[" fox</s>"], ["dog<|im_end|>"]] * 2
+    assert [decoded(e, made)[:3] for e in encoded.examples] == ["<s>", "<|i"] * 2
+
+
+def test_examples_are_a_data_set(tokenizer, rows):
+    from torch.utils.data import DataLoader
+
+    examples = encode(rows(*[{"text": "fox"}] * 5), tokenizer(), max_length=4).examples
+    assert len(examples) == 5
+    assert examples[-1] == examples[4] == list(examples)[4]
+    assert examples[1:3] == [examples[1], examples[2]]
+    with pytest.raises(IndexError):
+        examples[5]
+    assert sum(len(batch) for batch in DataLoader(examples, batch_size=2, collate_fn=list)) == 5
+    assert {type(v) for v in examples[np.int64(0)]["input_ids"]} == {int}
+
+
+# Tokenizers that do not have what is needed.
+
+
+def test_no_chat_template(tokenizer, rows, chat, problems):
+    row = chat("user: fox", "assistant: dog")
+    [problem] = problems(encode, rows(row), tokenizer(), max_length=9)
+    assert problem.code == "BS718"
+
+
+def test_no_end_of_sequence(tokenizer, rows, chat, problems):
+    made = tokenizer("chatml", eos=None)
+    [problem] = problems(encode, rows({"text": "fox"}), made, max_length=9)
+    assert problem.code == "BS721"
+    # A chat ends as its template says.
+    assert encode(rows(chat("user: fox", "assistant: dog")), made, max_length=99).examples
+
+
+def test_no_offsets(tokenizer, rows, problems, monkeypatch):
+    made = tokenizer()
+    monkeypatch.setattr(type(made), "is_fast", False)
+    [problem] = problems(encode, rows({"text": "fox"}), made, max_length=9)
+    assert problem.code == "BS722"
+
+
+def test_a_token_on_both_sides_is_learnt_where_it_cannot_be_parted(rows):
+    """Each text gets a space here, so a prompt and a completion of their own would be another text."""
+    pieces = ["▁", "a", "b", "ab", "▁a", "</s>"]
+    model = models.BPE({t: i for i, t in enumerate(pieces)}, [("a", "b")])
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    [example] = encode(rows({"prompt": "ba", "completion": "ba"}), made, max_length=9).examples
+    assert made.convert_ids_to_tokens(example["input_ids"]) == ["▁", "b", "ab", "a", "</s>"]
+    assert [label != -100 for label in example["labels"]] == [False, False, True, True, True]

@@ -1,0 +1,154 @@
+"""Formats are known by their columns, and every row is checked."""
+
+import pytest
+
+from bishare_dsl.train.data import encode, split_off
+
+USER = {"role": "user", "content": "fox"}
+ASSISTANT = {"role": "assistant", "content": "dog"}
+
+
+@pytest.fixture
+def encoded(tokenizer, rows):
+    def run(*values, template="chatml", **options):
+        return encode(rows(*values), tokenizer(template), max_length=1000, **options)
+
+    return run
+
+
+def read(encoded, tokenizer):
+    return tokenizer("chatml").backend_tokenizer.decode(
+        encoded.examples[0]["input_ids"], skip_special_tokens=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"instruction": "fox", "output": "dog"}, "alpaca"),
+        ({"instruction": "fox", "input": None, "output": "dog", "id": 3}, "alpaca"),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, "prompt-completion"),
+        ({"messages": [USER, ASSISTANT], "prompt": "fox"}, "messages"),
+        ({"conversations": [USER, ASSISTANT]}, "messages"),
+        ({"conversations": [{"from": "human", "value": "fox"}, {"from": "gpt", "value": "dog"}]}, "messages"),
+        ({"messages": [{**USER, "tool_calls": None}, {**ASSISTANT, "tool_calls": []}]}, "messages"),
+    ],
+)  # fmt: skip
+def test_forms_of_one_chat(row, format, encoded, tokenizer):
+    found = encoded(row)
+    assert found.report.format == format
+    assert read(found, tokenizer) == (
+        "<|im_start|>system\nYou are helpful.<|im_end|>\n"
+        "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\ndog<|im_end|>\n"
+    )
+
+
+def test_the_input_of_alpaca_follows_its_instruction(encoded, tokenizer):
+    row = {"instruction": "Say", "input": "fox", "output": "dog"}
+    assert "user\nSay\n\nfox<|im_end|>" in read(encoded(row), tokenizer)
+
+
+@pytest.mark.parametrize("given", ["", "{quick}"])
+def test_alpaca_without_a_chat_template(given, encoded, tokenizer):
+    row = {"instruction": "Say {x}", "input": given, "output": "dog"}
+    text = read(encoded(row, template=None), tokenizer)
+    asked = "\n\n### Instruction:\nSay {x}\n\n" + (given and f"### Input:\n{given}\n\n")
+    assert text.startswith("Below is an instruction that describes a task")
+    assert text.endswith(f"{asked}### Response:\ndog</s>")
+    assert ("further context" in text) == bool(given)
+
+
+def test_the_format_may_be_said(encoded, tokenizer):
+    row = {"instruction": "fox", "output": "dog", "text": "hello"}
+    assert read(encoded(row, format="text"), tokenizer) == "hello</s>"
+    assert encoded(row, format="alpaca").report.format == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "said"),
+    [
+        ({"question": "a", "answer": "b"}, "BS709", "the columns `question`, `answer`"),
+        ({"instruction": "a", "response": "b"}, "BS709", "`instruction`, `response`"),
+        ({}, "BS709", "no columns"),
+        ({"instruction": "a", "output": "b", "text": "c"}, "BS710", "alpaca, text"),
+        ({"prompt": "a", "completion": "b", "messages": []}, "BS710", "prompt-completion, messages"),
+    ],
+)  # fmt: skip
+def test_columns_of_no_format_or_of_several(row, code, said, encoded, rows, problems):
+    [problem] = problems(encoded, row)
+    assert (problem.code, said in problem.message) == (code, True)
+    [problem] = problems(split_off, rows(row, row), 1, 0)
+    assert problem.code == code
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "said"),
+    [
+        ({"instruction": "a"}, "BS711", "`output` is missing"),
+        ({"output": "a"}, "BS711", "`instruction` is missing"),
+        ({"instruction": "a", "output": None}, "BS712", "`output` is null; text is expected"),
+        ({"instruction": 3, "output": "b"}, "BS712", "`instruction` is a number; text"),
+        ({"instruction": "a", "input": ["x"], "output": "b"}, "BS712", "`input` is a list; text"),
+        ({"instruction": "a", "output": "\ud83d"}, "BS712", "text with half a surrogate pair"),
+        ({"instruction": " ", "input": "x", "output": "b"}, "BS714", "`instruction` is empty"),
+    ],
+)  # fmt: skip
+def test_bad_rows_of_alpaca(row, code, said, encoded, problems):
+    [problem] = problems(encoded, {"instruction": "a", "output": "b"}, row)
+    assert problem.code == code
+    assert problem.message.startswith("rows.jsonl:2: ")
+    assert said in problem.message
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "said"),
+    [
+        ({"prompt": "a"}, "BS711", "`completion` is missing"),
+        ({"prompt": "", "completion": "b"}, "BS714", "`prompt` is empty"),
+        ({"prompt": [], "completion": [ASSISTANT]}, "BS714", "`prompt` is empty"),
+        ({"prompt": [USER], "completion": "b"}, "BS712", "`completion` is text; a list of messages"),
+        ({"prompt": "a", "completion": [ASSISTANT]}, "BS712", "`completion` is a list; text"),
+        ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "BS711", "`completion[0].content` is missing"),
+    ],
+)  # fmt: skip
+def test_bad_prompts_and_completions(row, code, said, encoded, problems):
+    [problem] = problems(encoded, {"prompt": "a", "completion": "b"}, row)
+    assert (problem.code, said in problem.message) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "said"),
+    [
+        ("a", "BS712", "`messages` is text; a list of messages"),
+        ([3], "BS712", "`messages[0]` is a number; a message"),
+        ([USER, {"content": "a"}], "BS711", "`messages[1].role` is missing"),
+        ([USER, {"role": "assistant"}], "BS711", "`messages[1].content` is missing"),
+        ([USER, {"role": "assistant", "content": None}], "BS712", "`messages[1].content` is null"),
+        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "BS712", "is a list; text"),
+        ([{"role": "user", "content": ""}, ASSISTANT], "BS714", "`messages[0].content` is empty"),
+        ([USER, {"role": "asistant", "content": "a"}], "BS713", "`messages[1].role` is `asistant`"),
+        ([USER, {"role": "human", "content": "a"}], "BS713", "`messages[1].role` is `human`"),
+        ([{"from": "user_", "value": "a"}], "BS713", "`messages[0].from` is `user_`"),
+        ([{"from": "human"}], "BS711", "`messages[0].value` is missing"),
+        ([USER, {**ASSISTANT, "tool_calls": [{}]}], "BS715", "`messages[1]` has tool calls"),
+        ([ASSISTANT, USER, ASSISTANT], "BS716", "`messages` begins with the assistant's turn"),
+    ],
+)
+def test_bad_messages(messages, code, said, encoded, problems):
+    [problem] = problems(encoded, {"messages": [USER, ASSISTANT]}, {"messages": messages})
+    assert problem.code == code
+    assert problem.message.startswith("rows.jsonl:2: ")
+    assert said in problem.message
+
+
+def test_a_near_role_is_named(encoded, problems):
+    [problem] = problems(encoded, {"messages": [{"role": "asistant", "content": "a"}]})
+    assert problem.help == "did you mean `assistant`?"
+
+
+def test_the_first_bad_rows_are_named_and_the_rest_counted(encoded, problems):
+    bad = [{"text": "a" if i % 3 else i} for i in range(3000)]
+    found = problems(encoded, {"text": "a"}, *bad)
+    assert [p.code for p in found] == ["BS712"] * 5 + ["BS717"]
+    assert [p.message.split(":")[1] for p in found[:5]] == ["2", "5", "8", "11", "14"]
+    assert found[5].message.startswith("995 more")

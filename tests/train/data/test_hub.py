@@ -1,0 +1,101 @@
+"""Data sets of the Hub. It is played by a folder, and by a look-up that does what a test wants."""
+
+import json
+
+import pytest
+
+from bishare_dsl.train.data import load_rows
+
+ROWS = [{"text": f"row {i}", "n": i} for i in range(1205)]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub that has ``owner/set``, with two splits."""
+    import datasets
+    import huggingface_hub
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, rows in (("train", ROWS), ("test", ROWS[:3])):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    build = datasets.load_dataset_builder
+
+    def load(name, subset):
+        assert name == "owner/set"
+        return build(str(folder), subset, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return folder
+
+
+@pytest.mark.usefixtures("hub")
+def test_rows_of_a_split():
+    rows = load_rows("owner/set")
+    assert list(rows) == ROWS
+    assert rows.name == "owner/set (train)"
+    assert rows.place(1203) == "owner/set (train), row 1204"
+    assert rows.digest.startswith("datasets:")
+    assert rows.digest == load_rows("owner/set").digest
+    test = load_rows("owner/set", split="test")
+    assert list(test) == ROWS[:3]
+    assert test.digest != rows.digest
+    assert len(load_rows("owner/set", split="train[:10]")) == 10
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(("part", "said"), [({"split": "tset"}, "tset"), ({"subset": "no"}, "no")])
+def test_no_such_part(part, said, problems):
+    [problem] = problems(load_rows, "owner/set", **part)
+    assert problem.code == "BS703"
+    assert f'"{said}"' in problem.message or f"'{said}'" in problem.message
+
+
+def test_only_tables_of_text_are_read(hub, problems):
+    for path in hub.iterdir():
+        path.unlink()
+    (hub / "train.xml").write_text("<a/>")
+    [problem] = problems(load_rows, "owner/set")
+    assert (problem.code, "`xml`" in problem.message) == ("BS703", True)
+
+
+def test_a_set_that_cannot_be_read(hub, problems):
+    (hub / "train.jsonl").write_text('{"text": "a"}\n{"text": ')
+    [problem] = problems(load_rows, "owner/set")
+    assert problem.code == "BS702"
+
+
+@pytest.mark.parametrize("error", ["missing", "no network"])
+def test_a_hub_that_says_no_is_asked_once(error, monkeypatch, problems, hub):
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    asked = []
+
+    def refuse(self, name, timeout):
+        asked.append((name, timeout))
+        if error == "no network":
+            raise OSError("[Errno -2] Name or service not known")
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: pytest.fail("asked"))
+    [problem] = problems(load_rows, "owner/other")
+    assert problem.code == "BS702"
+    assert "owner/other" in problem.message
+    assert ("not known" in problem.message) == (error == "no network")
+    assert asked == [("owner/other", 5.0)]
+
+
+def test_without_a_network_the_cache_is_used_where_that_was_asked_for(hub, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda *_, **__: pytest.fail("asked")
+    )
+    assert len(load_rows("owner/set")) == len(ROWS)

@@ -1,0 +1,193 @@
+"""Files of rows: what is read, where each row is, and what is wrong with those that cannot be read."""
+
+import csv
+import hashlib
+import io
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bishare_dsl.train.data import load_rows
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def as_json(rows):
+    return json.dumps(rows)
+
+
+def as_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_csv(rows):
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, rows[0], quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_parquet(rows):
+    import pyarrow
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+KINDS = {"json": as_json, "jsonl": as_lines, "csv": as_csv, "parquet": as_parquet}
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT}), min_size=1, max_size=5
+    )
+)
+def test_every_kind_of_file_gives_the_same_rows(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for ending, written in KINDS.items():
+        path = write(folder / f"rows.{ending}", written(rows))
+        assert list(load_rows(path)) == rows, ending
+
+
+def test_lists_in_parquet_are_lists(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(2500)]
+    read = load_rows(write(tmp_path / "r.parquet", as_parquet(rows)))
+    assert list(read) == rows
+    for index in random.Random(0).sample(range(2500), 9):
+        assert read[index] == rows[index]
+    assert read.place(2041) == f"{tmp_path}/r.parquet, row 2042"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [
+        ("r.json", '[{"text": "a"},\n{"text": "b"}]', [", row 1", ", row 2"]),
+        ("r.json", '{"data": [{"text": "a"}, {"text": "b"}]}', [", row 1", ", row 2"]),
+        ("r.json", '{"text": "a"}\n{"text": "b"}\n', [":1", ":2"]),  # JSON Lines all the same.
+        ("r.jsonl", '{"text": "a"}\n\n  \n{"text": "b"}', [":1", ":4"]),
+        ("r.NDJSON", '\ufeff{"text": "a"}\r\n{"text": "b"}\r\n', [":1", ":2"]),
+        ("r.csv", "\ufefftext\na\n\nb\n", [":2", ":4"]),
+        ("r.csv", 'text,x\r\n"a",1\r\nb,"2\r\n3"\r\n', [":2", ":3"]),
+    ],
+)
+def test_a_row_knows_where_it_is(name, content, places, tmp_path):
+    path = write(tmp_path / name, content)
+    rows = load_rows(path)
+    assert [row["text"] for row in rows] == ["a", "b"]
+    assert [rows.place(i) for i in range(2)] == [f"{path}{place}" for place in places]
+    assert rows.name == str(path)
+    assert rows.digest == f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+    part = rows.select([1])
+    assert (len(part), part[0]["text"], part.place(0)) == (1, "b", f"{path}{places[1]}")
+
+
+def test_a_row_of_several_lines_is_at_its_first(tmp_path):
+    rows = load_rows(write(tmp_path / "r.csv", 'text\n"a\nb\n"\nc\n'))
+    assert [rows.place(i).rpartition(":")[2] for i in range(2)] == ["2", "5"]
+
+
+def test_a_line_ends_at_a_line_break_only(tmp_path):
+    rows = load_rows(write(tmp_path / "r.jsonl", '{"text": "a\u2028b\x85c"}\n'))
+    assert rows[0]["text"] == "a\u2028b\x85c"
+
+
+def test_long_fields_of_csv(tmp_path):
+    limit = csv.field_size_limit()
+    text = "x" * (limit + 1)
+    assert load_rows(write(tmp_path / "r.csv", f"text\n{text}\n"))[0]["text"] == text
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "said"),
+    [
+        # The file as a whole.
+        ("r.txt", "a", "BS704", "r.txt` is no kind"),
+        ("r.pkl", b"\x80\x04.", "BS704", "r.pkl` is no kind"),
+        ("r.json", "[1, 2", "BS705", "r.json` cannot be read: Expecting"),
+        ("r.json", "[" * 100_000, "BS705", "recursion"),
+        ("r.json", '{"text": "a"}', "BS705", "no array of rows"),
+        ("r.json", '"text"', "BS705", "no array of rows"),
+        ("r.parquet", b"PAR1nothing", "BS705", "r.parquet` cannot be read"),
+        # Rows.
+        ("r.json", b'[\n{"text": "\xff"}]', "BS706", "r.json:2: the line is not UTF-8"),
+        ("r.json", '[{"text": "a"}, 3]', "BS706", "r.json, row 2: the row is no object"),
+        ("r.jsonl", '{"text": "a"}\n{"text": \n', "BS706", "r.jsonl:2: Expecting value"),
+        ("r.jsonl", '{"text": "a"}{"text": "b"}\n', "BS706", "r.jsonl:1: Extra data"),
+        ("r.jsonl", '{"a": 1}\n["text"]\n', "BS706", "r.jsonl:2: the line is no object"),
+        ("r.jsonl", b'{"a": 1}\n{"text": "\xe9"}', "BS706", "byte 11 of the line is not UTF-8"),
+        ("r.csv", b"text\na\n\xff\n", "BS706", "r.csv:3: the line is not UTF-8"),
+        ("r.csv", "text,x\na,1\nb\n", "BS706", "r.csv:3: there are 1 columns, and 2 in the header"),
+        ("r.csv", "text,x\na,1,2\n", "BS706", "r.csv:2: there are 3 columns, and 2 in the header"),
+        ("r.csv", 'text\na\n"b\n', "BS706", "r.csv:3: unexpected end of data"),
+        ("r.csv", "text,text\na,1\n", "BS706", "r.csv:1: the columns have no different names"),
+        # No rows.
+        ("r.json", "[]", "BS707", "has no rows"),
+        ("r.jsonl", "\n", "BS707", "has no rows"),
+        ("r.csv", "text\n", "BS707", "has no rows"),
+        ("r.csv", "", "BS707", "has no rows"),
+        ("r.parquet", as_parquet([{"text": "a"}][:0]), "BS707", "has no rows"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read(name, content, code, said, tmp_path, problems):
+    [problem] = problems(load_rows, write(tmp_path / name, content))
+    assert problem.code == code
+    assert said in problem.message
+    assert name in problem.message
+
+
+def test_the_first_bad_rows_are_named_and_the_rest_counted(tmp_path, problems):
+    bad = "".join(f'{{"text": "{i}"\n' if i % 2 else '{"text": "a"}\n' for i in range(2000))
+    found = problems(load_rows, write(tmp_path / "r.jsonl", bad))
+    assert [p.code for p in found] == ["BS706"] * 5 + ["BS717"]
+    assert [p.message.split(":")[1] for p in found[:5]] == ["2", "4", "6", "8", "10"]
+    assert found[5].message.startswith("995 more")
+    assert found[5].severity == "note"
+
+
+def test_no_such_file(tmp_path, problems, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "rows.csv", "text\na\n")
+    # `csv` would be all CSV files of this folder, were it left to `datasets`.
+    for source in ("no.jsonl", "data/no.jsonl", "csv", tmp_path / "no", "a/b/c", "folder", ""):
+        [problem] = problems(load_rows, source)
+        assert problem.code == "BS701"
+    [problem] = problems(load_rows, tmp_path / "folder")
+    assert problem.help == "give one of the files in it"
+
+
+def test_a_file_that_may_not_be_opened(tmp_path, problems, monkeypatch):
+    path = write(tmp_path / "r.jsonl", "{}")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    [problem] = problems(load_rows, path)
+    assert (problem.code, problem.message) == (
+        "BS705",
+        f"`{path}` cannot be read: Permission denied",
+    )
+
+
+@pytest.mark.parametrize(("package", "source"), [("pyarrow", "r.parquet"), ("datasets", "a/b")])
+def test_a_package_that_is_not_installed(package, source, tmp_path, problems, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "r.parquet", b"")
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    [problem] = problems(load_rows, source)
+    assert problem.code == "BS708"
+    assert f"`{package}`" in problem.message
+    assert "bishare[train]" in problem.help

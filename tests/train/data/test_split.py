@@ -1,0 +1,55 @@
+"""Held-out rows: none of them is trained on, and the same ones are held out every time."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bishare_dsl.train.data import split_off
+
+TEXTS = st.lists(st.sampled_from([f"text {i}" for i in range(30)]), min_size=2, max_size=40)
+
+
+@given(texts=TEXTS.filter(lambda t: len({*t}) > 1), seed=st.integers(0, 5), data=st.data())
+def test_no_content_is_on_both_sides(texts, seed, data, rows, problems):
+    whole = rows(*({"text": text, "id": i} for i, text in enumerate(texts)))
+    smallest = min(texts.count(text) for text in texts)
+    size = data.draw(st.integers(smallest, len(texts) - 1))
+    train, held_out = split_off(whole, size, seed)
+    assert 0 < len(held_out) <= size
+    assert not {row["text"] for row in train} & {row["text"] for row in held_out}
+    for side in (train, held_out):
+        ids = [row["id"] for row in side]
+        assert ids == sorted(ids)
+        assert [side.place(i) for i in range(len(side))] == [f"rows.jsonl:{i + 1}" for i in ids]
+    assert len(train) + len(held_out) == len(whole)
+    # Which content is held out depends on no order, and on nothing random.
+    shuffled = data.draw(st.permutations(texts))
+    again = split_off(rows(*({"text": text} for text in shuffled)), size, seed)[1]
+    assert {row["text"] for row in again} == {row["text"] for row in held_out}
+
+
+def test_a_count_a_part_and_a_seed(rows):
+    whole = rows(*({"text": str(i)} for i in range(200)))
+    chosen = [
+        [row["text"] for row in split_off(whole, size, seed)[1]]
+        for size, seed in ((20, 0), (0.1, 0), (20, 1), (30, 0))
+    ]
+    assert [len(c) for c in chosen] == [20, 20, 20, 30]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert {*chosen[0]} < {*chosen[3]}
+
+
+def test_only_what_is_encoded_counts_as_content(rows):
+    whole = rows(*({"instruction": "a", "output": str(i % 2), "id": i} for i in range(10)))
+    train, held_out = split_off(whole, 5, 0)
+    assert len({row["output"] for row in held_out}) == len({row["output"] for row in train}) == 1
+    inputs = rows(*({"instruction": "a", "input": str(i), "output": "b"} for i in range(10)))
+    assert len(split_off(inputs, 3, 0)[1]) == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 0.1, -1])
+def test_a_side_without_rows(size, rows, problems):
+    same = rows(*[{"text": "a"}, {"text": "a"}, {"text": "b"}, {"text": "b"}])
+    [problem] = problems(split_off, same, size, 0)
+    assert problem.code == "BS724"
+    assert "(2 of them are different)" in problem.message

@@ -1,0 +1,236 @@
+"""Which part of a chat is learnt, for the chat templates that are about."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bishare_dsl.train.data import encode
+
+# What is to be learnt of a content, in the middle of a chat and at its end.
+LEARNT = {
+    "chatml": lambda said, last: said + "<|im_end|>",
+    "llama3": lambda said, last: said.strip() + "<|eot_id|>",
+    "mistral": lambda said, last: f" {said}</s>",
+    "qwen3": lambda said, last: (
+        ("<think>\n\n</think>\n\n" + said.lstrip("\n") if last else said) + "<|im_end|>"
+    ),
+    "r1": lambda said, last: said + "</s>",
+    "no end": lambda said, last: " " + said.rstrip() + ("</s>" if last else ""),
+    "plain end": lambda said, last: said + "\n(end)",
+}
+PIECES = st.sampled_from(
+    ["\n", "\n\n", " ", "  ", "hello", " fox", "é", "🦜", ":", "</", "(end)", "\t"]
+)
+SAID = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1, max_size=12),
+    st.lists(PIECES, min_size=1, max_size=8).map("".join),
+).filter(str.strip)
+
+
+@pytest.mark.parametrize("template", LEARNT)
+@given(said=st.lists(SAID, min_size=1, max_size=3), asked=SAID, system=st.none() | SAID)
+def test_learnt_is_what_the_assistant_says_and_what_ends_it(
+    template, said, asked, system, tokenizer, rows, learnt
+):
+    made = tokenizer(template)
+    messages = [{"role": "system", "content": system}] if system else []
+    for content in said:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": content}]
+    [example] = encode(rows({"messages": messages}), made, max_length=10_000).examples
+    wanted = [LEARNT[template](text, i == len(said) - 1) for i, text in enumerate(said)]
+    assert learnt(example, made) == wanted
+    # And the whole is what the template writes, token for token but at the edges of turns.
+    text = made.apply_chat_template(messages, tokenize=False)
+    ended = text.rstrip() + "</s>" if template == "no end" else text
+    assert made.backend_tokenizer.decode(example["input_ids"], skip_special_tokens=False) == ended
+
+
+def test_the_tokens_are_those_that_the_tokenizer_gives(tokenizer, rows, chat):
+    made = tokenizer("chatml")
+    row = chat("user: the fox", "assistant: hello", "user: a dog", "assistant: quick")
+    [example] = encode(rows(row), made, max_length=100).examples
+    assert example["input_ids"] == made.apply_chat_template(row["messages"], return_dict=False)
+
+
+def test_a_prompt_is_read_as_the_model_reads_it_when_it_generates(tokenizer, rows, chat):
+    """Here the line break that ends the prompt and those that begin the answer are one token."""
+    made = tokenizer("chatml")
+    row = chat("user: the fox", "assistant: \n\nhello")
+    prompt = made.apply_chat_template(
+        row["messages"][:1], add_generation_prompt=True, return_dict=False
+    )
+    whole = made.apply_chat_template(row["messages"], return_dict=False)
+    assert whole[: len(prompt)] != prompt
+    [example] = encode(rows(row), made, max_length=100).examples
+    assert example["input_ids"][: len(prompt)] == prompt
+    assert example["labels"][: len(prompt)] == [-100] * len(prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        ("qwen3", ["This.<|im_end|>", "<think>\nha\n</think>\n\nNo<|im_end|>"]),
+        ("r1", ["\nThis.</s>", "\nNo</s>"]),
+        (
+            "chatml",
+            ["<think>\nhm\n</think>\nThis.<|im_end|>", "<think>\nha\n</think>\nNo<|im_end|>"],
+        ),
+    ],
+)
+def test_thinking_is_learnt_where_the_template_writes_it(
+    template, wanted, tokenizer, rows, chat, learnt
+):
+    made = tokenizer(template)
+    said = ("<think>\nhm\n</think>\nThis.", "<think>\nha\n</think>\nNo")
+    row = chat("user: What?", f"assistant: {said[0]}", "user: And?", f"assistant: {said[1]}")
+    [example] = encode(rows(row), made, max_length=200).examples
+    assert learnt(example, made) == wanted
+
+
+SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>opening{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("opening", "ending", "said", "wanted"),
+    [
+        # The prompt opens what the chat does not have, and the content begins alike by chance.
+        ("<reason>", "</s>", "<real> dog", ["<real> dog</s>", "<real> dog</s>"]),
+        # A turn ends with a token of its own, and then with the one that stops.
+        ("", "<|im_end|></s>", "dog", ["dog<|im_end|></s>", "dog<|im_end|></s>"]),
+        ("", "<|im_end|>\n</s>", "dog", ["dog<|im_end|>", "dog<|im_end|>"]),
+        # What begins the next turn ends none.
+        (
+            "",
+            "{% if m.role == 'assistant' and not loop.last %}<s>{% endif %}",
+            "dog",
+            ["dog", "dog</s>"],
+        ),
+    ],
+)
+def test_where_a_turn_begins_and_ends(opening, ending, said, wanted, tokenizer, rows, chat, learnt):
+    made = tokenizer(SIMPLE.replace("opening", opening).replace("ending", ending))
+    row = chat("user: fox", f"assistant: {said}", "user: fox", f"assistant: {said}")
+    [example] = encode(rows(row), made, max_length=200).examples
+    assert learnt(example, made) == wanted
+
+
+def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, learnt):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.thought }}{{ m.content }}</s>"
+        "{% endgeneration %}{% endfor %}"
+    )
+    made = tokenizer(template)
+    messages = [
+        {"role": "user", "content": "fox", "thought": None},
+        {"role": "assistant", "content": "dog", "thought": "hello "},
+    ]
+    [example] = encode(rows({"messages": messages}), made, max_length=50).examples
+    assert learnt(example, made) == ["hello dog</s>"]
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "mistral"])
+def test_an_empty_turn_is_not_learnt(template, tokenizer, rows, chat, learnt):
+    made = tokenizer(template)
+    row = chat("user: fox", "assistant: ", "user: fox", "assistant: dog")
+    [example] = encode(rows(row), made, max_length=100).examples
+    assert [part.strip()[:3] for part in learnt(example, made)] == ["dog"]
+
+
+def test_turns_of_the_prompt_are_not_learnt(tokenizer, rows, chat, learnt):
+    made = tokenizer("chatml")
+    prompt = chat("user: fox", "assistant: quick", "user: fox")["messages"]
+    completion = chat("assistant: dog", "user: hello", "assistant: lazy")["messages"]
+    row = {"prompt": prompt, "completion": completion}
+    encoded = encode(rows(row), made, max_length=100)
+    assert learnt(encoded.examples[0], made) == ["dog<|im_end|>", "lazy<|im_end|>"]
+    assert encoded.report.format == "prompt-completion"
+
+
+# Templates that say themselves what is generated.
+
+MARKED = r"""{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>
+{%- generation %}{{ ' ' + m.content }}{% if end_inside %}{{ eos_token + '\n' }}{% endif %}{% endgeneration %}
+{%- if not end_inside %}{{ eos_token + '\n' }}{% endif %}
+{%- else %}<|user|>{{ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.mark.parametrize("inside", ["true", "false"])
+def test_markers_count_and_the_end_of_turn_is_learnt_with_them(
+    inside, tokenizer, rows, chat, learnt
+):
+    made = tokenizer(MARKED.replace("end_inside", inside))
+    row = chat(
+        "user: fox", "assistant: dog", "user: a", "assistant: ", "user: a", "assistant: hello"
+    )
+    [example] = encode(rows(row), made, max_length=100).examples
+    assert learnt(example, made) == [" dog</s>", " hello</s>"]
+
+
+def test_markers_may_enclose_several_parts_of_a_turn(tokenizer, rows, chat, learnt):
+    template = re.sub(
+        r"\{%- if not end_inside.*?endif %\}",
+        "{%- generation %} fox</s>{% endgeneration %}",
+        MARKED,
+    )
+    made = tokenizer(template.replace("end_inside", "true"))
+    row = {
+        "prompt": chat("user: a", "assistant: lazy", "user: a")["messages"],
+        "completion": chat("assistant: dog")["messages"],
+    }
+    [example] = encode(rows(row), made, max_length=100).examples
+    assert learnt(example, made) == [" dog</s>", " fox</s>"]
+
+
+# Templates from which it cannot be told.
+
+OTHER_PROMPT = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        # What is generated is not the content.
+        (MARKED.replace("' ' + m.content", "' '").replace("end_inside", "true"), "is not marked"),
+        # The content decides about what stands around it.
+        ("{% for m in messages %}{{ m.content | length }}{{ m.content }}{% endfor %}", "depends on"),
+        # A turn is left out.
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "once"),
+        # A turn is written twice.
+        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "once"),
+        # The model is prompted with something else.
+        (OTHER_PROMPT, "does not begin"),
+    ],
+)  # fmt: skip
+def test_a_template_that_hides_the_turns_is_an_error(
+    template, reason, tokenizer, rows, chat, problems
+):
+    row = chat("user: fox", "assistant: dog")
+    [problem] = problems(encode, rows(row), tokenizer(template), max_length=100)
+    assert problem.code == "BS720"
+    assert problem.message.startswith("rows.jsonl:1: ")
+    assert reason in problem.message
+    # Without a loss on turns it does not matter.
+    assert encode(rows(row), tokenizer(template), max_length=100, train_on="all").examples
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no, thanks') }}", "no, thanks"),
+        ("{{ messages[7].content }}", "has no element 7"),
+        ("{{ messages | first + 1 }}", "unsupported operand"),
+        ("{% for m in messages %}{{ m.content.__class__.__mro__ }}{% endfor %}", "unsafe"),
+    ],
+)
+def test_what_a_template_refuses_is_located(template, reason, tokenizer, rows, chat, problems):
+    good = chat("user: fox", "assistant: dog")
+    made = tokenizer(template)
+    [first, second] = problems(encode, rows(good, good), made, max_length=100)
+    assert {first.code, second.code} == {"BS719"}
+    assert second.message.startswith("rows.jsonl:2: ")
+    assert reason in second.message

@@ -1,0 +1,107 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.train import TrainError
+from bishare_dsl.train.settings import read_config, requested
+
+NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
+
+
+def config(tmp_path, text):
+    (tmp_path / "train.yaml").write_text(text)
+    return tmp_path / "train.yaml"
+
+
+def test_what_is_given_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = config(
+        tmp_path,
+        "spec: lora\nmodel: m\ndata: d.jsonl\noutput_dir: out\nlearning_rate: 2e-4\nmax_length: 64\n"
+        "seed: 3\nparams: {r: 4, alpha: 8}\n",
+    )
+    found = requested({"learning_rate": 1e-3, "seed": None, "params": {"r": 2}}, file)
+    assert found.arguments == {"learning_rate": 1e-3, "seed": 3}
+    assert found.settings.max_length == 64
+    assert found.settings.train_on == "completion"
+    assert found.params == {"r": 2, "alpha": 8}
+    assert (found.spec, found.output_dir, found.resume) == ("lora", Path("out"), None)
+
+
+@pytest.mark.parametrize("given", ["last", "LAST", True, "true"])
+def test_the_last_checkpoint(given):
+    assert requested({**NEEDED, "resume_from_checkpoint": given}, None).resume == "last"
+
+
+def test_other_checkpoints():
+    for given, expected in ((False, None), (None, None), (Path("a/b"), "a/b"), ("a", "a")):
+        assert requested({**NEEDED, "resume_from_checkpoint": given}, None).resume == expected
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path):
+    file = config(tmp_path, "learning_rat: 1\nmodel: m\npackin: true\n")
+    given = {"learning_rate": "fast", "max_length": 0, "train_on": "prompts", "eval_split": 1.5}
+    with pytest.raises(TrainError) as caught:
+        requested(given, file)
+    said = str(caught.value)
+    assert [problem.code for problem in caught.value.problems] == [
+        *["BS730"] * 2, *["BS736"] * 3, *["BS731"] * 4
+    ]  # fmt: skip
+    for expected in (
+        "`learning_rat` is no argument",
+        "did you mean `learning_rate`?",
+        "did you mean `packing`?",
+        "`spec` is missing",
+        "`data` is missing",
+        "`output_dir` is missing",
+        "`learning_rate` cannot be `fast`",
+        "`max_length` cannot be `0`: Input should be greater than 1",
+        "`train_on` cannot be `prompts`: Input should be 'completion' or 'all'",
+        "`eval_split` cannot be `1.5`: from 1 on it is a number of rows",
+    ):
+        assert expected in said
+
+
+def test_a_split_is_a_part_or_a_number():
+    for given, expected in ((0.25, 0.25), (5, 5), (5.0, 5), ("0.1", 0.1), ("7", 7)):
+        found = requested({**NEEDED, "eval_split": given}, None).settings.eval_split
+        assert found == expected
+        assert type(found) is type(expected)
+    with pytest.raises(TrainError, match="BS731"):
+        requested({**NEEDED, "eval_split": 0}, None)
+    with pytest.raises(TrainError, match="BS732"):
+        requested({**NEEDED, "eval_split": 0.1, "eval_data": "d"}, None)
+
+
+def test_a_model_that_is_given_may_be_adapted_already():
+    given = {**NEEDED, "model": tiny_model("llama"), "spec": None}
+    assert requested(given, None).spec is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("- a\n", "no list of"), ("{a: ", "expected"), ("3: 4\n", "no list of"), ("\x00", "")],
+)
+def test_files_that_are_no_config(tmp_path, text, reason):
+    with pytest.raises(TrainError, match=rf"BS734.*{reason}"):
+        read_config(config(tmp_path, text))
+
+
+def test_no_code_in_a_config_is_run(tmp_path):
+    with pytest.raises(TrainError, match="BS734"):
+        read_config(config(tmp_path, "seed: !!python/object/apply:os.getpid []\n"))
+
+
+def test_no_config(tmp_path, monkeypatch):
+    assert read_config(config(tmp_path, "# nothing yet\n")) == {}
+    with pytest.raises(TrainError, match=r"BS734.*No such file"):
+        read_config(tmp_path / "none.yaml")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(TrainError, match=r"(?s)BS735.*bishare\[train\]"):
+        read_config(tmp_path / "train.yaml")
+
+
+def test_params_that_are_none(tmp_path):
+    with pytest.raises(TrainError, match=r"BS731.*`params`"):
+        requested(NEEDED, config(tmp_path, "params: 3\n"))
