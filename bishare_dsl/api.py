@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from bishare_dsl.diagnostics import (
     AdapterError,
@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bishare_dsl.adapter.handle import AdapterHandle
+
     Model = TypeVar("Model", bound=nn.Module)
 
 __all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "plan_spec"]
+
+DEFAULT = "default"
+"""The name of an adapter that was given none, as in PEFT."""
 
 Params = Mapping[str, int | float | str]
 """Other values for a spec's params."""
@@ -63,6 +68,7 @@ def compile_spec(
     model: Model,
     params: Params | None = None,
     seed: int = 0,
+    name: str | None = None,
 ) -> Model:
     """Adapt a model: draw the tensors of a spec and rewrite the forwards that use them.
 
@@ -75,51 +81,59 @@ def compile_spec(
         params: as in `plan_spec`.
         seed: of the tensors. Each is drawn for itself, in float32: the same seed gives the same adapter
             on any device, whatever else is in the spec.
+        name: of the adapter; ``default`` for one alone. A model that has an adapter gets this one beside
+            it under the name that is given here, not active: ``model.bishare.set_adapter(name)`` is.
 
     Returns:
         The same object, adapted.
 
     Raises:
-        BishareError: as in `plan_spec`, or the model is adapted already; nothing was changed.
+        BishareError: as in `plan_spec`; or the model has an adapter and no name is given (BS401), the
+            name is in use (BS641), or the model's adapter is merged, disabled or sharded (BS643, BS626,
+            BS645). Nothing was changed.
         FileNotFoundError: there is no such spec.
     """
     from bishare_dsl.adapter.initial import draw
+    from bishare_dsl.adapter.resident import devices
 
     plan, text = _plan(spec, inspect_model(model), params)
-    devices = _devices(plan, model)
-    if all(device.type == "meta" for device in devices.values()):
+    where = devices(plan, model)
+    if all(device.type == "meta" for device in where.values()):
         tensors = draw(plan, seed, "meta")
     else:
-        tensors = {name: t.to(devices[name]) for name, t in draw(plan, seed).items()}
-    return _adapt(model, plan, tensors, text, seed)
+        tensors = {n: t.to(where[n]) for n, t in draw(plan, seed).items()}
+    _adapt(model, plan, tensors, text, seed, name)
+    return model
 
 
-def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
+def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None = None) -> Model:
     """Adapt a model with a saved adapter. Everything is checked before anything is changed.
 
     Args:
         folder: that `save_pretrained` or ``bishare compile`` has written.
         model: the base that the adapter was made for, or one of the same shapes.
+        name: as in `compile_spec`.
 
     Returns:
         The same object, adapted.
 
     Raises:
         BishareError: the folder is no adapter, is damaged, or was made for another base (BS6xx), a
-            transform of it is not installed or cannot be used (BS619, BS214), or the model is adapted
-            already; nothing was changed.
+            transform of it is not installed or cannot be used (BS619, BS214), or the model has an
+            adapter, as in `compile_spec`; nothing was changed.
     """
     from bishare_dsl.adapter.files import base_problems, read_adapter
+    from bishare_dsl.adapter.resident import devices
 
     stored = read_adapter(folder)
     problems = list(base_problems(stored.plan, inspect_model(model)))
     raise_errors(AdapterError, problems)
     _warn(problems)
-    devices = _devices(stored.plan, model)
-    tensors = {name: t.to(devices[name]) for name, t in stored.tensors().items()}
-    model = _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed)
+    where = devices(stored.plan, model)
+    tensors = {n: t.to(where[n]) for n, t in stored.tensors().items()}
+    handle = _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed, name)
     if stored.compact:
-        model.bishare.freeze_compact()  # type: ignore[operator, union-attr]
+        handle.freeze_compact()
     return model
 
 
@@ -143,40 +157,29 @@ def _plan(
 
 
 def _adapt(
-    model: Model, plan: Plan, tensors: Mapping[str, torch.Tensor], spec_text: str, seed: int
-) -> Model:
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    spec_text: str,
+    seed: int,
+    name: str | None,
+) -> AdapterHandle:
+    """Put an adapter into a model, or beside the one that is in it: its handle."""
     from bishare_dsl.adapter.handle import AdapterHandle
-    from bishare_dsl.rewrite.adapt import adapt
+    from bishare_dsl.rewrite.adapt import adapt, prepare
 
-    for note in adapt(model, plan, tensors, root=AdapterHandle):
+    beside = getattr(model, "bishare", None)
+    if name is None or not isinstance(beside, AdapterHandle):
+        beside = None
+        notes = adapt(model, plan, tensors, root=AdapterHandle)
+        handle = cast("AdapterHandle", model.bishare)
+    else:
+        beside.check_new(name)
+        handle, notes = prepare(model, plan, tensors, AdapterHandle)
+    handle.bind(model, plan, spec_text, seed, name or DEFAULT, beside)
+    for note in notes:
         warnings.warn(note, BishareWarning, stacklevel=3)
-    handle = model.bishare
-    assert isinstance(handle, AdapterHandle)
-    handle.bind(model, plan, spec_text, seed)
-    return model
-
-
-def _devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
-    """Where each tensor goes: to the first site that uses it.
-
-    Of an offloaded layer's tensors only the base's are offloaded, so the adapter's stay on the CPU.
-    """
-    import torch
-
-    from bishare_dsl.adapter.resident import is_offloaded
-
-    devices: dict[str, torch.device] = {}
-    for path, terms in plan.terms_of.items():
-        site = model.get_submodule(path)
-        held = next(
-            (t for ts in (site._parameters, site._buffers) for t in ts.values() if t is not None),
-            None,
-        )
-        device = torch.device("cpu") if held is None or is_offloaded(site) else held.device
-        for term in terms:
-            for name in term.tensors.values():
-                devices.setdefault(name, device)
-    return devices
+    return handle
 
 
 def _warn(problems: Iterable[Problem], where: SourceMap | None = None) -> None:

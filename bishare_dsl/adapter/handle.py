@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, cast
@@ -17,13 +17,14 @@ from bishare_dsl.adapter.export_peft import ExportReport, export_peft
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.processes import by_one, reshard
-from bishare_dsl.adapter.resident import resident, whole
+from bishare_dsl.adapter.resident import devices, resident, settle, whole
 from bishare_dsl.adapter.stored import Frozen
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
-from bishare_dsl.rewrite.adapt import set_enabled, stores, unadapt
+from bishare_dsl.rewrite.adapt import set_enabled, unadapt
+from bishare_dsl.rewrite.attachment import Attachment
 from bishare_dsl.rewrite.store import Store, attribute
 
 if TYPE_CHECKING:
@@ -31,24 +32,44 @@ if TYPE_CHECKING:
 
 
 class AdapterHandle(Store):
-    """The adapter of a model, at ``model.bishare``; it owns the tensors that belong to no one block.
+    """An adapter of a model; it owns the tensors that belong to no one block.
 
-    A copy of the model, or one that was pickled and loaded again, has a handle of its own.
+    That of the active adapter is ``model.bishare``. The others are in the model's memory, its copies and its
+    pickles, and otherwise no part of it. A copy of the model has handles of its own.
     """
 
     plan: Plan
     spec_text: str
     seed: int
+    name: str
     # In a tuple, where `nn.Module` does not register it: the model is no child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
+    # All handles of a model have one dictionary, themselves in it.
+    _adapters: dict[str, AdapterHandle]
     _compact: bool = False
     _merged: Merged | None = None
     _disabled: int = 0
 
-    def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int) -> None:
-        """Make this the handle of an adapted model. Whoever adapts a model does so once."""
-        self.plan, self.spec_text, self.seed = plan, spec_text, seed
+    def bind(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        spec_text: str,
+        seed: int,
+        name: str,
+        beside: AdapterHandle | None = None,
+    ) -> None:
+        """Make this the handle of an adapter of a model. Whoever makes the adapter does so once.
+
+        Args:
+            beside: the handle of an adapter that the model has already.
+        """
+        self.plan, self.spec_text, self.seed, self.name = plan, spec_text, seed, name
         self._model = (cast("PreTrainedModel", model),)
+        self._adapters = {}
+        if beside is not None:
+            self._adapters, self.frozen = beside._adapters, beside.frozen
+        self._adapters[name] = self
 
     def freeze_compact(self) -> None:
         """Nothing trains from here on: the tensors are what a compact adapter keeps of them."""
@@ -66,6 +87,14 @@ class AdapterHandle(Store):
             raise AdapterError(codes.COMPACT_FOR_GOOD())
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        # What moves or converts the model, such as `.to()`, does so with all of its adapters.
+        for other in self._adapters.values() if self._model else ():
+            if other is not self:
+                for _, store in other.attachment.stores:
+                    nn.Module._apply(store, fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
     @property
     def model(self) -> PreTrainedModel:
         """The adapted model.
@@ -76,6 +105,72 @@ class AdapterHandle(Store):
         if not self._model:
             raise AdapterError(codes.UNLOADED())
         return self._model[0]
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the model's adapters, in the order in which they came."""
+        return tuple(self._active()._adapters)
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the adapter that runs, whose handle is ``model.bishare``."""
+        return self._active().name
+
+    def set_adapter(self, name: str) -> None:
+        """Make another adapter the active one: ``model.bishare`` is then its handle.
+
+        The model's parameters are then that adapter's, as they were when it was last active. Its tensors
+        go where their layers are, and it trains if the model does.
+
+        Raises:
+            AdapterError: no such name (BS640); the active adapter is disabled (BS626) or merged (BS643,
+                BS629); the model is sharded (BS645); or it trains, and the adapter cannot (BS637).
+        """
+        active, chosen = self._active(), self._named(name)
+        if chosen is active:
+            return
+        active._check_free("switch adapters")
+        if chosen._compact and self.model.training:
+            raise AdapterError(codes.COMPACT_FOR_GOOD())
+        settle(chosen.attachment.tensors(), devices(chosen.plan, self.model))
+        active.attachment.detach()
+        chosen.attachment.attach()
+
+    def delete_adapter(self, name: str) -> None:
+        """Drop an adapter that is not the active one.
+
+        Raises:
+            AdapterError: no such name (BS640), or the active adapter (BS642).
+        """
+        active, chosen = self._active(), self._named(name)
+        if chosen is active:
+            raise AdapterError(codes.DELETES_ACTIVE(name=name))
+        del self._adapters[name]
+        chosen._forget()
+
+    def _check_free(self, action: str) -> None:
+        """See that the active adapter's regions run as they were written, and may be exchanged.
+
+        Raises:
+            AdapterError: the adapter is not active (BS644), disabled (BS626) or merged (BS643, BS629), or
+                the model is sharded (BS645).
+        """
+        self._enabled(action)
+        if self._merged is not None:
+            code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
+            raise AdapterError(code(action=action))
+        if any("_is_fsdp_managed_module" in vars(region) for region, _ in self.attachment.regions):
+            raise AdapterError(codes.SHARDED(action=action))
+
+    def check_new(self, name: str) -> None:
+        """See that another adapter may come beside the model's, with this name.
+
+        Raises:
+            AdapterError: the name is in use (BS641), or as `_check_free` does.
+        """
+        if name in self._adapters:
+            raise AdapterError(codes.NAME_IN_USE(name=name))
+        self._check_free("load another one")
 
     @property
     def merged(self) -> bool:
@@ -90,7 +185,7 @@ class AdapterHandle(Store):
         """
         reshard(self.model)
         found = {}
-        for store in stores(self.model):
+        for _, store in self.attachment.stores:
             for name in store.names:
                 value = resident(store, attribute(name))
                 assert value is not None, name
@@ -99,9 +194,10 @@ class AdapterHandle(Store):
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, counted in the model, in the words of the field."""
-        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        model = self._here("count what trains")
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # `inspect_model` counts a quantised weight as what it stands for.
-        everything = inspect_model(self.model).parameters
+        everything = inspect_model(model).parameters
         everything += sum(tensor.numel() for tensor in self.tensors().values())
         print(  # noqa: T201 - what it is for
             f"trainable params: {trainable:,} || all params: {everything:,} || "
@@ -169,6 +265,7 @@ class AdapterHandle(Store):
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629).
         """
+        self._here("disable the adapter")
         if not self._disabled:
             self._to_base("disable the adapter")
         self._disabled += 1
@@ -230,6 +327,8 @@ class AdapterHandle(Store):
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
         """Merge for good, and give back the model without any trace of bishare.
 
+        The other adapters in memory are dropped.
+
         Raises:
             AdapterError: as `merge` does.
         """
@@ -239,7 +338,7 @@ class AdapterHandle(Store):
         return self._leave(model)
 
     def unload(self) -> PreTrainedModel:
-        """Take the adapter out, and give back the base as it was before.
+        """Take the adapter out, and the others in memory, and give back the base as it was before.
 
         Raises:
             AdapterError: disabled (BS626), or merged without keeping the base (BS629).
@@ -252,17 +351,37 @@ class AdapterHandle(Store):
     def extra_repr(self) -> str:
         if not self._model:
             return "unloaded"
-        state = "disabled" if self._disabled else "merged" if self.merged else "active"
+        states = {
+            "not active": self._active() is not self,
+            "disabled": self._disabled,
+            "merged": self.merged,
+        }
+        state = next((name for name, holds in states.items() if holds), "active")
         modules = sum(1 for terms in self.plan.terms_of.values() if terms)
         return (
             f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, "
             f"{state}"
         )
 
+    def _active(self) -> AdapterHandle:
+        return cast(AdapterHandle, self.model.get_submodule(ADAPTER))
+
+    def _named(self, name: str) -> AdapterHandle:
+        if name not in self._adapters:
+            help = nearest(name, self._adapters)
+            raise AdapterError(codes.UNKNOWN_ADAPTER(name=name, help=help))
+        return self._adapters[name]
+
+    def _here(self, action: str) -> PreTrainedModel:
+        if (active := self._active()) is not self:
+            raise AdapterError(codes.NOT_ACTIVE(action=action, name=self.name, active=active.name))
+        return self.model
+
     def _enabled(self, action: str) -> PreTrainedModel:
+        model = self._here(action)
         if self._disabled:
             raise AdapterError(codes.DISABLED(action=action))
-        return self.model
+        return model
 
     def _to_base(self, action: str) -> None:
         if self._merged is None:
@@ -274,5 +393,10 @@ class AdapterHandle(Store):
 
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
-        self._model, self._merged = (), None
+        for handle in self._adapters.values():
+            handle._forget()
         return model
+
+    def _forget(self) -> None:
+        self._model, self._merged, self._adapters = (), None, {}
+        self.attachment = Attachment()

@@ -130,6 +130,16 @@ class Plan(_Data):
         return {path: tuple(terms) for path, terms in found.items()}
 
     @cached_property
+    def first_site(self) -> dict[str, str]:
+        """The path of the first site that uses each tensor, by the tensor's name."""
+        found: dict[str, str] = {}
+        for path, terms in self.terms_of.items():
+            for term in terms:
+                for name in term.tensors.values():
+                    found.setdefault(name, path)
+        return found
+
+    @cached_property
     def shares(self) -> dict[str, int]:
         """Trainable parameters of each share."""
         counts: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from torch import Tensor, fx, nn
 
@@ -12,6 +12,7 @@ from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.inspect import ADAPTER, linear_widths
 from bishare_dsl.plan import Plan, Term
+from bishare_dsl.rewrite.attachment import Attachment
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.factors import Factors
 from bishare_dsl.rewrite.fallback import linear_region
@@ -22,6 +23,8 @@ from bishare_dsl.rewrite.store import Store
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
 from bishare_dsl.transforms import Transform, Width, check_term, load_transform
+
+S = TypeVar("S", bound=Store)
 
 Observer = Callable[[str, str, RegionProgram], None]
 """Is shown, once for each distinct region, its path, the pass that just ran, and the program."""
@@ -63,41 +66,54 @@ def adapt(
     """
     if any(isinstance(module, Store) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
+    store, notes = prepare(model, plan, tensors, root, observe)
+    store.frozen = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    model.requires_grad_(False)
+    store.attachment.attach()
+    return notes
+
+
+def prepare(
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    root: type[S],
+    observe: Observer | None = None,
+) -> tuple[S, tuple[str, ...]]:
+    """Make an adapter for a model, which may have another one, and change nothing in the model.
+
+    Returns:
+        The store that will be ``model.bishare``, with an attachment that puts the adapter in; and notes, as
+        `adapt` does.
+
+    Raises:
+        ModelError, SpecError: as `adapt` does, but for BS401.
+    """
     _check_sites(model, plan)
     check_terms(plan)
     regions = _Regions(model, plan, observe)
     prepared = list(regions)
-    parameters = {
-        spec.name: nn.Parameter(tensors[spec.name], requires_grad=spec.trainable)
-        for spec in plan.tensors
-    }
-
-    if any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
-        regions.notes[render(codes.SHARDED_ALREADY())] = None
-
-    # What may fail has been done: from here on, the model changes.
-    trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    model.requires_grad_(False)
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
     homes = {owner: _home(model, owner) for owner in {spec.owner for spec in plan.tensors}}
     for spec in plan.tensors:
-        owned.setdefault(homes[spec.owner], {})[spec.name] = parameters[spec.name]
-    place: dict[str, tuple[Store, int]] = {}
-    for path, group in owned.items():
-        owner = model.get_submodule(path)
-        store = (Store if path else root)(group)
-        store.train(owner.training)
-        owner.add_module(ADAPTER, store)
-        place |= {name: (store, number) for number, name in enumerate(group)}
-        if not path:
-            store.frozen = trained
-    for path, compiled, names in prepared:
-        region = model.get_submodule(path)
-        factors = Factors(compiled.assembly, compiled.forward, [place[name] for name in names])
-        factors.train(region.training)
-        region.add_module(FACTORS, factors)
-        install_program(region, compiled.forward)
-    return tuple(regions.notes)
+        parameter = nn.Parameter(tensors[spec.name], requires_grad=spec.trainable)
+        owned.setdefault(homes[spec.owner], {})[spec.name] = parameter
+    top = root(owned.pop(""))
+    stores: dict[str, Store] = {"": top} | {path: Store(group) for path, group in owned.items()}
+    place = {name: (s, number) for s in stores.values() for number, name in enumerate(s.names)}
+    top.attachment = Attachment(
+        tuple((model.get_submodule(path), store) for path, store in stores.items()),
+        tuple(
+            (
+                model.get_submodule(path),
+                Factors(compiled.assembly, compiled.forward, [place[name] for name in names]),
+            )
+            for path, compiled, names in prepared
+        ),
+    )
+    if any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
+        regions.notes[render(codes.SHARDED_ALREADY())] = None
+    return top, tuple(regions.notes)
 
 
 def check_terms(plan: Plan) -> None:
@@ -119,14 +135,11 @@ def check_terms(plan: Plan) -> None:
 
 def unadapt(model: nn.Module) -> None:
     """Take everything out again that `adapt` put in: the model is its base, as it was."""
-    for _, region in list(regions(model)):
-        uninstall(region)
-        delattr(region, FACTORS)
-    frozen = set(cast(Store, model.get_submodule(ADAPTER)).frozen)
-    for module in [m for m in model.modules() if isinstance(getattr(m, ADAPTER, None), Store)]:
-        delattr(module, ADAPTER)
+    store = cast(Store, model.get_submodule(ADAPTER))
+    store.attachment.detach()
+    trained = set(store.frozen)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in frozen)
+        parameter.requires_grad_(name in trained)
 
 
 def set_enabled(model: nn.Module, enabled: bool) -> None:
@@ -143,11 +156,6 @@ def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if isinstance(getattr(module, FACTORS, None), Factors):
             yield path, module
-
-
-def stores(model: nn.Module) -> Iterator[Store]:
-    """The modules that own the tensors of an adapted model."""
-    return (module for module in model.modules() if isinstance(module, Store))
 
 
 def _home(model: nn.Module, owner: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bishare_dsl.rewrite.attachment import Attachment
 
 
 class Store(nn.Module):
@@ -14,8 +18,10 @@ class Store(nn.Module):
     hooks of accelerate (offload) and FSDP (gather) fire. A tensor is registered here and nowhere else.
     """
 
-    # At the model itself: the base's parameters that trained before they were frozen.
+    # At the model itself: the base's parameters that trained before they were frozen, and the adapter's
+    # modules. (No module: its own modules are the model's while the adapter is in it.)
     frozen: tuple[str, ...] = ()
+    attachment: Attachment
 
     def __init__(self, tensors: Mapping[str, nn.Parameter]):
         super().__init__()

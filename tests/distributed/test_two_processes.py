@@ -240,6 +240,23 @@ def disabling(folder: Path) -> None:
 
 
 @together
+def switching(folder: Path) -> None:
+    """Refused, for FSDP has no other adapter's tensors; before it shards, any of them may be chosen."""
+    model = adapted()
+    compile_spec(parse_spec(OPT.replace("fc1, fc2", "up_proj")), model, seed=4, name="other")
+    model.bishare.set_adapter("other")
+    expected = logits(model)
+    sharded(model)
+    with pytest.raises(AdapterError, match="BS645"):
+        model.bishare.set_adapter("default")
+    with pytest.raises(AdapterError, match="BS645"):
+        compile_spec(parse_spec(MIXED), model, name="another")
+    assert torch.equal(logits(model), expected)
+    model.bishare.delete_adapter("default")
+    assert torch.equal(logits(model.bishare.unload()), logits(tiny_model("llama")))
+
+
+@together
 def no_factors_are_kept(folder: Path) -> None:
     """What FSDP gathers into does not tell that it has changed."""
     model = sharded(adapted())

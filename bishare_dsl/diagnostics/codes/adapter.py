@@ -240,7 +240,8 @@ UNLOADED = Code(
     "BS627",
     "the adapter was unloaded",
     "the adapter is no longer in a model",
-    "`unload()` and `merge_and_unload()` end the life of the handle; load or compile the adapter again.",
+    "`unload()`, `merge_and_unload()` and `delete_adapter()` end the life of the handle; load or compile the "
+    "adapter again.",
 )
 NOT_FINITE = Code(
     "BS628",
@@ -309,4 +310,49 @@ COMPACT_FOR_GOOD = Code(
     "were not chosen: training could never choose them again. Train the adapter that was saved in full; "
     "merge, export and generation work with this one. (A model is put into training mode by `train()`, "
     "which Trainer calls.)",
+)
+
+# Several adapters in memory -----------------------------------------------------------------------
+
+UNKNOWN_ADAPTER = Code(
+    "BS640",
+    "no adapter of that name",
+    "the model has no adapter `{name}`",
+    "`set_adapter` and `delete_adapter` take the name that the adapter was loaded or compiled with; "
+    "`model.bishare.adapters` lists them. One that was given no name is `default`.",
+)
+NAME_IN_USE = Code(
+    "BS641",
+    "two adapters of one name",
+    "the model has an adapter `{name}` already",
+    "An adapter that is loaded or compiled beside others needs a name of its own. Give it another `name`, or "
+    "drop the old one first with `delete_adapter`.",
+)
+DELETES_ACTIVE = Code(
+    "BS642",
+    "deleting the active adapter",
+    "cannot delete `{name}`: it is the active adapter",
+    "Which adapter runs is never changed in passing. Switch to another one first, with `set_adapter`; or, "
+    "to have the base without any adapter, use `unload()`.",
+)
+STILL_MERGED = Code(
+    "BS643",
+    "the adapter is merged",
+    "cannot {action} while the adapter is merged",
+    "The base's weights hold the active adapter, and another one would add to both. `unmerge()` first.",
+)
+NOT_ACTIVE = Code(
+    "BS644",
+    "an adapter that is not active",
+    "cannot {action}: `{name}` is not active, `{active}` is",
+    "Only the active adapter, `model.bishare`, runs, merges and is disabled. A handle of another one still "
+    "saves and exports it. Switch to it first, with `set_adapter`.",
+)
+SHARDED = Code(
+    "BS645",
+    "switching adapters of a sharded model",
+    "cannot {action}: the model is sharded over several processes",
+    "FSDP shards the tensors of the adapter that was active then, and averages the gradients of those: "
+    "another one would stand whole on every process, and trained there its copies would go apart. Make the "
+    "adapter active first and let FSDP shard the model then.",
 )

@@ -6,11 +6,11 @@ ADAPTED_ALREADY = Code(
     "BS401",
     "a model that is adapted already",
     "this model has an adapter already",
-    "One compiled adapter stands in a model at a time. Put several shares in one spec to add their "
-    "updates up, or take the adapter out first with `model.bishare.unload()`, or into the weights with "
-    "`model.bishare.merge_and_unload()`.",
+    "One adapter runs in a model at a time. To have several in memory and switch between them, give each a "
+    "name. Put several shares in one spec to add their updates up, or take the adapter out first with "
+    "`model.bishare.unload()`, or into the weights with `model.bishare.merge_and_unload()`.",
     bad="compile_spec(spec, compile_spec(spec, model))",
-    good="compile_spec(spec, model)",
+    good='compile_spec(spec, compile_spec(spec, model), name="second")',
     shell=True,
 )
 OTHER_MODEL = Code(
