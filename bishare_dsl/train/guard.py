@@ -57,8 +57,8 @@ class Guard:
 
     @torch.no_grad()
     def restore(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Give the parameters the values that were last known to be good, if there are any."""
-        for kept, parameter in zip(self._kept, parameters, strict=False):
+        """Give the parameters the values that were last known to be good."""
+        for kept, parameter in zip(self._kept, parameters, strict=True):
             parameter.copy_(kept)
 
 

@@ -132,7 +132,8 @@ def rows_of(settings: Settings, seed: int) -> tuple[Rows, Rows | None]:
     """
     rows = load_rows(settings.data, split=settings.data_split, subset=settings.data_subset)
     if settings.eval_data is not None:
-        return rows, load_rows(settings.eval_data, split=settings.eval_data_split)
+        subset = settings.data_subset if settings.eval_data == settings.data else None
+        return rows, load_rows(settings.eval_data, split=settings.eval_data_split, subset=subset)
     if settings.eval_split is not None:
         return split_off(rows, settings.eval_split, seed, format=settings.format)
     return rows, None

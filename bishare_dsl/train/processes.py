@@ -16,8 +16,11 @@ def check_sharding(trainer: Trainer) -> None:
     """See that a run which asks for FSDP, itself or by the config of accelerate, gets FSDP2.
 
     Raises:
-        TrainError: it would not (BS754).
+        TrainError: it would not (BS754), or gets DeepSpeed (BS733).
     """
+    if trainer.is_deepspeed_enabled:
+        reason = "its checkpoints hold the base too; let FSDP2 shard the base instead"
+        raise TrainError(codes.REFUSED(name="deepspeed", reason=reason))
     asked = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None and asked:

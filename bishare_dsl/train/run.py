@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -270,24 +270,28 @@ def _train(trainer: AdapterTrainer, record: records.Record, spec: str, voice: Vo
         if shown is not None:
             shown.close()
         step = trainer.state.global_step
-        record.add(status=status, step=step, ended=records.now())
-        if trainer.args.should_save and can_draw():
-            draw_curve(folder, trainer.state.log_history, f"{spec}, {step:,} steps")
+        with suppress(OSError):  # What ended the run matters more, be it that the disk is full.
+            record.add(status=status, step=step, ended=records.now())
+            if trainer.args.should_save and can_draw() and status != "failed":
+                draw_curve(folder, trainer.state.log_history, f"{spec}, {step:,} steps")
 
 
 def _keep_good(trainer: AdapterTrainer, error: NotFiniteError) -> NoReturn:
     """Save the adapter as it was when its loss was last a number, and say so."""
     done = trainer.state.global_step
-    good = done
-    if error.restore and trainer.guard.step is not None:
-        trainer.guard.restore(trainer.parameters)
-        good = trainer.guard.step
-    if good > 0:
+    good = trainer.guard.step if error.restore else done
+    if good:
+        if error.restore:
+            trainer.guard.restore(trainer.parameters)
         trainer.save_model()
-        kept = f"the adapter as of step {good:,} is kept in `{trainer.args.output_dir}`"
+        kept = f"the adapter as of step {good:,} is kept in `{trainer.folder}`"
+        help = f"begin a new run from it, at a lower rate: give `{trainer.folder}` for the spec"
     else:
         kept = "no step before it was good, so nothing is kept"
-    problem = codes.NOT_FINITE(what=error.what, step=done + 1, value=error.value, kept=kept)
+        help = "lower `--learning_rate`, or begin from an earlier checkpoint"
+    problem = codes.NOT_FINITE(
+        what=error.what, step=done + 1, value=error.value, kept=kept, help=help
+    )
     raise TrainError(problem) from error
 
 

@@ -320,15 +320,15 @@ def _speed(before: tuple[float, int], now: tuple[float, int]) -> float:
 @contextmanager
 def _with_adapter(model: nn.Module) -> Iterator[None]:
     """Let the Trainer take a quantised base: it does so where it knows of adapters, and it knows PEFT's."""
-    if not getattr(model, "is_quantized", False):
+    knows = "_hf_peft_config_loaded"
+    if not getattr(model, "is_quantized", False) or getattr(model, knows, False):
         yield
         return
-    before = getattr(model, "_hf_peft_config_loaded", False)
-    vars(model)["_hf_peft_config_loaded"] = True
+    vars(model)[knows] = True
     try:
         yield
     finally:
-        vars(model)["_hf_peft_config_loaded"] = before
+        del vars(model)[knows]
 
 
 def _is_kept_elsewhere(model: nn.Module) -> bool:

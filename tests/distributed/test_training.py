@@ -279,7 +279,7 @@ def test_the_command_under_torchrun(folder: Path, torchrun: Callable[..., str]) 
 
 
 def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(asked(folder, "single", fsdp=True))) == 1
+    assert main([*command(asked(folder, "single")), "--fsdp"]) == 1
     assert "[BS754]" in capsys.readouterr().err
 
 

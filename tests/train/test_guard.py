@@ -40,7 +40,7 @@ def test_what_may():
 def test_parameters_are_kept_and_come_back():
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.ones(1))]
     guard = Guard()
-    guard.restore(parameters)  # There is nothing yet.
+    assert guard.step is None
     for step in (1, 2):
         guard.keep(parameters, step)
         with torch.no_grad():

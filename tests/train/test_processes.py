@@ -8,8 +8,21 @@ from bishare_dsl.train import TrainError
 from bishare_dsl.train.processes import check_sharding
 
 
+def trainer(plugin: object, deepspeed: bool = False) -> Some:
+    state = Some(fsdp_plugin=plugin)
+    return Some(args=Some(fsdp=True), accelerator=Some(state=state), is_deepspeed_enabled=deepspeed)
+
+
 @pytest.mark.parametrize("plugin", [Some(fsdp_version=1), Some()], ids=["FSDP 1", "accelerate 1.3"])
 def test_fsdp_1_is_refused(plugin: Some) -> None:
-    trainer = Some(args=Some(fsdp=True), accelerator=Some(state=Some(fsdp_plugin=plugin)))
     with pytest.raises(TrainError, match=r"BS754.*FSDP 1"):
-        check_sharding(trainer)
+        check_sharding(trainer(plugin))
+
+
+def test_deepspeed_of_a_config_of_accelerate_is_refused() -> None:
+    with pytest.raises(TrainError, match="BS733"):
+        check_sharding(trainer(None, deepspeed=True))
+
+
+def test_fsdp_2_is_taken() -> None:
+    check_sharding(trainer(Some(fsdp_version=2)))

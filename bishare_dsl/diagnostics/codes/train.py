@@ -199,6 +199,6 @@ NOT_SHARDED = Code(
     "the model would not be sharded with FSDP2: {reason}",
     "`--fsdp`, or a config of `accelerate launch`, asks to spread the model over several processes. "
     "accelerate leaves that undone, without a word, on a CPU and where there is one process. And FSDP 1, "
-    "the default of accelerate's configs, melts a layer's parameters into one, from which an adapter cannot "
-    "be saved; bishare needs FSDP2.",
+    "which accelerate takes where its config names no version, melts a layer's parameters into one, from "
+    "which an adapter cannot be saved; bishare needs FSDP2.",
 )
