@@ -106,6 +106,8 @@ class Factors(nn.Module):
             tensor = owner._parameters[name]
             if (
                 hasattr(owner, "_hf_hook")  # Offloaded: the tensors come and go with each call.
+                # FSDP gathers into tensors whose changes it does not count.
+                or getattr(owner, "_is_fsdp_managed_module", False)
                 or type(tensor) is not nn.Parameter
                 or tensor.is_meta
                 or tensor.is_inference()
