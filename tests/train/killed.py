@@ -4,6 +4,7 @@ Each child goes on from the last checkpoint, and is killed by SIGKILL at a rando
 something durable: before it, or right behind it. The imports are made once, before the first fork.
 """
 
+import gc
 import os
 import random
 import shutil
@@ -17,8 +18,8 @@ import torch
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import run as runs
 from bishare_dsl.train.checkpoint import checkpoints, read_checkpoint, tidy
-from bishare_dsl.train.run import train
 from tests.train.conftest import SMALL
 
 STEPS = 4
@@ -26,7 +27,7 @@ CALLS = [(os, "fsync"), (Path, "replace"), (Path, "rename"), (shutil, "rmtree")]
 
 
 def run(files: Path, folder: Path, **more: object) -> None:
-    train(
+    runs.train(
         str(files / "small.share"),
         tiny_model("llama"),
         files / "rows.jsonl",
@@ -105,4 +106,7 @@ def main(files: Path, seed: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # As in the `start` of the tests: no picture, and no search for garbage among what was imported.
+    runs.draw_curve = lambda *_: None
+    gc.freeze()
     main(Path(sys.argv[1]), int(sys.argv[2]))
