@@ -130,9 +130,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     return _tokenizer(source, *_arguments(source))
 
 
-def _tokenizer(
-    source: Source, place: str, extra: dict[str, Any]
-) -> PreTrainedTokenizerBase | None:
+def _tokenizer(source: Source, place: str, extra: dict[str, Any]) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     # From a folder without a tokenizer AutoTokenizer can make an empty one up, by the model's family.
