@@ -24,20 +24,22 @@ from harness import Timing, interleave, write
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
 from bishare_dsl import compile_spec, plan_spec
+from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models.fetch import smollm2_folder
-from bishare_dsl.rewrite import passes
+from bishare_dsl.rewrite.adapt import adapt
+from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from bishare_dsl.rewrite.program import Pass
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-LLAMA = LlamaConfig(
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=2,
-    num_attention_heads=16,
-    num_key_value_heads=16,
+LLAMA = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
     # Neither method touches the vocabulary; a small one leaves the layers to be seen.
-    vocab_size=1024,
-)
+    "vocab_size": 1024,
+}
 BASE, BASE_AGAIN, PEFT, PEFT_AGAIN = "base", "base again", "PEFT LoRA", "PEFT LoRA again"
 MEASURES = ("flops", "memory", "step", "prefill", "decode")
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="llama-1024", help="llama-1024, smollm2-135m or a folder"
     )
+    parser.add_argument("--layers", type=int, default=2, help="of llama-1024")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--tokens", type=int, default=2048, help="of a step and a prefill")
     parser.add_argument("--threads", type=int, default=2)
@@ -75,10 +78,8 @@ def main() -> None:
     for spec in options.specs:
         models[spec] = compile_spec(spec, twin(base))
         if options.passes:
-            for name in switchable():
-                models[f"{spec} - {name}"] = without(
-                    name, lambda spec=spec: compile_spec(spec, twin(base))
-                )
+            for step in OPTIMISATIONS:
+                models[f"{spec} - {type(step).__name__}"] = without(step, spec, base)
     train_a_little(models)
 
     ids = torch.randint(base.config.vocab_size, (2, options.tokens // 2), device=options.device)
@@ -94,15 +95,19 @@ def main() -> None:
     settings = {
         k: v
         for k, v in vars(options).items()
-        if k in ("model", "dtype", "tokens", "threads", "rounds")
+        if k in ("model", "layers", "dtype", "tokens", "threads", "rounds")
     }
-    write(f"speed-{options.model.rpartition('/')[2]}-{options.dtype}", rows, **settings)
+    parts = ["speed", options.model.rpartition("/")[2], options.dtype]
+    if tuple(options.measure) != MEASURES:  # A part takes the place of no whole.
+        parts += options.measure
+    write("-".join(parts), rows, **settings)
 
 
 def base_model(options: argparse.Namespace) -> PreTrainedModel:
     dtype = getattr(torch, options.dtype)
     if options.model == "llama-1024":
-        model = AutoModelForCausalLM.from_config(LLAMA, dtype=dtype)
+        config = LlamaConfig(num_hidden_layers=options.layers, **LLAMA)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
         folder = smollm2_folder() if options.model == "smollm2-135m" else options.model
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
@@ -122,22 +127,12 @@ def with_peft(base: PreTrainedModel) -> Any:
     )
 
 
-def switchable() -> list[str]:
-    return [
-        type(step).__name__
-        for step in passes.OPTIMISATIONS
-        if type(step).__name__ != "HoistFactors"
-    ]
-
-
-def without(name: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """What is made while one of the passes is switched off."""
-    everything = passes.OPTIMISATIONS
-    passes.OPTIMISATIONS = tuple(step for step in everything if type(step).__name__ != name)
-    try:
-        return make()
-    finally:
-        passes.OPTIMISATIONS = everything
+def without(step: Pass, spec: str, base: PreTrainedModel) -> PreTrainedModel:
+    """The base adapted by all passes but one."""
+    model, plan = twin(base), plan_spec(spec, base)
+    tensors = {name: tensor.to(base.device) for name, tensor in draw(plan, 0).items()}
+    adapt(model, plan, tensors, optimisations=tuple(p for p in OPTIMISATIONS if p != step))
+    return model
 
 
 def train_a_little(models: Models) -> None:
@@ -267,14 +262,12 @@ def flops_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
     ]
     base = 2 * 2 * ids.numel() * sum(sizes)
     flops = {BASE: base}
-    for name, model in models.items():
+    for name in models:
         if name != BASE:
-            own = (
-                model.bishare.plan if hasattr(model, "bishare") else plan_spec("lora", models[BASE])
-            )
-            widths = {site.path: site.d_in + site.d_out for site in own.sites}
+            plan = plan_spec("lora" if name == PEFT else name.partition(" - ")[0], models[BASE])
+            widths = {site.path: site.d_in + site.d_out for site in plan.sites}
             flops[name] = base + 3 * 2 * ids.numel() * sum(
-                t.rows * widths[t.site] for t in own.terms
+                t.rows * widths[t.site] for t in plan.terms
             )
     return [row("flops", n, f / 1e9, "GFLOP", f / flops[PEFT], f / base) for n, f in flops.items()]
 

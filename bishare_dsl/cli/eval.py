@@ -191,29 +191,20 @@ def command(
     if settings["fewshot_as_multiturn"] and apply_chat_template is None:
         what = "`--fewshot_as_multiturn` needs `--apply_chat_template`"
         raise CommandError(codes.WRONG_USAGE(what=what))
-    from bishare_dsl.evaluate.live import (
-        candidates,
-        check_adapters,
-        check_tokenizer,
-        default_device,
-        made_into,
-        needed,
-    )
+    from bishare_dsl.evaluate.live import checked, loaded, made_into
     from bishare_dsl.evaluate.run import split
     from bishare_dsl.evaluate.settings import Settings
-    from bishare_dsl.models.load import architecture_of, require_weights
 
-    require_weights(model)
-    models = candidates(folders, base=base)
-    report.all(check_adapters(models, architecture_of(model)))
-    check_tokenizer(model, chat=apply_chat_template is not None)
+    templated = apply_chat_template is not None
+    models, told = checked(model, folders, base=base, chat=templated)
+    report.all(told)
     if (out := settings["output_path"]) is not None:
         (out.parent if out.suffix == ".json" else out).mkdir(parents=True, exist_ok=True)
     report.note("loading the tasks ...")
     from bishare_dsl.evaluate.tasks import load_tasks
 
     bars = sys.stderr.isatty() and not report.quiet
-    loaded = load_tasks(
+    suites = load_tasks(
         split(tasks),
         num_fewshot=num_fewshot,
         include_path=include_path,
@@ -226,12 +217,10 @@ def command(
     from bishare_dsl.diagnostics import BishareError, BishareWarning
     from bishare_dsl.evaluate.harness import Harness
     from bishare_dsl.evaluate.results import Evaluation
-    from bishare_dsl.models import load_model
 
     if not bars:
         logging.disable_progress_bar()
-    live, tokenizer = load_model(model, dtype=dtype, device=device or default_device())
-    tokenizer = needed(tokenizer, model, chat=apply_chat_template is not None)
+    live, tokenizer = loaded(model, dtype=dtype, device=device, chat=templated)
     chat = apply_chat_template if apply_chat_template is None else apply_chat_template or True
     chosen = Settings(apply_chat_template=chat or False, **settings)
     results: dict[str, Any] = {}
@@ -242,7 +231,7 @@ def command(
             started = time.monotonic()
             with _bar(bars) as tick, warnings.catch_warnings():
                 warnings.simplefilter("ignore", BishareWarning)  # They have been reported.
-                harness = Harness(loaded, chosen, model, tick)
+                harness = Harness(suites, chosen, model, tick)
                 with made_into(live, candidate):
                     results[candidate.label], problems = harness.evaluate(
                         live, tokenizer, candidate.label, candidate.folder

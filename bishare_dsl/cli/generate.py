@@ -118,20 +118,11 @@ def command(
     if system is not None and chat is False:
         raise CommandError(codes.WRONG_USAGE(what="`--system` needs the chat template"))
     generation = _generation(**sampling)
-    from bishare_dsl.evaluate.live import (
-        candidates,
-        check_adapters,
-        check_tokenizer,
-        default_device,
-        made_into,
-        needed,
-    )
-    from bishare_dsl.models.load import architecture_of, require_weights
+    from bishare_dsl.evaluate.live import checked, loaded, made_into
 
-    require_weights(model)
-    models = candidates(folders, base=base)
-    report.all(check_adapters(models, architecture_of(model)))
-    check_tokenizer(model, chat=bool(chat) or system is not None)
+    templated = bool(chat) or system is not None
+    models, problems = checked(model, folders, base=base, chat=templated)
+    report.all(problems)
     report.note(f"loading {model} ...")
     from dataclasses import asdict
 
@@ -140,12 +131,10 @@ def command(
 
     from bishare_dsl.diagnostics import BishareWarning
     from bishare_dsl.evaluate.completion import complete
-    from bishare_dsl.models import load_model
 
     if report.quiet or not sys.stderr.isatty():
         logging.disable_progress_bar()
-    live, tokenizer = load_model(model, dtype=dtype, device=device or default_device())
-    tokenizer = needed(tokenizer, model, chat=bool(chat) or system is not None)
+    live, tokenizer = loaded(model, dtype=dtype, device=device, chat=templated)
     streaming = sys.stdout.isatty() and not report.as_json and (sampling["num_beams"] or 1) == 1
     answers: list[dict[str, Any]] = []
     for candidate in models:

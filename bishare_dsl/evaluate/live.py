@@ -15,7 +15,7 @@ from bishare_dsl.api import load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
-from bishare_dsl.models.load import load_tokenizer, require_weights
+from bishare_dsl.models.load import architecture_of, load_model, load_tokenizer, require_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +73,33 @@ def check_adapters(chosen: Sequence[Candidate], architecture: Architecture) -> t
         )
     raise_errors(AdapterError, problems)
     return tuple(problems)
+
+
+def checked(
+    model: str, folders: Iterable[str | os.PathLike[str]], *, base: bool, chat: bool
+) -> tuple[tuple[Candidate, ...], tuple[Problem, ...]]:
+    """The candidates, and what to warn of, once it is sure that a model that is named can be made into them.
+
+    Raises:
+        BishareError: the model, an adapter or the tokenizer is missing or does not fit; nothing is loaded.
+    """
+    require_weights(model)
+    chosen = candidates(folders, base=base)
+    problems = check_adapters(chosen, architecture_of(model))
+    check_tokenizer(model, chat=chat)
+    return chosen, problems
+
+
+def loaded(
+    model: str, *, dtype: str | None, device: str | None, chat: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that is named, and its tokenizer.
+
+    Raises:
+        BishareError: as `load_model` and `needed` do.
+    """
+    live, tokenizer = load_model(model, dtype=dtype, device=device or default_device())
+    return live, needed(tokenizer, model, chat=chat)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.factors import Factors
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.install import Program, install_program, uninstall
-from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
-from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
+from bishare_dsl.rewrite.passes import OPTIMISATIONS, ExpandTerms, run_passes
+from bishare_dsl.rewrite.program import FACTORS, Pass, RegionProgram, Target, TermUse
 from bishare_dsl.rewrite.store import Store
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
@@ -47,6 +47,7 @@ def adapt(
     tensors: Mapping[str, Tensor],
     root: type[Store] = Store,
     observe: Observer | None = None,
+    optimisations: tuple[Pass, ...] = OPTIMISATIONS,
 ) -> tuple[str, ...]:
     """Give a model the adapter of a plan; the base's parameters stop training.
 
@@ -54,6 +55,7 @@ def adapt(
         model: the model that the plan was made for; it stays the same object of the same class.
         tensors: the plan's tensors by name; they become parameters where they are.
         root: the class of the store at the model itself, ``model.bishare``.
+        optimisations: the passes that run behind `ExpandTerms`; what is computed does not depend on them.
 
     Returns:
         Notes: which parents could not be traced, so that their linears were adapted one by one; and that
@@ -66,7 +68,7 @@ def adapt(
     """
     if any(isinstance(module, Store) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
-    store, notes = prepare(model, plan, tensors, root, observe)
+    store, notes = prepare(model, plan, tensors, root, observe, optimisations)
     store.frozen = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
     store.attachment.attach()
@@ -79,6 +81,7 @@ def prepare(
     tensors: Mapping[str, Tensor],
     root: type[S],
     observe: Observer | None = None,
+    optimisations: tuple[Pass, ...] = OPTIMISATIONS,
 ) -> tuple[S, tuple[str, ...]]:
     """Make an adapter for a model, which may have another one, and change nothing in the model.
 
@@ -91,7 +94,7 @@ def prepare(
     """
     _check_sites(model, plan)
     check_terms(plan)
-    regions = _Regions(model, plan, observe)
+    regions = _Regions(model, plan, observe, optimisations)
     prepared = list(regions)
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
     homes = {owner: _home(model, owner) for owner in {spec.owner for spec in plan.tensors}}
@@ -185,10 +188,17 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
 class _Regions:
     """Works out the regions of a plan: each distinct one is traced and transformed once."""
 
-    def __init__(self, model: nn.Module, plan: Plan, observe: Observer | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        observe: Observer | None,
+        optimisations: tuple[Pass, ...],
+    ):
         self.model = model
         self.plan = plan
         self.observe = observe
+        self.optimisations = optimisations
         self.notes: dict[str, None] = {}
         self._compiled: dict[Hashable, _Compiled | UntraceableRegion] = {}
         self._transforms: dict[tuple[str, int], Transform] = {}
@@ -257,7 +267,7 @@ class _Regions:
             def observe(step: str, program: RegionProgram) -> None:
                 told(path, step, program)
 
-        run_passes(program, expand, observe=observe)
+        run_passes(program, expand, self.optimisations, observe)
         return _Compiled(Program.of(program.forward), Program.of(program.assembly))
 
     @staticmethod

@@ -1,5 +1,8 @@
 """Adapted tiny models whose adapters do something."""
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -54,3 +57,24 @@ def adapted() -> Callable[..., Any]:
 @pytest.fixture
 def base() -> Callable[..., Any]:
     return tiny_model
+
+
+def by_torch_save(model: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": by_torch_save,
+}
+
+
+@pytest.fixture(params=COPIES.values(), ids=COPIES.keys())
+def copied(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
+    """A way to make a copy of a model."""
+    way: Callable[[Any], Any] = request.param
+    return way

@@ -1,6 +1,3 @@
-import copy
-import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,21 +279,6 @@ def test_a_model_can_be_adapted_again(adapted: Adapted, ids: torch.Tensor) -> No
 # Copies -------------------------------------------------------------------------------------------
 
 
-def by_torch_save(model: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "torch.save": by_torch_save,
-}
-
-
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_copy_has_a_handle_of_its_own(
     adapted: Adapted,

@@ -2,8 +2,6 @@
 
 import copy
 import gc
-import io
-import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -407,21 +405,6 @@ def test_offloading(
 # Copies ---------------------------------------------------------------------------------------------
 
 
-def by_torch_save(model: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "torch.save": by_torch_save,
-}
-
-
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_copy_has_all_adapters(both: Any, alone: Any, family: str, copied: Any) -> None:
     model = both(family)

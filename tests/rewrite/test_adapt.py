@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.rewrite import Store, adapt, regions, set_enabled, unadapt
+from bishare_dsl.rewrite.install import installed_source
+from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
@@ -643,3 +645,20 @@ def test_a_model_on_the_meta_device(planned):
     plan = planned(model)
     adapt(model, plan, {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors})
     assert model(IDS.to("meta")).logits.shape == (2, 7, 64)
+
+
+@pytest.mark.parametrize("step", OPTIMISATIONS, ids=lambda step: type(step).__name__)
+def test_each_pass_can_be_switched_off(adapted, step):
+    """Other code, which computes the same; as a benchmark does to tell what each pass buys."""
+    case = adapted("llama").train()
+    tensors = {name: tensor.detach().clone() for name, tensor in case.tensors.items()}
+    others = tuple(other for other in OPTIMISATIONS if other != step)
+    model = tiny_model("llama")
+    adapt(model, case.plan, tensors, optimisations=others)
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(model(ids).logits, case.model(ids).logits)
+
+    def code(model):
+        return [installed_source(region) for _, region in regions(model)]
+
+    assert code(model) != code(case.model)
