@@ -63,10 +63,17 @@ def fusable(x: Tensor, linears: Sequence[nn.Module]) -> bool:
     seen here.
     """
     return (
-        type(x) is Tensor
+        is_eager(x)
         and all(_is_plain(linear, x.dtype) for linear in linears)
-        and not torch.compiler.is_compiling()  # which fuses by itself
         and not ops.autocasts(x.device)
+    )
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether a call on a tensor runs as it is written, under autograd's backward at most."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()  # which fuses by itself
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )

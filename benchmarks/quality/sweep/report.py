@@ -11,46 +11,21 @@ from typing import Any
 
 from sweep.data import TASKS
 from sweep.methods import ABLATIONS, BUDGET, METHODS
-from sweep.results import Job, Results
-from sweep.search import chosen, rates
+from sweep.results import Job, Results, estimate, gaps
+from sweep.search import rates, score, search
 
 Row = Mapping[str, Any]
 REFERENCE = "lora"
 
 
-def unmask(row: Row) -> list[int]:
-    """Of each test row whether it was right, 1 or 0; the inverse of `training.bitmask`."""
-    digits = row["test_right"]
-    bits = f"{int(digits, 16):0{4 * len(digits)}b}"
-    return [int(bit) for bit in bits[: row["test_rows"]]]
-
-
-def paired(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float]:
-    """How much more often `rows` are right than `others` on the same test rows, and its standard error.
-
-    Each side is the mean over its runs, so the error is that of drawing the test rows, and of the runs
-    only as far as their number averages it out.
-    """
-    mine, theirs = (
-        [statistics.fmean(bits) for bits in zip(*map(unmask, side), strict=True)]
-        for side in (rows, others)
-    )
-    gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
-    return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
-
-
-def finished(results: Results, size: str, seeds: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def finished(results: Results, size: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By task and method, the runs at the chosen rate, of methods whose search is over."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for task in TASKS:
-        for method in METHODS:
-            rate = chosen(results, task, method, size)
-            if rate is None:
-                continue
-            jobs = [Job(task, method, rate, seed, size) for seed in range(seeds)]
-            rows = [row for job in jobs if (row := results.get(job)) is not None]
-            found.setdefault(task, {})[method] = rows
-    return found
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {task: {} for task in TASKS}
+    for method in METHODS:
+        if (rate := search(results, method, size).chosen) is not None:
+            for task, rows in rates(results, method, size)[rate].items():
+                found[task][method] = list(rows)
+    return {task: methods for task, methods in found.items() if methods}
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
@@ -86,7 +61,7 @@ def task_table(
         seeds = "" if len(rows) >= 3 else f" ({len(rows)} seed{'s'[: len(rows) - 1]})"
         gap = ""
         if reference and name != REFERENCE:
-            difference, error = paired(rows, reference)
+            difference, error = estimate(gaps(rows, reference))
             gap = f"{100 * difference:+.1f} ± {100 * error:.1f}"
         quick = speed.get(name)
         pace = f"{quick['steps_per_s']:.2f}" if quick else ""
@@ -114,18 +89,24 @@ def task_table(
 
 
 def search_table(results: Results, size: str) -> str:
-    """The validation accuracy at each rate tried, with seed 0."""
-    lines = ["| task | method | validation accuracy by learning rate |", "|---|---|---|"]
-    for task in TASKS:
-        for name, method in METHODS.items():
-            if found := rates(results, task, name, size):
-                best = chosen(results, task, name, size)
-                tried = ", ".join(
-                    f"{'**' * (rate == best)}{rate:g}{'**' * (rate == best)}:"
-                    f" {100 * row['validation_accuracy']:.1f}"
-                    for rate, row in found.items()
-                )
-                lines.append(f"| {task} | {method.label} | {tried} |")
+    """The validation accuracy at each rate tried, over all tasks and of each."""
+    lines = [
+        f"| method | learning rate | mean | {' | '.join(TASKS)} |",
+        f"|---|---:|---:|{'---:|' * len(TASKS)}",
+    ]
+    for name, method in METHODS.items():
+        best = search(results, name, size).chosen
+        for rate, tasks in rates(results, name, size).items():
+            cells = [
+                f"{100 * mean(tasks[task], 'validation_accuracy'):.1f}"
+                + (f" ({len(tasks[task])} seeds)" if len(tasks[task]) > 1 else "")
+                if task in tasks
+                else ""
+                for task in TASKS
+            ]
+            overall = f"{100 * score(tasks)[0]:.1f}" if len(tasks) == len(TASKS) else "behind"
+            shown = f"**{rate:g}**" if rate == best else f"{rate:g}"
+            lines.append(f"| {method.label} | {shown} | {overall} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -138,7 +119,7 @@ def ablation_table(results: Results, size: str, seeds: int) -> str:
     for group, variants in ABLATIONS.items():
         for task in TASKS:
             for name, params in variants:
-                rate = chosen(results, task, name, size)
+                rate = search(results, name, size).chosen
                 if rate is None:
                     continue
                 pairs = [
@@ -149,7 +130,7 @@ def ablation_table(results: Results, size: str, seeds: int) -> str:
                 ]
                 if pairs:
                     rows, plain = zip(*pairs, strict=True)
-                    gap, error = paired(rows, plain)
+                    gap, error = estimate(gaps(rows, plain))
                     sets = ", ".join(f"`{key}={value}`" for key, value in params.items())
                     lines.append(
                         f"| {group} | {task} | {METHODS[name].label} | {sets} | {rows[0]['parameters']:,}"
@@ -167,7 +148,7 @@ def goal(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> str:
         if best is None or REFERENCE not in methods:
             continue
         rows, reference = methods[best], methods[REFERENCE]
-        gap, error = paired(rows, reference)
+        gap, error = estimate(gaps(rows, reference))
         share = 100 * rows[0]["parameters"] / reference[0]["parameters"]
         verdict = "met" if gap >= 0 and share <= BUDGET else "missed"
         lines.append(
@@ -215,7 +196,7 @@ def summarise(results: Results, folder: Path, size: str, seeds: int) -> None:
     """Write the tables into the folder's README.md, and the plot beside it."""
     readme, stored = folder / "README.md", folder / "speed.json"
     speed = json.loads(stored.read_text()) if stored.exists() else {"methods": {}}
-    found = finished(results, size, seeds)
+    found = finished(results, size)
     if not found:
         print("no search of a learning rate is over yet")
         return

@@ -1,71 +1,129 @@
-"""Which run comes next: a learning rate by the validation part, then the other seeds at it."""
+"""Which run comes next: of a learning rate's search, by the validation parts of all tasks, or another seed's.
+
+A rate's score is the mean over tasks of the mean over the seeds that ran. One task's validation part is too
+small to tell rates apart, and one seed can be lucky at a rate where others diverge: so a rate is one for
+all tasks, and what the other seeds find can still turn the choice.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from sweep.data import TASKS
 from sweep.methods import GRID, METHODS
-from sweep.results import Job, Results
+from sweep.results import Job, Results, estimate, gaps
+
+# In standard errors of the difference: a neighbour so far behind on its first tasks is not tried on the rest.
+BEHIND = 2.0
+Found = Mapping[float, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
-def better(row: Mapping[str, Any]) -> tuple[float, float]:
+def rates(results: Results, method: str, size: str) -> Found:
+    """By rate and task, the rows of a method's runs, of seed 0 first; of rates and tasks that have one."""
+    found: dict[float, dict[str, list[dict[str, Any]]]] = {}
+    own = [
+        row
+        for row in results.rows.values()
+        if row["method"] == method and row["size"] == size and not row["params"]
+    ]
+    for rate in GRID:
+        for task in TASKS:
+            rows = [row for row in own if row["rate"] == rate and row["task"] == task]
+            rows.sort(key=lambda row: row["seed"])
+            if rows and rows[0]["seed"] == 0:
+                found.setdefault(rate, {})[task] = rows
+    return found
+
+
+def score(tasks: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[float, float]:
     """What a larger one of is better: validation accuracy, then a lower validation loss."""
-    loss = row["validation_loss"]
-    return row["validation_accuracy"], -(math.inf if loss is None else loss)
+
+    def mean(name: str) -> float:
+        return statistics.fmean(
+            statistics.fmean(math.inf if row[name] is None else row[name] for row in rows)
+            for rows in tasks.values()
+        )
+
+    return mean("validation_accuracy"), -mean("validation_loss")
 
 
-def best_rate(found: Mapping[float, Mapping[str, Any]]) -> float:
-    """The best of the rates that were tried."""
-    return max(found, key=lambda rate: better(found[rate]))
+class Search:
+    """Where the search of a method's rate stands.
 
-
-def next_rate(
-    found: Mapping[float, Mapping[str, Any]], start: float, grid: Sequence[float] = GRID
-) -> float | None:
-    """The rate to try next; None when the best one so far is worse than neither of its neighbours.
+    Args:
+        found: what ran so far, of all tasks.
+        start: the rate that is tried first.
 
     Raises:
-        ValueError: the best one is at the grid's edge.
+        ValueError: the best rate is at the grid's edge.
     """
-    if not found:
-        return start
-    best = best_rate(found)
-    place = grid.index(best)
-    if place in (0, len(grid) - 1):
-        raise ValueError(f"the best rate, {best:g}, is at the edge of the grid")
-    # Up first: the fall is steeper there, and is soon found.
-    for neighbour in (grid[place + 1], grid[place - 1]):
-        if neighbour not in found:
-            return neighbour
-    return None
+
+    def __init__(
+        self,
+        found: Found,
+        start: float,
+        tasks: Collection[str] = tuple(TASKS),
+        grid: Sequence[float] = GRID,
+    ) -> None:
+        self.found, self.tasks = found, tasks
+        complete = {rate for rate, tried in found.items() if len(tried) == len(tasks)}
+        self.best = max(complete, key=lambda rate: score(found[rate]), default=start)
+        place = grid.index(self.best)
+        if place in (0, len(grid) - 1):
+            raise ValueError(f"the best rate, {self.best:g}, is at the edge of the grid")
+        # Up first: the fall is steeper there, and is soon found.
+        self.neighbours = (grid[place + 1], grid[place - 1])
+
+    def _missing(self, rate: float) -> list[str]:
+        return [task for task in self.tasks if task not in self.found.get(rate, {})]
+
+    def _behind(self, rate: float) -> bool:
+        """Whether a rate is so much worse than the best, on the same rows, that it need not go on."""
+        tried, best = self.found.get(rate, {}), self.found[self.best]
+        if not tried:
+            return False
+        gap, error = estimate(
+            [gap for task in tried for gap in gaps(tried[task], best[task], "validation")]
+        )
+        return gap < -BEHIND * error
+
+    def open(self) -> dict[float, list[str]]:
+        """By rate, the tasks that seed 0 has still to try, so far as known; none when the search is over."""
+        if missing := self._missing(self.best):
+            return {self.best: missing}
+        return {
+            rate: missing
+            for rate in self.neighbours
+            if (missing := self._missing(rate)) and not self._behind(rate)
+        }
+
+    @property
+    def chosen(self) -> float | None:
+        """The best rate, once neither neighbour is better; or None."""
+        return None if self.open() else self.best
 
 
-def rates(results: Results, task: str, method: str, size: str) -> dict[float, dict[str, Any]]:
-    """What seed 0 gave at each rate that was tried."""
-    rows = {rate: results.get(Job(task, method, rate, 0, size)) for rate in GRID}
-    return {rate: row for rate, row in rows.items() if row is not None}
+def search(results: Results, method: str, size: str) -> Search:
+    """Where the search of a method stands by the results file."""
+    return Search(rates(results, method, size), METHODS[method].start)
 
 
-def chosen(results: Results, task: str, method: str, size: str) -> float | None:
-    """The rate of a search that is over, or None."""
-    found = rates(results, task, method, size)
-    if next_rate(found, METHODS[method].start) is not None:
-        return None
-    return best_rate(found)
+def open_jobs(results: Results, method: str, size: str, seeds: int) -> tuple[list[Job], int]:
+    """The jobs of a method that can start now, and about how many are left of it.
 
-
-def open_jobs(
-    results: Results, task: str, method: str, size: str, seeds: Sequence[int]
-) -> Iterator[Job]:
-    """The jobs of a task and method that can start now: the search's next, or those of the other seeds."""
-    step = next_rate(rates(results, task, method, size), METHODS[method].start)
-    if step is not None:
-        yield Job(task, method, step, 0, size)
-        return
-    best = best_rate(rates(results, task, method, size))
-    for seed in seeds:
-        job = Job(task, method, best, seed, size)
-        if results.get(job) is None:
-            yield job
+    Those are the search's, or the other seeds at its rate. A neighbour's tasks come one after another, for
+    it may fall behind.
+    """
+    found = search(results, method, size)
+    at_best = [Job(task, method, found.best, seed, size) for seed in range(seeds) for task in TASKS]
+    left = [job for job in at_best if results.get(job) is None]
+    tries = found.open()
+    if not tries:
+        return left, len(left)
+    if found.best in tries:
+        return left[: len(tries[found.best])], len(left) + 2 * len(TASKS)
+    first = [Job(tasks[0], method, rate, 0, size) for rate, tasks in tries.items()]
+    return first, len(left) + sum(map(len, tries.values()))

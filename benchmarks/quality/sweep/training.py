@@ -253,6 +253,7 @@ def tested(model: Any, examples: Examples, name: str) -> dict[str, Any]:
         f"{name}_accuracy": sum(right) / len(right),
         f"{name}_loss": loss,
         f"{name}_right": bitmask(right),
+        f"{name}_rows": len(right),
     }
 
 
@@ -272,7 +273,6 @@ def run(job: Job, folder: Path, task: Loaded) -> dict[str, Any]:
     return {
         **tested(model, task.parts["validation"], "validation"),
         **tested(model, task.parts["test"], "test"),
-        "test_rows": len(task.parts["test"]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "bytes": size,
         "steps": steps,
@@ -291,6 +291,5 @@ def run_base(job: Job, folder: Path, task: Loaded) -> dict[str, Any]:
     return {
         **tested(model, task.parts["validation"], "validation"),
         **tested(model, test, "test"),
-        "test_rows": len(test),
         "commonest_answer": commonest / len(test),
     }

@@ -9,6 +9,7 @@ from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
 from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
 from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
+from bishare_dsl.rewrite.passes.fuse_rotary import FuseRotary
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.program import Pass, RegionProgram
@@ -19,6 +20,7 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     AccumulateUps(),
     FuseIslands(),
     FuseGatedMlp(),
+    FuseRotary(),
     HoistFactors(),
 )
 """What runs behind `ExpandTerms`; none of it changes what is computed."""
@@ -49,6 +51,7 @@ __all__ = [
     "FuseDowns",
     "FuseGatedMlp",
     "FuseIslands",
+    "FuseRotary",
     "HoistFactors",
     "Observer",
     "ShareFactors",
