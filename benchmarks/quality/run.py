@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
         "--tasks",
         type=listed,
         default=list(TASKS),
-        help=f"of --set, --ablations and --speed: {', '.join(TASKS)}; a rate is chosen on all of them",
+        help=f"of --set, --ablations and --speed; {', '.join(TASKS)}",
     )
     parser.add_argument(
         "--methods", "--method", type=listed, default=list(METHODS), help=", ".join(METHODS)

@@ -20,11 +20,10 @@ from bishare_dsl.rewrite.island import (
     cast,
     factor_gradients,
     flat,
-    fusable,
+    frozen_parameters,
     input_gradient,
     is_unwatched,
     island,
-    parameters,
     run,
 )
 
@@ -63,13 +62,13 @@ def gated_mlp(
     Returns:
         ``(..., d_model)``.
     """
-    layers = (*linears, down)
-    if not (fusable(x, layers) and _is_pure(act)):
+    layers = frozen_parameters(x, (*linears, down)) if _is_pure(act) else None
+    if layers is None:
         gate, up = island(x, x, a_in, linears, spans, bs)
         h = act(gate) * up
         return island(h, h, a_out, (down,), (span,), (b,))[0]
     factors, outs = cast(x, (a_in, a_out)), cast(x, (*bs, b))
-    inputs = [x, *factors, *parameters(layers), *outs]
+    inputs = [x, *factors, *layers, *outs]
     if torch.is_grad_enabled():
         return _GatedMlp.apply(act, (*spans, span), *inputs)  # type: ignore[no-any-return, no-untyped-call]
     y: Tensor = _run(act, (*spans, span), *inputs)[0]
@@ -116,8 +115,8 @@ class _GatedMlp(torch.autograd.Function):
         db_out: Sequence[Tensor | None] = (None,)
         if a_out is not None:
             dz, db_out = factor_gradients([dy], z_out, ctx.spans[2:], bs[2:], wants_b[2:])
-            dh.addmm_(dz.t(), a_out)
-            da_out = dz @ (s.detach() * up) if wants_a_out else None
+            dh.addmm_(dz, a_out)
+            da_out = dz.t() @ (s.detach() * up) if wants_a_out else None
         dup = dh * s.detach()
         (dgate,) = torch.autograd.grad(s, pre, dh.mul_(up))
         del s, pre, dh, up, gate
@@ -126,9 +125,9 @@ class _GatedMlp(torch.autograd.Function):
         if a_in is not None:
             dys = [dgate, dup]
             dz, db_in = factor_gradients(dys, z_in, ctx.spans[:2], bs[:2], wants_b[:2])
-            da_in = dz @ x if wants_a_in else None
+            da_in = dz.t() @ x if wants_a_in else None
             if dx is not None:
-                dx.addmm_(dz.t(), a_in)
+                dx.addmm_(dz, a_in)
         dx = None if dx is None else dx.view(shape)
         return None, None, dx, da_in, da_out, *[None] * 6, *db_in, *db_out
 

@@ -31,8 +31,8 @@ def island(
     spans: Sequence[Spans],
     bs: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """``y_i = linear_i(x) + z_i^T B_i`` for each layer of an island, where ``z = A read^T`` and ``z_i`` are
-    the rows of it that the layer uses.
+    """``y_i = linear_i(x) + z_i B_i`` for each layer of an island, where ``z = read A^T`` and ``z_i`` are
+    the columns of it that the layer uses.
 
     Args:
         x: ``(..., d_in)``, what the layers read.
@@ -45,28 +45,42 @@ def island(
     Returns:
         For each layer ``(..., d_out)``.
     """
-    if not fusable(x, linears):
+    layers = frozen_parameters(x, linears)
+    if layers is None:
         return _one_by_one(x, read, a, linears, spans, bs)
-    rest = [*cast(x, (a,)), *parameters(linears), *cast(x, bs)]
-    inputs = (x, None if read is x else read, *rest)
+    inputs = (x, None if read is x else read, *cast(x, (a,)), *layers, *cast(x, bs))
     if torch.is_grad_enabled():
         return _Island.apply(spans, *inputs)  # type: ignore[no-any-return, no-untyped-call]
     return run(spans, *inputs)[0]
 
 
-def fusable(x: Tensor, linears: Sequence[nn.Module]) -> bool:
-    """Whether a function of our own may run in the place of ``linears``.
+def frozen_parameters(x: Tensor, linears: Sequence[nn.Module]) -> list[Any] | None:
+    """The weights, then the biases of ``linears``, if a function of our own may run in their place.
 
     That is so for eager calls on plain tensors in their own dtype, where each layer is ``x W^T + b`` with
     frozen ``W`` and ``b``, and nothing looks at its calls. Hooks, which also move offloaded weights;
     quantised and sharded weights; a weight that trains; a class or a forward of someone's own: all are
-    seen here.
+    seen here, at each call. With one token, what that takes is felt, so that it is written out.
     """
-    return (
-        is_eager(x)
-        and all(_is_plain(linear, x.dtype) for linear in linears)
-        and not ops.autocasts(x.device)
-    )
+    if not is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
+        return None
+    dtype = x.dtype
+    weights: list[Any] = []
+    biases: list[Any] = []
+    for linear in linears:
+        if type(linear) is not nn.Linear or _is_watched(linear):
+            return None
+        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+        if (
+            type(weight) is not nn.Parameter
+            or weight.dtype is not dtype
+            or weight.requires_grad
+            or not (bias is None or (type(bias) is nn.Parameter and not bias.requires_grad))
+        ):
+            return None
+        weights.append(weight)
+        biases.append(bias)
+    return weights + biases
 
 
 def is_eager(x: Tensor) -> bool:
@@ -79,33 +93,20 @@ def is_eager(x: Tensor) -> bool:
     )
 
 
-def _is_plain(linear: nn.Module, dtype: torch.dtype) -> bool:
-    if type(linear) is not nn.Linear or not is_unwatched(linear):
-        return False
-    weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-    return (
-        type(weight) is nn.Parameter
-        and weight.dtype is dtype
-        and not weight.requires_grad
-        and (bias is None or (type(bias) is nn.Parameter and not bias.requires_grad))
-    )
-
-
 def is_unwatched(module: nn.Module) -> bool:
     """Whether calling a module is running its class's forward and nothing else."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _has_any_global_hook()
+    return not (_is_watched(module) or _has_any_global_hook())
+
+
+def _is_watched(module: nn.Module) -> bool:
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     )
-
-
-def parameters(linears: Sequence[nn.Module]) -> list[Any]:
-    """The weights, then the biases."""
-    return [linear._parameters[name] for name in ("weight", "bias") for linear in linears]
 
 
 def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Any]:
@@ -123,7 +124,7 @@ def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Any]:
 def run(
     spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """What `island` gives, and its ``z``, ``(rows, tokens)``.
+    """What `island` gives, and its ``z``, ``(tokens, rows)``.
 
     Args:
         read: None where it is ``x``.
@@ -131,13 +132,13 @@ def run(
     """
     n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    z = None if a is None else _project(a, x if read is None else read)
-    zt = None if z is None else z.t()
+    z = None if a is None else F.linear(flat(x if read is None else read), a)
     ys = []
     for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
-            y.view(-1, y.shape[-1]).addmm_(rows_of(zt, mine, -1), b)
+            # Not `flat`, which may copy: this is to be written to.
+            y.view(-1, y.shape[-1]).addmm_(columns_of(z, mine), b)
         ys.append(y)
     return tuple(ys), z
 
@@ -172,29 +173,26 @@ def _one_by_one(
     bs: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
     """`island` as the graph had it before: the layers are called, and hooks see what they give."""
-    zt = None if a is None else _project(a.to(read), read).t()
+    z = None if a is None else ops.down(flat(read), a)
     ys = []
     for linear, mine, b in zip(linears, spans, bs, strict=True):
         y = linear(x)
-        ys.append(y if b is None else ops.up(y, rows_of(zt, mine, -1), b))
+        ys.append(y if b is None else ops.up(y, columns_of(z, mine), b))
     return tuple(ys)
-
-
-def _project(a: Tensor, x: Tensor) -> Tensor:
-    """``A x^T``, ``(rows, tokens)``: for few rows this is quicker than its transpose."""
-    return a @ flat(x).t()
 
 
 def flat(x: Tensor) -> Tensor:
     """``(..., d)`` as ``(tokens, d)``."""
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def rows_of(z: Tensor | None, spans: Spans, dim: int = 0) -> Tensor:
-    """The parts of ``z`` that belong to some rows of ``A``; they lie along ``dim``."""
+def columns_of(z: Tensor | None, spans: Spans) -> Tensor:
+    """The columns of ``z``, ``(tokens, rows)``, that belong to some rows of ``A``."""
     assert z is not None
-    parts = [z.narrow(dim, start, rows) for start, rows in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    if len(spans) == 1:
+        start, rows = spans[0]
+        return z if rows == z.shape[1] else z.narrow(1, start, rows)
+    return torch.cat([z.narrow(1, start, rows) for start, rows in spans], 1)
 
 
 def factor_gradients(
@@ -204,7 +202,7 @@ def factor_gradients(
     bs: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """``dz_i = sum of B_i dy_i^T``, ``(rows, tokens)``, and ``dB_i = z_i dy_i`` where it is wanted."""
+    """``dz_i = sum of dy_i B_i^T``, ``(tokens, rows)``, and ``dB_i = z_i^T dy_i`` where it is wanted."""
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
     for dy, mine, b, want in zip(dys, spans, bs, wanted, strict=True):
@@ -214,9 +212,9 @@ def factor_gradients(
         first = 0
         for start, rows in mine:
             # Several layers may use the same rows: each adds to them.
-            dz.narrow(0, start, rows).addmm_(b.narrow(0, first, rows), dy.t())
+            dz.narrow(1, start, rows).addmm_(dy, b.narrow(0, first, rows).t())
             first += rows
-        dbs.append(rows_of(z, mine) @ dy if want else None)
+        dbs.append(columns_of(z, mine).t() @ dy if want else None)
     return dz, dbs
 
 
@@ -265,10 +263,10 @@ class _Island(torch.autograd.Function):
         dbs: list[Tensor | None] = [None] * n
         if a is not None:
             dz, dbs = factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
-            da = dz @ flat(x if read is None else read) if wants_a else None
+            da = dz.t() @ flat(x if read is None else read) if wants_a else None
             if wants_read:
-                dread = (dz.t() @ a).view(x.shape)
+                dread = (dz @ a).view(x.shape)
             elif read is None and dx is not None:
-                dx.addmm_(dz.t(), a)
+                dx.addmm_(dz, a)
         dx = None if dx is None else dx.view(x.shape)
         return None, dx, dread, da, *[None] * (2 * n), *dbs

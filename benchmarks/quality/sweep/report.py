@@ -12,7 +12,7 @@ from typing import Any
 from sweep.data import TASKS
 from sweep.methods import ABLATIONS, BUDGET, METHODS
 from sweep.results import Job, Results, estimate, gaps
-from sweep.search import rates, score, search
+from sweep.search import SEARCHED, rates, score, search
 
 Row = Mapping[str, Any]
 REFERENCE = "lora"
@@ -89,24 +89,17 @@ def task_table(
 
 
 def search_table(results: Results, size: str) -> str:
-    """The validation accuracy at each rate tried, over all tasks and of each."""
-    lines = [
-        f"| method | learning rate | mean | {' | '.join(TASKS)} |",
-        f"|---|---:|---:|{'---:|' * len(TASKS)}",
-    ]
+    """The validation accuracy at each rate tried, on the tasks that decide."""
+    lines = ["| method | learning rate | validation accuracy | seeds |", "|---|---:|---:|---:|"]
     for name, method in METHODS.items():
-        best = search(results, name, size).chosen
-        for rate, tasks in rates(results, name, size).items():
-            cells = [
-                f"{100 * mean(tasks[task], 'validation_accuracy'):.1f}"
-                + (f" ({len(tasks[task])} seeds)" if len(tasks[task]) > 1 else "")
-                if task in tasks
-                else ""
-                for task in TASKS
-            ]
-            overall = f"{100 * score(tasks)[0]:.1f}" if len(tasks) == len(TASKS) else "behind"
-            shown = f"**{rate:g}**" if rate == best else f"{rate:g}"
-            lines.append(f"| {method.label} | {shown} | {overall} | {' | '.join(cells)} |")
+        found = search(results, name, size)
+        for rate, tasks in found.found.items():
+            if len(tasks) == len(SEARCHED):
+                shown = f"**{rate:g}**" if rate == found.chosen else f"{rate:g}"
+                seeds = max(map(len, tasks.values()))
+                lines.append(
+                    f"| {method.label} | {shown} | {100 * score(tasks)[0]:.1f} | {seeds} |"
+                )
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""Which run comes next: of a learning rate's search, by the validation parts of all tasks, or another seed's.
+"""Which run comes next: of a learning rate's search, or at the rate that it chose.
 
-A rate's score is the mean over tasks of the mean over the seeds that ran. One task's validation part is too
-small to tell rates apart, and one seed can be lucky at a rate where others diverge: so a rate is one for
-all tasks, and what the other seeds find can still turn the choice.
+A method has one rate for all tasks, chosen on the validation part of the first, which has the most rows and
+steps. A rate's score is the mean over the seeds that ran: one seed can be lucky at a rate where others
+diverge, so that what the other seeds find can still turn the choice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sweep.data import TASKS
 from sweep.methods import GRID, METHODS
 from sweep.results import Job, Results, estimate, gaps
 
+SEARCHED = (next(iter(TASKS)),)
 # In standard errors of the difference: a neighbour so far behind on its first tasks is not tried on the rest.
 BEHIND = 2.0
 Found = Mapping[float, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -54,8 +55,9 @@ class Search:
     """Where the search of a method's rate stands.
 
     Args:
-        found: what ran so far, of all tasks.
+        found: what ran so far.
         start: the rate that is tried first.
+        tasks: whose validation parts decide.
 
     Raises:
         ValueError: the best rate is at the grid's edge.
@@ -65,12 +67,16 @@ class Search:
         self,
         found: Found,
         start: float,
-        tasks: Collection[str] = tuple(TASKS),
+        tasks: Collection[str] = SEARCHED,
         grid: Sequence[float] = GRID,
     ) -> None:
-        self.found, self.tasks = found, tasks
-        complete = {rate for rate, tried in found.items() if len(tried) == len(tasks)}
-        self.best = max(complete, key=lambda rate: score(found[rate]), default=start)
+        self.found = {
+            rate: {task: rows for task, rows in tried.items() if task in tasks}
+            for rate, tried in found.items()
+        }
+        self.tasks = tasks
+        complete = {rate for rate, tried in self.found.items() if len(tried) == len(tasks)}
+        self.best = max(complete, key=lambda rate: score(self.found[rate]), default=start)
         place = grid.index(self.best)
         if place in (0, len(grid) - 1):
             raise ValueError(f"the best rate, {self.best:g}, is at the edge of the grid")
@@ -114,16 +120,23 @@ def search(results: Results, method: str, size: str) -> Search:
 def open_jobs(results: Results, method: str, size: str, seeds: int) -> tuple[list[Job], int]:
     """The jobs of a method that can start now, and about how many are left of it.
 
-    Those are the search's, or the other seeds at its rate. A neighbour's tasks come one after another, for
-    it may fall behind.
+    Those are the search's; then the other seeds at its rate, which can turn it; then the other tasks. A
+    neighbour's tasks come one after another, for it may fall behind.
     """
     found = search(results, method, size)
-    at_best = [Job(task, method, found.best, seed, size) for seed in range(seeds) for task in TASKS]
-    left = [job for job in at_best if results.get(job) is None]
+
+    def left(tasks: Collection[str]) -> list[Job]:
+        jobs = [
+            Job(task, method, found.best, seed, size) for seed in range(seeds) for task in tasks
+        ]
+        return [job for job in jobs if results.get(job) is None]
+
+    searched, others = left(SEARCHED), left([task for task in TASKS if task not in SEARCHED])
+    number = len(searched) + len(others)
     tries = found.open()
     if not tries:
-        return left, len(left)
+        return searched or others, number
     if found.best in tries:
-        return left[: len(tries[found.best])], len(left) + 2 * len(TASKS)
+        return searched[: len(SEARCHED)], number + 2 * len(SEARCHED)
     first = [Job(tasks[0], method, rate, 0, size) for rate, tasks in tries.items()]
-    return first, len(left) + sum(map(len, tries.values()))
+    return first, number + sum(map(len, tries.values()))

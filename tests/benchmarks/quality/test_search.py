@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from sweep.data import TASKS as SOURCES
 from sweep.methods import ABLATIONS, GRID, METHODS, Method, counts
 from sweep.results import Job, Results
 from sweep.search import Search, open_jobs, search
@@ -96,20 +95,20 @@ def test_the_other_seeds_start_when_the_search_is_over(tmp_path):
     results = Results(tmp_path / "results.jsonl")
     start = METHODS["ss"].start
     place = GRID.index(start)
-    jobs, left = open_jobs(results, "ss", "small", 3)
-    assert jobs == [Job(task, "ss", start, 0) for task in SOURCES]
-    assert left == 15
-    for job in jobs:
-        results.add(job, measured(0.8))
-    jobs, left = open_jobs(results, "ss", "small", 3)
-    assert jobs == [Job("headlines", "ss", GRID[place + step], 0) for step in (1, -1)]
-    assert left == 12
-    for job in jobs:
-        results.add(job, measured(0.5))
+    expected = [
+        ([("headlines", start, 0)], 11, 0.8),
+        ([("headlines", GRID[place + step], 0) for step in (1, -1)], 10, 0.5),
+        ([("headlines", start, seed) for seed in (1, 2)], 8, 0.8),
+        ([(task, start, seed) for seed in range(3) for task in ("social_iqa", "boolq")], 6, 0.4),
+        ([], 0, 0.0),
+    ]
+    for places, count, accuracy in expected:
+        jobs, left = open_jobs(results, "ss", "small", 3)
+        assert jobs == [Job(task, "ss", rate, seed) for task, rate, seed in places]
+        assert left == count
+        for job in jobs:
+            results.add(job, measured(accuracy))
     assert search(results, "ss", "small").chosen == start
-    jobs, left = open_jobs(results, "ss", "small", 3)
-    assert jobs == [Job(task, "ss", start, seed) for seed in (1, 2) for task in SOURCES]
-    assert left == 6
 
 
 def test_an_ablation_is_no_part_of_the_search(tmp_path):
