@@ -19,12 +19,15 @@ _Watched = tuple[dict[str, Any], str, nn.Parameter, int, int, Tensor]
 
 @dataclass(frozen=True)
 class _Kept:
-    """Factors, and the sources as they were when these were made."""
+    """Factors in some dtype, or each in its own; and the sources as they were when these were made."""
 
     factors: tuple[Tensor, ...]
+    dtype: torch.dtype | None
     watched: list[_Watched]
 
-    def is_valid(self) -> bool:
+    def is_valid(self, dtype: torch.dtype | None) -> bool:
+        if dtype is not self.dtype:
+            return False
         for parameters, name, tensor, version, address, _ in self.watched:
             if (
                 parameters.get(name) is not tensor
@@ -39,10 +42,11 @@ class _Kept:
 class Factors(nn.Module):
     """A region's factors, made from tensors that it calls their stores for. It owns none itself.
 
-    Without gradients the factors are kept, and made again when a source is another tensor, lies
-    elsewhere or was changed in place. Writing through ``.data`` is the one change that torch does not
-    count: `refresh`, a switch between training and evaluation, or any forward with gradients sees to it.
-    Neither are the steps of fused optimizers counted, so that nothing is kept beside gradients.
+    Without gradients the factors are kept, in the dtype of the activations, and made again when a source
+    is another tensor, lies elsewhere or was changed in place. Writing through ``.data`` is the one change
+    that torch does not count: `refresh`, a switch between training and evaluation, or any forward with
+    gradients sees to it. Neither are the steps of fused optimizers counted, so that nothing is kept beside
+    gradients.
 
     Args:
         assembly: makes the factors of the sources.
@@ -63,18 +67,26 @@ class Factors(nn.Module):
         self._assemble = assembly.function()
         self._kept: _Kept | None = None
 
-    def forward(self) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The factors.
+
+        Args:
+            x: what the region reads. With gradients, and where nothing can be kept, its dtype does not
+                matter: who applies a factor casts it.
+        """
         if torch.compiler.is_compiling():
             return self._make()
         if torch.is_grad_enabled():
             self._kept = None
             return self._make()
-        if self._kept is None or not self._kept.is_valid():
+        dtype = x.dtype if x is not None and x.is_floating_point() else None
+        if self._kept is None or not self._kept.is_valid(dtype):
             self._kept = None  # What cannot be kept is made each time.
             factors = self._make()
-            if (watched := self._watch()) is not None:
-                self._kept = _Kept(factors, watched)
-            return factors
+            if (watched := self._watch()) is None:
+                return factors
+            factors = tuple(factor if dtype is None else factor.to(dtype) for factor in factors)
+            self._kept = _Kept(factors, dtype, watched)
         return self._kept.factors
 
     def refresh(self) -> None:

@@ -110,16 +110,20 @@ class _GatedMlp(torch.autograd.Function):
         with torch.enable_grad():
             pre = flat(gate).detach().requires_grad_()
             s = ctx.act(pre)
-        da_out = da_in = None
+        da_out = da_in = scratch = None
         db_in: Sequence[Tensor | None] = (None, None)
         db_out: Sequence[Tensor | None] = (None,)
         if a_out is not None:
             dz, db_out = factor_gradients([dy], z_out, ctx.spans[2:], bs[2:], wants_b[2:])
             dh.addmm_(dz, a_out)
-            da_out = dz.t() @ (s.detach() * up) if wants_a_out else None
-        dup = dh * s.detach()
-        (dgate,) = torch.autograd.grad(s, pre, dh.mul_(up))
-        del s, pre, dh, up, gate
+            if wants_a_out:
+                scratch = s.detach() * up
+                da_out = dz.t() @ scratch
+        # A tensor this wide is written to again where it can be: to get a new one takes as long as a pass.
+        ds = dh * up if scratch is None else torch.mul(dh, up, out=scratch)
+        (dgate,) = torch.autograd.grad(s, pre, ds)
+        dup = dh.mul_(s.detach())
+        del s, pre, ds, scratch, up, gate
 
         dx = input_gradient([dgate, dup], [w_gate, w_up]) if wants_x else None
         if a_in is not None:

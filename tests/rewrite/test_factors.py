@@ -119,6 +119,24 @@ def test_factors_are_kept_without_gradients_only(adapted):
         assert not any(kept(model))
 
 
+def test_they_are_kept_in_the_dtype_of_the_activations(adapted):
+    model = adapted("llama").train().model
+    _, region = next(regions(model))
+    factors = region.bishare_factors
+    half, double = (torch.zeros(1, 1, dtype=dtype) for dtype in (torch.bfloat16, torch.float64))
+    plain = [factor.detach() for factor in factors(half)]
+    assert {factor.dtype for factor in plain} == {torch.float32}
+    with torch.no_grad():
+        for x in (half, double, half):
+            cast = factors(x)
+            assert all(torch.equal(a, b.to(x.dtype)) for a, b in zip(cast, plain, strict=True))
+            assert {factor.dtype for factor in cast} == {x.dtype}
+            assert all(a is b for a, b in zip(cast, factors(x), strict=True))
+        assert {factor.dtype for factor in factors(torch.zeros(1, 1, dtype=torch.long))} == {
+            torch.float32
+        }
+
+
 def test_inference_mode_and_gradients_take_turns(adapted):
     model = adapted("llama").train().model
     expected = model(IDS).logits

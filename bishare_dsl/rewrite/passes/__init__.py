@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
+from bishare_dsl.rewrite.passes.cast_factors import CastFactors
 from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
 from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
@@ -22,6 +23,7 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     FuseGatedMlp(),
     FuseRotary(),
     HoistFactors(),
+    CastFactors(),
 )
 """What runs behind `ExpandTerms`; none of it changes what is computed."""
 
@@ -47,6 +49,7 @@ def run_passes(
 __all__ = [
     "OPTIMISATIONS",
     "AccumulateUps",
+    "CastFactors",
     "ExpandTerms",
     "FuseDowns",
     "FuseGatedMlp",

@@ -63,7 +63,7 @@ def test_what_is_left_of_three_terms_on_two_siblings(case, use, same, same_resul
     same(
         program.forward,
         """
-        bishare_factors = self.bishare_factors()
+        bishare_factors = self.bishare_factors(x)
         getitem_14 = bishare_factors[0]
         getitem_15 = bishare_factors[1]
         getitem_16 = bishare_factors[2]
