@@ -1,4 +1,4 @@
-"""How long a Llama-7B takes to adapt, beside `peft.get_peft_model`; shapes only, on the meta device.
+"""How long Llama-7B takes to adapt, and one of 160 layers, beside `peft.get_peft_model`; on the meta device.
 
 bishare's time is that of `compile_spec`: reading the spec, planning, tracing, rewriting and installing.
 PEFT draws the first values of its LoRA on the CPU even when the model is on the meta device, unless told
@@ -7,12 +7,15 @@ PEFT draws the first values of its LoRA on the CPU even when the model is on the
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import peft
 import torch
 from harness import interleave, write
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bishare_dsl import compile_spec
 from bishare_dsl.models.load import meta_model
@@ -20,17 +23,25 @@ from bishare_dsl.models.load import meta_model
 MODEL = "llama-7b"
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-GOAL = 0.6
-ROUNDS = 21
+LAYERS = (32, 160)
+GOAL = 0.5
+ROUNDS = 11
 
 
-def ours(spec: str) -> Callable[[], object]:
-    model = meta_model(MODEL)
+def base(layers: int) -> PreTrainedModel:
+    config = copy.deepcopy(meta_model(MODEL).config)
+    config.num_hidden_layers = layers
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def ours(spec: str, layers: int) -> Callable[[], object]:
+    model = base(layers)
     return lambda: compile_spec(spec, model)
 
 
-def theirs(**options: bool) -> Callable[[], object]:
-    model = meta_model(MODEL)
+def theirs(layers: int, **options: bool) -> Callable[[], object]:
+    model = base(layers)
     config = peft.LoraConfig(r=8, target_modules=KINDS)
     return lambda: peft.get_peft_model(model, config, **options)
 
@@ -39,25 +50,32 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     reference, control, lean = "PEFT LoRA", "PEFT LoRA again", "PEFT LoRA, low_cpu_mem_usage"
+    subjects: dict[str, Callable[[int], Callable[[], object]]] = {
+        reference: theirs,
+        **{spec: partial(ours, spec) for spec in SPECS},
+        lean: partial(theirs, low_cpu_mem_usage=True),
+        control: theirs,
+    }
     timings = interleave(
         {
-            reference: theirs,
-            **{spec: lambda spec=spec: ours(spec) for spec in SPECS},
-            lean: lambda: theirs(low_cpu_mem_usage=True),
-            control: theirs,
+            (name, layers): partial(prepare, layers)
+            for layers in LAYERS
+            for name, prepare in subjects.items()
         },
         ROUNDS,
     )
     rows = [
         {
             "adapted by": name,
+            "layers": layers,
             "median, s": round(timing.median, 4),
             "quartiles, s": " to ".join(f"{q:.3f}" for q in timing.quartiles),
-            "x PEFT": round(timing.ratio(timings[reference]), 3),
-            "x PEFT low_cpu_mem": round(timing.ratio(timings[lean]), 3),
+            "x PEFT": round(timing.ratio(timings[reference, layers]), 3),
+            "x PEFT low_cpu_mem": round(timing.ratio(timings[lean, layers]), 3),
             "goal": f"<= {GOAL}" if name in SPECS else "",
+            f"x its {LAYERS[0]} layers": round(timing.ratio(timings[name, LAYERS[0]]), 2),
         }
-        for name, timing in timings.items()
+        for (name, layers), timing in timings.items()
     ]
     write("rewriting", rows, model=MODEL, rounds=ROUNDS, threads=1)
 
