@@ -19,8 +19,9 @@ Run = tuple[fx.Node, int, int]
 class AccumulateUps:
     """Before: ``up(... up(y, z_1, B_1) ..., z_n, B_n)``. After: ``up(y, cat(z_1 ...), cat(B_1 ...))``.
 
-    The target's output is read and written once, however many shares cover it. Columns that stand
-    side by side in one ``z`` are taken together, so that most targets need no ``cat`` of them.
+    The target's output is read and written once, however many shares cover it. The terms are taken in the
+    order of their columns, and columns that stand side by side in one ``z`` together, so that most targets
+    need no ``cat`` of them.
     """
 
     def run(self, program: RegionProgram) -> None:
@@ -33,19 +34,25 @@ class AccumulateUps:
                 chain.insert(0, y)
             if len(chain) == 1:
                 continue
+            ordered = sorted(chain, key=_place)
             with graph.inserting_after(program.last_factor_node()):
-                factor = graph.call_function(torch.cat, ([node.args[2] for node in chain],))
+                factor = graph.call_function(torch.cat, ([node.args[2] for node in ordered],))
             with graph.inserting_before(last):
-                columns = _side_by_side(graph, [node.args[1] for node in chain])
+                columns = _side_by_side(graph, [node.args[1] for node in ordered])
                 if len(columns) > 1:
                     columns = [graph.call_function(torch.cat, (columns, -1))]
-                total = graph.call_function(ops.up, (chain[0].args[0], columns[0], factor))
+                total = graph.call_function(ops.up, (y, columns[0], factor))
             last.replace_all_uses_with(total)
             for node in reversed(chain):
                 graph.erase_node(node)
         for node in reversed(graph.nodes):
             if node.op == "call_method" and node.target == "narrow" and not node.users:
                 graph.erase_node(node)
+
+
+def _place(up: fx.Node) -> int:
+    """Where the columns of a term begin."""
+    return runs_of(cast(fx.Node, up.args[1]))[0][1]
 
 
 def _side_by_side(graph: fx.Graph, columns: list[fx.Node]) -> list[fx.Node]:

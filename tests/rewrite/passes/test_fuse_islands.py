@@ -83,12 +83,12 @@ def test_several_dropouts_stay_as_they_are(case, use, same_results):
 
 
 def test_columns_apart_and_columns_shared(case, use, same_results):
-    """`left` reads both terms in the one order, `right` in the other."""
-    first, second = use(), use((2, 3), rank=1)
-    crossed = case(SHAPES[:4], left=[first, second], right=[second, first])
-    (island,) = islands(crossed, *BEHIND)
-    assert island.args[4] == (((0, 3),), ((2, 1), (0, 2)))
-    same_results(crossed, *BEHIND)
+    """`left` reads all three terms, `right` the outer ones."""
+    first, between, last = use(), use((2, 3), rank=1), use((4, 5), rank=1)
+    apart = case([*SHAPES[:4], (1, 4), (1, 6)], left=[first, between, last], right=[last, first])
+    (island,) = islands(apart, *BEHIND)
+    assert island.args[4] == (((0, 4),), ((0, 2), (3, 1)))
+    same_results(apart, *BEHIND)
 
 
 def islands(case, *steps):

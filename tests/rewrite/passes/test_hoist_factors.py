@@ -69,7 +69,7 @@ def test_what_is_left_of_three_terms_on_two_siblings(case, use, same, same_resul
         getitem_16 = bishare_factors[2]
         left_1 = self.left
         right_1 = self.right
-        island = island(x, x, getitem_14, left_1, right_1, 0, 6, 6, 2, 2, 4, getitem_15, getitem_16)
+        island = island(x, x, getitem_14, left_1, right_1, 0, 6, 2, 6, getitem_15, getitem_16)
         getitem_12 = island[0]
         getitem_13 = island[1]
         mul = mul(getitem_12, getitem_13)
