@@ -59,8 +59,9 @@ format: $(STAMP) ## let ruff mend and format the code
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(STAMP) ## the numbers: speed, size, start-up
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## the numbers: speed, what each pass buys, size, start-up
+	@set -e; for script in benchmarks/*.py "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
+	  echo "== $$script"; $(BIN)/python $$script; done
 
 test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## the oldest and the newest transformers
 	@set -e; for end in oldest newest; do \

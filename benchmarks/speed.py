@@ -100,6 +100,8 @@ def main() -> None:
     parts = ["speed", options.model.rpartition("/")[2], options.dtype]
     if tuple(options.measure) != MEASURES:  # A part takes the place of no whole.
         parts += options.measure
+    if options.passes:
+        parts.append("passes")
     write("-".join(parts), rows, **settings)
 
 
