@@ -90,15 +90,23 @@ def task_table(
 
 def search_table(results: Results, size: str) -> str:
     """The validation accuracy at each rate tried, on the tasks that decide."""
-    lines = ["| method | learning rate | validation accuracy | seeds |", "|---|---:|---:|---:|"]
+    lines = [
+        f"| method | learning rate | {' | '.join(SEARCHED)} | mean | seeds |",
+        f"|---|{'---:|' * (len(SEARCHED) + 3)}",
+    ]
     for name, method in METHODS.items():
         found = search(results, name, size)
         for rate, tasks in found.found.items():
-            if len(tasks) == len(SEARCHED):
+            if tasks:
                 shown = f"**{rate:g}**" if rate == found.chosen else f"{rate:g}"
+                cells = [
+                    f"{100 * mean(tasks[task], 'validation_accuracy'):.1f}" if task in tasks else ""
+                    for task in SEARCHED
+                ]
+                overall = f"{100 * score(tasks)[0]:.1f}" if all(cells) else "behind"
                 seeds = max(map(len, tasks.values()))
                 lines.append(
-                    f"| {method.label} | {shown} | {100 * score(tasks)[0]:.1f} | {seeds} |"
+                    f"| {method.label} | {shown} | {' | '.join(cells)} | {overall} | {seeds} |"
                 )
     return "\n".join(lines)
 

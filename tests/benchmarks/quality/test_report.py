@@ -59,8 +59,8 @@ def test_the_best_bishare_method_is_chosen_by_the_validation_part(folder):
     assert "with 40.0% of its parameters: **met**" in text
     line = next(line for line in text.splitlines() if line.startswith("| GT"))
     assert "| 300 | 30.0% | 1,200 | 0.005 | 70.0 | 100.0 ± 0.0 | +37.5" in line
-    assert "| GT {1,8,16} size 96 | 0.002 | 10.0 | 1 |" in text
-    assert "| GT {1,8,16} size 96 | **0.005** | 70.0 | 3 |" in text
+    assert "| GT {1,8,16} size 96 | 0.002 | 10.0 |  | behind | 1 |" in text
+    assert "| GT {1,8,16} size 96 | **0.005** | 70.0 | 70.0 | 70.0 | 3 |" in text
     assert (folder / "accuracy.svg").read_text().startswith("<?xml")
 
 
