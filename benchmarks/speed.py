@@ -40,7 +40,8 @@ LLAMA = {
     # Neither method touches the vocabulary; a small one leaves the layers to be seen.
     "vocab_size": 1024,
 }
-BASE, BASE_AGAIN, PEFT, PEFT_AGAIN = "base", "base again", "PEFT LoRA", "PEFT LoRA again"
+BASE, BASE_AGAIN, BASE_COPY = "base", "base again", "base, a copy"
+PEFT, PEFT_AGAIN = "PEFT LoRA", "PEFT LoRA again"
 MEASURES = ("flops", "memory", "step", "prefill", "decode")
 
 Models = Mapping[str, PreTrainedModel]
@@ -179,8 +180,11 @@ def prefills(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callab
 
 
 def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
-    """One token behind 64 others; the cache is cut back to them each time."""
-    subjects = controls(models)
+    """One token behind 64 others; the cache is cut back to them each time.
+
+    A merged model has weights of its own, so that its control is a copy of the base.
+    """
+    subjects = {**controls(models), BASE_COPY: copy.deepcopy(models[BASE])}
     merged = compile_spec("lora", copy.deepcopy(models[BASE]))
     train_a_little({"": merged})
     subjects["merged"] = merged.bishare.merge_and_unload()
