@@ -1,6 +1,6 @@
 """The quality of bishare's specs and of PEFT's methods on three real tasks; see README.md beside this file.
 
-    run.py [--methods M,…] [--seeds N] [--size small|full] [--workers N]
+    run.py [--tasks T,…] [--methods M,…] [--seeds N] [--size small|full] [--workers N]
     run.py --method ss --set slice=leading      one ablation, at the learning rate of the method
     run.py --ablations | --speed | --summary | --dry-run
 
@@ -33,7 +33,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from sweep.data import TASKS
 from sweep.methods import ABLATIONS, METHODS, counts
 from sweep.results import Job, Results
-from sweep.search import open_jobs, search
+from sweep.search import chosen, open_jobs
 
 HERE = Path(__file__).parent
 PACKAGES = ("bishare", "torch", "transformers", "peft")
@@ -42,12 +42,7 @@ PACKAGES = ("bishare", "torch", "transformers", "peft")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     listed = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument(
-        "--tasks",
-        type=listed,
-        default=list(TASKS),
-        help=f"of --set, --ablations and --speed; {', '.join(TASKS)}",
-    )
+    parser.add_argument("--tasks", type=listed, default=list(TASKS), help=", ".join(TASKS))
     parser.add_argument(
         "--methods", "--method", type=listed, default=list(METHODS), help=", ".join(METHODS)
     )
@@ -112,24 +107,23 @@ class Plan:
     def _chains(self) -> Iterator[tuple[list[Job], int]]:
         """Each chain's jobs that can start now, and about how many are left of it."""
         options = self.options
-        if self.variants:
-            for method, params in self.variants:
-                rate = search(self.results, method, options.size).chosen
-                jobs = [
-                    Job(task, method, rate, seed, options.size, params)
-                    for seed in range(options.seeds)
-                    for task in options.tasks
-                    if rate is not None
-                ]
-                jobs = [job for job in jobs if self.results.get(job) is None]
-                yield jobs, len(jobs)
-            return
-        for task in TASKS:
+        for task in options.tasks:
+            if self.variants:
+                for method, params in self.variants:
+                    rate = chosen(self.results, task, method, options.size)
+                    jobs = [
+                        Job(task, method, rate, seed, options.size, params)
+                        for seed in range(options.seeds)
+                        if rate is not None
+                    ]
+                    jobs = [job for job in jobs if self.results.get(job) is None]
+                    yield jobs, len(jobs)
+                continue
             base = Job(task, "base", 0.0, 0, options.size)
             if self.results.get(base) is None:
                 yield [base], 1
-        for method in options.methods:
-            yield open_jobs(self.results, method, options.size, options.seeds)
+            for method in options.methods:
+                yield open_jobs(self.results, task, method, options.size, options.seeds)
 
     def next(self, running: set[str]) -> Job | None:
         """A job to start now, or None while all that are left wait for others."""

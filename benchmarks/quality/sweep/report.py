@@ -12,7 +12,7 @@ from typing import Any
 from sweep.data import TASKS
 from sweep.methods import ABLATIONS, BUDGET, METHODS
 from sweep.results import Job, Results, estimate, gaps
-from sweep.search import SEARCHED, rates, score, search
+from sweep.search import chosen, rates, score
 
 Row = Mapping[str, Any]
 REFERENCE = "lora"
@@ -20,12 +20,13 @@ REFERENCE = "lora"
 
 def finished(results: Results, size: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By task and method, the runs at the chosen rate, of methods whose search is over."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {task: {} for task in TASKS}
-    for method in METHODS:
-        if (rate := search(results, method, size).chosen) is not None:
-            for task, rows in rates(results, method, size)[rate].items():
-                found[task][method] = list(rows)
-    return {task: methods for task, methods in found.items() if methods}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for task in TASKS:
+        for method in METHODS:
+            if (rate := chosen(results, task, method, size)) is not None:
+                rows = rates(results, task, method, size)[rate]
+                found.setdefault(task, {})[method] = list(rows)
+    return found
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
@@ -89,25 +90,18 @@ def task_table(
 
 
 def search_table(results: Results, size: str) -> str:
-    """The validation accuracy at each rate tried, on the tasks that decide."""
-    lines = [
-        f"| method | learning rate | {' | '.join(SEARCHED)} | mean | seeds |",
-        f"|---|{'---:|' * (len(SEARCHED) + 3)}",
-    ]
-    for name, method in METHODS.items():
-        found = search(results, name, size)
-        for rate, tasks in found.found.items():
-            if tasks:
-                shown = f"**{rate:g}**" if rate == found.chosen else f"{rate:g}"
-                cells = [
-                    f"{100 * mean(tasks[task], 'validation_accuracy'):.1f}" if task in tasks else ""
-                    for task in SEARCHED
-                ]
-                overall = f"{100 * score(tasks)[0]:.1f}" if all(cells) else "behind"
-                seeds = max(map(len, tasks.values()))
-                lines.append(
-                    f"| {method.label} | {shown} | {' | '.join(cells)} | {overall} | {seeds} |"
-                )
+    """The validation accuracy at each rate tried, and how many seeds it is the mean of."""
+    lines = ["| task | method | validation accuracy by learning rate |", "|---|---|---|"]
+    for task in TASKS:
+        for name, method in METHODS.items():
+            best = chosen(results, task, name, size)
+            tried = [
+                f"{'**' * (rate == best)}{rate:g}{'**' * (rate == best)}: {100 * score(rows)[0]:.1f}"
+                + (f" ({len(rows)} seeds)" if len(rows) > 1 else "")
+                for rate, rows in rates(results, task, name, size).items()
+            ]
+            if tried:
+                lines.append(f"| {task} | {method.label} | {', '.join(tried)} |")
     return "\n".join(lines)
 
 
@@ -120,7 +114,7 @@ def ablation_table(results: Results, size: str, seeds: int) -> str:
     for group, variants in ABLATIONS.items():
         for task in TASKS:
             for name, params in variants:
-                rate = search(results, name, size).chosen
+                rate = chosen(results, task, name, size)
                 if rate is None:
                     continue
                 pairs = [

@@ -1,143 +1,85 @@
-"""Which run comes next: of a learning rate's search, or at the rate that it chose.
+"""Which run comes next: of a learning rate's search by a task's validation part, or another seed at its rate.
 
-A method has one rate for all tasks. It is chosen on the validation parts of those that a model of this size
-learns much of: one part alone is small, and what suits one task can be too much for another. A rate's score
-is the mean over tasks of the mean over the seeds that ran: one seed can be lucky at a rate where others
-diverge, so that what the other seeds find can still turn the choice.
+A rate's score is the mean over the seeds that ran: one seed can be lucky at a rate where others diverge, so
+that what the other seeds find can still turn the choice.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweep.data import TASKS
 from sweep.methods import GRID, METHODS
-from sweep.results import Job, Results, estimate, gaps
+from sweep.results import Job, Results
 
-SEARCHED = ("headlines", "social_iqa")
-# In standard errors of the difference: a neighbour so far behind on its first tasks is not tried on the rest.
-BEHIND = 2.0
-Found = Mapping[float, Mapping[str, Sequence[Mapping[str, Any]]]]
+Found = Mapping[float, Sequence[Mapping[str, Any]]]
+"""By rate, the runs at it."""
 
 
-def rates(results: Results, method: str, size: str) -> Found:
-    """By rate and task, the rows of a method's runs, of seed 0 first; of rates and tasks that have one."""
-    found: dict[float, dict[str, list[dict[str, Any]]]] = {}
+def rates(results: Results, task: str, method: str, size: str) -> Found:
+    """The runs of a method on a task, of seed 0 first; of rates that have one of seed 0."""
     own = [
         row
         for row in results.rows.values()
-        if row["method"] == method and row["size"] == size and not row["params"]
+        if (row["task"], row["method"], row["size"], row["params"]) == (task, method, size, {})
     ]
-    for rate in GRID:
-        for task in TASKS:
-            rows = [row for row in own if row["rate"] == rate and row["task"] == task]
-            rows.sort(key=lambda row: row["seed"])
-            if rows and rows[0]["seed"] == 0:
-                found.setdefault(rate, {})[task] = rows
-    return found
+    own.sort(key=lambda row: row["seed"])
+    found = {rate: [row for row in own if row["rate"] == rate] for rate in GRID}
+    return {rate: rows for rate, rows in found.items() if rows and rows[0]["seed"] == 0}
 
 
-def score(tasks: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[float, float]:
+def score(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """What a larger one of is better: validation accuracy, then a lower validation loss."""
-
-    def mean(name: str) -> float:
-        return statistics.fmean(
-            statistics.fmean(math.inf if row[name] is None else row[name] for row in rows)
-            for rows in tasks.values()
-        )
-
-    return mean("validation_accuracy"), -mean("validation_loss")
+    # A run that diverged has no loss.
+    losses = [
+        math.inf if row["validation_loss"] is None else row["validation_loss"] for row in rows
+    ]
+    return statistics.fmean(row["validation_accuracy"] for row in rows), -statistics.fmean(losses)
 
 
-class Search:
-    """Where the search of a method's rate stands.
+def best_rate(found: Found) -> float:
+    """The best of the rates that were tried."""
+    return max(found, key=lambda rate: score(found[rate]))
 
-    Args:
-        found: what ran so far.
-        start: the rate that is tried first.
-        tasks: whose validation parts decide.
+
+def untried(found: Found, start: float, grid: Sequence[float] = GRID) -> list[float]:
+    """The rates to try next; none when the best one so far is worse than neither of its neighbours.
 
     Raises:
-        ValueError: the best rate is at the grid's edge.
+        ValueError: the best one is at the grid's edge.
     """
-
-    def __init__(
-        self,
-        found: Found,
-        start: float,
-        tasks: Collection[str] = SEARCHED,
-        grid: Sequence[float] = GRID,
-    ) -> None:
-        self.found = {
-            rate: {task: rows for task, rows in tried.items() if task in tasks}
-            for rate, tried in found.items()
-        }
-        self.tasks = tasks
-        complete = {rate for rate, tried in self.found.items() if len(tried) == len(tasks)}
-        self.best = max(complete, key=lambda rate: score(self.found[rate]), default=start)
-        place = grid.index(self.best)
-        if place in (0, len(grid) - 1):
-            raise ValueError(f"the best rate, {self.best:g}, is at the edge of the grid")
-        # Up first: the fall is steeper there, and is soon found.
-        self.neighbours = (grid[place + 1], grid[place - 1])
-
-    def _missing(self, rate: float) -> list[str]:
-        return [task for task in self.tasks if task not in self.found.get(rate, {})]
-
-    def _behind(self, rate: float) -> bool:
-        """Whether a rate is so much worse than the best, on the same rows, that it need not go on."""
-        tried, best = self.found.get(rate, {}), self.found[self.best]
-        if not tried:
-            return False
-        gap, error = estimate(
-            [gap for task in tried for gap in gaps(tried[task], best[task], "validation")]
-        )
-        return gap < -BEHIND * error
-
-    def open(self) -> dict[float, list[str]]:
-        """By rate, the tasks that seed 0 has still to try, so far as known; none when the search is over."""
-        if missing := self._missing(self.best):
-            return {self.best: missing}
-        return {
-            rate: missing
-            for rate in self.neighbours
-            if (missing := self._missing(rate)) and not self._behind(rate)
-        }
-
-    @property
-    def chosen(self) -> float | None:
-        """The best rate, once neither neighbour is better; or None."""
-        return None if self.open() else self.best
+    if not found:
+        return [start]
+    best = best_rate(found)
+    place = grid.index(best)
+    if place in (0, len(grid) - 1):
+        raise ValueError(f"the best rate, {best:g}, is at the edge of the grid")
+    # Up first: the fall is steeper there, and is soon found.
+    return [rate for rate in (grid[place + 1], grid[place - 1]) if rate not in found]
 
 
-def search(results: Results, method: str, size: str) -> Search:
-    """Where the search of a method stands by the results file."""
-    return Search(rates(results, method, size), METHODS[method].start)
+def chosen(results: Results, task: str, method: str, size: str) -> float | None:
+    """The rate of a search that is over, or None."""
+    found = rates(results, task, method, size)
+    return None if untried(found, METHODS[method].start) else best_rate(found)
 
 
-def open_jobs(results: Results, method: str, size: str, seeds: int) -> tuple[list[Job], int]:
-    """The jobs of a method that can start now, and about how many are left of it.
+def open_jobs(
+    results: Results, task: str, method: str, size: str, seeds: int
+) -> tuple[list[Job], int]:
+    """The jobs of a method on a task that can start now, and about how many are left.
 
-    Those are the search's; then the other seeds at its rate, which can turn it; then the other tasks. A
-    neighbour's tasks come one after another, for it may fall behind.
+    Those are the search's, or the other seeds at its rate.
     """
-    found = search(results, method, size)
-
-    def left(tasks: Collection[str]) -> list[Job]:
-        jobs = [
-            Job(task, method, found.best, seed, size) for seed in range(seeds) for task in tasks
-        ]
-        return [job for job in jobs if results.get(job) is None]
-
-    searched, others = left(SEARCHED), left([task for task in TASKS if task not in SEARCHED])
-    number = len(searched) + len(others)
-    tries = found.open()
+    found = rates(results, task, method, size)
+    tries = untried(found, METHODS[method].start)
+    best = best_rate(found) if found else tries[0]
+    at_best = [Job(task, method, best, seed, size) for seed in range(seeds)]
+    left = [job for job in at_best if results.get(job) is None]
     if not tries:
-        return searched or others, number
-    if found.best in tries:
-        return searched[: len(SEARCHED)], number + 2 * len(SEARCHED)
-    first = [Job(tasks[0], method, rate, 0, size) for rate, tasks in tries.items()]
-    return first, number + sum(map(len, tries.values()))
+        return left, len(left)
+    # Around the first rate there will be two neighbours.
+    number = len(left) + len(tries) if found else seeds + 2
+    return [Job(task, method, rate, 0, size) for rate in tries], number
