@@ -63,6 +63,7 @@ def main() -> None:
             for name, prepare in subjects.items()
         },
         ROUNDS,
+        collect=True,
     )
     rows = [
         {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,31 @@ class Timing:
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[], Callable[[], object]]], rounds: int
-) -> dict[str, Timing]:
+    subjects: Mapping[Name, Callable[[], Callable[[], object]]],
+    rounds: int,
+    *,
+    collect: bool = False,
+) -> dict[Name, Timing]:
     """Time each subject once a round, after one round that does not count.
 
     Args:
         subjects: by name, what prepares a run (not timed) and returns the run (timed).
         rounds: every other one goes backwards, so that none always follows the same one.
+        collect: look for garbage before each run, so that none pays for what another has left; for runs
+            that make many objects.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    seconds: dict[Name, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
         names = list(subjects) if number % 2 else list(reversed(subjects))
         for name in names:
             run = subjects[name]()
+            if collect:
+                gc.collect()
             started = time.perf_counter()
             run()
             elapsed = time.perf_counter() - started
             if number:
                 seconds[name].append(elapsed)
+            del run
         print(f"round {number}/{rounds}", file=sys.stderr, flush=True)
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
