@@ -42,7 +42,7 @@ LLAMA = {
 }
 BASE, BASE_AGAIN, BASE_COPY = "base", "base again", "base, a copy"
 PEFT, PEFT_AGAIN = "PEFT LoRA", "PEFT LoRA again"
-MEASURES = ("flops", "memory", "step", "prefill", "decode")
+MEASURES = ("flops", "bytes", "memory", "step", "prefill", "decode")
 
 Models = Mapping[str, PreTrainedModel]
 
@@ -223,6 +223,7 @@ HALF_GOAL = 0.98
 
 GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "flops": {},
+    "bytes": {},
     # measure: (beside PEFT, beside the base), by spec
     "step": {
         "lora": (0.93, 1.03),
@@ -258,24 +259,35 @@ def row(
     }
 
 
+def values(models: Models) -> dict[str, tuple[int, int]]:
+    """Of each model how many values its linear layers hold, and how many the effective factors."""
+    linears = [m for _, m in models[BASE].named_modules() if isinstance(m, torch.nn.Linear)]
+    weights = sum(linear.weight.numel() for linear in linears)
+    found = {BASE: (weights, 0)}
+    for name in models:
+        if name != BASE:
+            plan = plan_spec("lora" if name == PEFT else name.partition(" - ")[0], models[BASE])
+            widths = {site.path: site.d_in + site.d_out for site in plan.sites}
+            found[name] = (weights, sum(t.rows * widths[t.site] for t in plan.terms))
+    return found
+
+
 def flops_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
     """What the linear layers and the adapter multiply in a step; attention and the rest are alike for all.
 
     The frozen base has two products of each weight with the tokens, a factor has three.
     """
-    sizes = [
-        m.weight.numel() for n, m in models[BASE].named_modules() if isinstance(m, torch.nn.Linear)
-    ]
-    base = 2 * 2 * ids.numel() * sum(sizes)
-    flops = {BASE: base}
-    for name in models:
-        if name != BASE:
-            plan = plan_spec("lora" if name == PEFT else name.partition(" - ")[0], models[BASE])
-            widths = {site.path: site.d_in + site.d_out for site in plan.sites}
-            flops[name] = base + 3 * 2 * ids.numel() * sum(
-                t.rows * widths[t.site] for t in plan.terms
-            )
-    return [row("flops", n, f / 1e9, "GFLOP", f / flops[PEFT], f / base) for n, f in flops.items()]
+    flops = {n: 2 * ids.numel() * (2 * w + 3 * f) for n, (w, f) in values(models).items()}
+    base, peft = flops[BASE], flops[PEFT]
+    return [row("flops", n, f / 1e9, "GFLOP", f / peft, f / base) for n, f in flops.items()]
+
+
+def bytes_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
+    """What one token reads of the linear layers and the factors, where no cache holds any of it."""
+    size = models[BASE].dtype.itemsize
+    read = {name: size * sum(counts) for name, counts in values(models).items()}
+    base, peft = read[BASE], read[PEFT]
+    return [row("bytes", n, r / 2**20, "MiB", r / peft, r / base) for n, r in read.items()]
 
 
 def memory_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
@@ -308,7 +320,7 @@ def peak(step: Callable[[], object], device: torch.device) -> int:
     return most
 
 
-COUNTS = {"flops": flops_rows, "memory": memory_rows}
+COUNTS = {"flops": flops_rows, "bytes": bytes_rows, "memory": memory_rows}
 
 if __name__ == "__main__":
     main()

@@ -111,10 +111,11 @@ class Plan:
             if self.variants:
                 for method, params in self.variants:
                     rate = chosen(self.results, task, method, options.size)
+                    if rate is None:
+                        continue
                     jobs = [
                         Job(task, method, rate, seed, options.size, params)
                         for seed in range(options.seeds)
-                        if rate is not None
                     ]
                     jobs = [job for job in jobs if self.results.get(job) is None]
                     yield jobs, len(jobs)

@@ -8,7 +8,7 @@ kernel library that patches `transformers.models.llama.modeling_llama` still has
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,12 @@ from torch import Tensor, nn
 # The keywords under which a forward's whole `**kwargs` or `*args` travels as one argument of a node.
 OPAQUE_KWARGS = "opaque_kwargs"
 OPAQUE_ARGS = "opaque_args"
+
+
+def global_function(module_name: str, name: str) -> Callable[..., Any]:
+    """The function `name` of the Python module `module_name`, as it stands now."""
+    function: Callable[..., Any] = getattr(sys.modules[module_name], name)
+    return function
 
 
 def call_global(
@@ -27,7 +33,7 @@ def call_global(
     **kwargs: Any,
 ) -> Any:
     """Call the function `name` of the Python module `module_name`, as it stands now."""
-    function = getattr(sys.modules[module_name], name)
+    function = global_function(module_name, name)
     if opaque_kwargs is None:
         return function(*args, **kwargs)
     return function(*args, **kwargs, **opaque_kwargs)

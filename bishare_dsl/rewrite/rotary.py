@@ -6,7 +6,6 @@ again. The gradient of a rotation is a rotation: it needs neither.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from bishare_dsl.rewrite.island import is_eager
+from bishare_dsl.rewrite.leaves import global_function
 
 
 def rotary(
@@ -28,7 +28,7 @@ def rotary(
         q, k: ``(batch, heads, tokens, d_head)``.
         cos, sin: ``(batch, tokens, d_head)`` or ``(1, tokens, d_head)``.
     """
-    function = getattr(sys.modules[module_name], name)
+    function = global_function(module_name, name)
     if not (_fits(q, cos, sin) and _fits(k, cos, sin) and is_rotation(function)):
         result: tuple[Tensor, Tensor] = function(q, k, cos, sin)
         return result

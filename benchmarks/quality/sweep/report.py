@@ -11,11 +11,32 @@ from typing import Any
 
 from sweep.data import TASKS
 from sweep.methods import ABLATIONS, BUDGET, METHODS
-from sweep.results import Job, Results, estimate, gaps
+from sweep.results import Job, Results
 from sweep.search import chosen, rates, score
 
 Row = Mapping[str, Any]
 REFERENCE = "lora"
+
+
+def unmask(row: Row) -> list[int]:
+    """Of each test row whether it was right, 1 or 0; the inverse of `training.bitmask`."""
+    digits = row["test_right"]
+    bits = f"{int(digits, 16):0{4 * len(digits)}b}"
+    return [int(bit) for bit in bits[: row["test_rows"]]]
+
+
+def paired(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float]:
+    """How much more often `rows` are right than `others` on the same test rows, and its standard error.
+
+    Each side is the mean over its runs, so the error is that of drawing the test rows, and of the runs
+    only as far as their number averages it out.
+    """
+    mine, theirs = (
+        [statistics.fmean(bits) for bits in zip(*map(unmask, side), strict=True)]
+        for side in (rows, others)
+    )
+    gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
+    return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
 
 
 def finished(results: Results, size: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -62,7 +83,7 @@ def task_table(
         seeds = "" if len(rows) >= 3 else f" ({len(rows)} seed{'s'[: len(rows) - 1]})"
         gap = ""
         if reference and name != REFERENCE:
-            difference, error = estimate(gaps(rows, reference))
+            difference, error = paired(rows, reference)
             gap = f"{100 * difference:+.1f} ± {100 * error:.1f}"
         quick = speed.get(name)
         pace = f"{quick['steps_per_s']:.2f}" if quick else ""
@@ -125,7 +146,7 @@ def ablation_table(results: Results, size: str, seeds: int) -> str:
                 ]
                 if pairs:
                     rows, plain = zip(*pairs, strict=True)
-                    gap, error = estimate(gaps(rows, plain))
+                    gap, error = paired(rows, plain)
                     sets = ", ".join(f"`{key}={value}`" for key, value in params.items())
                     lines.append(
                         f"| {group} | {task} | {METHODS[name].label} | {sets} | {rows[0]['parameters']:,}"
@@ -143,7 +164,7 @@ def goal(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> str:
         if best is None or REFERENCE not in methods:
             continue
         rows, reference = methods[best], methods[REFERENCE]
-        gap, error = estimate(gaps(rows, reference))
+        gap, error = paired(rows, reference)
         share = 100 * rows[0]["parameters"] / reference[0]["parameters"]
         verdict = "met" if gap >= 0 and share <= BUDGET else "missed"
         lines.append(

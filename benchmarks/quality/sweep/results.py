@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,30 +77,3 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.rows[job.key] = row
-
-
-def unmask(row: Mapping[str, Any], part: str = "test") -> list[int]:
-    """Of each row of a part whether it was right, 1 or 0; the inverse of `training.bitmask`."""
-    digits = row[f"{part}_right"]
-    bits = f"{int(digits, 16):0{4 * len(digits)}b}"
-    return [int(bit) for bit in bits[: row[f"{part}_rows"]]]
-
-
-def gaps(
-    runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], part: str = "test"
-) -> list[float]:
-    """Of each row of a part how much more often `runs` are right on it than `others`, from -1 to 1."""
-    mine, theirs = (
-        [statistics.fmean(bits) for bits in zip(*(unmask(run, part) for run in side), strict=True)]
-        for side in (runs, others)
-    )
-    return [a - b for a, b in zip(mine, theirs, strict=True)]
-
-
-def estimate(gaps: Sequence[float]) -> tuple[float, float]:
-    """The mean gap and its standard error.
-
-    A gap is a mean over runs, so the error is that of drawing the rows, and of the runs only as far as
-    their number averages it out.
-    """
-    return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))

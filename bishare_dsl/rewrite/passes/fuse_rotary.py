@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from torch import fx
 
-from bishare_dsl.rewrite.leaves import call_global
+from bishare_dsl.rewrite.leaves import call_global, global_function
 from bishare_dsl.rewrite.program import RegionProgram
 from bishare_dsl.rewrite.rotary import is_rotation, rotary
 
@@ -28,5 +27,5 @@ class FuseRotary:
 
 def _rotates(node: fx.Node) -> bool:
     module_name, name, *tensors = node.args
-    function = getattr(sys.modules[str(module_name)], str(name))
+    function = global_function(str(module_name), str(name))
     return len(tensors) == 4 and not node.kwargs and is_rotation(function)

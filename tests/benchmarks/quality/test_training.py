@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sweep.methods import METHODS
-from sweep.results import estimate, gaps, unmask
+from sweep.report import paired, unmask
 from sweep.training import Example, batches, bitmask, collate, evaluate, scores
 
 from bishare_dsl import compile_spec
@@ -75,7 +75,7 @@ def test_paired_differences():
     def row(*right):
         return {"test_right": bitmask([bool(hit) for hit in right]), "test_rows": len(right)}
 
-    gap, error = estimate(gaps([row(1, 1, 0, 1), row(1, 0, 0, 1)], [row(1, 0, 0, 0)]))
+    gap, error = paired([row(1, 1, 0, 1), row(1, 0, 0, 1)], [row(1, 0, 0, 0)])
     # Of the four rows the gaps are 0, 1/2, 0 and 1.
     assert gap == pytest.approx(3 / 8)
     assert error == pytest.approx(torch.tensor([0, 0.5, 0, 1]).std().item() / 2)
