@@ -163,7 +163,7 @@ TASKS = {
             "social_iqa",
             _social_iqa,
             {
-                "small": Size(train=640, validation=240, test=480, steps=40),
+                "small": Size(train=960, validation=240, test=480, steps=60),
                 "full": Size(train=None, validation=300, test=None),
             },
         ),
@@ -171,7 +171,7 @@ TASKS = {
             "boolq",
             _boolq,
             {
-                "small": Size(train=512, validation=240, test=480, steps=32, longest=84),
+                "small": Size(train=880, validation=240, test=480, steps=55, longest=84),
                 "full": Size(train=None, validation=1000, test=None),
             },
         ),

@@ -37,8 +37,15 @@ METHODS = {
     method.name: method
     for method in (
         Method("lora", "LoRA r=8", "lora", start=2e-3),
-        Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, bishare=True),
-        Method("gt", "GT {1,8,16} size 96", "bishare_gt", {"r_local": 1, "size": 96}, bishare=True),
+        Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, start=2e-3, bishare=True),
+        Method(
+            "gt",
+            "GT {1,8,16} size 96",
+            "bishare_gt",
+            {"r_local": 1, "size": 96},
+            start=2e-3,
+            bishare=True,
+        ),
         Method("ke_r_1", "KE `r_1` {2,4,16} size 64", "bishare_ke", {"size": 64}, bishare=True),
         Method("ke_1_r", "KE `1_r` {2,4,16} size 64", "bishare_ke_ab", {"size": 64}, bishare=True),
         Method(
@@ -61,13 +68,6 @@ METHODS = {
             {"r": 4, "num_vectors": 90, "vector_length": 192, "topk": 2},
             2e-2,
             peft=True,
-        ),
-        Method(
-            "ke_r_1_wide",
-            "KE `r_1` {3,8,32} size 64",
-            "bishare_ke",
-            {"size": 64, "r_local": 3, "r_intra": 8, "r_inter": 32},
-            bishare=True,
         ),
     )
 }

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sweep.data import TASKS
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,7 +47,10 @@ class Job:
 
 
 class Results:
-    """The rows of a file by the key of their job. A line that a kill cut short does not count."""
+    """The rows of a file by the key of their job.
+
+    A line that a kill cut short does not count, nor does a run of as many steps as its size had once.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +60,10 @@ class Results:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            self.rows[Job.of(row).key] = row
+            job = Job.of(row)
+            steps = TASKS[job.task].sizes[job.size].steps
+            if steps is None or row.get("steps", steps) == steps:
+                self.rows[job.key] = row
 
     def get(self, job: Job) -> dict[str, Any] | None:
         return self.rows.get(job.key)

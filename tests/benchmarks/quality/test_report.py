@@ -57,9 +57,9 @@ def test_the_best_bishare_method_is_chosen_by_the_validation_part(folder):
     assert "SS {2,2,32} 75.00% against LoRA's 62.50% (+12.50" in text
     assert "with 40.0% of its parameters: **met**" in text
     line = next(line for line in text.splitlines() if line.startswith("| GT"))
-    assert "| 300 | 30.0% | 1,200 | 0.005 | 70.0 | 100.0 ± 0.0 | +37.5" in line
+    assert "| 300 | 30.0% | 1,200 | 0.002 | 70.0 | 100.0 ± 0.0 | +37.5" in line
     assert (
-        "| boolq | GT {1,8,16} size 96 | 0.002: 10.0, **0.005**: 70.0 (3 seeds), 0.01: 10.0 |"
+        "| boolq | GT {1,8,16} size 96 | 0.001: 10.0, **0.002**: 70.0 (3 seeds), 0.005: 10.0 |"
         in text
     )
     assert (folder / "accuracy.svg").read_text().startswith("<?xml")

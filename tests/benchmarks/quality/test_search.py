@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from sweep.data import TASKS
 from sweep.methods import ABLATIONS, GRID, METHODS, Method, counts
 from sweep.results import Job, Results
 from sweep.search import best_rate, chosen, open_jobs, untried
@@ -96,6 +97,15 @@ def test_what_is_done_is_done_after_a_restart_and_a_torn_line_is_not(tmp_path):
     assert again.rows == results.rows
     assert again.get(other)["validation_accuracy"] == 0.6
     assert json.loads(path.read_text().splitlines()[-1])["params"] == {"r_intra": 4}
+
+
+def test_a_run_of_another_number_of_steps_does_not_count(tmp_path):
+    path = tmp_path / "results.jsonl"
+    steps = TASKS["boolq"].sizes["small"].steps
+    now, before = Job("boolq", "ss", 1e-3, 0), Job("boolq", "ss", 1e-3, 1)
+    Results(path).add(now, {**measured(0.5), "steps": steps})
+    Results(path).add(before, {**measured(0.5), "steps": steps - 1})
+    assert list(Results(path).rows) == [now.key]
 
 
 def test_every_method_and_ablation_can_be_planned():
