@@ -28,7 +28,7 @@ class Method:
     label: str
     spec: str
     params: Mapping[str, Any] = field(default_factory=dict)
-    start: float = 5e-3
+    start: float = 2e-3
     peft: bool = False
     bishare: bool = False
 
@@ -36,21 +36,12 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("lora", "LoRA r=8", "lora", start=2e-3),
-        Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, start=2e-3, bishare=True),
-        Method(
-            "gt",
-            "GT {1,8,16} size 96",
-            "bishare_gt",
-            {"r_local": 1, "size": 96},
-            start=2e-3,
-            bishare=True,
-        ),
+        Method("lora", "LoRA r=8", "lora"),
+        Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, bishare=True),
+        Method("gt", "GT {1,8,16} size 96", "bishare_gt", {"r_local": 1, "size": 96}, bishare=True),
         Method("ke_r_1", "KE `r_1` {2,4,16} size 64", "bishare_ke", {"size": 64}, bishare=True),
         Method("ke_1_r", "KE `1_r` {2,4,16} size 64", "bishare_ke_ab", {"size": 64}, bishare=True),
-        Method(
-            "peft_lora", "PEFT LoRA r=8", "LoraConfig", {"r": 8, "lora_alpha": 16}, 2e-3, peft=True
-        ),
+        Method("peft_lora", "PEFT LoRA r=8", "LoraConfig", {"r": 8, "lora_alpha": 16}, peft=True),
         Method(
             "peft_vera",
             "PEFT VeRA r=64",

@@ -47,10 +47,14 @@ def best_rate(found: Found) -> float:
 def untried(found: Found, start: float, grid: Sequence[float] = GRID) -> list[float]:
     """The rates to try next; none when the best one so far is worse than neither of its neighbours.
 
+    Args:
+        start: where all seeds learn. Above the rates at which training breaks down chance decides which
+            is the best, and a search that knew those alone could end among them.
+
     Raises:
         ValueError: the best one is at the grid's edge.
     """
-    if not found:
+    if start not in found:
         return [start]
     best = best_rate(found)
     place = grid.index(best)

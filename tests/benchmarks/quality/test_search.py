@@ -52,6 +52,11 @@ def test_a_run_that_diverged_is_the_worst_of_equals():
     assert best_rate(tied) == 3
 
 
+def test_a_search_does_not_end_where_all_rates_are_too_high():
+    too_high = found({3: [0.3], 4: [0.4], 5: [0.3]})
+    assert untried(too_high, 2.0, TINY) == [2]
+
+
 def test_the_edge_is_an_error():
     with pytest.raises(ValueError, match="edge"):
         untried(found({4: [0.5], 5: [0.9]}), 4.0, TINY)
