@@ -28,15 +28,17 @@ def unmask(row: Row) -> list[int]:
 def paired(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float]:
     """How much more often `rows` are right than `others` on the same test rows, and its standard error.
 
-    Each side is the mean over its runs, so the error is that of drawing the test rows, and of the runs
-    only as far as their number averages it out.
+    Each side is the mean over its runs. The error is that of drawing the test rows, and that of drawing
+    the seeds, where a side has several: together no smaller than the true one, for a run's own chance
+    with single rows counts in both.
     """
     mine, theirs = (
         [statistics.fmean(bits) for bits in zip(*map(unmask, side), strict=True)]
         for side in (rows, others)
     )
     gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
-    return statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+    seeds = sum(deviation(side) ** 2 / len(side) for side in (rows, others))
+    return statistics.fmean(gaps), math.sqrt(statistics.variance(gaps) / len(gaps) + seeds)
 
 
 def finished(results: Results, size: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -80,7 +82,7 @@ def task_table(
         parameters = rows[0]["parameters"]
         share = f"{100 * parameters / reference[0]['parameters']:.1f}%" if reference else ""
         spread = f" ± {100 * deviation(rows):.1f}" if len(rows) > 1 else ""
-        seeds = "" if len(rows) >= 3 else f" ({len(rows)} seed{'s'[: len(rows) - 1]})"
+        seeds = "" if len(rows) == 3 else f" ({len(rows)} seed{'s'[: len(rows) - 1]})"
         gap = ""
         if reference and name != REFERENCE:
             difference, error = paired(rows, reference)

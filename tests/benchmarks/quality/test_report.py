@@ -1,8 +1,11 @@
 """The tables are made of the results alone, and the test part has no say in what is chosen."""
 
+import math
+import statistics
+
 import pytest
 from sweep.methods import GRID, METHODS
-from sweep.report import best_bishare, put, summarise
+from sweep.report import best_bishare, paired, put, summarise
 from sweep.results import Job, Results
 from sweep.training import bitmask
 
@@ -63,6 +66,30 @@ def test_the_best_bishare_method_is_chosen_by_the_validation_part(folder):
         in text
     )
     assert (folder / "accuracy.svg").read_text().startswith("<?xml")
+
+
+def seeds_of(*accuracies):
+    """Runs over seeds, each right on its first test rows of 8."""
+    return [
+        {
+            "test_accuracy": hits / 8,
+            "test_rows": 8,
+            "test_right": bitmask([True] * hits + [False] * (8 - hits)),
+        }
+        for hits in accuracies
+    ]
+
+
+def test_the_error_of_a_difference_counts_rows_and_seeds():
+    assert paired(seeds_of(6, 6), seeds_of(6, 6)) == (0, 0)
+    gap, rows_alone = paired(seeds_of(6, 6), seeds_of(4, 4))
+    assert gap == 0.25
+    assert rows_alone == pytest.approx(math.sqrt(0.25 * 0.75 * 8 / 7 / 8))
+    # The mean of 5 and 7 is that of 6 and 6, but for what the seeds say of it.
+    by_rows = [1, 1, 1, 1, 1, 0.5, 0.5, 0]
+    both = statistics.variance([a - b for a, b in zip(by_rows, [1] * 4 + [0] * 4, strict=True)]) / 8
+    both += statistics.variance([5 / 8, 7 / 8]) / 2
+    assert paired(seeds_of(5, 7), seeds_of(4, 4)) == (0.25, pytest.approx(math.sqrt(both)))
 
 
 def test_lora_is_no_bishare_method():
