@@ -191,7 +191,7 @@ def plot(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) ->
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "quality"
-    figure = Figure(figsize=(4.6 * len(found), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(found), 4), layout="constrained")
     for axes, (task, methods) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
@@ -200,13 +200,18 @@ def plot(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) ->
             color = "tab:blue" if method.bishare else "tab:orange" if method.peft else "black"
             x, y = rows[0]["parameters"], 100 * mean(rows, "test_accuracy")
             axes.errorbar(x, y, yerr=100 * deviation(rows), fmt="o", color=color, capsize=3)
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+            # Out of the way of a point close to its right.
+            close = any(x < other[0]["parameters"] < 1.5 * x for other in methods.values())
+            offset, side = ((-5, 4), "right") if close else ((5, 4), "left")
+            axes.annotate(
+                name, (x, y), textcoords="offset points", xytext=offset, ha=side, fontsize=8
+            )
         if REFERENCE in methods:
             rows = methods[REFERENCE]
             axes.axhline(100 * mean(rows, "test_accuracy"), color="black", lw=0.6, ls=":")
             axes.axvline(BUDGET / 100 * rows[0]["parameters"], color="tab:blue", lw=0.6, ls=":")
         axes.set(title=task, xscale="log", xlabel="trainable parameters", ylabel="test accuracy, %")
-        axes.margins(x=0.2)
+        axes.margins(x=0.25)
     figure.savefig(path, metadata={"Date": None})
 
 

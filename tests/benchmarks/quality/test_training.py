@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sweep.methods import METHODS
-from sweep.report import paired, unmask
+from sweep.report import unmask
 from sweep.training import Example, batches, bitmask, collate, evaluate, scores
 
 from bishare_dsl import compile_spec
@@ -69,16 +69,6 @@ def test_batches_depend_on_the_seed_alone_and_hold_every_row_once():
 def test_a_bitmask_keeps_every_row(right):
     row = {"test_right": bitmask(right), "test_rows": len(right)}
     assert unmask(row) == [int(hit) for hit in right]
-
-
-def test_paired_differences():
-    def row(*right):
-        return {"test_right": bitmask([bool(hit) for hit in right]), "test_rows": len(right)}
-
-    gap, error = paired([row(1, 1, 0, 1), row(1, 0, 0, 1)], [row(1, 0, 0, 0)])
-    # Of the four rows the gaps are 0, 1/2, 0 and 1.
-    assert gap == pytest.approx(3 / 8)
-    assert error == pytest.approx(torch.tensor([0, 0.5, 0, 1]).std().item() / 2)
 
 
 def test_the_rates_of_all_methods_come_from_one_grid():
