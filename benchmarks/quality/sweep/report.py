@@ -29,8 +29,8 @@ def paired(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float]:
     """How much more often `rows` are right than `others` on the same test rows, and its standard error.
 
     Each side is the mean over its runs. The error is that of drawing the test rows, and that of drawing
-    the seeds, where a side has several: together no smaller than the true one, for a run's own chance
-    with single rows counts in both.
+    the seeds, where a side has several: together rather too large, for a run's own chance with single
+    rows counts in both.
     """
     mine, theirs = (
         [statistics.fmean(bits) for bits in zip(*map(unmask, side), strict=True)]

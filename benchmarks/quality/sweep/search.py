@@ -48,8 +48,8 @@ def untried(found: Found, start: float, grid: Sequence[float] = GRID) -> list[fl
     """The rates to try next; none when the best one so far is worse than neither of its neighbours.
 
     Args:
-        start: where all seeds learn. Above the rates at which training breaks down chance decides which
-            is the best, and a search that knew those alone could end among them.
+        start: below the rates at which training breaks down: among those chance decides which is the
+            best, and a search that knew no others could end there.
 
     Raises:
         ValueError: the best one is at the grid's edge.

@@ -68,28 +68,27 @@ def test_the_best_bishare_method_is_chosen_by_the_validation_part(folder):
     assert (folder / "accuracy.svg").read_text().startswith("<?xml")
 
 
-def seeds_of(*accuracies):
-    """Runs over seeds, each right on its first test rows of 8."""
-    return [
-        {
-            "test_accuracy": hits / 8,
-            "test_rows": 8,
-            "test_right": bitmask([True] * hits + [False] * (8 - hits)),
-        }
-        for hits in accuracies
-    ]
+def run_of(*right):
+    """A run, by which of its test rows it is right on."""
+    return {
+        "test_right": bitmask([bool(hit) for hit in right]),
+        "test_rows": len(right),
+        "test_accuracy": sum(right) / len(right),
+    }
 
 
-def test_the_error_of_a_difference_counts_rows_and_seeds():
-    assert paired(seeds_of(6, 6), seeds_of(6, 6)) == (0, 0)
-    gap, rows_alone = paired(seeds_of(6, 6), seeds_of(4, 4))
-    assert gap == 0.25
-    assert rows_alone == pytest.approx(math.sqrt(0.25 * 0.75 * 8 / 7 / 8))
-    # The mean of 5 and 7 is that of 6 and 6, but for what the seeds say of it.
-    by_rows = [1, 1, 1, 1, 1, 0.5, 0.5, 0]
-    both = statistics.variance([a - b for a, b in zip(by_rows, [1] * 4 + [0] * 4, strict=True)]) / 8
-    both += statistics.variance([5 / 8, 7 / 8]) / 2
-    assert paired(seeds_of(5, 7), seeds_of(4, 4)) == (0.25, pytest.approx(math.sqrt(both)))
+def test_paired_differences():
+    one, other = run_of(1, 1, 0, 1), run_of(1, 0, 0, 1)
+    gap, error = paired([one, one], [run_of(1, 0, 0, 0)])
+    assert gap == 0.5
+    assert error == pytest.approx(statistics.stdev([0, 1, 0, 1]) / 2)
+    assert paired([one, one], [one, one]) == (0, 0)
+
+    gap, error = paired([one, other], [run_of(1, 0, 0, 0)])
+    # Of the four rows the gaps are 0, 1/2, 0 and 1; the seeds are right on 3/4 and on 2/4.
+    assert gap == pytest.approx(3 / 8)
+    rows, seeds = statistics.variance([0, 0.5, 0, 1]) / 4, statistics.variance([3 / 4, 2 / 4]) / 2
+    assert error == pytest.approx(math.sqrt(rows + seeds))
 
 
 def test_lora_is_no_bishare_method():
