@@ -22,13 +22,15 @@ Frozen = Literal["seed", "tensors"]
 def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[str, Drawn]:
     """The frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
     found = {}
-    for spec in plan.tensors:
-        if not spec.trainable:
-            value = tensors[spec.name].detach().cpu()
-            again = draw_tensor(spec, seed).to(value.dtype)
+    for tensor in plan.tensors:
+        if not tensor.trainable:
+            value = tensors[tensor.name].detach().cpu()
+            again = draw_tensor(tensor, seed).to(value.dtype)
             if torch.equal(again, value):
                 dtype = str(value.dtype).removeprefix("torch.")
-                found[spec.name] = Drawn.model_validate({"dtype": dtype, "sha256": _digest(again)})
+                found[tensor.name] = Drawn.model_validate(
+                    {"dtype": dtype, "sha256": _digest(again)}
+                )
     return found
 
 

@@ -110,7 +110,7 @@ def _gen_kwargs(
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N|SHARE",
-    help="The first N rows of each task, or a share of them below 1; to try things out.",
+    help="The first N rows of each task, or a fraction of them below 1; to try things out.",
 )
 @click.option(
     "--apply_chat_template",

@@ -1,4 +1,4 @@
-"""Diagnostics: problems as data, the registry of their codes, and how they are drawn."""
+"""Diagnostics: problems as data, the registry of their codes, and how they are rendered."""
 
 from bishare_dsl.diagnostics.problem import (
     AdapterError,

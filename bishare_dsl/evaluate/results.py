@@ -118,9 +118,9 @@ class Evaluation:
             force_jupyter=False,
             highlight=False,
         )
-        with console.capture() as drawn:
+        with console.capture() as rendered:
             console.print(table)
-        lines = [*drawn.get().splitlines(), "", "; ".join(notes)]
+        lines = [*rendered.get().splitlines(), "", "; ".join(notes)]
         return "\n".join(line.rstrip() for line in lines)
 
     def __str__(self) -> str:

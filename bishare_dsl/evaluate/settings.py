@@ -14,7 +14,7 @@ SEEDS = (0, 1234, 1234, 1234)
 class Settings:
     """lm_eval's flags of the same names, with its defaults.
 
-    ``limit`` is a number of rows of each task, or a share of them below 1. ``seed`` is of Python, numpy,
+    ``limit`` is a number of rows of each task, or a fraction of them below 1. ``seed`` is of Python, numpy,
     torch and the choice of few-shot examples: one for all, or four. Results are written into
     ``output_path`` as soon as a model is done, with ``log_samples`` every prompt and answer too.
     ``fewshot_as_multiturn`` follows ``apply_chat_template`` where it is None.

@@ -268,7 +268,7 @@ class _Builder:
         self.pools.append(
             Pool(
                 share=share.name,
-                factor=role,
+                role=role,
                 key=key,
                 tensor=f"{name}.{role}",
                 members=tuple(paths),

@@ -11,7 +11,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.spec.spec import Initial
@@ -45,11 +45,11 @@ class Tensor(_Data):
 class Pool(_Data):
     """The sites that use one shared tensor: one distinct value of a share's key.
 
-    ``factor`` is the tensor's role: A, B, or another that the transform pools, as a vector bank.
+    ``role`` is the tensor's: A, B, or another that the transform pools, as a vector bank.
     """
 
     share: str
-    factor: str
+    role: str = Field(validation_alias=AliasChoices("role", "factor"))  # `factor` up to 0.1.0
     key: tuple[str | int | float | bool, ...]
     tensor: str
     members: tuple[str, ...]

@@ -97,10 +97,10 @@ def prepare(
     regions = _Regions(model, plan, observe, optimisations)
     prepared = list(regions)
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
-    homes = {owner: _home(model, owner) for owner in {spec.owner for spec in plan.tensors}}
-    for spec in plan.tensors:
-        parameter = nn.Parameter(tensors[spec.name], requires_grad=spec.trainable)
-        owned.setdefault(homes[spec.owner], {})[spec.name] = parameter
+    homes = {owner: _home(model, owner) for owner in {tensor.owner for tensor in plan.tensors}}
+    for tensor in plan.tensors:
+        parameter = nn.Parameter(tensors[tensor.name], requires_grad=tensor.trainable)
+        owned.setdefault(homes[tensor.owner], {})[tensor.name] = parameter
     top = root(owned.pop(""))
     stores: dict[str, Store] = {"": top} | {path: Store(group) for path, group in owned.items()}
     place = {name: (s, number) for s in stores.values() for number, name in enumerate(s.names)}

@@ -48,6 +48,6 @@ def explain(model: nn.Module, plan: Plan) -> Iterator[Stage]:
             )
         )
 
-    tensors = {spec.name: torch.empty(spec.shape, device="meta") for spec in plan.tensors}
+    tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
     adapt(model, plan, tensors, observe=observe)
     yield from stages

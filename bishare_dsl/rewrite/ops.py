@@ -52,5 +52,5 @@ def add(y: Tensor, update: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """``x`` with a share ``p`` of its values dropped and the others scaled up, in training."""
+    """``x`` with a fraction ``p`` of its values dropped and the others scaled up, in training."""
     return F.dropout(x, p, training)

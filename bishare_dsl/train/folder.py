@@ -5,7 +5,7 @@
 | the adapter's files | once the run is finished, so that the folder is an adapter's |
 | ``checkpoint-N/`` | `bishare_dsl.train.checkpoint` |
 | ``run.json`` | `bishare_dsl.train.record` |
-| ``log.jsonl``, ``loss.png``, ``runs/`` | what was logged, drawn, and told to TensorBoard |
+| ``log.jsonl``, ``loss.png``, ``runs/`` | what was logged, plotted, and told to TensorBoard |
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Voice:
         quiet: whether notes and the progress bar are left out.
         say: takes a note.
         report: takes a problem that stops nothing.
-        warn: takes a warning that has been drawn already.
+        warn: takes a warning that has been rendered already.
     """
 
     quiet: bool = False

@@ -75,7 +75,7 @@ def text(x: float, y: float, words: str, kind: str) -> str:
 def panel(x: int, y: int, clauses: str, meaning: str) -> list[str]:
     """One grid of modules, each in the colour of its pool."""
     made = plan(clauses)
-    pools = [pool for pool in made.pools if pool.factor == "A"]
+    pools = [pool for pool in made.pools if pool.role == "A"]
     fill = {
         path: colour
         for pool, colour in zip(pools, colours(len(pools)), strict=True)

@@ -22,11 +22,11 @@ def _outcome(text):
     try:
         parse_spec(text)
     except SpecError as error:
-        problems, drawn = error.problems, str(error)
+        problems, rendered = error.problems, str(error)
     else:
         return
     assert problems
-    assert drawn
+    assert rendered
     assert all(problem.span is not None for problem in problems if problem.code != "BS199")
 
 

@@ -17,7 +17,7 @@ def test_shared_input_has_one_a_for_each_input(model):
     layers, d, _, ffn = SIZES[model]
     plan = planned("shared_input", model, r=8)
     assert plan.trainable == 8 * (layers * (d + d + ffn) + sum(o for _, o in sites(model)))
-    members = Counter(len(pool.members) for pool in plan.pools if pool.factor == "A")
+    members = Counter(len(pool.members) for pool in plan.pools if pool.role == "A")
     assert members == {3: layers, 1: 2 * layers}  # q, k and v; up; down
 
 
@@ -32,7 +32,7 @@ def test_modules_that_share_a_do_read_one_input(adapted):
         )
     ours.base(torch.arange(6)[None])
     for pool in ours.plan.pools:
-        if pool.factor == "A":
+        if pool.role == "A":
             first, *others = (seen[path] for path in pool.members)
             assert all(torch.equal(first, other) for other in others)
 

@@ -57,7 +57,7 @@ def test_tensor_names_are_key_paths(plan):
 )
 def test_pool_names(plan, key, names):
     made = plan(f"target q_proj, o_proj\nshare s per {key} rank 2 via SS")
-    assert [pool.tensor for pool in made.pools if pool.factor == "A"] == [f"{n}.A" for n in names]
+    assert [pool.tensor for pool in made.pools if pool.role == "A"] == [f"{n}.A" for n in names]
 
 
 def test_names_stay_apart_where_two_towers_have_the_same_layers():
@@ -195,6 +195,15 @@ def test_json_both_ways(plan):
         assert [[type(v) for v in p.key] for p in again.pools] == [
             [type(v) for v in p.key] for p in made.pools
         ]
+
+
+def test_a_plan_of_an_earlier_version(plan):
+    """Up to 0.1.0 a pool's role was called its factor."""
+    made = plan("share s per layer rank 1 via KE(size = 4)")
+    old = made.model_dump(mode="json")
+    for pool in old["pools"]:
+        pool["factor"] = pool.pop("role")
+    assert Plan.model_validate(old) == made
 
 
 def test_a_plan_is_frozen_and_closed(plan):

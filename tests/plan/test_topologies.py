@@ -10,7 +10,7 @@ def groups(plan, share=None):
     """The pools as sets of ``layer.kind``, by the key that made them."""
     found = {}
     for pool in plan.pools:
-        if pool.factor == "A" and share in (None, pool.share):
+        if pool.role == "A" and share in (None, pool.share):
             found[pool.key] = {f"{p.split('.')[2]}.{p.split('.')[-1]}" for p in pool.members}
     return found
 

@@ -189,8 +189,8 @@ LONG_WARMUP = Code(
 NO_CURVE = Code(
     "BS753",
     "no picture of the loss",
-    "no loss curve is drawn: the package `matplotlib` is not installed",
-    "The numbers are in log.jsonl. `pip install 'bishare[train]'` brings what draws them.",
+    "no loss curve is plotted: the package `matplotlib` is not installed",
+    "The numbers are in log.jsonl. `pip install 'bishare[train]'` brings what plots them.",
     severity="warning",
 )
 NOT_SHARDED = Code(

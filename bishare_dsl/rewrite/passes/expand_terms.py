@@ -17,7 +17,7 @@ class ExpandTerms:
     """Before: the forward is the base's. After: each target's output has its terms added to it.
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
-    has drawn its effective factors into the graph. A term that is not linear in x draws its update, and
+    has put its effective factors into the graph. A term that is not linear in x puts in its update, and
     that is added. Terms of one dropout on one input see one mask.
 
     Args:
