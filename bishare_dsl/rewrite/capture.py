@@ -44,7 +44,7 @@ _PURE_FUNCTIONS = {getattr, operator.getitem}
 
 
 def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
-    """The forward of `module`'s class as a graph, with each target one `call_module` node.
+    """The forward of `module`'s class as a graph, with each call of a target a `call_module` node.
 
     Args:
         module: a parent of linear layers, such as a `LlamaAttention`; its weights are not read, so
@@ -55,8 +55,8 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
         A graph that may be installed in every module with the same `structure_key`.
 
     Raises:
-        UntraceableRegion: the forward cannot be a graph, or it does not call each target exactly
-            once, with one tensor.
+        UntraceableRegion: the forward cannot be a graph, or it does not call each target, each time
+            with one tensor.
     """
     try:
         graph = _capture(module)
@@ -249,11 +249,11 @@ def _check_targets(graph: fx.Graph, targets: Sequence[str]) -> None:
         ]
         if reads and not calls:
             raise BypassedTarget(target)
-        if len(calls) != 1:
-            raise UntraceableRegion(f"it calls {target} {len(calls)} times, not once")
-        args, kwargs = calls[0].args, calls[0].kwargs
-        if len(args) != 1 or kwargs or not isinstance(args[0], fx.Node):
-            raise UntraceableRegion(f"it calls {target} with more than one tensor")
+        if not calls:
+            raise UntraceableRegion(f"it never calls {target}")
+        for call in calls:
+            if len(call.args) != 1 or call.kwargs or not isinstance(call.args[0], fx.Node):
+                raise UntraceableRegion(f"it calls {target} with more than one tensor")
         if reads:
             raise UntraceableRegion(f"it reads {reads[0]} and does not only call {target}")
 

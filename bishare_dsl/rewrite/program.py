@@ -85,12 +85,15 @@ class Pass(Protocol):
     def run(self, program: RegionProgram) -> None: ...
 
 
-def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node, fx.Node]]:
-    """Each linear layer that the forward calls: its path, the call, and the tensor it is called on."""
+def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node]]:
+    """Give each call of a child in the forward, or of the region where that is a layer, with its path."""
     for node in forward.nodes:
-        if node.op == "call_module" and node.args and isinstance(node.args[0], fx.Node):
-            yield str(node.target), node, node.args[0]
-        elif node.op == "call_function" and node.target is base_forward:
-            x = node.args[1]
-            assert isinstance(x, fx.Node)
-            yield "", node, x
+        if node.op == "call_module":
+            yield str(node.target), node
+        elif node.target is base_forward:
+            yield "", node
+
+
+def read_by(call: fx.Node) -> fx.Node:
+    """Give the tensor that a target is called on, as the graph has it now."""
+    return cast(fx.Node, call.args[1 if call.target is base_forward else 0])

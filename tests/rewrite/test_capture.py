@@ -206,10 +206,6 @@ def reads_weight(self, x):
     return self.up(x) + self.up.weight.sum()
 
 
-def twice(self, x):
-    return self.up(self.up(x))
-
-
 def never(self, x):
     return F.linear(x, self.up.weight)
 
@@ -252,7 +248,6 @@ class DecoratorClass:
         (asks_torch, "torch.is_grad_enabled"),
         (starred, r"takes \*xs"),
         (reads_weight, "reads up.weight"),
-        (twice, "calls up 2 times"),
         (never, "reads the weight of up and does not call it"),
         (by_keyword, "more than one tensor"),
         (fails, "KeyError: 'nothing here'"),

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.program import FACTORS, ROWS, RegionProgram, Target, TermUse, target_calls
+from bishare_dsl.rewrite.program import (
+    FACTORS,
+    ROWS,
+    RegionProgram,
+    Target,
+    TermUse,
+    read_by,
+    target_calls,
+)
 from bishare_dsl.transforms import effective_pair, guarded, update_of
 
 
@@ -18,7 +26,8 @@ class ExpandTerms:
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
     has put its effective factors into the graph. A term that is not linear in x puts in its update, and
-    that is added. Terms of one dropout on one input see one mask.
+    that is added. Terms of one dropout on one input see one mask. A layer that is called twice has its
+    terms added to each call.
 
     Args:
         targets: the linear layers, with their terms.
@@ -37,17 +46,14 @@ class ExpandTerms:
                 _Shaped(graph.call_function(operator.getitem, (tensors, i)), shape)
                 for i, shape in enumerate(self.shapes)
             ]
-        calls = {path: (call, x) for path, call, x in target_calls(graph)}
-        dropped: dict[tuple[fx.Node, float], fx.Node] = {}
-        for target in self.targets:
-            total, x = calls[target.path]
+        targets = {target.path: target for target in self.targets}
+        # In the order of the calls: what one reads has the terms of those before it by then.
+        for path, call in list(target_calls(graph)):
+            if path not in targets:
+                continue
+            target, total, x = targets[path], call, read_by(call)
             for use in target.terms:
-                read = x
-                if use.dropout:
-                    key = (x, use.dropout)
-                    if key not in dropped:
-                        dropped[key] = _drop(graph, x, use.dropout, first)
-                    read = dropped[key]
+                read = _dropped(graph, x, use.dropout, first) if use.dropout else x
                 add = _add_pair if use.transform.linear else _add_update
                 added = add(graph, use, target, slots, total, read, first)
                 for user in [user for user in total.users if user is not added]:
@@ -63,8 +69,11 @@ class _Shaped(fx.Proxy):
         self.shape = shape
 
 
-def _drop(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
-    """The dropout of an input, next to it: a sibling may read it before the target at hand does."""
+def _dropped(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
+    """The one dropout of an input, next to it: a sibling may read it before the target at hand does."""
+    for user in x.users:
+        if user.target is ops.dropout and user.args[1] == p:
+            return user
     with graph.inserting_before(first if x.op == "placeholder" else x.next):
         return graph.call_function(ops.dropout, (x, p, graph.get_attr("training")))
 

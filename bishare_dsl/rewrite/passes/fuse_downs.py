@@ -20,12 +20,9 @@ class FuseDowns:
 
     def run(self, program: RegionProgram) -> None:
         graph = program.forward
-        islands: dict[fx.Node, list[fx.Node]] = {}
-        for node in graph.nodes:
-            if node.target is ops.down:
-                islands.setdefault(node.args[0], []).append(node)
-        for x, downs in islands.items():
-            if len(downs) == 1:
+        for x in graph.nodes:
+            downs = sorted(u for u in x.users if u.target is ops.down and u.args[0] is x)
+            if len(downs) < 2:
                 continue
             factors = [node.args[1] for node in downs]
             with graph.inserting_after(program.last_factor_node()):

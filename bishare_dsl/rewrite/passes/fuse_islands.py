@@ -26,16 +26,24 @@ class FuseIslands:
 
     def run(self, program: RegionProgram) -> None:
         graph = program.forward
-        siblings: dict[fx.Node, list[fx.Node]] = {}
-        for node in graph.nodes:
-            if node.op == "call_module" and node.target in program.linears:
-                siblings.setdefault(node.args[0], []).append(node)
-        for x, calls in siblings.items():
+        # As the graph is at each step: what one island gives is what the next one reads.
+        for x in graph.nodes:
+            calls = sorted(u for u in x.users if _is_layer(u, x, program.linears))
             ups = [_up_of(call) for call in calls]
             columns = [() if up is None else runs_of(cast(fx.Node, up.args[1])) for up in ups]
             sources = {z for runs in columns for z, _, _ in runs}
-            if len(sources) == 1 and (z := sources.pop()).target is ops.down:
-                _fuse(graph, x, z, calls, ups, columns)
+            if len(sources) == 1:
+                _fuse(graph, x, sources.pop(), calls, ups, columns)
+
+
+def _is_layer(node: fx.Node, x: fx.Node, linears: frozenset[str]) -> bool:
+    """Whether a node calls a linear layer on ``x`` and nothing else."""
+    return (
+        node.op == "call_module"
+        and node.target in linears
+        and node.args == (x,)
+        and not node.kwargs
+    )
 
 
 def _up_of(call: fx.Node) -> fx.Node | None:

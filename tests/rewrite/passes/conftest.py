@@ -29,6 +29,13 @@ class Siblings(nn.Module):
         return self.out(self.left(x) * self.right(x))
 
 
+class Chained(Siblings):
+    """`out` reads what `left` gives; `right` is not called."""
+
+    def forward(self, x):
+        return self.out(self.left(x))
+
+
 class Gated(Siblings):
     """A gated MLP, whose gate is `right`."""
 
@@ -139,6 +146,11 @@ def case():
 @pytest.fixture(scope="session")
 def gated():
     return Gated
+
+
+@pytest.fixture(scope="session")
+def chained():
+    return Chained
 
 
 @pytest.fixture(scope="session", name="use")

@@ -74,6 +74,51 @@ def test_the_terms_one_by_one_are_equation_2(case, use):
     torch.testing.assert_close(module(x), module.out(y))
 
 
+def dense(linear, *terms):
+    """`linear` with ``scale B^T A`` in its weight, for each term: the scale, A and B."""
+    weight = linear.weight + sum(scale * b.T @ a for scale, a, b in terms)
+    return lambda x: torch.nn.functional.linear(x, weight, linear.bias)
+
+
+X = torch.linspace(-1, 1, 24, dtype=torch.double).view(2, 3, 4)
+
+
+@pytest.mark.parametrize("dropouts", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.25)])
+@pytest.mark.parametrize("steps", [(), OPTIMISATIONS], ids=["plain", "optimised"])
+def test_a_target_reads_what_another_gives_with_its_terms(case, use, chained, steps, dropouts):
+    shapes = [(2, 4), (2, 6), (3, 6), (3, 4)]
+    left, out = use(dropout=dropouts[0]), use((2, 3), rank=3, scale=2.0, dropout=dropouts[1])
+    for terms in ({"left": [left], "out": [out]}, {"out": [out], "left": [left]}):
+        module, (a, b, c, d) = case(shapes, chained, **terms).module(*steps, frozen=True)
+        module.eval()
+        y = dense(module.out, (2.0, c, d))(dense(module.left, (1.0, a, b))(X))
+        torch.testing.assert_close(module(X), y)
+        with torch.no_grad():
+            torch.testing.assert_close(module(X), y)
+
+
+@pytest.mark.parametrize("steps", [(), OPTIMISATIONS], ids=["plain", "optimised"])
+def test_each_call_of_a_layer_has_its_terms(case, use, chained, steps):
+    class Twice(chained):
+        def forward(self, x):
+            return self.left(self.out(self.left(x))) - self.left(x + 1)
+
+    module, (a, b) = case([(2, 4), (2, 6)], Twice, left=[use()]).module(*steps, frozen=True)
+    left = dense(module.left, (1.0, a, b))
+    torch.testing.assert_close(module(X), left(module.out(left(X))) - left(X + 1))
+
+
+def test_a_layer_that_is_called_by_keyword_is_left_alone(case, use, chained):
+    class Keyword(chained):
+        def forward(self, x):
+            return self.out(input=self.left(x)) + self.out(self.right(x))
+
+    keyword = case([(2, 4), (2, 6)], Keyword, left=[use()])
+    module, (a, b) = keyword.module(*OPTIMISATIONS, frozen=True)
+    y = module.out(dense(module.left, (1.0, a, b))(X)) + module.out(module.right(X))
+    torch.testing.assert_close(module(X), y)
+
+
 def test_observer_sees_each_step(case, use):
     from bishare_dsl.rewrite.capture import capture_region
     from bishare_dsl.rewrite.passes import ExpandTerms, FuseDowns, HoistFactors, run_passes
