@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.program import ROWS, RegionProgram
