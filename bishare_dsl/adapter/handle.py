@@ -23,9 +23,10 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, rende
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import set_enabled, unadapt
 from bishare_dsl.rewrite.attachment import Attachment
-from bishare_dsl.rewrite.store import Store, attribute
+from bishare_dsl.rewrite.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics import (
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import check_spec, rank_problem
-from bishare_dsl.plan.names import key_name, owner, short_path
+from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import Resolved, Unresolved, at_via, resolve
@@ -131,6 +131,7 @@ class _Builder:
     tensors: list[Tensor] = field(default_factory=list)
     pools: list[Pool] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)  # the attributes of pooled tensors
 
     def __post_init__(self) -> None:
         paths = [site.path for site in self.sites.architecture.sites]
@@ -173,9 +174,8 @@ class _Builder:
         covered = [site for site in covered if ranks[site.path]]
         tensors: dict[str, dict[str, str]] = {site.path: {} for site in covered}
         for role in self._roles(resolved):
-            names: set[str] = set()
             for key, members in self._pools(index, role, covered).items():
-                name = self._pool_name(index, role, key, members, names)
+                name = self._pool_name(index, role, key, members)
                 found = sorted({ranks[site.path] for site in members})
                 if len(found) > 1:
                     self.problems.append(
@@ -231,14 +231,13 @@ class _Builder:
         role: str,
         key: tuple[Value, ...],
         members: Sequence[Site],
-        taken: set[str],
     ) -> str:
         share = self.spec.shares[index]
         shown = tuple(self.short[v] if v == members[0].path else v for v in key)
         name = ".".join(part for part in (share.name, key_name(share.key(role), shown)) if part)
-        while name in taken:  # Two values that read alike once odd characters are gone.
+        while attribute(f"{name}.{role}") in self.taken:  # `a.b__c` and `a__b.c`
             name += "_"
-        taken.add(name)
+        self.taken.add(attribute(f"{name}.{role}"))
         return name
 
     def _pool(

@@ -78,6 +78,11 @@ def _slug(part: Expression | Range) -> str:
             return _plain(str(number))
 
 
+def attribute(name: str) -> str:
+    """The attribute of a module that holds the tensor ``name``: dots cannot stand in it."""
+    return name.replace(".", "__")
+
+
 def short_path(path: str) -> str:
     """A site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
     parts = path.split(".")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.install import Program
 from bishare_dsl.rewrite.ops import without_autocast
-from bishare_dsl.rewrite.store import Store, attribute
+from bishare_dsl.rewrite.store import Store
 
 _Watched = tuple[dict[str, Any], str, nn.Parameter, int, int, Tensor]
 """A source: where it is registered, under which name, itself, its version, its address and its data."""

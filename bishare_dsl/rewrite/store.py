@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from bishare_dsl.plan.names import attribute
+
 if TYPE_CHECKING:
     from bishare_dsl.rewrite.attachment import Attachment
 
@@ -36,8 +38,3 @@ class Store(nn.Module):
         return "\n".join(
             f"({name}): {tuple(getattr(self, attribute(name)).shape)}" for name in self.names
         )
-
-
-def attribute(name: str) -> str:
-    """The attribute of a store that holds the plan's tensor ``name``: dots cannot stand in it."""
-    return name.replace(".", "__")

@@ -20,6 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -282,9 +283,10 @@ def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:
     """What bishare relies on in a transform, at one rank and for the sites of one pool.
 
-    Shapes are as declared; the update is zero where either pooled factor is; its rank is at most
-    `reach`; `factors` gives the same in a traced graph; gradients reach every tensor; the options
-    survive being written down; and the update is that of the reference, where one is registered.
+    Shapes are as declared; the update is zero where `zeros` says so, and nowhere else; it can leave zero
+    if one part is zero, and never if several are; its rank is at most `reach`; `factors` gives the same
+    in a traced graph; gradients reach every tensor; the options survive being written down; and the
+    update is that of the reference, where one is registered.
 
     Args:
         transform: a transform with its options.
@@ -382,13 +384,26 @@ def _check_learning(
     update: Callable[[Mapping[str, Tensor]], Tensor],
     where: str,
 ) -> None:
-    """Every tensor gets a gradient, and the parts that `zeros` names make the update zero."""
+    """Every tensor gets a gradient; and what `zeros` says is so, whichever tensors are zero."""
     gradients = _gradients(update(values).square().sum(), list(values.values()))
     missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
     _same(missed, [], f"tensors that no gradient reaches {where}")
-    for factor in sorted(transform.zeros(frozenset(values))):
-        if update({**values, factor: torch.zeros_like(values[factor])}).any():
-            raise AssertionError(f"the update is not zero {where} with {factor} at zero")
+    for zero in chain.from_iterable(combinations(values, n) for n in range(len(values) + 1)):
+        parts = sorted(transform.zeros(frozenset(zero)))
+        if unknown := [part for part in parts if part not in (*zero, *{"A", "B"} - set(values))]:
+            raise AssertionError(f"`zeros` gives {unknown}, and at zero are {list(zero)}")
+        some = {r: (t.detach() * (r not in zero)).requires_grad_() for r, t in values.items()}
+        delta = update(some)
+        at_zero = (
+            f"{where} with {' and '.join(zero) or 'nothing'} at zero, and `zeros` gives {parts}"
+        )
+        if delta.any() == bool(parts):
+            raise AssertionError(f"the update is {'not ' * bool(parts)}zero {at_zero}")
+        if parts:
+            weights = torch.rand(delta.shape, generator=_random(0), dtype=delta.dtype) + 1
+            learns = any(g.any() for g in _gradients((delta * weights).sum(), [*some.values()]))
+            if learns != (len(parts) == 1):
+                raise AssertionError(f"{'a' if learns else 'no'} gradient comes {at_zero}")
 
 
 class _Factors(nn.Module):

@@ -39,9 +39,6 @@ class Basis(Transform):
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         return {role: Own(1, self.count, fan_in=self.count) for role in self.owned}
 
-    def zeros(self, zero: frozenset[str]) -> frozenset[str]:
-        return zero & {"A", "B", "c_A", "c_B"}
-
     def reach(self, rank: int, width: Width) -> int:
         return min(rank, *width)
 

@@ -39,6 +39,9 @@ class Experts(Transform):
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         return {"G": Own(self.count, width.d_in, fan_in=width.d_in)}
 
+    def zeros(self, zero: frozenset[str]) -> frozenset[str]:
+        return zero - {"G"}
+
     def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
         weights = (x @ tensors["G"].t()).softmax(-1)  # (..., count)
         down = x @ tensors["A"].t()  # (..., r)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GROUP = "bishare.transforms"
 """The group of entry points that packages register transforms in."""
 
-_BUILT_IN = {
+BUILT_IN = {
     "Identity": "identity:Identity",
     "SS": "slice_sharing:SliceSharing",
     "GT": "gate_transformation:GateTransformation",
@@ -46,7 +46,7 @@ def register(kind: type[Transform]) -> type[Transform]:
     """
     if why := _wrong_roles(kind):
         raise ValueError(f"the transform {kind.name!r} cannot be used: {why}")
-    if kind.name in _BUILT_IN or _REGISTERED.setdefault(kind.name, kind) is not kind:
+    if kind.name in BUILT_IN or _REGISTERED.setdefault(kind.name, kind) is not kind:
         raise ValueError(f"the transform name {kind.name!r} is taken")
     return kind
 
@@ -94,7 +94,7 @@ def one_line(error: BaseException) -> str:
 
 def transform_names() -> list[str]:
     """The name of every transform there is, those of installed packages included; none is imported."""
-    return sorted({*_BUILT_IN, *_REGISTERED, *_entry_points()})
+    return sorted({*BUILT_IN, *_REGISTERED, *_entry_points()})
 
 
 def transform_kind(name: str) -> type[Transform]:
@@ -105,7 +105,7 @@ def transform_kind(name: str) -> type[Transform]:
         SpecError: a package's transform cannot be used (BS214); the package is named.
     """
     found = _entry_points().get(name, ())
-    taken = name in _BUILT_IN
+    taken = name in BUILT_IN
     if len(found) == 1 and not taken and name in _REGISTERED:
         # The class that the package registers may also be decorated with `register`.
         taken = _load(found[0]) is not _REGISTERED[name]
@@ -118,7 +118,7 @@ def transform_kind(name: str) -> type[Transform]:
         return _load(found[0])
     if name in _REGISTERED:
         return _REGISTERED[name]
-    module, _, attribute = _BUILT_IN[name].partition(":")
+    module, _, attribute = BUILT_IN[name].partition(":")
     kind: type[Transform] = getattr(import_module(f"bishare_dsl.transforms.{module}"), attribute)
     return kind
 

@@ -114,9 +114,10 @@ class Transform(BaseModel):
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
         """Which parts of the product that is the update are zero, where the tensors ``zero`` are.
 
-        One such part makes the update start at zero; two, and neither ever gets a gradient.
+        A part is called by the role of its tensor; an effective factor of which no tensor is the part is
+        called A or B. One such part makes the update start at zero; two, and neither ever gets a gradient.
         """
-        return zero & {"A", "B"}
+        return zero
 
     def rows(self, rank: int, width: Width) -> int:
         """Rows of the effective factors."""

@@ -61,7 +61,7 @@ class VectorBank(Transform):
         }
 
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
-        return zero & {"bank"}
+        return frozenset("AB" if "bank" in zero else "")  # Both factors are made of it.
 
     def factors(
         self, tensors: Mapping[str, Tensor], rank: int, width: Width

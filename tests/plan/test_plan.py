@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.plan.names import attribute
 
 THREE = """
 share local per module rank 1
@@ -231,6 +232,19 @@ def test_order_of_sites_changes_nothing_else(small):
     backwards = small.model_copy(update={"sites": small.sites[::-1]})
     first, other = build_plan(spec, small)[0], build_plan(spec, backwards)[0]
     assert set(other.tensors) == set(first.tensors)
+
+
+def test_names_that_are_one_attribute_are_told_apart(small):
+    """In a module `a.b.A` is the attribute `a__b__A`, and a model may call a module `a__b`."""
+    paths = ("a.b__c", "a__b.c")
+    sites = tuple(Site.at(f"layers.0.{path}", 4, 4) for path in paths)
+    made, _ = build_plan(
+        parse_spec("spec s target b__c, c share s per parent, kind rank 1 via KE(size = 2)"),
+        small.model_copy(update={"sites": sites}),
+    )
+    pooled = {term.tensors["A"] for term in made.terms}
+    assert pooled == {"s.a.b__c.A", "s.a__b.c_.A"}
+    assert len({(tensor.owner, attribute(tensor.name)) for tensor in made.tensors}) == 8
 
 
 def test_base_is_noted(plan, small):

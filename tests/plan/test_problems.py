@@ -37,6 +37,8 @@ ERRORS = [
     (f"init A normale\n{TARGET}share s per module rank 4", "BS208", "normale", "`normal`"),
     (f"{TARGET}share s per module rank 4 init A ones, B ones", "BS209", None, "start nonzero"),
     (f"{TARGET}share s per module rank 4 init A zeros", "BS209", None, "kaiming_uniform"),
+    (f"{TARGET}share s per module rank 4 freeze B", "BS209", "freeze B", None),
+    (f"{TARGET}share s per module rank 4 init B ones gain out init 0 freeze gain_out", "BS209", "freeze gain_out", None),
     (f"{TARGET}share s per module rank 4 / 0", "BS210", None, None),
     (f'{TARGET}share s per module rank path "*"', "BS210", 'path "*"', None),
     (f"{TARGET}share s per module rank kind * 2", "BS210", "kind", None),

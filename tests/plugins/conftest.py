@@ -38,9 +38,6 @@ class Cyclic(Transform):
         turns_in, turns_out = (math.ceil(side / self.period) for side in width)
         return {"S_A": Own(1, turns_in, turns_in), "S_B": Own(1, turns_out)}
 
-    def zeros(self, zero):
-        return zero & {"A", "B", "S_A", "S_B"}
-
     def reach(self, rank, width):
         return min(rank, self.period, *width)
 

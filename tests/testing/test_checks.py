@@ -112,6 +112,16 @@ class Wrong(Transform):
                 return down, up.detach() * 0
         return down, up
 
+    def zeros(self, zero):
+        match self.fault:
+            case "zeros of A only":
+                return zero & {"A"}
+            case "one zero of two":
+                return frozenset(sorted(zero)[:1])
+            case "zeros of what is not":
+                return frozenset({"A", "B"} if zero else ())
+        return super().zeros(zero)
+
     def reach(self, rank, width):
         return 1 if self.fault == "reach" else super().reach(rank, width)
 
@@ -124,6 +134,9 @@ class Wrong(Transform):
         ("trace", "the effective A of a traced graph"),
         ("gradient", "tensors that no gradient reaches"),
         ("reach", "the update's rank is 3 at 5 -> 6, and reach says 1"),
+        ("zeros of A only", r"the update is zero at 5 -> 6 with B at zero, and `zeros` gives \[\]"),
+        ("one zero of two", r"no gradient comes at 5 -> 6 with A and B at zero, .* gives \['A'\]"),
+        ("zeros of what is not", r"`zeros` gives \['B'\], and at zero are \['A'\]"),
     ],
 )
 def test_what_is_wrong_with_a_transform_is_told(fault, says):

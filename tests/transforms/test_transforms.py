@@ -195,6 +195,14 @@ def test_registry(monkeypatch):
         register(Other)
 
 
+def test_each_of_ours_has_a_dense_reference():
+    from bishare_dsl.testing.reference import REFERENCES, UPDATES
+    from bishare_dsl.transforms.registry import BUILT_IN
+
+    for name in BUILT_IN:
+        assert name in (REFERENCES if transform_kind(name).linear else UPDATES), name
+
+
 def test_import_needs_no_torch():
     import subprocess
     import sys
