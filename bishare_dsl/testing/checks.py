@@ -33,7 +33,14 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
 from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
-from bishare_dsl.transforms import Transform, Width
+from bishare_dsl.transforms import (
+    GAIN_OUT,
+    GAIN_RANK,
+    Transform,
+    Width,
+    effective_pair,
+    update_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -285,8 +292,9 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
 
     Shapes are as declared; the update is zero where `zeros` says so, and nowhere else; it can leave zero
     if one part is zero, and never if several are; its rank is at most `reach`; `factors` gives the same
-    in a traced graph; gradients reach every tensor; the options survive being written down; and the
-    update is that of the reference, where one is registered.
+    in a traced graph; rows of several adapters get what their own factors give; gradients reach every
+    tensor; the options survive being written down; and the update is that of the reference, where one
+    is registered.
 
     Args:
         transform: a transform with its options.
@@ -350,10 +358,40 @@ def _check_factors(
     for found, expected, factor in zip(graph(*values.values()), (down, up), "AB", strict=True):
         _identical(found, expected, f"the effective {factor} of a traced graph {where}")
 
+    _check_rows(transform, rank, width, shapes, where)
+
     if (reference := REFERENCES.get(transform.name)) is not None:
         term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
         b, a = reference(term)
         _close(update, b @ a, torch.float64, f"the update {where}")
+
+
+def _check_rows(
+    transform: Transform,
+    rank: int,
+    width: Width,
+    shapes: Mapping[str, tuple[int, int]],
+    where: str,
+) -> None:
+    """Rows that belong to three adapters, five tokens each, get what each adapter's factors give."""
+    random = _random(rank)
+    shapes = {
+        **shapes,
+        GAIN_RANK: (1, transform.rows(rank, width)),
+        GAIN_OUT: (1, width.d_out),
+    }
+    adapters = [_drawn(shapes, random) for _ in range(3)]
+    x = torch.randn(3, 5, width.d_in, generator=random, dtype=torch.float64)
+    banks = {role: torch.stack([adapter[role] for adapter in adapters]) for role in shapes}
+    downs, expected = [], []
+    for adapter, row in zip(adapters, x, strict=True):
+        downs.append(row @ transform.factors(adapter, rank, width)[0].T)
+        a, b = effective_pair(transform, adapter, rank, width, 0.5)
+        expected.append(row @ a.T @ b)
+    found = transform.down_rows(x, banks, rank, width)
+    _close(found, torch.stack(downs), torch.float64, f"`down_rows` {where}")
+    found = update_rows(transform, x, banks, rank, width, 0.5)
+    _close(found, torch.stack(expected), torch.float64, f"the update of rows {where}")
 
 
 def _check_update(

@@ -1,6 +1,12 @@
 """Transforms: one file each, behind one protocol, found by name."""
 
-from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK, effective_pair, update_of
+from bishare_dsl.transforms.apply import (
+    GAIN_OUT,
+    GAIN_RANK,
+    effective_pair,
+    update_of,
+    update_rows,
+)
 from bishare_dsl.transforms.protocol import broken, check_term, guarded, shape_of
 from bishare_dsl.transforms.registry import (
     load_transform,
@@ -30,4 +36,5 @@ __all__ = [
     "transform_kind",
     "transform_names",
     "update_of",
+    "update_rows",
 ]

@@ -40,6 +40,27 @@ def effective_pair(
     return a, (b if scale == 1 else b * scale)
 
 
+def update_rows(
+    transform: Transform,
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    rank: int,
+    width: Width,
+    scale: float,
+) -> Tensor:
+    """What a linear term adds to rows of different adapters: ``x (R, n, d_in)`` to ``(R, n, d_out)``, scaled.
+
+    Row i meets the tensors of its own adapter, ``tensors[role][i]``. It agrees with `effective_pair`.
+    """
+    z = transform.down_rows(x, tensors, rank, width)
+    if (gain := tensors.get(GAIN_RANK)) is not None:
+        z = z * gain
+    if scale != 1:
+        z = z * scale  # The narrowest place for it.
+    y = transform.up_rows(z, tensors, rank, width)
+    return y if (gain := tensors.get(GAIN_OUT)) is None else y * gain
+
+
 def update_of(
     transform: Transform,
     x: Tensor,

@@ -24,3 +24,11 @@ class Identity(Transform):
         self, tensors: Mapping[str, Tensor], rank: int, width: Width
     ) -> tuple[Tensor, Tensor]:
         return tensors["A"], tensors["B"]
+
+    def down_rows(
+        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> Tensor:
+        return x @ tensors["A"].mT
+
+    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        return z @ tensors["B"]

@@ -89,6 +89,46 @@ class KroneckerExtension(Transform):
             self._extend(tensors["K_B"], tensors["B"], width.d_out),
         )
 
+    def down_rows(
+        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> Tensor:
+        from torch.nn.functional import pad
+
+        kernel, shared = tensors["K_A"], tensors["A"]
+        if spare := -width.d_in % self.size:
+            x = pad(x, (0, spare))
+        tiles = x.unflatten(2, (-1, self.size))  # (R, n, k, size)
+        if self._kernel_first(rank):
+            inner = kernel.unsqueeze(1) @ tiles  # (R, n, b, size)
+            return self._by_row(inner, shared.mT).flatten(2)
+        inner = self._by_row(tiles, shared.mT)  # (R, n, k, a)
+        if self.rowwise:
+            return (kernel.mT.unsqueeze(1) * inner).sum(2)
+        return (kernel.unsqueeze(1) @ inner).flatten(2)
+
+    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        kernel, shared = tensors["K_B"], tensors["B"]
+        if self.rowwise:
+            tiles = self._by_row(kernel.mT.unsqueeze(1) * z.unsqueeze(2), shared)
+        else:
+            inner = z.unflatten(2, (-1, self.shared_rank or rank))  # (R, n, b, a)
+            across = kernel.mT.unsqueeze(1)  # (R, 1, k, b)
+            if self._kernel_first(rank):
+                tiles = across @ self._by_row(inner, shared)
+            else:
+                tiles = self._by_row(across @ inner, shared)
+        return tiles.flatten(2)[..., : width.d_out]
+
+    def _kernel_first(self, rank: int) -> bool:
+        """Whether the kernel has no more rows than the shared factor, so that it is the cheaper first."""
+        shared = self.shared_rank or rank
+        return not self.rowwise and rank // shared <= shared
+
+    def _by_row(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """``x (R, n, i, j)`` by one ``matrix (R, j, m)`` a row, without a copy of it for each of n."""
+        product: Tensor = (x.flatten(1, 2) @ matrix).unflatten(1, (-1, x.shape[2]))
+        return product
+
     def _extend(self, kernel: Tensor, shared: Tensor, width: int) -> Tensor:
         """``K (x) shared``, cropped: ``(b, k)`` and ``(a, size)`` to ``(a * b, width)``."""
         if self.rowwise:

@@ -36,7 +36,15 @@ class SliceSharing(Transform):
     ) -> tuple[Tensor, Tensor]:
         return self._slice(tensors["A"], width.d_in), self._slice(tensors["B"], width.d_out)
 
+    def down_rows(
+        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> Tensor:
+        return x @ self._slice(tensors["A"], width.d_in).mT
+
+    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        return z @ self._slice(tensors["B"], width.d_out)
+
     def _slice(self, shared: Tensor, width: int) -> Tensor:
-        spare = shared.shape[1] - width
+        spare = shared.shape[-1] - width
         start = {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window]
-        return shared[:, start : start + width]
+        return shared[..., start : start + width]

@@ -138,6 +138,27 @@ class Transform(BaseModel):
         """
         raise NotImplementedError
 
+    def down_rows(
+        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> Tensor:
+        """Multiply rows that belong to different adapters by their effective A: ``z (R, n, rows)``.
+
+        Row i of ``x (R, n, d_in)`` meets ``tensors[role][i]``: each tensor is ``(R, rows, columns)``.
+        Written as `factors` is. This default makes the effective factors of each adapter; a transform
+        that can do without them says how.
+        """
+        return x @ self._batched(0, tensors, rank, width).mT
+
+    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        """Multiply what `down_rows` gives by the effective B of each row: ``(R, n, d_out)``."""
+        return z @ self._batched(1, tensors, rank, width)
+
+    def _batched(self, side: int, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        from torch import vmap
+
+        factor: Tensor = vmap(lambda some: self.factors(some, rank, width)[side])(dict(tensors))
+        return factor
+
     def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
         """The update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
 

@@ -8,7 +8,14 @@ from pydantic import ValidationError
 
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.testing.plans import pools
-from bishare_dsl.transforms import Transform, Width, register, transform_kind, transform_names
+from bishare_dsl.transforms import (
+    Transform,
+    Width,
+    register,
+    transform_kind,
+    transform_names,
+    update_rows,
+)
 from bishare_dsl.transforms.gate_transformation import GateTransformation
 from bishare_dsl.transforms.identity import Identity
 from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
@@ -46,6 +53,45 @@ def test_kronecker_extension(widths, rank, size, kernel, rowwise):
 @given(pools(), st.integers(1, 3), st.integers(1, 3), SIZES)
 def test_kronecker_extension_a_b(widths, a, b, size):
     assert check_transform(KroneckerExtension(size=size, shared_rank=a), a * b, widths)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Identity(),
+        SliceSharing(),
+        GateTransformation(size=5),
+        GateTransformation(size=5, gate_rank=6),
+        KroneckerExtension(size=5),
+        KroneckerExtension(size=5, shared_rank=1),
+        KroneckerExtension(size=5, rowwise=True),
+    ],
+)
+def test_rows_are_served_without_effective_factors(transform, monkeypatch):
+    width, rank, some = Width(12, 17), 4, torch.Generator().manual_seed(0)
+    shapes = {role: transform.shared_shape(role, rank, width.sides(role)) for role in "AB"}
+    shapes |= {role: (t.rows, t.columns) for role, t in transform.own(rank, width).items()}
+    banks = {role: torch.randn(3, *shape, generator=some) for role, shape in shapes.items()}
+    x = torch.randn(3, 2, width.d_in, generator=some)
+    by_factors = [
+        down.T @ up
+        for down, up in (
+            transform.factors({role: bank[i] for role, bank in banks.items()}, rank, width)
+            for i in range(3)
+        )
+    ]
+    monkeypatch.delattr(type(transform), "factors")
+    found = update_rows(transform, x, banks, rank, width, 2.0)
+    torch.testing.assert_close(found, 2 * x @ torch.stack(by_factors), rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_rows_fail_the_check():
+    class Wrong(Identity):
+        def up_rows(self, z, tensors, rank, width):
+            return z @ tensors["B"].flip(0)
+
+    with pytest.raises(AssertionError, match=r"the update of rows at \d+ -> \d+ differ"):
+        check_transform(Wrong(), 2, [Width(4, 6)])
 
 
 @pytest.mark.parametrize(
