@@ -25,14 +25,13 @@ from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import set_enabled, unadapt
-from bishare_dsl.rewrite.attachment import Attachment
-from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.placement import AdapterRoot, Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class AdapterHandle(Store):
+class AdapterHandle(AdapterRoot):
     """An adapter of a model; it owns the tensors that belong to no one block.
 
     That of the active adapter is ``model.bishare``. The others are in the model's memory, its copies and its
@@ -92,7 +91,7 @@ class AdapterHandle(Store):
         # What moves or converts the model, such as `.to()`, does so with all of its adapters.
         for other in self._adapters.values() if self._model else ():
             if other is not self:
-                for _, store in other.attachment.stores:
+                for _, store in other.placement.owned:
                     nn.Module._apply(store, fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -133,9 +132,9 @@ class AdapterHandle(Store):
         active._check_free("switch adapters")
         if chosen._compact and self.model.training:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
-        settle(chosen.attachment.tensors(), devices(chosen.plan, self.model))
-        active.attachment.detach()
-        chosen.attachment.attach()
+        settle(chosen.placement.tensors(), devices(chosen.plan, self.model))
+        active.placement.remove()
+        chosen.placement.insert()
 
     def delete_adapter(self, name: str) -> None:
         """Drop an adapter that is not the active one.
@@ -160,7 +159,7 @@ class AdapterHandle(Store):
         if self._merged is not None:
             code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
             raise AdapterError(code(action=action))
-        if any("_is_fsdp_managed_module" in vars(region) for region, _ in self.attachment.regions):
+        if any("_is_fsdp_managed_module" in vars(region) for region, _ in self.placement.regions):
             raise AdapterError(codes.SHARDED(action=action))
 
     def check_new(self, name: str) -> None:
@@ -186,7 +185,7 @@ class AdapterHandle(Store):
         """
         reshard(self.model)
         found = {}
-        for _, store in self.attachment.stores:
+        for _, store in self.placement.owned:
             for name in store.names:
                 value = resident(store, attribute(name))
                 assert value is not None, name
@@ -400,4 +399,4 @@ class AdapterHandle(Store):
 
     def _forget(self) -> None:
         self._model, self._merged, self._adapters = (), None, {}
-        self.attachment = Attachment()
+        self.placement = Placement()

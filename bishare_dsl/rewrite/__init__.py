@@ -2,6 +2,17 @@
 
 from bishare_dsl.rewrite.adapt import adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.explain import Stage, explain
-from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.owned import OwnedTensors
+from bishare_dsl.rewrite.placement import AdapterRoot, Placement
 
-__all__ = ["Stage", "Store", "adapt", "explain", "regions", "set_enabled", "unadapt"]
+__all__ = [
+    "AdapterRoot",
+    "OwnedTensors",
+    "Placement",
+    "Stage",
+    "adapt",
+    "explain",
+    "regions",
+    "set_enabled",
+    "unadapt",
+]

@@ -25,7 +25,7 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from bishare_dsl.rewrite import leaves
-from bishare_dsl.rewrite.install import replaces_forward
+from bishare_dsl.rewrite.rewritten import has_own_forward
 from bishare_dsl.rewrite.signature import graph_signature
 from bishare_dsl.rewrite.trace import (
     HIDDEN_RANK,
@@ -69,7 +69,7 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
 
 
 def _capture(module: nn.Module) -> fx.Graph:
-    if replaces_forward(module):
+    if has_own_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
     check_decorators(module)
     way, first = _first(module)

@@ -10,15 +10,15 @@ from torch import nn
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.adapt import adapt
-from bishare_dsl.rewrite.install import Program
-from bishare_dsl.rewrite.program import RegionProgram
+from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.rewritten import GraphCode
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A region's program at one point: as text, as graphs or as the Python that runs.
+    """A region's graphs at one point: as text, as graphs or as the Python that runs.
 
-    ``region`` is the path of the first region that has this program; all that are alike share it.
+    ``region`` is the path of the first region that has these graphs; all that are alike share it.
     """
 
     region: str
@@ -30,21 +30,21 @@ class Stage:
 
 
 def explain(model: nn.Module, plan: Plan) -> Iterator[Stage]:
-    """Rewrite a model, and give each distinct region's program as traced and after each pass.
+    """Rewrite a model, and give each distinct region's graphs as traced and after each pass.
 
     The model is adapted by it; one on the meta device is enough, and quick.
     """
     stages: list[Stage] = []
 
-    def observe(region: str, step: str, program: RegionProgram) -> None:
+    def observe(path: str, step: str, region: RegionGraphs) -> None:
         stages.append(
             Stage(
-                region,
+                path,
                 step,
-                str(program.forward),
-                str(program.assembly),
-                Program.of(program.forward).source,
-                Program.of(program.assembly).source,
+                str(region.forward),
+                str(region.assembly),
+                GraphCode.of(region.forward).source,
+                GraphCode.of(region.assembly).source,
             )
         )
 

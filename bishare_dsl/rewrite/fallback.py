@@ -6,8 +6,8 @@ import inspect
 
 from torch import fx, nn
 
-from bishare_dsl.rewrite.install import base_class, replaces_forward
 from bishare_dsl.rewrite.leaves import OPAQUE_ARGS, OPAQUE_KWARGS, base_forward
+from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 from bishare_dsl.rewrite.trace import UntraceableRegion, check_decorators
 
 
@@ -22,7 +22,7 @@ def linear_region(module: nn.Module) -> fx.Graph:
         UntraceableRegion: the layer's forward does not take one tensor, or was replaced on the
             instance, so that no class could have a say.
     """
-    if replaces_forward(module):
+    if has_own_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
     check_decorators(module)
     forward = inspect.unwrap(base_class(type(module)).forward)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from bishare_dsl.models.inspect import ADAPTER
-from bishare_dsl.rewrite.install import base_class, replaces_forward
-from bishare_dsl.rewrite.program import FACTORS
+from bishare_dsl.rewrite.region import FACTORS
+from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 
 # What every module has, and what accelerate adds: none of it is seen by a forward.
 _BOOKKEEPING = frozenset(vars(nn.Module())) | {"_hf_hook", "_old_forward", "forward"}
@@ -41,7 +41,7 @@ def structure_key(module: nn.Module) -> Hashable:
     count, only which of them there are; an attribute that cannot be compared counts as different
     unless it is the same object, as a configuration is.
     """
-    return replaces_forward(module), *_describe(module)
+    return has_own_forward(module), *_describe(module)
 
 
 def _describe(module: nn.Module, path: str = "") -> Iterator[Hashable]:

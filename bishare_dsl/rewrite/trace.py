@@ -31,7 +31,7 @@ from torch.fx.proxy import GraphAppendingTracer, TraceError
 
 from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
-from bishare_dsl.rewrite.install import base_class
+from bishare_dsl.rewrite.rewritten import base_class
 
 # Hidden states are (batch, tokens, width) in every decoder; `leaves.expect_rank` checks at run time.
 HIDDEN_RANK = 3

@@ -15,8 +15,8 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.resident import settle
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.rewrite import regions
-from bishare_dsl.rewrite.install import base_class, installed_source, is_installed
-from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.owned import OwnedTensors
+from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, rewritten_source
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 
@@ -121,7 +121,7 @@ def anatomy(model: nn.Module) -> list[Any]:
         (
             name,
             base_class(type(module)),
-            is_installed(module) and installed_source(module),
+            is_rewritten(module) and rewritten_source(module),
             module.training,
             [(n, p.requires_grad) for n, p in module.named_parameters(recurse=False)],
         )
@@ -468,7 +468,7 @@ def test_merge_and_unload_merges_the_active_one(both: Any, alone: Any) -> None:
     dropped = model.bishare
     model.bishare.set_adapter("b")
     plain = model.bishare.merge_and_unload()
-    assert not any(isinstance(module, Store) for module in plain.modules())
+    assert not any(isinstance(module, OwnedTensors) for module in plain.modules())
     assert torch.equal(logits(plain), logits(alone("b").bishare.merge_and_unload()))
     with pytest.raises(AdapterError, match="BS627"):
         dropped.tensors()

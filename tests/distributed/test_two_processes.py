@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.resident import whole
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.rewrite.factors import Factors
+from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.testing.models import tiny_model
 
 # Tensors of a module, of a layer and of the whole model; a transform of each kind; frozen ones.
@@ -273,7 +273,7 @@ def no_factors_are_kept(folder: Path) -> None:
                 tensor.add_(0.1)
     assert torch.equal(logits(model), logits(expected))
     assert not torch.equal(logits(model), first)
-    assert all(m._kept is None for m in model.modules() if isinstance(m, Factors))
+    assert all(m._kept is None for m in model.modules() if isinstance(m, EffectiveFactors))
 
 
 @together

@@ -12,10 +12,10 @@ from transformers.pytorch_utils import Conv1D
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.rewrite import Store, adapt
+from bishare_dsl.rewrite import OwnedTensors, adapt
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.fallback import linear_region
-from bishare_dsl.rewrite.install import install
+from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import UntraceableRegion
 from bishare_dsl.testing.models import tiny_model
@@ -39,11 +39,11 @@ def install_identity(model: nn.Module) -> dict[str, str]:
             except UntraceableRegion as error:
                 graphs[key], fallbacks[type(module).__name__] = None, error.reason
         if graphs[key] is not None:
-            install(module, graphs[key])
+            set_code(module, GraphCode.of(graphs[key]))
         else:
             for name in linears:
                 linear = module.get_submodule(name)
-                install(linear, linear_region(linear))
+                set_code(linear, GraphCode.of(linear_region(linear)))
     return fallbacks
 
 
@@ -63,7 +63,7 @@ class Adapted:
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
-        stores = [module for module in self.model.modules() if isinstance(module, Store)]
+        stores = [module for module in self.model.modules() if isinstance(module, OwnedTensors)]
         return {name: p for s in stores for name, p in zip(s.names, s(), strict=True)}
 
     def train(self) -> "Adapted":

@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.rewrite import Store, adapt, regions, set_enabled, unadapt
-from bishare_dsl.rewrite.install import installed_source
+from bishare_dsl.rewrite import OwnedTensors, adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from bishare_dsl.rewrite.rewritten import rewritten_source
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
@@ -222,8 +222,8 @@ def test_deepcopy_shares_nothing(adapted, family):
         assert not torch.equal(logits(again), before)
     ours = {id(p) for p in case.model.parameters()}
     assert not ours & {id(p) for p in again.parameters()}
-    stores = {m for m in again.modules() if isinstance(m, Store)}
-    assert all(s in stores for _, r in regions(again) for s in r.bishare_factors._stores)
+    stores = {m for m in again.modules() if isinstance(m, OwnedTensors)}
+    assert all(s in stores for _, r in regions(again) for s in r.bishare_factors._owned)
 
 
 LOAD = """
@@ -659,6 +659,6 @@ def test_each_pass_can_be_switched_off(adapted, step):
     torch.testing.assert_close(model(ids).logits, case.model(ids).logits)
 
     def code(model):
-        return [installed_source(region) for _, region in regions(model)]
+        return [rewritten_source(region) for _, region in regions(model)]
 
     assert code(model) != code(case.model)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.capture import capture_region
-from bishare_dsl.rewrite.install import install
+from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.signature import graph_signature
 from bishare_dsl.rewrite.trace import UntraceableRegion
 from bishare_dsl.testing.models import tiny_model
@@ -47,7 +47,7 @@ def check_same(forward, *args, training=False, **kwargs):
     """Capture, install in a copy, and compare with the original, bit for bit."""
     module = region(forward).train(training)
     rewritten = copy.deepcopy(module)
-    install(rewritten, capture_region(module, ["up"]))
+    set_code(rewritten, GraphCode.of(capture_region(module, ["up"])))
     results = []
     for each in (module, rewritten):
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_module_functions_are_leaves_found_at_run_time(monkeypatch):
         return double(self.up(x))
 
     module = region(forward)
-    install(module, capture_region(module, ["up"]))
+    set_code(module, GraphCode.of(capture_region(module, ["up"])))
     expected = module.up(X)
     assert torch.equal(module(X), 2 * expected)
     monkeypatch.setitem(globals(), "double", lambda x: 5 * x)
@@ -93,7 +93,7 @@ def test_parameters_and_floats_are_read_at_run_time():
         return self.up(x) * self.gain * self.dropout
 
     module = region(forward)
-    install(module, capture_region(module, ["up"]))
+    set_code(module, GraphCode.of(capture_region(module, ["up"])))
     before = module(X)
     module.gain.data *= 2
     module.dropout *= 2
@@ -128,7 +128,7 @@ def test_hidden_states_of_another_rank_are_refused_at_run_time():
         return self.up(x).view(*x.shape[:-1], 6)
 
     module = region(forward)
-    install(module, capture_region(module, ["up"]))
+    set_code(module, GraphCode.of(capture_region(module, ["up"])))
     with pytest.raises(ValueError, match=r"with 3 dimensions .* got 2"):
         module(X[0])
 
@@ -291,7 +291,7 @@ def test_a_graph_reads_no_weight_and_may_come_from_meta():
 def test_an_installed_graph_is_not_traced_again():
     module = tiny_model("llama").model.layers[0].self_attn
     first = capture_region(module, LLAMA_ATTENTION)
-    install(module, first)
+    set_code(module, GraphCode.of(first))
     assert graph_signature(capture_region(module, LLAMA_ATTENTION)) == graph_signature(first)
 
 

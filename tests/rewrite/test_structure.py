@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bishare_dsl.rewrite.capture import capture_region
-from bishare_dsl.rewrite.install import install
+from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.testing.models import tiny_model
 
@@ -51,5 +51,5 @@ def test_weights_adapters_and_graphs_are_not():
     module.train()
     module.layer_idx = 7
     module.bishare = nn.Identity()
-    install(module, capture_region(module, ["q_proj"]))
+    set_code(module, GraphCode.of(capture_region(module, ["q_proj"])))
     assert structure_key(module) == before

@@ -1,4 +1,4 @@
-"""The passes, in the order in which they run. Each is a step on a region's program; one file each."""
+"""The passes, in the order in which they run. Each is a step on a region's graphs; one file each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
 from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
 from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
-from bishare_dsl.rewrite.passes.fuse_rotary import FuseRotary
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.passes.share_factors import ShareFactors
-from bishare_dsl.rewrite.program import Pass, RegionProgram
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 OPTIMISATIONS: tuple[Pass, ...] = (
     ShareFactors(),
@@ -21,29 +20,28 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     AccumulateUps(),
     FuseIslands(),
     FuseGatedMlp(),
-    FuseRotary(),
     HoistFactors(),
     CastFactors(),
 )
 """What runs behind `ExpandTerms`; none of it changes what is computed."""
 
-Observer = Callable[[str, RegionProgram], None]
-"""Is shown the program, with the name of the pass that just ran."""
+Observer = Callable[[str, RegionGraphs], None]
+"""Is shown the region's graphs, with the name of the pass that just ran."""
 
 
 def run_passes(
-    program: RegionProgram,
+    region: RegionGraphs,
     expand: ExpandTerms,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
     observe: Observer | None = None,
 ) -> None:
-    """Run the passes over a region's program, which is a valid pair of graphs after each."""
+    """Run the passes over a region's graphs, which are valid after each."""
     for step in (expand, *optimisations):
-        step.run(program)
-        program.forward.lint()
-        program.assembly.lint()
+        step.run(region)
+        region.forward.lint()
+        region.assembly.lint()
         if observe is not None:
-            observe(type(step).__name__, program)
+            observe(type(step).__name__, region)
 
 
 __all__ = [
@@ -54,7 +52,6 @@ __all__ = [
     "FuseDowns",
     "FuseGatedMlp",
     "FuseIslands",
-    "FuseRotary",
     "HoistFactors",
     "Observer",
     "ShareFactors",

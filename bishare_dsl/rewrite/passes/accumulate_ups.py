@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.program import ROWS, RegionProgram
+from bishare_dsl.rewrite.region import ROWS, RegionGraphs
 
 Run = tuple[fx.Node, int, int]
 """Columns that stand side by side: the tensor they are of, the first of them, and how many."""
@@ -24,8 +24,8 @@ class AccumulateUps:
     need no ``cat`` of them.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        graph = program.forward
+    def run(self, region: RegionGraphs) -> None:
+        graph = region.forward
         for last in [node for node in graph.nodes if node.target is ops.up]:
             if any(user.target is ops.up and user.args[0] is last for user in last.users):
                 continue
@@ -35,7 +35,7 @@ class AccumulateUps:
             if len(chain) == 1:
                 continue
             ordered = sorted(chain, key=_place)
-            with graph.inserting_after(program.last_factor_node()):
+            with graph.inserting_after(region.last_factor_node()):
                 factor = graph.call_function(torch.cat, ([node.args[2] for node in ordered],))
             with graph.inserting_before(last):
                 columns = _side_by_side(graph, [node.args[1] for node in ordered])

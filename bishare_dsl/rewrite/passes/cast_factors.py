@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bishare_dsl.rewrite.program import RegionProgram
+from bishare_dsl.rewrite.region import RegionGraphs
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,6 @@ class CastFactors:
     is kept is cast already.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        inputs = program.forward.find_nodes(op="placeholder")
-        program.factors_call().args = tuple(inputs[:1])
+    def run(self, region: RegionGraphs) -> None:
+        inputs = region.forward.find_nodes(op="placeholder")
+        region.factors_call().args = tuple(inputs[:1])

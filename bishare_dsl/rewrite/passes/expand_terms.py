@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.program import (
+from bishare_dsl.rewrite.region import (
     FACTORS,
     ROWS,
-    RegionProgram,
+    RegionGraphs,
     Target,
     TermUse,
     read_by,
@@ -37,8 +37,8 @@ class ExpandTerms:
     targets: tuple[Target, ...]
     shapes: tuple[tuple[int, int], ...]
 
-    def run(self, program: RegionProgram) -> None:
-        graph = program.forward
+    def run(self, region: RegionGraphs) -> None:
+        graph = region.forward
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
             tensors = graph.call_module(FACTORS)

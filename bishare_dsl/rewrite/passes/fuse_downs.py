@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.program import ROWS, RegionProgram
+from bishare_dsl.rewrite.region import ROWS, RegionGraphs
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class FuseDowns:
     Each skinny product costs a pass over ``x``; one product reads it once, forward and backward.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        graph = program.forward
+    def run(self, region: RegionGraphs) -> None:
+        graph = region.forward
         for x in graph.nodes:
             downs = sorted(u for u in x.users if u.target is ops.down and u.args[0] is x)
             if len(downs) < 2:
                 continue
             factors = [node.args[1] for node in downs]
-            with graph.inserting_after(program.last_factor_node()):
+            with graph.inserting_after(region.last_factor_node()):
                 stacked = graph.call_function(torch.cat, (factors,))
             with graph.inserting_before(downs[0]):
                 z = graph.call_function(ops.down, (x, stacked))

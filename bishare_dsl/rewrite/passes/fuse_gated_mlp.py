@@ -10,7 +10,7 @@ from torch import fx
 
 from bishare_dsl.rewrite.gated_mlp import gated_mlp
 from bishare_dsl.rewrite.island import island
-from bishare_dsl.rewrite.program import RegionProgram
+from bishare_dsl.rewrite.region import RegionGraphs
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class FuseGatedMlp:
     Only where nothing else reads what is between, and neither island's factors read a dropout.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        for product in program.forward.find_nodes(op="call_function", target=operator.mul):
+    def run(self, region: RegionGraphs) -> None:
+        for product in region.forward.find_nodes(op="call_function", target=operator.mul):
             for act, up in (product.args, product.args[::-1]):
                 if _is_gated(product, act, up):
-                    _fuse(program.forward, product, act, up)
+                    _fuse(region.forward, product, act, up)
                     break
 
 

@@ -12,7 +12,7 @@ from torch import fx
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import island
 from bishare_dsl.rewrite.passes.accumulate_ups import Run, runs_of
-from bishare_dsl.rewrite.program import RegionProgram
+from bishare_dsl.rewrite.region import RegionGraphs
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class FuseIslands:
     several inputs (dropouts of different probability) stays as it is.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        graph = program.forward
+    def run(self, region: RegionGraphs) -> None:
+        graph = region.forward
         # As the graph is at each step: what one island gives is what the next one reads.
         for x in graph.nodes:
-            calls = sorted(u for u in x.users if _is_layer(u, x, program.linears))
+            calls = sorted(u for u in x.users if _is_layer(u, x, region.linears))
             ups = [_up_of(call) for call in calls]
             columns = [() if up is None else runs_of(cast(fx.Node, up.args[1])) for up in ups]
             sources = {z for runs in columns for z, _, _ in runs}

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import fx
 
-from bishare_dsl.rewrite.program import RegionProgram
+from bishare_dsl.rewrite.region import RegionGraphs
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class HoistFactors:
     The forward keeps what depends on activations, and asks the assembly for exactly what that reads.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        forward, assembly = program.forward, program.assembly
-        call = program.factors_call()
-        nodes = program.factor_nodes()
+    def run(self, region: RegionGraphs) -> None:
+        forward, assembly = region.forward, region.assembly
+        call = region.factors_call()
+        nodes = region.factor_nodes()
         output = next(node for node in assembly.nodes if node.op == "output")
         tensors = cast(tuple[fx.Node, ...], output.args[0])
         moved: dict[fx.Node, fx.Node] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.program import RegionProgram
+from bishare_dsl.rewrite.region import RegionGraphs
 from bishare_dsl.rewrite.signature import freeze
 
 
@@ -19,14 +19,14 @@ class ShareFactors:
     once, and so is its product with the input that they share.
     """
 
-    def run(self, program: RegionProgram) -> None:
-        factors = set(program.factor_nodes())
-        numbers = {node: i for i, node in enumerate(program.forward.nodes)}
+    def run(self, region: RegionGraphs) -> None:
+        factors = set(region.factor_nodes())
+        numbers = {node: i for i, node in enumerate(region.forward.nodes)}
         seen: dict[object, fx.Node] = {}
-        for node in list(program.forward.nodes):
+        for node in list(region.forward.nodes):
             if node not in factors and node.target is not ops.down:
                 continue
             key = (node.op, node.target, freeze(node.args, numbers), freeze(node.kwargs, numbers))
             if (twin := seen.setdefault(key, node)) is not node:
                 node.replace_all_uses_with(twin)
-                program.forward.erase_node(node)
+                region.forward.erase_node(node)

@@ -8,11 +8,11 @@ import torch
 from torch import fx, nn
 
 from bishare_dsl.rewrite.capture import capture_region
-from bishare_dsl.rewrite.factors import Factors
-from bishare_dsl.rewrite.install import Program, install_program
+from bishare_dsl.rewrite.effective_factors import EffectiveFactors
+from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
-from bishare_dsl.rewrite.program import FACTORS, RegionProgram, Target, TermUse
-from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.region import FACTORS, RegionGraphs, Target, TermUse
+from bishare_dsl.rewrite.rewritten import GraphCode, RegionCode, set_code
 from bishare_dsl.transforms import Width, transform_kind
 
 
@@ -67,9 +67,9 @@ class Case:
         )
         self.shapes = tuple(shapes)
 
-    def program(self, *optimisations) -> RegionProgram:
+    def program(self, *optimisations) -> RegionGraphs:
         graph = capture_region(self.region(), [target.path for target in self.targets])
-        program = RegionProgram.start(graph, len(self.shapes), ["left", "right", "out"])
+        program = RegionGraphs.start(graph, len(self.shapes), ["left", "right", "out"])
         run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations)
         return program
 
@@ -80,11 +80,11 @@ class Case:
             torch.manual_seed(seed)
             module = self.region().double().requires_grad_(not frozen)
             tensors = [nn.Parameter(torch.randn(s, dtype=torch.double)) for s in self.shapes]
-        store = Store({f"tensor.{i}": tensor for i, tensor in enumerate(tensors)})
-        forward, assembly = Program.of(program.forward), Program.of(program.assembly)
-        sources = [(store, i) for i in range(len(tensors))]
-        module.add_module(FACTORS, Factors(assembly, forward, sources))
-        install_program(module, forward)
+        owned = OwnedTensors({f"tensor.{i}": tensor for i, tensor in enumerate(tensors)})
+        forward, assembly = GraphCode.of(program.forward), GraphCode.of(program.assembly)
+        sources = [(owned, i) for i in range(len(tensors))]
+        module.add_module(FACTORS, EffectiveFactors(RegionCode(forward, assembly), sources))
+        set_code(module, forward)
         return module, tensors
 
     def results(self, *optimisations, seed=0, frozen=False) -> list[torch.Tensor]:

@@ -122,10 +122,10 @@ def test_a_layer_that_is_called_by_keyword_is_left_alone(case, use, chained):
 def test_observer_sees_each_step(case, use):
     from bishare_dsl.rewrite.capture import capture_region
     from bishare_dsl.rewrite.passes import ExpandTerms, FuseDowns, HoistFactors, run_passes
-    from bishare_dsl.rewrite.program import RegionProgram
+    from bishare_dsl.rewrite.region import RegionGraphs
 
     drawn, seen = case([(2, 4), (2, 6)], left=[use()]), []
-    program = RegionProgram.start(capture_region(drawn.region(), ["left"]), 2)
+    program = RegionGraphs.start(capture_region(drawn.region(), ["left"]), 2)
     expand = ExpandTerms(drawn.targets, drawn.shapes)
     run_passes(
         program,

@@ -1,29 +1,20 @@
-"""The modules that own an adapter's tensors."""
+"""The modules in which an adapter's tensors live."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from bishare_dsl.plan.names import attribute
 
-if TYPE_CHECKING:
-    from bishare_dsl.rewrite.attachment import Attachment
 
-
-class Store(nn.Module):
-    """Owns tensors of an adapter, under the name ``bishare`` of the module they belong to.
+class OwnedTensors(nn.Module):
+    """Holds the tensors of an adapter that belong to one module, as its child ``bishare``.
 
     Calling it gives them, in order: whoever uses a tensor *calls* the module that owns it, so that the
     hooks of accelerate (offload) and FSDP (gather) fire. A tensor is registered here and nowhere else.
     """
-
-    # At the model itself: the base's parameters that trained before they were frozen, and the adapter's
-    # modules. (No module: its own modules are the model's while the adapter is in it.)
-    frozen: tuple[str, ...] = ()
-    attachment: Attachment
 
     def __init__(self, tensors: Mapping[str, nn.Parameter]):
         super().__init__()

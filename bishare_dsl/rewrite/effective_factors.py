@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bishare_dsl.plan.names import attribute
-from bishare_dsl.rewrite.install import Program
 from bishare_dsl.rewrite.ops import without_autocast
-from bishare_dsl.rewrite.store import Store
+from bishare_dsl.rewrite.owned import OwnedTensors
+from bishare_dsl.rewrite.rewritten import RegionCode
 
 _Watched = tuple[dict[str, Any], str, nn.Parameter, int, int, Tensor]
 """A source: where it is registered, under which name, itself, its version, its address and its data."""
@@ -40,8 +40,8 @@ class _Kept:
         return True
 
 
-class Factors(nn.Module):
-    """A region's factors, made from tensors that it calls their stores for. It owns none itself.
+class EffectiveFactors(nn.Module):
+    """A region's factors, made from tensors that it calls their modules for. None lives in it.
 
     Without gradients the factors are kept, in the dtype of the activations, and made again when a source
     is another tensor, lies elsewhere or was changed in place. Writing through ``.data`` is the one change
@@ -50,22 +50,18 @@ class Factors(nn.Module):
     gradients.
 
     Args:
-        assembly: makes the factors of the sources.
-        region: the forward of the region that calls this module.
-        sources: where each tensor of the region is: a store, and its number there.
+        code: of the region that calls this module; its assembly makes the factors of the sources.
+        sources: where each tensor of the region lives, and its number there.
     """
 
-    def __init__(
-        self, assembly: Program, region: Program, sources: Sequence[tuple[Store, int]]
-    ) -> None:
+    def __init__(self, code: RegionCode, sources: Sequence[tuple[OwnedTensors, int]]) -> None:
         super().__init__()
-        self.assembly = assembly
-        self.region = region
-        # In a tuple, where `nn.Module` does not register them: a store has one owner, and is no part
-        # of the regions that use it.
-        self._stores = tuple(dict.fromkeys(store for store, _ in sources))
-        self._slots = tuple((self._stores.index(store), number) for store, number in sources)
-        self._assemble = assembly.function()
+        self.code = code
+        # In a tuple, where `nn.Module` does not register them: they have one owner each, and are no
+        # part of the regions that use them.
+        self._owned = tuple(dict.fromkeys(owned for owned, _ in sources))
+        self._slots = tuple((self._owned.index(owned), number) for owned, number in sources)
+        self._assemble = code.assembly.function()
         self._kept: _Kept | None = None
 
     def forward(self, x: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -94,18 +90,18 @@ class Factors(nn.Module):
         """Forget the factors that are kept."""
         self._kept = None
 
-    def train(self, mode: bool = True) -> Factors:
+    def train(self, mode: bool = True) -> EffectiveFactors:
         self.refresh()
         return super().train(mode)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Factors:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EffectiveFactors:
         # `.to()` and its like give a parameter other data, and may come back to an old address.
         self.refresh()
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def _make(self) -> tuple[Tensor, ...]:
-        tensors = [store() for store in self._stores]
-        sources = [tensors[store][number] for store, number in self._slots]
+        tensors = [owned() for owned in self._owned]
+        sources = [tensors[index][number] for index, number in self._slots]
         # Factors are small, and made in the precision they are trained in: what runs, what merges and
         # what is exported are then the same numbers.
         with without_autocast(sources[0].device):
@@ -114,8 +110,8 @@ class Factors(nn.Module):
     def _watch(self) -> list[_Watched] | None:
         """The sources as they are now, or None where a change of them could not be seen."""
         watched = []
-        for store, number in dict.fromkeys(self._slots):
-            owner, name = self._stores[store], attribute(self._stores[store].names[number])
+        for index, number in dict.fromkeys(self._slots):
+            owner, name = self._owned[index], attribute(self._owned[index].names[number])
             tensor = owner._parameters[name]
             if (
                 hasattr(owner, "_hf_hook")  # Offloaded: the tensors come and go with each call.
@@ -138,8 +134,8 @@ class Factors(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._assemble = self.assembly.function()
+        self._assemble = self.code.assembly.function()
         self._kept = None
 
     def extra_repr(self) -> str:
-        return f"{len(self._slots)} tensors of {len(self._stores)} modules"
+        return f"{len(self._slots)} tensors of {len(self._owned)} modules"

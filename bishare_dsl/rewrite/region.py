@@ -39,8 +39,8 @@ class Target:
 
 
 @dataclass
-class RegionProgram:
-    """Two graphs, changed in place by the passes.
+class RegionGraphs:
+    """The two graphs of a region, changed in place by the passes.
 
     ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what
     ``assembly`` makes of the region's tensors: at first the tensors as they are. ``linears`` are the
@@ -52,7 +52,7 @@ class RegionProgram:
     linears: frozenset[str]
 
     @classmethod
-    def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionProgram:
+    def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionGraphs:
         """The base's forward, not yet calling for its ``tensors`` tensors."""
         assembly = fx.Graph()
         assembly.output(tuple(assembly.placeholder(f"tensor_{i}") for i in range(tensors)))
@@ -82,7 +82,7 @@ class RegionProgram:
 class Pass(Protocol):
     """One step: a frozen dataclass whose fields are its options. Both graphs are valid after it."""
 
-    def run(self, program: RegionProgram) -> None: ...
+    def run(self, region: RegionGraphs) -> None: ...
 
 
 def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node]]:

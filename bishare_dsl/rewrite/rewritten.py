@@ -2,9 +2,9 @@
 
 The module's class is swapped for a generated subclass of it, whose forward is the graph's code. So
 `isinstance`, hooks, `torch.compile`, gradient checkpointing and everything else that looks at the
-module find what they expect, and `uninstall` leaves exactly the class that was there before.
+module find what they expect, and `restore_forward` leaves exactly the class that was there before.
 
-Two modules with the same class and the same graph share one generated class. A pickled module
+Two modules with the same class and the same code share one generated class. A pickled module
 carries the source of its forward, and makes the class again where it is loaded.
 """
 
@@ -24,12 +24,11 @@ from weakref import WeakValueDictionary
 from torch import fx, nn
 
 from bishare_dsl.rewrite.decorators import rewrap
-from bishare_dsl.rewrite.signature import graph_signature
 
 
 @dataclass(frozen=True)
-class Program:
-    """The code of one forward.
+class GraphCode:
+    """The Python of one graph.
 
     Attributes:
         source: Python that defines `forward`.
@@ -42,7 +41,7 @@ class Program:
     modules: Mapping[str, str]
 
     @classmethod
-    def of(cls, graph: fx.Graph) -> Program:
+    def of(cls, graph: fx.Graph) -> GraphCode:
         code = graph.python_code("self")
         modules = {
             k: v.__name__ for k, v in code.globals.items() if isinstance(v, types.ModuleType)
@@ -70,17 +69,25 @@ class Program:
         return cast(types.FunctionType, namespace["forward"])
 
 
+@dataclass(frozen=True)
+class RegionCode:
+    """The Python of a region's two graphs, shared by all regions alike."""
+
+    forward: GraphCode
+    assembly: GraphCode
+
+
 @lru_cache(maxsize=256)
 def _code(source: str, filename: str) -> types.CodeType:
     """Compiled once for all the layers of a model: compiling is most of what installing costs."""
     return compile(source, filename, "exec")
 
 
-class Installed(nn.Module):
+class Rewritten(nn.Module):
     """What every generated class inherits, beside the class it replaces."""
 
     bishare_base: type[nn.Module]
-    bishare_program: Program
+    bishare_code: GraphCode
 
     @property
     def bishare_self(self) -> nn.Module:
@@ -92,64 +99,48 @@ class Installed(nn.Module):
         if not (isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__):  # type: ignore[attr-defined]
             raise TypeError(
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
-                "uninstall the graph before copying or pickling the module"
+                "take the adapter out before copying or pickling the module"
             )
-        return (_restore, (self.bishare_base, self.bishare_program), *reduced[2:])
+        return (_restore, (self.bishare_base, self.bishare_code), *reduced[2:])
 
 
-# A class lives as long as a module uses it. Its key keeps the base class and the graph's constants.
-_by_graph: WeakValueDictionary[Hashable, type[Installed]] = WeakValueDictionary()
-_by_source: WeakValueDictionary[Hashable, type[Installed]] = WeakValueDictionary()
+# A class lives as long as a module uses it.
+_classes: WeakValueDictionary[Hashable, type[Rewritten]] = WeakValueDictionary()
 
 
-def install(module: nn.Module, graph: fx.Graph) -> None:
-    """Make `graph` the forward of `module`, in place of its own or of an earlier graph.
+def set_code(module: nn.Module, code: GraphCode) -> None:
+    """Make the code of a graph the forward of `module`, in place of its own or of an earlier graph's.
 
     The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
     module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
-
-    Raises:
-        TypeError: the instance has a forward of its own, which would run instead of any graph.
     """
-    if replaces_forward(module):
-        raise TypeError(f"the forward of this {type(module).__name__} was replaced on the instance")
-    base = base_class(type(module))
-    key = (base, base.forward, graph_signature(graph))
-    cls = _by_graph.get(key)
-    if cls is None:
-        cls = _by_graph[key] = _generated_class(base, Program.of(graph))
-    _swap(module, cls)
+    _swap(module, _generated_class(base_class(type(module)), code))
 
 
-def install_program(module: nn.Module, program: Program) -> None:
-    """Make the code of a graph the forward of `module`: `install`, with the code at hand."""
-    _swap(module, _generated_class(base_class(type(module)), program))
-
-
-def uninstall(module: nn.Module) -> None:
+def restore_forward(module: nn.Module) -> None:
     """Give `module` back the class and the forward it had; without a graph, do nothing."""
     _swap(module, base_class(type(module)))
 
 
-def is_installed(module: nn.Module) -> bool:
+def is_rewritten(module: nn.Module) -> bool:
     """Whether the forward of `module` is a graph."""
-    return isinstance(module, Installed)
+    return isinstance(module, Rewritten)
 
 
-def installed_source(module: nn.Module) -> str:
+def rewritten_source(module: nn.Module) -> str:
     """The Python source of the graph that is installed in `module`.
 
     Raises:
         TypeError: none is.
     """
-    if not isinstance(module, Installed):
+    if not isinstance(module, Rewritten):
         raise TypeError(f"{type(module).__name__} runs its own forward")
-    return module.bishare_program.source
+    return module.bishare_code.source
 
 
 def base_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that a module of class `cls` has when no graph is installed in it."""
-    if not issubclass(cls, Installed):
+    if not issubclass(cls, Rewritten):
         return cls
     if "bishare_base" in vars(cls):
         return cls.bishare_base
@@ -168,7 +159,7 @@ def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
     return type(cls.__name__, (sharded, base_class(generated)), members)
 
 
-def replaces_forward(module: nn.Module) -> bool:
+def has_own_forward(module: nn.Module) -> bool:
     """Whether `module` runs a forward that is not its class's.
 
     accelerate's hooks do not count: theirs calls `_old_forward`, and their removal leaves on the
@@ -189,24 +180,24 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
             module.__dict__[name] = types.MethodType(cls.forward, module)
 
 
-def _generated_class(base: type[nn.Module], program: Program) -> type[Installed]:
-    key = (base, base.forward, program.source, *program.names.items(), *program.modules.items())
-    cls = _by_source.get(key)
+def _generated_class(base: type[nn.Module], code: GraphCode) -> type[Rewritten]:
+    key = (base, base.forward, code.source, *code.names.items(), *code.modules.items())
+    cls = _classes.get(key)
     if cls is None:
         members = {
-            "forward": rewrap(base.forward, program.function(base.__qualname__)),
+            "forward": rewrap(base.forward, code.function(base.__qualname__)),
             "bishare_base": base,
-            "bishare_program": program,
+            "bishare_code": code,
             # The name stays, because `_no_split_modules` and its like go by it.
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
-        cls = _by_source[key] = type(base.__name__, (Installed, base), members)
+        cls = _classes[key] = type(base.__name__, (Rewritten, base), members)
     return cls
 
 
-def _restore(base: type[nn.Module], program: Program) -> Installed:
+def _restore(base: type[nn.Module], code: GraphCode) -> Rewritten:
     """An empty module of the generated class; unpickling and copying fill it."""
-    cls = _generated_class(base, program)
+    cls = _generated_class(base, code)
     return cls.__new__(cls)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bishare_dsl.rewrite import Store, regions
+from bishare_dsl.rewrite import OwnedTensors, regions
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8]])
 
@@ -43,7 +43,7 @@ def in_place(model):
 
 
 def new_parameters(model):
-    for store in [m for m in model.modules() if isinstance(m, Store)]:
+    for store in [m for m in model.modules() if isinstance(m, OwnedTensors)]:
         for name, parameter in list(store.named_parameters()):
             replace(store, name, nn.Parameter(parameter.detach() + 0.1))
 

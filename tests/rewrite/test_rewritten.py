@@ -14,7 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.fallback import linear_region
-from bishare_dsl.rewrite.install import install, installed_source, is_installed, uninstall
+from bishare_dsl.rewrite.rewritten import (
+    GraphCode,
+    is_rewritten,
+    restore_forward,
+    rewritten_source,
+    set_code,
+)
 from bishare_dsl.rewrite.trace import UntraceableRegion
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
@@ -29,7 +35,7 @@ def pair(identity, family="llama", **overrides):
     model = tiny_model(family, **overrides)
     rewritten = copy.deepcopy(model)
     identity(rewritten)
-    assert any(map(is_installed, rewritten.modules()))
+    assert any(map(is_rewritten, rewritten.modules()))
     return model, rewritten
 
 
@@ -136,7 +142,7 @@ def test_layers_share_a_class_and_a_copy_of_the_graph_does_too(identity):
     targets = ("gate_proj", "up_proj", "down_proj")
     classes = []
     for _ in range(2):
-        install(module, capture_region(module, targets))
+        set_code(module, GraphCode.of(capture_region(module, targets)))
         classes.append(type(module))
     assert classes[0] is classes[1]
 
@@ -145,7 +151,7 @@ def test_layers_share_a_class_and_a_copy_of_the_graph_does_too(identity):
 def test_uninstall_leaves_the_very_class(identity, family):
     model, rewritten = pair(identity, family)
     for module in rewritten.modules():
-        uninstall(module)
+        restore_forward(module)
     assert [type(m) for m in rewritten.modules()] == [type(m) for m in model.modules()]
     assert same(model, rewritten)
 
@@ -169,11 +175,11 @@ def test_signature_and_decorators_are_kept(identity):
 def test_source_can_be_read_and_is_shown_in_tracebacks(identity):
     _, rewritten = pair(identity)
     mlp = rewritten.model.layers[0].mlp
-    assert "self.gate_proj(x)" in installed_source(mlp)
+    assert "self.gate_proj(x)" in rewritten_source(mlp)
     assert "self.gate_proj(x)" in inspect.getsource(inspect.unwrap(type(mlp).forward))
-    uninstall(mlp)
+    restore_forward(mlp)
     with pytest.raises(TypeError, match="its own forward"):
-        installed_source(mlp)
+        rewritten_source(mlp)
 
 
 def test_hooks_fire_and_see_what_they_would(identity):
@@ -209,12 +215,12 @@ with open(saved, "rb") as file:
 ids, logits = torch.load(inputs)
 for model in (pickled, torch.load(saved + ".pt", weights_only=False)):
     assert torch.equal(model(ids).logits, logits)
-    from bishare_dsl.rewrite.install import is_installed, uninstall
-    installed = [module for module in model.modules() if is_installed(module)]
+    from bishare_dsl.rewrite.rewritten import is_rewritten, restore_forward
+    installed = [module for module in model.modules() if is_rewritten(module)]
     assert installed
     for module in installed:
-        uninstall(module)
-        assert type(module).__mro__.count(type(module)) == 1 and not is_installed(module)
+        restore_forward(module)
+        assert type(module).__mro__.count(type(module)) == 1 and not is_rewritten(module)
     assert torch.equal(model(ids).logits, logits)
 """
 
@@ -254,7 +260,7 @@ def test_accelerate_hooks(identity, family, order):
     for step in steps:
         step(rewritten)
     assert same(model, rewritten)
-    regions = [module for module in rewritten.modules() if is_installed(module)]
+    regions = [module for module in rewritten.modules() if is_rewritten(module)]
     for region in regions:
         assert region in calls
         assert region._old_forward.__func__ is type(region).forward
@@ -263,7 +269,7 @@ def test_accelerate_hooks(identity, family, order):
     # Taken out and put back under the hooks, and again once the hooks are gone.
     classes = [type(region) for region in regions]
     for region in regions:
-        uninstall(region)
+        restore_forward(region)
         assert region._old_forward.__func__ is type(region).forward
     assert same(model, rewritten)
     identity(rewritten)
@@ -272,7 +278,7 @@ def test_accelerate_hooks(identity, family, order):
     assert same(model, rewritten)
     for region in regions:
         assert region.forward.__func__ is type(region).forward
-        uninstall(region)
+        restore_forward(region)
         assert region.forward.__func__ is type(region).forward
     assert same(model, rewritten)
 
@@ -301,7 +307,7 @@ def test_any_linear_is_a_region_of_its_own(linear):
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [
         leaves.base_forward
     ]
-    install(linear, graph)
+    set_code(linear, GraphCode.of(graph))
     assert torch.equal(linear(x), expected)
     assert torch.equal(linear(**{name: x}), expected)
     assert inspect.signature(linear.forward) == signature
@@ -310,19 +316,16 @@ def test_any_linear_is_a_region_of_its_own(linear):
 
 def test_a_forward_on_the_instance_is_not_silently_kept():
     linear = nn.Linear(4, 6)
-    graph = linear_region(linear)
     linear.forward = lambda x: x
     with pytest.raises(UntraceableRegion, match="on the instance"):
         linear_region(linear)
-    with pytest.raises(TypeError, match="on the instance"):
-        install(linear, graph)
 
 
 def test_what_else_a_linear_takes_is_handed_on():
     linear, x = Quantised(), torch.randn(3, 4)
     arguments = (x, torch.ones(6), 2.0), {"scale": 3.0, "shift": 4.0}
     expected = linear(*arguments[0], **arguments[1])
-    install(linear, linear_region(linear))
+    set_code(linear, GraphCode.of(linear_region(linear)))
     assert torch.equal(linear(*arguments[0], **arguments[1]), expected)
 
 
@@ -336,7 +339,7 @@ def test_a_graph_may_call_a_child_that_came_later():
         child = graph.call_module("bishare", (down,))
     down.replace_all_uses_with(child, delete_user_cb=lambda user: user is not child)
     module.bishare = nn.LeakyReLU(1.0)
-    install(module, graph)
+    set_code(module, GraphCode.of(graph))
     assert torch.equal(module(x), expected)
     module.bishare = nn.Threshold(1e9, 0.0)
     assert not module(x).any()
@@ -346,22 +349,22 @@ def test_installing_again_replaces_the_graph():
     linear = nn.Linear(4, 6)
     x, base = torch.randn(3, 4), type(linear)
     expected = linear(x)
-    install(linear, linear_region(linear))
+    set_code(linear, GraphCode.of(linear_region(linear)))
     graph = linear_region(linear)
     output = graph.output_node()
     with graph.inserting_before(output):
         output.args = (graph.call_function(torch.neg, (output.args[0],)),)
-    install(linear, graph)
+    set_code(linear, GraphCode.of(graph))
     assert torch.equal(linear(x), -expected)
-    uninstall(linear)
+    restore_forward(linear)
     assert type(linear) is base
-    uninstall(linear)
+    restore_forward(linear)
     assert torch.equal(linear(x), expected)
 
 
 def test_a_class_made_over_an_installed_one_is_not_swapped_blindly():
     linear = nn.Linear(4, 6)
-    install(linear, linear_region(linear))
+    set_code(linear, GraphCode.of(linear_region(linear)))
     linear.__class__ = type("Sharded", (type(linear),), {})
     with pytest.raises(TypeError, match="subclassed after"):
-        uninstall(linear)
+        restore_forward(linear)

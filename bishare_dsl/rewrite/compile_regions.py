@@ -1,0 +1,120 @@
+"""From a plan to the code of each region of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+
+from torch import fx, nn
+
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics.codes import rewrite as codes
+from bishare_dsl.models.inspect import linear_widths
+from bishare_dsl.plan import Plan, Term
+from bishare_dsl.rewrite.capture import capture_region
+from bishare_dsl.rewrite.fallback import linear_region
+from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
+from bishare_dsl.rewrite.region import Pass, RegionGraphs, Target, TermUse
+from bishare_dsl.rewrite.rewritten import GraphCode, RegionCode
+from bishare_dsl.rewrite.structure import structure_key
+from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
+from bishare_dsl.transforms import Transform, Width, load_transform
+
+Observer = Callable[[str, str, RegionGraphs], None]
+"""Is shown, once for each distinct region, its path, the pass that just ran, and its graphs."""
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules without a forward of their own, or whose forward is to call their children in turn."""
+
+
+class RegionCompiler:
+    """Works out the regions of a plan: each distinct one is traced and transformed once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        observe: Observer | None,
+        optimisations: tuple[Pass, ...],
+    ):
+        self.model = model
+        self.plan = plan
+        self.observe = observe
+        self.optimisations = optimisations
+        self.notes: dict[str, None] = {}
+        self._compiled: dict[Hashable, RegionCode | UntraceableRegion] = {}
+        self._transforms: dict[tuple[str, int], Transform] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
+        """Each region: its path, its code, and the names of the tensors it reads, by slot."""
+        by_parent: dict[str, dict[str, Width]] = {}
+        for site in self.plan.sites:
+            if self.plan.terms_of[site.path]:
+                parent, _, child = site.path.rpartition(".")
+                by_parent.setdefault(parent, {})[child] = Width(site.d_in, site.d_out)
+        for parent, children in by_parent.items():
+            compiled, names = self._region(parent, children)
+            if isinstance(compiled, RegionCode):
+                yield parent, compiled, names
+                continue
+            if isinstance(compiled, BypassedTarget):
+                path = f"{parent}.{compiled.target}"
+                raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
+            kind = type(self.model.get_submodule(parent)).__name__
+            self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
+            for child, width in children.items():
+                path = f"{parent}.{child}"
+                alone, names = self._region(path, {"": width})
+                if not isinstance(alone, RegionCode):
+                    raise ModelError(codes.CANNOT_ADAPT(path=path, why=alone.reason))
+                yield path, alone, names
+
+    def _region(
+        self, path: str, children: Mapping[str, Width]
+    ) -> tuple[RegionCode | UntraceableRegion, list[str]]:
+        module = self.model.get_submodule(path)
+        slots: dict[str, int] = {}
+        targets = tuple(
+            Target(child, width, tuple(self._use(term, slots) for term in self._terms(path, child)))
+            for child, width in children.items()
+        )
+        expand = ExpandTerms(targets, tuple(self.plan.tensor[name].shape for name in slots))
+        key = (structure_key(module), expand)
+        if key not in self._compiled:
+            try:
+                self._compiled[key] = self._compile(path, module, expand)
+            except UntraceableRegion as reason:
+                self._compiled[key] = reason
+        return self._compiled[key], list(slots)
+
+    def _terms(self, path: str, child: str) -> tuple[Term, ...]:
+        return self.plan.terms_of[f"{path}.{child}" if child else path]
+
+    def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
+        alike = (term.share, term.rank)
+        if alike not in self._transforms:
+            self._transforms[alike] = load_transform(term.transform, term.options)
+        transform = self._transforms[alike]
+        numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
+        return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
+
+    def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> RegionCode:
+        linears = [name for name, child in module.named_modules() if name and linear_widths(child)]
+        graph = self._capture(module, expand.targets)
+        region = RegionGraphs.start(graph, len(expand.shapes), linears)
+        observe = None
+        if (told := self.observe) is not None:
+            told(path, "capture", region)
+
+            def observe(step: str, region: RegionGraphs) -> None:
+                told(path, step, region)
+
+        run_passes(region, expand, self.optimisations, observe)
+        return RegionCode(GraphCode.of(region.forward), GraphCode.of(region.assembly))
+
+    @staticmethod
+    def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:
+        if targets[0].path == "":
+            return linear_region(module)
+        if isinstance(module, CONTAINERS):
+            raise UntraceableRegion("it only holds its children")
+        return capture_region(module, [target.path for target in targets])

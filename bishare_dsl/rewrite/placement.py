@@ -1,0 +1,65 @@
+"""Where the modules of an adapter belong in its model, to put them in and take them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.rewrite.effective_factors import EffectiveFactors
+from bishare_dsl.rewrite.owned import OwnedTensors
+from bishare_dsl.rewrite.region import FACTORS
+from bishare_dsl.rewrite.rewritten import restore_forward, set_code
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Each owner beside the tensors that it owns, and each region beside its factors.
+
+    Out of the model, an adapter stays in memory, and nothing that walks the model sees it. At any time one
+    of a model's adapters is in it.
+    """
+
+    owned: tuple[tuple[nn.Module, OwnedTensors], ...] = ()
+    regions: tuple[tuple[nn.Module, EffectiveFactors], ...] = ()
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Give the adapter's parameters by their names in the plan, each once."""
+        return {
+            name: cast(nn.Parameter, parameter)
+            for _, owned in self.owned
+            for name, parameter in zip(owned.names, owned._parameters.values(), strict=True)
+        }
+
+    def insert(self) -> None:
+        """Put the adapter into its model, training or not as the modules do that it joins."""
+        for owner, owned in self.owned:
+            owned.train(owner.training)
+            owner.add_module(ADAPTER, owned)
+        for region, factors in self.regions:
+            factors.train(region.training)
+            region.add_module(FACTORS, factors)
+            set_code(region, factors.code.forward)
+
+    def remove(self) -> None:
+        """Take the adapter out of its model. The factors that it keeps go: they may be large."""
+        for region, factors in self.regions:
+            restore_forward(region)
+            delattr(region, FACTORS)
+            factors.refresh()
+        for owner, _ in self.owned:
+            delattr(owner, ADAPTER)
+
+
+class AdapterRoot(OwnedTensors):
+    """The tensors that the model itself owns, ``model.bishare``, and where the rest of the adapter is.
+
+    Attributes:
+        frozen: the base's parameters that trained before they were frozen.
+        placement: of the adapter's modules. (No module: while the adapter is in the model, they are its.)
+    """
+
+    frozen: tuple[str, ...] = ()
+    placement: Placement
