@@ -106,6 +106,8 @@ def text(graph: fx.Graph) -> str:
     def show(value):
         if isinstance(value, slice):
             return f"{show(value.start)}:{show(value.stop)}".replace("None", "")
+        if value is ...:
+            return "..."
         if isinstance(value, tuple | list):
             return ", ".join(map(show, value))
         return str(value)

@@ -60,10 +60,10 @@ def test_a_window_has_constant_bounds(case, use, same):
         bishare_factors = self.bishare_factors()
         getitem = bishare_factors[0]
         getitem_1 = bishare_factors[1]
-        getitem_2 = getitem[:, 1:5]
-        getitem_3 = getitem_1[:, 0:6]
-        getitem_4 = getitem[:, 0:6]
-        getitem_5 = getitem_1[:, 1:5]
+        getitem_2 = getitem[..., 1:5]
+        getitem_3 = getitem_1[..., 0:6]
+        getitem_4 = getitem[..., 0:6]
+        getitem_5 = getitem_1[..., 1:5]
         left = self.left(x)
         down = down(x, getitem_2)
         up = up(left, down, getitem_3)

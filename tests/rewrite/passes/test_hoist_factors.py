@@ -9,8 +9,8 @@ def test_the_assembly_makes_the_factors(case, use, same, same_results):
         bishare_factors = self.bishare_factors()
         getitem = bishare_factors[0]
         getitem_1 = bishare_factors[1]
-        getitem_2 = getitem[:, 0:4]
-        getitem_3 = getitem_1[:, 1:7]
+        getitem_2 = getitem[..., 0:4]
+        getitem_3 = getitem_1[..., 1:7]
         mul_1 = mul(getitem_3, 2.0)
         left = self.left(x)
         down = down(x, getitem_2)
@@ -33,8 +33,8 @@ def test_the_assembly_makes_the_factors(case, use, same, same_results):
         return out
         """
     assembly = """
-        getitem_2 = tensor_0[:, 0:4]
-        getitem_3 = tensor_1[:, 1:7]
+        getitem_2 = tensor_0[..., 0:4]
+        getitem_3 = tensor_1[..., 1:7]
         mul_1 = mul(getitem_3, 2.0)
         return getitem_2, mul_1
         """

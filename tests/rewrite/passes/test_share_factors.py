@@ -47,8 +47,8 @@ def test_equal_windows_and_scales_are_made_once(case, use, same, same_results):
         bishare_factors = self.bishare_factors()
         getitem = bishare_factors[0]
         getitem_1 = bishare_factors[1]
-        getitem_2 = getitem[:, 0:4]
-        getitem_3 = getitem_1[:, 1:7]
+        getitem_2 = getitem[..., 0:4]
+        getitem_3 = getitem_1[..., 1:7]
         mul_1 = mul(getitem_3, 2.0)
         left = self.left(x)
         down = down(x, getitem_2)
