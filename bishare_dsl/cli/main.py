@@ -37,6 +37,7 @@ COMMANDS = {
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
     "generate": "Let a model with an adapter answer prompts.",
     "specs": "List the specs that ship with bishare.",
+    "models": "List the models that are known by name.",
     "explain": "Say more about an error code.",
     "completion": "Print the script that lets a shell complete commands.",
 }

@@ -9,18 +9,19 @@ from bishare_dsl.models.site import Architecture, Site
 
 
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
-    """The architecture of a dense decoder in which every block has q, k, v, o, gate, up and down.
+    """The architecture of a dense decoder: attention and a gated MLP in every block.
 
     Args:
         name: what to call it.
         model_id: its id on the Hub.
-        config: the fields of its ``config.json``, ``llama`` or ``qwen2`` by ``model_type``.
+        config: the fields of its ``config.json``; ``model_type`` is one of the families of the presets.
     """
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     query = config["num_attention_heads"] * head_dim
     key_value = config["num_key_value_heads"] * head_dim
     layers = config["num_hidden_layers"]
+    family = config["model_type"]
     linears = {
         "self_attn.q_proj": (hidden, query),
         "self_attn.k_proj": (hidden, key_value),
@@ -30,18 +31,27 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         "mlp.up_proj": (hidden, intermediate),
         "mlp.down_proj": (intermediate, hidden),
     }
+    if family == "phi3":  # It reads q, k and v off one layer, and gate and up off another.
+        linears = {
+            "self_attn.o_proj": (query, hidden),
+            "self_attn.qkv_proj": (hidden, query + 2 * key_value),
+            "mlp.gate_up_proj": (hidden, 2 * intermediate),
+            "mlp.down_proj": (intermediate, hidden),
+        }
     sites = tuple(
         Site.at(f"model.layers.{layer}.{linear}", d_in, d_out)
         for layer in range(layers)
         for linear, (d_in, d_out) in linears.items()
     )
     weights = sum(d_in * d_out for d_in, d_out in linears.values())
-    biases = query + 2 * key_value if config["model_type"] == "qwen2" else 0
-    norms = 2 * hidden
+    biases = query + 2 * key_value if family == "qwen2" else 0
+    norms = (4 if family == "gemma3_text" else 2) * hidden
+    if family in ("qwen3", "gemma3_text"):  # Queries and keys are normed, head by head.
+        norms += 2 * head_dim
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     return Architecture(
         name=name,
-        family=config["model_type"],
+        family=family,
         model_id=model_id,
         layers=layers,
         parameters=embeddings + layers * (weights + biases + norms) + hidden,

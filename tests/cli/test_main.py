@@ -1,6 +1,7 @@
 """What holds for every command: help, exit codes, streams, colours, and that no traceback gets out."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bishare_dsl.cli.main import COMMANDS
 from bishare_dsl.diagnostics import Code
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.models import PRESETS
 from bishare_dsl.version import __version__
 
 
@@ -102,6 +104,14 @@ def test_colours_on_a_terminal_only_and_not_against_the_user(bishare, monkeypatc
     assert bishare("check", "nowhere").out.startswith("\033[1;31merror[BS902]:\033[0m ")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\033" not in bishare("check", "nowhere").out
+
+
+def test_models_lists_the_presets(bishare):
+    lines = bishare("models").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert "llama-3-8b         8.03B   32 layers  meta-llama/Meta-Llama-3.1-8B" in lines
+    found = json.loads(bishare("models", "--json").out)["models"]
+    assert found[0]["parameters"] == 6_738_415_616
 
 
 def test_specs_lists_what_ships(bishare):
