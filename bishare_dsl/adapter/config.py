@@ -5,21 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict
 
 from bishare_dsl.version import __version__
+from bishare_dsl.writing import Digest
 
 FORMAT = 1
 """The format that this version writes, and the newest that it reads."""
-
-
-class Digest(BaseModel):
-    """The size of a file in bytes, and its SHA-256 in hexadecimal."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: NonNegativeInt
-    sha256: str
 
 
 class Versions(BaseModel):

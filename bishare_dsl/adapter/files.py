@@ -14,22 +14,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 
-from bishare_dsl.adapter import journal
 from bishare_dsl.adapter.card import model_card
-from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Digest, Versions
+from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Versions
 from bishare_dsl.adapter.resident import whole
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
 from bishare_dsl.transforms.registry import installed_as, transform_names
+from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish, locked
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +47,14 @@ _DTYPES = ("F64", "F32", "BF16", "F16")
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter that was read and found whole. The tensors' values are still in their file."""
+    """An adapter that was read, once, and found whole."""
 
     folder: Path
     config: AdapterConfig
     plan: Plan
     spec_text: str
-    tensors_file: Path
+    content: bytes = field(repr=False)
+    """Of the file of tensors."""
 
     @property
     def compact(self) -> bool:
@@ -61,26 +62,28 @@ class StoredAdapter:
         return bool(self.config.compact)
 
     def tensors(self, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """The tensors by name, as they were saved; those that were not are drawn again.
+        """Give the tensors by name, as they were saved; those that were not are drawn again.
 
         Raises:
-            AdapterError: the file cannot be read any more (BS608), or this torch draws other numbers
-                than the one that saved the adapter (BS634).
+            AdapterError: parts of a tensor do not make it (BS608), or this torch draws other numbers than
+                the one that saved the adapter (BS634).
             SpecError: a package's transform fails to restore a compact tensor (BS214).
         """
+        from safetensors.torch import load
+
         from bishare_dsl.adapter.stored import draw_again, restored
 
+        # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
+        # other last bits.
+        stored = {name: tensor.clone() for name, tensor in load(self.content).items()}
+        whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
         try:
-            with safe_open(self.tensors_file, framework="pt", device=device) as file:
-                # Copies: in the file's memory they are not aligned as torch aligns its own, and
-                # kernels give other last bits.
-                stored = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
-            whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
             whole |= restored(self.plan, self.config, stored)
-        except (OSError, SafetensorError, ValueError) as error:
-            reason = _reason(error)
-            raise AdapterError(codes.BROKEN_FILE(path=self.tensors_file, reason=reason)) from error
-        return whole | {name: t.to(device) for name, t in draw_again(self.plan, self.config)}
+        except ValueError as error:
+            path = self.folder / TENSORS
+            raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+        whole |= draw_again(self.plan, self.config)
+        return {name: tensor.to(device) for name, tensor in whole.items()}
 
 
 def save_adapter(
@@ -147,29 +150,28 @@ def save_adapter(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        old = _old_files(folder)
-        journal.finish(folder, old)
-        if (folder / CARD).exists() and not (
-            CARD in old and journal.matches(folder / CARD, old[CARD])
-        ):
-            del files[CARD]
-        for name in files:
-            if (folder / name).exists() and not (folder / CONFIG).exists():
-                raise AdapterError(
-                    codes.FOREIGN_FILE(path=folder / name, help="choose another folder")
-                )
-        config = AdapterConfig(
-            versions=Versions.here(),
-            seed=seed,
-            base_model=plan.base.model_id or plan.base.name,
-            base_revision=base_revision,
-            drawn=left_out,
-            compact={name: tuple(made) for name, made in parts.items()},
-            packages=_packages(plan),
-            files={name: journal.digest_of(data) for name, data in files.items()},
-        )
-        text = config.model_dump_json(indent=2) + "\n"
-        journal.commit(folder, files, (CONFIG, text.encode()))
+        with locked(folder):
+            old = listed_files(folder)
+            finish(folder, old)
+            if (folder / CARD).exists() and not is_own_card(folder, old):
+                del files[CARD]
+            for name in files:
+                if os.path.lexists(folder / name) and not (folder / CONFIG).exists():
+                    raise AdapterError(
+                        codes.FOREIGN_FILE(path=folder / name, help="choose another folder")
+                    )
+            config = AdapterConfig(
+                versions=Versions.here(),
+                seed=seed,
+                base_model=plan.base.model_id or plan.base.name,
+                base_revision=base_revision,
+                drawn=left_out,
+                compact={name: tuple(made) for name, made in parts.items()},
+                packages=_packages(plan),
+                files={name: digest_of(data) for name, data in files.items()},
+            )
+            text = config.model_dump_json(indent=2) + "\n"
+            commit(folder, files, (CONFIG, text.encode()))
     except OSError as error:
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
@@ -178,22 +180,30 @@ def save_adapter(
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
-    """Read an adapter folder and check all of it; the tensors' values stay on disk.
+    """Read an adapter folder and check all of it: each file once, so that what is checked is what is used.
 
     Raises:
         AdapterError: BS601 to BS612 and BS619, everything that is wrong with the tensors at once.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    paths = {
-        name: _find(folder, name, digest) for name, digest in config.files.items() if name != CARD
-    }
-    spec_text = _read_text(paths[SPEC])
-    plan = _read_plan(paths[PLAN])
+    config, files = _read_files(folder)
+    try:
+        spec_text = files[SPEC].decode()
+    except ValueError as error:
+        raise _broken(folder / SPEC, error) from error
+    try:
+        plan = Plan.model_validate_json(files[PLAN])
+    except ValueError as error:
+        raise _broken(folder / PLAN, error) from error
     raise_errors(AdapterError, list(_missing_transforms(plan, config)))
     _check_names(folder / CONFIG, plan, config)
-    raise_errors(AdapterError, list(_tensor_problems(plan, config, paths[TENSORS])))
-    return StoredAdapter(folder, config, plan, spec_text, paths[TENSORS])
+    try:
+        entries = deserialize(files[TENSORS])  # type: ignore[no-untyped-call]
+        header = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries}
+    except SafetensorError as error:
+        raise _broken(folder / TENSORS, error) from error
+    raise_errors(AdapterError, list(_tensor_problems(plan, config, header)))
+    return StoredAdapter(folder, config, plan, spec_text, files[TENSORS])
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
@@ -221,8 +231,17 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
         yield codes.OTHER_FAMILY(base=plan.base.family, model=architecture.family)
 
 
-def _old_files(folder: Path) -> Mapping[str, Digest]:
-    """What the config in a folder lists; nothing where it has none that can be read."""
+def is_own_card(folder: Path, listed: Mapping[str, Digest]) -> bool:
+    """Tell whether the card in a folder is as bishare wrote it, by what the config lists.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return CARD in listed and digest_of((folder / CARD).read_bytes()) == listed[CARD]
+
+
+def listed_files(folder: Path) -> Mapping[str, Digest]:
+    """Give what the config in a folder lists; nothing where it has none that can be read."""
     if not (folder / CONFIG).exists():
         return {}
     try:
@@ -233,18 +252,23 @@ def _old_files(folder: Path) -> Mapping[str, Digest]:
 
 def _read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
-    if not folder.is_dir():
-        raise AdapterError(codes.NO_SUCH_FOLDER(folder=folder))
-    if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            help = "load it with `peft.PeftModel.from_pretrained`"
-            raise AdapterError(codes.PEFT_ADAPTER(folder=folder, help=help))
+    try:
+        text = path.read_bytes() if path.is_file() else None
+        if text is None and not folder.is_dir():
+            raise AdapterError(codes.NO_SUCH_FOLDER(folder=folder))
+        is_peft = (folder / "adapter_config.json").is_file()
+    except OSError as error:
+        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
+    if text is None and is_peft:
+        help = "load it with `peft.PeftModel.from_pretrained`"
+        raise AdapterError(codes.PEFT_ADAPTER(folder=folder, help=help))
+    if text is None:
         raise AdapterError(codes.NOT_AN_ADAPTER(folder=folder))
     import json
 
     try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
     # A newer format may have fields that this version does not know, so this comes first.
     if isinstance(fields, dict):
@@ -271,34 +295,34 @@ def _read_config(folder: Path) -> AdapterConfig:
     return config
 
 
-def _find(folder: Path, name: str, digest: Digest) -> Path:
+def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, bytes]]:
+    """Read the config of an adapter, and the files that it means."""
+    while True:
+        config = _read_config(folder)
+        try:
+            found = {n: _content(folder, n, d) for n, d in config.files.items() if n != CARD}
+        except AdapterError:
+            if _read_config(folder) == config:
+                raise  # Else another adapter was saved in the meantime, and its files are there.
+        else:
+            return config, found
+
+
+def _content(folder: Path, name: str, digest: Digest) -> bytes:
+    path = folder / name
     try:
-        if (found := journal.find(folder, name, digest)) is not None:
-            return found
-        if not (folder / name).is_file():
+        if (content := content_of(folder, name, digest)) is not None:
+            return content
+        if not path.is_file():
             raise AdapterError(codes.MISSING_FILE(folder=folder, file=name))
-        size = (folder / name).stat().st_size
+        size = path.stat().st_size
     except OSError as error:
-        raise AdapterError(codes.BROKEN_FILE(path=folder / name, reason=_reason(error))) from error
+        raise _broken(path, error) from error
     if size != digest.bytes:
         reason = f"it has {size:,} bytes of {digest.bytes:,}"
     else:
         reason = "its content is another"
-    raise AdapterError(codes.CHANGED_FILE(path=folder / name, reason=reason))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except (OSError, ValueError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
-
-
-def _read_plan(path: Path) -> Plan:
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+    raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
 
 
 def _packages(plan: Plan) -> dict[str, str]:
@@ -326,14 +350,9 @@ def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
             raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
 
 
-def _tensor_problems(plan: Plan, config: AdapterConfig, path: Path) -> Iterator[Problem]:
-    try:
-        # Only the header is read, for which numpy is as good as torch and quicker to import.
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+def _tensor_problems(
+    plan: Plan, config: AdapterConfig, found: Mapping[str, tuple[tuple[int, ...], str]]
+) -> Iterator[Problem]:
     parts = {f"{name}:{part}" for name, labels in config.compact.items() for part in labels}
     for tensor in plan.tensors:
         if tensor.name in config.drawn or tensor.name in config.compact:
@@ -358,6 +377,10 @@ def _some(names: Sequence[str]) -> str:
     """The first names of a list that may be long."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"`{name}`" for name in names[:3]) + more
+
+
+def _broken(path: Path, error: Exception) -> AdapterError:
+    return AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error)))
 
 
 def _reason(error: Exception) -> str:

@@ -16,11 +16,11 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.export_peft import ExportReport, export_peft
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.processes import by_one, reshard
-from bishare_dsl.adapter.resident import devices, resident, settle, whole
+from bishare_dsl.adapter.resident import by_one, devices, settle, whole
 from bishare_dsl.adapter.stored import Frozen
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.hooks import is_sharded, reshard, resident
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
@@ -159,7 +159,7 @@ class AdapterHandle(AdapterRoot):
         if self._merged is not None:
             code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
             raise AdapterError(code(action=action))
-        if any("_is_fsdp_managed_module" in vars(region) for region, _ in self.placement.regions):
+        if any(is_sharded(region) for region, _ in self.placement.regions):
             raise AdapterError(codes.SHARDED(action=action))
 
     def check_new(self, name: str) -> None:

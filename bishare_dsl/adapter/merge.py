@@ -11,9 +11,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bishare_dsl.adapter.effective import check_linear, delta
-from bishare_dsl.adapter.resident import is_offloaded, resident
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.hooks import is_offloaded, is_spread, resident
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
@@ -203,7 +203,7 @@ def _check_weights(model: PreTrainedModel, sites: list[Site], dequantize: bool) 
             if weight.is_meta:
                 where = "offloaded to disk" if is_offloaded(layer) else "on the meta device"
                 problems.append(codes.NO_WEIGHT(path=site.path, reason=f"it is {where}"))
-            elif hasattr(weight, "full_tensor"):
+            elif is_spread(weight):
                 reason = "it is sharded over several processes"
                 problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
             elif others := [path for path in users[_identity(weight)] if path != site.path]:
@@ -239,7 +239,7 @@ def _found(layer: nn.Module, site: Site) -> str | None:
         return type(layer).__name__
     if weight.dtype not in _DENSE or tuple(weight.shape) != shape:
         return f"{type(layer).__name__}, {str(weight.dtype).removeprefix('torch.')}"
-    dense = type(weight.data) is torch.Tensor or hasattr(weight, "full_tensor")
+    dense = type(weight.data) is torch.Tensor or is_spread(weight)
     return None if dense else type(weight.data).__name__
 
 

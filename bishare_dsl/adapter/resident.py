@@ -1,39 +1,21 @@
-"""Where a parameter's values are: in its module, where accelerate keeps them, or on other processes."""
+"""Where an adapter's tensors are: on which devices, and on which processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.hooks import gathered, is_offloaded, is_spread
 from bishare_dsl.plan import Plan
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-
-def resident(module: nn.Module, name: str) -> torch.Tensor | None:
-    """The tensor that holds a parameter's values, so that writing into it changes the parameter.
-
-    accelerate's offload leaves a parameter on the meta device and keeps its values in a map; the tensor
-    in the map is returned if it is the map's own. One on disk is read afresh each time, and writing into
-    what was read would change nothing: then the parameter is returned, still on the meta device.
-    """
-    parameter = module._parameters.get(name)
-    if parameter is None or not parameter.is_meta:
-        return parameter
-    for values in _weight_maps(module):
-        if name in values and values[name] is values[name]:
-            return values[name]
-    return parameter
-
-
-def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate keeps the values of a module's parameters elsewhere."""
-    return any(True for _ in _weight_maps(module))
+    T = TypeVar("T")
 
 
 def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
@@ -67,11 +49,32 @@ def whole(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in plan.tensors}
 
 
+def by_one(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:
+    """Give what ``act`` gives. Where tensors are sharded, every process calls this and the first one acts.
+
+    Raises:
+        BishareError: ``act`` did, which all processes then do.
+    """
+    if not any(map(is_spread, tensors.values())):
+        return act()
+    from torch import distributed
+
+    outcome: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            outcome = [act()]
+        except BishareError as error:
+            outcome = [error]
+    distributed.broadcast_object_list(outcome)
+    if isinstance(outcome[0], BishareError):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[no-any-return]
+
+
 def _whole(name: str, shape: tuple[int, int], tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         raise AdapterError(codes.NO_VALUES(name=name, reason="it is on the meta device"))
-    if callable(gather := getattr(tensor, "full_tensor", None)):
-        tensor = gather()
+    tensor = gathered(tensor)
     if tuple(tensor.shape) != shape:
         reason = f"it is {tuple(tensor.shape)} on this process, and {shape} in the plan"
         raise AdapterError(codes.NO_VALUES(name=name, reason=reason))
@@ -90,10 +93,3 @@ def _device(model: nn.Module, path: str) -> torch.device:
 
         return torch.device("cpu")
     return tensor.device
-
-
-def _weight_maps(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:
-    hook = vars(module).get("_hf_hook")  # Not `getattr`, which is slow where there is none.
-    for part in getattr(hook, "hooks", (hook,)):
-        if (values := getattr(part, "weights_map", None)) is not None:
-            yield values

@@ -109,20 +109,21 @@ def command(
 def _write(
     out: Path, plan: Plan, text: str, seed: int, frozen: Frozen, force: bool, report: Report
 ) -> None:
-    from bishare_dsl.cli.files import check_out, new_folder
+    from bishare_dsl.cli.files import check_out
 
     check_out(out, force=force, mark="bishare_config.json")
     report.note("drawing the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import draw
     from bishare_dsl.rewrite.adapt import check_terms
+    from bishare_dsl.writing import new_folder
 
     check_terms(plan)
     tensors = draw(plan, seed)
     if out.exists():  # Replaces the adapter in one step.
         save_adapter(out, plan, tensors, text, seed=seed, frozen=frozen)
     else:
-        with new_folder(out) as new:
+        with new_folder(out.resolve()) as new:
             save_adapter(new, plan, tensors, text, seed=seed, frozen=frozen)
     report.result(str(out))
     report.note(plan.parameters_line)

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import replace_file
 from bishare_dsl.cli.reading import cannot_read, read_text
 from bishare_dsl.cli.report import FINDINGS, CommandError, Report
 from bishare_dsl.diagnostics import BishareError, Source
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.parse import decode
+from bishare_dsl.writing import replace_file
 
 
 @click.command(
@@ -70,7 +70,7 @@ def _format(file: str, report: Report, *, check: bool, diff: bool) -> bool:
         sys.stdout.buffer.write(new)
         sys.stdout.buffer.flush()
     elif new != old:
-        replace_file(Path(file), new)
+        replace_file(Path(file).resolve(), new)
         report.note(f"changed {name}")
     return new != old
 

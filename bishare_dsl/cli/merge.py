@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import check_out, new_folder
+from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.report import Report
+from bishare_dsl.writing import new_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -84,7 +85,7 @@ def command(
     merged = handle.merge(keep_base=False, dequantize=dequantize)
     plain = handle.merge_and_unload()
     report.note("saving ...")
-    with new_folder(out) as new:
+    with new_folder(out.resolve()) as new:
         plain.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
+from bishare_dsl.models.hooks import is_sharded
 from bishare_dsl.models.inspect import ADAPTER, linear_widths
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
@@ -92,7 +93,7 @@ def prepare(
             for path, code, names in compiled
         ),
     )
-    if any(getattr(module, "_is_fsdp_managed_module", False) for module in model.modules()):
+    if any(map(is_sharded, model.modules())):
         regions.notes[render(codes.SHARDED_ALREADY())] = None
     return top, tuple(regions.notes)
 

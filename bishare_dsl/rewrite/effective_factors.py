@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bishare_dsl.models.hooks import is_hooked, is_sharded
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.owned import OwnedTensors
@@ -114,9 +115,9 @@ class EffectiveFactors(nn.Module):
             owner, name = self._owned[index], attribute(self._owned[index].names[number])
             tensor = owner._parameters[name]
             if (
-                hasattr(owner, "_hf_hook")  # Offloaded: the tensors come and go with each call.
+                is_hooked(owner)  # Offloaded: the tensors come and go with each call.
                 # FSDP gathers into tensors whose changes it does not count.
-                or getattr(owner, "_is_fsdp_managed_module", False)
+                or is_sharded(owner)
                 or type(tensor) is not nn.Parameter
                 or tensor.is_meta
                 or tensor.is_inference()

@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 
 from torch import fx, nn
 
+from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import rewrap
 
 
@@ -144,9 +145,7 @@ def base_class(cls: type[nn.Module]) -> type[nn.Module]:
         return cls
     if "bishare_base" in vars(cls):
         return cls.bishare_base
-    from torch.distributed.fsdp import FSDPModule
-
-    if not issubclass(cls, FSDPModule):
+    if not is_sharded_class(cls):
         raise TypeError(f"{cls.__name__} was subclassed after a graph was installed in it")
     return _without_graph(cls)
 
@@ -162,19 +161,18 @@ def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
 def has_own_forward(module: nn.Module) -> bool:
     """Whether `module` runs a forward that is not its class's.
 
-    accelerate's hooks do not count: theirs calls `_old_forward`, and their removal leaves on the
+    accelerate's hooks do not count: they call the forward that they wrap, and their removal leaves on the
     instance the class's own forward, bound.
     """
-    own = module.__dict__.get("_old_forward", module.__dict__.get("forward"))
+    own = own_forward(module)
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
     old = type(module)
     module.__class__ = cls
-    # accelerate keeps a bound forward on the instance: the one it wraps (`_old_forward`), or after
-    # its hook is removed, `forward` itself. Bound to the old class, it would go on running.
-    for name in ("_old_forward", "forward"):
+    # A bound forward that accelerate keeps on the instance would go on running as the old class's.
+    for name in FORWARDS:
         bound = module.__dict__.get(name)
         if isinstance(bound, types.MethodType) and bound.__func__ is old.forward:
             module.__dict__[name] = types.MethodType(cls.forward, module)

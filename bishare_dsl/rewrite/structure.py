@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from bishare_dsl.models.hooks import ADDED
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 
 # What every module has, and what accelerate adds: none of it is seen by a forward.
-_BOOKKEEPING = frozenset(vars(nn.Module())) | {"_hf_hook", "_old_forward", "forward"}
+_BOOKKEEPING = frozenset(vars(nn.Module())) | ADDED
 # Read at run time through the module, so that it may differ between modules with one graph.
 _SYMBOLIC = frozenset({"layer_idx"})
 

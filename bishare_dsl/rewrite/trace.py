@@ -29,6 +29,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer, TraceError
 
+from bishare_dsl.models.hooks import FORWARDS
 from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
 from bishare_dsl.rewrite.rewritten import base_class
@@ -339,8 +340,7 @@ class RegionTracer(GraphAppendingTracer):
     def _make_view(self) -> nn.Module:
         """What the forward sees as `self`."""
         state = dict(self.module.__dict__)
-        # accelerate keeps its wrapper and the forward it wraps on the instance.
-        for name in ("forward", "_old_forward"):
+        for name in FORWARDS:
             state.pop(name, None)
         state["training"] = self.way.training
         state["_modules"] = {

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bishare_dsl.train.checkpoint import name_of
 from bishare_dsl.train.errors import TrainingInterrupted
-from bishare_dsl.train.record import replace_file
+from bishare_dsl.writing import replace_file
 
 if TYPE_CHECKING:
     from bishare_dsl.train.trainer import AdapterTrainer

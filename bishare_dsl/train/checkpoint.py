@@ -7,29 +7,25 @@
 | ``trainer_state.json`` | transformers': steps, epochs, what was logged |
 | ``checkpoint.json`` | the format, what run it is of, and the digest of each of the other three |
 
-While it is written, the folder is called ``.checkpoint-N.new``; while it is replaced, the old one is
-``.checkpoint-N.old``, and while it is removed, ``.checkpoint-N.gone``.
+It is written, replaced and removed as `bishare_dsl.writing` does it; `tidy` clears up after a kill.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 
-from bishare_dsl.adapter.config import Digest
-from bishare_dsl.adapter.journal import digest_of, matches
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.state import from_bytes, to_bytes
+from bishare_dsl.writing import Digest, content_of, digest_of, leftover, remove_folder
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -37,7 +33,7 @@ STATE, STATE_TENSORS = "state.json", "state.safetensors"
 TRAINER = "trainer_state.json"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_UNFINISHED = re.compile(r"\.checkpoint-\d+\.(new|old|gone)")
+_OURS = re.compile(r"checkpoint-\d+|run\.json|log\.jsonl|loss\.png")
 
 
 @dataclass(frozen=True)
@@ -66,32 +62,6 @@ def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints in a run's folder, oldest first."""
     found = {int(m[1]): p for p in _entries(folder) if (m := _NAME.fullmatch(p.name))}
     return [found[step] for step in sorted(found)]
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into, which becomes ``folder`` when all has gone well.
-
-    At no moment is ``folder`` there in part. It is on the disk before it has its name.
-
-    Raises:
-        OSError: the system refused; what was there before is there.
-    """
-    new, old = _aside(folder, "new"), _aside(folder, "old")
-    remove(new)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for path in (*new.rglob("*"), new):
-            _sync(path)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        _sync(folder.parent)
-        remove(old)
-    except BaseException:
-        remove(new)
-        raise
 
 
 def write_state(folder: Path, state: Any, step: int, run: Mapping[str, Any]) -> None:
@@ -138,13 +108,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if manifest["format"] != FORMAT:
             reason = f"it is in format {manifest['format']}, and this bishare reads {FORMAT}"
             raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
+        files: dict[str, bytes] = {}
         for name, digest in manifest["files"].items():
-            if not matches(folder / name, Digest(**digest)):
+            if (content := content_of(folder, name, Digest(**digest))) is None:
                 raise ValueError(f"{name} is missing, or is not what was saved")
-        state = None
-        if STATE in manifest["files"]:
-            text, tensors = ((folder / name).read_bytes() for name in (STATE, STATE_TENSORS))
-            state = from_bytes(text, tensors)
+            files[name] = content
+        state = from_bytes(files[STATE], files[STATE_TENSORS]) if STATE in files else None
         return Checkpoint(folder, int(manifest["step"]), dict(manifest["run"]), state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -152,26 +121,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What a kill left of checkpoints that were being written, replaced or removed."""
-    return [path for path in _entries(folder) if _UNFINISHED.fullmatch(path.name)]
+    """Find what a kill left of checkpoints and files of a run that were being written or removed."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if (left := leftover(path)) and _OURS.fullmatch(left[0])]
 
 
 def tidy(folder: Path) -> None:
     """Finish what a kill interrupted: what was being replaced is back, what is unfinished is gone."""
     for path in unfinished(folder):
-        replaced = folder / path.name[1:].removesuffix(".old")
-        if path.suffix == ".old" and not replaced.exists():
-            path.rename(replaced)
-        else:
+        name, what = cast("tuple[str, str]", leftover(path))
+        if what == "old" and not (folder / name).exists():
+            path.rename(folder / name)
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def remove(folder: Path) -> None:
-    """Remove a checkpoint so that it is never there in part under its name."""
-    if _NAME.fullmatch(folder.name):
-        remove(gone := _aside(folder, "gone"))
-        folder = folder.rename(gone)
-    shutil.rmtree(folder, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def rotate(folder: Path, keep: int | None, best: Path | None) -> None:
@@ -185,23 +149,8 @@ def rotate(folder: Path, keep: int | None, best: Path | None) -> None:
             kept.add(path)
     for path in found:
         if path not in kept:
-            remove(path)
-
-
-def _aside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
+            remove_folder(path)
 
 
 def _entries(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def _sync(path: Path) -> None:
-    """See that a file's content, or a folder's names, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # It has no such call, and no need of it.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.train.record import replace_file
+from bishare_dsl.writing import replace_file
 
 CURVE = "loss.png"
 

@@ -19,12 +19,12 @@ from bishare_dsl.train.checkpoint import (
     Checkpoint,
     checkpoints,
     read_checkpoint,
-    remove,
     unfinished,
 )
 from bishare_dsl.train.curve import CURVE
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.record import RUN, read_record
+from bishare_dsl.writing import remove_folder
 
 # The adapter's config first: without it there is no adapter, whatever else is left.
 _OURS = (files.CONFIG, files.TENSORS, files.PLAN, files.SPEC, LOG, CURVE)
@@ -58,7 +58,7 @@ def clear(folder: Path) -> None:
     """
     for path in (*_written(folder), folder / "runs", *unfinished(folder)):
         if path.is_dir():
-            remove(path)
+            remove_folder(path)
         else:
             path.unlink(missing_ok=True)
     if (folder / files.CARD).exists():
@@ -100,7 +100,7 @@ def drop_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
     """Remove the checkpoints behind one that a run goes on from: they will come again. Gives their names."""
     later = [path for path in checkpoints(folder) if int(path.name.split("-")[1]) > checkpoint.step]
     for path in later:
-        remove(path)
+        remove_folder(path)
     return [path.name for path in later]
 
 

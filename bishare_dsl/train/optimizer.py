@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.train.sharded import gathered, spread_like
+from bishare_dsl.models.hooks import gathered, spread_like
 
 if TYPE_CHECKING:
     import torch

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.plan import Plan
 from bishare_dsl.train.arguments import effective_batch
 from bishare_dsl.version import __version__
+from bishare_dsl.writing import replace_file
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -164,20 +165,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Give a file its content in one step; a kill leaves the old content or the new.
-
-    Raises:
-        OSError: the system refused; the file is as it was.
-    """
-    new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def now() -> str:

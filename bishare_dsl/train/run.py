@@ -13,6 +13,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.models.hooks import unprepared
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import record as records
 from bishare_dsl.train.arguments import effective_batch, training_arguments
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from bishare_dsl.spec import Spec
-
-
-_ACCELERATES = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def train(
@@ -299,15 +297,11 @@ def _keep_good(trainer: AdapterTrainer, error: NotFiniteError) -> NoReturn:
 def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """Leave no trace of the Trainer on a model but what was trained."""
     cache = model.config.use_cache
-    # accelerate wraps autocast round `forward`. A second run would wrap it again, or not at all.
-    before = {name: vars(model)[name] for name in _ACCELERATES if name in vars(model)}
     try:
-        yield
+        with unprepared(model):
+            yield
     finally:
         model.config.use_cache = cache
-        for name in _ACCELERATES:
-            vars(model).pop(name, None)
-        vars(model).update(before)
         model.eval()
 
 

@@ -15,8 +15,8 @@ from transformers.trainer_callback import ExportableState
 
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import AdapterHandle
-from bishare_dsl.adapter.resident import is_offloaded
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.models.hooks import gathered, is_offloaded, is_spread, spread_like
 from bishare_dsl.train import checkpoint as checkpoints
 from bishare_dsl.train.arguments import refusals
 from bishare_dsl.train.errors import TrainError
@@ -24,8 +24,8 @@ from bishare_dsl.train.guard import Guard, check_step
 from bishare_dsl.train.loss import only_learnt
 from bishare_dsl.train.optimizer import load_optimizer, optimizer_state
 from bishare_dsl.train.record import division
-from bishare_dsl.train.sharded import gathered, spread_like
 from bishare_dsl.train.state import generators, kept_generators, set_generators
+from bishare_dsl.writing import new_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -153,7 +153,7 @@ class AdapterTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         adapter = self.adapter
-        sharded = any(hasattr(tensor, "full_tensor") for tensor in adapter.tensors().values())
+        sharded = any(map(is_spread, adapter.tensors().values()))
         if sharded or self.args.should_save:
             adapter.save_pretrained(output_dir or self.folder)
 
@@ -165,7 +165,7 @@ class AdapterTrainer(Trainer):
             self._note_best(folder)
             writes = self.args.should_save
             try:
-                with checkpoints.staged(folder) if writes else nullcontext(self.folder) as new:
+                with new_folder(folder) if writes else nullcontext(self.folder) as new:
                     self.save_model(str(new))
                     if writes:
                         self._note_callbacks()

@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
-from bishare_dsl.adapter import journal
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError
@@ -33,7 +33,7 @@ def reseal(folder: Path, **fields: Any) -> None:
     config = json.loads(path.read_text())
     for name in config["files"]:
         if (folder / name).exists():
-            config["files"][name] = journal.digest_of((folder / name).read_bytes()).model_dump()
+            config["files"][name] = writing.digest_of((folder / name).read_bytes()).model_dump()
     path.write_text(json.dumps({**config, **fields}))
 
 
@@ -162,7 +162,7 @@ def test_a_config_with_other_fields(folder: Path, fields: dict[str, Any]) -> Non
 def test_a_config_that_lists_a_file_elsewhere(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     config = json.loads((folder / "bishare_config.json").read_text())
-    digest = journal.digest_of(b"x").model_dump()
+    digest = writing.digest_of(b"x").model_dump()
     reseal(folder, files={**config["files"], "../secret": digest})
     refused(folder, "BS604")
 
@@ -328,7 +328,7 @@ def test_a_disk_that_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal, "_write", full)
+    monkeypatch.setattr(writing, "_write", full)
     with pytest.raises(AdapterError, match=r"BS616.*No space left"):
         saved(folder, 1)
     assert read_adapter(folder).config.seed == 0
@@ -349,3 +349,28 @@ def test_sharded_tensors_are_refused(tmp_path: Path) -> None:
     empty = {t.name: torch.empty(0) for t in plan.tensors}
     with pytest.raises(AdapterError, match=r"BS617.*\(0,\)"):
         save_adapter(tmp_path, plan, empty, TEXT, seed=0)
+
+
+def test_what_was_read_is_what_is_loaded(folder: Path) -> None:
+    stored = read_adapter(folder)
+    before = stored.tensors()
+    saved(folder, 1)  # Another adapter, before the values are asked for.
+    after = stored.tensors()
+    assert stored.config.seed == 0
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(folder: Path) -> None:
+    model, root = tiny_model("llama"), os.geteuid() == 0
+    load_adapter(folder, tiny_model("llama"))
+    folder.parent.chmod(0)
+    if root:
+        os.seteuid(65534)  # To root nothing is out of reach.
+    try:
+        with pytest.raises(AdapterError, match=r"BS604.*Permission denied"):
+            load_adapter(folder, model)
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.parent.chmod(0o700)

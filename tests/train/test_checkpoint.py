@@ -15,16 +15,15 @@ from bishare_dsl.train.checkpoint import (
     checkpoints,
     name_of,
     read_checkpoint,
-    remove,
     rotate,
-    staged,
     tidy,
     write_state,
 )
+from bishare_dsl.writing import new_folder, remove_folder
 
 
 def save(folder, step, content="first"):
-    with staged(folder / name_of(step)) as new:
+    with new_folder(folder / name_of(step)) as new:
         (new / TRAINER).write_text("{}")
         write_state(new, {"content": content}, step, {"seed": 0})
 
@@ -76,7 +75,7 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_an_error_leaves_what_was_there(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(RuntimeError), staged(tmp_path / "checkpoint-1"):
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "checkpoint-1"):
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert read_checkpoint(tmp_path / "checkpoint-1").state == {"content": "first"}
@@ -160,7 +159,7 @@ def test_a_kill_at_any_moment_leaves_whole_ones(tmp_path, what):
 
 def test_removing(tmp_path):
     save(tmp_path, 1)
-    remove(tmp_path / "checkpoint-1")
+    remove_folder(tmp_path / "checkpoint-1")
     assert not list(tmp_path.iterdir())
 
 

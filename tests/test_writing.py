@@ -9,16 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from bishare_dsl import parse_spec, plan_spec
-from bishare_dsl.adapter import journal
+from bishare_dsl import parse_spec, plan_spec, writing
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import preset
 from bishare_dsl.plan import Plan
+from bishare_dsl.writing import (
+    check_writable,
+    commit,
+    leftover,
+    new_folder,
+    replace_file,
+)
 
 TEXTS = [
     f"spec version_{n} target q_proj share s where layer in 0..1 per layer rank {n + 1}"
@@ -51,11 +58,11 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
         real_replace(source, target)
         count("replaced")
 
-    real_replace, real_sync = os.replace, journal._sync
+    real_replace, real_sync = os.replace, writing._sync
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_write", write)
+        patch.setattr(writing, "_write", write)
         patch.setattr(os, "replace", replace)
-        patch.setattr(journal, "_sync", lambda folder: (count("sync"), real_sync(folder)))
+        patch.setattr(writing, "_sync", lambda folder: (count("sync"), real_sync(folder)))
         yield done
 
 
@@ -160,3 +167,124 @@ def test_sigkill(tmp_path: Path, plans: list[Plan]) -> None:
         process.join()
         assert process.exitcode == -signal.SIGKILL
         version_in(folder, plans)
+
+
+# One file, one folder --------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "script"
+    path.write_text("old")
+    path.chmod(0o750)
+    replace_file(path, b"new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o750)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_replaced_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            replace_file(tmp_path / "file", b"new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("precious")
+    (folder := tmp_path / "folder").mkdir()
+    for name in ("a.new", ".a.new", "manifest.new", "a"):
+        (folder / name).symlink_to(tmp_path / "target")
+    commit(folder, {"a": b"new"}, ("manifest", b"m"))
+    replace_file(folder / "a", b"newer")
+    assert (tmp_path / "target").read_text() == "precious"
+    assert (folder / "a").read_text() == "newer"
+
+
+def test_a_commit_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("old")
+    for calls in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os, "fsync", Mock(side_effect=[None] * calls + [OSError(28, "No space left")])
+            )
+            with pytest.raises(OSError, match="No space left"):
+                commit(tmp_path, {"a": b"new"}, ("manifest", b"m"))
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "old").touch()
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "it") as new:
+        (new / "nowhere" / "new").touch()
+    with new_folder(tmp_path / "it") as new:
+        assert (tmp_path / "it" / "old").exists()
+        (new / "newer").touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/newer"]
+
+
+def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "old").touch()
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        return full_disk() if path.suffix == ".new" else real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "it"):
+        pass
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/old"]
+
+
+def test_what_a_kill_leaves_is_known_by_its_name() -> None:
+    assert leftover(Path(".run.json.0123abcd.new")) == ("run.json", "new")
+    assert leftover(Path(".checkpoint-3.old")) == ("checkpoint-3", "old")  # of bishare 0.1
+    assert leftover(Path("run.json.new")) is None
+
+
+def test_whether_a_folder_can_be_written(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        check_writable(tmp_path / "file" / "a")
+
+
+# Several processes -----------------------------------------------------------------------------------
+
+
+def _save_often(folder: Path, plans: list[Plan], version: int) -> None:
+    for _ in range(25):
+        save(folder, plans, version)
+
+
+def test_processes_that_save_into_one_folder_take_turns(tmp_path: Path, plans: list[Plan]) -> None:
+    folder = tmp_path / "adapter"
+    save(folder, plans, 0)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_save_often, args=(folder, plans, v)) for v in (1, 2, 0)]
+    for process in processes:
+        process.start()
+    seen = set()
+    while any(process.is_alive() for process in processes):
+        seen.add(
+            version_in(folder, plans)
+        )  # A reader beside them never sees a mixture, or nothing.
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    version_in(folder, plans)
+    assert len(seen) > 1
+    assert not list(folder.glob("*.new"))

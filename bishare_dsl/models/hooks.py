@@ -1,0 +1,129 @@
+"""What accelerate and FSDP keep on modules and tensors: their private names stand here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORWARDS = ("_old_forward", "forward")
+"""Where on an instance accelerate keeps a forward: the one that its hook wraps, and the wrapper. After the
+hook is removed `forward` is the class's own, bound."""
+
+ADDED = frozenset({"_hf_hook", *FORWARDS})
+"""The attributes that an accelerate hook adds to a module."""
+
+_PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
+
+
+def own_forward(module: nn.Module) -> Any:
+    """Give the forward that an instance has for itself, below accelerate's hook; None where it has none."""
+    return next((vars(module)[name] for name in FORWARDS if name in vars(module)), None)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Tell whether an accelerate hook wraps the forward of a module."""
+    return "_hf_hook" in vars(module)  # Not `hasattr`, which is slow where there is none.
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Tell whether accelerate keeps the values of a module's parameters elsewhere."""
+    return any(True for _ in _weight_maps(module))
+
+
+def resident(module: nn.Module, name: str) -> torch.Tensor | None:
+    """Give the tensor that holds a parameter's values, so that writing into it changes the parameter.
+
+    accelerate's offload leaves a parameter on the meta device and keeps its values in a map; the tensor
+    in the map is returned if it is the map's own. One on disk is read afresh each time, and writing into
+    what was read would change nothing: then the parameter is returned, still on the meta device.
+    """
+    parameter = module._parameters.get(name)
+    if parameter is None or not parameter.is_meta:
+        return parameter
+    for values in _weight_maps(module):
+        if name in values and values[name] is values[name]:
+            return values[name]
+    return parameter
+
+
+@contextmanager
+def unprepared(model: nn.Module) -> Iterator[None]:
+    """Take off, after a block, what accelerate has put round the forward of a model in it.
+
+    It wraps autocast round `forward`. A second run would wrap it again, or not at all.
+    """
+    before = {name: vars(model)[name] for name in _PREPARED if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in _PREPARED:
+            vars(model).pop(name, None)
+        vars(model).update(before)
+
+
+# FSDP -----------------------------------------------------------------------------------------------
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether FSDP manages the parameters of a module."""
+    return bool(vars(module).get("_is_fsdp_managed_module", False))
+
+
+def is_sharded_class(cls: type[nn.Module]) -> bool:
+    """Tell whether a class is one that FSDP2 has made over a module's own."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return issubclass(cls, FSDPModule)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let the parameters of a model be the sharded ones again; without FSDP2, do nothing.
+
+    After a forward FSDP2 may leave in their place what it gathered for it: copies that an optimizer never
+    sees, rounded to the type of its mixed precision. No process waits for another here.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def is_spread(tensor: object) -> bool:
+    """Tell whether a tensor's values are spread over several processes."""
+    return hasattr(tensor, "full_tensor")
+
+
+def gathered(value: Any) -> Any:
+    """Give a tensor with all of its values, for which every process calls this; anything else as it is."""
+    return value.full_tensor() if is_spread(value) else value
+
+
+def spread_like(value: Any, like: torch.Tensor) -> Any:
+    """Give this process's part of a whole tensor, if ``like`` is spread and of its shape."""
+    import torch
+
+    if not is_spread(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    # Every process has read the same file, so that none needs to send it.
+    return distribute_tensor(
+        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def _weight_maps(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:
+    hook = vars(module).get("_hf_hook")
+    for part in getattr(hook, "hooks", (hook,)):
+        if (values := getattr(part, "weights_map", None)) is not None:
+            yield values
