@@ -55,7 +55,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @click.option(
     "--store-frozen",
     is_flag=True,
-    help="OwnedTensors frozen tensors too; by default the seed draws them again.",
+    help="Store frozen tensors too; by default the seed draws them again.",
 )
 @options.force
 @options.quiet
