@@ -8,26 +8,38 @@ from collections.abc import Iterator
 from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
-from bishare_dsl.plan.settings import Unresolved, params_of, refs, resolve
+from bishare_dsl.plan.settings import Resolver, reads_alpha, refs
 from bishare_dsl.spec import ATTRIBUTES, Expression, RankMatch, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 
 
 def check_spec(spec: Spec) -> list[Problem]:
-    """Every problem of a spec that does not depend on a model, in the order of the spec's parts."""
-    problems = [*_names(spec), *_unused(spec)]
+    """Every problem of a spec that does not depend on a model."""
+    resolver = Resolver(spec)
+    check(resolver)
+    return resolver.problems
+
+
+def check(resolver: Resolver) -> None:
+    """Find every problem of a spec that does not depend on a model."""
+    spec = resolver.spec
+    resolver.add(_names(spec))
+    resolver.add(_unused(spec))
     for index, share in enumerate(spec.shares):
-        problems += _share(spec, index, share)
-    return list(dict.fromkeys(problems))
+        resolver.add(_share(resolver, index, share))
 
 
-def rank_problem(value: float, loc: Loc) -> Problem | None:
-    """What is wrong with a rank, if anything."""
+def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
+    """The value of a rank.
+
+    Raises:
+        EvaluationError: it has none, or that is no rank (BS211).
+    """
+    value = scope.number(rank, loc)
     if value != int(value) or value < 0:
-        return codes.BAD_NUMBER(
-            what="a rank", value=value, why="it is a whole number, 0 or more", loc=loc
-        )
-    return None
+        why = "it is a whole number, 0 or more"
+        raise EvaluationError(codes.BAD_NUMBER(what="a rank", value=value, why=why, loc=loc))
+    return int(value)
 
 
 def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
@@ -84,21 +96,17 @@ def _unused(spec: Spec) -> Iterator[Problem]:
     alphas = [("shares", i) for i, share in enumerate(spec.shares) if share.alpha is not None]
     for loc in alphas:
         settings = spec.settings(spec.shares[loc[1]])
-        if settings.scale is not None and not _reads_alpha(settings.scale):
+        if settings.scale is not None and not reads_alpha(settings.scale):
             yield codes.UNUSED(what="setting", name="alpha", loc=(*loc, "alpha"))
     if spec.defaults.alpha is not None and not any(
         share.alpha is None
-        and ((scale := spec.settings(share).scale) is None or _reads_alpha(scale))
+        and ((scale := spec.settings(share).scale) is None or reads_alpha(scale))
         for share in spec.shares
     ):
         yield codes.UNUSED(what="default", name="alpha", loc=("defaults", "alpha"))
 
 
-def _reads_alpha(scale: Expression) -> bool:
-    return any(ref.ref == "alpha" for _, ref in refs(scale))
-
-
-def _share(spec: Spec, index: int, share: Share) -> Iterator[Problem]:
+def _share(resolver: Resolver, index: int, share: Share) -> Iterator[Problem]:
     loc: Loc = ("shares", index, "rank")
     if isinstance(share.rank, RankMatch):
         arms = [(arm.rank, (*loc, "arms", i, "rank")) for i, arm in enumerate(share.rank.arms)]
@@ -106,19 +114,14 @@ def _share(spec: Spec, index: int, share: Share) -> Iterator[Problem]:
             arms.append((share.rank.otherwise, (*loc, "otherwise")))
     else:
         arms = [(share.rank, loc)]
-    scope = Scope(params_of(spec))
+    scope = Scope(resolver.params)
     for rank, place in arms:
         if any(ref.ref in ATTRIBUTES for _, ref in refs(rank)):
             continue  # Depends on the site: planning finds out.
         try:
-            value = scope.number(rank, place)
+            value = rank_of(rank, scope, place)
         except EvaluationError as error:
             yield error.problem
             continue
-        if problem := rank_problem(value, place):
-            yield problem
-        elif value > 0:
-            try:
-                yield from resolve(spec, index, int(value)).warnings
-            except Unresolved as error:
-                yield from error.problems
+        if value:
+            resolver.at(index, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from bishare_dsl.spec import (
     And,
@@ -90,7 +91,7 @@ def short_path(path: str) -> str:
     return ".".join(parts[max(0, first - 1) :])
 
 
-def owner(paths: list[str]) -> str:
+def owner(paths: Sequence[str]) -> str:
     """The nearest module that contains all of these sites: their parent, their block, or the model.
 
     A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of

@@ -8,7 +8,6 @@ from functools import cached_property
 from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, Site
-from bishare_dsl.plan.settings import params_of
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -44,7 +43,7 @@ class Sites:
 
     def __init__(self, spec: Spec, architecture: Architecture):
         self.architecture = architecture
-        self.params = params_of(spec)
+        self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
         self.scopes: Mapping[str, Scope] = {
             site.path: self._scope(spec, site) for site in architecture.sites

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +19,7 @@ from bishare_dsl.transforms import (
     Start,
     Transform,
     guarded,
+    load_transform,
     transform_kind,
     transform_names,
 )
@@ -46,7 +48,6 @@ class Resolved:
     dropout: float
     starts: Mapping[str, Start]
     gains: Mapping[str, Start]
-    warnings: tuple[Problem, ...] = ()
     _found: dict[str, Start] = field(default_factory=dict)  # asked once for each role
 
     def start(self, role: str) -> Start:
@@ -62,29 +63,102 @@ class Resolved:
             return Start(*self.transform.start(role))
 
 
-class Unresolved(Exception):
-    """A share's settings are wrong; carries every problem, located within the share."""
+class Resolver:
+    """What the shares of a spec say, worked out once for each share and rank; and what is wrong with it."""
 
-    def __init__(self, problems: list[Problem]):
-        super().__init__(problems)
-        self.problems = problems
+    def __init__(self, spec: Spec):
+        self.spec = spec
+        self.params = spec.values
+        self.problems: list[Problem] = []
+        self._found: dict[tuple[int, int], Resolved | None] = {}
 
+    @property
+    def failed(self) -> bool:
+        """Whether a problem is an error."""
+        return any(problem.severity == "error" for problem in self.problems)
 
-def params_of(spec: Spec) -> dict[str, Value]:
-    """The values of a spec's params by name."""
-    return {param.name: param.value for param in spec.params}
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Problems that were found; a share that has several ranks says the same of each."""
+        for problem in problems:
+            if problem not in self.problems:
+                self.problems.append(problem)
 
+    def at(self, index: int, rank: int) -> Resolved | None:
+        """The settings of share number ``index`` at a rank; None where they are wrong."""
+        if (index, rank) not in self._found:
+            found: list[Problem] = []
+            try:
+                resolved = self._resolve(index, rank, found)
+            except SpecError as error:  # a package's transform
+                resolved = None
+                found += at_via(self.spec, index, error)
+            self.add(found)
+            wrong = any(problem.severity == "error" for problem in found)
+            self._found[index, rank] = None if wrong else resolved
+        return self._found[index, rank]
 
-def resolve(spec: Spec, index: int, rank: int) -> Resolved:
-    """The settings of share number ``index`` at a rank.
+    def _resolve(self, index: int, rank: int, problems: list[Problem]) -> Resolved | None:
+        share = self.spec.shares[index]
+        at: Loc = ("shares", index)
+        settings = self.spec.settings(share)
 
-    Raises:
-        Unresolved: with all that is wrong with them.
-    """
-    try:
-        return _resolve(spec, index, rank)
-    except SpecError as error:  # a package's transform
-        raise Unresolved(at_via(spec, index, error)) from error
+        def number(given: Expression | None, loc: Loc, otherwise: float, **names: Value) -> float:
+            if given is None:
+                return otherwise
+            try:
+                return float(Scope(self.params | names).number(given, loc))
+            except EvaluationError as error:
+                problems.append(error.problem)
+                return otherwise
+
+        def place(*names: str) -> Loc:
+            """Where a setting stands: in the share, or among the spec's defaults."""
+            own = reduce(getattr, names, share) is not None
+            return (*(at if own else ("defaults",)), *names)
+
+        alpha = number(settings.alpha, place("alpha"), rank)
+        scale = alpha / rank
+        if settings.scale is not None:
+            names = {"rank": rank} if settings.alpha is None else {"rank": rank, "alpha": alpha}
+            if "alpha" not in names and reads_alpha(settings.scale):
+                problems.append(codes.NO_ALPHA(loc=place("scale")))
+            else:
+                scale = number(settings.scale, place("scale"), 1, **names)
+        if scale == 0:
+            where = place("alpha" if settings.scale is None else "scale")
+            why = "the term does nothing"
+            problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where))
+        dropout = number(settings.dropout, place("dropout"), 0)
+        if not 0 <= dropout < 1:
+            why, where = "it is a probability below 1", place("dropout")
+            problems.append(codes.BAD_NUMBER(what="dropout", value=dropout, why=why, loc=where))
+        starts = {
+            role: self._initial(given, place("init", role), problems)
+            for role in ("A", "B")
+            if (given := getattr(settings.init, role)) is not None
+        }
+        gains = {
+            role: Start("constant", number(given, (*at, "gain", name), 0, rank=rank))
+            for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out"))
+            if (given := getattr(share.gain, name)) is not None
+        }
+        found: list[Problem] = []
+        transform = _transform(share, rank, self.params, found)
+        resolved = None
+        if transform is not None:
+            resolved = Resolved(transform, scale, dropout, starts, gains)
+            if not any(problem.severity == "error" for problem in (*problems, *found)):
+                found += _roles(share, resolved)
+                found += _start(share, resolved)
+        problems += (problem.within(*at) for problem in found)
+        return resolved
+
+    def _initial(self, given: Expression, loc: Loc, problems: list[Problem]) -> Start:
+        name = self.params.get(given.ref, given.ref) if isinstance(given, Ref) else given
+        if isinstance(name, str) and name in _INITIALS:
+            return _INITIALS[name]
+        problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
+        return Start("zeros")
 
 
 def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
@@ -93,79 +167,9 @@ def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
     return [replace(problem, loc=loc) for problem in error.problems]
 
 
-def _resolve(spec: Spec, index: int, rank: int) -> Resolved:
-    problems: list[Problem] = []
-    params = params_of(spec)
-    share = spec.shares[index]
-    at: Loc = ("shares", index)
-    settings = spec.settings(share)
-
-    def number(expression: Expression, loc: Loc, **names: Value) -> float | None:
-        try:
-            return float(Scope(params | names).number(expression, loc))
-        except EvaluationError as error:
-            problems.append(error.problem)
-            return None
-
-    def place(name: str) -> Loc:
-        """Where a setting stands: in the share, or among the spec's defaults."""
-        return (*(at if getattr(share, name) is not None else ("defaults",)), name)
-
-    def init_place(factor: str) -> Loc:
-        own = getattr(share.init, factor) is not None
-        return (*(at if own else ("defaults",)), "init", factor)
-
-    alpha = None if settings.alpha is None else number(settings.alpha, place("alpha"))
-    scale: float | None = 1.0
-    if settings.scale is not None:
-        names: dict[str, Value] = {"rank": rank}
-        if alpha is not None:
-            names["alpha"] = alpha
-        if settings.alpha is None and any(r.ref == "alpha" for _, r in refs(settings.scale)):
-            problems.append(codes.NO_ALPHA(loc=place("scale")))
-            scale = None
-        else:
-            scale = number(settings.scale, place("scale"), **names)
-    elif alpha is not None:
-        scale = alpha / rank
-    if scale == 0:
-        where = place("scale" if settings.scale is not None else "alpha")
-        problems.append(
-            codes.BAD_NUMBER(what="scale", value=0, why="the term does nothing", loc=where)
-        )
-    dropout = 0.0 if settings.dropout is None else number(settings.dropout, place("dropout"))
-    if dropout is not None and not 0 <= dropout < 1:
-        problems.append(
-            codes.BAD_NUMBER(
-                what="dropout",
-                value=dropout,
-                why="it is a probability below 1",
-                loc=place("dropout"),
-            )
-        )
-    found: list[Problem] = []
-    transform = _transform(share, rank, params, found)
-    problems += (problem.within(*at) for problem in found)
-    starts = {
-        role: _initial(given, params, init_place(role), problems)
-        for role in ("A", "B")
-        if (given := getattr(settings.init, role)) is not None
-    }
-    gains = {
-        role: Start("constant", value)
-        for role, name in ((GAIN_RANK, "rank"), (GAIN_OUT, "out"))
-        if (given := getattr(share.gain, name)) is not None
-        and (value := number(given, (*at, "gain", name), rank=rank)) is not None
-    }
-    errors = any(problem.severity == "error" for problem in problems)
-    if errors or transform is None or scale is None or dropout is None:
-        raise Unresolved(problems)
-    resolved = Resolved(transform, scale, dropout, starts, gains)
-    problems += (problem.within(*at) for problem in _roles(share, resolved))
-    problems += (problem.within(*at) for problem in _start(share, resolved))
-    if any(problem.severity == "error" for problem in problems):
-        raise Unresolved(problems)
-    return replace(resolved, warnings=tuple(problems))
+def reads_alpha(scale: Expression) -> bool:
+    """Whether a scale depends on alpha."""
+    return any(ref.ref == "alpha" for _, ref in refs(scale))
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
@@ -181,16 +185,6 @@ def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
     elif isinstance(part, dict):
         for name, item in part.items():
             yield from refs(item, (*loc, name))
-
-
-def _initial(
-    given: Expression, params: dict[str, Value], loc: Loc, problems: list[Problem]
-) -> Start:
-    name = params.get(given.ref, given.ref) if isinstance(given, Ref) else given
-    if isinstance(name, str) and name in _INITIALS:
-        return _INITIALS[name]
-    problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
-    return Start("zeros")
 
 
 def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
@@ -264,11 +258,8 @@ def _transform(
     try:
         kind = transform_kind(name)
     except KeyError:
-        problems.append(
-            codes.UNKNOWN_TRANSFORM(
-                name=name, loc=("via", "transform"), help=nearest(name, transform_names())
-            )
-        )
+        help = nearest(name, transform_names())
+        problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=help))
         return None
     except SpecError as error:
         problems += (replace(p, loc=("via", "transform")) for p in error.problems)
@@ -279,19 +270,15 @@ def _transform(
     for option, expression in via.options.items():
         loc: Loc = ("via", "options", option)
         if option not in known:
-            problems.append(
-                codes.UNKNOWN_OPTION(
-                    transform=name, name=option, loc=(*loc, "name"), help=nearest(option, known)
-                )
-            )
+            where, help = (*loc, "name"), nearest(option, known)
+            problems.append(codes.UNKNOWN_OPTION(transform=name, name=option, loc=where, help=help))
             continue
         try:
             values[option] = scope.value(expression, loc)
         except EvaluationError as error:
             problems.append(error.problem)
     try:
-        with guarded(kind, "model_validate", ValidationError):
-            transform = kind.model_validate(values)
+        transform = load_transform(name, values, ValidationError)
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_context=False):
             option = str(fault["loc"][0]) if fault["loc"] else ""

@@ -143,6 +143,11 @@ class Spec(Node):
     defaults: Settings = _NO_SETTINGS
     shares: tuple[Share, ...]
 
+    @property
+    def values(self) -> dict[str, int | float | str]:
+        """What its params are worth, by name."""
+        return {param.name: param.value for param in self.params}
+
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
         """The same spec with other values for its params.
 

@@ -51,17 +51,24 @@ def register(kind: type[Transform]) -> type[Transform]:
     return kind
 
 
-def load_transform(name: str, options: Mapping[str, Any]) -> Transform:
-    """The transform of a name with the options that a plan has written down.
+def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Exception]) -> Transform:
+    """The transform of a name with these options.
+
+    Args:
+        name: as a spec writes it.
+        options: by name, defaults left out or not.
+        refusals: what goes on as it is where the transform does not take the options.
 
     Raises:
         KeyError: there is none.
-        SpecError: a package's transform cannot be used, or no longer takes these options (BS214).
+        SpecError: a package's transform cannot be used, or does not take these options (BS214).
     """
     kind = transform_kind(name)
     try:
         transform = kind.model_validate(options)
         hash(transform)  # Regions are compared by what is in them.
+    except refusals:
+        raise
     except Exception as error:  # Whatever another package's validators raise.
         why = f"it does not take {dict(options)}: {one_line(error)}"
         raise SpecError(

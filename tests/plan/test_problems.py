@@ -95,6 +95,7 @@ WARNINGS = [
     (f"alpha 8\n{TARGET}share s per module rank 4 scale 2", "BS213", "8", None),
     (f"dropout 0.1\n{TARGET}share s per module rank 4 dropout 0", "BS213", "0.1", None),
     (f"{TARGET}share s per module rank 4 start nonzero", "BS213", None, "starts at zero"),
+    (f"{TARGET}share s per module rank layer + 1 start nonzero", "BS213", None, "starts at zero"),
     (f"{TARGET}share s where q_proj per module rank 4", "BS308", "q_proj, v_proj", None),
     (f"{TARGET}share s where q_proj, v_proj, k_proj per module rank 4", "BS312", "k_proj", None),
     ("target q_proj except up_proj\nshare s per module rank 4", "BS310", "up_proj", None),
@@ -121,6 +122,7 @@ def test_problem(text, code, underlined, help):
     problems, where = problems_of(text)
     found = [problem for problem in problems if problem.code == code]
     assert found, problems
+    assert len(set(problems)) == len(problems)
     assert {problem.code for problem in problems if problem.severity == "error"} <= {code}
     assert found[0].severity == registry()[code].severity
     span = where.locate(found[0].loc)
@@ -160,6 +162,30 @@ def test_a_transform_that_fails():
         assert where.source.text[span.start : span.end] == "Failing()"
     finally:
         del registry_of_transforms["Failing"]
+
+
+def test_a_share_is_worked_out_once_for_each_rank():
+    seen = []
+
+    @register
+    class Counting(SliceSharing):
+        name: ClassVar[str] = "Counting"
+
+        def check_rank(self, rank):
+            seen.append(rank)
+
+    try:
+        problems, _ = problems_of(
+            f"{TARGET}share s per kind rank match kind {{ q_proj: 4; else: 2 }} via Counting"
+        )
+        assert problems == ()
+        assert seen == [4, 2]
+        problems, _ = problems_of(
+            f"{TARGET}share s per kind rank match kind {{ q_proj: 4; else: 2 }} via Counting dropout 2"
+        )
+        assert [problem.code for problem in problems] == ["BS211"]  # not once for each rank
+    finally:
+        del registry_of_transforms["Counting"]
 
 
 def test_an_unknown_param_from_outside():
