@@ -24,9 +24,7 @@ if TYPE_CHECKING:
         "cat my.share | bishare check -",
     ),
 )
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE..."
-)
+@options.specs
 @options.model(required=False)
 @options.as_json
 @options.quiet

@@ -30,7 +30,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
         "bishare compile bishare_ke --model llama-7b --emit graph | less",
     ),
 )
-@click.argument("file", type=click.Path(allow_dash=True), metavar="FILE")
+@options.spec()
 @options.model(required=False)
 @options.values
 @click.option(

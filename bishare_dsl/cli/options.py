@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
@@ -65,46 +65,90 @@ def _models(
     return [*presets, CompletionItem(incomplete, type="file")]
 
 
-def model(*, required: bool = True, weights: bool = False) -> Callable[[_Decorated], _Decorated]:
-    """``--model``; with ``weights`` where shapes are not enough."""
+def _specs(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from bishare_dsl.resources import shipped_specs
+
+    shipped = [CompletionItem(name) for name in shipped_specs() if name.startswith(incomplete)]
+    return [*shipped, CompletionItem(incomplete, type="file")]
+
+
+def spec(
+    name: str = "file", metavar: str = "FILE", **settings: Any
+) -> Callable[[_Decorated], _Decorated]:
+    """An argument that names a spec: a file, one that ships, or ``-``."""
+    kind = click.Path(allow_dash=True)
+    return click.argument(name, type=kind, metavar=metavar, shell_complete=_specs, **settings)
+
+
+specs = spec("files", "FILE...", nargs=-1, required=True)
+
+
+def model(
+    *, required: bool = True, weights: bool = False, many: bool = False
+) -> Callable[[_Decorated], _Decorated]:
+    """``--model``; with ``weights`` where shapes are not enough, with ``many`` as often as one likes."""
     kinds = "checkpoint folder, .gguf file or Hub id"
+    again = " May be repeated." if many else ""
     return click.option(
         "-m",
         "--model",
+        "models" if many else "model",
         required=required,
+        multiple=many,
         metavar="MODEL",
         shell_complete=_models,
-        help=f"A {kinds}." if weights else f"A preset such as llama-7b, config.json, {kinds}.",
+        help=(f"A {kinds}." if weights else f"A preset such as llama-7b, config.json, {kinds}.")
+        + again,
     )
+
+
+Value: TypeAlias = int | float | str
+
+
+def _many_values(
+    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, tuple[Value, ...]]:
+    """``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
+    return _settings(given, lambda text: text.split(","))
 
 
 def _values(
     ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
-) -> dict[str, int | float | str]:
+) -> dict[str, Value]:
     """``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``."""
-    values: dict[str, int | float | str] = {}
+    return {name: value for name, (value,) in _settings(given, lambda text: [text]).items()}
+
+
+def _settings(
+    given: tuple[str, ...], split: Callable[[str], list[str]]
+) -> dict[str, tuple[Value, ...]]:
+    settings: dict[str, tuple[Value, ...]] = {}
     problems = []
     for setting in given:
         name, equals, text = (part.strip() for part in setting.partition("="))
-        value = _value(text)
+        values = [_value(part.strip()) for part in split(text)]
         if not equals or not name:
             why = "is not of the form name=value"
-        elif value is None:
+        elif None in values:
             why = "gives no number and no word"
-        elif name in values:
+        elif name in settings:
             why = f"sets `{name}` a second time"
         else:
-            values[name] = value
+            settings[name] = tuple(dict.fromkeys(value for value in values if value is not None))
             continue
         problems.append(
             codes.MALFORMED_SET(given=setting, why=why, help="write it as in `--set r_inter=32`")
         )
     if problems:
         raise CommandError(problems)
-    return values
+    return settings
 
 
-def _value(text: str) -> int | float | str | None:
+def _value(text: str) -> Value | None:
     if _INT.fullmatch(text):
         # No number of a spec is longer, and Python refuses to convert digits by the thousand.
         return int(text) if len(text) < 20 else None
@@ -125,6 +169,15 @@ values = click.option(
     metavar="NAME=VALUE",
     callback=_values,
     help="Give a param of the spec another value; may be repeated.",
+)
+many_values = click.option(
+    "-s",
+    "--set",
+    "params",
+    multiple=True,
+    metavar="NAME=VALUE[,VALUE...]",
+    callback=_many_values,
+    help="Give a param other values, each compared; may be repeated.",
 )
 
 

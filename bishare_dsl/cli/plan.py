@@ -1,12 +1,22 @@
-"""``bishare plan``: what a spec shares and costs on a model."""
+"""``bishare plan``: what a spec shares and costs on a model, or many specs on many models side by side."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.reading import plan_of
+from bishare_dsl.cli.reading import plan_of, read_spec
 from bishare_dsl.cli.report import Report
+from bishare_dsl.diagnostics import BishareError, Problem, SpecError
+
+if TYPE_CHECKING:
+    from bishare_dsl.spec import Spec
+
+SORTS = ("spec", "model", "parameters", "rank", "percent")
 
 
 @click.command(
@@ -15,24 +25,126 @@ from bishare_dsl.cli.report import Report
         "bishare plan my.share --model llama-7b",
         "bishare plan bishare_ke --model ./my-checkpoint --set r_inter=32 --set size=128",
         "bishare plan bishare_ke --model llama-7b --json | jq .trainable",
+        "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16 --sort percent",
     ),
 )
-@click.argument("file", type=click.Path(allow_dash=True), metavar="FILE")
-@options.model()
-@options.values
+@options.specs
+@options.model(many=True)
+@options.many_values
+@click.option(
+    "--sort", type=click.Choice(SORTS), help="Order the rows of a comparison; least first."
+)
 @options.as_json
 @options.quiet
 @click.pass_obj
-def command(report: Report, file: str, model: str, params: dict[str, int | float | str]) -> None:
+def command(
+    report: Report,
+    files: tuple[str, ...],
+    models: tuple[str, ...],
+    params: dict[str, tuple[options.Value, ...]],
+    sort: str | None,
+) -> None:
     """Show what a spec shares and costs on a model: pools, ranks, parameters, bytes.
 
     FILE is a .share file, the name of a spec that ships with bishare, or - for standard input. The model's
     weights are not read.
-    """
-    from bishare_dsl.cli import summary
 
-    plan, _, _ = plan_of(file, model, params, report)
-    if report.as_json:
+    Of several specs, models or values of a param, all combinations are compared in one table. A param that
+    only some of the specs have is set in those.
+    """
+    one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
+    if one and sort is None:
+        from bishare_dsl.cli import summary
+
+        chosen = {name: value for name, (value,) in params.items()}
+        plan, _, _ = plan_of(files[0], models[0], chosen, report)
         report.data(**summary.as_data(plan))
-    else:
         report.result(summary.as_text(plan))
+    else:
+        _compare(files, models, params, sort, report)
+
+
+def _compare(
+    files: tuple[str, ...],
+    models: tuple[str, ...],
+    params: Mapping[str, tuple[options.Value, ...]],
+    sort: str | None,
+    report: Report,
+) -> None:
+    """One table of all combinations. One that does not fit is told, and the others are compared."""
+    rows = list(_combined(files, models, params, report))
+    if sort is not None:
+        # What has no such figure comes last.
+        rows.sort(key=lambda row: ((key := _key(row, sort)) is None, 0 if key is None else key))
+    report.data(rows=rows)
+    report.result(_table(rows))
+
+
+def _combined(
+    files: tuple[str, ...],
+    models: tuple[str, ...],
+    params: Mapping[str, tuple[options.Value, ...]],
+    report: Report,
+) -> Iterator[dict[str, Any]]:
+    from bishare_dsl.models.load import architecture_of
+    from bishare_dsl.plan import build_plan
+    from bishare_dsl.show.compare import combinations, figures
+
+    specs = {file: read_spec(file) for file in files}
+    known = {file: {param.name for param in spec.params} for file, (spec, _) in specs.items()}
+    _check_known(params, [spec for spec, _ in specs.values()])
+    architectures = {model: architecture_of(model) for model in models}
+    told: set[tuple[str, Problem]] = set()
+    for file, (spec, where) in specs.items():
+        for model, architecture in architectures.items():
+            own = {name: values for name, values in params.items() if name in known[file]}
+            for chosen in combinations(own):
+                row: dict[str, Any] = {"file": file, "spec": spec.name, "model": model}
+                row |= {"set": chosen, "error": None}
+                try:
+                    plan, problems = build_plan(spec.with_params(chosen), architecture)
+                    row |= asdict(figures(plan))
+                except BishareError as error:
+                    problems = error.problems
+                    row["error"] = next(p.code for p in problems if p.severity == "error")
+                new = [problem for problem in problems if (file, problem) not in told]
+                told.update((file, problem) for problem in new)
+                report.all(new, where)
+                yield row
+
+
+def _check_known(params: Mapping[str, object], specs: list[Spec]) -> None:
+    """Refuse a param that none of the specs has, as the last of them does."""
+    for name in params:
+        for i, spec in enumerate(specs, start=1):
+            try:
+                spec.with_params({name: 0})
+                break
+            except SpecError:
+                if i == len(specs):
+                    raise
+
+
+def _key(row: dict[str, Any], sort: str) -> Any:
+    if sort in ("spec", "model"):
+        return row["file" if sort == "spec" else "model"]
+    name = {"parameters": "trainable", "rank": "effective_rank", "percent": "of_lora"}[sort]
+    return row.get(name)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    from bishare_dsl.cli.summary import mib, span, table
+
+    settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
+    head = ["spec", "model", *settings]
+    head += ["parameters", "MiB", "effective rank", "of LoRA r=8"]
+    lines = []
+    for row in rows:
+        line = [row["file"], row["model"], *(str(row["set"].get(name, "")) for name in settings)]
+        if row["error"]:
+            line += [row["error"], "", "", ""]
+        else:
+            line += [f"{row['trainable']:,}", mib(row["bytes"]), span(row["effective_rank"])]
+            line += [f"{row['of_lora']:.2%}"]
+        lines.append(line)
+    return table(head, lines, left={0, 1})

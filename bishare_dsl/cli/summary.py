@@ -1,124 +1,19 @@
-"""A plan in a few rows: what each share costs, and what rank each kind of module gets."""
+"""A plan in text and as data: its rows drawn as tables."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.transforms import Transform, Width, guarded, load_transform
+from bishare_dsl.show import rows
+from bishare_dsl.show.rows import BYTES, MIB, ShareRow
 
 if TYPE_CHECKING:
-    from bishare_dsl.plan import Plan, Term
-
-BYTES = 4
-"""Of a parameter: adapters are saved in float32."""
-
-
-@dataclass(frozen=True)
-class ShareRow:
-    """One share. ``pools`` counts its factor pairs and ``members`` the modules of a pool, least and most.
-
-    ``ranks`` and ``scales`` are the distinct ones; ``options`` are the transform's, defaults included.
-    """
-
-    name: str
-    pools: int
-    members: tuple[int, int]
-    transform: str
-    options: dict[str, Any]
-    ranks: tuple[int, ...]
-    scales: tuple[float, ...]
-    dropout: float
-    trainable: int
-    share_of_total: float
-
-
-@dataclass(frozen=True)
-class KindRow:
-    """The modules of one name and shape.
-
-    ``effective_rank`` is the highest rank that the update of such a module can have, ``lora_rank`` the
-    rank of its export as plain LoRA; least and most. None where some update is no matrix.
-    """
-
-    kind: str
-    modules: int
-    d_in: int
-    d_out: int
-    effective_rank: tuple[int, int] | None
-    lora_rank: tuple[int, int] | None
-
-
-def shares(plan: Plan) -> list[ShareRow]:
-    """A row for each share that has parameters, in the spec's order."""
-    members: dict[str, dict[tuple[Any, ...], int]] = {name: {} for name in plan.shares}
-    for pool in plan.pools:
-        sizes = members[pool.share]
-        sizes[pool.key] = max(sizes.get(pool.key, 0), len(pool.members))
-    terms: dict[str, list[Term]] = {name: [] for name in plan.shares}
-    for term in plan.terms:
-        terms[term.share].append(term)
-    return [
-        ShareRow(
-            name=name,
-            pools=len(members[name]),
-            members=_bounds(members[name].values()),
-            transform=terms[name][0].transform,
-            options=terms[name][0].options,
-            ranks=tuple(sorted({term.rank for term in terms[name]})),
-            scales=tuple(sorted({term.scale for term in terms[name]})),
-            dropout=terms[name][0].dropout,
-            trainable=trainable,
-            share_of_total=trainable / plan.trainable,
-        )
-        for name, trainable in plan.shares.items()
-    ]
-
-
-def kinds(plan: Plan) -> list[KindRow]:
-    """A row for each kind and shape of target module, in the model's order."""
-    transforms: dict[str, Transform] = {}
-
-    @cache
-    def reach(share: str, rank: int, width: Width) -> int:
-        with guarded(transforms[share], "reach"):
-            return transforms[share].reach(rank, width)
-
-    counts: Counter[tuple[str, Width]] = Counter()
-    effective: dict[tuple[str, Width], set[int]] = {}
-    lora: dict[tuple[str, Width], set[int]] = {}
-    nonlinear: set[tuple[str, Width]] = set()
-    for site in plan.sites:
-        width = Width(site.d_in, site.d_out)
-        reached = 0
-        for term in plan.terms_of[site.path]:
-            if term.share not in transforms:
-                transforms[term.share] = load_transform(term.transform, term.options)
-            if term.linear:
-                reached += reach(term.share, term.rank, width)
-        row = site.kind, width
-        if not all(term.linear for term in plan.terms_of[site.path]):
-            nonlinear.add(row)
-        counts[row] += 1
-        effective.setdefault(row, set()).add(min(reached, *width))
-        lora.setdefault(row, set()).add(plan.rows(site.path))
-    return [
-        KindRow(
-            row[0],
-            count,
-            *row[1],
-            None if row in nonlinear else _bounds(effective[row]),
-            None if row in nonlinear else _bounds(lora[row]),
-        )
-        for row, count in counts.items()
-    ]
+    from bishare_dsl.plan import Plan
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """The plan for a machine: counts, rows and tensors."""
+    """The plan for a machine: counts, rows, sites, pools and tensors."""
     return {
         "spec": plan.spec,
         "params": plan.params,
@@ -128,40 +23,56 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "all": plan.all,
         "trainable_percent": 100 * plan.trainable / plan.all,
         "bytes": BYTES * plan.trainable,
-        "shares": [asdict(row) for row in shares(plan)],
-        "kinds": [asdict(row) for row in kinds(plan)],
+        "memory": asdict(rows.memory(plan)),
+        "shares": [asdict(row) for row in rows.shares(plan)],
+        "roles": [asdict(row) for row in rows.roles(plan)],
+        "kinds": [asdict(row) for row in rows.kinds(plan)],
+        "layers": [asdict(row) for row in rows.layers(plan)],
+        "sites": [site.model_dump() for site in plan.sites],
+        "pools": [pool.model_dump() for pool in plan.pools],
         "tensors": [tensor.model_dump() for tensor in plan.tensors],
     }
 
 
 def as_text(plan: Plan) -> str:
-    """The plan for a reader: two tables and the line that every tool of the field prints."""
-    base, rows = plan.base, shares(plan)
+    """The plan for a reader: four tables and the line that every tool of the field prints."""
+    base = plan.base
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
     head = (
         f"{plan.spec} on {base.name} ({base.family}, {base.layers} layers): "
         f"{adapted} modules adapted, {len(plan.tensors):,} tensors"
     )
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
-    size = f"adapter: {BYTES * plan.trainable:,} bytes in float32"
-    if plan.frozen:
-        size += f", without {plan.frozen:,} frozen parameters"
     by_share = table(
-        ["share", "pools", "modules each", "rank", "via", "scale", "trainable", "of total"],
+        ["share", "modules", "rank", "via", "scale", "trainable", "of total"],
         [
             [
                 row.name,
-                f"{row.pools:,}",
-                _span(row.members),
+                f"{row.modules:,}",
                 ", ".join(map(str, row.ranks)),
                 _via(row),
                 ", ".join(f"{scale:g}" for scale in row.scales),
                 f"{row.trainable:,}",
                 f"{row.share_of_total:.1%}",
             ]
-            for row in rows
+            for row in rows.shares(plan)
         ],
-        left={0, 4},
+        left={0, 3},
+    )
+    by_role = table(
+        ["share", "role", "pools", "modules each", "shape", "parameters"],
+        [
+            [
+                row.share,
+                row.role,
+                f"{row.pools:,}",
+                span(row.members),
+                f"{span(row.rows)} x {span(row.columns)}",
+                f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
+            ]
+            for row in rows.roles(plan)
+        ],
+        left={0, 1},
     )
     by_kind = table(
         ["kind", "modules", "in", "out", "effective rank", "as LoRA"],
@@ -171,16 +82,51 @@ def as_text(plan: Plan) -> str:
                 f"{row.modules:,}",
                 f"{row.d_in:,}",
                 f"{row.d_out:,}",
-                _span(row.effective_rank),
-                _span(row.lora_rank),
+                span(row.effective_rank),
+                span(row.lora_rank),
             ]
-            for row in kinds(plan)
+            for row in rows.kinds(plan)
         ],
         left={0},
     )
-    parts = [head, f"params: {params}" if params else "", "", by_share, "", by_kind, ""]
-    parts += [size, plan.parameters_line]
-    return "\n".join(part for i, part in enumerate(parts) if part or i != 1)
+    by_layer = table(
+        ["layers", "modules", "effective rank", "of that layer alone", "shared with others"],
+        [
+            [
+                span((row.first, row.last)),
+                f"{row.modules:,}",
+                span(row.effective_rank),
+                f"{row.own:,}",
+                f"{row.shared:,}",
+            ]
+            for row in rows.layers(plan)
+        ],
+        left={0},
+    )
+    parts = [head, *([f"params: {params}"] if params else [])]
+    for drawn in (by_share, by_role, by_kind, by_layer):
+        parts += ["", drawn]
+    return "\n".join([*parts, "", _adapter_size(plan), _memory(plan), plan.parameters_line])
+
+
+def _adapter_size(plan: Plan) -> str:
+    size = BYTES * plan.trainable
+    line = f"adapter: {size:,} bytes ({mib(size)} MiB) in float32"
+    return f"{line}, without {plan.frozen:,} frozen parameters" if plan.frozen else line
+
+
+def _memory(plan: Plan) -> str:
+    found = rows.memory(plan)
+    return (
+        f"training, in MiB without activations: {mib(found.weights)} weights, {mib(found.gradients)} "
+        f"gradients, {mib(found.optimizer)} AdamW; base {mib(found.base)} in bfloat16"
+    )
+
+
+def mib(size: int) -> str:
+    """A number of bytes in MiB, to three digits or more."""
+    value = size / MIB
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
@@ -208,12 +154,8 @@ def _via(row: ShareRow) -> str:
     return f"{row.transform}({options})" if options else row.transform
 
 
-def _bounds(values: Iterable[int]) -> tuple[int, int]:
-    found = list(values)
-    return min(found), max(found)
-
-
-def _span(bounds: tuple[int, int] | None) -> str:
+def span(bounds: rows.Bounds | None) -> str:
+    """The least and the most; one number where they are the same."""
     if bounds is None:
         return "-"
     least, most = bounds

@@ -138,7 +138,11 @@ def test_completion_scripts(bishare, shell):
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("bishare ch", "check"), ("bishare plan lora --model llama-3.", "llama-3.1-405b")],
+    [
+        ("bishare ch", "check"),
+        ("bishare plan lora --model llama-3.", "llama-3.1-405b"),
+        ("bishare plan lora bishare_k", "bishare_ke_ab"),
+    ],
 )
 def test_completion_completes(bishare, monkeypatch, typed, offered):
     monkeypatch.setenv("_BISHARE_COMPLETE", "bash_complete")

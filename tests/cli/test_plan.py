@@ -38,6 +38,16 @@ def test_json_adds_up(bishare):
     assert sum(share["trainable"] for share in plan["shares"]) == plan["trainable"]
     assert sum(t["shape"][0] * t["shape"][1] for t in plan["tensors"]) == plan["trainable"]
     assert plan["problems"] == []
+    assert len(plan["sites"]) == 160
+    assert {pool["role"] for pool in plan["pools"]} == {"A", "B"}
+    assert len(plan["pools"]) == 2 * (160 + 32 + 1)
+    assert sum(row["parameters"] for row in plan["roles"]) == plan["trainable"]
+    assert plan["memory"] == {
+        "base": 2 * 6_738_415_616,
+        "weights": 4 * 3_593_600,
+        "gradients": 4 * 3_593_600,
+        "optimizer": 8 * 3_593_600,
+    }
 
 
 FROZEN = """spec f target q_proj, v_proj
@@ -56,7 +66,9 @@ def test_frozen_parameters_are_counted_apart(bishare, here):
     lines = run.out.splitlines()
     # VeRA's: a gain of the rank and one of the output at 64 modules.
     assert lines[-1].startswith("trainable params: 266,240 || all params: 6,739,206,144 ||")
-    assert lines[-2] == "adapter: 1,064,960 bytes in float32, without 524,288 frozen parameters"
+    assert lines[-3] == (
+        "adapter: 1,064,960 bytes (1.02 MiB) in float32, without 524,288 frozen parameters"
+    )
     plan = json.loads(bishare("plan", "f.share", "-m", "llama-7b", "--json").out)
     assert (plan["trainable"], plan["frozen"]) == (266_240, 524_288)
     assert plan["bytes"] == 4 * 266_240
@@ -129,3 +141,78 @@ def test_errors_as_json(bishare):
 def test_a_checkpoint_folder_is_a_model(bishare, checkpoint):
     run = bishare("plan", "lora", "--model", checkpoint, "--json")
     assert json.loads(run.out)["model"]["name"] == "tiny"
+
+
+def rows(run):
+    assert run.err == ""
+    return json.loads(run.out)["rows"]
+
+
+def test_all_combinations_are_compared(bishare, check_golden):
+    command = ["plan", "lora", "bishare_ke", "-m", "llama-7b", "-m", "llama-1-13b"]
+    command += ["--set", "r=4, 8", "-s", "r_inter=8,16"]
+    run = bishare(*command)
+    assert (run.code, run.err) == (0, "")
+    check_golden("plan-compare.txt", run.out)
+    found = rows(bishare(*command, "--json"))
+    # A param is set in the specs that have it.
+    assert [(r["file"], r["model"], r["set"]) for r in found] == [
+        (spec, model, {name: value})
+        for spec, name, values in (("lora", "r", (4, 8)), ("bishare_ke", "r_inter", (8, 16)))
+        for model in ("llama-7b", "llama-1-13b")
+        for value in values
+    ]
+    for row in found:
+        name, value = next(iter(row["set"].items()))
+        alone = bishare("plan", row["file"], "-m", row["model"], "-s", f"{name}={value}", "--json")
+        assert row["trainable"] == json.loads(alone.out)["trainable"]
+        assert row["bytes"] == 4 * row["trainable"]
+    assert [row["of_lora"] for row in found if row["file"] == "lora"] == [0.5, 1, 0.5, 1]
+    # The paper's Table 2: 25.6 % of LoRA's.
+    assert found[5]["of_lora"] == 3_593_600 / 14_024_704
+    assert found[5]["effective_rank"] == [22, 22]
+
+
+@pytest.mark.parametrize(
+    ("sort", "key"),
+    [
+        ("spec", "file"),
+        ("model", "model"),
+        ("parameters", "trainable"),
+        ("rank", "effective_rank"),
+        ("percent", "of_lora"),
+    ],
+)
+def test_rows_are_sorted(bishare, sort, key):
+    command = ["plan", "lora", "bishare_ke", "-m", "llama-1-13b", "-m", "llama-7b", "-s", "r=8,4"]
+    values = [row[key] for row in rows(bishare(*command, "--json"))]
+    found = [row[key] for row in rows(bishare(*command, "--json", "--sort", sort))]
+    assert found == sorted(values) != values
+
+
+def test_a_combination_that_does_not_fit_leaves_the_others(bishare):
+    run = bishare("plan", "lora", "-m", "llama-7b", "--set", "r=2.5,4", "--sort", "percent")
+    assert run.code == 1
+    assert run.err.count("error[BS211]") == 1
+    assert run.out.splitlines()[-1].split() == ["lora", "llama-7b", "2.5", "BS211"]
+    assert "50.00%" in run.out.splitlines()[-2]
+
+
+def test_a_warning_is_told_once(bishare):
+    run = bishare("plan", "bishare_gt", "-m", "llama-7b", "--set", "r_local=1,2")
+    assert run.err.count("warning[BS350]") == 2  # one for each of two shares
+
+
+def test_a_param_that_no_spec_has_is_wrong_usage(bishare):
+    run = bishare("plan", "lora", "bishare_ke", "-m", "llama-7b", "--set", "r_outer=1,2")
+    assert (run.code, run.out) == (2, "")
+    assert "error[BS207]" in run.err
+
+
+def test_what_is_not_a_matrix_is_compared_without_a_rank(bishare, here):
+    (here / "e.share").write_text(EXPERTS)
+    found = rows(bishare("plan", "e.share", "lora", "-m", "llama-7b", "--json", "--sort", "rank"))
+    assert [(row["file"], row["effective_rank"]) for row in found] == [
+        ("lora", [8, 8]),
+        ("e.share", None),
+    ]

@@ -1,0 +1,49 @@
+"""Plans side by side: figures of one plan, and where two plans differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeVar
+
+from bishare_dsl.plan import Plan
+from bishare_dsl.show.rows import BYTES, Bounds, effective_ranks, lora_size, rank_bounds
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a plan costs and gives.
+
+    ``effective_rank`` is that of the adapted modules, None where an update is not a matrix;
+    ``of_lora`` the trainable parameters as a fraction of those of LoRA r=8 on the same modules.
+    """
+
+    modules: int
+    trainable: int
+    frozen: int
+    bytes: int
+    effective_rank: Bounds | None
+    of_lora: float
+
+
+def figures(plan: Plan) -> Figures:
+    """The figures of a plan that are compared."""
+    ranks = effective_ranks(plan)
+    adapted = [path for path, terms in plan.terms_of.items() if terms]
+    return Figures(
+        modules=len(adapted),
+        trainable=plan.trainable,
+        frozen=plan.frozen,
+        bytes=BYTES * plan.trainable,
+        effective_rank=rank_bounds(ranks[path] for path in adapted),
+        of_lora=plan.trainable / lora_size(plan),
+    )
+
+
+def combinations(values: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
+    """Every choice of one value for each name; the last name changes fastest."""
+    for chosen in product(*values.values()):
+        yield dict(zip(values, chosen, strict=True))

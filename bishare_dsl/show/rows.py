@@ -1,0 +1,242 @@
+"""A plan in a few rows: what each share and each factor costs, what each kind and each layer gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from bishare_dsl.plan import Plan, Tensor, Term
+from bishare_dsl.transforms import Transform, Width, guarded, load_transform
+
+BYTES = 4
+"""Of a parameter: adapters are saved, and train, in float32."""
+MIB = 1 << 20
+
+Bounds = tuple[int, int]
+"""The least and the most."""
+
+
+@dataclass(frozen=True)
+class ShareRow:
+    """One share. ``ranks`` and ``scales`` are the distinct ones; ``options`` are the transform's,
+    defaults included."""
+
+    name: str
+    modules: int
+    transform: str
+    options: dict[str, Any]
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    dropout: float
+    trainable: int
+    share_of_total: float
+
+
+@dataclass(frozen=True)
+class RoleRow:
+    """The tensors of one role of a share, pooled or a module's own.
+
+    ``pools`` counts them; ``members`` are the modules of one, ``rows`` and ``columns`` its shape.
+    """
+
+    share: str
+    role: str
+    pools: int
+    members: Bounds
+    rows: Bounds
+    columns: Bounds
+    parameters: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class KindRow:
+    """The modules of one name and shape.
+
+    ``effective_rank`` is the highest rank that the update of such a module can have, ``lora_rank`` the
+    rank of its export as plain LoRA. None where some update is no matrix.
+    """
+
+    kind: str
+    modules: int
+    d_in: int
+    d_out: int
+    effective_rank: Bounds | None
+    lora_rank: Bounds | None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Layers ``first`` to ``last``, which are alike: what holds for each of them.
+
+    ``own`` counts the parameters that no other layer uses, ``shared`` those that others use too.
+    """
+
+    first: int
+    last: int
+    modules: int
+    effective_rank: Bounds | None
+    own: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes, without activations: the base's weights in bfloat16; the adapter's, its
+    gradients and the two moments of AdamW in float32."""
+
+    base: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def memory(plan: Plan) -> Memory:
+    """What a plan's adapter takes while it trains."""
+    trainable = BYTES * plan.trainable
+    weights = trainable + BYTES * plan.frozen
+    return Memory(2 * plan.base.parameters, weights, trainable, 2 * trainable)
+
+
+def lora_size(plan: Plan, rank: int = 8) -> int:
+    """The parameters of a plain LoRA on the modules that a plan adapts."""
+    return sum(rank * (site.d_in + site.d_out) for site in plan.sites if plan.terms_of[site.path])
+
+
+def effective_ranks(plan: Plan) -> dict[str, int | None]:
+    """The highest rank that the update of each site can have; None where that is no matrix."""
+    transforms: dict[str, Transform] = {}
+
+    @cache
+    def reach(share: str, rank: int, width: Width) -> int:
+        with guarded(transforms[share], "reach"):
+            return transforms[share].reach(rank, width)
+
+    found: dict[str, int | None] = {}
+    for site in plan.sites:
+        width = Width(site.d_in, site.d_out)
+        reached = 0
+        terms = plan.terms_of[site.path]
+        for term in terms:
+            if term.share not in transforms:
+                transforms[term.share] = load_transform(term.transform, term.options)
+            if term.linear:
+                reached += reach(term.share, term.rank, width)
+        found[site.path] = min(reached, *width) if all(term.linear for term in terms) else None
+    return found
+
+
+def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
+    """The least and the most of some sites' ranks; None where one has none."""
+    found = list(ranks)
+    known = [rank for rank in found if rank is not None]
+    return bounds(known) if len(known) == len(found) else None
+
+
+def shares(plan: Plan) -> list[ShareRow]:
+    """A row for each share that has parameters, in the spec's order."""
+    terms: dict[str, list[Term]] = {name: [] for name in plan.shares}
+    for term in plan.terms:
+        terms[term.share].append(term)
+    return [
+        ShareRow(
+            name=name,
+            modules=len(terms[name]),
+            transform=terms[name][0].transform,
+            options=terms[name][0].options,
+            ranks=tuple(sorted({term.rank for term in terms[name]})),
+            scales=tuple(sorted({term.scale for term in terms[name]})),
+            dropout=terms[name][0].dropout,
+            trainable=trainable,
+            share_of_total=trainable / plan.trainable,
+        )
+        for name, trainable in plan.shares.items()
+    ]
+
+
+def roles(plan: Plan) -> list[RoleRow]:
+    """A row for each role of each share: pooled tensors first, then those of single modules."""
+    users: Counter[str] = Counter()
+    tensors: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for pool in plan.pools:
+        tensors.setdefault((pool.share, pool.role), {})
+    for term in plan.terms:
+        for role, name in term.tensors.items():
+            users[name] += 1
+            tensors.setdefault((term.share, role), {})[name] = plan.tensor[name]
+    order = {name: i for i, name in enumerate(plan.shares)}
+    return [
+        RoleRow(
+            share=share,
+            role=role,
+            pools=len(found),
+            members=bounds(users[name] for name in found),
+            rows=bounds(tensor.shape[0] for tensor in found.values()),
+            columns=bounds(tensor.shape[1] for tensor in found.values()),
+            parameters=sum(tensor.size for tensor in found.values()),
+            trainable=all(tensor.trainable for tensor in found.values()),
+        )
+        for (share, role), found in sorted(tensors.items(), key=lambda item: order[item[0][0]])
+    ]
+
+
+def kinds(plan: Plan) -> list[KindRow]:
+    """A row for each kind and shape of target module, in the model's order."""
+    ranks = effective_ranks(plan)
+    paths: dict[tuple[str, Width], list[str]] = {}
+    for site in plan.sites:
+        paths.setdefault((site.kind, Width(site.d_in, site.d_out)), []).append(site.path)
+    rows = []
+    for (kind, width), found in paths.items():
+        effective = rank_bounds(ranks[path] for path in found)
+        lora = None if effective is None else bounds(plan.rows(path) for path in found)
+        rows.append(KindRow(kind, len(found), *width, effective, lora))
+    return rows
+
+
+def layers(plan: Plan) -> list[LayerRow]:
+    """A row for each run of layers that are alike."""
+    ranks = effective_ranks(plan)
+    sites: dict[int, list[str]] = {}
+    for site in plan.sites:
+        sites.setdefault(site.layer, []).append(site.path)
+    uses: dict[int, dict[str, None]] = {
+        layer: {
+            name: None
+            for path in paths
+            for term in plan.terms_of[path]
+            for name in term.tensors.values()
+        }
+        for layer, paths in sites.items()
+    }
+    users = Counter(name for names in uses.values() for name in names)
+    rows: list[LayerRow] = []
+    for layer, paths in sites.items():
+        sizes = [(users[name] > 1, plan.tensor[name].size) for name in uses[layer]]
+        row = LayerRow(
+            first=layer,
+            last=layer,
+            modules=sum(1 for path in paths if plan.terms_of[path]),
+            effective_rank=rank_bounds(ranks[path] for path in paths),
+            own=sum(size for shared, size in sizes if not shared),
+            shared=sum(size for shared, size in sizes if shared),
+        )
+        before = rows[-1] if rows else None
+        if before and before.last == layer - 1 and _alike(before, row):
+            rows[-1] = LayerRow(**{**vars(before), "last": layer})
+        else:
+            rows.append(row)
+    return rows
+
+
+def _alike(one: LayerRow, other: LayerRow) -> bool:
+    return {**vars(one), "first": 0, "last": 0} == {**vars(other), "first": 0, "last": 0}
+
+
+def bounds(values: Iterable[int]) -> Bounds:
+    """The least and the most of some numbers."""
+    found = list(values)
+    return min(found), max(found)

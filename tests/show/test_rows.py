@@ -1,0 +1,78 @@
+import pytest
+
+from bishare_dsl.api import plan_spec
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models import preset
+from bishare_dsl.show import rows
+
+MODEL = preset("smollm2-135m")
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+
+
+def plan(text):
+    return plan_spec(parse_spec(f"spec s target q_proj, v_proj {text}"), MODEL)
+
+
+def test_pools_are_counted_by_role():
+    found = rows.roles(plan("share s A per layer B per module rank 4 gain rank init 0.1"))
+    assert [(r.role, r.pools, r.members, r.rows, r.columns, r.parameters) for r in found] == [
+        ("A", 30, (2, 2), (4, 4), (576, 576), 30 * 4 * 576),
+        ("B", 60, (1, 1), (4, 4), (192, 576), 30 * 4 * (192 + 576)),
+        ("gain_rank", 60, (1, 1), (1, 1), (4, 4), 60 * 4),
+    ]
+
+
+def test_rows_of_roles_keep_the_order_of_the_shares():
+    found = rows.roles(plan("share b per module rank 2 share a per layer rank 4 via SS freeze A"))
+    assert [(r.share, r.role, r.trainable) for r in found] == [
+        ("b", "A", True),
+        ("b", "B", True),
+        ("a", "A", False),
+        ("a", "B", True),
+    ]
+
+
+def test_layers_that_are_alike_are_one_row():
+    found = rows.layers(
+        plan(
+            "share s per module rank 4 share t where layer in 10..11 and kind q_proj per kind rank 2"
+        )
+    )
+    own = 4 * (576 + 576 + 576 + 192)
+    assert [(r.first, r.last, r.modules, r.effective_rank, r.own, r.shared) for r in found] == [
+        (0, 9, 2, (4, 4), own, 0),
+        (10, 11, 2, (4, 6), own, 2 * (576 + 576)),
+        (12, 29, 2, (4, 4), own, 0),
+    ]
+
+
+def test_a_layer_without_terms_has_rank_0():
+    found = rows.layers(plan("share s where layer >= 1 per module rank 4"))
+    assert [(r.first, r.last, r.modules, r.effective_rank) for r in found] == [
+        (0, 0, 0, (0, 0)),
+        (1, 29, 2, (4, 4)),
+    ]
+
+
+def test_own_and_shared_parameters_add_up_to_the_count():
+    made = plan_spec("bishare_ke", MODEL)
+    [row] = rows.layers(made)
+    # Every layer shares the pool of the whole model.
+    assert 30 * row.own + row.shared == made.trainable
+
+
+def test_memory_of_frozen_tensors_is_weights_alone():
+    made = plan("share s per model rank 8 via SS freeze A")
+    assert (made.trainable, made.frozen) == (8 * 576, 8 * 576)
+    assert rows.memory(made) == rows.Memory(
+        base=2 * made.base.parameters,
+        weights=4 * 2 * 8 * 576,
+        gradients=4 * 8 * 576,
+        optimizer=8 * 8 * 576,
+    )
+
+
+def test_lora_is_counted_on_the_adapted_modules():
+    made = plan("share s where v_proj per module rank 2")
+    assert rows.lora_size(made) == 30 * 8 * (576 + 192)
+    assert rows.lora_size(made, rank=2) == made.trainable
