@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from bishare_dsl.adapter import merge as merging
-from bishare_dsl.adapter.export_peft import ExportReport, export_peft
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.resident import by_one, devices, settle, whole
 from bishare_dsl.adapter.stored import Frozen
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.peft import ExportReport, export_peft
 from bishare_dsl.models.hooks import is_sharded, reshard, resident
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan

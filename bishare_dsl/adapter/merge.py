@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bishare_dsl.adapter.effective import check_linear, delta
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import check_linear, delta
 from bishare_dsl.models.hooks import is_offloaded, is_spread, resident
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.models.site import Site

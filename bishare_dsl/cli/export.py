@@ -54,7 +54,7 @@ def command(report: Report, folder: Path, form: str, model: str, out: Path, forc
         raise AdapterError(UNKNOWN_FORMAT(format=form, help=nearest(form, FORMATS)))
     stored = adapter_for(folder, model, report)
     report.note("exporting ...")
-    from bishare_dsl.adapter.export_peft import export_peft
+    from bishare_dsl.export.peft import export_peft
     from bishare_dsl.models.load import meta_model
 
     base = meta_model(model)

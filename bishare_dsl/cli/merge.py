@@ -57,8 +57,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from bishare_dsl.adapter.effective import check_linear
     from bishare_dsl.cli.reading import adapter_for
+    from bishare_dsl.export.effective import check_linear
 
     check_out(out, force=force, mark="config.json")
     # What does not fit is found before the weights are loaded.

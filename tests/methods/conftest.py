@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bishare_dsl import compile_spec, parse_spec
-from bishare_dsl.adapter.effective import delta
+from bishare_dsl.export.effective import delta
 from bishare_dsl.language import read_file
 from bishare_dsl.models import preset
 from bishare_dsl.plan import Plan, build_plan

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, parse_spec
-from bishare_dsl.adapter import export_peft as exporting
-from bishare_dsl.adapter.effective import effective_factors
-from bishare_dsl.adapter.export_peft import export_peft
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export import peft as exporting
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.peft import export_peft
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from safetensors.torch import save
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bishare_dsl.adapter.effective import check_linear, effective_factors
-from bishare_dsl.adapter.resident import whole
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import check_linear, effective_factors
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
+from bishare_dsl.writing import new_folder
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -74,13 +73,12 @@ def export_peft(
 
     Raises:
         AdapterError: the folder exists (BS618), holds something else (BS630), or cannot be written
-            (BS616); the adapter is no matrix (BS633); or a tensor has no values (BS617).
+            (BS616); or the adapter is no matrix (BS633).
     """
     folder = Path(folder)
     check_linear(plan.terms, "export the adapter as a plain LoRA")
     _check_folder(folder, force)
     sites = [site for site in plan.sites if plan.rows(site.path)]
-    tensors = whole(plan, tensors)
     rank = max(plan.rows(site.path) for site in sites)
     factors: dict[str, torch.Tensor] = {}
     for site in sites:
@@ -95,7 +93,9 @@ def export_peft(
         TENSORS: save(factors, {"format": "pt"}),
     }
     try:
-        _write(folder, files)
+        with new_folder(folder) as new:
+            for name, content in files.items():
+                (new / name).write_bytes(content)
     except OSError as error:
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
@@ -152,26 +152,3 @@ def _check_folder(folder: Path, force: bool) -> None:
             raise AdapterError(codes.NOT_EXPORTED(folder=folder, found=shown))
     elif folder.exists():
         raise AdapterError(codes.FOLDER_EXISTS(folder=folder, help="it is a file"))
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write beside the folder, and put it there whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
-    for leftover in (new, old):  # of an export that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir()
-    for name, content in files.items():
-        with (new / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bishare_dsl import parse_spec, plan_spec
-from bishare_dsl.adapter.effective import delta, effective_factors
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.plan import Plan
 from bishare_dsl.testing.models import tiny_model
 

@@ -1,0 +1,1 @@
+"""Exports: an adapter in the forms of programs that know only plain LoRA."""
