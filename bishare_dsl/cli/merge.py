@@ -7,9 +7,12 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import check_out
+from bishare_dsl.cli.files import check_out, write_mark
 from bishare_dsl.cli.report import Report
 from bishare_dsl.writing import new_folder
+
+MARK = "bishare_merge.json"
+"""By this file, and what it lists, `--force` knows what the command has written."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -60,7 +63,7 @@ def command(
     from bishare_dsl.cli.reading import adapter_for
     from bishare_dsl.export.effective import check_linear
 
-    check_out(out, force=force, mark="config.json")
+    check_out(out, force=force, mark=MARK, only_listed=True)
     # What does not fit is found before the weights are loaded.
     stored = adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
@@ -89,6 +92,7 @@ def command(
         plain.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
+        write_mark(new, MARK, adapter=stored.plan.spec, base=stored.config.base_model)
     report.data(out=str(out), **asdict(merged))
     report.result(str(merged))
     report.note(f"saved in {out}")

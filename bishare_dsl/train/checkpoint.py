@@ -18,10 +18,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import SafetensorError
 
+from bishare_dsl.adapter.files import CARD, CONFIG, PLAN, SPEC, TENSORS
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.state import from_bytes, to_bytes
@@ -53,6 +55,51 @@ class Checkpoint:
     state: Mapping[str, Any] | None
 
 
+class _Manifest(BaseModel):
+    format: int
+    step: NonNegativeInt
+    run: dict[str, Any]
+    files: dict[Literal["state.json", "state.safetensors", "trainer_state.json"], Digest]
+
+
+class _Division(BaseModel):
+    processes: PositiveInt
+    per_device_train_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+
+
+class _Process(BaseModel):
+    generators: dict[str, Any]
+    loss: float
+
+
+class _State(BaseModel):
+    """What `AdapterTrainer` saves; the library that made a part looks into it when it takes it back."""
+
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any] | None
+    division: _Division
+    processes: list[_Process]
+    losses: float
+    logged: NonNegativeInt
+    tokens: NonNegativeInt
+
+
+class _Progress(BaseModel):
+    """What a run goes by in transformers' ``trainer_state.json``."""
+
+    global_step: NonNegativeInt
+    max_steps: int
+    epoch: float | None
+    total_flos: float
+    log_history: list[dict[str, float | int | str | None]]
+    best_metric: float | None = None
+    best_global_step: int | None = None
+    best_model_checkpoint: str | None = None
+    stateful_callbacks: dict[str, dict[str, Any] | list[dict[str, Any]]]
+
+
 def name_of(step: int) -> str:
     """The folder of the checkpoint after so many steps."""
     return f"checkpoint-{step}"
@@ -62,6 +109,13 @@ def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints in a run's folder, oldest first."""
     found = {int(m[1]): p for p in _entries(folder) if (m := _NAME.fullmatch(p.name))}
     return [found[step] for step in sorted(found)]
+
+
+def is_own(folder: Path) -> bool:
+    """Tell whether a folder is a checkpoint of bishare, and holds nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    own = {MANIFEST, STATE, STATE_TENSORS, TRAINER, CONFIG, TENSORS, PLAN, SPEC, CARD}
+    return MANIFEST in names and names <= own
 
 
 def write_state(folder: Path, state: Any, step: int, run: Mapping[str, Any]) -> None:
@@ -104,20 +158,43 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         reason = f"`{folder}` is no checkpoint of bishare"
         raise TrainError(codes.NO_CHECKPOINT(reason=reason))
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
-            reason = f"it is in format {manifest['format']}, and this bishare reads {FORMAT}"
-            raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
+        manifest = _Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        if manifest.format != FORMAT:
+            raise ValueError(f"it is in format {manifest.format}, and this bishare reads {FORMAT}")
         files: dict[str, bytes] = {}
-        for name, digest in manifest["files"].items():
-            if (content := content_of(folder, name, Digest(**digest))) is None:
+        for name, digest in manifest.files.items():
+            if (content := content_of(folder, name, digest)) is None:
                 raise ValueError(f"{name} is missing, or is not what was saved")
             files[name] = content
         state = from_bytes(files[STATE], files[STATE_TENSORS]) if STATE in files else None
-        return Checkpoint(folder, int(manifest["step"]), dict(manifest["run"]), state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        return Checkpoint(folder, manifest.step, manifest.run, state)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise broken(folder, error) from error
+
+
+def check_state(checkpoint: Checkpoint) -> None:
+    """See that a run may go on from a checkpoint, as far as that can be seen without its model.
+
+    Raises:
+        TrainError: what it holds beside the adapter is not what was saved (BS743).
+    """
+    try:
+        progress = _Progress.model_validate_json((checkpoint.folder / TRAINER).read_bytes())
+        if progress.global_step != checkpoint.step:
+            raise ValueError(f"{TRAINER} is of step {progress.global_step}")
+        _State.model_validate(checkpoint.state)
+    except (OSError, ValueError) as error:
+        raise broken(checkpoint.folder, error) from error
+
+
+def broken(folder: Path, error: Exception) -> TrainError:
+    """Say in one line why a checkpoint cannot be read (BS743)."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason)) from error
+    return TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -148,7 +225,7 @@ def rotate(folder: Path, keep: int | None, best: Path | None) -> None:
         if len(kept) < keep:
             kept.add(path)
     for path in found:
-        if path not in kept:
+        if path not in kept and is_own(path):
             remove_folder(path)
 
 

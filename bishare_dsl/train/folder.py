@@ -17,14 +17,16 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.callbacks import LOG
 from bishare_dsl.train.checkpoint import (
     Checkpoint,
+    check_state,
     checkpoints,
+    is_own,
     read_checkpoint,
     unfinished,
 )
 from bishare_dsl.train.curve import CURVE
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.record import RUN, read_record
-from bishare_dsl.writing import remove_folder
+from bishare_dsl.writing import check_writable, remove_folder
 
 # The adapter's config first: without it there is no adapter, whatever else is left.
 _OURS = (files.CONFIG, files.TENSORS, files.PLAN, files.SPEC, LOG, CURVE)
@@ -38,7 +40,8 @@ def check_new(folder: Path, *, force: bool) -> None:
         force: whether an earlier run may be removed.
 
     Raises:
-        TrainError: it holds a run (BS740), or other files of a run's names (BS741).
+        TrainError: it holds a run (BS740), or other files of a run's names (BS741), or cannot be
+            written (BS747).
     """
     record = read_record(folder)
     if record is not None:
@@ -47,22 +50,34 @@ def check_new(folder: Path, *, force: bool) -> None:
             help = "`--resume_from_checkpoint last` goes on with it, `--force` begins anew"
             raise TrainError(codes.RUN_EXISTS(folder=folder, status=status, help=help))
     elif (folder.exists() and not folder.is_dir()) or _written(folder):
-        raise TrainError(codes.NOT_A_RUN(folder=folder))
+        reason = "it is not empty, and holds no run of bishare"
+        raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
+    if foreign := [path.name for path in checkpoints(folder) if not is_own(path)]:
+        reason = f"`{foreign[0]}` in it is not a checkpoint of bishare, or holds other files too"
+        raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise TrainError(
+            codes.CANNOT_SAVE(folder=folder, reason=error.strerror or error)
+        ) from error
 
 
 def clear(folder: Path) -> None:
-    """Remove an earlier run, its record last.
+    """Remove what an earlier run has written, its record last. A card that was edited since stays.
 
     Raises:
         OSError: the system refused.
     """
-    for path in (*_written(folder), folder / "runs", *unfinished(folder)):
-        if path.is_dir():
+    card = folder / files.CARD
+    own_card = card.exists() and files.is_own_card(folder, files.listed_files(folder))
+    for path in (*_written(folder), *_told(folder), *unfinished(folder)):
+        if path.is_dir() and not path.is_symlink():
             remove_folder(path)
         else:
             path.unlink(missing_ok=True)
-    if (folder / files.CARD).exists():
-        (folder / files.CARD).unlink()
+    if own_card:
+        card.unlink()
     (folder / RUN).unlink(missing_ok=True)
 
 
@@ -88,6 +103,7 @@ def found_checkpoint(folder: Path, which: str) -> Checkpoint:
     checkpoint = read_checkpoint(path)
     if checkpoint.state is None:
         raise TrainError(codes.ADAPTER_ONLY(folder=path))
+    check_state(checkpoint)
     return checkpoint
 
 
@@ -98,7 +114,11 @@ def is_in(folder: Path, checkpoint: Checkpoint) -> bool:
 
 def drop_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
     """Remove the checkpoints behind one that a run goes on from: they will come again. Gives their names."""
-    later = [path for path in checkpoints(folder) if int(path.name.split("-")[1]) > checkpoint.step]
+    later = [
+        path
+        for path in checkpoints(folder)
+        if int(path.name.split("-")[1]) > checkpoint.step and is_own(path)
+    ]
     for path in later:
         remove_folder(path)
     return [path.name for path in later]
@@ -108,3 +128,13 @@ def _written(folder: Path) -> list[Path]:
     """What a run has written into a folder, but for its record."""
     named = (folder / name for name in _OURS)
     return [*(path for path in named if path.exists()), *checkpoints(folder)]
+
+
+def _told(folder: Path) -> list[Path]:
+    """Find what TensorBoard was told: folders that hold nothing but its events."""
+    runs = (folder / "runs").iterdir() if (folder / "runs").is_dir() else ()
+    return [
+        run
+        for run in runs
+        if run.is_dir() and all(path.name.startswith("events.out.") for path in run.iterdir())
+    ]

@@ -231,20 +231,23 @@ class AdapterTrainer(Trainer):
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        load_optimizer(self.optimizer, self.adapter.tensors(), state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["schedule"])
+        with self._as_saved():
+            load_optimizer(self.optimizer, self.adapter.tensors(), state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler, state = self.accelerator.scaler, self._stored(checkpoint)
         if scaler is not None and state is not None and state["scaler"] is not None:
-            scaler.load_state_dict(state["scaler"])
+            with self._as_saved():
+                scaler.load_state_dict(state["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         state = self._stored(checkpoint)
         # Of another number of processes none has this one's.
         if state is not None and len(state["processes"]) == self.args.world_size:
             own = state["processes"][self.args.process_index]
-            set_generators(own["generators"], self.args.device)
+            with self._as_saved():
+                set_generators(own["generators"], self.args.device)
 
     def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
         """Epochs and steps: no epoch for a run that is through, of which the loop would do one more step."""
@@ -263,6 +266,15 @@ class AdapterTrainer(Trainer):
             self._tokens = state["tokens"]
             self._note_best(self._resumed.folder)
         self._clock.start(self._tokens)
+
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """Take what an owner of a part of the state refuses for what it is: another state than was saved."""
+        assert self._resumed is not None
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+            raise checkpoints.broken(self._resumed.folder, error) from error
 
     def _stored(self, checkpoint: str | None) -> Mapping[str, Any] | None:
         if checkpoint is None:

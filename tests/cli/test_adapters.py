@@ -122,6 +122,7 @@ def test_an_interrupted_merge_leaves_what_was_there(
 ):
     (here / "merged").mkdir()
     (here / "merged" / "config.json").write_text("old")
+    (here / "merged" / "bishare_merge.json").write_text('{"files": ["config.json"]}')
 
     def interrupt(self, folder, **_):
         (folder / "half").write_text("written")
@@ -132,6 +133,24 @@ def test_an_interrupted_merge_leaves_what_was_there(
     assert run.code == 130
     assert [path.name for path in here.iterdir()] == ["merged"]
     assert (here / "merged" / "config.json").read_text() == "old"
+
+
+def test_merge_replaces_what_it_wrote_and_nothing_else(bishare, trained, checkpoint, here):
+    command = ["merge", trained[0], "--model", checkpoint, "--out", "it", "--force"]
+    (here / "it" / ".git").mkdir(parents=True)
+    (here / "it" / "config.json").write_text("a project's")  # It was the only mark.
+    run = bishare(*command)
+    assert run.code == 2
+    assert "error[BS905]" in run.err
+    assert (here / "it" / "config.json").read_text() == "a project's"
+    shutil.rmtree(here / "it")
+    assert bishare(*command).code == 0
+    assert bishare(*command).code == 0
+    (here / "it" / "notes.txt").write_text("mine")
+    run = bishare(*command)
+    assert run.code == 2
+    assert "the command did not write `notes.txt`" in run.err
+    assert (here / "it" / "notes.txt").read_text() == "mine"
 
 
 def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from transformers import TrainerCallback
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, TrainingInterrupted
+from bishare_dsl.train.checkpoint import MANIFEST
+from bishare_dsl.writing import digest_of
 from tests.train.conftest import SPEC, losses, values
 
 
@@ -198,3 +202,46 @@ def test_the_base_is_in_no_checkpoint(start, tmp_path):
     embedding = result.model.get_input_embeddings().weight
     size = sum(path.stat().st_size for path in (tmp_path / "it" / "checkpoint-6").iterdir())
     assert size < embedding.numel() * embedding.element_size() / 4
+
+
+def seal(folder: Path) -> None:
+    """Make the manifest agree with the files again."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name in manifest["files"]:
+        manifest["files"][name] = digest_of((folder / name).read_bytes()).model_dump()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("state.json", ["division"], {}),
+        ("state.json", ["division", "processes"], "one"),
+        ("state.json", ["processes", 0], None),
+        ("state.json", ["processes", 0, "generators", "python"], [3]),
+        ("state.json", ["processes", 0, "generators", "torch"], 3),
+        ("state.json", ["optimizer", "groups"], []),
+        ("state.json", ["optimizer", "groups", 0, "params"], ["nobody"]),
+        ("state.json", ["schedule"], 3),
+        ("state.json", ["losses"], None),
+        ("trainer_state.json", ["global_step"], 4),
+        ("trainer_state.json", ["log_history"], "nothing"),
+        ("trainer_state.json", ["stateful_callbacks"], None),
+        ("checkpoint.json", ["run"], []),
+        ("checkpoint.json", ["files"], {"../../secret": {"bytes": 0, "sha256": ""}}),
+    ],
+)
+def test_a_checkpoint_that_was_tampered_with(start, tmp_path, name, path, value):
+    start(tmp_path / "it", save_strategy="steps", save_steps=3)
+    folder = tmp_path / "it" / "checkpoint-3"
+    shutil.rmtree(tmp_path / "it" / "checkpoint-6")
+    content = json.loads((folder / name).read_text())
+    part = content
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    (folder / name).write_text(json.dumps(content))
+    if name != MANIFEST:
+        seal(folder)
+    with pytest.raises(TrainError, match="BS743"):
+        start(tmp_path / "it", resume_from_checkpoint="last")

@@ -375,3 +375,39 @@ def test_checkpoints_hold_no_pickle(start, tmp_path):
     assert suffixes == {".json", ".safetensors", ".md", ".share"}
     with safe_open(tmp_path / "it" / "checkpoint-6" / "state.safetensors", "pt") as file:
         assert any(name.endswith("exp_avg") for name in file.keys())  # noqa: SIM118
+
+
+def test_force_removes_what_a_run_has_written_and_nothing_else(start, tmp_path):
+    folder = tmp_path / "it"
+    start(folder)
+    (folder / "README.md").write_text("edited")
+    for name in ("other/notes.txt", "Nov25_host/events.out.tfevents.1"):
+        (folder / "runs" / name).parent.mkdir(parents=True)
+        (folder / "runs" / name).write_text("mine")
+    start(folder, force=True)
+    assert (folder / "README.md").read_text() == "edited"
+    assert [str(path.relative_to(folder)) for path in (folder / "runs").rglob("*")] == [
+        "runs/other",
+        "runs/other/notes.txt",
+    ]
+
+
+@pytest.mark.parametrize("content", ["weights.bin", "checkpoint.json"])
+def test_a_checkpoint_that_is_not_a_runs_own_stops_force(start, tmp_path, content):
+    folder = tmp_path / "it"
+    start(folder, save_strategy="steps", save_steps=3)
+    theirs = folder / "checkpoint-7"
+    theirs.mkdir()
+    for name in (content, "notes.txt"):
+        (theirs / name).write_text("mine")
+    for more in ({}, {"force": True}):
+        with pytest.raises(TrainError, match=r"BS74[01]"):
+            start(folder, **more)
+    start(folder, resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert (theirs / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_weights_are_loaded(start, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainError, match=r"BS747.*Not a directory"):
+        start(tmp_path / "file" / "it", model="nowhere")

@@ -99,9 +99,9 @@ RUN_EXISTS = Code(
 NOT_A_RUN = Code(
     "BS741",
     "a folder that holds something else",
-    "`{folder}` is not empty, and holds no run of bishare",
+    "a run cannot begin in `{folder}`: {reason}",
     "A run keeps its adapter, checkpoints and log in a folder of its own. `--force` removes an earlier run, "
-    "and nothing else.",
+    "and nothing else: what is not a run's own has to go another way.",
 )
 NO_CHECKPOINT = Code(
     "BS742",
@@ -144,8 +144,8 @@ ADAPTER_ONLY = Code(
 )
 CANNOT_SAVE = Code(
     "BS747",
-    "a checkpoint that cannot be saved",
-    "`{folder}` cannot be saved: {reason}",
+    "a folder that cannot be written",
+    "`{folder}` cannot be written: {reason}",
     "The system refused: the disk is full, or its permissions do not allow it. The checkpoints before are as "
     "they were, and `--resume_from_checkpoint last` goes on from the last.",
 )

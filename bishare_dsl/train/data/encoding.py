@@ -63,7 +63,7 @@ def encode(
     format = format or find_format(rows)
     read = RowReader(format, chat=format == "alpaca" and tokenizer.chat_template is not None)
     render = _Renderer(rows.name, tokenizer, whole=train_on == "all")
-    encoder, kept, findings = Encoder(tokenizer), _Kept(max_length), Findings(rows.name)
+    encoder, kept, findings = Encoder(tokenizer, max_length), _Kept(max_length), Findings(rows.name)
     for first in range(0, len(rows), _CHUNK):
         last = min(first + _CHUNK, len(rows))
         rendered = []

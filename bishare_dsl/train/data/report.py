@@ -23,7 +23,7 @@ class DataReport:
         cut: rows kept of which the end was cut off at ``max_length``.
         tokens: in the kept examples.
         learnt_tokens: those of them that count in the loss.
-        longest: the length of the longest row before cutting, in tokens.
+        longest: the length of the longest row before cutting, in tokens; of one far too long, a part.
         max_length: the limit.
     """
 
@@ -48,7 +48,8 @@ class DataReport:
         if self.nothing_to_learn:
             said += f" {self.nothing_to_learn:,} dropped with nothing to learn."
         if self.cut:
-            said += f" {self.cut:,} cut at {self.max_length:,} tokens; the longest has {self.longest:,}."
+            said += f" {self.cut:,} cut at {self.max_length:,} tokens;"
+            said += f" the longest has at least {self.longest:,}."
         return said
 
     def as_dict(self) -> dict[str, Any]:

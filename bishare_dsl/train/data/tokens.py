@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
@@ -17,26 +18,35 @@ if TYPE_CHECKING:
 Tokens = tuple[list[int], list[bool]]
 """The ids of a text, and which of them are learnt; the first never is, since nothing predicts it."""
 
+_CHARACTERS = 64
+"""Of a text that is longer than so many characters a token, only the beginning is tokenised."""
+_MARGIN = 64
+"""Tokens before the place where a text was cut that the whole text may not have."""
+
 
 class Encoder:
-    """Tokenises texts, many at a time.
+    """Tokenises texts, many at a time, each as far as examples of ``max_length`` tokens can need it.
 
     Raises:
         DataError: the tokenizer does not tell the places of tokens (BS722); when called, it has no
             token to end a text with (BS721).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
         if not tokenizer.is_fast:
             raise DataError(codes.NO_OFFSETS(kind=type(tokenizer).__name__))
-        self._tokenizer = tokenizer
+        self._tokenizer, self._enough = tokenizer, max_length + _MARGIN
 
     def __call__(self, texts: Iterable[Rendered]) -> Iterator[Tokens]:
         """The tokens of each text, in order."""
         for by_template, group in groupby(texts, key=lambda text: text.by_template):
             together = list(group)
-            encodings = self._encode([r.text for r in together], special=not by_template)
-            for rendered, encoding in zip(together, encodings, strict=True):
+            begun = [_beginning(rendered, _CHARACTERS * self._enough) for rendered in together]
+            encodings = self._encode([r.text for r in begun], special=not by_template)
+            for whole, rendered, encoding in zip(together, begun, encodings, strict=True):
+                if rendered is not whole and len(encoding.ids) < self._enough:
+                    rendered = whole
+                    [encoding] = self._encode([whole.text], special=not by_template)
                 yield self._finished(rendered, *self._tokens(rendered, encoding))
 
     def _encode(self, texts: list[str], *, special: bool = False) -> list[Encoding]:
@@ -100,6 +110,13 @@ class Encoder:
         if learnt:
             learnt[0] = False
         return ids, learnt
+
+
+def _beginning(rendered: Rendered, length: int) -> Rendered:
+    if len(rendered.text) <= length:
+        return rendered
+    spans = [(start, min(end, length)) for start, end in rendered.spans if start < length]
+    return replace(rendered, text=rendered.text[:length], spans=spans)
 
 
 def _inside(encoding: Encoding) -> tuple[int, int]:

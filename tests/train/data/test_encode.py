@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bishare_dsl.train.data import encode
+from bishare_dsl.train.data.tokens import Encoder
 
 WORDS = st.text(st.sampled_from(" \nabé🦜:"), max_size=8)
 
@@ -84,7 +85,7 @@ def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, learnt):
     assert (report.longest, report.max_length) == (6, 4)
     assert str(report) == (
         "rows.jsonl: 4 rows (prompt-completion), 2 kept with 8 tokens, of which 4 are learnt. "
-        "2 dropped with nothing to learn. 1 cut at 4 tokens; the longest has 6."
+        "2 dropped with nothing to learn. 1 cut at 4 tokens; the longest has at least 6."
     )
     assert report.as_dict()["digest"] == "sha256:0"
     whole = encode(rows(values[0]), made, max_length=4).report
@@ -172,3 +173,28 @@ def test_a_token_on_both_sides_is_learnt_where_it_cannot_be_parted(rows):
     [example] = encode(rows({"prompt": "ba", "completion": "ba"}), made, max_length=9).examples
     assert made.convert_ids_to_tokens(example["input_ids"]) == ["▁", "b", "ab", "a", "</s>"]
     assert [label != -100 for label in example["labels"]] == [False, False, True, True, True]
+
+
+def test_of_a_text_that_is_far_too_long_only_the_beginning_is_tokenised(
+    tokenizer, rows, monkeypatch
+):
+    made, seen = tokenizer(), []
+    prompt, text = "the quick", " brown fox" * 50_000
+    whole = made(prompt + text)["input_ids"]
+    real = Encoder._encode
+    monkeypatch.setattr(
+        Encoder,
+        "_encode",
+        lambda self, texts, **more: seen.extend(map(len, texts)) or real(self, texts, **more),
+    )
+    found = encode(rows({"prompt": prompt, "completion": text}), made, max_length=16)
+    assert found.examples[0]["input_ids"] == whole[:16]
+    assert (found.report.cut, max(seen) < 10_000) == (1, True)
+
+
+def test_a_beginning_that_is_too_few_tokens_is_not_enough(rows):
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "b": 1, "</s>": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    found = encode(rows({"text": "a" * 200_000 + " b"}), made, max_length=16)
+    assert found.examples[0]["input_ids"] == [0, 1, 2]
