@@ -1,41 +1,23 @@
-"""The Python interface: plan a spec, compile it into a model, load an adapter."""
+"""The Python interface: plan a spec, compile it into a model, load an adapter. What is found is warned of."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
-from bishare_dsl.diagnostics import (
-    AdapterError,
-    BishareError,
-    BishareWarning,
-    Problem,
-    SourceMap,
-    raise_errors,
-    render,
-)
-from bishare_dsl.models import Architecture, architecture_of, inspect_model
-from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.resources import find_spec
+from bishare_dsl.compiler import Params, install, make_plan, read_fitting
+from bishare_dsl.diagnostics import BishareWarning, render
+from bishare_dsl.models import Architecture
+from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
-
-    from bishare_dsl.adapter.handle import AdapterHandle
 
     Model = TypeVar("Model", bound=nn.Module)
 
 __all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "plan_spec"]
-
-DEFAULT = "default"
-"""The name of an adapter that was given none, as in PEFT."""
-
-Params = Mapping[str, int | float | str]
-"""Other values for a spec's params."""
 
 
 def plan_spec(
@@ -46,7 +28,8 @@ def plan_spec(
     """Resolve a spec against a model: every tensor, every pool, every count. Nothing is drawn.
 
     Args:
-        spec: a spec, the path of a ``.share`` file, or the name of a spec that ships with bishare.
+        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of a spec that
+            ships with bishare.
         model: a model, its shapes, or what names it: a preset, a checkpoint folder, a ``config.json``, a
             ``.gguf`` file or a Hub id.
         params: values to use instead of those in the spec.
@@ -56,11 +39,9 @@ def plan_spec(
             each at its place in the file.
         FileNotFoundError: there is no such spec.
     """
-    if isinstance(model, str):
-        model = architecture_of(model)
-    elif not isinstance(model, Architecture):
-        model = inspect_model(model)
-    return _plan(spec, model, params)[0]
+    found = make_plan(spec, model, params)
+    _warn(*(render(problem, found.where) for problem in found.problems))
+    return found.plan
 
 
 def compile_spec(
@@ -93,16 +74,9 @@ def compile_spec(
             BS645). Nothing was changed.
         FileNotFoundError: there is no such spec.
     """
-    from bishare_dsl.adapter.initial import draw
-    from bishare_dsl.adapter.resident import devices
-
-    plan, text = _plan(spec, inspect_model(model), params)
-    where = devices(plan, model)
-    if all(device.type == "meta" for device in where.values()):
-        tensors = draw(plan, seed, "meta")
-    else:
-        tensors = {n: t.to(where[n]) for n, t in draw(plan, seed).items()}
-    _adapt(model, plan, tensors, text, seed, name)
+    found = make_plan(spec, model, params)
+    _warn(*(render(problem, found.where) for problem in found.problems))
+    _warn(*install(model, found, seed, name))
     return model
 
 
@@ -122,66 +96,12 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
             transform of it is not installed or cannot be used (BS619, BS214), or the model has an
             adapter, as in `compile_spec`; nothing was changed.
     """
-    from bishare_dsl.adapter.files import base_problems, read_adapter
-    from bishare_dsl.adapter.resident import devices
-
-    stored = read_adapter(folder)
-    problems = list(base_problems(stored.plan, inspect_model(model)))
-    raise_errors(AdapterError, problems)
-    _warn(problems)
-    where = devices(stored.plan, model)
-    tensors = {n: t.to(where[n]) for n, t in stored.tensors().items()}
-    handle = _adapt(model, stored.plan, tensors, stored.spec_text, stored.config.seed, name)
-    if stored.compact:
-        handle.freeze_compact()
+    stored, problems = read_fitting(folder, model)
+    _warn(*map(render, problems))
+    _warn(*install(model, stored, name=name))
     return model
 
 
-def _plan(
-    spec: Spec | str | os.PathLike[str], architecture: Architecture, params: Params | None
-) -> tuple[Plan, str]:
-    """The plan, and a text that means the spec it was made from."""
-    from bishare_dsl.language import own_text, read_file
-
-    where: SourceMap | None = None
-    if not isinstance(spec, Spec):
-        spec, where = read_file(find_spec(os.fspath(spec)))
-    try:
-        if params:
-            spec = spec.with_params(params)
-        plan, problems = build_plan(spec, architecture)
-    except BishareError as error:
-        raise error.at(where) from None
-    _warn(problems, where)
-    return plan, own_text(spec, where, changed=bool(params))
-
-
-def _adapt(
-    model: nn.Module,
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    spec_text: str,
-    seed: int,
-    name: str | None,
-) -> AdapterHandle:
-    """Put an adapter into a model, or beside the one that is in it: its handle."""
-    from bishare_dsl.adapter.handle import AdapterHandle
-    from bishare_dsl.rewrite.adapt import adapt, prepare
-
-    beside = getattr(model, "bishare", None)
-    if name is None or not isinstance(beside, AdapterHandle):
-        beside = None
-        notes = adapt(model, plan, tensors, root=AdapterHandle)
-        handle = cast("AdapterHandle", model.bishare)
-    else:
-        beside.check_new(name)
-        handle, notes = prepare(model, plan, tensors, AdapterHandle)
-    handle.bind(model, plan, spec_text, seed, name or DEFAULT, beside)
-    for note in notes:
-        warnings.warn(note, BishareWarning, stacklevel=3)
-    return handle
-
-
-def _warn(problems: Iterable[Problem], where: SourceMap | None = None) -> None:
-    for problem in problems:
-        warnings.warn(render(problem, where), BishareWarning, stacklevel=4)
+def _warn(*texts: str) -> None:
+    for text in texts:
+        warnings.warn(text, BishareWarning, stacklevel=3)

@@ -67,8 +67,8 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
 
             report.all(check_spec(spec), where)
         else:
-            from bishare_dsl.plan.build import build_plan
+            from bishare_dsl.compiler import make_plan
 
-            report.all(build_plan(spec, architecture)[1], where)
+            report.all(make_plan(spec, architecture).problems, where)
     except BishareError as error:
         report.error(error, where)

@@ -91,19 +91,17 @@ def command(
         raise CommandError(
             codes.WRONG_USAGE(what="missing option `--model`", help="such as `--model llama-7b`")
         )
-    plan, spec, where = plan_of(file, model, params, report)
+    found = plan_of(file, model, params, report)
+    plan = found.plan
     if emit == "plan":
         report.result(plan.model_dump_json(indent=2))
     elif emit is not None:
         _explain(plan, model, emit, report)
     else:
-        from bishare_dsl.language import own_text
-
         out = out or Path(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
         )
-        text = own_text(spec, where, changed=bool(params))
-        _write(out, plan, text, seed, "tensors" if store_frozen else "seed", force, report)
+        _write(out, plan, found.text(), seed, "tensors" if store_frozen else "seed", force, report)
 
 
 def _write(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +108,7 @@ def _gen_kwargs(
 @click.option(
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
-    metavar="N|SHARE",
+    metavar="N|FRACTION",
     help="The first N rows of each task, or a fraction of them below 1; to try things out.",
 )
 @click.option(
@@ -196,7 +195,7 @@ def command(
     from bishare_dsl.evaluate.settings import Settings
 
     templated = apply_chat_template is not None
-    models, told = checked(model, folders, base=base, chat=templated)
+    source, models, told = checked(model, folders, base=base, chat=templated)
     report.all(told)
     if (out := settings["output_path"]) is not None:
         (out.parent if out.suffix == ".json" else out).mkdir(parents=True, exist_ok=True)
@@ -214,13 +213,13 @@ def command(
     report.note(f"loading {model} ...")
     from transformers.utils import logging
 
-    from bishare_dsl.diagnostics import BishareError, BishareWarning
+    from bishare_dsl.diagnostics import BishareError
     from bishare_dsl.evaluate.harness import Harness
     from bishare_dsl.evaluate.results import Evaluation
 
     if not bars:
         logging.disable_progress_bar()
-    live, tokenizer = loaded(model, dtype=dtype, device=device, chat=templated)
+    live, tokenizer = loaded(source, dtype=dtype, device=device, chat=templated)
     chat = apply_chat_template if apply_chat_template is None else apply_chat_template or True
     chosen = Settings(apply_chat_template=chat or False, **settings)
     results: dict[str, Any] = {}
@@ -229,16 +228,15 @@ def command(
         for number, candidate in enumerate(models, 1):
             report.note(f"evaluating {candidate.label} ({number} of {len(models)}) ...")
             started = time.monotonic()
-            with _bar(bars) as tick, warnings.catch_warnings():
-                warnings.simplefilter("ignore", BishareWarning)  # They have been reported.
+            with _bar(bars) as tick:
                 harness = Harness(suites, chosen, model, tick)
-                with made_into(live, candidate):
+                with made_into(live, candidate) as notes:
                     results[candidate.label], problems = harness.evaluate(
                         live, tokenizer, candidate.label, candidate.folder
                     )
             report.all(problems)
-            for said in harness.said:
-                report.note(f"lm_eval: {said}")
+            for said in (*notes, *(f"lm_eval: {said}" for said in harness.said)):
+                report.note(said)
             report.note(f"{candidate.label} took {time.monotonic() - started:,.0f} s")
     except (KeyboardInterrupt, BishareError):
         report.partial = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def command(
     from bishare_dsl.evaluate.live import checked, loaded, made_into
 
     templated = bool(chat) or system is not None
-    models, problems = checked(model, folders, base=base, chat=templated)
+    source, models, problems = checked(model, folders, base=base, chat=templated)
     report.all(problems)
     report.note(f"loading {model} ...")
     from dataclasses import asdict
@@ -129,43 +128,40 @@ def command(
     from transformers import TextStreamer
     from transformers.utils import logging
 
-    from bishare_dsl.diagnostics import BishareWarning
     from bishare_dsl.evaluate.completion import complete
 
     if report.quiet or not sys.stderr.isatty():
         logging.disable_progress_bar()
-    live, tokenizer = loaded(model, dtype=dtype, device=device, chat=templated)
+    live, tokenizer = loaded(source, dtype=dtype, device=device, chat=templated)
     streaming = sys.stdout.isatty() and not report.as_json and (sampling["num_beams"] or 1) == 1
     answers: list[dict[str, Any]] = []
     for candidate in models:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BishareWarning)  # They have been reported.
-            with made_into(live, candidate):
-                for prompt in asked:
-                    if len(models) * len(asked) > 1:
-                        report.result(
-                            f"{'' if not answers else chr(10)}== {_title(candidate.label, prompt)}"
-                        )
-                    streamer = None
-                    if streaming:
-                        streamer = TextStreamer(
-                            tokenizer, skip_prompt=True, skip_special_tokens=True
-                        )
-                    answer = complete(
-                        live,
-                        tokenizer,
-                        prompt,
-                        chat=chat,
-                        system=system,
-                        stop=stop,
-                        seed=seed,
-                        max_new_tokens=max_new_tokens,
-                        streamer=streamer,
-                        **generation,
+        with made_into(live, candidate) as notes:
+            for note in notes:
+                report.note(note)
+            for prompt in asked:
+                if len(models) * len(asked) > 1:
+                    report.result(
+                        f"{'' if not answers else chr(10)}== {_title(candidate.label, prompt)}"
                     )
-                    if streamer is None:
-                        report.result(answer.text)
-                    answers.append({"model": candidate.label, "prompt": prompt, **asdict(answer)})
+                streamer = None
+                if streaming:
+                    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+                answer = complete(
+                    live,
+                    tokenizer,
+                    prompt,
+                    chat=chat,
+                    system=system,
+                    stop=stop,
+                    seed=seed,
+                    max_new_tokens=max_new_tokens,
+                    streamer=streamer,
+                    **generation,
+                )
+                if streamer is None:
+                    report.result(answer.text)
+                answers.append({"model": candidate.label, "prompt": prompt, **asdict(answer)})
     report.data(model=model, answers=answers)
 
 

@@ -68,22 +68,18 @@ def command(
     stored = adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
-    import warnings
-
     from transformers.utils import logging
 
     from bishare_dsl.adapter.handle import AdapterHandle
-    from bishare_dsl.api import load_adapter
-    from bishare_dsl.diagnostics import BishareWarning
+    from bishare_dsl.compiler import install
     from bishare_dsl.models import load_model
 
     if report.quiet:
         logging.disable_progress_bar()
     base, tokenizer = load_model(model, dtype=dtype)
     report.note("merging ...")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BishareWarning)  # They have been reported.
-        handle = load_adapter(folder, base).bishare
+    install(base, stored)
+    handle = base.bishare
     assert isinstance(handle, AdapterHandle)
     merged = handle.merge(keep_base=False, dequantize=dequantize)
     plain = handle.merge_and_unload()

@@ -57,7 +57,7 @@ def command(
         from bishare_dsl.cli import summary
 
         chosen = {name: value for name, (value,) in params.items()}
-        plan, _, _ = plan_of(files[0], models[0], chosen, report)
+        plan = plan_of(files[0], models[0], chosen, report).plan
         report.data(**summary.as_data(plan))
         report.result(summary.as_text(plan))
     else:

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics import (
-    AdapterError,
-    BishareError,
-    Problem,
-    SourceMap,
-    nearest,
-    raise_errors,
-)
+from bishare_dsl.diagnostics import Problem, SourceMap, nearest
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.language.read import read
@@ -23,7 +16,8 @@ from bishare_dsl.resources import find_spec, shipped_specs
 
 if TYPE_CHECKING:
     from bishare_dsl.adapter.files import StoredAdapter
-    from bishare_dsl.plan import Plan
+    from bishare_dsl.compiler import Planned
+    from bishare_dsl.models import Source
     from bishare_dsl.spec import Spec
 
 
@@ -64,39 +58,29 @@ def cannot_read(path: str | Path, error: OSError) -> Problem:
 
 def plan_of(
     name: str, model: str, params: Mapping[str, int | float | str], report: Report
-) -> tuple[Plan, Spec, SourceMap]:
+) -> Planned:
     """The plan of a spec for a model; warnings go to the report.
 
     Raises:
         BishareError: every problem, placed in the spec's text.
     """
-    from bishare_dsl.models.load import architecture_of
-    from bishare_dsl.plan.build import build_plan
+    from bishare_dsl.compiler import make_plan
 
     spec, where = read_spec(name)
-    architecture = architecture_of(model)
-    if params:
-        spec = spec.with_params(params)
-    try:
-        plan, problems = build_plan(spec, architecture)
-    except BishareError as error:
-        raise error.at(where) from error
-    report.all(problems, where)
-    return plan, spec, where
+    found = make_plan(spec, model, params, where)
+    report.all(found.problems, where)
+    return found
 
 
-def adapter_for(folder: Path, model: str, report: Report) -> StoredAdapter:
+def adapter_for(folder: Path, model: str | Source, report: Report) -> StoredAdapter:
     """The adapter in a folder, which fits a model; warnings go to the report.
 
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
-    from bishare_dsl.adapter.files import base_problems, read_adapter
-    from bishare_dsl.models.load import architecture_of
+    from bishare_dsl.compiler import read_fitting
 
-    stored = read_adapter(folder)
-    problems = list(base_problems(stored.plan, architecture_of(model)))
-    raise_errors(AdapterError, problems)
+    stored, problems = read_fitting(folder, model)
     report.all(problems)
     return stored
 

@@ -129,7 +129,7 @@ def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 @click.option(
     "--eval_split",
     type=float,
-    metavar="N|SHARE",
+    metavar="N|FRACTION",
     help="Hold so many rows out, or such a part of them, below 1.",
 )
 @click.option("--data_split", metavar="NAME", help="The split of a Hub data set; by default train.")
@@ -230,12 +230,13 @@ def _spec(name: str | None) -> Spec | str | None:
     """What stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
     from pathlib import Path
 
-    from bishare_dsl.cli.reading import read_spec
+    from bishare_dsl.cli.reading import read_spec, read_text
 
-    if name is None or Path(name).is_dir():
-        return name
-    spec = read_spec(name)[0]
-    return spec if name == "-" else name
+    if name == "-":
+        return read_spec(name)[0]
+    if name is not None and not Path(name).is_dir():
+        read_text(name)
+    return name
 
 
 def _again(arguments: Sequence[str]) -> str:

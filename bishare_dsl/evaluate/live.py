@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter.files import base_problems, read_adapter
-from bishare_dsl.api import load_adapter
+from bishare_dsl.compiler import install, read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
@@ -20,7 +20,7 @@ from bishare_dsl.models.load import architecture_of, load_model, load_tokenizer,
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.models import Architecture
+    from bishare_dsl.models import Architecture, Source
 
 BASE = "base"
 
@@ -77,55 +77,59 @@ def check_adapters(chosen: Sequence[Candidate], architecture: Architecture) -> t
 
 def checked(
     model: str, folders: Iterable[str | os.PathLike[str]], *, base: bool, chat: bool
-) -> tuple[tuple[Candidate, ...], tuple[Problem, ...]]:
-    """The candidates, and what to warn of, once it is sure that a model that is named can be made into them.
+) -> tuple[Source, tuple[Candidate, ...], tuple[Problem, ...]]:
+    """What a name means, the candidates, and what to warn of, once that model can surely be made into them.
 
     Raises:
         BishareError: the model, an adapter or the tokenizer is missing or does not fit; nothing is loaded.
     """
-    require_weights(model)
+    source = require_weights(model)
     chosen = candidates(folders, base=base)
-    problems = check_adapters(chosen, architecture_of(model))
-    check_tokenizer(model, chat=chat)
-    return chosen, problems
+    problems = check_adapters(chosen, architecture_of(source))
+    check_tokenizer(source, chat=chat)
+    return source, chosen, problems
 
 
 def loaded(
-    model: str, *, dtype: str | None, device: str | None, chat: bool
+    source: Source, *, dtype: str | None, device: str | None, chat: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that is named, and its tokenizer.
+    """A model, and its tokenizer.
 
     Raises:
         BishareError: as `load_model` and `needed` do.
     """
-    live, tokenizer = load_model(model, dtype=dtype, device=device or default_device())
-    return live, needed(tokenizer, model, chat=chat)
+    live, tokenizer = load_model(source, dtype=dtype, device=device or default_device())
+    return live, needed(tokenizer, source.place, chat=chat)
 
 
 @contextmanager
-def made_into(model: PreTrainedModel, candidate: Candidate) -> Iterator[None]:
+def made_into(model: PreTrainedModel, candidate: Candidate) -> Iterator[tuple[str, ...]]:
     """A block in which the model is a candidate, in eval mode; afterwards it is as it was.
 
+    Yields:
+        What is done in another way than asked, as of `install`.
+
     Raises:
-        BishareError: as `load_adapter` does.
+        BishareError: as `read_fitting` and `install` do.
     """
     training = model.training
     handle = getattr(model, "bishare", None)
     try:
         if candidate.folder is not None:
-            load_adapter(candidate.folder, model)
+            stored, _ = read_fitting(candidate.folder, model)  # What is to be told was told.
+            notes = install(model, stored)
             try:
                 model.eval()
-                yield
+                yield notes
             finally:
                 model.bishare.unload()  # type: ignore[operator, union-attr]
         elif candidate.disable and handle is not None:
             with handle.disable_adapter():
                 model.eval()
-                yield
+                yield ()
         else:
             model.eval()
-            yield
+            yield ()
     finally:
         model.train(training)
 
@@ -152,12 +156,12 @@ def needed(
     return tokenizer
 
 
-def check_tokenizer(model: str, *, chat: bool) -> None:
+def check_tokenizer(source: Source, *, chat: bool) -> None:
     """See, before a model is loaded, that its tokenizer is there, with a chat template if that is wanted.
 
     Raises:
         EvaluateError: it is not (BS805, BS807).
         ModelError: as `load_tokenizer` does.
     """
-    if require_weights(model).kind != "gguf":  # From which it takes as long to read as the model.
-        needed(load_tokenizer(model), model, chat=chat)
+    if source.kind != "gguf":  # From which it takes as long to read as the model.
+        needed(load_tokenizer(source), source.place, chat=chat)

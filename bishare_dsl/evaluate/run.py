@@ -21,7 +21,7 @@ from bishare_dsl.evaluate.live import (
 from bishare_dsl.evaluate.results import Evaluation
 from bishare_dsl.evaluate.settings import Settings
 from bishare_dsl.evaluate.tasks import load_tasks
-from bishare_dsl.models import architecture_of, inspect_model, load_model
+from bishare_dsl.models import Source, architecture_of, load_model
 from bishare_dsl.models.load import require_weights
 
 if TYPE_CHECKING:
@@ -69,17 +69,14 @@ def evaluate(
     chosen = Settings(**settings)
     adapters = [adapters] if isinstance(adapters, (str, os.PathLike)) else list(adapters)
     models = candidates(adapters, base=base)
-    if isinstance(model, str):
-        require_weights(model)
-        architecture = architecture_of(model)
-    else:
-        architecture = inspect_model(model)
-        if not adapters and (handle := getattr(model, "bishare", None)) is not None:
-            models = (*(models if base else ()), Candidate(handle.plan.spec))
+    live = require_weights(model) if isinstance(model, str) else model
+    architecture = architecture_of(live)
+    if not adapters and (handle := getattr(live, "bishare", None)) is not None:
+        models = (*(models if base else ()), Candidate(handle.plan.spec))
     for problem in check_adapters(models, architecture):
         warnings.warn(render(problem), BishareWarning, stacklevel=2)
-    if isinstance(model, str) and tokenizer is None:
-        check_tokenizer(model, chat=bool(chosen.apply_chat_template))
+    if isinstance(live, Source) and tokenizer is None:
+        check_tokenizer(live, chat=bool(chosen.apply_chat_template))
     loaded = load_tasks(
         split(tasks),
         num_fewshot=num_fewshot,
@@ -88,20 +85,20 @@ def evaluate(
         bars=sys.stderr.isatty(),
     )
     name = model if isinstance(model, str) else architecture.name
-    if isinstance(model, str):
-        model, own = load_model(model, dtype=dtype, device=device or default_device())
+    if isinstance(live, Source):
+        live, own = load_model(live, dtype=dtype, device=device or default_device())
         tokenizer = tokenizer or own
     tokenizer = needed(tokenizer, name, chat=bool(chosen.apply_chat_template))
     from bishare_dsl.evaluate.harness import Harness  # It needs lm_eval, which is there by now.
 
     harness, results = Harness(loaded, chosen, name), {}
     for candidate in models:
-        with made_into(model, candidate):
+        with made_into(live, candidate) as notes:
             results[candidate.label], problems = harness.evaluate(
-                model, tokenizer, candidate.label, candidate.folder
+                live, tokenizer, candidate.label, candidate.folder
             )
-        for problem in problems:
-            warnings.warn(render(problem), BishareWarning, stacklevel=2)
+        for text in (*notes, *map(render, problems)):
+            warnings.warn(text, BishareWarning, stacklevel=2)
     for said in harness.said:
         warnings.warn(f"lm_eval: {said}", BishareWarning, stacklevel=2)
     return Evaluation(name, results, chosen.limit)

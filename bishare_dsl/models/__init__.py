@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from bishare_dsl.models.load import architecture_of, load_model, meta_model
     from bishare_dsl.models.presets import ALIASES, PRESETS, config_of, preset
     from bishare_dsl.models.site import Architecture, Site
-    from bishare_dsl.models.source import resolve
+    from bishare_dsl.models.source import Source, resolve
 
 __all__ = [
     "ALIASES",
     "PRESETS",
     "Architecture",
     "Site",
+    "Source",
     "architecture_of",
     "config_of",
     "inspect_config",
@@ -36,6 +37,7 @@ __getattr__ = lazy(
         "Architecture": "bishare_dsl.models.site",
         "PRESETS": "bishare_dsl.models.presets",
         "Site": "bishare_dsl.models.site",
+        "Source": "bishare_dsl.models.source",
         "architecture_of": "bishare_dsl.models.load",
         "config_of": "bishare_dsl.models.presets",
         "inspect_config": "bishare_dsl.models.inspect",

@@ -18,25 +18,33 @@ from bishare_dsl.models.source import Source, resolve
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PRESET_OF = {known.model_id: name for name, known in PRESETS.items()}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def architecture_of(name: str) -> Architecture:
+def architecture_of(model: str | Source | Architecture | nn.Module) -> Architecture:
     """The shapes of a model, by the least work that tells them.
 
-    A preset, and a Hub id that is one's, needs neither torch nor the network; anything else has its
-    config read, never its weights.
+    Of what is named, a preset, and a Hub id that is one's, needs neither torch nor the network; anything
+    else has its config read, never its weights.
 
     Args:
-        name: a preset, a checkpoint folder, a ``config.json``, a ``.gguf`` file or a Hub id.
+        model: a preset, a checkpoint folder, a ``config.json``, a ``.gguf`` file or a Hub id; what that
+            means; a model; or its shapes.
 
     Raises:
         ModelError: it cannot be found, read or understood (BS501 to BS511, BS514).
     """
-    source = resolve(name)
+    if isinstance(model, Architecture):
+        return model
+    if not isinstance(model, (str, Source)):
+        from bishare_dsl.models.inspect import inspect_model
+
+        return inspect_model(model)
+    source = resolve(model)
     if source.kind == "preset":
         return preset(source.place)
     if source.place in _PRESET_OF:
@@ -48,7 +56,7 @@ def architecture_of(name: str) -> Architecture:
     return inspect_config(read_config(source), source.name)
 
 
-def meta_model(name: str) -> PreTrainedModel:
+def meta_model(name: str | Source) -> PreTrainedModel:
     """The model that ``name`` means, on the meta device: its modules and shapes, without weights.
 
     Raises:
@@ -61,7 +69,7 @@ def meta_model(name: str) -> PreTrainedModel:
     return model_on_meta(read_config(source), source.name)
 
 
-def require_weights(name: str) -> Source:
+def require_weights(name: str | Source) -> Source:
     """What ``name`` means, if that has weights.
 
     Raises:
@@ -69,12 +77,12 @@ def require_weights(name: str) -> Source:
     """
     source = resolve(name)
     if source.kind in ("preset", "config"):
-        raise ModelError(NO_WEIGHTS(name=name, help=_where_weights_are(source)))
+        raise ModelError(NO_WEIGHTS(name=source.place, help=_where_weights_are(source)))
     return source
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype | str | None = None, device: str | None = None
+    name: str | Source, *, dtype: torch.dtype | str | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """A model with its weights, in eval mode, and its tokenizer where it has one.
 
@@ -120,7 +128,7 @@ def load_model(
     return model, _tokenizer(source, place, extra)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(name: str | Source) -> PreTrainedTokenizerBase | None:
     """The tokenizer that `load_model` gives with a model, without the model.
 
     Raises:

@@ -41,8 +41,8 @@ class Source:
                 return self.place
 
 
-def resolve(name: str) -> Source:
-    """What ``name`` means. Looks at the disk, never at the network.
+def resolve(name: str | Source) -> Source:
+    """What ``name`` means, once and for all. Looks at the disk, never at the network.
 
     A preset wins over a folder of the same name, so that a spec means the same in every folder; write
     ``./llama-7b`` for the folder.
@@ -50,6 +50,8 @@ def resolve(name: str) -> Source:
     Raises:
         ModelError: it is nothing that exists (BS501, BS502), or it is there and is no model (BS503).
     """
+    if isinstance(name, Source):
+        return name
     if is_preset(name):
         return Source("preset", ALIASES.get(name, name))
     if not name:  # as a path it would be the folder one is in

@@ -13,6 +13,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.models import resolve
 from bishare_dsl.models.hooks import unprepared
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import record as records
@@ -65,8 +66,8 @@ def train(
     checked before they are loaded.
 
     Args:
-        spec: a spec, the path of a ``.share`` file, the name of one that ships with bishare, or the folder of
-            an adapter to train further. None for a model that is adapted, which is trained further.
+        spec: a spec, its text, the path of a ``.share`` file, the name of one that ships with bishare, or the
+            folder of an adapter to train further. None for a model that is adapted, which is trained further.
         model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model, which is adapted in place.
         data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub.
         output_dir: the folder of the run: it must not hold one yet.
@@ -120,8 +121,10 @@ def run(
         voice.silence()
     set_seed(args.seed)
     resumed = _resumed(request, args, force)
-    plan = planned(request, voice)
-    tokenizer = tokenizer_of(request, tokenizer)
+    base = resolve(request.model) if isinstance(request.model, str) else request.model
+    made = planned(request, base, voice)
+    plan = made.plan
+    tokenizer = tokenizer_of(base, tokenizer)
     rows, held_out = rows_of(settings, args.seed)
     voice.note(f"encoding {len(rows) + len(held_out or ()):,} rows ...")
     data = encoded(rows, held_out, tokenizer, settings)
@@ -136,7 +139,7 @@ def run(
 
     if isinstance(request.model, str):
         voice.note(f"loading {request.model} ...")
-    model = adapted(request, args.seed, voice)
+    model = adapted(base, made, settings, args.seed, voice)
     voice.note(plan.parameters_line)
     flash = "flash" in (model.config._attn_implementation or "")
     collator = Collator.of(tokenizer, flatten=settings.packing and flash)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, render
 
@@ -38,7 +37,6 @@ class Voice:
     say: Callable[[str], None] = _note
     report: Callable[[Problem, SourceMap | None], None] = _problem
     warn: Callable[[str], None] = _warn
-    _said: set[str] = field(default_factory=set)
 
     def silence(self) -> None:
         """Say nothing any more: another process does."""
@@ -53,18 +51,4 @@ class Voice:
     def problems(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
         """Findings that stop nothing."""
         for problem in problems:
-            self._said.add(render(problem, where))
             self.report(problem, where)
-
-    @contextmanager
-    def hearing(self) -> Iterator[None]:
-        """A block whose `BishareWarning` are passed on, but for those that were said before."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for warning in caught:
-            text, category = str(warning.message), warning.category
-            if not issubclass(category, BishareWarning):
-                warnings.warn_explicit(text, category, warning.filename, warning.lineno)
-            elif text not in self._said:
-                self.warn(text)

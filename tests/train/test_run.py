@@ -305,6 +305,37 @@ def test_what_is_worth_a_warning(start, tmp_path, monkeypatch):
     assert "BS753" in said[1]
 
 
+def test_a_warning_is_told_once(start, tmp_path):
+    """A spec is read once, and nothing is muted to be told once."""
+    text = "spec s\ntarget q_proj, v_proj\nshare a where q_proj per kind rank 4\n"
+    with pytest.warns(BishareWarning) as caught:
+        result = start(tmp_path / "it", spec=text)
+    assert ["BS308" in str(warning.message) for warning in caught] == [True]
+    assert result.model.bishare.spec_text == text
+
+
+def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp_path, monkeypatch):
+    from bishare_dsl import language
+    from bishare_dsl.models import load, source
+    from bishare_dsl.train import run
+
+    seen = []
+    resolve, read_file = source.resolve, language.read_file
+
+    def resolving(name):
+        seen.append(name if isinstance(name, str) else "known")
+        return resolve(name)
+
+    monkeypatch.setattr(
+        language, "read_file", lambda path: seen.append(path.name) or read_file(path)
+    )
+    for module in (run, load):
+        monkeypatch.setattr(module, "resolve", resolving)
+    start(tmp_path / "it", model=str(model_folder), tokenizer=None)
+
+    assert seen.count(str(model_folder)) == seen.count("small.share") == 1
+
+
 def test_a_disk_that_is_full(start, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -1,0 +1,149 @@
+"""From a spec to its plan, and from a plan into a model. Nothing here speaks.
+
+What is worth a warning is given back: `api` warns of it, commands and training runs report it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, SourceMap, raise_errors
+from bishare_dsl.models import Architecture, architecture_of
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.resources import find_spec
+from bishare_dsl.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bishare_dsl.adapter.files import StoredAdapter
+    from bishare_dsl.models import Source
+
+DEFAULT = "default"
+"""The name of an adapter that was given none, as in PEFT."""
+
+Params = Mapping[str, int | float | str]
+"""Other values for a spec's params."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A spec resolved against a model, and what to warn of.
+
+    ``where`` tells the places of the spec's parts, if it was read from a text; ``changed`` whether its
+    params have other values than there.
+    """
+
+    plan: Plan
+    problems: tuple[Problem, ...]
+    spec: Spec
+    where: SourceMap | None
+    changed: bool
+
+    def text(self) -> str:
+        """Give a text that means the spec without any other file: what an adapter keeps.
+
+        Raises:
+            SpecError: no text says the spec (BS140).
+        """
+        from bishare_dsl.language import own_text
+
+        return own_text(self.spec, self.where, changed=self.changed)
+
+
+def make_plan(
+    spec: Spec | str | os.PathLike[str],
+    model: nn.Module | Architecture | Source | str,
+    params: Params | None = None,
+    where: SourceMap | None = None,
+) -> Planned:
+    """Resolve a spec against a model.
+
+    Args:
+        spec: a spec, the path of a file, a shipped spec's name, or a text, which has several lines.
+        model: a model, its shapes, or what names it.
+        params: values to use instead of those in the spec.
+        where: the places of a spec that was read already.
+
+    Raises:
+        BishareError: the spec is wrong or does not fit, or the model cannot be found; every problem,
+            each at its place in the text.
+        FileNotFoundError: there is no such spec.
+    """
+    from bishare_dsl.language import read, read_file
+
+    if isinstance(spec, str) and "\n" in spec:
+        spec, where = read(spec)
+    elif not isinstance(spec, Spec):
+        spec, where = read_file(find_spec(os.fspath(spec)))
+    architecture = architecture_of(model)
+    try:
+        spec = spec.with_params(params or {})
+        plan, problems = build_plan(spec, architecture)
+    except BishareError as error:
+        raise error.at(where) from None
+    return Planned(plan, problems, spec, where, bool(params))
+
+
+def read_fitting(
+    folder: str | os.PathLike[str], model: nn.Module | Architecture | Source | str
+) -> tuple[StoredAdapter, list[Problem]]:
+    """Read an adapter that fits a model, and find what to warn of.
+
+    Raises:
+        BishareError: it cannot be read or does not fit, or the model cannot be found.
+    """
+    from bishare_dsl.adapter.files import base_problems, read_adapter
+
+    stored = read_adapter(folder)
+    problems = list(base_problems(stored.plan, architecture_of(model)))
+    raise_errors(AdapterError, problems)
+    return stored, problems
+
+
+def install(
+    model: nn.Module, made: Planned | StoredAdapter, seed: int = 0, name: str | None = None
+) -> tuple[str, ...]:
+    """Put an adapter into a model, or, under a name, beside the one that is in it.
+
+    Args:
+        model: that it fits.
+        made: a plan, whose tensors are drawn, or an adapter that was saved.
+        seed: of the tensors that are drawn.
+        name: of the adapter; `DEFAULT` for one alone.
+
+    Returns:
+        What is done in another way than asked, to be told.
+
+    Raises:
+        BishareError: the model takes no other adapter; nothing was changed.
+    """
+    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.adapter.initial import draw
+    from bishare_dsl.adapter.resident import devices
+    from bishare_dsl.rewrite.adapt import adapt, prepare
+
+    plan, where = made.plan, devices(made.plan, model)
+    if isinstance(made, Planned):
+        text, compact = made.text(), False
+        on_meta = all(device.type == "meta" for device in where.values())
+        tensors = draw(plan, seed, "meta" if on_meta else "cpu")
+    else:
+        text, seed, compact = made.spec_text, made.config.seed, made.compact
+        tensors = made.tensors()
+    tensors = {n: t.to(where[n]) for n, t in tensors.items()}
+    beside = getattr(model, "bishare", None)
+    if name is None or not isinstance(beside, AdapterHandle):
+        beside = None
+        notes = adapt(model, plan, tensors, root=AdapterHandle)
+        handle = cast("AdapterHandle", model.bishare)
+    else:
+        beside.check_new(name)
+        handle, notes = prepare(model, plan, tensors, AdapterHandle)
+    handle.bind(model, plan, text, seed, name or DEFAULT, beside)
+    if compact:
+        handle.freeze_compact()
+    return notes

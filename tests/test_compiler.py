@@ -1,0 +1,72 @@
+"""A spec to a plan, a plan into a model: what is found is given back, and nothing is said."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.compiler import install, make_plan, read_fitting
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, PlanError, SpecError
+from bishare_dsl.models import inspect_model, resolve
+from bishare_dsl.testing.models import tiny_model
+
+ODD = "spec s\ntarget dense, query_key_value\nshare x where dense per module rank 1\n"
+
+
+@pytest.fixture(autouse=True)
+def _silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BishareWarning)
+        yield
+
+
+def test_what_is_found_is_given_back():
+    model = tiny_model("falcon")
+    made = make_plan(ODD, model)
+    assert [problem.code for problem in made.problems] == ["BS308"]
+    assert made.where.source.text == made.text() == ODD
+    (note,) = install(model, made, seed=3)
+    assert "linear by linear" in note
+    with pytest.warns(BishareWarning) as caught:
+        other = compile_spec(parse_spec(ODD), tiny_model("falcon"), seed=3)
+    assert len(caught) == 2
+    for name, tensor in model.bishare.tensors().items():
+        assert torch.equal(other.bishare.tensors()[name], tensor)
+
+
+def test_a_saved_adapter(tmp_path: Path):
+    model = tiny_model("falcon")
+    install(model, make_plan(ODD, model), seed=3)
+    model.bishare.save_pretrained(tmp_path)
+    stored, problems = read_fitting(tmp_path, tiny_model("falcon"))
+    assert problems == []
+    again = tiny_model("falcon")
+    assert len(install(again, stored)) == 1
+    assert (again.bishare.seed, again.bishare.spec_text) == (3, ODD)
+    with pytest.warns(BishareWarning, match="linear by linear"):
+        load_adapter(tmp_path, tiny_model("falcon"))
+    family = inspect_model(tiny_model("falcon")).model_copy(update={"family": "other"})
+    assert [problem.code for problem in read_fitting(tmp_path, family)[1]] == ["BS614"]
+    with pytest.raises(AdapterError, match="BS613"):
+        read_fitting(tmp_path, tiny_model("llama"))
+
+
+def test_the_text_of_a_spec():
+    text = "spec s\nparam r = 2\ntarget q_proj\nshare x per module rank r\n"
+    model = compile_spec(text, tiny_model("llama"), params={"r": 3})
+    assert model.bishare.plan.terms[0].rank == 3
+    assert "param r = 3" in model.bishare.spec_text
+    with pytest.raises(PlanError, match=r"<text>:2:8"):
+        make_plan("spec s\ntarget FAKE\nshare x per module rank 1", tiny_model("llama"))
+    with pytest.raises(SpecError, match=r"BS207(.|\n)*`r`"):
+        make_plan(text, "llama-7b", {"q": 1})
+    with pytest.raises(FileNotFoundError):
+        make_plan("spec s target q_proj share x per module rank 1", "llama-7b")  # one line: a path
+
+
+def test_what_names_a_model_is_resolved_once():
+    source = resolve("llama-7b")
+    assert resolve(source) is source
+    assert make_plan("lora", source).plan == make_plan("lora", "llama-7b").plan
