@@ -39,6 +39,7 @@ def modules_after(program: str, *arguments: str) -> tuple[int | None, set[str], 
         ["plan", "specs/lora.share", "--model", "llama-7b"],
         ["plan", "specs/bishare_ke.share", "--model", "llama-7b", "--json"],
         ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
+        ["diff", "lora", "bishare_ke", "--model", "llama-7b"],
     ],
     ids=" ".join,
 )

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.reading import plan_of, read_spec
+from bishare_dsl.cli.reading import plan_of, read_specs
 from bishare_dsl.cli.report import Report
-from bishare_dsl.diagnostics import BishareError, Problem, SpecError
-
-if TYPE_CHECKING:
-    from bishare_dsl.spec import Spec
+from bishare_dsl.diagnostics import BishareError, Problem
 
 SORTS = ("spec", "model", "parameters", "rank", "percent")
 
@@ -90,14 +87,10 @@ def _combined(
     from bishare_dsl.plan import build_plan
     from bishare_dsl.show.compare import combinations, figures
 
-    specs = {file: read_spec(file) for file in files}
-    known = {file: {param.name for param in spec.params} for file, (spec, _) in specs.items()}
-    _check_known(params, [spec for spec, _ in specs.values()])
     architectures = {model: architecture_of(model) for model in models}
     told: set[tuple[str, Problem]] = set()
-    for file, (spec, where) in specs.items():
+    for file, (spec, where, own) in read_specs(files, params).items():
         for model, architecture in architectures.items():
-            own = {name: values for name, values in params.items() if name in known[file]}
             for chosen in combinations(own):
                 row: dict[str, Any] = {"file": file, "spec": spec.name, "model": model}
                 row |= {"set": chosen, "error": None}
@@ -111,18 +104,6 @@ def _combined(
                 told.update((file, problem) for problem in new)
                 report.all(new, where)
                 yield row
-
-
-def _check_known(params: Mapping[str, object], specs: list[Spec]) -> None:
-    """Refuse a param that none of the specs has, as the last of them does."""
-    for name in params:
-        for i, spec in enumerate(specs, start=1):
-            try:
-                spec.with_params({name: 0})
-                break
-            except SpecError:
-                if i == len(specs):
-                    raise
 
 
 def _key(row: dict[str, Any], sort: str) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics import Problem, SourceMap, nearest
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bishare_dsl.compiler import Planned
     from bishare_dsl.models import Source
     from bishare_dsl.spec import Spec
+
+_Set = TypeVar("_Set")
 
 
 def read_spec(name: str) -> tuple[Spec, SourceMap]:
@@ -69,6 +71,27 @@ def plan_of(
     spec, where = read_spec(name)
     found = make_plan(spec, model, params, where)
     report.all(found.problems, where)
+    return found
+
+
+def read_specs(
+    names: Iterable[str], params: Mapping[str, _Set]
+) -> dict[str, tuple[Spec, SourceMap, dict[str, _Set]]]:
+    """The specs that words mean, by word, each with what is set of the params that it has.
+
+    Raises:
+        SpecError: every problem of the texts; a param that none of them has (BS207).
+        CommandError: as `read_text`.
+    """
+    found: dict[str, tuple[Spec, SourceMap, dict[str, _Set]]] = {}
+    known: set[str] = set()
+    for name in dict.fromkeys(names):
+        spec, where = read_spec(name)
+        own = {param.name for param in spec.params}
+        found[name] = spec, where, {key: params[key] for key in params if key in own}
+        known |= own
+    for spec, _, _ in found.values():
+        spec.with_params({name: 0 for name in params if name not in known})
     return found
 
 

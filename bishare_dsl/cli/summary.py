@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.show import rows
-from bishare_dsl.show.rows import BYTES, MIB, ShareRow
+from bishare_dsl.show.rows import BYTES, MIB
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -50,7 +50,7 @@ def as_text(plan: Plan) -> str:
                 row.name,
                 f"{row.modules:,}",
                 ", ".join(map(str, row.ranks)),
-                _via(row),
+                row.via,
                 ", ".join(f"{scale:g}" for scale in row.scales),
                 f"{row.trainable:,}",
                 f"{row.share_of_total:.1%}",
@@ -140,18 +140,6 @@ def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _via(row: ShareRow) -> str:
-    """The transform as a spec writes it, without the switches that are off."""
-    options = ", ".join(
-        f"{name} = {'true' if value is True else value}"
-        for name, value in row.options.items()
-        if value is not None and value is not False
-    )
-    if row.transform == "Identity":
-        return "-"
-    return f"{row.transform}({options})" if options else row.transform
 
 
 def span(bounds: rows.Bounds | None) -> str:

@@ -34,6 +34,18 @@ class ShareRow:
     trainable: int
     share_of_total: float
 
+    @property
+    def via(self) -> str:
+        """The transform as a spec writes it, without the switches that are off; ``-`` for none."""
+        if self.transform == "Identity":
+            return "-"
+        options = ", ".join(
+            f"{name} = {'true' if value is True else value}"
+            for name, value in self.options.items()
+            if value is not None and value is not False
+        )
+        return f"{self.transform}({options})" if options else self.transform
+
 
 @dataclass(frozen=True)
 class RoleRow:

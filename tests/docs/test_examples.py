@@ -5,7 +5,7 @@ The word behind a fence and what follows it say how a block is checked:
 - ```` ```share ````: a whole spec, as the formatter writes it, that plans for Llama-7B with neither error nor
   warning. ``model=NAME`` plans it for another preset, ``warning=BS350`` expects exactly these warnings, and
   ``error=BS201`` exactly these errors (and then any layout). ``fragment`` adds a header, a target and a
-  share where the block has none. ``file=NAME`` is a file that the page's specs may `use`.
+  share where the block has none. ``file=NAME`` is a file that the page's specs may `use`, and its commands read.
 - ```` ```python ````: runs, after the other Python of its page. A `text` block right behind it is what it
   prints. Models that it loads are tiny ones, and the current folder is an empty one.
 - ```` ```console run ````: every line that starts with ``$ bishare`` succeeds; ``exit=1`` expects another
@@ -105,12 +105,17 @@ def findings(text, model):
     ]
 
 
+def write_files(page):
+    """Those that a page has, into the current folder."""
+    for block in BLOCKS:
+        for name in block.values("file") if block.page == page else ():
+            Path(name).write_text(block.text, encoding="utf-8")
+
+
 @examples("share")
 def test_spec(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for other in BLOCKS:
-        for name in other.values("file") if other.page == block.page else ():
-            Path(name).write_text(other.text, encoding="utf-8")
+    write_files(block.page)
     if block.values("file"):
         # It may be no whole spec; what uses it shows that it can be read.
         assert format_text(block.text) == block.text
@@ -181,6 +186,7 @@ def test_console(block, capsys):
     wanted = int((block.values("exit") or ["0"])[0])
     commands = [line[2:] for line in block.text.splitlines() if line.startswith("$ bishare")]
     assert commands
+    write_files(block.page)
     for command in commands:
         assert main(shlex.split(command, comments=True)[1:]) == wanted, command
     out = capsys.readouterr().out

@@ -1,0 +1,120 @@
+"""``bishare diff``: which modules two specs share differently."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.report import Report
+
+if TYPE_CHECKING:
+    from bishare_dsl.models.site import Site
+    from bishare_dsl.plan import Plan
+    from bishare_dsl.show.diff import Difference
+
+
+@click.command(
+    "diff",
+    epilog=options.examples(
+        "bishare diff lora bishare_ke --model llama-7b",
+        "bishare diff bishare_ss my.share --model ./my-checkpoint --set r_inter=32",
+        "bishare diff old.share new.share --model llama-7b --json | jq '.regrouped[].sites[]'",
+    ),
+)
+@options.spec("before", "BEFORE")
+@options.spec("after", "AFTER")
+@options.model()
+@options.values
+@options.as_json
+@options.quiet
+@click.pass_obj
+def command(
+    report: Report, before: str, after: str, model: str, params: dict[str, options.Value]
+) -> None:
+    """Show which modules two specs share differently on a model, share by share.
+
+    Shares are matched by name, and where each spec has one left, those two. A param that only one of the
+    specs has is set in that one.
+    """
+    from bishare_dsl.cli.reading import planned, read_specs
+    from bishare_dsl.models.load import architecture_of
+    from bishare_dsl.show.diff import difference
+
+    specs, architecture = read_specs((before, after), params), architecture_of(model)
+    plans = {
+        file: planned(spec.with_params(own), where, architecture, report)
+        for file, (spec, where, own) in specs.items()
+    }
+    one, two = plans[before], plans[after]
+    found = difference(one, two)
+    report.data(
+        before=_head(before, one), after=_head(after, two), same=found.same, **asdict(found)
+    )
+    report.result(_text(before, one, after, two, found))
+
+
+def _head(file: str, plan: Plan) -> dict[str, Any]:
+    from bishare_dsl.show.compare import figures
+
+    return {"file": file, "spec": plan.spec, "params": plan.params, **asdict(figures(plan))}
+
+
+def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> str:
+    from bishare_dsl.cli.summary import span, table
+
+    sites = {site.path: site for plan in (one, two) for site in plan.sites}
+    change = two.trainable / one.trainable - 1
+    parts = [
+        f"{before} -> {after} on {one.base.name}: {found.modules:,} of "
+        f"{len(sites):,} modules differ\n"
+        f"trainable params: {one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
+    ]
+    only = [
+        f"only {file} has share {row.name}: {row.modules:,} modules, {row.trainable:,} parameters"
+        for file, rows in ((before, found.removed), (after, found.added))
+        for row in rows
+    ]
+    parts += ["\n".join(only)] if only else []
+    if found.regrouped:
+        head = ["share", "role", "regrouped", "of", "modules each", "", "", "where"]
+        lines = [
+            [
+                change.share,
+                change.role,
+                f"{len(change.sites):,}",
+                f"{change.of:,}",
+                span(change.before),
+                "->",
+                span(change.after),
+                _where([sites[path] for path in change.sites]),
+            ]
+            for change in found.regrouped
+        ]
+        parts.append(table(head, lines, left={0, 1, 6, 7}))
+    if found.settings:
+        parts.append(
+            table(
+                ["share", "setting", "before", "after"],
+                [[s.share, s.what, s.before, s.after] for s in found.settings],
+                left={0, 1, 2, 3},
+            )
+        )
+    if found.same:
+        parts.append("the same modules share, at the same settings")
+    return "\n\n".join(parts)
+
+
+def _where(sites: list[Site]) -> str:
+    """The kinds and the runs of layers of some sites."""
+    kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
+    runs: list[list[int]] = []
+    for layer in sorted({site.layer for site in sites}):
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{kinds}; layer{'s' if len(runs) > 1 or runs[0][0] != runs[0][1] else ''} {spans}"

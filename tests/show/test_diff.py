@@ -1,0 +1,83 @@
+import pytest
+
+from bishare_dsl.api import plan_spec
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models import preset
+from bishare_dsl.show.diff import difference
+
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+MODEL = preset("smollm2-135m")
+
+
+def diff(before, after, target="q_proj, v_proj"):
+    plans = (
+        plan_spec(parse_spec(f"spec s target {target} {text}"), MODEL) for text in (before, after)
+    )
+    return difference(*plans)
+
+
+def test_a_plan_does_not_differ_from_itself():
+    found = diff("share s per layer rank 2 via SS", "share s per layer rank 2 via SS")
+    assert found.same
+    assert found.modules == 0
+
+
+def test_modules_that_share_with_others_are_counted_by_role():
+    # The first ten layers share by two as before; B is as it was throughout.
+    found = diff(
+        "share s A per layer // 2  B per module rank 2",
+        "share s A per layer // 2, layer >= 10 and kind q_proj  B per module rank 2",
+    )
+    [change] = found.regrouped
+    assert (change.share, change.role, change.of) == ("s", "A", 60)
+    assert (change.before, change.after) == ((4, 4), (2, 2))
+    assert {path.split(".")[2] for path in change.sites} == {str(i) for i in range(10, 30)}
+    assert len(change.sites) == 40 == found.modules
+    assert [s.what for s in found.settings] == ["trainable"]
+
+
+def test_a_key_that_says_the_same_in_other_words_does_not_differ():
+    found = diff("share s per layer, kind rank 2", "share s per path rank 2")
+    assert found.same
+
+
+def test_modules_that_a_share_leaves_or_takes_in_have_no_pool_there():
+    [a, b] = diff(
+        "share s per module rank 2", "share s where kind q_proj per module rank 2"
+    ).regrouped
+    assert (a.role, b.role) == ("A", "B")
+    assert (a.before, a.after, len(a.sites), a.of) == ((1, 1), (0, 0), 30, 60)
+    assert all(path.endswith("v_proj") for path in a.sites)
+
+
+def test_shares_are_matched_by_name():
+    found = diff(
+        "share a per module rank 2 share b per layer rank 4 via SS",
+        "share b per layer rank 4 via SS scale 2 share c per module rank 2 share d per kind rank 1",
+    )
+    assert [row.name for row in found.removed] == ["a"]
+    assert [row.name for row in found.added] == ["c", "d"]
+    assert [(s.share, s.what, s.before, s.after) for s in found.settings] == [
+        ("b", "scale", "1", "2")
+    ]
+    assert not found.regrouped
+    assert found.modules == 60
+
+
+def test_the_one_share_that_each_has_left_is_matched():
+    found = diff("share a per module rank 2", "share b per module rank 2")
+    assert found.same
+    [change, _] = diff("share a per module rank 2", "share b per kind rank 2").regrouped
+    assert change.share == "a -> b"
+    assert (change.before, change.after) == ((1, 1), (30, 30))
+
+
+def test_a_role_that_one_transform_has_and_the_other_has_not():
+    found = diff(
+        "share s per module rank 2",
+        "share s per module rank 2 via VectorBank(vectors = 8, length = 64) start nonzero",
+        target="q_proj",
+    )
+    roles = {change.role: (change.before, change.after) for change in found.regrouped}
+    assert roles["A"] == ((1, 1), (0, 0))
+    assert any(pair == ((0, 0), (1, 1)) for pair in roles.values())
