@@ -67,11 +67,9 @@ def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> s
 
     sites = {site.path: site for plan in (one, two) for site in plan.sites}
     change = two.trainable / one.trainable - 1
-    parts = [
-        f"{before} -> {after} on {one.base.name}: {found.modules:,} of "
-        f"{len(sites):,} modules differ\n"
-        f"trainable params: {one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
-    ]
+    differ = f"{found.modules:,} of {len(sites):,} modules differ"
+    trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
+    parts = [f"{before} -> {after} on {one.base.name}: {differ}\ntrainable params: {trainable}"]
     only = [
         f"only {file} has share {row.name}: {row.modules:,} modules, {row.trainable:,} parameters"
         for file, rows in ((before, found.removed), (after, found.added))
