@@ -13,7 +13,7 @@ from bishare_dsl.cli.report import Report
 if TYPE_CHECKING:
     from bishare_dsl.models.site import Site
     from bishare_dsl.plan import Plan
-    from bishare_dsl.show.diff import Difference
+    from bishare_dsl.show.diff import Difference, Pair
 
 
 @click.command(
@@ -50,9 +50,7 @@ def command(
     }
     one, two = plans[before], plans[after]
     found = difference(one, two)
-    report.data(
-        before=_head(before, one), after=_head(after, two), same=found.same, **asdict(found)
-    )
+    report.data(before=_head(before, one), after=_head(after, two), **asdict(found))
     report.result(_text(before, one, after, two, found))
 
 
@@ -70,12 +68,11 @@ def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> s
     differ = f"{found.modules:,} of {len(sites):,} modules differ"
     trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
     parts = [f"{before} -> {after} on {one.base.name}: {differ}\ntrainable params: {trainable}"]
-    only = [
-        f"only {file} has share {row.name}: {row.modules:,} modules, {row.trainable:,} parameters"
-        for file, rows in ((before, found.removed), (after, found.added))
-        for row in rows
+    head = ["share", "modules", "", "", "trainable", "", ""]
+    lines = [
+        [pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")] for pair in found.shares
     ]
-    parts += ["\n".join(only)] if only else []
+    parts.append(table(head, lines, left={0, 3, 6}))
     if found.regrouped:
         head = ["share", "role", "regrouped", "of", "modules each", "", "", "where"]
         lines = [
@@ -93,16 +90,19 @@ def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> s
         ]
         parts.append(table(head, lines, left={0, 1, 6, 7}))
     if found.settings:
-        parts.append(
-            table(
-                ["share", "setting", "before", "after"],
-                [[s.share, s.what, s.before, s.after] for s in found.settings],
-                left={0, 1, 2, 3},
-            )
-        )
-    if found.same:
+        head = ["share", "setting", "modules", "before", "", "after"]
+        lines = [
+            [s.share, s.what, f"{s.modules:,}", s.before, "->", s.after] for s in found.settings
+        ]
+        parts.append(table(head, lines, left={0, 1, 3, 5}))
+    if not found.modules:
         parts.append("the same modules share, at the same settings")
     return "\n\n".join(parts)
+
+
+def _pair(pair: Pair, what: str) -> list[str]:
+    before, after = (f"{getattr(row, what):,}" if row else "-" for row in (pair.before, pair.after))
+    return [before, "->", after]
 
 
 def _where(sites: list[Site]) -> str:

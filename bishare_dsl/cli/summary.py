@@ -50,7 +50,7 @@ def as_text(plan: Plan) -> str:
                 row.name,
                 f"{row.modules:,}",
                 ", ".join(map(str, row.ranks)),
-                row.via,
+                rows.via(row.transform, row.options),
                 ", ".join(f"{scale:g}" for scale in row.scales),
                 f"{row.trainable:,}",
                 f"{row.share_of_total:.1%}",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
-from bishare_dsl.plan import Plan, Pool
-from bishare_dsl.show.rows import Bounds, ShareRow, bounds, shares
+from bishare_dsl.plan import Plan, Pool, Term
+from bishare_dsl.show.rows import Bounds, ShareRow, bounds, shares, via
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,26 @@ class Regrouped:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a share that is another than before."""
+    """A setting of a share that is another than before at ``modules`` modules; the values there."""
 
     share: str
     what: str
+    modules: int
     before: str
     after: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A share before and after; None where it is in one plan only."""
+
+    before: ShareRow | None
+    after: ShareRow | None
+
+    @property
+    def name(self) -> str:
+        names = dict.fromkeys(row.name for row in (self.before, self.after) if row)
+        return " -> ".join(names)
 
 
 @dataclass(frozen=True)
@@ -41,14 +54,9 @@ class Difference:
     """All that differs. ``modules`` counts the modules that a change of any kind is about."""
 
     modules: int
-    removed: tuple[ShareRow, ...]
-    added: tuple[ShareRow, ...]
+    shares: tuple[Pair, ...]
     regrouped: tuple[Regrouped, ...]
     settings: tuple[Setting, ...]
-
-    @property
-    def same(self) -> bool:
-        return not (self.removed or self.added or self.regrouped or self.settings)
 
 
 def difference(before: Plan, after: Plan) -> Difference:
@@ -58,28 +66,40 @@ def difference(before: Plan, after: Plan) -> Difference:
     """
     one = {row.name: row for row in shares(before)}
     two = {row.name: row for row in shares(after)}
-    removed = [row for name, row in one.items() if name not in two]
-    added = [row for name, row in two.items() if name not in one]
-    pairs = [(row, two[name]) for name, row in one.items() if name in two]
-    if len(removed) == len(added) == 1:
-        pairs.append((removed.pop(), added.pop()))
-    regrouped = tuple(_regrouped(before, after, pairs))
-    settings = tuple(setting for pair in pairs for setting in _settings(*pair))
-    changed = {row.name for row in (*removed, *added)}
-    changed |= {row.name for pair in pairs if any(_settings(*pair)) for row in pair}
-    paths = {term.site for plan in (before, after) for term in plan.terms if term.share in changed}
+    pairs = [Pair(row, two.get(name)) for name, row in one.items()]
+    pairs += [Pair(None, row) for name, row in two.items() if name not in one]
+    alone = [pair for pair in pairs if not (pair.before and pair.after)]
+    if len(alone) == 2 and alone[0].before and alone[1].after:
+        pairs = [pair for pair in pairs if pair not in alone]
+        pairs.append(Pair(alone[0].before, alone[1].after))
+    regrouped: list[Regrouped] = []
+    settings: list[Setting] = []
+    paths: set[str] = set()
+    for pair in pairs:
+        old, new = (_terms(plan, row) for plan, row in ((before, pair.before), (after, pair.after)))
+        paths |= old.keys() ^ new.keys()
+        for what in _SETTINGS:
+            found = [p for p in old if p in new and _said(old[p])[what] != _said(new[p])[what]]
+            if found:
+                values = (
+                    ", ".join(dict.fromkeys(_said(terms[path])[what] for path in found))
+                    for terms in (old, new)
+                )
+                settings.append(Setting(pair.name, what, len(found), *values))
+                paths.update(found)
+        if pair.before and pair.after:
+            regrouped += _regrouped(before, after, pair.before.name, pair.after.name, pair.name)
     paths.update(path for change in regrouped for path in change.sites)
-    return Difference(len(paths), tuple(removed), tuple(added), regrouped, settings)
+    return Difference(len(paths), tuple(pairs), tuple(regrouped), tuple(settings))
 
 
 def _regrouped(
-    before: Plan, after: Plan, pairs: list[tuple[ShareRow, ShareRow]]
+    before: Plan, after: Plan, first: str, second: str, name: str
 ) -> Iterator[Regrouped]:
     paths = [site.path for plan in (before, after) for site in plan.sites]
-    one, two = _pools(before), _pools(after)
-    roles = dict.fromkeys(role for _, role in (*one, *two))
-    for pair, role in product(pairs, roles):
-        old, new = one.get((pair[0].name, role), {}), two.get((pair[1].name, role), {})
+    one, two = _pools(before, first), _pools(after, second)
+    for role in dict.fromkeys((*one, *two)):
+        old, new = one.get(role, {}), two.get(role, {})
         alike: dict[tuple[str, str], bool] = {}
         found: list[tuple[str, int, int]] = []
         every = [path for path in dict.fromkeys(paths) if path in old or path in new]
@@ -94,7 +114,7 @@ def _regrouped(
             found.append((path, len(was.members) if was else 0, len(now.members) if now else 0))
         if found:
             yield Regrouped(
-                _name(*pair),
+                name,
                 role,
                 len(every),
                 bounds(was for _, was, _ in found),
@@ -103,31 +123,26 @@ def _regrouped(
             )
 
 
-def _pools(plan: Plan) -> dict[tuple[str, str], dict[str, Pool]]:
-    """The pool of each site, by share and role."""
-    found: dict[tuple[str, str], dict[str, Pool]] = {}
+def _pools(plan: Plan, share: str) -> dict[str, dict[str, Pool]]:
+    """The pool of each site, by role."""
+    found: dict[str, dict[str, Pool]] = {}
     for pool in plan.pools:
-        found.setdefault((pool.share, pool.role), {}).update(dict.fromkeys(pool.members, pool))
+        if pool.share == share:
+            found.setdefault(pool.role, {}).update(dict.fromkeys(pool.members, pool))
     return found
 
 
-def _settings(before: ShareRow, after: ShareRow) -> Iterator[Setting]:
-    one, two = _said(before), _said(after)
-    for what in one:
-        if one[what] != two[what]:
-            yield Setting(_name(before, after), what, one[what], two[what])
+def _terms(plan: Plan, row: ShareRow | None) -> dict[str, Term]:
+    return {term.site: term for term in plan.terms if row and term.share == row.name}
 
 
-def _name(before: ShareRow, after: ShareRow) -> str:
-    return before.name if before.name == after.name else f"{before.name} -> {after.name}"
+_SETTINGS = ("rank", "via", "scale", "dropout")
 
 
-def _said(row: ShareRow) -> dict[str, str]:
+def _said(term: Term) -> dict[str, str]:
     return {
-        "modules": f"{row.modules:,}",
-        "rank": ", ".join(map(str, row.ranks)),
-        "via": row.via,
-        "scale": ", ".join(f"{scale:g}" for scale in row.scales),
-        "dropout": f"{row.dropout:g}",
-        "trainable": f"{row.trainable:,}",
+        "rank": str(term.rank),
+        "via": via(term.transform, term.options),
+        "scale": f"{term.scale:g}",
+        "dropout": f"{term.dropout:g}",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,18 +33,6 @@ class ShareRow:
     dropout: float
     trainable: int
     share_of_total: float
-
-    @property
-    def via(self) -> str:
-        """The transform as a spec writes it, without the switches that are off; ``-`` for none."""
-        if self.transform == "Identity":
-            return "-"
-        options = ", ".join(
-            f"{name} = {'true' if value is True else value}"
-            for name, value in self.options.items()
-            if value is not None and value is not False
-        )
-        return f"{self.transform}({options})" if options else self.transform
 
 
 @dataclass(frozen=True)
@@ -167,6 +155,18 @@ def shares(plan: Plan) -> list[ShareRow]:
         )
         for name, trainable in plan.shares.items()
     ]
+
+
+def via(transform: str, options: Mapping[str, Any]) -> str:
+    """A transform as a spec writes it, without the switches that are off; ``-`` for none."""
+    if transform == "Identity":
+        return "-"
+    said = ", ".join(
+        f"{name} = {'true' if value is True else value}"
+        for name, value in options.items()
+        if value is not None and value is not False
+    )
+    return f"{transform}({said})" if said else transform
 
 
 def roles(plan: Plan) -> list[RoleRow]:

@@ -18,8 +18,9 @@ def diff(before, after, target="q_proj, v_proj"):
 
 def test_a_plan_does_not_differ_from_itself():
     found = diff("share s per layer rank 2 via SS", "share s per layer rank 2 via SS")
-    assert found.same
     assert found.modules == 0
+    assert not found.regrouped
+    assert not found.settings
 
 
 def test_modules_that_share_with_others_are_counted_by_role():
@@ -33,12 +34,14 @@ def test_modules_that_share_with_others_are_counted_by_role():
     assert (change.before, change.after) == ((4, 4), (2, 2))
     assert {path.split(".")[2] for path in change.sites} == {str(i) for i in range(10, 30)}
     assert len(change.sites) == 40 == found.modules
-    assert [s.what for s in found.settings] == ["trainable"]
+    assert not found.settings
+    [pair] = found.shares
+    assert pair.before.trainable < pair.after.trainable
 
 
 def test_a_key_that_says_the_same_in_other_words_does_not_differ():
     found = diff("share s per layer, kind rank 2", "share s per path rank 2")
-    assert found.same
+    assert found.modules == 0
 
 
 def test_modules_that_a_share_leaves_or_takes_in_have_no_pool_there():
@@ -55,18 +58,31 @@ def test_shares_are_matched_by_name():
         "share a per module rank 2 share b per layer rank 4 via SS",
         "share b per layer rank 4 via SS scale 2 share c per module rank 2 share d per kind rank 1",
     )
-    assert [row.name for row in found.removed] == ["a"]
-    assert [row.name for row in found.added] == ["c", "d"]
-    assert [(s.share, s.what, s.before, s.after) for s in found.settings] == [
-        ("b", "scale", "1", "2")
+    assert [(p.name, p.before is None, p.after is None) for p in found.shares] == [
+        ("a", False, True),
+        ("b", False, False),
+        ("c", True, False),
+        ("d", True, False),
+    ]
+    assert [(s.share, s.what, s.modules, s.before, s.after) for s in found.settings] == [
+        ("b", "scale", 60, "1", "2")
     ]
     assert not found.regrouped
     assert found.modules == 60
 
 
+def test_settings_are_compared_module_by_module():
+    [setting] = diff(
+        "share s per module rank match kind { q_proj: 4; v_proj: 2 }",
+        "share s per module rank match kind { q_proj: 2; v_proj: 2 }",
+    ).settings
+    assert (setting.what, setting.modules, setting.before, setting.after) == ("rank", 30, "4", "2")
+
+
 def test_the_one_share_that_each_has_left_is_matched():
     found = diff("share a per module rank 2", "share b per module rank 2")
-    assert found.same
+    assert [pair.name for pair in found.shares] == ["a -> b"]
+    assert found.modules == 0
     [change, _] = diff("share a per module rank 2", "share b per kind rank 2").regrouped
     assert change.share == "a -> b"
     assert (change.before, change.after) == ((1, 1), (30, 30))
