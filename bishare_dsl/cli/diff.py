@@ -39,15 +39,17 @@ def command(
     Shares are matched by name, and where each spec has one left, those two. A param that only one of the
     specs has is set in that one.
     """
-    from bishare_dsl.cli.reading import planned, read_specs
-    from bishare_dsl.models.load import architecture_of
+    from bishare_dsl.cli.reading import read_specs
+    from bishare_dsl.compiler import make_plan
+    from bishare_dsl.models import architecture_of
     from bishare_dsl.show.diff import difference
 
     specs, architecture = read_specs((before, after), params), architecture_of(model)
-    plans = {
-        file: planned(spec.with_params(own), where, architecture, report)
-        for file, (spec, where, own) in specs.items()
-    }
+    plans = {}
+    for file, (spec, where, own) in specs.items():
+        made = make_plan(spec, architecture, own, where)
+        report.all(made.problems, where)
+        plans[file] = made.plan
     one, two = plans[before], plans[after]
     found = difference(one, two)
     report.data(before=_head(before, one), after=_head(after, two), **asdict(found))

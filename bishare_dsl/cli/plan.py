@@ -83,8 +83,8 @@ def _combined(
     params: Mapping[str, tuple[options.Value, ...]],
     report: Report,
 ) -> Iterator[dict[str, Any]]:
-    from bishare_dsl.models.load import architecture_of
-    from bishare_dsl.plan import build_plan
+    from bishare_dsl.compiler import make_plan
+    from bishare_dsl.models import architecture_of
     from bishare_dsl.show.compare import combinations, figures
 
     architectures = {model: architecture_of(model) for model in models}
@@ -95,8 +95,9 @@ def _combined(
                 row: dict[str, Any] = {"file": file, "spec": spec.name, "model": model}
                 row |= {"set": chosen, "error": None}
                 try:
-                    plan, problems = build_plan(spec.with_params(chosen), architecture)
-                    row |= asdict(figures(plan))
+                    made = make_plan(spec, architecture, chosen, where)
+                    problems = made.problems
+                    row |= asdict(figures(made.plan))
                 except BishareError as error:
                     problems = error.problems
                     row["error"] = next(p.code for p in problems if p.severity == "error")
