@@ -1,4 +1,4 @@
-"""Settings of hypothesis: `ci`, the default, is the same run every time; `thorough` looks further.
+"""Settings of hypothesis: `ci`, the default, is the same run every time; `thorough`, or `nightly`, looks further.
 
 HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
 """
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
 settings.register_profile("thorough", max_examples=1000, print_blob=True, **COMMON)
+settings.register_profile("nightly", settings.get_profile("thorough"))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -245,41 +245,63 @@ def _gained(term: TermValues) -> Tensor:
     return torch.diag(term["gain_out"][0] if "gain_out" in term.tensors else one)
 
 
-def reference_model(model: ModelT, plan: Plan, tensors: Mapping[str, Tensor]) -> ModelT:
+Drop = Callable[[Tensor, float], Tensor]
+"""Stands for dropout: of an input and a probability, the input with some of it dropped."""
+
+
+def reference_model(
+    model: ModelT, plan: Plan, tensors: Mapping[str, Tensor], drop: Drop | None = None
+) -> ModelT:
     """A copy of a base model whose weights are ``W + sum of dW``, dense.
 
-    What is not linear is added to the output, token by token.
+    What is not linear, and what reads a dropped input, is added to the output.
 
     Args:
         model: the base, not adapted; it is not changed. Sites are `nn.Linear`, or GPT-2's ``Conv1D``.
         plan: of the adapter.
         tensors: the adapter's tensors by name. The copy uses these very tensors, each wherever the
-            plan says, so that gradients of its loss flow to them. Nothing else trains. Dropout is
-            left out.
+            plan says, so that gradients of its loss flow to them. Nothing else trains.
+        drop: dropout; left out without one.
     """
     dense = copy.deepcopy(model).requires_grad_(False)
     for site in plan.sites:
         module = dense.get_submodule(site.path)
-        terms = [term for term in plan.terms_of[site.path] if term.linear]
+        inside = []
         for term in plan.terms_of[site.path]:
-            if not term.linear:
-                values = _values(term, tensors, site.d_in, site.d_out)
-                module.register_forward_hook(partial(_add_update, term, values))
-        if terms:
+            dropped = drop if term.dropout else None
+            if term.linear and dropped is None:
+                inside.append(term)
+                continue
+            update = partial(_add_update, term, tensors, (site.d_in, site.d_out), dropped)
+            module.register_forward_hook(update)
+        if inside:
             # Conv1D keeps its weight (d_in, d_out).
             conv = not isinstance(module, nn.Linear)
-            update = _Update(terms, tensors, site.d_in, site.d_out, transposed=conv)
+            delta = _Update(inside, tensors, site.d_in, site.d_out, transposed=conv)
             # Unsafe only skips a trial run, which would be one more evaluation of the update.
-            parametrize.register_parametrization(module, "weight", update, unsafe=True)
+            parametrize.register_parametrization(module, "weight", delta, unsafe=True)
     return dense
 
 
 def _add_update(
-    term: Term, values: TermValues, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    term: Term,
+    tensors: Mapping[str, Tensor],
+    widths: tuple[int, int],
+    drop: Drop | None,
+    _: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
 ) -> Tensor:
-    """A forward hook: the output with the update of a term that is not linear."""
-    update = UPDATES[term.transform](values, inputs[0].to(values["A"].dtype))
-    return output + (term.scale * update @ _gained(values)).to(output.dtype)
+    """A forward hook: the output with the update of a term."""
+    values = _values(term, tensors, *widths)
+    x = inputs[0].to(next(iter(values.tensors.values())).dtype)
+    if drop is not None:
+        x = drop(x, term.dropout)
+    if term.linear:
+        update = x @ dense_delta(term, tensors, *widths).T
+    else:
+        update = term.scale * UPDATES[term.transform](values, x) @ _gained(values)
+    return output + update.to(output.dtype)
 
 
 class _Update(nn.Module):

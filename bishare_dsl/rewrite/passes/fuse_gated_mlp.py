@@ -42,7 +42,7 @@ def _is_gated(product: fx.Node, act: Any, up: Any) -> bool:
     if not first.target is last.target is island or last.args[0] is not product:
         return False
     x, read, _, layers, *_ = cast(Any, first.args)
-    return x is read and len(layers) == 2
+    return x is read and len(layers) == 2 and len(last.users) == 1
 
 
 def _fuse(graph: fx.Graph, product: fx.Node, act: Any, up: Any) -> None:

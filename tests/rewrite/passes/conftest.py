@@ -66,10 +66,11 @@ class Case:
             if name in terms
         )
         self.shapes = tuple(shapes)
+        self.linears = [n for n, child in module.named_children() if isinstance(child, nn.Linear)]
 
     def program(self, *optimisations) -> RegionGraphs:
         graph = capture_region(self.region(), [target.path for target in self.targets])
-        program = RegionGraphs.start(graph, len(self.shapes), ["left", "right", "out"])
+        program = RegionGraphs.start(graph, len(self.shapes), self.linears)
         run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations)
         return program
 

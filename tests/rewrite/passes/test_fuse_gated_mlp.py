@@ -1,6 +1,7 @@
 """One call for a gated MLP."""
 
 import pytest
+from torch import nn
 
 from bishare_dsl.rewrite.passes import AccumulateUps, FuseDowns, FuseGatedMlp, FuseIslands
 
@@ -74,14 +75,29 @@ def test_without_an_activation_there_is_no_gate(case, use, same_results):
 
 
 def test_what_is_read_elsewhere_stays(case, gated, use, same_results):
-    class Seen(gated):
+    class GateSeen(gated):
         def forward(self, x):
             gate = self.act(self.right(x))
             return self.out(self.left(x) * gate) + gate.sum()
 
-    seen = case(SHAPES, Seen, left=[use()], out=[use((2, 3))])
-    assert "gated_mlp" not in names(seen)
-    same_results(seen, *BEHIND)
+    class ProductSeen(gated):
+        def forward(self, x):
+            product = self.left(x) * self.act(self.right(x))
+            return self.left(self.out(product)) * product
+
+    class ReadByTwo(gated):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(6, 4)
+
+        def forward(self, x):
+            product = self.left(x) * self.act(self.right(x))
+            return self.out(product) + self.other(product)
+
+    for region in (GateSeen, ProductSeen, ReadByTwo):
+        seen = case(SHAPES, region, left=[use()], out=[use((2, 3))])
+        assert "gated_mlp" not in names(seen)
+        same_results(seen, *BEHIND)
 
 
 def names(case):

@@ -1,6 +1,9 @@
 """Equal factors are made once, and equal products too."""
 
+from dataclasses import replace
+
 from bishare_dsl.rewrite.passes import ShareFactors
+from bishare_dsl.transforms import Transform
 
 
 def test_siblings_share_a_down(case, use, same, same_results):
@@ -77,3 +80,18 @@ def test_what_differs_stays_apart(case, use, same_results):
     scales = case([(2, 4), (2, 6)], left=[use(scale=2.0)], right=[use(scale=3.0)])
     same_results(scales, ShareFactors())
     assert sum(n.name.startswith("mul") for n in scales.program(ShareFactors()).forward.nodes) == 3
+
+
+class Rolled(Transform):
+    """Says by keyword what differs."""
+
+    name = "Rolled"
+    by: int
+
+    def factors(self, tensors, rank, width):
+        return tensors["A"].roll(shifts=self.by, dims=1), tensors["B"]
+
+
+def test_keywords_make_a_difference(case, use, same_results):
+    left, right = (replace(use(), transform=Rolled(by=by)) for by in (1, 2))
+    same_results(case([(2, 4), (2, 6)], left=[left], right=[right]), ShareFactors())

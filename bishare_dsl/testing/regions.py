@@ -1,0 +1,184 @@
+"""A Hypothesis strategy for regions: linear layers wired at random, with an adapter and passes for them.
+
+@given(regions())
+def test_my_pass(drawn):
+    check_region(drawn)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from bishare_dsl.rewrite.region import Pass
+from bishare_dsl.spec import Spec
+from bishare_dsl.testing.plans import meaningful_specs
+
+Step = tuple[str, str, tuple[int, ...]]
+"""What is done, the name of the layer that does it, and which of the values so far are read."""
+
+
+class Region(nn.Module):
+    """A module whose forward goes through some steps, each of which makes one more value.
+
+    Args:
+        linears: by name, the two widths and whether there is a bias.
+        steps: each reads values by their number; the first value is the input.
+        returned: the values that the forward gives.
+    """
+
+    def __init__(
+        self,
+        linears: Sequence[tuple[str, int, int, bool]],
+        steps: Sequence[Step],
+        returned: Sequence[int],
+    ) -> None:
+        super().__init__()
+        for name, d_in, d_out, bias in linears:
+            self.add_module(name, nn.Linear(d_in, d_out, bias))
+        self.act = nn.SiLU()
+        self.steps, self.returned = tuple(steps), tuple(returned)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        values: list[Any] = [x]
+        for what, name, read in self.steps:
+            if what == "call":
+                values.append(getattr(self, name)(values[read[0]]))
+            elif what == "tanh":
+                values.append(torch.tanh(values[read[0]]))
+            elif what == "add":
+                values.append(values[read[0]] + values[read[1]])
+            else:
+                values.append(values[read[0]] * values[read[1]])
+        return tuple(values[i] for i in self.returned)
+
+
+class Layers(nn.Module):
+    """Regions of one wiring, each with weights of its own, that read one input."""
+
+    def __init__(self, *layers: Region) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [value for layer in self.layers for value in layer(x)]
+
+
+@dataclass(frozen=True)
+class DrawnRegion:
+    """A model of regions, and what is to be done with it.
+
+    Attributes:
+        model: in float64; not adapted.
+        width: of its input.
+        spec: one that fits it, with dropout.
+        optimisations: the passes that run behind `ExpandTerms`.
+        training: whether it is in training mode.
+    """
+
+    model: Layers
+    width: int
+    spec: Spec
+    optimisations: tuple[Pass, ...]
+    training: bool
+
+
+class _Wiring:
+    """A region in the making: what its values are wide, and who reads them."""
+
+    def __init__(self, draw: st.DrawFn, linears: int) -> None:
+        self.draw, self.wanted = draw, linears
+        self.widths = [draw(st.integers(2, 6))]
+        self.linears: list[tuple[str, int, int, bool]] = []
+        self.steps: list[Step] = []
+
+    def one(self, *values: int) -> int:
+        return self.draw(st.sampled_from(values))
+
+    def step(self, what: str, name: str, *read: int, width: int | None = None) -> int:
+        self.steps.append((what, name, read))
+        self.widths.append(self.widths[read[0]] if width is None else width)
+        return len(self.widths) - 1
+
+    def linear(self, x: int, width: int | None = None) -> int:
+        """A layer of its own on a value, as wide as another value or as none."""
+        width = (
+            self.draw(st.sampled_from(self.widths) | st.integers(2, 7)) if width is None else width
+        )
+        name = "abcdefgh"[len(self.linears)]
+        self.linears.append((name, self.widths[x], width, self.draw(st.booleans())))
+        return self.step("call", name, x, width=width)
+
+    def grow(self) -> None:
+        """One more motif: most are a step, a gated product is five."""
+        everything = range(len(self.widths))
+        x = self.one(*reversed(everything))
+        alike = [i for i in everything if self.widths[i] == self.widths[x]]
+        again = [linear for linear in self.linears if linear[1] == self.widths[x]]
+        left = self.wanted - len(self.linears)
+        motifs = ["linear", "linear", "act", "add", "mul"]
+        motifs += ["again"] * bool(again) + ["gated", "residual"] * (left >= 3)
+        match self.draw(st.sampled_from(motifs)):
+            case "linear":
+                self.linear(x)
+            case "again":
+                name, _, width, _ = self.draw(st.sampled_from(again))
+                self.step("call", name, x, width=width)
+            case "act":
+                self.step("call", "act", x)
+            case "gated":
+                pair = [(first := self.linear(x)), self.linear(x, self.widths[first])]
+                gate = self.one(0, 1)
+                pair[gate] = self.step("call", "act", pair[gate])
+                self.linear(self.step("mul", "", *pair))
+            case "residual":
+                self.step("add", "", x, self.linear(self.linear(x), self.widths[x]))
+            case "mul":  # By what is at most one, so that no value grows beyond measure.
+                self.step("mul", "", self.step("tanh", "", x), self.one(*alike))
+            case _:
+                self.step("add", "", x, self.one(*alike))
+
+    def returned(self) -> list[int]:
+        """Every value that nothing reads, and perhaps one that something does."""
+        used = {i for _, _, read in self.steps for i in read}
+        ends = [i for i in range(len(self.widths)) if i not in used]
+        return ends + self.draw(st.lists(st.sampled_from(range(len(self.widths))), max_size=1))
+
+
+@st.composite
+def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
+    """Regions of 2 to 8 linear layers, wired in any way, with a spec and some of the passes.
+
+    Chains, branches, residuals, activations, gated products, sums, values that are returned and used,
+    layers that are called twice, with biases and without, of unequal widths; one or two of a kind in a model.
+    """
+    wiring = _Wiring(draw, draw(st.integers(2, max_linears)))
+    while len(wiring.linears) < wiring.wanted:
+        wiring.grow()
+    returned = wiring.returned()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw(st.integers(0, 3)))
+        model = Layers(
+            *(
+                Region(wiring.linears, wiring.steps, returned)
+                for _ in range(draw(st.sampled_from([1, 1, 2])))
+            )
+        ).double()
+    spec = draw(meaningful_specs(inspect_model(model)))
+    dropouts = st.sampled_from([0, 0, 0.25, 0.5])
+    shares = tuple(share.model_copy(update={"dropout": draw(dropouts)}) for share in spec.shares)
+    passes = draw(st.just(OPTIMISATIONS) | st.sets(st.sampled_from(OPTIMISATIONS)))
+    return DrawnRegion(
+        model,
+        wiring.widths[0],
+        spec.model_copy(update={"shares": shares}),
+        tuple(step for step in OPTIMISATIONS if step in passes),
+        draw(st.booleans()),
+    )

@@ -1,0 +1,48 @@
+"""Linear layers wired in any way compute, adapted, what the dense reference does; so do their gradients."""
+
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, given, settings
+
+from bishare_dsl.testing.checks import check_region
+from bishare_dsl.testing.regions import regions
+
+
+@settings(max_examples=max(100, settings().max_examples))
+@given(regions())
+def test_any_region_is_its_dense_reference(drawn):
+    check_region(drawn)
+
+
+def test_regions_are_of_all_kinds():
+    seen = Counter()
+
+    @settings(max_examples=100, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(regions())
+    def look(drawn):
+        region = drawn.model.layers[0]
+        steps = region.steps
+        calls = [name for what, name, _ in steps if what == "call" and name != "act"]
+        made = {place + 1 for place, (what, name, _) in enumerate(steps) if name in calls}
+        read = [x for _, name, (x, *_) in steps if name in calls]
+        seen.update(
+            {
+                "chain": any(x in made for x in read),
+                "siblings": len(set(read)) < len(read),
+                "twice": len(set(calls)) < len(calls),
+                "returned and used": len(
+                    set(region.returned) & {x for _, _, r in steps for x in r}
+                ),
+                "sums": any(what == "add" for what, _, _ in steps),
+                "gates": any(what == "mul" for what, _, _ in steps),
+                "no bias": any(region.get_submodule(name).bias is None for name in calls),
+                "dropout": any(share.dropout for share in drawn.spec.shares),
+                "training": drawn.training,
+                "several layers": len(drawn.model.layers) > 1,
+                "all passes": len(drawn.optimisations) > 6,
+                "some passes": 0 < len(drawn.optimisations) < 7,
+            }
+        )
+
+    look()
+    assert not [kind for kind, count in seen.items() if count < 5], seen
