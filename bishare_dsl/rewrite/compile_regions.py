@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from torch import fx, nn
@@ -46,11 +47,21 @@ class RegionCompiler:
 
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
         """Each region: its path, its code, and the names of the tensors it reads, by slot."""
+        modules = self.model.modules()
+        parents = Counter(id(child) for module in modules for child in module.children())
         by_parent: dict[str, dict[str, Width]] = {}
         for site in self.plan.sites:
             if self.plan.terms_of[site.path]:
                 parent, _, child = site.path.rpartition(".")
-                by_parent.setdefault(parent, {})[child] = Width(site.d_in, site.d_out)
+                width = Width(site.d_in, site.d_out)
+                if parents[id(self.model.get_submodule(site.path))] > 1:
+                    # Each of its parents must hear the terms, and only one is where the plan says.
+                    self.notes[
+                        f"`{site.path}` is a layer of other modules, too, and adapted alone"
+                    ] = None
+                    yield self._alone(site.path, width)
+                else:
+                    by_parent.setdefault(parent, {})[child] = width
         for parent, children in by_parent.items():
             compiled, names = self._region(parent, children)
             if isinstance(compiled, RegionCode):
@@ -62,11 +73,14 @@ class RegionCompiler:
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
             for child, width in children.items():
-                path = f"{parent}.{child}"
-                alone, names = self._region(path, {"": width})
-                if not isinstance(alone, RegionCode):
-                    raise ModelError(codes.CANNOT_ADAPT(path=path, why=alone.reason))
-                yield path, alone, names
+                yield self._alone(f"{parent}.{child}", width)
+
+    def _alone(self, path: str, width: Width) -> tuple[str, RegionCode, list[str]]:
+        """The region of one linear."""
+        compiled, names = self._region(path, {"": width})
+        if not isinstance(compiled, RegionCode):
+            raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
+        return path, compiled, names
 
     def _region(
         self, path: str, children: Mapping[str, Width]

@@ -11,11 +11,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from bishare_dsl.diagnostics import ModelError
+from bishare_dsl import compile_spec, parse_spec
+from bishare_dsl.diagnostics import BishareWarning, ModelError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.rewrite import OwnedTensors, adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import rewritten_source
+from bishare_dsl.testing import checks
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
@@ -630,6 +632,23 @@ def test_dropout_is_right_on_average(adapted):
 def test_one_layer(adapted):
     case = adapted("llama", num_hidden_layers=1).train()
     close(logits(case.model), logits(case.reference()), 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_a_linear_of_two_layers_is_adapted_in_both():
+    model = tiny_model("llama", num_hidden_layers=3)
+    layers = model.model.layers
+    layers[2].self_attn.q_proj = layers[0].self_attn.q_proj
+    layers[2].mlp = layers[1].mlp  # whose linears have one parent
+    spec = parse_spec("spec s target q_proj, k_proj, up_proj share x per layer rank 2 via SS")
+    checks.check_against_reference(spec, model)
+    with pytest.warns(BishareWarning) as caught:
+        compile_spec(spec, model)
+    (note,) = (str(warning.message) for warning in caught)
+    assert (
+        note
+        == "`model.layers.0.self_attn.q_proj` is a layer of other modules, too, and adapted alone"
+    )
 
 
 def test_layers_alike_share_their_code(adapted):
