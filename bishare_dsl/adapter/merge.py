@@ -196,7 +196,10 @@ def _check_weights(model: PreTrainedModel, sites: list[Site], dequantize: bool) 
     for site in sites:
         layer = model.get_submodule(site.path)
         found = _found(layer, site)
-        if found is not None and not dequantize:
+        if isinstance(layer, (nn.Linear, Conv1D)) and "weight" not in layer._parameters:
+            reason = "it is computed from other tensors, as by pruning or weight norm"
+            problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
+        elif found is not None and not dequantize:
             problems.append(codes.QUANTISED(path=site.path, found=found))
         elif found is None:
             weight = _weight(site.path, layer)

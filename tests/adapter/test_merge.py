@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter import merge as merging
@@ -228,6 +229,22 @@ def test_a_weight_that_is_not_there(adapted: Adapted) -> None:
     model.model.layers[0].mlp.up_proj.to("meta")
     with pytest.raises(AdapterError, match=r"BS624.*layers\.0\.mlp\.up_proj.*meta device"):
         model.bishare.merge()
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        nn.utils.parametrizations.weight_norm,
+    ],
+)
+def test_a_weight_that_is_computed(computed: Callable[[nn.Module], Any]) -> None:
+    model = tiny_model("llama")
+    computed(model.model.layers[0].mlp.up_proj)
+    compile_spec(parse_spec(SPEC), model)
+    for dequantize in (False, True):
+        with pytest.raises(AdapterError, match=r"BS624.*layers\.0\.mlp\.up_proj.*is computed"):
+            model.bishare.merge(dequantize=dequantize)
 
 
 def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Tensor) -> None:

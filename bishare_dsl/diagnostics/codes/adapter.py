@@ -221,7 +221,9 @@ NO_WEIGHT = Code(
     "the weight of `{path}` is not here: {reason}",
     "Merging changes the base's weights, so they must be in memory. Weights that accelerate keeps in CPU "
     "memory are; weights on the meta device, offloaded to disk or sharded over several processes are not. "
-    "Save the adapter, and merge it where the base is whole.",
+    "Save the adapter, and merge it where the base is whole. A layer that is pruned, weight-normed or "
+    "parametrised has no weight of its own: make that permanent first (`torch.nn.utils.prune.remove`, "
+    "`remove_parametrizations`).",
 )
 SHARED_WEIGHT = Code(
     "BS625",
