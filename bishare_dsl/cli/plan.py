@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from bishare_dsl.cli import options
 from bishare_dsl.cli.reading import plan_of, read_specs
 from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.solve import solve
 from bishare_dsl.diagnostics import BishareError, Problem
 
 SORTS = ("spec", "model", "parameters", "rank", "percent")
@@ -23,6 +25,7 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
         "bishare plan bishare_ke --model ./my-checkpoint --set r_inter=32 --set size=128",
         "bishare plan bishare_ke --model llama-7b --json | jq .trainable",
         "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16 --sort percent",
+        "bishare plan bishare_ke -m llama-7b --budget '44% of lora' --solve r_local > my.share",
     ),
 )
 @options.specs
@@ -31,6 +34,22 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
 @click.option(
     "--sort", type=click.Choice(SORTS), help="Order the rows of a comparison; least first."
 )
+@click.option(
+    "--budget",
+    metavar="AMOUNT",
+    help="Parameters (3M), a size (12MiB) or a part of another spec's (44% of lora); with --solve.",
+)
+@click.option(
+    "--solve", "name", metavar="NAME", help="Find the largest value of this param in the budget."
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write the spec that was solved for; by default it is printed.",
+)
+@options.force
 @options.as_json
 @options.quiet
 @click.pass_obj
@@ -40,6 +59,10 @@ def command(
     models: tuple[str, ...],
     params: dict[str, tuple[options.Value, ...]],
     sort: str | None,
+    budget: str | None,
+    name: str | None,
+    out: Path | None,
+    force: bool,
 ) -> None:
     """Show what a spec shares and costs on a model: pools, ranks, parameters, bytes.
 
@@ -48,17 +71,29 @@ def command(
 
     Of several specs, models or values of a param, all combinations are compared in one table. A param that
     only some of the specs have is set in those.
+
+    With --budget and --solve the result is the spec itself, with the largest value of one param that keeps
+    it within the budget.
     """
     one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
-    if one and sort is None:
+    if (budget is None) != (name is None) or ((out or force) and name is None):
+        raise click.UsageError("--budget and --solve go together, --out and --force with them")
+    if budget is not None and name is not None:
+        if not one or sort is not None:
+            raise click.UsageError("--solve takes one spec, one model and one value of each param")
+        solve(files[0], models[0], _single(params), budget, name, out, force, report)
+    elif one and sort is None:
         from bishare_dsl.cli import summary
 
-        chosen = {name: value for name, (value,) in params.items()}
-        plan = plan_of(files[0], models[0], chosen, report).plan
+        plan = plan_of(files[0], models[0], _single(params), report).plan
         report.data(**summary.as_data(plan))
         report.result(summary.as_text(plan))
     else:
         _compare(files, models, params, sort, report)
+
+
+def _single(params: Mapping[str, tuple[options.Value, ...]]) -> dict[str, options.Value]:
+    return {name: value for name, (value,) in params.items()}
 
 
 def _compare(

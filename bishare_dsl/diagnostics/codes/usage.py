@@ -56,3 +56,29 @@ UNKNOWN_CODE = Code(
     good="bishare explain BS201",
     shell=True,
 )
+BAD_BUDGET = Code(
+    "BS907",
+    "a budget that cannot be understood",
+    "`--budget {given}` is not an amount",
+    "A budget is a number of trainable parameters (`3000000`, `3M`, `500k`), the size of the adapter "
+    "(`12MiB`), or a fraction of another spec's parameters on the same model (`44% of lora`).",
+    bad="bishare plan lora --model llama-7b --budget much --solve r",
+    good="bishare plan lora --model llama-7b --budget 3M --solve r",
+    shell=True,
+)
+NO_SOLUTION = Code(
+    "BS908",
+    "a budget that no value of a param uses",
+    "no value of `{param}` is the largest within {budget} trainable parameters: {why}",
+    "`--solve` looks for the largest whole number that keeps the spec within `--budget`. There is none "
+    "where even the least takes more, or where the param does not change how many parameters there are.",
+    bad="bishare plan lora --model llama-7b --budget 3M --solve lora_alpha",
+    good="bishare plan lora --model llama-7b --budget 3M --solve r",
+    shell=True,
+)
+FILE_EXISTS = Code(
+    "BS909",
+    "a file that is in the way",
+    "`{path}` exists",
+    "A spec is not overwritten unless `--force` is given.",
+)
