@@ -246,6 +246,7 @@ def solved(bishare, *arguments):
         ("0.75 of bishare_ss", 7_028_736 * 3 // 4),
     ],
 )
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_a_budget_is_parameters_a_size_or_a_part_of_another_spec(bishare, budget, allowed):
     found = solved(bishare, "--budget", budget, "--solve", "r_inter")
     assert found["budget"] == allowed
@@ -281,7 +282,7 @@ def test_a_spec_that_uses_another_is_solved_for_as_one_text(bishare, here):
     assert "param r          = 3" in run.out
 
 
-@pytest.mark.filterwarnings("ignore::bishare_dsl.BishareWarning")
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_a_count_that_falls_is_told(bishare):
     fixed = {"r_local": 0, "r_intra": 1, "r_inter": 0}
     run = bishare(
