@@ -16,6 +16,7 @@ every call.
 from __future__ import annotations
 
 import copy
+import keyword
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,12 +61,23 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
     """
     try:
         graph = _capture(module)
+        _check_names(graph)
         _check_targets(graph, targets)
     except UntraceableRegion:
         raise
     except Exception as error:  # whatever a forward does, its linears can be adapted one by one
         raise UntraceableRegion(_reason(error)) from error
     return graph
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """See that code can name each child and attribute: torch.fx writes them down as they are."""
+    for node in graph.nodes:
+        if node.op == "call_module" or (node.op == "get_attr" and node.target != "bishare_self"):
+            for name in node.target.split("."):
+                plain = name.isdecimal() or (name.isidentifier() and not keyword.iskeyword(name))
+                if not plain or name in ("self", "bishare_self"):
+                    raise UntraceableRegion(f"no code can name its child {name!r}")
 
 
 def _capture(module: nn.Module) -> fx.Graph:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bishare_dsl import compile_spec
+from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.rewritten import GraphCode, set_code
@@ -266,6 +268,30 @@ def test_a_forward_replaced_on_the_instance_is_refused():
     module.forward = lambda x: x
     with pytest.raises(UntraceableRegion, match="replaced on the instance"):
         capture_region(module, ["up"])
+
+
+@pytest.mark.parametrize("name", ["class", "self", "bishare_self", "a b", 'x"); evil("', "a\nb"])
+def test_a_child_that_no_code_can_name_is_refused(name):
+    module = region(lambda self, x: self._modules[name](self.up(x)))
+    module.add_module(name, nn.Linear(6, 6))
+    with pytest.raises(UntraceableRegion, match="no code can name its child"):
+        capture_region(module, ["up"])
+    model, x = Blocks(module), torch.randn(2, 4)
+    expected = model(x)
+    with pytest.warns(BishareWarning, match="no code can name its child"):
+        compile_spec("spec s\ntarget up\nshare x per module rank 1", model)
+    assert torch.equal(model(x), expected)
+
+
+class Blocks(nn.Module):
+    """A model of one block."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.layers = nn.ModuleList([block])
+
+    def forward(self, x):
+        return self.layers[0](x)
 
 
 def test_tracing_leaves_the_module_and_torch_as_they_were():
