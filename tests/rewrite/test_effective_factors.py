@@ -1,5 +1,7 @@
 """Factors are kept while nothing changes, and never a moment longer."""
 
+import ctypes
+
 import pytest
 import torch
 from torch import nn
@@ -15,13 +17,37 @@ def replace(module, name, parameter):
 
 
 def step(model, **options):
-    model(IDS, labels=IDS).loss.backward()
+    loss = model(IDS, labels=IDS).loss
     with torch.no_grad():
-        model(IDS)  # between the gradients and the step: it must not keep what the step changes
+        model(IDS)  # between forward and backward: it must not keep what the step changes
+    loss.backward()
+    with torch.no_grad():
+        model(IDS)  # nor between the gradients and the step
     trainable = [p for p in model.parameters() if p.requires_grad]
     torch.optim.AdamW(trainable, lr=0.1, **options).step()
     for parameter in trainable:
         parameter.grad = None
+
+
+def tensors_of(model):
+    return [p for name, p in model.named_parameters() if "bishare" in name]
+
+
+def collective(model):
+    with torch.no_grad():
+        for tensor in tensors_of(model):
+            # As `broadcast(p.detach())` does: written by who counts nothing.
+            ctypes.memset(tensor.detach().data_ptr(), 0, 4)
+
+
+def through_numpy(model):
+    for tensor in tensors_of(model):
+        tensor.detach().numpy()[0, 0] = 3.0
+
+
+def through_storage(model):
+    for tensor in tensors_of(model):
+        tensor.untyped_storage().copy_((tensor.detach() + 0.1).untyped_storage())
 
 
 def through_bfloat16(model):
@@ -54,19 +80,19 @@ def new_data(model):
             parameter.data = parameter.data + 0.1
 
 
-def data_and_mode(model):
-    for name, parameter in model.named_parameters():
-        if "bishare" in name:
-            parameter.data.add_(0.1)
-    model.train()
-    model.eval()
+def through_data(model):
+    for tensor in tensors_of(model):
+        tensor.data.add_(0.1)
 
 
 CHANGES = {
     "in place": in_place,
     "new parameters": new_parameters,
     "new data": new_data,
-    "through .data, and train() and eval()": data_and_mode,
+    "through .data": through_data,
+    "through numpy": through_numpy,
+    "through the storage": through_storage,
+    "a collective": collective,
     "load_state_dict": lambda model: load(model, False),
     "load_state_dict(assign=True)": lambda model: load(model, True),
     "AdamW": lambda model: step(model, foreach=False),
@@ -77,11 +103,12 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     "mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference"]
 )
-def test_a_change_is_noticed(adapted, change, mode):
-    model = adapted("llama").train().model
+def test_a_change_is_noticed(adapted, change, mode, training):
+    model = adapted("llama").train().model.train(training)
     with mode():
         before = model(IDS).logits
     CHANGES[change](model)
@@ -100,7 +127,9 @@ def kept(model):
 def test_factors_are_kept_without_gradients_only(adapted):
     model = adapted("llama").train().model
     with torch.no_grad():
-        model(IDS)
+        model.train()(IDS)
+        assert not any(kept(model))
+        model.eval()(IDS)
         assert all(kept(model))
         first = [r.bishare_factors() for _, r in regions(model)]
         again = [r.bishare_factors() for _, r in regions(model)]
@@ -113,7 +142,7 @@ def test_factors_are_kept_without_gradients_only(adapted):
     assert not any(kept(model))
     for forget in (model.train, model.eval, lambda: model.to(torch.float64)):
         with torch.no_grad():
-            model(IDS)
+            model.eval()(IDS)
         assert all(kept(model))
         forget()
         assert not any(kept(model))
@@ -190,3 +219,21 @@ def test_offloading(adapted, planned, fresh_tensors, family, how, order, tmp_pat
     if order == "adapted first" and how != "map":
         assert not any(kept(model))
     assert model(IDS).logits.isfinite().all()
+
+
+def test_forwards_in_threads_forget_and_keep(adapted):
+    """What one thread has checked another may forget."""
+    model = adapted("llama").train().model
+    _, region = next(regions(model))
+    factors = region.bishare_factors
+    with torch.no_grad():
+        expected = [factor.clone() for factor in factors()]
+        holds = factors._kept.sources.holds
+
+        class Forgetful:
+            def holds(self):
+                factors.refresh()
+                return holds()
+
+        object.__setattr__(factors._kept, "sources", Forgetful())
+        assert all(torch.equal(a, b) for a, b in zip(factors(), expected, strict=True))
