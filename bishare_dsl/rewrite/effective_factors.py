@@ -17,7 +17,7 @@ from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.rewritten import RegionCode
 
-# Takes a quarter of the time of `torch.equal` for tensors as small as these, of which a model has many. `PyDLL`,
+# Takes a quarter of the time of `torch.equal` for tensors as small as these; a model has many. `PyDLL`,
 # since to give up the interpreter's lock would take as long again.
 _memcmp = ctypes.PyDLL("msvcrt" if os.name == "nt" else None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
