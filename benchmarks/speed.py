@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, log
 
 from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.models.fetch import smollm2_folder
 from bishare_dsl.rewrite.adapt import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
+from bishare_dsl.testing.fetch import smollm2_folder
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]

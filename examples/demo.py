@@ -29,8 +29,8 @@ from rich.table import Table
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.models import load_model
-from bishare_dsl.models.fetch import smollm2_folder
 from bishare_dsl.resources import find_spec
+from bishare_dsl.testing.fetch import smollm2_folder
 
 SPEC = "bishare_ke"
 PARAMS = {"size": 192}  # Divides every width of this model: 192, 576 and 1536.

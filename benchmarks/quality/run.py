@@ -265,7 +265,7 @@ def main() -> None:
 
         summarise(results, HERE, options.size, options.seeds)
         return
-    from bishare_dsl.models.fetch import smollm2_folder
+    from bishare_dsl.testing.fetch import smollm2_folder
 
     folder = smollm2_folder(options.cache)
     found = counts(folder)

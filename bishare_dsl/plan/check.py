@@ -68,19 +68,14 @@ def _names(spec: Spec) -> Iterator[Problem]:
         if share.name in shares:
             yield codes.TWICE(what="share", name=share.name, loc=("shares", i, "name"))
         shares.add(share.name)
+        why = None
         if not re.fullmatch(r"[^\W\d]\w*", share.name):
-            yield codes.RESERVED(
-                name=share.name,
-                why="tensors are named after shares, so that a share is named by one word",
-                loc=("shares", i, "name"),
-            )
+            why = "tensors are named after shares, so that a share is named by one word"
         elif "__" in share.name or share.name.endswith("_"):
             # In a module, `a.b.A` is the attribute `a__b__A`: two tensors must not come to one name.
-            yield codes.RESERVED(
-                name=share.name,
-                why="`__` stands for a dot in the names of tensors",
-                loc=("shares", i, "name"),
-            )
+            why = "`__` stands for a dot in the names of tensors"
+        if why is not None:
+            yield codes.RESERVED(name=share.name, why=why, loc=("shares", i, "name"))
 
 
 def _unused(spec: Spec) -> Iterator[Problem]:
@@ -88,22 +83,20 @@ def _unused(spec: Spec) -> Iterator[Problem]:
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
-    for name in ("dropout", "scale"):
-        if getattr(spec.defaults, name) is None or not spec.shares:
-            continue
-        if all(getattr(share, name) is not None for share in spec.shares):
+    for i, share in enumerate(spec.shares):
+        if share.alpha is not None and not _uses_alpha(spec, share):
+            yield codes.UNUSED(what="setting", name="alpha", loc=("shares", i, "alpha"))
+    for name in ("alpha", "dropout", "scale"):
+        takers = [share for share in spec.shares if getattr(share, name) is None]
+        if name == "alpha":
+            takers = [share for share in takers if _uses_alpha(spec, share)]
+        if getattr(spec.defaults, name) is not None and spec.shares and not takers:
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name))
-    alphas = [("shares", i) for i, share in enumerate(spec.shares) if share.alpha is not None]
-    for loc in alphas:
-        settings = spec.settings(spec.shares[loc[1]])
-        if settings.scale is not None and not reads_alpha(settings.scale):
-            yield codes.UNUSED(what="setting", name="alpha", loc=(*loc, "alpha"))
-    if spec.defaults.alpha is not None and not any(
-        share.alpha is None
-        and ((scale := spec.settings(share).scale) is None or reads_alpha(scale))
-        for share in spec.shares
-    ):
-        yield codes.UNUSED(what="default", name="alpha", loc=("defaults", "alpha"))
+
+
+def _uses_alpha(spec: Spec, share: Share) -> bool:
+    scale = spec.settings(share).scale
+    return scale is None or reads_alpha(scale)
 
 
 def _share(resolver: Resolver, index: int, share: Share) -> Iterator[Problem]:

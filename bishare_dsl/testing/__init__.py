@@ -3,6 +3,7 @@
 | module | |
 |---|---|
 | `models` | tiny random models, one a family |
+| `fetch` | SmolLM2-135M, the real model of the demo and of the end-to-end tests |
 | `tokenizer` | a tokenizer for them |
 | `tasks` | tasks of lm_eval for them, with local data |
 | `specs` | strategies for specs that need not make sense |

@@ -7,8 +7,9 @@ from bishare_dsl.transforms.apply import (
     update_of,
     update_rows,
 )
-from bishare_dsl.transforms.protocol import broken, check_term, guarded, shape_of
+from bishare_dsl.transforms.protocol import check_term, guarded, shape_of
 from bishare_dsl.transforms.registry import (
+    broken,
     load_transform,
     package_of,
     register,

@@ -9,19 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 
-from bishare_dsl.diagnostics import BishareError, SpecError
-from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.transforms.registry import one_line, package_of
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.transforms.registry import broken, one_line
 from bishare_dsl.transforms.transform import Transform, Width
 
 Shapes = Mapping[str, tuple[int, int]]
 """The shapes of a term's tensors, by role."""
-
-
-def broken(transform: Transform | type[Transform], why: str) -> SpecError:
-    """The error that says what is wrong with a transform (BS214)."""
-    kind = transform if isinstance(transform, type) else type(transform)
-    return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
 
 
 @contextmanager

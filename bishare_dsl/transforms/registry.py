@@ -70,11 +70,14 @@ def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Except
     except refusals:
         raise
     except Exception as error:  # Whatever another package's validators raise.
-        why = f"it does not take {dict(options)}: {one_line(error)}"
-        raise SpecError(
-            codes.BROKEN_PLUGIN(name=name, package=package_of(kind), why=why)
-        ) from error
+        raise broken(kind, f"it does not take {dict(options)}: {one_line(error)}") from error
     return transform
+
+
+def broken(transform: Transform | type[Transform], why: str) -> SpecError:
+    """The error that says what is wrong with a transform (BS214)."""
+    kind = transform if isinstance(transform, type) else type(transform)
+    return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
 
 
 def package_of(kind: type[Transform]) -> str:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from bishare_dsl.diagnostics import ModelError
-from bishare_dsl.models import fetch
+from bishare_dsl.testing import fetch
 
 
 @pytest.fixture
