@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
 from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.source import Source, resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,15 +27,16 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
 
     Args:
         model: any module; ``model.config`` tells the family and the name where there is one.
-        name: what to call it; its id on the Hub by default, or else the name of its family.
+        name: what to call it; by default its id on the Hub, the name of its folder or file, or its family.
 
     Raises:
         ModelError: no block has a linear layer (BS514).
     """
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", None) or type(model).__name__
-    model_id = _hub_id(getattr(config, "name_or_path", ""))
-    name = name or model_id or family
+    source = _source(model)
+    model_id = source.place if source is not None and source.kind == "hub" else None
+    name = name or (family if source is None else source.name)
     sites: list[Site] = []
     counted: set[int] = set()
     parameters = 0
@@ -123,11 +125,10 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _hub_id(name_or_path: str) -> str | None:
-    from pathlib import Path
-
-    owner, slash, repository = name_or_path.partition("/")
-    is_id = (
-        bool(owner and slash and repository) and "/" not in repository and " " not in name_or_path
-    )
-    return name_or_path if is_id and not Path(name_or_path).exists() else None
+def _source(model: nn.Module) -> Source | None:
+    """What a model was loaded from, if that can be told."""
+    config = getattr(model, "config", None)
+    try:
+        return resolve(getattr(config, "name_or_path", ""))
+    except ModelError:
+        return None

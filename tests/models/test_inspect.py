@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from bishare_dsl.diagnostics import ModelError
-from bishare_dsl.models import Site, inspect_config, inspect_model
+from bishare_dsl.models import Site, architecture_of, inspect_config, inspect_model, load_model
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 LLAMA_KINDS = {
@@ -181,6 +181,13 @@ def test_a_folder_is_no_hub_id(tmp_path, monkeypatch) -> None:
     model = tiny_model("llama")
     model.config.name_or_path = "runs/last"
     assert inspect_model(model).model_id is None
+
+
+def test_a_model_of_a_folder_is_called_after_it(tmp_path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "mine")
+    loaded, _ = load_model(str(tmp_path / "mine"))
+    assert inspect_model(loaded).name == architecture_of(str(tmp_path / "mine")).name == "mine"
+    assert inspect_model(loaded).model_id is None
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Embedding(3, 4)])
