@@ -140,7 +140,7 @@ def demo(cache: Path | None, steps: int, folder: Path) -> dict[str, str]:
     results["unmerged"] = verdict(restored, "the base, bit for bit")
 
     section("8. Exported as one plain LoRA, for PEFT and what serves PEFT's adapters")
-    exported = loaded.bishare.export(folder / "peft", format="peft")
+    exported = loaded.bishare.export(folder / "peft")
     console.print(str(exported))
     results["exported"] = f"rank {exported.rank}, {exported.modules} modules"
     results["PEFT"] = by_peft(checkpoint, folder / "peft", inputs, trained)

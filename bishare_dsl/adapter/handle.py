@@ -19,7 +19,8 @@ from bishare_dsl.adapter.resident import by_one, devices, settle, whole
 from bishare_dsl.adapter.stored import Frozen
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.peft import ExportReport, export_peft
+from bishare_dsl.export.export import export_adapter
+from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded, reshard, resident
 from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
@@ -242,20 +243,43 @@ class AdapterHandle(AdapterRoot):
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
 
     def export(
-        self, folder: str | os.PathLike[str], format: str = "peft", *, force: bool = False
+        self,
+        out: str | os.PathLike[str],
+        format: str = "peft",
+        *,
+        rank: int | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        uniform_rank: bool = False,
+        force: bool = False,
     ) -> ExportReport:
-        """Write the adapter in another format: ``peft``, one plain LoRA for PEFT and vLLM.
+        """Write the adapter as a plain LoRA: a folder for PEFT and vLLM, or a file for llama.cpp.
 
         Under FSDP2 every process calls this, and the first writes.
 
+        Args:
+            out: the folder or file; it does not exist yet, unless ``force`` lets an export be replaced.
+            format: ``"peft"`` or ``"gguf"``.
+            rank: cut off what exceeds this rank; the report tells what that loses.
+            dtype: of the values: float32, bfloat16 or float16.
+            uniform_rank: one rank for all modules, for engines that know no ``rank_pattern``.
+
         Raises:
-            AdapterError: unknown format (BS631), or as `export_peft` does.
+            AdapterError: as `bishare_dsl.export.export.export_adapter` does.
         """
-        if format != "peft":
-            raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, ["peft"])))
         tensors = self.tensors()
         values = whole(self.plan, tensors)
-        write = partial(export_peft, folder, self.plan, values, self.model, force=force)
+        write = partial(
+            export_adapter,
+            out,
+            self.plan,
+            values,
+            self.model,
+            format,
+            rank=rank,
+            dtype=dtype,
+            uniform_rank=uniform_rank,
+            force=force,
+        )
         return by_one(tensors, write)
 
     @contextmanager

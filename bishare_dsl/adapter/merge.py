@@ -266,7 +266,7 @@ def _summed(
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) + added.to(weight.device)
     rounded = exact.to(weight.dtype)
     if not torch.isfinite(rounded).all():
-        raise AdapterError(codes.NOT_FINITE(path=site.path))
+        raise AdapterError(codes.NOT_FINITE(action="merging", path=site.path))
     return exact, rounded
 
 

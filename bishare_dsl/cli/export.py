@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
+from bishare_dsl.export import DTYPES, FORMATS
 
-FORMATS = ("peft",)
+if TYPE_CHECKING:
+    from bishare_dsl.models.site import Site
 
 
 def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -19,51 +23,95 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
 @click.command(
     "export",
     epilog=options.examples(
-        "bishare export my-adapter --format peft --model llama-7b --out for-peft",
-        "vllm serve MODEL --enable-lora --lora-modules mine=for-peft --max-lora-rank 32",
+        "bishare export my-adapter --model llama-7b --out for-peft",
+        "bishare export my-adapter --model llama-7b --out small --rank 8 --dtype bfloat16",
+        "bishare export my-adapter --model ./my-checkpoint --out my.gguf --format gguf",
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option(
-    "--format", "form", required=True, metavar="peft", shell_complete=_formats, help="Whose form."
-)
 @options.model()
 @click.option(
     "-o",
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder to write.",
+    metavar="PATH",
+    help="The folder to write, or the file for gguf.",
+)
+@click.option(
+    "--format",
+    "form",
+    default="peft",
+    show_default=True,
+    metavar="|".join(FORMATS),
+    shell_complete=_formats,
+    help="For PEFT and vLLM, or for llama.cpp.",
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Cut off what exceeds this rank; what that loses is measured and reported.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="float32",
+    show_default=True,
+    help="Of the values.",
+)
+@click.option(
+    "--uniform-rank",
+    is_flag=True,
+    help="Write one rank for all modules, for engines that know no rank_pattern.",
 )
 @options.force
 @options.as_json
 @options.quiet
 @click.pass_obj
-def command(report: Report, folder: Path, form: str, model: str, out: Path, force: bool) -> None:
-    """Write an adapter as one plain LoRA, for PEFT and for what serves PEFT's adapters, such as vLLM.
+def command(
+    report: Report,
+    folder: Path,
+    model: str,
+    out: Path,
+    form: str,
+    rank: int | None,
+    dtype: str,
+    uniform_rank: bool,
+    force: bool,
+) -> None:
+    """Write an adapter as one plain LoRA, for PEFT and vLLM, or for llama.cpp.
 
-    The LoRA adds to the base exactly what the adapter adds: one rank for all modules, scales folded into B.
-    The model's shapes are enough.
+    The LoRA adds to the base exactly what the adapter adds, unless a rank or a type is asked for that cannot.
+    Every module has the rank that it needs. Scales are folded into B. The model's shapes are enough.
     """
     from bishare_dsl.cli.reading import adapter_for
-    from bishare_dsl.diagnostics import AdapterError, nearest
-    from bishare_dsl.diagnostics.codes.adapter import UNKNOWN_FORMAT
 
-    if form not in FORMATS:
-        raise AdapterError(UNKNOWN_FORMAT(format=form, help=nearest(form, FORMATS)))
     stored = adapter_for(folder, model, report)
     report.note("exporting ...")
-    from bishare_dsl.export.peft import export_peft
+    from bishare_dsl.export.export import export_adapter
     from bishare_dsl.models.load import meta_model
 
-    base = meta_model(model)
-    exported = export_peft(out, stored.plan, stored.tensors(), base, force=force)
-    report.all(exported.warnings)
-    report.data(
-        out=str(out),
-        modules=exported.modules,
-        rank=exported.rank,
-        max_lora_rank=exported.max_lora_rank,
+    def watch(sites: Sequence[Site]) -> Iterable[Site]:
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        hidden = report.quiet or not console.is_terminal
+        return track(sites, "exporting", console=console, transient=True, disable=hidden)
+
+    exported = export_adapter(
+        out,
+        stored.plan,
+        stored.tensors(),
+        meta_model(model),
+        form,
+        rank=rank,
+        dtype=dtype,
+        uniform_rank=uniform_rank,
+        force=force,
+        watch=watch,
     )
+    report.all(exported.warnings)
+    report.data(**exported.data())
     report.result(str(exported))

@@ -34,7 +34,7 @@ COMMANDS = {
     "train": "Train an adapter on rows of text.",
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
-    "export": "Write an adapter as a plain LoRA for PEFT and vLLM.",
+    "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
     "generate": "Let a model with an adapter answer prompts.",
     "specs": "List the specs that ship with bishare.",

@@ -1,28 +1,29 @@
-"""Export an adapter as one plain LoRA, for PEFT and for what serves PEFT's adapters.
+"""A LoRA in PEFT's form, for PEFT and for what serves PEFT's adapters.
 
-vLLM (0.26) takes an ``adapter_config.json`` with one rank for all modules, no rank or alpha pattern it
-would ignore, no bias, no ``modules_to_save``, no DoRA; and a rank of at most ``--max-lora-rank``, which
-is one of `VLLM_RANKS` and 16 by default.
+vLLM takes an ``adapter_config.json`` without bias, ``modules_to_save`` and DoRA; since 0.32 it reads
+``rank_pattern`` and ``alpha_pattern``, by PEFT's own rule. The highest rank may be at most its
+``--max-lora-rank``, which is one of `VLLM_RANKS` and 16 by default.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import nn
+from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
-from bishare_dsl.diagnostics import AdapterError, Problem
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.effective import check_linear, effective_factors
+from bishare_dsl.export.lora import Pair
+from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
@@ -31,100 +32,134 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
+# PEFT's tasks, and where transformers keeps the names of the classes that do them.
+_TASKS = {
+    "CAUSAL_LM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "SEQ_2_SEQ_LM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "SEQ_CLS": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "TOKEN_CLS": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "QUESTION_ANS": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "FEATURE_EXTRACTION": modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+}
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What was exported: the rank of every module, and what vLLM's ``--max-lora-rank`` must be.
-
-    ``max_lora_rank`` is None, and ``warnings`` say so (BS632), where vLLM has no such rank.
-    """
-
-    folder: Path
-    modules: int
-    rank: int
-    max_lora_rank: int | None
-    warnings: tuple[Problem, ...]
-
-    def __str__(self) -> str:
-        serve = f"; vLLM needs --max-lora-rank {self.max_lora_rank}" if self.max_lora_rank else ""
-        return f"exported {self.modules} modules at rank {self.rank} to {self.folder}{serve}"
+# The heads that PEFT keeps with an adapter for a task, and misses where they are not there.
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
-def export_peft(
-    folder: str | os.PathLike[str],
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    model: nn.Module,
-    *,
-    force: bool = False,
-) -> ExportReport:
-    """Write a PEFT LoRA that adds to the base exactly what the adapter adds.
-
-    Every module gets the same rank, that of the module that needs most; the others' factors are padded
-    with zeros. Scales are folded into B, so ``lora_alpha`` is the rank. Dropout is left out: it is for
-    training. The folder appears in one step.
+def write_peft(
+    folder: Path, plan: Plan, model: nn.Module, pairs: Sequence[Pair], *, uniform: bool = False
+) -> None:
+    """Write pairs as a folder that PEFT loads, in one step.
 
     Args:
-        folder: to write; it does not exist yet, unless ``force`` lets an earlier export be replaced.
-        plan: the adapter's plan.
-        tensors: its tensors by name, with values.
-        model: the base, adapted or not, with weights or on the meta device: its modules' names and
-            classes are looked at.
+        uniform: fill all pairs up with zeros to the highest rank.
 
     Raises:
-        AdapterError: the folder exists (BS618), holds something else (BS630), or cannot be written
-            (BS616); or the adapter is no matrix (BS633).
+        OSError: the system refused.
     """
-    folder = Path(folder)
-    check_linear(plan.terms, "export the adapter as a plain LoRA")
-    _check_folder(folder, force)
-    sites = [site for site in plan.sites if plan.rows(site.path)]
-    rank = max(plan.rows(site.path) for site in sites)
+    highest = max(pair.rank for pair in pairs)
     factors: dict[str, torch.Tensor] = {}
-    for site in sites:
-        down, up = effective_factors(plan, tensors, site)
-        padded = (0, 0, 0, rank - len(down))
-        key = f"base_model.model.{site.path}"
-        factors[f"{key}.lora_A.weight"] = nn.functional.pad(down, padded).cpu().contiguous()
-        factors[f"{key}.lora_B.weight"] = nn.functional.pad(up, padded).t().cpu().contiguous()
-    config = _peft_config(plan, model, [site.path for site in sites], rank)
-    files = {
-        CONFIG: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n",
-        TENSORS: save(factors, {"format": "pt"}),
-    }
-    try:
-        with new_folder(folder) as new:
-            for name, content in files.items():
-                (new / name).write_bytes(content)
-    except OSError as error:
-        raise AdapterError(
-            codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
-        ) from error
-    enough = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
-    limit = codes.RANK_FOR_VLLM(rank=rank, limit=VLLM_RANKS[-1])
-    return ExportReport(folder, len(sites), rank, enough, () if enough else (limit,))
+    for pair in pairs:
+        fill = (0, 0, 0, highest - pair.rank if uniform else 0)
+        key = f"base_model.model.{pair.site.path}"
+        factors[f"{key}.lora_A.weight"] = nn.functional.pad(pair.down, fill).contiguous()
+        factors[f"{key}.lora_B.weight"] = nn.functional.pad(pair.up, fill).t().contiguous()
+    for path, value in _head(model).items():
+        factors[f"base_model.model.{path}"] = value
+    ranks = {pair.site.path: highest if uniform else pair.rank for pair in pairs}
+    config = _config(plan, model, ranks)
+    with new_folder(folder) as new:
+        (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
 
 
-def _peft_config(plan: Plan, model: nn.Module, paths: Sequence[str], rank: int) -> dict[str, Any]:
-    transposed = [isinstance(model.get_submodule(path), Conv1D) for path in paths]
+def served_by_vllm(report: ExportReport) -> ExportReport:
+    """Add what vLLM needs: its least ``--max-lora-rank``, or a warning that there is none (BS632)."""
+    if enough := next((allowed for allowed in VLLM_RANKS if allowed >= report.rank), None):
+        return replace(report, max_lora_rank=enough)
+    limit = codes.RANK_FOR_VLLM(rank=report.rank, limit=VLLM_RANKS[-1])
+    return replace(report, warnings=(limit,))
+
+
+def _config(plan: Plan, model: nn.Module, ranks: Mapping[str, int]) -> dict[str, Any]:
+    transposed = [isinstance(model.get_submodule(path), Conv1D) for path in ranks]
     name = getattr(getattr(model, "config", None), "name_or_path", None)
+    highest = max(ranks.values())
+    pattern = _pattern(ranks, highest)
+    task = _task_type(model)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task,
         "base_model_name_or_path": name or plan.base.model_id,
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": _target_modules(model, paths),
+        "r": highest,
+        "lora_alpha": highest,
+        "target_modules": _target_modules(model, list(ranks)),
         "fan_in_fan_out": all(transposed),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "modules_to_save": list(_HEADS.get(task or "", ())) or None,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,  # alpha over rank is 1
         "inference_mode": True,
     }
+
+
+def _task_type(model: nn.Module) -> str | None:
+    """PEFT's name of what a model is for; None, which it loads too, where it has no name for that."""
+    names = {cls.__name__ for cls in type(model).__mro__}
+    return next((task for task, known in _TASKS.items() if names & _class_names(known)), None)
+
+
+def _head(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of the head that PEFT keeps with an adapter for the model's task.
+
+    Raises:
+        AdapterError: they have no values here (BS617).
+    """
+    names = _HEADS.get(_task_type(model) or "", ())
+    found = {}
+    for path, value in model.state_dict().items():
+        parts = path.split(".")
+        if ADAPTER not in parts and any(part in names for part in parts[:-1]):
+            sharded = hasattr(value, "full_tensor")
+            if value.is_meta or sharded:
+                where = "sharded over several processes" if sharded else "on the meta device"
+                raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))
+            found[path] = value.cpu().clone()
+    return found
+
+
+def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:
+    return {
+        name for names in known.values() for name in ([names] if isinstance(names, str) else names)
+    }
+
+
+def _pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
+    """The modules of other ranks than the default, by kind where all of a kind have one, else by path.
+
+    A key is a regular expression that PEFT puts in ``(.*\\.)?(KEY)$``: a kind is a module's last name and
+    no less, and a path is bound to the start.
+    """
+    of_kind: dict[str, set[int]] = {}
+    for path, rank in ranks.items():
+        of_kind.setdefault(_kind(path), set()).add(rank)
+    pattern = {}
+    for path, rank in ranks.items():
+        if rank != default:
+            uniform = len(of_kind[_kind(path)]) == 1
+            pattern[re.escape(_kind(path)) if uniform else f"^{re.escape(path)}"] = rank
+    return pattern
+
+
+def _kind(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
@@ -133,14 +168,19 @@ def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
     PEFT takes a module whose path is a target or ends in a dot and a target.
     """
     names = [name for name, _ in model.named_modules() if ADAPTER not in name.split(".")]
-    for targets in (sorted({path.rpartition(".")[2] for path in paths}), list(paths)):
+    for targets in (sorted({_kind(path) for path in paths}), list(paths)):
         endings = tuple(f".{target}" for target in targets)
         if {name for name in names if f".{name}".endswith(endings)} == set(paths):
             return targets
     return "|".join(re.escape(path) for path in paths)
 
 
-def _check_folder(folder: Path, force: bool) -> None:
+def check_folder(folder: Path, force: bool) -> None:
+    """See that a folder may be written: it is new, or empty, or an export and to be replaced.
+
+    Raises:
+        AdapterError: it exists (BS618), or holds something else (BS630).
+    """
     if folder.is_dir():
         found = {path.name for path in folder.iterdir()}
         if found and not force:

@@ -74,8 +74,7 @@ def test_what_is_no_matrix_is_refused_before_loading(bishare, checkpoint, here):
     assert bishare("compile", "e.share", "--model", checkpoint, "--out", "experts").code == 0
     assert bishare("inspect", "experts").code == 0
     for command in ("merge", "export"):
-        more = ["--format", "peft"] if command == "export" else []
-        run = bishare(command, "experts", "--model", checkpoint, "--out", "result", *more)
+        run = bishare(command, "experts", "--model", checkpoint, "--out", "result")
         assert run.code == 1
         assert "error[BS633]" in run.err
         assert "share `s`" in run.err
@@ -156,18 +155,45 @@ def test_merge_replaces_what_it_wrote_and_nothing_else(bishare, trained, checkpo
 def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
     peft = pytest.importorskip("peft")
     folder, logits = trained
-    command = ["export", folder, "--format", "peft", "--model", checkpoint, "--out", "lora"]
+    command = ["export", folder, "--model", checkpoint, "--out", "lora"]
     run = bishare(*command)
-    assert run.code == 0
-    assert "rank 22" in run.out
+    assert (run.code, run.err) == (0, "exporting ...\n")
+    # 2 + 4 + 16 rows, and a Kronecker product of factors 4 wide has no higher rank than 4.
+    assert "at rank 10 to lora; vLLM needs --max-lora-rank 16" in run.out
+    assert "at 10 modules without the rows that say nothing new" in run.out
     base = AutoModelForCausalLM.from_pretrained(checkpoint)
     model = peft.PeftModel.from_pretrained(base, here / "lora")
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     assert bishare(*command).code == 2
-    assert json.loads(bishare(*command, "--force", "--json").out)["max_lora_rank"] == 32
+    assert json.loads(bishare(*command, "--force", "--json").out)["max_lora_rank"] == 16
 
 
 def test_export_knows_its_formats(bishare, trained, checkpoint, here):
     run = bishare("export", trained[0], "--format", "pft", "-m", checkpoint, "-o", "lora")
     assert run.code == 2
     assert "did you mean `peft`" in run.err
+
+
+def test_export_to_a_rank_says_what_that_loses(bishare, trained, checkpoint, here):
+    command = ["export", trained[0], "--model", checkpoint, "--rank", "4", "--dtype", "bfloat16"]
+    run = bishare(*command, "--out", "small")
+    assert run.code == 0
+    assert "at rank 4 to small; vLLM needs --max-lora-rank 8" in run.out
+    assert "relative error of what is added to the weights: 0." in run.out
+    data = json.loads(bishare(*command, "--out", "again", "--json").out)
+    errors = {site["path"]: site["error"] for site in data["sites"]}
+    assert len(errors) == data["modules"] == 10
+    assert 0 < data["total_error"] < data["worst_error"] == max(errors.values()) < 1
+    assert {site["rank"] for site in data["sites"]} == {4}
+
+
+def test_export_writes_a_file_for_llama_cpp(bishare, trained, checkpoint, here):
+    command = ["export", trained[0], "--model", checkpoint, "--format", "gguf", "--out", "my.gguf"]
+    run = bishare(*command)
+    assert run.code == 0
+    assert "to my.gguf" in run.out
+    assert "vLLM" not in run.out
+    assert (here / "my.gguf").read_bytes()[:4] == b"GGUF"
+    assert bishare(*command).code == 2
+    assert bishare(*command, "--force", "--uniform-rank").code == 2
+    assert bishare(*command, "--force").code == 0

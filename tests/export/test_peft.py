@@ -1,6 +1,6 @@
 import json
+import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import peft as exporting
-from bishare_dsl.export.effective import effective_factors
-from bishare_dsl.export.peft import export_peft
+from bishare_dsl.export.effective import delta, effective_factors
+from bishare_dsl.export.export import export_adapter
+from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
 
 peft = pytest.importorskip("peft")
+get_pattern_key = peft.utils.other.get_pattern_key
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 Adapted = Callable[..., Any]
@@ -100,14 +102,15 @@ def test_what_was_saved_as_a_seed_is_exported_as_numbers(
     model.bishare.save_pretrained(tmp_path / "adapter")
     stored = read_adapter(tmp_path / "adapter")
     assert stored.config.drawn
-    export_peft(tmp_path / "peft", stored.plan, stored.tensors(), tiny_model("llama"))
+    export_adapter(tmp_path / "peft", stored.plan, stored.tensors(), tiny_model("llama"))
     loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
     torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
 
 
-def test_what_vllm_documents(adapted: Adapted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uniform", [False, True])
+def test_what_vllm_documents(adapted: Adapted, tmp_path: Path, uniform: bool) -> None:
     model = adapted(text=UNEVEN)
-    report = model.bishare.export(tmp_path / "peft", "peft")
+    report = model.bishare.export(tmp_path / "peft", uniform_rank=uniform)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     plan = model.bishare.plan
@@ -120,14 +123,21 @@ def test_what_vllm_documents(adapted: Adapted, tmp_path: Path) -> None:
     assert config["bias"] == "none"
     assert config["modules_to_save"] is None
     assert config["use_dora"] is config["use_rslora"] is False
-    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert bool(config["rank_pattern"]) is not uniform
+    assert config["alpha_pattern"] == config["rank_pattern"]
     want = set()
     for site in plan.sites:
         a, b = (f"base_model.model.{site.path}.lora_{factor}.weight" for factor in "AB")
         want |= {a, b}
-        assert tensors[a].shape == (8, site.d_in)
-        assert tensors[b].shape == (site.d_out, 8)
         rows = plan.rows(site.path)
+        rank = 8 if uniform else rows
+        # By PEFT's own rule, which is vLLM's.
+        assert (
+            config["rank_pattern"].get(get_pattern_key(config["rank_pattern"], site.path), 8)
+            == rank
+        )
+        assert tensors[a].shape == (rank, site.d_in)
+        assert tensors[b].shape == (site.d_out, rank)
         down, up = effective_factors(plan, model.bishare.tensors(), site)
         assert torch.equal(tensors[a][:rows], down)
         assert torch.equal(tensors[b][:, :rows], up.t())
@@ -137,14 +147,27 @@ def test_what_vllm_documents(adapted: Adapted, tmp_path: Path) -> None:
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
+def test_ranks_are_told_by_kind_where_all_of_a_kind_have_one() -> None:
+    ranks = {"b.1.q": 4, "b.1.k": 2, "b.2.q": 4, "b.2.k": 2}
+    assert exporting._pattern(ranks, 4) == {"k": 2}
+
+
+def test_a_pattern_matches_the_modules_that_are_meant_and_no_others() -> None:
+    # Paths that end in others, a name that ends in another, and a dot that is a dot.
+    paths = ["h.1.q", "a.h.1.q", "h.11.q", "h.1.xq", "h.11q", "h.21.q", "a.q", "q"]
+    ranks = {path: i + 1 for i, path in enumerate(paths)}
+    pattern = exporting._pattern(ranks, 3)
+    for path, rank in ranks.items():
+        assert pattern.get(get_pattern_key(pattern, path), 3) == rank
+        assert sum(bool(re.match(rf"(.*\.)?({key})$", path)) for key in pattern) == (rank != 3)
+
+
 @pytest.mark.parametrize(
     ("rank", "enough"), [(1, 1), (2, 8), (8, 8), (9, 16), (33, 64), (300, 320), (513, None)]
 )
-def test_the_least_rank_that_vllm_must_allow(tmp_path: Path, rank: int, enough: int | None) -> None:
-    text = f"spec s target q_proj share x per module rank {rank} share y per model rank 0"
-    with pytest.warns(UserWarning, match="BS311") if rank > 32 else nullcontext():
-        model = compile_spec(parse_spec(text), tiny_model("llama"))
-    report = model.bishare.export(tmp_path / "peft")
+def test_the_least_rank_that_vllm_must_allow(rank: int, enough: int | None) -> None:
+    sites = (ExportedSite("h.0.q", 1, 1, 0.0), ExportedSite("h.1.q", rank, rank, 0.0))
+    report = exporting.served_by_vllm(ExportReport(Path("out"), "peft", sites, None))
     assert report.max_lora_rank == enough
     assert [problem.code for problem in report.warnings] == ([] if enough else ["BS632"])
     assert (f"--max-lora-rank {enough}" in str(report)) == (enough is not None)
@@ -197,7 +220,7 @@ def test_a_model_of_shapes_only_is_enough(
     model = adapted()
     with torch.device("meta"):
         shapes = tiny_model("llama")
-    export_peft(tmp_path / "peft", model.bishare.plan, model.bishare.tensors(), shapes)
+    export_adapter(tmp_path / "peft", model.bishare.plan, model.bishare.tensors(), shapes)
     loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
     torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
 
@@ -275,10 +298,56 @@ def test_an_export_that_fails_leaves_the_old_one(
     assert (tmp_path / "peft" / "adapter_config.json").exists()
 
 
-def test_an_unknown_format(adapted: Adapted, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="BS631") as caught:
-        adapted().bishare.export(tmp_path / "x", "pefd")
-    assert "did you mean `peft`?" in str(caught.value)
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ({"format": "pefd"}, "BS631", "did you mean `peft`?"),
+        ({"rank": 0}, "BS646", "at least 1"),
+        ({"dtype": "float8"}, "BS646", "float32, bfloat16, float16"),
+        ({"format": "gguf", "uniform_rank": True}, "BS646", "a rank for each module"),
+    ],
+)
+def test_options_that_make_no_sense(
+    adapted: Adapted, tmp_path: Path, options: Any, code: str, said: str
+) -> None:
+    with pytest.raises(AdapterError, match=code) as caught:
+        adapted().bishare.export(tmp_path / "x", **options)
+    assert said in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
+def test_a_rank_and_a_type(adapted: Adapted, ids: torch.Tensor, tmp_path: Path, dtype: Any) -> None:
+    model = adapted()
+    report = model.bishare.export(tmp_path / "peft", rank=4, dtype=dtype)
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert {str(t.dtype).removeprefix("torch.") for t in tensors.values()} == {
+        str(dtype).removeprefix("torch.")
+    }
+    loaded = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "peft")
+    base = {name: p.clone() for name, p in tiny_model("llama").named_parameters()}
+    lost = norm = 0.0
+    merged = dict(loaded.merge_and_unload().named_parameters())
+    for site in report.sites:
+        want = delta(model.bishare.plan, model.bishare.tensors(), plan_site(model, site.path))
+        got = merged[f"{site.path}.weight"] - base[f"{site.path}.weight"]
+        assert site.rank == 4 < site.rows
+        assert site.error == pytest.approx(float((got - want).norm() / want.norm()), rel=1e-3)
+        lost, norm = lost + float((got - want).norm() ** 2), norm + float(want.norm() ** 2)
+    assert report.total_error == pytest.approx((lost / norm) ** 0.5, rel=1e-3)
+    assert report.worst.error == max(site.error for site in report.sites) > report.total_error
+    assert f"{report.worst.error:.3g} (`{report.worst.path}`)" in str(report)
+
+
+def plan_site(model: Any, path: str) -> Any:
+    return next(site for site in model.bishare.plan.sites if site.path == path)
+
+
+def test_an_exact_export_says_nothing_of_errors(adapted: Adapted, tmp_path: Path) -> None:
+    report = adapted(text=UNEVEN).bishare.export(tmp_path / "peft")
+    assert report.total_error is None
+    assert str(report).startswith("exported 6 modules at ranks 2 to 8 to ")
+    assert "error" not in str(report)
 
 
 def test_meta_tensors_are_not_exported(tmp_path: Path) -> None:

@@ -248,8 +248,8 @@ UNLOADED = Code(
 NOT_FINITE = Code(
     "BS628",
     "values that are not numbers",
-    "merging gives values in `{path}` that are not finite",
-    "The adapter has diverged, or the sum is too large for the weight's type. Nothing was changed.",
+    "{action} gives values in `{path}` that are not finite",
+    "The adapter has diverged, or a value is too large for its type. Nothing was changed.",
 )
 
 NOT_KEPT = Code(
@@ -272,7 +272,7 @@ UNKNOWN_FORMAT = Code(
     "BS631",
     "unknown export format",
     "`{format}` is no format of export",
-    "`peft` writes a folder that PEFT and vLLM load.",
+    "`peft` writes a folder that PEFT and vLLM load, `gguf` a file that llama.cpp loads.",
     bad="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
     "bishare export my-adapter --format pft --model smollm2-135m --out for-peft",
     good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
@@ -286,6 +286,35 @@ RANK_FOR_VLLM = Code(
     "vLLM's `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 or 512. PEFT loads any rank. Merge the "
     "adapter instead, or use smaller ranks.",
     severity="warning",
+)
+
+EXPORT_OPTION = Code(
+    "BS646",
+    "an option of export that makes no sense",
+    "cannot export with this `{option}`: {reason}",
+    "A rank is a whole number from 1 on, a type one of float32, bfloat16 and float16. Only PEFT's form has "
+    "one rank for all modules.",
+)
+GGUF_FAMILY = Code(
+    "BS647",
+    "a family that is not exported to GGUF",
+    "cannot export an adapter of a `{family}` to GGUF; the families are {known}",
+    "llama.cpp keeps the weights of each family in an order of its own, and an adapter must be in the same. "
+    "The families that are named have been tested with it. Merge the adapter instead, and convert the merged "
+    "checkpoint with llama.cpp's own `convert_hf_to_gguf.py`.",
+)
+GGUF_MODULE = Code(
+    "BS648",
+    "a module that llama.cpp does not know",
+    "llama.cpp has no weight for `{path}`",
+    "Merge the adapter instead, and convert the merged checkpoint with llama.cpp's own "
+    "`convert_hf_to_gguf.py`.",
+)
+EXPORT_NEEDS_GGUF = Code(
+    "BS649",
+    "exporting to GGUF needs the package gguf",
+    "the package `gguf`, which writes such files, is not installed",
+    "It is an optional dependency: `pip install 'bishare[gguf]'`.",
 )
 
 # What an adapter cannot do ------------------------------------------------------------------------

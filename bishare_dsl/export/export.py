@@ -1,0 +1,96 @@
+"""From an adapter to a plain LoRA on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bishare_dsl.diagnostics import AdapterError, nearest
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export import DTYPES, FORMATS
+from bishare_dsl.export.effective import check_linear
+from bishare_dsl.export.gguf import check_file, gguf_names, write_gguf
+from bishare_dsl.export.lora import Pair, Watch, plain_lora, total_error
+from bishare_dsl.export.peft import check_folder, served_by_vllm, write_peft
+from bishare_dsl.export.report import ExportedSite, ExportReport
+from bishare_dsl.plan import Plan
+
+
+def export_adapter(
+    out: str | os.PathLike[str],
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    format: str = "peft",
+    *,
+    rank: int | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    uniform_rank: bool = False,
+    force: bool = False,
+    watch: Watch = iter,
+) -> ExportReport:
+    """Write a plain LoRA that adds to the base what the adapter adds: exactly, or as nearly as is asked.
+
+    Every module has the rank that it needs. Scales are folded into B. Dropout is left out: it is for
+    training. What is written appears in one step.
+
+    Args:
+        out: the folder (``peft``) or file (``gguf``) to write; it does not exist yet, unless ``force`` lets
+            an earlier export be replaced.
+        plan: the adapter's plan.
+        tensors: its tensors by name, with values.
+        model: the base, adapted or not, with weights or on the meta device: its config, and its modules'
+            names and classes are looked at.
+        format: one of `FORMATS`.
+        rank: cut off what exceeds this rank, by the best approximation, and tell what that loses.
+        dtype: of the values: float32, bfloat16 or float16.
+        uniform_rank: write the highest rank for all modules, for engines that know no ``rank_pattern``.
+        watch: goes over the sites.
+
+    Raises:
+        AdapterError: it exists (BS618), is something else (BS630), or cannot be written (BS616); the
+            format is unknown (BS631), or an option makes no sense (BS646); the adapter is not a matrix
+            (BS633); llama.cpp does not know the family (BS647) or a module (BS648); or a value is not
+            finite (BS628).
+    """
+    out = Path(out)
+    named = str(dtype).removeprefix("torch.")
+    if format not in FORMATS:
+        raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, FORMATS)))
+    if named not in DTYPES:
+        reason = f"{named} is not one of {', '.join(DTYPES)}"
+        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason))
+    if rank is not None and rank < 1:
+        raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
+    if uniform_rank and format != "peft":
+        reason = "a GGUF file has a rank for each module by itself"
+        raise AdapterError(codes.EXPORT_OPTION(option="uniform_rank", reason=reason))
+    check_linear(plan.terms, "export the adapter as a plain LoRA")
+    write: Callable[[Sequence[Pair]], None]
+    if format == "gguf":
+        check_file(out, force)
+        write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
+    else:
+        check_folder(out, force)
+        write = partial(write_peft, out, plan, model, uniform=uniform_rank)
+    options = {"rank": rank, "dtype": getattr(torch, named), "watch": watch}
+    pairs = tuple(plain_lora(plan, tensors, **options))
+    try:
+        write(pairs)
+    except OSError as error:
+        raise AdapterError(
+            codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
+        ) from error
+    inexact = rank is not None or named != "float32"
+    report = ExportReport(
+        out,
+        format,
+        tuple(ExportedSite(pair.site.path, pair.rank, pair.rows, pair.error) for pair in pairs),
+        total_error(pairs) if inexact else None,
+    )
+    return served_by_vllm(report) if format == "peft" else report

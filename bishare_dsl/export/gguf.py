@@ -1,0 +1,143 @@
+"""A LoRA in GGUF, which llama.cpp loads with ``--lora``.
+
+Tensors are named and laid out as llama.cpp's converter does it to the base's weights, where rows of some are
+in another order. llama.cpp multiplies what a pair gives by ``adapter.lora.alpha`` over the pair's rank; an
+alpha of 0 means that it does not, which suits ranks that differ and scales that are in B already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.lora import Pair
+from bishare_dsl.models.site import Site
+from bishare_dsl.plan import Plan
+from bishare_dsl.writing import replace_file
+
+# `general.type` is the string `adapter`: key, type of the value, its length, the value.
+_IS_ADAPTER = b"general.type" + (8).to_bytes(4, "little") + (7).to_bytes(8, "little") + b"adapter"
+
+
+def _halves(config: Any, site: Site) -> torch.Tensor | None:
+    """llama.cpp rotates neighbours in a head where transformers rotates its halves."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    if site.kind not in heads:
+        return None
+    return torch.arange(site.d_out).view(heads[site.kind], 2, -1).mT.flatten()
+
+
+def _grouped(config: Any, site: Site) -> torch.Tensor | None:
+    """All queries, then all keys, then all values, where Falcon has them group by group."""
+    if site.kind != "query_key_value":
+        return None
+    many = config.new_decoder_architecture or not config.multi_query
+    groups = config.num_kv_heads if many else 1
+    per_group = config.num_attention_heads // groups + 2
+    rows = torch.arange(site.d_out).view(groups, per_group, -1)
+    return torch.cat([part.flatten() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
+
+
+def _as_it_is(config: Any, site: Site) -> torch.Tensor | None:
+    return None
+
+
+_GGML = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_Order = Callable[[Any, Site], torch.Tensor | None]
+
+FAMILIES: Mapping[str, tuple[str, _Order]] = {
+    "llama": ("llama", _halves),
+    "mistral": ("llama", _halves),
+    "mixtral": ("llama", _halves),
+    "qwen2": ("qwen2", _as_it_is),
+    "qwen3": ("qwen3", _as_it_is),
+    "gemma2": ("gemma2", _as_it_is),
+    "phi3": ("phi3", _as_it_is),
+    "gpt2": ("gpt2", _as_it_is),
+    "falcon": ("falcon", _grouped),
+}
+"""llama.cpp's architecture of a family, and the order in which it has the rows of a weight."""
+
+
+def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
+    """Give the names of llama.cpp's weights by the paths of the modules.
+
+    Raises:
+        AdapterError: it does not know the family (BS647), or a module (BS648); or the package `gguf` is not
+            installed (BS649).
+    """
+    if find_spec("gguf") is None:
+        raise AdapterError(codes.EXPORT_NEEDS_GGUF(help="run `pip install 'bishare[gguf]'`"))
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    config: Any = getattr(model, "config", None)
+    family = getattr(config, "model_type", type(model).__name__)
+    if family not in FAMILIES:
+        raise AdapterError(codes.GGUF_FAMILY(family=family, known=", ".join(sorted(FAMILIES))))
+    known = get_tensor_name_map(MODEL_ARCH[FAMILIES[family][0].upper()], plan.base.layers)
+    paths = [site.path for site in plan.sites if plan.rows(site.path)]
+    names = {path: known.get_name(f"{path}.weight", (".weight",)) for path in paths}
+    if missing := [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]:
+        raise AdapterError(missing[:5])
+    return {path: str(name) for path, name in names.items()}
+
+
+def check_file(path: Path, force: bool) -> None:
+    """See that a file may be written: it is new, or an adapter in GGUF and to be replaced.
+
+    Raises:
+        AdapterError: it exists (BS618), or is something else (BS630).
+    """
+    if path.is_dir():
+        raise AdapterError(codes.FOLDER_EXISTS(folder=path, help="it is a folder"))
+    if path.exists():
+        if not force:
+            raise AdapterError(codes.FOLDER_EXISTS(folder=path, help="`force` replaces an export"))
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        if not start.startswith(b"GGUF") or _IS_ADAPTER not in start:
+            raise AdapterError(codes.NOT_EXPORTED(folder=path, found="no adapter in GGUF"))
+
+
+def write_gguf(
+    path: Path, plan: Plan, model: nn.Module, pairs: Sequence[Pair], *, names: Mapping[str, str]
+) -> None:
+    """Write pairs as a LoRA in GGUF, in one step.
+
+    Raises:
+        OSError: the system refused.
+    """
+    from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, Keys
+    from gguf.quants import quantize
+
+    config: Any = model.config
+    architecture, order = FAMILIES[config.model_type]
+    with TemporaryDirectory() as scratch:
+        made = Path(scratch) / "lora.gguf"
+        writer = GGUFWriter(made, architecture)
+        writer.add_type(GGUFType.ADAPTER)
+        writer.add_string(Keys.Adapter.TYPE, "lora")
+        writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
+        writer.add_name(plan.spec)
+        for pair in pairs:
+            rows = order(config, pair.site)
+            up = pair.up if rows is None else pair.up[:, rows]
+            for label, factor in (("a", pair.down), ("b", up.t())):
+                kind = GGMLQuantizationType[_GGML[factor.dtype]]
+                values = quantize(factor.float().contiguous().numpy(), kind)
+                name = f"{names[pair.site.path]}.lora_{label}"
+                writer.add_tensor(name, values, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, made.read_bytes())

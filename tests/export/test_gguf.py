@@ -1,0 +1,144 @@
+"""A LoRA in GGUF: what llama.cpp computes with it, what is in the file, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec, parse_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export import gguf as exporting
+from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+from tests.export.conftest import moved
+
+gguf = pytest.importorskip("gguf")
+
+# Every module, two terms of other ranks and scales, and one module in other layers than the rest.
+TEXT = """
+spec all
+target kind "*"
+share local per module rank 2 scale 2
+share some where layer == 1 per layer, kind rank 3 scale 0.5 via SS
+"""
+IDS = torch.randint(64, (1, 12), generator=torch.Generator().manual_seed(7))
+# llama.cpp takes the query width for the hidden width in these two.
+EVEN = {"qwen2": {"head_dim": 8}, "phi3": {"head_dim": 8}}
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, EVEN.get(family, {})) for family in exporting.FAMILIES},
+    "mistral": ("mistral", {"sliding_window": None}),
+    "falcon, no groups": ("falcon", {"multi_query": False}),
+    "falcon, groups": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+}
+
+
+def adapted(family: str, text: str = TEXT, **overrides: Any) -> Any:
+    return moved(compile_spec(parse_spec(text), tiny_model(family, **overrides), seed=3))
+
+
+@pytest.mark.parametrize(("family", "overrides"), SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_llama_cpp_computes_the_same(family: str, overrides: Any, tmp_path: Path) -> None:
+    from tests.export.gguf_base import write_base
+    from tests.export.libllama import llama
+
+    model = tiny_model(family, **overrides)
+    write_base(tmp_path / "base.gguf", model)
+    with torch.no_grad():
+        plain = model(IDS).logits[0]
+    # llama.cpp looks GELU up in a table of float16.
+    exact = family not in ("gpt2", "falcon", "gemma2")
+    close = {"rtol": 0, "atol": 2e-5 if exact else 5e-3}
+    with llama(tmp_path / "base.gguf") as base:
+        torch.testing.assert_close(base.logits(IDS[0].tolist()), plain, **close)
+        moved(compile_spec(parse_spec(TEXT), model, seed=3))
+        with torch.no_grad():
+            want = model(IDS).logits[0]
+        assert (want - plain).abs().max() > 1
+        model.bishare.export(tmp_path / "lora.gguf", "gguf")
+        base.use(tmp_path / "lora.gguf")
+        torch.testing.assert_close(base.logits(IDS[0].tolist()), want, **close)
+
+
+def test_every_family_of_the_tests_is_known_but_one_that_llama_cpp_has_not() -> None:
+    assert TINY_FAMILIES.keys() - exporting.FAMILIES.keys() == {"opt"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_is_in_the_file(tmp_path: Path, dtype: str) -> None:
+    model = adapted("qwen3")
+    report = model.bishare.export(tmp_path / "lora.gguf", "gguf", dtype=dtype)
+    file = gguf.GGUFReader(tmp_path / "lora.gguf")
+    fields = {name: field.contents() for name, field in file.fields.items()}
+    assert fields["general.architecture"] == "qwen3"
+    assert (fields["general.type"], fields["adapter.type"]) == ("adapter", "lora")
+    assert fields["adapter.lora.alpha"] == 0
+    assert len(file.tensors) == 2 * report.modules == 28
+    kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    assert {tensor.tensor_type.name for tensor in file.tensors} == {kind}
+    rounded = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in file.tensors}
+    down, up = (torch.tensor(rounded[f"blk.1.ffn_up.weight.lora_{label}"]) for label in "ab")
+    from bishare_dsl.export.effective import effective_factors
+
+    site = next(s for s in model.bishare.plan.sites if s.path == "model.layers.1.mlp.up_proj")
+    a, b = effective_factors(model.bishare.plan, model.bishare.tensors(), site)
+    assert torch.equal(down, a.to(getattr(torch, dtype)).float())
+    assert torch.equal(up, b.t().to(getattr(torch, dtype)).float())
+
+
+def test_a_family_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
+    model = adapted("opt", "spec s target q_proj share x per module rank 2")
+    with pytest.raises(AdapterError, match=r"BS647.*`opt`.*falcon, gemma2, gpt2, llama"):
+        model.bishare.export(tmp_path / "lora.gguf", "gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_llama_cpp_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(exporting.FAMILIES, "opt", ("gpt2", exporting._as_it_is))
+    model = adapted("opt", "spec s target q_proj share x per module rank 2")
+    with pytest.raises(AdapterError, match=r"BS648.*layers\.0\.self_attn\.q_proj") as caught:
+        model.bishare.export(tmp_path / "lora.gguf", "gguf")
+    assert len(caught.value.problems) == 2
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    with pytest.raises(AdapterError, match=r"(?s)BS649.*bishare\[gguf\]"):
+        adapted("llama").bishare.export(tmp_path / "lora.gguf", "gguf")
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_force_replaces_an_adapter(tmp_path: Path) -> None:
+    model = adapted("llama")
+    file = tmp_path / "new" / "lora.gguf"
+    model.bishare.export(file, "gguf")
+    before = file.read_bytes()
+    model.bishare.tensors()["local.layers.0.mlp.up_proj.A"].data.zero_()
+    with pytest.raises(AdapterError, match="BS618"):
+        model.bishare.export(file, "gguf")
+    assert file.read_bytes() == before
+    model.bishare.export(file, "gguf", force=True)
+    assert file.read_bytes() != before
+    assert [path.name for path in file.parent.iterdir()] == ["lora.gguf"]
+
+
+def test_force_replaces_no_model_and_nothing_else(tmp_path: Path) -> None:
+    from tests.export.gguf_base import write_base
+
+    model = adapted("llama")
+    write_base(tmp_path / "base.gguf", tiny_model("llama"))
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    before = (tmp_path / "base.gguf").read_bytes()
+    for name, code in (("base.gguf", "BS630"), ("thesis.tex", "BS630"), ("folder", "BS618")):
+        with pytest.raises(AdapterError, match=rf"{code}.*{re.escape(name)}"):
+            model.bishare.export(tmp_path / name, "gguf", force=True)
+    assert (tmp_path / "base.gguf").read_bytes() == before
+    assert (tmp_path / "thesis.tex").read_text() == "mine"

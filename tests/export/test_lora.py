@@ -1,0 +1,121 @@
+"""The pairs that are exported: as they are, without the rows that say nothing, or cut to a rank."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import parse_spec, plan_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.effective import delta, effective_factors
+from bishare_dsl.export.lora import plain_lora, total_error
+from bishare_dsl.plan import Plan
+from bishare_dsl.testing.models import tiny_model
+
+HEAD = "spec s target q_proj, k_proj, down_proj "
+# By construction these have fewer ranks than rows: two terms that together exceed a width, copies of a
+# chunk, a Kronecker product of a factor with more rows than columns.
+FEWER = {
+    "widths": "share x per module rank 15 share y per module rank 10",
+    "Rotation": "share x per module rank 8 via Rotation(chunks_A = 16, stride = 4)",
+    "KE": "share x per model rank 8 via KE(size = 4, shared_rank = 8)",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def made(model: Any) -> Callable[[str], tuple[Plan, dict[str, torch.Tensor]]]:
+    """The plan of a text, and values that are nowhere zero."""
+
+    def make(text: str) -> tuple[Plan, dict[str, torch.Tensor]]:
+        plan = plan_spec(parse_spec(HEAD + text), model)
+        random = torch.Generator().manual_seed(1)
+        return plan, {t.name: torch.randn(t.shape, generator=random) for t in plan.tensors}
+
+    return make
+
+
+def test_factors_are_exported_as_they_are(made: Any) -> None:
+    plan, tensors = made("share x per module rank 2 scale 2 share y per layer rank 3 via SS")
+    for pair in plain_lora(plan, tensors):
+        down, up = effective_factors(plan, tensors, pair.site)
+        assert torch.equal(pair.down, down)
+        assert torch.equal(pair.up, up)
+        assert pair.rank == pair.rows == 5
+
+
+@pytest.mark.parametrize("text", FEWER.values(), ids=FEWER)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_rows_that_say_nothing_new_are_left_out(made: Any, text: str) -> None:
+    plan, tensors = made(text)
+    pairs = list(plain_lora(plan, tensors))
+    assert any(pair.rank < pair.rows for pair in pairs)
+    for pair in pairs:
+        want = delta(plan, tensors, pair.site)
+        assert pair.rows == plan.rows(pair.site.path)
+        # As many rows as ranks, and the same update but for rounding.
+        assert torch.linalg.matrix_rank(want, rtol=1e-5) == pair.rank
+        assert (pair.up.t() @ pair.down - want).norm() < 1e-6 * want.norm()
+
+
+def test_a_transform_that_is_wrong_about_its_reach_loses_nothing(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bishare_dsl.transforms.identity import Identity
+
+    plan, tensors = made("share x per module rank 4")
+    monkeypatch.setattr(Identity, "reach", lambda *_: 2)
+    for pair in plain_lora(plan, tensors):
+        assert torch.equal(pair.up.t() @ pair.down, delta(plan, tensors, pair.site))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5, 9])
+def test_a_rank_gives_the_best_approximation_and_its_error(made: Any, rank: int) -> None:
+    plan, tensors = made("share x per module rank 2 scale 2 share y per layer rank 3 via SS")
+    pairs = list(plain_lora(plan, tensors, rank=rank))
+    lost = norm = 0.0
+    for pair in pairs:
+        want = delta(plan, tensors, pair.site).double()
+        left, values, right = torch.linalg.svd(want, full_matrices=False)
+        best = left[:, :rank] @ values[:rank].diag() @ right[:rank]
+        got = pair.up.double().t() @ pair.down.double()
+        assert pair.rank == min(rank, 5)
+        torch.testing.assert_close(got, best, rtol=1e-5, atol=1e-5)
+        assert pair.error == pytest.approx(float((got - want).norm() / want.norm()), abs=1e-7)
+        assert (pair.error > 0.05) == (rank < 5)
+        lost, norm = lost + float((got - want).norm() ** 2), norm + float(want.norm() ** 2)
+    assert total_error(pairs) == pytest.approx((lost / norm) ** 0.5, abs=1e-7)
+
+
+def test_what_a_type_rounds_is_in_the_error(made: Any) -> None:
+    plan, tensors = made("share x per module rank 2")
+    for pair in plain_lora(plan, tensors, dtype=torch.bfloat16):
+        assert pair.down.dtype == pair.up.dtype == torch.bfloat16
+        want = delta(plan, tensors, pair.site)
+        error = (pair.up.float().t() @ pair.down.float() - want).norm() / want.norm()
+        assert pair.error == pytest.approx(float(error), rel=1e-3)
+        assert 1e-4 < pair.error < 1e-2
+
+
+def test_an_update_of_zeros_loses_nothing_and_can_train_on(made: Any) -> None:
+    plan, tensors = made("share x per module rank 4")
+    for name, tensor in tensors.items():
+        if name.endswith(".B"):
+            tensor.zero_()
+    pairs = list(plain_lora(plan, tensors, rank=2))
+    assert total_error(pairs) == 0
+    for pair in pairs:
+        assert pair.error == 0
+        assert not pair.up.any()
+        assert pair.down.any(dim=1).all()
+
+
+def test_what_a_type_cannot_hold_is_an_error(made: Any) -> None:
+    plan, tensors = made("share x per module rank 2 scale 1000000")
+    with pytest.raises(AdapterError, match=r"BS628.*exporting in float16.*layers\.0"):
+        list(plain_lora(plan, tensors, dtype=torch.float16))
