@@ -4,11 +4,17 @@ They stand at the top of a checkout and inside an installed package. Both are pl
 paths are enough; ``importlib.resources`` would cost more to import than the rest of a command.
 """
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 _HOME = _PACKAGE if (_PACKAGE / "grammars").is_dir() else _PACKAGE.parent
 _SUFFIX = ".share"
+
+
+def cache_folder() -> Path:
+    """Where downloads and the parser's tables are kept: ``BISHARE_CACHE``, or else ``~/.cache/bishare``."""
+    return Path(os.environ.get("BISHARE_CACHE") or "~/.cache/bishare").expanduser()
 
 
 def grammar(name: str) -> Path:

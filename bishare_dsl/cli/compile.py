@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +79,7 @@ def command(
     --emit code the Python that runs in the end.
     """
     if emit == "syntax":
-        report.result(_tree(parse_syntax(*read_text(file))))
+        report.result(str(parse_syntax(*read_text(file))))
         return
     if emit == "spec":
         report.result(
@@ -126,28 +125,6 @@ def _write(
     report.result(str(out))
     report.note(plan.parameters_line)
     report.note(f"see it with `bishare inspect {out}`")
-
-
-def _tree(part: object, label: str = "", level: int = 0) -> str:
-    """A syntax tree, a node a line with its characters in the text; words on the line of their node."""
-    from bishare_dsl.language.syntax import Node, Token
-
-    indent = "  " * level
-    if isinstance(part, Token):
-        return f"{indent}{label}{part.text}"
-    if isinstance(part, list):
-        inner = [_tree(item, "", level + 1) for item in part]
-        return "\n".join(
-            [f"{indent}{label}[{'' if part else ']'}", *inner, *([f"{indent}]"] if part else [])]
-        )
-    if not isinstance(part, Node):
-        return f"{indent}{label}{part!r}"
-    lines = [f"{indent}{label}{type(part).__name__} {part.start}..{part.end}"]
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if field.name not in ("start", "end", "tokens") and value is not None:
-            lines.append(_tree(value, f"{field.name}: ", level + 1))
-    return "\n".join(lines)
 
 
 def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:

@@ -13,9 +13,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from bishare_dsl.language.grammar import CLAUSES, DEFAULTS, IN_EXPRESSIONS
 from bishare_dsl.language.read import parse_syntax
-from bishare_dsl.language.syntax import Clause, Comment, Statement, Syntax, Token
-from bishare_dsl.language.vocabulary import CLAUSES, IN_EXPRESSIONS
+from bishare_dsl.language.syntax import Statement, Syntax, span_of
 
 WIDTH = 100
 _INDENT = "    "
@@ -48,12 +48,71 @@ def format_text(text: str | bytes, name: str = "<text>") -> str:
 
 
 @dataclass(slots=True, eq=False)
+class _Comment:
+    """``# ...`` to the end of its line; ``after_blank`` where an empty line stands above it."""
+
+    text: str
+    start: int
+    after_blank: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Word:
+    """A token with its comments: those on lines of their own above it (``before``), and the one at the end of
+    its line if it is the last token there (``after``).
+
+    ``joins`` is ``left`` or ``right`` where a brace or a minus stands close to its neighbour.
+    """
+
+    kind: str
+    text: str
+    start: int
+    after_blank: bool
+    joins: str
+    before: list[_Comment]
+    after: _Comment | None = None
+
+
+def _words(syntax: Syntax) -> list[_Word]:
+    """The words of a text, the last one empty: it has the comments at the end."""
+    joins = {}
+    for statement in syntax.statements:
+        for tree in statement.all_words():
+            for part in tree.iter_subtrees():
+                if part.data in ("negative", "set"):
+                    joins[part.meta.start_pos] = "right"
+                if part.data == "set":
+                    joins[part.meta.end_pos - 1] = "left"
+    words: list[_Word] = []
+    comments: list[_Comment] = []
+    same_line = blank = False
+    for token in syntax.tokens:
+        start = span_of(token).start
+        if token.type == "SPACE":
+            breaks = token.count("\n")
+            same_line = same_line and not breaks
+            blank = breaks > 1
+        elif token.type == "COMMENT":
+            comment = _Comment(token.rstrip(), start, blank)
+            if same_line and words:
+                words[-1].after = comment
+            else:
+                comments.append(comment)
+            blank = False
+        else:
+            joined = joins.get(start, "")
+            words.append(_Word(token.type, str(token), start, blank, joined, comments))
+            comments, same_line, blank = [], True, False
+    return words
+
+
+@dataclass(slots=True, eq=False)
 class _Unit:
     """Tokens that stand on one line; ``level`` says how far in, where the statement is broken."""
 
-    tokens: list[Token]
+    tokens: list[_Word]
     level: int
-    before: list[Comment] = field(default_factory=list)
+    before: list[_Comment] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
 
     @property
@@ -85,7 +144,7 @@ class _Block:
     kind: str
     pieces: list[_Piece]
     after_blank: bool
-    before: list[Comment]
+    before: list[_Comment]
 
     @property
     def one_line(self) -> bool:
@@ -103,7 +162,8 @@ class _Block:
 
 def layout(syntax: Syntax) -> str:
     """A tree's tokens and comments as text."""
-    blocks = [_block(statement, syntax.tokens) for statement in syntax.statements]
+    words = _words(syntax)
+    blocks = [_block(statement, words) for statement in syntax.statements]
     lines: list[str] = []
     for group in _groups(blocks):
         aligned = _aligned(group)
@@ -113,12 +173,11 @@ def layout(syntax: Syntax) -> str:
             if block.after_blank if block.before else changes:
                 lines.append("")
             lines += aligned.get(id(block)) or _broken(block)
-    end = syntax.tokens[-1]
-    _comments(lines, list(end.before), gap=False)
+    _comments(lines, words[-1].before, gap=False)
     return "\n".join(lines).strip("\n") + "\n" if lines else ""
 
 
-def _comments(lines: list[str], comments: list[Comment], gap: bool) -> None:
+def _comments(lines: list[str], comments: list[_Comment], gap: bool) -> None:
     for comment in comments:
         if lines and (comment.after_blank or (gap and comment is comments[0])):
             lines.append("")
@@ -138,17 +197,17 @@ def _groups(blocks: list[_Block]) -> Iterator[list[_Block]]:
         yield group
 
 
-def _start(token: Token) -> int:
+def _start(token: _Word) -> int:
     return token.start
 
 
-def _block(statement: Statement | Clause, tokens: list[Token]) -> _Block:
+def _block(statement: Statement, tokens: list[_Word]) -> _Block:
     first_token = bisect_left(tokens, statement.start, key=_start)
     inside = tokens[first_token : bisect_left(tokens, statement.end, key=_start)]
-    kind = "default" if isinstance(statement, Clause) else statement.keyword.text
-    if isinstance(statement, Statement) and kind == "share":
+    kind = "default" if statement.keyword in DEFAULTS else statement.keyword
+    if kind == "share":
         starts = {clause.start for clause in statement.clauses}
-        parts: list[list[Token]] = [[]]
+        parts: list[list[_Word]] = [[]]
         for token in inside:
             if token.start in starts:
                 parts.append([])
@@ -164,7 +223,7 @@ def _block(statement: Statement | Clause, tokens: list[Token]) -> _Block:
     return _Block(kind, pieces, inside[0].after_blank, before)
 
 
-def _piece(tokens: list[Token], level: int) -> _Piece:
+def _piece(tokens: list[_Word], level: int) -> _Piece:
     keyword = tokens[0].text
     units = [
         _unit(part, level + inner) for part, inner in _cut(keyword, _without_last_commas(tokens))
@@ -172,26 +231,26 @@ def _piece(tokens: list[Token], level: int) -> _Piece:
     return _Piece(keyword, units)
 
 
-def _unit(tokens: list[Token], level: int) -> _Unit:
+def _unit(tokens: list[_Word], level: int) -> _Unit:
     inner = [comment for token in tokens[1:] for comment in token.before]
     ends = [token.after for token in tokens if token.after]
     after = [comment.text for comment in sorted(inner + ends, key=lambda comment: comment.start)]
     return _Unit(tokens, level, list(tokens[0].before), after)
 
 
-def _without_last_commas(tokens: list[Token]) -> list[Token]:
+def _without_last_commas(tokens: list[_Word]) -> list[_Word]:
     """The tokens less each comma or semicolon before a closing bracket; its comments go to the bracket."""
-    kept: list[Token] = []
+    kept: list[_Word] = []
     for token in tokens:
         if token.text in _CLOSE and kept and kept[-1].text in (",", ";"):
             dropped = kept.pop()
             inner = (*dropped.before, *((dropped.after,) if dropped.after else ()))
-            token = replace(token, before=(*inner, *token.before))
+            token = replace(token, before=[*inner, *token.before])
         kept.append(token)
     return kept
 
 
-def _cut(keyword: str, tokens: list[Token]) -> Iterator[tuple[list[Token], int]]:
+def _cut(keyword: str, tokens: list[_Word]) -> Iterator[tuple[list[_Word], int]]:
     """A piece's units and how much further in each stands than the piece."""
     if keyword in _LISTS:
         yield from _items(tokens, _LISTS[keyword], ",", 0)
@@ -214,11 +273,11 @@ def _cut(keyword: str, tokens: list[Token]) -> Iterator[tuple[list[Token], int]]
 
 
 def _items(
-    tokens: list[Token], head: int, separator: str, closing: int
-) -> Iterator[tuple[list[Token], int]]:
+    tokens: list[_Word], head: int, separator: str, closing: int
+) -> Iterator[tuple[list[_Word], int]]:
     """The first ``head`` tokens, then an item up to each ``separator``, then the ``closing`` last tokens."""
     body = tokens[head : len(tokens) - closing]
-    items: list[list[Token]] = [[]]
+    items: list[list[_Word]] = [[]]
     depth = 0
     for token in body:
         if token.text == "except" and depth == 0 and items[-1]:
@@ -242,10 +301,10 @@ def _inside(units: list[_Unit]) -> bool:
     return any(unit.before for unit in units[1:]) or any(unit.after for unit in units[:-1])
 
 
-def _joined(tokens: list[Token]) -> str:
+def _joined(tokens: list[_Word]) -> str:
     """Tokens with the spaces that belong between them."""
     words: list[str] = []
-    previous: Token | None = None
+    previous: _Word | None = None
     for token in tokens:
         if previous is not None and not _close(previous, token):
             words.append(" ")
@@ -254,7 +313,7 @@ def _joined(tokens: list[Token]) -> str:
     return "".join(words)
 
 
-def _close(left: Token, right: Token) -> bool:
+def _close(left: _Word, right: _Word) -> bool:
     if left.text in _TIGHT_AFTER or left.joins == "right":
         return True
     if right.text in _TIGHT_BEFORE or right.joins == "left":

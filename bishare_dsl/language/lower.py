@@ -1,239 +1,196 @@
-"""From syntax tree to spec, noting for every part of the spec where in the text it stands."""
+"""From syntax tree to spec: plain data with a place for each part of it, which Pydantic validates."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, SourceMap, Span
-from bishare_dsl.language import syntax as s
+from lark import Token, Transformer, v_args
+from lark.tree import Meta
+from pydantic import ValidationError
 
-_Node = TypeVar("_Node", bound=m.Node)
+from bishare_dsl.diagnostics import Loc, Problem, SourceMap, Span, SpecError
+from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.syntax import Statement, span_of, unquoted
+from bishare_dsl.spec import Spec
 
-
-def _make(cls: type[_Node], **values: Any) -> _Node:
-    # The grammar has checked all that Pydantic would, and building Pydantic's validators takes longer
-    # than reading the text. The tests validate what is made here.
-    return cast(_Node, cls.model_construct(**values))
-
-
-class Lowering:
-    """Makes the spec; ``spans`` fills on the way, with Pydantic's own path of each part."""
-
-    def __init__(self) -> None:
-        self.spans: dict[Loc, Span] = {}
-
-    def spec(self, statements: list[s.Statement | s.Clause]) -> m.Spec:
-        params: list[m.Param] = []
-        lets: list[m.Let] = []
-        shares: list[m.Share] = []
-        defaults: list[s.Clause] = []
-        name, target = "", None
-        for statement in statements:
-            if isinstance(statement, s.Clause):
-                defaults.append(statement)
-                continue
-            value = statement.value
-            match statement.keyword.text:
-                case "spec":
-                    name = self.name(statement.name, ("name",))
-                    self.spans[()] = statement.span
-                case "param":
-                    loc: Loc = ("params", len(params))
-                    self.spans[loc] = statement.span
-                    params.append(
-                        _make(
-                            m.Param,
-                            name=self.name(statement.name, (*loc, "name")),
-                            value=value.value
-                            if isinstance(value, s.Number)
-                            else getattr(value, "text", ""),
-                        )
-                    )
-                    if value is not None:
-                        self.spans[(*loc, "value")] = value.span
-                case "let":
-                    loc = ("lets", len(lets))
-                    self.spans[loc] = statement.span
-                    let_name = self.name(statement.name, (*loc, "name"))
-                    selection = self.selection(value, (*loc, "selection"))
-                    lets.append(_make(m.Let, name=let_name, selection=selection))
-                case "target":
-                    target = self.selection(value, ("target",))
-                case "share":
-                    shares.append(self.share(statement, ("shares", len(shares))))
-        return _make(
-            m.Spec,
-            name=name,
-            params=tuple(params),
-            lets=tuple(lets),
-            target=target,
-            defaults=_make(m.Settings, **self.settings(defaults, ("defaults",))),
-            shares=tuple(shares),
-        )
-
-    def name(self, name: s.Name | None, loc: Loc) -> str:
-        assert name is not None
-        self.spans[loc] = name.span
-        return name.text
-
-    def share(self, statement: s.Statement, loc: Loc) -> m.Share:
-        assert statement.name is not None
-        # A problem with a share as a whole is shown at its head, not over all its lines.
-        self.spans[loc] = Span(statement.start, statement.name.end)
-        values: dict[str, Any] = {
-            "name": self.name(statement.name, (*loc, "name")),
-            **self.settings(statement.clauses, loc),
-        }
-        keys: dict[str, tuple[m.Expression, ...]] = {}
-        for clause in statement.clauses:
-            keyword, value = clause.keyword.text, clause.value
-            at = (*loc, keyword)
-            if keyword == "where":
-                values["where"] = self.selection(value, at)
-            elif keyword == "per":
-                values["per"] = self.key(clause, at)
-            elif keyword in ("A", "B"):
-                keys[keyword] = self.key(clause, (*loc, "per", keyword))
-                self.spans.setdefault((*loc, "per"), clause.span)
-            elif keyword == "rank" and isinstance(value, s.Cases):
-                values["rank"] = self.cases(value, at)
-            elif keyword == "rank":
-                values["rank"] = self.expression(value, at)
-            elif keyword == "via":
-                assert isinstance(value, s.Transform)
-                self.spans[at] = value.span
-                name = self.name(value.name, (*at, "transform"))
-                options = {
-                    pair.name.text: self.expression(pair.value, (*at, "options", pair.name.text))
-                    for pair in value.options
-                }
-                for pair in value.options:
-                    self.spans[*at, "options", pair.name.text, "name"] = pair.name.span
-                values["via"] = _make(m.Via, transform=name, options=options)
-            elif keyword == "freeze":
-                assert isinstance(value, list)
-                self.spans[at] = clause.span
-                roles = [role for role in value if isinstance(role, s.Name)]
-                values["freeze"] = tuple(self.name(r, (*at, k)) for k, r in enumerate(roles))
-            elif keyword == "gain":
-                values["gain"] = _make(m.Gain, **self.starts(clause, at))
-            elif keyword == "start":
-                values["nonzero_start"] = True
-                self.spans[(*loc, "nonzero_start")] = clause.span
-        if keys:
-            values["per"] = _make(m.Keys, **keys)
-        return _make(m.Share, **values)
-
-    def key(self, clause: s.Clause, loc: Loc) -> tuple[m.Expression, ...]:
-        assert isinstance(clause.value, list)
-        nodes = [node for node in clause.value if not isinstance(node, s.Pair)]
-        # No expression: the last word of the clause is `model`.
-        start = nodes[0].start if nodes else clause.end - len("model")
-        self.spans[loc] = Span(start, clause.end)
-        return self.expressions(nodes, loc)
-
-    def starts(self, clause: s.Clause, loc: Loc) -> dict[str, m.Expression]:
-        """How the factors of an `init` start, or the diagonals of a `gain`."""
-        assert isinstance(clause.value, list)
-        self.spans[loc] = clause.span
-        return {
-            pair.name.text: self.expression(pair.value, (*loc, pair.name.text))
-            for pair in clause.value
-            if isinstance(pair, s.Pair)
-        }
-
-    def settings(self, clauses: list[s.Clause], loc: Loc) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for clause in clauses:
-            keyword, value = clause.keyword.text, clause.value
-            if keyword in ("alpha", "scale", "dropout"):
-                values[keyword] = self.expression(value, (*loc, keyword))
-            elif keyword == "init":
-                values["init"] = _make(m.Init, **self.starts(clause, (*loc, "init")))
-        return values
-
-    def selection(self, choice: object, loc: Loc) -> m.Selection:
-        assert isinstance(choice, s.Choice)
-        self.spans[loc] = choice.span
-        return _make(
-            m.Selection,
-            include=self.expressions(choice.included, (*loc, "include")),
-            exclude=self.expressions(choice.excluded, (*loc, "exclude")),
-        )
-
-    def cases(self, cases: s.Cases, loc: Loc) -> m.RankMatch:
-        self.spans[loc] = cases.span
-        subject = self.expression(cases.subject, (*loc, "subject"))
-        arms: list[m.Arm] = []
-        otherwise = None
-        for case in cases.cases:
-            if not case.items:
-                otherwise = self.expression(case.value, (*loc, "otherwise"))
-                continue
-            at = (*loc, "arms", len(arms))
-            self.spans[at] = case.span
-            values = tuple(self.item(item, (*at, "values", k)) for k, item in enumerate(case.items))
-            arms.append(
-                _make(m.Arm, values=values, rank=self.expression(case.value, (*at, "rank")))
-            )
-        return _make(m.RankMatch, subject=subject, arms=tuple(arms), otherwise=otherwise)
-
-    def item(self, item: s.Expr | s.Interval, loc: Loc) -> m.Range | m.Expression:
-        if not isinstance(item, s.Interval):
-            return self.expression(item, loc)
-        self.spans[loc] = item.span
-        return _make(
-            m.Range,
-            first=self.expression(item.first, (*loc, "first")),
-            last=self.expression(item.last, (*loc, "last")),
-        )
-
-    def expressions(self, nodes: list[s.Expr], loc: Loc) -> tuple[m.Expression, ...]:
-        return tuple(self.expression(node, (*loc, k)) for k, node in enumerate(nodes))
-
-    def expression(self, node: object, loc: Loc) -> m.Expression:
-        if isinstance(node, s.Group):
-            return self.expression(node.inner, loc)
-        assert isinstance(node, s.Node)
-        self.spans[loc] = node.span
-        match node:
-            case s.Number(value=value):
-                return value
-            case s.Name(text=text):
-                return _make(m.Ref, ref=text)
-            case s.Glob(attribute=attribute, pattern=pattern):
-                self.spans[(*loc, "pattern")] = pattern.span
-                return _make(m.Match, attribute=attribute, pattern=pattern.text)
-            case s.Membership(value=value, items=items):
-                return _make(
-                    m.Member,
-                    value=self.expression(value, (*loc, "value")),
-                    among=tuple(
-                        self.item(item, (*loc, "among", k)) for k, item in enumerate(items)
-                    ),
-                )
-            case s.Operation(operator="and", operands=operands):
-                return _make(m.And, all_of=self.expressions(operands, (*loc, "all_of")))
-            case s.Operation(operator="or", operands=operands):
-                return _make(m.Or, any_of=self.expressions(operands, (*loc, "any_of")))
-            case s.Operation(operator="not", operands=[operand]):
-                return _make(m.Not, negated=self.expression(operand, (*loc, "negated")))
-            case s.Operation(operator="sqrt", operands=[operand]):
-                return _make(m.Sqrt, sqrt=self.expression(operand, (*loc, "sqrt")))
-            case s.Operation(operator=operator, operands=[left, right]):
-                sides: dict[str, Any] = {
-                    "left": self.expression(left, (*loc, "left")),
-                    "right": self.expression(right, (*loc, "right")),
-                }
-                if operator[0] in "=!<>":
-                    return _make(m.Compare, op=operator, **sides)
-                return _make(m.Binary, op=operator, **sides)
-        raise AssertionError(node)
+# Rules whose parts are fields of a model, and those whose parts are a list; of the rest the last part counts.
+_FIELDS = {
+    "param": ("name", "value"),
+    "let": ("name", "selection"),
+    "selection": ("include", "exclude"),
+    "arm": ("values", "rank"),
+    "range": ("first", "last"),
+    "match": ("attribute", "pattern"),
+    **dict.fromkeys(("compare", "sum", "product"), ("left", "op", "right")),
+    "negation": ("negated",),
+    "sqrt": ("sqrt",),
+}
+_LISTS = frozenset(
+    [
+        "key",
+        "model",
+        "freeze",
+        "include",
+        "exclude",
+        "values",
+        "set",
+        "initial",
+        "diagonal",
+        "option",
+    ]
+)
 
 
-def lower(statements: list[s.Statement | s.Clause], where: SourceMap) -> tuple[m.Spec, SourceMap]:
-    """The spec of statements that have no errors, and the places of its parts in the texts of ``where``."""
-    lowering = Lowering()
-    spec = lowering.spec(statements)
-    return spec, SourceMap(where.source, lowering.spans, where.used)
+@dataclass(slots=True)
+class _Part:
+    """A part of a spec as plain data, and where it and the parts of it stand."""
+
+    value: Any
+    span: Span | None
+    parts: Mapping[Any, _Part] = field(default_factory=dict)
+
+    def places(self, loc: Loc = ()) -> Iterator[tuple[Loc, Span]]:
+        if self.span is not None:
+            yield loc, self.span
+        for name, part in self.parts.items():
+            yield from part.places((*loc, name))
+
+
+def _record(parts: Mapping[str, _Part], span: Span | None) -> _Part:
+    return _Part({name: part.value for name, part in parts.items()}, span, parts)
+
+
+def _row(parts: Sequence[_Part], span: Span | None) -> _Part:
+    return _Part(tuple(part.value for part in parts), span, dict(enumerate(parts)))
+
+
+def _span(meta: Meta) -> Span:
+    return Span(meta.start_pos, meta.end_pos)
+
+
+@v_args(meta=True)
+class _Parts(Transformer[Token, _Part]):
+    """Makes a part of each tree; the methods are named as rules of `share.lark`."""
+
+    def __default_token__(self, token: Token) -> _Part:
+        number = {"INT": int, "FLOAT": float}.get(token.type)
+        return _Part(number(token) if number else unquoted(token), span_of(token))
+
+    def __default__(self, data: str, children: list[_Part], meta: Meta) -> _Part:
+        if data in _FIELDS:
+            return _record(dict(zip(_FIELDS[data], children, strict=False)), _span(meta))
+        return _row(children, _span(meta)) if data in _LISTS else children[-1]
+
+    def negative(self, meta: Meta, parts: list[_Part]) -> _Part:
+        return _Part(-parts[0].value, _span(meta))
+
+    def any_of(self, meta: Meta, parts: list[_Part]) -> _Part:
+        return _record({"any_of": _row(parts, None)}, _span(meta))
+
+    def all_of(self, meta: Meta, parts: list[_Part]) -> _Part:
+        return _record({"all_of": _row(parts, None)}, _span(meta))
+
+    def member(self, meta: Meta, parts: list[_Part]) -> _Part:
+        value, among = parts
+        among = among if isinstance(among.value, tuple) else _row([among], None)
+        return _record({"value": value, "among": among}, _span(meta))
+
+    def arms(self, meta: Meta, parts: list[_Part]) -> _Part:
+        subject, *arms = parts
+        fields = {"subject": subject}
+        if arms[-1].value.keys() == {"otherwise"}:
+            fields["otherwise"] = arms.pop().parts["otherwise"]
+        return _record({**fields, "arms": _row(arms, None)}, _span(meta))
+
+    def otherwise(self, meta: Meta, parts: list[_Part]) -> _Part:
+        return _record({"otherwise": parts[0]}, None)
+
+    def init(self, meta: Meta, parts: list[_Part]) -> _Part:
+        """How each factor starts, by its role; each diagonal of a gain, by its name."""
+        return _record({pair.parts[0].value: pair.parts[1] for pair in parts}, _span(meta))
+
+    gain = init
+
+    def via(self, meta: Meta, parts: list[_Part]) -> _Part:
+        name, *options = parts
+        for option in options:
+            # Where the name of an option stands, under its value.
+            option.parts[1].parts = {**option.parts[1].parts, "name": option.parts[0]}
+        assert name.span is not None
+        span = Span(name.span.start, meta.end_pos)
+        return _record({"transform": name, "options": self.init(meta, options)}, span)
+
+
+def _settings(clauses: list[Statement], parts: _Parts) -> dict[str, _Part]:
+    fields: dict[str, _Part] = {}
+    keys: dict[str, _Part] = {}
+    for clause in clauses:
+        if clause.keyword == "start":
+            fields["nonzero_start"] = _Part(True, clause.span)
+        elif clause.keyword in ("A", "B"):
+            keys[clause.keyword] = parts.transform(clause.words)
+            fields.setdefault("per", _record(keys, clause.span))
+        else:
+            fields[clause.keyword] = parts.transform(clause.words)
+    if keys:
+        fields["per"] = _record(keys, fields["per"].span)
+    return fields
+
+
+def _spec(statements: list[Statement]) -> _Part:
+    made: dict[str, list[_Part]] = {"param": [], "let": [], "share": [], "target": [], "spec": []}
+    defaults: list[Statement] = []
+    parts = _Parts()
+    for statement in statements:
+        keyword = statement.keyword
+        if keyword not in made:
+            defaults.append(statement)
+            continue
+        part = parts.transform(statement.words)
+        if keyword in ("param", "let"):
+            part.span = statement.span
+        elif keyword == "share":
+            # A problem with a share as a whole is shown at its head, not over all its lines.
+            part = _record({"name": part, **_settings(statement.clauses, parts)}, statement.head)
+        made[keyword].append(part)
+    fields = {
+        "name": made["spec"][0],
+        "params": _row(made["param"], None),
+        "lets": _row(made["let"], None),
+        "target": made["target"][0],
+        "defaults": _record(_settings(defaults, parts), None),
+        "shares": _row(made["share"], None),
+    }
+    return _record(fields, statements[0].span)
+
+
+def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMap]:
+    """The spec of statements that have no errors, and the places of its parts in the texts of ``where``.
+
+    Raises:
+        SpecError: what Pydantic does not accept (BS141), each at its place.
+    """
+    part = _spec(statements)
+    where = SourceMap(where.source, dict(part.places()), where.used)
+    return validated(part.value, where), where
+
+
+def validated(data: object, where: SourceMap) -> Spec:
+    """The spec that plain data says.
+
+    Raises:
+        SpecError: what Pydantic does not accept (BS141), each at its place.
+    """
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        problems: dict[Loc, Problem] = {}
+        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+            loc: Loc = ()
+            for name in detail["loc"]:
+                # Pydantic's paths also name the model that it tried: no part of a spec is called so.
+                loc = (*loc, name) if (*loc, name) in where.spans else loc
+            problems.setdefault(loc, codes.INVALID(why=detail["msg"], loc=loc))
+        raise SpecError(problems.values(), where) from error

@@ -1,42 +1,49 @@
 """From text to syntax tree, with every error of the text in one run.
 
-The driver below reads the tables of `tables`. At an error it mends what is plainly a slip (a misspelt
-keyword, a missing comma); otherwise it skips to the next clause or statement, whose first words are
-reserved, and goes on from there.
+Lark cuts the text into tokens, and parses one statement or clause after the other. What is plainly a slip (a
+misspelt keyword, a missing comma) is mended; at any other error reading goes on with the next clause or
+statement, whose first words are reserved.
 """
 
 from __future__ import annotations
 
+from math import isfinite
+from typing import cast
+
+from lark import Token, Tree, UnexpectedToken
+from lark.parsers.lalr_interactive_parser import InteractiveParser
+
 from bishare_dsl.diagnostics import Problem, Source, SourceMap, Span, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
-from bishare_dsl.language import vocabulary
-from bishare_dsl.language.build import Builder, Part
-from bishare_dsl.language.lexer import BAD, tokenise
-from bishare_dsl.language.syntax import (
-    Glob,
-    Group,
-    Interval,
-    Membership,
-    Name,
-    Number,
-    Operation,
-    Syntax,
-    Token,
+from bishare_dsl.language.grammar import (
+    BAD,
+    CLAUSE_KINDS,
+    DEFAULT_KINDS,
+    END,
+    STATEMENT_KINDS,
+    expected,
+    found,
+    is_keyword,
+    lark,
+    spelled,
+    words,
 )
-from bishare_dsl.language.tables import END, Rule, tables
+from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
 MAX_BYTES = 2**17
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
-# A level of nesting puts some entries on the stack: more than this is too deep whatever follows.
-_MAX_STACK = 8 * MAX_DEPTH
 # What an expression is made of; clauses and the like nest in nothing.
-_NESTING = (Name, Number, Group, Operation, Membership, Glob, Interval)
+_NESTING = (
+    *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
+    *("sqrt", "match", "word", "number", "negative"),
+)
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
 _OPEN = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
+_ITEMS = frozenset(["NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT"])
 
 
 class Problems:
@@ -101,184 +108,171 @@ def _lines(text: str) -> str:
 
 def parse(source: Source, problems: Problems) -> Syntax:
     """The tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
-    return _Parser(tokenise(source), problems).run(source.start)
+    tokens = list(lark().lex(source.text, dont_ignore=True))
+    for token in tokens:
+        token.start_pos = source.start + cast(int, token.start_pos)
+        token.end_pos = source.start + cast(int, token.end_pos)
+    end = source.start + len(source.text)
+    tokens.append(Token(END, "", start_pos=end, end_pos=end))
+    read = [token for token in tokens if token.type not in ("SPACE", "COMMENT")]
+    return Syntax(_Parser(read, problems).run(), tokens)
 
 
 class _Parser:
+    """Reads the statements and clauses of a text, each with a parser of Lark's for itself."""
+
     def __init__(self, tokens: list[Token], problems: Problems) -> None:
-        known = tables()
-        self.states, self.rules = known.states, known.rules
         self.tokens, self.problems = tokens, problems
-        self.build = Builder(problems)
-        # Three stacks side by side: states, what was read to come there, and how deep it is nested.
-        self.path: list[int] = [0]
-        self.parts: list[Part] = []
-        self.depths: list[int] = []
+        self.statements: list[Statement] = []
+        # What is being read, its first token, and how many brackets are open in it.
+        self.parser: InteractiveParser | None = None
+        self.first = self.open = 0
+        # What may begin when that is whole.
+        self.starters = STATEMENT_KINDS | DEFAULT_KINDS
         self.too_deep = False
 
-    def run(self, start: int) -> Syntax:
-        tokens, position = self.tokens, 0
-        while position < len(tokens):
-            token = tokens[position]
-            action = self.states[self.path[-1]].get(token.kind)
-            if action is None:
-                position = self.recover(position)
-            elif action < 0:
-                self.reduce(self.rules[-1 - action])
-            elif len(self.path) > _MAX_STACK:
-                self.report_depth(token.span)
-                break
-            else:
-                self.path.append(action)
-                self.parts.append(token)
-                self.depths.append(0)
+    def run(self) -> list[Statement]:
+        """Read all tokens."""
+        position = 0
+        while self.parser is not None or self.tokens[position].type != END:
+            if self.reads(position):
                 position += 1
-        statements = self.parts[0] if len(self.parts) == 2 else []
-        return Syntax(start, tokens[-1].end, statements, tokens)
+            elif not self.ends(position):
+                position = self.recover(position)
+        return self.statements
 
-    def reduce(self, rule: Rule) -> None:
-        at = len(self.parts) - rule.length
-        given = self.parts[at:]
-        depth = max(self.depths[at:], default=0)
-        if rule.name[0] == "_" and given and isinstance(given[0], list):
-            # A list grows in place: nothing else holds it, and copies would take quadratic time.
-            made: Part = given[0]
-            made += _flat(given[1:])
+    def reads(self, position: int) -> bool:
+        """Whether a token goes on with what is being read, or begins something; if so, read it."""
+        token = self.tokens[position]
+        if token.type == END:
+            return False
+        if self.parser is None:
+            if token.type not in self.starters:
+                return False
+            self.parser = lark().parse_interactive()
+            self.first, self.open = position, 0
+            if token.type in STATEMENT_KINDS:
+                named = self.tokens[position + (token.type == "REPLACE")]
+                clauses = CLAUSE_KINDS if named.type == "SHARE" else DEFAULT_KINDS
+                self.starters = STATEMENT_KINDS | clauses
+        if token.type in ("LPAR", "LBRACE"):
+            self.open += 1
+            if self.open > MAX_DEPTH:
+                return False
+        try:
+            self.parser.feed_token(token)
+        except UnexpectedToken:
+            return False
+        self.open -= token.type in ("RPAR", "RBRACE")
+        return True
+
+    def ends(self, position: int) -> bool:
+        """Whether what is being read is whole, and a token begins something else; if so, keep it."""
+        token = self.tokens[position]
+        if self.parser is None or token.type not in self.starters:
+            return False
+        try:
+            self.keep(self.parser.feed_eof(token), position)
+        except UnexpectedToken:
+            return False
+        return True
+
+    def keep(self, tree: Words, position: int) -> None:
+        """Add what has been read to the statements; ``position`` is behind it."""
+        self.parser = None
+        tokens = self.tokens[self.first : position]
+        for token in tokens:
+            _check_word(token, self.problems)
+        if (deep := _too_deep(tree)) is not None:
+            self.report_depth(deep)
+            return
+        replaces = tree.data == "replace"
+        start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
+        words = cast(Words, tree.children[0]) if replaces else tree
+        statement = Statement(words, start, end, replaces)
+        if tokens[0].type in STATEMENT_KINDS or not self.starters >= CLAUSE_KINDS:
+            self.statements.append(statement)
         else:
-            parts = _flat(given)
-            if len(parts) == 1 and (rule.name[0] == "_" or rule.inline):
-                made = parts[0]
-            elif rule.name[0] == "_":
-                made = parts
-            else:
-                made = self.build(rule.name, parts)
-                depth = depth + 1 if isinstance(made, _NESTING) else 0
-                if depth > MAX_DEPTH:
-                    self.report_depth(Span(parts[0].start, parts[-1].end))
-        del self.path[at + 1 :], self.parts[at:], self.depths[at:]
-        self.path.append(self.states[self.path[-1]][rule.name])
-        self.parts.append(made)
-        self.depths.append(depth)
+            self.statements[-1].clauses.append(statement)
+            self.statements[-1].end = end
 
     def report_depth(self, span: Span) -> None:
+        """Report that something is nested too deeply, once for a text."""
         if not self.too_deep:
-            self.problems(
-                codes.TOO_DEEP(
-                    span=Span(span.start, min(span.end, span.start + 1)), limit=MAX_DEPTH
-                )
-            )
+            self.problems(codes.TOO_DEEP(span=Span(span.start, span.start + 1), limit=MAX_DEPTH))
             self.too_deep = True
 
     # --- errors ---
 
-    def accepts(self, kind: str, top: int | None = None) -> bool:
-        """Whether a token of ``kind`` could come next if only the first ``top`` states were there."""
-        kept = len(self.path) if top is None else top
-        pushed: list[int] = []
-        while True:
-            state = pushed[-1] if pushed else self.path[kept - 1]
-            action = self.states[state].get(kind)
-            if action is None:
-                return False
-            if action >= 0:
-                return True
-            rule = self.rules[-1 - action]
-            drop = min(rule.length, len(pushed))
-            del pushed[len(pushed) - drop :]
-            kept -= rule.length - drop
-            state = pushed[-1] if pushed else self.path[kept - 1]
-            pushed.append(self.states[state][rule.name])
-
     def recover(self, position: int) -> int:
         """Report the token at ``position``, mend or skip, and say where to read on."""
-        token = self.tokens[position]
+        token, span = self.tokens[position], span_of(self.tokens[position])
+        if self.open > MAX_DEPTH:
+            self.report_depth(span)
+            return self.skip(position)
         if self.problems.full:
             self.problems.count += 1
             return self.skip(position)
-        if token.kind == BAD:
+        if token.type == BAD:
             self.problems(_unreadable(token))
             return self.skip(position)
 
-        allowed = {
-            kind for kind in self.states[self.path[-1]] if kind.isupper() and self.accepts(kind)
-        }
-        if self.accepts(END):
-            allowed.add(END)
-        keyword = vocabulary.is_keyword(token.text)
-        mend: Token | None = None
-        help_line = None
-        if token.kind == "NAME":
-            words = [
-                word for kind in allowed if (word := vocabulary.spelled(kind)) and word.isalpha()
-            ]
-            if (near := nearest(token.text, words)) and near.startswith("did you mean"):
+        allowed = {END} if self.parser is None else self.parser.accepts()
+        whole = END in allowed
+        allowed |= self.starters if whole else set()
+        mended = help_line = None
+        if token.type == "NAME":
+            known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
+            if (near := nearest(token, known)) and near.startswith("did you mean"):
                 help_line = near
-                word = near.split("`")[1]
-                mend = Token(tables().words[word], word, token.start, token.end)
-        elif keyword and "NAME" in allowed and "INT" not in allowed and self.is_meant(position):
-            self.problems(
-                codes.KEYWORD_AS_NAME(
-                    span=token.span,
-                    word=token.text,
-                    help=f'in quotes it is a name: `"{token.text}"`',
-                )
-            )
-            self.tokens[position] = Token("NAME", token.text, token.start, token.end)
-            return position
-        elif keyword and "NAME" in allowed:
-            help_line = f'`{token.text}` is a keyword; in quotes it is a name: `"{token.text}"`'
+                mended = words()[near.split("`")[1]]
+        elif is_keyword(token) and "NAME" in allowed:
+            in_quotes = f'in quotes it is a name: `"{token}"`'
+            if "INT" not in allowed and self.is_meant(position):
+                self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=in_quotes))
+                token.type = "NAME"
+                return position
+            help_line = f"`{token}` is a keyword; {in_quotes}"
         if allowed == {"PER"}:
             help_line = "a list has commas (`A, B`); a key for one factor reads `A per layer`"
-        if mend is None and "COMMA" in allowed and self.accepts_after_comma(token.kind):
+        comma = mended is None and "COMMA" in allowed and token.type in _ITEMS
+        if comma:
             help_line = "a comma stands between the parts of a list"
-            mend = Token("COMMA", ",", token.start, token.start)
-            self.tokens.insert(position, mend)
-            self.report(token, allowed, help_line)
-            return position
-        self.report(token, allowed, help_line)
-        if mend is not None:
-            self.tokens[position] = mend
-            return position
-        return self.skip(position)
-
-    def report(self, token: Token, allowed: set[str], help_line: str | None) -> None:
-        expected, found = vocabulary.expected(allowed), vocabulary.found(token)
         self.problems(
-            codes.UNEXPECTED(span=token.span, expected=expected, found=found, help=help_line)
+            codes.UNEXPECTED(
+                span=span, expected=expected(allowed), found=found(token), help=help_line
+            )
         )
+        if comma:
+            self.tokens.insert(
+                position, Token("COMMA", ",", start_pos=span.start, end_pos=span.start)
+            )
+        elif mended is not None:
+            token.type = mended
+        else:
+            if whole and self.parser is not None:
+                self.keep(self.parser.feed_eof(token), position)
+            return self.skip(position)
+        return position
 
     def is_meant(self, position: int) -> bool:
         """Whether a keyword stands where it is to be the name, rather than the name is missing before it."""
         previous, token = self.tokens[position - 1], self.tokens[position]
-        if previous.kind == "FREEZE" and token.kind in vocabulary.CLAUSE_KINDS:
+        if previous.type == "FREEZE" and token.type in CLAUSE_KINDS:
             return False
-        return not token.before and previous.after is None and token.start - previous.end < 8
-
-    def accepts_after_comma(self, kind: str) -> bool:
-        return kind in ("NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT")
+        same_line = token.line == previous.line
+        return same_line and span_of(token).start - span_of(previous).end < 8
 
     def skip(self, position: int) -> int:
-        """Drop tokens, and what was read of a broken part, until a clause or statement can start."""
+        """Drop what is being read, and the tokens up to the next clause or statement that may begin."""
+        if self.parser is not None and self.tokens[self.first].type in STATEMENT_KINDS:
+            self.starters = STATEMENT_KINDS  # A clause goes on with a statement that could be read.
+        self.parser, self.open = None, 0
         first = position
         while True:
-            token = self.tokens[position]
-            statement = token.kind in vocabulary.STATEMENT_KINDS
-            if statement or (
-                token.kind in vocabulary.CLAUSE_KINDS and self.starts(position, first)
-            ):
-                for top in range(len(self.path), 0, -1):
-                    # Where `scale` cannot stand, a word such as `rank` would be taken for a value.
-                    if self.accepts(token.kind, top) and (statement or self.accepts("SCALE", top)):
-                        del self.path[top:], self.parts[top - 1 :], self.depths[top - 1 :]
-                        return position
-                    # A clause goes on with the statement that it stands in, or not at all.
-                    read = self.parts[top - 2] if top > 1 else None
-                    if (
-                        not statement
-                        and isinstance(read, Token)
-                        and read.kind in vocabulary.STATEMENT_KINDS
-                    ):
-                        break
+            kind = self.tokens[position].type
+            if kind in STATEMENT_KINDS or (kind in self.starters and self.starts(position, first)):
+                return position
             position += 1
 
     def starts(self, position: int, first: int) -> bool:
@@ -286,32 +280,52 @@ class _Parser:
         if position == first:
             return True
         previous, token, after = self.tokens[position - 1 : position + 2]
-        if token.kind in ("A", "B"):
-            return after.kind == "PER"
-        if token.kind == "INIT":
-            return after.kind in ("A", "B")  # Otherwise it is a gain's.
-        if token.kind in ("RANK", "ALPHA"):
-            return previous.kind not in _OPEN and after.kind != "INIT"
+        if token.type in ("A", "B"):
+            return after.type == "PER"
+        if token.type == "INIT":
+            return after.type in ("A", "B")  # Otherwise it is a gain's.
+        if token.type in ("RANK", "ALPHA"):
+            return previous.type not in _OPEN and after.type != "INIT"
         return True
 
 
-def _flat(parts: list[Part]) -> list[Part]:
-    flat: list[Part] = []
-    for part in parts:
-        if isinstance(part, list):
-            flat += part
-        else:
-            flat.append(part)
-    return flat
+def _too_deep(tree: Words) -> Span | None:
+    """The place of something that is nested too deeply."""
+    depths: dict[int, int] = {}
+    for part in tree.iter_subtrees():
+        inner = max((depths[id(c)] for c in part.children if isinstance(c, Tree)), default=0)
+        depths[id(part)] = inner + (part.data in _NESTING)
+        if inner >= MAX_DEPTH and part.data in _NESTING:
+            return span_of(part)
+    return None
+
+
+def _check_word(token: Token, problems: Problems) -> None:
+    """What is wrong with a number or a quoted name in itself."""
+    if token.type == "STRING" and unquoted(token) == token:
+        problems(codes.BAD_ESCAPE(span=span_of(token)))
+    if token.type == "INT":
+        # Long ones are not even converted: that takes Python quadratic time.
+        digits = token.lstrip("0")
+        fits = len(digits) < 20 and int(digits or "0") < 2**63
+    elif token.type == "FLOAT":
+        # What is written is not zero: that it can only be kept as zero is as wrong as infinity.
+        zero = token.lower().partition("e")[0].strip("0.") == ""
+        fits = isfinite(float(token)) and (zero or float(token) != 0)
+    else:
+        return
+    if not fits:
+        text = token if len(token) <= 24 else f"{token[:20]}..."
+        problems(codes.NUMBER_RANGE(span=span_of(token), text=text))
 
 
 def _unreadable(token: Token) -> Problem:
-    text = token.text
+    text = str(token)
     if text[0] == '"':
-        return codes.UNCLOSED_QUOTE(span=token.span)
+        return codes.UNCLOSED_QUOTE(span=span_of(token))
     if text[0].isascii() and text[0].isdigit():
         return codes.BAD_NUMBER(
-            span=token.span, text=text if len(text) <= 40 else f"{text[:37]}..."
+            span=span_of(token), text=text if len(text) <= 40 else f"{text[:37]}..."
         )
     help_line = None
     if len(text) > 1:
@@ -325,4 +339,4 @@ def _unreadable(token: Token) -> Problem:
             )
     else:
         what = f"the character U+{ord(text):04X}"
-    return codes.BAD_CHARACTER(span=token.span, what=what, help=help_line)
+    return codes.BAD_CHARACTER(span=span_of(token), what=what, help=help_line)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
-from bishare_dsl.diagnostics import Problem, Source, Span
+from lark import Token
+
+from bishare_dsl.diagnostics import Problem, Source
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import Problems, parse
-from bishare_dsl.language.syntax import (
-    Clause,
-    Glob,
-    Name,
-    Pair,
-    Statement,
-    Syntax,
-    Transform,
-    walk,
-)
+from bishare_dsl.language.syntax import Statement, Syntax, span_of, unquoted
 
 _WORDS = {"A": "A per", "B": "B per", "start": "start nonzero"}
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
@@ -43,19 +38,18 @@ def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]
     """Problems of a tree; ``broken`` are the places where reading failed, and nothing is missed there."""
     broken = sorted(broken)
     statements = syntax.statements
-    header = next((s for s in statements if s.keyword.kind == "SPEC"), None)
-    first = statements[0].keyword if statements else syntax.tokens[0]
+    header = syntax.header
     if not _written("SPEC", syntax) or (statements and header and header is not statements[0]):
-        yield codes.NO_HEADER(span=first.span)
+        yield codes.NO_HEADER(span=syntax.first)
 
     use_may_stand = default_may_stand = True
     given: set[str] = set()
     for i, statement in enumerate(statements):
-        word = statement.keyword.text
-        if isinstance(statement, Clause):
+        word = statement.keyword
+        if word in DEFAULTS:
             if not default_may_stand:
                 yield codes.LATE_DEFAULT(
-                    span=statement.keyword.span,
+                    span=statement.keyword_span,
                     word=word,
                     help=f"move `{word}` above the first share, or to the share that it is meant for",
                 )
@@ -65,13 +59,12 @@ def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]
             given.add(word)
         elif word in ("spec", "target"):
             if word in given:
-                yield codes.TWICE(span=statement.keyword.span, what=f"`{word}`")
+                yield codes.TWICE(span=statement.keyword_span, what=f"`{word}`")
             given.add(word)
         elif word == "use":
-            assert statement.name is not None
             if not use_may_stand:
                 yield codes.LATE_USE(span=statement.span)
-            if (use := f"`use {statement.name.text}`") in given:
+            if (use := f"`use {statement.name}`") in given:
                 yield codes.TWICE(span=statement.span, what=use)
             given.add(use)
         elif word == "share":
@@ -85,10 +78,8 @@ def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]
 
 def check_complete(syntax: Syntax) -> Iterator[Problem]:
     """What a spec lacks although it uses no other file: a file to be used may lack it."""
-    header = next((s for s in syntax.statements if s.keyword.kind == "SPEC"), None)
-    name = header.name.text if isinstance(header, Statement) and header.name else "?"
-    first = syntax.statements[0].keyword if syntax.statements else syntax.tokens[0]
-    place = header.span if header else first.span
+    header = syntax.header
+    name, place = (header.name, header.span) if header else ("?", syntax.first)
     if not _written("TARGET", syntax):
         yield codes.NO_TARGET(span=place, spec=name)
     if not _written("SHARE", syntax):
@@ -97,72 +88,64 @@ def check_complete(syntax: Syntax) -> Iterator[Problem]:
 
 def _written(kind: str, syntax: Syntax) -> bool:
     """Whether a word stands anywhere, be it where it cannot be read."""
-    return any(token.kind == kind for token in syntax.tokens)
+    return any(token.type == kind for token in syntax.tokens)
 
 
 def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
-    name = share.name.text if share.name else ""
+    name = share.name
     given: set[str] = set()
     for clause in share.clauses:
-        word = _WORDS.get(clause.keyword.text, clause.keyword.text)
+        word = _WORDS.get(clause.keyword, clause.keyword)
         if word in given:
             yield codes.TWICE(span=clause.span, what=f"`{word}` of share `{name}`")
         given.add(word)
         yield from _twice_within(clause)
     factors = {"A per", "B per"} & given
     if factors and "per" in given:
-        key = next(clause for clause in share.clauses if clause.keyword.text == "per")
+        key = next(clause for clause in share.clauses if clause.keyword == "per")
         yield codes.MIXED_KEYS(span=key.span, share=name)
     needed = ["A per", "B per", "rank"] if factors else ["per", "rank"]
     for word in needed if whole else ():
         if word in given or (word != "rank" and "per" in given):
             continue
-        head = Span(share.start, share.name.end if share.name else share.end)
-        yield codes.NO_CLAUSE(span=head, share=name, clause=word, help=_ADVICE[word])
+        yield codes.NO_CLAUSE(span=share.head, share=name, clause=word, help=_ADVICE[word])
 
 
-def _twice_within(clause: Clause) -> Iterator[Problem]:
-    word = clause.keyword.text
-    what, named = f"the {word} of", clause.value
-    if isinstance(named, Transform):
-        what, named = "option", named.options
-    elif word not in ("init", "gain", "freeze"):
+def _twice_within(clause: Statement) -> Iterator[Problem]:
+    parts = clause.words.children
+    what = f"the {clause.keyword} of"
+    if clause.keyword == "via":
+        what, parts = "option", parts[1:]
+    elif clause.keyword not in ("init", "gain", "freeze"):
         return
     given: set[str] = set()
-    for part in named if isinstance(named, list) else ():
-        name = part.name if isinstance(part, Pair) else part
-        if isinstance(name, Name):
-            if name.text in given:
-                yield codes.TWICE(span=part.span, what=f"{what} `{name.text}`")
-            given.add(name.text)
+    for part in parts:
+        name = unquoted(part if isinstance(part, Token) else cast(Token, part.children[0]))
+        if name in given:
+            yield codes.TWICE(span=span_of(part), what=f"{what} `{name}`")
+        given.add(name)
 
 
-def _check_order(statements: list[Statement | Clause]) -> Iterator[Problem]:
+def _check_order(statements: list[Statement]) -> Iterator[Problem]:
     declared: dict[str, tuple[int, str]] = {}
     for i, statement in enumerate(statements):
-        if isinstance(statement, Statement) and statement.keyword.text in ("param", "let"):
-            assert statement.name is not None
-            declared.setdefault(statement.name.text, (i, statement.keyword.text))
+        if statement.keyword in ("param", "let"):
+            declared.setdefault(statement.name, (i, statement.keyword))
     for i, statement in enumerate(statements):
         for use in names_used(statement):
-            at, keyword = declared.get(use.text, (-1, ""))
+            at, keyword = declared.get(unquoted(use), (-1, ""))
             if at >= i:
                 yield codes.USED_BEFORE(
-                    span=use.span, name=use.text, keyword=keyword, help=f"move the `{keyword}` up"
+                    span=span_of(use),
+                    name=unquoted(use),
+                    keyword=keyword,
+                    help=f"move the `{keyword}` up",
                 )
 
 
-def names_used(statement: Statement | Clause) -> Iterator[Name]:
+def names_used(statement: Statement) -> Iterator[Token]:
     """The names that the expressions of a statement refer to: not those of roles, options and transforms."""
-    if statement.keyword.text == "param":
-        return
-    clauses = statement.clauses if isinstance(statement, Statement) else []
-    values = [clause.value for clause in clauses if clause.keyword.text != "freeze"]
-    skipped: set[int] = set()
-    for node in walk([statement.value, *values]):
-        if isinstance(node, Pair | Transform):
-            skipped.add(id(node.name))
-        elif isinstance(node, Glob):
-            skipped.add(id(node.pattern))
-        elif isinstance(node, Name) and id(node) not in skipped:
-            yield node
+    for words in statement.all_words():
+        for part in words.iter_subtrees_topdown():
+            if part.data == "word":
+                yield cast(Token, part.children[0])

@@ -1,198 +1,120 @@
 """The syntax tree: what a text says, word for word, before anything is known of its meaning.
 
-Nodes are plain dataclasses. They are not frozen, nor compared by value, because making such classes costs
-ten times as much at start-up as reading a spec does; treat them as constants all the same.
+A `Statement` is a statement or a clause. Its words and expressions are Lark's trees and tokens, named as in
+`share.lark`; their places are those of a `Span`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
+
+from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Span
 
-
-@dataclass(slots=True, eq=False)
-class Comment:
-    """``# ...`` to the end of its line; ``after_blank`` where an empty line stands above it."""
-
-    text: str
-    start: int
-    after_blank: bool = False
+Words: TypeAlias = Tree[Token]
 
 
-@dataclass(slots=True, eq=False)
-class Token:
-    """A word or sign of the text. Every comment belongs to a token: the comments on lines of their own to
-    the next one (``before``), one at the end of a line to the last one of that line (``after``)."""
+def span_of(part: Token | Words) -> Span:
+    """The characters of a token or a tree."""
+    place = part.meta if isinstance(part, Tree) else part
+    return Span(cast(int, place.start_pos), cast(int, place.end_pos))
 
-    kind: str
-    text: str
-    start: int
-    end: int
-    after_blank: bool = False
-    before: tuple[Comment, ...] = ()
-    after: Comment | None = None
-    joins: str = ""
-    """``left`` or ``right`` where a brace or a minus stands close to what follows or precedes it."""
 
-    @property
-    def span(self) -> Span:
-        return Span(self.start, self.end)
+def unquoted(token: Token) -> str:
+    """A name as it reads without its quotes; with them if an escape in it means nothing."""
+    if token.type == "STRING":
+        try:
+            text = cast(str, json.loads(token, strict=False))
+            text.encode()
+        except ValueError:
+            return str(token)
+        return text
+    return str(token)
 
 
 @dataclass(slots=True, eq=False)
-class Node:
-    """A part of the text: characters ``start`` to ``end``."""
+class Statement:
+    """A statement with its clauses, or a clause; one of these at the top is a default for all shares.
 
-    start: int
-    end: int
-
-    @property
-    def span(self) -> Span:
-        return Span(self.start, self.end)
-
-
-@dataclass(slots=True, eq=False)
-class Name(Node):
-    """A name, as it reads without its quotes."""
-
-    text: str
-
-
-@dataclass(slots=True, eq=False)
-class Number(Node):
-    """A number, with its sign."""
-
-    value: int | float
-
-
-@dataclass(slots=True, eq=False)
-class Group(Node):
-    """Parentheses round an expression."""
-
-    inner: Expr
-
-
-@dataclass(slots=True, eq=False)
-class Operation(Node):
-    """``operator`` is as written: arithmetic, a comparison, ``and``, ``or``, ``not`` or ``sqrt``."""
-
-    operator: str
-    operands: list[Expr]
-
-
-@dataclass(slots=True, eq=False)
-class Interval(Node):
-    """``first .. last``."""
-
-    first: Expr
-    last: Expr
-
-
-@dataclass(slots=True, eq=False)
-class Membership(Node):
-    """``value in {items}``, or ``value in first .. last``."""
-
-    value: Expr
-    items: list[Expr | Interval]
-
-
-@dataclass(slots=True, eq=False)
-class Glob(Node):
-    """``path "..."``, ``kind ...`` or ``parent ...``."""
-
-    attribute: str
-    pattern: Name
-
-
-Expr: TypeAlias = Name | Number | Group | Operation | Membership | Glob
-
-
-@dataclass(slots=True, eq=False)
-class Choice(Node):
-    """``included, ... except excluded, ...``."""
-
-    included: list[Expr]
-    excluded: list[Expr]
-
-
-@dataclass(slots=True, eq=False)
-class Case(Node):
-    """``items: value``, or ``else: value`` with no items."""
-
-    items: list[Expr | Interval]
-    value: Expr
-
-
-@dataclass(slots=True, eq=False)
-class Cases(Node):
-    """``match subject { ... }``."""
-
-    subject: Expr
-    cases: list[Case]
-
-
-@dataclass(slots=True, eq=False)
-class Pair(Node):
-    """``name = value`` of a transform, ``A value`` of an init, ``rank init value`` of a gain."""
-
-    name: Name
-    value: Expr
-
-
-@dataclass(slots=True, eq=False)
-class Clause(Node):
-    """A clause of a share, or a default: its keyword and what follows it.
-
-    ``value`` is a list of keys for ``per`` (empty: ``per model``), of names for ``freeze`` and of pairs for
-    ``init`` and ``gain``, a `Choice` for ``where``, and nothing for ``start nonzero``. The keyword of
-    ``A per ...`` is its ``A``.
+    ``replaces`` where ``replace`` stands before the keyword; ``start`` is the place of that.
     """
 
-    keyword: Token
-    value: Expr | Choice | Cases | Transform | list[Expr] | list[Name] | list[Pair] | None
-
-
-@dataclass(slots=True, eq=False)
-class Transform(Node):
-    """``Name(option = value, ...)``."""
-
-    name: Name
-    options: list[Pair]
-
-
-@dataclass(slots=True, eq=False)
-class Statement(Node):
-    """``spec``, ``use``, ``param``, ``let``, ``target`` or ``share``; a `Clause` at the top is a default.
-
-    ``replaces`` where ``replace`` stands before the keyword.
-    """
-
-    keyword: Token
-    name: Name | None = None
-    value: Expr | Choice | None = None
-    clauses: list[Clause] = field(default_factory=list)
+    words: Words
+    start: int
+    end: int
     replaces: bool = False
+    clauses: list[Statement] = field(default_factory=list)
+
+    @property
+    def keyword(self) -> str:
+        """The word that it starts with, ``replace`` aside."""
+        if self.words.data == "factor_per":
+            return str(self.words.children[0])
+        return "start" if self.words.data == "start_nonzero" else str(self.words.data)
+
+    @property
+    def span(self) -> Span:
+        """All of it."""
+        return Span(self.start, self.end)
+
+    @property
+    def keyword_span(self) -> Span:
+        """The keyword itself."""
+        return Span(self.words.meta.start_pos, self.words.meta.start_pos + len(self.keyword))
+
+    @property
+    def name_token(self) -> Token:
+        """The name of a statement that has one: all but ``target`` and the clauses."""
+        return cast(Token, self.words.children[0])
+
+    @property
+    def name(self) -> str:
+        """The name, without its quotes."""
+        return unquoted(self.name_token)
+
+    @property
+    def head(self) -> Span:
+        """All up to the name."""
+        return Span(self.start, span_of(self.name_token).end)
+
+    def all_words(self) -> Iterator[Words]:
+        """The trees of it and of its clauses."""
+        yield self.words
+        yield from (clause.words for clause in self.clauses)
 
 
 @dataclass(slots=True, eq=False)
-class Syntax(Node):
-    """A whole text. ``tokens`` ends with an empty one, which holds the comments at the end."""
+class Syntax:
+    """A whole text. ``tokens`` has white space and comments too, and an empty one at the end."""
 
-    statements: list[Statement | Clause]
+    statements: list[Statement]
     tokens: list[Token]
 
+    @property
+    def header(self) -> Statement | None:
+        """The first ``spec`` of the text."""
+        return next((s for s in self.statements if s.keyword == "spec"), None)
 
-def walk(part: object) -> Iterator[Node]:
-    """All nodes of a part, itself first, in the order of the text."""
-    # A stack of its own, for a text may be nested deeper than Python's calls may.
-    waiting = [part]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, list):
-            waiting += reversed(part)
-        elif isinstance(part, Node):
-            yield part
-            waiting += [getattr(part, name) for name in reversed(type(part).__slots__)]
+    @property
+    def first(self) -> Span:
+        """The place of the first word."""
+        if self.statements:
+            return self.statements[0].keyword_span
+        return span_of(next(t for t in self.tokens if t.type not in ("SPACE", "COMMENT")))
+
+    @property
+    def end(self) -> int:
+        """Behind the last character."""
+        return span_of(self.tokens[-1]).end
+
+    def __str__(self) -> str:
+        """The trees, a node a line."""
+        lines = []
+        for statement in self.statements:
+            lines += ["replace "] * statement.replaces
+            lines += [words.pretty() for words in statement.all_words()]
+        return "".join(lines).rstrip("\n")

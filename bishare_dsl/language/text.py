@@ -11,7 +11,7 @@ from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SourceMap, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
-from bishare_dsl.language.vocabulary import IN_EXPRESSIONS, is_keyword
+from bishare_dsl.language.grammar import IN_EXPRESSIONS, is_keyword
 
 _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(7)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")

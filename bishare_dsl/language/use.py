@@ -10,16 +10,19 @@ refers to are not brought in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-from bishare_dsl.diagnostics import Source, SourceMap, Span, SpecError, nearest
+from lark import Tree
+
+from bishare_dsl.diagnostics import Source, SourceMap, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import check_complete, names_used, parse_and_check
-from bishare_dsl.language.syntax import Clause, Pair, Statement, Syntax
+from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 from bishare_dsl.resources import shipped_specs
 
 MAX_DEPTH = 16
@@ -27,7 +30,6 @@ MAX_DEPTH = 16
 MAX_FILES = 64
 """How many files a spec may use, through others or not."""
 
-_Part: TypeAlias = Statement | Clause
 _Key: TypeAlias = tuple[str, str]
 
 
@@ -62,7 +64,7 @@ class Reader:
         source = decode(text, name)
         self._size = len(text)
         file = self._file(source, {})
-        if not any(token.kind == "USE" for token in file.syntax.tokens):
+        if not any(token.type == "USE" for token in file.syntax.tokens):
             for problem in check_complete(file.syntax):
                 self.problems(problem)
         return file
@@ -72,14 +74,13 @@ class Reader:
         self._sources.append(source)
         file = File(source, parse_and_check(source, self.problems))
         for use in file.syntax.statements:
-            if isinstance(use, Statement) and use.keyword.text == "use" and not self.problems.full:
+            if use.keyword == "use" and not self.problems.full:
                 used = self._used(use, source, {**above, realpath(source.name): source.name})
                 file.uses += [(use, used)] if used else []
         return file
 
     def _used(self, use: Statement, source: Source, above: dict[str, str]) -> File | None:
-        assert use.name is not None
-        span, name = use.name.span, use.name.text
+        span, name = span_of(use.name_token), use.name
         folder = Path(source.name).parent
         try:
             path = _find(folder, name)
@@ -137,36 +138,34 @@ class Joining:
 
     def __init__(self, problems: Problems, where: SourceMap) -> None:
         self.problems, self.where = problems, where
-        self._joined: dict[File, list[_Part]] = {}
+        self._joined: dict[File, list[Statement]] = {}
 
-    def whole(self, file: File) -> list[_Part]:
+    def whole(self, file: File) -> list[Statement]:
         """All that makes the spec of ``file``, its header first."""
         header, *own = file.syntax.statements
         parts = self._of(file)
         if file.uses:
             parts = _needed(parts, set(own))
-            written = {part.keyword.text for part in parts}
-            assert isinstance(header, Statement)
-            assert header.name is not None
+            written = {part.keyword for part in parts}
             if "target" not in written:
-                self.problems(codes.NO_TARGET(span=header.span, spec=header.name.text))
+                self.problems(codes.NO_TARGET(span=header.span, spec=header.name))
             if "share" not in written:
-                self.problems(codes.NO_SHARE(span=header.span, spec=header.name.text))
+                self.problems(codes.NO_SHARE(span=header.span, spec=header.name))
         return [header, *parts]
 
-    def _of(self, file: File) -> list[_Part]:
+    def _of(self, file: File) -> list[Statement]:
         """The parts of a file but its header and uses: used ones first, at the place of what they replace."""
         if file in self._joined:
             return self._joined[file]
-        own = [part for part in file.syntax.statements if part.keyword.text not in ("spec", "use")]
+        own = [part for part in file.syntax.statements if part.keyword not in ("spec", "use")]
         overridden = {_key(part) for part in own if _overrides(part)}
-        replaced = {_key(part) for part in own if isinstance(part, Statement) and part.replaces}
+        replaced = {_key(part) for part in own if part.replaces}
         used = self._used(file, replaced | {_key(part) for part in own if _decides(part)})
         parts = [part for key, same in used.items() if key not in overridden for part in same]
         places = {part: i for i, part in enumerate(parts)}
         for part in own:
             inherited = used.get(_key(part), [])
-            if isinstance(part, Clause):
+            if part.keyword in DEFAULTS:
                 parts.append(_with_used_inits(part, inherited))
             elif _overrides(part):
                 parts.append(part)
@@ -177,11 +176,11 @@ class Joining:
         self._check_meaning(file, parts)
         return parts
 
-    def _used(self, file: File, settled: set[_Key]) -> dict[_Key, list[_Part]]:
+    def _used(self, file: File, settled: set[_Key]) -> dict[_Key, list[Statement]]:
         """What the files that a file uses bring in. ``settled`` is what it says itself instead."""
-        used: dict[_Key, list[_Part]] = {}
+        used: dict[_Key, list[Statement]] = {}
         bringing: dict[_Key, Statement] = {}
-        seen: set[_Part] = set()
+        seen: set[Statement] = set()
         for use, other in file.uses:
             for part in self._of(other):
                 key = _key(part)
@@ -189,7 +188,6 @@ class Joining:
                     used.setdefault(key, []).append(part)
                     seen.add(part)
                 elif part not in seen and key not in settled:
-                    assert use.name is not None
                     one, two = (self.where.place(p.span) for p in (used[key][0], part))
                     how = "say" if _overrides(part) else "with `replace`, say"
                     self.problems(
@@ -197,7 +195,7 @@ class Joining:
                             what=_what(part),
                             one=one,
                             two=two,
-                            span=use.name.span,
+                            span=span_of(use.name_token),
                             help=f"{how} here which it is",
                         )
                     )
@@ -206,17 +204,16 @@ class Joining:
     def _declare(
         self,
         part: Statement,
-        inherited: list[_Part],
-        parts: list[_Part],
-        places: dict[_Part, int],
+        inherited: list[Statement],
+        parts: list[Statement],
+        places: dict[Statement, int],
     ) -> None:
-        assert part.name is not None
-        span = Span(part.start, part.name.end)
+        span = part.head
         if not part.replaces:
             parts.append(part)
             if inherited:
                 place = self.where.place(inherited[0].span)
-                help_line = f"`replace {part.keyword.text} {part.name.text} ...` replaces it"
+                help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
                 self.problems(
                     codes.NOT_REPLACED(what=_what(part), place=place, span=span, help=help_line)
                 )
@@ -227,21 +224,21 @@ class Joining:
         else:
             parts[places[inherited[0]]] = part
 
-    def _check_order(self, own: list[_Part], parts: list[_Part]) -> None:
+    def _check_order(self, own: list[Statement], parts: list[Statement]) -> None:
         """A `let` that replaces another uses no later one."""
-        lets = [part for part in parts if part.keyword.text == "let"]
+        lets = [part for part in parts if part.keyword == "let"]
         places = {_key(let)[1]: i for i, let in enumerate(lets)}
         for part in own:
-            if isinstance(part, Statement) and part.replaces and part.keyword.text == "let":
+            if part.replaces and part.keyword == "let":
                 for name in names_used(part):
-                    if places.get(name.text, -1) >= places[_key(part)[1]]:
+                    if places.get(unquoted(name), -1) >= places[_key(part)[1]]:
                         help_line = "what replaces a `let` stands where that stood"
                         problem = codes.USED_BEFORE(
-                            name=name.text, keyword="let", span=name.span, help=help_line
+                            name=unquoted(name), keyword="let", span=span_of(name), help=help_line
                         )
                         self.problems(problem)
 
-    def _check_meaning(self, file: File, parts: list[_Part]) -> None:
+    def _check_meaning(self, file: File, parts: list[Statement]) -> None:
         """No name of a used file comes to mean a param or a let that the file does not know."""
         present = set(parts)
         declared = _declared(parts)
@@ -250,70 +247,59 @@ class Joining:
             new = {name: part for name, part in declared.items() if name not in known}
             for part in self._joined[other] if new else ():
                 for name in names_used(part) if part in present else ():
-                    if meant := new.pop(name.text, None):
-                        assert meant.name is not None
-                        place, span = self.where.place(name.span), Span(meant.start, meant.name.end)
+                    if meant := new.pop(unquoted(name), None):
+                        place = self.where.place(span_of(name))
                         self.problems(
-                            codes.OTHER_MEANING(what=_what(meant), place=place, span=span)
+                            codes.OTHER_MEANING(what=_what(meant), place=place, span=meant.head)
                         )
 
 
-def _key(part: _Part) -> _Key:
+def _key(part: Statement) -> _Key:
     """What there is one of: a name, the target, a default."""
-    word = part.keyword.text
-    if isinstance(part, Clause):
-        return "default", word
-    return word, part.name.text if part.name else ""
+    if part.keyword in DEFAULTS:
+        return "default", part.keyword
+    return part.keyword, "" if part.keyword == "target" else part.name
 
 
-def _what(part: _Part) -> str:
+def _what(part: Statement) -> str:
     kind, name = _key(part)
     return f"{kind} `{name}`" if name else f"`{kind}`"
 
 
-def _overrides(part: _Part) -> bool:
+def _overrides(part: Statement) -> bool:
     """Whether a statement goes before the used one without saying so."""
-    return isinstance(part, Clause) or part.keyword.text == "target"
+    return part.keyword == "target" or part.keyword in DEFAULTS
 
 
-def _decides(part: _Part) -> bool:
+def _decides(part: Statement) -> bool:
     """Whether nothing is left of the used one: an `init` of one factor leaves that of the other."""
-    return _overrides(part) and (part.keyword.text != "init" or len(_pairs(part)) == 2)
+    return _overrides(part) and (part.keyword != "init" or len(part.words.children) == 2)
 
 
-def _declared(parts: list[_Part]) -> dict[str, Statement]:
-    return {
-        _key(part)[1]: part
-        for part in parts
-        if isinstance(part, Statement) and part.keyword.text in ("param", "let")
-    }
+def _declared(parts: list[Statement]) -> dict[str, Statement]:
+    return {_key(part)[1]: part for part in parts if part.keyword in ("param", "let")}
 
 
-def _with_used_inits(own: Clause, inherited: list[_Part]) -> Clause:
+def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
     """A default, an `init` with the used one of a factor of which it says nothing."""
-    if own.keyword.text != "init" or not inherited:
+    if own.keyword != "init" or not inherited:
         return own
-    pairs = [pair for part in (own, *inherited) for pair in _pairs(part)]
-    first = {pair.name.text: pair for pair in reversed(pairs)}
-    return Clause(own.start, own.end, own.keyword, [*first.values()])
+    pairs = [cast(Words, pair) for part in (own, *inherited) for pair in part.words.children]
+    first = {str(pair.children[0]): pair for pair in reversed(pairs)}
+    return replace(own, words=Tree("init", [*first.values()], own.words.meta))
 
 
-def _pairs(init: _Part) -> list[Pair]:
-    assert isinstance(init.value, list)
-    return [pair for pair in init.value if isinstance(pair, Pair)]
-
-
-def _needed(parts: list[_Part], own: set[_Part]) -> list[_Part]:
+def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
     """All parts but the params and lets that are brought in and that nothing refers to."""
-    words = {part: part.keyword.text for part in parts}
+    words = {part: part.keyword for part in parts}
     others = [part for part in parts if words[part] not in ("let", "param")]
     lets = [part for part in reversed(parts) if words[part] == "let"]
     params = [part for part in parts if words[part] == "param"]
     names: set[str] = set()
-    kept: set[_Part] = set()
+    kept: set[Statement] = set()
     # In an order in which all that may refer to a part comes before it.
     for part in (*others, *lets, *params):
         if part in own or words[part] not in ("let", "param") or _key(part)[1] in names:
             kept.add(part)
-            names.update(name.text for name in names_used(part))
+            names.update(unquoted(name) for name in names_used(part))
     return [part for part in parts if part in kept]

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+)
+from typing_extensions import TypeAliasType
 
 ATTRIBUTES = ("module", "path", "layer", "kind", "parent", "in", "out")
 """What every site has. ``module`` is its path under the name that reads well after ``per``."""
@@ -99,10 +108,23 @@ def _word(value: Any) -> Any:
     return Ref(ref=value) if isinstance(value, str) else value
 
 
-Expression = Annotated[
-    Number | Ref | Binary | Sqrt | Match | Member | Compare | And | Or | Not,
-    BeforeValidator(_word),
-]
+# A type with a name, so that Pydantic makes one schema of it, not one for each field. The two with the same
+# fields are told apart by `op`: tried one after the other, a chain of them would take exponential time.
+Expression = TypeAliasType(
+    "Expression",
+    Annotated[
+        Number
+        | Ref
+        | Annotated[Binary | Compare, Field(discriminator="op")]
+        | Sqrt
+        | Match
+        | Member
+        | And
+        | Or
+        | Not,
+        BeforeValidator(_word),
+    ],
+)
 """Arithmetic and predicates alike: a predicate is a key too (``per layer in 0..15``)."""
 
 

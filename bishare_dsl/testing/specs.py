@@ -10,6 +10,8 @@ handles specs as they are (printing, storing, checking), not what compiles them.
 
 from __future__ import annotations
 
+from functools import cache
+
 from hypothesis import strategies as st
 
 from bishare_dsl import spec as m
@@ -30,17 +32,20 @@ _NAMES = (
 )
 
 
+@cache
 def names() -> st.SearchStrategy[str]:
     """Names: usual ones, keywords, and any text at all."""
     text = st.text(st.characters(codec="utf-8"), max_size=6)
     return st.sampled_from((*_NAMES, "B", "model", "share", "use", "replace", "gain")) | text
 
 
+@cache
 def numbers() -> st.SearchStrategy[int | float]:
     """The numbers that a text can say: 64-bit whole numbers and finite floats."""
     return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 
+@cache
 def expressions() -> st.SearchStrategy[m.Expression]:
     """Arithmetic, keys and predicates, nested and mixed in any way."""
     leaves: st.SearchStrategy[m.Expression] = st.one_of(
@@ -78,6 +83,7 @@ def _items(
     return st.lists(item, min_size=1, max_size=2).map(tuple)
 
 
+@cache
 def selections() -> st.SearchStrategy[m.Selection]:
     """What ``target``, ``where`` and ``let`` take."""
     return st.builds(
@@ -87,6 +93,7 @@ def selections() -> st.SearchStrategy[m.Selection]:
     )
 
 
+@cache
 def rank_matches() -> st.SearchStrategy[m.RankMatch]:
     """``rank match ...``, with an ``else`` or without."""
     arm = st.builds(m.Arm, values=_items(expressions()), rank=expressions())
@@ -97,25 +104,30 @@ def rank_matches() -> st.SearchStrategy[m.RankMatch]:
     ).filter(lambda match: bool(match.arms) or match.otherwise is not None)
 
 
+@cache
 def _maybe() -> st.SearchStrategy[m.Expression | None]:
     return st.none() | expressions()
 
 
+@cache
 def _inits() -> st.SearchStrategy[m.Init]:
     return st.builds(m.Init, A=_maybe(), B=_maybe())
 
 
+@cache
 def settings_of_shares() -> st.SearchStrategy[m.Settings]:
     """The defaults at the top of a spec."""
     return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
 
 
+@cache
 def keys() -> st.SearchStrategy[m.Keys | tuple[m.Expression, ...]]:
     """What ``per`` takes, or ``A per`` and ``B per``."""
     key = st.lists(expressions(), max_size=2).map(tuple)
     return key | st.builds(m.Keys, A=key, B=key)
 
 
+@cache
 def shares() -> st.SearchStrategy[m.Share]:
     """One share, with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)

@@ -91,8 +91,8 @@ def test_emit_writes_nothing(bishare, here, checkpoint):
         assert run.code == 0
         outputs[stage] = run.out
     assert not list(here.iterdir())
-    assert outputs["syntax"].startswith("Syntax 0..")
-    assert "text: 'lora_alpha'" in outputs["syntax"]
+    assert outputs["syntax"].startswith("spec\tlora\nparam\n")
+    assert "alpha\n  word\tlora_alpha\n" in outputs["syntax"]
     assert json.loads(outputs["spec"])["name"] == "lora"
     assert json.loads(outputs["plan"])["base"]["name"] == "tiny"
     assert "# model.layers.0.self_attn after FuseDowns: forward" in outputs["graph"]

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from bishare_dsl.language import parse_spec
-from bishare_dsl.language.tables import tables
+from bishare_dsl.language.grammar import words
 from bishare_dsl.models import preset
 from bishare_dsl.plan import build_plan
 from bishare_dsl.spec import ATTRIBUTES, Initial
@@ -41,7 +41,7 @@ def said(name):
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", TEXT)
 
 
-@pytest.mark.parametrize("word", sorted(tables().words))
+@pytest.mark.parametrize("word", sorted(words()))
 def test_words_of_the_grammar(word):
     assert said(word) if word.isalpha() else word in TEXT
 
@@ -77,5 +77,5 @@ def test_roles(name):
 
 def test_keywords_are_listed():
     listed = TEXT[TEXT.index("Keywords are") : TEXT.index("**Numbers**")]
-    keywords = {word for word in tables().words if word.isalpha()}
+    keywords = {word for word in words() if word.isalpha()}
     assert set(re.findall(r"`(\w+)`", listed)) == keywords

@@ -277,6 +277,15 @@ NO_TEXT = Code(
     good=_GOOD,
 )
 
+INVALID = Code(
+    "BS141",
+    "a part that no spec may have",
+    "this cannot be in a spec: {why}",
+    "What a text says is validated before it becomes a spec. A text that can be read and is refused here has "
+    "found a gap between the language and the spec: please report it.",
+    good=_GOOD,
+)
+
 MANY_MORE = Code(
     "BS199",
     "more errors than are shown",

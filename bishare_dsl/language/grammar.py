@@ -1,19 +1,28 @@
-"""The words of the language: which start what, and how a set of terminals is put to a reader."""
+"""The grammar `share.lark` as Lark has compiled it, and the words of the language."""
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
 from collections.abc import Collection
+from functools import cache
 
-from bishare_dsl.language.lexer import BAD
-from bishare_dsl.language.syntax import Token
-from bishare_dsl.language.tables import END, tables
+from lark import Lark, Token
 
+from bishare_dsl.resources import cache_folder, grammar
+
+END = "$END"
+"""What Lark calls the end of a text."""
+BAD = "BAD"
 STATEMENTS = ("spec", "use", "param", "let", "target", "share", "replace")
 CLAUSES = (
     *("where", "per", "A", "B", "rank", "via"),
     *("alpha", "scale", "dropout", "init", "freeze", "gain", "start"),
 )
 """In the order in which the formatter aligns them."""
+DEFAULTS = ("alpha", "scale", "dropout", "init")
+"""The clauses that stand at the top too."""
 IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
 """Keywords that an expression may use as they are: settings, and attributes of a site."""
 
@@ -21,16 +30,52 @@ _OPERATORS = {"OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 _OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 CLAUSE_KINDS = frozenset(word.upper() for word in CLAUSES)
+DEFAULT_KINDS = frozenset(word.upper() for word in DEFAULTS)
+
+
+@cache
+def lark() -> Lark:
+    """The lexer and the parser; where that is safe, their tables are kept in the user's own cache folder."""
+    return Lark(
+        grammar("share.lark").read_text(encoding="utf-8"),
+        parser="lalr",
+        lexer="basic",
+        maybe_placeholders=False,
+        propagate_positions=True,
+        cache=_cache_file() or False,
+    )
+
+
+def _cache_file() -> str | None:
+    """Where Lark may keep its tables: it reads them with pickle, so nobody else may write there."""
+    if not hasattr(os, "geteuid"):
+        return None
+    try:
+        folder = cache_folder() / "grammar"
+        file = folder / f"share.{sys.implementation.cache_tag}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = [folder.lstat(), *([file.lstat()] if os.path.lexists(file) else [])]
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where the user's home is
+        return None
+    kinds = [stat.S_ISDIR(found[0].st_mode), *(stat.S_ISREG(info.st_mode) for info in found[1:])]
+    own = all(info.st_uid == os.geteuid() for info in found)
+    return str(file) if own and all(kinds) and not found[0].st_mode & 0o077 else None
+
+
+@cache
+def words() -> dict[str, str]:
+    """What Lark calls each keyword and sign."""
+    return {t.pattern.value: t.name for t in lark().terminals if t.pattern.type == "str"}
 
 
 def is_keyword(word: str) -> bool:
     """Whether a name spelt so needs quotes."""
-    return word.isalpha() and word in tables().words
+    return word.isalpha() and word in words()
 
 
 def spelled(kind: str) -> str | None:
     """How a keyword or sign is written; None for names, numbers and the like."""
-    return next((word for word, known in tables().words.items() if known == kind), None)
+    return next((word for word, known in words().items() if known == kind), None)
 
 
 def _listed(words: list[str]) -> str:
@@ -69,9 +114,9 @@ def expected(kinds: Collection[str]) -> str:
 
 def found(token: Token) -> str:
     """A token, as a message names it."""
-    text = token.text if len(token.text) <= 40 else f"{token.text[:37]}..."
-    if token.kind == END:
+    text = token if len(token) <= 40 else f"{token[:37]}..."
+    if token.type == END:
         return "the end of the file"
-    if token.kind == BAD:
+    if token.type == BAD:
         return "something unreadable"
-    return f"the name `{text}`" if token.kind == "NAME" else f"`{text}`"
+    return f"the name `{text}`" if token.type == "NAME" else f"`{text}`"
