@@ -12,6 +12,7 @@ from bishare_dsl.diagnostics.problem import (
     Severity,
     SpecError,
     nearest,
+    one_line,
     raise_errors,
 )
 from bishare_dsl.diagnostics.render import as_json, render
@@ -34,6 +35,7 @@ __all__ = [
     "SpecError",
     "as_json",
     "nearest",
+    "one_line",
     "raise_errors",
     "render",
 ]

@@ -113,6 +113,12 @@ def raise_errors(
         raise error(problems, where)
 
 
+def one_line(error: BaseException) -> str:
+    """Give an exception's own words, short enough to stand inside a message; or its class."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """A help line naming the nearest valid name, or all of them where they are few."""
     names = sorted(set(valid))
@@ -135,5 +141,6 @@ __all__ = [
     "Source",
     "SpecError",
     "nearest",
+    "one_line",
     "raise_errors",
 ]

@@ -13,11 +13,10 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import sanitize_model_name
 
-from bishare_dsl.diagnostics import BishareError, Problem
+from bishare_dsl.diagnostics import BishareError, Problem, one_line
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
 from bishare_dsl.evaluate.quiet import lm_eval_logs, overheard
-from bishare_dsl.models.inspect import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.diagnostics import Problem, nearest
+from bishare_dsl.diagnostics import Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
 from bishare_dsl.evaluate.groups import GROUPS, TaskGroup, Wanted, expand
 from bishare_dsl.evaluate.quiet import download_bars, lm_eval_logs
-from bishare_dsl.models.inspect import one_line
 
 _SECONDS = 5.0
 _OFFLINE = (

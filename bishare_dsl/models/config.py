@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.diagnostics import ModelError, nearest
+from bishare_dsl.diagnostics import ModelError, nearest, one_line
 from bishare_dsl.diagnostics.codes.models import (
     BAD_SIZES,
     BROKEN_CONFIG,
@@ -16,7 +16,6 @@ from bishare_dsl.diagnostics.codes.models import (
     UNKNOWN_FAMILY,
 )
 from bishare_dsl.models.hub import cached_folder, require_hub
-from bishare_dsl.models.inspect import one_line
 from bishare_dsl.models.presets import PRESETS, config_of
 from bishare_dsl.models.source import Source
 

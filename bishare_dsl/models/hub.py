@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
-from bishare_dsl.models.inspect import one_line
 
 _SECONDS = 5.0
 _OFFLINE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.models.source import Source, resolve
@@ -111,12 +111,6 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
         return module.weight.shape[0], module.weight.shape[1]
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return (d_in, d_out) if isinstance(d_in, int) and isinstance(d_out, int) else None
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's own words, short enough to stand inside a message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

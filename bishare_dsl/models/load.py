@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import (
     BROKEN_WEIGHTS,
     GGUF_BROKEN,
@@ -101,7 +101,6 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     from bishare_dsl.models.config import read_config
-    from bishare_dsl.models.inspect import one_line
 
     config = read_config(source)
     if type(config) not in AutoModelForCausalLM._model_mapping:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from bishare_dsl.diagnostics import nearest
+from bishare_dsl.diagnostics import nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 
@@ -195,7 +195,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except _WHAT_THEY_RAISE as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise TrainError(codes.BAD_COMBINATION(reason=reason)) from error
 
 

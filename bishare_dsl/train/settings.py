@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bishare_dsl.diagnostics import Problem, nearest
+from bishare_dsl.diagnostics import Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.errors import TrainError
@@ -161,7 +161,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         reason: object = error.strerror or error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     else:
         if isinstance(found, dict) and all(isinstance(name, str) for name in found):
             return found

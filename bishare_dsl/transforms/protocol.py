@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.transforms.registry import broken, one_line
+from bishare_dsl.transforms.registry import broken, raised
 from bishare_dsl.transforms.transform import Transform, Width
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -38,7 +38,7 @@ def guarded(
     except Exception as error:
         if isinstance(error, refusals):
             raise
-        raise broken(transform, f"`{method}` raises {one_line(error)}") from error
+        raise broken(transform, f"`{method}` raises {raised(error)}") from error
 
 
 def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int]:

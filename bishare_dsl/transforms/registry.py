@@ -70,7 +70,7 @@ def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Except
     except refusals:
         raise
     except Exception as error:  # Whatever another package's validators raise.
-        raise broken(kind, f"it does not take {dict(options)}: {one_line(error)}") from error
+        raise broken(kind, f"it does not take {dict(options)}: {raised(error)}") from error
     return transform
 
 
@@ -96,7 +96,7 @@ def installed_as(name: str) -> str | None:
     return None
 
 
-def one_line(error: BaseException) -> str:
+def raised(error: BaseException) -> str:
     """An exception in a line: its class and its own words."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -151,7 +151,7 @@ def _load(point: EntryPoint) -> type[Transform]:
     try:
         kind = point.load()
     except (Exception, SystemExit) as error:  # Whatever another package's import raises.
-        raise broken(one_line(error)) from error
+        raise broken(raised(error)) from error
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise broken(f"{point.value} is no subclass of bishare_dsl.transforms.Transform")
     if getattr(kind, "name", None) != point.name:

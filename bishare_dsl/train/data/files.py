@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.rows import Chunked, Findings, Row, Rows
 
@@ -45,7 +45,7 @@ def _read_json(path: Path) -> _Table:
     try:
         value = json.loads(_text(path, data))
     except (ValueError, RecursionError) as error:
-        raise DataError(codes.UNREADABLE(path=path, reason=_said(error))) from error
+        raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
@@ -73,7 +73,7 @@ def _read_lines(path: Path) -> _Table:
         except UnicodeDecodeError as error:
             reason = f"byte {error.start + 1} of the line is not UTF-8"
         except (ValueError, RecursionError) as error:
-            reason = _said(error)
+            reason = one_line(error)
         else:
             if isinstance(row, dict):
                 rows.append(row)
@@ -118,7 +118,7 @@ def _cells(path: Path, findings: Findings) -> Iterator[tuple[int, list[str]]]:
                 yield number, cells
             number = reader.line_num + 1
     except csv.Error as error:
-        findings.add(codes.BAD_LINE(place=f"{path}:{number}", reason=_said(error)))
+        findings.add(codes.BAD_LINE(place=f"{path}:{number}", reason=one_line(error)))
     finally:
         csv.field_size_limit(limit)
 
@@ -134,7 +134,7 @@ def _read_parquet(path: Path) -> _Table:
     try:
         table = parquet.read_table(path, memory_map=True)
     except pyarrow.ArrowException as error:
-        raise DataError(codes.UNREADABLE(path=path, reason=_said(error))) from error
+        raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
 
     def read(start: int, stop: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = table.slice(start, stop - start).to_pylist()
@@ -158,10 +158,6 @@ def _text(path: Path, data: bytes) -> str:
         raise DataError(
             codes.BAD_LINE(place=f"{path}:{line}", reason="the line is not UTF-8")
         ) from error
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 READERS = {

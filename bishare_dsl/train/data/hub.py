@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.rows import Chunked, Rows
 
@@ -38,10 +38,10 @@ def read_hub(name: str, split: str, subset: str | None) -> Rows:
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(codes.NO_SUCH_PART(name=name, reason=_said(error))) from error
+        raise DataError(codes.NO_SUCH_PART(name=name, reason=one_line(error))) from error
     except Exception as error:
         # `datasets`, the file systems below it and the formats have exceptions of their own each.
-        raise DataError(codes.HUB_REFUSED(name=name, reason=_said(error))) from error
+        raise DataError(codes.HUB_REFUSED(name=name, reason=one_line(error))) from error
 
     def read(start: int, stop: int) -> list[dict[str, Any]]:
         columns = table[start:stop]
@@ -74,8 +74,4 @@ def _require(name: str) -> None:
     except Exception as error:
         # Every transport has exceptions of its own.
         help = "HF_HUB_OFFLINE=1 uses what was fetched before; a local file needs no connection"
-        raise DataError(codes.HUB_REFUSED(name=name, reason=_said(error), help=help)) from error
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise DataError(codes.HUB_REFUSED(name=name, reason=one_line(error), help=help)) from error

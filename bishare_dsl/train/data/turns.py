@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.formats import BadRow, Chat
 
@@ -94,7 +95,7 @@ class ChatRenderer:
         except _HiddenError as error:
             raise BadRow(codes.TURNS_NOT_FOUND(place=place, reason=error)) from error
         except _REFUSALS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise BadRow(codes.TEMPLATE_REFUSES(place=place, reason=reason)) from error
         return Rendered(text, spans, ended, by_template=True)
 
