@@ -24,6 +24,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
+from bishare_dsl.models.hooks import is_spread
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
@@ -127,7 +128,7 @@ def _head(model: nn.Module) -> dict[str, torch.Tensor]:
     for path, value in model.state_dict().items():
         parts = path.split(".")
         if ADAPTER not in parts and any(part in names for part in parts[:-1]):
-            sharded = hasattr(value, "full_tensor")
+            sharded = is_spread(value)
             if value.is_meta or sharded:
                 where = "sharded over several processes" if sharded else "on the meta device"
                 raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))
