@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, SourceMap, raise_errors
+from bishare_dsl.diagnostics import (
+    AdapterError,
+    BishareError,
+    Problem,
+    SourceMap,
+    raise_errors,
+    render,
+)
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.resources import find_spec
@@ -124,6 +131,8 @@ def install(
     from bishare_dsl.adapter.handle import AdapterHandle
     from bishare_dsl.adapter.initial import draw
     from bishare_dsl.adapter.resident import devices
+    from bishare_dsl.adapter.stored import not_finite
+    from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD
     from bishare_dsl.rewrite.adapt import adapt, prepare
 
     plan, where = made.plan, devices(made.plan, model)
@@ -134,16 +143,19 @@ def install(
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
         tensors = made.tensors()
+    worth_knowing = [render(problem) for problem in not_finite(tensors)]
     tensors = {n: t.to(where[n]) for n, t in tensors.items()}
     beside = getattr(model, "bishare", None)
     if name is None or not isinstance(beside, AdapterHandle):
         beside = None
+        if compact and model.training:
+            raise AdapterError(COMPACT_FOR_GOOD())
         notes = adapt(model, plan, tensors, root=AdapterHandle)
         handle = cast("AdapterHandle", model.bishare)
     else:
         beside.check_new(name)
         handle, notes = prepare(model, plan, tensors, AdapterHandle)
-    handle.bind(model, plan, text, seed, name or DEFAULT, beside)
+    handle.bind(model, plan, text, seed, DEFAULT if name is None else name, beside)
     if compact:
         handle.freeze_compact()
-    return notes
+    return (*notes, *worth_knowing)

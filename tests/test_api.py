@@ -206,7 +206,8 @@ def test_reading_an_adapter_needs_no_torch(file: Path, tmp_path: Path) -> None:
 def test_shapes_alone_give_the_adapter_that_the_model_gives(file: Path, tmp_path: Path) -> None:
     # What `bishare compile` does, which has no model.
     plan = plan_spec(file, inspect_model(tiny_model("llama")), {"r": 3})
-    save_adapter(tmp_path, plan, draw(plan, 9), TEXT, seed=9)
+    text = TEXT.replace("r = 2", "r = 3")
+    save_adapter(tmp_path, plan, draw(plan, 9), text, seed=9)
     loaded = load_adapter(tmp_path, tiny_model("llama"))
     compiled = compile_spec(file, tiny_model("llama"), {"r": 3}, seed=9)
     assert loaded.bishare.plan == compiled.bishare.plan

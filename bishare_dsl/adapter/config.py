@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from bishare_dsl.models.site import Architecture
 from bishare_dsl.version import __version__
 from bishare_dsl.writing import Digest
 
-FORMAT = 1
+FORMAT = 2
 """The format that this version writes, and the newest that it reads."""
 
 
@@ -20,8 +23,8 @@ class Versions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bishare: str
-    torch: str | None
-    transformers: str | None
+    torch: str | None = None
+    transformers: str | None = None
 
     @classmethod
     def here(cls) -> Versions:
@@ -46,12 +49,16 @@ class AdapterConfig(BaseModel):
     """``bishare_config.json``.
 
     ``seed`` drew the first values; ``base_model`` is the base's id on the Hub, or else what the user
-    called it, and ``base_revision`` its commit there, where they are known. ``files`` are the files that
-    make up the adapter.
+    called it, and ``base_revision`` its commit there, where they are known. ``base`` are its shapes: with
+    the spec they make the plan, of which ``plan`` is the digest. ``files`` are the files that make up the
+    adapter, and ``digest`` is that of the config itself.
 
     ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for
     a tensor, each as ``TENSOR:PART``. ``packages`` says for each transform that is not bishare's own which
-    package, and which version, it is from.
+    package, and which version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
+    the file; loaded, they are float32 again.
+
+    Format 1, of bishare 0.1, has a file with the plan instead of ``base`` and ``plan``, and no ``digest``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,10 +68,43 @@ class AdapterConfig(BaseModel):
     seed: int
     base_model: str
     base_revision: str | None = None
+    base: Architecture | None = None
+    plan: str | None = None
     drawn: dict[str, Drawn] = {}
     compact: dict[str, tuple[str, ...]] = {}
-    packages: dict[str, str] = {}
+    packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
+    rounded: Literal["bfloat16"] | None = None
     files: dict[str, Digest]
+    digest: str | None = None
+
+    def text(self) -> str:
+        """Give the text of the file, with the digest of all the rest in it."""
+        return sealed(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> AdapterConfig:
+        """Check what stands in the file.
+
+        Raises:
+            ValueError: it is not what was written.
+        """
+        config = cls.model_validate(fields)
+        if config.format > 1:
+            if config.digest != _digest(fields):
+                raise ValueError("it is not what was saved")
+            if config.base is None or config.plan is None:
+                raise ValueError("it does not say what the plan is made from")
+        return config
+
+
+def sealed(fields: dict[str, Any]) -> str:
+    """Give a config as text, with the digest of all its other fields."""
+    return json.dumps(fields | {"digest": _digest(fields)}, indent=1) + "\n"
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    others = {name: value for name, value in fields.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _version(package: str) -> str | None:

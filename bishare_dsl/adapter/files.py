@@ -2,12 +2,13 @@
 
 | file | |
 |---|---|
-| ``bishare_config.json`` | `AdapterConfig`: versions, seed, base, digests of the other files |
+| ``bishare_config.json`` | `AdapterConfig`: versions, seed, the base and its shapes, digests |
 | ``adapter.safetensors`` | each tensor of the plan once, under its own name; but for those that the config |
 | | says are drawn from the seed, or stored in parts |
-| ``plan.json`` | the `Plan` |
-| ``spec.share`` | the spec's text |
+| ``spec.share`` | the spec's text, from which the plan is made again |
 | ``README.md`` | a model card; no part of the adapter, and kept as it is once somebody has edited it |
+
+Format 1, which bishare 0.1 wrote, has the plan too, in ``plan.json``. It must say what the spec says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,23 +26,31 @@ from safetensors import SafetensorError, deserialize
 from bishare_dsl.adapter.card import model_card
 from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Versions
 from bishare_dsl.adapter.resident import whole
-from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.site import Architecture
-from bishare_dsl.plan import Plan
+from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
+from bishare_dsl.language import read
+from bishare_dsl.models.site import MAX_SITES, Architecture
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.spec import Spec
 from bishare_dsl.transforms.registry import installed_as, transform_names
+from bishare_dsl.version import __version__
 from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish, locked
 
 if TYPE_CHECKING:
     import torch
 
-    from bishare_dsl.adapter.stored import Frozen
+    from bishare_dsl.adapter.stored import Frozen, Rounded
 
 CONFIG = "bishare_config.json"
 TENSORS = "adapter.safetensors"
 PLAN = "plan.json"
+"""Of format 1."""
 SPEC = "spec.share"
 CARD = "README.md"
+
+_ALWAYS_FITS = 2**28
+"""Parameters of an adapter for which no base is too small."""
 
 _DTYPES = ("F64", "F32", "BF16", "F16")
 
@@ -71,11 +81,12 @@ class StoredAdapter:
         """
         from safetensors.torch import load
 
-        from bishare_dsl.adapter.stored import draw_again, restored
+        from bishare_dsl.adapter.stored import draw_again, restored, widened
 
         # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
         # other last bits.
-        stored = {name: tensor.clone() for name, tensor in load(self.content).items()}
+        narrow = self.config.rounded
+        stored = {name: widened(t, narrow).clone() for name, t in load(self.content).items()}
         whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
         try:
             whole |= restored(self.plan, self.config, stored)
@@ -96,6 +107,7 @@ def save_adapter(
     base_revision: str | None = None,
     frozen: Frozen = "seed",
     compact: bool = False,
+    dtype: Rounded = None,
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
 
@@ -113,21 +125,26 @@ def save_adapter(
             that it does; ``"tensors"`` stores them.
         compact: store of each tensor only what running needs, where its transform knows how. What is
             loaded from that gives the same updates, and cannot train.
+        dtype: ``"bfloat16"`` rounds float32 tensors to it, for a file of half the size.
 
     Returns:
-        What to warn of: frozen tensors that had to be stored (BS635), nothing to be made compact (BS636).
+        What to warn of: frozen tensors that had to be stored (BS635), nothing to be made compact (BS636),
+        values that are not finite (BS660).
 
     Raises:
-        AdapterError: a file that is no adapter's is in the way (BS615), the system refuses (BS616), or
-            a tensor has no values (BS617).
+        AdapterError: a file that is no adapter's is in the way (BS615), the system refuses (BS616), a
+            tensor has no values (BS617), or the text does not give the plan (BS661).
         SpecError: a package's transform fails to make a tensor compact (BS214).
     """
     from safetensors.torch import save
 
-    from bishare_dsl.adapter.stored import compacted, drawn, part_name
+    from bishare_dsl.adapter.stored import compacted, drawn, not_finite, part_name, rounded
 
     folder = Path(folder)
+    if _plan_of(spec_text, plan.base).digest != plan.digest:
+        raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     values, warnings = whole(plan, tensors), []
+    warnings += not_finite(values)
     left_out = drawn(plan, values, seed) if frozen == "seed" else {}
     changed = [t.name for t in plan.tensors if not t.trainable and t.name not in left_out]
     if changed and frozen == "seed":
@@ -141,10 +158,9 @@ def save_adapter(
         del values[name]
         values |= {part_name(name, label): part for label, part in made.items()}
     # Clones, because a tensor that is a view of another cannot be written as it is.
-    values = {name: t.cpu().clone().contiguous() for name, t in values.items()}
+    values = {name: rounded(t.cpu(), dtype).clone().contiguous() for name, t in values.items()}
     files = {
         TENSORS: save(values, {"format": "pt"}),
-        PLAN: plan.model_dump_json().encode(),
         SPEC: spec_text.encode(),
         CARD: model_card(plan, spec_text).encode(),
     }
@@ -165,13 +181,17 @@ def save_adapter(
                 seed=seed,
                 base_model=plan.base.model_id or plan.base.name,
                 base_revision=base_revision,
+                base=plan.base,
+                plan=plan.digest,
                 drawn=left_out,
                 compact={name: tuple(made) for name, made in parts.items()},
                 packages=_packages(plan),
+                rounded=dtype,
                 files={name: digest_of(data) for name, data in files.items()},
             )
-            text = config.model_dump_json(indent=2) + "\n"
-            commit(folder, files, (CONFIG, text.encode()))
+            commit(folder, files, (CONFIG, config.text().encode()))
+            if PLAN in old:
+                (folder / PLAN).unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
@@ -183,7 +203,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     """Read an adapter folder and check all of it: each file once, so that what is checked is what is used.
 
     Raises:
-        AdapterError: BS601 to BS612 and BS619, everything that is wrong with the tensors at once.
+        AdapterError: BS601 to BS612, BS619 and BS661, everything that is wrong with the tensors at once.
+        SpecError: a package's transform cannot be used (BS214).
     """
     folder = Path(folder)
     config, files = _read_files(folder)
@@ -192,18 +213,66 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     except ValueError as error:
         raise _broken(folder / SPEC, error) from error
     try:
-        plan = Plan.model_validate_json(files[PLAN])
+        plan = _made_again(folder, config, spec_text, files)
+    except BishareError as error:
+        first = error.problems[0]
+        if isinstance(error, AdapterError) or first.code == BROKEN_PLUGIN.code:
+            raise
+        raise _broken(folder / SPEC, first.message) from error
     except ValueError as error:
-        raise _broken(folder / PLAN, error) from error
-    raise_errors(AdapterError, list(_missing_transforms(plan, config)))
+        raise _broken(folder / SPEC, error) from error
     _check_names(folder / CONFIG, plan, config)
     try:
         entries = deserialize(files[TENSORS])  # type: ignore[no-untyped-call]
-        header = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries}
     except SafetensorError as error:
         raise _broken(folder / TENSORS, error) from error
+    header = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries}
     raise_errors(AdapterError, list(_tensor_problems(plan, config, header)))
     return StoredAdapter(folder, config, plan, spec_text, files[TENSORS])
+
+
+def _made_again(
+    folder: Path, config: AdapterConfig, spec_text: str, files: Mapping[str, bytes]
+) -> Plan:
+    """Make the plan of a stored spec.
+
+    Raises:
+        BishareError: it is not the plan that the adapter was saved with, or none.
+    """
+    spec = _spec_of(spec_text)
+    used = {share.via.transform for share in spec.shares if share.via is not None}
+    raise_errors(AdapterError, list(_missing_transforms(used, config)))
+    old = None
+    if config.base is None:
+        try:
+            old = Plan.model_validate_json(files[PLAN])
+        except ValueError as error:
+            raise _broken(folder / PLAN, error) from error
+    base = old.base if old else config.base
+    assert base is not None
+    if len(base.sites) * len(spec.shares) > MAX_SITES:
+        raise _broken(folder / CONFIG, f"its base has {len(base.sites):,} sites")
+    plan = _plan_of(spec_text, base)
+    if plan.digest != (old.digest if old else config.plan):
+        version = config.versions.bishare
+        help = f"load it with bishare {version}, which saved it" if version != __version__ else None
+        raise AdapterError(codes.OTHER_COMPILER(help=help))
+    return plan
+
+
+@lru_cache(
+    maxsize=16
+)  # Of thousands of adapters many have one plan, and then it is in memory once.
+def _plan_of(spec_text: str, base: Architecture) -> Plan:
+    return build_plan(_spec_of(spec_text), base)[0]
+
+
+@lru_cache(maxsize=16)
+def _spec_of(spec_text: str) -> Spec:
+    spec, where = read(spec_text, SPEC)
+    if where.used:
+        raise ValueError("it uses other files")
+    return spec
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
@@ -225,6 +294,10 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
             reason = (
                 f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
             )
+    # What a seed draws, or a part stands for, is not in the file, and may be of any size.
+    size = sum(tensor.size for tensor in plan.tensors)
+    if reason is None and size > max(_ALWAYS_FITS, 4 * architecture.parameters):
+        reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
     if reason is not None:
         yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
     elif architecture.family != plan.base.family:
@@ -285,10 +358,10 @@ def _read_config(folder: Path) -> AdapterConfig:
             )
             raise AdapterError(problem)
     try:
-        config = AdapterConfig.model_validate(fields)
-    except ValidationError as error:
+        config = AdapterConfig.of(fields)
+    except ValueError as error:
         raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
-    needed = {TENSORS, PLAN, SPEC}
+    needed = {TENSORS, SPEC} | ({PLAN} if config.format == 1 else set())
     if config.format < 1 or not needed <= config.files.keys() <= {*needed, CARD}:
         reason = "its list of files is not that of an adapter"
         raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
@@ -331,8 +404,8 @@ def _packages(plan: Plan) -> dict[str, str]:
     return {name: package for name, package in found.items() if package}
 
 
-def _missing_transforms(plan: Plan, config: AdapterConfig) -> Iterator[Problem]:
-    for name in sorted({term.transform for term in plan.terms} - set(transform_names())):
+def _missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
+    for name in sorted(used - set(transform_names())):
         if package := config.packages.get(name):
             help = f"install what it was saved with: {package}"
         else:
@@ -379,8 +452,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:3]) + more
 
 
-def _broken(path: Path, error: Exception) -> AdapterError:
-    return AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error)))
+def _broken(path: Path, why: Exception | str) -> AdapterError:
+    reason = why if isinstance(why, str) else _reason(why)
+    return AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
 
 
 def _reason(error: Exception) -> str:

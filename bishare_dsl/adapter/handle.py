@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.resident import by_one, devices, settle, whole
-from bishare_dsl.adapter.stored import Frozen
+from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
@@ -30,6 +31,9 @@ from bishare_dsl.rewrite.placement import AdapterRoot, Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_SWITCHING = threading.RLock()
+"""Held while what runs in a model is exchanged."""
 
 
 class AdapterHandle(AdapterRoot):
@@ -85,8 +89,19 @@ class AdapterHandle(AdapterRoot):
             AdapterError: the adapter was saved compactly (BS637).
         """
         if mode and self._compact:
+            self.model.eval()  # The other modules of the model have been told to train already.
             raise AdapterError(codes.COMPACT_FOR_GOOD())
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to copy or pickle a disabled adapter: nothing would enable the copy again.
+
+        Raises:
+            AdapterError: it is disabled (BS626).
+        """
+        if self._disabled:
+            raise AdapterError(codes.DISABLED(action="copy the model"))
+        return cast("dict[str, Any]", super().__getstate__())  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # What moves or converts the model, such as `.to()`, does so with all of its adapters.
@@ -121,21 +136,23 @@ class AdapterHandle(AdapterRoot):
         """Make another adapter the active one: ``model.bishare`` is then its handle.
 
         The model's parameters are then that adapter's, as they were when it was last active. Its tensors
-        go where their layers are, and it trains if the model does.
+        go where their layers are, and it trains if the model does. A forward that runs meanwhile in another
+        thread is of no one adapter: let it end first.
 
         Raises:
             AdapterError: no such name (BS640); the active adapter is disabled (BS626) or merged (BS643,
                 BS629); the model is sharded (BS645); or it trains, and the adapter cannot (BS637).
         """
-        active, chosen = self._active(), self._named(name)
-        if chosen is active:
-            return
-        active._check_free("switch adapters")
-        if chosen._compact and self.model.training:
-            raise AdapterError(codes.COMPACT_FOR_GOOD())
-        settle(chosen.placement.tensors(), devices(chosen.plan, self.model))
-        active.placement.remove()
-        chosen.placement.insert()
+        with _SWITCHING:
+            active, chosen = self._active(), self._named(name)
+            if chosen is active:
+                return
+            active._check_free("switch adapters")
+            if chosen._compact and self.model.training:
+                raise AdapterError(codes.COMPACT_FOR_GOOD())
+            settle(chosen.placement.tensors(), devices(chosen.plan, self.model))
+            active.placement.remove()
+            chosen.placement.insert()
 
     def delete_adapter(self, name: str) -> None:
         """Drop an adapter that is not the active one.
@@ -206,7 +223,12 @@ class AdapterHandle(AdapterRoot):
         )
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, frozen: Frozen = "seed", compact: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        frozen: Frozen = "seed",
+        compact: bool = False,
+        dtype: Rounded = None,
     ) -> None:
         """Save the adapter, without its base, in one step; `load_adapter` loads it.
 
@@ -222,6 +244,8 @@ class AdapterHandle(AdapterRoot):
                 that are not what the seed draws are stored in any case, with a warning.
             compact: store only what running needs, where a transform (VectorBank) trains more: the same
                 logits, and no more training. What was loaded from such a folder is saved so again.
+            dtype: ``"bfloat16"`` rounds the tensors to it, for a file of half the size. Loaded, they are
+                float32 again.
 
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
@@ -238,6 +262,7 @@ class AdapterHandle(AdapterRoot):
             base_revision=getattr(self.model.config, "_commit_hash", None),
             frozen=frozen,
             compact=compact or self._compact,
+            dtype=dtype,
         )
         for problem in by_one(tensors, write):
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
@@ -284,24 +309,28 @@ class AdapterHandle(AdapterRoot):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """A block in which the model is its base, merged or not; blocks may be nested.
+        """Make the model its base in a block, merged or not; blocks may be nested.
+
+        It is so for all threads: in whichever the first block begins, until the last block ends.
 
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629).
         """
-        self._here("disable the adapter")
-        if not self._disabled:
-            self._to_base("disable the adapter")
-        self._disabled += 1
+        with _SWITCHING:
+            self._here("disable the adapter")
+            if not self._disabled:
+                self._to_base("disable the adapter")
+            self._disabled += 1
         try:
             yield
         finally:
-            self._disabled -= 1
-            if not self._disabled:
-                if self._merged is None:
-                    set_enabled(self.model, True)
-                else:
-                    self._merged.swap(self.model)
+            with _SWITCHING:
+                self._disabled -= 1
+                if not self._disabled:
+                    if self._merged is None:
+                        set_enabled(self.model, True)
+                    else:
+                        self._merged.swap(self.model)
 
     def merge(
         self,

@@ -10,13 +10,39 @@ import torch
 
 from bishare_dsl.adapter.config import AdapterConfig, Drawn
 from bishare_dsl.adapter.initial import draw_tensor
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan
 from bishare_dsl.transforms import Transform, guarded, load_transform
 
 Frozen = Literal["seed", "tensors"]
 """How frozen tensors are saved: as the seed that draws them, or as tensors."""
+
+Rounded = Literal["bfloat16"] | None
+"""The type that float32 tensors are rounded to for the file; None for none."""
+
+
+def rounded(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
+    """Round a float32 tensor for the file; any other stays as it is.
+
+    Raises:
+        AdapterError: there is no such type (BS662).
+    """
+    if dtype not in (None, "bfloat16"):
+        raise AdapterError(codes.UNKNOWN_DTYPE(dtype=dtype))
+    return tensor.bfloat16() if dtype and tensor.dtype == torch.float32 else tensor
+
+
+def widened(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
+    """Give a tensor that was `rounded` the type back that it had."""
+    return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
+    """Warn of values that are not finite (BS660)."""
+    values = ((name, tensor) for name, tensor in tensors.items() if not tensor.is_meta)
+    names = [name for name, tensor in values if not torch.isfinite(tensor).all()]
+    return [codes.NOT_FINITE_TENSORS(count=len(names), name=names[0])] if names else []
 
 
 def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[str, Drawn]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bishare_dsl.cli import options
+from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.reading import plan_of, read_spec, read_text
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.read import parse_syntax
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.stored import Frozen
     from bishare_dsl.plan import Plan
 
 STAGES = ("syntax", "spec", "plan", "graph", "code")
@@ -56,6 +56,12 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
     is_flag=True,
     help="Store frozen tensors too; by default the seed draws them again.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the tensors in the file; loaded, they are float32 in any case.",
+)
 @options.force
 @options.quiet
 @click.pass_obj
@@ -68,6 +74,7 @@ def command(
     seed: int,
     emit: str | None,
     store_frozen: bool,
+    dtype: str,
     force: bool,
 ) -> None:
     """Make an adapter from a spec: its tensors as they are before training.
@@ -100,15 +107,19 @@ def command(
         out = out or Path(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
         )
-        _write(out, plan, found.text(), seed, "tensors" if store_frozen else "seed", force, report)
+        check_out(out, force=force, mark="bishare_config.json")
+        _write(
+            out,
+            plan,
+            report,
+            spec_text=found.text(),
+            seed=seed,
+            frozen="tensors" if store_frozen else "seed",
+            dtype="bfloat16" if dtype == "bfloat16" else None,
+        )
 
 
-def _write(
-    out: Path, plan: Plan, text: str, seed: int, frozen: Frozen, force: bool, report: Report
-) -> None:
-    from bishare_dsl.cli.files import check_out
-
-    check_out(out, force=force, mark="bishare_config.json")
+def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -> None:
     report.note("drawing the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.initial import draw
@@ -118,10 +129,10 @@ def _write(
     check_terms(plan)
     tensors = draw(plan, seed)
     if out.exists():  # Replaces the adapter in one step.
-        save_adapter(out, plan, tensors, text, seed=seed, frozen=frozen)
+        save_adapter(out, plan, tensors, seed=seed, **saving)
     else:
         with new_folder(out.resolve()) as new:
-            save_adapter(new, plan, tensors, text, seed=seed, frozen=frozen)
+            save_adapter(new, plan, tensors, seed=seed, **saving)
     report.result(str(out))
     report.note(plan.parameters_line)
     report.note(f"see it with `bishare inspect {out}`")

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    field_serializer,
+    field_validator,
+)
+
+MAX_SITES = 250_000
+"""More than any model has; a few words in a file may ask for as many as they like."""
 
 
 class Site(BaseModel):
@@ -38,7 +52,8 @@ class Architecture(BaseModel):
 
     ``name`` is what the user called it, ``family`` the ``model_type`` of its config, ``model_id``
     its id on the Hub where it has one, ``layers`` the number of blocks and ``parameters`` the
-    number of base parameters, a tied tensor counted once. ``sites`` are in the model's own order.
+    number of base parameters, a tied tensor counted once. ``sites`` are in the model's own order;
+    they are not ``complete`` in what bishare 0.1 saved, which has only those that the adapter covers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,8 +64,62 @@ class Architecture(BaseModel):
     layers: PositiveInt
     parameters: PositiveInt
     sites: tuple[Site, ...]
+    complete: bool = True
+
+    @field_serializer("sites")
+    def _as_blocks(self, sites: Sequence[Site]) -> list[dict[str, Any]]:
+        """Write blocks that follow each other and are alike as one.
+
+        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in, d_out]}}``
+        """
+        runs: list[dict[str, Any]] = []
+        for (place, number), group in groupby(sites, lambda site: _block(site.path)):
+            start = len(f"{place}.{number}.")
+            linears = {site.path[start:]: [site.d_in, site.d_out] for site in group}
+            last = runs[-1] if runs else {}
+            if (last.get("blocks"), last.get("linears")) == (place, linears) and (
+                # Dicts are equal in any order, and the order of sites counts.
+                list(last["linears"]) == list(linears) and last["first"] + last["count"] == number
+            ):
+                last["count"] += 1
+            else:
+                runs.append({"blocks": place, "first": number, "count": 1, "linears": linears})
+        return runs
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _from_blocks(cls, value: Any) -> Any:
+        if not (isinstance(value, Sequence) and value and isinstance(value[0], dict)):
+            return value
+        if "blocks" not in value[0]:
+            return value
+        runs = [_Run.model_validate(run) for run in value]
+        if sum(run.count * len(run.linears) for run in runs) > MAX_SITES:
+            raise ValueError(f"it has more than {MAX_SITES:,} sites")
+        return tuple(
+            Site.at(f"{run.blocks}.{number}.{linear}".removeprefix("."), d_in, d_out)
+            for run in runs
+            for number in range(run.first, run.first + run.count)
+            for linear, (d_in, d_out) in run.linears.items()
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The distinct kinds of the sites, in the model's order."""
         return tuple(dict.fromkeys(site.kind for site in self.sites))
+
+
+class _Run(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: str
+    first: NonNegativeInt
+    count: PositiveInt
+    linears: dict[str, tuple[PositiveInt, PositiveInt]]
+
+
+def _block(path: str) -> tuple[str, int]:
+    """The list of blocks that a path goes through, and which of them it is in."""
+    parts = path.split(".")
+    first = next(i for i, part in enumerate(parts) if part.isdecimal())
+    return ".".join(parts[:first]), int(parts[first])

@@ -7,15 +7,15 @@ from bishare_dsl.lazy import lazy
 if TYPE_CHECKING:
     from bishare_dsl.plan.build import build_plan
     from bishare_dsl.plan.check import check_spec
-    from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
+    from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 
-__all__ = ["Base", "Plan", "Pool", "Tensor", "Term", "build_plan", "check_spec"]
+__all__ = ["Plan", "Pool", "Tensor", "Term", "build_plan", "check_spec"]
 
 __getattr__ = lazy(
     __name__,
     {
         "build_plan": "bishare_dsl.plan.build",
         "check_spec": "bishare_dsl.plan.check",
-        **dict.fromkeys(("Base", "Plan", "Pool", "Tensor", "Term"), "bishare_dsl.plan.plan"),
+        **dict.fromkeys(("Plan", "Pool", "Tensor", "Term"), "bishare_dsl.plan.plan"),
     },
 )

@@ -10,7 +10,7 @@ from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path
-from bishare_dsl.plan.plan import Base, Plan, Pool, Tensor, Term
+from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via
 from bishare_dsl.spec import Keys, RankMatch, Ref, Selection, Share, Spec
@@ -28,7 +28,7 @@ from bishare_dsl.transforms import (
 
 
 def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Problem, ...]]:
-    """The plan of a spec for a model, and the warnings that came up.
+    """Resolve a spec for a model: the plan, and the warnings that came up.
 
     Raises:
         SpecError: the spec is wrong whatever the model; problems with the model's names come along.
@@ -38,7 +38,8 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     check(resolver)
     wrong = resolver.failed
     sites = Sites(spec, architecture)
-    resolver.add(_names(spec, sites))
+    if architecture.complete:  # Else the spec may name what is not known here.
+        resolver.add(_names(spec, sites))
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
     target = sites.select(architecture.sites, spec.target, ("target",))
@@ -70,7 +71,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     plan = Plan(
         spec=spec.name,
         params=spec.values,
-        base=Base.of(architecture),
+        base=architecture,
         sites=tuple(target),
         tensors=tuple(tensors),
         pools=tuple(pools),

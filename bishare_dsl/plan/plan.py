@@ -6,12 +6,14 @@ and export read it, and none works out again what it says.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.spec.spec import Initial
@@ -75,31 +77,37 @@ class Term(_Data):
     tensors: dict[str, str]
 
 
-class Base(_Data):
-    """The model that a plan was made for."""
-
-    name: str
-    family: str
-    model_id: str | None
-    layers: int
-    parameters: int
-
-    @classmethod
-    def of(cls, architecture: Architecture) -> Base:
-        return cls(**architecture.model_dump(exclude={"sites"}))
-
-
 class Plan(_Data):
     """A spec resolved against a model."""
 
     version: Literal[1] = 1
     spec: str
     params: dict[str, int | float | str]
-    base: Base
+    base: Architecture
     sites: tuple[Site, ...]
     tensors: tuple[Tensor, ...]
     pools: tuple[Pool, ...]
     terms: tuple[Term, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_0_1(cls, fields: Any) -> Any:
+        """Up to 0.1.0 a plan knew of its base only the sites that it covers."""
+        base = fields.get("base") if isinstance(fields, dict) else None
+        if isinstance(base, dict) and "sites" not in base:
+            return fields | {"base": base | {"sites": fields.get("sites"), "complete": False}}
+        return fields
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of all that is computed with the adapter, whatever its base is called."""
+        tensors = [(t.name, t.shape, t.init, t.amount, t.fan_in, t.trainable) for t in self.tensors]
+        terms = [
+            (t.share, t.site, t.tensors, t.transform, t.options, t.rank, t.scale, t.dropout)
+            for t in self.terms
+        ]
+        text = json.dumps((tensors, terms), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def trainable(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -72,8 +71,7 @@ def identity(
     """What must be the same for a run to be gone on with, by names that a user knows."""
     settings = request.settings.model_dump()
     return {
-        # Whatever its base is called here.
-        "plan": _sha256(plan.model_dump_json(exclude={"base": {"name", "model_id"}})),
+        "adapter's plan": plan.digest,
         "data": data.digest,
         "tokens": data.tokens,
         "effective batch": effective_batch(args),
@@ -87,7 +85,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     different = [name for name in now if name in before and before[name] != now[name]]
     return [
         f"the {name} is another"
-        if name in ("plan", "data")
+        if name in ("adapter's plan", "data")
         else f"{name} was {before[name]} and is {now[name]}"
         for name in different
     ]
@@ -139,7 +137,7 @@ def described(
         "command": sys.argv,
         "spec": {"name": plan.spec, "params": plan.params},
         "base": plan.base.model_dump(),
-        "plan": {"sha256": _sha256(plan.model_dump_json()), "trainable": plan.trainable},
+        "plan": {"sha256": plan.digest, "trainable": plan.trainable},
         "data": {name: report.as_dict() for name, report in reports.items()},
         "settings": request.settings.model_dump(),
         "arguments": {k: _plain(v) for k, v in args.to_dict().items() if not k.startswith("hub_")},
@@ -184,7 +182,3 @@ def _versions() -> dict[str, str]:
 
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -222,7 +222,10 @@ class AdapterTrainer(Trainer):
 
     @torch.no_grad()
     def _load_adapter(self, folder: Path) -> None:
-        values = read_adapter(folder).tensors()
+        stored = read_adapter(folder)
+        if stored.plan.digest != self.adapter.plan.digest:
+            raise checkpoints.broken(folder, ValueError("its adapter has another plan"))
+        values = stored.tensors()
         for name, tensor in self.adapter.tensors().items():
             tensor.copy_(spread_like(values[name], tensor))
 

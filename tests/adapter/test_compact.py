@@ -185,3 +185,18 @@ def test_softmax_sees_the_same_numbers() -> None:
     assert torch.equal(old.values.softmax(-1), new.values.softmax(-1))
     assert torch.isinf(again).sum() == 30 * 43
     assert bank.compact("bank", tensor) is None
+
+
+def test_a_model_that_may_not_train_is_in_eval_altogether(tmp_path: Path) -> None:
+    text = "spec b target q_proj share s per model rank 2 via VectorBank(length = 4) start nonzero"
+    compile_spec(parse_spec(text), tiny_model("llama")).bishare.save_pretrained(
+        tmp_path, compact=True
+    )
+    training = tiny_model("llama").train()
+    with pytest.raises(AdapterError, match="BS637"):
+        load_adapter(tmp_path, training)
+    assert not hasattr(training, "bishare")
+    model = load_adapter(tmp_path, tiny_model("llama"))
+    with pytest.raises(AdapterError, match="BS637"):
+        model.train()
+    assert not any(module.training for module in model.modules())

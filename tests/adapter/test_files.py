@@ -1,6 +1,8 @@
 import importlib.metadata
 import json
 import os
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
-from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.config import sealed
+from bishare_dsl.adapter.files import base_problems, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import registry
+from bishare_dsl.language import read_file, spec_text
 from bishare_dsl.models import preset
+from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
 
 TEXT = "spec s target q_proj, k_proj share x per layer rank 2 via SS share y per module rank 1"
@@ -34,7 +39,7 @@ def reseal(folder: Path, **fields: Any) -> None:
     for name in config["files"]:
         if (folder / name).exists():
             config["files"][name] = writing.digest_of((folder / name).read_bytes()).model_dump()
-    path.write_text(json.dumps({**config, **fields}))
+    path.write_text(sealed({**config, **fields}))
 
 
 def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -86,9 +91,20 @@ def test_each_tensor_stands_once_under_its_own_name(folder: Path) -> None:
 )
 def test_the_file_is_small_at_7b(tmp_path: Path, name: str) -> None:
     plan = plan_spec(name, preset("llama-7b"))
-    save_adapter(tmp_path, plan, draw(plan, 0), "", seed=0)
-    size = (tmp_path / "adapter.safetensors").stat().st_size
-    assert size <= 1.02 * 4 * plan.trainable
+    save_adapter(tmp_path, plan, draw(plan, 0), find_spec(name).read_text(), seed=0)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size <= 1.03 * 4 * plan.trainable
+
+
+def test_the_folder_is_small_at_135m(tmp_path: Path) -> None:
+    spec = read_file(find_spec("bishare_ke"))[0].with_params({"size": 64})
+    plan = plan_spec(spec, preset("smollm2-135m"))
+    tensors = draw(plan, 0)
+    save_adapter(tmp_path / "whole", plan, tensors, spec_text(spec), seed=0)
+    save_adapter(tmp_path / "half", plan, tensors, spec_text(spec), seed=0, dtype="bfloat16")
+    size = {f: sum(p.stat().st_size for p in (tmp_path / f).iterdir()) for f in ("whole", "half")}
+    assert size["whole"] <= 1.1 * 4 * plan.trainable
+    assert size["whole"] - size["half"] == pytest.approx(2 * plan.trainable, rel=0.001)
 
 
 def test_the_config_is_of_no_interest_to_peft_and_transformers(folder: Path) -> None:
@@ -168,25 +184,25 @@ def test_a_config_that_lists_a_file_elsewhere(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_newer_format(folder: Path) -> None:
-    reseal(folder, format=2, something_new=True)
-    error = refused(folder, "BS605", "format 2")
+    reseal(folder, format=3, something_new=True)
+    error = refused(folder, "BS605", "format 3")
     assert "upgrade" in str(error)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
 def test_a_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     refused(folder, "BS606", name)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
 def test_a_truncated_file(folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:-1])
     refused(folder, "BS607", name, "bytes of")
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_tampered_file(folder: Path, name: str, place: int) -> None:
     content = bytearray((folder / name).read_bytes())
@@ -195,7 +211,7 @@ def test_a_tampered_file(folder: Path, name: str, place: int) -> None:
     refused(folder, "BS607", name, "content")
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
 def test_a_file_that_is_not_what_its_name_says(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"\xff\xff\xff")
     reseal(folder)
@@ -203,8 +219,8 @@ def test_a_file_that_is_not_what_its_name_says(folder: Path, name: str) -> None:
 
 
 def test_a_transform_that_is_not_installed(folder: Path) -> None:
-    path = folder / "plan.json"
-    path.write_text(path.read_text().replace('"transform":"SS"', '"transform":"ZZ"'))
+    path = folder / "spec.share"
+    path.write_text(path.read_text().replace("via SS", "via ZZ"))
     reseal(folder)
     error = refused(folder, "BS619", "`ZZ`", "registered in Python")
     assert len(error.problems) == 1
@@ -244,6 +260,130 @@ def test_everything_that_is_wrong_with_the_tensors_is_said_at_once(folder: Path)
     assert [p.code for p in caught.value.problems] == ["BS609", "BS611", "BS610"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("rank 2", "rank 3", "BS661"),
+        ("per module", "per layer", "BS608"),  # Its widths differ.
+        ("target q_proj", "target nothing", "BS608"),
+        ("share x", "use", "BS608"),
+        ("rank 1", "rank 1 dropout 2", "BS608"),
+        ("rank 1", "rank 1 scale 3", "BS661"),
+    ],
+)
+def test_a_spec_that_was_edited(folder: Path, before: str, after: str, code: str) -> None:
+    path = folder / "spec.share"
+    path.write_text(path.read_text().replace(before, after))
+    reseal(folder)
+    refused(folder, code)
+
+
+def test_a_spec_that_uses_another(folder: Path, tmp_path: Path) -> None:
+    (folder / "spec.share").write_text('spec s use "lora"')
+    reseal(folder)
+    refused(folder, "BS608", "uses other files")
+
+
+def test_a_base_that_was_edited(folder: Path) -> None:
+    base = json.loads((folder / "bishare_config.json").read_text())["base"]
+    [run] = base["sites"]
+    for edit, code in (
+        ({"count": 1}, "BS661"),
+        ({"count": 10**12}, "BS604"),
+        ({"linears": {"self_attn.q_proj": [32, 0]}}, "BS604"),
+        ({"linears": {"up": [1, 1]}}, "BS608"),
+    ):
+        reseal(folder, base=base | {"sites": [run | edit]})
+        refused(folder, code)
+
+
+def test_every_flipped_bit_of_the_config_is_noticed(folder: Path) -> None:
+    """But for those that mean the same: a space that is another space, a letter that is one in any case."""
+    path = folder / "bishare_config.json"
+    content = path.read_bytes()
+    config = read_adapter(folder).config
+    for place in range(0, len(content), 7):
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+        )
+        try:
+            assert read_adapter(folder).config == config
+        except AdapterError:
+            continue
+
+
+def test_an_adapter_that_would_fill_the_memory(folder: Path) -> None:
+    text = f"spec s target q_proj share x per layer rank {10**8} freeze A"
+    plan = plan_spec(parse_spec(text), tiny_model("llama"))
+    [problem] = base_problems(plan, plan.base)
+    assert (problem.code, "and the adapter 14,400,000,000" in problem.message) == ("BS613", True)
+
+
+def test_values_that_are_not_finite_are_told(folder: Path) -> None:
+    model = load_adapter(folder, tiny_model("llama"))
+    with torch.no_grad():
+        model.bishare.tensors()["x.layer_0.A"][0, 0] = torch.nan
+    with pytest.warns(UserWarning, match=r"BS660.*1 of.*x.layer_0.A"):
+        model.bishare.save_pretrained(folder)
+    with pytest.warns(UserWarning, match="BS660"):
+        load_adapter(folder, tiny_model("llama"))
+
+
+# In half the size ---------------------------------------------------------------------------------
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    model = compile_spec(parse_spec(TEXT + " freeze A"), tiny_model("llama"))
+    model.bishare.save_pretrained(tmp_path, dtype="bfloat16")
+    before, after = model.bishare.tensors(), read_adapter(tmp_path).tensors()
+    stored = load_file(tmp_path / "adapter.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert stored.keys() < after.keys()
+    for name, tensor in before.items():
+        want = tensor.bfloat16().float() if name in stored else tensor
+        assert torch.equal(after[name], want)
+        assert after[name].dtype == torch.float32
+    with pytest.raises(AdapterError, match=r"BS662.*int8"):
+        model.bishare.save_pretrained(tmp_path, dtype="int8")
+
+
+# Format 1 -----------------------------------------------------------------------------------------
+
+OF_0_1 = Path(__file__).with_name("format_1")
+
+
+@pytest.mark.parametrize("name", ["whole", "compact"])
+def test_what_0_1_saved_is_loaded_and_saved_as_now(tmp_path: Path, name: str) -> None:
+    ids = torch.arange(8).view(1, 8)
+    wanted = torch.tensor([0.5791, 1.1811, -1.9685])  # What 0.1 gave.
+    model = load_adapter(OF_0_1 / name, tiny_model("llama"))
+    logits = model(ids).logits
+    torch.testing.assert_close(logits[0, 1, :3], wanted, atol=1e-4, rtol=0)
+    shutil.copytree(OF_0_1 / name, tmp_path / "it")
+    model.bishare.save_pretrained(tmp_path / "it")
+    assert not (tmp_path / "it" / "plan.json").exists()
+    assert read_adapter(tmp_path / "it").config.format == 2
+    again = load_adapter(tmp_path / "it", tiny_model("llama"))
+    assert torch.equal(again(ids).logits, logits)
+
+
+def test_a_plan_of_0_1_that_contradicts_its_spec(tmp_path: Path) -> None:
+    shutil.copytree(OF_0_1 / "whole", tmp_path / "it")
+    plan = json.loads((OF_0_1 / "whole" / "plan.json").read_text())
+    draw_from = random.Random(0)
+    for _ in range(40):
+        edited = json.loads(json.dumps(plan))
+        part = draw_from.choice(edited[draw_from.choice(["tensors", "terms"])])
+        field = draw_from.choice([f for f in part if f not in ("owner", "rows", "linear")])
+        part[field] = draw_from.choice([None, 3, -1.5, "zeros", [], {"A": "inter.A"}])
+        if part in (*plan["tensors"], *plan["terms"]):
+            continue
+        (tmp_path / "it" / "plan.json").write_text(json.dumps(edited))
+        reseal(tmp_path / "it")
+        with pytest.raises(AdapterError, match=r"BS608|BS661"):
+            read_adapter(tmp_path / "it")
+
+
 # Another base -------------------------------------------------------------------------------------
 
 
@@ -280,7 +420,7 @@ def saved(folder: Path, seed: int = 0) -> None:
     save_adapter(folder, plan, draw(plan, seed), TEXT, seed=seed)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "plan.json", "spec.share"])
+@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
 def test_a_foreign_file_is_not_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(AdapterError, match="BS615"):

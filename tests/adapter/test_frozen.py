@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import initial
+from bishare_dsl.adapter.config import sealed
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stored import drawn
@@ -108,15 +109,19 @@ def test_values_that_are_no_numbers_are_stored(tmp_path: Path) -> None:
     model = made()
     with torch.no_grad():
         model.bishare.tensors()["s.A"][1, 2] = torch.nan
-    with pytest.warns(BishareWarning, match="BS635"):
+    with (
+        pytest.warns(BishareWarning, match="BS635"),
+        pytest.warns(BishareWarning, match="BS660"),
+    ):
         model.bishare.save_pretrained(tmp_path)
     assert torch.isnan(read_adapter(tmp_path).tensors()["s.A"][1, 2])
 
 
 def test_of_many_names_the_first_are_told(tmp_path: Path) -> None:
-    plan = plan_spec(parse_spec("spec s target q_proj, k_proj share x per module rank 1 freeze A"), tiny_model("llama"))  # fmt: skip
+    text = "spec s target q_proj, k_proj share x per module rank 1 freeze A"
+    plan = plan_spec(parse_spec(text), tiny_model("llama"))
     tensors = {name: tensor + 1 for name, tensor in draw(plan, 0).items()}
-    (problem,) = save_adapter(tmp_path, plan, tensors, "", seed=0)
+    (problem,) = save_adapter(tmp_path, plan, tensors, text, seed=0)
     assert problem.code == "BS635"
     assert problem.severity == "warning"
     assert problem.message.count("`") == 6
@@ -196,7 +201,7 @@ def test_another_torch_that_draws_other_numbers(
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     config = json.loads((folder / "bishare_config.json").read_text())
     edit(config)
-    (folder / "bishare_config.json").write_text(json.dumps(config))
+    (folder / "bishare_config.json").write_text(sealed(config))
 
 
 def test_another_seed(folder: Path) -> None:

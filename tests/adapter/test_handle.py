@@ -1,3 +1,7 @@
+import copy
+import pickle
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,3 +319,47 @@ def test_the_model_is_no_child_of_its_handle(adapted: Adapted) -> None:
     model = adapted()
     assert not list(model.bishare.children())
     assert len(list(model.modules())) == len({id(module) for module in model.modules()})
+
+
+def test_a_copy_is_not_made_while_disabled(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    with model.bishare.disable_adapter():
+        for copying in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(AdapterError, match=r"BS626.*copy the model"):
+                copying(model)
+    before = logits(model, ids)
+    assert torch.equal(logits(copy.deepcopy(model), ids), before)
+
+
+def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tensor) -> None:
+    """Each stops, as well as it can, between reading the counter and writing it."""
+    model = adapted()
+    before = logits(model, ids)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def often() -> None:
+        for _ in range(200):
+            with model.bishare.disable_adapter():
+                pass
+
+    threads = [threading.Thread(target=often) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert "active" in repr(model.bishare)
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_an_empty_name_is_a_name(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    trained = logits(model, ids)
+    compile_spec("lora", model, name="")
+    assert model.bishare.adapters == ("default", "")
+    model.bishare.set_adapter("")
+    model.bishare.set_adapter("default")
+    assert torch.equal(logits(model, ids), trained)

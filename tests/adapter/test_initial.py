@@ -7,12 +7,12 @@ import torch
 
 from bishare_dsl import parse_spec
 from bishare_dsl.adapter.initial import draw, generator_seed
-from bishare_dsl.models import preset
-from bishare_dsl.plan import Base, Plan, Tensor, build_plan
+from bishare_dsl.models import Architecture, preset
+from bishare_dsl.plan import Plan, Tensor, build_plan
 
 
 def plan_of(tensors: Sequence[Tensor]) -> Plan:
-    base = Base(name="b", family="f", model_id=None, layers=1, parameters=1)
+    base = Architecture(name="b", family="f", layers=1, parameters=1, sites=())
     return Plan(
         spec="s", params={}, base=base, sites=(), tensors=tuple(tensors), pools=(), terms=()
     )

@@ -66,7 +66,7 @@ RECIPE = {
     "eval_steps": 3,
     "load_best_model_at_end": True,
 }
-ADAPTER = {"README.md", "adapter.safetensors", "bishare_config.json", "plan.json", "spec.share"}
+ADAPTER = {"README.md", "adapter.safetensors", "bishare_config.json", "spec.share"}
 RUN = ADAPTER | {"checkpoint-3", "checkpoint-6", "log.jsonl", "loss.png", "run.json"}
 STATE = {"checkpoint.json", "state.json", "state.safetensors", "trainer_state.json"}
 # In float32 the order of sums is all that differs; six steps let it grow to some 1e-6.

@@ -143,7 +143,7 @@ def test_another_run_is_refused(start, files, tmp_path):
         "learning_rate": (2e-2, "learning_rate was 0.01 and is 0.02"),
         "seed": (1, "seed was 0 and is 1"),
         "data": (files / "others.jsonl", "the data is another"),
-        "params": ({"r": 2}, "the plan is another"),
+        "params": ({"r": 2}, "the adapter's plan is another"),
         "max_length": (16, "max_length was 32 and is 16"),
         "per_device_train_batch_size": (4, "effective batch was 4 and is 8"),
     }

@@ -40,7 +40,7 @@ def test_a_run_from_end_to_end(start, tmp_path, monkeypatch):
         assert torch.equal(loaded(IDS).logits, result.model(IDS).logits)
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "README.md", "adapter.safetensors", "bishare_config.json", "plan.json", "spec.share",
+        "README.md", "adapter.safetensors", "bishare_config.json", "spec.share",
         "checkpoint-12", "checkpoint-15", "run.json", "log.jsonl", "loss.png", "runs",
     }  # fmt: skip
     log = [json.loads(line) for line in (folder / "log.jsonl").open()]

@@ -387,3 +387,26 @@ SHARDED = Code(
     "another one would stand whole on every process, and trained there its copies would go apart. Make the "
     "adapter active first and let FSDP shard the model then.",
 )
+NOT_FINITE_TENSORS = Code(
+    "BS660",
+    "tensors with values that are no numbers",
+    "{count} of the adapter's tensors have values that are not finite, the first is `{name}`",
+    "NaN or infinity: what such an adapter gives is no number either. Training stops before that happens "
+    "(BS750). It is saved and loaded all the same, bit for bit, for it may be what you want to look at.",
+    severity="warning",
+)
+OTHER_COMPILER = Code(
+    "BS661",
+    "the spec of an adapter gives another plan",
+    "the adapter's spec gives another plan here than the one that it was saved with",
+    "An adapter folder has the spec's text and the shapes of its base; what each tensor is for is worked out "
+    "again, and compared with what it was. Either the folder was edited, or this version of bishare, or of "
+    "a transform's package, compiles the spec in another way than the one that saved it.",
+)
+UNKNOWN_DTYPE = Code(
+    "BS662",
+    "no type that an adapter is saved in",
+    "an adapter is not saved in {dtype}",
+    "By default each tensor is saved in the type that it has; `bfloat16` rounds float32 tensors to half the "
+    "size.",
+)
