@@ -16,6 +16,7 @@ from torch import nn
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
+from bishare_dsl.adapter.probe import Inputs, probe
 from bishare_dsl.adapter.resident import by_one, devices, settle, whole
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
@@ -334,7 +335,7 @@ class AdapterHandle(AdapterRoot):
 
     def merge(
         self,
-        input_ids: torch.Tensor | None = None,
+        inputs: Inputs | None = None,
         *,
         keep_base: bool = True,
         dequantize: bool = False,
@@ -342,7 +343,8 @@ class AdapterHandle(AdapterRoot):
         """Merge the adapter into the base's weights, in float32, and measure what that changed.
 
         Args:
-            input_ids: ``(batch, tokens)`` to measure on; by default 32 tokens, always the same.
+            inputs: to measure on, by keyword, or the model's main one, such as ``input_ids``; by default
+                random ones of the shapes that its config tells, always the same.
             keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
 
@@ -355,14 +357,15 @@ class AdapterHandle(AdapterRoot):
             raise AdapterError(codes.ALREADY_MERGED())
         tensors = whole(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
-        before = merging.probe(model, input_ids)
+        before = probe(model, inputs)
         set_enabled(model, False)
         try:
             self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
         except BaseException:
             set_enabled(model, True)
             raise
-        return merging.report(self._merged, before, merging.probe(model, input_ids))
+        after = before if before.output is None else probe(model, before.inputs)
+        return merging.report(self._merged, before, after)
 
     def unmerge(self) -> None:
         """Give the base its weights back, bit for bit, and let the adapter run beside them again.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from bishare_dsl.adapter.probe import Probe
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
@@ -31,26 +32,35 @@ class MergeReport:
     Attributes:
         modules: how many layers were merged.
         dequantized: how many of them were quantised and are now dense.
-        max_difference: the largest difference of a logit from the unmerged model's, on the probe.
-        relative_difference: the norm of all these differences over that of the logits.
+        max_difference: the largest difference of an output from the unmerged model's, on the probe; None
+            where there is nothing to measure on.
+        relative_difference: the norm of all these differences over that of the output, likewise.
         max_rounding: the largest difference between a merged weight and its sum in float32.
+        measured: which of the model's outputs that is: ``logits``, where it has them.
+        reason: why nothing was measured.
     """
 
     modules: int
     dequantized: int
-    max_difference: float
-    relative_difference: float
+    max_difference: float | None
+    relative_difference: float | None
     max_rounding: float
+    measured: str
+    reason: str
 
     def __str__(self) -> str:
         dequantized = f" ({self.dequantized} dequantised)" if self.dequantized else ""
         rounding = (
             f"; weights rounded by at most {self.max_rounding:.3g}" if self.max_rounding else ""
         )
-        return (
-            f"merged {self.modules} modules{dequantized}; logits differ from the unmerged model's by at "
-            f"most {self.max_difference:.3g} (relative {self.relative_difference:.3g}){rounding}"
-        )
+        if self.max_difference is None:
+            moved = f"how far its outputs moved was not measured, for {self.reason}"
+        else:
+            moved = (
+                f"{self.measured.replace('_', ' ')} differ from the unmerged model's by at most "
+                f"{self.max_difference:.3g} (relative {self.relative_difference:.3g})"
+            )
+        return f"merged {self.modules} modules{dequantized}; {moved}{rounding}"
 
 
 @dataclass
@@ -125,41 +135,22 @@ def check(
         _summed(model, plan, tensors, site)
 
 
-def report(merged: Merged, before: torch.Tensor, after: torch.Tensor) -> MergeReport:
-    """How a merge changed the model: its logits `before` and `after`, on the same probe."""
-    difference = (after - before).double()
+def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
+    """How a merge changed the model: what it gave `before` and `after`, for the same inputs."""
+    max_difference = relative_difference = None
+    if before.output is not None and after.output is not None:
+        difference = (after.output - before.output).double()
+        max_difference = difference.abs().max().item()
+        relative_difference = (difference.norm() / before.output.double().norm()).item()
     return MergeReport(
         modules=merged.modules,
         dequantized=merged.dequantized,
-        max_difference=difference.abs().max().item(),
-        relative_difference=(difference.norm() / before.double().norm()).item(),
+        max_difference=max_difference,
+        relative_difference=relative_difference,
         max_rounding=merged.max_rounding,
+        measured=before.name,
+        reason=before.reason,
     )
-
-
-def probe(model: PreTrainedModel, input_ids: torch.Tensor | None = None) -> torch.Tensor:
-    """The model's logits, float32 on the CPU, in eval mode.
-
-    Args:
-        model: a causal language model.
-        input_ids: ``(batch, tokens)``; by default two rows of 16 tokens that are always the same.
-    """
-    if input_ids is None:
-        vocabulary = model.config.get_text_config().vocab_size
-        random = torch.Generator().manual_seed(0)
-        input_ids = torch.randint(vocabulary, (2, 16), generator=random)
-    embeddings = next(model.get_input_embeddings().parameters())
-    device = torch.device("cpu") if embeddings.is_meta else embeddings.device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=input_ids.to(device), use_cache=False).logits
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    found: torch.Tensor = logits.float().cpu()
-    return found
 
 
 def _sites(plan: Plan) -> list[Site]:
@@ -301,5 +292,5 @@ def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
     """The type of the activations, which a dense layer must share."""
-    floating = (p.dtype for p in model.get_input_embeddings().parameters() if p.is_floating_point())
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floating, torch.float32)
