@@ -76,8 +76,9 @@ test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## th
 	$(call install,.venv-compat/newest,--upgrade -e '.[dev]' '$(TRANSFORMERS)')
 	@touch $@
 
-docs: $(STAMP) ## write docs/errors from the registry of error codes
+docs: $(STAMP) ## write docs/errors from the registry of error codes, and the picture in the README
 	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors
+	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
 
 clean: ## remove all that make has made, downloads in .cache apart
 	rm -rf .venv .venv-compat build dist .*_cache .hypothesis

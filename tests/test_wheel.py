@@ -63,7 +63,11 @@ def test_wheel_holds_what_the_checkout_holds(wheel: Path) -> None:
     expected = {"bishare_dsl/py.typed"}
     expected |= {f"bishare_dsl/{path.relative_to(ROOT)}" for path in ROOT.glob("grammars/*")}
     expected |= {f"bishare_dsl/{path.relative_to(ROOT)}" for path in ROOT.glob("specs/*.share")}
-    expected |= {str(path.relative_to(ROOT)) for path in ROOT.glob("bishare_dsl/**/*.py")}
+    expected |= {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("bishare_dsl/**/*")
+        if path.suffix in (".py", ".html")
+    }
     assert "bishare_dsl/grammars/share.lark" in expected
     assert expected <= inside
     # The tables that Lark makes of the grammar are the user's, not the wheel's.

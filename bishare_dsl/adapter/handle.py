@@ -77,6 +77,13 @@ class AdapterHandle(AdapterRoot):
             self._adapters, self.frozen = beside._adapters, beside.frozen
         self._adapters[name] = self
 
+    def _repr_html_(self) -> str:
+        """Draw who shares what with whom, in a notebook."""
+        from bishare_dsl.language import parse_spec
+        from bishare_dsl.show.page import frame
+
+        return frame(self.plan, parse_spec(self.spec_text))
+
     def freeze_compact(self) -> None:
         """Nothing trains from here on: the tensors are what a compact adapter keeps of them."""
         self._compact = True

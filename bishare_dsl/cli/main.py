@@ -29,6 +29,7 @@ COMMANDS = {
     "check": "Find every mistake in specs.",
     "fmt": "Give specs their one layout.",
     "plan": "Show what a spec shares and costs on a model.",
+    "show": "Draw who shares what with whom.",
     "diff": "Show which modules two specs share differently.",
     "compile": "Make an adapter from a spec, or print a stage of doing so.",
     "train": "Train an adapter on rows of text.",

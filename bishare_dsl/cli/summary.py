@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.show import rows
-from bishare_dsl.show.rows import BYTES, MIB
+from bishare_dsl.show.rows import BYTES, mib, span
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -17,7 +17,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
     return {
         "spec": plan.spec,
         "params": plan.params,
-        "model": plan.base.model_dump(),
+        "model": plan.base.model_dump(exclude={"sites"}),
         "trainable": plan.trainable,
         "frozen": plan.frozen,
         "all": plan.all,
@@ -123,12 +123,6 @@ def _memory(plan: Plan) -> str:
     )
 
 
-def mib(size: int) -> str:
-    """A number of bytes in MiB, to three digits or more."""
-    value = size / MIB
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
     """Columns under their heads; numbers to the right, the columns of ``left`` to the left."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -140,11 +134,3 @@ def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def span(bounds: rows.Bounds | None) -> str:
-    """The least and the most; one number where they are the same."""
-    if bounds is None:
-        return "-"
-    least, most = bounds
-    return f"{least:,}" if least == most else f"{least:,}-{most:,}"

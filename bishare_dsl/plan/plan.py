@@ -109,6 +109,21 @@ class Plan(_Data):
         text = json.dumps((tensors, terms), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def __repr__(self) -> str:
+        adapted = sum(1 for terms in self.terms_of.values() if terms)
+        return (
+            f"<Plan {self.spec} on {self.base.name}: {adapted:,} modules, "
+            f"{self.trainable:,} trainable parameters>"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """Draw who shares what with whom, in a notebook."""
+        from bishare_dsl.show.page import frame
+
+        return frame(self)
+
     @property
     def trainable(self) -> int:
         """Trainable parameters, each tensor counted once."""

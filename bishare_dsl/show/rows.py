@@ -252,3 +252,17 @@ def bounds(values: Iterable[int]) -> Bounds:
     """The least and the most of some numbers."""
     found = list(values)
     return min(found), max(found)
+
+
+def span(found: Bounds | None) -> str:
+    """The least and the most; one number where they are the same."""
+    if found is None:
+        return "-"
+    least, most = found
+    return f"{least:,}" if least == most else f"{least:,}-{most:,}"
+
+
+def mib(size: int) -> str:
+    """A number of bytes in MiB, to three digits or more."""
+    value = size / MIB
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -80,6 +80,12 @@ def test_the_handle_says_what_it_is(adapted: Adapted) -> None:
     assert "AdapterHandle(mixed" in repr(adapted())
 
 
+def test_a_notebook_shows_the_picture_in_the_words_of_the_spec(adapted: Adapted) -> None:
+    model = adapted()
+    assert model.bishare._repr_html_().startswith("<iframe srcdoc=")
+    assert " per layer " in model.bishare._repr_html_()
+
+
 # Saving and loading -------------------------------------------------------------------------------
 
 

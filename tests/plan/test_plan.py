@@ -17,6 +17,22 @@ share inter per model  rank 3 via GT(size = 6, gate_rank = 2)
 """
 
 
+def test_the_repr_is_one_line(plan):
+    made = plan(THREE)
+    assert repr(made) == str(made)
+    assert (
+        repr(made) == f"<Plan test on small: 28 modules, {made.trainable:,} trainable parameters>"
+    )
+
+
+def test_a_notebook_shows_the_picture(plan):
+    shown = plan(THREE)._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    # Inside an attribute: no quote of the page ends it.
+    assert shown.count('"') == 10
+    assert "inter.A" in shown
+
+
 def test_tensor_names_are_key_paths(plan):
     made = plan(f"target q_proj, down_proj\n{THREE}")
     layer = [name for name in made.tensor if "layer_3" in name or "layers.3" in name]

@@ -1,0 +1,69 @@
+"""``bishare show``: who shares what with whom, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.reading import plan_of
+from bishare_dsl.cli.report import Report
+
+
+@click.command(
+    "show",
+    epilog=options.examples(
+        "bishare show my.share --model llama-7b",
+        "bishare show bishare_ke --model llama-7b --html sharing.html",
+        "bishare show bishare_ss --model ./my-checkpoint --set r_inter=0 --svg sharing.svg",
+    ),
+)
+@options.spec()
+@options.model()
+@options.values
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page that tells of each module and each share; it needs no network.",
+)
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a picture of all shares.",
+)
+@options.quiet
+@click.pass_obj
+def command(
+    report: Report,
+    file: str,
+    model: str,
+    params: dict[str, options.Value],
+    html: Path | None,
+    svg: Path | None,
+) -> None:
+    """Draw who shares what with whom: layers across, modules down, one colour for each tensor.
+
+    Without --html and --svg the picture is printed, with a letter for each tensor and a dot where a share
+    is not. Files that exist are replaced.
+    """
+    from bishare_dsl.show.picture import picture
+    from bishare_dsl.writing import replace_file
+
+    made = plan_of(file, model, params, report)
+    if html is not None:
+        from bishare_dsl.show.page import page
+
+        replace_file(html, page(made.plan, made.spec).encode())
+        report.result(str(html))
+    if svg is not None:
+        from bishare_dsl.show.svg import whole
+
+        replace_file(svg, whole(picture(made.plan, made.spec, merged=True)).encode())
+        report.result(str(svg))
+    if html is None and svg is None:
+        from bishare_dsl.show.text import text
+
+        report.result(text(picture(made.plan, made.spec, merged=True)))

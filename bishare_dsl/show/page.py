@@ -1,0 +1,139 @@
+"""A plan as one HTML page: no network, nothing to install, and every name of a spec as text."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bishare_dsl.plan import Plan
+from bishare_dsl.show.picture import Grid, Panel, Picture, Section, picture
+from bishare_dsl.show.rows import BYTES, mib
+from bishare_dsl.show.svg import DARK, LIGHT, STYLE, Scale, panel_body, settings, summary
+from bishare_dsl.spec import Spec
+
+_FEW = 10
+
+
+def page(plan: Plan, spec: Spec | None = None) -> str:
+    """The whole page. With the spec it says in the spec's words who shares."""
+    drawn = picture(plan, spec)
+    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{plan.spec} on {plan.base.name}"),
+        light=LIGHT,
+        dark=DARK,
+        style=STYLE,
+        body=_body(drawn),
+        # Inside a script element only `<` could end it, whatever the names are.
+        data=json.dumps(_data(drawn), separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def frame(plan: Plan, spec: Spec | None = None) -> str:
+    """The page inside a frame, for a notebook: neither's style nor script meets the other's."""
+    drawn = picture(plan, spec)
+    width, height = Scale.of(drawn.grid).size(drawn.grid)
+    roles = max(len(section.panels) for section in drawn.sections)
+    stacked = 1 if roles * (width + 60) <= 1000 else roles
+    tall = min(300 + stacked * (height + 130), 900)
+    return (
+        f'<iframe srcdoc="{escape(page(plan, spec))}" width="100%" height="{tall}" '
+        f'style="border:0" title="{escape(f"{plan.spec} on {plan.base.name}")}"></iframe>'
+    )
+
+
+def _body(drawn: Picture) -> str:
+    plan = drawn.plan
+    adapted = sum(1 for terms in plan.terms_of.values() if terms)
+    params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
+    facts = [
+        f"<b>{plan.trainable:,}</b> trainable parameters",
+        f"{mib(BYTES * plan.trainable)} MiB",
+        f"<b>{adapted:,}</b> modules in {len(drawn.grid.layers):,} layers",
+        *([escape(params)] if params else []),
+    ]
+    tabs = "".join(
+        f'<button role="tab" aria-selected="{str(not i).lower()}" tabindex="{-bool(i)}">'
+        f"{escape(section.row.name)}<small>{section.row.trainable:,}</small></button>"
+        for i, section in enumerate(drawn.sections)
+    )
+    sections = "".join(_section(section, i, drawn.grid) for i, section in enumerate(drawn.sections))
+    return (
+        f"<header><h1>{escape(plan.spec)} <span>on {escape(plan.base.name)}</span></h1>"
+        '<button id="theme" data-is="auto">theme: auto</button></header>\n'
+        f'<p class="facts">{" · ".join(facts)}</p>\n'
+        f'<nav role="tablist" aria-label="Shares">{tabs}</nav>\n{sections}\n'
+        "<footer>Modules of one colour use one tensor. Where tensors are many, colours tell neighbours "
+        "apart: point at a module to see who shares with it, click to keep that.</footer>"
+    )
+
+
+def _section(section: Section, i: int, grid: Grid) -> str:
+    panels = "".join(_figure(panel, f"{i} {j}", grid) for j, panel in enumerate(section.panels))
+    return (
+        f"<section{' hidden' if i else ''}>"
+        f'<p class="statement"><b>share</b> {escape(section.row.name)}  {escape(section.key)} '
+        f"<i>{escape(settings(section))}</i></p>"
+        f'<div class="panels">{panels}</div></section>\n'
+    )
+
+
+def _figure(panel: Panel, place: str, grid: Grid) -> str:
+    width, height = Scale.of(grid).size(grid)
+    role = ", ".join(panel.roles)
+    size = sum(patch.tensor.size for patch in panel.patches)
+    # Where each module has its own there is nothing to tell but that.
+    listed = [] if panel.alone else panel.patches[:_FEW]
+    legend = "".join(
+        f'<li data-p="{i}"><i style="background:{patch.colour}"></i>{escape(patch.label)}</li>'
+        for i, patch in enumerate(listed)
+    )
+    if listed and len(panel.patches) > _FEW:
+        legend += f"<li>and {len(panel.patches) - _FEW:,} more</li>"
+    if panel.uncovered:
+        legend += '<li><i style="background:var(--none)"></i>not in this share</li>'
+    return (
+        f'<figure data-panel="{place}"><figcaption><b>{escape(role)}</b>'
+        f"<span>{summary(panel)}, {size:,} parameters</span></figcaption>"
+        f'<div class="scroll"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'role="img" aria-label="{escape(role)}: {summary(panel)}">'
+        f"{panel_body(panel, grid, titles=False)}</svg></div><ul>{legend}</ul></figure>"
+    )
+
+
+def _data(drawn: Picture) -> dict[str, Any]:
+    """What the page's script tells of pools and modules."""
+    grid = drawn.grid
+    return {
+        "rows": grid.rows,
+        "sites": [
+            [row, site.layer, site.path, site.d_in, site.d_out]
+            for site, (row, _) in zip(grid.sites, grid.places, strict=True)
+        ],
+        "shares": [
+            {
+                "panels": [
+                    [
+                        [p.tensor.name, *p.tensor.shape, p.tensor.init, p.tensor.trainable]
+                        for p in panel.patches
+                    ]
+                    for panel in section.panels
+                ],
+                "own": _own(section, len(grid.sites)),
+            }
+            for section in drawn.sections
+        ],
+    }
+
+
+def _own(section: Section, sites: int) -> dict[str, Any]:
+    """What single modules have, each distinct set of shapes once."""
+    kinds: dict[str, int] = {}
+    found = [-1] * sites
+    for site, own in section.own.items():
+        kind = json.dumps([[role, *tensor.shape] for role, tensor in own])
+        found[site] = kinds.setdefault(kind, len(kinds))
+    return {"kinds": [json.loads(kind) for kind in kinds], "sites": found}

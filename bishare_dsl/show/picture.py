@@ -1,0 +1,189 @@
+"""What a picture of a plan shows, as data: a grid of modules, and for each share who shares what in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bishare_dsl.models.site import Site
+from bishare_dsl.plan import Plan, Pool, Tensor
+from bishare_dsl.show.colours import colours
+from bishare_dsl.show.rows import ShareRow, shares
+from bishare_dsl.spec import Spec
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The modules of a plan: layers across, modules of a block down, each in the model's order.
+
+    ``groups`` and ``names`` say what each row is, ``self_attn`` and ``q_proj``. ``places`` has the row and
+    the column of each of ``sites``.
+    """
+
+    groups: tuple[str, ...]
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    sites: tuple[Site, ...]
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What each row is, in one word: ``self_attn.q_proj``."""
+        pairs = zip(self.groups, self.names, strict=True)
+        return tuple(f"{group}.{name}" if group else name for group, name in pairs)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One pool of a panel: its tensor, its colour, and the indices of its sites in the grid."""
+
+    tensor: Tensor
+    label: str
+    colour: str
+    sites: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who shares the tensors of one role; ``roles`` has several where these are shared alike."""
+
+    roles: tuple[str, ...]
+    patches: tuple[Patch, ...]
+    uncovered: tuple[int, ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no two modules share."""
+        return all(len(patch.sites) == 1 for patch in self.patches)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One share. ``key`` is what the spec says of who shares, ``""`` where the spec is not known. ``own`` has
+    the tensors that single modules have, by the index of the site."""
+
+    row: ShareRow
+    key: str
+    panels: tuple[Panel, ...]
+    own: dict[int, tuple[tuple[str, Tensor], ...]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that is drawn of a plan."""
+
+    plan: Plan
+    grid: Grid
+    sections: tuple[Section, ...]
+
+
+def picture(plan: Plan, spec: Spec | None = None, *, merged: bool = False) -> Picture:
+    """What to draw of a plan; with ``merged`` roles that are shared alike are drawn once."""
+    grid = _grid(plan.sites)
+    keys = _keys(spec)
+    found = []
+    for row in shares(plan):
+        panels = _panels(plan, grid, row.name)
+        found.append(
+            Section(
+                row,
+                keys.get(row.name, ""),
+                tuple(_merged(panels) if merged else panels),
+                _own(plan, grid, row.name),
+            )
+        )
+    return Picture(plan, grid, tuple(found))
+
+
+def _grid(sites: tuple[Site, ...]) -> Grid:
+    split = [_split(site.path) for site in sites]
+    towers = {tower for tower, _ in split}
+    # Two towers may each have a `layers.0`.
+    keys = [(tower if len(towers) > 1 else "", inner) for tower, inner in split]
+    rows = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    layers = {layer: i for i, layer in enumerate(sorted({site.layer for site in sites}))}
+    parents = [(tower, *inner.rpartition(".")) for tower, inner in rows]
+    return Grid(
+        groups=tuple(".".join(filter(None, (tower, parent))) for tower, parent, _, _ in parents),
+        names=tuple(name for *_, name in parents),
+        layers=tuple(layers),
+        sites=sites,
+        places=tuple(
+            (rows[key], layers[site.layer]) for key, site in zip(keys, sites, strict=True)
+        ),
+    )
+
+
+def _split(path: str) -> tuple[str, str]:
+    """What a module's path says before the number of its block, and after it."""
+    parts = path.split(".")
+    block = next(i for i, part in enumerate(parts) if part.isdecimal())
+    return ".".join(parts[:block]), ".".join(parts[block + 1 :])
+
+
+def _panels(plan: Plan, grid: Grid, share: str) -> list[Panel]:
+    index = {site.path: i for i, site in enumerate(grid.sites)}
+    pools: dict[str, list[Pool]] = {}
+    for pool in plan.pools:
+        if pool.share == share:
+            pools.setdefault(pool.role, []).append(pool)
+    panels = []
+    for role, found in pools.items():
+        members = [tuple(sorted(index[path] for path in pool.members)) for pool in found]
+        first = [grid.places[sites[0]] for sites in members]
+        alone = all(len(sites) == 1 for sites in members)
+        covered = {i for sites in members for i in sites}
+        patches = (
+            Patch(plan.tensor[pool.tensor], _label(pool), colour, sites)
+            for pool, colour, sites in zip(found, colours(first, alone=alone), members, strict=True)
+        )
+        uncovered = (i for i in range(len(grid.sites)) if i not in covered)
+        panels.append(Panel((role,), tuple(patches), tuple(uncovered)))
+    return panels
+
+
+def _label(pool: Pool) -> str:
+    """What a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
+    return pool.tensor.removeprefix(f"{pool.share}.").removesuffix(pool.role).rstrip(".") or "all"
+
+
+def _merged(panels: Iterable[Panel]) -> list[Panel]:
+    found: dict[tuple[tuple[int, ...], ...], Panel] = {}
+    for panel in panels:
+        partition = tuple(patch.sites for patch in panel.patches)
+        same = found.get(partition)
+        roles = (*same.roles, *panel.roles) if same else panel.roles
+        found[partition] = Panel(roles, (same or panel).patches, panel.uncovered)
+    return list(found.values())
+
+
+def _own(plan: Plan, grid: Grid, share: str) -> dict[int, tuple[tuple[str, Tensor], ...]]:
+    pooled = {pool.tensor for pool in plan.pools}
+    index = {site.path: i for i, site in enumerate(grid.sites)}
+    return {
+        index[term.site]: own
+        for term in plan.terms
+        if term.share == share
+        and (
+            own := tuple(
+                (role, plan.tensor[name])
+                for role, name in term.tensors.items()
+                if name not in pooled
+            )
+        )
+    }
+
+
+def _keys(spec: Spec | None) -> dict[str, str]:
+    """What a spec says of who shares, by share: ``where layer < 20 per layer // 2``."""
+    if spec is None:
+        return {}
+    from bishare_dsl.language import spec_text
+
+    keys = {}
+    for share in spec.shares:
+        # One at a time, so that nothing is aligned with the others.
+        text = spec_text(spec.model_copy(update={"shares": (share,)}))
+        statement = " ".join(text[text.rindex("\nshare ") :].split())
+        keys[share.name] = statement.split(" ", 2)[2].partition(" rank ")[0]
+    return keys

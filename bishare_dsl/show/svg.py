@@ -1,0 +1,185 @@
+"""Pictures as SVG: one panel for a page, or all of a plan in one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from math import ceil
+
+from bishare_dsl.show.picture import Grid, Panel, Patch, Picture, Section
+from bishare_dsl.show.rows import bounds, span, via
+
+CHARACTER = 6.7
+"""The width of a character of 11 pixels in most monospaced fonts."""
+_GAP_OF_GROUPS = 6
+_HEAD = 20
+_WIDTH = 1000
+
+STYLE = (
+    "text{font:11px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;"
+    "fill:var(--text)}.muted{fill:var(--muted)}.end{text-anchor:end}.middle{text-anchor:middle}"
+    ".title{font:600 14px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}"
+    ".small{font-size:10px}.none{fill:var(--none)}"
+)
+LIGHT = "--page:#ffffff;--text:#1f2328;--muted:#59636e;--none:#e4e8ec"
+DARK = "--page:#0d1117;--text:#e6edf3;--muted:#9198a1;--none:#262c36"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a grid is drawn: a cell with the gap behind it, and the room for the names of rows."""
+
+    across: int
+    down: int
+    gap: int
+    left: int
+    tops: tuple[int, ...]
+
+    @classmethod
+    def of(cls, grid: Grid) -> Scale:
+        columns, rows = len(grid.layers), len(grid.names)
+        across = next(
+            (s for most, s in ((12, 28), (34, 16), (48, 14), (84, 11)) if columns <= most), 8
+        )
+        down = next((s for most, s in ((8, 24), (14, 20), (32, 15), (80, 13)) if rows <= most), 11)
+        tops, top = [], _HEAD
+        for i in range(rows):
+            top += _GAP_OF_GROUPS if i and grid.groups[i] != grid.groups[i - 1] else 0
+            tops.append(top)
+            top += down
+        longest = max(map(len, grid.rows))
+        gap = 1 if min(across, down) < 13 else 2
+        return cls(across, down, gap, ceil(longest * CHARACTER) + 10, (*tops, top))
+
+    def size(self, grid: Grid) -> tuple[int, int]:
+        return self.left + len(grid.layers) * self.across + 4, self.tops[-1]
+
+
+def panel_body(panel: Panel, grid: Grid, *, titles: bool) -> str:
+    """The cells of a panel and the names of rows and columns; with ``titles`` each pool says what it is."""
+    scale = Scale.of(grid)
+    drawn = [_axes(grid, scale)]
+    if panel.uncovered:
+        drawn.append(f'<g class="none">{_cells(panel.uncovered, grid, scale)}</g>')
+    for i, patch in enumerate(panel.patches):
+        title = f"<title>{escape(describe(patch, grid))}</title>" if titles else ""
+        drawn.append(
+            f'<g data-p="{i}" fill="{patch.colour}">{title}{_cells(patch.sites, grid, scale)}</g>'
+        )
+    return "".join(drawn)
+
+
+def describe(patch: Patch, grid: Grid) -> str:
+    """What a pool is, in lines."""
+    tensor = patch.tensor
+    rows, columns = tensor.shape
+    paths = [grid.sites[i].path for i in patch.sites]
+    more = [f"and {len(paths) - 6:,} more"] if len(paths) > 7 else []
+    shown = paths[:6] if more else paths
+    return "\n".join(
+        [
+            tensor.name,
+            f"{rows:,} x {columns:,} = {tensor.size:,} {'trainable' if tensor.trainable else 'frozen'}",
+            f"{len(paths):,} module{'s' if len(paths) > 1 else ''}:",
+            *shown,
+            *more,
+        ]
+    )
+
+
+def summary(panel: Panel) -> str:
+    """The pools of a panel in a few words."""
+    what = {1: "tensor", 2: "pair"}.get(len(panel.roles), "set")
+    if panel.alone:
+        return f"a {what} for each module"
+    members = span(bounds(len(patch.sites) for patch in panel.patches))
+    if len(panel.patches) == 1:
+        return f"one {what} for {members} modules"
+    return f"{len(panel.patches):,} {what}s, {members} modules each"
+
+
+def settings(section: Section) -> str:
+    """The rank of a share and its transform."""
+    said = via(section.row.transform, section.row.options)
+    rank = f"rank {', '.join(map(str, section.row.ranks))}"
+    return rank if said == "-" else f"{rank}  via {said}"
+
+
+def whole(picture: Picture) -> str:
+    """All of a plan as one SVG file, section by section, for a light and a dark page."""
+    grid = picture.grid
+    width, height = Scale.of(grid).size(grid)
+    margin, space = 24, 36
+    boxes = []
+    for section in picture.sections:
+        for panel in section.panels:
+            roles = f"  {', '.join(panel.roles)}" if len(section.panels) > 1 else ""
+            head = [(section.row.name + roles, "title")]
+            head += [(section.key, "")] if section.key else []
+            head += [(settings(section), "muted"), (summary(panel), "muted")]
+            boxes.append((head, panel))
+    room = max(width, *(ceil(len(line) * CHARACTER) for head, _ in boxes for line, _ in head))
+    columns = max(1, min(len(boxes), (_WIDTH - 2 * margin + space) // (room + space)))
+    top = 17 * max(len(head) for head, _ in boxes) + 6
+    drawn = []
+    for i, (head, panel) in enumerate(boxes):
+        x = margin + i % columns * (room + space)
+        y = margin + i // columns * (top + height + space)
+        lines = "".join(
+            f'<text class="{kind}" y="{17 * j + 12}">{_words(line)}</text>'
+            for j, (line, kind) in enumerate(head)
+        )
+        body = panel_body(panel, grid, titles=True)
+        drawn.append(
+            f'<g transform="translate({x},{y})">{lines}<g transform="translate(0,{top})">{body}</g></g>'
+        )
+    full = 2 * margin + columns * (room + space) - space
+    tall = 2 * margin + ceil(len(boxes) / columns) * (top + height + space) - space
+    label = (
+        f"{picture.plan.spec} on {picture.plan.base.name}: layers across, modules down; "
+        "modules of one colour share a tensor"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{tall}" '
+        f'viewBox="0 0 {full} {tall}" role="img" aria-label="{escape(label)}">\n'
+        f"<style>svg{{{LIGHT}}}@media(prefers-color-scheme:dark){{svg{{{DARK}}}}}{STYLE}</style>\n"
+        f'<rect width="{full}" height="{tall}" rx="8" style="fill:var(--page)"/>\n'
+        + "\n".join(drawn)
+        + "\n</svg>\n"
+    )
+
+
+def _axes(grid: Grid, scale: Scale) -> str:
+    drawn = []
+    step = next(step for step in (1, 2, 4, 8, 16, 32) if step * scale.across >= 26 or step == 32)
+    for i in range(0, len(grid.layers), step):
+        x = scale.left + i * scale.across + (scale.across - scale.gap) / 2
+        drawn.append(
+            f'<text class="muted middle" x="{x:g}" y="{_HEAD - 7}">{grid.layers[i]}</text>'
+        )
+    if scale.left > 5 * CHARACTER:
+        drawn.append(f'<text class="muted end" x="{scale.left - 8}" y="{_HEAD - 7}">layer</text>')
+    small = " small" if scale.down < 13 else ""
+    for i, top in enumerate(scale.tops[:-1]):
+        group = f"{grid.groups[i]}." if grid.groups[i] else ""
+        drawn.append(
+            f'<text class="end{small}" x="{scale.left - 8}" y="{top + (scale.down - scale.gap) / 2 + 4:g}">'
+            f'<tspan class="muted">{_words(group)}</tspan>{_words(grid.names[i])}</text>'
+        )
+    return "".join(drawn)
+
+
+def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale) -> str:
+    size = f'width="{scale.across - scale.gap}" height="{scale.down - scale.gap}"'
+    corner = ' rx="3"' if min(scale.across, scale.down) >= 13 else ""
+    drawn = []
+    for i in sites:
+        row, column = grid.places[i]
+        x, y = scale.left + column * scale.across, scale.tops[row]
+        drawn.append(f'<rect data-i="{i}" x="{x}" y="{y}" {size}{corner}/>')
+    return "".join(drawn)
+
+
+def _words(text: str) -> str:
+    """Text for an SVG, its double spaces kept."""
+    return escape(text).replace("  ", "\u00a0 ")

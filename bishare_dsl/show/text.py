@@ -1,0 +1,44 @@
+"""Pictures for a terminal: a character for each module, the same for those that share."""
+
+from __future__ import annotations
+
+from string import ascii_letters, digits
+
+from bishare_dsl.show.picture import Grid, Panel, Picture
+from bishare_dsl.show.svg import settings, summary
+
+_CHARACTERS = ascii_letters + digits
+_UNCOVERED = "."
+
+
+def text(picture: Picture) -> str:
+    """All of a plan: layers across, modules down."""
+    parts = []
+    for section in picture.sections:
+        for panel in section.panels:
+            head = f"{section.row.name}  {section.key}".rstrip()
+            head += f"  {settings(section)}\n{', '.join(panel.roles)}: {summary(panel)}"
+            if len(panel.patches) > len(_CHARACTERS) and not panel.alone:
+                head += f"; after {len(_CHARACTERS)} the letters begin again"
+            parts.append("\n".join([head, *_drawn(panel, picture.grid)]))
+    return "\n\n".join(parts)
+
+
+def _drawn(panel: Panel, grid: Grid) -> list[str]:
+    if panel.alone and not panel.uncovered:
+        return []
+    lines = [[" "] * len(grid.layers) for _ in grid.names]
+    for i in panel.uncovered:
+        row, column = grid.places[i]
+        lines[row][column] = _UNCOVERED
+    for number, patch in enumerate(panel.patches):
+        for i in patch.sites:
+            row, column = grid.places[i]
+            lines[row][column] = _CHARACTERS[number % len(_CHARACTERS)]
+    ticks = "".join(f"{layer:<10}" for layer in grid.layers[::10]).rstrip()
+    width = max(map(len, grid.rows))
+    named = zip(grid.rows, lines, strict=True)
+    return [
+        f"{'layer':>{width}}  {ticks}",
+        *(f"{name:>{width}}  {''.join(line)}".rstrip() for name, line in named),
+    ]

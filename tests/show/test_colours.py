@@ -1,0 +1,45 @@
+from itertools import pairwise, product
+
+import pytest
+
+from bishare_dsl.show.colours import colours
+
+
+def distance(one, other):
+    """Of two colours, in sRGB; black and white are 441 apart."""
+    parts = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (one, other)]
+    return sum((a - b) ** 2 for a, b in zip(*parts, strict=True)) ** 0.5
+
+
+def test_few_pools_are_told_apart_wherever_they_are():
+    found = colours([(0, 0)] * 10)
+    assert min(distance(a, b) for a, b in product(found, found) if a != b) > 45
+    assert len(set(found)) == 10
+
+
+@pytest.mark.parametrize(("alone", "least"), [(False, 38), (True, 24)])
+def test_neighbours_in_a_large_grid_are_told_apart(alone, least):
+    rows, columns = 40, 80
+    places = list(product(range(rows), range(columns)))
+    of = dict(zip(places, colours(places, alone=alone), strict=True))
+    steps = [(0, 1), (0, 2), (1, 0), (2, 0), (1, 1), (1, -1)]
+    near = [
+        distance(of[row, column], of[row + down, column + across])
+        for row, column in places
+        for down, across in steps
+        if (row + down, column + across) in of
+    ]
+    assert min(near) > least
+
+
+def test_layers_side_by_side_are_told_apart():
+    found = colours([(0, column) for column in range(126)])
+    assert min(distance(a, b) for a, b in pairwise(found)) > 60
+    assert len(set(found)) > 120
+
+
+def test_they_can_be_seen_on_white_and_on_black():
+    found = [*colours([(0, 0)] * 10), *colours([(0, i) for i in range(100)])]
+    for colour in found:
+        assert distance(colour, "#ffffff") > 90
+        assert distance(colour, "#0d1117") > 130

@@ -1,0 +1,95 @@
+from collections import Counter
+from itertools import pairwise
+from xml.etree import ElementTree
+
+from bishare_dsl.show.picture import picture
+from bishare_dsl.show.svg import whole
+from tests.show.conftest import architecture, experts
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "</style></svg><script>alert(1)</script>&amp;\"'"
+
+
+def drawn(spec, plan):
+    text = whole(picture(plan, spec, merged=True))
+    return ElementTree.fromstring(text)
+
+
+def pools(root):
+    """The groups of cells by their colour, and the cells of no pool."""
+    groups = [g for g in root.iter(f"{SVG}g") if g.get("data-p") is not None]
+    none = [g for g in root.iter(f"{SVG}g") if g.get("class") == "none"]
+    return groups, none
+
+
+def test_a_cell_for_each_module_in_the_colour_of_its_pool(planned):
+    groups, none = pools(drawn(*planned("share s where layer > 0 per layer rank 2 via SS")))
+    assert [len(list(g.iter(f"{SVG}rect"))) for g in groups] == [3, 3]
+    assert len({g.get("fill") for g in groups}) == 2
+    assert [len(list(g.iter(f"{SVG}rect"))) for g in none] == [3]
+    columns = [{rect.get("x") for rect in g.iter(f"{SVG}rect")} for g in groups]
+    assert [len(found) for found in columns] == [1, 1]
+    assert columns[0] != columns[1]
+
+
+def test_each_pool_says_what_it_is(planned):
+    groups, _ = pools(drawn(*planned("share s per layer rank 2 via SS freeze A")))
+    assert groups[0].find(f"{SVG}title").text == "\n".join(
+        [
+            "s.layer_0.A",
+            "2 x 64 = 128 frozen",
+            "3 modules:",
+            "model.layers.0.self_attn.q_proj",
+            "model.layers.0.self_attn.v_proj",
+            "model.layers.0.mlp.up_proj",
+        ]
+    )
+
+
+def test_many_members_are_counted(planned):
+    groups, _ = pools(drawn(*planned("share s per model rank 2 via SS")))
+    lines = groups[0].find(f"{SVG}title").text.splitlines()
+    assert len(lines) == 10
+    assert lines[2] == "9 modules:"
+    assert lines[-1] == "and 3 more"
+
+
+def test_names_are_text(planned):
+    spec, plan = planned("share s per model rank 2 via SS")
+    odd = plan.model_copy(
+        update={"spec": HOSTILE, "base": plan.base.model_copy(update={"name": HOSTILE})}
+    )
+    root = drawn(spec, odd)
+    assert HOSTILE in root.get("aria-label")
+    assert not list(root.iter(f"{SVG}script"))
+
+
+def test_nothing_is_asked_of_a_network(planned):
+    text = whole(picture(planned("share s per layer rank 2 via SS")[1]))
+    assert text.count("http") == 1  # the namespace
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_cells_do_not_overlap_at_any_depth(planned):
+    for model in (architecture(1), architecture(80), architecture(126), experts(3, 42)):
+        spec, plan = planned("share s per module rank 2", model, target="q_proj, v_proj, up_proj")
+        groups, _ = pools(drawn(spec, plan))
+        cells = [rect for g in groups for rect in g.iter(f"{SVG}rect")]
+        assert len(cells) == len(plan.sites)
+        corners = Counter((rect.get("x"), rect.get("y")) for rect in cells)
+        assert max(corners.values()) == 1
+        width, height = int(cells[0].get("width")), int(cells[0].get("height"))
+        for axis, size in (("x", width), ("y", height)):
+            starts = sorted({int(rect.get(axis)) for rect in cells})
+            assert all(b - a > size for a, b in pairwise(starts))
+
+
+def test_all_is_inside_the_picture(planned):
+    root = drawn(*planned("share s per module rank 2 share t per layer rank 1 via SS"))
+    width, height = int(root.get("width")), int(root.get("height"))
+    moves = [
+        [int(part) for part in g.get("transform")[len("translate(") : -1].split(",")]
+        for g in root.findall(f"{SVG}g")
+    ]
+    assert all(0 < x < width and 0 < y < height for x, y in moves)
