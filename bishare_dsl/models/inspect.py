@@ -110,7 +110,38 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return (d_in, d_out) if isinstance(d_in, int) and isinstance(d_out, int) else None
+    if not (isinstance(d_in, int) and isinstance(d_out, int)):
+        return None
+    return (d_in, d_out) if _is_linear(module, d_in, d_out) else None
+
+
+def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
+    """Tell whether what has the widths of a linear layer gives what one gives.
+
+    A model's own class may call itself one and give a tuple (a router), or take its input in groups. A
+    quantiser's, which may run on its device only, is believed.
+    """
+    import torch
+    from torch import nn
+
+    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    if kind.forward is nn.Linear.forward:
+        return True
+    models_own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not models_own and not isinstance(module, nn.Linear):
+        return True
+    twin = nn.Module.__new__(kind)  # without values, so that it costs nothing to run
+    twin.__dict__ = dict(vars(module))
+    for kept in ("_parameters", "_buffers"):
+        tensors = vars(module)[kept].items()
+        twin.__dict__[kept] = {n: t if t is None else t.to("meta") for n, t in tensors}
+    dtype = next((t.dtype for t in twin.parameters() if t.is_floating_point()), None)
+    try:
+        with torch.no_grad():
+            y = kind.forward(twin, torch.empty(1, 1, d_in, device="meta", dtype=dtype))
+    except Exception:  # noqa: BLE001 - whatever a class does with what it does not expect
+        return not models_own
+    return isinstance(y, torch.Tensor) and tuple(y.shape) == (1, 1, d_out)
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

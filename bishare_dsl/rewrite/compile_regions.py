@@ -11,6 +11,7 @@ from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.inspect import linear_widths
 from bishare_dsl.plan import Plan, Term
+from bishare_dsl.rewrite.bypass import reads_tensors
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
@@ -48,7 +49,7 @@ class RegionCompiler:
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
         """Each region: its path, its code, and the names of the tensors it reads, by slot."""
         modules = self.model.modules()
-        parents = Counter(id(child) for module in modules for child in module.children())
+        parents = Counter(id(child) for module in modules for child in module._modules.values())
         by_parent: dict[str, dict[str, Width]] = {}
         for site in self.plan.sites:
             if self.plan.terms_of[site.path]:
@@ -73,7 +74,12 @@ class RegionCompiler:
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
             for child, width in children.items():
-                yield self._alone(f"{parent}.{child}", width)
+                path = f"{parent}.{child}"
+                if reads_tensors(self.model.get_submodule(parent), child):
+                    raise ModelError(
+                        codes.CANNOT_ADAPT(path=path, why=f"{kind} computes with its weight itself")
+                    )
+                yield self._alone(path, width)
 
     def _alone(self, path: str, width: Width) -> tuple[str, RegionCode, list[str]]:
         """The region of one linear."""

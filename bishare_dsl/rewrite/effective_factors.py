@@ -142,7 +142,7 @@ class EffectiveFactors(nn.Module):
         found: list[_Source] = []
         for index, number in dict.fromkeys(self._slots):
             owner, name = self._owned[index], attribute(self._owned[index].names[number])
-            tensor = owner._parameters[name]
+            tensor = owner._parameters.get(name)  # None where it is pruned or parametrised.
             if (
                 is_hooked(owner)  # Offloaded: the tensors come and go with each call.
                 or is_sharded(owner)  # Gathered for each call.

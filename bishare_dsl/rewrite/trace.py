@@ -251,6 +251,9 @@ class AttentionFunctions:
     get = get_interface
     __getitem__ = get_interface
 
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse("it looks up an attention as an attribute of their table")
+
 
 class TorchView:
     """`torch`, less what depends on the state of the process while it is traced."""

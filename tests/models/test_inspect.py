@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models import Site, architecture_of, inspect_config, inspect_model, load_model
+from bishare_dsl.models.inspect import linear_widths
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 LLAMA_KINDS = {
@@ -214,3 +215,33 @@ def test_configs_that_give_no_causal_model(family: str, fields: dict, code: str 
     with pytest.raises(ModelError) as caught:
         inspect_config(config)
     assert caught.value.problems[0].code == code
+
+
+class Routes(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Groups(nn.Linear):
+    """Belongs to a model, and takes something else than a linear layer does."""
+
+    __module__ = "transformers.models.grouped.modeling_grouped"
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x.view(-1, 2, 2, self.in_features), self.weight)
+
+
+class OnItsDevice(nn.Linear):
+    """A quantiser's, which does not run just anywhere."""
+
+    def forward(self, x):
+        raise RuntimeError("no kernel")
+
+
+def test_a_linear_with_a_forward_of_its_own_is_one_by_what_it_gives() -> None:
+    layers = {kind: kind(4, 6) for kind in (nn.Linear, Routes, Groups, OnItsDevice)}
+    widths = {kind.__name__: linear_widths(layer) for kind, layer in layers.items()}
+    assert widths == {"Linear": (4, 6), "Routes": None, "Groups": None, "OnItsDevice": (4, 6)}
+    falcon = tiny_model("falcon").transformer.h[0].mlp.dense_h_to_4h
+    assert type(falcon).forward is not nn.Linear.forward
+    assert linear_widths(falcon) == (32, 48)

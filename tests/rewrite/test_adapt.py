@@ -481,6 +481,62 @@ def test_a_weight_that_is_read_and_not_called_is_refused(planned, fresh_tensors)
     assert "does not call it" in error
 
 
+class Untraced(nn.Module):
+    """Decides by values, so that it cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            x = x + 1
+        return self.compute(x)
+
+
+class ReadsInAMethod(Untraced):
+    def compute(self, x):
+        return self.a(x) + torch.nn.functional.linear(x, self.b.weight)
+
+
+class CallsAndReads(Untraced):
+    def compute(self, x):
+        return self.b(self.a(x)) - self.b.bias
+
+
+class Asks(Untraced):
+    def compute(self, x):
+        if isinstance(self.b.weight, nn.Parameter) and self.b.bias is not None:
+            x = x.to(self.b.weight.dtype)
+        return self.b(self.a(x))
+
+    def reset(self):
+        self.b.weight.zero_()
+
+
+@pytest.mark.parametrize("region", [ReadsInAMethod, CallsAndReads])
+def test_a_weight_that_an_untraced_forward_computes_with_is_refused(planned, fresh_tensors, region):
+    model = Stack(region())
+    plan = planned(model, LORA)
+    error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+    assert "layers.0.b" in error
+    assert "computes with its weight itself" in error
+
+
+def test_a_weight_that_is_only_asked_about_is_no_obstacle(adapted):
+    case = adapted(Stack(Asks()), LORA)
+    assert "linear by linear" in case.notes[0]
+    x = torch.randn(2, 3, 4)
+    close(case.train().model(x), case.reference()(x), 1e-5)
+
+
+def test_attention_of_torch_is_refused(planned, fresh_tensors):
+    model = Stack(nn.MultiheadAttention(4, 2))
+    plan = planned(model, LORA)
+    error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
+    assert "layers.0.out_proj" in error
+
+
 # Bases -----------------------------------------------------------------------------------------------
 
 

@@ -283,6 +283,17 @@ def test_a_child_that_no_code_can_name_is_refused(name):
     assert torch.equal(model(x), expected)
 
 
+def test_attention_that_is_an_attribute_of_the_table_is_refused():
+    """Kosmos-2.5 asks by `getattr`, finds none, and so is eager whatever the configuration says."""
+    from transformers import Kosmos2_5VisionConfig
+    from transformers.models.kosmos2_5.modeling_kosmos2_5 import Kosmos2_5VisionAttention
+
+    config = Kosmos2_5VisionConfig(hidden_size=16, num_attention_heads=2, head_dim=8)
+    config._attn_implementation = "sdpa"
+    with pytest.raises(UntraceableRegion, match="attribute of their table"):
+        capture_region(Kosmos2_5VisionAttention(config), ["query"])
+
+
 class Blocks(nn.Module):
     """A model of one block."""
 

@@ -5,6 +5,7 @@ import ctypes
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from bishare_dsl.rewrite import OwnedTensors, regions
 
@@ -237,3 +238,13 @@ def test_forwards_in_threads_forget_and_keep(adapted):
 
         object.__setattr__(factors._kept, "sources", Forgetful())
         assert all(torch.equal(a, b) for a, b in zip(factors(), expected, strict=True))
+
+
+def test_pruned_tensors_are_not_kept(adapted):
+    model = adapted("llama").train().model
+    owned = model.get_submodule("bishare")
+    prune.random_unstructured(owned, "inter__A", 0.5)
+    expected = model(IDS).logits
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, expected)
+    assert not any(kept(model))

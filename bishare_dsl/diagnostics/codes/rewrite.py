@@ -27,8 +27,9 @@ CANNOT_ADAPT = Code(
     "BS403",
     "a layer that cannot be adapted",
     "`{path}` cannot be adapted: {why}",
-    "Its parent's forward cannot be traced, and the layer itself does not take one tensor. Leave it out "
-    "of `target`, for instance with `except`.",
+    "Its parent's forward cannot be traced, and the layer itself does not take one tensor; or its parent "
+    "computes with the layer's weight and does not only call it, so that an update would not be heard. "
+    "Leave it out of `target`, for instance with `except`.",
     bad="target every, odd_layer",
     good="target every, odd_layer except odd_layer",
     shell=True,
