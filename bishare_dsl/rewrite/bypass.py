@@ -22,7 +22,7 @@ def reads_tensors(module: nn.Module, child: str) -> bool:
 
     Its code is looked at, with the methods that it calls; what has no source is believed to be harmless.
     """
-    return child in _read_by(base_class(type(module)))  # type: ignore[arg-type]  # of hashing a module
+    return child in _read_by(base_class(type(module)))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)
