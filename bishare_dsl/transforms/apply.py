@@ -53,10 +53,16 @@ def update_rows(
     Row i meets the tensors of its own adapter, ``tensors[role][i]``. It agrees with `effective_pair`.
     """
     z = transform.down_rows(x, tensors, rank, width)
+    y = raise_rows(transform, z, tensors, rank, width)
+    return y if scale == 1 else y * scale
+
+
+def raise_rows(
+    transform: Transform, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+) -> Tensor:
+    """The second half of `update_rows`: from what `down_rows` gives to ``(R, n, d_out)``, not yet scaled."""
     if (gain := tensors.get(GAIN_RANK)) is not None:
         z = z * gain
-    if scale != 1:
-        z = z * scale  # The narrowest place for it.
     y = transform.up_rows(z, tensors, rank, width)
     return y if (gain := tensors.get(GAIN_OUT)) is None else y * gain
 

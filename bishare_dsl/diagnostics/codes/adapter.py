@@ -410,3 +410,49 @@ UNKNOWN_DTYPE = Code(
     "By default each tensor is saved in the type that it has; `bfloat16` rounds float32 tensors to half the "
     "size.",
 )
+
+# Serving with vLLM --------------------------------------------------------------------------------
+
+OTHER_PLAN = Code(
+    "BS650",
+    "an adapter of another plan",
+    "`{folder}` has another plan than the server, which serves `{served}`: {reason}",
+    "In compact mode vLLM's slots have the shapes of one plan: that of the adapter folder which "
+    "`BISHARE_PLAN` or `--additional-config` names. Adapters of the same spec, with the same params, on the "
+    "same base have it. Serve others from a server of their own, or in expanded mode, which takes any.",
+)
+RANK_OVER_LIMIT = Code(
+    "BS651",
+    "a rank that the server does not take",
+    "the adapter has rank {rank} at `{site}`, and the server's `--max-lora-rank` is {limit}",
+    "In expanded mode vLLM's slots hold effective factors, all of one rank. `bishare plan` shows the rank of "
+    "each module; start the server with a `--max-lora-rank` that is as high, or in compact mode.",
+)
+LAYER_NOT_ADAPTED = Code(
+    "BS652",
+    "a layer that the server does not adapt",
+    "the adapter adds to `{site}`, and the server adapts no layer that holds it",
+    "vLLM adapts the layers that its `--lora-target-modules` names, or all that it can. A part of an adapter "
+    "is not served without the rest.",
+)
+OTHER_FROZEN = Code(
+    "BS653",
+    "an adapter with other frozen tensors",
+    "the frozen tensor `{name}` of `{folder}` is not the server's",
+    "In compact mode frozen tensors are held once for all adapters: those of the adapter that the server was "
+    "started with. Adapters compiled with the same seed have the same. Serve others in expanded mode.",
+)
+NOT_IN_COMPACT_MODE = Code(
+    "BS654",
+    "a setting that does not go with compact mode",
+    "a server in compact mode does not work with {setting}",
+    "Compact mode puts its own kernels into the layers of one process, or of several that each hold a part "
+    "of every layer (`--tensor-parallel-size`).",
+)
+NOT_COMPACT = Code(
+    "BS655",
+    "plain LoRA for a server in compact mode",
+    "`{folder}` is not an adapter folder of bishare, and the server is in compact mode",
+    "In compact mode vLLM's slots hold the tensors of one plan and have no room for others. Start the server "
+    "without `BISHARE_PLAN`, in expanded mode, to serve plain LoRA beside adapters of bishare.",
+)

@@ -1,0 +1,1 @@
+"""Serving adapters: many of them beside one base."""

@@ -1,0 +1,110 @@
+"""Any adapter, and plain LoRA beside it: the effective factors are made when the adapter becomes active.
+
+What waits in host memory is the compact adapter.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.models.inspect import inspect_config
+from bishare_dsl.serve.vllm.folder import Stamp, read_for
+from bishare_dsl.serve.vllm.private import (
+    LoRAModel,
+    LRUCacheLoRAModelManager,
+    Part,
+    layer_weights,
+    layers_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bishare_dsl.models.site import Architecture
+    from bishare_dsl.plan import Plan
+
+
+class CompactLoRA(LoRAModel):
+    """An adapter in host memory: its plan and its tensors, and no effective factors.
+
+    ``layers`` says which layers of vLLM's model hold its sites.
+    """
+
+    def __init__(
+        self,
+        lora_id: int,
+        stamp: Stamp | None,
+        plan: Plan,
+        tensors: dict[str, Tensor],
+        layers: dict[str, list[Part]],
+    ):
+        super().__init__(lora_id, 1, {})
+        self.stamp, self.plan, self.tensors, self.layers = stamp, plan, tensors, layers
+        self.sites = {site.path: site for site in plan.sites}
+
+
+class ExpandedManager(LRUCacheLoRAModelManager):
+    """vLLM's manager of adapters, which takes ours too."""
+
+    _wrapping = False
+
+    def __init__(self, *, vllm_config: Any, **settings: Any):
+        self._hf_config = vllm_config.model_config.hf_config
+        super().__init__(vllm_config=vllm_config, **settings)
+
+    @cached_property
+    def base(self) -> Architecture:
+        """The shapes of the model that vLLM serves."""
+        return inspect_config(self._hf_config)
+
+    def read(self, lora_id: int, folder: str) -> CompactLoRA:
+        """Read an adapter folder.
+
+        Raises:
+            AdapterError: as `read_for`; or its rank is more than the server takes (BS651), or one of its
+                layers is not adapted here (BS652).
+        """
+        stamp, stored = Stamp.of(folder), read_for(folder, self.base)
+        plan, limit = stored.plan, self.lora_config.max_lora_rank
+        paths = [site.path for site in plan.sites if plan.rows(site.path)]
+        layers = layers_of(self.model, paths)
+        for path in paths:
+            if (rank := plan.rows(path)) > limit:
+                raise AdapterError(codes.RANK_OVER_LIMIT(rank=rank, site=path, limit=limit))
+        for layer, parts in layers.items():
+            if layer not in self.modules:
+                raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
+        return CompactLoRA(lora_id, stamp, plan, stored.tensors(), layers)
+
+    # What vLLM calls ------------------------------------------------------------------------------
+
+    @property
+    def lora_slots(self) -> int:
+        # On the CPU vLLM takes row -1 for a token without an adapter, which is the last slot: a request to
+        # the base got what that adds. One more row, which stays zero, is there for it.
+        slots: int = super().lora_slots
+        return slots + (self._wrapping and self.device.type == "cpu")
+
+    def _create_lora_modules(self) -> None:
+        self._wrapping = True
+        super()._create_lora_modules()
+        self._wrapping = False
+
+    def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
+        if not isinstance(lora_model, CompactLoRA):
+            super()._create_merged_loras_inplace(lora_model)
+
+    def _get_lora_layer_weights(self, lora_model: LoRAModel, module_name: str) -> Any:
+        if not isinstance(lora_model, CompactLoRA):
+            return super()._get_lora_layer_weights(lora_model, module_name)
+        if not (parts := lora_model.layers.get(module_name)):
+            return None
+        plan, tensors = lora_model.plan, lora_model.tensors
+        pairs: list[tuple[Tensor, Tensor] | None] = [None] * parts[0].total
+        for part in parts:
+            pairs[part.number] = effective_factors(plan, tensors, lora_model.sites[part.path])
+        return layer_weights(module_name, pairs, self.lora_config.lora_dtype)

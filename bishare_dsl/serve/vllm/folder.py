@@ -1,0 +1,79 @@
+"""An adapter folder, read and held against the base that the server has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bishare_dsl.adapter.files import CONFIG, StoredAdapter, base_problems, read_adapter
+from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import check_linear
+
+if TYPE_CHECKING:
+    from bishare_dsl.models.site import Architecture
+    from bishare_dsl.plan import Plan
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Which writing of a folder was read: an adapter that is saved again has another one."""
+
+    folder: Path
+    file: int
+    changed: int
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Stamp | None:
+        """The stamp of a folder; None where it is not an adapter of bishare."""
+        try:
+            found = (Path(folder) / CONFIG).stat()
+        except OSError:
+            return None
+        return cls(Path(folder), found.st_ino, found.st_mtime_ns)
+
+
+def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
+    """Read a folder that is to be served with a base.
+
+    Raises:
+        AdapterError: it is damaged (BS601 to BS612, BS619), of another base (BS613), or not linear in its
+            input (BS633).
+    """
+    stored = read_adapter(folder)
+    raise_errors(AdapterError, list(base_problems(stored.plan, base)))
+    check_linear(stored.plan.terms, "serve the adapter with vLLM")
+    return stored
+
+
+def check_plan(folder: str | Path, plan: Plan, served: Plan) -> None:
+    """See that an adapter has the plan that a server in compact mode serves.
+
+    Raises:
+        AdapterError: it has another one (BS650).
+    """
+    if reason := next(_differences(plan, served), None):
+        raise AdapterError(codes.OTHER_PLAN(folder=folder, served=served.spec, reason=reason))
+
+
+def _differences(plan: Plan, served: Plan) -> Iterator[str]:
+    if plan is served:
+        return
+    for tensor in plan.tensors:
+        if (twin := served.tensor.get(tensor.name)) is None:
+            yield f"its tensor `{tensor.name}` is not in the server's plan"
+        elif twin.shape != tensor.shape:
+            yield f"its tensor `{tensor.name}` is {tensor.shape}, and {twin.shape} in the server's plan"
+        elif twin.trainable != tensor.trainable:
+            yield f"its tensor `{tensor.name}` is {'trained' if tensor.trainable else 'frozen'}"
+    for name in served.tensor:
+        if name not in plan.tensor:
+            yield f"it has no tensor `{name}`"
+    if plan.terms != served.terms:
+        twins = {(term.share, term.site): term for term in served.terms}
+        for term in plan.terms:
+            if term != twins.get((term.share, term.site)):
+                yield f"its share `{term.share}` is another one at `{term.site}`"
+        yield "it has fewer terms"

@@ -1,0 +1,73 @@
+"""The manager of adapters in each of vLLM's workers."""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.serve.vllm.compact import CompactManager
+from bishare_dsl.serve.vllm.expanded import ExpandedManager
+from bishare_dsl.serve.vllm.folder import Stamp
+from bishare_dsl.serve.vllm.private import (
+    LRUCacheWorkerLoRAManager,
+    get_adapter_absolute_path,
+    layers_of,
+    only_layers,
+)
+from bishare_dsl.serve.vllm.settings import check_compact, plan_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+    from vllm.lora.request import LoRARequest
+
+    from bishare_dsl.serve.vllm.private import LoRAModel
+
+
+class WorkerManager(LRUCacheWorkerLoRAManager):
+    """vLLM's manager in a worker, which reads the adapter folders of bishare too."""
+
+    _manager_cls: Any
+    lora_config: Any
+
+    def create_lora_manager(self, model: nn.Module, vllm_config: Any) -> Any:
+        folder = plan_folder(vllm_config)
+        if folder is None:
+            self._manager_cls = ExpandedManager
+        else:
+            check_compact(vllm_config)
+            self._manager_cls = partial(CompactManager, folder)
+            plan = read_adapter(folder).plan
+            layers = layers_of(model, [path for path, terms in plan.terms_of.items() if terms])
+            self.lora_config = only_layers(self.lora_config, list(layers))
+        return super().create_lora_manager(model, vllm_config)
+
+    def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
+        folder = get_adapter_absolute_path(lora_request.lora_path)
+        manager = self._adapter_manager
+        if Stamp.of(folder) is not None:
+            return manager.read(lora_request.lora_int_id, folder)
+        if isinstance(manager, CompactManager) and Path(folder).exists():
+            raise AdapterError(codes.NOT_COMPACT(folder=folder))
+        return super()._load_adapter(lora_request)
+
+    def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
+        super()._apply_adapters({self._once(request) for request in lora_requests})
+
+    def _once(self, request: LoRARequest) -> LoRARequest:
+        """The request, but not to load again what it has loaded already.
+
+        vLLM repeats the wish to replace an adapter with each request for it, in each step.
+        """
+        if request.load_inplace and (
+            lora := self._adapter_manager.list_adapters().get(request.lora_int_id)
+        ):
+            stamp = getattr(lora, "stamp", None)
+            if stamp and stamp == Stamp.of(get_adapter_absolute_path(request.lora_path)):
+                request = copy(request)
+                request.load_inplace = False
+        return request

@@ -1,0 +1,45 @@
+"""What vLLM calls in each of its processes, by the entry points of the group ``vllm.general_plugins``."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from bishare_dsl.serve.vllm.settings import PLAN, unsupported
+
+
+def register() -> None:
+    """Let vLLM's workers load adapter folders of bishare.
+
+    In a vLLM that is not supported this changes nothing and logs why, for plain LoRA is served by it still.
+
+    Raises:
+        RuntimeError: it is not supported, and compact mode was asked for.
+    """
+    if reason := unsupported():
+        if os.environ.get(PLAN):
+            raise RuntimeError(reason)
+        logging.getLogger(__name__).error(reason)
+        return
+    from bishare_dsl.serve.vllm.manager import WorkerManager
+    from bishare_dsl.serve.vllm.private import install_manager
+
+    install_manager(WorkerManager)
+
+
+def register_resolver() -> None:
+    """Let vLLM's server find adapter folders of bishare by their names.
+
+    They stand in the folder that vLLM's own resolver looks into, ``VLLM_LORA_RESOLVER_CACHE_DIR``.
+
+    Raises:
+        ValueError: that is not a folder.
+    """
+    from vllm import envs
+    from vllm.lora.resolver import LoRAResolverRegistry
+
+    from bishare_dsl.serve.vllm.resolver import FolderResolver
+
+    root = envs.VLLM_LORA_RESOLVER_CACHE_DIR
+    if root and not unsupported():
+        LoRAResolverRegistry.register_resolver("bishare", FolderResolver(root))

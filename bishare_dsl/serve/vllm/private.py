@@ -1,0 +1,161 @@
+"""Every name of vLLM's that is not public, and every method of it that the plug-in takes over.
+
+`tests/serve_vllm/test_private.py` holds what is relied on to what it was in the version that is served: where
+vLLM changes it, that test fails before a server does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.forward_context import get_forward_context
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
+from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.lora.utils import (
+    get_adapter_absolute_path,
+    parse_fine_tuned_lora_name,
+    process_packed_modules_mapping,
+)
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.v1.worker import lora_model_runner_mixin
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "LRUCacheLoRAModelManager",
+    "LRUCacheWorkerLoRAManager",
+    "LoRALayerWeights",
+    "LoRAModel",
+    "Part",
+    "get_adapter_absolute_path",
+    "install_manager",
+    "layer_of",
+    "layer_weights",
+    "layers_of",
+    "local_inputs",
+    "local_outputs",
+    "only_layers",
+    "set_kernels",
+]
+
+
+class Part(NamedTuple):
+    """Where a site is in vLLM's model: part ``number`` of the ``total`` that one layer is made of."""
+
+    path: str
+    number: int
+    total: int
+
+
+def install_manager(manager: type[Any]) -> None:
+    """Make vLLM's workers use a manager of adapters in the place of their own."""
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager
+
+
+def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
+    """The layers of vLLM's model that hold sites, by name, with the sites that each holds.
+
+    vLLM keeps ``q_proj``, ``k_proj`` and ``v_proj`` as one layer, ``qkv_proj``, and may call modules
+    otherwise than the checkpoint does.
+
+    Raises:
+        AdapterError: there is no layer for a site (BS652).
+    """
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    mapper = mapper and mapper.get_rename_mapper()
+    packed = {
+        part: (whole, number, len(parts))
+        for whole, parts in process_packed_modules_mapping(model).items()
+        for number, part in enumerate(parts)
+    }
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    found: dict[str, list[Part]] = {}
+    for path in paths:
+        name, _ = parse_fine_tuned_lora_name(f"base_model.model.{path}.lora_A.weight", mapper)
+        parent, _, kind = name.rpartition(".")
+        whole, number, total = packed.get(kind, (kind, 0, 1))
+        if (layer := f"{parent}.{whole}") in modules:
+            found.setdefault(layer, []).append(Part(path, number, total))
+        elif name in modules:
+            found.setdefault(name, []).append(Part(path, 0, 1))
+        else:
+            raise AdapterError(codes.LAYER_NOT_ADAPTED(site=path))
+    return found
+
+
+def only_layers(config: Any, layers: Sequence[str]) -> Any:
+    """vLLM's LoRA config with these layers as the ones that can be adapted."""
+    return replace(config, target_modules=list(layers))
+
+
+def layer_weights(
+    name: str, pairs: Sequence[tuple[Tensor, Tensor] | None], dtype: torch.dtype
+) -> Any:
+    """Plain LoRA for one layer: a pair of factors, ``(R, d_in)`` and ``(R, d_out)``, for each site in it."""
+    weights = [
+        pair
+        and LoRALayerWeights(
+            name, len(pair[0]), len(pair[0]), pair[0].to(dtype), pair[1].t().to(dtype)
+        )
+        for pair in pairs
+    ]
+    return weights[0] if len(weights) == 1 else PackedLoRALayerWeights.pack(weights)
+
+
+def local_inputs(layer: Any, width: int) -> Tensor | None:
+    """Which of a site's inputs a layer has, where it is spread over several processes; None for all."""
+    if layer.input_size == width:
+        return None
+    # vLLM's own rule, applied to the numbers of the columns.
+    columns: Tensor = layer.slice_lora_a(torch.arange(width).unsqueeze(0))
+    return columns.squeeze(0).to(layer.device)
+
+
+def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slice, Tensor | None]]:
+    """Where in a layer's output each part of it is, and which of the site's outputs that are; None for all.
+
+    Args:
+        layer: vLLM's, with an adapter's wrapper.
+        widths: of the sites in it, by the number of the part.
+    """
+    rows = [
+        torch.arange(widths[number]).unsqueeze(1) if number in widths else None
+        for number in range(layer.n_slices)
+    ]
+    if layer.tp_size > 1:
+        rows = layer.slice_lora_b(rows) if layer.n_slices > 1 else [layer.slice_lora_b(rows[0])]
+    found, start = {}, 0
+    for number, size in enumerate(layer.output_slices):
+        if (part := rows[number]) is not None:
+            whole = size == widths[number]
+            of_site = None if whole else part.squeeze(1).to(layer.device)
+            found[number] = (slice(start, start + size), of_site)
+        start += size
+    return found
+
+
+def set_kernels(config: Any, name: str, layer: Any, kernels: Any) -> None:
+    """Let ``kernels.add_lora_linear`` add what a layer's adapters do, in the place of vLLM's own kernels.
+
+    Args:
+        config: vLLM's; through it `layer_of` finds them again.
+        name: of the layer.
+        layer: the layer.
+        kernels: for it.
+    """
+    layer.set_mapping(kernels)
+    config.compilation_config.static_forward_context[f"{name}.bishare"] = kernels
+
+
+def layer_of(name: str) -> Any:
+    """The kernels that were set for a layer, while a forward of its model runs."""
+    return get_forward_context().no_compile_layers[f"{name}.bishare"]

@@ -1,0 +1,58 @@
+"""An adapter by its name, from a folder of folders: thousands of adapters need no list."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm.lora.request import LoRARequest
+from vllm.lora.resolver import LoRAResolver
+
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.models import architecture_of
+from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
+from bishare_dsl.serve.vllm.settings import PLAN
+
+if TYPE_CHECKING:
+    from bishare_dsl.models.site import Architecture
+
+
+class FolderResolver(LoRAResolver):
+    """Finds ``root/NAME`` where that is an adapter of bishare; others are left to vLLM's own resolver."""
+
+    def __init__(self, root: str):
+        self._root = Path(root).resolve()
+        if not self._root.is_dir():
+            raise ValueError(f"VLLM_LORA_RESOLVER_CACHE_DIR is not a folder: {root}")
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """The request for an adapter, or None where there is none of that name.
+
+        What is wrong with it is told here, for vLLM itself keeps a worker's error to the log.
+
+        Raises:
+            ValueError: it cannot be served; vLLM's server makes an answer of that.
+        """
+        folder = (self._root / lora_name).resolve()
+        if self._root not in folder.parents or Stamp.of(folder) is None:
+            return None
+        try:
+            await asyncio.to_thread(_check, folder, base_model_name)
+        except BishareError as error:
+            raise ValueError(f"LoRA adapter '{lora_name}' cannot be served: {error}") from error
+        # vLLM gives it its number.
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
+
+
+def _check(folder: Path, base: str) -> None:
+    stored = read_for(folder, _base(base))
+    if named := os.environ.get(PLAN):
+        check_plan(folder, stored.plan, read_for(named, _base(base)).plan)
+
+
+@cache
+def _base(name: str) -> Architecture:
+    return architecture_of(name)

@@ -1,0 +1,109 @@
+"""Adapters in folders, the log-probabilities that bishare itself gives, and those that vLLM gives."""
+
+import warnings
+
+import torch
+
+from bishare_dsl.api import BishareWarning, compile_spec
+from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.methods.test_every_method import TINY
+from tests.serve_vllm.conftest import SIZES
+
+NEW = 5
+"""Tokens that are generated."""
+
+
+def save_base(folder, family, **sizes):
+    """A tiny base in a folder, with its tokenizer."""
+    torch.manual_seed(0)
+    model = tiny_model(family, **SIZES, **sizes).float().eval()
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return model
+
+
+class Served:
+    """Adapters of one spec on a base, saved in folders, and what bishare makes of prompts with each.
+
+    ``requests`` are for vLLM, None for the base, the last.
+    """
+
+    def __init__(self, root, model, spec, count, first=1, params=None):
+        from vllm.lora.request import LoRARequest
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BishareWarning)
+            compile_spec(spec, model, params=TINY[spec] if params is None else params)
+        self.model, self.tensors, self.requests = model, [], []
+        for i in range(first, first + count):
+            found = randomize(model, i, frozen=False)
+            with torch.no_grad():  # Milder, so that float32 has four decimals of what comes out.
+                for tensor in found.values():
+                    tensor.mul_(0.5 if tensor.requires_grad else 1)
+            self.tensors.append({name: tensor.detach().clone() for name, tensor in found.items()})
+            folder = root / f"{spec}-{i}"
+            model.bishare.save_pretrained(folder)
+            self.requests.append(LoRARequest(folder.name, i, str(folder)))
+        self.requests.append(None)
+
+    def check(self, llm, prompts):
+        """See that vLLM gives each prompt, under each adapter in turn, the log-probabilities of bishare."""
+        from vllm import SamplingParams
+
+        chosen = [i % len(self.requests) for i in range(len(prompts))]
+        # What is asked for prompts is not read from the cache of prefixes: so once with, once without.
+        for asked in (0, None):
+            outputs = llm.generate(
+                [{"prompt_token_ids": prompt} for prompt in prompts],
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=NEW,
+                    logprobs=0,
+                    prompt_logprobs=asked,
+                    ignore_eos=True,
+                    detokenize=False,
+                ),
+                lora_request=[self.requests[i] for i in chosen],
+                use_tqdm=False,
+            )
+            for i, prompt, output in zip(chosen, prompts, outputs, strict=True):
+                new = list(output.outputs[0].token_ids)
+                expected = self.log_probabilities(i, prompt + new)
+                places = [*output.outputs[0].logprobs]
+                if asked is not None:
+                    places = output.prompt_logprobs[1:] + places
+                ids = (prompt + new)[-len(places) :]
+                found = [place[token].logprob for place, token in zip(places, ids, strict=True)]
+                torch.testing.assert_close(
+                    torch.tensor(found), expected[-len(places) :], rtol=0, atol=5e-5
+                )
+        return outputs
+
+    def log_probabilities(self, i, ids):
+        """Of each token but the first, under adapter ``i``, by bishare."""
+        found = self.logits(i, ids).log_softmax(-1)[:-1]
+        return found.gather(1, torch.tensor(ids)[1:, None]).flatten()
+
+    @torch.no_grad()
+    def logits(self, i, ids):
+        """Of each token, under adapter ``i``."""
+        own = self.model.bishare.tensors()
+        ids = torch.tensor([ids])
+        if self.requests[i] is None:
+            with self.model.bishare.disable_adapter():
+                return self.model(ids).logits[0]
+        for name, value in self.tensors[i].items():
+            own[name].copy_(value)
+        return self.model(ids).logits[0]
+
+
+def prompts_of(count, shared=40, vocabulary=64):
+    """Prompts of several lengths that begin alike, so that a prefix is read from the cache."""
+    random = torch.Generator().manual_seed(1)
+    begin = torch.randint(3, vocabulary, (shared,), generator=random).tolist()
+    return [
+        begin + torch.randint(3, vocabulary, (1 + i % 7,), generator=random).tolist()
+        for i in range(count)
+    ]

@@ -1,0 +1,101 @@
+"""vLLM gives the log-probabilities of bishare: prompts in chunks, cached prefixes, and one token at a time."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.methods.test_every_method import TINY
+from tests.serve_vllm.conftest import engine
+from tests.serve_vllm.served import Served, prompts_of, save_base
+
+LINEAR = sorted(set(TINY) - {"hydralora"})
+# Fewer tokens a step than the prompts have, so that they come in chunks, among tokens of other requests.
+CHUNKS = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "enable_prefix_caching": True}
+ROOM = {"max_loras": 4, "max_cpu_loras": 6}
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def base(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    return root, save_base(root / "base", request.param)
+
+
+def test_expanded_mode_takes_any_adapter(base):
+    """All specs on one server, with fewer slots than adapters, and plain LoRA of PEFT beside them."""
+    root, model = base
+    with engine(root / "base", **CHUNKS, **ROOM) as llm:
+        for number, spec in enumerate(LINEAR):
+            served = Served(root, model, spec, 2, first=1 + 10 * number)
+            if spec == "lora":
+                folder = root / "peft"
+                model.bishare.export(folder)
+                served.requests[1] = type(served.requests[1])("peft", 999, str(folder))
+            served.check(llm, prompts_of(4))
+            model = model.bishare.unload()
+
+
+@pytest.mark.parametrize("spec", LINEAR)
+def test_compact_mode(base, spec):
+    """Slots that hold the plan's tensors, fewer than there are adapters, so that some go and come back."""
+    root, model = base
+    served = Served(root, model, spec, 5)
+    plan = {"bishare_plan": served.requests[0].lora_path}
+    with engine(root / "base", **CHUNKS, **ROOM, additional_config=plan) as llm:
+        served.check(llm, prompts_of(12))
+        manager = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        manager = manager.model_runner.lora_manager._adapter_manager
+        waiting = [lora.packed is not None for lora in manager.list_adapters().values()]
+        assert sorted(waiting) == [False] * 4 + [True]  # Each adapter is held once.
+    model.bishare.unload()
+
+
+def test_sixty_four_adapters_in_one_batch(base):
+    root, model = base
+    served = Served(root, model, "bishare_ke", 64)
+    plan = {"bishare_plan": served.requests[0].lora_path}
+    room = {"max_loras": 64, "max_num_seqs": 65, "max_num_batched_tokens": 2048}
+    with engine(root / "base", **room, additional_config=plan) as llm:
+        outputs = served.check(llm, prompts_of(65))
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) > 20
+    model.bishare.unload()
+
+
+def test_compiled(base):
+    """Without `enforce_eager` vLLM compiles the model; what layers add is one opaque step in it."""
+    root, model = base
+    served = Served(root, model, "bishare_ke", 3)
+    plan = {"bishare_plan": served.requests[0].lora_path}
+    with engine(
+        root / "base", **CHUNKS, **ROOM, additional_config=plan, enforce_eager=False
+    ) as llm:
+        served.check(llm, prompts_of(8))
+    model.bishare.unload()
+
+
+def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
+    """vLLM repeats the wish to load in place with each request; the folder is read when it has changed."""
+    root, model = base
+    served = Served(root, model, "bishare_ke", 2)
+    first, second, _ = served.requests
+    plan = {"bishare_plan": first.lora_path}
+    with engine(
+        root / "base", **CHUNKS | {"enable_prefix_caching": False}, **ROOM, additional_config=plan
+    ) as llm:
+        served.check(llm, prompts_of(3))
+        shutil.copytree(second.lora_path, root / "again")
+        model.bishare.save_pretrained(root / "again")
+        again = type(first)(
+            first.lora_name, first.lora_int_id, str(root / "again"), load_inplace=True
+        )
+        served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
+        served.requests[0] = again
+        served.check(llm, prompts_of(3))
+        with torch.no_grad():
+            for tensor in model.bishare.tensors().values():
+                tensor.mul_(1.5)
+        model.bishare.save_pretrained(root / "again")
+        served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
+        served.check(llm, prompts_of(3))
+    shutil.rmtree(root / "again")
+    model.bishare.unload()

