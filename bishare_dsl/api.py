@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from bishare_dsl.compiler import Params, install, make_plan, read_fitting
+from bishare_dsl.compiler import Params, install, install_all, make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareWarning, render
 from bishare_dsl.models import Architecture
 from bishare_dsl.plan import Plan
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=nn.Module)
 
-__all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "plan_spec"]
+__all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "load_adapters", "plan_spec"]
 
 
 def plan_spec(
@@ -99,6 +100,38 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     stored, problems = read_fitting(folder, model)
     _warn(*map(render, problems))
     _warn(*install(model, stored, name=name))
+    return model
+
+
+def load_adapters(folder: str | os.PathLike[str], model: Model, *, progress: bool = True) -> Model:
+    """Adapt a model with all the adapters of a folder, each in a folder of its own, whose name is its.
+
+    The first one is active, unless the model has an adapter. The others wait, each in as many bytes as its
+    tensors have, for ``adapter_names`` and `set_adapter`. What does not hold an adapter is passed over.
+
+    Args:
+        folder: of adapter folders.
+        model: as in `load_adapter`.
+        progress: show a bar on standard error, if that is a terminal.
+
+    Returns:
+        The same object, adapted.
+
+    Raises:
+        BishareError: there is no adapter (BS675), or as in `load_adapter`; nothing was changed.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    watch = partial(
+        track,
+        description="loading adapters",
+        console=console,
+        transient=True,
+        disable=not (progress and console.is_terminal),
+    )
+    _warn(*install_all(model, folder, watch))
     return model
 
 

@@ -6,8 +6,9 @@ What is worth a warning is given back: `api` warns of it, commands and training 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bishare_dsl.diagnostics import (
@@ -18,6 +19,7 @@ from bishare_dsl.diagnostics import (
     raise_errors,
     render,
 )
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.resources import find_spec
@@ -132,8 +134,7 @@ def install(
     from bishare_dsl.adapter.initial import draw
     from bishare_dsl.adapter.resident import devices
     from bishare_dsl.adapter.stored import not_finite
-    from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD
-    from bishare_dsl.rewrite.adapt import adapt, prepare
+    from bishare_dsl.rewrite.adapt import adapt
 
     plan, where = made.plan, devices(made.plan, model)
     if isinstance(made, Planned):
@@ -146,16 +147,56 @@ def install(
     worth_knowing = [render(problem) for problem in not_finite(tensors)]
     tensors = {n: t.to(where[n]) for n, t in tensors.items()}
     beside = getattr(model, "bishare", None)
-    if name is None or not isinstance(beside, AdapterHandle):
-        beside = None
-        if compact and model.training:
-            raise AdapterError(COMPACT_FOR_GOOD())
-        notes = adapt(model, plan, tensors, root=AdapterHandle)
-        handle = cast("AdapterHandle", model.bishare)
-    else:
-        beside.check_new(name)
-        handle, notes = prepare(model, plan, tensors, AdapterHandle)
-    handle.bind(model, plan, text, seed, DEFAULT if name is None else name, beside)
+    if name is not None and isinstance(beside, AdapterHandle):
+        return (*beside.add(name, plan, tensors, text, seed, compact), *worth_knowing)
+    if compact and model.training:
+        raise AdapterError(codes.COMPACT_FOR_GOOD())
+    notes = adapt(model, plan, tensors, root=AdapterHandle)
+    handle = cast("AdapterHandle", model.bishare)
+    handle.bind(model, plan, text, seed, DEFAULT if name is None else name)
     if compact:
         handle.freeze_compact()
     return (*notes, *worth_knowing)
+
+
+def install_all(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    watch: Callable[[list[Path]], Iterable[Path]] = iter,
+) -> tuple[str, ...]:
+    """Put each adapter of a folder of adapters into a model, or beside those in it, named as its folder is.
+
+    Args:
+        watch: gives the folders of the adapters one after the other, when the last one is loaded.
+
+    Returns:
+        What to warn of, as `read_fitting` and `install` find it.
+
+    Raises:
+        BishareError: there is none (BS675), or as `read_fitting` and `install` do; nothing was changed.
+    """
+    from bishare_dsl.adapter.files import CONFIG
+    from bishare_dsl.adapter.handle import AdapterHandle
+
+    paths = sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
+    if not paths:
+        raise AdapterError(codes.NO_ADAPTERS(folder=folder))
+    architecture = architecture_of(model)
+    is_first = not isinstance(getattr(model, "bishare", None), AdapterHandle)
+    texts: dict[str, None] = {}
+    loaded: list[str] = []
+    try:
+        for path in watch(paths):
+            stored, problems = read_fitting(path, architecture)
+            notes = install(model, stored, name=path.name)
+            loaded.append(path.name)
+            texts.update(dict.fromkeys((*map(render, problems), *notes)))
+    except BaseException:
+        handle = cast("AdapterHandle", getattr(model, "bishare", None))
+        if is_first and loaded:
+            handle.unload()
+        elif not is_first:
+            for name in loaded:
+                handle.delete_adapter(name)
+        raise
+    return tuple(texts)

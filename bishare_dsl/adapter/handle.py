@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from bishare_dsl.adapter import merge as merging
+from bishare_dsl.adapter.adapters import Adapters
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
+from bishare_dsl.adapter.mixed import MixedBatches
 from bishare_dsl.adapter.probe import Inputs, probe
 from bishare_dsl.adapter.resident import by_one, devices, settle, whole
 from bishare_dsl.adapter.stored import Frozen, Rounded
-from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
@@ -29,6 +31,7 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import set_enabled, unadapt
 from bishare_dsl.rewrite.placement import AdapterRoot, Placement
+from bishare_dsl.rewrite.rows import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,8 +53,9 @@ class AdapterHandle(AdapterRoot):
     name: str
     # In a tuple, where `nn.Module` does not register it: the model is no child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
-    # All handles of a model have one dictionary, themselves in it.
-    _adapters: dict[str, AdapterHandle]
+    # All handles of a model have the same.
+    _adapters: Adapters
+    _batches: MixedBatches
     _compact: bool = False
     _merged: Merged | None = None
     _disabled: int = 0
@@ -68,14 +72,17 @@ class AdapterHandle(AdapterRoot):
         """Make this the handle of an adapter of a model. Whoever makes the adapter does so once.
 
         Args:
-            beside: the handle of an adapter that the model has already.
+            beside: the handle of an adapter that the model has already, and this one with it.
         """
         self.plan, self.spec_text, self.seed, self.name = plan, spec_text, seed, name
         self._model = (cast("PreTrainedModel", model),)
-        self._adapters = {}
         if beside is not None:
-            self._adapters, self.frozen = beside._adapters, beside.frozen
-        self._adapters[name] = self
+            self._adapters, self._batches = beside._adapters, beside._batches
+            self.frozen = beside.frozen
+        else:
+            self._adapters = Adapters(model, self.compiled)
+            self._batches = MixedBatches(self._adapters)
+            self._adapters.join(self)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -86,7 +93,7 @@ class AdapterHandle(AdapterRoot):
 
     def freeze_compact(self) -> None:
         """Nothing trains from here on: the tensors are what a compact adapter keeps of them."""
-        self._compact = True
+        self._compact = self._adapters[self.name].compact = True
         for tensor in self.tensors().values():
             tensor.requires_grad_(False)
 
@@ -109,15 +116,18 @@ class AdapterHandle(AdapterRoot):
         """
         if self._disabled:
             raise AdapterError(codes.DISABLED(action="copy the model"))
-        return cast("dict[str, Any]", super().__getstate__())  # type: ignore[no-untyped-call]
+        return super().__getstate__()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # What moves or converts the model, such as `.to()`, does so with all of its adapters.
-        for other in self._adapters.values() if self._model else ():
+        for other in self._adapters.handles() if self._model else ():
             if other is not self:
                 for _, store in other.placement.owned:
                     nn.Module._apply(store, fn, recurse)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._model:
+            self._adapters.apply(fn)
+        return self
 
     @property
     def model(self) -> PreTrainedModel:
@@ -152,12 +162,13 @@ class AdapterHandle(AdapterRoot):
                 BS629); the model is sharded (BS645); or it trains, and the adapter cannot (BS637).
         """
         with _SWITCHING:
-            active, chosen = self._active(), self._named(name)
-            if chosen is active:
+            active, resident = self._active(), self._adapters[name]
+            if resident.handle is active:
                 return
             active._check_free("switch adapters")
-            if chosen._compact and self.model.training:
+            if resident.compact and self.model.training:
                 raise AdapterError(codes.COMPACT_FOR_GOOD())
+            chosen = self._adapters.handle(name, active)
             settle(chosen.placement.tensors(), devices(chosen.plan, self.model))
             active.placement.remove()
             chosen.placement.insert()
@@ -166,13 +177,15 @@ class AdapterHandle(AdapterRoot):
         """Drop an adapter that is not the active one.
 
         Raises:
-            AdapterError: no such name (BS640), or the active adapter (BS642).
+            AdapterError: no such name (BS640), or the active adapter (BS642); a mixed batch is open (BS674).
         """
-        active, chosen = self._active(), self._named(name)
-        if chosen is active:
+        active = self._active()
+        if self._adapters[name].handle is active:
             raise AdapterError(codes.DELETES_ACTIVE(name=name))
-        del self._adapters[name]
-        chosen._forget()
+        self._batches.check_closed("delete an adapter")
+        self._batches.refresh()
+        if (dropped := self._adapters.drop(name)) is not None:
+            dropped._forget()
 
     def _check_free(self, action: str) -> None:
         """See that the active adapter's regions run as they were written, and may be exchanged.
@@ -181,22 +194,45 @@ class AdapterHandle(AdapterRoot):
             AdapterError: the adapter is not active (BS644), disabled (BS626) or merged (BS643, BS629), or
                 the model is sharded (BS645).
         """
-        self._enabled(action)
+        self._here(action)
+        self.check_apart(action)
+
+    def check_apart(self, action: str) -> None:
+        """See that the adapter, which is active, is apart from the base, in this process alone, and runs.
+
+        Raises:
+            AdapterError: it is disabled (BS626) or merged (BS643, BS629), or the model is sharded (BS645).
+        """
+        if self._disabled:
+            raise AdapterError(codes.DISABLED(action=action))
         if self._merged is not None:
             code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
             raise AdapterError(code(action=action))
         if any(is_sharded(region) for region, _ in self.placement.regions):
             raise AdapterError(codes.SHARDED(action=action))
 
-    def check_new(self, name: str) -> None:
-        """See that another adapter may come beside the model's, with this name.
+    def add(
+        self,
+        name: str,
+        plan: Plan,
+        tensors: Mapping[str, torch.Tensor],
+        spec_text: str,
+        seed: int,
+        compact: bool = False,
+    ) -> tuple[str, ...]:
+        """Take another adapter in beside the model's, which is not active; its tensors are copied.
+
+        Returns:
+            Notes, as `adapt` gives them.
 
         Raises:
             AdapterError: the name is in use (BS641), or as `_check_free` does.
+            ModelError, SpecError: as `compile_plan` does.
         """
         if name in self._adapters:
             raise AdapterError(codes.NAME_IN_USE(name=name))
         self._check_free("load another one")
+        return self._adapters.load(name, plan, tensors, spec_text, seed, compact)
 
     @property
     def merged(self) -> bool:
@@ -316,6 +352,22 @@ class AdapterHandle(AdapterRoot):
         return by_one(tensors, write)
 
     @contextmanager
+    def batch(self, adapter_names: Sequence[str | None]) -> Iterator[None]:
+        """A block in which each row of the model's input has an adapter of its own, in this thread.
+
+        ``adapter_names`` for `model()` and `model.generate()` makes such a block of the one
+        call. The model must not train: nothing gets a gradient.
+
+        Args:
+            adapter_names: for each row an adapter's name, or None (``"__base__"`` in PEFT) for the base.
+
+        Raises:
+            AdapterError: as `MixedBatches.batch` does.
+        """
+        with opened(self._batches.batch(adapter_names)):
+            yield
+
+    @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Make the model its base in a block, merged or not; blocks may be nested.
 
@@ -429,15 +481,10 @@ class AdapterHandle(AdapterRoot):
     def _active(self) -> AdapterHandle:
         return cast(AdapterHandle, self.model.get_submodule(ADAPTER))
 
-    def _named(self, name: str) -> AdapterHandle:
-        if name not in self._adapters:
-            help = nearest(name, self._adapters)
-            raise AdapterError(codes.UNKNOWN_ADAPTER(name=name, help=help))
-        return self._adapters[name]
-
     def _here(self, action: str) -> PreTrainedModel:
         if (active := self._active()) is not self:
             raise AdapterError(codes.NOT_ACTIVE(action=action, name=self.name, active=active.name))
+        self._batches.check_closed(action)
         return self.model
 
     def _enabled(self, action: str) -> PreTrainedModel:
@@ -456,10 +503,12 @@ class AdapterHandle(AdapterRoot):
 
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
-        for handle in self._adapters.values():
+        self._batches.leave()
+        for handle in self._adapters.handles():
             handle._forget()
         return model
 
     def _forget(self) -> None:
-        self._model, self._merged, self._adapters = (), None, {}
+        self._model, self._merged = (), None
+        del self._adapters, self._batches
         self.placement = Placement()

@@ -16,7 +16,7 @@ from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionComp
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.placement import AdapterRoot, Placement
+from bishare_dsl.rewrite.placement import AdapterRoot, CompiledPlan, Placement
 from bishare_dsl.rewrite.region import FACTORS, Pass
 from bishare_dsl.rewrite.rewritten import restore_forward, set_code
 from bishare_dsl.transforms import Width, check_term, load_transform
@@ -51,25 +51,24 @@ def adapt(
     """
     if any(isinstance(module, OwnedTensors) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
-    top, notes = prepare(model, plan, tensors, root, observe, optimisations)
+    compiled = compile_plan(model, plan, observe, optimisations)
+    top = place(model, compiled, tensors, root)
     top.frozen = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
     top.placement.insert()
-    return notes
+    return compiled.notes
 
 
-def prepare(
+def compile_plan(
     model: nn.Module,
     plan: Plan,
-    tensors: Mapping[str, Tensor],
-    root: type[RootT],
     observe: Observer | None = None,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
-) -> tuple[RootT, tuple[str, ...]]:
-    """Make an adapter for a model, which may have another one, and change nothing in the model.
+) -> CompiledPlan:
+    """Work out what a plan makes of a model's forwards; the model may have an adapter, and stays as it is.
 
     Returns:
-        What will be ``model.bishare``, with a placement that puts the adapter in; and notes, as `adapt` does.
+        The code, and with it notes, as `adapt` gives them.
 
     Raises:
         ModelError, SpecError: as `adapt` does, but for BS401.
@@ -77,7 +76,21 @@ def prepare(
     _check_sites(model, plan)
     check_terms(plan)
     regions = RegionCompiler(model, plan, observe, optimisations)
-    compiled = list(regions)
+    compiled = tuple(regions)
+    if any(map(is_sharded, model.modules())):
+        regions.notes[render(codes.SHARDED_ALREADY())] = None
+    return CompiledPlan(plan, compiled, tuple(regions.notes))
+
+
+def place(
+    model: nn.Module, compiled: CompiledPlan, tensors: Mapping[str, Tensor], root: type[RootT]
+) -> RootT:
+    """Make the modules of an adapter, in whose placement is where they belong; none is put there yet.
+
+    Args:
+        tensors: the plan's tensors by name, whose memory becomes that of the parameters.
+    """
+    plan = compiled.plan
     owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
     homes = {owner: _home(model, owner) for owner in {tensor.owner for tensor in plan.tensors}}
     for tensor in plan.tensors:
@@ -90,12 +103,11 @@ def prepare(
         tuple((model.get_submodule(path), o) for path, o in homes_of.items()),
         tuple(
             (model.get_submodule(path), EffectiveFactors(code, [sources[name] for name in names]))
-            for path, code, names in compiled
+            for path, code, names in compiled.regions
         ),
     )
-    if any(map(is_sharded, model.modules())):
-        regions.notes[render(codes.SHARDED_ALREADY())] = None
-    return top, tuple(regions.notes)
+    top.compiled = compiled
+    return top
 
 
 def check_terms(plan: Plan) -> None:

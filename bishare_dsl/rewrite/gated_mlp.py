@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import activations
 
+from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import (
     Spans,
     again,
@@ -26,6 +27,7 @@ from bishare_dsl.rewrite.island import (
     island,
     run,
 )
+from bishare_dsl.rewrite.rows import RowFactor
 
 # Functions of their input alone: called again, they give the same.
 _PURE = (
@@ -41,15 +43,15 @@ _PURE = (
 
 def gated_mlp(
     x: Tensor,
-    a_in: Tensor | None,
+    a_in: ops.Factor | None,
     linears: tuple[nn.Module, nn.Module],
     spans: tuple[Spans, Spans],
-    bs: tuple[Tensor | None, Tensor | None],
+    bs: tuple[ops.Factor | None, ops.Factor | None],
     act: nn.Module,
-    a_out: Tensor | None,
+    a_out: ops.Factor | None,
     down: nn.Module,
     span: Spans,
-    b: Tensor | None,
+    b: ops.Factor | None,
 ) -> Tensor:
     """``down'(act(gate'(x)) * up'(x))``, where the primes stand for what the adapter adds.
 
@@ -62,8 +64,9 @@ def gated_mlp(
     Returns:
         ``(..., d_model)``.
     """
+    rows = isinstance(a_in, RowFactor) or isinstance(a_out, RowFactor)
     layers = frozen_parameters(x, (*linears, down)) if _is_pure(act) else None
-    if layers is None:
+    if layers is None or rows:
         gate, up = island(x, x, a_in, linears, spans, bs)
         h = act(gate) * up
         return island(h, h, a_out, (down,), (span,), (b,))[0]

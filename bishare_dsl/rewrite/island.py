@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.rows import RowFactor
 
 Spans = tuple[tuple[int, int], ...]
 """Which rows of the island's ``A`` a layer uses: the first and how many, for each run of them."""
@@ -26,10 +27,10 @@ Spans = tuple[tuple[int, int], ...]
 def island(
     x: Tensor,
     read: Tensor,
-    a: Tensor | None,
+    a: ops.Factor | None,
     linears: Sequence[nn.Module],
     spans: Sequence[Spans],
-    bs: Sequence[Tensor | None],
+    bs: Sequence[ops.Factor | None],
 ) -> tuple[Tensor, ...]:
     """``y_i = linear_i(x) + z_i B_i`` for each layer of an island, where ``z = read A^T`` and ``z_i`` are
     the columns of it that the layer uses.
@@ -45,7 +46,7 @@ def island(
     Returns:
         For each layer ``(..., d_out)``.
     """
-    layers = frozen_parameters(x, linears)
+    layers = None if isinstance(a, RowFactor) else frozen_parameters(x, linears)
     if layers is None:
         return _one_by_one(x, read, a, linears, spans, bs)
     inputs = (x, None if read is x else read, *cast(x, (a,)), *layers, *cast(x, bs))
@@ -109,7 +110,7 @@ def _is_watched(module: nn.Module) -> bool:
     )
 
 
-def cast(x: Tensor, factors: Sequence[Tensor | None]) -> list[Any]:
+def cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
     """Factors in the dtype and on the device of ``x``."""
     # Not asked of torch where there is nothing to do: with one token, each call to it is felt.
     dtype, device = x.dtype, x.device
@@ -167,10 +168,10 @@ def again(
 def _one_by_one(
     x: Tensor,
     read: Tensor,
-    a: Tensor | None,
+    a: ops.Factor | None,
     linears: Sequence[nn.Module],
     spans: Sequence[Spans],
-    bs: Sequence[Tensor | None],
+    bs: Sequence[ops.Factor | None],
 ) -> tuple[Tensor, ...]:
     """`island` as the graph had it before: the layers are called, and hooks see what they give."""
     z = None if a is None else ops.down(flat(read), a)

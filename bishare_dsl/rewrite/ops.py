@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bishare_dsl.rewrite.rows import RowFactor
+
+Factor = Tensor | RowFactor
+"""An effective factor of one adapter, or of each of a mixed batch."""
+
 
 def autocasts(device: torch.device) -> bool:
     """Whether autocast changes dtypes on a device now."""
@@ -24,20 +29,23 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def down(x: Tensor, a: Tensor) -> Tensor:
+def down(x: Tensor, a: Factor) -> Tensor:
     """``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
+    if isinstance(a, RowFactor):
+        return a.down(x)
     return F.linear(x, a.to(x))
 
 
-def up(y: Tensor, z: Tensor, b: Tensor) -> Tensor:
+def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:
     """``y + z B``: ``(..., d_out)``, ``(..., rows)`` and ``(rows, d_out)`` to ``(..., d_out)``.
 
     One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit.
     """
-    flat, rows = (t.reshape(-1, t.shape[-1]) for t in (y, z))
-    with without_autocast(
-        y.device
-    ):  # which would round a float32 ``y`` that a quantised linear gives
+    # Autocast would round a float32 ``y`` that a quantised linear gives.
+    with without_autocast(y.device):
+        if isinstance(b, RowFactor):
+            return b.up(y, z)
+        flat, rows = (t.reshape(-1, t.shape[-1]) for t in (y, z))
         return torch.addmm(flat, rows.to(y), b.to(y)).view(y.shape)
 
 

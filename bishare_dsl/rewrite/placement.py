@@ -8,10 +8,11 @@ from typing import cast
 from torch import nn
 
 from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.region import FACTORS
-from bishare_dsl.rewrite.rewritten import restore_forward, set_code
+from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,24 @@ class Placement:
             delattr(owner, ADAPTER)
 
 
+@dataclass(frozen=True)
+class CompiledPlan:
+    """A plan with the code of its regions, for one model: each with its path and the tensors it reads."""
+
+    plan: Plan
+    regions: tuple[tuple[str, RegionCode, list[str]], ...]
+    notes: tuple[str, ...]
+
+
 class AdapterRoot(OwnedTensors):
     """The tensors that the model itself owns, ``model.bishare``, and where the rest of the adapter is.
 
     Attributes:
         frozen: the base's parameters that trained before they were frozen.
         placement: of the adapter's modules. (No module: while the adapter is in the model, they are its.)
+        compiled: what the placement was made from.
     """
 
     frozen: tuple[str, ...] = ()
     placement: Placement
+    compiled: CompiledPlan

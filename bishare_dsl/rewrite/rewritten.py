@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import linecache
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -25,6 +25,7 @@ from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import rewrap
+from bishare_dsl.rewrite.rows import mixed
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Rewritten(nn.Module):
     """What every generated class inherits, beside the class it replaces."""
 
     bishare_base: type[nn.Module]
-    bishare_code: GraphCode
+    bishare_code: GraphCode | None
+    bishare_mixed: bool
 
     @property
     def bishare_self(self) -> nn.Module:
@@ -102,7 +104,8 @@ class Rewritten(nn.Module):
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
                 "take the adapter out before copying or pickling the module"
             )
-        return (_restore, (self.bishare_base, self.bishare_code), *reduced[2:])
+        how = (self.bishare_base, self.bishare_code, self.bishare_mixed)
+        return (_restore, how, *reduced[2:])
 
 
 # A class lives as long as a module uses it.
@@ -118,6 +121,19 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     _swap(module, _generated_class(base_class(type(module)), code))
 
 
+def accept_rows(module: nn.Module) -> None:
+    """Let an open mixed batch have the calls of a module, which otherwise runs what it runs now."""
+    cls = type(module)
+    if not (isinstance(module, Rewritten) and module.bishare_mixed):
+        _swap(module, _generated_class(base_class(cls), getattr(cls, "bishare_code", None), True))
+
+
+def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
+    """Give the forward that a module has with some code, or without any."""
+    base = base_class(type(module))
+    return base.forward if code is None else _generated_class(base, code).forward
+
+
 def restore_forward(module: nn.Module) -> None:
     """Give `module` back the class and the forward it had; without a graph, do nothing."""
     _swap(module, base_class(type(module)))
@@ -125,7 +141,7 @@ def restore_forward(module: nn.Module) -> None:
 
 def is_rewritten(module: nn.Module) -> bool:
     """Whether the forward of `module` is a graph."""
-    return isinstance(module, Rewritten)
+    return isinstance(module, Rewritten) and module.bishare_code is not None
 
 
 def rewritten_source(module: nn.Module) -> str:
@@ -134,7 +150,7 @@ def rewritten_source(module: nn.Module) -> str:
     Raises:
         TypeError: none is.
     """
-    if not isinstance(module, Rewritten):
+    if not isinstance(module, Rewritten) or module.bishare_code is None:
         raise TypeError(f"{type(module).__name__} runs its own forward")
     return module.bishare_code.source
 
@@ -178,14 +194,21 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
             module.__dict__[name] = types.MethodType(cls.forward, module)
 
 
-def _generated_class(base: type[nn.Module], code: GraphCode) -> type[Rewritten]:
-    key = (base, base.forward, code.source, *code.names.items(), *code.modules.items())
+def _generated_class(
+    base: type[nn.Module], code: GraphCode | None, takes_rows: bool = False
+) -> type[Rewritten]:
+    parts = code and (code.source, *code.names.items(), *code.modules.items())
+    key = (base, base.forward, parts, takes_rows)
     cls = _classes.get(key)
     if cls is None:
+        forward: Callable[..., Any] = base.forward
+        if code is not None:
+            forward = rewrap(base.forward, code.function(base.__qualname__))
         members = {
-            "forward": rewrap(base.forward, code.function(base.__qualname__)),
+            "forward": mixed(forward) if takes_rows else forward,
             "bishare_base": base,
             "bishare_code": code,
+            "bishare_mixed": takes_rows,
             # The name stays, because `_no_split_modules` and its like go by it.
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
@@ -195,7 +218,7 @@ def _generated_class(base: type[nn.Module], code: GraphCode) -> type[Rewritten]:
     return cls
 
 
-def _restore(base: type[nn.Module], code: GraphCode) -> Rewritten:
+def _restore(base: type[nn.Module], code: GraphCode | None, takes_rows: bool) -> Rewritten:
     """An empty module of the generated class; unpickling and copying fill it."""
-    cls = _generated_class(base, code)
+    cls = _generated_class(base, code, takes_rows)
     return cls.__new__(cls)

@@ -427,7 +427,7 @@ def test_a_copy_has_all_adapters(both: Any, alone: Any, family: str, copied: Any
 
 
 def tensors_of(model: Any, name: str) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = model.bishare._adapters[name].tensors()
+    found: dict[str, torch.Tensor] = model.bishare._adapters.handle(name, model.bishare).tensors()
     return found
 
 

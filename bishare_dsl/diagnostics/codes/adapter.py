@@ -387,6 +387,51 @@ SHARDED = Code(
     "another one would stand whole on every process, and trained there its copies would go apart. Make the "
     "adapter active first and let FSDP shard the model then.",
 )
+MIXED_UNKNOWN = Code(
+    "BS670",
+    "a row with an adapter that there is not",
+    "row {row} of the batch: the model has no adapter `{name}`",
+    "`adapter_names` has for each row the name that an adapter was loaded or compiled with, or None for the "
+    "base. `model.bishare.adapters` lists them. Rows are counted from 0.",
+)
+MIXED_ROWS = Code(
+    "BS671",
+    "not one name for each row",
+    "{names} names in `adapter_names` for {rows} rows",
+    "`adapter_names` is a list with one name, or None, for each row of the input, before beam search or "
+    "`num_return_sequences` repeat it.",
+    bad='model.generate(ids, adapter_names=["a"])  # ids has two rows',
+    good='model.generate(ids, adapter_names=["a", None])',
+    shell=True,
+)
+MIXED_TRAINING = Code(
+    "BS672",
+    "a mixed batch in training",
+    "cannot run a mixed batch: the model is in training mode",
+    "Rows of several adapters are for inference: nothing gets a gradient. Call `model.eval()` first; to "
+    "train one adapter, make it active with `set_adapter`.",
+)
+MIXED_NOT_LINEAR = Code(
+    "BS673",
+    "a mixed batch with an update that is not a matrix",
+    "adapter `{name}` cannot run in a mixed batch: what share `{share}` adds is not linear in its input "
+    "(transform {transform})",
+    "A mixed batch applies to each row the effective factors of its adapter, and such an update has none. "
+    "Make the adapter active with `set_adapter`, and run its rows by themselves.",
+)
+MIXED_OPEN = Code(
+    "BS674",
+    "a change while a mixed batch is open",
+    "cannot {action} while a mixed batch is open",
+    "In a block of `model.bishare.batch(...)` the rows' adapters stay as they are. Leave it first.",
+)
+NO_ADAPTERS = Code(
+    "BS675",
+    "a folder without adapters",
+    "no folder in `{folder}` holds an adapter",
+    "`load_adapters` takes a folder of adapter folders, each with a `bishare_config.json`. For one adapter "
+    "there is `load_adapter`.",
+)
 NOT_FINITE_TENSORS = Code(
     "BS660",
     "tensors with values that are no numbers",

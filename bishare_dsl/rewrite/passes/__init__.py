@@ -11,6 +11,7 @@ from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
 from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
+from bishare_dsl.rewrite.passes.read_rows import ReadRows
 from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
@@ -54,6 +55,7 @@ __all__ = [
     "FuseIslands",
     "HoistFactors",
     "Observer",
+    "ReadRows",
     "ShareFactors",
     "run_passes",
 ]

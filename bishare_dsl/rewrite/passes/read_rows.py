@@ -1,0 +1,23 @@
+"""Read the factors of an open batch, in which each row has an adapter of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.rows import rows_of
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Before: ``bishare_factors(hidden_states)``. After: ``rows_of(self)``.
+
+    What applies a factor sees that it is one of many adapters. It runs last.
+    """
+
+    def run(self, region: RegionGraphs) -> None:
+        graph, call = region.forward, region.factors_call()
+        with graph.inserting_before(call):
+            itself = graph.get_attr("bishare_self")
+            call.replace_all_uses_with(graph.call_function(rows_of, (itself,)))
+        graph.erase_node(call)

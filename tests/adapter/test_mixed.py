@@ -1,0 +1,619 @@
+"""Mixed batches: each row is as if its adapter were active and the row alone."""
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.rewrite.rewritten import is_rewritten
+from bishare_dsl.rewrite.rows import open_batches
+from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.models import tiny_model
+from tests.methods.test_every_method import TINY
+
+SPECS = {
+    "a": """
+        spec a
+        target q_proj, k_proj, v_proj, up_proj, down_proj
+        share local per module rank 2 scale 2
+        share intra per layer rank 3 scale 0.5 via KE(size = 4)
+        share inter per model rank 4 via SS(slice = trailing)
+        """,
+    "b": """
+        spec b
+        target q_proj, o_proj
+        share alike per kind rank 3 via GT(size = 8, gate_rank = 2) freeze A
+        share local per module rank 1 dropout 0.5 where layer == 0
+        """,
+}
+ADAPTERS = {"a": "a", "a2": "a", "a3": "a", "b": "b", "b2": "b"}
+IDS = torch.randint(3, 64, (4, 7), generator=torch.Generator().manual_seed(7))
+NAMES = {
+    "each its own": ["a", "a2", "a3", None],
+    "some alike": ["a2", "a", None, "a2"],
+    "all alike": ["a3"] * 4,
+    "no one": [None] * 4,
+    "as PEFT says it": ["a", "__base__", "a2", "__base__"],
+    "another plan": ["b", None, "b2", "b"],
+    "two plans": ["b", "a", None, "a2"],
+}
+
+Names = Sequence[str | None]
+
+
+def filled(model: Any, adapters: dict[str, str]) -> Any:
+    """A model with adapters that do something; the first one is active."""
+    for seed, (name, spec) in enumerate(adapters.items()):
+        compile_spec(parse_spec(SPECS.get(spec, spec)), model, seed=seed, name=name)
+        model.bishare.set_adapter(name)
+        randomize(model, seed, frozen=False)
+    model.bishare.set_adapter(next(iter(adapters)))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Any:
+    return filled(tiny_model("llama"), ADAPTERS)
+
+
+@pytest.fixture
+def model(shared: Any) -> Any:
+    return copy.deepcopy(shared)
+
+
+def alone(model: Any, name: str | None, run: Callable[[], Any]) -> Any:
+    """What a call gives with one adapter active, or none."""
+    if name in (None, "__base__"):
+        with model.bishare.disable_adapter():
+            return run()
+    before = model.bishare.active_adapter
+    model.bishare.set_adapter(name)
+    try:
+        return run()
+    finally:
+        model.bishare.set_adapter(before)
+
+
+def logits_alone(model: Any, names: Names, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
+    rows = []
+    for i, name in enumerate(names):
+        row = {key: value[i : i + 1] for key, value in inputs.items()}
+        rows.append(alone(model, name, lambda i=i, row=row: model(ids[i : i + 1], **row).logits))
+    return torch.cat(rows)
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+# Logits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+@torch.no_grad()
+def test_rows_are_as_if_alone(model: Any, names: Names) -> None:
+    with_one = {name: alone(model, name, lambda: model(IDS).logits) for name in ("a", "b", None)}
+    found = model(IDS, adapter_names=names).logits
+    close(found, logits_alone(model, names))
+    for row, name in enumerate(names):
+        if name in (None, "__base__"):
+            assert torch.equal(found[row], with_one[None][row])
+    # And nothing is left of it.
+    for name, want in with_one.items():
+        assert torch.equal(alone(model, name, lambda: model(IDS).logits), want)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("spec", sorted(TINY))
+@torch.no_grad()
+def test_shipped_specs(spec: str, family: str) -> None:
+    model: Any = tiny_model(family, hidden_size=32, head_dim=8, num_key_value_heads=4)
+    names = ["one", "two"]
+    for seed, name in enumerate(names):
+        compile_spec(spec, model, TINY[spec], seed=seed, name=name)
+        model.bishare.set_adapter(name)
+        randomize(model, seed)
+    if not all(term.linear for term in model.bishare.plan.terms):
+        with pytest.raises(AdapterError, match=r"BS673.*`two`.*Experts"):
+            model(IDS[:2], adapter_names=[None, "two"])
+        return
+    rows = ["two", None, "one", "two"]
+    close(model(IDS, adapter_names=rows).logits, logits_alone(model, rows))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi3", "gemma2"])
+@torch.no_grad()
+def test_regions_of_other_models(family: str) -> None:
+    """Some are linears; OPT hands on tokens without a batch; one region is within another."""
+    kinds = {
+        "gpt2": "c_attn, c_fc",
+        "opt": "q_proj, fc1, fc2",
+        "phi3": "qkv_proj",
+        "gemma2": "q_proj",
+    }
+    spec = f"spec s target {kinds[family]} share local per module rank 2 share all per kind rank 3"
+    other = f"spec t target {kinds[family].split(', ')[-1]} share local per module rank 2"
+    model = filled(tiny_model(family), {"a": spec, "a2": spec, "b": other})
+    for names in (["a", "a2", None, "a"], ["a2", "b", None, "a"]):
+        close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
+
+
+@torch.no_grad()
+def test_a_half_base() -> None:
+    model = filled(tiny_model("llama").bfloat16(), {"a": "a", "a2": "a"})
+    found = model(IDS, adapter_names=["a", None, "a2", "a"]).logits
+    want = logits_alone(model, ["a", None, "a2", "a"])
+    assert found.dtype is torch.bfloat16
+    assert (found - want).abs().max() < 0.05 * want.abs().max()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding(model: Any, side: str) -> None:
+    mask = torch.ones_like(IDS)
+    mask[1, slice(0, 3) if side == "left" else slice(-3, None)] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    inputs = {"attention_mask": mask, "position_ids": positions}
+    names = ["a", "a2", None, "a"]
+    found = model(IDS, adapter_names=names, **inputs).logits
+    want = logits_alone(model, names, **inputs)
+    close(found[mask.bool()], want[mask.bool()])
+
+
+@torch.no_grad()
+def test_one_row(model: Any) -> None:
+    for name in ("a2", None, "b"):
+        close(model(IDS[:1], adapter_names=[name]).logits, logits_alone(model, [name], IDS[:1]))
+
+
+@torch.no_grad()
+def test_inputs_that_are_embeddings(model: Any) -> None:
+    names = ["a", "a2", None, "a"]
+    embeddings = model.get_input_embeddings()(IDS)
+    found = model(inputs_embeds=embeddings, adapter_names=names).logits
+    close(found, logits_alone(model, names))
+    with pytest.raises(AdapterError, match="BS671"):
+        model(inputs_embeds=embeddings, adapter_names=names[:3])
+
+
+@torch.no_grad()
+def test_a_cache(model: Any) -> None:
+    names = ["a", "a2", None, "b"]
+    whole = model(IDS, adapter_names=names).logits
+    first = model(IDS[:, :4], adapter_names=names, use_cache=True)
+    with model.bishare.batch(names):
+        rest = model(IDS[:, 4:], past_key_values=first.past_key_values)
+    close(torch.cat([first.logits, rest.logits], 1), whole)
+
+
+def test_modes_of_autograd(model: Any) -> None:
+    names = ["a", "a2", None, "a"]
+    with torch.no_grad():
+        want = model(IDS, adapter_names=names).logits
+    with torch.inference_mode():
+        assert torch.equal(model(IDS, adapter_names=names).logits, want)
+    # With gradients the input gets one, and the adapters none.
+    embeddings = model.get_input_embeddings()(IDS).requires_grad_()
+    model.bishare.delete_adapter("a3")  # A new batch, made in this mode.
+    found = model(inputs_embeds=embeddings, adapter_names=names).logits
+    close(found, want)
+    found.sum().backward()
+    assert embeddings.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+# Generating -----------------------------------------------------------------------------------------
+
+
+def tokens_alone(
+    model: Any, names: Names, inputs: dict[str, Any], **how: Any
+) -> list[torch.Tensor]:
+    return [
+        alone(
+            model,
+            name,
+            lambda i=i: model.generate(**{k: v[i : i + 1] for k, v in inputs.items()}, **how),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"use_cache": False},
+        {"cache_implementation": "static", "disable_compile": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("names", [["a", "a2", None, "a"], ["b", "a", None, "a2"]], ids=str)
+def test_generating(model: Any, names: Names, how: dict[str, Any]) -> None:
+    mask = torch.ones_like(IDS)
+    mask[2, :3] = 0  # Padded on the left.
+    inputs = {"input_ids": IDS, "attention_mask": mask}
+    how = {"max_new_tokens": 6, "do_sample": False, **how}
+    found = model.generate(**inputs, **how, adapter_names=names)
+    assert torch.equal(found, torch.cat(tokens_alone(model, names, inputs, **how)))
+    assert not open_batches()
+
+
+@pytest.mark.parametrize("names", [["a", "a2", None, "a"]])
+def test_sampling(model: Any, names: Names) -> None:
+    """With one seed, what is drawn does not depend on how rows were run: a batch of equal rows tells."""
+    how = {"max_new_tokens": 5, "do_sample": True, "num_return_sequences": 3}
+    torch.manual_seed(0)
+    found = model.generate(IDS, adapter_names=names, **how)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(IDS, adapter_names=names, **how), found)
+    torch.manual_seed(0)
+    mixed = model.generate(IDS, adapter_names=["a2"] * 4, **how)
+    torch.manual_seed(0)
+    assert torch.equal(alone(model, "a2", lambda: model.generate(IDS, **how)), mixed)
+
+
+def test_generating_by_position(model: Any) -> None:
+    names = ["a", "a2", None, "a"]
+    found = model.generate(IDS, adapter_names=names, max_new_tokens=3, do_sample=False)
+    with model.bishare.batch(names):
+        assert torch.equal(model.generate(IDS, max_new_tokens=3, do_sample=False), found)
+        with pytest.raises(AdapterError, match="BS671"):
+            model(IDS[:2])
+    assert found.shape == (4, 10)
+
+
+def test_a_generate_of_the_users_own() -> None:
+    model: Any = tiny_model("llama")
+    calls = []
+    own = model.generate = lambda *args, **kwargs: calls.append((args, kwargs))
+    filled(model, {"a": "a"})
+    model.generate(IDS, adapter_names=["a", None, "a", "a"], top_k=3)
+    assert calls[0][1] == {"top_k": 3}
+    model.bishare.unload()
+    assert model.generate is own
+
+
+# Compiled, and in threads ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_compiled_whole_and_once(model: Any) -> None:
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled: Any = torch.compile(model, backend=backend, fullgraph=True)
+    plain = model(IDS, use_cache=False).logits
+    assert torch.equal(compiled(IDS, use_cache=False).logits, plain)
+    counts = []
+    for names in (["a", "a2", "a3", None], ["a3", None, "a", "a2"], ["a2", None, "a", "a3"]):
+        with model.bishare.batch(names):
+            close(compiled(IDS, use_cache=False).logits, logits_of(model, names))
+        counts.append(len(graphs))
+    assert counts == counts[:1] * 3
+    assert torch.equal(compiled(IDS, use_cache=False).logits, plain)
+
+
+@torch.no_grad()
+def test_names_for_a_compiled_model(model: Any) -> None:
+    compiled: Any = torch.compile(model, backend="eager")
+    names = ["a", "b", None, "a"]
+    assert torch.equal(
+        compiled(IDS, adapter_names=names).logits, model(IDS, adapter_names=names).logits
+    )
+    assert not open_batches()
+
+
+def logits_of(model: Any, names: Names) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS, adapter_names=names).logits
+    return found
+
+
+def test_threads(model: Any) -> None:
+    todo: list[Names | None] = [*NAMES.values(), None]
+    plain = alone(model, "a", lambda: logits_without(model))
+    want = [plain if names is None else logits_of(model, names) for names in todo]
+    wrong: list[Any] = []
+
+    def work(number: int) -> None:
+        for i in range(20):
+            names = todo[(number + i) % len(todo)]
+            found = logits_without(model) if names is None else logits_of(model, names)
+            if not torch.equal(found, want[(number + i) % len(todo)]):
+                wrong.append(names)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def logits_without(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+@torch.no_grad()
+def test_a_batch_is_of_its_model(model: Any) -> None:
+    other = copy.deepcopy(model)
+    want = other(IDS).logits
+    with model.bishare.batch(["a2", None, "a3", "b"]):
+        assert torch.equal(other(IDS).logits, want)
+        found = other(IDS, adapter_names=["a3"] * 4).logits
+        assert not torch.equal(found, want)
+        model(IDS, adapter_names=["a"] * 4)  # For the one call.
+        close(model(IDS).logits, logits_of(model, ["a2", None, "a3", "b"]))
+
+
+# What is in the banks is what trains, is saved, moves and goes ---------------------------------------
+
+
+@torch.no_grad()
+def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
+    names = ["a", "a2", None, "b"]
+    before = logits_of(model, names)
+    for parameter in model.bishare.placement.tensors().values():
+        parameter.data.numpy()[:] *= 2  # Which torch does not count.
+    found = logits_of(model, names)
+    assert not torch.equal(found[0], before[0])
+    assert torch.equal(found[1:], before[1:])
+    before = found
+    for name in ("a2", "b"):
+        model.bishare.set_adapter(name)
+        randomize(model, 11, frozen=False)
+        found = logits_of(model, names)
+        assert not torch.equal(found, before)
+        close(found, logits_alone(model, names))
+        before = found
+
+
+def test_training_one_after_a_mixed_batch(model: Any) -> None:
+    names = ["a", "a2", None, "b"]
+    before = logits_of(model, names)
+    model.bishare.set_adapter("a2")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model.train()
+        optimizer.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        model.eval()
+        found = logits_of(model, names)
+        assert not torch.equal(found[1], before[1])
+        assert torch.equal(found[[0, 2, 3]], before[[0, 2, 3]])
+        with torch.no_grad():
+            close(found, logits_alone(model, names))
+        before = found
+
+
+def test_saving_and_loading_after_a_mixed_batch(model: Any, tmp_path: Any) -> None:
+    names = ["a", "a2", None, "b"]
+    want = logits_of(model, names)
+    for name in ("a", "a2", "b"):
+        model.bishare.set_adapter(name)
+        model.bishare.save_pretrained(tmp_path / name)
+    other: Any = tiny_model("llama")
+    for name in ("b", "a2", "a"):  # In another order.
+        load_adapter(tmp_path / name, other, name=name)
+    assert torch.equal(logits_of(other, names), want)
+
+
+@torch.no_grad()
+def test_deleting_and_taking_the_name_again(model: Any) -> None:
+    names = ["a", "a2", None, "a3"]
+    want = logits_of(model, names)
+    model.bishare.set_adapter("a3")
+    handle = model.bishare
+    values = {name: t.clone() for name, t in handle.placement.tensors().items()}
+    model.bishare.set_adapter("a")
+    parameters = handle.placement.tensors()
+    model.bishare.delete_adapter("a3")
+    with pytest.raises(AdapterError, match=r"BS670.*row 3 of the batch.*`a3`"):
+        model(IDS, adapter_names=names)
+    compile_spec(parse_spec(SPECS["a"]), model, seed=9, name="a3")
+    found = logits_of(model, names)
+    assert torch.equal(found[:3], want[:3])
+    assert not torch.equal(found[3], want[3])
+    # What somebody kept of it is not written over.
+    assert all(torch.equal(parameters[name], value) for name, value in values.items())
+
+
+@torch.no_grad()
+def test_moved_and_converted(model: Any) -> None:
+    names = ["a", "a2", None, "b"]
+    want = logits_of(model, names)
+    found = logits_of(model.double(), names)
+    assert found.dtype is torch.float64
+    close(found.float(), want)
+    kinds = {t.dtype for bank in model.bishare._adapters.banks for t in bank_tensors(bank)}
+    assert kinds == {torch.float64}
+    assert_one_copy(model)
+    close(logits_of(model.float(), names), want)
+    assert_one_copy(model)
+
+
+def bank_tensors(bank: Any) -> list[torch.Tensor]:
+    return [tensor for slot in bank._free or [bank.take()] for tensor in slot.tensors().values()]
+
+
+def assert_one_copy(model: Any) -> None:
+    """The parameters of adapters that have any are views of their rows."""
+    for name in ("a", "a2", "b"):
+        resident = model.bishare._adapters[name]
+        if resident.handle is not None and resident.slot is not None:
+            row = resident.slot.tensors()
+            for tensor, parameter in resident.handle.placement.tensors().items():
+                assert parameter.data_ptr() == row[tensor].data_ptr()
+
+
+@torch.no_grad()
+def test_parameters_that_got_other_memory(model: Any) -> None:
+    names = ["a", "a2", None, "b"]
+    want = logits_of(model, names)
+    for parameter in model.bishare.placement.tensors().values():
+        parameter.data = parameter.data.clone() * 2
+    found = logits_of(model, names)
+    assert not torch.equal(found[0], want[0])
+    assert torch.equal(found[1:], want[1:])
+    assert_one_copy(model)
+    close(found, logits_alone(model, names))
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies(model: Any, way: str) -> None:
+    names = ["a", "a2", None, "b"]
+    want = logits_of(model, names)
+    if way == "deepcopy":
+        other = copy.deepcopy(model)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    assert torch.equal(logits_of(other, names), want)
+    tokens = other.generate(IDS, adapter_names=names, max_new_tokens=2, do_sample=False)
+    model.bishare.set_adapter("a2")
+    randomize(model, 12)
+    assert torch.equal(logits_of(other, names), want)
+    other.bishare.set_adapter("b")
+    assert torch.equal(logits_of(other, names), want)
+    assert tokens.shape == (4, 9)
+
+
+def test_an_optimizer_copied_along(model: Any) -> None:
+    logits_of(model, ["a", "a2", None, "b"])
+    optimizer = torch.optim.SGD(model.bishare.placement.tensors().values(), lr=1.0)
+    other, again = copy.deepcopy((model, optimizer))
+    ours = {id(p) for p in other.bishare.placement.tensors().values()}
+    assert {id(p) for group in again.param_groups for p in group["params"]} == ours
+
+
+def test_a_pickle_does_not_grow_with_the_adapters() -> None:
+    sizes = []
+    for count in (1, 40):
+        model = filled(tiny_model("llama"), {f"a{i}": "a" for i in range(count)})
+        logits_of(model, ["a0"] * 4)
+        state = model.bishare.placement.owned[-1][1]
+        sizes.append(len(pickle.dumps(state)))
+    assert sizes[0] == sizes[1]
+
+
+def test_unloading(model: Any) -> None:
+    logits_of(model, ["b", "a", None, "a2"])
+    base = model.bishare.unload()
+    fresh = tiny_model("llama")
+    assert torch.equal(logits_without(base), logits_without(fresh))
+    for ours, theirs in zip(base.modules(), fresh.modules(), strict=True):
+        assert type(ours) is type(theirs)
+        assert vars(ours).keys() == vars(theirs).keys()
+        assert ours._forward_hooks == ours._forward_pre_hooks == {}
+        assert not is_rewritten(ours)
+    filled(base, {"a": "a"})
+
+
+def test_merging_after_a_mixed_batch(model: Any) -> None:
+    logits_of(model, ["b", "a", None, "a2"])
+    want = logits_without(model)
+    assert model.bishare.merge().max_difference < 1e-4
+    close(logits_without(model), want)
+    model.bishare.unmerge()
+    assert torch.equal(logits_without(model), want)
+
+
+def test_offloaded() -> None:
+    from accelerate import cpu_offload
+
+    names = ["a", "a2", None, "b"]
+    model = filled(tiny_model("llama"), {"a": "a", "a2": "a", "b": "b"})
+    want = logits_of(model, names)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    for _ in range(2):
+        close(logits_of(model, names), want)
+
+
+# Refused --------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_not(model: Any) -> None:
+    want = logits_without(model)
+    with pytest.raises(
+        AdapterError, match=r"(?s)row 1.*`a4`.*did you mean `a`.*row 3.*`zz`"
+    ) as error:
+        model(IDS, adapter_names=["a", "a4", None, "zz"])
+    assert [problem.code for problem in error.value.problems] == ["BS670"] * 2
+    for names in ([], ["a"] * 3, ["a"] * 8, "aaaa"):
+        with pytest.raises(AdapterError, match="BS671"):
+            model(IDS, adapter_names=names)
+        with pytest.raises(AdapterError, match="BS671"):
+            model.generate(IDS, adapter_names=names, num_beams=2)
+    assert torch.equal(logits_without(model), want)
+
+
+def test_states_in_which_none_runs(model: Any) -> None:
+    names = ["a", None, "a2", "b"]
+    model.train()
+    with pytest.raises(AdapterError, match="BS672"):
+        model(IDS, adapter_names=names)
+    model.eval()
+    with model.bishare.disable_adapter(), pytest.raises(AdapterError, match="BS626"):
+        model(IDS, adapter_names=names)
+    model.bishare.merge()
+    with pytest.raises(AdapterError, match="BS643"):
+        model.generate(IDS, adapter_names=names)
+    model.bishare.unmerge()
+    logits_of(model, names)
+
+
+def test_changes_while_one_is_open(model: Any) -> None:
+    handle = model.bishare
+    with handle.batch(["a", None, "a2", "b"]):
+        for change in (
+            lambda: handle.set_adapter("b"),
+            lambda: handle.delete_adapter("a2"),
+            lambda: handle.merge(),
+            lambda: handle.unload(),
+            lambda: handle.disable_adapter().__enter__(),
+            lambda: compile_spec(parse_spec(SPECS["a"]), model, name="new"),
+        ):
+            with pytest.raises(AdapterError, match="BS674"):
+                change()
+        model.train()
+        with pytest.raises(AdapterError, match="BS672"):
+            model(IDS)
+        model.eval()
+    handle.set_adapter("b")
+
+
+def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
+    want = logits_without(model)
+    layer: nn.Module = model.model.layers[1]
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt  # Which torch's hooks do not see.
+
+    hook = layer.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        model(IDS, adapter_names=["a2"] * 4)
+    hook.remove()
+    assert torch.equal(logits_without(model), want)
+    with pytest.raises(TypeError):
+        model(IDS, adapter_names=["a2"] * 4, nonsense_that_no_one_takes=object(), labels=3)
+    assert not open_batches()

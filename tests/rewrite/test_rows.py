@@ -1,0 +1,84 @@
+"""Rows of one batch under factors of different adapters."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from bishare_dsl.rewrite.rewritten import accept_rows, base_class, is_rewritten, restore_forward
+from bishare_dsl.rewrite.rows import Grouping, RowBatch, RowFactor, open_batches, opened, rows_of
+
+CPU = torch.device("cpu")
+OWNERS = {
+    "each its own": [0, 1, 2],
+    "side by side": [0, 0, 1, 1],
+    "one": [0, 0, 0],
+    "mixed": [0, 1, 0, 2, 1, 0],
+    "out of order": [1, 0],
+}
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
+def test_each_row_meets_its_own(owners: Sequence[int], repeats: int) -> None:
+    grouping = Grouping.of(owners, CPU)
+    a = RowFactor(drawn(max(owners) + 1, 2, 5), grouping)
+    b = RowFactor(drawn(max(owners) + 1, 2, 6), grouping)
+    rows = len(owners) * repeats
+    x, y = drawn(rows, 4, 5), drawn(rows, 4, 6)
+    want = torch.stack(
+        [
+            y[row]
+            + x[row] @ a.factor[owners[row // repeats]].t() @ b.factor[owners[row // repeats]]
+            for row in range(rows)
+        ]
+    )
+    torch.testing.assert_close(b.up(y, a.down(x)), want)
+    # As some forwards hand them on: tokens without a batch.
+    flat = b.up(y.flatten(0, 1), a.down(x.flatten(0, 1)))
+    torch.testing.assert_close(flat, want.flatten(0, 1))
+
+
+def test_no_copy_where_rows_come_in_order() -> None:
+    for owners in ([0, 1, 2], [0, 0, 1, 1], [0] * 5):
+        assert Grouping.of(owners, CPU).order is None
+
+
+@pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
+def test_a_row_of_zeros_is_left_alone(owners: Sequence[int]) -> None:
+    grouping = Grouping.of(owners, CPU)
+    a, b = drawn(max(owners) + 1, 2, 5), drawn(max(owners) + 1, 2, 6)
+    a[0] = b[0] = 0
+    x, y = drawn(len(owners), 4, 5), drawn(len(owners), 4, 6)
+    found = RowFactor(b, grouping).up(y, RowFactor(a, grouping).down(x))
+    for row, owner in enumerate(owners):
+        assert torch.equal(found[row], y[row]) == (owner == 0)
+
+
+def test_a_region_leaves_its_call_to_the_open_batch() -> None:
+    region, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    cls, x = type(region), drawn(2, 3)
+    plain = region(x)
+    accept_rows(region)
+    accept_rows(other)
+    assert base_class(type(region)) is cls
+    assert not is_rewritten(region)
+    assert torch.equal(region(x), plain)
+
+    factor = (RowFactor(drawn(1, 2, 3), Grouping(2, 1)),)
+    batch = RowBatch(None, 2, {region: lambda self, x: (self, rows_of(self))}, {region: factor})
+    with opened(batch):
+        assert region(x) == (region, factor)
+        assert torch.equal(other(x), nn.functional.linear(x, other.weight, other.bias))
+        with opened(RowBatch(None, 2, {other: lambda self, x: x}, {})):
+            assert torch.equal(other(x), x)
+            assert region(x) == (region, factor)
+    assert open_batches() == ()
+    assert torch.equal(region(x), plain)
+    restore_forward(region)
+    assert type(region) is cls
