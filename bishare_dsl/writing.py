@@ -50,9 +50,17 @@ def digest_of(content: bytes) -> Digest:
 def replace_file(path: Path, content: bytes) -> None:
     """Give a file its content in one step; its mode stays, and a link becomes a file.
 
+    A device or a pipe, such as ``/dev/stdout``, is written to, and stays.
+
     Raises:
         OSError: the system refused; the file is as it was.
     """
+    in_place = path.exists() and not path.is_file()
+    if in_place or path.parent.resolve() == Path(
+        "/dev"
+    ):  # `/dev/stdout` is a link, to a file perhaps
+        path.write_bytes(content)
+        return
     new = _aside(path, "new")
     try:
         _write(new, content)

@@ -181,6 +181,27 @@ def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    replace_file(pipe, b"all")
+    assert os.read(end, 9) == b"all"
+    os.close(end)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_device_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(writing, "_write", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append((path, content)))
+    for name in ("/dev/null", "/dev/stdout", "/dev/not-there"):
+        replace_file(Path(name), b"all")
+    assert [str(path) for path, _ in written] == ["/dev/null", "/dev/stdout", "/dev/not-there"]
+
+
 def test_a_file_that_cannot_be_replaced_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
