@@ -69,7 +69,7 @@ def test_a_transform_that_is_wrong_about_its_reach_loses_nothing(
     from bishare_dsl.transforms.identity import Identity
 
     plan, tensors = made("share x per module rank 4")
-    monkeypatch.setattr(Identity, "reach", lambda *_: 2)
+    monkeypatch.setattr(Identity, "reach", lambda *_: 3)
     for pair in plain_lora(plan, tensors):
         assert torch.equal(pair.up.t() @ pair.down, delta(plan, tensors, pair.site))
 

@@ -332,8 +332,10 @@ def test_a_rank_and_a_type(adapted: Adapted, ids: torch.Tensor, tmp_path: Path, 
         want = delta(model.bishare.plan, model.bishare.tensors(), plan_site(model, site.path))
         got = merged[f"{site.path}.weight"] - base[f"{site.path}.weight"]
         assert site.rank == 4 < site.rows
-        assert site.error == pytest.approx(float((got - want).norm() / want.norm()), rel=1e-3)
-        lost, norm = lost + float((got - want).norm() ** 2), norm + float(want.norm() ** 2)
+        assert site.error == pytest.approx(
+            float((got - want).detach().norm() / want.norm()), rel=1e-3
+        )
+        lost, norm = lost + float((got - want).detach().norm() ** 2), norm + float(want.norm() ** 2)
     assert report.total_error == pytest.approx((lost / norm) ** 0.5, rel=1e-3)
     assert report.worst.error == max(site.error for site in report.sites) > report.total_error
     assert f"{report.worst.error:.3g} (`{report.worst.path}`)" in str(report)
