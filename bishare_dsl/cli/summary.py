@@ -75,7 +75,7 @@ def as_text(plan: Plan) -> str:
         left={0, 1},
     )
     by_kind = table(
-        ["kind", "modules", "in", "out", "effective rank", "as LoRA"],
+        ["kind", "modules", "in", "out", "effective rank"],
         [
             [
                 row.kind,
@@ -83,7 +83,6 @@ def as_text(plan: Plan) -> str:
                 f"{row.d_in:,}",
                 f"{row.d_out:,}",
                 span(row.effective_rank),
-                span(row.lora_rank),
             ]
             for row in rows.kinds(plan)
         ],

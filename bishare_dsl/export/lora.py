@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
-from bishare_dsl.transforms import Width, load_transform
+from bishare_dsl.plan.ranks import effective_ranks
 
 Watch = Callable[[Sequence[Site]], Iterable[Site]]
 """What goes over the sites one by one, such as `rich.progress.track`."""
@@ -77,9 +77,10 @@ def plain_lora(
         AdapterError: values are not finite in this type (BS628).
         SpecError: a package's transform fails (BS214).
     """
+    reaches = effective_ranks(plan)
     for site in watch([site for site in plan.sites if plan.rows(site.path)]):
         down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site))
-        kept = _shortened(down, up, _reach(plan, site), rank)
+        kept = _shortened(down, up, reaches[site.path] or 0, rank)
         a, b = (factor.to(dtype).contiguous() for factor in kept)
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             action = f"exporting in {str(dtype).removeprefix('torch.')}"
@@ -96,16 +97,6 @@ def total_error(pairs: Sequence[Pair]) -> float:
     lost = math.hypot(*(pair.lost for pair in pairs))
     norm = math.hypot(*(pair.norm for pair in pairs))
     return lost / norm if norm else 0.0
-
-
-def _reach(plan: Plan, site: Site) -> int:
-    """The highest rank that the update of a site can have."""
-    width = Width(site.d_in, site.d_out)
-    reaches = (
-        load_transform(term.transform, term.options).reach(term.rank, width)
-        for term in plan.terms_of[site.path]
-    )
-    return min(sum(reaches), *width)
 
 
 def _shortened(

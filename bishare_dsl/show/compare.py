@@ -8,7 +8,8 @@ from itertools import product
 from typing import TypeVar
 
 from bishare_dsl.plan import Plan
-from bishare_dsl.show.rows import BYTES, Bounds, effective_ranks, lora_size, rank_bounds
+from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.show.rows import BYTES, Bounds, lora_size, rank_bounds
 
 Value = TypeVar("Value")
 

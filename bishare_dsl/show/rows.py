@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from bishare_dsl.plan import Plan, Tensor, Term
-from bishare_dsl.transforms import Transform, Width, guarded, load_transform
+from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.transforms import Width
 
 BYTES = 4
 """Of a parameter: adapters are saved, and train, in float32."""
@@ -56,8 +56,8 @@ class RoleRow:
 class KindRow:
     """The modules of one name and shape.
 
-    ``effective_rank`` is the highest rank that the update of such a module can have, ``lora_rank`` the
-    rank of its export as plain LoRA. None where some update is no matrix.
+    ``effective_rank`` is the highest rank that the update of such a module can have, which is that of its
+    export as plain LoRA. None where some update is not a matrix.
     """
 
     kind: str
@@ -65,7 +65,6 @@ class KindRow:
     d_in: int
     d_out: int
     effective_rank: Bounds | None
-    lora_rank: Bounds | None
 
 
 @dataclass(frozen=True)
@@ -104,29 +103,6 @@ def memory(plan: Plan) -> Memory:
 def lora_size(plan: Plan, rank: int = 8) -> int:
     """The parameters of a plain LoRA on the modules that a plan adapts."""
     return sum(rank * (site.d_in + site.d_out) for site in plan.sites if plan.terms_of[site.path])
-
-
-def effective_ranks(plan: Plan) -> dict[str, int | None]:
-    """The highest rank that the update of each site can have; None where that is no matrix."""
-    transforms: dict[str, Transform] = {}
-
-    @cache
-    def reach(share: str, rank: int, width: Width) -> int:
-        with guarded(transforms[share], "reach"):
-            return transforms[share].reach(rank, width)
-
-    found: dict[str, int | None] = {}
-    for site in plan.sites:
-        width = Width(site.d_in, site.d_out)
-        reached = 0
-        terms = plan.terms_of[site.path]
-        for term in terms:
-            if term.share not in transforms:
-                transforms[term.share] = load_transform(term.transform, term.options)
-            if term.linear:
-                reached += reach(term.share, term.rank, width)
-        found[site.path] = min(reached, *width) if all(term.linear for term in terms) else None
-    return found
 
 
 def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
@@ -204,8 +180,7 @@ def kinds(plan: Plan) -> list[KindRow]:
     rows = []
     for (kind, width), found in paths.items():
         effective = rank_bounds(ranks[path] for path in found)
-        lora = None if effective is None else bounds(plan.rows(path) for path in found)
-        rows.append(KindRow(kind, len(found), *width, effective, lora))
+        rows.append(KindRow(kind, len(found), *width, effective))
     return rows
 
 

@@ -84,13 +84,9 @@ def test_what_is_no_matrix_has_no_rank(bishare, here):
     q_proj, v_proj = (
         next(r.split() for r in rows if r.startswith(k)) for k in ("q_proj", "v_proj")
     )
-    assert q_proj[-2:] == ["-", "-"]
-    assert v_proj[-2:] == ["2", "2"]
+    assert (q_proj[-1], v_proj[-1]) == ("-", "2")
     kinds = json.loads(bishare("plan", "e.share", "-m", "llama-7b", "--json").out)["kinds"]
-    assert [(k["effective_rank"], k["lora_rank"]) for k in kinds] == [
-        (None, None),
-        ([2, 2], [2, 2]),
-    ]
+    assert [kind["effective_rank"] for kind in kinds] == [None, [2, 2]]
 
 
 def test_set_changes_params(bishare):

@@ -1,0 +1,35 @@
+"""What rank an update can have, whatever the values of the tensors are."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from bishare_dsl.plan.plan import Plan
+from bishare_dsl.transforms import Transform, Width, guarded, load_transform
+
+
+def effective_ranks(plan: Plan) -> dict[str, int | None]:
+    """Give the highest rank that the update of each site can have; None where it is not a matrix.
+
+    Raises:
+        SpecError: a package's transform fails (BS214).
+    """
+    transforms: dict[str, Transform] = {}
+
+    @cache
+    def reach(share: str, rank: int, width: Width) -> int:
+        with guarded(transforms[share], "reach"):
+            return transforms[share].reach(rank, width)
+
+    found: dict[str, int | None] = {}
+    for site in plan.sites:
+        width = Width(site.d_in, site.d_out)
+        reached = 0
+        terms = plan.terms_of[site.path]
+        for term in terms:
+            if term.share not in transforms:
+                transforms[term.share] = load_transform(term.transform, term.options)
+            if term.linear:
+                reached += reach(term.share, term.rank, width)
+        found[site.path] = min(reached, *width) if all(term.linear for term in terms) else None
+    return found
