@@ -84,7 +84,7 @@ def _section(section: Section, i: int, grid: Grid) -> str:
 def _figure(panel: Panel, place: str, grid: Grid) -> str:
     width, height = Scale.of(grid).size(grid)
     role = ", ".join(panel.roles)
-    size = sum(patch.tensor.size for patch in panel.patches)
+    size = sum(tensor.size for patch in panel.patches for tensor in patch.tensors)
     # Where each module has its own there is nothing to tell but that.
     listed = [] if panel.alone else panel.patches[:_FEW]
     legend = "".join(
@@ -117,8 +117,9 @@ def _data(drawn: Picture) -> dict[str, Any]:
             {
                 "panels": [
                     [
-                        [p.tensor.name, *p.tensor.shape, p.tensor.init, p.tensor.trainable]
-                        for p in panel.patches
+                        [tensor.name, *tensor.shape, tensor.init, tensor.trainable]
+                        for patch in panel.patches
+                        for tensor in patch.tensors
                     ]
                     for panel in section.panels
                 ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan, Pool, Tensor
@@ -35,9 +35,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Patch:
-    """One pool of a panel: its tensor, its colour, and the indices of its sites in the grid."""
+    """One pool of a panel: its tensor, or one for each role, its colour, and the indices of its sites in the
+    grid."""
 
-    tensor: Tensor
+    tensors: tuple[Tensor, ...]
     label: str
     colour: str
     sites: tuple[int, ...]
@@ -134,7 +135,7 @@ def _panels(plan: Plan, grid: Grid, share: str) -> list[Panel]:
         alone = all(len(sites) == 1 for sites in members)
         covered = {i for sites in members for i in sites}
         patches = (
-            Patch(plan.tensor[pool.tensor], _label(pool), colour, sites)
+            Patch((plan.tensor[pool.tensor],), _label(pool), colour, sites)
             for pool, colour, sites in zip(found, colours(first, alone=alone), members, strict=True)
         )
         uncovered = (i for i in range(len(grid.sites)) if i not in covered)
@@ -151,9 +152,13 @@ def _merged(panels: Iterable[Panel]) -> list[Panel]:
     found: dict[tuple[tuple[int, ...], ...], Panel] = {}
     for panel in panels:
         partition = tuple(patch.sites for patch in panel.patches)
-        same = found.get(partition)
-        roles = (*same.roles, *panel.roles) if same else panel.roles
-        found[partition] = Panel(roles, (same or panel).patches, panel.uncovered)
+        if same := found.get(partition):
+            patches = (
+                replace(one, tensors=(*one.tensors, *other.tensors))
+                for one, other in zip(same.patches, panel.patches, strict=True)
+            )
+            panel = Panel((*same.roles, *panel.roles), tuple(patches), panel.uncovered)
+        found[partition] = panel
     return list(found.values())
 
 

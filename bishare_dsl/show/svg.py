@@ -71,15 +71,16 @@ def panel_body(panel: Panel, grid: Grid, *, titles: bool) -> str:
 
 def describe(patch: Patch, grid: Grid) -> str:
     """What a pool is, in lines."""
-    tensor = patch.tensor
-    rows, columns = tensor.shape
     paths = [grid.sites[i].path for i in patch.sites]
     more = [f"and {len(paths) - 6:,} more"] if len(paths) > 7 else []
     shown = paths[:6] if more else paths
     return "\n".join(
         [
-            tensor.name,
-            f"{rows:,} x {columns:,} = {tensor.size:,} {'trainable' if tensor.trainable else 'frozen'}",
+            *(
+                f"{tensor.name}  {tensor.shape[0]:,} x {tensor.shape[1]:,} = {tensor.size:,}"
+                f"{'' if tensor.trainable else ' frozen'}"
+                for tensor in patch.tensors
+            ),
             f"{len(paths):,} module{'s' if len(paths) > 1 else ''}:",
             *shown,
             *more,

@@ -25,12 +25,13 @@ def test_each_role_has_a_panel_with_its_own_pools(planned):
     assert (b.roles, len(b.patches), b.alone) == (("B",), 9, True)
     assert a.patches[1].sites == (3, 4, 5)
     assert a.patches[1].label == "layer_1"
-    assert a.patches[1].tensor.name == "s.layer_1.A"
+    assert a.patches[1].tensors[0].name == "s.layer_1.A"
 
 
 def test_roles_that_are_shared_alike_are_drawn_once_if_that_is_asked(planned):
     [panel] = panels(planned, "share s per layer rank 2 via SS", merged=True)
     assert panel.roles == ("A", "B")
+    assert [t.name for t in panel.patches[0].tensors] == ["s.layer_0.A", "s.layer_0.B"]
     assert len(panels(planned, "share s A per layer  B per module rank 2", merged=True)) == 2
 
 

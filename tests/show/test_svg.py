@@ -36,8 +36,8 @@ def test_each_pool_says_what_it_is(planned):
     groups, _ = pools(drawn(*planned("share s per layer rank 2 via SS freeze A")))
     assert groups[0].find(f"{SVG}title").text == "\n".join(
         [
-            "s.layer_0.A",
-            "2 x 64 = 128 frozen",
+            "s.layer_0.A  2 x 64 = 128 frozen",
+            "s.layer_0.B  2 x 96 = 192",
             "3 modules:",
             "model.layers.0.self_attn.q_proj",
             "model.layers.0.self_attn.v_proj",
