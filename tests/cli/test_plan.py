@@ -278,6 +278,18 @@ def test_a_spec_that_uses_another_is_solved_for_as_one_text(bishare, here):
     assert "param r          = 3" in run.out
 
 
+def test_a_word_that_needs_quotes_has_them_in_the_spec_that_is_solved_for(bishare, here):
+    (here / "m.share").write_text(
+        "spec m param mode = fast param r = 4 target q_proj, v_proj "
+        'share s per module rank match mode { "per": r; else: 2 }'
+    )
+    run = bishare(
+        *("plan", "m.share", "-m", "llama-7b", "-s", "mode=per", "--budget", "3M", "--solve", "r")
+    )
+    assert run.code == 0
+    assert {p.name: p.value for p in parse_spec(run.out).params} == {"mode": "per", "r": 5}
+
+
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_a_count_that_falls_is_told(bishare):
     fixed = {"r_local": 0, "r_intra": 1, "r_inter": 0}

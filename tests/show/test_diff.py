@@ -39,6 +39,14 @@ def test_modules_that_share_with_others_are_counted_by_role():
     assert pair.before.trainable < pair.after.trainable
 
 
+def test_pools_of_one_size_may_have_other_members():
+    found = diff(
+        "share s per kind, layer // 2 rank 2",
+        "share s per kind, (layer + 1) // 2 rank 2",
+    )
+    assert [len(change.sites) for change in found.regrouped] == [60, 60]
+
+
 def test_a_key_that_says_the_same_in_other_words_does_not_differ():
     found = diff("share s per layer, kind rank 2", "share s per path rank 2")
     assert found.modules == 0
