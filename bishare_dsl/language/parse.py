@@ -31,7 +31,7 @@ from bishare_dsl.language.grammar import (
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
-MAX_BYTES = 2**17
+MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
 # What an expression is made of; clauses and the like nest in nothing.

@@ -1,0 +1,82 @@
+"""Many hostile texts, for a long run by hand: ``python tests/language/hostile.py [COUNT [SEED]]``.
+
+Each is read and formatted. Fails where anything but a `SpecError` comes out, where a formatted text says something
+else, or where one takes over two seconds.
+"""
+
+import random
+import sys
+import time
+from collections import Counter
+
+from bishare_dsl.diagnostics import SpecError, as_json
+from bishare_dsl.language import format_text, read
+from bishare_dsl.language.grammar import words
+from bishare_dsl.resources import shipped_specs
+
+SHIPPED = [path.read_text(encoding="utf-8") for path in shipped_specs().values()]
+WORDS = [*words(), *"q_proj layer 8 0.5 1e999 99999999999999999999 4x § é \0 \x1b[2J # ( ) \" '".split()]
+WORDS += ['"odd name"', '"\\u001b[2J"', '"\\ud800"', '"/etc/passwd"', "# comment\n", "\n", "\r", "\u202e"]
+
+
+def _bytes(chance: random.Random) -> bytes:
+    return chance.randbytes(chance.randrange(200))
+
+
+def _words(chance: random.Random) -> str:
+    return " ".join(chance.choices(WORDS, k=chance.randrange(60)))
+
+
+def _statements(chance: random.Random) -> str:
+    lines = [line for text in chance.choices(SHIPPED, k=3) for line in text.splitlines()]
+    return "\n".join(chance.sample(lines, k=chance.randrange(1, len(lines))))
+
+
+def _mutated(chance: random.Random) -> str:
+    text = chance.choice(SHIPPED)
+    for _ in range(chance.randrange(1, 6)):
+        at = chance.randrange(len(text) + 1)
+        cut = at + chance.choice([0, 1, 1, chance.randrange(40)])
+        text = text[:at] + chance.choice(["", *WORDS]) + text[cut:]
+    return text
+
+
+def _repeated(chance: random.Random) -> str:
+    unit = " ".join(chance.choices(WORDS, k=chance.randrange(1, 5))) + " "
+    return f"spec x target q share s per layer rank 1 {unit * chance.randrange(400)}"
+
+
+def outcome(text: str | bytes) -> str:
+    """What became of a text."""
+    try:
+        spec, _ = read(text)
+    except SpecError as error:
+        assert str(error)
+        assert error.problems
+        for problem in error.problems:
+            as_json(problem, error.where)
+        return error.problems[0].code
+    assert read(format_text(text))[0] == spec
+    return "a spec"
+
+
+def main(count: int = 100_000, seed: int = 0) -> None:
+    """Try ``count`` texts."""
+    found: Counter[str] = Counter()
+    slowest = 0.0
+    for number in range(count):
+        chance = random.Random(f"{seed} {number}")
+        text = chance.choice([_bytes, _words, _words, _statements, _mutated, _mutated, _repeated])(chance)
+        start = time.perf_counter()
+        try:
+            found[outcome(text)] += 1
+        except BaseException:
+            print(f"text {number} of seed {seed}: {text!r}")
+            raise
+        slowest = max(slowest, time.perf_counter() - start)
+        assert slowest < 2, (number, text)
+    print(f"{count} texts, the slowest in {slowest:.2f} s:", dict(found.most_common()))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
