@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @options.specs
 @options.model(required=False)
 @options.as_json
+@options.allow_use
 @options.quiet
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], model: str | None) -> None:

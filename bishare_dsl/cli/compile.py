@@ -63,6 +63,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
     help="Of the tensors in the file; loaded, they are float32 in any case.",
 )
 @options.force
+@options.allow_use
 @options.quiet
 @click.pass_obj
 def command(

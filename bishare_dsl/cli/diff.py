@@ -9,6 +9,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
+from bishare_dsl.diagnostics import escaped
 
 if TYPE_CHECKING:
     from bishare_dsl.models.site import Site
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @options.model()
 @options.values
 @options.as_json
+@options.allow_use
 @options.quiet
 @click.pass_obj
 def command(
@@ -70,7 +72,8 @@ def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> s
     change = two.trainable / one.trainable - 1
     differ = f"{found.modules:,} of {len(sites):,} modules differ"
     trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
-    parts = [f"{before} -> {after} on {one.base.name}: {differ}\ntrainable params: {trainable}"]
+    names = escaped(f"{before} -> {after} on {one.base.name}")
+    parts = [f"{names}: {differ}\ntrainable params: {trainable}"]
     head = ["share", "modules", "", "", "trainable", "", ""]
     lines = [
         [pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")] for pair in found.shares

@@ -255,7 +255,7 @@ def _show(evaluation: Evaluation, report: Report) -> None:
 
     report.data(**evaluation.as_data())
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    report.result(evaluation.table(colour=coloured(sys.stdout), width=width))
+    report.result(evaluation.table(colour=coloured(sys.stdout), width=width), painted=True)
 
 
 def _list(report: Report) -> None:

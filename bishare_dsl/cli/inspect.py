@@ -8,6 +8,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
+from bishare_dsl.diagnostics import escaped
 
 
 @click.command(
@@ -38,7 +39,7 @@ def command(report: Report, folder: Path) -> None:
         )
         return
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.model_dump().items() if v)
-    revision = f" at {config.base_revision}" if config.base_revision else ""
+    base = config.base_model + (f" at {config.base_revision}" if config.base_revision else "")
     size = sum(digest.bytes for digest in config.files.values())
     report.result(summary.as_text(stored.plan))
     drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
@@ -46,7 +47,7 @@ def command(report: Report, folder: Path) -> None:
     notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     report.result(
-        f"\nbase: {config.base_model}{revision}\nwritten by: {versions}; format {config.format}, "
+        f"\nbase: {escaped(base)}\nwritten by: {escaped(versions)}; format {config.format}, "
         f"seed {config.seed}\nfiles: {len(config.files)}, {size:,} bytes, all as they were saved"
-        + "".join(f"\n{note}" for note in notes)
+        + "".join(f"\n{escaped(note)}" for note in notes)
     )

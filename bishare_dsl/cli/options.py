@@ -41,6 +41,13 @@ as_json = click.option(
     callback=_into_report("as_json"),
     help="Write one JSON object, problems included, on standard output.",
 )
+allow_use = click.option(
+    "--allow-use",
+    is_flag=True,
+    expose_value=False,
+    callback=_into_report("allow_use"),
+    help="Let a spec `use` files outside of its folder.",
+)
 dtype = click.option(
     "--dtype",
     type=click.Choice(("float32", "bfloat16", "float16")),

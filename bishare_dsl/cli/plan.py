@@ -51,6 +51,7 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
 )
 @options.force
 @options.as_json
+@options.allow_use
 @options.quiet
 @click.pass_obj
 def command(

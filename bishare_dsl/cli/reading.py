@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics import Problem, SourceMap, nearest
 from bishare_dsl.diagnostics.codes import usage as codes
@@ -30,7 +32,8 @@ def read_spec(name: str) -> tuple[Spec, SourceMap]:
         SpecError: every problem of the text.
         CommandError: as `read_text`.
     """
-    return read(*read_text(name))
+    report = click.get_current_context().find_object(Report)
+    return read(*read_text(name), allow_use=report is not None and report.allow_use)
 
 
 def read_text(name: str) -> tuple[bytes, str]:

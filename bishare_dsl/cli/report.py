@@ -34,6 +34,8 @@ _USAGE_CODES = frozenset(
         *("BS801", "BS802", "BS803", "BS804", "BS805", "BS807", "BS808", "BS810"),
     ]
 )
+# What a terminal acts on, but for tabs and line breaks.
+_CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 _COLOURS = {"error": "31", "warning": "33", "note": "36"}
 _HEAD = re.compile(r"(?P<severity>error|warning|note)(\[BS\d+\])?:")
 _CARETS = re.compile(r"^( *\| *)(\^+)$")
@@ -45,7 +47,7 @@ class CommandError(BishareError):
 
 
 class Report:
-    """Takes all that a command has to say. ``as_json`` and ``quiet`` are set by the options.
+    """Takes all that a command has to say. ``as_json``, ``quiet`` and ``allow_use`` are set by the options.
 
     With ``partial`` what there is is written although the command was interrupted.
     """
@@ -55,15 +57,16 @@ class Report:
         self.quiet = False
         self.problems_are_results = False
         self.partial = False
+        self.allow_use = False
         self.exit_code = 0
         self.errors = self.warnings = 0
         self._data: dict[str, Any] = {}
         self._problems: list[dict[str, Any]] = []
 
-    def result(self, text: str) -> None:
-        """A line or more of the result, for people."""
+    def result(self, text: str, *, painted: bool = False) -> None:
+        """Write a line or more of the result, for people; ``painted`` where it has colours of our own."""
         if not self.as_json:
-            sys.stdout.write(text + "\n")
+            sys.stdout.write((text if painted else text.translate(_CONTROLS)) + "\n")
 
     def data(self, **values: Any) -> None:
         """Fields of the result, for machines."""
@@ -72,7 +75,7 @@ class Report:
     def note(self, text: str) -> None:
         """What happens, or what to know; never needed to use the result."""
         if not self.quiet:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(text.translate(_CONTROLS) + "\n")
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """One finding; an error decides the exit code."""
@@ -99,7 +102,7 @@ class Report:
     def stop(self, exit_code: int, text: str) -> None:
         """The command ends for a reason that is no finding."""
         self.exit_code = exit_code
-        sys.stderr.write(f"{_painted(text, sys.stderr)}\n")
+        sys.stderr.write(f"{_painted(text.translate(_CONTROLS), sys.stderr)}\n")
 
     def close(self) -> None:
         """Write what has been kept, and see that all of it has gone out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.diagnostics import escaped
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
 
@@ -102,7 +103,7 @@ def as_text(plan: Plan) -> str:
         ],
         left={0},
     )
-    parts = [head, *([f"params: {params}"] if params else [])]
+    parts = [escaped(head), *([f"params: {escaped(params)}"] if params else [])]
     for drawn in (by_share, by_role, by_kind, by_layer):
         parts += ["", drawn]
     return "\n".join([*parts, "", _adapter_size(plan), _memory(plan), plan.parameters_line])
@@ -124,6 +125,7 @@ def _memory(plan: Plan) -> str:
 
 def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
     """Columns under their heads; numbers to the right, the columns of ``left`` to the left."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(

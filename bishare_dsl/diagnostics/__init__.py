@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics.problem import (
     one_line,
     raise_errors,
 )
-from bishare_dsl.diagnostics.render import as_json, render
+from bishare_dsl.diagnostics.render import as_json, escaped, render
 from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Span",
     "SpecError",
     "as_json",
+    "escaped",
     "nearest",
     "one_line",
     "raise_errors",

@@ -19,21 +19,34 @@ def _columns(text: str) -> int:
     )
 
 
+def escaped(text: str) -> str:
+    """Text that may come from anywhere as one that can be printed in a line: what a terminal would not show,
+    or act on, is written as Python escapes it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def _printable(text: str) -> str:
-    """``text`` with tabs as one space and control characters as a visible dot, one for one."""
+    """Give ``text`` with tabs as one space and control characters as a visible dot, one for one."""
     return "".join(" " if char == "\t" else char if char.isprintable() else "·" for char in text)
 
 
 def render(problem: Problem, where: SourceMap | None = None) -> str:
-    """The problem as text, several lines long where it has a place."""
-    head = f"{problem.severity}[{problem.code}]: {problem.message}"
-    tail = f"\n  = help: {problem.help}" if problem.help else ""
+    """Draw the problem as text, several lines long where it has a place.
+
+    No name, path or text that it is about adds a line of its own, or reaches the terminal as it is.
+    """
+    head = f"{problem.severity}[{problem.code}]: {escaped(problem.message)}"
+    tail = f"\n  = help: {escaped(problem.help)}" if problem.help else ""
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is None or where is None:
         place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc).lstrip(
             "."
         )
-        return f"{head}{f' (at {place})' if place else ''}{tail}"
+        return f"{head}{f' (at {escaped(place)})' if place else ''}{tail}"
     source = where.source_of(span)
     line, column = source.position(span.start)
     text = source.line(line)
@@ -44,9 +57,9 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
     before = _printable(text[left : column - 1])
     marked = _printable(text[column - 1 : min(column - 1 + max(width, 0), left + _WIDEST)])
     gutter = " " * len(str(line))
-    uses = "".join(f"\n  = note: used at {where.place(use)}" for use in where.uses(span))
+    uses = "".join(f"\n  = note: used at {escaped(where.place(use))}" for use in where.uses(span))
     return (
-        f"{head}\n{gutter}--> {source.name}:{line}:{column}\n{gutter} |\n{line} | {shown}\n"
+        f"{head}\n{gutter}--> {escaped(source.name)}:{line}:{column}\n{gutter} |\n{line} | {shown}\n"
         f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{uses}{tail}"
     )
 

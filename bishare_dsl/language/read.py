@@ -27,16 +27,19 @@ def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:
     return syntax
 
 
-def read(text: str | bytes, name: str = "<text>") -> tuple[Spec, SourceMap]:
+def read(
+    text: str | bytes, name: str = "<text>", *, allow_use: bool = False
+) -> tuple[Spec, SourceMap]:
     """The spec that a text says together with all that it uses, and where each of its parts stands.
 
     ``name`` is what messages call the text: its path, for what it uses is looked for in the same folder;
-    of a text that is no file, in the current one. Whether the spec makes sense is not looked at here.
+    of a text that is not a file, in the current one. Files outside of that folder are used only with
+    ``allow_use``. Whether the spec makes sense is not looked at here.
 
     Raises:
         SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
     """
-    reader = Reader()
+    reader = Reader(allow_use)
     file = reader.read(text, name)
     reader.problems.raise_any(reader.where)
     parts = Joining(reader.problems, reader.where).whole(file)
@@ -44,8 +47,8 @@ def read(text: str | bytes, name: str = "<text>") -> tuple[Spec, SourceMap]:
     return lower(parts, reader.where)
 
 
-def read_file(path: str | PathLike[str]) -> tuple[Spec, SourceMap]:
-    """`read` of a file.
+def read_file(path: str | PathLike[str], *, allow_use: bool = False) -> tuple[Spec, SourceMap]:
+    """Do what `read` does with a file.
 
     Raises:
         SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
@@ -53,13 +56,13 @@ def read_file(path: str | PathLike[str]) -> tuple[Spec, SourceMap]:
     """
     with Path(path).open("rb") as file:
         # One byte more than is allowed is enough to know that a file is too large.
-        return read(file.read(MAX_BYTES + 1), str(path))
+        return read(file.read(MAX_BYTES + 1), str(path), allow_use=allow_use)
 
 
-def parse_spec(text: str | bytes, name: str = "<text>") -> Spec:
-    """The spec that a text says; see `read`.
+def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:
+    """Give the spec that a text says; see `read`.
 
     Raises:
         SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
     """
-    return read(text, name)[0]
+    return read(text, name, allow_use=allow_use)[0]

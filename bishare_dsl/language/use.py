@@ -6,10 +6,14 @@ may not disagree on a name, unless the file that uses them replaces it, so that 
 nothing; a file that is used along two ways is one file. `target`, and each default, of the file itself
 goes before a used one, as a share's own setting goes before a default. Params and lets that nothing
 refers to are not brought in.
+
+A spec may come from a stranger. So it reaches the files below its own folder and the specs that ship, unless
+the user allows more, and of a file that is not a spec no word is shown.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
@@ -17,7 +21,7 @@ from typing import TypeAlias, cast
 
 from lark import Tree
 
-from bishare_dsl.diagnostics import Source, SourceMap, SpecError, nearest
+from bishare_dsl.diagnostics import Problem, Source, SourceMap, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
@@ -30,6 +34,9 @@ MAX_DEPTH = 16
 MAX_FILES = 64
 """How many files a spec may use, through others or not."""
 
+_ALLOW = "`--allow-use`, in Python `allow_use=True`, lets a spec use any file"
+# How a spec begins: comments, then its header.
+_HEADER = re.compile(r"(?:[ \t\f\n]|#[^\n]*\n)*spec\s")
 _Key: TypeAlias = tuple[str, str]
 
 
@@ -45,8 +52,10 @@ class File:
 class Reader:
     """Reads a text and all that it uses, each once; problems of all of them go to ``problems``."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow_use: bool) -> None:
         self.problems = Problems()
+        self._allow_use = allow_use
+        self._root = ""
         self._sources: list[Source] = []
         self._size = 0
         self._known: dict[str, File] = {}
@@ -63,6 +72,7 @@ class Reader:
         """
         source = decode(text, name)
         self._size = len(text)
+        self._root = realpath(Path(name).parent)
         file = self._file(source, {})
         if not any(token.type == "USE" for token in file.syntax.tokens):
             for problem in check_complete(file.syntax):
@@ -79,14 +89,32 @@ class Reader:
                 file.uses += [(use, used)] if used else []
         return file
 
+    def _may_use(self, path: Path) -> bool:
+        """Whether a spec reaches a path without the user's word, links followed."""
+        real = Path(realpath(path))
+        return (
+            self._allow_use
+            or real.is_relative_to(self._root)
+            or str(real) in map(realpath, shipped_specs().values())
+        )
+
     def _used(self, use: Statement, source: Source, above: dict[str, str]) -> File | None:
         span, name = span_of(use.name_token), use.name
         folder = Path(source.name).parent
         try:
-            path = _find(folder, name)
-            if path is None:
-                self.problems(codes.NOT_FOUND(name=name, span=span, help=_nearest(folder, name)))
-                return None
+            path = folder / name
+            allowed = self._may_use(path)
+            # A file is looked for beside the one that uses it, then among the specs that ship.
+            if not (allowed and path.is_file()):
+                shipped = shipped_specs().get(name.removesuffix(".share"))
+                if shipped is None and not allowed:
+                    self.problems(codes.OUTSIDE(name=name, span=span, help=_ALLOW))
+                    return None
+                if shipped is None:
+                    help_line = _nearest(folder, name)
+                    self.problems(codes.NOT_FOUND(name=name, span=span, help=help_line))
+                    return None
+                path = shipped
             real = realpath(path)
             if real in above:
                 chain = [*list(above.values())[list(above).index(real) :], above[real]]
@@ -102,29 +130,30 @@ class Reader:
             left = MAX_BYTES - self._size
             with path.open("rb") as opened:
                 content = opened.read(left + 1)
-        except OSError as error:
-            self.problems(codes.UNREADABLE(name=name, why=error.strerror or error, span=span))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            why = getattr(error, "strerror", None) or error
+            self.problems(codes.UNREADABLE(name=name, why=why, span=span))
             return None
         if len(content) > left:
             self.problems(codes.TOO_LARGE(limit=MAX_BYTES, size=f"more with `{name}`", span=span))
             return None
         self._size += len(content)
         start = self._sources[-1].start + len(self._sources[-1].text) + 1
+        broken: tuple[Problem, ...] = ()
         try:
             text = decode(content, str(path), start, span)
         except SpecError as error:
-            self._sources += [error.where.source] if error.where else []
-            for problem in error.problems:
+            text, broken = cast(SourceMap, error.where).source, error.problems
+        if not _HEADER.match(text.text):
+            self.problems(codes.NOT_A_SPEC(name=name, span=span))
+            return None
+        if broken:
+            self._sources.append(text)
+            for problem in broken:
                 self.problems(problem)
             return None
         self._known[real] = self._file(text, above)
         return self._known[real]
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """A file is looked for beside the one that uses it, then among the specs that ship with bishare."""
-    path = folder / name
-    return path if path.is_file() else shipped_specs().get(name.removesuffix(".share"))
 
 
 def _nearest(folder: Path, name: str) -> str | None:
@@ -230,8 +259,9 @@ class Joining:
         places = {_key(let)[1]: i for i, let in enumerate(lets)}
         for part in own:
             if part.replaces and part.keyword == "let":
+                here = places.get(part.name, len(lets))  # None where there was nothing to replace.
                 for name in names_used(part):
-                    if places.get(unquoted(name), -1) >= places[_key(part)[1]]:
+                    if places.get(unquoted(name), -1) >= here:
                         help_line = "what replaces a `let` stands where that stood"
                         problem = codes.USED_BEFORE(
                             name=unquoted(name), keyword="let", span=span_of(name), help=help_line

@@ -15,6 +15,7 @@ from functools import cache
 from hypothesis import strategies as st
 
 from bishare_dsl import spec as m
+from bishare_dsl.language import parse_syntax, spec_text
 
 _NAMES = (
     "q_proj",
@@ -165,3 +166,38 @@ def specs(draw: st.DrawFn) -> m.Spec:
         defaults=draw(settings_of_shares()),
         shares=tuple(draw(st.lists(shares(), min_size=1, max_size=2))),
     )
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
+    """A spec, a text that says it in a layout of chance, and the comments in it, each of which is unique.
+
+    Comments, line breaks and empty lines stand between any words, and a comma or semicolon may stand behind
+    the last item of a list in brackets.
+    """
+    spec, chance = draw(specs()), draw(st.randoms(use_true_random=False))
+    syntax = parse_syntax(spec_text(spec))
+    brackets = {
+        part.meta.end_pos - 1: ";" if part.data == "arms" else ","
+        for statement in syntax.statements
+        for words in statement.all_words()
+        for part in words.iter_subtrees()
+        if part.data in ("set", "arms") or (part.data == "via" and len(part.children) > 1)
+    }
+    comments: list[str] = []
+    text = ""
+
+    def between() -> str:
+        if chance.random() < 0.8:
+            return chance.choice([" ", "\n"])
+        comments.append(f"# comment {len(comments)}.")
+        return chance.choice(
+            [f" {comments[-1]}\n", f"\n{comments[-1]}\n", f"\n\n{comments[-1]}\n\n"]
+        )
+
+    for token in syntax.tokens:
+        if token.type != "SPACE":
+            if token.start_pos in brackets and chance.random() < 0.5:
+                text += brackets[token.start_pos] + between()
+            text += str(token) + between()
+    return spec, text, comments

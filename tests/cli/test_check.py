@@ -86,3 +86,40 @@ def test_json_is_all_that_is_on_stdout(bishare, here):
     place = data["problems"][1]
     assert (place["file"], place["line"], place["column"]) == ("bad.share", 4, 29)
     assert json.loads(bishare("check", "bishare_ke", "--json").out)["problems"] == []
+
+
+EVIL = r"\u001b[2Jx\nerror[BS000]: forged"
+
+
+def test_a_spec_writes_no_lines_and_no_codes_of_the_terminal(bishare, here):
+    (here / "evil.share").write_text(f'spec "{EVIL}"\nuse "{EVIL}"\nuse "{EVIL}2"\n')
+    run = bishare("check", "evil.share")
+    assert r"\x1b[2Jx\nerror[BS000]: forged" in run.out
+    assert not [line for line in run.out.splitlines() if line.startswith("error[BS000]")]
+    assert "\x1b" not in run.out + run.err
+
+
+def test_tables_show_names_escaped(bishare, here):
+    (here / "evil.share").write_text(
+        f'spec "{EVIL}"\nparam p = "{EVIL}"\ntarget q_proj\nshare local per module rank 4 alpha 8\n'
+    )
+    for command in (
+        ["plan", "evil.share"],
+        ["plan", "evil.share", "evil.share"],
+        ["diff", "evil.share", "lora"],
+    ):
+        run = bishare(*command, "--model", "llama-7b")
+        assert run.code == 0
+        assert "\x1b" not in run.out + run.err
+        assert not [line for line in run.out.splitlines() if line.startswith("error")]
+
+
+def test_a_spec_uses_files_of_other_folders_with_the_user_s_word_alone(bishare, here):
+    (here / "base.share").write_text(GOOD)
+    (here / "own").mkdir()
+    (here / "own" / "main.share").write_text('spec main\nuse "../base.share"\n')
+    run = bishare("check", "own/main.share")
+    assert run.code == 1
+    assert "error[BS138]: `../base.share` is outside of the spec's folder" in run.out
+    assert bishare("check", "own/main.share", "--allow-use").code == 0
+    assert bishare("plan", "own/main.share", "--allow-use", "--model", "llama-7b").code == 0

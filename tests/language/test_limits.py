@@ -24,7 +24,7 @@ def codes(text):
         (HEAD + "1e999", "BS107"),
         (HEAD + "1e-999", "BS107"),
         (HEAD + "\0", "BS103"),
-        (HEAD + "x" * 100_000 + " §", "BS103"),
+        (HEAD + "x" * 60_000 + " §", "BS103"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) == 5 else "",
 )
@@ -34,13 +34,13 @@ def test_extremes_end_in_an_error_of_their_own(text, code):
 
 def test_a_long_line_of_many_words_is_read():
     spec = parse_spec(
-        f"spec x target {', '.join(f'q{i}' for i in range(10_000))} share s per layer rank 1"
+        f"spec x target {', '.join(f'q{i}' for i in range(5_000))} share s per layer rank 1"
     )
-    assert len(spec.target.include) == 10_000
+    assert len(spec.target.include) == 5_000
 
 
 def test_of_very_many_errors_the_first_are_shown_and_the_rest_counted():
-    found = codes("share)" * 20_000)
+    found = codes("share)" * 10_000)
     assert len(found) == 101
     assert found[-1] == "BS199"
 

@@ -3,10 +3,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import SpecError
-from bishare_dsl.language import format_text, parse_spec, parse_syntax, read, spec_text
+from bishare_dsl.language import format_text, parse_spec, read, spec_text
 from bishare_dsl.language.grammar import words
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.specs import specs
+from bishare_dsl.testing.specs import layouts, specs
 
 WORDS = [
     *words(),
@@ -69,22 +69,13 @@ def test_what_is_read_is_what_pydantic_would_accept(spec):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(specs(), st.randoms(use_true_random=False))
-def test_formatting_keeps_meaning_and_comments_wherever_they_stand(spec, random):
-    parts, count = [], 0
-    for token in parse_syntax(spec_text(spec)).tokens:
-        if token.type == "SPACE":
-            continue
-        parts.append(str(token))
-        if random.random() < 0.2:
-            parts.append(random.choice([f" # comment {count}\n", f"\n# comment {count}\n", "\n\n"]))
-            count += "#" in parts[-1]
-        parts.append(random.choice([" ", "\n"]))
-    text = "".join(parts)
+@given(layouts())
+def test_formatting_keeps_meaning_and_comments_wherever_they_stand(layout):
+    spec, text, comments = layout
     once = format_text(text)
     assert parse_spec(once) == spec
     assert format_text(once) == once
-    assert [f"# comment {i}" for i in range(count) if once.count(f"# comment {i}") == 0] == []
+    assert [comment for comment in comments if once.count(comment) != 1] == []
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -125,9 +127,9 @@ def test_paths_start_at_the_file_that_says_use(folder, monkeypatch):
     (folder / "a" / "main.share").write_text(using(OWN, "b/next.share"))
     (folder / "a" / "b" / "next.share").write_text(using("", "../../base.share", name="next"))
     expected = parse_spec(using(OWN))
-    assert read_file("a/main.share")[0] == expected
+    assert read_file("a/main.share", allow_use=True)[0] == expected
     monkeypatch.chdir(folder / "a")
-    assert read_file(folder / "a" / "main.share")[0] == expected
+    assert read_file(folder / "a" / "main.share", allow_use=True)[0] == expected
 
 
 def test_a_shipped_spec_is_used_by_name_and_a_file_goes_before_it(folder):
@@ -183,7 +185,7 @@ def test_64_files_are_allowed_and_65_are_not(folder):
 
 
 def test_of_very_many_missing_files_the_first_are_shown(folder):
-    error = problems(using("", *(f"no{i}.share" for i in range(5000))))
+    error = problems(using("", *(f"no{i}.share" for i in range(3000))))
     assert [problem.code for problem in error.problems] == ["BS130"] * 100
 
 
@@ -208,7 +210,58 @@ def test_what_the_system_keeps_is_an_error_at_its_use(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", ".", "/dev/null", "x\\u0000y", "n" * 5000, "../" * 2000])
 def test_odd_paths_are_errors_at_their_use(folder, name):
-    assert {problem.code for problem in problems(using("", name)).problems} <= {"BS130", "BS131"}
+    found = {problem.code for problem in problems(using("", name)).problems}
+    assert found <= {"BS130", "BS131", "BS138"}
+
+
+SECRET = "# comment\nroot:x:0:0 SECRET\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "{above}/secret", "link", "linked/secret", "sub/../../secret"]
+)
+def test_a_spec_reaches_no_file_outside_of_its_folder(tmp_path, monkeypatch, name):
+    folder = tmp_path / "own"
+    (folder / "sub").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (tmp_path / "secret").write_text(BASE)
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "linked").symlink_to(tmp_path)
+    text = using(OWN, name.format(above=tmp_path))
+    error = problems(text)
+    assert [problem.code for problem in error.problems] == ["BS138"]
+    assert parse_spec(text, "main.share", allow_use=True).shares
+    # Whether the file is there is not told either.
+    (tmp_path / "secret").unlink()
+    assert str(problems(text)) == str(error)
+
+
+def test_a_link_within_the_folder_and_a_shipped_spec_are_reached(folder):
+    (folder / "link.share").symlink_to(folder / "base.share")
+    assert parse_spec(using(OWN, "link.share"), "main.share").shares
+    (folder / "next.share").write_text('spec next\nuse "bishare_ke.share"\n')
+    assert parse_spec(using(OWN, "next.share"), "main.share").shares
+
+
+@pytest.mark.parametrize("content", [SECRET.encode(), b"", b"\xff\xfe\0SECRET", b"specs SECRET"])
+def test_nothing_is_shown_of_a_file_that_is_not_a_spec(folder, content):
+    (folder / "secret.share").write_bytes(content)
+    error = problems(using(OWN, "secret.share"))
+    assert [problem.code for problem in error.problems] == ["BS139"]
+    assert "SECRET" not in str(error)
+    assert "SECRET" not in str([as_json(problem, error.where) for problem in error.problems])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX's")
+def test_pipes_are_not_read(folder):
+    os.mkfifo(folder / "pipe.share")
+    error = problems(using(OWN, "pipe.share"))
+    assert [problem.code for problem in error.problems] == ["BS130"]
+
+
+def test_what_replaces_nothing_is_told(folder):
+    error = problems(using("replace let a = q_proj\nreplace param p = 1\n" + OWN))
+    assert [problem.code for problem in error.problems] == ["BS135", "BS135"]
 
 
 def test_a_file_to_be_used_is_formatted_by_itself_and_reads_no_other():

@@ -268,6 +268,26 @@ OTHER_MEANING = Code(
     good='spec example\nuse "lora"\nlet values = v_proj\n',
 )
 
+OUTSIDE = Code(
+    "BS138",
+    "a used file outside of the spec's folder",
+    "`{name}` is outside of the spec's folder",
+    "A spec that a stranger wrote should not read what it likes. It reaches the files below its own folder, "
+    "links followed, and the specs that ship with bishare. `--allow-use`, or `allow_use=True` of "
+    "`parse_spec` in Python, lets it use any file.",
+    bad='spec example\nuse "../other/base.share"\n',
+    good='spec example\nuse "lora"\n',
+)
+
+NOT_A_SPEC = Code(
+    "BS139",
+    "a used file that is not a spec",
+    "`{name}` is not a spec: it does not begin with `spec NAME`",
+    "What `use` names is read as a spec, and a spec begins with its name, comments aside. Nothing is shown "
+    "of a file that does not.",
+    good='spec example\nuse "lora"\n',
+)
+
 NO_TEXT = Code(
     "BS140",
     "a part of a spec that no text says",
