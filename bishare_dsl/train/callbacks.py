@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bishare_dsl.train.checkpoint import name_of
-from bishare_dsl.train.errors import TrainingInterrupted
+from bishare_dsl.train.errors import TrainingInterrupted, refusal_told
 from bishare_dsl.writing import replace_file
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class LogFile(TrainerCallback):
     ) -> None:
         # What came after the checkpoint will come again.
         lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
-        replace_file(self._path, lines.encode())
+        with refusal_told(self._path):
+            replace_file(self._path, lines.encode())
 
     def on_log(
         self,
@@ -79,5 +80,5 @@ class LogFile(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with refusal_told(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**(logs or {}), "step": state.global_step}) + "\n")

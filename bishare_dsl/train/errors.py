@@ -1,8 +1,13 @@
 """The exceptions of this package."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics.codes import train as codes
 
 
 class TrainError(BishareError):
@@ -21,3 +26,17 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, step: int, steps: int, checkpoint: Path):
         super().__init__(f"interrupted at step {step:,} of {steps:,}; saved in {checkpoint}")
         self.step, self.steps, self.checkpoint = step, steps, checkpoint
+
+
+@contextmanager
+def refusal_told(folder: Path) -> Iterator[None]:
+    """Tell in our form what the system refuses to do with a folder.
+
+    Raises:
+        TrainError: it refused (BS747).
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error

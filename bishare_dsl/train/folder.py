@@ -24,7 +24,7 @@ from bishare_dsl.train.checkpoint import (
     unfinished,
 )
 from bishare_dsl.train.curve import CURVE
-from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.errors import TrainError, refusal_told
 from bishare_dsl.train.record import RUN, read_record
 from bishare_dsl.writing import check_writable, remove_folder
 
@@ -43,6 +43,12 @@ def check_new(folder: Path, *, force: bool) -> None:
         TrainError: it holds a run (BS740), or other files of a run's names (BS741), or cannot be
             written (BS747).
     """
+    with refusal_told(folder):
+        _check_new(folder, force=force)
+        check_writable(folder)
+
+
+def _check_new(folder: Path, *, force: bool) -> None:
     record = read_record(folder)
     if record is not None:
         if not force:
@@ -55,12 +61,6 @@ def check_new(folder: Path, *, force: bool) -> None:
     if foreign := [path.name for path in checkpoints(folder) if not is_own(path)]:
         reason = f"`{foreign[0]}` in it is not a checkpoint of bishare, or holds other files too"
         raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
-    try:
-        check_writable(folder)
-    except OSError as error:
-        raise TrainError(
-            codes.CANNOT_SAVE(folder=folder, reason=error.strerror or error)
-        ) from error
 
 
 def clear(folder: Path) -> None:

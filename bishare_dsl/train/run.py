@@ -22,7 +22,7 @@ from bishare_dsl.train.callbacks import Ends, LogFile
 from bishare_dsl.train.checkpoint import Checkpoint, tidy
 from bishare_dsl.train.curve import can_draw, draw_curve
 from bishare_dsl.train.data import Collator, check_packing
-from bishare_dsl.train.errors import TrainError, TrainingInterrupted
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted, refusal_told
 from bishare_dsl.train.guard import NotFiniteError
 from bishare_dsl.train.loss import takes_only_learnt
 from bishare_dsl.train.prepare import Data, adapted, encoded, planned, rows_of, tokenizer_of
@@ -160,16 +160,18 @@ def run(
         check_sharding(trainer)
         record = records.Record(request.output_dir, args.should_save)
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
-        if args.should_save:
-            _prepare(request, resumed, force, voice)
-        record.add(
-            status="running",
-            resumed_from=None if resumed is None else str(resumed.folder),
-            **records.described(request, plan, data.reports, args),
-        )
+        with refusal_told(request.output_dir):
+            if args.should_save:
+                _prepare(request, resumed, force, voice)
+            record.add(
+                status="running",
+                resumed_from=None if resumed is None else str(resumed.folder),
+                **records.described(request, plan, data.reports, args),
+            )
         _train(trainer, record, plan.spec, voice)
     result = _result(request, trainer, data, time.monotonic() - began)
-    record.add(status="finished", ended=records.now(), result=result.as_dict())
+    with refusal_told(request.output_dir):
+        record.add(status="finished", ended=records.now(), result=result.as_dict())
     return result
 
 

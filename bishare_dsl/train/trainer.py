@@ -15,11 +15,10 @@ from transformers.trainer_callback import ExportableState
 
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import AdapterHandle
-from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import gathered, is_offloaded, is_spread, spread_like
 from bishare_dsl.train import checkpoint as checkpoints
 from bishare_dsl.train.arguments import refusals
-from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.errors import refusal_told
 from bishare_dsl.train.guard import Guard, check_step
 from bishare_dsl.train.loss import only_learnt
 from bishare_dsl.train.optimizer import load_optimizer, optimizer_state
@@ -164,16 +163,12 @@ class AdapterTrainer(Trainer):
             state = None if self.args.save_only_model else self._full_state()
             self._note_best(folder)
             writes = self.args.should_save
-            try:
-                with new_folder(folder) if writes else nullcontext(self.folder) as new:
-                    self.save_model(str(new))
-                    if writes:
-                        self._note_callbacks()
-                        self.state.save_to_json(str(new / checkpoints.TRAINER))
-                        checkpoints.write_state(new, state, self.state.global_step, self._run)
-            except OSError as error:
-                reason = error.strerror or error
-                raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
+            with refusal_told(folder), new_folder(folder) if writes else nullcontext(folder) as new:
+                self.save_model(str(new))
+                if writes:
+                    self._note_callbacks()
+                    self.state.save_to_json(str(new / checkpoints.TRAINER))
+                    checkpoints.write_state(new, state, self.state.global_step, self._run)
             self.accelerator.wait_for_everyone()
             if writes:
                 best = self.state.best_model_checkpoint

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -442,3 +443,30 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_weights_are_loaded(s
     (tmp_path / "file").touch()
     with pytest.raises(TrainError, match=r"BS747.*Not a directory"):
         start(tmp_path / "file" / "it", model="nowhere")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(start, tmp_path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)  # To root nothing is out of reach.
+    try:
+        with pytest.raises(TrainError, match=r"BS747.*Permission denied"):
+            start(tmp_path / "closed" / "it")
+    finally:
+        if root:
+            os.seteuid(0)
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_log_that_cannot_be_written(start, tmp_path, monkeypatch):
+    class Closes(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 0:
+                (tmp_path / "it" / "log.jsonl").unlink(missing_ok=True)
+                (tmp_path / "it" / "log.jsonl").mkdir(exist_ok=True)
+
+    with pytest.raises(TrainError, match=r"BS747.*log\.jsonl.*Is a directory"):
+        start(tmp_path / "it", callbacks=[Closes()], logging_steps=1)
