@@ -17,22 +17,6 @@ FORMAT = 2
 """The format that this version writes, and the newest that it reads."""
 
 
-class Versions(BaseModel):
-    """The versions that wrote an adapter; None for a package that was not installed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bishare: str
-    torch: str | None = None
-    transformers: str | None = None
-
-    @classmethod
-    def here(cls) -> Versions:
-        return cls(
-            bishare=__version__, torch=_version("torch"), transformers=_version("transformers")
-        )
-
-
 class Drawn(BaseModel):
     """A frozen tensor that is not in the file: ``seed`` draws it, and it is rounded to ``dtype``.
 
@@ -64,7 +48,7 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    versions: Versions
+    versions: dict[str, str | None]
     seed: int
     base_model: str
     base_revision: str | None = None
@@ -107,8 +91,12 @@ def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def versions_here() -> dict[str, str | None]:
+    """Give the versions of what writes an adapter; None for a package that is not installed."""
+    found: dict[str, str | None] = {"bishare": __version__}
+    for package in ("torch", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

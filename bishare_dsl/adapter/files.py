@@ -13,28 +13,24 @@ Format 1, which bishare 0.1 wrote, has the plan too, in ``plan.json``. It must s
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.card import model_card
-from bishare_dsl.adapter.config import FORMAT, AdapterConfig, Versions
+from bishare_dsl.adapter.config import FORMAT, AdapterConfig, versions_here
+from bishare_dsl.adapter.replan import packages_of, plan_again, plan_of_text
 from bishare_dsl.adapter.resident import whole
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
-from bishare_dsl.language import read
-from bishare_dsl.models.site import MAX_SITES, Architecture
-from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.spec import Spec
-from bishare_dsl.transforms.registry import installed_as, transform_names
-from bishare_dsl.version import __version__
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.plan import Plan
 from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish, locked
 
 if TYPE_CHECKING:
@@ -92,7 +88,7 @@ class StoredAdapter:
             whole |= restored(self.plan, self.config, stored)
         except ValueError as error:
             path = self.folder / TENSORS
-            raise AdapterError(codes.BROKEN_FILE(path=path, reason=_reason(error))) from error
+            raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
         whole |= draw_again(self.plan, self.config)
         return {name: tensor.to(device) for name, tensor in whole.items()}
 
@@ -141,7 +137,7 @@ def save_adapter(
     from bishare_dsl.adapter.stored import compacted, drawn, not_finite, part_name, rounded
 
     folder = Path(folder)
-    if _plan_of(spec_text, plan.base).digest != plan.digest:
+    if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     values, warnings = whole(plan, tensors), []
     warnings += not_finite(values)
@@ -177,7 +173,7 @@ def save_adapter(
                         codes.FOREIGN_FILE(path=folder / name, help="choose another folder")
                     )
             config = AdapterConfig(
-                versions=Versions.here(),
+                versions=versions_here(),
                 seed=seed,
                 base_model=plan.base.model_id or plan.base.name,
                 base_revision=base_revision,
@@ -185,7 +181,7 @@ def save_adapter(
                 plan=plan.digest,
                 drawn=left_out,
                 compact={name: tuple(made) for name, made in parts.items()},
-                packages=_packages(plan),
+                packages=packages_of(plan),
                 rounded=dtype,
                 files={name: digest_of(data) for name, data in files.items()},
             )
@@ -213,7 +209,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     except ValueError as error:
         raise _broken(folder / SPEC, error) from error
     try:
-        plan = _made_again(folder, config, spec_text, files)
+        plan = plan_again(spec_text, config, files.get(PLAN))
     except BishareError as error:
         first = error.problems[0]
         if isinstance(error, AdapterError) or first.code == BROKEN_PLUGIN.code:
@@ -229,50 +225,6 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     header = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries}
     raise_errors(AdapterError, list(_tensor_problems(plan, config, header)))
     return StoredAdapter(folder, config, plan, spec_text, files[TENSORS])
-
-
-def _made_again(
-    folder: Path, config: AdapterConfig, spec_text: str, files: Mapping[str, bytes]
-) -> Plan:
-    """Make the plan of a stored spec.
-
-    Raises:
-        BishareError: it is not the plan that the adapter was saved with, or none.
-    """
-    spec = _spec_of(spec_text)
-    used = {share.via.transform for share in spec.shares if share.via is not None}
-    raise_errors(AdapterError, list(_missing_transforms(used, config)))
-    old = None
-    if config.base is None:
-        try:
-            old = Plan.model_validate_json(files[PLAN])
-        except ValueError as error:
-            raise _broken(folder / PLAN, error) from error
-    base = old.base if old else config.base
-    assert base is not None
-    if len(base.sites) * len(spec.shares) > MAX_SITES:
-        raise _broken(folder / CONFIG, f"its base has {len(base.sites):,} sites")
-    plan = _plan_of(spec_text, base)
-    if plan.digest != (old.digest if old else config.plan):
-        version = config.versions.bishare
-        help = f"load it with bishare {version}, which saved it" if version != __version__ else None
-        raise AdapterError(codes.OTHER_COMPILER(help=help))
-    return plan
-
-
-@lru_cache(
-    maxsize=16
-)  # Of thousands of adapters many have one plan, and then it is in memory once.
-def _plan_of(spec_text: str, base: Architecture) -> Plan:
-    return build_plan(_spec_of(spec_text), base)[0]
-
-
-@lru_cache(maxsize=16)
-def _spec_of(spec_text: str) -> Spec:
-    spec, where = read(spec_text, SPEC)
-    if where.used:
-        raise ValueError("it uses other files")
-    return spec
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
@@ -326,46 +278,40 @@ def listed_files(folder: Path) -> Mapping[str, Digest]:
 def _read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
     try:
-        text = path.read_bytes() if path.is_file() else None
-        if text is None and not folder.is_dir():
-            raise AdapterError(codes.NO_SUCH_FOLDER(folder=folder))
-        is_peft = (folder / "adapter_config.json").is_file()
-    except OSError as error:
-        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
-    if text is None and is_peft:
-        help = "load it with `peft.PeftModel.from_pretrained`"
-        raise AdapterError(codes.PEFT_ADAPTER(folder=folder, help=help))
-    if text is None:
-        raise AdapterError(codes.NOT_AN_ADAPTER(folder=folder))
-    import json
-
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
-    # A newer format may have fields that this version does not know, so this comes first.
-    if isinstance(fields, dict):
-        found = fields.get("format")
+        if not path.is_file():
+            raise AdapterError(_not_an_adapter(folder))
+        fields = json.loads(path.read_bytes())
+        # A newer format may have fields that this version does not know, so this comes first.
+        found = fields.get("format") if isinstance(fields, dict) else None
         if type(found) is int and found > FORMAT:
-            versions = fields.get("versions")
-            version = versions.get("bishare") if isinstance(versions, dict) else None
-            problem = codes.NEWER_FORMAT(
-                folder=folder,
-                found=found,
-                version=version or "a later version",
-                known=FORMAT,
-                help="pip install --upgrade bishare",
-            )
-            raise AdapterError(problem)
-    try:
+            raise AdapterError(_newer_format(folder, found, fields.get("versions")))
         config = AdapterConfig.of(fields)
-    except ValueError as error:
-        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=_reason(error))) from error
-    needed = {TENSORS, SPEC} | ({PLAN} if config.format == 1 else set())
-    if config.format < 1 or not needed <= config.files.keys() <= {*needed, CARD}:
-        reason = "its list of files is not that of an adapter"
-        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
+        needed = {TENSORS, SPEC} | ({PLAN} if config.format == 1 else set())
+        if config.format < 1 or not needed <= config.files.keys() <= {*needed, CARD}:
+            raise ValueError("its list of files is not that of an adapter")
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=one_line(error))) from error
     return config
+
+
+def _not_an_adapter(folder: Path) -> Problem:
+    if not folder.is_dir():
+        return codes.NO_SUCH_FOLDER(folder=folder)
+    if (folder / "adapter_config.json").is_file():
+        help = "load it with `peft.PeftModel.from_pretrained`"
+        return codes.PEFT_ADAPTER(folder=folder, help=help)
+    return codes.NOT_AN_ADAPTER(folder=folder)
+
+
+def _newer_format(folder: Path, found: int, versions: object) -> Problem:
+    version = versions.get("bishare") if isinstance(versions, dict) else None
+    return codes.NEWER_FORMAT(
+        folder=folder,
+        found=found,
+        version=version or "a later version",
+        known=FORMAT,
+        help="pip install --upgrade bishare",
+    )
 
 
 def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, bytes]]:
@@ -398,21 +344,6 @@ def _content(folder: Path, name: str, digest: Digest) -> bytes:
     raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
 
 
-def _packages(plan: Plan) -> dict[str, str]:
-    """The packages that the plan's transforms are from, but for our own."""
-    found = {name: installed_as(name) for name in sorted({t.transform for t in plan.terms})}
-    return {name: package for name, package in found.items() if package}
-
-
-def _missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
-    for name in sorted(used - set(transform_names())):
-        if package := config.packages.get(name):
-            help = f"install what it was saved with: {package}"
-        else:
-            help = "it was registered in Python: import what registers it first"
-        yield codes.MISSING_TRANSFORM(name=name, help=help)
-
-
 def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
     """See that what the config says is not stored whole are tensors that need not be."""
     frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
@@ -426,21 +357,23 @@ def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
 def _tensor_problems(
     plan: Plan, config: AdapterConfig, found: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> Iterator[Problem]:
-    parts = {f"{name}:{part}" for name, labels in config.compact.items() for part in labels}
-    for tensor in plan.tensors:
-        if tensor.name in config.drawn or tensor.name in config.compact:
-            continue
-        if tensor.name not in found:
-            yield codes.MISSING_TENSOR(name=tensor.name)
-            continue
-        shape, dtype = found[tensor.name]
-        if shape != tensor.shape:
-            yield codes.WRONG_SHAPE(name=tensor.name, found=shape, expected=tensor.shape)
-        if dtype not in _DTYPES:
-            yield codes.WRONG_DTYPE(name=tensor.name, found=dtype)
-    for name in sorted(parts - found.keys()):
-        yield codes.MISSING_TENSOR(name=name)
-    expected = (plan.tensor.keys() - config.drawn.keys() - config.compact.keys()) | parts
+    """Everything that is wrong with the header of the file of tensors."""
+    expected: dict[str, tuple[int, ...] | None] = {
+        tensor.name: tensor.shape
+        for tensor in plan.tensors
+        if tensor.name not in config.drawn and tensor.name not in config.compact
+    }
+    for name, labels in config.compact.items():
+        expected |= dict.fromkeys(f"{name}:{label}" for label in labels)  # Who restores it looks.
+    for name, wanted in expected.items():
+        if name not in found:
+            yield codes.MISSING_TENSOR(name=name)
+        elif wanted is not None:
+            shape, dtype = found[name]
+            if shape != wanted:
+                yield codes.WRONG_SHAPE(name=name, found=shape, expected=wanted)
+            if dtype not in _DTYPES:
+                yield codes.WRONG_DTYPE(name=name, found=dtype)
     for name in found:
         if name not in expected:
             yield codes.UNEXPECTED_TENSOR(name=name)
@@ -453,16 +386,5 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _broken(path: Path, why: Exception | str) -> AdapterError:
-    reason = why if isinstance(why, str) else _reason(why)
+    reason = why if isinstance(why, str) else one_line(why)
     return AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
-
-
-def _reason(error: Exception) -> str:
-    """One line of an exception's own words."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return f"{where}: {first['msg']}" if where else first["msg"]
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return " ".join(str(error).split()) or type(error).__name__

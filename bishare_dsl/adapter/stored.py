@@ -74,7 +74,7 @@ def draw_again(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.T
                     name=name,
                     seed=config.seed,
                     here=torch.__version__,
-                    there=config.versions.torch,
+                    there=config.versions.get("torch"),
                 )
             )
         yield name, value

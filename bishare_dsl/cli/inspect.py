@@ -38,7 +38,7 @@ def command(report: Report, folder: Path) -> None:
             **summary.as_data(stored.plan), config=config.model_dump(), spec_text=stored.spec_text
         )
         return
-    versions = ", ".join(f"{name} {v}" for name, v in config.versions.model_dump().items() if v)
+    versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
     base = config.base_model + (f" at {config.base_revision}" if config.base_revision else "")
     size = sum(digest.bytes for digest in config.files.values())
     report.result(summary.as_text(stored.plan))

@@ -114,8 +114,17 @@ def raise_errors(
 
 
 def one_line(error: BaseException) -> str:
-    """Give an exception's own words, short enough to stand inside a message; or its class."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Give an exception's own words, short enough to stand inside a message; or its class.
+
+    Of the system's the reason alone, of Pydantic's the first problem with its place.
+    """
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    elif isinstance(error, ValueError) and callable(errors := getattr(error, "errors", None)):
+        first = errors()[0]
+        text = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

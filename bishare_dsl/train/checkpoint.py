@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 
 from bishare_dsl.adapter.files import CARD, CONFIG, PLAN, SPEC, TENSORS
+from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.state import from_bytes, to_bytes
@@ -189,12 +190,7 @@ def check_state(checkpoint: Checkpoint) -> None:
 
 def broken(folder: Path, error: Exception) -> TrainError:
     """Say in one line why a checkpoint cannot be read (BS743)."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    else:
-        reason = " ".join(str(error).split()) or type(error).__name__
-    return TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
+    return TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=one_line(error)))
 
 
 def unfinished(folder: Path) -> list[Path]:

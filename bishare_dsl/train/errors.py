@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics import BishareError, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 
 
@@ -38,5 +38,4 @@ def refusal_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
+        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=one_line(error))) from error

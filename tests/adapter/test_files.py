@@ -72,7 +72,7 @@ def test_what_was_saved_is_read(folder: Path) -> None:
     assert stored.plan == plan
     assert stored.spec_text == TEXT
     assert stored.config.seed == 0
-    assert stored.config.versions.torch == importlib.metadata.version("torch")
+    assert stored.config.versions["torch"] == importlib.metadata.version("torch")
     want = draw(plan, 0)
     found = stored.tensors()
     assert found.keys() == want.keys()

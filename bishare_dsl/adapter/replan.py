@@ -1,0 +1,81 @@
+"""The plan of a stored adapter, made again from its spec and the shapes of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.language import read
+from bishare_dsl.models.site import MAX_SITES, Architecture
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.spec import Spec
+from bishare_dsl.transforms.registry import installed_as, transform_names
+from bishare_dsl.version import __version__
+
+
+def plan_again(spec_text: str, config: AdapterConfig, old: bytes | None) -> Plan:
+    """Make the plan of an adapter.
+
+    Args:
+        spec_text: the adapter's.
+        config: the adapter's; of format 1 it does not say what the plan was made from.
+        old: the plan as format 1 has it, which says so.
+
+    Raises:
+        BishareError: the spec is none, or does not fit the base; a transform is not installed (BS619) or
+            cannot be used (BS214); or it is not the plan that the adapter was saved with (BS661).
+        ValueError: the rest cannot be what was saved.
+    """
+    spec = _spec_of(spec_text)
+    used = {share.via.transform for share in spec.shares if share.via is not None}
+    raise_errors(AdapterError, list(_missing_transforms(used, config)))
+    base, digest = config.base, config.plan
+    if old is not None:
+        saved = Plan.model_validate_json(old)
+        base, digest = saved.base, saved.digest
+    assert base is not None
+    if len(base.sites) * len(spec.shares) > MAX_SITES:
+        raise ValueError(f"its base has {len(base.sites):,} sites")
+    plan = plan_of_text(spec_text, base)
+    if plan.digest != digest:
+        version = config.versions.get("bishare")
+        help = f"load it with bishare {version}, which saved it" if version != __version__ else None
+        raise AdapterError(codes.OTHER_COMPILER(help=help))
+    return plan
+
+
+@lru_cache(maxsize=16)
+def plan_of_text(spec_text: str, base: Architecture) -> Plan:
+    """Resolve a spec's text. Of thousands of adapters many have one plan, which is in memory once.
+
+    Raises:
+        BishareError: as `build_plan` does.
+        ValueError: the text uses others.
+    """
+    return build_plan(_spec_of(spec_text), base)[0]
+
+
+def packages_of(plan: Plan) -> dict[str, str]:
+    """Give the packages that the plan's transforms are from, but for our own."""
+    found = {name: installed_as(name) for name in sorted({t.transform for t in plan.terms})}
+    return {name: package for name, package in found.items() if package}
+
+
+def _missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Problem]:
+    for name in sorted(used - set(transform_names())):
+        if package := config.packages.get(name):
+            help = f"install what it was saved with: {package}"
+        else:
+            help = "it was registered in Python: import what registers it first"
+        yield codes.MISSING_TRANSFORM(name=name, help=help)
+
+
+@lru_cache(maxsize=16)
+def _spec_of(spec_text: str) -> Spec:
+    spec, where = read(spec_text, "spec.share")
+    if where.used:
+        raise ValueError("it uses other files")
+    return spec
