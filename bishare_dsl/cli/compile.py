@@ -12,11 +12,13 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.reading import plan_of, read_spec, read_text
 from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics import nearest
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.read import parse_syntax
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
+    from bishare_dsl.rewrite.region import Pass
 
 STAGES = ("syntax", "spec", "plan", "graph", "code")
 
@@ -52,6 +54,11 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
     help="Print this stage and write nothing; syntax and spec need no model.",
 )
 @click.option(
+    "--passes",
+    metavar="LIST",
+    help="With --emit graph or code: the passes to run, such as ExpandTerms,FuseDowns; by default all.",
+)
+@click.option(
     "--store-frozen",
     is_flag=True,
     help="Store frozen tensors too; by default the seed draws them again.",
@@ -74,6 +81,7 @@ def command(
     out: Path | None,
     seed: int,
     emit: str | None,
+    passes: str | None,
     store_frozen: bool,
     dtype: str,
     force: bool,
@@ -86,6 +94,10 @@ def command(
     --emit graph prints the torch.fx graphs of each distinct region between the compiler's passes, and
     --emit code the Python that runs in the end.
     """
+    if passes is not None and emit not in ("graph", "code"):
+        raise CommandError(
+            codes.WRONG_USAGE(what="`--passes` without a graph", help="add `--emit graph`")
+        )
     if emit == "syntax":
         report.result(str(parse_syntax(*read_text(file))))
         return
@@ -103,7 +115,7 @@ def command(
     if emit == "plan":
         report.result(plan.model_dump_json(indent=2))
     elif emit is not None:
-        _explain(plan, model, emit, report)
+        _explain(plan, model, emit, passes, report)
     else:
         out = out or Path(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
@@ -139,12 +151,12 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     report.note(f"see it with `bishare inspect {out}`")
 
 
-def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
+def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Report) -> None:
     report.note("building the model on the meta device ...")
     from bishare_dsl.models.load import meta_model
     from bishare_dsl.rewrite.explain import Stage, explain
 
-    stages = explain(meta_model(model), plan)
+    stages = explain(meta_model(model), plan, _optimisations(passes))
     if emit == "code":
         last: dict[str, Stage] = {stage.region: stage for stage in stages}
         for stage in last.values():
@@ -154,3 +166,24 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
     for stage in stages:
         report.result(f"# {stage.region} after {stage.step}: forward\n{stage.forward_graph}\n")
         report.result(f"# {stage.region} after {stage.step}: factors\n{stage.assembly_graph}\n")
+
+
+def _optimisations(passes: str | None) -> list[Pass]:
+    """Find the passes of a list, which `ExpandTerms` begins."""
+    from bishare_dsl.rewrite.passes import OPTIMISATIONS
+
+    known = {type(step).__name__: step for step in OPTIMISATIONS}
+    if passes is None:
+        return list(OPTIMISATIONS)
+    first, *names = [name.strip() for name in passes.split(",")]
+    wrong = [name for name in names if name not in known]
+    order = [list(known).index(name) for name in names if name in known]
+    if first != "ExpandTerms":
+        what, help = "a list of passes that does not begin with `ExpandTerms`", None
+    elif wrong:
+        what, help = f"an unknown pass `{wrong[0]}`", nearest(wrong[0], known)
+    elif order != sorted(set(order)):
+        what, help = "passes in another order", f"the order is {', '.join(known)}"
+    else:
+        return [known[name] for name in names]
+    raise CommandError(codes.WRONG_USAGE(what=what, help=help))

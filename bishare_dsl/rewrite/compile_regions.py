@@ -115,7 +115,7 @@ class RegionCompiler:
             self._transforms[alike] = load_transform(term.transform, term.options)
         transform = self._transforms[alike]
         numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
-        return TermUse(transform, term.rank, term.scale, term.dropout, tuple(numbered))
+        return TermUse(transform, term.rank, term.rows, term.scale, term.dropout, tuple(numbered))
 
     def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> RegionCode:
         linears = [name for name, child in module.named_modules() if name and linear_widths(child)]

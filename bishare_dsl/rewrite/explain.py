@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torch import nn
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.adapt import adapt
-from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 from bishare_dsl.rewrite.rewritten import GraphCode
 
 
@@ -29,7 +30,9 @@ class Stage:
     assembly_code: str
 
 
-def explain(model: nn.Module, plan: Plan) -> Iterator[Stage]:
+def explain(
+    model: nn.Module, plan: Plan, optimisations: Sequence[Pass] = OPTIMISATIONS
+) -> Iterator[Stage]:
     """Rewrite a model, and give each distinct region's graphs as traced and after each pass.
 
     The model is adapted by it; one on the meta device is enough, and quick.
@@ -49,5 +52,5 @@ def explain(model: nn.Module, plan: Plan) -> Iterator[Stage]:
         )
 
     tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
-    adapt(model, plan, tensors, observe=observe)
+    adapt(model, plan, tensors, observe=observe, optimisations=tuple(optimisations))
     yield from stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
 from bishare_dsl.rewrite.passes.cast_factors import CastFactors
@@ -33,10 +33,17 @@ Observer = Callable[[str, RegionGraphs], None]
 def run_passes(
     region: RegionGraphs,
     expand: ExpandTerms,
-    optimisations: tuple[Pass, ...] = OPTIMISATIONS,
+    optimisations: Sequence[Pass] = OPTIMISATIONS,
     observe: Observer | None = None,
 ) -> None:
-    """Run the passes over a region's graphs, which are valid after each."""
+    """Run the passes over a region's graphs, which are valid after each.
+
+    Raises:
+        ValueError: a pass comes before one whose work it needs.
+    """
+    for place, step in enumerate(optimisations):
+        if late := [p for p in optimisations[place + 1 :] if isinstance(p, step.behind)]:
+            raise ValueError(f"{step} must come behind {late[0]}")
     for step in (expand, *optimisations):
         step.run(region)
         region.forward.lint()

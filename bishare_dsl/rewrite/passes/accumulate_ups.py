@@ -9,20 +9,24 @@ import torch
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.region import ROWS, RegionGraphs
+from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
+from bishare_dsl.rewrite.region import ROWS, Pass, RegionGraphs
 
 Run = tuple[fx.Node, int, int]
 """Columns that stand side by side: the tensor they are of, the first of them, and how many."""
 
 
 @dataclass(frozen=True)
-class AccumulateUps:
+class AccumulateUps(Pass):
     """Before: ``up(... up(y, z_1, B_1) ..., z_n, B_n)``. After: ``up(y, cat(z_1 ...), cat(B_1 ...))``.
 
     The target's output is read and written once, however many shares cover it. The terms are taken in the
     order of their columns, and columns that stand side by side in one ``z`` together, so that most targets
     need no ``cat`` of them.
     """
+
+    # Whose columns stand side by side is known.
+    behind = (FuseDowns,)
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward

@@ -11,6 +11,7 @@ from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.region import (
     FACTORS,
     ROWS,
+    Pass,
     RegionGraphs,
     Target,
     TermUse,
@@ -21,7 +22,7 @@ from bishare_dsl.transforms import effective_pair, guarded, update_of
 
 
 @dataclass(frozen=True)
-class ExpandTerms:
+class ExpandTerms(Pass):
     """Before: the forward is the base's. After: each target's output has its terms added to it.
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
@@ -94,7 +95,7 @@ def _add_pair(
         a, b = effective_pair(use.transform, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
     with graph.inserting_before(total.next):
         z = graph.call_function(ops.down, (x, a.node))  # type: ignore[attr-defined]
-        z.meta[ROWS] = use.transform.rows(use.rank, target.width)
+        z.meta[ROWS] = use.rows
         return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
 
 

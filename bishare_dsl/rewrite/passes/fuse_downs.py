@@ -7,15 +7,19 @@ from dataclasses import dataclass
 import torch
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.region import ROWS, RegionGraphs
+from bishare_dsl.rewrite.passes.share_factors import ShareFactors
+from bishare_dsl.rewrite.region import ROWS, Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
-class FuseDowns:
+class FuseDowns(Pass):
     """Before: ``down(x, A_1) ... down(x, A_n)``. After: ``z = down(x, cat(A_1 ... A_n))``, and its columns.
 
     Each skinny product costs a pass over ``x``; one product reads it once, forward and backward.
     """
+
+    # Of equal products there is one each.
+    behind = (ShareFactors,)
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward

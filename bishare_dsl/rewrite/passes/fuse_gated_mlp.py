@@ -10,16 +10,20 @@ from torch import fx
 
 from bishare_dsl.rewrite.gated_mlp import gated_mlp
 from bishare_dsl.rewrite.island import island
-from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
-class FuseGatedMlp:
+class FuseGatedMlp(Pass):
     """Before: ``g, u = island(x, ...)``, ``h = act(g) * u``, ``y, = island(h, ...)``.
     After: ``y = gated_mlp(x, ...)``.
 
     Only where nothing else reads what is between, and neither island's factors read a dropout.
     """
+
+    # Its parts are islands.
+    behind = (FuseIslands,)
 
     def run(self, region: RegionGraphs) -> None:
         for product in region.forward.find_nodes(op="call_function", target=operator.mul):

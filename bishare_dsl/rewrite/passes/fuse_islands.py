@@ -11,18 +11,22 @@ from torch import fx
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import island
-from bishare_dsl.rewrite.passes.accumulate_ups import Run, runs_of
-from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps, Run, runs_of
+from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
-class FuseIslands:
+class FuseIslands(Pass):
     """Before: ``z = down(x, A)``, and for each layer ``up(layer_i(x), z[columns_i], B_i)``.
     After: ``island(x, x, A, layers, columns, Bs)``, and its results.
 
     Layers that the adapter leaves alone are in the island of their siblings. A target whose terms read
     several inputs (dropouts of different probability) stays as it is.
     """
+
+    # A layer has one product added to it, and its siblings' columns are of one tensor.
+    behind = (AccumulateUps, FuseDowns)
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward

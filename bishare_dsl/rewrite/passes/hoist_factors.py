@@ -8,15 +8,21 @@ from typing import cast
 
 from torch import fx
 
-from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
+from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
+from bishare_dsl.rewrite.passes.share_factors import ShareFactors
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
-class HoistFactors:
+class HoistFactors(Pass):
     """Before: the forward makes the factors it applies. After: the assembly does; the forward calls it.
 
     The forward keeps what depends on activations, and asks the assembly for exactly what that reads.
     """
+
+    # All factors are made that there will be.
+    behind = (AccumulateUps, FuseDowns, ShareFactors)
 
     def run(self, region: RegionGraphs) -> None:
         forward, assembly = region.forward, region.assembly

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 from bishare_dsl.rewrite.signature import freeze
 
 
 @dataclass(frozen=True)
-class ShareFactors:
+class ShareFactors(Pass):
     """Before: each term makes its own factors and its own ``down``. After: equal ones are one node.
 
     A factor that siblings use alike (a window of equal width, a factor without transform) is made

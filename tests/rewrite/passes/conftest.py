@@ -1,11 +1,10 @@
 """A region of two siblings, its program after some passes, as text and as a module that runs."""
 
-import operator
 from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
@@ -51,7 +50,8 @@ def use(slots: Sequence[int] = (0, 1), rank=2, scale=1.0, dropout=0.0, via="Iden
     """A term that reads the tensors in these slots as A, B and, with gates or kernels, the rest."""
     transform = transform_kind(via).model_validate(options)
     roles = ("A", "B", *transform.own(rank, Width(4, 6)))
-    return TermUse(transform, rank, scale, dropout, tuple(zip(roles, slots, strict=True)))
+    rows = transform.rows(rank, Width(4, 6))
+    return TermUse(transform, rank, rows, scale, dropout, tuple(zip(roles, slots, strict=True)))
 
 
 class Case:
@@ -101,46 +101,6 @@ class Case:
         return [y, *kept, x.grad, *bases, *(tensor.grad for tensor in tensors)]
 
 
-def text(graph: fx.Graph) -> str:
-    """A graph as one line for each node, less its placeholders."""
-
-    def show(value):
-        if isinstance(value, slice):
-            return f"{show(value.start)}:{show(value.stop)}".replace("None", "")
-        if value is ...:
-            return "..."
-        if isinstance(value, tuple | list):
-            return ", ".join(map(show, value))
-        return str(value)
-
-    lines = []
-    for node in graph.nodes:
-        args = show(node.args)
-        match node.op:
-            case "placeholder":
-                continue
-            case "output":
-                lines.append(f"return {args}")
-                continue
-            case "get_attr":
-                value = f"self.{node.target}"
-            case "call_module":
-                value = f"self.{node.target}({args})"
-            case "call_method":
-                value = f"{node.args[0]}.{node.target}({show(node.args[1:])})"
-            case _ if node.target is operator.getitem:
-                value = f"{node.args[0]}[{show(node.args[1])}]"
-            case _:
-                value = f"{node.target.__name__}({args})"
-        assert not node.kwargs
-        lines.append(f"{node.name} = {value}")
-    return "\n".join(lines)
-
-
-def same_text(graph: fx.Graph, expected: str) -> None:
-    assert text(graph).splitlines() == [line.strip() for line in expected.strip().splitlines()]
-
-
 @pytest.fixture(scope="session")
 def case():
     return Case
@@ -159,11 +119,6 @@ def chained():
 @pytest.fixture(scope="session", name="use")
 def use_fixture():
     return use
-
-
-@pytest.fixture(scope="session")
-def same():
-    return same_text
 
 
 @pytest.fixture(scope="session")

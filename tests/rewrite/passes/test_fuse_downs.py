@@ -3,47 +3,6 @@
 from bishare_dsl.rewrite.passes import FuseDowns, ShareFactors
 
 
-def test_one_product_for_one_input(case, use, same, same_results):
-    island = case([(2, 4), (2, 6), (1, 4), (1, 6)], left=[use()], right=[use((2, 3), rank=1)])
-    before = """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = bishare_factors[2]
-        getitem_3 = bishare_factors[3]
-        left = self.left(x)
-        down = down(x, getitem)
-        up = up(left, down, getitem_1)
-        right = self.right(x)
-        down_1 = down(x, getitem_2)
-        up_1 = up(right, down_1, getitem_3)
-        mul = mul(up, up_1)
-        out = self.out(mul)
-        return out
-        """
-    after = """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = bishare_factors[2]
-        getitem_3 = bishare_factors[3]
-        cat = cat(getitem, getitem_2)
-        left = self.left(x)
-        down_2 = down(x, cat)
-        narrow = down_2.narrow(-1, 0, 2)
-        narrow_1 = down_2.narrow(-1, 2, 1)
-        up = up(left, narrow, getitem_1)
-        right = self.right(x)
-        up_1 = up(right, narrow_1, getitem_3)
-        mul = mul(up, up_1)
-        out = self.out(mul)
-        return out
-        """
-    same(island.program().forward, before)
-    same(island.program(FuseDowns()).forward, after)
-    same_results(island, FuseDowns())
-
-
 def test_other_inputs_are_other_islands(case, use, same_results):
     apart = case(
         [(2, 4), (2, 6), (2, 6), (2, 4)], left=[use()], right=[use(dropout=1e-9)], out=[use((2, 3))]

@@ -9,49 +9,6 @@ SHAPES = [(2, 4), (2, 6), (2, 6), (2, 4)]
 BEHIND = FuseDowns(), AccumulateUps(), FuseIslands(), FuseGatedMlp()
 
 
-def test_the_pattern_is_one_call(case, gated, use, same, same_results):
-    """The gate comes first, whichever side of the product it stands on."""
-    mlp = case(SHAPES, gated, left=[use()], out=[use((2, 3))])
-    same(
-        mlp.program(*BEHIND[:3]).forward,
-        """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = bishare_factors[2]
-        getitem_3 = bishare_factors[3]
-        left_1 = self.left
-        right_1 = self.right
-        island = island(x, x, getitem, left_1, right_1, 0, 2, , getitem_1, None)
-        getitem_4 = island[0]
-        getitem_5 = island[1]
-        act = self.act(getitem_5)
-        mul = mul(getitem_4, act)
-        out_1 = self.out
-        island_1 = island(mul, mul, getitem_2, out_1, 0, 2, getitem_3)
-        getitem_6 = island_1[0]
-        return getitem_6
-        """,
-    )
-    same(
-        mlp.program(*BEHIND).forward,
-        """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = bishare_factors[2]
-        getitem_3 = bishare_factors[3]
-        left_1 = self.left
-        right_1 = self.right
-        out_1 = self.out
-        act_1 = self.act
-        gated_mlp = gated_mlp(x, getitem, right_1, left_1, , 0, 2, None, getitem_1, act_1, getitem_2, out_1, 0, 2, getitem_3)
-        return gated_mlp
-        """,
-    )
-    same_results(mlp, *BEHIND)
-
-
 @pytest.mark.parametrize("target", ["left", "out"])
 def test_a_part_alone_stays_as_it_is(case, gated, use, same_results, target):
     part = case(SHAPES, gated, **{target: [use((0, 1) if target == "left" else (2, 3))]})

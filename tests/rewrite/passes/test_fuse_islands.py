@@ -6,51 +6,6 @@ SHAPES = [(2, 4), (2, 6), (1, 4), (1, 6), (2, 6), (2, 4)]
 BEHIND = ShareFactors(), FuseDowns(), AccumulateUps(), FuseIslands()
 
 
-def test_siblings_are_one_call(case, use, same, same_results):
-    both = case(SHAPES[:4], left=[use()], right=[use((2, 3), rank=1)])
-    same(
-        both.program(*BEHIND[:3]).forward,
-        """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = bishare_factors[2]
-        getitem_3 = bishare_factors[3]
-        cat = cat(getitem, getitem_2)
-        left = self.left(x)
-        down_2 = down(x, cat)
-        narrow = down_2.narrow(-1, 0, 2)
-        narrow_1 = down_2.narrow(-1, 2, 1)
-        up = up(left, narrow, getitem_1)
-        right = self.right(x)
-        up_1 = up(right, narrow_1, getitem_3)
-        mul = mul(up, up_1)
-        out = self.out(mul)
-        return out
-        """,
-    )
-    same(
-        both.program(*BEHIND).forward,
-        """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = bishare_factors[2]
-        getitem_3 = bishare_factors[3]
-        cat = cat(getitem, getitem_2)
-        left_1 = self.left
-        right_1 = self.right
-        island = island(x, x, cat, left_1, right_1, 0, 2, 2, 1, getitem_1, getitem_3)
-        getitem_4 = island[0]
-        getitem_5 = island[1]
-        mul = mul(getitem_4, getitem_5)
-        out = self.out(mul)
-        return out
-        """,
-    )
-    same_results(both, *BEHIND)
-
-
 def test_a_sibling_without_terms_is_in_the_island(case, use, same_results):
     """Its gradient of x is then accumulated with theirs. `out`, which is alone, stays as it is."""
     one = case(SHAPES[:2], left=[use()])

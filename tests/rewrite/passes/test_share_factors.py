@@ -6,66 +6,6 @@ from bishare_dsl.rewrite.passes import ShareFactors
 from bishare_dsl.transforms import Transform
 
 
-def test_siblings_share_a_down(case, use, same, same_results):
-    shared = case([(2, 4), (2, 6)], left=[use()], right=[use()])
-    before = """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        left = self.left(x)
-        down = down(x, getitem)
-        up = up(left, down, getitem_1)
-        right = self.right(x)
-        down_1 = down(x, getitem)
-        up_1 = up(right, down_1, getitem_1)
-        mul = mul(up, up_1)
-        out = self.out(mul)
-        return out
-        """
-    after = """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        left = self.left(x)
-        down = down(x, getitem)
-        up = up(left, down, getitem_1)
-        right = self.right(x)
-        up_1 = up(right, down, getitem_1)
-        mul = mul(up, up_1)
-        out = self.out(mul)
-        return out
-        """
-    same(shared.program().forward, before)
-    same(shared.program(ShareFactors()).forward, after)
-    same_results(shared, ShareFactors())
-
-
-def test_equal_windows_and_scales_are_made_once(case, use, same, same_results):
-    window = use(via="SS", scale=2.0)
-    windows = case([(2, 5), (2, 8)], left=[window], right=[window])
-    assert len(windows.program().forward.nodes) == 19
-    same(
-        windows.program(ShareFactors()).forward,
-        """
-        bishare_factors = self.bishare_factors()
-        getitem = bishare_factors[0]
-        getitem_1 = bishare_factors[1]
-        getitem_2 = getitem[..., 0:4]
-        getitem_3 = getitem_1[..., 1:7]
-        mul_1 = mul(getitem_3, 2.0)
-        left = self.left(x)
-        down = down(x, getitem_2)
-        up = up(left, down, mul_1)
-        right = self.right(x)
-        up_1 = up(right, down, mul_1)
-        mul = mul(up, up_1)
-        out = self.out(mul)
-        return out
-        """,
-    )
-    same_results(windows, ShareFactors())
-
-
 def test_what_differs_stays_apart(case, use, same_results):
     # Another tensor, another window, another scale, another dropped input: two downs each.
     for left, right in [
