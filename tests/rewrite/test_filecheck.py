@@ -1,6 +1,6 @@
 """A region, a list of passes, and the graphs that come out: one text file a case, in `filecheck`.
 
-    REWRITE=1 pytest tests/rewrite/test_filecheck.py
+    UPDATE_GOLDEN=1 pytest tests/rewrite/test_filecheck.py
 
 writes what comes out into the files, for `git diff` to show. A file says at its top what it shows; its section
 `factors` may be left out. Each case is also compared with its dense reference.
@@ -53,7 +53,7 @@ def test_the_graphs_are_these(path: Path) -> None:
     )
     if "factors" not in given:
         del found["factors"]
-    if os.environ.get("REWRITE"):
+    if os.environ.get("UPDATE_GOLDEN"):
         kept = "".join(match[0] for match in SECTION.finditer(text) if match[1] not in found)
         about = text[: SECTION.search(text).start()]
         written = "".join(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bishare_dsl.rewrite.region import RegionGraphs
+from bishare_dsl.rewrite.passes.cast_factors import CastFactors
+from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
+from bishare_dsl.rewrite.region import Pass, RegionGraphs
 from bishare_dsl.rewrite.rows import rows_of
 
 
 @dataclass(frozen=True)
-class ReadRows:
+class ReadRows(Pass):
     """Before: ``bishare_factors(hidden_states)``. After: ``rows_of(self)``.
 
     What applies a factor sees that it is one of many adapters. It runs last.
     """
+
+    # The call gives what is applied, and nobody changes it any more.
+    behind = (CastFactors, HoistFactors)
 
     def run(self, region: RegionGraphs) -> None:
         graph, call = region.forward, region.factors_call()
