@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bishare_dsl.cli.main import main as bishare
 from bishare_dsl.diagnostics.pages import main
+from bishare_dsl.highlight.textmate import grammar
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +19,12 @@ def test_picture(tmp_path):
     command = ["show", images / "sharing.share", "--model", images / "six-layers.json", "--quiet"]
     assert bishare([*map(str, command), "--svg", str(tmp_path / "new.svg")]) == 0
     assert (tmp_path / "new.svg").read_bytes() == (images / "sharing.svg").read_bytes()
+
+
+def test_colours_for_editors():
+    """`make docs` writes them."""
+    file = ROOT / "editors" / "vscode" / "syntaxes" / "share.tmLanguage.json"
+    assert file.read_text(encoding="utf-8") == grammar()
 
 
 def test_numbers_of_the_readme():

@@ -1,0 +1,103 @@
+"""What the tokens of a `.share` text are to a highlighter: one list of rules for every kind of tool."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from bishare_dsl.language.grammar import STATEMENTS, lark, words
+from bishare_dsl.spec import ATTRIBUTES
+
+_DECLARING = ("spec", "share", "param", "let")
+_OPERATORS = frozenset({"and", "or", "not", "in"})
+_PUNCTUATION = frozenset(",;:(){}=") | {".."}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a token is: the scope of TextMate grammars, without the language's name, and Pygments' type."""
+
+    scope: str
+    pygments: str
+
+
+COMMENT = Part("comment.line.number-sign", "Comment.Single")
+STRING = Part("string.quoted.double", "String.Double")
+NUMBER = Part("constant.numeric", "Number")
+STATEMENT = Part("keyword.control", "Keyword.Declaration")
+CLAUSE = Part("keyword.other", "Keyword")
+WORD_OPERATOR = Part("keyword.operator.word", "Operator.Word")
+OPERATOR = Part("keyword.operator", "Operator")
+PUNCTUATION = Part("punctuation", "Punctuation")
+ATTRIBUTE = Part("variable.language", "Name.Builtin")
+DECLARED = Part("entity.name.type", "Name.Class")
+TRANSFORM = Part("support.class", "Name.Function")
+NAME = Part("variable.other", "Name")
+WRONG = Part("invalid.illegal", "Error")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pattern for Python and Oniguruma, and what it finds: a part for each group, or for all of it.
+
+    Where several rules match at a place, the first one counts. White space is none of theirs.
+    """
+
+    pattern: str
+    parts: tuple[Part, ...]
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """The rules, made from the grammar's terminals."""
+    patterns = {t.name: t.pattern.value for t in lark().terminals if t.pattern.type == "re"}
+    keywords = [word for word in words() if word.isalpha()]
+    signs = [word for word in words() if not word.isalpha()]
+    name = patterns["NAME"]
+    clauses = [word for word in keywords if word not in (*STATEMENTS, *_OPERATORS)]
+    return (
+        Rule(patterns["COMMENT"], (COMMENT,)),
+        Rule(patterns["STRING"], (STRING,)),
+        # The names of spec, shares, params and lets, where they are declared on one line.
+        Rule(
+            rf"{_any_word(_DECLARING, group=True)}\s+(?!{_any_word(keywords)})({name})",
+            (STATEMENT, DECLARED),
+        ),
+        Rule(rf"\b(via)\s+(?!{_any_word(keywords)})({name})", (CLAUSE, TRANSFORM)),
+        Rule(_any_word(STATEMENTS), (STATEMENT,)),
+        Rule(_any_word(_OPERATORS), (WORD_OPERATOR,)),
+        Rule(_any_word(clauses), (CLAUSE,)),
+        Rule(_any_word(set(ATTRIBUTES) - set(keywords)), (ATTRIBUTE,)),
+        Rule(patterns["FLOAT"], (NUMBER,)),
+        Rule(patterns["INT"], (NUMBER,)),
+        Rule(_any(sign for sign in signs if sign not in _PUNCTUATION), (OPERATOR,)),
+        Rule(_any(sign for sign in signs if sign in _PUNCTUATION), (PUNCTUATION,)),
+        Rule(name, (NAME,)),
+        Rule(r"[0-9][\w.]*|\"[^\n]*|[^\W\d]\w*|\S", (WRONG,)),
+    )
+
+
+def tokens(text: str) -> Iterator[tuple[int, int, Part]]:
+    """The tokens of a text, comments among them: where each starts and ends, and what it is."""
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules()]
+    at = 0
+    while at < len(text):
+        found = ((pattern.match(text, at), rule) for pattern, rule in compiled)
+        match, rule = next(((m, rule) for m, rule in found if m), (None, None))
+        if match is None or rule is None:
+            at += 1  # white space
+            continue
+        for group, part in enumerate(rule.parts, start=len(rule.parts) > 1):
+            yield *match.span(group), part
+        at = match.end()
+
+
+def _any(choices: Iterable[str]) -> str:
+    """One of some texts, the longest that there is."""
+    return "|".join(map(re.escape, sorted(choices, key=lambda choice: (-len(choice), choice))))
+
+
+def _any_word(choices: Iterable[str], *, group: bool = False) -> str:
+    return rf"\b({'' if group else '?:'}{_any(choices)})\b"
