@@ -85,7 +85,7 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     """Adapt a model with a saved adapter. Everything is checked before anything is changed.
 
     Args:
-        folder: that `save_pretrained` or ``bishare compile`` has written.
+        folder: that `save_pretrained` or ``bishare compile`` has written; or a plain LoRA that PEFT has.
         model: the base that the adapter was made for, or one of the same shapes.
         name: as in `compile_spec`.
 

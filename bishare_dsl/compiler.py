@@ -100,14 +100,16 @@ def make_plan(
 def read_fitting(
     folder: str | os.PathLike[str], model: nn.Module | Architecture | Source | str
 ) -> tuple[StoredAdapter, list[Problem]]:
-    """Read an adapter that fits a model, and find what to warn of.
+    """Read an adapter that fits a model, bishare's or a LoRA of PEFT, and find what to warn of.
 
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
     from bishare_dsl.adapter.files import base_problems, read_adapter
+    from bishare_dsl.adapter.from_peft import is_peft, read_peft
 
-    stored = read_adapter(folder)
+    peft = is_peft(folder)
+    stored = read_peft(folder, architecture_of(model)) if peft else read_adapter(folder)
     problems = list(base_problems(stored.plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
     return stored, problems

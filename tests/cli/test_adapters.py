@@ -197,3 +197,37 @@ def test_export_writes_a_file_for_llama_cpp(bishare, trained, checkpoint, here):
     assert bishare(*command).code == 2
     assert bishare(*command, "--force", "--uniform-rank").code == 2
     assert bishare(*command, "--force").code == 0
+
+
+def test_import_makes_an_adapter_of_an_export(bishare, trained, checkpoint, here):
+    folder, logits = trained
+    assert bishare("export", folder, "--model", checkpoint, "--out", "lora").code == 0
+    # The export names its base, which is the checkpoint.
+    run = bishare("import", "lora", "--out", "ours")
+    assert (run.code, run.err) == (0, f"importing for {checkpoint} ...\nsaved in ours\n")
+    assert run.out == (here / "ours" / "spec.share").read_text()
+    assert "share lora  per module  rank 10  scale 1" in run.out
+    for adapter in ("ours", "lora"):  # What takes an adapter takes a LoRA of PEFT.
+        command = ["merge", adapter, "--model", checkpoint, "--out", "merged", "--force"]
+        assert bishare(*command).code == 0
+        merged = AutoModelForCausalLM.from_pretrained(here / "merged")
+        torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    assert bishare("import", "lora", "--out", "ours").code == 2
+    data = json.loads(
+        bishare("import", "lora", "-o", "ours", "-m", checkpoint, "--force", "--json").out
+    )
+    assert data["spec"] == run.out
+
+
+def test_import_needs_a_base(bishare, trained, checkpoint, here):
+    assert bishare("export", trained[0], "--model", checkpoint, "--out", "lora").code == 0
+    path = here / "lora" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    run = bishare("import", "lora", "--out", "ours")
+    assert run.code == 2
+    assert "the LoRA names no base: give --model" in run.err
+    run = bishare("import", "nowhere", "--out", "ours", "--model", checkpoint)
+    assert run.code == 1
+    assert "error[BS608]" in run.err
+    assert not (here / "ours").exists()

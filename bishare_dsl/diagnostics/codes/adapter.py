@@ -30,8 +30,9 @@ PEFT_ADAPTER = Code(
     "BS603",
     "a PEFT adapter, not one of bishare's",
     "`{folder}` is a PEFT adapter",
-    "It has an `adapter_config.json`, which is PEFT's. `bishare export` writes such folders and they are "
-    "for PEFT and vLLM: which factors are shared is no longer known in them.",
+    "It has an `adapter_config.json`, which is PEFT's. Where the model is known, as in `load_adapter` and "
+    "`bishare merge`, such a folder is read too; `bishare import` makes an adapter of bishare's of it. What "
+    "`bishare export` has written does not tell any more which factors were shared.",
     bad="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
     "bishare export my-adapter --format peft --model smollm2-135m --out for-peft\n"
     "bishare inspect for-peft",
@@ -315,6 +316,14 @@ EXPORT_NEEDS_GGUF = Code(
     "exporting to GGUF needs the package gguf",
     "the package `gguf`, which writes such files, is not installed",
     "It is an optional dependency: `pip install 'bishare[gguf]'`.",
+)
+
+NOT_PLAIN_LORA = Code(
+    "BS656",
+    "a PEFT adapter that is more than a plain LoRA",
+    "cannot import `{folder}`: {reason}",
+    "A plain LoRA of linear layers is imported: any ranks and alphas, rsLoRA, dropout. What scales, replaces "
+    "or saves more than that, such as DoRA or a trained head, would be lost.",
 )
 
 # What an adapter cannot do ------------------------------------------------------------------------

@@ -1,0 +1,259 @@
+"""A LoRA of PEFT as an adapter of bishare: an exact spec, each module's pair a pool of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.adapter.files import CONFIG, StoredAdapter, read_adapter, save_adapter
+from bishare_dsl.diagnostics import AdapterError, one_line
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.language import spec_text
+from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.plan import build_plan
+from bishare_dsl.spec import (
+    ATTRIBUTES,
+    And,
+    Expression,
+    Match,
+    Member,
+    Range,
+    Ref,
+    Selection,
+    Settings,
+    Share,
+    Spec,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_TENSORS = "adapter_model.safetensors"
+
+# What makes of a LoRA something else, or changes the base; PEFT's words.
+_REFUSED = (
+    "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "monteclora_config",
+)  # fmt: skip
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Modules of one rank and scale."""
+
+    rank: int
+    scale: float
+    sites: tuple[Site, ...]
+
+
+def is_peft(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder has an adapter of PEFT, and none of bishare."""
+    return (Path(folder) / PEFT_CONFIG).is_file() and not (Path(folder) / CONFIG).exists()
+
+
+def read_peft(folder: str | os.PathLike[str], architecture: Architecture) -> StoredAdapter:
+    """Read a LoRA of PEFT as if bishare had saved it.
+
+    Raises:
+        AdapterError: as `import_peft` does.
+    """
+    with TemporaryDirectory() as scratch:
+        import_peft(folder, architecture, scratch)
+        return replace(read_adapter(scratch), folder=Path(folder))
+
+
+def base_of(folder: str | os.PathLike[str]) -> str | None:
+    """Give the base that a LoRA of PEFT names.
+
+    Raises:
+        AdapterError: its config cannot be read (BS608).
+    """
+    name = _config(Path(folder)).get("base_model_name_or_path")
+    return name if isinstance(name, str) else None
+
+
+def import_peft(
+    folder: str | os.PathLike[str], architecture: Architecture, out: str | os.PathLike[str]
+) -> str:
+    """Write an adapter that adds to each module what a LoRA of PEFT adds; give the text of its spec.
+
+    A share for each rank and scale that there is. Values become float32, which holds them all.
+
+    Args:
+        folder: that PEFT has written.
+        architecture: of the base.
+        out: as in `save_adapter`.
+
+    Raises:
+        AdapterError: the LoRA cannot be read (BS608), is more than a plain one (BS656), or is of another
+            base (BS613); or as `save_adapter` does.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    _check_plain(folder, config)
+    pairs = _pairs(folder, config, architecture)
+    groups: dict[tuple[int, float], list[Site]] = {}
+    for site, (down, _, scale) in pairs.items():
+        groups.setdefault((len(down), scale), []).append(site)
+    found = [_Group(rank, scale, tuple(sites)) for (rank, scale), sites in groups.items()]
+    spec = _spec(found, float(config.get("lora_dropout") or 0), architecture)
+    plan, _ = build_plan(spec, architecture)
+    tensors = {}
+    for site, (down, up, _) in pairs.items():
+        (term,) = plan.terms_of[site.path]
+        tensors[term.tensors["A"]] = down.float()
+        tensors[term.tensors["B"]] = up.t().float().contiguous()
+    text = spec_text(spec)
+    save_adapter(out, plan, tensors, text, seed=0)
+    return text
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / PEFT_CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
+    if not isinstance(config, dict):
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason="it is not a JSON object"))
+    return config
+
+
+def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
+    start = config.get("init_lora_weights")
+    reasons = [f"it has `{name}`" for name in _REFUSED if config.get(name)]
+    if config.get("peft_type") != "LORA":
+        reasons.append(f"its `peft_type` is {config.get('peft_type')}")
+    if config.get("bias", "none") != "none":
+        reasons.append("it has `bias`")
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
+        reasons.append(f"`init_lora_weights` is {start}, which changes the base")
+    if reasons:
+        raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason) for reason in reasons)
+
+
+def _pairs(
+    folder: Path, config: Mapping[str, Any], architecture: Architecture
+) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
+    """A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / PEFT_TENSORS
+    try:
+        tensors = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (match := _TENSOR.fullmatch(name)) is None:
+            reason = f"`{name}` is not a factor of a linear layer"
+            raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+        factors.setdefault(match[1], {})[match[2]] = tensor
+    if not factors:
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason="there are no tensors in it"))
+    sites = {site.path: site for site in architecture.sites}
+    base = config.get("base_model_name_or_path") or "another base"
+    found = {}
+    for module, pair in sorted(factors.items()):
+        shapes = [tuple(pair[label].shape) if label in pair else () for label in "AB"]
+        try:
+            rank, scale = _settings(config, module)
+        except (ValueError, TypeError, ZeroDivisionError, re.error) as error:
+            reason = f"rank and alpha of `{module}`: {one_line(error)}"
+            raise AdapterError(
+                codes.BROKEN_FILE(path=folder / PEFT_CONFIG, reason=reason)
+            ) from error
+        if module not in sites:
+            reason = f"it has no linear layer `{module}`"
+            raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
+        site = sites[module]
+        if shapes != [(rank, site.d_in), (site.d_out, rank)]:
+            reason = (
+                f"`{module}` maps {site.d_in} features to {site.d_out} in it, and the LoRA of rank {rank} "
+                f"has factors {shapes[0]} and {shapes[1]}"
+            )
+            raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
+        found[site] = (pair["A"], pair["B"], scale)
+    return {site: found[site] for site in architecture.sites if site in found}
+
+
+def _settings(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """The rank and the scale of a module, by PEFT's rule: the first pattern that fits the end of its path."""
+
+    def of(pattern: str, default: str) -> Any:
+        for key, value in (config.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        return config.get(default, 8)  # As PEFT has it.
+
+    rank, alpha = int(of("rank_pattern", "r")), float(of("alpha_pattern", "lora_alpha"))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return rank, int(scale) if scale.is_integer() else scale
+
+
+def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) -> Spec:
+    everything = tuple(part for group in groups for part in _selection(group.sites, architecture))
+    return Spec(
+        name="imported",
+        target=Selection(include=tuple(dict.fromkeys(everything))),
+        defaults=Settings(dropout=dropout) if dropout else Settings(),
+        shares=tuple(
+            Share(
+                name="lora" if len(groups) == 1 else f"lora_{i}",
+                per=(Ref(ref="module"),),
+                rank=group.rank,
+                scale=group.scale,
+                where=None
+                if len(groups) == 1
+                else Selection(include=_selection(group.sites, architecture)),
+            )
+            for i, group in enumerate(groups, 1)
+        ),
+    )
+
+
+def _selection(sites: Sequence[Site], architecture: Architecture) -> tuple[Expression, ...]:
+    """What selects these sites of a model and no others: kinds, kinds in layers, or paths."""
+    parts: list[Expression] = []
+    chosen = set(sites)
+    for kind in dict.fromkeys(site.kind for site in sites):
+        of_kind = [site for site in architecture.sites if site.kind == kind]
+        layers = sorted({site.layer for site in of_kind if site in chosen})
+        named: Expression = (
+            Ref(ref=kind)
+            if kind.isidentifier() and kind not in ATTRIBUTES
+            else Match(attribute="kind", pattern=kind)
+        )
+        if chosen.issuperset(of_kind):
+            parts.append(named)
+        elif chosen.issuperset(site for site in of_kind if site.layer in layers):
+            among = Member(value=Ref(ref="layer"), among=_ranges(layers))
+            parts.append(And(all_of=(named, among)))
+        else:
+            parts += [
+                Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
+            ]
+    return tuple(parts)
+
+
+def _ranges(layers: Sequence[int]) -> tuple[Range | int, ...]:
+    """Numbers that rise, those that follow each other as one range."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return tuple(Range(first=a, last=b) if a < b else a for a, b in runs)

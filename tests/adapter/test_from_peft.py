@@ -1,0 +1,196 @@
+"""A LoRA that PEFT has saved, as an adapter: what it computes is what PEFT computes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bishare_dsl import load_adapter, parse_spec
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.adapter.from_peft import import_peft, is_peft
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.models import architecture_of
+from bishare_dsl.testing.models import tiny_model
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+PATTERNS = {
+    "r": 4,
+    "lora_alpha": 6,
+    "target_modules": ["q_proj", "k_proj", "down_proj"],
+    "rank_pattern": {"k_proj": 2, r"layers\.1\.mlp\.down_proj": 3},
+    "alpha_pattern": {"q_proj": 16, r"^model\.layers\.0\.mlp\.down_proj": 5},
+}
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
+    "patterns": ("llama", PATTERNS),
+    "rsLoRA": (
+        "llama",
+        {"r": 3, "lora_alpha": 8, "use_rslora": True, "target_modules": ["v_proj"]},
+    ),
+    "some layers": (
+        "llama",
+        {"r": 2, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
+    ),
+    "Conv1D": (
+        "gpt2",
+        {"r": 2, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True},
+    ),
+    "all": ("qwen3", {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.25}),
+}
+
+
+def saved(folder: Path, family: str, **settings: Any) -> Any:
+    """A PEFT model whose LoRA does something, in a folder too."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
+    model = peft.get_peft_model(tiny_model(family), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.arange(1, 13).view(2, 6)).logits
+    return found
+
+
+@pytest.mark.parametrize(("family", "settings"), SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_it_computes_what_peft_computes(family: str, settings: Any, tmp_path: Path) -> None:
+    theirs = saved(tmp_path / "peft", family, **settings)
+    ours = load_adapter(tmp_path / "peft", tiny_model(family))  # As it is, without importing.
+    want = logits(theirs)
+    assert (want - logits(tiny_model(family))).abs().max() > 0.1
+    torch.testing.assert_close(logits(ours), want, rtol=1e-5, atol=1e-5)
+    assert {"bishare_config.json", "spec.share"} & {
+        p.name for p in (tmp_path / "peft").iterdir()
+    } == set()
+    text = import_peft(tmp_path / "peft", architecture_of(tiny_model(family)), tmp_path / "ours")
+    assert (tmp_path / "ours" / "spec.share").read_text() == text
+    again = load_adapter(tmp_path / "ours", tiny_model(family))
+    assert torch.equal(logits(again), logits(ours))
+    # Each value once, as PEFT has it.
+    trained = sum(p.numel() for name, p in theirs.named_parameters() if "lora_" in name)
+    assert again.bishare.plan.trainable == trained
+    assert {term.dropout for term in again.bishare.plan.terms} == {settings.get("lora_dropout", 0)}
+
+
+def test_the_spec_is_what_one_would_write(tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", **SETTINGS["plain"][1])
+    text = import_peft(tmp_path / "peft", architecture_of(tiny_model("llama")), tmp_path / "ours")
+    assert text == (
+        "spec imported\n\ntarget q_proj, down_proj\n\nshare lora  per module  rank 4  scale 2\n"
+    )
+
+
+def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    architecture = architecture_of(tiny_model("llama"))
+    text = import_peft(tmp_path / "peft", architecture, tmp_path / "ours")
+    spec = parse_spec(text)
+    assert [(share.rank, share.scale) for share in spec.shares] == [
+        (4, 4),
+        (2, 3),
+        (4, 1.25),
+        (3, 2),
+    ]
+    assert "where down_proj and layer in {1}" in text
+    plan = read_adapter(tmp_path / "ours").plan
+    assert {len(terms) for path, terms in plan.terms_of.items()} == {1}
+
+
+def test_an_export_is_imported(tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    ours = load_adapter(tmp_path / "peft", tiny_model("llama"))
+    ours.bishare.export(tmp_path / "exported")
+    again = load_adapter(tmp_path / "exported", tiny_model("llama"))
+    torch.testing.assert_close(logits(again), logits(ours), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_that_trains_on(tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    ours = load_adapter(tmp_path / "peft", tiny_model("llama")).train()
+    ours(input_ids=torch.arange(6).view(1, 6)).logits.sum().backward()
+    assert all(tensor.grad is not None for tensor in ours.bishare.tensors().values())
+
+
+# What is refused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_dora": True}, "it has `use_dora`"),
+        ({"bias": "all"}, "it has `bias`"),
+        ({"modules_to_save": ["lm_head"]}, "it has `modules_to_save`"),
+        ({"peft_type": "LOHA"}, "its `peft_type` is LOHA"),
+        ({"init_lora_weights": "pissa"}, "`init_lora_weights` is pissa"),
+    ],
+)
+def test_more_than_a_plain_lora(change: Any, said: str, tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    model = tiny_model("llama")
+    with pytest.raises(AdapterError, match=rf"BS656.*{said}"):
+        load_adapter(tmp_path / "peft", model)
+    assert not hasattr(model, "bishare")
+
+
+def test_dora_as_peft_saves_it(tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", use_dora=True, **SETTINGS["plain"][1])
+    with pytest.raises(AdapterError, match=r"BS656.*use_dora"):
+        load_adapter(tmp_path / "peft", tiny_model("llama"))
+
+
+def test_another_base(tmp_path: Path) -> None:
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    with pytest.raises(AdapterError, match=r"BS613.*no linear layer `model\.layers\.0"):
+        load_adapter(tmp_path / "peft", tiny_model("gpt2"))
+    with pytest.raises(AdapterError, match=r"BS613.*maps 32 features to 24 in it"):
+        load_adapter(tmp_path / "peft", tiny_model("llama", head_dim=12))
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    def broken(content: bytes | dict[str, torch.Tensor], file: str, said: str) -> None:
+        path = tmp_path / "peft" / file
+        kept = path.read_bytes()
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            save_file(content, path)
+        with pytest.raises(AdapterError, match=said):
+            load_adapter(tmp_path / "peft", tiny_model("llama"))
+        path.write_bytes(kept)
+
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    name = next(name for name in tensors if "lora_B" in name)
+    one_less = {key: value for key, value in tensors.items() if key != name}
+    other = {**tensors, "base_model.model.lm_head.weight": torch.ones(1)}
+    broken(b"{", "adapter_config.json", "BS608")
+    broken(b"[]", "adapter_config.json", "BS608.*not a JSON object")
+    broken(b"not safetensors", "adapter_model.safetensors", "BS608")
+    broken({}, "adapter_model.safetensors", "BS608.*no tensors")
+    broken(one_less, "adapter_model.safetensors", r"BS613.*factors .*\(\)")
+    broken(other, "adapter_model.safetensors", "BS656.*lm_head")
+    for key, value in (("r", 0), ("r", None), ("rank_pattern", {"(": 1})):
+        broken(
+            json.dumps({**config, key: value}).encode(),
+            "adapter_config.json",
+            "BS608.*rank and alpha",
+        )
+    assert is_peft(tmp_path / "peft")
+    (tmp_path / "peft" / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError, match="BS608"):
+        load_adapter(tmp_path / "peft", tiny_model("llama"))
