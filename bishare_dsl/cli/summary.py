@@ -54,7 +54,7 @@ def as_text(plan: Plan) -> str:
                 rows.via(row.transform, row.options),
                 ", ".join(f"{scale:g}" for scale in row.scales),
                 f"{row.trainable:,}",
-                f"{row.share_of_total:.1%}",
+                f"{row.of_total:.1%}",
             ]
             for row in rows.shares(plan)
         ],

@@ -1,20 +1,17 @@
 """Diagnostics: problems as data, the registry of their codes, and how they are rendered."""
 
-from bishare_dsl.diagnostics.problem import (
+from bishare_dsl.diagnostics.errors import (
     AdapterError,
     BishareError,
     BishareWarning,
-    Code,
     DataError,
     ModelError,
     PlanError,
-    Problem,
-    Severity,
     SpecError,
-    nearest,
     one_line,
     raise_errors,
 )
+from bishare_dsl.diagnostics.problem import Code, Problem, Severity, nearest
 from bishare_dsl.diagnostics.render import as_json, escaped, render
 from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
 

@@ -27,7 +27,7 @@ _STAGES = {
 
 
 def pages(codes: Mapping[str, Code]) -> dict[str, str]:
-    """The text of each page by its file name, the index (`README.md`) first."""
+    """Write the text of each page, by its file name, the index (`README.md`) first."""
     index = [
         "# Diagnostics",
         "",

@@ -12,7 +12,7 @@ _WIDEST = 100
 
 
 def _columns(text: str) -> int:
-    """Terminal columns of ``text``: East Asian wide characters take two, combining marks none."""
+    """Count the terminal columns of ``text``: East Asian wide characters take two, combining marks none."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text
@@ -20,8 +20,8 @@ def _columns(text: str) -> int:
 
 
 def escaped(text: str) -> str:
-    """Text that may come from anywhere as one that can be printed in a line: what a terminal would not show,
-    or act on, is written as Python escapes it."""
+    """Make text from anywhere fit to be printed in a line: what a terminal would not show, or act on, is
+    written as Python escapes it."""
     if text.isprintable():
         return text
     return "".join(
@@ -65,7 +65,7 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
 
 
 def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
-    """The problem for a machine: plain JSON values; line and column from 1, absent without a text.
+    """Give the problem to a machine: plain JSON values; line and column from 1, absent without a text.
 
     ``used_at`` says which lines use the file, the nearest first: none for the file that was asked for.
     """

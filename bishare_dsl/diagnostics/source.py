@@ -36,13 +36,13 @@ class Source:
         return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]
 
     def position(self, offset: int) -> tuple[int, int]:
-        """Line and column of a character, both counted from 1."""
+        """Find the line and column of a character, both counted from 1."""
         offset = max(0, min(offset - self.start, len(self.text)))
         line = bisect_right(self._line_starts, offset)
         return line, offset - self._line_starts[line - 1] + 1
 
     def line(self, number: int) -> str:
-        """The text of a line, counted from 1, without its line break."""
+        """Give the text of a line, counted from 1, without its line break."""
         start = self._line_starts[number - 1]
         end = self._line_starts[number] - 1 if number < len(self._line_starts) else len(self.text)
         return self.text[start:end].rstrip("\r")
@@ -68,18 +68,18 @@ class SourceMap:
         return None
 
     def source_of(self, span: Span) -> Source:
-        """The text that a span is of."""
+        """Find the text that a span is of."""
         texts = (self.source, *self.used)
         return texts[max(0, bisect_right(texts, span.start, key=lambda text: text.start) - 1)]
 
     def place(self, span: Span) -> str:
-        """``file:line:column``."""
+        """Write a place as ``file:line:column``."""
         source = self.source_of(span)
         line, column = source.position(span.start)
         return f"{source.name}:{line}:{column}"
 
     def uses(self, span: Span) -> list[Span]:
-        """Where the text of a span is used, where the text with that use is, and so on up."""
+        """Find where the text of a span is used, where the text with that use is, and so on up."""
         found = []
         while (used := self.source_of(span).used) is not None:
             found.append(used)

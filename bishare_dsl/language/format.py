@@ -37,7 +37,7 @@ _LISTS = {
 
 
 def format_text(text: str | bytes, name: str = "<text>") -> str:
-    """The text in its one layout: same spec, same comments, lines of at most 100 columns where possible.
+    """Give a text its one layout: same spec, same comments, lines of at most 100 columns where possible.
 
     Formatting what this returns changes nothing.
 
@@ -74,7 +74,7 @@ class _Word:
 
 
 def _words(syntax: Syntax) -> list[_Word]:
-    """The words of a text, the last one empty: it has the comments at the end."""
+    """List the words of a text, the last one empty: it has the comments at the end."""
     joins = {}
     for statement in syntax.statements:
         for tree in statement.all_words():
@@ -161,7 +161,7 @@ class _Block:
 
 
 def layout(syntax: Syntax) -> str:
-    """A tree's tokens and comments as text."""
+    """Write a tree's tokens and comments."""
     words = _words(syntax)
     blocks = [_block(statement, words) for statement in syntax.statements]
     lines: list[str] = []
@@ -185,7 +185,7 @@ def _comments(lines: list[str], comments: list[_Comment], gap: bool) -> None:
 
 
 def _groups(blocks: list[_Block]) -> Iterator[list[_Block]]:
-    """Statements of one kind with no empty line between them."""
+    """Yield statements of one kind with no empty line between them."""
     group: list[_Block] = []
     for block in blocks:
         blank = block.after_blank or any(comment.after_blank for comment in block.before)
@@ -239,7 +239,7 @@ def _unit(tokens: list[_Word], level: int) -> _Unit:
 
 
 def _without_last_commas(tokens: list[_Word]) -> list[_Word]:
-    """The tokens less each comma or semicolon before a closing bracket; its comments go to the bracket."""
+    """Leave out each comma or semicolon before a closing bracket; its comments go to the bracket."""
     kept: list[_Word] = []
     for token in tokens:
         if token.text in _CLOSE and kept and kept[-1].text in (",", ";"):
@@ -251,7 +251,7 @@ def _without_last_commas(tokens: list[_Word]) -> list[_Word]:
 
 
 def _cut(keyword: str, tokens: list[_Word]) -> Iterator[tuple[list[_Word], int]]:
-    """A piece's units and how much further in each stands than the piece."""
+    """Yield a piece's units, and how much further in each stands than the piece."""
     if keyword in _LISTS:
         yield from _items(tokens, _LISTS[keyword], ",", 0)
     elif keyword == "replace" and tokens[1].text == "let":
@@ -275,7 +275,7 @@ def _cut(keyword: str, tokens: list[_Word]) -> Iterator[tuple[list[_Word], int]]
 def _items(
     tokens: list[_Word], head: int, separator: str, closing: int
 ) -> Iterator[tuple[list[_Word], int]]:
-    """The first ``head`` tokens, then an item up to each ``separator``, then the ``closing`` last tokens."""
+    """Yield the first ``head`` tokens, an item up to each ``separator``, and the ``closing`` last tokens."""
     body = tokens[head : len(tokens) - closing]
     items: list[list[_Word]] = [[]]
     depth = 0
@@ -302,7 +302,7 @@ def _inside(units: list[_Unit]) -> bool:
 
 
 def _joined(tokens: list[_Word]) -> str:
-    """Tokens with the spaces that belong between them."""
+    """Join tokens with the spaces that belong between them."""
     words: list[str] = []
     previous: _Word | None = None
     for token in tokens:
@@ -328,7 +328,7 @@ def _line(code: str, after: list[str]) -> str:
 
 
 def _broken(block: _Block) -> list[str]:
-    """A statement by itself: on one line, else a clause a line, else an item a line."""
+    """Write a statement by itself: on one line, else a clause a line, else an item a line."""
     if block.one_line:
         return [_line(block.flat, block.after)]
     lines: list[str] = []
@@ -346,7 +346,7 @@ def _broken(block: _Block) -> list[str]:
 
 
 def _aligned(group: list[_Block]) -> dict[int, list[str]]:
-    """The lines of those statements of a group that stand in columns, by the statement's id."""
+    """Lay out those statements of a group that stand in columns: lines by the statement's id."""
     rows = [(block, _cells(block)) for block in group if block.one_line]
     rows = [(block, cells) for block, cells in rows if cells]
     columns = [name for name in ("", "=", *CLAUSES) if any(name in cells for _, cells in rows)]
@@ -369,7 +369,7 @@ def _aligned(group: list[_Block]) -> dict[int, list[str]]:
 
 
 def _cells(block: _Block) -> dict[str, str]:
-    """What stands in which column: empty for a statement that is not aligned."""
+    """Tell what stands in which column: nothing for a statement that is not aligned."""
     if block.kind == "param":
         tokens = block.pieces[0].units[0].tokens
         head = 3 if tokens[0].text == "replace" else 2

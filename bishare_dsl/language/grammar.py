@@ -35,7 +35,7 @@ DEFAULT_KINDS = frozenset(word.upper() for word in DEFAULTS)
 
 @cache
 def lark() -> Lark:
-    """The lexer and the parser; where that is safe, their tables are kept in the user's own cache folder."""
+    """Make the parser; where that is safe, its tables are kept in the user's own cache folder."""
     return Lark(
         grammar("share.lark").read_text(encoding="utf-8"),
         parser="lalr",
@@ -47,7 +47,7 @@ def lark() -> Lark:
 
 
 def _cache_file() -> str | None:
-    """Where Lark may keep its tables: it reads them with pickle, so nobody else may write there."""
+    """Tell where Lark may keep its tables: it reads them with pickle, so nobody else may write there."""
     if not hasattr(os, "geteuid"):
         return None
     try:
@@ -64,17 +64,17 @@ def _cache_file() -> str | None:
 
 @cache
 def words() -> dict[str, str]:
-    """What Lark calls each keyword and sign."""
+    """Tell what Lark calls each keyword and sign."""
     return {t.pattern.value: t.name for t in lark().terminals if t.pattern.type == "str"}
 
 
 def is_keyword(word: str) -> bool:
-    """Whether a name spelt so needs quotes."""
+    """Tell whether a name spelt so needs quotes."""
     return word.isalpha() and word in words()
 
 
 def spelled(kind: str) -> str | None:
-    """How a keyword or sign is written; None for names, numbers and the like."""
+    """Spell a keyword or sign; None for names, numbers and the like."""
     return next((word for word, known in words().items() if known == kind), None)
 
 
@@ -83,7 +83,7 @@ def _listed(words: list[str]) -> str:
 
 
 def expected(kinds: Collection[str]) -> str:
-    """What may stand at a place, in words: ``a name``, ``a clause of the share or a statement``."""
+    """Say what may stand at a place: ``a name``, ``a clause of the share or a statement``."""
     left = set(kinds)
     found = []
     if "INT" in left and "LPAR" in left:
@@ -113,7 +113,7 @@ def expected(kinds: Collection[str]) -> str:
 
 
 def found(token: Token) -> str:
-    """A token, as a message names it."""
+    """Name a token as messages do."""
     text = token if len(token) <= 40 else f"{token[:37]}..."
     if token.type == END:
         return "the end of the file"

@@ -108,7 +108,7 @@ class _Parts(Transformer[Token, _Part]):
         return _record({"otherwise": parts[0]}, None)
 
     def init(self, meta: Meta, parts: list[_Part]) -> _Part:
-        """How each factor starts, by its role; each diagonal of a gain, by its name."""
+        """Pair what a list names with what it gives: a start by role, an option by name."""
         return _record({pair.parts[0].value: pair.parts[1] for pair in parts}, _span(meta))
 
     gain = init
@@ -167,7 +167,7 @@ def _spec(statements: list[Statement]) -> _Part:
 
 
 def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMap]:
-    """The spec of statements that have no errors, and the places of its parts in the texts of ``where``.
+    """Make the spec of statements that have no errors; the places of its parts are in the texts of ``where``.
 
     Raises:
         SpecError: what Pydantic does not accept (BS141), each at its place.
@@ -178,7 +178,7 @@ def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMa
 
 
 def validated(data: object, where: SourceMap) -> Spec:
-    """The spec that plain data says.
+    """Make a spec of plain data.
 
     Raises:
         SpecError: what Pydantic does not accept (BS141), each at its place.
@@ -187,10 +187,11 @@ def validated(data: object, where: SourceMap) -> Spec:
         return Spec.model_validate(data)
     except ValidationError as error:
         problems: dict[Loc, Problem] = {}
+        known = {loc[:length] for loc in where.spans for length in range(len(loc) + 1)}
         for detail in error.errors(include_url=False, include_context=False, include_input=False):
             loc: Loc = ()
             for name in detail["loc"]:
                 # Pydantic's paths also name the model that it tried: no part of a spec is called so.
-                loc = (*loc, name) if (*loc, name) in where.spans else loc
+                loc = (*loc, name) if (*loc, name) in known else loc
             problems.setdefault(loc, codes.INVALID(why=detail["msg"], loc=loc))
         raise SpecError(problems.values(), where) from error

@@ -68,7 +68,7 @@ class Problems:
             raise SpecError(self.sorted(), where)
 
     def sorted(self) -> list[Problem]:
-        """In the order of the text, with a last one that counts those left out."""
+        """Sort them in the order of the text, with a last one that counts those left out."""
         kept = sorted(self.kept, key=lambda problem: problem.span.start if problem.span else 0)
         if self.count > len(kept):
             kept.append(codes.MANY_MORE(count=self.count - len(kept)))
@@ -76,7 +76,7 @@ class Problems:
 
 
 def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = None) -> Source:
-    """The text as characters, line breaks as ``\\n`` and without a byte order mark.
+    """Read a text's characters, line breaks as ``\\n`` and without a byte order mark.
 
     ``start`` and ``used`` are those of the `Source`.
 
@@ -107,7 +107,7 @@ def _lines(text: str) -> str:
 
 
 def parse(source: Source, problems: Problems) -> Syntax:
-    """The tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
+    """Make the tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
     tokens = list(lark().lex(source.text, dont_ignore=True))
     for token in tokens:
         token.start_pos = source.start + cast(int, token.start_pos)
@@ -142,7 +142,7 @@ class _Parser:
         return self.statements
 
     def reads(self, position: int) -> bool:
-        """Whether a token goes on with what is being read, or begins something; if so, read it."""
+        """Read a token if it goes on with what is being read, or begins something."""
         token = self.tokens[position]
         if token.type == END:
             return False
@@ -167,7 +167,7 @@ class _Parser:
         return True
 
     def ends(self, position: int) -> bool:
-        """Whether what is being read is whole, and a token begins something else; if so, keep it."""
+        """Keep what is being read if it is whole and a token begins something else."""
         token = self.tokens[position]
         if self.parser is None or token.type not in self.starters:
             return False
@@ -256,7 +256,7 @@ class _Parser:
         return position
 
     def is_meant(self, position: int) -> bool:
-        """Whether a keyword stands where it is to be the name, rather than the name is missing before it."""
+        """Tell whether a keyword is meant as the name, rather than the name is missing before it."""
         previous, token = self.tokens[position - 1], self.tokens[position]
         if previous.type == "FREEZE" and token.type in CLAUSE_KINDS:
             return False
@@ -276,7 +276,7 @@ class _Parser:
             position += 1
 
     def starts(self, position: int, first: int) -> bool:
-        """Whether a word that could also be a value starts a clause here."""
+        """Tell whether a word that could also be a value starts a clause here."""
         if position == first:
             return True
         previous, token, after = self.tokens[position - 1 : position + 2]
@@ -290,7 +290,7 @@ class _Parser:
 
 
 def _too_deep(tree: Words) -> Span | None:
-    """The place of something that is nested too deeply."""
+    """Find the place of something that is nested too deeply."""
     depths: dict[int, int] = {}
     for part in tree.iter_subtrees():
         inner = max((depths[id(c)] for c in part.children if isinstance(c, Tree)), default=0)
@@ -301,7 +301,7 @@ def _too_deep(tree: Words) -> Span | None:
 
 
 def _check_word(token: Token, problems: Problems) -> None:
-    """What is wrong with a number or a quoted name in itself."""
+    """Check a number or a quoted name in itself."""
     if token.type == "STRING" and unquoted(token) == token:
         problems(codes.BAD_ESCAPE(span=span_of(token)))
     if token.type == "INT":

@@ -15,7 +15,7 @@ from bishare_dsl.spec import Spec
 
 
 def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:
-    """The syntax tree of a text, be it a whole spec or one to be used by others. No other file is read.
+    """Make the syntax tree of a text, be it a whole spec or one to be used by others. No other file is read.
 
     Raises:
         SpecError: every problem of the text (BS1xx), each with its place.
@@ -30,7 +30,7 @@ def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:
 def read(
     text: str | bytes, name: str = "<text>", *, allow_use: bool = False
 ) -> tuple[Spec, SourceMap]:
-    """The spec that a text says together with all that it uses, and where each of its parts stands.
+    """Read a text with all that it uses: the spec, and where each of its parts stands.
 
     ``name`` is what messages call the text: its path, for what it uses is looked for in the same folder;
     of a text that is not a file, in the current one. Files outside of that folder are used only with

@@ -24,7 +24,7 @@ _ADVICE = {
 
 
 def parse_and_check(source: Source, problems: Problems) -> Syntax:
-    """The tree of a text; what is wrong with it, as far as that shows without other texts, goes to
+    """Make the tree of a text; what is wrong with it, as far as that shows without other texts, goes to
     ``problems``."""
     syntax = parse(source, problems)
     broken = [problem.span.start for problem in problems.kept if problem.span]
@@ -35,7 +35,7 @@ def parse_and_check(source: Source, problems: Problems) -> Syntax:
 
 
 def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]:
-    """Problems of a tree; ``broken`` are the places where reading failed, and nothing is missed there."""
+    """Find what is wrong with a tree; nothing is missed where reading failed, at the places ``broken``."""
     broken = sorted(broken)
     statements = syntax.statements
     header = syntax.header
@@ -77,7 +77,7 @@ def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]
 
 
 def check_complete(syntax: Syntax) -> Iterator[Problem]:
-    """What a spec lacks although it uses no other file: a file to be used may lack it."""
+    """Find what a spec lacks although it uses no other file: a file to be used may lack it."""
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
     if not _written("TARGET", syntax):
@@ -87,7 +87,7 @@ def check_complete(syntax: Syntax) -> Iterator[Problem]:
 
 
 def _written(kind: str, syntax: Syntax) -> bool:
-    """Whether a word stands anywhere, be it where it cannot be read."""
+    """Tell whether a word stands anywhere, be it where it cannot be read."""
     return any(token.type == kind for token in syntax.tokens)
 
 
@@ -144,7 +144,7 @@ def _check_order(statements: list[Statement]) -> Iterator[Problem]:
 
 
 def names_used(statement: Statement) -> Iterator[Token]:
-    """The names that the expressions of a statement refer to: not those of roles, options and transforms."""
+    """Find what the expressions of a statement refer to: no names of roles, options and transforms."""
     for words in statement.all_words():
         for part in words.iter_subtrees_topdown():
             if part.data == "word":

@@ -19,13 +19,13 @@ Words: TypeAlias = Tree[Token]
 
 
 def span_of(part: Token | Words) -> Span:
-    """The characters of a token or a tree."""
+    """Place a token or a tree."""
     place = part.meta if isinstance(part, Tree) else part
     return Span(cast(int, place.start_pos), cast(int, place.end_pos))
 
 
 def unquoted(token: Token) -> str:
-    """A name as it reads without its quotes; with them if an escape in it means nothing."""
+    """Read a name without its quotes; with them if an escape in it means nothing."""
     if token.type == "STRING":
         try:
             text = cast(str, json.loads(token, strict=False))
@@ -82,7 +82,7 @@ class Statement:
         return Span(self.start, span_of(self.name_token).end)
 
     def all_words(self) -> Iterator[Words]:
-        """The trees of it and of its clauses."""
+        """Yield the trees of it and of its clauses."""
         yield self.words
         yield from (clause.words for clause in self.clauses)
 

@@ -18,7 +18,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def own_text(spec: m.Spec, where: SourceMap | None, *, changed: bool) -> str:
-    """A text that means a spec without any other file: what an adapter keeps.
+    """Give a text that means a spec without any other file: what an adapter keeps.
 
     It is the text that the spec was read from, comments and all, unless that uses other files, or the
     spec was ``changed`` since, as by other values of its params.
@@ -32,7 +32,7 @@ def own_text(spec: m.Spec, where: SourceMap | None, *, changed: bool) -> str:
 
 
 def spec_text(spec: m.Spec) -> str:
-    """The `.share` text of a spec, formatted: ``parse_spec(spec_text(spec)) == spec``.
+    """Write the `.share` text of a spec, formatted: ``parse_spec(spec_text(spec)) == spec``.
 
     A spec that was read with files that it uses is one text.
 
@@ -46,7 +46,7 @@ def spec_text(spec: m.Spec) -> str:
 
 
 def _gaps(part: object, loc: Loc) -> Iterator[Problem]:
-    """What no text says: wherever the grammar asks for something and nothing is there."""
+    """Find what no text says: wherever the grammar asks for something and nothing is there."""
     if what := _unsaid(part):
         yield codes.NO_TEXT(what=what, loc=loc)
     if isinstance(part, m.Node):
@@ -146,7 +146,7 @@ def _range(part: m.Range) -> str:
 
 
 def _text(node: m.Expression, least: int = _OR) -> str:
-    """An expression, in parentheses if it binds less than ``least``."""
+    """Write an expression, in parentheses if it binds less than ``least``."""
     text, level = _written(node)
     return text if level >= least else f"({text})"
 

@@ -65,7 +65,7 @@ class Reader:
         return SourceMap(self._sources[0], used=tuple(self._sources[1:]))
 
     def read(self, text: str | bytes, name: str) -> File:
-        """The text itself.
+        """Read the text itself.
 
         Raises:
             SpecError: BS101 (not UTF-8), BS102 (too large).
@@ -80,7 +80,7 @@ class Reader:
         return file
 
     def _file(self, source: Source, above: dict[str, str]) -> File:
-        """``above`` names the files whose uses led here, from the first one on, by their real paths."""
+        """Read a file; ``above`` names those whose uses led here, the first one first, by real paths."""
         self._sources.append(source)
         file = File(source, parse_and_check(source, self.problems))
         for use in file.syntax.statements:
@@ -90,7 +90,7 @@ class Reader:
         return file
 
     def _may_use(self, path: Path) -> bool:
-        """Whether a spec reaches a path without the user's word, links followed."""
+        """Tell whether a spec reaches a path, links followed."""
         real = Path(realpath(path))
         return (
             self._allow_use
@@ -170,7 +170,7 @@ class Joining:
         self._joined: dict[File, list[Statement]] = {}
 
     def whole(self, file: File) -> list[Statement]:
-        """All that makes the spec of ``file``, its header first."""
+        """List all that makes the spec of ``file``, its header first."""
         header, *own = file.syntax.statements
         parts = self._of(file)
         if file.uses:
@@ -183,7 +183,7 @@ class Joining:
         return [header, *parts]
 
     def _of(self, file: File) -> list[Statement]:
-        """The parts of a file but its header and uses: used ones first, at the place of what they replace."""
+        """List the parts of a file but its header and uses: used ones first, each in its place."""
         if file in self._joined:
             return self._joined[file]
         own = [part for part in file.syntax.statements if part.keyword not in ("spec", "use")]
@@ -206,7 +206,7 @@ class Joining:
         return parts
 
     def _used(self, file: File, settled: set[_Key]) -> dict[_Key, list[Statement]]:
-        """What the files that a file uses bring in. ``settled`` is what it says itself instead."""
+        """Collect what the files that a file uses bring in. ``settled`` is what it says itself instead."""
         used: dict[_Key, list[Statement]] = {}
         bringing: dict[_Key, Statement] = {}
         seen: set[Statement] = set()
@@ -254,7 +254,7 @@ class Joining:
             parts[places[inherited[0]]] = part
 
     def _check_order(self, own: list[Statement], parts: list[Statement]) -> None:
-        """A `let` that replaces another uses no later one."""
+        """Check that a `let` that replaces another uses no later one."""
         lets = [part for part in parts if part.keyword == "let"]
         places = {_key(let)[1]: i for i, let in enumerate(lets)}
         for part in own:
@@ -269,7 +269,7 @@ class Joining:
                         self.problems(problem)
 
     def _check_meaning(self, file: File, parts: list[Statement]) -> None:
-        """No name of a used file comes to mean a param or a let that the file does not know."""
+        """Check that no name of a used file comes to mean a param or a let that it does not know."""
         present = set(parts)
         declared = _declared(parts)
         for _, other in file.uses:
@@ -285,7 +285,7 @@ class Joining:
 
 
 def _key(part: Statement) -> _Key:
-    """What there is one of: a name, the target, a default."""
+    """Identify what there is one of: a name, the target, a default."""
     if part.keyword in DEFAULTS:
         return "default", part.keyword
     return part.keyword, "" if part.keyword == "target" else part.name
@@ -297,12 +297,12 @@ def _what(part: Statement) -> str:
 
 
 def _overrides(part: Statement) -> bool:
-    """Whether a statement goes before the used one without saying so."""
+    """Tell whether a statement goes before the used one without saying so."""
     return part.keyword == "target" or part.keyword in DEFAULTS
 
 
 def _decides(part: Statement) -> bool:
-    """Whether nothing is left of the used one: an `init` of one factor leaves that of the other."""
+    """Tell whether nothing is left of the used one: an `init` of one factor leaves that of the other."""
     return _overrides(part) and (part.keyword != "init" or len(part.words.children) == 2)
 
 
@@ -311,7 +311,7 @@ def _declared(parts: list[Statement]) -> dict[str, Statement]:
 
 
 def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
-    """A default, an `init` with the used one of a factor of which it says nothing."""
+    """Complete an `init` with the used one of a factor of which it says nothing."""
     if own.keyword != "init" or not inherited:
         return own
     pairs = [cast(Words, pair) for part in (own, *inherited) for pair in part.words.children]
@@ -320,7 +320,7 @@ def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
 
 
 def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
-    """All parts but the params and lets that are brought in and that nothing refers to."""
+    """Leave out the params and lets that are brought in and that nothing refers to."""
     words = {part: part.keyword for part in parts}
     others = [part for part in parts if words[part] not in ("let", "param")]
     lets = [part for part in reversed(parts) if words[part] == "let"]

@@ -32,7 +32,7 @@ class ShareRow:
     scales: tuple[float, ...]
     dropout: float
     trainable: int
-    share_of_total: float
+    of_total: float
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def shares(plan: Plan) -> list[ShareRow]:
             scales=tuple(sorted({term.scale for term in terms[name]})),
             dropout=terms[name][0].dropout,
             trainable=trainable,
-            share_of_total=trainable / plan.trainable,
+            of_total=trainable / plan.trainable,
         )
         for name, trainable in plan.shares.items()
     ]

@@ -69,7 +69,7 @@ class Scope:
     layers: int = 0
 
     def value(self, expression: Expression, loc: Loc = ()) -> Value:
-        """The value of an expression; a name that stands for nothing here is a plain word.
+        """Evaluate an expression; a name that stands for nothing here is a plain word.
 
         Raises:
             EvaluationError: BS210, for arithmetic on words, a division by zero, a root of a
@@ -100,7 +100,7 @@ class Scope:
                 return self.holds(expression, loc)
 
     def number(self, expression: Expression, loc: Loc = ()) -> int | float:
-        """The value of an expression that must be a number.
+        """Evaluate an expression that must be a number.
 
         Raises:
             EvaluationError: as `value`, and BS201 for a name that nothing declares.
@@ -113,7 +113,7 @@ class Scope:
         return value
 
     def unknown(self, name: str, loc: Loc) -> Problem:
-        """The problem of a bare name that stands for nothing here."""
+        """Make the problem of a bare name that stands for nothing here."""
         return codes.UNKNOWN_NAME(name=name, loc=loc, help=nearest(name, self.values))
 
     def _arithmetic(self, op: str, left: float, right: float, loc: Loc) -> int | float:
@@ -124,7 +124,7 @@ class Scope:
         return _bounded(result, loc)
 
     def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
-        """Whether a predicate is true; a bare name is a let, else the name of a kind."""
+        """Tell whether a predicate is true; a bare name is a let, else the name of a kind."""
         match predicate:
             case Ref(ref=name):
                 if name in self.lets:
@@ -157,20 +157,20 @@ class Scope:
     def includes(
         self, item: Range | Expression, value: Value, subject: Expression, loc: Loc = ()
     ) -> bool:
-        """Whether ``value``, the worth of ``subject``, is ``item`` or in it, a range."""
+        """Tell whether ``value``, the worth of ``subject``, is ``item`` or in it, a range."""
         if isinstance(item, Range):
             first, last = self.bounds(item, subject, loc)
             return not isinstance(value, str) and first <= value <= last
         return self._layer(subject, self.value(item, loc)) == value
 
     def bounds(self, item: Range, subject: Expression, loc: Loc = ()) -> tuple[float, float]:
-        """The two ends of a range beside ``subject``, both included."""
+        """Evaluate the two ends of a range beside ``subject``, both included."""
         first = self._layer(subject, self.number(item.first, (*loc, "first")))
         last = self._layer(subject, self.number(item.last, (*loc, "last")))
         return float(first), float(last)
 
     def selects(self, selection: Selection, loc: Loc = ()) -> bool:
-        """Whether the site whose attributes are ``values`` is selected."""
+        """Tell whether the site whose attributes are ``values`` is selected."""
         return any(
             self.holds(part, (*loc, "include", i)) for i, part in enumerate(selection.include)
         ) and not any(
@@ -187,7 +187,7 @@ class Scope:
         return _COMPARISON[op](lhs, rhs)
 
     def _layer(self, subject: Expression, value: Value) -> Value:
-        """A negative number beside ``layer`` counts from the last layer."""
+        """Count a negative number beside ``layer`` from the last layer."""
         counts_layers = isinstance(subject, Ref) and subject.ref == "layer"
         if counts_layers and not isinstance(value, str) and value < 0:
             return value + self.layers
@@ -202,5 +202,5 @@ def _bounded(number: float, loc: Loc) -> int | float:
 
 @lru_cache(maxsize=256)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """``*`` any characters, ``?`` one; nothing else is special, a bracket included."""
+    """Compile a pattern: ``*`` any characters, ``?`` one; nothing else is special, brackets included."""
     return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))

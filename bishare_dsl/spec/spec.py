@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ValidationError
 
 from bishare_dsl.diagnostics import Problem, SpecError, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
+from bishare_dsl.spec.expression import Expression, Node, Number, Range, Selection
 
 Initial = Literal[
     "zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal", "constant"
@@ -127,7 +127,7 @@ class Share(Settings):
     nonzero_start: bool = False
 
     def key(self, role: str) -> tuple[Expression, ...]:
-        """The key by which the tensors of a role are pooled."""
+        """Give the key by which the tensors of a role are pooled."""
         if isinstance(self.per, Keys):
             return self.per.A if role == "A" else self.per.B
         return self.per
@@ -149,7 +149,7 @@ class Spec(Node):
         return {param.name: param.value for param in self.params}
 
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
-        """The same spec with other values for its params.
+        """Give the params of the spec other values.
 
         Raises:
             SpecError: BS207 for a name that no param has, BS211 for what is no finite number nor word.
@@ -179,7 +179,7 @@ class Spec(Node):
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
-        """What holds for a share: what it says itself, else what the spec says for all."""
+        """Settle what holds for a share: what it says itself, else what the spec says for all."""
         default, init = self.defaults, self.defaults.init
         return Settings.model_construct(
             alpha=default.alpha if share.alpha is None else share.alpha,
@@ -190,19 +190,3 @@ class Spec(Node):
                 B=init.B if share.init.B is None else share.init.B,
             ),
         )
-
-
-__all__ = [
-    "Arm",
-    "Gain",
-    "Init",
-    "Initial",
-    "Keys",
-    "Let",
-    "Param",
-    "RankMatch",
-    "Ref",
-    "Share",
-    "Spec",
-    "Via",
-]

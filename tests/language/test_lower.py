@@ -1,4 +1,8 @@
+import pytest
+
+from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import parse_spec, read
+from bishare_dsl.language.lower import validated
 from bishare_dsl.spec import And, Binary, Gain, Keys, Match, Member, Or, Range, Ref, Share
 
 TEXT = """spec x
@@ -41,6 +45,21 @@ def test_every_part_is_found_in_the_text():
     assert at("shares", 2, "freeze", 1) == "K_A"
     assert at("shares", 2, "gain") == "gain out init 0, rank init r / 10"
     assert at("shares", 2, "gain", "rank", "right") == "10"
+
+
+def test_what_pydantic_refuses_is_told_at_its_place():
+    spec, where = read(TEXT)
+    data = spec.model_dump()
+    data["params"][0]["value"] = float("inf")
+    data["shares"][0]["per"][0]["op"] = "**"
+    with pytest.raises(SpecError) as caught:
+        validated(data, where)
+    found = {problem.loc: problem.code for problem in caught.value.problems}
+    assert found[("params", 0, "value")] == "BS141"
+    assert found[("shares", 0, "per", 0)] == "BS141"
+    assert set(found.values()) == {"BS141"}
+    assert "3 | let" not in str(caught.value)
+    assert "2 | param r = 4\n" in str(caught.value)
 
 
 def test_the_values():
