@@ -146,7 +146,7 @@ def set_enabled(model: nn.Module, enabled: bool) -> None:
 
 
 def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The regions of an adapted model, with their paths; a disabled one is a region too."""
+    """Give the regions of an adapted model, with their paths; a disabled one is a region too."""
     for path, module in model.named_modules():
         if isinstance(getattr(module, FACTORS, None), EffectiveFactors):
             yield path, module

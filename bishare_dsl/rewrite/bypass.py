@@ -27,7 +27,7 @@ def reads_tensors(module: nn.Module, child: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _read_by(cls: type[nn.Module]) -> frozenset[str]:
-    """The children whose tensors the forward of a class computes with."""
+    """Find the children whose tensors the forward of a class computes with."""
     found: set[str] = set()
     waiting, seen = ["forward"], set[str]()
     while waiting:

@@ -45,7 +45,7 @@ _PURE_FUNCTIONS = {getattr, operator.getitem}
 
 
 def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
-    """The forward of `module`'s class as a graph, with each call of a target a `call_module` node.
+    """Make a graph of the forward of `module`'s class, with each call of a target a `call_module` node.
 
     Args:
         module: a parent of linear layers, such as a `LlamaAttention`; its weights are not read, so
@@ -106,7 +106,7 @@ def _capture(module: nn.Module) -> fx.Graph:
 
 
 def _first(module: nn.Module) -> tuple[Way, Trace]:
-    """The first trace, of the way that leaves the least to check."""
+    """Trace the way that leaves the least to check."""
     for way in (Way(implementation=None), Way()):
         try:
             return way, trace_region(module, way)
@@ -160,14 +160,14 @@ def _check_same(expected: fx.Graph, actual: fx.Graph, when: str) -> None:
 
 
 def _use_update_cache(graph: fx.Graph) -> None:
-    """`cache.update(...)` on an argument of the forward -> `leaves.update_cache(cache, ...)`."""
+    """Turn `cache.update(...)` of an argument of the forward into `leaves.update_cache(cache, ...)`."""
     for node in graph.nodes:
         if (node.op, node.target) == ("call_method", "update") and node.args[0].op == "placeholder":
             node.op, node.target = "call_function", leaves.update_cache
 
 
 def _specialised(graph: fx.Graph, absent: frozenset[str], *, training: bool = False) -> fx.Graph:
-    """A copy of `graph` as Python would run it when the arguments `absent` are None."""
+    """Copy `graph` as Python would run it when the arguments `absent` are None."""
     graph = copy.deepcopy(graph)
     for node in list(graph.nodes):
         if node.target is leaves.select_training:

@@ -47,7 +47,7 @@ class RegionCompiler:
         self._transforms: dict[tuple[str, int], Transform] = {}
 
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
-        """Each region: its path, its code, and the names of the tensors it reads, by slot."""
+        """Give each region: its path, its code, and the names of the tensors it reads, by slot."""
         modules = self.model.modules()
         parents = Counter(id(child) for module in modules for child in module._modules.values())
         by_parent: dict[str, dict[str, Width]] = {}
@@ -82,7 +82,7 @@ class RegionCompiler:
                 yield self._alone(path, width)
 
     def _alone(self, path: str, width: Width) -> tuple[str, RegionCode, list[str]]:
-        """The region of one linear."""
+        """Give the region of one linear."""
         compiled, names = self._region(path, {"": width})
         if not isinstance(compiled, RegionCode):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))

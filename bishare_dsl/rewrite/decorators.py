@@ -18,7 +18,7 @@ class UnknownDecorator(Exception):
 
 
 def rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> types.FunctionType:
-    """`function` inside the decorators of `decorated`, with its name, annotations and docstring.
+    """Put `function` inside the decorators of `decorated`, with its name, annotations and docstring.
 
     With the same parameters it then has the same signature, which Trainer and generate() ask for.
     (Not by `__signature__`: accelerate would copy that, `self` and all, on to a bound forward.)
@@ -45,6 +45,9 @@ def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> type
     holds = [cell.cell_contents is inner for cell in cells]
     if holds.count(True) != 1:
         raise UnknownDecorator(f"{decorated.__code__.co_qualname} hides what it wraps")
+    # The same code with the same cells but one is the same decorator, whatever it does, as long as it reaches
+    # what it wraps through that cell. `__wrapped__` says which cell that is; if no cell or several hold it,
+    # there is no telling what the decorator would call, and it is refused above.
     copy = types.FunctionType(
         decorated.__code__,
         decorated.__globals__,

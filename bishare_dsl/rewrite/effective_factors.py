@@ -46,7 +46,7 @@ class _Snapshot:
         self._copy = _joined(self._elsewhere)
 
     def holds(self) -> bool:
-        """Whether the sources are what they were."""
+        """Tell whether the sources are what they were."""
         for parameters, name, tensor, address, _ in self._places:
             if parameters.get(name) is not tensor or tensor.data_ptr() != address:
                 return False
@@ -92,7 +92,7 @@ class EffectiveFactors(nn.Module):
         self._kept: _Kept | None = None
 
     def forward(self, x: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The factors.
+        """Give the factors.
 
         Args:
             x: what the region reads. With gradients, and where nothing can be kept, its dtype does not
@@ -167,5 +167,5 @@ class EffectiveFactors(nn.Module):
 
 
 def _is_captured() -> bool:
-    """Whether a CUDA graph is being recorded: it is to make the factors each time that it is played."""
+    """Tell whether a CUDA graph is being recorded: it is to make the factors each time that it is played."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -12,7 +12,7 @@ from bishare_dsl.rewrite.trace import UntraceableRegion, check_decorators
 
 
 def linear_region(module: nn.Module) -> fx.Graph:
-    """The graph `y = base_forward(self, x)`, to be installed in the linear layer itself.
+    """Make the graph `y = base_forward(self, x)`, the forward of the linear layer itself.
 
     The layer stays an opaque call, so that it may be an `nn.Linear`, transformers' `Conv1D` or any
     quantised layer. The first placeholder is x, named as the layer's own forward names it since

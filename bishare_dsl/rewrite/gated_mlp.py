@@ -53,7 +53,7 @@ def gated_mlp(
     span: Spans,
     b: ops.Factor | None,
 ) -> Tensor:
-    """``down'(act(gate'(x)) * up'(x))``, where the primes stand for what the adapter adds.
+    """Compute ``down'(act(gate'(x)) * up'(x))``, where the primes stand for what the adapter adds.
 
     Args:
         x: ``(..., d_model)``.
@@ -79,7 +79,7 @@ def gated_mlp(
 
 
 def _is_pure(act: nn.Module) -> bool:
-    """Whether an activation gives the same when it is called again, and no one sees that it is."""
+    """Tell whether an activation gives the same when it is called again, and no one sees that it is."""
     return type(act) in _PURE and is_unwatched(act) and not getattr(act, "inplace", False)
 
 
@@ -122,7 +122,9 @@ class _GatedMlp(torch.autograd.Function):
             if wants_a_out:
                 scratch = s.detach() * up
                 da_out = dz.t() @ scratch
-        # A tensor this wide is written to again where it can be: to get a new one takes as long as a pass.
+        # A tensor this wide is written to again where it can be: to get a new one takes as long as a pass. It
+        # is right because each is ours alone and read for the last time: `scratch` by the product above, `dh`
+        # by `ds`. What autograd saved (`gate`, `up`, `s`) is never written to.
         ds = dh * up if scratch is None else torch.mul(dh, up, out=scratch)
         (dgate,) = torch.autograd.grad(s, pre, ds)
         dup = dh.mul_(s.detach())
@@ -147,7 +149,7 @@ def _run(
     a_out: Tensor | None,
     *rest: Any,
 ) -> tuple[Any, ...]:
-    """What `gated_mlp` gives, and what its backward needs: ``gate``, ``up`` and ``z`` of both islands."""
+    """Compute what `gated_mlp` gives, and what its backward needs: ``gate``, ``up``, ``z`` of both islands."""
     weights, biases, bs = rest[:3], rest[3:6], rest[6:]
     (gate, up), z_in = run(spans[:2], x, None, a_in, *weights[:2], *biases[:2], *bs[:2])
     h = act(gate)

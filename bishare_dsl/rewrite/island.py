@@ -32,7 +32,7 @@ def island(
     spans: Sequence[Spans],
     bs: Sequence[ops.Factor | None],
 ) -> tuple[Tensor, ...]:
-    """``y_i = linear_i(x) + z_i B_i`` for each layer of an island, where ``z = read A^T`` and ``z_i`` are
+    """Compute ``y_i = linear_i(x) + z_i B_i`` for each layer, where ``z = read A^T`` and ``z_i`` are
     the columns of it that the layer uses.
 
     Args:
@@ -56,7 +56,7 @@ def island(
 
 
 def frozen_parameters(x: Tensor, linears: Sequence[nn.Module]) -> list[Any] | None:
-    """The weights, then the biases of ``linears``, if a function of our own may run in their place.
+    """Give the weights, then the biases of ``linears``, if a function of our own may run in their place.
 
     That is so for eager calls on plain tensors in their own dtype, where each layer is ``x W^T + b`` with
     frozen ``W`` and ``b``, and nothing looks at its calls. Hooks, which also move offloaded weights;
@@ -85,7 +85,7 @@ def frozen_parameters(x: Tensor, linears: Sequence[nn.Module]) -> list[Any] | No
 
 
 def is_eager(x: Tensor) -> bool:
-    """Whether a call on a tensor runs as it is written, under autograd's backward at most."""
+    """Tell whether a call on a tensor runs as it is written, under autograd's backward at most."""
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()  # which fuses by itself
@@ -95,7 +95,7 @@ def is_eager(x: Tensor) -> bool:
 
 
 def is_unwatched(module: nn.Module) -> bool:
-    """Whether calling a module is running its class's forward and nothing else."""
+    """Tell whether calling a module is running its class's forward and nothing else."""
     return not (_is_watched(module) or _has_any_global_hook())
 
 
@@ -111,7 +111,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
-    """Factors in the dtype and on the device of ``x``."""
+    """Give factors in the dtype and on the device of ``x``."""
     # Not asked of torch where there is nothing to do: with one token, each call to it is felt.
     dtype, device = x.dtype, x.device
     return [
@@ -125,7 +125,7 @@ def cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
 def run(
     spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """What `island` gives, and its ``z``, ``(tokens, rows)``.
+    """Compute what `island` gives, and its ``z``, ``(tokens, rows)``.
 
     Args:
         read: None where it is ``x``.
@@ -150,7 +150,7 @@ def again(
     ctx: Any,
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradients of ``forward(*inputs)``, with a history: someone differentiates twice.
+    """Find the gradients of ``forward(*inputs)``, with a history: someone differentiates twice.
 
     What was saved of the forward has none, so it is run again, under autograd.
     """
@@ -173,7 +173,7 @@ def _one_by_one(
     spans: Sequence[Spans],
     bs: Sequence[ops.Factor | None],
 ) -> tuple[Tensor, ...]:
-    """`island` as the graph had it before: the layers are called, and hooks see what they give."""
+    """Compute `island` as the graph had it before: the layers are called, and hooks see what they give."""
     z = None if a is None else ops.down(flat(read), a)
     ys = []
     for linear, mine, b in zip(linears, spans, bs, strict=True):
@@ -183,12 +183,12 @@ def _one_by_one(
 
 
 def flat(x: Tensor) -> Tensor:
-    """``(..., d)`` as ``(tokens, d)``."""
+    """View ``(..., d)`` as ``(tokens, d)``."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def columns_of(z: Tensor | None, spans: Spans) -> Tensor:
-    """The columns of ``z``, ``(tokens, rows)``, that belong to some rows of ``A``."""
+    """Take the columns of ``z``, ``(tokens, rows)``, that belong to some rows of ``A``."""
     assert z is not None
     if len(spans) == 1:
         start, rows = spans[0]
@@ -203,7 +203,7 @@ def factor_gradients(
     bs: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """``dz_i = sum of dy_i B_i^T``, ``(tokens, rows)``, and ``dB_i = z_i^T dy_i`` where it is wanted."""
+    """Find ``dz_i = sum of dy_i B_i^T``, ``(tokens, rows)``, and ``dB_i = z_i^T dy_i`` where it is wanted."""
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
     for dy, mine, b, want in zip(dys, spans, bs, wanted, strict=True):
@@ -220,7 +220,7 @@ def factor_gradients(
 
 
 def input_gradient(dys: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
-    """``sum of dy_i W_i``, accumulated in one tensor."""
+    """Accumulate ``sum of dy_i W_i`` in one tensor."""
     dx = None
     for dy, weight in zip(dys, weights, strict=True):
         if dy is not None:

@@ -19,7 +19,7 @@ OPAQUE_ARGS = "opaque_args"
 
 
 def global_function(module_name: str, name: str) -> Callable[..., Any]:
-    """The function `name` of the Python module `module_name`, as it stands now."""
+    """Look up the function `name` of the Python module `module_name`, as it stands now."""
     function: Callable[..., Any] = getattr(sys.modules[module_name], name)
     return function
 
@@ -75,7 +75,7 @@ def attend(
 def update_cache(
     cache: Any, keys: Tensor, values: Tensor, /, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The keys and values to attend to: the cache's after adding these, or these without one."""
+    """Give the keys and values to attend to: the cache's after adding these, or these without one."""
     if cache is None:
         return keys, values
     updated: tuple[Tensor, Tensor] = cache.update(keys, values, *args, **kwargs)
@@ -83,12 +83,12 @@ def update_cache(
 
 
 def select_training(module: nn.Module, training: Any, evaluation: Any, /) -> Any:
-    """`training` in training mode, `evaluation` in eval mode."""
+    """Give `training` in training mode, `evaluation` in eval mode."""
     return training if module.training else evaluation
 
 
 def expect_rank(hidden_states: Tensor, rank: int, /) -> Tensor:
-    """`hidden_states` themselves, once it is sure that they have the rank the graph was traced for.
+    """Give `hidden_states` back, once it is sure that they have the rank the graph was traced for.
 
     Raises:
         ValueError: they have another rank.
@@ -109,6 +109,6 @@ def base_forward(
     opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """The forward that `module` had before a graph was installed in it."""
+    """Run the forward that `module` had before a graph's took its place."""
     forward = module.bishare_base.forward  # type: ignore[union-attr]
     return forward(module, *args, *opaque_args, **kwargs, **(opaque_kwargs or {}))

@@ -19,25 +19,25 @@ Factor = Tensor | RowFactor
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether autocast changes dtypes on a device now."""
+    """Tell whether autocast changes dtypes on a device now."""
     kind = device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A block in which autocast leaves dtypes as they are."""
+    """Open a block in which autocast leaves dtypes as they are."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def down(x: Tensor, a: Factor) -> Tensor:
-    """``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
+    """Compute ``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
     if isinstance(a, RowFactor):
         return a.down(x)
     return F.linear(x, a.to(x))
 
 
 def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:
-    """``y + z B``: ``(..., d_out)``, ``(..., rows)`` and ``(rows, d_out)`` to ``(..., d_out)``.
+    """Compute ``y + z B``: ``(..., d_out)``, ``(..., rows)`` and ``(rows, d_out)`` to ``(..., d_out)``.
 
     One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit.
     """
@@ -50,15 +50,15 @@ def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:
-    """A tensor of the adapter in the dtype and on the device of the activations ``x``."""
+    """Give a tensor of the adapter in the dtype and on the device of the activations ``x``."""
     return tensor.to(x)
 
 
 def add(y: Tensor, update: Tensor) -> Tensor:
-    """``y`` and a term's update, ``(..., d_out)`` both, in the dtype of ``y``."""
+    """Add ``y`` and a term's update, ``(..., d_out)`` both, in the dtype of ``y``."""
     return y + update.to(y)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """``x`` with a fraction ``p`` of its values dropped and the others scaled up, in training."""
+    """Drop a fraction ``p`` of the values of ``x`` and scale the others up, in training."""
     return F.dropout(x, p, training)

@@ -54,22 +54,22 @@ class RegionGraphs:
 
     @classmethod
     def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionGraphs:
-        """The base's forward, not yet calling for its ``tensors`` tensors."""
+        """Begin with the base's forward, which does not yet call for its ``tensors`` tensors."""
         assembly = fx.Graph()
         assembly.output(tuple(assembly.placeholder(f"tensor_{i}") for i in range(tensors)))
         return cls(forward, assembly, frozenset(linears))
 
     def factors_call(self) -> fx.Node:
-        """The node of the forward that calls for the factors."""
+        """Find the node of the forward that calls for the factors."""
         calls = self.forward.find_nodes(op="call_module", target=FACTORS)
         return cast(fx.Node, calls[0])
 
     def last_factor_node(self) -> fx.Node:
-        """Where a node that combines factors may stand: behind all of them."""
+        """Find where a node that combines factors may stand: behind all of them."""
         return (self.factor_nodes() or [self.factors_call()])[-1]
 
     def factor_nodes(self) -> list[fx.Node]:
-        """The nodes of the forward that depend on tensors of the adapter and on nothing else."""
+        """List the nodes of the forward that depend on tensors of the adapter and on nothing else."""
         call = self.factors_call()
         found: dict[fx.Node, None] = {call: None}
         for node in self.forward.nodes:

@@ -52,7 +52,7 @@ class GraphCode:
         return cls(code.src.strip() + "\n", names, modules)
 
     def function(self, name: str = "forward") -> types.FunctionType:
-        """The code as a function; `name` says in tracebacks what it is the forward of."""
+        """Make a function of the code; `name` says in tracebacks what it is the forward of."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:12]
         filename = f"<bishare {name} {digest}>"
         # With the source in linecache, tracebacks and debuggers show the generated lines.
@@ -81,7 +81,7 @@ class RegionCode:
 
 @lru_cache(maxsize=256)
 def _code(source: str, filename: str) -> types.CodeType:
-    """Compiled once for all the layers of a model: compiling is most of what installing costs."""
+    """Compile once for all the layers of a model: that is most of what a new forward costs."""
     return compile(source, filename, "exec")
 
 
@@ -94,7 +94,7 @@ class Rewritten(nn.Module):
 
     @property
     def bishare_self(self) -> nn.Module:
-        """The module itself, which generated code can name only as an attribute."""
+        """Give the module itself, which generated code can name only as an attribute."""
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -140,23 +140,12 @@ def restore_forward(module: nn.Module) -> None:
 
 
 def is_rewritten(module: nn.Module) -> bool:
-    """Whether the forward of `module` is a graph."""
-    return isinstance(module, Rewritten) and module.bishare_code is not None
-
-
-def rewritten_source(module: nn.Module) -> str:
-    """The Python source of the graph that is installed in `module`.
-
-    Raises:
-        TypeError: none is.
-    """
-    if not isinstance(module, Rewritten) or module.bishare_code is None:
-        raise TypeError(f"{type(module).__name__} runs its own forward")
-    return module.bishare_code.source
+    """Tell whether the forward of `module` is a graph."""
+    return isinstance(module, Rewritten)
 
 
 def base_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that a module of class `cls` has when no graph is installed in it."""
+    """Find the class that a module of class `cls` has without a graph."""
     if not issubclass(cls, Rewritten):
         return cls
     if "bishare_base" in vars(cls):
@@ -167,7 +156,7 @@ def base_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that `fully_shard` made over a generated one, made over the one that this replaced."""
+    """Make the class that `fully_shard` made over a generated one, over the one that this replaced."""
     sharded, generated = cls.__bases__
     # Not the forward: where there is one, transformers has put it there, round the generated one.
     members = {name: vars(cls)[name] for name in ("__module__", "__deepcopy__")}
@@ -175,7 +164,7 @@ def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether `module` runs a forward that is not its class's.
+    """Tell whether `module` runs a forward that is not its class's.
 
     accelerate's hooks do not count: they call the forward that they wrap, and their removal leaves on the
     instance the class's own forward, bound.
@@ -219,6 +208,6 @@ def _generated_class(
 
 
 def _restore(base: type[nn.Module], code: GraphCode | None, takes_rows: bool) -> Rewritten:
-    """An empty module of the generated class; unpickling and copying fill it."""
+    """Make an empty module of the generated class; unpickling and copying fill it."""
     cls = _generated_class(base, code, takes_rows)
     return cls.__new__(cls)

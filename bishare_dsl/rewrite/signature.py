@@ -9,7 +9,7 @@ from torch import fx
 
 
 def graph_signature(graph: fx.Graph) -> Hashable:
-    """A value that is equal for two graphs if and only if they compute the same, node by node.
+    """Give a value that is equal for two graphs if and only if they compute the same, node by node.
 
     Names that fx made up do not matter. Constants count with their type: `1`, `1.0` and `True`
     are equal to Python, and not the same program.
@@ -23,7 +23,7 @@ def graph_signature(graph: fx.Graph) -> Hashable:
 
 
 def freeze(value: Any, index: dict[fx.Node, int]) -> Hashable:
-    """A hashable stand-in for a node's argument, in which a node is its place in the graph."""
+    """Make a hashable stand-in for a node's argument, in which a node is its place in the graph."""
     match value:
         case fx.Node():
             return ("node", index[value])

@@ -35,7 +35,7 @@ class _Same:
 
 
 def structure_key(module: nn.Module) -> Hashable:
-    """A value that is equal for two modules only if one's traced graph is right for the other.
+    """Give a value that is equal for two modules only if one's traced graph is right for the other.
 
     It holds the class, whether the instance has a forward of its own, every attribute but
     `layer_idx`, and the same of all children. Weights do not

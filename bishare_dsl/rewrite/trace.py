@@ -94,7 +94,7 @@ class Trace:
 
 
 def forward_function(module: nn.Module) -> types.FunctionType:
-    """The innermost function of the forward of `module`'s own class, under its decorators."""
+    """Find the innermost function of the forward of `module`'s own class, under its decorators."""
     function = inspect.unwrap(base_class(type(module)).forward)
     if not isinstance(function, types.FunctionType):
         raise UntraceableRegion("its forward is not a Python function")
@@ -114,7 +114,7 @@ def check_decorators(module: nn.Module) -> None:
 
 
 def trace_region(module: nn.Module, way: Way) -> Trace:
-    """The forward of `module`, one way through it.
+    """Trace one way through the forward of `module`.
 
     Raises:
         TraceError, or whatever the forward raises when it meets a traced value it cannot use.
@@ -134,7 +134,9 @@ class RegionProxy(fx.Proxy):
         return super().__getattr__(name)
 
     def __iter__(self) -> Iterator[Any]:
-        # As fx's own, which disassembles the whole caller for each `a, b = ...`: a third of a trace.
+        # A value does not know how many there are of it; `a, b = value` does, in the argument of the instruction
+        # that the caller stands at. fx asks it too, and disassembles the whole caller for that, a third of a
+        # trace. (Of more than 255 names the argument has the last byte: then unpacking fails, and is told.)
         caller = sys._getframe(1)
         code, at = caller.f_code.co_code, caller.f_lasti
         if code[at] == dis.opmap["UNPACK_SEQUENCE"]:
@@ -311,7 +313,7 @@ class RegionTracer(GraphAppendingTracer):
     # Stand-ins ----------------------------------------------------------------------------------
 
     def attribute(self, path: str) -> Any:
-        """The value of `self.<path>` at run time."""
+        """Read `self.<path>` at run time."""
         return self.create_proxy("get_attr", path, (), {})
 
     def attend(self, module_name: str, eager: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -341,7 +343,7 @@ class RegionTracer(GraphAppendingTracer):
         return args, kwargs
 
     def _make_view(self) -> nn.Module:
-        """What the forward sees as `self`."""
+        """Make what the forward sees as `self`."""
         state = dict(self.module.__dict__)
         for name in FORWARDS:
             state.pop(name, None)
@@ -370,7 +372,7 @@ class RegionTracer(GraphAppendingTracer):
         return view
 
     def _view_class(self) -> type[nn.Module]:
-        """A subclass of the module's class whose methods see the stand-ins too, and set nothing."""
+        """Make a subclass of the module's class whose methods see the stand-ins too, and set nothing."""
 
         def refuse_to_set(_: object, name: str, *value: object) -> NoReturn:
             _refuse(f"it sets self.{name}")
@@ -392,7 +394,7 @@ class RegionTracer(GraphAppendingTracer):
         return call
 
     def _retarget(self, function: types.FunctionType) -> Callable[..., Any]:
-        """`function`, with stand-ins for its globals and for what is inside its `**kwargs`."""
+        """Copy `function`, with stand-ins for its globals and for what is inside its `**kwargs`."""
         code = function.__code__
         if "__class__" in code.co_freevars:
             raise TraceError("it calls super()")
@@ -457,7 +459,7 @@ class RegionTracer(GraphAppendingTracer):
 
 
 def _refuse_proxies(name: str) -> Callable[..., Any]:
-    """The builtin `name`, which would answer for the stand-in and not for the value."""
+    """Refuse values in the builtin `name`, which would answer for the stand-in."""
     builtin = getattr(builtins, name)
 
     def call(*args: Any) -> Any:

@@ -16,7 +16,7 @@ from bishare_dsl.adapter.resident import settle
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.rewrite import regions
 from bishare_dsl.rewrite.owned import OwnedTensors
-from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, rewritten_source
+from bishare_dsl.rewrite.rewritten import base_class, is_rewritten
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 
@@ -121,7 +121,7 @@ def anatomy(model: nn.Module) -> list[Any]:
         (
             name,
             base_class(type(module)),
-            is_rewritten(module) and rewritten_source(module),
+            is_rewritten(module) and module.bishare_code.source,
             module.training,
             [(n, p.requires_grad) for n, p in module.named_parameters(recurse=False)],
         )

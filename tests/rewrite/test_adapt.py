@@ -16,7 +16,6 @@ from bishare_dsl.diagnostics import BishareWarning, ModelError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.rewrite import OwnedTensors, adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.rewritten import rewritten_source
 from bishare_dsl.testing import checks
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
@@ -734,6 +733,6 @@ def test_each_pass_can_be_switched_off(adapted, step):
     torch.testing.assert_close(model(ids).logits, case.model(ids).logits)
 
     def code(model):
-        return [rewritten_source(region) for _, region in regions(model)]
+        return [region.bishare_code.source for _, region in regions(model)]
 
     assert code(model) != code(case.model)

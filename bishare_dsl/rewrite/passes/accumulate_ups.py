@@ -55,12 +55,12 @@ class AccumulateUps(Pass):
 
 
 def _place(up: fx.Node) -> int:
-    """Where the columns of a term begin."""
+    """Find where the columns of a term begin."""
     return runs_of(cast(fx.Node, up.args[1]))[0][1]
 
 
 def _side_by_side(graph: fx.Graph, columns: list[fx.Node]) -> list[fx.Node]:
-    """The same columns in the same order, neighbours in one tensor taken together."""
+    """Take neighbours in one tensor together; the columns stay the same, in the same order."""
     joined: list[Run] = []
     for z, start, rows in (run for column in columns for run in runs_of(column)):
         if joined and joined[-1][0] is z and sum(joined[-1][1:]) == start:
@@ -74,7 +74,7 @@ def _side_by_side(graph: fx.Graph, columns: list[fx.Node]) -> list[fx.Node]:
 
 
 def runs_of(node: fx.Node) -> tuple[Run, ...]:
-    """The columns that a node consists of."""
+    """Find the columns that a node consists of."""
     if node.target is torch.cat:
         return tuple(run for part in cast(list[fx.Node], node.args[0]) for run in runs_of(part))
     if node.target == "narrow":

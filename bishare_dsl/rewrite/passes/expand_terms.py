@@ -71,7 +71,7 @@ class _Shaped(fx.Proxy):
 
 
 def _dropped(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
-    """The one dropout of an input, next to it: a sibling may read it before the target at hand does."""
+    """Give the one dropout of an input, next to it: a sibling may read it before the target at hand does."""
     for user in x.users:
         if user.target is ops.dropout and user.args[1] == p:
             return user
@@ -88,7 +88,7 @@ def _add_pair(
     x: fx.Node,
     first: fx.Node,
 ) -> fx.Node:
-    """``up(total, down(x, A), B)``, with the factors made in front of everything."""
+    """Add ``up(total, down(x, A), B)``, with the factors made in front of everything."""
     tensors = {role: slots[slot] for role, slot in use.slots}
     with graph.inserting_before(first), guarded(use.transform, "factors"):
         # Proxies stand in for tensors: a transform is written in plain tensor methods.
@@ -108,7 +108,7 @@ def _add_update(
     x: fx.Node,
     first: fx.Node,
 ) -> fx.Node:
-    """``total + update(x)``, with the tensors in the dtype of x."""
+    """Add ``total + update(x)``, with the tensors in the dtype of x."""
     with graph.inserting_before(total.next):
         tensors = {
             role: _Shaped(graph.call_function(ops.cast, (slots[slot].node, x)), slots[slot].shape)

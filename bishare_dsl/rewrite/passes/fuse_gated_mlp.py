@@ -34,7 +34,7 @@ class FuseGatedMlp(Pass):
 
 
 def _is_gated(product: fx.Node, act: Any, up: Any) -> bool:
-    """Whether ``product`` is ``act(gate) * up`` between two islands, and nothing else reads a part of it."""
+    """Tell whether ``product`` is ``act(gate) * up`` between two islands, and nothing else reads a part."""
     if not (isinstance(act, fx.Node) and isinstance(up, fx.Node) and act.op == "call_module"):
         return False
     gate: Any = act.args[0] if len(act.args) == 1 and not act.kwargs else None

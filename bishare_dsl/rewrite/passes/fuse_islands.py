@@ -41,7 +41,7 @@ class FuseIslands(Pass):
 
 
 def _is_layer(node: fx.Node, x: fx.Node, linears: frozenset[str]) -> bool:
-    """Whether a node calls a linear layer on ``x`` and nothing else."""
+    """Tell whether a node calls a linear layer on ``x`` and nothing else."""
     return (
         node.op == "call_module"
         and node.target in linears
@@ -51,7 +51,7 @@ def _is_layer(node: fx.Node, x: fx.Node, linears: frozenset[str]) -> bool:
 
 
 def _up_of(call: fx.Node) -> fx.Node | None:
-    """What adds the adapter's product to the result of a layer."""
+    """Find what adds the adapter's product to the result of a layer."""
     return next((u for u in call.users if u.target is ops.up and u.args[0] is call), None)
 
 
