@@ -149,7 +149,7 @@ def _run(
     a_out: Tensor | None,
     *rest: Any,
 ) -> tuple[Any, ...]:
-    """Compute what `gated_mlp` gives, and what its backward needs: ``gate``, ``up``, ``z`` of both islands."""
+    """Compute what `gated_mlp` gives, and what its backward needs: ``gate``, ``up``, each island's ``z``."""
     weights, biases, bs = rest[:3], rest[3:6], rest[6:]
     (gate, up), z_in = run(spans[:2], x, None, a_in, *weights[:2], *biases[:2], *bs[:2])
     h = act(gate)

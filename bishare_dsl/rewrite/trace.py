@@ -134,9 +134,9 @@ class RegionProxy(fx.Proxy):
         return super().__getattr__(name)
 
     def __iter__(self) -> Iterator[Any]:
-        # A value does not know how many there are of it; `a, b = value` does, in the argument of the instruction
-        # that the caller stands at. fx asks it too, and disassembles the whole caller for that, a third of a
-        # trace. (Of more than 255 names the argument has the last byte: then unpacking fails, and is told.)
+        # A value does not know how many there are of it; `a, b = value` does, in the argument of the
+        # instruction that the caller stands at. fx asks that too, and disassembles the whole caller for it: a
+        # third of a trace. (Of more than 255 names the argument is the last byte; unpacking fails, and is told.)
         caller = sys._getframe(1)
         code, at = caller.f_code.co_code, caller.f_lasti
         if code[at] == dis.opmap["UNPACK_SEQUENCE"]:
