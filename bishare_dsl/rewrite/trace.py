@@ -136,7 +136,7 @@ class RegionProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         # A value does not know how many there are of it; `a, b = value` does, in the argument of the
         # instruction that the caller stands at. fx asks that too, and disassembles the whole caller for it: a
-        # third of a trace. (Of more than 255 names the argument is the last byte; unpacking fails, and is told.)
+        # third of a trace. (Of over 255 names the argument is the last byte; unpacking fails, and is told.)
         caller = sys._getframe(1)
         code, at = caller.f_code.co_code, caller.f_lasti
         if code[at] == dis.opmap["UNPACK_SEQUENCE"]:
