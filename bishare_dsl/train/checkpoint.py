@@ -94,6 +94,11 @@ class _Progress(BaseModel):
     max_steps: int
     epoch: float | None
     total_flos: float
+    train_batch_size: int | None = None
+    num_input_tokens_seen: int = 0
+    logging_steps: float = 0
+    eval_steps: float | None = None
+    save_steps: float = 0
     log_history: list[dict[str, float | int | str | None]]
     best_metric: float | None = None
     best_global_step: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.models.hooks import gathered, spread_like
@@ -42,8 +42,9 @@ def load_optimizer(
     """Give an optimizer of the same kind and the same tensors a state that `optimizer_state` gave.
 
     Raises:
-        KeyError, ValueError: the state is that of another optimizer.
+        KeyError, ValueError, TypeError, AttributeError: the state is that of another optimizer, or none.
     """
+    _check_alike(stored["state"].values())
     names = _names(optimizer, tensors)
     number = {name: i for i, name in enumerate(names)}
     # torch goes by the order in the groups, which is this optimizer's.
@@ -51,7 +52,8 @@ def load_optimizer(
     for group, here in zip(stored["groups"], optimizer.state_dict()["param_groups"], strict=True):
         if {number[name] for name in group["params"]} != set(here["params"]):
             raise ValueError("its groups have other tensors")
-        groups.append(group | {"params": here["params"]})
+        check_options(group, {name: here[name] for name in here if name != "params"})
+        groups.append(here | group | {"params": here["params"]})
     optimizer.load_state_dict(
         {
             "param_groups": groups,
@@ -67,3 +69,31 @@ def _names(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
     """The names of an optimizer's parameters, in the order in which `state_dict` numbers them."""
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def check_options(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """See that options may have had the values that are stored, by those that they have.
+
+    Raises:
+        ValueError: they may not.
+    """
+    for name in stored.keys() & here.keys():
+        if not _may_follow(stored[name], here[name]):
+            raise ValueError(f"its `{name}` is {stored[name]!r}")
+
+
+def _check_alike(states: Iterable[Mapping[str, Any]]) -> None:
+    """See that an optimizer keeps the same things of each tensor."""
+    kinds = {frozenset((name, type(value)) for name, value in state.items()) for state in states}
+    if len(kinds) > 1 or any(kind in (list, dict, str) for found in kinds for _, kind in found):
+        raise ValueError("what it keeps of one tensor it does not keep of another")
+
+
+def _may_follow(stored: Any, here: Any) -> bool:
+    """Whether an option of an optimizer may have had a value, by the one that it has."""
+    if isinstance(here, (tuple, list)):
+        lists = isinstance(stored, list) and len(stored) == len(here)
+        return lists and all(map(_may_follow, stored, here))
+    if isinstance(here, (int, float)) and not isinstance(here, bool):
+        return isinstance(stored, (int, float)) and not isinstance(stored, bool)
+    return here is None or stored is None or isinstance(stored, type(here))

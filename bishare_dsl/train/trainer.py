@@ -21,7 +21,7 @@ from bishare_dsl.train.arguments import refusals
 from bishare_dsl.train.errors import refusal_told
 from bishare_dsl.train.guard import Guard, check_step
 from bishare_dsl.train.loss import only_learnt
-from bishare_dsl.train.optimizer import load_optimizer, optimizer_state
+from bishare_dsl.train.optimizer import check_options, load_optimizer, optimizer_state
 from bishare_dsl.train.record import division
 from bishare_dsl.train.state import generators, kept_generators, set_generators
 from bishare_dsl.writing import new_folder
@@ -231,6 +231,7 @@ class AdapterTrainer(Trainer):
         assert self.lr_scheduler is not None
         with self._as_saved():
             load_optimizer(self.optimizer, self.adapter.tensors(), state["optimizer"])
+            check_options(state["schedule"], self.lr_scheduler.state_dict())
             self.lr_scheduler.load_state_dict(state["schedule"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -271,7 +272,14 @@ class AdapterTrainer(Trainer):
         assert self._resumed is not None
         try:
             yield
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RuntimeError,
+        ) as error:
             raise checkpoints.broken(self._resumed.folder, error) from error
 
     def _stored(self, checkpoint: str | None) -> Mapping[str, Any] | None:
