@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 import click
 
 from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.diagnostics.codes import usage as codes
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -168,6 +170,24 @@ def _value(text: str) -> Value | None:
     return number if math.isfinite(number) else None
 
 
+def complete_params(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """The params of the specs that stand on the line, for ``--set`` with their ``=``."""
+    from click.shell_completion import CompletionItem
+
+    from bishare_dsl.language import read_file
+    from bishare_dsl.resources import find_spec
+
+    names: dict[str, None] = {}
+    # Behind an option that waits for its value click does not tell arguments from one another.
+    for word in ctx.args:
+        with suppress(BishareError, OSError):  # what is wrong is not said while one types
+            names.update((param.name, None) for param in read_file(find_spec(word))[0].params)
+    sign = "=" if parameter.name == "params" else ""
+    return [CompletionItem(f"{name}{sign}") for name in names if name.startswith(incomplete)]
+
+
 values = click.option(
     "-s",
     "--set",
@@ -175,6 +195,7 @@ values = click.option(
     multiple=True,
     metavar="NAME=VALUE",
     callback=_values,
+    shell_complete=complete_params,
     help="Give a param of the spec another value; may be repeated.",
 )
 many_values = click.option(
@@ -184,6 +205,7 @@ many_values = click.option(
     multiple=True,
     metavar="NAME=VALUE[,VALUE...]",
     callback=_many_values,
+    shell_complete=complete_params,
     help="Give a param other values, each compared; may be repeated.",
 )
 

@@ -40,7 +40,11 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
     help="Parameters (3M), a size (12MiB) or a part of another spec's (44% of lora); with --solve.",
 )
 @click.option(
-    "--solve", "name", metavar="NAME", help="Find the largest value of this param in the budget."
+    "--solve",
+    "name",
+    metavar="NAME",
+    shell_complete=options.complete_params,
+    help="Find the largest value of this param in the budget.",
 )
 @click.option(
     "-o",

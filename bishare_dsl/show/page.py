@@ -74,7 +74,7 @@ def _body(drawn: Picture) -> str:
 def _section(section: Section, i: int, grid: Grid) -> str:
     panels = "".join(_figure(panel, f"{i} {j}", grid) for j, panel in enumerate(section.panels))
     return (
-        f"<section{' hidden' if i else ''}>"
+        f'<section role="tabpanel" aria-label="{escape(section.row.name)}"{" hidden" if i else ""}>'
         f'<p class="statement"><b>share</b> {escape(section.row.name)}  {escape(section.key)} '
         f"<i>{escape(settings(section))}</i></p>"
         f'<div class="panels">{panels}</div></section>\n'

@@ -142,6 +142,10 @@ def test_completion_scripts(bishare, shell):
         ("bishare ch", "check"),
         ("bishare plan lora --model llama-3.", "llama-3.1-405b"),
         ("bishare plan lora bishare_k", "bishare_ke_ab"),
+        ("bishare show bishare_k", "bishare_ke_ab"),
+        ("bishare plan bishare_ke --solve r_", "r_intra"),
+        ("bishare plan lora bishare_ke --set r_", "r_intra="),
+        ("bishare diff lora bishare_ke --set lora", "lora_alpha="),
     ],
 )
 def test_completion_completes(bishare, monkeypatch, typed, offered):

@@ -24,6 +24,7 @@ from tests.show.conftest import architecture, experts
 
 FLAGS = (
     *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
+    "disable-dev-shm-usage",
     *("disable-background-networking", "disable-component-update", "window-size=1440,1000"),
 )
 CELLS = "section:not([hidden]) figure:nth-of-type({}) svg rect[data-i]"

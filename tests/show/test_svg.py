@@ -2,6 +2,12 @@ from collections import Counter
 from itertools import pairwise
 from xml.etree import ElementTree
 
+import pytest
+
+from bishare_dsl.api import plan_spec
+from bishare_dsl.language import read_file
+from bishare_dsl.models import preset
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.show.picture import picture
 from bishare_dsl.show.svg import whole
 from tests.show.conftest import architecture, experts
@@ -83,6 +89,18 @@ def test_cells_do_not_overlap_at_any_depth(planned):
         for axis, size in (("x", width), ("y", height)):
             starts = sorted({int(rect.get(axis)) for rect in cells})
             assert all(b - a > size for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize("name", shipped_specs())
+def test_specs_that_ship_are_drawn(name):
+    spec = read_file(shipped_specs()[name])[0]
+    plan = plan_spec(spec, preset("llama-7b"))
+    groups, none = pools(drawn(spec, plan))
+    alike = {(p.share, p.key, p.members) for p in plan.pools}
+    assert len(groups) == len(alike)
+    cells = [len(list(g.iter(f"{SVG}rect"))) for g in (*groups, *none)]
+    assert sum(cells) % len(plan.sites) == 0
+    assert "per " in ElementTree.tostring(drawn(spec, plan), encoding="unicode")
 
 
 def test_all_is_inside_the_picture(planned):
