@@ -60,6 +60,8 @@ FAMILIES: Mapping[str, tuple[str, _Order]] = {
     "qwen2": ("qwen2", _as_it_is),
     "qwen3": ("qwen3", _as_it_is),
     "gemma2": ("gemma2", _as_it_is),
+    "gemma3_text": ("gemma3", _as_it_is),
+    "smollm3": ("smollm3", _halves),
     "phi3": ("phi3", _as_it_is),
     "gpt2": ("gpt2", _as_it_is),
     "falcon": ("falcon", _grouped),

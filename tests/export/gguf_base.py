@@ -13,7 +13,9 @@ def write_base(path: Path, model: Any) -> None:
     """Write a model's weights, for contexts of up to 64 tokens."""
     config = model.config
     family = config.model_type
-    architecture = "llama" if family in ("mistral", "mixtral") else family
+    architecture = {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3"}.get(
+        family, family
+    )
     writer = gguf.GGUFWriter(path, architecture)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", heads)
@@ -36,13 +38,16 @@ def write_base(path: Path, model: Any) -> None:
         writer.add_key_length(head)
         writer.add_value_length(head)
         writer.add_rope_dimension_count(head)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        rope = config.rope_parameters
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     if family == "mixtral":
         writer.add_expert_count(config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
     if family == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_sliding_window(config.sliding_window)
+    if family == "gemma3_text":
         writer.add_sliding_window(config.sliding_window)
     if family == "phi3":
         writer.add_rope_scaling_orig_ctx_len(64)
@@ -66,7 +71,7 @@ def write_base(path: Path, model: Any) -> None:
 def _laid_out(
     path: str, value: torch.Tensor, family: str, config: Any
 ) -> list[tuple[str, torch.Tensor]]:
-    if family in ("llama", "mistral", "mixtral"):
+    if family in ("llama", "mistral", "mixtral", "smollm3"):
         for kind, heads in (
             ("q_proj", config.num_attention_heads),
             ("k_proj", config.num_key_value_heads),
@@ -80,7 +85,7 @@ def _laid_out(
             stem = path.removesuffix("gate_up_proj")
             return [(f"{stem}gate_proj.weight", gate), (f"{stem}up_proj.weight", up)]
         return [(f"{path}.weight", value)]
-    if family == "gemma2" and path.endswith("norm.weight"):
+    if family in ("gemma2", "gemma3_text") and path.endswith("norm.weight"):
         value = value + 1
     if family == "gpt2" and path.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         value = value.t()

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import gguf as exporting
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+from bishare_dsl.testing.models import _GROUPED, TINY_FAMILIES, tiny_model
 from tests.export.conftest import moved
 
 gguf = pytest.importorskip("gguf")
@@ -35,6 +36,22 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# A layer with attention to all, behind five that slide; a layer without rotation, behind three with.
+MORE = {
+    "gemma3_text": {"num_hidden_layers": 6, "query_pre_attn_scalar": 10, "sliding_window": 16},
+    "smollm3": {"num_hidden_layers": 4},
+}
+
+
+def base_of(family: str, overrides: dict[str, Any]) -> Any:
+    """A tiny model, of a family that the other tests do not have too."""
+    if family in TINY_FAMILIES:
+        return tiny_model(family, **overrides)
+    config = AutoConfig.for_model(family, **{**_GROUPED, **MORE[family], **overrides})
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 def adapted(family: str, text: str = TEXT, **overrides: Any) -> Any:
     return moved(compile_spec(parse_spec(text), tiny_model(family, **overrides), seed=3))
 
@@ -45,12 +62,12 @@ def test_llama_cpp_computes_the_same(family: str, overrides: Any, tmp_path: Path
     from tests.export.gguf_base import write_base
     from tests.export.libllama import llama
 
-    model = tiny_model(family, **overrides)
+    model = base_of(family, overrides)
     write_base(tmp_path / "base.gguf", model)
     with torch.no_grad():
         plain = model(IDS).logits[0]
     # llama.cpp looks GELU up in a table of float16.
-    exact = family not in ("gpt2", "falcon", "gemma2")
+    exact = family not in ("gpt2", "falcon", "gemma2", "gemma3_text")
     close = {"rtol": 0, "atol": 2e-5 if exact else 5e-3}
     with llama(tmp_path / "base.gguf") as base:
         torch.testing.assert_close(base.logits(IDS[0].tolist()), plain, **close)
@@ -91,7 +108,9 @@ def test_what_is_in_the_file(tmp_path: Path, dtype: str) -> None:
 
 def test_a_family_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
     model = adapted("opt", "spec s target q_proj share x per module rank 2")
-    with pytest.raises(AdapterError, match=r"BS647.*`opt`.*falcon, gemma2, gpt2, llama"):
+    with pytest.raises(
+        AdapterError, match=r"BS647.*`opt`.*falcon, gemma2, gemma3_text, gpt2, llama"
+    ):
         model.bishare.export(tmp_path / "lora.gguf", "gguf")
     assert not list(tmp_path.iterdir())
 
