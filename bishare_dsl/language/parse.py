@@ -28,6 +28,7 @@ from bishare_dsl.language.grammar import (
     spelled,
     words,
 )
+from bishare_dsl.language.slips import Slip, known_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
@@ -214,13 +215,22 @@ class _Parser:
             self.problems.count += 1
             return self.skip(position)
         if token.type == BAD:
-            self.problems(_unreadable(token))
-            return self.skip(position)
+            slip = known_slip(self.tokens, position, ())
+            self.problems(_unreadable(token, slip.help if slip else None))
+            return self.mend(position, slip)
 
         allowed = {END} if self.parser is None else self.parser.accepts()
         whole = END in allowed
         allowed |= self.starters if whole else set()
         mended = help_line = None
+        if slip := known_slip(self.tokens, position, allowed):
+            at, kinds = slip.at or token, expected(allowed)
+            self.problems(
+                codes.UNEXPECTED(
+                    span=span_of(at), expected=kinds, found=found(token), help=slip.help[:200]
+                )
+            )
+            return self.mend(position, slip)
         if token.type == "NAME":
             known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
             if (near := nearest(token, known)) and near.startswith("did you mean"):
@@ -250,9 +260,17 @@ class _Parser:
         elif mended is not None:
             token.type = mended
         else:
-            if whole and self.parser is not None:
-                self.keep(self.parser.feed_eof(token), position)
             return self.skip(position)
+        return position
+
+    def mend(self, position: int, slip: Slip | None) -> int:
+        """Read on behind a mistake that is known, or skip."""
+        if slip is None or not (slip.dropped or slip.kind):
+            return self.skip(position)
+        if slip.kind:
+            self.tokens[position].type = slip.kind
+        for distance in reversed(slip.dropped):
+            del self.tokens[position + distance]
         return position
 
     def is_meant(self, position: int) -> bool:
@@ -264,9 +282,14 @@ class _Parser:
         return same_line and span_of(token).start - span_of(previous).end < 8
 
     def skip(self, position: int) -> int:
-        """Drop what is being read, and the tokens up to the next clause or statement that may begin."""
-        if self.parser is not None and self.tokens[self.first].type in STATEMENT_KINDS:
-            self.starters = STATEMENT_KINDS  # A clause goes on with a statement that could be read.
+        """Drop what is being read, unless it is whole, and all up to what may begin next."""
+        if self.parser is not None:
+            try:
+                self.keep(self.parser.feed_eof(self.tokens[position]), position)
+            except UnexpectedToken:
+                # A clause goes on with a statement that could be read.
+                if self.tokens[self.first].type in STATEMENT_KINDS:
+                    self.starters = STATEMENT_KINDS
         self.parser, self.open = None, 0
         first = position
         while True:
@@ -319,7 +342,7 @@ def _check_word(token: Token, problems: Problems) -> None:
         problems(codes.NUMBER_RANGE(span=span_of(token), text=text))
 
 
-def _unreadable(token: Token) -> Problem:
+def _unreadable(token: Token, help_line: str | None) -> Problem:
     text = str(token)
     if text[0] == '"':
         return codes.UNCLOSED_QUOTE(span=span_of(token))
@@ -327,13 +350,12 @@ def _unreadable(token: Token) -> Problem:
         return codes.BAD_NUMBER(
             span=span_of(token), text=text if len(text) <= 40 else f"{text[:37]}..."
         )
-    help_line = None
     if len(text) > 1:
         what = f"`{text[:40]}`"
         help_line = "put a name in quotes that has letters beyond a to z"
     elif text.isprintable() and not text.isspace():
         what = f"`{text}`"
-        if text in ".-":
+        if text in ".-" and help_line is None:
             help_line = (
                 "put a name in quotes that has other characters than letters, digits and `_`"
             )

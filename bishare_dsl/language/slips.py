@@ -1,0 +1,80 @@
+"""Mistakes that are known: what was meant, and how reading goes on behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from lark import Token
+
+from bishare_dsl.language.grammar import BAD, CLAUSE_KINDS, words
+from bishare_dsl.language.syntax import span_of
+
+_QUOTES = tuple("'`´‘’‚“”„«»")
+_NUMBERS = ("INT", "FLOAT")
+_REMEDIES = {
+    "[": "a list has no brackets, and a set has braces: `layer in {0, 4}`",
+    "]": "a list has no brackets, and a set has braces: `layer in {0, 4}`",
+    "\xa0": "this looks like a space and is another character",
+    ":": "there is no `:` between a word and what it says",
+    ";": "there is no `;` behind a statement or a clause",
+}
+
+
+class Slip(NamedTuple):
+    """What to do about a mistake: ``dropped`` tokens are left out, by their distance from it, or the token is
+    taken for one of ``kind``; with neither of them, reading goes on at the next clause or statement. ``at``
+    is the token to point at, where that is another one."""
+
+    help: str
+    dropped: Sequence[int] = ()
+    kind: str | None = None
+    at: Token | None = None
+
+
+def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str]) -> Slip | None:
+    """Recognise the mistake at a token, where only the kinds in ``allowed`` could stand."""
+    token = tokens[position]
+    before = [*reversed(tokens[max(0, position - 3) : position])]
+    kinds = [previous.type for previous in before] + [""] * 3
+    after = tokens[position + 1 : position + 3]
+    if token.type == BAD:
+        return _unreadable(token, before, after)
+    if token.type == "NAME" and words().get(token.lower()) in allowed:
+        return Slip(f"keywords are written small: `{token.lower()}`", kind=words()[token.lower()])
+    if token.type == "EQUAL" and kinds[0] in CLAUSE_KINDS:
+        meant = f"{before[0]} {after[0]}".rstrip()
+        return Slip(f"a clause has no `=`: `{meant}`", [0])
+    if token.type == "EQUAL" and "EQ" in allowed:
+        return Slip("a comparison is written `==`", kind="EQ")
+    if token.type == "MINUS" and kinds[1] in ("SHARE", "PARAM", "LET", "SPEC") and len(after) > 1:
+        name = f"{before[0]}_{after[0]}"
+        return Slip(f"a name has letters, digits and `_`: `{name}`", [0, 1])
+    if token.type in _NUMBERS and before and before[0] == "layer":
+        last = after[1] if len(after) > 1 and after[0].type in ("MINUS", "DOTS") else token
+        return Slip(f"layers are chosen by `layer in {token}..{last}` or `layer == {token}`")
+    if token.type in _NUMBERS and kinds[0] == "LPAR" and kinds[2] == "VIA":
+        return Slip(f"options have names: `{before[1]}(size = {token})`, say")
+    if token.type == "FLOOR" and (not before or before[0].line != token.line):
+        line = [i for i, other in enumerate(tokens[position:]) if other.line == token.line]
+        return Slip("comments begin with `#`", line)
+    if kinds[0] == "MODULO" and kinds[1] in _NUMBERS:
+        number = f"{float(before[1]) / 100:g}"
+        help_line = f"`%` is the rest of a division; for {before[1]} percent write `{number}`"
+        return Slip(help_line, at=before[0])
+    if kinds[0] == "DOTS":
+        return Slip("a range has an end: `24..-1` goes up to the last layer", at=before[0])
+    return Slip(_REMEDIES[token], [0]) if token in _REMEDIES else None
+
+
+def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -> Slip | None:
+    start, end = span_of(token).start, span_of(token).end
+    if token in _QUOTES:
+        closing = [2] if len(after) > 1 and after[1] in _QUOTES else []
+        return Slip('a name is quoted with `"`', [0, *closing])
+    if token == "." and before and before[0].type == "DOTS":
+        return Slip("a range has two dots: `0..8`", [0])
+    alone = not before or span_of(before[0]).end < start
+    if token == "." and alone and after[0].type == "INT" and span_of(after[0]).start == end:
+        return Slip(f"a number has a digit before its point: `0.{after[0]}`", [0])
+    return Slip(_REMEDIES[token], [0]) if token in _REMEDIES else None
