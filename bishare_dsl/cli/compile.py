@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -18,7 +18,7 @@ from bishare_dsl.language.read import parse_syntax
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
-    from bishare_dsl.rewrite.region import Pass
+    from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 STAGES = ("syntax", "spec", "plan", "graph", "code")
 
@@ -153,28 +153,38 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
 
 def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Report) -> None:
     report.note("building the model on the meta device ...")
+    import torch
+
     from bishare_dsl.models.load import meta_model
-    from bishare_dsl.rewrite.explain import Stage, explain
+    from bishare_dsl.rewrite import adapt, regions
+    from bishare_dsl.rewrite.effective_factors import EffectiveFactors
+    from bishare_dsl.rewrite.region import FACTORS
 
-    stages = explain(meta_model(model), plan, _optimisations(passes))
-    if emit == "code":
-        last: dict[str, Stage] = {stage.region: stage for stage in stages}
-        for stage in last.values():
-            report.result(f"# {stage.region}: forward\n{stage.forward_code}\n")
-            report.result(f"# {stage.region}: factors\n{stage.assembly_code}\n")
-        return
-    for stage in stages:
-        report.result(f"# {stage.region} after {stage.step}: forward\n{stage.forward_graph}\n")
-        report.result(f"# {stage.region} after {stage.step}: factors\n{stage.assembly_graph}\n")
+    distinct: set[str] = set()
+
+    def observe(path: str, step: str, region: RegionGraphs) -> None:
+        distinct.add(path)
+        if emit == "graph":
+            report.result(f"# {path} after {step}: forward\n{region.forward}\n")
+            report.result(f"# {path} after {step}: factors\n{region.assembly}\n")
+
+    found = meta_model(model)
+    tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
+    adapt(found, plan, tensors, observe=observe, optimisations=_optimisations(passes))
+    for path, region in regions(found) if emit == "code" else ():
+        if path in distinct:
+            code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
+            report.result(f"# {path}: forward\n{code.forward.source}\n")
+            report.result(f"# {path}: factors\n{code.assembly.source}\n")
 
 
-def _optimisations(passes: str | None) -> list[Pass]:
+def _optimisations(passes: str | None) -> tuple[Pass, ...]:
     """Find the passes of a list, which `ExpandTerms` begins."""
     from bishare_dsl.rewrite.passes import OPTIMISATIONS
 
     known = {type(step).__name__: step for step in OPTIMISATIONS}
     if passes is None:
-        return list(OPTIMISATIONS)
+        return OPTIMISATIONS
     first, *names = [name.strip() for name in passes.split(",")]
     wrong = [name for name in names if name not in known]
     order = [list(known).index(name) for name in names if name in known]
@@ -185,5 +195,5 @@ def _optimisations(passes: str | None) -> list[Pass]:
     elif order != sorted(set(order)):
         what, help = "passes in another order", f"the order is {', '.join(known)}"
     else:
-        return [known[name] for name in names]
+        return tuple(known[name] for name in names)
     raise CommandError(codes.WRONG_USAGE(what=what, help=help))

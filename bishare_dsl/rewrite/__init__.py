@@ -1,7 +1,6 @@
 """Rewriting: a region's forward as a graph, passes over it, and its installation in the model."""
 
 from bishare_dsl.rewrite.adapt import adapt, regions, set_enabled, unadapt
-from bishare_dsl.rewrite.explain import Stage, explain
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.placement import AdapterRoot, Placement
 
@@ -9,9 +8,7 @@ __all__ = [
     "AdapterRoot",
     "OwnedTensors",
     "Placement",
-    "Stage",
     "adapt",
-    "explain",
     "regions",
     "set_enabled",
     "unadapt",

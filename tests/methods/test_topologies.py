@@ -7,7 +7,8 @@ import torch
 
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
-from bishare_dsl.rewrite.explain import explain
+from bishare_dsl.rewrite import adapt
+from bishare_dsl.rewrite.passes import AccumulateUps, FuseDowns, ShareFactors
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.conftest import SIZES, planned, sites, spec
 
@@ -43,8 +44,15 @@ def test_shared_input_projects_each_input_down_once():
     def products(name):
         model = tiny_model("llama", num_hidden_layers=1)
         plan, _ = build_plan(spec(name, r=2), inspect_model(model))
-        stages = {s.step: s for s in explain(model, plan) if s.region.endswith("self_attn")}
-        graph = stages["AccumulateUps"].forward_graph
+        graphs = {}
+        adapt(
+            model,
+            plan,
+            {t.name: torch.zeros(t.shape) for t in plan.tensors},
+            observe=lambda path, _, region: graphs.update({path: str(region.forward)}),
+            optimisations=(ShareFactors(), FuseDowns(), AccumulateUps()),
+        )
+        graph = graphs["model.layers.0.self_attn"]
         return graph.count("rewrite.ops.down]"), graph.count("[target=narrow]")
 
     assert products("lora") == (1, 3)
