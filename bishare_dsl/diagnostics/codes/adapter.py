@@ -409,9 +409,6 @@ MIXED_ROWS = Code(
     "{names} names in `adapter_names` for {rows} rows",
     "`adapter_names` is a list with one name, or None, for each row of the input, before beam search or "
     "`num_return_sequences` repeat it.",
-    bad='model.generate(ids, adapter_names=["a"])  # ids has two rows',
-    good='model.generate(ids, adapter_names=["a", None])',
-    shell=True,
 )
 MIXED_TRAINING = Code(
     "BS672",
