@@ -141,7 +141,7 @@ def restore_forward(module: nn.Module) -> None:
 
 def is_rewritten(module: nn.Module) -> bool:
     """Tell whether the forward of `module` is a graph."""
-    return isinstance(module, Rewritten)
+    return isinstance(module, Rewritten) and module.bishare_code is not None
 
 
 def base_class(cls: type[nn.Module]) -> type[nn.Module]:
