@@ -112,7 +112,7 @@ def _pair(pair: Pair, what: str) -> list[str]:
 
 
 def _where(sites: list[Site]) -> str:
-    """The kinds and the runs of layers of some sites."""
+    """Name the kinds and the runs of layers of some sites."""
     kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
     runs: list[list[int]] = []
     for layer in sorted({site.layer for site in sites}):

@@ -88,7 +88,7 @@ def _specs(
 def spec(
     name: str = "file", metavar: str = "FILE", **settings: Any
 ) -> Callable[[_Decorated], _Decorated]:
-    """An argument that names a spec: a file, one that ships, or ``-``."""
+    """Take an argument that names a spec: a file, one that ships, or ``-``."""
     kind = click.Path(allow_dash=True)
     return click.argument(name, type=kind, metavar=metavar, shell_complete=_specs, **settings)
 
@@ -99,7 +99,7 @@ specs = spec("files", "FILE...", nargs=-1, required=True)
 def model(
     *, required: bool = True, weights: bool = False, many: bool = False
 ) -> Callable[[_Decorated], _Decorated]:
-    """``--model``; with ``weights`` where shapes are not enough, with ``many`` as often as one likes."""
+    """Take ``--model``; with ``weights`` where shapes are not enough, with ``many`` as often as one likes."""
     kinds = "checkpoint folder, .gguf file or Hub id"
     again = " May be repeated." if many else ""
     return click.option(
@@ -121,14 +121,14 @@ Value: TypeAlias = int | float | str
 def _many_values(
     ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, tuple[Value, ...]]:
-    """``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
+    """Read ``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
     return _settings(given, lambda text: text.split(","))
 
 
 def _values(
     ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, Value]:
-    """``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``."""
+    """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``."""
     return {name: value for name, (value,) in _settings(given, lambda text: [text]).items()}
 
 
@@ -173,7 +173,7 @@ def _value(text: str) -> Value | None:
 def complete_params(
     ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
-    """The params of the specs that stand on the line, for ``--set`` with their ``=``."""
+    """Offer the params of the specs that stand on the line, for ``--set`` with their ``=``."""
     from click.shell_completion import CompletionItem
 
     from bishare_dsl.language import read_file
@@ -211,5 +211,5 @@ many_values = click.option(
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help."""
+    """Write the end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

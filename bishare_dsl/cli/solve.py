@@ -91,7 +91,7 @@ def solve(
 
 
 def _parameters(budget: str, architecture: Architecture) -> int:
-    """How many trainable parameters a budget allows."""
+    """Count the trainable parameters that a budget allows."""
     if match := _FRACTION.fullmatch(budget.strip()):
         part = float(match["number"]) / (100 if match["percent"] else 1)
         spec, where = read_spec(match["spec"])
@@ -110,7 +110,7 @@ def _parameters(budget: str, architecture: Architecture) -> int:
 
 
 def _text(made: Planned) -> str:
-    """The text of a spec with other values for its params, its comments kept where that can be."""
+    """Write the text of a spec with other values for its params, its comments kept where that can be."""
     from bishare_dsl.language import format_text, read
 
     where = made.where

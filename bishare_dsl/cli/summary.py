@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """The plan for a machine: counts, rows, sites, pools and tensors."""
+    """Give the plan for a machine: counts, rows, sites, pools and tensors."""
     return {
         "spec": plan.spec,
         "params": plan.params,
@@ -36,7 +36,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 
 def as_text(plan: Plan) -> str:
-    """The plan for a reader: four tables and the line that every tool of the field prints."""
+    """Write the plan for a reader: four tables and the line that every tool of the field prints."""
     base = plan.base
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
     head = (
@@ -124,7 +124,7 @@ def _memory(plan: Plan) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
-    """Columns under their heads; numbers to the right, the columns of ``left`` to the left."""
+    """Set columns under their heads; numbers to the right, the columns of ``left`` to the left."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]

@@ -51,7 +51,7 @@ class Rule:
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """The rules, made from the grammar's terminals."""
+    """Make the rules from the grammar's terminals."""
     patterns = {t.name: t.pattern.value for t in lark().terminals if t.pattern.type == "re"}
     keywords = [word for word in words() if word.isalpha()]
     signs = [word for word in words() if not word.isalpha()]
@@ -80,7 +80,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def tokens(text: str) -> Iterator[tuple[int, int, Part]]:
-    """The tokens of a text, comments among them: where each starts and ends, and what it is."""
+    """Find the tokens of a text, comments among them: where each starts and ends, and what it is."""
     compiled = [(re.compile(rule.pattern), rule) for rule in rules()]
     at = 0
     while at < len(text):
@@ -95,7 +95,7 @@ def tokens(text: str) -> Iterator[tuple[int, int, Part]]:
 
 
 def _any(choices: Iterable[str]) -> str:
-    """One of some texts, the longest that there is."""
+    """Match one of some texts, the longest that there is."""
     return "|".join(map(re.escape, sorted(choices, key=lambda choice: (-len(choice), choice))))
 
 

@@ -14,7 +14,7 @@ from bishare_dsl.highlight.rules import Rule, rules
 
 
 def grammar() -> str:
-    """The text of ``share.tmLanguage.json``."""
+    """Write the text of ``share.tmLanguage.json``."""
     content = {
         "$schema": "https://raw.githubusercontent.com/martinring/tmlanguage/master/tmlanguage.json",
         "name": "bishare",

@@ -16,7 +16,7 @@ _LIGHT = (0.70, 0.61, 0.79)
 
 
 def colours(places: Sequence[tuple[int, int]], *, alone: bool = False) -> list[str]:
-    """A colour for each pool, by the row and the column where it is first seen.
+    """Choose a colour for each pool, by the row and the column where it is first seen.
 
     They are for a light and for a dark page. Those of pools of one module (``alone``) are pale: there is
     nothing to find.
@@ -34,7 +34,7 @@ def colours(places: Sequence[tuple[int, int]], *, alone: bool = False) -> list[s
 
 
 def _hex(lightness: float, chroma: float, turn: float) -> str:
-    """A colour of Oklch (B. Ottosson) as sRGB, with less chroma where sRGB has not so much."""
+    """Give a colour of Oklch (B. Ottosson) as sRGB, with less chroma where sRGB has not so much."""
     while True:
         rgb = _linear_rgb(lightness, chroma * cos(2 * pi * turn), chroma * sin(2 * pi * turn))
         if all(-1e-4 <= part <= 1 + 1e-4 for part in rgb):

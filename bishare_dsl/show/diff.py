@@ -124,7 +124,7 @@ def _regrouped(
 
 
 def _pools(plan: Plan, share: str) -> dict[str, dict[str, Pool]]:
-    """The pool of each site, by role."""
+    """Find the pool of each site, by role."""
     found: dict[str, dict[str, Pool]] = {}
     for pool in plan.pools:
         if pool.share == share:

@@ -18,7 +18,7 @@ _FEW = 10
 
 
 def page(plan: Plan, spec: Spec | None = None) -> str:
-    """The whole page. With the spec it says in the spec's words who shares."""
+    """Draw the whole page. With the spec it says in the spec's words who shares."""
     drawn = picture(plan, spec)
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -33,7 +33,7 @@ def page(plan: Plan, spec: Spec | None = None) -> str:
 
 
 def frame(plan: Plan, spec: Spec | None = None) -> str:
-    """The page inside a frame, for a notebook: neither's style nor script meets the other's."""
+    """Put the page inside a frame, for a notebook: neither's style nor script meets the other's."""
     drawn = picture(plan, spec)
     width, height = Scale.of(drawn.grid).size(drawn.grid)
     roles = max(len(section.panels) for section in drawn.sections)
@@ -105,7 +105,7 @@ def _figure(panel: Panel, place: str, grid: Grid) -> str:
 
 
 def _data(drawn: Picture) -> dict[str, Any]:
-    """What the page's script tells of pools and modules."""
+    """Collect what the page's script tells of pools and modules."""
     grid = drawn.grid
     return {
         "rows": grid.rows,
@@ -131,7 +131,7 @@ def _data(drawn: Picture) -> dict[str, Any]:
 
 
 def _own(section: Section, sites: int) -> dict[str, Any]:
-    """What single modules have, each distinct set of shapes once."""
+    """Collect what single modules have, each distinct set of shapes once."""
     kinds: dict[str, int] = {}
     found = [-1] * sites
     for site, own in section.own.items():

@@ -28,7 +28,7 @@ class Grid:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """What each row is, in one word: ``self_attn.q_proj``."""
+        """Say what each row is, in one word: ``self_attn.q_proj``."""
         pairs = zip(self.groups, self.names, strict=True)
         return tuple(f"{group}.{name}" if group else name for group, name in pairs)
 
@@ -54,7 +54,7 @@ class Panel:
 
     @property
     def alone(self) -> bool:
-        """Whether no two modules share."""
+        """Tell whether no two modules share."""
         return all(len(patch.sites) == 1 for patch in self.patches)
 
 
@@ -79,7 +79,7 @@ class Picture:
 
 
 def picture(plan: Plan, spec: Spec | None = None, *, merged: bool = False) -> Picture:
-    """What to draw of a plan; with ``merged`` roles that are shared alike are drawn once."""
+    """Collect what to draw of a plan; with ``merged`` roles that are shared alike are drawn once."""
     grid = _grid(plan.sites)
     keys = _keys(spec)
     found = []
@@ -116,7 +116,7 @@ def _grid(sites: tuple[Site, ...]) -> Grid:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """What a module's path says before the number of its block, and after it."""
+    """Split a module's path at the number of its block."""
     parts = path.split(".")
     block = next(i for i, part in enumerate(parts) if part.isdecimal())
     return ".".join(parts[:block]), ".".join(parts[block + 1 :])
@@ -144,7 +144,7 @@ def _panels(plan: Plan, grid: Grid, share: str) -> list[Panel]:
 
 
 def _label(pool: Pool) -> str:
-    """What a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
+    """Give what a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
     return pool.tensor.removeprefix(f"{pool.share}.").removesuffix(pool.role).rstrip(".") or "all"
 
 
@@ -180,7 +180,7 @@ def _own(plan: Plan, grid: Grid, share: str) -> dict[int, tuple[tuple[str, Tenso
 
 
 def _keys(spec: Spec | None) -> dict[str, str]:
-    """What a spec says of who shares, by share: ``where layer < 20 per layer // 2``."""
+    """Give what a spec says of who shares, by share: ``where layer < 20 per layer // 2``."""
     if spec is None:
         return {}
     from bishare_dsl.language import spec_text

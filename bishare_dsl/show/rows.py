@@ -94,26 +94,26 @@ class Memory:
 
 
 def memory(plan: Plan) -> Memory:
-    """What a plan's adapter takes while it trains."""
+    """Count what a plan's adapter takes while it trains."""
     trainable = BYTES * plan.trainable
     weights = trainable + BYTES * plan.frozen
     return Memory(2 * plan.base.parameters, weights, trainable, 2 * trainable)
 
 
 def lora_size(plan: Plan, rank: int = 8) -> int:
-    """The parameters of a plain LoRA on the modules that a plan adapts."""
+    """Count the parameters of a plain LoRA on the modules that a plan adapts."""
     return sum(rank * (site.d_in + site.d_out) for site in plan.sites if plan.terms_of[site.path])
 
 
 def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
-    """The least and the most of some sites' ranks; None where one has none."""
+    """Give the least and the most of some sites' ranks; None where one has none."""
     found = list(ranks)
     known = [rank for rank in found if rank is not None]
     return bounds(known) if len(known) == len(found) else None
 
 
 def shares(plan: Plan) -> list[ShareRow]:
-    """A row for each share that has parameters, in the spec's order."""
+    """Make a row for each share that has parameters, in the spec's order."""
     terms: dict[str, list[Term]] = {name: [] for name in plan.shares}
     for term in plan.terms:
         terms[term.share].append(term)
@@ -134,7 +134,7 @@ def shares(plan: Plan) -> list[ShareRow]:
 
 
 def via(transform: str, options: Mapping[str, Any]) -> str:
-    """A transform as a spec writes it, without the switches that are off; ``-`` for none."""
+    """Write a transform as a spec does, without the switches that are off; ``-`` for none."""
     if transform == "Identity":
         return "-"
     said = ", ".join(
@@ -146,7 +146,7 @@ def via(transform: str, options: Mapping[str, Any]) -> str:
 
 
 def roles(plan: Plan) -> list[RoleRow]:
-    """A row for each role of each share: pooled tensors first, then those of single modules."""
+    """Make a row for each role of each share: pooled tensors first, then those of single modules."""
     users: Counter[str] = Counter()
     tensors: dict[tuple[str, str], dict[str, Tensor]] = {}
     for pool in plan.pools:
@@ -172,7 +172,7 @@ def roles(plan: Plan) -> list[RoleRow]:
 
 
 def kinds(plan: Plan) -> list[KindRow]:
-    """A row for each kind and shape of target module, in the model's order."""
+    """Make a row for each kind and shape of target module, in the model's order."""
     ranks = effective_ranks(plan)
     paths: dict[tuple[str, Width], list[str]] = {}
     for site in plan.sites:
@@ -185,7 +185,7 @@ def kinds(plan: Plan) -> list[KindRow]:
 
 
 def layers(plan: Plan) -> list[LayerRow]:
-    """A row for each run of layers that are alike."""
+    """Make a row for each run of layers that are alike."""
     ranks = effective_ranks(plan)
     sites: dict[int, list[str]] = {}
     for site in plan.sites:
@@ -224,13 +224,13 @@ def _alike(one: LayerRow, other: LayerRow) -> bool:
 
 
 def bounds(values: Iterable[int]) -> Bounds:
-    """The least and the most of some numbers."""
+    """Give the least and the most of some numbers."""
     found = list(values)
     return min(found), max(found)
 
 
 def span(found: Bounds | None) -> str:
-    """The least and the most; one number where they are the same."""
+    """Write the least and the most; one number where they are the same."""
     if found is None:
         return "-"
     least, most = found
@@ -238,6 +238,6 @@ def span(found: Bounds | None) -> str:
 
 
 def mib(size: int) -> str:
-    """A number of bytes in MiB, to three digits or more."""
+    """Write a number of bytes in MiB, to three digits or more."""
     value = size / MIB
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -56,7 +56,7 @@ class Scale:
 
 
 def panel_body(panel: Panel, grid: Grid, *, titles: bool) -> str:
-    """The cells of a panel and the names of rows and columns; with ``titles`` each pool says what it is."""
+    """Draw the cells of a panel and the names of rows and columns; with ``titles`` each pool says its own."""
     scale = Scale.of(grid)
     drawn = [_axes(grid, scale)]
     if panel.uncovered:
@@ -70,7 +70,7 @@ def panel_body(panel: Panel, grid: Grid, *, titles: bool) -> str:
 
 
 def describe(patch: Patch, grid: Grid) -> str:
-    """What a pool is, in lines."""
+    """Say what a pool is, in lines."""
     paths = [grid.sites[i].path for i in patch.sites]
     more = [f"and {len(paths) - 6:,} more"] if len(paths) > 7 else []
     shown = paths[:6] if more else paths
@@ -89,7 +89,7 @@ def describe(patch: Patch, grid: Grid) -> str:
 
 
 def summary(panel: Panel) -> str:
-    """The pools of a panel in a few words."""
+    """Tell the pools of a panel in a few words."""
     what = {1: "tensor", 2: "pair"}.get(len(panel.roles), "set")
     if panel.alone:
         return f"a {what} for each module"
@@ -100,14 +100,14 @@ def summary(panel: Panel) -> str:
 
 
 def settings(section: Section) -> str:
-    """The rank of a share and its transform."""
+    """Tell the rank of a share and its transform."""
     said = via(section.row.transform, section.row.options)
     rank = f"rank {', '.join(map(str, section.row.ranks))}"
     return rank if said == "-" else f"{rank}  via {said}"
 
 
 def whole(picture: Picture) -> str:
-    """All of a plan as one SVG file, section by section, for a light and a dark page."""
+    """Draw all of a plan as one SVG file, section by section, for a light and a dark page."""
     grid = picture.grid
     width, height = Scale.of(grid).size(grid)
     margin, space = 24, 36
@@ -182,5 +182,5 @@ def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale) -> str:
 
 
 def _words(text: str) -> str:
-    """Text for an SVG, its double spaces kept."""
+    """Write text for an SVG, its double spaces kept."""
     return escape(text).replace("  ", "\u00a0 ")

@@ -12,7 +12,7 @@ _UNCOVERED = "."
 
 
 def text(picture: Picture) -> str:
-    """All of a plan: layers across, modules down."""
+    """Draw all of a plan: layers across, modules down."""
     parts = []
     for section in picture.sections:
         for panel in section.panels:
