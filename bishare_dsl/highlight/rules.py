@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bishare_dsl.language.grammar import STATEMENTS, lark, words
-from bishare_dsl.spec import ATTRIBUTES
+from bishare_dsl.spec.expression import ATTRIBUTES, FUNCTIONS
 
 _DECLARING = ("spec", "share", "param", "let")
 _OPERATORS = frozenset({"and", "or", "not", "in"})
@@ -34,6 +34,7 @@ PUNCTUATION = Part("punctuation", "Punctuation")
 ATTRIBUTE = Part("variable.language", "Name.Builtin")
 DECLARED = Part("entity.name.type", "Name.Class")
 TRANSFORM = Part("support.class", "Name.Function")
+FUNCTION = Part("support.function", "Name.Function")
 NAME = Part("variable.other", "Name")
 WRONG = Part("invalid.illegal", "Error")
 
@@ -70,6 +71,7 @@ def rules() -> tuple[Rule, ...]:
         Rule(_any_word(_OPERATORS), (WORD_OPERATOR,)),
         Rule(_any_word(clauses), (CLAUSE,)),
         Rule(_any_word(set(ATTRIBUTES) - set(keywords)), (ATTRIBUTE,)),
+        Rule(rf"{_any_word(FUNCTIONS)}(?=\s*\()", (FUNCTION,)),
         Rule(patterns["FLOAT"], (NUMBER,)),
         Rule(patterns["INT"], (NUMBER,)),
         Rule(_any(sign for sign in signs if sign not in _PUNCTUATION), (OPERATOR,)),

@@ -318,9 +318,8 @@ def _close(left: _Word, right: _Word) -> bool:
         return True
     if right.text in _TIGHT_BEFORE or right.joins == "left":
         return True
-    return right.text == "(" and (
-        left.text == "sqrt" or (left.kind in ("NAME", "STRING") and left.text not in IN_EXPRESSIONS)
-    )
+    named = left.kind in ("NAME", "STRING") and left.text not in IN_EXPRESSIONS
+    return right.text == "(" and named
 
 
 def _line(code: str, after: list[str]) -> str:

@@ -85,10 +85,12 @@ def _listed(words: list[str]) -> str:
 def expected(kinds: Collection[str]) -> str:
     """Say what may stand at a place: ``a name``, ``a clause of the share or a statement``."""
     left = set(kinds)
+    if "PLUS" in left:  # Behind a name in an expression, which could be a function's.
+        left.discard("LPAR")
     found = []
     if "INT" in left and "LPAR" in left:
         found.append("a value")
-        left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "SQRT", "NOT"}
+        left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT"}
         left -= {word.upper() for word in IN_EXPRESSIONS}
     elif "INT" in left:
         found.append("a number or a name" if "NAME" in left else "a number")

@@ -25,7 +25,6 @@ _FIELDS = {
     "match": ("attribute", "pattern"),
     **dict.fromkeys(("compare", "sum", "product"), ("left", "op", "right")),
     "negation": ("negated",),
-    "sqrt": ("sqrt",),
 }
 _LISTS = frozenset(
     [
@@ -96,6 +95,10 @@ class _Parts(Transformer[Token, _Part]):
         value, among = parts
         among = among if isinstance(among.value, tuple) else _row([among], None)
         return _record({"value": value, "among": among}, _span(meta))
+
+    def call(self, meta: Meta, parts: list[_Part]) -> _Part:
+        function, *arguments = parts
+        return _record({"function": function, "arguments": _row(arguments, None)}, _span(meta))
 
     def arms(self, meta: Meta, parts: list[_Part]) -> _Part:
         subject, *arms = parts

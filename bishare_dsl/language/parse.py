@@ -38,7 +38,7 @@ MAX_PROBLEMS = 100
 # What an expression is made of; clauses and the like nest in nothing.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
-    *("sqrt", "match", "word", "number", "negative"),
+    *("call", "match", "word", "number", "negative"),
 )
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
 _OPEN = frozenset(

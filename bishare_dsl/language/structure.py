@@ -7,11 +7,12 @@ from typing import cast
 
 from lark import Token
 
-from bishare_dsl.diagnostics import Problem, Source
+from bishare_dsl.diagnostics import Problem, Source, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import Statement, Syntax, span_of, unquoted
+from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 
 _WORDS = {"A": "A per", "B": "B per", "start": "start nonzero"}
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
@@ -73,6 +74,7 @@ def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]
             whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(statement, whole)
         use_may_stand = use_may_stand and word in ("spec", "use")
+        yield from _check_calls(statement)
     yield from _check_order(statements)
 
 
@@ -124,6 +126,19 @@ def _twice_within(clause: Statement) -> Iterator[Problem]:
         if name in given:
             yield codes.TWICE(span=span_of(part), what=f"{what} `{name}`")
         given.add(name)
+
+
+def _check_calls(statement: Statement) -> Iterator[Problem]:
+    for words in statement.all_words():
+        for call in words.find_data("call"):
+            name = cast(Token, call.children[0])
+            if name not in FUNCTIONS:
+                help_line = nearest(name, FUNCTIONS)
+                yield codes.BAD_CALL(
+                    span=span_of(name), name=name, why="is not a function", help=help_line
+                )
+            elif why := arity_problem(name, len(call.children) - 1):
+                yield codes.BAD_CALL(span=span_of(call), name=name, why=why)
 
 
 def _check_order(statements: list[Statement]) -> Iterator[Problem]:

@@ -80,7 +80,7 @@ def _unsaid(part: object) -> str | None:
 def _statements(spec: m.Spec) -> Iterable[str]:
     yield f"spec {_name(spec.name)}"
     for param in spec.params:
-        value = _name(param.value) if isinstance(param.value, str) else _text(param.value)
+        value = _name(param.value) if isinstance(param.value, str) else _text(param.value, _SUM)
         yield f"param {_name(param.name)} = {value}"
     for let in spec.lets:
         yield f"let {_name(let.name)} = {_selection(let.selection)}"
@@ -162,8 +162,8 @@ def _written(node: m.Expression) -> tuple[str, int]:
                 f"{attribute} {_quoted(pattern) if attribute == 'path' else _name(pattern)}",
                 _ATOM,
             )
-        case m.Sqrt(sqrt=inner):
-            return f"sqrt({_text(inner)})", _ATOM
+        case m.Call(function=function, arguments=arguments):
+            return f"{function}({', '.join(map(_text, arguments))})", _ATOM
         case m.Binary(op=op, left=left, right=right):
             level = _SUM if op in ("+", "-") else _PRODUCT
             return f"{_text(left, level)} {op} {_text(right, level + 1)}", level

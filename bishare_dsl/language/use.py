@@ -324,7 +324,7 @@ def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
     words = {part: part.keyword for part in parts}
     others = [part for part in parts if words[part] not in ("let", "param")]
     lets = [part for part in reversed(parts) if words[part] == "let"]
-    params = [part for part in parts if words[part] == "param"]
+    params = [part for part in reversed(parts) if words[part] == "param"]
     names: set[str] = set()
     kept: set[Statement] = set()
     # In an order in which all that may refer to a part comes before it.

@@ -79,7 +79,7 @@ def _names(spec: Spec) -> Iterator[Problem]:
 
 
 def _unused(spec: Spec) -> Iterator[Problem]:
-    used = {ref.ref for _, ref in refs(spec)}
+    used = {ref.ref for _, ref in refs(spec)} | {param.value for param in spec.params}
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))

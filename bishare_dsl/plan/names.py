@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bishare_dsl.spec import (
     And,
     Binary,
+    Call,
     Compare,
     Expression,
     Match,
@@ -16,7 +17,6 @@ from bishare_dsl.spec import (
     Or,
     Range,
     Ref,
-    Sqrt,
 )
 from bishare_dsl.spec.evaluate import Value
 
@@ -61,8 +61,8 @@ def _slug(part: Expression | Range) -> str:
             return _plain(name)
         case Binary(op=op, left=left, right=right) | Compare(op=op, left=left, right=right):
             return f"{_slug(left)}_{_WORDS[op]}_{_slug(right)}"
-        case Sqrt(sqrt=inner):
-            return f"sqrt_{_slug(inner)}"
+        case Call(function=function, arguments=arguments):
+            return "_".join([function, *map(_slug, arguments)])
         case Range(first=first, last=last):
             return f"{_slug(first)}_to_{_slug(last)}"
         case Match(attribute=attribute, pattern=pattern):

@@ -51,7 +51,8 @@ class Sites:
 
     def _scope(self, spec: Spec, site: Site) -> Scope:
         lets: dict[str, bool] = {}
-        scope = Scope(self.params | attributes(site), lets, self.architecture.layers)
+        layers = self.architecture.layers
+        scope = Scope(self.params | attributes(site) | {"layers": layers}, lets, layers)
         for let in spec.lets:  # In order: a let may name those above it.
             try:
                 lets[let.name] = scope.selects(let.selection)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec import Expression, Initial, Keys, Ref, Share, Spec, Via
+from bishare_dsl.spec import Expression, Initial, Keys, Ref, Share, Spec, Via, param_values
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -68,8 +68,7 @@ class Resolver:
 
     def __init__(self, spec: Spec):
         self.spec = spec
-        self.params = spec.values
-        self.problems: list[Problem] = []
+        self.params, self.problems = param_values(spec)
         self._found: dict[tuple[int, int], Resolved | None] = {}
 
     @property

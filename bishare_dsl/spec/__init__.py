@@ -4,6 +4,7 @@ from bishare_dsl.spec.expression import (
     ATTRIBUTES,
     And,
     Binary,
+    Call,
     Compare,
     Expression,
     Match,
@@ -14,7 +15,6 @@ from bishare_dsl.spec.expression import (
     Range,
     Ref,
     Selection,
-    Sqrt,
 )
 from bishare_dsl.spec.spec import (
     Arm,
@@ -29,6 +29,7 @@ from bishare_dsl.spec.spec import (
     Share,
     Spec,
     Via,
+    param_values,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "And",
     "Arm",
     "Binary",
+    "Call",
     "Compare",
     "Expression",
     "Gain",
@@ -56,6 +58,6 @@ __all__ = [
     "Settings",
     "Share",
     "Spec",
-    "Sqrt",
     "Via",
+    "param_values",
 ]

@@ -15,8 +15,10 @@ from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.expression import (
     And,
     Binary,
+    Call,
     Compare,
     Expression,
+    Function,
     Match,
     Member,
     Not,
@@ -24,7 +26,6 @@ from bishare_dsl.spec.expression import (
     Range,
     Ref,
     Selection,
-    Sqrt,
 )
 
 Value = int | float | str | bool
@@ -36,6 +37,13 @@ _ARITHMETIC: dict[str, Callable[[float, float], float]] = {
     "/": operator.truediv,
     "//": operator.floordiv,
     "%": operator.mod,
+}
+_FUNCTIONS: dict[Function, Callable[..., int | float]] = {
+    "abs": abs,
+    "floor": math.floor,
+    "max": max,
+    "min": min,
+    "sqrt": math.sqrt,
 }
 _COMPARISON: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
@@ -91,11 +99,11 @@ class Scope:
                     self.number(right, (*loc, "right")),
                     loc,
                 )
-            case Sqrt(sqrt=inner):
-                number = self.number(inner, (*loc, "sqrt"))
-                if number < 0:
-                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"{number} has no root"))
-                return math.sqrt(number)
+            case Call(function=function, arguments=arguments):
+                numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
+                if function == "sqrt" and numbers[0] < 0:
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"{numbers[0]} has no root"))
+                return _FUNCTIONS[function](*numbers)
             case _:
                 return self.holds(expression, loc)
 

@@ -6,7 +6,7 @@ param, an attribute of a site, a `let`, a kind, or a plain word such as ``centre
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AllowInfNan,
@@ -16,11 +16,13 @@ from pydantic import (
     Field,
     StrictFloat,
     StrictInt,
+    model_validator,
 )
 from typing_extensions import TypeAliasType
 
-ATTRIBUTES = ("module", "path", "layer", "kind", "parent", "in", "out")
-"""What every site has. ``module`` is its path under the name that reads well after ``per``."""
+ATTRIBUTES = ("module", "path", "layer", "layers", "kind", "parent", "in", "out")
+"""What every site has. ``module`` is its path under the name that reads well after ``per``; ``layers`` is the
+number of blocks of its model."""
 
 
 Number = StrictInt | Annotated[StrictFloat, AllowInfNan(False)]
@@ -47,10 +49,28 @@ class Binary(Node):
     right: Expression
 
 
-class Sqrt(Node):
-    """The square root."""
+Function = Literal["abs", "floor", "max", "min", "sqrt"]
+FUNCTIONS: tuple[Function, ...] = get_args(Function)
 
-    sqrt: Expression
+
+def arity_problem(function: str, count: int) -> str | None:
+    """Say what is wrong with the number of arguments of a function, if anything."""
+    if function in ("min", "max"):
+        return None if count > 1 else "takes two numbers or more"
+    return None if count == 1 else "takes one number"
+
+
+class Call(Node):
+    """``sqrt(rank)``, ``min(rank, layers)``: a function of numbers."""
+
+    function: Function
+    arguments: tuple[Expression, ...]
+
+    @model_validator(mode="after")
+    def _arity(self) -> Call:
+        if why := arity_problem(self.function, len(self.arguments)):
+            raise ValueError(f"`{self.function}` {why}")
+        return self
 
 
 class Range(Node):
@@ -116,7 +136,7 @@ Expression = TypeAliasType(
         Number
         | Ref
         | Annotated[Binary | Compare, Field(discriminator="op")]
-        | Sqrt
+        | Call
         | Match
         | Member
         | And

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, ValidationError
 
 from bishare_dsl.diagnostics import Problem, SpecError, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec.expression import Expression, Node, Number, Range, Selection
+from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
 
 Initial = Literal[
     "zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal", "constant"
@@ -18,11 +19,19 @@ Initial = Literal[
 gain starts as; a spec cannot ask for it by name."""
 
 
+def _bare(value: Any) -> Any:
+    """A word by itself is no expression yet: a param above may be called so, or none."""
+    return value.ref if isinstance(value, Ref) else value
+
+
 class Param(Node):
-    """``param r_local = 2``: a value that the command line or Python may replace."""
+    """``param r_local = 2``: a value that the command line or Python may replace.
+
+    It may be computed from params above it, ``r // 2``; a word that one of them is called is its value.
+    """
 
     name: str
-    value: Number | str
+    value: Annotated[Number | str | Expression, BeforeValidator(_bare)]
 
 
 class Let(Node):
@@ -146,7 +155,7 @@ class Spec(Node):
     @property
     def values(self) -> dict[str, int | float | str]:
         """What its params are worth, by name."""
-        return {param.name: param.value for param in self.params}
+        return param_values(self)[0]
 
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
         """Give the params of the spec other values.
@@ -190,3 +199,23 @@ class Spec(Node):
                 B=init.B if share.init.B is None else share.init.B,
             ),
         )
+
+
+def param_values(spec: Spec) -> tuple[dict[str, int | float | str], list[Problem]]:
+    """Work out what the params of a spec are worth, by name, and what is wrong with them.
+
+    One that cannot be worked out is 1, so that nothing else is wrong for its sake.
+    """
+    values: dict[str, int | float | str] = {}
+    problems: list[Problem] = []
+    for i, param in enumerate(spec.params):
+        value = param.value
+        if isinstance(value, str):
+            values[param.name] = values.get(value, value)
+            continue
+        try:
+            values[param.name] = Scope(values).number(value, ("params", i, "value"))
+        except EvaluationError as error:
+            values[param.name] = 1
+            problems.append(error.problem)
+    return values, problems

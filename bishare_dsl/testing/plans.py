@@ -24,9 +24,11 @@ from bishare_dsl.models.decoder import decoder
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.select import Sites, attributes
 from bishare_dsl.spec import (
+    ATTRIBUTES,
     And,
     Arm,
     Binary,
+    Call,
     Compare,
     Expression,
     Gain,
@@ -45,7 +47,6 @@ from bishare_dsl.spec import (
     Settings,
     Share,
     Spec,
-    Sqrt,
     Via,
 )
 from bishare_dsl.spec.evaluate import Scope, Value
@@ -237,7 +238,6 @@ class _Drawing:
             Member(value=KIND, among=(Ref(ref=site.kind),)),
             Compare(op="==", left=LAYER, right=layer),
             Compare(op="<=", left=LAYER, right=layer),
-            Compare(op="==", left=PARENT, right=Ref(ref=site.parent)),
             Compare(op="<=", left=IN, right=site.d_in),
             Compare(op=">=", left=OUT, right=site.d_out),
             Compare(
@@ -246,6 +246,8 @@ class _Drawing:
                 right=site.layer % 2,
             ),
         ]
+        if site.parent not in ATTRIBUTES:  # As a word `layers` is a number.
+            atoms.append(Compare(op="==", left=PARENT, right=Ref(ref=site.parent)))
         scopes = self.scopes(sites)
         names = [Ref(ref=let.name) for let in self.lets]
         atoms += [name for name in names if any(scope.holds(name) for scope in scopes)]
@@ -312,7 +314,9 @@ class _Drawing:
         alpha = self.any(None, 4, 0.5)
         scales: list[Expression | None] = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
         if alpha is not None:
-            scales.append(Binary(op="/", left=ALPHA, right=Sqrt(sqrt=RANK)))
+            scales.append(
+                Binary(op="/", left=ALPHA, right=Call(function="sqrt", arguments=(RANK,)))
+            )
         return {
             "alpha": alpha if alpha is None else self.number(alpha),
             "scale": self.any(*scales),

@@ -60,16 +60,13 @@ def expressions() -> st.SearchStrategy[m.Expression]:
 def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expression]:
     several = st.lists(inner, min_size=2, max_size=3).map(tuple)
     return st.one_of(
-        st.builds(
-            m.Binary, op=st.sampled_from(["+", "-", "*", "/", "//", "%"]), left=inner, right=inner
-        ),
+        _computed(inner),
         st.builds(
             m.Compare,
             op=st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
             left=inner,
             right=inner,
         ),
-        st.builds(m.Sqrt, sqrt=inner),
         st.builds(m.Member, value=inner, among=_items(inner)),
         st.builds(m.And, all_of=several),
         st.builds(m.Or, any_of=several),
@@ -149,11 +146,33 @@ def shares() -> st.SearchStrategy[m.Share]:
     )
 
 
+def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binary | m.Call]:
+    """The value of a param, which names none of ``unknown``."""
+    words = names().filter(lambda name: name not in unknown)
+    known = st.recursive(numbers() | st.builds(m.Ref, ref=words), _computed, max_leaves=3)
+    return numbers() | words | _computed(known)
+
+
+def _computed(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Binary | m.Call]:
+    several = st.lists(inner, min_size=2, max_size=3).map(tuple)
+    return st.one_of(
+        st.builds(
+            m.Binary, op=st.sampled_from(["+", "-", "*", "/", "//", "%"]), left=inner, right=inner
+        ),
+        st.builds(
+            m.Call, function=st.sampled_from(["abs", "floor", "sqrt"]), arguments=st.tuples(inner)
+        ),
+        st.builds(m.Call, function=st.sampled_from(["max", "min"]), arguments=several),
+    )
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> m.Spec:
     """A whole spec whose params and lets are declared before they are used, as its text needs."""
-    params = draw(st.lists(st.builds(m.Param, name=names(), value=numbers() | names()), max_size=3))
-    # A let that is used before its turn has no text: their names are drawn apart from all others.
+    # What is used before its turn has no text: no param names itself or a later one, and lets have names
+    # that nothing else has.
+    named = draw(st.lists(names(), max_size=3))
+    params = [m.Param(name=name, value=draw(_values(named[i:]))) for i, name in enumerate(named)]
     lets = [
         m.Let(name=f"let_{i}", selection=selection)
         for i, selection in enumerate(draw(st.lists(selections(), max_size=1)))

@@ -25,7 +25,7 @@ def test_every_spec_is_cut_as_the_parser_cuts_it(name):
     assert [token[:2] for token in found] == [token[:2] for token in parsed]
     for (start, end, part), (_, _, kind) in zip(found, parsed, strict=True):
         allowed = {
-            "NAME": {rules.NAME, rules.ATTRIBUTE, rules.DECLARED, rules.TRANSFORM},
+            "NAME": {rules.NAME, rules.ATTRIBUTE, rules.DECLARED, rules.FUNCTION, rules.TRANSFORM},
             "STRING": {rules.STRING},
             "INT": {rules.NUMBER},
             "FLOAT": {rules.NUMBER},

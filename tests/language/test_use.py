@@ -150,7 +150,7 @@ def test_every_part_is_found_in_its_file(folder):
 
 
 def test_a_machine_is_told_the_file_and_who_uses_it(folder):
-    (folder / "base.share").write_text("spec base\nparam r = (\n")
+    (folder / "base.share").write_text("spec base\nparam r = )\n")
     (folder / "next.share").write_text(using("", name="next"))
     error = problems(using(OWN, "next.share"))
     record = as_json(error.problems[0], error.where)

@@ -25,7 +25,7 @@ TINY = {
     "multilora": {"r": 2},
     "nola": {"r": 2, "count": 5},
     "prolora": {"r_shared": 5, "chunks_B": 3},
-    "rasa": {"r": 3, "pool_rank": LAYERS},
+    "rasa": {"r": 3},
     "rslora": {"r": 3},
     "share_lora": {"r_share_a": 3, "r_share_b": 2, "r_share_ab": 2},
     "shared_input": {"r": 3},

@@ -8,7 +8,7 @@ from tests.methods.conftest import LAYERS, SIZES, near, planned, sites
 
 def test_the_paper_s_equation(adapted):
     """``[B_i, B_S] D_i [A_i; A_S]``, of rank r - k + L k."""
-    ours = adapted("rasa", r=4, k=1, pool_rank=LAYERS)
+    ours = adapted("rasa", r=4, k=1)
     for site in ours.plan.sites:
         own, pool = ours.tensors(site.path, "own"), ours.tensors(site.path, "pool")
         a, b = torch.cat([own["A"], pool["A"]]), torch.cat([own["B"], pool["B"]])
@@ -24,12 +24,12 @@ def test_count(model, k):
     layers, r = SIZES[model][0], 8
     lora = sum(r * (i + o) for i, o in sites(model))
     diagonals = len(sites(model)) * (r - k + layers * k)
-    plan = planned("rasa", model, r=r, k=k, pool_rank=layers * k)
+    plan = planned("rasa", model, r=r, k=k)
     assert plan.trainable == lora + diagonals
 
 
 def test_the_diagonals_start_as_the_scale():
-    plan = planned("rasa", r=8, k=1, pool_rank=32, rasa_alpha=16)
+    plan = planned("rasa", r=8, k=1, rasa_alpha=16)
     amounts = {t.share: t.amount for t in plan.tensors if t.name.endswith("gain_rank")}
     assert amounts == {"own": 0.5 * 16 / 7, "pool": 0.5 * 16 / 32}
     assert {term.scale for term in plan.terms} == {1}

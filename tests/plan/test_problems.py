@@ -24,6 +24,11 @@ ERRORS = [
     (f"param r = 4\nlet r = q_proj\n{TARGET}share s where r per module rank 4", "BS202", "r", None),
     (f'param "layer" = 4\n{TARGET}share s per module rank layer + 1', "BS203", '"layer"', None),
     (f'{TARGET}share "a b" per module rank 4', "BS203", '"a b"', None),
+    (f"param layers = 4\n{TARGET}share s per module rank layers + 1", "BS203", "layers", None),
+    (f"param k = 2 * q\n{TARGET}share s per module rank k", "BS201", "q", None),
+    (f"param k = 2 * layers\n{TARGET}share s per module rank k", "BS201", "layers", None),
+    (f"param r = 2\nparam k = r / (r - 2)\n{TARGET}share s per module rank k", "BS210", "r / (r - 2)", None),
+    (f"param w = some\nparam k = w + 1\n{TARGET}share s per module rank k", "BS210", "w", None),
     (f"{TARGET}share s per kind rank 4\nshare s__q_proj per model rank 4 via SS", "BS203", "s__q_proj", None),
     (f"{TARGET}share s_ per module rank 4", "BS203", "s_", None),
     (f"{TARGET}share s per model rank 4 via KA", "BS204", "KA", "`KE`"),
@@ -91,6 +96,12 @@ ERRORS = [
 WARNINGS = [
     (f"param r = 4\n{TARGET}share s per module rank 4", "BS213", "param r = 4", None),
     (f"let r = q_proj\n{TARGET}share s per module rank 4", "BS213", "let r = q_proj", None),
+    (
+        f"param r = 2\nparam k = 2 * r\n{TARGET}share s per module rank r",
+        "BS213",
+        "param k = 2 * r",
+        None,
+    ),
     (f"{TARGET}share s per module rank 4 alpha 8 scale 2", "BS213", "8", None),
     (f"alpha 8\n{TARGET}share s per module rank 4 scale 2", "BS213", "8", None),
     (f"dropout 0.1\n{TARGET}share s per module rank 4 dropout 0", "BS213", "0.1", None),
@@ -225,6 +236,7 @@ def test_what_is_wrong_whatever_the_model_is_a_spec_error():
         "target q_proj, down_proj\nshare s per layer rank 8 via KE(size = 256)",
         "target q_proj\nshare s per module rank 4 init B normal start nonzero",
         f"{TARGET}share a per module rank 0\nshare b per module rank 1",
+        f"param r = 2\nparam k = r\nparam l = floor(k / 2)\n{TARGET}share a per module rank l",
     ],
 )
 def test_nothing_to_say_of_a_sound_spec(text):

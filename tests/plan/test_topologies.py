@@ -57,6 +57,19 @@ def test_odd_and_even_layers(plan):
     }
 
 
+def test_layers_is_the_number_of_blocks(plan):
+    assert groups(
+        plan("target q_proj\nshare s where layer >= 3 * layers // 4 per module rank 2")
+    ) == {("model.layers.3.self_attn.q_proj",): sites([3], ["q_proj"])}
+    mirrored = plan("target q_proj\nshare s per abs(2 * layer - layers + 1) rank min(layers, 9)")
+    assert groups(mirrored) == {
+        (3,): sites([0, 3], ["q_proj"]),
+        (1,): sites([1, 2], ["q_proj"]),
+    }
+    assert {term.rank for term in mirrored.terms} == {4}
+    assert "s.abs_2_times_layer_minus_layers_plus_1_3.A" in mirrored.tensor
+
+
 def test_several_keys(plan):
     assert groups(plan("share s per parent, layer // 2 rank 2 via SS")) == {
         ("self_attn", 0): sites([0, 1], ATTENTION),

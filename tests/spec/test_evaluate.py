@@ -5,6 +5,7 @@ import pytest
 from bishare_dsl.spec import (
     And,
     Binary,
+    Call,
     Compare,
     Match,
     Member,
@@ -13,7 +14,6 @@ from bishare_dsl.spec import (
     Range,
     Ref,
     Selection,
-    Sqrt,
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 
@@ -43,7 +43,11 @@ SCOPE = Scope(SITE | {"r": 8, "word": "centre"}, lets={"top": True, "low": False
         (Binary(op="/", left="r", right=3), 8 / 3),
         (Binary(op="//", left="r", right=3), 2),
         (Binary(op="%", left=Binary(op="-", left=0, right=1), right=3), 2),
-        (Sqrt(sqrt="r"), math.sqrt(8)),
+        (Call(function="sqrt", arguments=("r",)), math.sqrt(8)),
+        (Call(function="abs", arguments=(-2.5,)), 2.5),
+        (Call(function="floor", arguments=(-2.5,)), -3),
+        (Call(function="max", arguments=("r", 3, 9)), 9),
+        (Call(function="min", arguments=("r", 3)), 3),
         (Member(value="layer", among=(Range(first=0, last=3),)), True),
         (Binary(op="-", left="layer", right=Binary(op="*", left=2, right=2)), -1),
     ],
@@ -110,8 +114,12 @@ def test_a_selection_is_any_of_the_first_and_none_of_the_second():
         (Binary(op="+", left=10**400, right=1), "BS210", ("x", "left")),
         (10**400, "BS210", ("x",)),
         (1e300, "BS210", ("x",)),
-        (Sqrt(sqrt=-1), "BS210", ("x",)),
-        (Sqrt(sqrt=Binary(op="/", left=1, right=0)), "BS210", ("x", "sqrt")),
+        (Call(function="sqrt", arguments=(-1,)), "BS210", ("x",)),
+        (
+            Call(function="sqrt", arguments=(Binary(op="/", left=1, right=0),)),
+            "BS210",
+            ("x", "arguments", 0),
+        ),
     ],
 )
 def test_no_number(expression, code, loc):

@@ -306,6 +306,15 @@ INVALID = Code(
     good=_GOOD,
 )
 
+BAD_CALL = Code(
+    "BS142",
+    "a function that is not called so",
+    "`{name}` {why}",
+    "The functions are `abs`, `floor` and `sqrt`, of one number, and `min` and `max`, of two or more.",
+    bad="spec example\ntarget q_proj\nshare local per module rank sqr(64)",
+    good="spec example\ntarget q_proj\nshare local per module rank sqrt(64)",
+)
+
 MANY_MORE = Code(
     "BS199",
     "more errors than are shown",
