@@ -107,7 +107,7 @@ def restored(
         SpecError: a package's transform fails (BS214).
         ValueError: the parts are none of such a tensor.
     """
-    users = _users(plan)
+    users = _users(plan) if config.compact else {}
     for name, labels in config.compact.items():
         transform, role = users[name]
         shape = plan.tensor[name].shape

@@ -114,7 +114,9 @@ class KroneckerExtension(Transform):
             inner = z.unflatten(2, (-1, self.shared_rank or rank))  # (R, n, b, a)
             across = kernel.mT.unsqueeze(1)  # (R, 1, k, b)
             if self._kernel_first(rank):
-                tiles = across @ self._by_row(inner, shared)
+                small = self._by_row(inner, shared)  # (R, n, b, size)
+                # A kernel of one row makes it a product of two vectors.
+                tiles = across * small if rank == (self.shared_rank or rank) else across @ small
             else:
                 tiles = self._by_row(across @ inner, shared)
         return tiles.flatten(2)[..., : width.d_out]

@@ -10,7 +10,7 @@ from torch import Tensor
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import inspect_config
-from bishare_dsl.serve.vllm.bank import Bank, Packed
+from bishare_dsl.serve.vllm.bank import Bank
 from bishare_dsl.serve.vllm.batch import Group, grouped
 from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
 from bishare_dsl.serve.vllm.layer import LayerTerms, Outputs
@@ -26,9 +26,9 @@ from bishare_dsl.serve.vllm.private import (
 
 
 class PackedLoRA(LoRAModel):
-    """An adapter, packed, while it waits in host memory; in a slot, ``packed`` is None."""
+    """An adapter that waits in host memory; while it is in a slot, ``packed`` is None."""
 
-    def __init__(self, lora_id: int, stamp: Stamp | None, packed: Packed | None):
+    def __init__(self, lora_id: int, stamp: Stamp | None, packed: dict[str, Tensor] | None):
         super().__init__(lora_id, 1, {})
         self.stamp, self.packed = stamp, packed
 
@@ -63,7 +63,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         check_plan(folder, stored.plan, self._served.plan)
         tensors = stored.tensors()
         for name, value in self.bank.frozen.items():
-            if not torch.equal(tensors[name].to(value), value[0]):
+            if not torch.equal(tensors[name].to(value), value):
                 raise AdapterError(codes.OTHER_FROZEN(folder=folder, name=name))
         return PackedLoRA(lora_id, stamp, self.bank.pack(tensors))
 
