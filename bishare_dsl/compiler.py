@@ -83,6 +83,7 @@ def make_plan(
         FileNotFoundError: there is no such spec.
     """
     from bishare_dsl.language import read, read_file
+    from bishare_dsl.language.read import doubts
 
     if isinstance(spec, str) and "\n" in spec:
         spec, where = read(spec)
@@ -94,7 +95,7 @@ def make_plan(
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
         raise error.at(where) from None
-    return Planned(plan, problems, spec, where, bool(params))
+    return Planned(plan, (*doubts(spec, where), *problems), spec, where, bool(params))
 
 
 def read_fitting(

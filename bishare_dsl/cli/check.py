@@ -64,12 +64,13 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
     try:
         spec, where = read_spec(file)
         if architecture is None:
+            from bishare_dsl.language.read import doubts
             from bishare_dsl.plan.check import check_spec
 
-            report.all(check_spec(spec), where)
+            report.all([*doubts(spec, where), *check_spec(spec)], where)
         else:
             from bishare_dsl.compiler import make_plan
 
-            report.all(make_plan(spec, architecture).problems, where)
+            report.all(make_plan(spec, architecture, where=where).problems, where)
     except BishareError as error:
         report.error(error, where)

@@ -54,12 +54,14 @@ class SourceMap:
 
     A spec knows no text, so whoever finds something wrong with it names the part (a `Loc`), and this
     map finds the place to underline: the span of the part, or of the nearest part around it.
-    ``used`` are the texts that ``source`` uses, themselves or through others, by their ``start``.
+    ``used`` are the texts that ``source`` uses, themselves or through others, by their ``start``;
+    ``outdented`` the parts of shares that stand where a statement would.
     """
 
     source: Source
     spans: dict[Loc, Span] = field(default_factory=dict)
     used: tuple[Source, ...] = ()
+    outdented: tuple[Loc, ...] = ()
 
     def locate(self, loc: Loc) -> Span | None:
         for length in range(len(loc), -1, -1):

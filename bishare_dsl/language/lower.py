@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
+from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
 from bishare_dsl.spec import Spec
 
@@ -176,8 +177,21 @@ def lower(statements: list[Statement], where: SourceMap) -> tuple[Spec, SourceMa
         SpecError: what Pydantic does not accept (BS141), each at its place.
     """
     part = _spec(statements)
-    where = SourceMap(where.source, dict(part.places()), where.used)
+    outdented = tuple(_outdented(statements, where))
+    where = SourceMap(where.source, dict(part.places()), where.used, outdented)
     return validated(part.value, where), where
+
+
+def _outdented(statements: list[Statement], where: SourceMap) -> Iterator[Loc]:
+    """Find the settings of shares that begin a line, where the clauses before them do not."""
+    shares = [statement for statement in statements if statement.keyword == "share"]
+    for i, share in enumerate(shares):
+        for clause in share.clauses:
+            if where.source_of(clause.span).position(clause.start)[1] > 1:
+                continue
+            if clause is share.clauses[0] or clause.keyword not in DEFAULTS:
+                break
+            yield "shares", i, clause.keyword
 
 
 def validated(data: object, where: SourceMap) -> Spec:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from bishare_dsl.diagnostics import SourceMap
+from bishare_dsl.diagnostics import Problem, SourceMap
+from bishare_dsl.diagnostics.codes.spec import OUTDENTED
 from bishare_dsl.language.lower import lower
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import parse_and_check
 from bishare_dsl.language.syntax import Syntax
 from bishare_dsl.language.use import Joining, Reader
 from bishare_dsl.spec import Spec
+
+
+def doubts(spec: Spec, where: SourceMap | None) -> list[Problem]:
+    """Warn of what a text says and may not mean: a setting of a share that looks like one of all shares."""
+    outdented = where.outdented if where and len(spec.shares) > 1 else ()
+    help_line = "for all shares it stands before the first one; for this one, indent it"
+    return [
+        OUTDENTED(word=loc[2], share=spec.shares[int(loc[1])].name, loc=loc, help=help_line)
+        for loc in outdented
+    ]
 
 
 def parse_syntax(text: str | bytes, name: str = "<text>") -> Syntax:

@@ -145,6 +145,16 @@ UNKNOWN_ROLE = Code(
     bad=f"{_HEAD}share inter per model rank 4 via KE freeze G_id",
     good=f"{_HEAD}share inter per model rank 4 via KE freeze A",
 )
+OUTDENTED = Code(
+    "BS218",
+    "a setting of one share that looks like one of all",
+    "`{word}` begins a line, and is a clause of share `{share}` alone",
+    "`alpha`, `scale`, `dropout` and `init` behind a share are clauses of it, wherever they stand. At the "
+    "beginning of a line they look like defaults for all shares, which stand before the first one.",
+    bad=f"{_HEAD}share a per module rank 4\nshare b per layer rank 4 via SS\nalpha 16",
+    good=f"{_HEAD}alpha 16\nshare a per module rank 4\nshare b per layer rank 4 via SS",
+    severity="warning",
+)
 ONE_KEY = Code(
     "BS216",
     "two keys where the transform pools one tensor",
