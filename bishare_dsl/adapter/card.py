@@ -44,7 +44,7 @@ model = load_adapter("path/to/this/folder", model)
 
 
 def model_card(plan: Plan, spec_text: str) -> str:
-    """README.md, with the front matter that the Hub reads."""
+    """Write README.md, with the front matter that the Hub reads."""
     # The Hub takes a `base_model` that is an id there, and rejects the card for any other.
     base = [f"base_model: {plan.base.model_id}", "base_model_relation: adapter"]
     front_matter = [

@@ -228,7 +228,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
-    """Why an adapter with this plan does not fit a model (BS613), or may not be meant for it (BS614)."""
+    """Say why an adapter with this plan does not fit a model (BS613), or may not be meant for it (BS614)."""
     here = {site.path: site for site in architecture.sites}
     reason = None
     for site in plan.sites:
@@ -357,7 +357,7 @@ def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
 def _tensor_problems(
     plan: Plan, config: AdapterConfig, found: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> Iterator[Problem]:
-    """Everything that is wrong with the header of the file of tensors."""
+    """Find everything that is wrong with the header of the file of tensors."""
     expected: dict[str, tuple[int, ...] | None] = {
         tensor.name: tensor.shape
         for tensor in plan.tensors
@@ -380,7 +380,7 @@ def _tensor_problems(
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names of a list that may be long."""
+    """Show the first names of a list that may be long."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"`{name}`" for name in names[:3]) + more
 

@@ -92,13 +92,13 @@ class AdapterHandle(AdapterRoot):
         return frame(self.plan, parse_spec(self.spec_text))
 
     def freeze_compact(self) -> None:
-        """Nothing trains from here on: the tensors are what a compact adapter keeps of them."""
+        """Let nothing train from here on: the tensors are what a compact adapter keeps of them."""
         self._compact = self._adapters[self.name].compact = True
         for tensor in self.tensors().values():
             tensor.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module.
+        """Train, or not, as any module does.
 
         Raises:
             AdapterError: the adapter was saved compactly (BS637).
@@ -240,7 +240,7 @@ class AdapterHandle(AdapterRoot):
         return self._merged is not None
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The adapter's tensors by their names in the plan: the parameters themselves, each once.
+        """Give the adapter's tensors by their names in the plan: the parameters themselves, each once.
 
         Under accelerate's offload, the tensors that hold their values. Under FSDP2 the sharded ones, which
         the model is given back first: not while a forward runs.

@@ -11,7 +11,7 @@ from bishare_dsl.plan import Plan, Tensor
 
 
 def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """The plan's tensors by name, float32, each drawn from a generator of its own.
+    """Draw the plan's tensors, by name, float32, each from a generator of its own.
 
     A generator is seeded by the run's seed and the tensor's name, so neither the order nor the number
     of the other tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives
@@ -28,7 +28,7 @@ def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str,
 
 
 def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
-    """The first values of one tensor, float32 on the CPU.
+    """Draw the first values of one tensor, float32 on the CPU.
 
     ``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
     U(-a, a); and by its fan-in n,
@@ -56,6 +56,6 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
 
 
 def generator_seed(seed: int, name: str) -> int:
-    """The seed of one tensor's generator: 63 bits of the SHA-256 of run's seed and tensor's name."""
+    """Give the seed of one tensor's generator: 63 bits of the SHA-256 of run's seed and tensor's name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

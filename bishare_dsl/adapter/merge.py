@@ -136,7 +136,7 @@ def check(
 
 
 def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
-    """How a merge changed the model: what it gave `before` and `after`, for the same inputs."""
+    """Tell how a merge changed the model: what it gave `before` and `after`, for the same inputs."""
     max_difference = relative_difference = None
     if before.output is not None and after.output is not None:
         difference = (after.output - before.output).double()
@@ -154,7 +154,7 @@ def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
 
 
 def _sites(plan: Plan) -> list[Site]:
-    """The sites that the adapter adds something to."""
+    """Give the sites that the adapter adds something to."""
     return [site for site in plan.sites if plan.rows(site.path)]
 
 
@@ -207,7 +207,7 @@ def _check_weights(model: PreTrainedModel, sites: list[Site], dequantize: bool) 
 
 
 def _users(model: PreTrainedModel) -> dict[int, list[str]]:
-    """The paths of the modules that use each weight of the base."""
+    """Find the paths of the modules that use each weight of the base."""
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if ADAPTER not in path.split("."):
@@ -218,7 +218,7 @@ def _users(model: PreTrainedModel) -> dict[int, list[str]]:
 
 
 def _identity(tensor: torch.Tensor) -> int:
-    """Equal for tensors with the same values in the same memory."""
+    """Give a number that is equal for tensors with the same values in the same memory."""
     try:
         return tensor.data_ptr() or id(tensor)
     except (RuntimeError, NotImplementedError):  # a subclass with no memory of its own
@@ -226,7 +226,7 @@ def _identity(tensor: torch.Tensor) -> int:
 
 
 def _found(layer: nn.Module, site: Site) -> str | None:
-    """What is in the place of a dense weight; None where there is one."""
+    """Tell what is in the place of a dense weight; None where there is one."""
     weight = layer._parameters.get("weight")
     shape = (site.d_in, site.d_out) if isinstance(layer, Conv1D) else (site.d_out, site.d_in)
     if weight is None:
@@ -246,7 +246,7 @@ def _weight(path: str, layer: nn.Module) -> torch.Tensor:
 def _summed(
     model: PreTrainedModel, plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The merged weight of a site, exact in float32 (or float64) and rounded to the weight's type."""
+    """Make the merged weight of a site, exact in float32 (or float64) and rounded to the weight's type."""
     layer = model.get_submodule(site.path)
     added = delta(plan, tensors, site)
     if _found(layer, site) is None:
@@ -262,7 +262,7 @@ def _summed(
 
 
 def _dequantized(layer: nn.Module, site: Site) -> torch.Tensor:
-    """The dense ``(d_out, d_in)`` weight of a quantised layer."""
+    """Give the dense ``(d_out, d_in)`` weight of a quantised layer."""
     for dense in _ways(layer):
         if not isinstance(dense, torch.Tensor) or dense.dtype not in _DENSE:
             continue
@@ -281,7 +281,7 @@ def _ways(layer: nn.Module) -> Iterator[object]:
 
 
 def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
-    """A dense layer in the place of a quantised one."""
+    """Make a dense layer for the place of a quantised one."""
     bias = getattr(layer, "bias", None)
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     dense.weight = nn.Parameter(weight, requires_grad=False)
@@ -291,6 +291,6 @@ def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
 
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The type of the activations, which a dense layer must share."""
+    """Give the type of the activations, which a dense layer must share."""
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floating, torch.float32)

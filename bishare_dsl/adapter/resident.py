@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
-    """Where each tensor goes: to the first site that uses it.
+    """Tell where each tensor goes: to the first site that uses it.
 
     Of an offloaded layer's tensors only the base's are offloaded, so the adapter's stay on the CPU.
     """
@@ -39,7 +39,7 @@ def settle(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device
 
 
 def whole(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The plan's tensors by name, detached, each with all of its values.
+    """Give the plan's tensors by name, detached, each with all of its values.
 
     FSDP2's sharded tensors are gathered, for which every process has to call this.
 

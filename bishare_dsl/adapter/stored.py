@@ -46,7 +46,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
 
 
 def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[str, Drawn]:
-    """The frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
+    """Find the frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
     found = {}
     for tensor in plan.tensors:
         if not tensor.trainable:
@@ -61,7 +61,7 @@ def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[st
 
 
 def draw_again(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that were not stored, by name.
+    """Draw the tensors that were not stored, by name.
 
     Raises:
         AdapterError: one comes out different (BS634).
@@ -83,7 +83,7 @@ def draw_again(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.T
 def compacted(
     plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Mapping[str, torch.Tensor]]:
-    """The parts of those tensors that have a compact form.
+    """Make the parts of those tensors that have a compact form.
 
     Raises:
         SpecError: a package's transform fails (BS214).
@@ -101,7 +101,7 @@ def compacted(
 def restored(
     plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that were stored in parts, by name.
+    """Restore the tensors that were stored in parts, by name.
 
     Raises:
         SpecError: a package's transform fails (BS214).
@@ -120,12 +120,12 @@ def restored(
 
 
 def part_name(tensor: str, part: str) -> str:
-    """The name in the file of a part of a tensor; no tensor has a colon in its name."""
+    """Give the name in the file of a part of a tensor; no tensor has a colon in its name."""
     return f"{tensor}:{part}"
 
 
 def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:
-    """The transform that uses a tensor, and the tensor's role in it; of several, the first."""
+    """Give the transform that uses a tensor, and the tensor's role in it; of several, the first."""
     found: dict[str, tuple[Transform, str]] = {}
     for term in plan.terms:
         transform = load_transform(term.transform, term.options)

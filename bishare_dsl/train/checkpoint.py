@@ -107,12 +107,12 @@ class _Progress(BaseModel):
 
 
 def name_of(step: int) -> str:
-    """The folder of the checkpoint after so many steps."""
+    """Name the folder of the checkpoint after so many steps."""
     return f"checkpoint-{step}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in a run's folder, oldest first."""
+    """Find the finished checkpoints in a run's folder, oldest first."""
     found = {int(m[1]): p for p in _entries(folder) if (m := _NAME.fullmatch(p.name))}
     return [found[step] for step in sorted(found)]
 

@@ -82,7 +82,7 @@ def clear(folder: Path) -> None:
 
 
 def found_checkpoint(folder: Path, which: str) -> Checkpoint:
-    """The checkpoint that a run is to go on from.
+    """Find the checkpoint that a run is to go on from.
 
     Args:
         folder: of the run; `tidy` has been called on it.
@@ -108,7 +108,7 @@ def found_checkpoint(folder: Path, which: str) -> Checkpoint:
 
 
 def is_in(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is of the run in a folder."""
+    """Tell whether a checkpoint is of the run in a folder."""
     return checkpoint.folder.resolve().parent == folder.resolve()
 
 
@@ -125,7 +125,7 @@ def drop_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
 
 
 def _written(folder: Path) -> list[Path]:
-    """What a run has written into a folder, but for its record."""
+    """Find what a run has written into a folder, but for its record."""
     named = (folder / name for name in _OURS)
     return [*(path for path in named if path.exists()), *checkpoints(folder)]
 
