@@ -58,8 +58,11 @@ class _Group:
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder has an adapter of PEFT, and none of bishare."""
-    return (Path(folder) / PEFT_CONFIG).is_file() and not (Path(folder) / CONFIG).exists()
+    """Tell whether a folder has an adapter of PEFT, and none of bishare; one out of reach has neither."""
+    try:
+        return (Path(folder) / PEFT_CONFIG).is_file() and not (Path(folder) / CONFIG).exists()
+    except OSError:
+        return False
 
 
 def read_peft(folder: str | os.PathLike[str], architecture: Architecture) -> StoredAdapter:
