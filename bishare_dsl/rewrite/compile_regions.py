@@ -74,12 +74,7 @@ class RegionCompiler:
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
             for child, width in children.items():
-                path = f"{parent}.{child}"
-                if reads_tensors(self.model.get_submodule(parent), child):
-                    raise ModelError(
-                        codes.CANNOT_ADAPT(path=path, why=f"{kind} computes with its weight itself")
-                    )
-                yield self._alone(path, width)
+                yield self._alone(f"{parent}.{child}", width)
 
     def _alone(self, path: str, width: Width) -> tuple[str, RegionCode, list[str]]:
         """Give the region of one linear."""
@@ -103,7 +98,8 @@ class RegionCompiler:
             try:
                 self._compiled[key] = self._compile(path, module, expand)
             except UntraceableRegion as reason:
-                self._compiled[key] = reason
+                read = [child for child in children if child and reads_tensors(module, child)]
+                self._compiled[key] = BypassedTarget(read[0]) if read else reason
         return self._compiled[key], list(slots)
 
     def _terms(self, path: str, child: str) -> tuple[Term, ...]:

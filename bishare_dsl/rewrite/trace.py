@@ -58,10 +58,10 @@ class UntraceableRegion(Exception):
 
 
 class BypassedTarget(UntraceableRegion):
-    """A parent reads a target's tensors and never calls it, so that nothing can be added to it."""
+    """A parent computes with a target's weight itself, so that what is added to the target is not heard."""
 
     def __init__(self, target: str) -> None:
-        super().__init__(f"the layer around it reads the weight of {target} and does not call it")
+        super().__init__(f"the layer around it computes with the weight of {target} itself")
         self.target = target
 
 

@@ -477,7 +477,7 @@ def test_a_weight_that_is_read_and_not_called_is_refused(planned, fresh_tensors)
     plan = planned(model, LORA)
     error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
     assert "layers.0.proj" in error
-    assert "does not call it" in error
+    assert "computes with the weight of proj itself" in error
 
 
 class Untraced(nn.Module):
@@ -513,17 +513,29 @@ class Asks(Untraced):
         self.b.weight.zero_()
 
 
-@pytest.mark.parametrize("region", [ReadsInAMethod, CallsAndReads])
+class ReadsBySetting(Untraced):
+    """As Bloom: a setting decides whether the weight is cut up."""
+
+    parts = 2
+
+    def compute(self, x):
+        if self.parts > 1 and self.a is not None:
+            return torch.nn.functional.linear(self.a(x), self.b.weight)
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("region", [ReadsInAMethod, CallsAndReads, ReadsBySetting])
 def test_a_weight_that_an_untraced_forward_computes_with_is_refused(planned, fresh_tensors, region):
     model = Stack(region())
     plan = planned(model, LORA)
     error = unchanged(model, lambda: adapt(model, plan, fresh_tensors(plan)))
     assert "layers.0.b" in error
-    assert "computes with its weight itself" in error
+    assert "computes with the weight of b itself" in error
 
 
-def test_a_weight_that_is_only_asked_about_is_no_obstacle(adapted):
-    case = adapted(Stack(Asks()), LORA)
+@pytest.mark.parametrize("region", [Asks, type("Whole", (ReadsBySetting,), {"parts": 1})])
+def test_a_weight_that_is_only_asked_about_is_no_obstacle(adapted, region):
+    case = adapted(Stack(region()), LORA)
     assert "linear by linear" in case.notes[0]
     x = torch.randn(2, 3, 4)
     close(case.train().model(x), case.reference()(x), 1e-5)

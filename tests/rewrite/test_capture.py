@@ -250,7 +250,7 @@ class DecoratorClass:
         (asks_torch, "torch.is_grad_enabled"),
         (starred, r"takes \*xs"),
         (reads_weight, "reads up.weight"),
-        (never, "reads the weight of up and does not call it"),
+        (never, "computes with the weight of up itself"),
         (by_keyword, "more than one tensor"),
         (fails, "KeyError: 'nothing here'"),
         (Heir.forward, r"calls super\(\)"),
