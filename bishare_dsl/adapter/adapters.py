@@ -117,8 +117,9 @@ class Adapters:
         """
         resident = self[name]
         if resident.handle is None:
-            tensors = self.values(resident)
-            made = place(self.model, self.compiled(resident.plan), tensors, type(like))
+            with torch.inference_mode(False):  # In which it could never train.
+                tensors = self.values(resident)
+                made = place(self.model, self.compiled(resident.plan), tensors, type(like))
             made.bind(self.model, resident.plan, resident.spec_text, resident.seed, name, like)
             if resident.compact:
                 made.freeze_compact()
@@ -159,9 +160,10 @@ class Adapters:
                 for name, p in parameters.items()
             ):
                 return True
-        slot = self._put(resident, {name: p.detach() for name, p in parameters.items()})
-        for name, view in slot.tensors().items():
-            parameters[name].data = view
+        with torch.inference_mode(False):  # In which they could never train.
+            slot = self._put(resident, {name: p.detach() for name, p in parameters.items()})
+            for name, view in slot.tensors().items():
+                parameters[name].data = view
         return True
 
     def values(self, resident: Resident) -> dict[str, Tensor]:

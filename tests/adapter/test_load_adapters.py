@@ -10,7 +10,7 @@ import torch
 
 from bishare_dsl import compile_spec, load_adapter, load_adapters, parse_spec
 from bishare_dsl.adapter import adapters as module
-from bishare_dsl.adapter.files import _plan_of
+from bishare_dsl.adapter.replan import plan_of_text
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
@@ -63,11 +63,11 @@ def test_a_plan_is_parsed_and_compiled_once(folder: Path, monkeypatch: pytest.Mo
 
     real = module.compile_plan
     monkeypatch.setattr(module, "compile_plan", compile_plan)
-    _plan_of.cache_clear()
+    plan_of_text.cache_clear()
     model: Any = tiny_model("llama")
     load_adapters(folder, model)
     assert compiled == ["b"]  # That of the first adapter is in use.
-    assert _plan_of.cache_info().misses == 2
+    assert plan_of_text.cache_info().misses == 2
     for name in ("a3", "b2", "a1", "b1"):
         model.bishare.set_adapter(name)
     assert compiled == ["b"]

@@ -210,6 +210,23 @@ def test_modes_of_autograd(model: Any) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_what_inference_mode_leaves_trains() -> None:
+    model = filled(tiny_model("llama"), {"a": "a"})
+    compile_spec(parse_spec(SPECS["a"]), model, name="a2")
+    batches = model.bishare._batches
+    with torch.inference_mode():
+        model(IDS, adapter_names=["a", "a2", None, "a"])
+        kept = batches._kept
+        model(IDS, adapter_names=["a", "a2", None, "a"])
+        assert batches._kept is kept
+        model.bishare.set_adapter("a2")
+    for name in ("a", "a2"):
+        model.bishare.set_adapter(name)
+        model.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 # Generating -----------------------------------------------------------------------------------------
 
 
