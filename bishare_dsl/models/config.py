@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_config(source: Source) -> PreTrainedConfig:
-    """The transformers config of a model; no weights are read.
+    """Give the transformers config of a model; no weights are read.
 
     ``name_or_path`` of the config says where the model comes from, as it does after ``from_pretrained``.
 

@@ -9,7 +9,7 @@ from bishare_dsl.models.site import Architecture, Site
 
 
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
-    """The architecture of a dense decoder: attention and a gated MLP in every block.
+    """Give the architecture of a dense decoder: attention and a gated MLP in every block.
 
     Args:
         name: what to call it.

@@ -20,7 +20,7 @@ _OFFLINE = (
 
 
 def cached_folder(model_id: str) -> Path | None:
-    """The folder in the local cache that holds the current revision of a Hub model, config and all."""
+    """Give the folder in the local cache that holds the current revision of a Hub model, config and all."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model_id, "config.json")

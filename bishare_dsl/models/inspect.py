@@ -19,7 +19,7 @@ ADAPTER = "bishare"
 
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
-    """The architecture of a model: real, on the meta device, quantised, or adapted by bishare.
+    """Give the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
 
     A site is a linear-like module (``nn.Linear`` and its subclasses, GPT-2's ``Conv1D``, a quantised
     linear) that is inside a block, which is to say below a number in its module path. A quantised
@@ -75,7 +75,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
 
 
 def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Architecture:
-    """The architecture that a config describes; no weights are made.
+    """Give the architecture that a config describes; no weights are made.
 
     Raises:
         ModelError: as `model_on_meta` and `inspect_model` do.
@@ -84,7 +84,7 @@ def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Archite
 
 
 def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrainedModel:
-    """The causal language model that a config describes, on the meta device: shapes without weights.
+    """Give the causal language model that a config describes, on the meta device: shapes without weights.
 
     Raises:
         ModelError: not a causal language model (BS508), or no model at all (BS509).
@@ -104,7 +104,7 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """``(d_in, d_out)`` of a linear-like module, or None for any other."""
+    """Give ``(d_in, d_out)`` of a linear-like module, or None for any other."""
     from transformers.pytorch_utils import Conv1D
 
     if isinstance(module, Conv1D):
@@ -151,7 +151,7 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _source(model: nn.Module) -> Source | None:
-    """What a model was loaded from, if that can be told."""
+    """Tell what a model was loaded from, if that can be told."""
     config = getattr(model, "config", None)
     try:
         return resolve(getattr(config, "name_or_path", ""))

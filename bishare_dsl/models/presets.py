@@ -62,7 +62,7 @@ _Sizes = tuple[str, int, int, int, int, int]
 def _family(
     common: Mapping[str, Any], sizes: Mapping[str, _Sizes], tied: tuple[str, ...] = ()
 ) -> dict[str, Preset]:
-    """The presets of a family, by name; ``tied`` are those whose head is their embedding."""
+    """Give the presets of a family, by name; ``tied`` are those whose head is their embedding."""
     return {
         name: Preset(
             model_id,
@@ -275,13 +275,13 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 
 def is_preset(name: str) -> bool:
-    """Whether ``name`` is a preset or the alias of one."""
+    """Tell whether ``name`` is a preset or the alias of one."""
     return name in PRESETS or name in ALIASES
 
 
 @cache
 def preset(name: str) -> Architecture:
-    """The architecture of a preset, under its own name where ``name`` is an alias.
+    """Give the architecture of a preset, under its own name where ``name`` is an alias.
 
     Raises:
         ModelError: no preset has that name (BS501).
@@ -293,7 +293,7 @@ def preset(name: str) -> Architecture:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """The configuration fields of a preset, as ``AutoConfig.for_model(**fields)`` takes them.
+    """Give the configuration fields of a preset, as ``AutoConfig.for_model(**fields)`` takes them.
 
     Raises:
         KeyError: no preset has that name.

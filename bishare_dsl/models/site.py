@@ -38,7 +38,7 @@ class Site(BaseModel):
 
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:
-        """The site at a module path, or None where the path has no block index."""
+        """Give the site at a module path, or None where the path has no block index."""
         *ancestors, kind = path.split(".")
         layer = next((int(part) for part in ancestors if part.isdecimal()), None)
         if layer is None:
@@ -119,7 +119,7 @@ class _Run(BaseModel):
 
 
 def _block(path: str) -> tuple[str, int]:
-    """The list of blocks that a path goes through, and which of them it is in."""
+    """Give the list of blocks that a path goes through, and which of them it is in."""
     parts = path.split(".")
     first = next(i for i, part in enumerate(parts) if part.isdecimal())
     return ".".join(parts[:first]), int(parts[first])

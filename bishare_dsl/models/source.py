@@ -42,7 +42,7 @@ class Source:
 
 
 def resolve(name: str | Source) -> Source:
-    """What ``name`` means, once and for all. Looks at the disk, never at the network.
+    """Tell what ``name`` means, once and for all. Looks at the disk, never at the network.
 
     A preset wins over a folder of the same name, so that a spec means the same in every folder; write
     ``./llama-7b`` for the folder.

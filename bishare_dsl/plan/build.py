@@ -81,7 +81,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
 
 
 def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
-    """Every name, pattern and layer of the spec that the model does not have."""
+    """Find every name, pattern and layer of the spec that the model does not have."""
     for i, let in enumerate(spec.lets):
         yield from sites.selection_problems(let.selection, ("lets", i, "selection"))
     yield from sites.selection_problems(spec.target, ("target",))
@@ -99,7 +99,7 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
 
 
 def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> Iterator[Problem]:
-    """Exceptions that take nothing away from what stands before them."""
+    """Find exceptions that take nothing away from what stands before them."""
     places: list[tuple[Loc, Selection | None]] = [(("target",), spec.target)]
     places += [(("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets)]
     places += [(("shares", i, "where"), share.where) for i, share in enumerate(spec.shares)]
@@ -123,7 +123,7 @@ def _uncovered(target: Sequence[Site], covered: set[str]) -> Iterator[Problem]:
 
 
 def _short(architecture: Architecture) -> dict[str, str]:
-    """What each site is called in the names of tensors, by its path."""
+    """Tell what each site is called in the names of tensors, by its path."""
     paths = [site.path for site in architecture.sites]
     count = Counter(map(short_path, paths))
     # Two towers of one model may both have a `layers.0`.
@@ -177,7 +177,7 @@ class _SharePlan:
             self._review(rank, settings.transform, widths)
 
     def _covered(self, target: Sequence[Site]) -> Sequence[Site]:
-        """The sites where the share stands."""
+        """Give the sites where the share stands."""
         where = self.share.where
         if where is None:
             return target
@@ -194,7 +194,7 @@ class _SharePlan:
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc))
 
     def _groups(self, role: str, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
-        """The sites of each distinct value of the key of a tensor."""
+        """Give the sites of each distinct value of the key of a tensor."""
         groups: dict[tuple[Value, ...], list[Site]] = {}
         for site in covered:
             scope = self.sites.scopes[site.path]
@@ -310,7 +310,7 @@ class _SharePlan:
         )
 
     def _ranks(self, covered: Sequence[Site]) -> dict[str, int]:
-        """The rank of the share at each site, by path.
+        """Give the rank of the share at each site, by path.
 
         Raises:
             EvaluationError: a site has no rank.
@@ -322,7 +322,7 @@ class _SharePlan:
         return {} if idle else ranks
 
     def _idle_arms(self, match: RankMatch, covered: Sequence[Site]) -> Iterator[Problem]:
-        """Values of match arms that match none of the share's sites."""
+        """Find values of match arms that match none of the share's sites."""
         for i, arm in enumerate(match.arms):
             for j, value in enumerate(arm.values):
                 loc: Loc = (*self.loc, "rank", "arms", i, "values", j)
@@ -335,7 +335,7 @@ class _SharePlan:
                     )
 
     def _rank(self, site: Site) -> int:
-        """The rank of the share at one site."""
+        """Give the rank of the share at one site."""
         loc: Loc = (*self.loc, "rank")
         scope = self.sites.scopes[site.path]
         rank = self.share.rank
@@ -352,7 +352,7 @@ class _SharePlan:
         return rank_of(rank, scope, loc)
 
     def _review(self, rank: int, transform: Transform, widths: Sequence[Width]) -> None:
-        """What the transform warns of, and ranks that the shapes do not allow."""
+        """Tell what the transform warns of, and ranks that the shapes do not allow."""
         distinct = list(dict.fromkeys(widths))
         with guarded(transform, "review"):
             self.resolver.add(p.within(*self.loc) for p in transform.review(rank, distinct))

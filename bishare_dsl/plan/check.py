@@ -14,7 +14,7 @@ from bishare_dsl.spec.evaluate import EvaluationError, Scope
 
 
 def check_spec(spec: Spec) -> list[Problem]:
-    """Every problem of a spec that does not depend on a model."""
+    """Find every problem of a spec that does not depend on a model."""
     resolver = Resolver(spec)
     check(resolver)
     return resolver.problems
@@ -30,7 +30,7 @@ def check(resolver: Resolver) -> None:
 
 
 def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
-    """The value of a rank.
+    """Give the value of a rank.
 
     Raises:
         EvaluationError: it has none, or that is no rank (BS211).
@@ -43,7 +43,7 @@ def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
 
 
 def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
-    """What the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
+    """Tell what the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
     yield from (("param", i, param.name) for i, param in enumerate(spec.params))
     yield from (("let", i, let.name) for i, let in enumerate(spec.lets))
 

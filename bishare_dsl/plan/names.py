@@ -37,7 +37,7 @@ _WORDS = {
 
 
 def key_name(per: tuple[Expression, ...], values: tuple[Value, ...]) -> str:
-    """The name of one pool's key, ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
+    """Give the name of one pool's key, ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 
     The values of an attribute that is a name stand for themselves.
     """
@@ -55,7 +55,7 @@ def _plain(text: str) -> str:
 
 
 def _slug(part: Expression | Range) -> str:
-    """An expression as one word."""
+    """Give an expression as one word."""
     match part:
         case Ref(ref=name):
             return _plain(name)
@@ -80,19 +80,19 @@ def _slug(part: Expression | Range) -> str:
 
 
 def attribute(name: str) -> str:
-    """The attribute of a module that holds the tensor ``name``: dots cannot stand in it."""
+    """Give the attribute of a module that holds the tensor ``name``: dots cannot stand in it."""
     return name.replace(".", "__")
 
 
 def short_path(path: str) -> str:
-    """A site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
+    """Give a site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
     parts = path.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdecimal()), 1)
     return ".".join(parts[max(0, first - 1) :])
 
 
 def owner(paths: Sequence[str]) -> str:
-    """The nearest module that contains all of these sites: their parent, their block, or the model.
+    """Give the nearest module that contains all of these sites: their parent, their block, or the model.
 
     A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of
     owner and no more.

@@ -171,7 +171,7 @@ class Plan(_Data):
         return dict(counts)
 
     def rows(self, path: str) -> int:
-        """Rows of a site's effective factors, all its terms together: its rank as plain LoRA."""
+        """Count the rows of a site's effective factors, all its terms together: its rank as plain LoRA."""
         return sum(term.rows for term in self.terms_of[path])
 
     @property

@@ -26,7 +26,7 @@ from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 
 
 def attributes(site: Site) -> dict[str, Value]:
-    """What expressions may read of a site."""
+    """Tell what expressions may read of a site."""
     return {
         "module": site.path,
         "path": site.path,
@@ -61,11 +61,11 @@ class Sites:
         return scope
 
     def select(self, sites: Sequence[Site], selection: Selection, loc: Loc = ()) -> list[Site]:
-        """The sites that a selection selects, in their order."""
+        """Give the sites that a selection selects, in their order."""
         return [site for site in sites if self.scopes[site.path].selects(selection, loc)]
 
     def any_holds(self, sites: Sequence[Site], part: Expression, loc: Loc = ()) -> bool:
-        """Whether some site fits a predicate."""
+        """Tell whether some site fits a predicate."""
         return any(self.scopes[site.path].holds(part, loc) for site in sites)
 
     @cached_property
@@ -73,13 +73,13 @@ class Sites:
         return frozenset(self.architecture.kinds)
 
     def selection_problems(self, selection: Selection, loc: Loc) -> Iterator[Problem]:
-        """Parts of a selection that match nothing in the whole model."""
+        """Find parts of a selection that match nothing in the whole model."""
         for name in ("include", "exclude"):
             for i, part in enumerate(getattr(selection, name)):
                 yield from self.predicate_problems(part, (*loc, name, i))
 
     def predicate_problems(self, part: Expression, loc: Loc) -> Iterator[Problem]:
-        """Names, patterns and layers in a predicate that match nothing in the whole model."""
+        """Find names, patterns and layers in a predicate that match nothing in the whole model."""
         try:
             yield from self._predicate(part, loc)
             for scope in self.scopes.values():  # So that no later evaluation can fail at one site.
@@ -88,7 +88,7 @@ class Sites:
             yield error.problem
 
     def key_problems(self, key: Expression, loc: Loc) -> Iterator[Problem]:
-        """What is wrong with one key of a ``per``."""
+        """Tell what is wrong with one key of a ``per``."""
         if isinstance(key, Ref):
             if not self._declared(key.ref) and key.ref not in self.kinds:
                 yield self._no_such_kind(key.ref, loc, (*ATTRIBUTES, "model"))
@@ -143,7 +143,7 @@ class Sites:
     def item_problems(
         self, subject: Expression, item: Range | Expression, sites: Sequence[Site], loc: Loc
     ) -> Iterator[Problem]:
-        """A value or range that the subject never has; a range of layers must lie inside the model."""
+        """Find what the subject never has, a value or range; a range of layers must lie inside the model."""
         if isinstance(item, Range) and self._is_layer(subject):
             first, last = self.scopes[sites[0].path].bounds(item, subject, loc)
             if not 0 <= first <= last < self.architecture.layers:

@@ -51,7 +51,7 @@ class Resolved:
     _found: dict[str, Start] = field(default_factory=dict)  # asked once for each role
 
     def start(self, role: str) -> Start:
-        """How a tensor of the term starts."""
+        """Tell how a tensor of the term starts."""
         if role not in self._found:
             self._found[role] = self._start(role)
         return self._found[role]
@@ -77,13 +77,13 @@ class Resolver:
         return any(problem.severity == "error" for problem in self.problems)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Problems that were found; a share that has several ranks says the same of each."""
+        """Take problems that were found; a share that has several ranks says the same of each."""
         for problem in problems:
             if problem not in self.problems:
                 self.problems.append(problem)
 
     def at(self, index: int, rank: int) -> Resolved | None:
-        """The settings of share number ``index`` at a rank; None where they are wrong."""
+        """Give the settings of share number ``index`` at a rank; None where they are wrong."""
         if (index, rank) not in self._found:
             found: list[Problem] = []
             try:
@@ -111,7 +111,7 @@ class Resolver:
                 return otherwise
 
         def place(*names: str) -> Loc:
-            """Where a setting stands: in the share, or among the spec's defaults."""
+            """Tell where a setting stands: in the share, or among the spec's defaults."""
             own = reduce(getattr, names, share) is not None
             return (*(at if own else ("defaults",)), *names)
 
@@ -161,18 +161,18 @@ class Resolver:
 
 
 def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
-    """What is wrong with a share's transform, at the place that names it."""
+    """Tell what is wrong with a share's transform, at the place that names it."""
     loc: Loc = ("shares", index) if spec.shares[index].via is None else ("shares", index, "via")
     return [replace(problem, loc=loc) for problem in error.problems]
 
 
 def reads_alpha(scale: Expression) -> bool:
-    """Whether a scale depends on alpha."""
+    """Tell whether a scale depends on alpha."""
     return any(ref.ref == "alpha" for _, ref in refs(scale))
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
-    """Every bare name in a part of a spec, with its place."""
+    """Find every bare name in a part of a spec, with its place."""
     if isinstance(part, Ref):
         yield loc, part
     elif isinstance(part, BaseModel):
@@ -187,7 +187,7 @@ def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
 
 
 def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
-    """What the share says of tensors that its transform does not give it."""
+    """Tell what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
     roles = [*transform.pooled, *transform.owned, *resolved.gains]
     for i, role in enumerate(share.freeze):
@@ -211,7 +211,7 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
 
 
 def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
-    """Whether the term starts at zero, and can leave it."""
+    """Tell whether the term starts at zero, and can leave it."""
     transform = resolved.transform
     roles = (*transform.pooled, *transform.owned, *resolved.gains)
     zero = frozenset(role for role in roles if resolved.start(role) in _ZERO)
@@ -303,6 +303,6 @@ def _transform(
 
 
 def _why(message: str) -> str:
-    """Pydantic's message as the end of our sentence."""
+    """Make Pydantic's message the end of our sentence."""
     message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:]

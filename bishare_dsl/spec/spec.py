@@ -20,7 +20,7 @@ gain starts as; a spec cannot ask for it by name."""
 
 
 def _bare(value: Any) -> Any:
-    """A word by itself is no expression yet: a param above may be called so, or none."""
+    """Leave a word by itself a word: a param above may be called so, or none."""
     return value.ref if isinstance(value, Ref) else value
 
 

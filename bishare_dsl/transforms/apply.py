@@ -28,7 +28,7 @@ def effective_pair(
     width: Width,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """``A (rows, d_in)`` and ``B (rows, d_out)`` of a term: ``scale diag(out) B^T diag(rank) A`` is its dW.
+    """Make ``A (rows, d_in)`` and ``B (rows, d_out)``: ``scale diag(out) B^T diag(rank) A`` is a term's dW.
 
     The gains and the scale are folded into B.
     """
@@ -75,7 +75,7 @@ def update_of(
     width: Width,
     scale: float,
 ) -> Tensor:
-    """The update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
+    """Give the update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
     delta = transform.update(x, tensors, rank, width)
     if (gain := tensors.get(GAIN_OUT)) is not None:
         delta = delta * gain

@@ -127,12 +127,12 @@ class KroneckerExtension(Transform):
         return not self.rowwise and rank // shared <= shared
 
     def _by_row(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """``x (R, n, i, j)`` by one ``matrix (R, j, m)`` a row, without a copy of it for each of n."""
+        """Multiply ``x (R, n, i, j)`` by one ``matrix (R, j, m)`` a row, with no copy of it for each of n."""
         product: Tensor = (x.flatten(1, 2) @ matrix).unflatten(1, (-1, x.shape[2]))
         return product
 
     def _extend(self, kernel: Tensor, shared: Tensor, width: int) -> Tensor:
-        """``K (x) shared``, cropped: ``(b, k)`` and ``(a, size)`` to ``(a * b, width)``."""
+        """Make ``K (x) shared``, cropped: ``(b, k)`` and ``(a, size)`` to ``(a * b, width)``."""
         if self.rowwise:
             whole = (kernel.unsqueeze(2) * shared.unsqueeze(1)).flatten(1)
         else:

@@ -21,7 +21,7 @@ Shapes = Mapping[str, tuple[int, int]]
 def guarded(
     transform: Transform | type[Transform], method: str, *refusals: type[Exception]
 ) -> Iterator[None]:
-    """A block that calls a method of a transform.
+    """Guard a block that calls a method of a transform.
 
     Args:
         transform: whose method it is.
@@ -42,7 +42,7 @@ def guarded(
 
 
 def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int]:
-    """``found`` as the shape of a tensor, rows and columns.
+    """Take ``found`` as the shape of a tensor, rows and columns.
 
     Raises:
         SpecError: it is none (BS214).

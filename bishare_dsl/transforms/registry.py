@@ -52,7 +52,7 @@ def register(kind: type[Transform]) -> type[Transform]:
 
 
 def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Exception]) -> Transform:
-    """The transform of a name with these options.
+    """Give the transform of a name with these options.
 
     Args:
         name: as a spec writes it.
@@ -75,13 +75,13 @@ def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Except
 
 
 def broken(transform: Transform | type[Transform], why: str) -> SpecError:
-    """The error that says what is wrong with a transform (BS214)."""
+    """Give the error that says what is wrong with a transform (BS214)."""
     kind = transform if isinstance(transform, type) else type(transform)
     return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
 
 
 def package_of(kind: type[Transform]) -> str:
-    """The package that a transform is from: its distribution's name, or else its module's.
+    """Give the package that a transform is from: its distribution's name, or else its module's.
 
     A name can be asked of any transform; no package has registered those of `register`.
     """
@@ -90,25 +90,25 @@ def package_of(kind: type[Transform]) -> str:
 
 
 def installed_as(name: str) -> str | None:
-    """``package version`` of the installed package that registers a transform; None for the others."""
+    """Give ``package version`` of the installed package that registers a transform; None for the others."""
     for point in _entry_points().get(name, ()):
         return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
     return None
 
 
 def raised(error: BaseException) -> str:
-    """An exception in a line: its class and its own words."""
+    """Say an exception in a line: its class and its own words."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def transform_names() -> list[str]:
-    """The name of every transform there is, those of installed packages included; none is imported."""
+    """Give the name of every transform there is, those of installed packages included; none is imported."""
     return sorted({*BUILT_IN, *_REGISTERED, *_entry_points()})
 
 
 def transform_kind(name: str) -> type[Transform]:
-    """The transform of a name.
+    """Give the transform of a name.
 
     Raises:
         KeyError: there is none.
@@ -162,7 +162,7 @@ def _load(point: EntryPoint) -> type[Transform]:
 
 
 def _wrong_roles(kind: type[Transform]) -> str | None:
-    """What is wrong with the roles of a transform: they become parts of the names of tensors."""
+    """Tell what is wrong with the roles of a transform: they become parts of the names of tensors."""
     declared: list[object] = [kind.pooled, kind.owned]
     if not all(isinstance(roles, tuple) for roles in declared):
         return "`pooled` and `owned` must be tuples"

@@ -40,12 +40,12 @@ class Width(NamedTuple):
     d_out: int
 
     def sides(self, role: str) -> tuple[int, ...]:
-        """The widths that a pooled tensor has to do with: A the input's, B the output's, others both."""
+        """Give the widths that a pooled tensor depends on: A the input's, B the output's, others both."""
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
 
 
 def one_width(widths: Sequence[int]) -> int:
-    """The width of sites that must all be as wide.
+    """Give the width of sites that must all be as wide.
 
     Raises:
         ValueError: they are not.
@@ -88,7 +88,7 @@ class Transform(BaseModel):
         """
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        """``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
+        """Give ``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
 
         Raises:
             ValueError: the widths cannot share it; the reason is shown at the share.
@@ -96,15 +96,15 @@ class Transform(BaseModel):
         raise NotImplementedError
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
-        """The fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""
+        """Give the fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""
         return rank if role == "B" else self.shared_shape(role, rank, widths)[1]
 
     def start(self, role: str) -> Start:
-        """How a tensor starts, one of the pool's or a site's own, where the spec does not say."""
+        """Tell how a tensor starts, one of the pool's or a site's own, where the spec does not say."""
         return Start("zeros" if role == "B" else "kaiming_uniform")
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        """The shapes of the tensors that one site has for itself, by role.
+        """Give the shapes of the tensors that one site has for itself, by role.
 
         Raises:
             ValueError: the transform cannot fit this site; the reason is shown at the share.
@@ -112,7 +112,7 @@ class Transform(BaseModel):
         return {}
 
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
-        """Which parts of the product that is the update are zero, where the tensors ``zero`` are.
+        """Tell which parts of the product that is the update are zero, where the tensors ``zero`` are.
 
         A part is called by the role of its tensor; an effective factor of which no tensor is the part is
         called A or B. One such part makes the update start at zero; two, and neither ever gets a gradient.
@@ -120,17 +120,17 @@ class Transform(BaseModel):
         return zero
 
     def rows(self, rank: int, width: Width) -> int:
-        """Rows of the effective factors."""
+        """Count the rows of the effective factors."""
         return rank
 
     def reach(self, rank: int, width: Width) -> int:
-        """The highest rank that the update of a site can have, at most `rows`."""
+        """Give the highest rank that the update of a site can have, at most `rows`."""
         return min(self.rows(rank, width), *width)
 
     def factors(
         self, tensors: Mapping[str, Tensor], rank: int, width: Width
     ) -> tuple[Tensor, Tensor]:
-        """The effective factors ``A (rows, d_in)`` and ``B (rows, d_out)``: ``dW = B^T A``.
+        """Give the effective factors ``A (rows, d_in)`` and ``B (rows, d_out)``: ``dW = B^T A``.
 
         ``tensors`` holds the pooled tensors and the site's own by role. Called with tensors, to merge
         and export, and with `torch.fx` proxies, to build the graph that trains; so it is written in
@@ -160,21 +160,21 @@ class Transform(BaseModel):
         return factor
 
     def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
-        """The update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
+        """Give the update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
 
         Written as `factors` is; ``tensors`` come in the dtype of ``x``.
         """
         raise NotImplementedError
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """All of a trained tensor that running needs, in parts, where that is much less; or None.
+        """Give all of a trained tensor that running needs, in parts, where that is much less; or None.
 
         What the parts leave out is lost, so an adapter that was saved so trains no further.
         """
         return None
 
     def restore(self, role: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        """A tensor that gives the same update as the one that `compact` made the parts of.
+        """Make a tensor that gives the same update as the one that `compact` made the parts of.
 
         Raises:
             ValueError: the parts are none of such a tensor; the reason is shown to the user.
@@ -182,9 +182,9 @@ class Transform(BaseModel):
         raise NotImplementedError
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
-        """Warnings about a share of this transform over sites of these widths."""
+        """Give warnings about a share of this transform over sites of these widths."""
         return ()
 
     def options(self) -> dict[str, Any]:
-        """The options as plain values, defaults included."""
+        """Give the options as plain values, defaults included."""
         return self.model_dump(by_alias=True)

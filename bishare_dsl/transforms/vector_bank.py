@@ -70,7 +70,7 @@ class VectorBank(Transform):
         return self._mix(bank, tensors["L_A"], rank), self._mix(bank, tensors["L_B"], rank)
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """Of each row of logits, which ``top_k`` are the largest, and by how much all but the first of
+        """Keep of each row of logits which ``top_k`` are the largest, and by how much all but the first of
         them are below it: softmax subtracts the largest in any case, so nothing is rounded.
         """
         if role == "bank":
