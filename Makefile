@@ -60,7 +60,7 @@ format: $(STAMP) ## let ruff mend and format the code
 	@$(BIN)/ruff format
 
 bench: $(STAMP) ## the numbers: speed, what each pass buys, size, start-up
-	@set -e; for script in benchmarks/*.py "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
+	@set -e; for script in $(filter-out benchmarks/serving%,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
 test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## the oldest and the newest transformers
