@@ -298,7 +298,7 @@ def _not_an_adapter(folder: Path) -> Problem:
     if not folder.is_dir():
         return codes.NO_SUCH_FOLDER(folder=folder)
     if (folder / "adapter_config.json").is_file():
-        help = "load it with `peft.PeftModel.from_pretrained`"
+        help = "`bishare import` makes an adapter of bishare's of it"
         return codes.PEFT_ADAPTER(folder=folder, help=help)
     return codes.NOT_AN_ADAPTER(folder=folder)
 
