@@ -15,7 +15,7 @@ CHUNKS = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "enable_prefix_cachin
 ROOM = {"max_loras": 4, "max_cpu_loras": 6}
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
 def base(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     return root, save_base(root / "base", request.param)
