@@ -20,9 +20,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from harness.result import RESULTS, machine, versions
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
 BYTES = 80 * 10**9
 KINDS = {"compact": "bishare_ke", "plain": "lora"}
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,32 @@ def adapters_in_memory(bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
+def speed_by_adapters(bench: Bench) -> list[dict[str, Any]]:
+    """64 requests that have 1, 8 and 64 adapters among them, by the base."""
+    sizes = bench.sizes
+    counts = [count for count in (1, 8, 64) if count <= sizes.adapters]
+    with ExitStack() as stack:
+        base = stack.enter_context(Engine(bench, "base"))
+        engines = {mode: stack.enter_context(Engine(bench, mode)) for mode in KINDS}
+        for engine in engines.values():
+            engine.load(sizes.adapters, sizes.adapters)
+        subjects = {("base", 0): lambda: base.ask("generate", [], sizes.tokens)}
+        for mode, engine in engines.items():
+            for count in counts:
+                chosen = [number % count for number in range(sizes.adapters)]
+                subjects[mode, count] = partial(engine.ask, "generate", chosen, sizes.tokens)
+        rounds = in_turn(subjects, sizes.rounds)
+    return [
+        {
+            "engine": mode,
+            "adapters": count,
+            "tokens a second": sizes.adapters * sizes.tokens / median(found, "seconds"),
+            "x base": ratio(rounds["base", 0], found, "seconds"),
+        }
+        for (mode, count), found in rounds.items()
+    ]
+
+
 def first_token(bench: Bench) -> list[dict[str, Any]]:
     """The first token of an adapter that is only on disk: one after another, each once."""
     count = bench.sizes.adapters
@@ -278,7 +306,14 @@ def first_token(bench: Bench) -> list[dict[str, Any]]:
 
 ROWS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     row.__name__: row
-    for row in (fit_in_80_gb, bytes_an_adapter, tokens_a_second, adapters_in_memory, first_token)
+    for row in (
+        fit_in_80_gb,
+        bytes_an_adapter,
+        tokens_a_second,
+        speed_by_adapters,
+        adapters_in_memory,
+        first_token,
+    )
 }
 
 
@@ -286,10 +321,10 @@ ROWS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
 
 
 def in_turn(
-    subjects: dict[str, Callable[[], dict[str, float]]], rounds: int
-) -> dict[str, list[dict[str, float]]]:
+    subjects: dict[Name, Callable[[], dict[str, float]]], rounds: int
+) -> dict[Name, list[dict[str, float]]]:
     """Run each subject once a round, every other round backwards, after one that does not count."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
+    found: dict[Name, list[dict[str, float]]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
         for name in list(subjects) if number % 2 else list(reversed(subjects)):
             answer = subjects[name]()
