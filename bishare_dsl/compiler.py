@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from bishare_dsl.diagnostics import (
@@ -106,14 +107,35 @@ def read_fitting(
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
-    from bishare_dsl.adapter.files import base_problems, read_adapter
-    from bishare_dsl.adapter.from_peft import is_peft, read_peft
+    from bishare_dsl.adapter.files import base_problems, is_peft, read_adapter
 
-    peft = is_peft(folder)
-    stored = read_peft(folder, architecture_of(model)) if peft else read_adapter(folder)
+    if is_peft(folder):
+        with TemporaryDirectory() as scratch:
+            import_peft(folder, architecture_of(model), scratch)
+            stored = replace(read_adapter(scratch), folder=Path(folder))
+    else:
+        stored = read_adapter(folder)
     problems = list(base_problems(stored.plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
     return stored, problems
+
+
+def import_peft(
+    folder: str | os.PathLike[str], architecture: Architecture, out: str | os.PathLike[str]
+) -> str:
+    """Write an adapter that adds to each module what a LoRA of PEFT adds; give the text of its spec.
+
+    Raises:
+        AdapterError: as `read_peft` and `save_adapter` do.
+    """
+    from bishare_dsl.adapter.files import save_adapter
+    from bishare_dsl.export.from_peft import read_peft
+    from bishare_dsl.language import spec_text
+
+    spec, plan, tensors = read_peft(folder, architecture)
+    text = spec_text(spec)
+    save_adapter(out, plan, tensors, text, seed=0)
+    return text
 
 
 def install(
@@ -133,11 +155,11 @@ def install(
     Raises:
         BishareError: the model takes no other adapter; nothing was changed.
     """
-    from bishare_dsl.adapter.handle import AdapterHandle
     from bishare_dsl.adapter.initial import draw
     from bishare_dsl.adapter.resident import devices
     from bishare_dsl.adapter.stored import not_finite
     from bishare_dsl.rewrite.adapt import adapt
+    from bishare_dsl.serve.transformers.handle import AdapterHandle
 
     plan, where = made.plan, devices(made.plan, model)
     if isinstance(made, Planned):
@@ -179,7 +201,7 @@ def install_all(
         BishareError: there is none (BS675), or as `read_fitting` and `install` do; nothing was changed.
     """
     from bishare_dsl.adapter.files import CONFIG
-    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.serve.transformers.handle import AdapterHandle
 
     paths = sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
     if not paths:

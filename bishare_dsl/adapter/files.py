@@ -294,10 +294,19 @@ def _read_config(folder: Path) -> AdapterConfig:
     return config
 
 
+def is_peft(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder has an adapter of PEFT, and none of bishare; one out of reach has neither."""
+    folder = Path(folder)
+    try:
+        return (folder / "adapter_config.json").is_file() and not (folder / CONFIG).exists()
+    except OSError:
+        return False
+
+
 def _not_an_adapter(folder: Path) -> Problem:
     if not folder.is_dir():
         return codes.NO_SUCH_FOLDER(folder=folder)
-    if (folder / "adapter_config.json").is_file():
+    if is_peft(folder):
         help = "`bishare import` makes an adapter of bishare's of it"
         return codes.PEFT_ADAPTER(folder=folder, help=help)
     return codes.NOT_AN_ADAPTER(folder=folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -14,38 +14,31 @@ import torch
 from torch import nn
 
 from bishare_dsl.adapter import merge as merging
-from bishare_dsl.adapter.adapters import Adapters
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.mixed import MixedBatches
 from bishare_dsl.adapter.probe import Inputs, probe
-from bishare_dsl.adapter.resident import by_one, devices, settle, whole
+from bishare_dsl.adapter.resident import by_one, whole
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import is_sharded, reshard, resident
-from bishare_dsl.models.inspect import ADAPTER, inspect_model
+from bishare_dsl.models.hooks import reshard, resident
+from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import set_enabled, unadapt
 from bishare_dsl.rewrite.placement import AdapterRoot, Placement
-from bishare_dsl.rewrite.rows import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SWITCHING = threading.RLock()
+SWITCHING = threading.RLock()
 """Held while what runs in a model is exchanged."""
 
 
-class AdapterHandle(AdapterRoot):
-    """An adapter of a model; it owns the tensors that belong to no one block.
-
-    That of the active adapter is ``model.bishare``. The others are in the model's memory, its copies and its
-    pickles, and otherwise no part of it. A copy of the model has handles of its own.
-    """
+class Handle(AdapterRoot):
+    """An adapter of a model; it owns the tensors that belong to no one block."""
 
     plan: Plan
     spec_text: str
@@ -53,36 +46,14 @@ class AdapterHandle(AdapterRoot):
     name: str
     # In a tuple, where `nn.Module` does not register it: the model is no child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
-    # All handles of a model have the same.
-    _adapters: Adapters
-    _batches: MixedBatches
     _compact: bool = False
     _merged: Merged | None = None
     _disabled: int = 0
 
-    def bind(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        spec_text: str,
-        seed: int,
-        name: str,
-        beside: AdapterHandle | None = None,
-    ) -> None:
-        """Make this the handle of an adapter of a model. Whoever makes the adapter does so once.
-
-        Args:
-            beside: the handle of an adapter that the model has already, and this one with it.
-        """
+    def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
+        """Make this the handle of an adapter of a model. Whoever makes the adapter does so once."""
         self.plan, self.spec_text, self.seed, self.name = plan, spec_text, seed, name
         self._model = (cast("PreTrainedModel", model),)
-        if beside is not None:
-            self._adapters, self._batches = beside._adapters, beside._batches
-            self.frozen = beside.frozen
-        else:
-            self._adapters = Adapters(model, self.compiled)
-            self._batches = MixedBatches(self._adapters)
-            self._adapters.join(self)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -93,7 +64,7 @@ class AdapterHandle(AdapterRoot):
 
     def freeze_compact(self) -> None:
         """Let nothing train from here on: the tensors are what a compact adapter keeps of them."""
-        self._compact = self._adapters[self.name].compact = True
+        self._compact = True
         for tensor in self.tensors().values():
             tensor.requires_grad_(False)
 
@@ -118,17 +89,6 @@ class AdapterHandle(AdapterRoot):
             raise AdapterError(codes.DISABLED(action="copy the model"))
         return super().__getstate__()
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # What moves or converts the model, such as `.to()`, does so with all of its adapters.
-        for other in self._adapters.handles() if self._model else ():
-            if other is not self:
-                for _, store in other.placement.owned:
-                    nn.Module._apply(store, fn, recurse)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._model:
-            self._adapters.apply(fn)
-        return self
-
     @property
     def model(self) -> PreTrainedModel:
         """The adapted model.
@@ -139,100 +99,6 @@ class AdapterHandle(AdapterRoot):
         if not self._model:
             raise AdapterError(codes.UNLOADED())
         return self._model[0]
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the model's adapters, in the order in which they came."""
-        return tuple(self._active()._adapters)
-
-    @property
-    def active_adapter(self) -> str:
-        """The name of the adapter that runs, whose handle is ``model.bishare``."""
-        return self._active().name
-
-    def set_adapter(self, name: str) -> None:
-        """Make another adapter the active one: ``model.bishare`` is then its handle.
-
-        The model's parameters are then that adapter's, as they were when it was last active. Its tensors
-        go where their layers are, and it trains if the model does. A forward that runs meanwhile in another
-        thread is of no one adapter: let it end first.
-
-        Raises:
-            AdapterError: no such name (BS640); the active adapter is disabled (BS626) or merged (BS643,
-                BS629); the model is sharded (BS645); or it trains, and the adapter cannot (BS637).
-        """
-        with _SWITCHING:
-            active, resident = self._active(), self._adapters[name]
-            if resident.handle is active:
-                return
-            active._check_free("switch adapters")
-            if resident.compact and self.model.training:
-                raise AdapterError(codes.COMPACT_FOR_GOOD())
-            chosen = self._adapters.handle(name, active)
-            settle(chosen.placement.tensors(), devices(chosen.plan, self.model))
-            active.placement.remove()
-            chosen.placement.insert()
-
-    def delete_adapter(self, name: str) -> None:
-        """Drop an adapter that is not the active one.
-
-        Raises:
-            AdapterError: no such name (BS640), or the active adapter (BS642); a mixed batch is open (BS674).
-        """
-        active = self._active()
-        if self._adapters[name].handle is active:
-            raise AdapterError(codes.DELETES_ACTIVE(name=name))
-        self._batches.check_closed("delete an adapter")
-        self._batches.refresh()
-        if (dropped := self._adapters.drop(name)) is not None:
-            dropped._forget()
-
-    def _check_free(self, action: str) -> None:
-        """See that the active adapter's regions run as they were written, and may be exchanged.
-
-        Raises:
-            AdapterError: the adapter is not active (BS644), disabled (BS626) or merged (BS643, BS629), or
-                the model is sharded (BS645).
-        """
-        self._here(action)
-        self.check_apart(action)
-
-    def check_apart(self, action: str) -> None:
-        """See that the adapter, which is active, is apart from the base, in this process alone, and runs.
-
-        Raises:
-            AdapterError: it is disabled (BS626) or merged (BS643, BS629), or the model is sharded (BS645).
-        """
-        if self._disabled:
-            raise AdapterError(codes.DISABLED(action=action))
-        if self._merged is not None:
-            code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
-            raise AdapterError(code(action=action))
-        if any(is_sharded(region) for region, _ in self.placement.regions):
-            raise AdapterError(codes.SHARDED(action=action))
-
-    def add(
-        self,
-        name: str,
-        plan: Plan,
-        tensors: Mapping[str, torch.Tensor],
-        spec_text: str,
-        seed: int,
-        compact: bool = False,
-    ) -> tuple[str, ...]:
-        """Take another adapter in beside the model's, which is not active; its tensors are copied.
-
-        Returns:
-            Notes, as `adapt` gives them.
-
-        Raises:
-            AdapterError: the name is in use (BS641), or as `_check_free` does.
-            ModelError, SpecError: as `compile_plan` does.
-        """
-        if name in self._adapters:
-            raise AdapterError(codes.NAME_IN_USE(name=name))
-        self._check_free("load another one")
-        return self._adapters.load(name, plan, tensors, spec_text, seed, compact)
 
     @property
     def merged(self) -> bool:
@@ -352,22 +218,6 @@ class AdapterHandle(AdapterRoot):
         return by_one(tensors, write)
 
     @contextmanager
-    def batch(self, adapter_names: Sequence[str | None]) -> Iterator[None]:
-        """A block in which each row of the model's input has an adapter of its own, in this thread.
-
-        ``adapter_names`` for `model()` and `model.generate()` makes such a block of the one
-        call. The model must not train: nothing gets a gradient.
-
-        Args:
-            adapter_names: for each row an adapter's name, or None (``"__base__"`` in PEFT) for the base.
-
-        Raises:
-            AdapterError: as `MixedBatches.batch` does.
-        """
-        with opened(self._batches.batch(adapter_names)):
-            yield
-
-    @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Make the model its base in a block, merged or not; blocks may be nested.
 
@@ -376,7 +226,7 @@ class AdapterHandle(AdapterRoot):
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629).
         """
-        with _SWITCHING:
+        with SWITCHING:
             self._here("disable the adapter")
             if not self._disabled:
                 self._to_base("disable the adapter")
@@ -384,7 +234,7 @@ class AdapterHandle(AdapterRoot):
         try:
             yield
         finally:
-            with _SWITCHING:
+            with SWITCHING:
                 self._disabled -= 1
                 if not self._disabled:
                     if self._merged is None:
@@ -466,25 +316,17 @@ class AdapterHandle(AdapterRoot):
     def extra_repr(self) -> str:
         if not self._model:
             return "unloaded"
-        states = {
-            "not active": self._active() is not self,
-            "disabled": self._disabled,
-            "merged": self.merged,
-        }
-        state = next((name for name, holds in states.items() if holds), "active")
         modules = sum(1 for terms in self.plan.terms_of.values() if terms)
         return (
             f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, "
-            f"{state}"
+            f"{self._state()}"
         )
 
-    def _active(self) -> AdapterHandle:
-        return cast(AdapterHandle, self.model.get_submodule(ADAPTER))
+    def _state(self) -> str:
+        return "disabled" if self._disabled else "merged" if self.merged else "active"
 
     def _here(self, action: str) -> PreTrainedModel:
-        if (active := self._active()) is not self:
-            raise AdapterError(codes.NOT_ACTIVE(action=action, name=self.name, active=active.name))
-        self._batches.check_closed(action)
+        """Give the model, if the adapter runs in it, for an action that needs that."""
         return self.model
 
     def _enabled(self, action: str) -> PreTrainedModel:
@@ -503,12 +345,9 @@ class AdapterHandle(AdapterRoot):
 
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
-        self._batches.leave()
-        for handle in self._adapters.handles():
-            handle._forget()
+        self._forget()
         return model
 
     def _forget(self) -> None:
         self._model, self._merged = (), None
-        del self._adapters, self._batches
         self.placement = Placement()

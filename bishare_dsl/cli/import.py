@@ -38,9 +38,10 @@ def command(report: Report, folder: Path, model: str | None, out: Path, force: b
     another one is given; its shapes are enough.
     """
     from bishare_dsl.adapter.files import CONFIG
-    from bishare_dsl.adapter.from_peft import base_of, import_peft
     from bishare_dsl.cli.files import check_out
+    from bishare_dsl.compiler import import_peft
     from bishare_dsl.diagnostics.codes import usage as codes
+    from bishare_dsl.export.from_peft import base_of
     from bishare_dsl.models import architecture_of
 
     check_out(out, force=force, mark=CONFIG)

@@ -70,7 +70,7 @@ def command(
     report.note(f"loading {model} ...")
     from transformers.utils import logging
 
-    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.compiler import install
     from bishare_dsl.models import load_model
 
@@ -80,7 +80,7 @@ def command(
     report.note("merging ...")
     install(base, stored)
     handle = base.bishare
-    assert isinstance(handle, AdapterHandle)
+    assert isinstance(handle, Handle)
     merged = handle.merge(keep_base=False, dequantize=dequantize)
     plain = handle.merge_and_unload()
     report.note("saving ...")

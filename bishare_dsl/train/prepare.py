@@ -22,14 +22,14 @@ from bishare_dsl.train.trainer import adapter_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.train.settings import Request, Settings
     from bishare_dsl.train.voice import Voice
 
 
 def planned(
     request: Request, base: PreTrainedModel | Source, voice: Voice
-) -> Planned | StoredAdapter | AdapterHandle:
+) -> Planned | StoredAdapter | Handle:
     """What is to be trained: planned, read from a folder, or in the model already. No weights are read.
 
     Raises:
@@ -60,7 +60,7 @@ def planned(
 
 def adapted(
     base: PreTrainedModel | Source,
-    made: Planned | StoredAdapter | AdapterHandle,
+    made: Planned | StoredAdapter | Handle,
     settings: Settings,
     seed: int,
     voice: Voice,

@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.adapter.handle import AdapterHandle
+from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.models.hooks import gathered, is_offloaded, is_spread, spread_like
 from bishare_dsl.train import checkpoint as checkpoints
 from bishare_dsl.train.arguments import refusals
@@ -65,7 +65,7 @@ class AdapterTrainer(Trainer):
         self._new_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
     @property
-    def adapter(self) -> AdapterHandle:
+    def adapter(self) -> Handle:
         """The adapter, as ``model.bishare``."""
         found = adapter_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         assert found is not None
@@ -354,7 +354,7 @@ def _is_kept_elsewhere(model: nn.Module) -> bool:
     return any(is_offloaded(module) for module in model.modules())
 
 
-def adapter_of(model: nn.Module) -> AdapterHandle | None:
+def adapter_of(model: nn.Module) -> Handle | None:
     """The adapter of a model; None where it has none."""
     found = getattr(model, "bishare", None)
-    return found if isinstance(found, AdapterHandle) else None
+    return found if isinstance(found, Handle) else None

@@ -11,8 +11,8 @@ import torch
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.adapter.handle import AdapterHandle
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.serve.transformers.handle import AdapterHandle
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bishare_dsl import Plan, plan_spec
-from bishare_dsl.adapter.banks import Bank, Kinds
+from bishare_dsl.serve.transformers.banks import Bank, Kinds
 from bishare_dsl.testing.models import tiny_model
 
 CPU = torch.device("cpu")

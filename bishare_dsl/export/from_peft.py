@@ -7,17 +7,15 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.adapter.files import CONFIG, StoredAdapter, read_adapter, save_adapter
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.language import spec_text
+from bishare_dsl.export.peft import CONFIG, TENSORS
 from bishare_dsl.models.site import Architecture, Site
-from bishare_dsl.plan import build_plan
+from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -34,9 +32,6 @@ from bishare_dsl.spec import (
 
 if TYPE_CHECKING:
     import torch
-
-PEFT_CONFIG = "adapter_config.json"
-PEFT_TENSORS = "adapter_model.safetensors"
 
 # What makes of a LoRA something else, or changes the base; PEFT's words.
 _REFUSED = (
@@ -57,25 +52,6 @@ class _Group:
     sites: tuple[Site, ...]
 
 
-def is_peft(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder has an adapter of PEFT, and none of bishare; one out of reach has neither."""
-    try:
-        return (Path(folder) / PEFT_CONFIG).is_file() and not (Path(folder) / CONFIG).exists()
-    except OSError:
-        return False
-
-
-def read_peft(folder: str | os.PathLike[str], architecture: Architecture) -> StoredAdapter:
-    """Read a LoRA of PEFT as if bishare had saved it.
-
-    Raises:
-        AdapterError: as `import_peft` does.
-    """
-    with TemporaryDirectory() as scratch:
-        import_peft(folder, architecture, scratch)
-        return replace(read_adapter(scratch), folder=Path(folder))
-
-
 def base_of(folder: str | os.PathLike[str]) -> str | None:
     """Give the base that a LoRA of PEFT names.
 
@@ -86,21 +62,20 @@ def base_of(folder: str | os.PathLike[str]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def import_peft(
-    folder: str | os.PathLike[str], architecture: Architecture, out: str | os.PathLike[str]
-) -> str:
-    """Write an adapter that adds to each module what a LoRA of PEFT adds; give the text of its spec.
+def read_peft(
+    folder: str | os.PathLike[str], architecture: Architecture
+) -> tuple[Spec, Plan, dict[str, torch.Tensor]]:
+    """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
 
     A share for each rank and scale that there is. Values become float32, which holds them all.
 
     Args:
         folder: that PEFT has written.
         architecture: of the base.
-        out: as in `save_adapter`.
 
     Raises:
         AdapterError: the LoRA cannot be read (BS608), is more than a plain one (BS656), or is of another
-            base (BS613); or as `save_adapter` does.
+            base (BS613).
     """
     folder = Path(folder)
     config = _config(folder)
@@ -117,13 +92,11 @@ def import_peft(
         (term,) = plan.terms_of[site.path]
         tensors[term.tensors["A"]] = down.float()
         tensors[term.tensors["B"]] = up.t().float().contiguous()
-    text = spec_text(spec)
-    save_adapter(out, plan, tensors, text, seed=0)
-    return text
+    return spec, plan, tensors
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / PEFT_CONFIG
+    path = folder / CONFIG
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -153,7 +126,7 @@ def _pairs(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / PEFT_TENSORS
+    path = folder / TENSORS
     try:
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
@@ -175,9 +148,7 @@ def _pairs(
             rank, scale = _settings(config, module)
         except (ValueError, TypeError, ZeroDivisionError, re.error) as error:
             reason = f"rank and alpha of `{module}`: {one_line(error)}"
-            raise AdapterError(
-                codes.BROKEN_FILE(path=folder / PEFT_CONFIG, reason=reason)
-            ) from error
+            raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
         if module not in sites:
             reason = f"it has no linear layer `{module}`"
             raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec, load_adapter, load_adapters, parse_spec
-from bishare_dsl.adapter import adapters as module
 from bishare_dsl.adapter.replan import plan_of_text
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.serve.transformers import adapters as module
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.adapter.banks import Bank, Slot, kinds_of
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.adapt import compile_plan, place
 from bishare_dsl.rewrite.placement import CompiledPlan
+from bishare_dsl.serve.transformers.banks import Bank, Slot, kinds_of
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.serve.transformers.handle import AdapterHandle
 
 
 @dataclass(eq=False, slots=True)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.adapter.adapters import Adapters, Resident
-from bishare_dsl.adapter.banks import Bank, kinds_of
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import ADAPTER
@@ -29,9 +27,11 @@ from bishare_dsl.rewrite.rows import (
     opened,
     set_batches,
 )
+from bishare_dsl.serve.transformers.adapters import Adapters, Resident
+from bishare_dsl.serve.transformers.banks import Bank, kinds_of
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.handle import AdapterHandle
+    from bishare_dsl.serve.transformers.handle import AdapterHandle
 
     Names = Sequence[str | None]
 

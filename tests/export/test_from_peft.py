@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import load_adapter, parse_spec
-from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.adapter.from_peft import import_peft, is_peft
+from bishare_dsl.adapter.files import is_peft, read_adapter
+from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.models import tiny_model

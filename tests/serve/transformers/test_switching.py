@@ -362,7 +362,7 @@ def test_tensors_go_where_their_layers_are() -> None:
 def test_a_switch_looks_where_layers_are(both: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(
-        "bishare_dsl.adapter.handle.settle", lambda tensors, where: asked.append(tensors)
+        "bishare_dsl.serve.transformers.handle.settle", lambda tensors, where: asked.append(tensors)
     )
     model = both()
     model.bishare.set_adapter("b")

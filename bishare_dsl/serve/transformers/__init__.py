@@ -1,0 +1,1 @@
+"""Many adapters in one model of transformers: switching between them, and batches in which rows differ."""
