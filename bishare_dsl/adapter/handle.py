@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
 from torch import nn
@@ -32,6 +31,8 @@ from bishare_dsl.rewrite.placement import AdapterRoot, Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 SWITCHING = threading.RLock()
 """Held while what runs in a model is exchanged."""
@@ -160,21 +161,20 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        tensors = self.tensors()
-        values = whole(self.plan, tensors)
-        write = partial(
-            save_adapter,
-            folder,
-            self.plan,
-            values,
-            self.spec_text,
-            seed=self.seed,
-            base_revision=getattr(self.model.config, "_commit_hash", None),
-            frozen=frozen,
-            compact=compact or self._compact,
-            dtype=dtype,
+        problems = self._by_one(
+            lambda tensors: save_adapter(
+                folder,
+                self.plan,
+                tensors,
+                self.spec_text,
+                seed=self.seed,
+                base_revision=getattr(self.model.config, "_commit_hash", None),
+                frozen=frozen,
+                compact=compact or self._compact,
+                dtype=dtype,
+            )
         )
-        for problem in by_one(tensors, write):
+        for problem in problems:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
 
     def export(
@@ -201,21 +201,16 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `bishare_dsl.export.export.export_adapter` does.
         """
+        settings: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "force": force}
+        return self._by_one(
+            lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **settings)
+        )
+
+    def _by_one(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
+        """Give what ``write`` gives of the whole tensors; of several processes with parts, one calls it."""
         tensors = self.tensors()
         values = whole(self.plan, tensors)
-        write = partial(
-            export_adapter,
-            out,
-            self.plan,
-            values,
-            self.model,
-            format,
-            rank=rank,
-            dtype=dtype,
-            uniform_rank=uniform_rank,
-            force=force,
-        )
-        return by_one(tensors, write)
+        return by_one(tensors, lambda: write(values))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

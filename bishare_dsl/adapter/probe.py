@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,43 +82,45 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Probe:
 
 
 def _made(model: PreTrainedModel, main: str) -> Iterator[dict[str, torch.Tensor]]:
-    """What to try, the least first."""
-    random = torch.Generator().manual_seed(0)
+    """What to try, the least first: values of the shapes that the model's config tells, if it does."""
     config: Any = getattr(model, "config", None)
     vision = getattr(config, "vision_config", config)
-    made: dict[str, torch.Tensor] = {}
+    random = torch.Generator().manual_seed(0)
 
-    def add(name: str, *shape: Any) -> None:
-        if all(isinstance(size, int) for size in shape):
-            made[name] = torch.randn(2, *shape, generator=random)
-
-    def add_ids(name: str) -> None:
+    def ids() -> torch.Tensor:
         vocabulary = config.get_text_config().vocab_size
-        made[name] = torch.randint(vocabulary, (2, 16), generator=random)
+        return torch.randint(vocabulary, (2, 16), generator=random)
 
-    def add_pixels() -> None:
+    def values(*shape: Any) -> torch.Tensor | None:
+        known = all(isinstance(size, int) for size in shape)
+        return torch.randn(2, *shape, generator=random) if known else None
+
+    def pixels() -> torch.Tensor | None:
         side = getattr(vision, "image_size", None)
-        height, width = side if isinstance(side, (list, tuple)) else (side, side)
-        add("pixel_values", getattr(vision, "num_channels", None), height, width)
+        sides = side if isinstance(side, (list, tuple)) else (side, side)
+        return values(getattr(vision, "num_channels", None), *sides)
 
-    match main if hasattr(model, "config") else None:
-        case "input_ids":
-            add_ids("input_ids")
-        case "pixel_values":
-            add_pixels()
-        case "input_features":
-            frames = getattr(config, "max_source_positions", None)
-            add("input_features", getattr(config, "num_mel_bins", None), frames and 2 * frames)
-        case "input_values":
-            add("input_values", 4000)  # a quarter of a second
-    if made and config.is_encoder_decoder:
-        add_ids("decoder_input_ids")
-    if made:
-        yield dict(made)
-    for name, add_it in (("pixel_values", add_pixels), ("input_ids", lambda: add_ids("input_ids"))):
-        if made and name not in made and name in _parameters(model):
-            add_it()
-            yield made
+    def features() -> torch.Tensor | None:
+        frames = getattr(config, "max_source_positions", None)
+        return values(getattr(config, "num_mel_bins", None), frames and 2 * frames)
+
+    ways: dict[str, Callable[[], torch.Tensor | None]] = {
+        "input_ids": ids,
+        "pixel_values": pixels,
+        "input_features": features,
+        "input_values": lambda: values(4000),  # a quarter of a second
+    }
+    first = ways[main]() if config is not None and main in ways else None
+    if first is None:
+        return
+    made = {main: first}
+    if config.is_encoder_decoder:
+        made["decoder_input_ids"] = ids()
+    yield dict(made)
+    for name in ("pixel_values", "input_ids"):
+        if name not in made and name in _parameters(model) and (more := ways[name]()) is not None:
+            made[name] = more
+            yield dict(made)
 
 
 def _parameters(model: PreTrainedModel) -> Mapping[str, inspect.Parameter]:

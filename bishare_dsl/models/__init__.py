@@ -33,18 +33,14 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "ALIASES": "bishare_dsl.models.presets",
-        "Architecture": "bishare_dsl.models.site",
-        "PRESETS": "bishare_dsl.models.presets",
-        "Site": "bishare_dsl.models.site",
-        "Source": "bishare_dsl.models.source",
-        "architecture_of": "bishare_dsl.models.load",
-        "config_of": "bishare_dsl.models.presets",
-        "inspect_config": "bishare_dsl.models.inspect",
-        "inspect_model": "bishare_dsl.models.inspect",
-        "load_model": "bishare_dsl.models.load",
-        "meta_model": "bishare_dsl.models.load",
-        "preset": "bishare_dsl.models.presets",
-        "resolve": "bishare_dsl.models.source",
+        name: f"bishare_dsl.models.{home}"
+        for home, names in {
+            "inspect": ("inspect_config", "inspect_model"),
+            "load": ("architecture_of", "load_model", "meta_model"),
+            "presets": ("ALIASES", "PRESETS", "config_of", "preset"),
+            "site": ("Architecture", "Site"),
+            "source": ("Source", "resolve"),
+        }.items()
+        for name in names
     },
 )

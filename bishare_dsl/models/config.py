@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.diagnostics import ModelError, nearest, one_line
+from bishare_dsl.diagnostics import ModelError, Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes.models import (
     BAD_SIZES,
     BROKEN_CONFIG,
@@ -34,30 +34,62 @@ def read_config(source: Source) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     config: PreTrainedConfig
-    place = source.place
+    path = Path(source.place)
     match source.kind:
         case "preset":
-            config = AutoConfig.for_model(**config_of(place))
-            config.name_or_path = PRESETS[place].model_id
+            config = AutoConfig.for_model(**config_of(source.place))
+            config.name_or_path = PRESETS[source.place].model_id
             return config
         case "gguf":
-            return _gguf_config(Path(place))
-        case "hub":
-            # Shapes do not change between revisions, so a cached config is as good as a fresh one.
-            if folder := cached_folder(place):
-                place = str(folder)
-            else:
-                require_hub(place)
+            require_gguf(path)
         case "folder":
-            _check_json(Path(place) / "config.json")
+            _check_json(path / "config.json")
         case "config":
-            _check_json(Path(place))
+            _check_json(path)
+    # Shapes do not change between revisions, so a cached config is as good as a fresh one.
+    place, keywords = arguments(source, cached=True)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # a family's own checks raise what they like
-        raise ModelError(BAD_SIZES(name=source.place, reason=one_line(error))) from error
+        config = AutoConfig.from_pretrained(place, **keywords)
+    except (
+        Exception
+    ) as error:  # a family's own checks, and readers of raw bytes, raise what they like
+        raise ModelError(_unreadable(source, one_line(error))) from error
     config.name_or_path = source.place
     return config
+
+
+def arguments(source: Source, *, cached: bool = False) -> tuple[str, dict[str, Any]]:
+    """Tell what ``from_pretrained`` takes for a source: the name, and keywords.
+
+    Args:
+        cached: whether a Hub model in the local cache will do even if the Hub can be asked.
+
+    Raises:
+        ModelError: the Hub does not give it, and it is not in the cache (BS504, BS505).
+    """
+    keywords: dict[str, Any] = {"trust_remote_code": False}
+    if source.kind == "gguf":
+        path = Path(source.place)
+        return str(path.parent), {**keywords, "gguf_file": path.name, "local_files_only": True}
+    if source.kind == "hub":
+        # The folder itself, and not the id with `local_files_only`: transformers 5.24 looks for an
+        # adapter_config.json all the same, for 23 seconds.
+        folder = cached_folder(source.place)
+        try:
+            if folder is None or not cached:
+                require_hub(source.place)
+                return source.place, keywords
+        except ModelError:
+            if folder is None:
+                raise
+        return str(folder), keywords
+    return source.place, keywords
+
+
+def _unreadable(source: Source, reason: str) -> Problem:
+    if source.kind == "gguf":
+        return GGUF_BROKEN(path=Path(source.place), reason=reason)
+    return BAD_SIZES(name=source.place, reason=reason)
 
 
 def require_gguf(path: Path) -> None:
@@ -75,20 +107,6 @@ def require_gguf(path: Path) -> None:
         raise ModelError(GGUF_BROKEN(path=path, reason=error.strerror)) from error
     if magic != b"GGUF":
         raise ModelError(GGUF_BROKEN(path=path, reason="it does not begin with the bytes GGUF"))
-
-
-def _gguf_config(path: Path) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    require_gguf(path)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the reader walks raw bytes, and a damaged file can raise anything
-        raise ModelError(GGUF_BROKEN(path=path, reason=one_line(error))) from error
-    config.name_or_path = str(path)
-    return config
 
 
 def _check_json(path: Path) -> None:

@@ -100,12 +100,12 @@ def load_model(
 
     from transformers import AutoModelForCausalLM
 
-    from bishare_dsl.models.config import read_config
+    from bishare_dsl.models.config import arguments, read_config
 
     config = read_config(source)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(NOT_CAUSAL(name=source.name, family=config.model_type))
-    place, extra = _arguments(source)
+    place, extra = arguments(source)
     loading: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device}
     if source.kind == "gguf":
         loading |= {"config": config, **_unpacked()}  # reading the config again would take seconds
@@ -134,7 +134,9 @@ def load_tokenizer(name: str | Source) -> PreTrainedTokenizerBase | None:
         ModelError: as `require_weights` does.
     """
     source = require_weights(name)
-    return _tokenizer(source, *_arguments(source))
+    from bishare_dsl.models.config import arguments
+
+    return _tokenizer(source, *arguments(source))
 
 
 def _tokenizer(source: Source, place: str, extra: dict[str, Any]) -> PreTrainedTokenizerBase | None:
@@ -150,26 +152,6 @@ def _tokenizer(source: Source, place: str, extra: dict[str, Any]) -> PreTrainedT
     except Exception:  # noqa: BLE001 - a model without a usable tokenizer is still a model
         return None
     return tokenizer
-
-
-def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
-    """Tell what ``from_pretrained`` takes for a source: the name, and keywords."""
-    keywords: dict[str, Any] = {"trust_remote_code": False}
-    if source.kind == "gguf":
-        path = Path(source.place)
-        return str(path.parent), {**keywords, "gguf_file": path.name}
-    if source.kind == "hub":
-        from bishare_dsl.models.hub import cached_folder, require_hub
-
-        try:
-            require_hub(source.place)
-        except ModelError:
-            # The folder itself, and not the id with `local_files_only`: transformers 5.24 looks for an
-            # adapter_config.json all the same, for 23 seconds.
-            if (folder := cached_folder(source.place)) is None:
-                raise
-            return str(folder), keywords
-    return source.place, keywords
 
 
 def _unpacked() -> dict[str, Any]:

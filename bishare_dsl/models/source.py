@@ -9,7 +9,7 @@ from typing import Literal
 
 from bishare_dsl.diagnostics import ModelError, Problem, nearest
 from bishare_dsl.diagnostics.codes.models import NO_SUCH_FILE, NOT_A_MODEL, UNKNOWN_MODEL
-from bishare_dsl.models.presets import ALIASES, PRESETS, is_preset
+from bishare_dsl.models.presets import ALIASES, PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _ACCEPTED = (
@@ -52,8 +52,8 @@ def resolve(name: str | Source) -> Source:
     """
     if isinstance(name, Source):
         return name
-    if is_preset(name):
-        return Source("preset", ALIASES.get(name, name))
+    if (known := ALIASES.get(name, name)) in PRESETS:
+        return Source("preset", known)
     if not name:  # as a path it would be the folder one is in
         raise ModelError(UNKNOWN_MODEL(name=name, help=_ACCEPTED))
     try:

@@ -264,7 +264,7 @@ class _SharePlan:
         self, name: str, role: str, shape: Own, paths: Sequence[str], resolved: Resolved
     ) -> None:
         """Add a tensor that the sites at these paths use."""
-        start = resolved.start(role)
+        start = resolved.starts[role]
         self.tensors.append(
             Tensor(
                 name=name,

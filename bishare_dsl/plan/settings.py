@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import get_args
 
@@ -39,28 +39,14 @@ _ZERO = (Start("zeros"), Start("constant", 0.0))
 class Resolved:
     """A share's settings at one rank.
 
-    ``starts`` says how the tensors start that the share says something of, by role; ``gains`` are the
-    starts of those it has, by role.
+    ``starts`` says how each tensor of the term starts, by role; ``gains`` are the roles of its gains.
     """
 
     transform: Transform
     scale: float
     dropout: float
     starts: Mapping[str, Start]
-    gains: Mapping[str, Start]
-    _found: dict[str, Start] = field(default_factory=dict)  # asked once for each role
-
-    def start(self, role: str) -> Start:
-        """Tell how a tensor of the term starts."""
-        if role not in self._found:
-            self._found[role] = self._start(role)
-        return self._found[role]
-
-    def _start(self, role: str) -> Start:
-        if (start := self.starts.get(role) or self.gains.get(role)) is not None:
-            return start
-        with guarded(self.transform, "start"):
-            return Start(*self.transform.start(role))
+    gains: Set[str]
 
 
 class Resolver:
@@ -145,7 +131,8 @@ class Resolver:
         transform = _transform(share, rank, self.params, found)
         resolved = None
         if transform is not None:
-            resolved = Resolved(transform, scale, dropout, starts, gains)
+            starts |= gains | _own_starts(transform, starts)
+            resolved = Resolved(transform, scale, dropout, starts, gains.keys())
             if not any(problem.severity == "error" for problem in (*problems, *found)):
                 found += _roles(share, resolved)
                 found += _start(share, resolved)
@@ -158,6 +145,13 @@ class Resolver:
             return _INITIALS[name]
         problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
         return Start("zeros")
+
+
+def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
+    """Tell how a transform's tensors start that the share says nothing of, by role."""
+    roles = (*transform.pooled, *transform.owned)
+    with guarded(transform, "start"):
+        return {role: Start(*transform.start(role)) for role in roles if role not in given}
 
 
 def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
@@ -214,9 +208,9 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
     """Tell whether the term starts at zero, and can leave it."""
     transform = resolved.transform
     roles = (*transform.pooled, *transform.owned, *resolved.gains)
-    zero = frozenset(role for role in roles if resolved.start(role) in _ZERO)
+    zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
     with guarded(transform, "zeros"):
-        parts = transform.zeros(zero) | (zero & resolved.gains.keys())
+        parts = transform.zeros(zero) | (zero & resolved.gains)
     loc: Loc = ("init",) if share.init.A is not None or share.init.B is not None else ()
     if len(parts) > 1:
         yield codes.START(
