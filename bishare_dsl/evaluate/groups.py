@@ -21,20 +21,13 @@ class TaskGroup:
     mean_of: str | None = None
 
 
+_EIGHT = "boolq piqa social_iqa hellaswag winogrande arc_easy arc_challenge openbookqa"
+
 GROUPS: Mapping[str, TaskGroup] = MappingProxyType(
     {
         "commonsense": TaskGroup(
             "the paper's eight, by likelihood (Tables 2, 9 and 10)",
-            (
-                "boolq",
-                "piqa",
-                "social_iqa",
-                "hellaswag",
-                "winogrande",
-                "arc_easy",
-                "arc_challenge",
-                "openbookqa",
-            ),
+            tuple(_EIGHT.split()),
             (0,),
             "acc",
         ),
@@ -49,7 +42,7 @@ groups here that are more than their tasks."""
 
 
 def expand(names: Iterable[str], num_fewshot: int | None, own: Iterable[str] = ()) -> Wanted:
-    """What names ask for.
+    """Tell what names ask for.
 
     Args:
         names: in the order that they were given.

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.adapter.files import base_problems, read_adapter
+import torch
+
 from bishare_dsl.compiler import install, read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
-from bishare_dsl.models.load import architecture_of, load_model, load_tokenizer, require_weights
+from bishare_dsl.models import Source, architecture_of, load_model
+from bishare_dsl.models.load import load_tokenizer, require_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.models import Architecture, Source
+    from bishare_dsl.models import Architecture
 
 BASE = "base"
 
@@ -38,7 +40,7 @@ class Candidate:
 
 
 def candidates(folders: Iterable[str | os.PathLike[str]], *, base: bool) -> tuple[Candidate, ...]:
-    """The base where it is asked for, or where there is nothing else, and then each adapter.
+    """List the base where it is asked for, or where there is nothing else, and then each adapter.
 
     An adapter is called after its folder, and by its whole path where that says more than one thing.
     """
@@ -52,10 +54,7 @@ def candidates(folders: Iterable[str | os.PathLike[str]], *, base: bool) -> tupl
 
 
 def check_adapters(chosen: Sequence[Candidate], architecture: Architecture) -> tuple[Problem, ...]:
-    """See that every adapter is whole and fits the model.
-
-    Returns:
-        What to warn of (BS614).
+    """See that every adapter is whole and fits the model; return what to warn of (BS614).
 
     Raises:
         AdapterError: everything that is wrong with any of them.
@@ -63,88 +62,72 @@ def check_adapters(chosen: Sequence[Candidate], architecture: Architecture) -> t
     problems: list[Problem] = []
     for folder in (candidate.folder for candidate in chosen if candidate.folder is not None):
         try:
-            plan = read_adapter(folder).plan
+            found: Sequence[Problem] = read_fitting(folder, architecture)[1]
         except BishareError as error:
-            problems += error.problems
-            continue
-        problems += (
-            replace(problem, message=f"`{folder}`: {problem.message}")
-            for problem in base_problems(plan, architecture)
-        )
+            found = error.problems
+        for problem in found:
+            named = str(folder) in problem.message
+            message = problem.message if named else f"`{folder}`: {problem.message}"
+            problems.append(replace(problem, message=message))
     raise_errors(AdapterError, problems)
     return tuple(problems)
 
 
 def checked(
-    model: str, folders: Iterable[str | os.PathLike[str]], *, base: bool, chat: bool
-) -> tuple[Source, tuple[Candidate, ...], tuple[Problem, ...]]:
-    """What a name means, the candidates, and what to warn of, once that model can surely be made into them.
+    model: str | PreTrainedModel,
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    base: bool,
+    chat: bool,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[Source | PreTrainedModel, tuple[Candidate, ...], tuple[Problem, ...]]:
+    """Tell what a name means, the candidates, and what to warn of, once the one can be made into the others.
+
+    A model that is given is a candidate itself, where it has an adapter and no folder is given.
 
     Raises:
         BishareError: the model, an adapter or the tokenizer is missing or does not fit; nothing is loaded.
     """
-    source = require_weights(model)
+    live = require_weights(model) if isinstance(model, str) else model
     chosen = candidates(folders, base=base)
-    problems = check_adapters(chosen, architecture_of(source))
-    check_tokenizer(source, chat=chat)
-    return source, chosen, problems
+    if not folders and (handle := getattr(live, "bishare", None)) is not None:
+        chosen = (*(chosen if base else ()), Candidate(handle.plan.spec))
+    architecture = architecture_of(live)
+    problems = check_adapters(chosen, architecture)
+    if not isinstance(live, Source):
+        needed(tokenizer, architecture.name, chat=chat)
+    elif live.kind != "gguf":  # From which a tokenizer takes as long to read as the model.
+        needed(tokenizer or load_tokenizer(live), live.place, chat=chat)
+    return live, chosen, problems
 
 
 def loaded(
-    source: Source, *, dtype: str | None, device: str | None, chat: bool
+    live: Source | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    dtype: torch.dtype | str | None,
+    device: str | None,
+    chat: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model, and its tokenizer.
+    """Load a model that is named, by default to the GPU where there is one, as lm_eval does.
+
+    Returns:
+        The model, and its tokenizer, or the one given.
 
     Raises:
         BishareError: as `load_model` and `needed` do.
     """
-    live, tokenizer = load_model(source, dtype=dtype, device=device or default_device())
-    return live, needed(tokenizer, source.place, chat=chat)
-
-
-@contextmanager
-def made_into(model: PreTrainedModel, candidate: Candidate) -> Iterator[tuple[str, ...]]:
-    """A block in which the model is a candidate, in eval mode; afterwards it is as it was.
-
-    Yields:
-        What is done in another way than asked, as of `install`.
-
-    Raises:
-        BishareError: as `read_fitting` and `install` do.
-    """
-    training = model.training
-    handle = getattr(model, "bishare", None)
-    try:
-        if candidate.folder is not None:
-            stored, _ = read_fitting(candidate.folder, model)  # What is to be told was told.
-            notes = install(model, stored)
-            try:
-                model.eval()
-                yield notes
-            finally:
-                model.bishare.unload()  # type: ignore[operator, union-attr]
-        elif candidate.disable and handle is not None:
-            with handle.disable_adapter():
-                model.eval()
-                yield ()
-        else:
-            model.eval()
-            yield ()
-    finally:
-        model.train(training)
-
-
-def default_device() -> str | None:
-    """Where a model goes by default, as with lm_eval: to the GPU where there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else None
+    if isinstance(live, Source):
+        default = "cuda" if torch.cuda.is_available() else None
+        live, own = load_model(live, dtype=dtype, device=device or default)
+        tokenizer = tokenizer or own
+    return live, needed(tokenizer, architecture_of(live).name, chat=chat)
 
 
 def needed(
     tokenizer: PreTrainedTokenizerBase | None, model: str, *, chat: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer, if there is one; with a chat template, if that is wanted.
+    """Return the tokenizer, if there is one; with a chat template, if that is wanted.
 
     Raises:
         EvaluateError: there is not (BS805, BS807).
@@ -156,12 +139,25 @@ def needed(
     return tokenizer
 
 
-def check_tokenizer(source: Source, *, chat: bool) -> None:
-    """See, before a model is loaded, that its tokenizer is there, with a chat template if that is wanted.
+@contextmanager
+def made_into(model: PreTrainedModel, candidate: Candidate) -> Iterator[tuple[str, ...]]:
+    """Make the model a candidate, in eval mode, for a block; afterwards it is as it was.
+
+    Yields:
+        What is done in another way than asked, as of `install`.
 
     Raises:
-        EvaluateError: it is not (BS805, BS807).
-        ModelError: as `load_tokenizer` does.
+        BishareError: as `read_fitting` and `install` do.
     """
-    if source.kind != "gguf":  # From which it takes as long to read as the model.
-        needed(load_tokenizer(source), source.place, chat=chat)
+    training = model.training
+    handle = getattr(model, "bishare", None)
+    with ExitStack() as back:
+        back.callback(model.train, training)
+        model.eval()
+        notes: tuple[str, ...] = ()
+        if candidate.folder is not None:
+            notes = install(model, read_fitting(candidate.folder, model)[0])
+            back.callback(model.bishare.unload)  # type: ignore[union-attr, arg-type]
+        elif candidate.disable and handle is not None:
+            back.enter_context(handle.disable_adapter())
+        yield notes

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-_MARK = "*"
-
 
 @dataclass(frozen=True)
 class Score:
@@ -33,7 +31,7 @@ class Row:
     filter: str
     higher_is_better: bool | None
     depth: int
-    scores: Mapping[str, Score] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -62,16 +60,13 @@ class Evaluation:
         """Every figure, in lm_eval's order, what a group contains behind the group."""
         found: dict[tuple[Any, ...], Row] = {}
         for label, runs in self.results.items():
-            for run in runs:
-                for row, score in _rows(run):
-                    key = row.task, row.num_fewshot, row.metric, row.filter
-                    scores = found.setdefault(key, row).scores
-                    assert isinstance(scores, dict)
-                    scores[label] = score
+            for row, score in (each for run in runs for each in _rows(run)):
+                key = row.task, row.num_fewshot, row.metric, row.filter
+                found.setdefault(key, row).scores[label] = score
         return tuple(found.values())
 
     def as_data(self) -> dict[str, Any]:
-        """The rows for JSON."""
+        """Return the rows for JSON."""
         return {
             "model": self.model,
             "models": list(self.results),
@@ -79,121 +74,90 @@ class Evaluation:
             "rows": [{**asdict(row), "best": list(row.best)} for row in self.rows],
         }
 
-    def table(self, *, colour: bool = False, width: int | None = None) -> str:
-        """The rows for people; of a group's own groups, only their figures.
-
-        Args:
-            colour: with the escape sequences of a terminal.
-            width: of the terminal; by default as wide as it needs to be.
-        """
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        labels, marks = list(self.results), any(row.best for row in self.rows)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for title in ("task", "shots", "metric"):
-            table.add_column(title)
-        for label in labels:
-            table.add_column(Text(label), justify="right")
-        for row in self.rows:
-            if row.depth > 1:
-                continue
-            arrow = {True: " ↑", False: " ↓", None: ""}[row.higher_is_better]
-            metric = row.metric if row.filter == "none" else f"{row.metric}, {row.filter}"
-            shots = "" if row.num_fewshot is None else str(row.num_fewshot)
-            cells = [
-                Text(_cell(row, label, marks), style="bold" if label in row.best else "")
-                for label in labels
-            ]
-            table.add_row(Text("  " * row.depth + row.task), shots, Text(metric + arrow), *cells)
-        notes = ["± standard error", *([f"{_MARK} best of its row"] if marks else [])]
-        if self.limit is not None:
-            notes.append(f"limited to {_limit(self.limit)} of each task: not for reporting")
-        console = Console(
-            width=width or 10_000,
-            force_terminal=colour,
-            color_system="standard" if colour else None,
-            force_jupyter=False,
-            highlight=False,
-        )
-        with console.capture() as rendered:
-            console.print(table)
-        lines = [*rendered.get().splitlines(), "", "; ".join(notes)]
-        return "\n".join(line.rstrip() for line in lines)
-
     def __str__(self) -> str:
-        return self.table()
+        """Return a table: lm_eval's own of one model, a column for each of several.
+
+        Of a group's own groups only the figures are in the latter.
+        """
+        from lm_eval.utils import make_table
+        from pytablewriter import MarkdownTableWriter
+
+        notes = []
+        if len(self.results) == 1:
+            [runs] = self.results.values()
+            tables = [make_table(run) for run in runs]
+        else:
+            heads = ["Tasks", "n-shot", "Metric", "", *self.results]
+            cells = [_cells(row, self.results) for row in self.rows if row.depth < 2]
+            writer = MarkdownTableWriter(
+                headers=heads, value_matrix=cells, type_hints=["str"] * len(heads)
+            )
+            tables = [writer.dumps()]
+            notes += ["* best of its row"] if any(row.best for row in self.rows) else []
+        if (limit := self.limit) is not None:
+            part = f"{limit:.0%}" if limit < 1 else f"{int(limit)} rows"
+            notes.append(f"limited to {part} of each task: not for reporting")
+        return "\n".join([*tables, *(["; ".join(notes)] if notes else [])]).rstrip("\n")
 
 
-def _cell(row: Row, label: str, marks: bool) -> str:
-    score = row.scores.get(label)
-    if score is None:
+def _cells(row: Row, labels: Iterable[str]) -> list[str]:
+    shots = "" if row.num_fewshot is None else str(row.num_fewshot)
+    metric = row.metric if row.filter == "none" else f"{row.metric}, {row.filter}"
+    arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
+    task = f" - {row.task}" if row.depth else row.task
+    return [task, shots, metric, arrow, *(_cell(row, label) for label in labels)]
+
+
+def _cell(row: Row, label: str) -> str:
+    if (score := row.scores.get(label)) is None:
         return ""
     error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
-    mark = _MARK if label in row.best else " " if marks else ""
-    return f"{score.value:.4f}{error}{mark}"
-
-
-def _limit(limit: float) -> str:
-    return f"{limit:.0%}" if limit < 1 else f"{int(limit)} rows"
+    return f"{score.value:.4f}{error}{'*' if label in row.best else ''}"
 
 
 def _rows(run: Mapping[str, Any]) -> Iterator[tuple[Row, Score]]:
-    """The figures of one result of lm_eval's, whose keys are such as ``acc,none`` and ``acc_stderr,none``."""
-    for task, depth in _order(run):
-        figures, tasks = run["results"][task], _inside(run, task)
+    """Read one result of lm_eval's, whose keys are such as ``acc,none`` and ``acc_stderr,none``."""
+    better_of = run["higher_is_better"]
+    for task, depth in _order(run["group_subtasks"], run["results"]):
+        figures, tasks = run["results"][task], _inside(run["group_subtasks"], task)
+        shots = _common(run["n-shot"].get(inside) for inside in tasks)
         for key, value in figures.items():
             metric, comma, filter = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
+            better = _common(better_of.get(inside, {}).get(metric) for inside in tasks)
             stderr = figures.get(f"{metric}_stderr,{filter}")
-            row = Row(
-                task=task,
-                num_fewshot=_common(run["n-shot"], tasks),
-                metric=metric,
-                filter=filter,
-                higher_is_better=_common(
-                    {t: better.get(metric) for t, better in run["higher_is_better"].items()}, tasks
-                ),
-                depth=depth,
-                scores={},
-            )
             stderr = float(stderr) if isinstance(stderr, (int, float)) else None
-            yield row, Score(float(value), stderr, figures.get("sample_len"))
+            score = Score(float(value), stderr, figures.get("sample_len"))
+            yield Row(task, shots, metric, filter, better, depth), score
 
 
-def _inside(run: Mapping[str, Any], name: str) -> list[str]:
-    """A task itself, or the tasks of a group and of its groups.
-
-    (Of a group in a group lm_eval forgets what its tasks have in common.)
-    """
-    inside = run["group_subtasks"]
-    return (
-        [task for child in inside[name] for task in _inside(run, child)]
-        if name in inside
-        else [name]
-    )
-
-
-def _common(values: Mapping[str, Any], tasks: Iterable[str]) -> Any:
-    """The value that all of some tasks have; None if they differ."""
-    found = {values.get(task) for task in tasks}
+def _common(values: Iterable[Any]) -> Any:
+    """Return the value that all are; None if they differ."""
+    found = set(values)
     return found.pop() if len(found) == 1 else None
 
 
-def _order(run: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Tasks and groups, each group before what it contains, with how deep they are in groups."""
-    inside: Mapping[str, Sequence[str]] = run["group_subtasks"]
+def _inside(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    """List a task itself, or a group's tasks, and those of its groups, which lm_eval does not look at."""
+    inside = groups.get(name)
+    return (
+        [name] if inside is None else [task for child in inside for task in _inside(groups, child)]
+    )
+
+
+def _order(
+    groups: Mapping[str, Sequence[str]], results: Iterable[str]
+) -> Iterator[tuple[str, int]]:
+    """List tasks and groups, each group before what it contains, with how deep they are in groups."""
 
     def walk(name: str, depth: int) -> Iterator[tuple[str, int]]:
-        if name in run["results"]:
+        if name in results:
             yield name, depth
-        for child in inside.get(name, ()):
+        for child in groups.get(name, ()):
             yield from walk(child, depth + 1)
 
-    contained = {child for children in inside.values() for child in children}
-    for name in dict.fromkeys([*inside, *run["results"]]):
+    contained = {child for children in groups.values() for child in children}
+    for name in dict.fromkeys([*groups, *results]):
         if name not in contained:
             yield from walk(name, 0)

@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics import Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
 from bishare_dsl.evaluate.groups import GROUPS, TaskGroup, Wanted, expand
-from bishare_dsl.evaluate.quiet import download_bars, lm_eval_logs
+from bishare_dsl.evaluate.quiet import overheard
 
 _SECONDS = 5.0
 _OFFLINE = (
@@ -26,25 +26,15 @@ _LISTS = "`bishare eval --list-tasks` and `lm-eval ls tasks` list them"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What lm_eval evaluates in one go: its tasks and groups, with one number of shots.
+class LoadedTasks:
+    """All that was asked for, ready for any number of models.
 
-    ``num_fewshot`` is None where each task's own is meant. ``tasks`` are the single ones, those inside
-    groups included.
+    ``runs`` holds what lm_eval evaluates in one go: a number of shots (None: each task's own), and its
+    tasks and groups.
     """
 
-    num_fewshot: int | None
-    names: tuple[str, ...]
-    items: tuple[Any, ...]
-    tasks: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class LoadedTasks:
-    """Everything that was asked for, ready to be evaluated on any number of models."""
-
     manager: Any
-    runs: tuple[Run, ...]
+    runs: tuple[tuple[int | None, list[Any]], ...]
 
 
 def load_tasks(
@@ -73,54 +63,55 @@ def load_tasks(
         raise EvaluateError(
             codes.NOT_INSTALLED(package="lm_eval", help="pip install 'bishare[eval]'")
         )
-    own, skipped = _own_tasks(Path(include_path)) if include_path is not None else (None, ())
+    own, skipped = (None, None) if include_path is None else _own_tasks(Path(include_path))
     wanted = expand(names, num_fewshot, own.all_tasks if own is not None else ())
-    asked = {name for items in wanted.values() for name in items}
-    manager = own
-    # Looking through lm_eval's own 14,000 task files takes seconds, and is needless for local tasks. (A
-    # group is looked up among all, for its tasks may be lm_eval's.)
-    if own is None or not asked <= {*own.all_subtasks, *own.all_tags, *filter(_is_file, asked)}:
-        from lm_eval.tasks import TaskManager
-
-        with lm_eval_logs():
-            manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    assert manager is not None
+    local = own is not None and _knows(own, wanted)
+    manager = own if local else _all_tasks(include_path)
     wanted = _matched(wanted, manager, skipped)
     problems: list[Problem] = []
-    with lm_eval_logs(), download_bars(bars), _hub_or_cache(wanted, manager) as unreachable:
+    with overheard([], bars=bars), _hub_or_cache(local=local) as unreachable:
         help = _OFFLINE if unreachable else None
-        runs = [_load(shots, items, manager, problems, help) for shots, items in wanted.items()]
-    problems += _refused(runs, confirm_run_unsafe_code)
+        runs = [(shots, _load(items, manager, problems, help)) for shots, items in wanted.items()]
+    problems = problems or list(_refused(manager, runs, confirm_run_unsafe_code))
     if problems:
         raise EvaluateError(dict.fromkeys(problems))
     return LoadedTasks(manager, tuple(runs))
 
 
-def _own_tasks(folder: Path) -> tuple[Any, tuple[str, ...]]:
-    """What a folder defines, and what lm_eval says of files that it skips."""
+def _own_tasks(folder: Path) -> tuple[Any, str | None]:
+    """Read what a folder defines, and what lm_eval says of a file that it skips."""
     if not folder.is_dir():
         reason = "it is a file" if folder.is_file() else "there is no such folder"
         raise EvaluateError(codes.NO_TASK_FILES(path=folder, reason=reason))
     from lm_eval.tasks import TaskManager
 
-    skipped: list[str] = []
-
-    class Skips(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if str(record.msg).startswith("Skip"):
-                skipped.append(" ".join(record.getMessage().removeprefix("Skip ").split()))
-
-    with lm_eval_logs(logging.DEBUG, Skips()):
+    said: list[str] = []
+    with overheard(said, level=logging.DEBUG):
         manager = TaskManager(include_path=str(folder), include_defaults=False)
+    skips = (line.removeprefix("Skip ") for line in said if line.startswith("Skip "))
+    skipped = next((f"lm_eval skipped {line}" for line in skips), None)
     if not manager.all_tasks:
         reason = "no .yaml file in it describes one"
-        help = f"skipped: {skipped[0]}" if skipped else None
-        raise EvaluateError(codes.NO_TASK_FILES(path=folder, reason=reason, help=help))
-    return manager, tuple(skipped)
+        raise EvaluateError(codes.NO_TASK_FILES(path=folder, reason=reason, help=skipped))
+    return manager, skipped
 
 
-def _matched(wanted: Wanted, manager: Any, skipped: tuple[str, ...]) -> Wanted:
-    """The same with patterns replaced by what they match, and files by absolute paths."""
+def _knows(own: Any, wanted: Wanted) -> bool:
+    """Tell whether all that is wanted is in a folder; the tasks of a group there may be lm_eval's."""
+    asked = {name for items in wanted.values() for name in items if not _is_file(name)}
+    return asked <= {*own.all_subtasks, *own.all_tags}
+
+
+def _all_tasks(include_path: str | os.PathLike[str] | None) -> Any:
+    """Look through lm_eval's own 14,000 task files too, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    with overheard([]):
+        return TaskManager(include_path=None if include_path is None else str(include_path))
+
+
+def _matched(wanted: Wanted, manager: Any, skipped: str | None) -> Wanted:
+    """Replace patterns by what they match, and files by absolute paths."""
     matched: Wanted = {}
     problems = []
     for shots, items in wanted.items():
@@ -133,9 +124,7 @@ def _matched(wanted: Wanted, manager: Any, skipped: tuple[str, ...]) -> Wanted:
             elif found := manager.match_tasks([name]):
                 here |= dict.fromkeys(found)
             else:
-                close = nearest(name, [*GROUPS, *manager.all_tasks])
-                help = [close] if close else []
-                help += [f"lm_eval skipped {skipped[0]}"] if skipped else []
+                help = filter(None, (nearest(name, [*GROUPS, *manager.all_tasks]), skipped))
                 problems.append(codes.UNKNOWN_TASK(name=name, help="; ".join(help) or _LISTS))
     if problems:
         raise EvaluateError(dict.fromkeys(problems))
@@ -143,14 +132,10 @@ def _matched(wanted: Wanted, manager: Any, skipped: tuple[str, ...]) -> Wanted:
 
 
 def _load(
-    shots: int | None,
-    wanted: dict[str, TaskGroup | None],
-    manager: Any,
-    problems: list[Problem],
-    help: str | None,
-) -> Run:
+    wanted: dict[str, TaskGroup | None], manager: Any, problems: list[Problem], help: str | None
+) -> list[Any]:
+    """Load tasks and groups, each for itself, so that every one that fails is told."""
     items: list[Any] = []
-    tasks: dict[str, Any] = {}
     for name, group in wanted.items():
         found: list[Any] = []
         for task in (name,) if group is None else group.tasks:
@@ -158,22 +143,15 @@ def _load(
                 loaded = manager.load([task])
             except Exception as error:  # noqa: BLE001 - task files and data raise what they like
                 problems.append(codes.TASK_NOT_LOADED(name=task, reason=one_line(error), help=help))
-                continue
-            tasks |= loaded["tasks"]
-            found += (
-                [loaded["groups"][task]] if task in loaded["groups"] else loaded["tasks"].values()
-            )
+            else:
+                top = loaded.get("groups", {}).get(task)
+                found += loaded["tasks"].values() if top is None else [top]
         items += found if group is None else [_mean(name, group, found)]
-    if not problems:
-        try:
-            manager.load(items)  # They must not overlap.
-        except ValueError as error:
-            problems.append(codes.TASK_NOT_LOADED(name=", ".join(wanted), reason=one_line(error)))
-    return Run(shots, tuple(wanted), tuple(items), tuple(tasks.values()))
+    return items
 
 
 def _mean(name: str, group: TaskGroup, tasks: Iterable[Any]) -> Any:
-    """A group of lm_eval's whose figure is the mean of its tasks'."""
+    """Make a group of lm_eval's whose figure is the mean of its tasks'."""
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig
 
@@ -184,20 +162,29 @@ def _mean(name: str, group: TaskGroup, tasks: Iterable[Any]) -> Any:
     return made
 
 
-def _refused(runs: Iterable[Run], confirmed: bool) -> Iterator[Problem]:
-    for task in (task for run in runs for task in run.tasks):
-        if getattr(task, "MULTIMODAL", False):
-            reason = "it asks about pictures or sound"
-            yield codes.TASK_NOT_LOADED(name=task.task_name, reason=reason)
-        if getattr(task, "UNSAFE_CODE", False) and not confirmed:
-            yield codes.UNSAFE_TASK(
-                name=task.task_name, help="lm_eval's `--confirm_run_unsafe_code` allows it"
-            )
+def _refused(
+    manager: Any, runs: Iterable[tuple[int | None, list[Any]]], confirmed: bool
+) -> Iterator[Problem]:
+    """Find what lm_eval would refuse when the model is there: tasks twice, other media, unsafe code."""
+    for _, items in runs:
+        try:
+            tasks = manager.load(items)["tasks"].values()
+        except ValueError as error:
+            names = ", ".join(getattr(item, "task_name", None) or item.name for item in items)
+            yield codes.TASK_NOT_LOADED(name=names, reason=one_line(error))
+            continue
+        for task in tasks:
+            if getattr(task, "MULTIMODAL", False):
+                reason = "it asks about pictures or sound"
+                yield codes.TASK_NOT_LOADED(name=task.task_name, reason=reason)
+            if getattr(task, "UNSAFE_CODE", False) and not confirmed:
+                help = "lm_eval's `--confirm_run_unsafe_code` allows it"
+                yield codes.UNSAFE_TASK(name=task.task_name, help=help)
 
 
 @contextmanager
-def _hub_or_cache(wanted: Wanted, manager: Any) -> Iterator[bool]:
-    """Inside, data come from the Hub where it answers, and else from the cache at once.
+def _hub_or_cache(*, local: bool) -> Iterator[bool]:
+    """Take data from the Hub where it answers, and else from its cache at once.
 
     Left to itself, each data set that is not in the cache is asked for six times over 23 seconds. Yields
     whether the Hub is needed and does not answer.
@@ -205,16 +192,12 @@ def _hub_or_cache(wanted: Wanted, manager: Any) -> Iterator[bool]:
     import datasets
     from huggingface_hub import constants
 
-    needed = any(
-        _on_the_hub(manager.task_index.get(name)) for items in wanted.values() for name in items
-    )
-    if not needed or _hub_answers():
-        yield False
-        return
+    unreachable = not local and not _hub_answers()
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    if unreachable:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        yield True
+        yield unreachable
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
@@ -230,15 +213,6 @@ def _hub_answers() -> bool:
     except Exception:  # noqa: BLE001 - each transport has exceptions of its own
         return False
     return True
-
-
-def _on_the_hub(entry: Any) -> bool:
-    """Whether a task may have its data on the Hub; the data of a group's tasks are not looked at."""
-    config = getattr(entry, "cfg", None)
-    if not config or "class" in config or not isinstance(config.get("task"), str):
-        return True
-    path = config.get("dataset_path")
-    return isinstance(path, str) and "/" in path and not Path(path).exists()
 
 
 def _is_file(name: str) -> bool:

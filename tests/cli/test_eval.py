@@ -53,8 +53,12 @@ def test_models_are_told_side_by_side(work, evaluate):
     run = evaluate("one", "two", "--base", "--tasks", "tiny_choose,tiny_write")
     assert run.code == 0
     head, _, *rows = run.out.splitlines()
-    assert head.split() == ["task", "shots", "metric", "base", "one", "two"]
-    assert [row.split()[0] for row in rows[:3]] == ["tiny_choose", "tiny_choose", "tiny_write"]
+    assert head.replace("|", " ").split() == ["Tasks", "n-shot", "Metric", "base", "one", "two"]
+    assert [row.split("|")[1].strip() for row in rows[:3]] == [
+        "tiny_choose",
+        "tiny_choose",
+        "tiny_write",
+    ]
     notes = run.err.splitlines()
     assert notes[:3] == [
         "loading the tasks ...",
@@ -109,16 +113,16 @@ def test_without_an_adapter_it_is_the_base(work, evaluate):
 
 
 def interrupt_second(monkeypatch):
-    from bishare_dsl.evaluate.harness import Harness
+    from bishare_dsl.evaluate import harness
 
-    real = Harness.evaluate
+    real = harness.measure
 
-    def evaluate(self, model, tokenizer, label, folder=None):
-        if label == "two":
+    def measure(model, tokenizer, candidate, *rest, **settings):
+        if candidate.label == "two":
             raise KeyboardInterrupt
-        return real(self, model, tokenizer, label, folder)
+        return real(model, tokenizer, candidate, *rest, **settings)
 
-    monkeypatch.setattr(Harness, "evaluate", evaluate)
+    monkeypatch.setattr(harness, "measure", measure)
 
 
 def test_what_was_finished_is_told_on_interruption(work, evaluate, monkeypatch):
@@ -126,7 +130,7 @@ def test_what_was_finished_is_told_on_interruption(work, evaluate, monkeypatch):
     command = ("one", "two", "--tasks", "tiny_choose", "--output_path", "out")
     run = evaluate(*command)
     assert run.code == 130
-    assert run.out.splitlines()[0].split() == ["task", "shots", "metric", "one"]
+    assert run.out.startswith("|   Tasks   |Version|Filter|n-shot|")
     assert run.err.splitlines()[-1].startswith("error: interrupted")
     assert [path.name for path in (work / "out").iterdir()] == ["one"]
     run = evaluate(*command, "--json")
@@ -215,5 +219,6 @@ def test_a_bar_on_a_terminal(work, evaluate, monkeypatch):
     monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda _: True, raising=False)
     run = evaluate("--tasks", "tiny_choose")
     assert run.code == 0
-    assert "base: tiny_choose" in run.err
+    assert "loglikelihood requests" in run.err
     assert "18/18" in run.err
+    assert "18/18" not in evaluate("--tasks", "tiny_choose", "--quiet").err

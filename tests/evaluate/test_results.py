@@ -35,20 +35,23 @@ def evaluation():
 def test_table(evaluation):
     assert str(evaluation) == "\n".join(
         (
-            "task    shots   metric                   base                one                two",
-            "───────────────────────────────────────────────────────────────────────────────────",
-            "speed   0       seconds ↓             2.0000*             3.5000             4.0000",
-            "quiz    4       acc ↑         0.2500 ± 0.0123   0.7500 ± 0.0123*   0.7500 ± 0.0123*",
-            "quiz    4       f1, strict             0.1250             0.3750             0.3750",
+            "|Tasks|n-shot|  Metric  |   |     base      |      one       |      two       |",
+            "|-----|------|----------|---|---------------|----------------|----------------|",
+            "|speed|0     |seconds   |↓  |2.0000*        |3.5000          |4.0000          |",
+            "|quiz |4     |acc       |↑  |0.2500 ± 0.0123|0.7500 ± 0.0123*|0.7500 ± 0.0123*|",
+            "|quiz |4     |f1, strict|   |0.1250         |0.3750          |0.3750          |",
             "",
-            "± standard error; * best of its row",
+            "* best of its row",
         )
     )
 
 
-def test_colours_are_asked_for(evaluation):
-    assert "\033[" not in evaluation.table()
-    assert "\033[1m" in evaluation.table(colour=True)
+def test_the_table_of_one_model_is_lm_eval_s(evaluation):
+    from lm_eval.utils import make_table
+
+    one = {**run(acc=0.25, seconds=2), "versions": {"quiz": 2}}
+    alone = Evaluation("tiny", {"one": [one]}, limit=3)
+    assert str(alone) == make_table(one) + "\nlimited to 3 rows of each task: not for reporting"
 
 
 def test_data(evaluation):

@@ -166,7 +166,7 @@ def test_groups_of_the_paper(model, tokenizer, adapters, benchmarks):
     assert rows["gsm8k", 5, "exact_match"].scores["first"].samples == 6
     assert {row.num_fewshot for row in evaluation.rows} == {0, 5}
     shown = str(evaluation)
-    assert "  mmlu_stem" in shown
+    assert "| - mmlu_stem" in shown
     assert "mmlu_a" not in shown
 
 
@@ -182,6 +182,14 @@ def test_likelihoods_that_are_no_numbers_are_told(model, tokenizer, tasks):
         model.lm_head.weight[5] = float("nan")
     with pytest.warns(BishareWarning, match="BS809.*72 of 72 likelihoods of base"):
         evaluate(model, tasks="tiny_choose", tokenizer=tokenizer, include_path=tasks)
+
+
+def test_a_setting_that_lm_eval_has_not_is_told_before_the_model_is_loaded(
+    checkpoint, tasks, monkeypatch
+):
+    monkeypatch.setattr("bishare_dsl.evaluate.run.loaded", None)
+    with pytest.raises(TypeError, match="limt"):
+        evaluate(str(checkpoint), tasks="tiny_choose", include_path=tasks, limt=1)
 
 
 def test_what_lm_eval_fails_on_is_told(model, tokenizer, adapters, tasks):
@@ -220,7 +228,7 @@ def test_adapters_are_checked_before_tasks_and_model(adapters, tasks, tmp_path, 
 
 
 def test_tasks_are_loaded_before_the_model(checkpoint, tasks, monkeypatch):
-    monkeypatch.setattr("bishare_dsl.evaluate.run.load_model", None)
+    monkeypatch.setattr("bishare_dsl.evaluate.run.loaded", None)
     with raises("BS802"):
         evaluate(str(checkpoint), tasks="tiny_chose", include_path=tasks)
 
@@ -275,7 +283,7 @@ def test_what_lm_eval_warns_of_is_a_warning(model, tokenizer, tmp_path):
         doc_to_text="{{text * 100}}:",
     )
     with pytest.warns(BishareWarning, match="Truncating .* from the left.* more like it"):
-        evaluate(model, tasks="long", tokenizer=tokenizer, include_path=folder, seed=1)
+        evaluate(model, tasks="long", tokenizer=tokenizer, include_path=folder, random_seed=1)
 
 
 def test_a_model_without_weights(monkeypatch):

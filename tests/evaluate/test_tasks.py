@@ -56,10 +56,11 @@ def test_a_folder_without_tasks(tmp_path, make, reason):
 def test_patterns_tags_and_files_are_names_too(folder):
     write_task(folder, "third", tag="ours", output_type="multiple_choice", doc_to_choice="words")
     loaded = load_tasks(["tiny_*", "ours", str(folder / "third.yaml")], include_path=folder)
-    [run] = loaded.runs
-    assert sorted(task.task_name for task in run.tasks) == ["third", "tiny_choose", "tiny_write"]
-    [run] = load_tasks([str(folder / "tiny_write.yaml")]).runs
-    assert [task.task_name for task in run.tasks] == ["tiny_write"]
+    [(shots, tasks)] = loaded.runs
+    assert shots is None
+    assert {task.task_name for task in tasks} == {"third", "tiny_choose", "tiny_write"}
+    [(_, [task])] = load_tasks([str(folder / "tiny_write.yaml")]).runs
+    assert task.task_name == "tiny_write"
 
 
 def test_local_tasks_need_neither_lm_eval_s_index_nor_the_hub(folder, monkeypatch):
@@ -73,7 +74,8 @@ def test_local_tasks_need_neither_lm_eval_s_index_nor_the_hub(folder, monkeypatc
 
     monkeypatch.setattr(TaskManager, "__init__", local_only)
     monkeypatch.setattr("bishare_dsl.evaluate.tasks._hub_answers", None)
-    assert len(load_tasks(["tiny_choose", "tiny_write"], include_path=folder).runs[0].tasks) == 2
+    [(_, tasks)] = load_tasks(["tiny_choose", "tiny_write"], include_path=folder).runs
+    assert len(tasks) == 2
 
 
 def test_data_that_cannot_be_fetched_is_told_at_once(monkeypatch):
