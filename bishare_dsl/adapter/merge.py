@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from bishare_dsl.adapter.probe import Probe
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
 from bishare_dsl.models.hooks import is_offloaded, is_spread, resident
-from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.models.site import Site
+from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_DENSE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,10 @@ class Merged:
 
     def swap(self, model: PreTrainedModel) -> None:
         """Exchange, bit by bit, the merged weights and the base's."""
+        maps = linear_maps(model) if self.weights else {}
         for path, other in self.weights.items():
-            weight = _weight(path, model.get_submodule(path))
-            self.weights[path] = weight.detach().to("cpu", copy=True)
+            weight = maps[path].matrix()
+            self.weights[path] = weight.to("cpu", copy=True)
             with torch.no_grad():
                 weight.copy_(other)
         for path, layer in self.layers.items():
@@ -107,11 +106,11 @@ def merge(
         tensors: the adapter's tensors by name, with values.
         keep_base: whether to keep copies of the weights, for the way back.
     """
-    sites = _sites(plan)
-    merged = Merged(keep_base, modules=len(sites))
+    targets = _targets(model, plan)
+    merged = Merged(keep_base, modules=len(targets))
     try:
-        for site in sites:
-            _merge_site(model, plan, tensors, site, merged)
+        for site, weight in targets:
+            _merge_site(model, weight, delta(plan, tensors, site), merged)
     except BaseException:  # out of memory, interrupted: what was changed goes back
         merged.swap(model)
         raise
@@ -130,9 +129,10 @@ def check(
             not be finite (BS628).
     """
     check_linear(plan.terms, "merge the adapter")
-    _check_weights(model, _sites(plan), dequantize)
-    for site in _sites(plan):
-        _summed(model, plan, tensors, site)
+    targets = _targets(model, plan)
+    _check_weights(model, [weight for _, weight in targets], dequantize)
+    for site, weight in targets:
+        _summed(model, weight, delta(plan, tensors, site))
 
 
 def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
@@ -153,55 +153,51 @@ def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
     )
 
 
-def _sites(plan: Plan) -> list[Site]:
-    """Give the sites that the adapter adds something to."""
-    return [site for site in plan.sites if plan.rows(site.path)]
+def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
+    """Give the sites that the adapter adds something to, each with its weight."""
+    maps = linear_maps(model)
+    return [(site, maps[site.path]) for site in plan.sites if plan.rows(site.path)]
 
 
 def _merge_site(
-    model: PreTrainedModel,
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    site: Site,
-    merged: Merged,
+    model: PreTrainedModel, weight: Weight, added: torch.Tensor, merged: Merged
 ) -> None:
-    layer = model.get_submodule(site.path)
-    exact, rounded = _summed(model, plan, tensors, site)
+    exact, rounded = _summed(model, weight, added)
     merged.max_rounding = max(merged.max_rounding, (exact - rounded).abs().max().item())
-    if _found(layer, site) is None:
-        weight = _weight(site.path, layer)
+    if weight.instead() is None:
+        matrix = weight.matrix()
         if merged.kept:
-            merged.weights[site.path] = weight.detach().to("cpu", copy=True)
+            merged.weights[weight.path] = matrix.to("cpu", copy=True)
         with torch.no_grad():
-            weight.copy_(rounded)
+            matrix.copy_(rounded)
     else:
         merged.dequantized += 1
         if merged.kept:
-            merged.layers[site.path] = layer
-        model.set_submodule(site.path, _dense_layer(layer, rounded))
+            merged.layers[weight.path] = weight.module
+        model.set_submodule(weight.path, _dense_layer(weight.module, rounded))
 
 
-def _check_weights(model: PreTrainedModel, sites: list[Site], dequantize: bool) -> None:
+def _check_weights(model: PreTrainedModel, weights: list[Weight], dequantize: bool) -> None:
     problems = []
     users = _users(model)
-    for site in sites:
-        layer = model.get_submodule(site.path)
-        found = _found(layer, site)
-        if isinstance(layer, (nn.Linear, Conv1D)) and "weight" not in layer._parameters:
+    for weight in weights:
+        reason = found = None
+        if weight.is_computed():
             reason = "it is computed from other tensors, as by pruning or weight norm"
-            problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
-        elif found is not None and not dequantize:
-            problems.append(codes.QUANTISED(path=site.path, found=found))
-        elif found is None:
-            weight = _weight(site.path, layer)
-            if weight.is_meta:
-                where = "offloaded to disk" if is_offloaded(layer) else "on the meta device"
-                problems.append(codes.NO_WEIGHT(path=site.path, reason=f"it is {where}"))
-            elif is_spread(weight):
+        elif (found := weight.instead()) is None:
+            kept = weight.kept()
+            assert kept is not None
+            if kept.is_meta:
+                offloaded = is_offloaded(weight.module)
+                reason = f"it is {'offloaded to disk' if offloaded else 'on the meta device'}"
+            elif is_spread(kept):
                 reason = "it is sharded over several processes"
-                problems.append(codes.NO_WEIGHT(path=site.path, reason=reason))
-            elif others := [path for path in users[_identity(weight)] if path != site.path]:
-                problems.append(codes.SHARED_WEIGHT(path=site.path, other=others[0]))
+            elif others := [path for path in users[_identity(kept)] if path != weight.owner]:
+                problems.append(codes.SHARED_WEIGHT(path=weight.path, other=others[0]))
+        if reason is not None:
+            problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))
+        elif found is not None and not dequantize:
+            problems.append(codes.QUANTISED(path=weight.path, found=found))
     if problems:
         raise AdapterError(problems[:5])
 
@@ -225,59 +221,21 @@ def _identity(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
-def _found(layer: nn.Module, site: Site) -> str | None:
-    """Tell what is in the place of a dense weight; None where there is one."""
-    weight = layer._parameters.get("weight")
-    shape = (site.d_in, site.d_out) if isinstance(layer, Conv1D) else (site.d_out, site.d_in)
-    if weight is None:
-        return type(layer).__name__
-    if weight.dtype not in _DENSE or tuple(weight.shape) != shape:
-        return f"{type(layer).__name__}, {str(weight.dtype).removeprefix('torch.')}"
-    dense = type(weight.data) is torch.Tensor or is_spread(weight)
-    return None if dense else type(weight.data).__name__
-
-
-def _weight(path: str, layer: nn.Module) -> torch.Tensor:
-    weight = resident(layer, "weight")
-    assert weight is not None, path  # `_found` was asked before.
-    return weight
-
-
 def _summed(
-    model: PreTrainedModel, plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site
+    model: PreTrainedModel, weight: Weight, added: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make the merged weight of a site, exact in float32 (or float64) and rounded to the weight's type."""
-    layer = model.get_submodule(site.path)
-    added = delta(plan, tensors, site)
-    if _found(layer, site) is None:
-        weight = _weight(site.path, layer).detach()
-        added = added.t() if isinstance(layer, Conv1D) else added
+    """Make a merged weight, exact in float32 (or float64) and rounded to the weight's type."""
+    if (found := weight.instead()) is None:
+        base = weight.matrix()
+    elif (dense := weight.dequantized()) is not None:
+        base = dense.to(_compute_dtype(model))
     else:
-        weight = _dequantized(layer, site).to(_compute_dtype(model))
-    exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) + added.to(weight.device)
-    rounded = exact.to(weight.dtype)
+        raise AdapterError(codes.NOT_DENSE(path=weight.path, found=found))
+    exact = base.to(torch.promote_types(base.dtype, torch.float32)) + added.to(base.device)
+    rounded = exact.to(base.dtype)
     if not torch.isfinite(rounded).all():
-        raise AdapterError(codes.NOT_FINITE(action="merging", path=site.path))
+        raise AdapterError(codes.NOT_FINITE(action="merging", path=weight.path))
     return exact, rounded
-
-
-def _dequantized(layer: nn.Module, site: Site) -> torch.Tensor:
-    """Give the dense ``(d_out, d_in)`` weight of a quantised layer."""
-    for dense in _ways(layer):
-        if not isinstance(dense, torch.Tensor) or dense.dtype not in _DENSE:
-            continue
-        if tuple(dense.shape) == (site.d_out, site.d_in):
-            return dense.detach()
-    raise AdapterError(codes.NOT_DENSE(path=site.path, found=_found(layer, site)))
-
-
-def _ways(layer: nn.Module) -> Iterator[object]:
-    if callable(way := getattr(layer, "dequantize", None)):
-        yield way()
-    weight = layer._parameters.get("weight")
-    # Every tensor has the method, and one of plain integers answers with these integers.
-    if weight is not None and type(weight).dequantize is not torch.Tensor.dequantize:
-        yield weight.dequantize()
 
 
 def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:

@@ -18,14 +18,13 @@ import torch
 from safetensors.torch import save
 from torch import nn
 from transformers.models.auto import modeling_auto
-from transformers.pytorch_utils import Conv1D
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_spread
-from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
 
@@ -87,7 +86,7 @@ def served_by_vllm(report: ExportReport) -> ExportReport:
 
 
 def _config(plan: Plan, model: nn.Module, ranks: Mapping[str, int]) -> dict[str, Any]:
-    transposed = [isinstance(model.get_submodule(path), Conv1D) for path in ranks]
+    maps = linear_maps(model)
     name = getattr(getattr(model, "config", None), "name_or_path", None)
     highest = max(ranks.values())
     pattern = _pattern(ranks, highest)
@@ -99,7 +98,7 @@ def _config(plan: Plan, model: nn.Module, ranks: Mapping[str, int]) -> dict[str,
         "r": highest,
         "lora_alpha": highest,
         "target_modules": _target_modules(model, list(ranks)),
-        "fan_in_fan_out": all(transposed),
+        "fan_in_fan_out": all(maps[path].transposed for path in ranks),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,

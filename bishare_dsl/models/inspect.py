@@ -9,6 +9,7 @@ from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.models.source import Source, resolve
+from bishare_dsl.models.weights import Weight, weights_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,24 +41,20 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     sites: list[Site] = []
     counted: set[int] = set()
     parameters = 0
-    inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
-    for path, module in _base_modules(model):
-        if inside is not None and path.startswith(inside):
-            continue
-        widths = linear_widths(module)
-        if widths is not None:
-            inside = f"{path}."
-            if site := Site.at(path, *widths):
+    for module, weights in _base_modules(model):
+        owned = list(module._parameters.values())
+        for weight in weights:
+            if weight.expert is not None:
+                continue  # No site yet, for the forward of experts is not rewritten.
+            if site := Site.at(weight.path, weight.d_in, weight.d_out):
                 sites.append(site)
-            weight = module._parameters.get("weight")
-            key = id(module if weight is None else weight)
+            kept = module._parameters.get(weight.parameter)
+            key = id(module if kept is None else kept)
             if key not in counted:
                 counted.add(key)
-                parameters += widths[0] * widths[1]
+                parameters += weight.d_in * weight.d_out
             # A quantised linear's other tensors (scales, zero points) encode its weight.
             owned = [module._parameters.get("bias")]
-        else:
-            owned = list(module._parameters.values())
         for parameter in owned:
             if parameter is not None and id(parameter) not in counted:
                 counted.add(id(parameter))
@@ -103,51 +100,21 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
     raise ModelError(NOT_CAUSAL(name=name, family=config.model_type))
 
 
-def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Give ``(d_in, d_out)`` of a linear-like module, or None for any other."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if not (isinstance(d_in, int) and isinstance(d_out, int)):
-        return None
-    return (d_in, d_out) if _is_linear(module, d_in, d_out) else None
+def linear_maps(model: nn.Module) -> dict[str, Weight]:
+    """Find the linear maps of a model's base, by path; each that is in a block is a site."""
+    return {weight.path: weight for _, weights in _base_modules(model) for weight in weights}
 
 
-def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
-    """Tell whether what has the widths of a linear layer gives what one gives.
-
-    A model's own class may call itself one and give a tuple (a router), or take its input in groups. A
-    quantiser's, which may run on its device only, is believed.
-    """
-    import torch
-    from torch import nn
-
-    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
-    if kind.forward is nn.Linear.forward:
-        return True
-    models_own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
-    if not models_own and not isinstance(module, nn.Linear):
-        return True
-    twin = nn.Module.__new__(kind)  # without values, so that it costs nothing to run
-    twin.__dict__ = dict(vars(module))
-    for kept in ("_parameters", "_buffers"):
-        tensors = vars(module)[kept].items()
-        twin.__dict__[kept] = {n: t if t is None else t.to("meta") for n, t in tensors}
-    dtype = next((t.dtype for t in twin.parameters() if t.is_floating_point()), None)
-    try:
-        with torch.no_grad():
-            y = kind.forward(twin, torch.empty(1, 1, d_in, device="meta", dtype=dtype))
-    except Exception:  # noqa: BLE001 - whatever a class does with what it does not expect
-        return not models_own
-    return isinstance(y, torch.Tensor) and tuple(y.shape) == (1, 1, d_out)
-
-
-def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _base_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list[Weight]]]:
+    """Give the modules of a model's base, each with the linear maps whose weights it keeps."""
+    inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
     for path, module in model.named_modules():
-        if ADAPTER not in path.split("."):
-            yield path, module
+        if ADAPTER in path.split(".") or (inside is not None and path.startswith(inside)):
+            continue
+        weights = weights_in(path, module)
+        if any(weight.owner == weight.path for weight in weights):
+            inside = f"{path}."
+        yield module, weights
 
 
 def _source(model: nn.Module) -> Source | None:

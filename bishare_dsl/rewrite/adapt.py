@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.hooks import is_sharded
-from bishare_dsl.models.inspect import ADAPTER, linear_widths
+from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
@@ -160,13 +160,12 @@ def _home(model: nn.Module, owner: str) -> str:
 
 
 def _check_sites(model: nn.Module, plan: Plan) -> None:
-    modules = dict(model.named_modules())
+    maps = linear_maps(model)
     wrong = []
     for site in plan.sites:
-        module = modules.get(site.path)
-        widths = linear_widths(module) if module is not None else None
-        if widths != (site.d_in, site.d_out):
-            found = f"{widths[0]} -> {widths[1]}" if widths else "no linear layer"
+        weight = maps.get(site.path)
+        if weight is None or (weight.d_in, weight.d_out) != (site.d_in, site.d_out):
+            found = f"{weight.d_in} -> {weight.d_out}" if weight else "no linear layer"
             wrong.append(
                 codes.OTHER_MODEL(
                     path=site.path, expected=f"{site.d_in} -> {site.d_out}", found=found

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.diagnostics.codes import rewrite as codes
-from bishare_dsl.models.inspect import linear_widths
+from bishare_dsl.models.weights import linear_widths
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.rewrite.bypass import reads_tensors
 from bishare_dsl.rewrite.capture import capture_region

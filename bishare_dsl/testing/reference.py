@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan, Term
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -257,29 +259,29 @@ def reference_model(
     What is not linear, and what reads a dropped input, is added to the output.
 
     Args:
-        model: the base, not adapted; it is not changed. Sites are `nn.Linear`, or GPT-2's ``Conv1D``.
+        model: the base, not adapted; it is not changed.
         plan: of the adapter.
         tensors: the adapter's tensors by name. The copy uses these very tensors, each wherever the
             plan says, so that gradients of its loss flow to them. Nothing else trains.
         drop: dropout; left out without one.
     """
     dense = copy.deepcopy(model).requires_grad_(False)
+    maps = linear_maps(dense)
+    inside: dict[tuple[str, str], dict[Weight, list[Term]]] = {}
     for site in plan.sites:
-        module = dense.get_submodule(site.path)
-        inside = []
+        weight = maps[site.path]
         for term in plan.terms_of[site.path]:
             dropped = drop if term.dropout else None
             if term.linear and dropped is None:
-                inside.append(term)
+                of_parameter = inside.setdefault((weight.owner, weight.parameter), {})
+                of_parameter.setdefault(weight, []).append(term)
                 continue
             update = partial(_add_update, term, tensors, (site.d_in, site.d_out), dropped)
-            module.register_forward_hook(update)
-        if inside:
-            # Conv1D keeps its weight (d_in, d_out).
-            conv = not isinstance(module, nn.Linear)
-            delta = _Update(inside, tensors, site.d_in, site.d_out, transposed=conv)
-            # Unsafe only skips a trial run, which would be one more evaluation of the update.
-            parametrize.register_parametrization(module, "weight", delta, unsafe=True)
+            dense.get_submodule(site.path).register_forward_hook(update)
+    for (owner, parameter), terms in inside.items():
+        # Unsafe only skips a trial run, which would be one more evaluation of the update.
+        module, delta = dense.get_submodule(owner), _Update(terms, tensors)
+        parametrize.register_parametrization(module, parameter, delta, unsafe=True)
     return dense
 
 
@@ -305,24 +307,18 @@ def _add_update(
 
 
 class _Update(nn.Module):
-    """Adds the updates of some terms to a weight."""
+    """Adds the updates of some terms to the weights that a parameter holds."""
 
-    def __init__(
-        self,
-        terms: Sequence[Term],
-        tensors: Mapping[str, Tensor],
-        d_in: int,
-        d_out: int,
-        *,
-        transposed: bool,
-    ):
+    def __init__(self, terms: Mapping[Weight, Sequence[Term]], tensors: Mapping[str, Tensor]):
         super().__init__()
-        self.terms, self.d_in, self.d_out, self.transposed = terms, d_in, d_out, transposed
         # In a list, so that the module does not register what is not its own.
-        self.shared = [tensors]
+        self.terms, self.shared = terms, [tensors]
 
-    def forward(self, weight: Tensor) -> Tensor:
-        for term in self.terms:
-            update = dense_delta(term, self.shared[0], self.d_in, self.d_out)
-            weight = weight + (update.T if self.transposed else update).to(weight.dtype)
-        return weight
+    def forward(self, kept: Tensor) -> Tensor:
+        kept = kept.clone()
+        for weight, terms in self.terms.items():
+            matrix = weight.part(kept)
+            for term in terms:
+                update = dense_delta(term, self.shared[0], weight.d_in, weight.d_out)
+                matrix += update.to(kept.dtype)
+        return kept

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models import Site, architecture_of, inspect_config, inspect_model, load_model
-from bishare_dsl.models.inspect import linear_widths
+from bishare_dsl.models.weights import linear_widths
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 
 LLAMA_KINDS = {

@@ -1,0 +1,200 @@
+"""How a model keeps the weights of its linear maps: the one place that knows.
+
+A linear layer keeps one matrix, ``(d_out, d_in)``; GPT-2's ``Conv1D`` keeps it transposed; a quantised layer
+keeps what encodes it; experts keep one tensor for all of them, in which gate and up may be one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.models.hooks import is_spread, resident
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+_EXPERTS = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "up_proj": ("up_proj",),
+    "down_proj": ("down_proj",),
+}
+"""The parameters of experts, and the maps that each holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Where a model keeps the weight of a linear map of ``d_in`` features to ``d_out``.
+
+    Attributes:
+        path: of the map's site. An expert's is what it would be were the expert a module:
+            ``model.layers.0.mlp.experts.3.up_proj``.
+        owner: the path of the ``module`` that has the parameter.
+        parameter: its name there.
+        expert: which matrix of a parameter that has several; None where it has one.
+        outputs: which rows of the matrix ``(outputs, d_in)`` are the map's; None for all.
+        transposed: whether the parameter is kept ``(d_in, d_out)``.
+    """
+
+    path: str
+    owner: str
+    module: nn.Module
+    d_in: int
+    d_out: int
+    parameter: str = "weight"
+    expert: int | None = None
+    outputs: slice | None = None
+    transposed: bool = False
+
+    def part(self, kept: torch.Tensor) -> torch.Tensor:
+        """Give the map's own matrix in a tensor like the parameter, ``(d_out, d_in)``: a view."""
+        matrix = kept if self.expert is None else kept[self.expert]
+        matrix = matrix.mT if self.transposed else matrix
+        return matrix if self.outputs is None else matrix[self.outputs]
+
+    def kept(self) -> torch.Tensor | None:
+        """Give the tensor that holds the parameter's values; None where something else stands for it."""
+        return resident(self.module, self.parameter)
+
+    def matrix(self) -> torch.Tensor:
+        """Give the weight ``(d_out, d_in)``, so that writing into it changes the model.
+
+        `instead` says that there is one.
+        """
+        kept = self.kept()
+        assert kept is not None, self.path
+        return self.part(kept.detach())
+
+    def is_computed(self) -> bool:
+        """Tell whether a dense layer's weight is made of other tensors, as by pruning or weight norm."""
+        from torch import nn
+
+        dense = self.transposed or isinstance(self.module, nn.Linear)
+        return dense and self.parameter not in self.module._parameters
+
+    def instead(self) -> str | None:
+        """Tell what is in the place of a dense weight; None where there is one."""
+        import torch
+
+        kind = type(self.module).__name__
+        kept = self.module._parameters.get(self.parameter)
+        if kept is None:
+            return kind
+        whole = kept.dim() == (2 if self.expert is None else 3)
+        fits = whole and tuple(self.part(kept).shape) == (self.d_out, self.d_in)
+        if not fits or not _is_float(kept.dtype):
+            return f"{kind}, {str(kept.dtype).removeprefix('torch.')}"
+        dense = type(kept.data) is torch.Tensor or is_spread(kept)
+        return None if dense else type(kept.data).__name__
+
+    def dequantized(self) -> torch.Tensor | None:
+        """Give the ``(d_out, d_in)`` weight that a quantised layer stands for, if it tells."""
+        shape = (self.d_out, self.d_in)
+        dense = (tensor for tensor in self._ways() if _is_float(getattr(tensor, "dtype", None)))
+        return next((tensor.detach() for tensor in dense if tuple(tensor.shape) == shape), None)
+
+    def _ways(self) -> Iterator[Any]:
+        import torch
+
+        if callable(way := getattr(self.module, "dequantize", None)):
+            yield way()
+        kept = self.module._parameters.get(self.parameter)
+        # Every tensor has the method, and one of plain integers answers with these integers.
+        if kept is not None and type(kept).dequantize is not torch.Tensor.dequantize:
+            yield kept.dequantize()
+
+
+def weights_in(path: str, module: nn.Module) -> list[Weight]:
+    """Find the linear maps whose weights a module keeps itself."""
+    if (widths := linear_widths(module)) is not None:
+        return [Weight(path, path, module, *widths, transposed=_is_conv1d(module))]
+    return [*_experts(path, module)]
+
+
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """Give ``(d_in, d_out)`` of a linear-like module, or None for any other."""
+    if _is_conv1d(module):
+        return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
+    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if not (isinstance(d_in, int) and isinstance(d_out, int)):
+        return None
+    return (d_in, d_out) if _is_linear(module, d_in, d_out) else None
+
+
+def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
+    """Find the maps of experts in the layout of transformers 5: ``(experts, ...)`` a parameter.
+
+    What its modules say of themselves tells how: ``is_transposed``, and whether gate and up are one behind
+    the other (``is_concatenated``) or take turns.
+    """
+    concatenated = getattr(module, "is_concatenated", None)
+    transposed = getattr(module, "is_transposed", None)
+    if not isinstance(concatenated, bool) or not isinstance(transposed, bool):
+        return
+    kept = {name: module._parameters.get(name) for name in _EXPERTS}
+    shapes = {name: tensor.shape for name, tensor in kept.items() if tensor is not None}
+    if any(len(shape) != 3 for shape in shapes.values()):
+        return
+    for expert in range(min((shape[0] for shape in shapes.values()), default=0)):
+        for parameter, shape in shapes.items():
+            d_in, rows = shape[1:] if transposed else reversed(shape[1:])
+            names = _EXPERTS[parameter]
+            d_out, turns = rows // len(names), len(names)
+            for i, name in enumerate(names):
+                part: slice = slice(i * d_out, (i + 1) * d_out)
+                part = part if concatenated else slice(i, None, turns)
+                yield Weight(
+                    f"{path}.{expert}.{name}",
+                    path,
+                    module,
+                    d_in,
+                    d_out,
+                    parameter,
+                    expert,
+                    part if turns > 1 else None,
+                    transposed,
+                )
+
+
+def _is_float(dtype: torch.dtype | None) -> bool:
+    import torch
+
+    return dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
+    """Tell whether what has the widths of a linear layer gives what one gives.
+
+    A model's own class may call itself one and give a tuple (a router), or take its input in groups. A
+    quantiser's, which may run on its device only, is believed.
+    """
+    import torch
+    from torch import nn
+
+    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    if kind.forward is nn.Linear.forward:
+        return True
+    models_own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not models_own and not isinstance(module, nn.Linear):
+        return True
+    twin = nn.Module.__new__(kind)  # without values, so that it costs nothing to run
+    twin.__dict__ = dict(vars(module))
+    for kept in ("_parameters", "_buffers"):
+        tensors = vars(module)[kept].items()
+        twin.__dict__[kept] = {n: t if t is None else t.to("meta") for n, t in tensors}
+    dtype = next((t.dtype for t in twin.parameters() if t.is_floating_point()), None)
+    try:
+        with torch.no_grad():
+            y = kind.forward(twin, torch.empty(1, 1, d_in, device="meta", dtype=dtype))
+    except Exception:  # noqa: BLE001 - whatever a class does with what it does not expect
+        return not models_own
+    return isinstance(y, torch.Tensor) and tuple(y.shape) == (1, 1, d_out)

@@ -1,0 +1,143 @@
+"""What is said of how a weight is kept, against what the model computes with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bishare_dsl.models.inspect import inspect_model, linear_maps
+from bishare_dsl.models.weights import Weight
+from bishare_dsl.testing.models import tiny_model
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 10,
+    "pad_token_id": 0,
+}
+
+
+def gpt_oss_gate(gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **dict.fromkeys(
+        ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe"), lambda g, u: silu(g) * u
+    ),
+    "gpt_oss": gpt_oss_gate,
+}
+
+
+def mixture(family: str) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("family", GATES)
+@torch.no_grad()
+def test_an_experts_weights_are_those_it_computes_with(family: str) -> None:
+    model = mixture(family)
+    maps = linear_maps(model)
+    path = next(weight.owner for weight in maps.values() if weight.expert is not None)
+    experts = model.get_submodule(path)
+    x = torch.randn(5, 32)
+    for expert in range(4):
+        only = torch.full((5, 1), expert)
+        y = experts(x, only, torch.ones(5, 1))
+        gate, up, down = (
+            maps[f"{path}.{expert}.{n}_proj"].matrix() for n in ("gate", "up", "down")
+        )
+        bias = {
+            name: kept[expert]
+            if (kept := getattr(experts, f"{name}_bias", None)) is not None
+            else 0
+            for name in ("gate_up_proj", "down_proj")
+        }
+        both: Any = bias["gate_up_proj"]
+        gate_bias, up_bias = (both[::2], both[1::2]) if isinstance(both, Tensor) else (0, 0)
+        inner = GATES[family](x @ gate.T + gate_bias, x @ up.T + up_bias)
+        torch.testing.assert_close(y, inner @ down.T + bias["down_proj"])
+
+
+@pytest.mark.parametrize("family", GATES)
+def test_experts_are_found_in_order_and_cover_their_parameters(family: str) -> None:
+    model = mixture(family)
+    maps = linear_maps(model).values()
+    path = next(weight.owner for weight in maps if weight.expert is not None)
+    found = [weight for weight in maps if weight.owner == path]
+    names = ("0.gate_proj", "0.up_proj", "0.down_proj", "1.gate_proj")
+    assert [weight.path for weight in found[:4]] == [f"{path}.{name}" for name in names]
+    assert {weight.expert for weight in found} == set(range(4))
+    experts = model.get_submodule(path)
+    for name in ("gate_up_proj", "down_proj"):
+        kept = getattr(experts, name)
+        marked = torch.zeros_like(kept)
+        for weight in found:
+            if weight.parameter == name:
+                assert weight.part(kept).shape == (weight.d_out, weight.d_in)
+                weight.part(marked).add_(1)
+        assert (marked == 1).all()
+
+
+def test_writing_into_a_matrix_changes_the_model() -> None:
+    for model, path in (
+        (mixture("gpt_oss"), "model.layers.0.mlp.experts.2.up_proj"),
+        (tiny_model("gpt2"), "transformer.h.0.attn.c_attn"),
+        (tiny_model("llama"), "model.layers.0.mlp.up_proj"),
+    ):
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        weight = linear_maps(model)[path]
+        weight.matrix().fill_(3.0)
+        changed = {n: p for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert list(changed) == [f"{weight.owner}.{weight.parameter}"]
+        assert (next(iter(changed.values())) == 3.0).sum() == weight.d_in * weight.d_out
+
+
+def test_parameters_of_experts_are_counted() -> None:
+    for family in GATES:
+        model = mixture(family)
+        assert inspect_model(model).parameters == sum(p.numel() for p in model.parameters())
+
+
+class Quantised(nn.Module):
+    """A layer that keeps integers, and tells what they stand for."""
+
+    def __init__(self, told: Tensor) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 3, 2
+        self.weight = nn.Parameter(torch.zeros(6, 1, dtype=torch.uint8), requires_grad=False)
+        self.told = told
+
+    def dequantize(self) -> Tensor:
+        return self.told
+
+
+def test_what_stands_for_a_weight() -> None:
+    dense = Weight("a", "a", nn.Linear(3, 2), 3, 2)
+    assert dense.instead() is None
+    assert Weight("a", "a", nn.Linear(3, 2), 2, 3).instead() == "Linear, float32"
+    told = torch.randn(2, 3)
+    quantised = Weight("a", "a", Quantised(told), 3, 2)
+    assert quantised.instead() == "Quantised, uint8"
+    assert torch.equal(quantised.dequantized(), told)  # type: ignore[arg-type]
+    assert Weight("a", "a", Quantised(told.T), 3, 2).dequantized() is None
+    assert Weight("a", "a", nn.Module(), 3, 2).instead() == "Module"
