@@ -1,39 +1,32 @@
 """The formatter: one layout for every text, with each word and each comment of the text kept.
 
 It lays out tokens in the order of the text (only `A per ...` moves before `B per ...`), so it cannot change
-what a text says. A statement is cut into *units*, the smallest pieces that a line may consist of (a
-clause's first word, one item of a list). It is written on one line if it fits and no comment stands inside
-it, else a clause or an item a line. A comment inside a unit moves to the unit's end. Params, and shares with
-their clauses, are aligned where they stand together.
+what a text says. A share is cut into *pieces*, its head and its clauses; any other statement is one piece. A
+piece is cut into *units*, the smallest parts that a line may consist of: a clause's first words, one item of
+a list. A statement is written on one line if it fits and no comment stands inside it, else a piece or a unit
+a line. A comment inside a unit moves to the unit's end. Params, and shares with their clauses, are aligned
+where they stand together.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from bishare_dsl.language.grammar import CLAUSES, DEFAULTS, IN_EXPRESSIONS
 from bishare_dsl.language.read import parse_syntax
-from bishare_dsl.language.syntax import Statement, Syntax, span_of
+from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of
 
 WIDTH = 100
 _INDENT = "    "
 _TIGHT_AFTER = {"(", ".."}
 _TIGHT_BEFORE = {")", ",", ";", ":", ".."}
-_OPEN, _CLOSE = {"(", "{"}, {")", "}"}
-# Lists, and how many words stand before the first item.
-_LISTS = {
-    "target": 1,
-    "where": 1,
-    "per": 1,
-    "A": 2,
-    "B": 2,
-    "init": 1,
-    "freeze": 1,
-    "gain": 1,
-    "let": 3,
-}
+_CLOSE = {")", "}"}
+# Rules of lists: those of the second row end with a bracket.
+_LISTS = ("include", "exclude", "key", "init", "freeze", "gain")
+_BRACKETED = ("options", "arms")
 
 
 def format_text(text: str | bytes, name: str = "<text>") -> str:
@@ -52,112 +45,117 @@ class _Comment:
     """``# ...`` to the end of its line; ``after_blank`` where an empty line stands above it."""
 
     text: str
-    start: int
     after_blank: bool
 
 
 @dataclass(slots=True, eq=False)
 class _Word:
-    """A token with its comments: those on lines of their own above it (``before``), and the one at the end of
-    its line if it is the last token there (``after``).
+    """A token with the space before it and its comments: those on lines of their own above it (``before``),
+    and the one at the end of its line if it is the last token there (``after``)."""
 
-    ``joins`` is ``left`` or ``right`` where a brace or a minus stands close to its neighbour.
-    """
-
-    kind: str
     text: str
+    gap: str
     start: int
     after_blank: bool
-    joins: str
     before: list[_Comment]
-    after: _Comment | None = None
+    after: list[_Comment]
 
 
 def _words(syntax: Syntax) -> list[_Word]:
     """List the words of a text, the last one empty: it has the comments at the end."""
-    joins = {}
-    for statement in syntax.statements:
-        for tree in statement.all_words():
-            for part in tree.iter_subtrees():
-                if part.data in ("negative", "set"):
-                    joins[part.meta.start_pos] = "right"
-                if part.data == "set":
-                    joins[part.meta.end_pos - 1] = "left"
+    trees = [
+        tree
+        for part in syntax.statements
+        for whole in part.all_words()
+        for tree in whole.iter_subtrees()
+    ]
+    tight = {tree.meta.start_pos for tree in trees if tree.data in ("negative", "set")}
+    closing = {tree.meta.end_pos - 1 for tree in trees if tree.data == "set"}
     words: list[_Word] = []
     comments: list[_Comment] = []
-    same_line = blank = False
+    same_line = blank = joins = named = False
     for token in syntax.tokens:
         start = span_of(token).start
         if token.type == "SPACE":
             breaks = token.count("\n")
             same_line = same_line and not breaks
             blank = breaks > 1
-        elif token.type == "COMMENT":
-            comment = _Comment(token.rstrip(), start, blank)
-            if same_line and words:
-                words[-1].after = comment
-            else:
-                comments.append(comment)
+            continue
+        if token.type == "COMMENT":
+            own_line = comments if not (same_line and words) else words[-1].after
+            own_line.append(_Comment(token.rstrip(), blank))
             blank = False
-        else:
-            joined = joins.get(start, "")
-            words.append(_Word(token.type, str(token), start, blank, joined, comments))
-            comments, same_line, blank = [], True, False
+            continue
+        if token in _CLOSE and words[-1].text in (",", ";"):
+            last = words.pop()
+            comments = [*last.before, *last.after, *comments]
+        close = joins or token in _TIGHT_BEFORE or start in closing or (token == "(" and named)
+        words.append(_Word(str(token), "" if close else " ", start, blank, comments, []))
+        comments, same_line, blank = [], True, False
+        joins = token in _TIGHT_AFTER or start in tight
+        named = token.type in ("NAME", "STRING") and token not in IN_EXPRESSIONS
     return words
 
 
 @dataclass(slots=True, eq=False)
 class _Unit:
-    """Tokens that stand on one line; ``level`` says how far in, where the statement is broken."""
+    """Words that stand on one line; ``level`` says how far in, where the statement is broken."""
 
-    tokens: list[_Word]
+    words: list[_Word]
     level: int
-    before: list[_Comment] = field(default_factory=list)
-    after: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        return _joined(self.tokens)
-
-
-@dataclass(slots=True, eq=False)
-class _Piece:
-    """A part that is written on one line, or a unit a line: a clause, or a whole statement but a share."""
-
-    keyword: str
-    units: list[_Unit]
+        return _text(self.words)
 
     @property
-    def flat(self) -> str:
-        return _joined([token for unit in self.units for token in unit.tokens])
+    def before(self) -> list[_Comment]:
+        return self.words[0].before
 
     @property
-    def commented(self) -> bool:
-        """Whether a comment stands inside, so that one line will not do."""
-        return _inside(self.units)
+    def after(self) -> list[_Comment]:
+        first, *rest = self.words
+        return [*first.after, *(c for word in rest for c in (*word.before, *word.after))]
+
+
+_Piece: TypeAlias = list[_Unit]
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A statement as it will be written."""
+    """A statement as it will be written, with the comments above it."""
 
     kind: str
     pieces: list[_Piece]
-    after_blank: bool
     before: list[_Comment]
+    after_blank: bool
 
     @property
     def one_line(self) -> bool:
-        units = [unit for piece in self.pieces for unit in piece.units]
-        return not _inside(units) and len(self.flat) <= WIDTH
+        units = [unit for piece in self.pieces for unit in piece]
+        return _whole(units) and len(self.text) <= WIDTH
 
     @property
-    def flat(self) -> str:
-        return "  ".join(piece.flat for piece in self.pieces)
+    def text(self) -> str:
+        return "  ".join(_joined(piece).text for piece in self.pieces)
 
     @property
-    def after(self) -> list[str]:
-        return self.pieces[-1].units[-1].after
+    def after(self) -> list[_Comment]:
+        return self.pieces[-1][-1].after
+
+
+def _text(words: Iterable[_Word]) -> str:
+    return "".join(word.gap + word.text for word in words).strip(" ")
+
+
+def _joined(piece: _Piece) -> _Unit:
+    """Put a piece on one line."""
+    return _Unit([word for unit in piece for word in unit.words], piece[0].level)
+
+
+def _whole(units: list[_Unit]) -> bool:
+    """Tell whether no comment stands between units, so that they may be joined."""
+    return not any(unit.before for unit in units[1:]) and not any(u.after for u in units[:-1])
 
 
 def layout(syntax: Syntax) -> str:
@@ -172,7 +170,7 @@ def layout(syntax: Syntax) -> str:
             _comments(lines, block.before, gap=changes)
             if block.after_blank if block.before else changes:
                 lines.append("")
-            lines += aligned.get(id(block)) or _broken(block)
+            lines += [aligned[block]] if block in aligned else _lines(block)
     _comments(lines, words[-1].before, gap=False)
     return "\n".join(lines).strip("\n") + "\n" if lines else ""
 
@@ -197,188 +195,93 @@ def _groups(blocks: list[_Block]) -> Iterator[list[_Block]]:
         yield group
 
 
-def _start(token: _Word) -> int:
-    return token.start
-
-
-def _block(statement: Statement, tokens: list[_Word]) -> _Block:
-    first_token = bisect_left(tokens, statement.start, key=_start)
-    inside = tokens[first_token : bisect_left(tokens, statement.end, key=_start)]
-    kind = "default" if statement.keyword in DEFAULTS else statement.keyword
-    if kind == "share":
-        starts = {clause.start for clause in statement.clauses}
-        parts: list[list[_Word]] = [[]]
-        for token in inside:
-            if token.start in starts:
-                parts.append([])
-            parts[-1].append(token)
-        keys = [i for i, part in enumerate(parts) if part[0].text in ("A", "B")]
-        if len(keys) == 2 and parts[keys[0]][0].text == "B":
-            parts[keys[0]], parts[keys[1]] = parts[keys[1]], parts[keys[0]]
-    else:
-        parts = [inside]
-    pieces = [_piece(part, 1 if i else 0) for i, part in enumerate(parts)]
-    first = pieces[0].units[0]
+def _block(statement: Statement, words: list[_Word]) -> _Block:
+    parts = [statement, *statement.clauses]
+    bounds = [*(part.start for part in parts), statement.end]
+    cuts = [bisect_left(words, bound, key=lambda word: word.start) for bound in bounds]
+    first = words[cuts[0]]
     before, first.before = first.before, []
-    return _Block(kind, pieces, inside[0].after_blank, before)
-
-
-def _piece(tokens: list[_Word], level: int) -> _Piece:
-    keyword = tokens[0].text
-    units = [
-        _unit(part, level + inner) for part, inner in _cut(keyword, _without_last_commas(tokens))
+    pieces = [
+        _piece(part.words, words[cuts[i] : cuts[i + 1]], level=min(i, 1))
+        for i, part in enumerate(parts)
     ]
-    return _Piece(keyword, units)
+    keys = [i for i, part in enumerate(parts) if part.keyword in ("A", "B")]
+    if len(keys) == 2 and parts[keys[0]].keyword == "B":
+        pieces[keys[0]], pieces[keys[1]] = pieces[keys[1]], pieces[keys[0]]
+    kind = "default" if statement.keyword in DEFAULTS else statement.keyword
+    return _Block(kind, pieces, before, first.after_blank)
 
 
-def _unit(tokens: list[_Word], level: int) -> _Unit:
-    inner = [comment for token in tokens[1:] for comment in token.before]
-    ends = [token.after for token in tokens if token.after]
-    after = [comment.text for comment in sorted(inner + ends, key=lambda comment: comment.start)]
-    return _Unit(tokens, level, list(tokens[0].before), after)
+def _piece(tree: Words, words: list[_Word], level: int) -> _Piece:
+    """Cut a piece where the items of its lists begin, and before the bracket that closes them."""
+    starts: dict[int, int] = {}
+    for part in tree.iter_subtrees():
+        items = part.children[1:] if part.data == "arms" else part.children
+        if part.data in (*_LISTS, *_BRACKETED):
+            starts |= {span_of(item).start: level + 1 for item in items}
+        if part.data == "exclude":  # `except` stands with its first item.
+            del starts[span_of(items[0]).start]
+            starts[part.meta.start_pos] = level + 1
+        if part.data in _BRACKETED:
+            starts[part.meta.end_pos - 1] = level
+    if len(starts) == 1 and level + 1 in starts.values():
+        starts = {}
+    piece = [_Unit([], level)]
+    for word in words:
+        if word.start in starts:
+            piece.append(_Unit([], starts[word.start]))
+        piece[-1].words.append(word)
+    return piece
 
 
-def _without_last_commas(tokens: list[_Word]) -> list[_Word]:
-    """Leave out each comma or semicolon before a closing bracket; its comments go to the bracket."""
-    kept: list[_Word] = []
-    for token in tokens:
-        if token.text in _CLOSE and kept and kept[-1].text in (",", ";"):
-            dropped = kept.pop()
-            inner = (*dropped.before, *((dropped.after,) if dropped.after else ()))
-            token = replace(token, before=[*inner, *token.before])
-        kept.append(token)
-    return kept
+def _line(code: str, after: list[_Comment]) -> str:
+    return "  ".join([code, *(comment.text for comment in after)])
 
 
-def _cut(keyword: str, tokens: list[_Word]) -> Iterator[tuple[list[_Word], int]]:
-    """Yield a piece's units, and how much further in each stands than the piece."""
-    if keyword in _LISTS:
-        yield from _items(tokens, _LISTS[keyword], ",", 0)
-    elif keyword == "replace" and tokens[1].text == "let":
-        yield from _items(tokens, 1 + _LISTS["let"], ",", 0)
-    elif keyword == "via" and len(tokens) > 2:
-        yield from _items(tokens, 3, ",", 1)
-    elif keyword == "rank" and tokens[1].text == "match":
-        # The subject may have brackets of its own: the cases are in the last ones that open outside.
-        depth = opening = 0
-        for i, token in enumerate(tokens):
-            if token.text in _OPEN:
-                opening = i if depth == 0 else opening
-                depth += 1
-            elif token.text in _CLOSE:
-                depth -= 1
-        yield from _items(tokens, opening + 1, ";", 1)
-    else:
-        yield tokens, 0
-
-
-def _items(
-    tokens: list[_Word], head: int, separator: str, closing: int
-) -> Iterator[tuple[list[_Word], int]]:
-    """Yield the first ``head`` tokens, an item up to each ``separator``, and the ``closing`` last tokens."""
-    body = tokens[head : len(tokens) - closing]
-    items: list[list[_Word]] = [[]]
-    depth = 0
-    for token in body:
-        if token.text == "except" and depth == 0 and items[-1]:
-            items.append([])
-        items[-1].append(token)
-        depth += (token.text in _OPEN) - (token.text in _CLOSE)
-        if token.text == separator and depth == 0:
-            items.append([])
-    items = [item for item in items if item]
-    if len(items) <= 1 and not closing:
-        yield tokens, 0
-        return
-    yield tokens[:head], 0
-    for item in items:
-        yield item, 1
-    if closing:
-        yield tokens[len(tokens) - closing :], 0
-
-
-def _inside(units: list[_Unit]) -> bool:
-    return any(unit.before for unit in units[1:]) or any(unit.after for unit in units[:-1])
-
-
-def _joined(tokens: list[_Word]) -> str:
-    """Join tokens with the spaces that belong between them."""
-    words: list[str] = []
-    previous: _Word | None = None
-    for token in tokens:
-        if previous is not None and not _close(previous, token):
-            words.append(" ")
-        words.append(token.text)
-        previous = token
-    return "".join(words)
-
-
-def _close(left: _Word, right: _Word) -> bool:
-    if left.text in _TIGHT_AFTER or left.joins == "right":
-        return True
-    if right.text in _TIGHT_BEFORE or right.joins == "left":
-        return True
-    named = left.kind in ("NAME", "STRING") and left.text not in IN_EXPRESSIONS
-    return right.text == "(" and named
-
-
-def _line(code: str, after: list[str]) -> str:
-    return f"{code}  {'  '.join(after)}" if after else code
-
-
-def _broken(block: _Block) -> list[str]:
-    """Write a statement by itself: on one line, else a clause a line, else an item a line."""
+def _lines(block: _Block) -> list[str]:
+    """Write a statement by itself: on one line, else a piece a line, else a unit a line."""
     if block.one_line:
-        return [_line(block.flat, block.after)]
+        return [_line(block.text, block.after)]
     lines: list[str] = []
     for piece in block.pieces:
-        indent = _INDENT * piece.units[0].level
-        if not piece.commented and len(indent + piece.flat) <= WIDTH:
-            lines += [indent + comment.text for comment in piece.units[0].before]
-            lines.append(_line(indent + piece.flat, piece.units[-1].after))
-            continue
-        for unit in piece.units:
+        joined = _joined(piece)
+        fits = _whole(piece) and len(_INDENT * joined.level + joined.text) <= WIDTH
+        for unit in [joined] if fits else piece:
             indent = _INDENT * unit.level
             lines += [indent + comment.text for comment in unit.before]
             lines.append(_line(indent + unit.text, unit.after))
     return lines
 
 
-def _aligned(group: list[_Block]) -> dict[int, list[str]]:
-    """Lay out those statements of a group that stand in columns: lines by the statement's id."""
-    rows = [(block, _cells(block)) for block in group if block.one_line]
-    rows = [(block, cells) for block, cells in rows if cells]
-    columns = [name for name in ("", "=", *CLAUSES) if any(name in cells for _, cells in rows)]
-    widths = {name: max(len(cells[name]) for _, cells in rows if name in cells) for name in columns}
+def _aligned(group: list[_Block]) -> dict[_Block, str]:
+    """Lay out those statements of a group that stand in columns."""
+    rows = {block: cells for block in group if block.one_line and (cells := _cells(block))}
+    columns = [name for name in ("", "=", *CLAUSES) if any(name in row for row in rows.values())]
+    widths = {name: max(len(row.get(name, "")) for row in rows.values()) for name in columns}
     made = {}
-    for block, cells in rows:
-        gap = " " if "=" in cells else "  "
-        code = gap.join(cells.get(name, "").ljust(widths[name]) for name in columns).rstrip()
-        made[id(block)] = code
+    for block, row in rows.items():
+        padded = [row.get(name, "").ljust(widths[name]) for name in columns]
+        made[block] = (" " if "=" in row else "  ").join(padded).rstrip()
     if any(len(code) > WIDTH for code in made.values()):
         return {}
     # Comments at the ends of neighbouring lines stand in one column.
-    wide = max((len(made[id(block)]) for block, _ in rows if block.after), default=0)
+    wide = max((len(code) for block, code in made.items() if block.after), default=0)
     return {
-        id(block): [
-            _line(made[id(block)].ljust(wide) if block.after else made[id(block)], block.after)
-        ]
-        for block, _ in rows
+        block: _line(code.ljust(wide) if block.after else code, block.after)
+        for block, code in made.items()
     }
 
 
 def _cells(block: _Block) -> dict[str, str]:
     """Tell what stands in which column: nothing for a statement that is not aligned."""
+    head, *clauses = map(_joined, block.pieces)
     if block.kind == "param":
-        tokens = block.pieces[0].units[0].tokens
-        head = 3 if tokens[0].text == "replace" else 2
-        return {"": _joined(tokens[:head]), "=": _joined(tokens[head:])}
-    if block.kind != "share":
-        return {}
+        sign = [word.text for word in head.words].index("=")
+        return {"": _text(head.words[:sign]), "=": _text(head.words[sign:])}
     # `A per layer  B per module` begins in the column of `per layer`.
-    words = ["per" if piece.keyword == "A" else piece.keyword for piece in block.pieces[1:]]
-    if words != sorted(words, key=CLAUSES.index):
-        return {}
-    return {"": block.pieces[0].flat} | {
-        word: piece.flat for word, piece in zip(words, block.pieces[1:], strict=True)
+    cells = {
+        {"A": "per"}.get(unit.words[0].text, unit.words[0].text): unit.text for unit in clauses
     }
+    if block.kind != "share" or list(cells) != sorted(cells, key=CLAUSES.index):
+        return {}
+    return {"": head.text, **cells}

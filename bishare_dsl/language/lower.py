@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,31 +16,27 @@ from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
 from bishare_dsl.spec import Spec
 
-# Rules whose parts are fields of a model, and those whose parts are a list; of the rest the last part counts.
+# Rules of `share.lark` by what is made of their parts: the fields of a model, a list, or fields that a list
+# names. Of any other rule the last part counts, or that it is there.
 _FIELDS = {
     "param": ("name", "value"),
     "let": ("name", "selection"),
     "selection": ("include", "exclude"),
+    "applied": ("transform", "options"),
     "arm": ("values", "rank"),
+    "otherwise": ("otherwise",),
     "range": ("first", "last"),
     "match": ("attribute", "pattern"),
-    **dict.fromkeys(("compare", "sum", "product"), ("left", "op", "right")),
+    "call": ("function", "arguments"),
+    "member": ("value", "among"),
     "negation": ("negated",),
+    **dict.fromkeys(("compare", "sum", "product"), ("left", "op", "right")),
 }
 _LISTS = frozenset(
-    [
-        "key",
-        "model",
-        "freeze",
-        "include",
-        "exclude",
-        "values",
-        "set",
-        "initial",
-        "diagonal",
-        "option",
-    ]
+    ["key", "model", "freeze", "include", "exclude", "values", "set", "single", "arguments"]
 )
+_NAMED = frozenset(["init", "gain", "options"])
+_PAIRS = frozenset(["initial", "diagonal", "option"])
 
 
 @dataclass(slots=True)
@@ -58,114 +54,81 @@ class _Part:
             yield from part.places((*loc, name))
 
 
-def _record(parts: Mapping[str, _Part], span: Span | None) -> _Part:
+def _record(parts: Mapping[str, _Part], span: Span | None = None) -> _Part:
     return _Part({name: part.value for name, part in parts.items()}, span, parts)
 
 
-def _row(parts: Sequence[_Part], span: Span | None) -> _Part:
+def _row(parts: Sequence[_Part], span: Span | None = None) -> _Part:
     return _Part(tuple(part.value for part in parts), span, dict(enumerate(parts)))
-
-
-def _span(meta: Meta) -> Span:
-    return Span(meta.start_pos, meta.end_pos)
 
 
 @v_args(meta=True)
 class _Parts(Transformer[Token, _Part]):
-    """Makes a part of each tree; the methods are named as rules of `share.lark`."""
+    """Makes a part of each tree."""
 
     def __default_token__(self, token: Token) -> _Part:
         number = {"INT": int, "FLOAT": float}.get(token.type)
         return _Part(number(token) if number else unquoted(token), span_of(token))
 
     def __default__(self, data: str, children: list[_Part], meta: Meta) -> _Part:
+        span = Span(meta.start_pos, meta.end_pos)
         if data in _FIELDS:
-            return _record(dict(zip(_FIELDS[data], children, strict=False)), _span(meta))
-        return _row(children, _span(meta)) if data in _LISTS else children[-1]
+            return _record(dict(zip(_FIELDS[data], children, strict=False)), span)
+        if data in _LISTS:
+            return _row(children, span)
+        if data in _NAMED:
+            return _record({pair.value: pair.parts["of"] for pair in children}, span)
+        if data in _PAIRS:
+            name, value = children
+            # Where the name stands is kept under its value.
+            value.parts = {**value.parts, "name": name}
+            return _Part(name.value, span, {"of": value})
+        if data in ("any_of", "all_of"):
+            return _record({data: _row(children)}, span)
+        return children[-1] if children else _Part(True, span)
 
     def negative(self, meta: Meta, parts: list[_Part]) -> _Part:
-        return _Part(-parts[0].value, _span(meta))
-
-    def any_of(self, meta: Meta, parts: list[_Part]) -> _Part:
-        return _record({"any_of": _row(parts, None)}, _span(meta))
-
-    def all_of(self, meta: Meta, parts: list[_Part]) -> _Part:
-        return _record({"all_of": _row(parts, None)}, _span(meta))
-
-    def member(self, meta: Meta, parts: list[_Part]) -> _Part:
-        value, among = parts
-        among = among if isinstance(among.value, tuple) else _row([among], None)
-        return _record({"value": value, "among": among}, _span(meta))
-
-    def call(self, meta: Meta, parts: list[_Part]) -> _Part:
-        function, *arguments = parts
-        return _record({"function": function, "arguments": _row(arguments, None)}, _span(meta))
+        return _Part(-parts[0].value, Span(meta.start_pos, meta.end_pos))
 
     def arms(self, meta: Meta, parts: list[_Part]) -> _Part:
         subject, *arms = parts
-        fields = {"subject": subject}
-        if arms[-1].value.keys() == {"otherwise"}:
-            fields["otherwise"] = arms.pop().parts["otherwise"]
-        return _record({**fields, "arms": _row(arms, None)}, _span(meta))
-
-    def otherwise(self, meta: Meta, parts: list[_Part]) -> _Part:
-        return _record({"otherwise": parts[0]}, None)
-
-    def init(self, meta: Meta, parts: list[_Part]) -> _Part:
-        """Pair what a list names with what it gives: a start by role, an option by name."""
-        return _record({pair.parts[0].value: pair.parts[1] for pair in parts}, _span(meta))
-
-    gain = init
-
-    def via(self, meta: Meta, parts: list[_Part]) -> _Part:
-        name, *options = parts
-        for option in options:
-            # Where the name of an option stands, under its value.
-            option.parts[1].parts = {**option.parts[1].parts, "name": option.parts[0]}
-        assert name.span is not None
-        span = Span(name.span.start, meta.end_pos)
-        return _record({"transform": name, "options": self.init(meta, options)}, span)
+        otherwise = arms.pop().parts if "otherwise" in arms[-1].parts else {}
+        fields = {"subject": subject, "arms": _row(arms), **otherwise}
+        return _record(fields, Span(meta.start_pos, meta.end_pos))
 
 
-def _settings(clauses: list[Statement], parts: _Parts) -> dict[str, _Part]:
+def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
     fields: dict[str, _Part] = {}
-    keys: dict[str, _Part] = {}
     for clause in clauses:
-        if clause.keyword == "start":
-            fields["nonzero_start"] = _Part(True, clause.span)
-        elif clause.keyword in ("A", "B"):
-            keys[clause.keyword] = parts.transform(clause.words)
-            fields.setdefault("per", _record(keys, clause.span))
-        else:
-            fields[clause.keyword] = parts.transform(clause.words)
-    if keys:
-        fields["per"] = _record(keys, fields["per"].span)
+        made, name = _Parts().transform(clause.words), clause.keyword
+        if name in ("A", "B"):
+            first = fields.get("per", _Part(None, clause.span))
+            name, made = "per", _record({**first.parts, name: made}, first.span)
+        fields["nonzero_start" if name == "start" else name] = made
     return fields
 
 
+def _part(statement: Statement) -> _Part:
+    part = _Parts().transform(statement.words)
+    if statement.keyword == "share":
+        # A problem with a share as a whole is shown at its head, not over all its lines.
+        return _record({"name": part, **_settings(statement.clauses)}, statement.head)
+    if statement.keyword in ("param", "let"):
+        part.span = statement.span
+    return part
+
+
 def _spec(statements: list[Statement]) -> _Part:
-    made: dict[str, list[_Part]] = {"param": [], "let": [], "share": [], "target": [], "spec": []}
-    defaults: list[Statement] = []
-    parts = _Parts()
-    for statement in statements:
-        keyword = statement.keyword
-        if keyword not in made:
-            defaults.append(statement)
-            continue
-        part = parts.transform(statement.words)
-        if keyword in ("param", "let"):
-            part.span = statement.span
-        elif keyword == "share":
-            # A problem with a share as a whole is shown at its head, not over all its lines.
-            part = _record({"name": part, **_settings(statement.clauses, parts)}, statement.head)
-        made[keyword].append(part)
+    def rows(keyword: str) -> _Part:
+        return _row([_part(s) for s in statements if s.keyword == keyword])
+
     fields = {
-        "name": made["spec"][0],
-        "params": _row(made["param"], None),
-        "lets": _row(made["let"], None),
-        "target": made["target"][0],
-        "defaults": _record(_settings(defaults, parts), None),
-        "shares": _row(made["share"], None),
+        "name": _part(statements[0]),
+        "params": rows("param"),
+        "lets": rows("let"),
+        "target": rows("target").parts[0],
+        "defaults": _record(_settings(s for s in statements if s.keyword in DEFAULTS)),
+        "shares": rows("share"),
     }
     return _record(fields, statements[0].span)
 

@@ -190,7 +190,8 @@ class _Parser:
         replaces = tree.data == "replace"
         start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
         words = cast(Words, tree.children[0]) if replaces else tree
-        statement = Statement(words, start, end, replaces)
+        keyword = spelled(tokens[replaces].type) or ""
+        statement = Statement(keyword, words, start, end, replaces)
         if tokens[0].type in STATEMENT_KINDS or not self.starters >= CLAUSE_KINDS:
             self.statements.append(statement)
         else:

@@ -7,14 +7,21 @@ from typing import cast
 
 from lark import Token
 
-from bishare_dsl.diagnostics import Problem, Source, nearest
+from bishare_dsl.diagnostics import Problem, Source, Span, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import Problems, parse
-from bishare_dsl.language.syntax import Statement, Syntax, span_of, unquoted
+from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 
 _WORDS = {"A": "A per", "B": "B per", "start": "start nonzero"}
+# Rules whose parts begin with a name of their own, and what messages call such a part.
+_NAMING = {
+    "options": "option",
+    "init": "the init of",
+    "gain": "the gain of",
+    "freeze": "the freeze of",
+}
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
 _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
@@ -35,47 +42,42 @@ def parse_and_check(source: Source, problems: Problems) -> Syntax:
     return syntax
 
 
-def _check_structure(syntax: Syntax, broken: Iterable[int]) -> Iterator[Problem]:
+def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     """Find what is wrong with a tree; nothing is missed where reading failed, at the places ``broken``."""
-    broken = sorted(broken)
-    statements = syntax.statements
-    header = syntax.header
+    statements, header = syntax.statements, syntax.header
     if not _written("SPEC", syntax) or (statements and header and header is not statements[0]):
         yield codes.NO_HEADER(span=syntax.first)
-
-    use_may_stand = default_may_stand = True
-    given: set[str] = set()
-    for i, statement in enumerate(statements):
-        word = statement.keyword
-        if word in DEFAULTS:
-            if not default_may_stand:
-                yield codes.LATE_DEFAULT(
-                    span=statement.keyword_span,
-                    word=word,
-                    help=f"move `{word}` above the first share, or to the share that it is meant for",
-                )
-            elif word in given:
-                yield codes.TWICE(span=statement.span, what=f"the default `{word}`")
-            yield from _twice_within(statement)
-            given.add(word)
-        elif word in ("spec", "target"):
-            if word in given:
-                yield codes.TWICE(span=statement.keyword_span, what=f"`{word}`")
-            given.add(word)
-        elif word == "use":
-            if not use_may_stand:
-                yield codes.LATE_USE(span=statement.span)
-            if (use := f"`use {statement.name}`") in given:
-                yield codes.TWICE(span=statement.span, what=use)
-            given.add(use)
+    words = [statement.keyword for statement in statements]
+    first_share = words.index("share") if "share" in words else len(words)
+    uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
+    ends = [*(statement.start for statement in statements[1:]), syntax.end + 1]
+    for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
+        if word in DEFAULTS and i > first_share:
+            help_line = f"move `{word}` above the first share, or to the share that it is meant for"
+            yield codes.LATE_DEFAULT(span=statement.keyword_span, word=word, help=help_line)
+        elif word == "use" and i > uses_end:
+            yield codes.LATE_USE(span=statement.span)
         elif word == "share":
-            default_may_stand = False
-            end = statements[i + 1].start if i + 1 < len(statements) else syntax.end + 1
             whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(statement, whole)
-        use_may_stand = use_may_stand and word in ("spec", "use")
-        yield from _check_calls(statement)
+        for tree in statement.all_words():
+            yield from _check_words(tree)
     yield from _check_order(statements)
+    yield from _twice(
+        (f"the default `{statement.keyword}`", statement.span)
+        for statement in statements[:first_share]
+        if statement.keyword in DEFAULTS
+    )
+    yield from _twice(
+        (f"`{statement.keyword}`", statement.keyword_span)
+        for statement in statements
+        if statement.keyword in ("spec", "target")
+    )
+    yield from _twice(
+        (f"`use {statement.name}`", statement.span)
+        for statement in statements
+        if statement.keyword == "use"
+    )
 
 
 def check_complete(syntax: Syntax) -> Iterator[Problem]:
@@ -93,52 +95,45 @@ def _written(kind: str, syntax: Syntax) -> bool:
     return any(token.type == kind for token in syntax.tokens)
 
 
+def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:
+    """Find what is said a second time."""
+    given: set[str] = set()
+    for what, span in said:
+        if what in given:
+            yield codes.TWICE(span=span, what=what)
+        given.add(what)
+
+
 def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
-    name = share.name
-    given: set[str] = set()
-    for clause in share.clauses:
-        word = _WORDS.get(clause.keyword, clause.keyword)
-        if word in given:
-            yield codes.TWICE(span=clause.span, what=f"`{word}` of share `{name}`")
-        given.add(word)
-        yield from _twice_within(clause)
-    factors = {"A per", "B per"} & given
-    if factors and "per" in given:
-        key = next(clause for clause in share.clauses if clause.keyword == "per")
-        yield codes.MIXED_KEYS(span=key.span, share=name)
-    needed = ["A per", "B per", "rank"] if factors else ["per", "rank"]
-    for word in needed if whole else ():
-        if word in given or (word != "rank" and "per" in given):
-            continue
-        yield codes.NO_CLAUSE(span=share.head, share=name, clause=word, help=_ADVICE[word])
+    words = {_WORDS.get(clause.keyword, clause.keyword): clause for clause in share.clauses}
+    yield from _twice(
+        (f"`{_WORDS.get(clause.keyword, clause.keyword)}` of share `{share.name}`", clause.span)
+        for clause in share.clauses
+    )
+    factors = words.keys() & {"A per", "B per"}
+    if factors and "per" in words:
+        yield codes.MIXED_KEYS(span=words["per"].span, share=share.name)
+    keys = ["A per", "B per"] if factors and "per" not in words else ["per"]
+    for word in [*keys, "rank"] if whole else ():
+        if word not in words:
+            help_line = _ADVICE[word]
+            yield codes.NO_CLAUSE(span=share.head, share=share.name, clause=word, help=help_line)
 
 
-def _twice_within(clause: Statement) -> Iterator[Problem]:
-    parts = clause.words.children
-    what = f"the {clause.keyword} of"
-    if clause.keyword == "via":
-        what, parts = "option", parts[1:]
-    elif clause.keyword not in ("init", "gain", "freeze"):
-        return
-    given: set[str] = set()
-    for part in parts:
-        name = unquoted(part if isinstance(part, Token) else cast(Token, part.children[0]))
-        if name in given:
-            yield codes.TWICE(span=span_of(part), what=f"{what} `{name}`")
-        given.add(name)
-
-
-def _check_calls(statement: Statement) -> Iterator[Problem]:
-    for words in statement.all_words():
-        for call in words.find_data("call"):
-            name = cast(Token, call.children[0])
+def _check_words(words: Words) -> Iterator[Problem]:
+    """Check the names within a statement or clause, and its calls of functions."""
+    for tree in words.iter_subtrees():
+        if what := _NAMING.get(tree.data):
+            yield from _twice(
+                (f"{what} `{unquoted(first_token(part))}`", span_of(part)) for part in tree.children
+            )
+        elif tree.data == "call":
+            name, arguments = first_token(tree), cast(Words, tree.children[1])
             if name not in FUNCTIONS:
-                help_line = nearest(name, FUNCTIONS)
-                yield codes.BAD_CALL(
-                    span=span_of(name), name=name, why="is not a function", help=help_line
-                )
-            elif why := arity_problem(name, len(call.children) - 1):
-                yield codes.BAD_CALL(span=span_of(call), name=name, why=why)
+                why, help_line = "is not a function", nearest(name, FUNCTIONS)
+                yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
+            elif problem := arity_problem(name, len(arguments.children)):
+                yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
 
 
 def _check_order(statements: list[Statement]) -> Iterator[Problem]:
@@ -148,14 +143,10 @@ def _check_order(statements: list[Statement]) -> Iterator[Problem]:
             declared.setdefault(statement.name, (i, statement.keyword))
     for i, statement in enumerate(statements):
         for use in names_used(statement):
-            at, keyword = declared.get(unquoted(use), (-1, ""))
+            at, word = declared.get(unquoted(use), (-1, ""))
             if at >= i:
-                yield codes.USED_BEFORE(
-                    span=span_of(use),
-                    name=unquoted(use),
-                    keyword=keyword,
-                    help=f"move the `{keyword}` up",
-                )
+                name, help_line = unquoted(use), f"move the `{word}` up"
+                yield codes.USED_BEFORE(span=span_of(use), name=name, keyword=word, help=help_line)
 
 
 def names_used(statement: Statement) -> Iterator[Token]:
@@ -163,4 +154,4 @@ def names_used(statement: Statement) -> Iterator[Token]:
     for words in statement.all_words():
         for part in words.iter_subtrees_topdown():
             if part.data == "word":
-                yield cast(Token, part.children[0])
+                yield first_token(part)

@@ -24,6 +24,11 @@ def span_of(part: Token | Words) -> Span:
     return Span(cast(int, place.start_pos), cast(int, place.end_pos))
 
 
+def first_token(part: Token | Words) -> Token:
+    """Give a token, or the first one of a tree that begins with one: the name of what has a name."""
+    return part if isinstance(part, Token) else cast(Token, part.children[0])
+
+
 def unquoted(token: Token) -> str:
     """Read a name without its quotes; with them if an escape in it means nothing."""
     if token.type == "STRING":
@@ -40,21 +45,15 @@ def unquoted(token: Token) -> str:
 class Statement:
     """A statement with its clauses, or a clause; one of these at the top is a default for all shares.
 
-    ``replaces`` where ``replace`` stands before the keyword; ``start`` is the place of that.
+    ``keyword`` is its first word but for ``replace``; ``replaces`` says whether that stands before it.
     """
 
+    keyword: str
     words: Words
     start: int
     end: int
     replaces: bool = False
     clauses: list[Statement] = field(default_factory=list)
-
-    @property
-    def keyword(self) -> str:
-        """The word that it starts with, ``replace`` aside."""
-        if self.words.data == "factor_per":
-            return str(self.words.children[0])
-        return "start" if self.words.data == "start_nonzero" else str(self.words.data)
 
     @property
     def span(self) -> Span:
@@ -69,7 +68,7 @@ class Statement:
     @property
     def name_token(self) -> Token:
         """The name of a statement that has one: all but ``target`` and the clauses."""
-        return cast(Token, self.words.children[0])
+        return first_token(self.words)
 
     @property
     def name(self) -> str:
