@@ -31,6 +31,11 @@ class Source:
     start: int = 0
     used: Span | None = None
 
+    @property
+    def end(self) -> int:
+        """Behind the last character."""
+        return self.start + len(self.text)
+
     @cached_property
     def _line_starts(self) -> list[int]:
         return [0, *(i + 1 for i, char in enumerate(self.text) if char == "\n")]

@@ -116,9 +116,13 @@ def expected(kinds: Collection[str]) -> str:
 
 def found(token: Token) -> str:
     """Name a token as messages do."""
-    text = token if len(token) <= 40 else f"{token[:37]}..."
     if token.type == END:
         return "the end of the file"
     if token.type == BAD:
         return "something unreadable"
-    return f"the name `{text}`" if token.type == "NAME" else f"`{text}`"
+    return f"the name `{shortened(token)}`" if token.type == "NAME" else f"`{shortened(token)}`"
+
+
+def shortened(text: str, width: int = 40) -> str:
+    """Cut a text that is too long for a message."""
+    return text if len(text) <= width else f"{text[: width - 3]}..."

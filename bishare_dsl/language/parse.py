@@ -7,13 +7,14 @@ statement, whose first words are reserved.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
 from typing import cast
 
 from lark import Token, Tree, UnexpectedToken
 from lark.parsers.lalr_interactive_parser import InteractiveParser
 
-from bishare_dsl.diagnostics import Problem, Source, SourceMap, Span, SpecError, nearest
+from bishare_dsl.diagnostics import Problem, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import (
     BAD,
@@ -25,10 +26,10 @@ from bishare_dsl.language.grammar import (
     found,
     is_keyword,
     lark,
+    shortened,
     spelled,
-    words,
 )
-from bishare_dsl.language.slips import Slip, known_slip
+from bishare_dsl.language.slips import Slip, in_quotes, known_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
@@ -44,7 +45,6 @@ _NESTING = (
 _OPEN = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
-_ITEMS = frozenset(["NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT"])
 
 
 class Problems:
@@ -58,6 +58,10 @@ class Problems:
         self.count += 1
         if not self.full:
             self.kept.append(problem)
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self(problem)
 
     @property
     def full(self) -> bool:
@@ -84,23 +88,24 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
     Raises:
         SpecError: BS101 (not UTF-8), BS102 (too large).
     """
+    problem = None
     if len(text) > MAX_BYTES:
-        raise SpecError(
-            codes.TOO_LARGE(
-                span=Span(start, start), limit=MAX_BYTES, size=f"{len(text):,} or more"
-            ),
-            SourceMap(Source(name, "", start, used)),
-        )
-    if isinstance(text, str):
-        return Source(name, _lines(text), start, used)
+        size = f"{len(text):,} or more"
+        problem = codes.TOO_LARGE(span=Span(start, start), limit=MAX_BYTES, size=size)
+        text = ""
     try:
-        return Source(name, _lines(text.decode()), start, used)
+        decoded = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as error:
-        at = start + len(_lines(text[: error.start].decode()))
-        raise SpecError(
-            codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=text[error.start]),
-            SourceMap(Source(name, _lines(text.decode(errors="replace")), start, used)),
-        ) from None
+        at, byte = (
+            start + len(_lines(error.object[: error.start].decode())),
+            error.object[error.start],
+        )
+        problem = codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=byte)
+        decoded = error.object.decode(errors="replace")
+    source = Source(name, _lines(decoded), start, used)
+    if problem:
+        raise SpecError(problem, SourceMap(source))
+    return source
 
 
 def _lines(text: str) -> str:
@@ -113,8 +118,7 @@ def parse(source: Source, problems: Problems) -> Syntax:
     for token in tokens:
         token.start_pos = source.start + cast(int, token.start_pos)
         token.end_pos = source.start + cast(int, token.end_pos)
-    end = source.start + len(source.text)
-    tokens.append(Token(END, "", start_pos=end, end_pos=end))
+    tokens.append(Token(END, "", start_pos=source.end, end_pos=source.end))
     read = [token for token in tokens if token.type not in ("SPACE", "COMMENT")]
     return Syntax(_Parser(read, problems).run(), tokens)
 
@@ -138,7 +142,7 @@ class _Parser:
         while self.parser is not None or self.tokens[position].type != END:
             if self.reads(position):
                 position += 1
-            elif not self.ends(position):
+            elif self.tokens[position].type not in self.starters or not self.ends(position):
                 position = self.recover(position)
         return self.statements
 
@@ -156,10 +160,9 @@ class _Parser:
                 named = self.tokens[position + (token.type == "REPLACE")]
                 clauses = CLAUSE_KINDS if named.type == "SHARE" else DEFAULT_KINDS
                 self.starters = STATEMENT_KINDS | clauses
-        if token.type in ("LPAR", "LBRACE"):
-            self.open += 1
-            if self.open > MAX_DEPTH:
-                return False
+        self.open += token.type in ("LPAR", "LBRACE")
+        if self.open > MAX_DEPTH:
+            return False
         try:
             self.parser.feed_token(token)
         except UnexpectedToken:
@@ -168,12 +171,11 @@ class _Parser:
         return True
 
     def ends(self, position: int) -> bool:
-        """Keep what is being read if it is whole and a token begins something else."""
-        token = self.tokens[position]
-        if self.parser is None or token.type not in self.starters:
+        """Keep what is being read if it is whole before a token."""
+        if self.parser is None:
             return False
         try:
-            self.keep(self.parser.feed_eof(token), position)
+            self.keep(self.parser.feed_eof(self.tokens[position]), position)
         except UnexpectedToken:
             return False
         return True
@@ -217,59 +219,35 @@ class _Parser:
             return self.skip(position)
         if token.type == BAD:
             slip = known_slip(self.tokens, position, ())
-            self.problems(_unreadable(token, slip.help if slip else None))
+            self.problems(_unreadable(token, slip.help))
             return self.mend(position, slip)
-
         allowed = {END} if self.parser is None else self.parser.accepts()
-        whole = END in allowed
-        allowed |= self.starters if whole else set()
-        mended = help_line = None
-        if slip := known_slip(self.tokens, position, allowed):
-            at, kinds = slip.at or token, expected(allowed)
-            self.problems(
-                codes.UNEXPECTED(
-                    span=span_of(at), expected=kinds, found=found(token), help=slip.help[:200]
-                )
-            )
-            return self.mend(position, slip)
-        if token.type == "NAME":
-            known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
-            if (near := nearest(token, known)) and near.startswith("did you mean"):
-                help_line = near
-                mended = words()[near.split("`")[1]]
-        elif is_keyword(token) and "NAME" in allowed:
-            in_quotes = f'in quotes it is a name: `"{token}"`'
-            if "INT" not in allowed and self.is_meant(position):
-                self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=in_quotes))
-                token.type = "NAME"
-                return position
-            help_line = f"`{token}` is a keyword; {in_quotes}"
-        if allowed == {"PER"}:
-            help_line = "a list has commas (`A, B`); a key for one factor reads `A per layer`"
-        comma = mended is None and "COMMA" in allowed and token.type in _ITEMS
-        if comma:
-            help_line = "a comma stands between the parts of a list"
+        allowed |= self.starters if END in allowed else set()
+        if is_keyword(token) and {"NAME", "INT"} & allowed == {"NAME"} and self.is_meant(position):
+            self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=in_quotes(token)))
+            token.type = "NAME"
+            return position
+        slip = known_slip(self.tokens, position, allowed)
         self.problems(
             codes.UNEXPECTED(
-                span=span, expected=expected(allowed), found=found(token), help=help_line
+                span=span_of(slip.at or token),
+                expected=expected(allowed),
+                found=found(token),
+                help=slip.help and slip.help[:200],
             )
         )
-        if comma:
-            self.tokens.insert(
-                position, Token("COMMA", ",", start_pos=span.start, end_pos=span.start)
-            )
-        elif mended is not None:
-            token.type = mended
-        else:
-            return self.skip(position)
-        return position
+        return self.mend(position, slip)
 
-    def mend(self, position: int, slip: Slip | None) -> int:
+    def mend(self, position: int, slip: Slip) -> int:
         """Read on behind a mistake that is known, or skip."""
-        if slip is None or not (slip.dropped or slip.kind):
+        token = self.tokens[position]
+        if slip.missing:
+            here = token.start_pos
+            self.tokens.insert(position, Token(slip.missing, "", start_pos=here, end_pos=here))
+        elif slip.kind:
+            token.type = slip.kind
+        elif not slip.dropped:
             return self.skip(position)
-        if slip.kind:
-            self.tokens[position].type = slip.kind
         for distance in reversed(slip.dropped):
             del self.tokens[position + distance]
         return position
@@ -284,13 +262,9 @@ class _Parser:
 
     def skip(self, position: int) -> int:
         """Drop what is being read, unless it is whole, and all up to what may begin next."""
-        if self.parser is not None:
-            try:
-                self.keep(self.parser.feed_eof(self.tokens[position]), position)
-            except UnexpectedToken:
-                # A clause goes on with a statement that could be read.
-                if self.tokens[self.first].type in STATEMENT_KINDS:
-                    self.starters = STATEMENT_KINDS
+        broken = self.parser is not None and not self.ends(position)
+        if broken and self.tokens[self.first].type in STATEMENT_KINDS:
+            self.starters = STATEMENT_KINDS  # A clause goes on with a statement that could be read.
         self.parser, self.open = None, 0
         first = position
         while True:
@@ -339,27 +313,16 @@ def _check_word(token: Token, problems: Problems) -> None:
     else:
         return
     if not fits:
-        text = token if len(token) <= 24 else f"{token[:20]}..."
-        problems(codes.NUMBER_RANGE(span=span_of(token), text=text))
+        problems(codes.NUMBER_RANGE(span=span_of(token), text=shortened(token, 23)))
 
 
 def _unreadable(token: Token, help_line: str | None) -> Problem:
-    text = str(token)
+    text, span = str(token), span_of(token)
     if text[0] == '"':
-        return codes.UNCLOSED_QUOTE(span=span_of(token))
+        return codes.UNCLOSED_QUOTE(span=span)
     if text[0].isascii() and text[0].isdigit():
-        return codes.BAD_NUMBER(
-            span=span_of(token), text=text if len(text) <= 40 else f"{text[:37]}..."
-        )
-    if len(text) > 1:
-        what = f"`{text[:40]}`"
-        help_line = "put a name in quotes that has letters beyond a to z"
-    elif text.isprintable() and not text.isspace():
-        what = f"`{text}`"
-        if text in ".-" and help_line is None:
-            help_line = (
-                "put a name in quotes that has other characters than letters, digits and `_`"
-            )
-    else:
+        return codes.BAD_NUMBER(span=span, text=shortened(text))
+    what = f"`{text[:40]}`"
+    if len(text) == 1 and (text.isspace() or not text.isprintable()):
         what = f"the character U+{ord(text):04X}"
-    return codes.BAD_CHARACTER(span=span_of(token), what=what, help=help_line)
+    return codes.BAD_CHARACTER(span=span, what=what, help=help_line)

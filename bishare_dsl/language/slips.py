@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from lark import Token
 
-from bishare_dsl.language.grammar import BAD, CLAUSE_KINDS, words
+from bishare_dsl.diagnostics import nearest
+from bishare_dsl.language.grammar import BAD, CLAUSE_KINDS, is_keyword, spelled, words
 from bishare_dsl.language.syntax import span_of
 
 _QUOTES = tuple("'`´‘’‚“”„«»")
 _NUMBERS = ("INT", "FLOAT")
+_ITEMS = ("NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT")
 _REMEDIES = {
     "[": "a list has no brackets, and a set has braces: `layer in {0, 4}`",
     "]": "a list has no brackets, and a set has braces: `layer in {0, 4}`",
@@ -22,18 +24,24 @@ _REMEDIES = {
 
 
 class Slip(NamedTuple):
-    """What to do about a mistake: ``dropped`` tokens are left out, by their distance from it, or the token is
-    taken for one of ``kind``; with neither of them, reading goes on at the next clause or statement. ``at``
-    is the token to point at, where that is another one."""
+    """What to do about a mistake: ``dropped`` tokens are left out, by their distance from it, the token is
+    taken for one of ``kind``, or one of the kind ``missing`` is put before it; with none of these, reading
+    goes on at the next clause or statement. ``at`` is the token to point at, where that is another one."""
 
-    help: str
+    help: str | None = None
     dropped: Sequence[int] = ()
     kind: str | None = None
+    missing: str | None = None
     at: Token | None = None
 
 
-def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str]) -> Slip | None:
-    """Recognise the mistake at a token, where only the kinds in ``allowed`` could stand."""
+def in_quotes(word: str) -> str:
+    """Say how a keyword becomes a name."""
+    return f'in quotes it is a name: `"{word}"`'
+
+
+def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str]) -> Slip:
+    """Recognise the mistake at a token, if it is known, where only the kinds in ``allowed`` could stand."""
     token = tokens[position]
     before = [*reversed(tokens[max(0, position - 3) : position])]
     kinds = [previous.type for previous in before] + [""] * 3
@@ -64,10 +72,26 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(help_line, at=before[0])
     if kinds[0] == "DOTS":
         return Slip("a range has an end: `24..-1` goes up to the last layer", at=before[0])
-    return Slip(_REMEDIES[token], [0]) if token in _REMEDIES else None
+    if token in _REMEDIES:
+        return Slip(_REMEDIES[token], [0])
+    near = kind = None
+    if token.type == "NAME":
+        known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
+        near = nearest(token, known) or ""
+        kind = words()[near.split("`")[1]] if near.startswith("did you mean") else None
+    if allowed == {"PER"}:
+        help_line = "a list has commas (`A, B`); a key for one factor reads `A per layer`"
+        return Slip(help_line, kind=kind)
+    if kind:
+        return Slip(near, kind=kind)
+    if "COMMA" in allowed and token.type in _ITEMS:
+        return Slip("a comma stands between the parts of a list", missing="COMMA")
+    if is_keyword(token) and "NAME" in allowed:
+        return Slip(f"`{token}` is a keyword; {in_quotes(token)}")
+    return Slip()
 
 
-def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -> Slip | None:
+def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -> Slip:
     start, end = span_of(token).start, span_of(token).end
     if token in _QUOTES:
         closing = [2] if len(after) > 1 and after[1] in _QUOTES else []
@@ -77,4 +101,9 @@ def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -
     alone = not before or span_of(before[0]).end < start
     if token == "." and alone and after[0].type == "INT" and span_of(after[0]).start == end:
         return Slip(f"a number has a digit before its point: `0.{after[0]}`", [0])
-    return Slip(_REMEDIES[token], [0]) if token in _REMEDIES else None
+    if token in _REMEDIES:
+        return Slip(_REMEDIES[token], [0])
+    if len(token) > 1:
+        return Slip("put a name in quotes that has letters beyond a to z")
+    others = "put a name in quotes that has other characters than letters, digits and `_`"
+    return Slip(others if token in (".", "-") else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
 from lark import Token
@@ -37,15 +37,15 @@ def parse_and_check(source: Source, problems: Problems) -> Syntax:
     syntax = parse(source, problems)
     broken = [problem.span.start for problem in problems.kept if problem.span]
     if not problems.full:
-        for problem in _check_structure(syntax, broken):
-            problems(problem)
+        problems.extend(_check_structure(syntax, broken))
     return syntax
 
 
 def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     """Find what is wrong with a tree; nothing is missed where reading failed, at the places ``broken``."""
     statements, header = syntax.statements, syntax.header
-    if not _written("SPEC", syntax) or (statements and header and header is not statements[0]):
+    written = any(token.type == "SPEC" for token in syntax.tokens)
+    if not written or (statements and header and header is not statements[0]):
         yield codes.NO_HEADER(span=syntax.first)
     words = [statement.keyword for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
@@ -80,19 +80,14 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     )
 
 
-def check_complete(syntax: Syntax) -> Iterator[Problem]:
-    """Find what a spec lacks although it uses no other file: a file to be used may lack it."""
+def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
+    """Find what a spec lacks with all that it uses, of which ``kinds`` are the tokens."""
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
-    if not _written("TARGET", syntax):
+    if "TARGET" not in kinds:
         yield codes.NO_TARGET(span=place, spec=name)
-    if not _written("SHARE", syntax):
+    if "SHARE" not in kinds:
         yield codes.NO_SHARE(span=place, spec=name)
-
-
-def _written(kind: str, syntax: Syntax) -> bool:
-    """Tell whether a word stands anywhere, be it where it cannot be read."""
-    return any(token.type == kind for token in syntax.tokens)
 
 
 def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:

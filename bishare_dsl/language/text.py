@@ -11,7 +11,7 @@ from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SourceMap, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
-from bishare_dsl.language.grammar import IN_EXPRESSIONS, is_keyword
+from bishare_dsl.language.grammar import CLAUSES, IN_EXPRESSIONS, is_keyword
 
 _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(7)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -49,15 +49,13 @@ def _gaps(part: object, loc: Loc) -> Iterator[Problem]:
     """Find what no text says: wherever the grammar asks for something and nothing is there."""
     if what := _unsaid(part):
         yield codes.NO_TEXT(what=what, loc=loc)
-    if isinstance(part, m.Node):
-        for name in type(part).model_fields:
-            yield from _gaps(getattr(part, name), (*loc, name))
-    elif isinstance(part, dict):
-        for name, value in part.items():
-            yield from _gaps(value, (*loc, name))
+    inner: Iterable[tuple[str | int, object]] = ()
+    if isinstance(part, m.Node | dict):
+        inner = part.items() if isinstance(part, dict) else part
     elif isinstance(part, tuple):
-        for i, value in enumerate(part):
-            yield from _gaps(value, (*loc, i))
+        inner = enumerate(part)
+    for name, value in inner:
+        yield from _gaps(value, (*loc, name))
 
 
 def _unsaid(part: object) -> str | None:
@@ -85,38 +83,41 @@ def _statements(spec: m.Spec) -> Iterable[str]:
     for let in spec.lets:
         yield f"let {_name(let.name)} = {_selection(let.selection)}"
     yield f"target {_selection(spec.target)}"
-    yield from _settings(spec.defaults)
+    yield from _clauses(spec.defaults)
     for share in spec.shares:
         yield f"share {_name(share.name)}"
-        if share.where is not None:
-            yield f"where {_selection(share.where)}"
-        if isinstance(share.per, m.Keys):
-            yield f"A per {_key(share.per.A)}"
-            yield f"B per {_key(share.per.B)}"
-        else:
-            yield f"per {_key(share.per)}"
-        yield f"rank {_rank(share.rank)}"
-        if share.via is not None:
-            options = ", ".join(f"{_name(k)} = {_text(v)}" for k, v in share.via.options.items())
-            yield f"via {_name(share.via.transform)}" + (f"({options})" if options else "")
-        yield from _settings(share)
-        if share.freeze:
-            # A and B are roles where they stand, as is any other word in quotes.
-            yield f"freeze {', '.join(r if r in ('A', 'B') else _name(r) for r in share.freeze)}"
-        diagonals = [(name, getattr(share.gain, name)) for name in ("rank", "out")]
-        if said := [f"{name} init {_text(v)}" for name, v in diagonals if v is not None]:
-            yield f"gain {', '.join(said)}"
-        if share.nonzero_start:
-            yield "start nonzero"
+        yield from _clauses(share)
 
 
-def _settings(settings: m.Settings) -> Iterable[str]:
-    for word in ("alpha", "scale", "dropout"):
-        if (value := getattr(settings, word)) is not None:
-            yield f"{word} {_text(value)}"
-    init = [(name, getattr(settings.init, name)) for name in ("A", "B")]
-    if said := [f"{name} {_text(value)}" for name, value in init if value is not None]:
-        yield f"init {', '.join(said)}"
+def _clauses(part: m.Settings) -> Iterator[str]:
+    for word in CLAUSES:
+        match word, getattr(part, "nonzero_start" if word == "start" else word, None):
+            case _, None | False:
+                pass
+            case _, m.Selection() as selection:
+                yield f"{word} {_selection(selection)}"
+            case _, m.Keys(A=a, B=b):
+                yield f"A per {_key(a)}"
+                yield f"B per {_key(b)}"
+            case "per", key:
+                yield f"per {_key(key)}"
+            case _, m.RankMatch() as rank:
+                yield f"rank {_match(rank)}"
+            case _, m.Via(transform=transform, options=options):
+                said = [f"{_name(name)} = {_text(value)}" for name, value in options.items()]
+                yield f"via {_name(transform)}" + (f"({', '.join(said)})" if said else "")
+            case _, m.Init() | m.Gain() as named:
+                sign = " init" if word == "gain" else ""
+                if said := [f"{n}{sign} {_text(v)}" for n, v in named if v is not None]:
+                    yield f"{word} {', '.join(said)}"
+            case "freeze", roles:
+                # A and B are roles where they stand, as is any other word in quotes.
+                if said := [r if r in ("A", "B") else _name(r) for r in roles]:
+                    yield f"freeze {', '.join(said)}"
+            case "start", True:
+                yield "start nonzero"
+            case _, value:
+                yield f"{word} {_text(value)}"
 
 
 def _key(key: tuple[m.Expression, ...]) -> str:
@@ -128,9 +129,7 @@ def _selection(selection: m.Selection) -> str:
     return _list(selection.include) + excluded
 
 
-def _rank(rank: m.RankMatch | m.Expression) -> str:
-    if not isinstance(rank, m.RankMatch):
-        return _text(rank)
+def _match(rank: m.RankMatch) -> str:
     cases = [f"{_list(arm.values)}: {_text(arm.rank)}" for arm in rank.arms]
     if rank.otherwise is not None:
         cases.append(f"else: {_text(rank.otherwise)}")
@@ -158,10 +157,8 @@ def _written(node: m.Expression) -> tuple[str, int]:
         case m.Ref(ref=name):
             return (name if name in IN_EXPRESSIONS else _name(name)), _ATOM
         case m.Match(attribute=attribute, pattern=pattern):
-            return (
-                f"{attribute} {_quoted(pattern) if attribute == 'path' else _name(pattern)}",
-                _ATOM,
-            )
+            said = _quoted(pattern) if attribute == "path" else _name(pattern)
+            return f"{attribute} {said}", _ATOM
         case m.Call(function=function, arguments=arguments):
             return f"{function}({', '.join(map(_text, arguments))})", _ATOM
         case m.Binary(op=op, left=left, right=right):

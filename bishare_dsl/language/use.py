@@ -21,7 +21,7 @@ from typing import TypeAlias, cast
 
 from lark import Tree
 
-from bishare_dsl.diagnostics import Problem, Source, SourceMap, SpecError, nearest
+from bishare_dsl.diagnostics import Source, SourceMap, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
@@ -41,6 +41,7 @@ _ALLOW = (
 # How a spec begins: comments, then its header.
 _HEADER = re.compile(r"(?:[ \t\f\n]|#[^\n]*\n)*spec\s")
 _Key: TypeAlias = tuple[str, str]
+_ByKey: TypeAlias = dict[_Key, list[Statement]]
 
 
 @dataclass(slots=True, eq=False)
@@ -77,91 +78,85 @@ class Reader:
         self._size = len(text)
         self._root = realpath(Path(name).parent)
         file = self._file(source, {})
-        if not any(token.type == "USE" for token in file.syntax.tokens):
-            for problem in check_complete(file.syntax):
-                self.problems(problem)
+        kinds = {token.type for token in file.syntax.tokens}
+        if "USE" not in kinds:
+            self.problems.extend(check_complete(file.syntax, kinds))
         return file
 
     def _file(self, source: Source, above: dict[str, str]) -> File:
         """Read a file; ``above`` names those whose uses led here, the first one first, by real paths."""
         self._sources.append(source)
         file = File(source, parse_and_check(source, self.problems))
+        above = {**above, realpath(source.name): source.name}
         for use in file.syntax.statements:
             if use.keyword == "use" and not self.problems.full:
-                used = self._used(use, source, {**above, realpath(source.name): source.name})
-                file.uses += [(use, used)] if used else []
+                try:
+                    file.uses.append((use, self._used(use, Path(source.name).parent, above)))
+                except SpecError as error:
+                    self.problems.extend(error.problems)
         return file
 
-    def _may_use(self, path: Path) -> bool:
-        """Tell whether a spec reaches a path, links followed."""
-        real = Path(realpath(path))
-        return (
-            self._allow_use
-            or real.is_relative_to(self._root)
-            or str(real) in map(realpath, shipped_specs().values())
-        )
+    def _used(self, use: Statement, folder: Path, above: dict[str, str]) -> File:
+        """Read what a statement uses.
 
-    def _used(self, use: Statement, source: Source, above: dict[str, str]) -> File | None:
+        Raises:
+            SpecError: that is not there, may not be read, or is not a spec.
+        """
         span, name = span_of(use.name_token), use.name
-        folder = Path(source.name).parent
+        left = MAX_BYTES - self._size
         try:
-            path = folder / name
-            allowed = self._may_use(path)
-            # A file is looked for beside the one that uses it, then among the specs that ship.
-            if not (allowed and path.is_file()):
-                shipped = shipped_specs().get(name.removesuffix(".share"))
-                if shipped is None and not allowed:
-                    self.problems(codes.OUTSIDE(name=name, span=span, help=_ALLOW))
-                    return None
-                if shipped is None:
-                    help_line = _nearest(folder, name)
-                    self.problems(codes.NOT_FOUND(name=name, span=span, help=help_line))
-                    return None
-                path = shipped
+            path = self._find(use, folder)
             real = realpath(path)
             if real in above:
                 chain = [*list(above.values())[list(above).index(real) :], above[real]]
-                self.problems(codes.USE_CYCLE(chain=" uses ".join(chain), span=span))
-                return None
+                raise SpecError(codes.USE_CYCLE(chain=" uses ".join(chain), span=span))
             if real in self._known:
                 return self._known[real]
-            if len(above) > MAX_DEPTH or len(self._sources) > MAX_FILES:
-                deep = len(above) > MAX_DEPTH
-                limit = f"files {MAX_DEPTH} deep" if deep else f"{MAX_FILES} files"
-                self.problems(codes.TOO_MANY_USES(limit=limit, span=span))
-                return None
-            left = MAX_BYTES - self._size
+            if len(above) > MAX_DEPTH:
+                raise SpecError(codes.TOO_MANY_USES(limit=f"files {MAX_DEPTH} deep", span=span))
+            if len(self._sources) > MAX_FILES:
+                raise SpecError(codes.TOO_MANY_USES(limit=f"{MAX_FILES} files", span=span))
             with path.open("rb") as opened:
                 content = opened.read(left + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             why = getattr(error, "strerror", None) or error
-            self.problems(codes.UNREADABLE(name=name, why=why, span=span))
-            return None
+            raise SpecError(codes.UNREADABLE(name=name, why=why, span=span)) from None
         if len(content) > left:
-            self.problems(codes.TOO_LARGE(limit=MAX_BYTES, size=f"more with `{name}`", span=span))
-            return None
+            raise SpecError(codes.TOO_LARGE(limit=MAX_BYTES, size=f"more with `{name}`", span=span))
         self._size += len(content)
-        start = self._sources[-1].start + len(self._sources[-1].text) + 1
-        broken: tuple[Problem, ...] = ()
+        broken: SpecError | None = None
         try:
-            text = decode(content, str(path), start, span)
+            source = decode(content, str(path), self._sources[-1].end + 1, span)
         except SpecError as error:
-            text, broken = cast(SourceMap, error.where).source, error.problems
-        if not _HEADER.match(text.text):
-            self.problems(codes.NOT_A_SPEC(name=name, span=span))
-            return None
+            source, broken = cast(SourceMap, error.where).source, error
+        if not _HEADER.match(source.text):
+            raise SpecError(codes.NOT_A_SPEC(name=name, span=span))
         if broken:
-            self._sources.append(text)
-            for problem in broken:
-                self.problems(problem)
-            return None
-        self._known[real] = self._file(text, above)
+            self._sources.append(source)
+            raise broken
+        self._known[real] = self._file(source, above)
         return self._known[real]
 
+    def _find(self, use: Statement, folder: Path) -> Path:
+        """Find a file beside the one that uses it, else among the specs that ship.
 
-def _nearest(folder: Path, name: str) -> str | None:
-    help_line = nearest(name, [*(path.name for path in folder.glob("*.share")), *shipped_specs()])
-    return help_line or "a path starts at the folder of the file that says `use`"
+        Raises:
+            SpecError: it is at neither place, or a spec does not reach it, links followed.
+        """
+        name, span, shipped = use.name, span_of(use.name_token), shipped_specs()
+        path = folder / name
+        real = Path(realpath(path))
+        allowed = self._allow_use or real.is_relative_to(self._root)
+        allowed = allowed or str(real) in map(realpath, shipped.values())
+        if allowed and path.is_file():
+            return path
+        if found := shipped.get(name.removesuffix(".share")):
+            return found
+        if not allowed:
+            raise SpecError(codes.OUTSIDE(name=name, span=span, help=_ALLOW))
+        help_line = nearest(name, [*(path.name for path in folder.glob("*.share")), *shipped])
+        help_line = help_line or "a path starts at the folder of the file that says `use`"
+        raise SpecError(codes.NOT_FOUND(name=name, span=span, help=help_line))
 
 
 class Joining:
@@ -178,93 +173,73 @@ class Joining:
         parts = self._of(file)
         if file.uses:
             parts = _needed(parts, set(own))
-            written = {part.keyword for part in parts}
-            if "target" not in written:
-                self.problems(codes.NO_TARGET(span=header.span, spec=header.name))
-            if "share" not in written:
-                self.problems(codes.NO_SHARE(span=header.span, spec=header.name))
+            kinds = {part.keyword.upper() for part in parts}
+            self.problems.extend(check_complete(file.syntax, kinds))
         return [header, *parts]
 
     def _of(self, file: File) -> list[Statement]:
         """List the parts of a file but its header and uses: used ones first, each in its place."""
-        if file in self._joined:
-            return self._joined[file]
-        own = [part for part in file.syntax.statements if part.keyword not in ("spec", "use")]
-        overridden = {_key(part) for part in own if _overrides(part)}
-        replaced = {_key(part) for part in own if part.replaces}
-        used = self._used(file, replaced | {_key(part) for part in own if _decides(part)})
-        parts = [part for key, same in used.items() if key not in overridden for part in same]
-        places = {part: i for i, part in enumerate(parts)}
-        for part in own:
-            inherited = used.get(_key(part), [])
-            if part.keyword in DEFAULTS:
-                parts.append(_with_used_inits(part, inherited))
-            elif _overrides(part):
-                parts.append(part)
-            else:
-                self._declare(part, inherited, parts, places)
-        self._joined[file] = parts
-        self._check_order(own, parts)
-        self._check_meaning(file, parts)
-        return parts
+        if file not in self._joined:
+            own = [part for part in file.syntax.statements if part.keyword not in ("spec", "use")]
+            settled = {_key(part) for part in own if part.replaces or _decides(part)}
+            self._joined[file] = self._join(own, self._used(file, settled))
+            self._check_order(own, self._joined[file])
+            self._check_meaning(file, self._joined[file])
+        return self._joined[file]
 
-    def _used(self, file: File, settled: set[_Key]) -> dict[_Key, list[Statement]]:
+    def _used(self, file: File, settled: set[_Key]) -> _ByKey:
         """Collect what the files that a file uses bring in. ``settled`` is what it says itself instead."""
-        used: dict[_Key, list[Statement]] = {}
+        used: _ByKey = {}
         bringing: dict[_Key, Statement] = {}
-        seen: set[Statement] = set()
         for use, other in file.uses:
             for part in self._of(other):
                 key = _key(part)
                 if bringing.setdefault(key, use) is use:
                     used.setdefault(key, []).append(part)
-                    seen.add(part)
-                elif part not in seen and key not in settled:
+                elif part not in used[key] and key not in settled:
                     one, two = (self.where.place(p.span) for p in (used[key][0], part))
-                    how = "say" if _overrides(part) else "with `replace`, say"
+                    span, what = span_of(use.name_token), _what(part)
+                    help_line = "say here which it is"
+                    if not _overrides(part):
+                        help_line = f"with `replace`, {help_line}"
                     self.problems(
-                        codes.USES_DISAGREE(
-                            what=_what(part),
-                            one=one,
-                            two=two,
-                            span=span_of(use.name_token),
-                            help=f"{how} here which it is",
-                        )
+                        codes.USES_DISAGREE(what=what, one=one, two=two, span=span, help=help_line)
                     )
         return used
 
-    def _declare(
-        self,
-        part: Statement,
-        inherited: list[Statement],
-        parts: list[Statement],
-        places: dict[Statement, int],
-    ) -> None:
-        span = part.head
-        if not part.replaces:
-            parts.append(part)
-            if inherited:
-                place = self.where.place(inherited[0].span)
-                help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
-                self.problems(
-                    codes.NOT_REPLACED(what=_what(part), place=place, span=span, help=help_line)
-                )
-        elif not inherited:
-            self.problems(codes.NOTHING_TO_REPLACE(what=_what(part), span=span))
-        elif parts[places[inherited[0]]] is not inherited[0]:
-            self.problems(codes.TWICE(what=f"what replaces {_what(part)}", span=span))
-        else:
-            parts[places[inherited[0]]] = part
+    def _join(self, own: list[Statement], used: _ByKey) -> list[Statement]:
+        """Put a file's own parts behind used ones, or in their places."""
+        overridden = {_key(part) for part in own if _overrides(part)}
+        parts = [part for key, same in used.items() if key not in overridden for part in same]
+        for part in own:
+            inherited = used.get(_key(part), [])
+            if _overrides(part):
+                parts.append(_with_used_inits(part, inherited))
+                continue
+            what, span = _what(part), part.head
+            if not part.replaces:
+                parts.append(part)
+                if inherited:
+                    place = self.where.place(inherited[0].span)
+                    help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
+                    self.problems(
+                        codes.NOT_REPLACED(what=what, place=place, span=span, help=help_line)
+                    )
+            elif not inherited:
+                self.problems(codes.NOTHING_TO_REPLACE(what=what, span=span))
+            elif inherited[0] not in parts:
+                self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
+            else:
+                parts[parts.index(inherited[0])] = part
+        return parts
 
     def _check_order(self, own: list[Statement], parts: list[Statement]) -> None:
         """Check that a `let` that replaces another uses no later one."""
-        lets = [part for part in parts if part.keyword == "let"]
-        places = {_key(let)[1]: i for i, let in enumerate(lets)}
+        places = {_key(part): i for i, part in enumerate(parts)}
         for part in own:
-            if part.replaces and part.keyword == "let":
-                here = places.get(part.name, len(lets))  # None where there was nothing to replace.
+            if part.replaces and part.keyword == "let" and _key(part) in places:
                 for name in names_used(part):
-                    if places.get(unquoted(name), -1) >= here:
+                    if places.get(("let", unquoted(name)), -1) >= places[_key(part)]:
                         help_line = "what replaces a `let` stands where that stood"
                         problem = codes.USED_BEFORE(
                             name=unquoted(name), keyword="let", span=span_of(name), help=help_line
@@ -273,8 +248,7 @@ class Joining:
 
     def _check_meaning(self, file: File, parts: list[Statement]) -> None:
         """Check that no name of a used file comes to mean a param or a let that it does not know."""
-        present = set(parts)
-        declared = _declared(parts)
+        present, declared = set(parts), _declared(parts)
         for _, other in file.uses:
             known = _declared(self._joined[other])
             new = {name: part for name, part in declared.items() if name not in known}
@@ -282,21 +256,19 @@ class Joining:
                 for name in names_used(part) if part in present else ():
                     if meant := new.pop(unquoted(name), None):
                         place = self.where.place(span_of(name))
-                        self.problems(
-                            codes.OTHER_MEANING(what=_what(meant), place=place, span=meant.head)
-                        )
+                        what, span = _what(meant), meant.head
+                        self.problems(codes.OTHER_MEANING(what=what, place=place, span=span))
 
 
 def _key(part: Statement) -> _Key:
     """Identify what there is one of: a name, the target, a default."""
-    if part.keyword in DEFAULTS:
-        return "default", part.keyword
-    return part.keyword, "" if part.keyword == "target" else part.name
+    return part.keyword, "" if _overrides(part) else part.name
 
 
 def _what(part: Statement) -> str:
-    kind, name = _key(part)
-    return f"{kind} `{name}`" if name else f"`{kind}`"
+    if part.keyword in DEFAULTS:
+        return f"default `{part.keyword}`"
+    return "`target`" if part.keyword == "target" else f"{part.keyword} `{part.name}`"
 
 
 def _overrides(part: Statement) -> bool:
@@ -310,7 +282,7 @@ def _decides(part: Statement) -> bool:
 
 
 def _declared(parts: list[Statement]) -> dict[str, Statement]:
-    return {_key(part)[1]: part for part in parts if part.keyword in ("param", "let")}
+    return {part.name: part for part in parts if part.keyword in ("param", "let")}
 
 
 def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
@@ -324,15 +296,12 @@ def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
 
 def _needed(parts: list[Statement], own: set[Statement]) -> list[Statement]:
     """Leave out the params and lets that are brought in and that nothing refers to."""
-    words = {part: part.keyword for part in parts}
-    others = [part for part in parts if words[part] not in ("let", "param")]
-    lets = [part for part in reversed(parts) if words[part] == "let"]
-    params = [part for part in reversed(parts) if words[part] == "param"]
     names: set[str] = set()
     kept: set[Statement] = set()
-    # In an order in which all that may refer to a part comes before it.
-    for part in (*others, *lets, *params):
-        if part in own or words[part] not in ("let", "param") or _key(part)[1] in names:
+    places = {"param": 0, "let": 1}
+    ordered = sorted(parts, key=lambda part: places.get(part.keyword, 2))
+    for part in ordered[::-1]:  # All that may refer to a part comes before it.
+        if part in own or part.keyword not in places or part.name in names:
             kept.add(part)
             names.update(unquoted(name) for name in names_used(part))
     return [part for part in parts if part in kept]
