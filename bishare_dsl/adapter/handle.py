@@ -16,6 +16,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.probe import Inputs, probe
+from bishare_dsl.adapter.reference import reference as make_reference
 from bishare_dsl.adapter.resident import by_one, whole
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
@@ -236,6 +237,20 @@ class Handle(AdapterRoot):
                         set_enabled(self.model, True)
                     else:
                         self._merged.swap(self.model)
+
+    def reference(self) -> PreTrainedModel:
+        """Give a model that computes what this one does now, and goes on to when this one is trained.
+
+        It is what DPO, KTO and GRPO measure a change from, at any stage of training. Its base is this
+        model's, the same tensors in memory; the adapter's are copies, and train no more.
+
+        Raises:
+            AdapterError: the adapter is disabled (BS626) or merged (BS620).
+        """
+        model = self._enabled("make a reference")
+        if self._merged is not None:
+            raise AdapterError(codes.ALREADY_MERGED())
+        return make_reference(model)
 
     def merge(
         self,

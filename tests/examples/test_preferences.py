@@ -1,0 +1,111 @@
+"""DPO, KTO and GRPO of TRL train an adapted model, and measure from where it began, in any stage."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from bishare_dsl import load_adapter
+from bishare_dsl.testing.models import tiny_model
+
+PAIRS = [{"prompt": "a b c", "chosen": "abc abc", "rejected": "bca bca"}]
+MARKED = [
+    {"prompt": "a b c", "completion": "abc abc", "label": True},
+    {"prompt": "a b c", "completion": "bca bca", "label": False},
+]
+QUESTIONS = [{"prompt": "a b c", "answer": "a"}]
+
+
+@pytest.fixture
+def run(tmp_path, checkpoint, monkeypatch):
+    """Run an example's main on rows, for three steps."""
+
+    def run(main, rows, *flags):
+        data = tmp_path / "rows.jsonl"
+        data.write_text("\n".join(map(json.dumps, rows * 8)))
+        common = (
+            "--max_steps 3 --learning_rate 1e-2 --logging_steps 1 --use_cpu --disable_tqdm True"
+        )
+        return main(
+            [
+                *("--model", str(checkpoint), "--data", str(data)),
+                *("--output_dir", str(tmp_path / "out"), *common.split(), *flags),
+                *("--bf16", "False", "--per_device_train_batch_size", "4"),
+            ]
+        )
+
+    return run
+
+
+@pytest.fixture(params=["first", "second"])
+def stage(request, trained):
+    """The flags that begin with a new adapter, or with one that was trained."""
+    return ["--adapter", "lora" if request.param == "first" else str(trained)]
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def check_trained_alone(trainer, tmp_path):
+    """The adapter that was saved is the one that was trained, and the base is what it was."""
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        expected = trainer.model.eval()(ids).logits
+        loaded = load_adapter(tmp_path / "out", tiny_model("llama", max_position_embeddings=128))
+        assert torch.equal(loaded(ids).logits, expected)
+
+
+def test_the_first_loss_of_dpo_is_ln_2(run, stage, tmp_path):
+    import dpo
+
+    trainer = run(dpo.main, PAIRS, *stage)
+    losses = logged(trainer, "loss")
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < losses[0]
+    check_trained_alone(trainer, tmp_path)
+
+
+def test_dpo_reads_the_reference_before_training_too(run, stage):
+    import dpo
+
+    trainer = run(dpo.main, PAIRS, *stage, "--precompute_ref_log_probs", "True")
+    assert logged(trainer, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_first_kl_of_kto_is_0(run, stage, tmp_path):
+    import dpo
+
+    trainer = run(dpo.main, MARKED, *stage)
+    assert logged(trainer, "kl")[0] == 0
+    assert logged(trainer, "loss")[0] == pytest.approx(0.5, abs=1e-6)
+    check_trained_alone(trainer, tmp_path)
+
+
+def test_the_first_kl_of_grpo_is_0(run, stage, tmp_path):
+    import grpo
+
+    flags = "--beta 0.1 --num_generations 4 --max_completion_length 8"
+    trainer = run(grpo.main, QUESTIONS, *stage, *flags.split())
+    assert trainer.beta == 0.1
+    divergences = logged(trainer, "kl")
+    assert divergences[0] == pytest.approx(0, abs=1e-6)
+    assert divergences[-1] > 1e-3
+    check_trained_alone(trainer, tmp_path)
+
+
+def test_without_a_beta_grpo_has_no_reference(run, trained):
+    import grpo
+
+    flags = f"--adapter {trained} --num_generations 4 --max_completion_length 8"
+    assert run(grpo.main, QUESTIONS, *flags.split()).ref_model is None
+
+
+def test_the_base_is_in_memory_once(run, trained):
+    import dpo
+
+    trainer = run(dpo.main, PAIRS, "--adapter", str(trained))
+    base = {id(p) for p in trainer.model.parameters() if not p.requires_grad}
+    own = [p for p in trainer.ref_model.parameters() if id(p) not in base]
+    assert sum(map(torch.numel, own)) == trainer.model.bishare.plan.trainable
