@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,11 +85,8 @@ class StoredAdapter:
         narrow = self.config.rounded
         stored = {name: widened(t, narrow).clone() for name, t in load(self.content).items()}
         whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
-        try:
+        with _reading(self.folder / TENSORS):
             whole |= restored(self.plan, self.config, stored)
-        except ValueError as error:
-            path = self.folder / TENSORS
-            raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
         whole |= draw_again(self.plan, self.config)
         return {name: tensor.to(device) for name, tensor in whole.items()}
 
@@ -204,24 +202,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     """
     folder = Path(folder)
     config, files = _read_files(folder)
-    try:
+    with _reading(folder / SPEC):
         spec_text = files[SPEC].decode()
-    except ValueError as error:
-        raise _broken(folder / SPEC, error) from error
-    try:
         plan = plan_again(spec_text, config, files.get(PLAN))
-    except BishareError as error:
-        first = error.problems[0]
-        if isinstance(error, AdapterError) or first.code == BROKEN_PLUGIN.code:
-            raise
-        raise _broken(folder / SPEC, first.message) from error
-    except ValueError as error:
-        raise _broken(folder / SPEC, error) from error
     _check_names(folder / CONFIG, plan, config)
-    try:
+    with _reading(folder / TENSORS):
         entries = deserialize(files[TENSORS])  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise _broken(folder / TENSORS, error) from error
     header = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries}
     raise_errors(AdapterError, list(_tensor_problems(plan, config, header)))
     return StoredAdapter(folder, config, plan, spec_text, files[TENSORS])
@@ -284,7 +270,17 @@ def _read_config(folder: Path) -> AdapterConfig:
         # A newer format may have fields that this version does not know, so this comes first.
         found = fields.get("format") if isinstance(fields, dict) else None
         if type(found) is int and found > FORMAT:
-            raise AdapterError(_newer_format(folder, found, fields.get("versions")))
+            writer = fields.get("versions")
+            version = writer.get("bishare") if isinstance(writer, dict) else None
+            raise AdapterError(
+                codes.NEWER_FORMAT(
+                    folder=folder,
+                    found=found,
+                    version=version or "a later version",
+                    known=FORMAT,
+                    help="pip install --upgrade bishare",
+                )
+            )
         config = AdapterConfig.of(fields)
         needed = {TENSORS, SPEC} | ({PLAN} if config.format == 1 else set())
         if config.format < 1 or not needed <= config.files.keys() <= {*needed, CARD}:
@@ -312,17 +308,6 @@ def _not_an_adapter(folder: Path) -> Problem:
     return codes.NOT_AN_ADAPTER(folder=folder)
 
 
-def _newer_format(folder: Path, found: int, versions: object) -> Problem:
-    version = versions.get("bishare") if isinstance(versions, dict) else None
-    return codes.NEWER_FORMAT(
-        folder=folder,
-        found=found,
-        version=version or "a later version",
-        known=FORMAT,
-        help="pip install --upgrade bishare",
-    )
-
-
 def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, bytes]]:
     """Read the config of an adapter, and the files that it means."""
     while True:
@@ -338,14 +323,12 @@ def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, bytes]]:
 
 def _content(folder: Path, name: str, digest: Digest) -> bytes:
     path = folder / name
-    try:
+    with _reading(path):
         if (content := content_of(folder, name, digest)) is not None:
             return content
         if not path.is_file():
             raise AdapterError(codes.MISSING_FILE(folder=folder, file=name))
         size = path.stat().st_size
-    except OSError as error:
-        raise _broken(path, error) from error
     if size != digest.bytes:
         reason = f"it has {size:,} bytes of {digest.bytes:,}"
     else:
@@ -394,6 +377,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:3]) + more
 
 
-def _broken(path: Path, why: Exception | str) -> AdapterError:
-    reason = why if isinstance(why, str) else one_line(why)
-    return AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say that a file is broken (BS608) where what is made of it fails, but for what has its own words."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, BishareError) as error:
+        problem = error.problems[0] if isinstance(error, BishareError) else None
+        if isinstance(error, AdapterError) or (problem and problem.code == BROKEN_PLUGIN.code):
+            raise
+        reason = problem.message if problem else one_line(error)
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason)) from error

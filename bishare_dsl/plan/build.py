@@ -82,12 +82,9 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
 
 def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
     """Find every name, pattern and layer of the spec that the model does not have."""
-    for i, let in enumerate(spec.lets):
-        yield from sites.selection_problems(let.selection, ("lets", i, "selection"))
-    yield from sites.selection_problems(spec.target, ("target",))
+    for place, selection in _selections(spec):
+        yield from sites.selection_problems(selection, place)
     for i, share in enumerate(spec.shares):
-        if share.where is not None:
-            yield from sites.selection_problems(share.where, ("shares", i, "where"))
         loc: Loc = ("shares", i, "per")
         if isinstance(share.per, Keys):
             keys = [((*loc, "A"), share.per.A), ((*loc, "B"), share.per.B)]
@@ -98,13 +95,19 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
                 yield from sites.key_problems(part, (*place, j))
 
 
+def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
+    """Give every selection of the spec, with its place."""
+    yield ("target",), spec.target
+    yield from ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
+    for i, share in enumerate(spec.shares):
+        if share.where is not None:
+            yield ("shares", i, "where"), share.where
+
+
 def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> Iterator[Problem]:
     """Find exceptions that take nothing away from what stands before them."""
-    places: list[tuple[Loc, Selection | None]] = [(("target",), spec.target)]
-    places += [(("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets)]
-    places += [(("shares", i, "where"), share.where) for i, share in enumerate(spec.shares)]
-    for loc, selection in places:
-        if selection is None or not selection.exclude:
+    for loc, selection in _selections(spec):
+        if not selection.exclude:
             continue
         included = sites.select(everything, selection.model_copy(update={"exclude": ()}))
         for i, part in enumerate(selection.exclude):

@@ -257,17 +257,11 @@ def _transform(
     except SpecError as error:
         problems += (replace(p, loc=("via", "transform")) for p in error.problems)
         return None
-    known = [field.alias or option for option, field in kind.model_fields.items()]
     scope = Scope(params | {"rank": rank})
     values: dict[str, Value] = {}
     for option, expression in via.options.items():
-        loc: Loc = ("via", "options", option)
-        if option not in known:
-            where, help = (*loc, "name"), nearest(option, known)
-            problems.append(codes.UNKNOWN_OPTION(transform=name, name=option, loc=where, help=help))
-            continue
         try:
-            values[option] = scope.value(expression, loc)
+            values[option] = scope.value(expression, ("via", "options", option))
         except EvaluationError as error:
             problems.append(error.problem)
     try:
@@ -275,6 +269,14 @@ def _transform(
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_context=False):
             option = str(fault["loc"][0]) if fault["loc"] else ""
+            if fault["type"] == "extra_forbidden":
+                known = [field.alias or option for option, field in kind.model_fields.items()]
+                loc: Loc = ("via", "options", option, "name")
+                help = nearest(option, known)
+                problems.append(
+                    codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)
+                )
+                continue
             problems.append(
                 codes.BAD_OPTION(
                     transform=name,
