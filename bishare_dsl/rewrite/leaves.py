@@ -8,20 +8,18 @@ kernel library that patches `transformers.models.llama.modeling_llama` still has
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # The keywords under which a forward's whole `**kwargs` or `*args` travels as one argument of a node.
 OPAQUE_KWARGS = "opaque_kwargs"
 OPAQUE_ARGS = "opaque_args"
-
-
-def global_function(module_name: str, name: str) -> Callable[..., Any]:
-    """Look up the function `name` of the Python module `module_name`, as it stands now."""
-    function: Callable[..., Any] = getattr(sys.modules[module_name], name)
-    return function
+NONE: Mapping[str, Any] = types.MappingProxyType({})
+"""No such keywords."""
 
 
 def call_global(
@@ -29,14 +27,11 @@ def call_global(
     name: str,
     /,
     *args: Any,
-    opaque_kwargs: Mapping[str, Any] | None = None,
+    opaque_kwargs: Mapping[str, Any] = NONE,
     **kwargs: Any,
 ) -> Any:
     """Call the function `name` of the Python module `module_name`, as it stands now."""
-    function = global_function(module_name, name)
-    if opaque_kwargs is None:
-        return function(*args, **kwargs)
-    return function(*args, **kwargs, **opaque_kwargs)
+    return getattr(sys.modules[module_name], name)(*args, **kwargs, **opaque_kwargs)
 
 
 def call_child(
@@ -52,7 +47,7 @@ def attend(
     implementation: str,
     /,
     *args: Any,
-    opaque_kwargs: Mapping[str, Any] | None = None,
+    opaque_kwargs: Mapping[str, Any] = NONE,
     **kwargs: Any,
 ) -> Any:
     """Call the attention that `implementation` names, so that `set_attn_implementation` works later.
@@ -63,13 +58,8 @@ def attend(
         implementation: what the configuration says now, such as `"sdpa"`.
     """
     modeling = sys.modules[module_name]
-    functions = modeling.ALL_ATTENTION_FUNCTIONS
-    # The first releases of transformers 5 have the table, and not its method.
-    choose = getattr(functions, "get_interface", functions.get)
-    function = choose(implementation, getattr(modeling, eager))
-    if opaque_kwargs is None:
-        return function(*args, **kwargs)
-    return function(*args, **kwargs, **opaque_kwargs)
+    choose = modeling.ALL_ATTENTION_FUNCTIONS.get_interface
+    return choose(implementation, getattr(modeling, eager))(*args, **kwargs, **opaque_kwargs)
 
 
 def update_cache(
@@ -87,8 +77,8 @@ def select_training(module: nn.Module, training: Any, evaluation: Any, /) -> Any
     return training if module.training else evaluation
 
 
-def expect_rank(hidden_states: Tensor, rank: int, /) -> Tensor:
-    """Give `hidden_states` back, once it is sure that they have the rank the graph was traced for.
+def shape_of_rank(hidden_states: Tensor, rank: int, /) -> torch.Size:
+    """Give the shape of `hidden_states`, once it is sure that it is as long as the graph was traced for.
 
     Raises:
         ValueError: they have another rank.
@@ -98,7 +88,7 @@ def expect_rank(hidden_states: Tensor, rank: int, /) -> Tensor:
             f"this layer was rewritten for hidden states with {rank} dimensions "
             f"(batch, tokens, width), and got {hidden_states.dim()}"
         )
-    return hidden_states
+    return hidden_states.shape
 
 
 def base_forward(
@@ -106,9 +96,9 @@ def base_forward(
     /,
     *args: Any,
     opaque_args: Iterable[Any] = (),
-    opaque_kwargs: Mapping[str, Any] | None = None,
+    opaque_kwargs: Mapping[str, Any] = NONE,
     **kwargs: Any,
 ) -> Any:
     """Run the forward that `module` had before a graph's took its place."""
     forward = module.bishare_base.forward  # type: ignore[union-attr]
-    return forward(module, *args, *opaque_args, **kwargs, **(opaque_kwargs or {}))
+    return forward(module, *args, *opaque_args, **kwargs, **opaque_kwargs)

@@ -22,7 +22,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -34,7 +34,7 @@ from bishare_dsl.rewrite import leaves
 from bishare_dsl.rewrite.decorators import UnknownDecorator, rewrap
 from bishare_dsl.rewrite.rewritten import base_class
 
-# Hidden states are (batch, tokens, width) in every decoder; `leaves.expect_rank` checks at run time.
+# Hidden states are (batch, tokens, width) in every decoder; `leaves.shape_of_rank` checks at run time.
 HIDDEN_RANK = 3
 IMPLEMENTATION = "_attn_implementation"
 # An attribute of the configuration, and the name that reads it from inside the forward.
@@ -70,27 +70,12 @@ class Way:
     """One way through a forward: what its branches see while it is traced.
 
     Attributes:
-        training: what `self.training` says.
         absent: the arguments that are None.
-        implementation: what `self.config._attn_implementation` says; None for a value that can only be
-            handed on, so that a forward that was traced with it goes the same way with any.
-        floats: whether float attributes (`scaling`) are read at run time; if not, they are constants.
+        training: what `self.training` says.
     """
 
-    training: bool = False
     absent: frozenset[str] = frozenset()
-    implementation: str | None = "sdpa"
-    floats: bool = True
-
-
-@dataclass
-class Trace:
-    """A graph with what the forward looked at on the way."""
-
-    graph: fx.Graph
-    reads_rank: bool = False
-    reads_implementation: bool = False
-    placeholders: dict[str, fx.Node] = field(default_factory=dict)
+    training: bool = False
 
 
 def forward_function(module: nn.Module) -> types.FunctionType:
@@ -113,7 +98,7 @@ def check_decorators(module: nn.Module) -> None:
         raise UntraceableRegion(f"its decorator cannot be copied: {error}") from error
 
 
-def trace_region(module: nn.Module, way: Way) -> Trace:
+def trace_region(module: nn.Module, way: Way) -> fx.Graph:
     """Trace one way through the forward of `module`.
 
     Raises:
@@ -129,8 +114,9 @@ class RegionProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if name == "shape" and self.node is self.tracer.hidden:
-            self.tracer.result.reads_rank = True
-            return tuple(self.size(axis) for axis in range(HIDDEN_RANK))
+            args = (self, HIDDEN_RANK)
+            shape = self.tracer.create_proxy("call_function", leaves.shape_of_rank, args, {})
+            return tuple(shape[axis] for axis in range(HIDDEN_RANK))
         return super().__getattr__(name)
 
     def __iter__(self) -> Iterator[Any]:
@@ -165,24 +151,32 @@ class KwargsProxy(fx.Proxy):
         _refuse("it looks inside **kwargs")
 
 
-class ChildView:
-    """A child module: a call is a node, its tensors are nodes, and the rest is as it is."""
+class View:
+    """Stands in for what a module has, and says that it is of the same class."""
 
-    def __init__(self, tracer: RegionTracer, path: str, module: nn.Module) -> None:
-        self._tracer, self._path, self._module = tracer, path, module
+    def __init__(self, tracer: RegionTracer, real: Any) -> None:
+        self._tracer, self._real = tracer, real
 
     @property
     def __class__(self) -> type:  # so that isinstance(self.q_proj, nn.Linear) says yes
-        return type(self._module)
+        return type(self._real)
 
     @__class__.setter
     def __class__(self, value: type) -> None:
-        _refuse("it changes the class of a child module")
+        _refuse("it changes the class of what it has")
+
+
+class ChildView(View):
+    """A child module: a call is a node, its tensors are nodes, and the rest is as it is."""
+
+    def __init__(self, tracer: RegionTracer, path: str, module: nn.Module) -> None:
+        super().__init__(tracer, module)
+        self._path = path
 
     def __getattr__(self, name: str) -> Any:
         if name == "training":
             return self._tracer.way.training
-        value, path = getattr(self._module, name), f"{self._path}.{name}"
+        value, path = getattr(self._real, name), f"{self._path}.{name}"
         if isinstance(value, nn.Module):
             return ChildView(self._tracer, path, value)
         if isinstance(value, torch.Tensor):
@@ -199,36 +193,18 @@ class ChildView:
         return self._tracer.create_proxy("call_module", self._path, args, kwargs)
 
 
-class ConfigView:
-    """A configuration, with the attention implementation that this trace supposes."""
-
-    def __init__(self, tracer: RegionTracer, config: Any) -> None:
-        self._tracer, self._config = tracer, config
-
-    @property
-    def __class__(self) -> type:
-        return type(self._config)
-
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        _refuse("it changes the class of the configuration")
+class ConfigView(View):
+    """A configuration, whose attention implementation a graph reads when it runs."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == IMPLEMENTATION:
-            self._tracer.result.reads_implementation = True
-            supposed = self._tracer.way.implementation
-            return UnnamedImplementation() if supposed is None else Implementation(supposed)
-        return getattr(self._config, name)
+        return Implementation() if name == IMPLEMENTATION else getattr(self._real, name)
 
 
-class Implementation(str):
-    """The name of an attention implementation, which a graph reads from the configuration."""
+class Implementation:
+    """Stands for the name of any attention implementation, to be handed on: whoever looks at it is refused.
 
-    __slots__ = ()
-
-
-class UnnamedImplementation:
-    """Stands for the name of any implementation: whoever looks at it is refused."""
+    So a forward that was traced goes the same way with each.
+    """
 
     def _look(self, *_: object) -> NoReturn:
         _refuse("it looks at the attention implementation")
@@ -245,13 +221,10 @@ class AttentionFunctions:
         self._tracer, self._module_name = tracer, module_name
 
     def get_interface(self, implementation: object, default: Any = None) -> Callable[..., Any]:
-        if not isinstance(implementation, (Implementation, UnnamedImplementation)):
+        if not isinstance(implementation, Implementation):
             _refuse(f"its attention is not chosen by {_IMPLEMENTATION_PATH}")
         eager = getattr(default, "__name__", "eager_attention_forward")
         return functools.partial(self._tracer.attend, self._module_name, eager)
-
-    get = get_interface
-    __getitem__ = get_interface
 
     def __getattr__(self, name: str) -> NoReturn:
         _refuse("it looks up an attention as an attribute of their table")
@@ -267,24 +240,23 @@ class TorchView:
 
 
 class RegionTracer(GraphAppendingTracer):
-    """Traces one forward, once. Every value it meets is a node of `result.graph`."""
+    """Traces one forward, once. Every value it meets is a node of `graph`."""
 
     def __init__(self, module: nn.Module, way: Way) -> None:
         super().__init__(fx.Graph())
         self.module, self.way = module, way
         self.base = base_class(type(module))
-        self.result = Trace(self.graph)
         self.hidden: fx.Node | None = None
         self._globals: dict[int, dict[str, Any]] = {}
         self._view: nn.Module | None = None
 
-    def trace(self) -> Trace:
+    def trace(self) -> fx.Graph:
         function = forward_function(self.module)
         args, kwargs = self._placeholders(function)
         view = self._view = self._make_view()
         output = self._retarget(function)(view, *args, **kwargs)
         self.graph.output(self.create_arg(output))
-        return self.result
+        return self.graph
 
     # What fx asks of a tracer -------------------------------------------------------------------
 
@@ -297,7 +269,7 @@ class RegionTracer(GraphAppendingTracer):
             return self.create_node("get_attr", "bishare_self", (), {})
         if type(a) is ChildView:
             return self.create_node("get_attr", a._path, (), {})
-        if isinstance(a, (Implementation, UnnamedImplementation)):
+        if isinstance(a, Implementation):
             return self.create_node("get_attr", _IMPLEMENTATION_PATH, (), {})
         if isinstance(a, torch.Tensor):
             raise TraceError("it makes a tensor of its own")
@@ -308,6 +280,8 @@ class RegionTracer(GraphAppendingTracer):
     ) -> fx.Node:
         if leaves.OPAQUE_KWARGS in kwargs and target not in _TAKES_OPAQUE_KWARGS:
             raise TraceError(f"it hands **kwargs to {target}")
+        if (kind, target) == ("call_method", "update") and args[0].op == "placeholder":
+            kind, target = "call_function", leaves.update_cache
         return super().create_node(kind, target, args, kwargs, *more, **named)
 
     # Stand-ins ----------------------------------------------------------------------------------
@@ -337,7 +311,6 @@ class RegionTracer(GraphAppendingTracer):
             if default and not isinstance(parameter.default, _LITERALS):
                 raise TraceError(f"the default of {parameter.name} is not a literal")
             node = self.create_node("placeholder", parameter.name, default, {})
-            self.result.placeholders[parameter.name] = node
             self.hidden = self.hidden or node
             args.append(None if parameter.name in self.way.absent else self.proxy(node))
         return args, kwargs
@@ -364,8 +337,7 @@ class RegionTracer(GraphAppendingTracer):
             # ever data, and whoever changes one later expects the change to count; a function kept
             # as an attribute (`self.act_fn`) is called, not traced.
             is_index = name == "layer_idx" and value is not None
-            is_float = isinstance(value, float) and self.way.floats
-            if name in state and (is_index or is_float or isinstance(value, _FUNCTIONS)):
+            if name in state and (is_index or isinstance(value, (float, *_FUNCTIONS))):
                 state[name] = self.attribute(name)
         view: nn.Module = object.__new__(self._view_class())
         object.__setattr__(view, "__dict__", state)
@@ -441,10 +413,6 @@ class RegionTracer(GraphAppendingTracer):
             stand_ins.setdefault(name, _refuse_proxies(name))
         if "ALL_ATTENTION_FUNCTIONS" in real:
             stand_ins["ALL_ATTENTION_FUNCTIONS"] = AttentionFunctions(self, module_name)
-            # transformers 5.0 names the eager attention itself; later versions leave it to the table.
-            eager = functools.partial(self.attend, module_name, "eager_attention_forward")
-            functools.update_wrapper(eager, real["eager_attention_forward"])
-            stand_ins["eager_attention_forward"] = eager
         return stand_ins
 
     def _leaf(self, module_name: str, name: str, function: Callable[..., Any]) -> Any:

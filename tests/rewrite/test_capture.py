@@ -102,24 +102,29 @@ def test_parameters_and_floats_are_read_at_run_time():
     assert torch.equal(module(X), before * 4)
 
 
-def test_a_float_may_decide_a_branch():
-    def forward(self, x):
-        return self.up(x) if self.dropout > 0 else x
-
-    check_same(forward, X)
+class Cache:
+    def update(self, keys, values, *, by):
+        return keys + by, values - by
 
 
 def test_a_cache_that_may_be_none():
-    class Cache:
-        def update(self, keys, values, *, by):
-            return keys + by, values - by
-
     def forward(self, x, cache=None):
         y = self.up(x)
         keys, values = y, -y
         if cache is not None:
             keys, values = cache.update(keys, values, by=1)
         return keys * values
+
+    check_same(forward, X)
+    check_same(forward, X, cache=Cache())
+
+
+def test_what_a_cache_returns_may_stay_a_pair():
+    def forward(self, x, cache=None):
+        pair = (self.up(x), x)
+        if cache is not None:
+            pair = cache.update(*pair, by=1)
+        return self.norm(pair[0]) * pair[1].sum()
 
     check_same(forward, X)
     check_same(forward, X, cache=Cache())
@@ -154,11 +159,15 @@ def both(self, x, a=None, b=None):
     return y
 
 
-def unpacked(self, x, cache=None):
-    y = (self.up(x), x)
+def keeps_what_it_updates(self, x, cache=None):
+    y = self.up(x)
     if cache is not None:
-        y = cache.update(*y)
-    return y
+        cache.update(y, x)
+    return y if cache is None else x
+
+
+def branches_on_a_float(self, x):
+    return self.up(x) if self.dropout > 0 else x
 
 
 def in_training(self, x):
@@ -238,7 +247,8 @@ class DecoratorClass:
     [
         (masked, "another way when mask is None"),
         (both, "another way when a and b are None"),
-        (unpacked, "does not unpack what the cache returns"),
+        (keeps_what_it_updates, "another way when cache is None"),
+        (branches_on_a_float, "control flow"),
         (in_training, "another way in training"),
         (absent_in_training, "another way when training without mask"),
         (inspects, r"asks isinstance\(\)"),
@@ -290,7 +300,7 @@ def test_attention_that_is_an_attribute_of_the_table_is_refused():
 
     config = Kosmos2_5VisionConfig(hidden_size=16, num_attention_heads=2, head_dim=8)
     config._attn_implementation = "sdpa"
-    with pytest.raises(UntraceableRegion, match="attribute of their table"):
+    with pytest.raises(UntraceableRegion, match="attribute name must be string"):
         capture_region(Kosmos2_5VisionAttention(config), ["query"])
 
 
