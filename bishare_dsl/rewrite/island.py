@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.rows import RowFactor
 
 Spans = tuple[tuple[int, int], ...]
 """Which rows of the island's ``A`` a layer uses: the first and how many, for each run of them."""
@@ -46,16 +45,37 @@ def island(
     Returns:
         For each layer ``(..., d_out)``.
     """
-    layers = None if isinstance(a, RowFactor) else frozen_parameters(x, linears)
+    layers = frozen_parameters(x, a, linears)
     if layers is None:
         return _one_by_one(x, read, a, linears, spans, bs)
-    inputs = (x, None if read is x else read, *cast(x, (a,)), *layers, *cast(x, bs))
+    return fused_island(spans, x, None if read is x else read, a, layers, bs)
+
+
+def fused_island(
+    spans: Sequence[Spans],
+    x: Tensor,
+    read: Tensor | None,
+    a: Any,
+    layers: Sequence[Any],
+    bs: Sequence[Any],
+    gated: tuple[Any, Any, Any] = (None, None, None),
+) -> tuple[Tensor, ...]:
+    """Compute `island` in one function.
+
+    Args:
+        read: None where it is ``x``.
+        layers: the weights, then the biases of the layers.
+        gated: of an ``x`` that is ``act(gate) * up``, these three: it is made again for the backward.
+    """
+    inputs = (x, read, *_cast(x, (a,)), *layers, *_cast(x, bs))
     if torch.is_grad_enabled():
-        return _Island.apply(spans, *inputs)  # type: ignore[no-any-return, no-untyped-call]
-    return run(spans, *inputs)[0]
+        return _Island.apply(spans, *gated, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+    return _run(spans, *inputs)[0]
 
 
-def frozen_parameters(x: Tensor, linears: Sequence[nn.Module]) -> list[Any] | None:
+def frozen_parameters(
+    x: Tensor, a: ops.Factor | None, linears: Sequence[nn.Module]
+) -> list[Any] | None:
     """Give the weights, then the biases of ``linears``, if a function of our own may run in their place.
 
     That is so for eager calls on plain tensors in their own dtype, where each layer is ``x W^T + b`` with
@@ -63,8 +83,10 @@ def frozen_parameters(x: Tensor, linears: Sequence[nn.Module]) -> list[Any] | No
     quantised and sharded weights; a weight that trains; a class or a forward of someone's own: all are
     seen here, at each call. With one token, what that takes is felt, so that it is written out.
     """
-    if not is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
+    if not _is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
         return None
+    if not (a is None or isinstance(a, Tensor)):
+        return None  # Rows of several adapters.
     dtype = x.dtype
     weights: list[Any] = []
     biases: list[Any] = []
@@ -84,7 +106,7 @@ def frozen_parameters(x: Tensor, linears: Sequence[nn.Module]) -> list[Any] | No
     return weights + biases
 
 
-def is_eager(x: Tensor) -> bool:
+def _is_eager(x: Tensor) -> bool:
     """Tell whether a call on a tensor runs as it is written, under autograd's backward at most."""
     return (
         type(x) is Tensor
@@ -110,7 +132,7 @@ def _is_watched(module: nn.Module) -> bool:
     )
 
 
-def cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
+def _cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
     """Give factors in the dtype and on the device of ``x``."""
     # Not asked of torch where there is nothing to do: with one token, each call to it is felt.
     dtype, device = x.dtype, x.device
@@ -122,7 +144,7 @@ def cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
     ]
 
 
-def run(
+def _run(
     spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Compute what `island` gives, and its ``z``, ``(tokens, rows)``.
@@ -133,13 +155,13 @@ def run(
     """
     n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    z = None if a is None else F.linear(flat(x if read is None else read), a)
+    z = None if a is None else F.linear(_flat(x if read is None else read), a)
     ys = []
     for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
-            # Not `flat`, which may copy: this is to be written to.
-            y.view(-1, y.shape[-1]).addmm_(columns_of(z, mine), b)
+            # Not `_flat`, which may copy: this is to be written to.
+            y.view(-1, y.shape[-1]).addmm_(_columns_of(z, mine), b)
         ys.append(y)
     return tuple(ys), z
 
@@ -174,20 +196,20 @@ def _one_by_one(
     bs: Sequence[ops.Factor | None],
 ) -> tuple[Tensor, ...]:
     """Compute `island` as the graph had it before: the layers are called, and hooks see what they give."""
-    z = None if a is None else ops.down(flat(read), a)
+    z = None if a is None else ops.down(_flat(read), a)
     ys = []
     for linear, mine, b in zip(linears, spans, bs, strict=True):
         y = linear(x)
-        ys.append(y if b is None else ops.up(y, columns_of(z, mine), b))
+        ys.append(y if b is None else ops.up(y, _columns_of(z, mine), b))
     return tuple(ys)
 
 
-def flat(x: Tensor) -> Tensor:
+def _flat(x: Tensor) -> Tensor:
     """View ``(..., d)`` as ``(tokens, d)``."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def columns_of(z: Tensor | None, spans: Spans) -> Tensor:
+def _columns_of(z: Tensor | None, spans: Spans) -> Tensor:
     """Take the columns of ``z``, ``(tokens, rows)``, that belong to some rows of ``A``."""
     assert z is not None
     if len(spans) == 1:
@@ -196,7 +218,7 @@ def columns_of(z: Tensor | None, spans: Spans) -> Tensor:
     return torch.cat([z.narrow(1, start, rows) for start, rows in spans], 1)
 
 
-def factor_gradients(
+def _factor_gradients(
     dys: Sequence[Tensor | None],
     z: Tensor,
     spans: Sequence[Spans],
@@ -215,11 +237,11 @@ def factor_gradients(
             # Several layers may use the same rows: each adds to them.
             dz.narrow(1, start, rows).addmm_(dy, b.narrow(0, first, rows).t())
             first += rows
-        dbs.append(columns_of(z, mine).t() @ dy if want else None)
+        dbs.append(_columns_of(z, mine).t() @ dy if want else None)
     return dz, dbs
 
 
-def input_gradient(dys: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+def _input_gradient(dys: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
     """Accumulate ``sum of dy_i W_i`` in one tensor."""
     dx = None
     for dy, weight in zip(dys, weights, strict=True):
@@ -231,43 +253,48 @@ def input_gradient(dys: Sequence[Tensor | None], weights: Sequence[Tensor]) -> T
 class _Island(torch.autograd.Function):
     """`island` with gradients for ``x``, ``read``, ``A`` and each ``B``; the layers are frozen.
 
-    Where ``read`` is ``x``, ``x`` takes both gradients and ``read`` none.
+    Where ``read`` is ``x``, ``x`` takes both gradients and ``read`` none. Of an ``x`` that is
+    ``act(gate) * up`` only ``gate`` and ``up`` are kept.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         spans: tuple[Spans, ...],
+        act: nn.Module | None,
+        gate: Tensor | None,
+        up: Tensor | None,
         x: Tensor,
-        read: Tensor | None,
-        a: Tensor | None,
         *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        ys, z = run(spans, x, read, a, *rest)
-        ctx.spans = spans
+        ys, z = _run(spans, x, *rest)
+        ctx.spans, ctx.act = spans, act
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, read, a, *rest, z)
+        ctx.save_for_backward(gate, up, None if act else x, *rest, z)
         return ys
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         n = len(ctx.spans)
-        *inputs, z = ctx.saved_tensors
+        gate, up, *inputs, z = ctx.saved_tensors
+        _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
+        if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
+            inputs[0] = ctx.act(gate) * up
         if torch.is_grad_enabled():
-            return None, *again(lambda *i: run(ctx.spans, *i)[0], inputs, ctx, grads)
+            return *[None] * 4, *again(lambda *i: _run(ctx.spans, *i)[0], inputs, ctx, grads)
         x, read, a, *rest = inputs
         weights, bs = rest[:n], rest[2 * n :]
-        _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
-        dys = [None if dy is None else flat(dy) for dy in grads]
-        dx = input_gradient(dys, weights) if wants_x else None
+        dys = [None if dy is None else _flat(dy) for dy in grads]
+        dx = _input_gradient(dys, weights) if wants_x else None
         dread = da = None
         dbs: list[Tensor | None] = [None] * n
         if a is not None:
-            dz, dbs = factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
-            da = dz.t() @ flat(x if read is None else read) if wants_a else None
+            dz, dbs = _factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
+            da = dz.t() @ _flat(x if read is None else read) if wants_a else None
             if wants_read:
-                dread = (dz @ a).view(x.shape)
+                dread = (dz @ a).view(read.shape)
             elif read is None and dx is not None:
                 dx.addmm_(dz, a)
-        dx = None if dx is None else dx.view(x.shape)
-        return None, dx, dread, da, *[None] * (2 * n), *dbs
+        if dx is not None:
+            dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
+        return *[None] * 4, dx, dread, da, *[None] * (2 * n), *dbs

@@ -7,14 +7,22 @@ out of place, so that a hook on a base linear keeps the output it was given.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bishare_dsl.rewrite.rows import RowFactor
 
-Factor = Tensor | RowFactor
+class FactorOfRows(Protocol):
+    """An effective factor of each adapter of a mixed batch, which knows whose each row is."""
+
+    def down(self, x: Tensor, /) -> Tensor: ...
+
+    def up(self, y: Tensor, z: Tensor, /) -> Tensor: ...
+
+
+Factor = Tensor | FactorOfRows
 """An effective factor of one adapter, or of each of a mixed batch."""
 
 
@@ -31,9 +39,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def down(x: Tensor, a: Factor) -> Tensor:
     """Compute ``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
-    if isinstance(a, RowFactor):
-        return a.down(x)
-    return F.linear(x, a.to(x))
+    return F.linear(x, a.to(x)) if isinstance(a, Tensor) else a.down(x)
 
 
 def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:
@@ -43,7 +49,7 @@ def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:
     """
     # Autocast would round a float32 ``y`` that a quantised linear gives.
     with without_autocast(y.device):
-        if isinstance(b, RowFactor):
+        if not isinstance(b, Tensor):
             return b.up(y, z)
         flat, rows = (t.reshape(-1, t.shape[-1]) for t in (y, z))
         return torch.addmm(flat, rows.to(y), b.to(y)).view(y.shape)

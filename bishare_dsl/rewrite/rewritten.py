@@ -25,7 +25,9 @@ from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import rewrap
-from bishare_dsl.rewrite.rows import mixed
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes a forward of a forward."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Rewritten(nn.Module):
 
     bishare_base: type[nn.Module]
     bishare_code: GraphCode | None
-    bishare_mixed: bool
+    bishare_wrap: Wrap | None
 
     @property
     def bishare_self(self) -> nn.Module:
@@ -104,7 +106,7 @@ class Rewritten(nn.Module):
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
                 "take the adapter out before copying or pickling the module"
             )
-        how = (self.bishare_base, self.bishare_code, self.bishare_mixed)
+        how = (self.bishare_base, self.bishare_code, self.bishare_wrap)
         return (_restore, how, *reduced[2:])
 
 
@@ -121,11 +123,11 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     _swap(module, _generated_class(base_class(type(module)), code))
 
 
-def accept_rows(module: nn.Module) -> None:
-    """Let an open mixed batch have the calls of a module, which otherwise runs what it runs now."""
+def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
+    """Put `wrap`, once, round what a module runs now; it pickles by its name."""
     cls = type(module)
-    if not (isinstance(module, Rewritten) and module.bishare_mixed):
-        _swap(module, _generated_class(base_class(cls), getattr(cls, "bishare_code", None), True))
+    if getattr(cls, "bishare_wrap", None) is not wrap:
+        _swap(module, _generated_class(base_class(cls), getattr(cls, "bishare_code", None), wrap))
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
@@ -184,20 +186,20 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def _generated_class(
-    base: type[nn.Module], code: GraphCode | None, takes_rows: bool = False
+    base: type[nn.Module], code: GraphCode | None, wrap: Wrap | None = None
 ) -> type[Rewritten]:
     parts = code and (code.source, *code.names.items(), *code.modules.items())
-    key = (base, base.forward, parts, takes_rows)
+    key = (base, base.forward, parts, wrap)
     cls = _classes.get(key)
     if cls is None:
         forward: Callable[..., Any] = base.forward
         if code is not None:
             forward = rewrap(base.forward, code.function(base.__qualname__))
         members = {
-            "forward": mixed(forward) if takes_rows else forward,
+            "forward": wrap(forward) if wrap else forward,
             "bishare_base": base,
             "bishare_code": code,
-            "bishare_mixed": takes_rows,
+            "bishare_wrap": wrap,
             # The name stays, because `_no_split_modules` and its like go by it.
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
@@ -207,7 +209,7 @@ def _generated_class(
     return cls
 
 
-def _restore(base: type[nn.Module], code: GraphCode | None, takes_rows: bool) -> Rewritten:
+def _restore(base: type[nn.Module], code: GraphCode | None, wrap: Wrap | None) -> Rewritten:
     """Make an empty module of the generated class; unpickling and copying fill it."""
-    cls = _generated_class(base, code, takes_rows)
+    cls = _generated_class(base, code, wrap)
     return cls.__new__(cls)

@@ -116,7 +116,7 @@ class RegionProxy(fx.Proxy):
         if name == "shape" and self.node is self.tracer.hidden:
             args = (self, HIDDEN_RANK)
             shape = self.tracer.create_proxy("call_function", leaves.shape_of_rank, args, {})
-            return tuple(shape[axis] for axis in range(HIDDEN_RANK))
+            return tuple(shape[axis] for axis in range(HIDDEN_RANK))  # type: ignore[index]
         return super().__getattr__(name)
 
     def __iter__(self) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
 from bishare_dsl.rewrite import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.passes.read_rows import ReadRows
+from bishare_dsl.serve.transformers.read_rows import ReadRows
 from bishare_dsl.testing.checks import check_region
 from bishare_dsl.testing.regions import DrawnRegion, Layers
 

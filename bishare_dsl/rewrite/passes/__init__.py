@@ -11,7 +11,6 @@ from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
 from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
-from bishare_dsl.rewrite.passes.read_rows import ReadRows
 from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
@@ -62,7 +61,6 @@ __all__ = [
     "FuseIslands",
     "HoistFactors",
     "Observer",
-    "ReadRows",
     "ShareFactors",
     "run_passes",
 ]

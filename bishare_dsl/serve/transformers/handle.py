@@ -16,9 +16,9 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import is_sharded
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
-from bishare_dsl.rewrite.rows import opened
 from bishare_dsl.serve.transformers.adapters import Adapters
 from bishare_dsl.serve.transformers.mixed import MixedBatches
+from bishare_dsl.serve.transformers.rows import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,18 +17,20 @@ from bishare_dsl.plan import Plan, Term
 from bishare_dsl.plan import Tensor as PlanTensor
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
 from bishare_dsl.rewrite.ops import without_autocast
-from bishare_dsl.rewrite.passes import OPTIMISATIONS, ReadRows
-from bishare_dsl.rewrite.rewritten import RegionCode, accept_rows, forward_of, restore_forward
-from bishare_dsl.rewrite.rows import (
+from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, restore_forward
+from bishare_dsl.serve.transformers.adapters import Adapters, Resident
+from bishare_dsl.serve.transformers.banks import Bank, kinds_of
+from bishare_dsl.serve.transformers.read_rows import ReadRows
+from bishare_dsl.serve.transformers.rows import (
     Grouping,
     RowBatch,
     RowFactor,
+    accept_rows,
     open_batches,
     opened,
     set_batches,
 )
-from bishare_dsl.serve.transformers.adapters import Adapters, Resident
-from bishare_dsl.serve.transformers.banks import Bank, kinds_of
 
 if TYPE_CHECKING:
     from bishare_dsl.serve.transformers.handle import AdapterHandle

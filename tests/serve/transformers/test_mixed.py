@@ -14,7 +14,7 @@ from torch import nn
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.rewrite.rewritten import is_rewritten
-from bishare_dsl.rewrite.rows import open_batches
+from bishare_dsl.serve.transformers.rows import open_batches
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY

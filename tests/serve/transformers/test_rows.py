@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from bishare_dsl.rewrite.rewritten import accept_rows, base_class, is_rewritten, restore_forward
-from bishare_dsl.rewrite.rows import Grouping, RowBatch, RowFactor, open_batches, opened, rows_of
+from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
+from bishare_dsl.serve.transformers.rows import (
+    Grouping,
+    RowBatch,
+    RowFactor,
+    accept_rows,
+    open_batches,
+    opened,
+    rows_of,
+)
 
 CPU = torch.device("cpu")
 OWNERS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bishare_dsl.rewrite.passes.cast_factors import CastFactors
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
-from bishare_dsl.rewrite.rows import rows_of
+from bishare_dsl.serve.transformers.rows import rows_of
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bishare_dsl.rewrite.rewritten import wrap_forward
+
 
 class Grouping(NamedTuple):
     """Which rows of a batch belong to which adapter.
@@ -151,6 +153,11 @@ def opened(batch: RowBatch) -> Iterator[None]:
 def rows_of(region: nn.Module) -> tuple[RowFactor, ...]:
     """Give the factors of a region in the open batch that has it."""
     return next(batch.factors[region] for batch in open_batches() if region in batch.factors)
+
+
+def accept_rows(region: nn.Module) -> None:
+    """Let an open mixed batch have the calls of a module, which otherwise runs what it runs now."""
+    wrap_forward(region, mixed)
 
 
 def mixed(forward: Callable[..., Any]) -> Callable[..., Any]:

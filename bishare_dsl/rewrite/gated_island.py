@@ -1,0 +1,91 @@
+"""The island behind a gated product, ``down(act(gate) * up)``, for which less is kept for the backward.
+
+Module by module, four tensors ``(tokens, d_ff)`` are kept: both inputs of the product, what the activation
+reads, and the product. ``gate`` and ``up`` are enough. The others are made again, which costs two passes over
+memory beside three large products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import activations
+
+from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.island import (
+    Spans,
+    again,
+    frozen_parameters,
+    fused_island,
+    is_unwatched,
+    island,
+)
+
+# Functions of their input alone: called again, they give the same.
+_PURE = (
+    nn.SiLU,
+    nn.GELU,
+    nn.ReLU,
+    activations.SiLUActivation,
+    activations.GELUActivation,
+    activations.GELUTanh,
+    activations.NewGELUActivation,
+)
+
+
+def gated_island(
+    act: nn.Module,
+    gate: Tensor,
+    up: Tensor,
+    a: ops.Factor | None,
+    linears: Sequence[nn.Module],
+    spans: Sequence[Spans],
+    bs: Sequence[ops.Factor | None],
+) -> tuple[Tensor, ...]:
+    """Compute ``island(h, h, a, linears, spans, bs)`` of ``h = act(gate) * up``, all ``(..., d_ff)``."""
+    layers = frozen_parameters(gate, a, linears) if _is_pure(act) and _alike(gate, up) else None
+    if layers is None:
+        h = act(gate) * up
+        return island(h, h, a, linears, spans, bs)
+    product = _Product.apply if torch.is_grad_enabled() else _product
+    h = product(act, gate, up)
+    return fused_island(spans, h, None, a, layers, bs, (act, gate, up))
+
+
+def _is_pure(act: nn.Module) -> bool:
+    """Tell whether an activation gives the same when it is called again, and no one sees that it is."""
+    return type(act) in _PURE and is_unwatched(act) and not getattr(act, "inplace", False)
+
+
+def _alike(gate: Tensor, up: Tensor) -> bool:
+    return type(up) is Tensor and up.shape == gate.shape and up.dtype is gate.dtype
+
+
+def _product(act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+    h: Tensor = act(gate).mul_(up)
+    return h
+
+
+class _Product(torch.autograd.Function):
+    """``act(gate) * up``, which keeps its two inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, act: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.act = act
+        ctx.save_for_backward(gate, up)
+        return _product(act, gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *again(lambda g, u: [ctx.act(g) * u], (gate, up), ctx, [dh])
+        with torch.enable_grad():
+            pre = gate.detach().requires_grad_()
+            s = ctx.act(pre)
+        (dgate,) = torch.autograd.grad(s, pre, dh * up)
+        # Written to again, since a new tensor this wide costs a pass: nobody reads `s` any more.
+        return None, dgate, s.detach().mul_(dh)
