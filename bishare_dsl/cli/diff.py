@@ -65,8 +65,8 @@ def _head(file: str, plan: Plan) -> dict[str, Any]:
 
 
 def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> str:
-    from bishare_dsl.cli.summary import table
     from bishare_dsl.show.rows import span
+    from bishare_dsl.show.table import table
 
     sites = {site.path: site for plan in (one, two) for site in plan.sites}
     change = two.trainable / one.trainable - 1

@@ -36,6 +36,7 @@ COMMANDS = {
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "import": "Make an adapter of a plain LoRA of PEFT.",
+    "analyse": "Measure what the modules of adapters have in common.",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
     "generate": "Let a model with an adapter answer prompts.",

@@ -62,6 +62,31 @@ device = click.option(
 )
 force = click.option("--force", is_flag=True, help="Replace what the command wrote there before.")
 
+keep_starts = click.option(
+    "--keep-starts",
+    is_flag=True,
+    help="Measure A with what it started as; by default its change, where the seed tells the start.",
+)
+seed = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    metavar="N",
+    help="Of all that is drawn at random; by default 0.",
+)
+data = click.option(
+    "--data",
+    metavar="FILE",
+    help="Rows to look at: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Needs the weights.",
+)
+rows = click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=64,
+    metavar="N",
+    help="Of --data, how many are read; by default 64.",
+)
+
 
 def _models(
     ctx: click.Context, parameter: click.Parameter, incomplete: str

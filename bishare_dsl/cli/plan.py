@@ -155,8 +155,8 @@ def _key(row: dict[str, Any], sort: str) -> Any:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    from bishare_dsl.cli.summary import table
     from bishare_dsl.show.rows import mib, span
+    from bishare_dsl.show.table import table
 
     settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
     head = ["spec", "model", *settings]

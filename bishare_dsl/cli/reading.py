@@ -19,7 +19,7 @@ from bishare_dsl.resources import find_spec, shipped_specs
 if TYPE_CHECKING:
     from bishare_dsl.adapter.files import StoredAdapter
     from bishare_dsl.compiler import Planned
-    from bishare_dsl.models import Source
+    from bishare_dsl.models import Architecture, Source
     from bishare_dsl.spec import Spec
 
 _Set = TypeVar("_Set")
@@ -98,7 +98,7 @@ def read_specs(
     return found
 
 
-def adapter_for(folder: Path, model: str | Source, report: Report) -> StoredAdapter:
+def adapter_for(folder: Path, model: str | Source | Architecture, report: Report) -> StoredAdapter:
     """The adapter in a folder, which fits a model; warnings go to the report.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.diagnostics import escaped
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
+from bishare_dsl.show.table import table
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -120,18 +121,4 @@ def _memory(plan: Plan) -> str:
     return (
         f"training, in MiB without activations: {mib(found.weights)} weights, {mib(found.gradients)} "
         f"gradients, {mib(found.optimizer)} AdamW; base {mib(found.base)} in bfloat16"
-    )
-
-
-def table(head: list[str], rows: list[list[str]], left: set[int]) -> str:
-    """Set columns under their heads; numbers to the right, the columns of ``left`` to the left."""
-    rows = [[escaped(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
     )

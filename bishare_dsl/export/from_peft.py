@@ -178,7 +178,7 @@ def _settings(config: Mapping[str, Any], module: str) -> tuple[int, float]:
 
 
 def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) -> Spec:
-    everything = tuple(part for group in groups for part in _selection(group.sites, architecture))
+    everything = tuple(part for group in groups for part in selection_of(group.sites, architecture))
     return Spec(
         name="imported",
         target=Selection(include=tuple(dict.fromkeys(everything))),
@@ -191,14 +191,14 @@ def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) 
                 scale=group.scale,
                 where=None
                 if len(groups) == 1
-                else Selection(include=_selection(group.sites, architecture)),
+                else Selection(include=selection_of(group.sites, architecture)),
             )
             for i, group in enumerate(groups, 1)
         ),
     )
 
 
-def _selection(sites: Sequence[Site], architecture: Architecture) -> tuple[Expression, ...]:
+def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Expression, ...]:
     """What selects these sites of a model and no others: kinds, kinds in layers, or paths."""
     parts: list[Expression] = []
     chosen = set(sites)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.show.picture import Grid, Panel, Picture, Section, picture
 from bishare_dsl.show.rows import BYTES, mib
-from bishare_dsl.show.svg import DARK, LIGHT, STYLE, Scale, panel_body, settings, summary
+from bishare_dsl.show.shell import header, shell, tab_list
+from bishare_dsl.show.svg import Scale, panel_body, settings, summary
 from bishare_dsl.spec import Spec
 
 _FEW = 10
@@ -20,16 +20,8 @@ _FEW = 10
 def page(plan: Plan, spec: Spec | None = None) -> str:
     """Draw the whole page. With the spec it says in the spec's words who shares."""
     drawn = picture(plan, spec)
-    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"{plan.spec} on {plan.base.name}"),
-        light=LIGHT,
-        dark=DARK,
-        style=STYLE,
-        body=_body(drawn),
-        # Inside a script element only `<` could end it, whatever the names are.
-        data=json.dumps(_data(drawn), separators=(",", ":")).replace("<", "\\u003c"),
-    )
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    return shell(f"{plan.spec} on {plan.base.name}", _body(drawn), _data(drawn), script)
 
 
 def frame(plan: Plan, spec: Spec | None = None) -> str:
@@ -55,17 +47,14 @@ def _body(drawn: Picture) -> str:
         f"<b>{adapted:,}</b> modules in {len(drawn.grid.layers):,} layers",
         *([escape(params)] if params else []),
     ]
-    tabs = "".join(
-        f'<button role="tab" aria-selected="{str(not i).lower()}" tabindex="{-bool(i)}">'
-        f"{escape(section.row.name)}<small>{section.row.trainable:,}</small></button>"
-        for i, section in enumerate(drawn.sections)
+    tabs = tab_list(
+        "Shares", [(section.row.name, f"{section.row.trainable:,}") for section in drawn.sections]
     )
     sections = "".join(_section(section, i, drawn.grid) for i, section in enumerate(drawn.sections))
     return (
-        f"<header><h1>{escape(plan.spec)} <span>on {escape(plan.base.name)}</span></h1>"
-        '<button id="theme" data-is="auto">theme: auto</button></header>\n'
+        f"{header(plan.spec, f'on {plan.base.name}')}\n"
         f'<p class="facts">{" · ".join(facts)}</p>\n'
-        f'<nav role="tablist" aria-label="Shares">{tabs}</nav>\n{sections}\n'
+        f"{tabs}\n{sections}\n"
         "<footer>Modules of one colour use one tensor. Where tensors are many, colours tell neighbours "
         "apart: point at a module to see who shares with it, click to keep that.</footer>"
     )

@@ -97,7 +97,7 @@ def picture(plan: Plan, spec: Spec | None = None, *, merged: bool = False) -> Pi
 
 
 def _grid(sites: tuple[Site, ...]) -> Grid:
-    split = [_split(site.path) for site in sites]
+    split = [split_path(site.path) for site in sites]
     towers = {tower for tower, _ in split}
     # Two towers may each have a `layers.0`.
     keys = [(tower if len(towers) > 1 else "", inner) for tower, inner in split]
@@ -115,7 +115,7 @@ def _grid(sites: tuple[Site, ...]) -> Grid:
     )
 
 
-def _split(path: str) -> tuple[str, str]:
+def split_path(path: str) -> tuple[str, str]:
     """Split a module's path at the number of its block."""
     parts = path.split(".")
     block = next(i for i, part in enumerate(parts) if part.isdecimal())

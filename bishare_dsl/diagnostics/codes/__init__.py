@@ -2,7 +2,7 @@
 
 BS1xx reading text; BS2xx a spec's own meaning; BS3xx a spec against a model; BS4xx rewriting;
 BS5xx finding and loading models; BS6xx adapters: saving, loading, merging, exporting;
-BS7xx training, its data first; BS8xx evaluating; BS9xx usage.
+BS7xx training, its data first; BS80x to BS84x evaluating; BS85x analysing; BS9xx usage.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ def registry() -> dict[str, Code]:
     """Every code by its name, in order."""
     from bishare_dsl.diagnostics.codes import (
         adapter,
+        analyse,
         data,
         evaluate,
         language,
@@ -25,6 +26,6 @@ def registry() -> dict[str, Code]:
         usage,
     )
 
-    stages = (language, spec, plan, rewrite, models, adapter, data, train, evaluate, usage)
+    stages = (language, spec, plan, rewrite, models, adapter, data, train, evaluate, analyse, usage)
     found = [v for stage in stages for v in vars(stage).values() if isinstance(v, Code)]
     return {code.code: code for code in sorted(found, key=lambda code: code.code)}

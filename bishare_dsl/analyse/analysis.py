@@ -1,0 +1,176 @@
+"""All that is measured of adapters, each measure beside what chance gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from bishare_dsl.analyse import energy, ranks
+from bishare_dsl.analyse.activations import Worth, activities, activity_likeness, worth
+from bishare_dsl.analyse.keys import Grouping
+from bishare_dsl.analyse.likeness import likeness
+from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
+from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.read import Measured
+from bishare_dsl.analyse.update import Update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from bishare_dsl.adapter.handle import Handle
+
+ADAPTER, INDEPENDENT, PERMUTED = "adapter", "independent", "permuted"
+NULLS = (INDEPENDENT, PERMUTED)
+LOOKS = (ADAPTER, *NULLS)
+"""The adapter as it is; and two that chance makes of it: updates of the same singular values whose vectors
+are drawn anew, as independent starts are; and the same updates with inputs and outputs in a random order."""
+RANKS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A map beside the means that chance gives, by null."""
+
+    map: Map
+    chance: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class JointRow:
+    """Joint energy beside that of chance, by null, at the rank that is told."""
+
+    joint: energy.Joint
+    kept: float
+    chance: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that is measured of one adapter.
+
+    Attributes:
+        adapter: which.
+        rank: at which joint energy is told: the most common rank of an update.
+        charts: how alike modules are.
+        joint: what common factors keep.
+        modules: ranks and contributions by module.
+        forms: how each share makes its A.
+        worth: what shares are worth on data, where there were some.
+    """
+
+    adapter: Measured
+    rank: int
+    charts: tuple[Chart, ...]
+    joint: tuple[JointRow, ...]
+    modules: tuple[ranks.ModuleRow, ...]
+    forms: tuple[ranks.Form, ...]
+    worth: Worth | None = None
+
+
+def analyse(
+    adapter: Measured, *, rank: int | None = None, seed: int = 0, watch: Watch = unwatched
+) -> Analysis:
+    """Measure an adapter.
+
+    Args:
+        adapter: to measure.
+        rank: at which joint energy is told.
+        seed: of the nulls.
+        watch: goes over the looks: at the adapter, and at the two nulls.
+    """
+    grouping = Grouping(adapter.plan.base, [update.site for update in adapter.updates])
+    rank = rank or _usual([update.whole.rank for update in adapter.updates])
+    wanted = sorted({*RANKS, rank})
+    seen: dict[str, list[Map]] = {}
+    joint: dict[str, list[energy.Joint]] = {}
+    for look in watch(LOOKS, f"measuring {adapter.name}"):
+        updates = looked(look, adapter.updates, seed)
+        seen[look] = maps(updates, likeness)
+        joint[look] = energy.joint(updates, grouping, wanted)
+    rows = [
+        JointRow(
+            own,
+            own.kept[rank],
+            {INDEPENDENT: independent.kept[rank], PERMUTED: permuted.kept[rank]},
+        )
+        for own, independent, permuted in zip(*(joint[look] for look in LOOKS), strict=True)
+    ]
+    return Analysis(
+        adapter=adapter,
+        rank=rank,
+        charts=_charts(seen),
+        joint=tuple(rows),
+        modules=tuple(ranks.modules(adapter)),
+        forms=tuple(ranks.forms(adapter.plan)),
+    )
+
+
+def with_data(
+    analysis: Analysis,
+    model: PreTrainedModel,
+    batches: Sequence[dict[str, torch.Tensor]],
+    *,
+    seed: int = 0,
+    watch: Watch = unwatched,
+) -> Analysis:
+    """Add to an analysis what is seen on data.
+
+    Args:
+        analysis: of an adapter.
+        model: that has this adapter, in eval mode.
+        batches: with labels.
+        seed: of the nulls.
+        watch: goes over batches and shares.
+    """
+    updates = analysis.adapter.updates
+    drawn = {look: looked(look, updates, seed) for look in (ADAPTER, INDEPENDENT)}
+    found = activities(model, drawn, batches, watch)
+    random = torch.Generator().manual_seed(seed)
+    found[PERMUTED] = [activity.shuffled(random) for activity in found[ADAPTER]]
+    seen = {look: maps(found[look], activity_likeness) for look in LOOKS}
+    handle = cast("Handle", model.bishare)
+    return replace(
+        analysis,
+        charts=(*analysis.charts, *_charts(seen)),
+        worth=worth(handle, batches, watch),
+    )
+
+
+def between(adapters: Sequence[Measured], *, seed: int = 0) -> tuple[Chart, ...]:
+    """Compare adapters at the modules that two or more of them add something to."""
+    names = tuple(adapter.name for adapter in adapters)
+    seen = {}
+    for look in LOOKS:
+        groups: dict[str, list[tuple[int, Update]]] = {}
+        for i, adapter in enumerate(adapters):
+            for update in looked(look, adapter.updates, seed + i):
+                groups.setdefault(update.site.path, []).append((i, update))
+        seen[look] = fold(groups.values(), ADAPTERS, names, likeness)
+    return _charts(seen)
+
+
+def looked(look: str, updates: Sequence[Update], seed: int) -> Sequence[Update]:
+    """Give the updates as they are, or what chance makes of them."""
+    random = torch.Generator().manual_seed(seed)
+    match look:
+        case "independent":
+            return [update.drawn_anew(random) for update in updates]
+        case "permuted":
+            return [update.shuffled(random) for update in updates]
+        case _:
+            return updates
+
+
+def _charts(seen: Mapping[str, Sequence[Map]]) -> tuple[Chart, ...]:
+    return tuple(
+        Chart(own, {INDEPENDENT: independent.mean, PERMUTED: permuted.mean})
+        for own, independent, permuted in zip(*(seen[look] for look in LOOKS), strict=True)
+    )
+
+
+def _usual(numbers: Sequence[int]) -> int:
+    """Give the most common number; of several the largest."""
+    return max(set(numbers), key=lambda number: (numbers.count(number), number))

@@ -1,0 +1,149 @@
+"""Joint factors: how much of many updates one common A, one common B, or one common pair keeps.
+
+Of updates ``dW_i`` in a pool, one common A of rank k, each with a B of its own, keeps at most the k largest
+eigenvalues of ``sum dW_i^T dW_i``; one common B those of ``sum dW_i dW_i^T``. One common pair, which adds the
+same to all n of them, keeps n times the k largest squared singular values of their mean. Each of these is
+told as a part of ``sum |dW_i|^2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bishare_dsl.analyse.keys import Grouping, share_of
+from bishare_dsl.analyse.update import Factored, Update
+
+KEYS = (
+    *("layer", "parent, layer", "layer // 2", "layer // 4", "layer // 8", "kind, layer // 2"),
+    *("kind, layer // 4", "kind", "parent", "model"),
+)
+"""Keys of the language that are weighed, coarser ones last."""
+ROLES = ("A", "B", "A and B")
+_DOUBLE, _LARGE = 600, 2048
+"""Up to how many rows eigenvalues are worked out in float64, and directly: of more there is an iteration."""
+_MORE, _ROUNDS = 16, 8
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What common factors under a key keep of an adapter.
+
+    Attributes:
+        key: as a share says it.
+        role: which factor is common: ``A``, ``B``, or ``A and B``.
+        pools: how many common factors there are.
+        modules: the most modules of one.
+        kept: the part of the energy that is kept, by rank.
+    """
+
+    key: str
+    role: str
+    pools: int
+    modules: int
+    kept: Mapping[int, float]
+
+
+def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
+    """Give what each further rank of a common factor keeps of some updates, as energy; falling, float64.
+
+    ``count`` ranks at least, where there are as many.
+    """
+    if role == "A and B":
+        return _of_mean([update.whole for update in updates], count)
+    if role == "A":
+        rows = [u.learnt.values[:, None] * u.learnt.right for u in updates]
+    else:
+        rows = [u.whole.values[:, None] * u.whole.left for u in updates]
+    if len(rows) == 1:  # Its rows are orthogonal.
+        return rows[0].double().square().sum(dim=1)
+    return _squares(torch.cat(rows), count)
+
+
+def energy(updates: Sequence[Update], role: str) -> float:
+    """Give the energy that there is to keep."""
+    return sum((u.learnt if role == "A" else u.whole).energy for u in updates)
+
+
+def joint(updates: Sequence[Update], grouping: Grouping, ranks: Sequence[int]) -> list[Joint]:
+    """Give what common factors keep of an adapter, for each key and role."""
+    by_path = {update.site.path: update for update in updates}
+    # Some keys give the same pools.
+    known: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
+    found, most = [], max(ranks)
+    for key in KEYS:
+        for role in ROLES:
+            pools = [
+                [by_path[path] for path in pool if path in by_path]
+                for pool in grouping.pools(share_of(_share(key, role)), role[0])
+            ]
+            pools = [pool for pool in pools if pool]
+            kept = torch.zeros(len(ranks), dtype=torch.float64)
+            for pool in pools:
+                same = role, tuple(update.site.path for update in pool)
+                if same not in known:
+                    sums = torch.nn.functional.pad(spectrum(pool, role, most).cumsum(0), (1, 0))
+                    known[same] = sums[torch.tensor(ranks).clamp(max=len(sums) - 1)]
+                kept += known[same]
+            parts = (kept / sum(energy(pool, role) for pool in pools)).clamp(0, 1)
+            largest = max(map(len, pools))
+            found.append(
+                Joint(key, role, len(pools), largest, dict(zip(ranks, parts.tolist(), strict=True)))
+            )
+    return found
+
+
+def _share(key: str, role: str) -> str:
+    """Write a share of this key with equal widths in each pool, so that it needs no transform."""
+    before = "" if key == "model" else f"{key}, "
+    if role == "A and B":
+        return f"share x  per {before}in, out  rank 1"
+    return f"share x  A per {before}in  B per {before}out  rank 1"
+
+
+def _squares(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Give the squared singular values of a matrix, falling, by the smaller of its two Gram matrices."""
+    if min(rows.shape) > _LARGE:
+        return _largest(lambda x: rows @ x, lambda y: rows.t() @ y, rows.shape[1], count)
+    gram = rows @ rows.t() if rows.shape[0] <= rows.shape[1] else rows.t() @ rows
+    values: torch.Tensor = torch.linalg.eigvalsh(gram.double() if len(gram) <= _DOUBLE else gram)
+    return values.double().flip(0).clamp(min=0)
+
+
+def _of_mean(updates: Sequence[Factored], count: int) -> torch.Tensor:
+    """``n |mean|^2``, rank by rank: the sum of all is ``L^T R`` with the rows of all one below the other."""
+    if len(updates) == 1:
+        return updates[0].values.double().square()
+    left = torch.cat([u.left * u.values[:, None].sqrt() for u in updates])
+    right = torch.cat([u.right * u.values[:, None].sqrt() for u in updates])
+    if len(left) > _LARGE:
+        squares = _largest(
+            lambda x: left.t() @ (right @ x),
+            lambda y: right.t() @ (left @ y),
+            right.shape[1],
+            count,
+        )
+    else:
+        # The singular values of L^T R are the roots of the eigenvalues of H R R^T H with H = (L L^T)^(1/2).
+        values, vectors = torch.linalg.eigh((left @ left.t()).double())
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
+        found = torch.linalg.eigvalsh(root @ (right @ right.t()).double() @ root)
+        squares = found.flip(0).clamp(min=0)
+    return squares / len(updates)
+
+
+def _largest(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    back: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    count: int,
+) -> torch.Tensor:
+    """Give the largest squared singular values of what two functions apply, by subspace iteration."""
+    random = torch.Generator().manual_seed(0)
+    basis = torch.randn(width, min(width, count + _MORE), generator=random)
+    for _ in range(_ROUNDS):
+        basis = torch.linalg.qr(back(apply(basis))).Q
+    values: torch.Tensor = torch.linalg.svdvals(apply(basis))
+    return values.double().square()[:count]

@@ -1,0 +1,70 @@
+"""An analysis as data, for JSON: numbers that cannot be are null, others have six digits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bishare_dsl.analyse import ranks
+from bishare_dsl.analyse.analysis import Analysis, Chart
+
+
+def figures(analyses: Sequence[Analysis], charts: Sequence[Chart]) -> dict[str, Any]:
+    """Give all that was measured of adapters, and between them."""
+    return {
+        "adapters": [_adapter(analysis) for analysis in analyses],
+        "between": [_chart(chart) for chart in charts],
+    }
+
+
+def _adapter(analysis: Analysis) -> dict[str, Any]:
+    adapter = analysis.adapter
+    return {
+        "name": adapter.name,
+        "spec": adapter.plan.spec,
+        "model": adapter.plan.base.name,
+        "starts_known": adapter.starts_known,
+        "rank": analysis.rank,
+        "charts": [_chart(chart) for chart in analysis.charts],
+        "joint": [
+            {
+                "key": row.joint.key,
+                "common": row.joint.role,
+                "pools": row.joint.pools,
+                "modules": row.joint.modules,
+                "kept": _rounded(row.kept),
+                "chance": _rounded(row.chance),
+                "kept_by_rank": _rounded({str(k): v for k, v in row.joint.kept.items()}),
+            }
+            for row in analysis.joint
+        ],
+        "kinds": _rounded([asdict(row) for row in ranks.kinds(analysis.modules)]),
+        "modules": _rounded([asdict(row) for row in analysis.modules]),
+        "forms": [asdict(form) for form in analysis.forms],
+        "worth": None if analysis.worth is None else _rounded(asdict(analysis.worth)),
+    }
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    return {
+        "measure": chart.map.measure,
+        "title": chart.map.title,
+        "labels": chart.map.labels,
+        "mean": _rounded(chart.map.mean),
+        "chance": _rounded(chart.chance),
+        "values": _rounded(chart.map.values.tolist()),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.6g}") if math.isfinite(value) else None
+        case Mapping():
+            return {name: _rounded(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_rounded(part) for part in value]
+        case _:
+            return value

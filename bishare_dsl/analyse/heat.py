@@ -1,0 +1,105 @@
+"""Heat maps as SVG: a cell is the more opaque the higher its value, on a light and on a dark page."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from bishare_dsl.analyse.analysis import Chart
+from bishare_dsl.analyse.likeness import MEASURES, Measure
+from bishare_dsl.show.svg import CHARACTER, DARK, LIGHT, STYLE
+
+STYLE_OF_HEAT = ".high{fill:var(--high)}.low{fill:var(--low)}.frame{fill:none;stroke:var(--none)}"
+HEAT_LIGHT, HEAT_DARK = ";--high:#2456c8;--low:#c2410c", ";--high:#7aa2ff;--low:#ff9a62"
+TICKS = (0.01, 0.05, 0.2, 0.5, 1.0)
+_LEVELS = 48
+_TOP = 18
+
+MEASURE = {measure.name: measure for measure in MEASURES}
+
+
+def opacity(value: float) -> float:
+    """Tell how opaque a value is drawn: its root, so that small ones are told from none."""
+    return math.sqrt(min(abs(value), 1.0))
+
+
+def cell_size(n: int) -> int:
+    """Choose how large a cell of an n by n map is, in pixels."""
+    return next((s for most, s in ((4, 34), (12, 24), (34, 12), (84, 6), (200, 4)) if n <= most), 2)
+
+
+def left_of(chart: Chart) -> int:
+    """Give the room for the names of rows."""
+    return math.ceil(max(map(len, chart.map.labels)) * CHARACTER) + 10
+
+
+def size(chart: Chart) -> tuple[int, int]:
+    """Give width and height of a map with its labels."""
+    n = len(chart.map.labels)
+    return left_of(chart) + n * cell_size(n) + 4, _TOP + n * cell_size(n) + 2
+
+
+def body(chart: Chart) -> str:
+    """Draw the cells, one path for each of a few levels of colour, and the names of the rows."""
+    labels, n = chart.map.labels, len(chart.map.labels)
+    step, left = cell_size(n), left_of(chart)
+    levels: dict[tuple[str, int], list[str]] = {}
+    for i, row in enumerate(chart.map.values.tolist()):
+        for j, value in enumerate(row):
+            kind, level = "none", _LEVELS
+            if math.isfinite(value):
+                kind, level = "low" if value < 0 else "high", round(_LEVELS * opacity(value))
+            if level:
+                cell = f"M{left + j * step} {_TOP + i * step}h{step}v{step}h-{step}z"
+                levels.setdefault((kind, level), []).append(cell)
+    drawn = [
+        f'<path class="{kind}" fill-opacity="{level / _LEVELS:.2g}" d="{"".join(cells)}"/>'
+        for (kind, level), cells in sorted(levels.items())
+    ]
+    side = n * step
+    drawn.append(f'<rect class="frame" x="{left}" y="{_TOP}" width="{side}" height="{side}"/>')
+    shown = next(every for every in (1, 2, 4, 8, 16, 32, 64) if every * step >= 11 or every == 64)
+    numbers = all(label.isdecimal() for label in labels)
+    for i in range(0, n, shown):
+        middle = i * step + step / 2
+        label = escape(labels[i])
+        drawn.append(
+            f'<text class="end small" x="{left - 6}" y="{_TOP + middle + 3.5:g}">{label}</text>'
+        )
+        if numbers and i % (2 * shown) == 0:
+            drawn.append(
+                f'<text class="middle small muted" x="{left + middle:g}" y="{_TOP - 6}">{label}</text>'
+            )
+    return f'<g shape-rendering="crispEdges">{"".join(drawn)}</g>'
+
+
+def told(chart: Chart) -> str:
+    """Say what a map comes to, beside chance."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    chance = ", ".join(f"{name} {number(value)}" for name, value in chart.chance.items())
+    return f"mean {number(chart.map.mean)}; by chance: {chance}"
+
+
+def whole(adapter: str, chart: Chart) -> str:
+    """Draw a map as a file of its own."""
+    measure: Measure = MEASURE[chart.map.measure]
+    width, height = size(chart)
+    title = f"{adapter}: {measure.title}, {chart.map.title}"
+    line = told(chart)
+    margin, head = 16, 44
+    full = max(width, math.ceil(max(len(title) * 8.2, len(line) * CHARACTER))) + 2 * margin
+    tall = head + height + 2 * margin
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{tall}" '
+        f'viewBox="0 0 {full} {tall}" role="img" aria-label="{escape(f"{title}; {line}")}">\n'
+        f"<style>svg{{{LIGHT}{HEAT_LIGHT}}}"
+        f"@media(prefers-color-scheme:dark){{svg{{{DARK}{HEAT_DARK}}}}}{STYLE}{STYLE_OF_HEAT}</style>\n"
+        f'<rect width="{full}" height="{tall}" rx="8" style="fill:var(--page)"/>\n'
+        f'<g transform="translate({margin},{margin})">'
+        f'<text class="title" y="13">{escape(title)}</text>'
+        f'<text class="muted" y="31">{escape(line)}</text>'
+        f'<g transform="translate(0,{head})">{body(chart)}</g></g>\n</svg>\n'
+    )

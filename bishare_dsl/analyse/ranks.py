@@ -1,0 +1,99 @@
+"""Figure 4: the rank of each update, what each share contributes to it, and the form ``a_b`` of a share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bishare_dsl.analyse.read import Measured
+from bishare_dsl.plan import Plan
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One module: the numerical rank of its update, its stable rank ``|dW|^2 / sigma_1^2``, its norm, and the
+    part of each share: the norm of what it adds over the sum of all such norms."""
+
+    path: str
+    layer: int
+    kind: str
+    rank: int
+    stable_rank: float
+    norm: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class KindRow:
+    """The means over the modules of a kind."""
+
+    kind: str
+    modules: int
+    rank: float
+    stable_rank: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the A of a share is made (Section 4.4): ``a`` rows are shared, and ``b`` the module's own.
+
+    None where the rows of the effective A are no multiple of the shared ones.
+    """
+
+    share: str
+    transform: str
+    a_b: str | None
+
+
+def modules(adapter: Measured) -> list[ModuleRow]:
+    """Make a row for each module that an adapter adds something to."""
+    rows = []
+    for update in adapter.updates:
+        norms = adapter.parts[update.site.path]
+        total = sum(norms.values())
+        rows.append(
+            ModuleRow(
+                path=update.site.path,
+                layer=update.site.layer,
+                kind=update.site.kind,
+                rank=update.whole.rank,
+                stable_rank=update.whole.stable_rank,
+                norm=update.whole.energy**0.5,
+                parts={share: norm / total for share, norm in norms.items()} if total else {},
+            )
+        )
+    return rows
+
+
+def kinds(rows: Sequence[ModuleRow]) -> list[KindRow]:
+    """Take the means by kind, in the model's order, and over all at the end."""
+    groups: dict[str, list[ModuleRow]] = {}
+    for row in rows:
+        groups.setdefault(row.kind, []).append(row)
+    return [_mean(kind, group) for kind, group in [*groups.items(), ("all", list(rows))]]
+
+
+def forms(plan: Plan) -> list[Form]:
+    """Tell of each share how many rows of its A are shared, and how many are the module's own."""
+    found: dict[str, Form] = {}
+    for term in plan.terms:
+        if term.share in found or "A" not in term.tensors:
+            continue
+        shared = plan.tensor[term.tensors["A"]].shape[0]
+        own, rest = divmod(term.rows, shared)
+        a_b = f"{shared}_{own}" if own and not rest else None
+        found[term.share] = Form(term.share, term.transform, a_b)
+    return list(found.values())
+
+
+def _mean(kind: str, rows: Sequence[ModuleRow]) -> KindRow:
+    n = len(rows)
+    shares = dict.fromkeys(share for row in rows for share in row.parts)
+    return KindRow(
+        kind=kind,
+        modules=n,
+        rank=sum(row.rank for row in rows) / n,
+        stable_rank=sum(row.stable_rank for row in rows) / n,
+        parts={share: sum(row.parts.get(share, 0.0) for row in rows) / n for share in shares},
+    )

@@ -1,0 +1,131 @@
+"""From an adapter that was read to its updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.update import Factored, Update
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import analyse as codes
+from bishare_dsl.export.effective import check_linear, effective_factors
+from bishare_dsl.models.site import Site
+from bishare_dsl.plan import Plan
+
+if TYPE_CHECKING:
+    from bishare_dsl.adapter.files import StoredAdapter
+
+_SEEN = 0.02
+"""The least cosine between a tensor and its start. Where it is less, the start is lost in what was learnt."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An adapter as its updates.
+
+    Attributes:
+        name: what it is called in the results.
+        folder: where it was read.
+        plan: its plan.
+        updates: by module; where it adds nothing there is none.
+        parts: the Frobenius norm of what each share adds to a module, by module and share.
+        starts_known: whether ``learnt`` of an update is without the start of A.
+    """
+
+    name: str
+    folder: Path
+    plan: Plan
+    updates: tuple[Update, ...]
+    parts: Mapping[str, Mapping[str, float]]
+    starts_known: bool
+
+
+def measured(
+    name: str, stored: StoredAdapter, *, keep_starts: bool = False, watch: Watch = unwatched
+) -> Measured:
+    """Work out the updates of an adapter, module by module.
+
+    Args:
+        name: what to call it.
+        stored: the adapter.
+        keep_starts: leave the starts in, though they are known.
+        watch: goes over the sites.
+
+    Raises:
+        AdapterError: a term is no matrix (BS633); the adapter adds nothing anywhere (BS850).
+        SpecError: a package's transform fails (BS214).
+    """
+    plan, tensors = stored.plan, stored.tensors()
+    check_linear(plan.terms, "analyse the adapter")
+    starts = {} if keep_starts else draw(plan, stored.config.seed)
+    known = not keep_starts and _began_as(starts, tensors)
+    updates: list[Update] = []
+    parts: dict[str, dict[str, float]] = {}
+    covered = [site for site in plan.sites if plan.rows(site.path)]
+    for site in watch(covered, f"reading {name}"):
+        down, up = effective_factors(plan, tensors, site)
+        if known:
+            start = effective_factors(plan, starts, site)
+            update = _learnt(site, (down, up), start)
+        else:
+            whole = Factored.of(down, up)
+            update = Update(site, whole, whole)
+        if update.whole.rank:
+            updates.append(update)
+            parts[site.path] = _parts(plan, site, down, up)
+    if not updates:
+        raise AdapterError(codes.NOTHING_ADDED(folder=stored.folder))
+    return Measured(name, stored.folder, plan, tuple(updates), parts, known)
+
+
+def _began_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Tell whether tensors began as these: what was imported has a seed that drew none of them.
+
+    A start is seen in what became of it: of unrelated numbers the cosine is chance, ``1 / sqrt(n)``.
+    """
+    product = squares = start_squares = 0.0
+    entries = 0
+    for name, start in starts.items():
+        if start.any():
+            now = tensors[name].double()
+            product += float((now * start).sum())
+            squares += float(now.square().sum())
+            start_squares += float(start.double().square().sum())
+            entries += start.numel()
+    norms = math.sqrt(squares * start_squares)
+    return norms > 0 and product / norms > max(5 / math.sqrt(entries), _SEEN)
+
+
+def _learnt(
+    site: Site,
+    now: tuple[torch.Tensor, torch.Tensor],
+    start: tuple[torch.Tensor, torch.Tensor],
+) -> Update:
+    (down, up), (down_start, up_start) = now, start
+    if up_start.any() and down_start.any():  # The model did not start as its base.
+        whole = Factored.of(torch.cat([down, down_start]), torch.cat([up, -up_start]))
+    else:
+        whole = Factored.of(down, up)
+    learnt = Factored.of(down - down_start, up)
+    # An A that is frozen has learnt nothing: it is what it started as that modules may share.
+    return Update(site, whole, learnt if learnt.rank else whole)
+
+
+def _parts(plan: Plan, site: Site, down: torch.Tensor, up: torch.Tensor) -> dict[str, float]:
+    """Give the Frobenius norm of what each share adds; terms follow each other in the factors' rows."""
+    found, first = {}, 0
+    for term in plan.terms_of[site.path]:
+        rows = slice(first, first + term.rows)
+        first += term.rows
+        grams = (up[rows].double() @ up[rows].double().t()) * (
+            down[rows].double() @ down[rows].double().t()
+        )
+        found[term.share] = float(grams.sum().clamp(min=0).sqrt())
+    return found

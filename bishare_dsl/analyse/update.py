@@ -1,0 +1,116 @@
+"""The update of a module by its singular vectors, and what chance makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bishare_dsl.models.site import Site
+
+_ROUNDING = 1e-6
+"""Singular values below this part of the largest are what float32 adds."""
+
+
+@dataclass(frozen=True)
+class Factored:
+    """``dW = left^T diag(values) right``: ``left`` (rank, d_out) and ``right`` (rank, d_in) have orthonormal
+    rows, ``values`` (rank,) fall and are positive. The rank may be 0.
+    """
+
+    values: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @classmethod
+    def of(cls, down: torch.Tensor, up: torch.Tensor) -> Factored:
+        """Give the singular vectors of ``up^T down``, by QR of both factors and the SVD of a small matrix.
+
+        Args:
+            down: A, (rows, d_in).
+            up: B, (rows, d_out), scale folded in.
+        """
+        in_basis, in_rest = torch.linalg.qr(down.float().t())
+        out_basis, out_rest = torch.linalg.qr(up.float().t())
+        small = out_rest.double() @ in_rest.double().t()
+        left, values, right = torch.linalg.svd(small, full_matrices=False)
+        rank = int((values > _ROUNDING * values[:1].sum()).sum())
+        return cls(
+            values[:rank].float(),
+            left[:, :rank].float().t() @ out_basis.t(),
+            right[:rank].float() @ in_basis.t(),
+        )
+
+    @property
+    def rank(self) -> int:
+        """The numerical rank."""
+        return len(self.values)
+
+    @property
+    def energy(self) -> float:
+        """The square of the Frobenius norm."""
+        return float(self.values.double().square().sum())
+
+    @property
+    def stable_rank(self) -> float:
+        """The energy over the square of the largest singular value; 0 where there is none."""
+        return self.energy / float(self.values[0].double() ** 2) if self.rank else 0.0
+
+    @property
+    def mean(self) -> float:
+        """The mean of dW's entries."""
+        return float((self.left.mean(dim=1) * self.values * self.right.mean(dim=1)).sum())
+
+    def scaled(self, factor: float) -> Factored:
+        """Multiply dW by a positive number."""
+        return Factored(self.values * factor, self.left, self.right)
+
+    def drawn_anew(self, random: torch.Generator) -> Factored:
+        """Give an update of the same singular values whose vectors are random: an independent start."""
+        return Factored(
+            self.values, _directions(self.left, random), _directions(self.right, random)
+        )
+
+    def shuffled(self, random: torch.Generator) -> Factored:
+        """Give the same update with its inputs in a random order, and its outputs in another."""
+        return Factored(self.values, _columns(self.left, random), _columns(self.right, random))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to a module, and what of it was learnt.
+
+    Attributes:
+        site: the module.
+        whole: dW, without what it was at the start.
+        learnt: the same with the change of A in the place of A, where the start of A is known: there it is
+            told from what A started as. Otherwise it is ``whole``.
+    """
+
+    site: Site
+    whole: Factored
+    learnt: Factored
+
+    def drawn_anew(self, random: torch.Generator) -> Update:
+        """Give an update of the same singular values and random vectors."""
+        return self._with(self.whole.drawn_anew(random), random, anew=True)
+
+    def shuffled(self, random: torch.Generator) -> Update:
+        """Give the same update with inputs and outputs in random orders."""
+        return self._with(self.whole.shuffled(random), random, anew=False)
+
+    def _with(self, whole: Factored, random: torch.Generator, *, anew: bool) -> Update:
+        if self.learnt is self.whole:
+            return Update(self.site, whole, whole)
+        learnt = self.learnt.drawn_anew(random) if anew else self.learnt.shuffled(random)
+        return Update(self.site, whole, learnt)
+
+
+def _directions(like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    drawn = torch.randn(like.shape[1], like.shape[0], generator=random)
+    basis: torch.Tensor = torch.linalg.qr(drawn).Q
+    return basis.t()
+
+
+def _columns(matrix: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    return matrix[:, torch.randperm(matrix.shape[1], generator=random)]

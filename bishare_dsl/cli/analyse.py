@@ -1,0 +1,94 @@
+"""``bishare analyse``: what the modules of adapters have in common, beside what chance gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.files import check_out, write_mark
+from bishare_dsl.cli.report import Report
+
+MARK = "bishare_analysis.json"
+
+
+@click.command(
+    "analyse",
+    epilog=options.examples(
+        "bishare analyse my-lora --model llama-7b --out analysis",
+        "bishare analyse peft-a peft-b --model ./my-checkpoint --data rows.jsonl --out analysis",
+        "bishare analyse my-lora --model llama-7b --out analysis --json | jq '.adapters[0].joint'",
+    ),
+)
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ADAPTER..."
+)
+@options.model()
+@options.data
+@options.rows
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder for the page, the figures as JSON, and the heat maps as SVG.",
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of the common factors that are told of; by default the updates' own.",
+)
+@options.keep_starts
+@options.seed
+@options.dtype
+@options.device
+@options.force
+@options.as_json
+@options.quiet
+@click.pass_obj
+def command(
+    report: Report,
+    folders: tuple[Path, ...],
+    model: str,
+    data: str | None,
+    rows: int,
+    out: Path,
+    rank: int | None,
+    keep_starts: bool,
+    seed: int,
+    dtype: str | None,
+    device: str | None,
+    force: bool,
+) -> None:
+    """Measure what the updates of an adapter's modules have in common: of each layer, and of each kind across
+    layers; of several adapters, with each other too.
+
+    ADAPTER is the folder of an adapter, or a LoRA of PEFT. The model's shapes are enough, unless there are
+    --data: then the activations are compared, and each share is left out in turn.
+
+    Each measure stands beside what independent updates give, and the same updates in a random order. What A
+    started as is taken away where the seed tells it.
+    """
+    from bishare_dsl.analyse import analysis
+    from bishare_dsl.analyse.figures import figures
+    from bishare_dsl.analyse.text import text
+    from bishare_dsl.analyse.write import write
+    from bishare_dsl.cli.updates import adapters_of, on_data, watching
+    from bishare_dsl.writing import new_folder
+
+    check_out(out, force=force, mark=MARK, only_listed=True)
+    watch = watching(report)
+    adapters = adapters_of(folders, model, report, keep_starts=keep_starts)
+    found = [analysis.analyse(one, rank=rank, seed=seed, watch=watch) for one in adapters]
+    charts = analysis.between(adapters, seed=seed) if len(adapters) > 1 else ()
+    if data is not None:
+        found = on_data(found, model, data, rows, dtype, device, seed, report)
+    with new_folder(out.resolve()) as new:
+        write(new, found, charts)
+        write_mark(new, MARK)
+    report.data(out=str(out), **figures(found, charts))
+    report.result(text(found, charts))
+    report.note(f"written: {out / 'analysis.html'}")

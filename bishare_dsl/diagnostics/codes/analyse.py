@@ -1,0 +1,11 @@
+"""BS85x: analysing adapters, and proposing specs."""
+
+from bishare_dsl.diagnostics.problem import Code
+
+NOTHING_ADDED = Code(
+    "BS850",
+    "an adapter that adds nothing",
+    "the adapter in `{folder}` adds nothing to any module, so there is nothing to measure",
+    "An adapter starts with a B of zeros: what was compiled and not trained has no update yet. Give the "
+    "folder of one that was trained.",
+)

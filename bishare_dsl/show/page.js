@@ -1,0 +1,86 @@
+const plan = data;
+let pinned = null;
+whenChosen = () => pick(null);
+
+function runs(layers) {
+  const found = [];
+  for (const layer of layers) {
+    const last = found[found.length - 1];
+    if (last && last[1] === layer - 1) last[1] = layer;
+    else found.push([layer, layer]);
+  }
+  return found.map(([a, b]) => (a === b ? a : a + '-' + b)).join(', ');
+}
+
+function members(sites) {
+  if (sites.length <= 8) return sites.map(i => plan.sites[i][2]);
+  const rows = new Map();
+  for (const i of sites) {
+    const [row, layer] = plan.sites[i];
+    if (!rows.has(row)) rows.set(row, []);
+    rows.get(row).push(layer);
+  }
+  const lines = [...rows].map(([row, layers]) => plan.rows[row] + ': layer' + (layers.length > 1 ? 's ' : ' ') + runs(layers));
+  return lines.length <= 12 ? lines : [...lines.slice(0, 10), 'and ' + number(lines.length - 10) + ' more'];
+}
+
+function describe(figure, pool, site) {
+  const [share, panel] = figure.dataset.panel.split(' ').map(Number);
+  const section = plan.shares[share];
+  const lines = [];
+  if (pool !== null) {
+    const [name, rows, columns, init, trainable] = section.panels[panel][pool];
+    const sites = [...figure.querySelectorAll('svg g[data-p="' + pool + '"] rect')].map(rect => +rect.dataset.i);
+    lines.push(line(name, 'name'));
+    lines.push(line(number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
+      (trainable ? ' trainable' : ' frozen') + ' parameters, starts ' + init, 'shape'));
+    lines.push(line('used by ' + number(sites.length) + (sites.length === 1 ? ' module' : ' modules'), 'count'));
+    if (sites.length > 1) lines.push(line(members(sites).join('\n'), 'members'));
+  }
+  if (site !== null) {
+    const [, , path, d_in, d_out] = plan.sites[site];
+    const own = section.own.kinds[section.own.sites[site]] || [];
+    lines.push(line('at ' + path + ', ' + number(d_in) + ' → ' + number(d_out) +
+      (pool === null ? ': not in this share' : '') +
+      (own.length ? '; of its own: ' + own.map(([role, rows, columns]) => [role, number(rows), '×', number(columns)].join('\u00a0')).join(', ') : ''), 'site'));
+  }
+  tip.replaceChildren(...lines);
+}
+
+function pick(figure, pool) {
+  document.querySelectorAll('svg.pick').forEach(svg => {
+    svg.classList.remove('pick');
+    svg.querySelectorAll('g.on').forEach(group => group.classList.remove('on'));
+  });
+  if (figure && pool !== null) {
+    figure.querySelector('svg').classList.add('pick');
+    figure.querySelector('svg g[data-p="' + pool + '"]').classList.add('on');
+  }
+  if (!figure) tip.hidden = true;
+}
+
+function at(event) {
+  const target = event.target.closest('rect[data-i], li[data-p]');
+  const figure = target && target.closest('figure');
+  if (!figure) return null;
+  const group = target.closest('[data-p]');
+  return { figure, pool: group ? +group.dataset.p : null, site: target.dataset.i ? +target.dataset.i : null };
+}
+
+document.addEventListener('pointermove', event => {
+  const over = at(event);
+  if (!over) {
+    tip.hidden = true;
+    if (!pinned) pick(null);
+    else pick(pinned.figure, pinned.pool);
+    return;
+  }
+  pick(over.figure, over.pool);
+  describe(over.figure, over.pool, over.site);
+  tip.hidden = false;
+  place(event);
+});
+document.addEventListener('click', event => {
+  const over = at(event);
+  pinned = over && !(pinned && pinned.figure === over.figure && pinned.pool === over.pool) ? over : null;
+});

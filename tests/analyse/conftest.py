@@ -1,0 +1,70 @@
+"""Adapters whose sharing is known: tensors are random, and the spec says who shares them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.analyse.read import measured
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.models.site import Architecture, Site
+
+TARGET = "target q_proj, k_proj, v_proj, up_proj, down_proj"
+INDEPENDENT = f"spec planted {TARGET} share own per module rank 4"
+
+
+def architecture(layers: int = 8) -> Architecture:
+    """A model of some layers, with grouped-query attention, wide enough for chance to be little."""
+    widths = {
+        "self_attn.q_proj": (192, 192),
+        "self_attn.k_proj": (192, 96),
+        "self_attn.v_proj": (192, 96),
+        "self_attn.o_proj": (192, 192),
+        "mlp.up_proj": (192, 320),
+        "mlp.down_proj": (320, 192),
+    }
+    sites = tuple(
+        Site.at(f"model.layers.{layer}.{path}", *width)
+        for layer in range(layers)
+        for path, width in widths.items()
+    )
+    return Architecture(
+        name="planted", family="llama", layers=layers, parameters=10**8, sites=sites
+    )
+
+
+@pytest.fixture
+def plant(tmp_path):
+    """Save an adapter of a spec's topology: random tensors, or starts that changed a little."""
+
+    def plant(
+        text: str, name: str = "adapter", seed: int = 0, model=None, change: float = 0.0
+    ) -> Path:
+        made = make_plan(f"{text}\n", model or architecture())
+        random = torch.Generator().manual_seed(seed)
+        starts = draw(made.plan, 0)
+        tensors = {
+            t.name: starts[t.name] * bool(change or not t.trainable)
+            + t.trainable
+            * (change or 1)
+            * torch.randn(t.shape, generator=random)
+            / t.shape[1] ** 0.5
+            for t in made.plan.tensors
+        }
+        save_adapter(tmp_path / name, made.plan, tensors, made.text(), seed=0)
+        return tmp_path / name
+
+    return plant
+
+
+@pytest.fixture
+def read(plant):
+    """The same, read as updates."""
+
+    def read(text: str, keep_starts: bool = False, name: str = "adapter", **settings):
+        stored = read_adapter(plant(text, name, **settings))
+        return measured(name, stored, keep_starts=keep_starts)
+
+    return read

@@ -1,0 +1,91 @@
+"""What common factors keep: all of it where they are common, and what chance gives where they are not."""
+
+import pytest
+import torch
+
+from bishare_dsl.analyse import energy
+from bishare_dsl.analyse.analysis import analyse
+from bishare_dsl.analyse.energy import joint, spectrum
+from bishare_dsl.analyse.keys import Grouping
+from tests.analyse.conftest import INDEPENDENT, TARGET
+
+
+def found(adapter, rank=4):
+    grouping = Grouping(adapter.plan.base, [update.site for update in adapter.updates])
+    rows = joint(adapter.updates, grouping, [1, rank])
+    return {(row.key, row.role): row.kept[rank] for row in rows}
+
+
+def test_the_spectrum_is_that_of_the_dense_matrices(read):
+    updates = [u for u in read(INDEPENDENT).updates if u.site.kind == "k_proj"]
+    dense = [u.whole.left.t() @ torch.diag(u.whole.values) @ u.whole.right for u in updates]
+    squares = torch.linalg.svdvals(torch.cat(dense)).double().square()[:32]
+    torch.testing.assert_close(spectrum(updates, "A", 8)[:32], squares, rtol=1e-3, atol=1e-4)
+    squares = torch.linalg.svdvals(torch.cat(dense, dim=1)).double().square()[:32]
+    torch.testing.assert_close(spectrum(updates, "B", 8)[:32], squares, rtol=1e-3, atol=1e-4)
+    squares = torch.linalg.svdvals(sum(dense)).double().square()[:32] / len(dense)
+    torch.testing.assert_close(spectrum(updates, "A and B", 8)[:32], squares, rtol=1e-3, atol=1e-4)
+
+
+def test_many_rows_are_iterated_for_to_the_same(read, monkeypatch):
+    updates = read(f"spec p {TARGET} share one A per kind B per module rank 4").updates
+    updates = [u for u in updates if u.site.kind == "k_proj"]
+    exact = {role: spectrum(updates, role, 4)[:4] for role in energy.ROLES}
+    monkeypatch.setattr(energy, "_LARGE", 4)
+    for role, values in exact.items():
+        torch.testing.assert_close(spectrum(updates, role, 4), values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("share", "key", "role"),
+    [
+        ("A per layer, in B per module", "layer", "A"),
+        ("A per module B per kind", "kind", "B"),
+        ("A per in, layer // 4 B per module", "layer // 4", "A"),
+        ("per kind, layer // 2", "kind, layer // 2", "A and B"),
+        ("A per in B per module", "model", "A"),
+        ("per in, out", "model", "A and B"),
+    ],
+)
+def test_planted_sharing_keeps_all_at_its_rank(read, share, key, role):
+    kept = found(read(f"spec planted {TARGET} share one {share} rank 4"))
+    assert kept[key, role] == pytest.approx(1.0, abs=1e-3)
+    independent = found(read(INDEPENDENT, name="independent"))
+    assert independent[key, role] < 0.85
+    if role == "A":
+        assert kept[key, "B"] < kept[key, "A"]
+
+
+def test_less_than_its_rank_keeps_less(read):
+    adapter = read(f"spec planted {TARGET} share one A per layer, in B per module rank 4")
+    grouping = Grouping(adapter.plan.base, [update.site for update in adapter.updates])
+    (row,) = [
+        r for r in joint(adapter.updates, grouping, [2, 4]) if (r.key, r.role) == ("layer", "A")
+    ]
+    assert row.kept[2] < 0.8 < row.kept[4]
+
+
+def test_chance_stands_beside_it(read):
+    """Of independent updates it is what is measured; of shared ones it is what they would have alone."""
+    analysis = analyse(read(INDEPENDENT))
+    assert analysis.rank == 4
+    for row in analysis.joint:
+        for chance in row.chance.values():
+            assert row.kept == pytest.approx(chance, abs=0.03), row.joint
+    shared = analyse(
+        read(f"spec p {TARGET} share one A per layer, in B per module rank 4", name="s")
+    )
+    (row,) = [r for r in shared.joint if (r.joint.key, r.joint.role) == ("layer", "A")]
+    assert row.kept > 0.99
+    assert max(row.chance.values()) < 0.65
+    for chart in shared.charts:
+        if chart.map.measure == "angles_in" and chart.map.title == "modules of a layer":
+            assert chart.map.mean > 0.99
+            assert max(chart.chance.values()) < 0.05
+
+
+def test_the_same_seed_measures_the_same(read):
+    adapter = read(INDEPENDENT)
+    one, same, other = (analyse(adapter, seed=seed) for seed in (1, 1, 2))
+    assert [row.chance for row in one.joint] == [row.chance for row in same.joint]
+    assert [row.chance for row in one.joint] != [row.chance for row in other.joint]

@@ -1,0 +1,108 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+
+
+@pytest.fixture
+def lora(bishare, here, checkpoint):
+    """An adapter of the tiny checkpoint that does something."""
+    from bishare_dsl import load_adapter
+
+    (here / "lora.share").write_text(
+        "spec lora\ntarget q_proj, v_proj, down_proj\nshare own per module rank 2\n"
+        "share all per model rank 2 via SS\n"
+    )
+    assert bishare("compile", "lora.share", "--model", checkpoint, "--out", "fresh", "-q").code == 0
+    model = load_adapter(here / "fresh", tiny_model("llama"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.bishare.tensors().items():
+            if name.endswith("B"):
+                tensor.normal_(0, 0.3)
+    model.bishare.save_pretrained(here / "lora")
+    return here / "lora"
+
+
+@pytest.fixture
+def whole(here, checkpoint):
+    """The checkpoint with a tokenizer."""
+    shutil.copytree(checkpoint, here / "model")
+    tiny_tokenizer().save_pretrained(here / "model")
+    return here / "model"
+
+
+def test_it_writes_a_folder_and_tells_the_means(bishare, here, checkpoint, lora):
+    run = bishare("analyse", lora, "--model", checkpoint, "--out", "out", "--json")
+    assert run.code == 0, run.err
+    found = json.loads(run.out)
+    assert found["problems"] == []
+    (adapter,) = found["adapters"]
+    assert adapter["starts_known"]
+    assert {form["share"]: form["a_b"] for form in adapter["forms"]} == {"own": "2_1", "all": "2_1"}
+    assert (here / "out" / "analysis.html").read_text().startswith("<!doctype html>")
+    assert json.loads((here / "out" / "figures.json").read_text())["adapters"] == found["adapters"]
+    again = bishare("analyse", lora, "--model", checkpoint, "--out", "out")
+    assert (again.code, "BS618" in again.err) == (2, True)
+    again = bishare("analyse", lora, "--model", checkpoint, "--out", "out", "--force")
+    assert again.code == 0
+    assert "kept at rank 4" in again.out
+    assert "RMI          modules of a layer" in again.out
+
+
+def test_on_data(bishare, here, whole, lora):
+    rows = [{"text": f"the sum of {i} and {i + 1} is {2 * i + 1}."} for i in range(12)]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = bishare(
+        *("analyse", lora, "--model", whole, "--data", "rows.jsonl", "--out", "out", "--json")
+    )
+    assert run.code == 0, run.err
+    (adapter,) = json.loads(run.out)["adapters"]
+    charts = {c["measure"]: c for c in adapter["charts"] if c["title"] == "modules of a layer"}
+    assert 0 <= charts["activation_cka"]["mean"] <= 1
+    assert charts["activation_cka"]["chance"]["permuted"] < charts["activation_cka"]["mean"]
+    worth = adapter["worth"]
+    assert set(worth["without"]) == {"own", "all"}
+    assert len({worth["base"], worth["adapted"], *worth["without"].values()}) == 4
+
+
+def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, whole, lora):
+    run = bishare("analyse", "nowhere", "--model", checkpoint, "--out", "out")
+    assert (run.code, "BS601" in run.err, "nowhere" in run.err) == (2, True, True)
+    run = bishare("analyse", lora, "--model", "llama-7b", "--out", "out")
+    assert (run.code, "BS613" in run.err) == (1, True)
+    run = bishare("analyse", here / "fresh", "--model", checkpoint, "--out", "out")
+    assert (run.code, "BS850" in run.err, "fresh" in run.err) == (1, True, True)
+    run = bishare("analyse", lora, "--model", "smollm2-135m", "--data", "x.jsonl", "--out", "out")
+    assert run.code == 1  # Of another base; that it has no weights comes later.
+    run = bishare("analyse", lora, "--model", checkpoint, "--data", "x.jsonl", "--out", "out")
+    assert (run.code, "BS805" in run.err) == (2, True)  # It has no tokenizer.
+    run = bishare("analyse", lora, "--model", whole, "--data", "x.jsonl", "--out", "out")
+    assert (run.code, "BS701" in run.err) == (2, True)
+    assert not (here / "out").exists()
+
+
+def test_a_broken_peft_folder(bishare, here, checkpoint, lora):
+    (here / "peft").mkdir()
+    (here / "peft" / "adapter_config.json").write_text("{")
+    run = bishare("analyse", here / "peft", "--model", checkpoint, "--out", "out")
+    assert (run.code, "BS608" in run.err) == (1, True)
+
+
+def test_the_starts_of_an_import_are_not_known(bishare, here, checkpoint, lora):
+    """Its seed drew none of its tensors."""
+    assert bishare("export", lora, "--model", checkpoint, "--out", "peft", "-q").code == 0
+    run = bishare("analyse", "peft", "--model", checkpoint, "--out", "out")
+    assert run.code == 0, run.err
+    assert "what A started as is not known" in run.err
+    tensors = load_file(here / "peft" / "adapter_model.safetensors")
+    for name in tensors:
+        tensors[name] = torch.zeros_like(tensors[name])
+    save_file(tensors, here / "peft" / "adapter_model.safetensors")
+    run = bishare("analyse", "peft", "--model", checkpoint, "--out", "out2")
+    assert (run.code, "BS850" in run.err) == (1, True)
