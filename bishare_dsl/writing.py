@@ -3,7 +3,7 @@
 | to write | |
 |---|---|
 | a file | `replace_file` |
-| a folder as a whole | `new_folder`, and `remove_folder` |
+| a folder as a whole | `new_folder`, or `aside` and `settle`; and `remove_folder` |
 | some files of a folder that has others too | `locked`, `finish`, `commit`; `content_of` reads |
 
 What is half written has a name of its own, `.NAME.TOKEN.new`, so that no two writers have the same one, and
@@ -82,25 +82,40 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: the system refused.
     """
-    new, old = _aside(folder, "new"), _aside(folder, "old")
+    new = aside(folder)
     new.mkdir(parents=True)
     try:
         yield new
-        for path in (*new.rglob("*"), new):
-            _sync(path)
-        if os.path.lexists(folder):
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            if os.path.lexists(old):
-                old.rename(folder)
-            raise
-        _sync(folder.parent)
+        settle(new, folder)
     except BaseException:
-        _discard(new)
+        discard(new)
         raise
-    _discard(old)
+
+
+def aside(path: Path) -> Path:
+    """Give a name beside a path for what is to take its place by `settle`; no two calls give the same."""
+    return _aside(path, "new")
+
+
+def settle(new: Path, folder: Path) -> None:
+    """Let a folder that is written take the place of another, which need not be there.
+
+    Raises:
+        OSError: the system refused; both are as they were.
+    """
+    for path in (*new.rglob("*"), new):
+        _sync(path)
+    old = _aside(folder, "old")
+    if os.path.lexists(folder):
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if os.path.lexists(old):
+            old.rename(folder)
+        raise
+    _sync(folder.parent)
+    discard(old)
 
 
 def remove_folder(folder: Path) -> None:
@@ -109,7 +124,7 @@ def remove_folder(folder: Path) -> None:
     Raises:
         OSError: the system refused; the folder is as it was.
     """
-    _discard(folder.rename(_aside(folder, "gone")))
+    discard(folder.rename(_aside(folder, "gone")))
 
 
 def leftover(path: Path) -> tuple[str, str] | None:
@@ -240,7 +255,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a file, a link or a folder, as far as the system allows."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:

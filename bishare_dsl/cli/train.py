@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,11 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import INTERRUPTED, Report
-from bishare_dsl.diagnostics import nearest
 
 if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
 
-_THEIRS, _GIVEN = f"{__name__}.theirs", f"{__name__}.given"
+_THEIRS = f"{__name__}.theirs"
 _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 
 
@@ -30,7 +29,8 @@ class _TrainCommand(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_GIVEN] = tuple(args)
+        # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         own = {
             _key(name): (name, option.is_flag)
             for option in self.get_params(ctx)
@@ -61,17 +61,16 @@ def _theirs(
     key: str, value: str | None, words: deque[str], own: Mapping[str, object]
 ) -> tuple[str, str]:
     """An argument of transformers, and its value, which may be the next word."""
-    from bishare_dsl.diagnostics.codes import train as codes
     from bishare_dsl.train.arguments import is_flag, names
     from bishare_dsl.train.errors import TrainError
+    from bishare_dsl.train.request import unknown
 
     known = names()
     negated = key.removeprefix("no_")
     if key not in known and negated in known and is_flag(negated) and value is None:
         return negated, "false"
     if key not in known:
-        help = nearest(key, [*known, *own])
-        raise TrainError(codes.UNKNOWN_ARGUMENT(name=f"--{key}", help=help))
+        raise TrainError(unknown(key, [*known, *own], shown=f"--{key}"))
     if value is not None:
         return key, value
     if is_flag(key):
@@ -101,6 +100,55 @@ def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     ctx.exit()
 
 
+_OWN: dict[str, tuple[str, str]] = {
+    "data": ("FILE", "Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."),
+    "output_dir": ("DIR", "The folder of the run."),
+    "config": ("FILE", "YAML with any of these arguments, without dashes; flags win over it."),
+    "resume": (
+        "DIR",
+        "Go on with the run in a folder, or from a checkpoint; nothing else is needed.",
+    ),
+    "resume_from_checkpoint": ("last|DIR", "Go on with the run in --output_dir."),
+    "recipe": ("paper", "Warm up over 100 steps; by default over at most a tenth of the run."),
+    "lr_of": (
+        "NAME=RATE",
+        "Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3.",
+    ),
+    "weight_decay_of": ("NAME=DECAY", "Another weight decay, as --lr_of."),
+    "eval_data": ("FILE", "Held-out rows, to evaluate on during training."),
+    "eval_split": ("N|FRACTION", "Hold so many rows out, or such a part of them, below 1."),
+    "data_split": ("NAME", "The split of a Hub data set; by default train."),
+    "data_subset": ("NAME", "The configuration of a Hub data set."),
+    "eval_data_split": ("NAME", "The split for --eval_data; by default test."),
+    "format": (
+        "NAME",
+        "alpaca, prompt-completion, messages or text, where the columns fit several.",
+    ),
+    "train_on": ("completion|all", "Learn completions and the assistant's turns, or every token."),
+    "max_length": (
+        "N",
+        "Tokens of the longest example; by default 1024. Longer ones lose their end.",
+    ),
+    "packing": ("", "Put several examples into one sequence."),
+    "device_map": ("NAME", "Such as auto: spread and offload the base (accelerate)."),
+}
+_TYPES: dict[str, dict[str, Any]] = {
+    "eval_split": {"type": float},
+    "max_length": {"type": int},
+    "packing": {"is_flag": True, "default": None},
+    "lr_of": {"multiple": True},
+    "weight_decay_of": {"multiple": True},
+}
+
+
+def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a run that are not transformers'."""
+    for name, (metavar, said) in reversed(_OWN.items()):
+        more = _TYPES.get(name, {})
+        command = click.option(f"--{name}", metavar=metavar or None, help=said, **more)(command)
+    return command
+
+
 @click.command(
     "train",
     cls=_TrainCommand,
@@ -108,63 +156,15 @@ def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --learning_rate 5e-4 --set r_inter=32",
         "bishare train lora --config train.yaml --output_dir out --eval_split 0.05 --bf16",
-        "bishare train lora --config train.yaml --output_dir out --resume_from_checkpoint last",
+        "bishare train lora --config train.yaml --lr_of B=16x --lr_of inter=5e-5",
+        "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
 )
 @click.argument("spec", required=False, type=click.Path(allow_dash=True), metavar="[SPEC]")
 @options.model(required=False, weights=True)
 @options.values
-@click.option(
-    "--data", metavar="FILE", help="Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."
-)
-@click.option("--output_dir", metavar="DIR", help="The folder of the run.")
-@click.option(
-    "--config",
-    type=click.Path(),
-    metavar="FILE",
-    help="YAML with any of these arguments, without dashes; flags win over it.",
-)
-@click.option("--eval_data", metavar="FILE", help="Held-out rows, to evaluate on during training.")
-@click.option(
-    "--eval_split",
-    type=float,
-    metavar="N|FRACTION",
-    help="Hold so many rows out, or such a part of them, below 1.",
-)
-@click.option("--data_split", metavar="NAME", help="The split of a Hub data set; by default train.")
-@click.option("--data_subset", metavar="NAME", help="The configuration of a Hub data set.")
-@click.option(
-    "--eval_data_split", metavar="NAME", help="The split for --eval_data; by default test."
-)
-@click.option(
-    "--format",
-    metavar="NAME",
-    help="alpaca, prompt-completion, messages or text, where the columns fit several.",
-)
-@click.option(
-    "--train_on",
-    metavar="completion|all",
-    help="Learn completions and the assistant's turns, or every token; by default completion.",
-)
-@click.option(
-    "--max_length",
-    type=int,
-    metavar="N",
-    help="Tokens of the longest example; by default 1024. Longer ones lose their end.",
-)
-@click.option(
-    "--packing", is_flag=True, default=None, help="Put several examples into one sequence."
-)
-@options.dtype
-@click.option(
-    "--device_map", metavar="NAME", help="Such as auto: spread and offload the base (accelerate)."
-)
-@click.option(
-    "--resume_from_checkpoint",
-    metavar="last|DIR",
-    help="Go on with the run in --output_dir.",
-)
+@_own_options
 @options.force
 @click.option(
     "--help-all",
@@ -186,8 +186,8 @@ def command(
     force: bool,
     **given: Any,
 ) -> None:
-    """Train an adapter. The recipe is the paper's where nothing else is said: AdamW at 1e-4, 100 steps of
-    warm-up, 64 examples in a step, one epoch; dropout and alpha as in the spec.
+    """Train an adapter. The recipe is the paper's where nothing else is said: AdamW at 1e-4, 64 examples in a
+    step, one epoch, and 100 steps of warm-up, but no more than a tenth; dropout and alpha as in the spec.
 
     SPEC is a spec, or the folder of an adapter to train further. Any argument of transformers'
     TrainingArguments is an option too (--help-all lists them), such as --learning_rate,
@@ -208,16 +208,17 @@ def command(
 
         logging.disable_progress_bar()
     from bishare_dsl.train.errors import TrainingInterrupted
+    from bishare_dsl.train.request import requested
     from bishare_dsl.train.run import run
-    from bishare_dsl.train.settings import requested
     from bishare_dsl.train.voice import Voice
 
-    given = {**given, **theirs, "spec": _spec(spec), "params": params}
+    given = {name: None if value == () else value for name, value in given.items()}
+    given |= {**theirs, "spec": _spec(spec), "params": params or None}
     try:
         voice = Voice(report.quiet, report.note, report.problem, partial(click.echo, err=True))
         result = run(requested(given, config), voice, force=force)
     except TrainingInterrupted as stopped:
-        again = _again(context.meta[_GIVEN])
+        again = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{again}` goes on from there")
         return
     if first:
@@ -237,19 +238,6 @@ def _spec(name: str | None) -> Spec | str | None:
     if name is not None and not Path(name).is_dir():
         read_text(name)
     return name
-
-
-def _again(arguments: Sequence[str]) -> str:
-    """The command that goes on with an interrupted run."""
-    kept, words = [], deque(arguments)
-    while words:
-        word = words.popleft()
-        if _key(word.partition("=")[0]) == "resume_from_checkpoint":
-            if "=" not in word and words:
-                words.popleft()
-        elif word != "--force":
-            kept.append(word)
-    return shlex.join(["bishare", "train", *kept, "--resume_from_checkpoint", "last"])
 
 
 def _leave() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,20 @@ def unprepared(model: nn.Module) -> Iterator[None]:
         vars(model).update(before)
 
 
+@contextmanager
+def known_to_have_an_adapter(model: nn.Module) -> Iterator[None]:
+    """Let the Trainer take a quantised base, for a block: it looks for an adapter, and knows PEFT's alone."""
+    knows = "_hf_peft_config_loaded"
+    if not getattr(model, "is_quantized", False) or getattr(model, knows, False):
+        yield
+        return
+    vars(model)[knows] = True
+    try:
+        yield
+    finally:
+        del vars(model)[knows]
+
+
 # FSDP -----------------------------------------------------------------------------------------------
 
 
@@ -105,6 +119,12 @@ def is_spread(tensor: object) -> bool:
 def gathered(value: Any) -> Any:
     """Give a tensor with all of its values, for which every process calls this; anything else as it is."""
     return value.full_tensor() if is_spread(value) else value
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Give the values of a tensor that this process has."""
+    part: torch.Tensor = cast("Any", tensor).to_local() if is_spread(tensor) else tensor
+    return part
 
 
 def spread_like(value: Any, like: torch.Tensor) -> Any:

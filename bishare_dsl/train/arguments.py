@@ -1,4 +1,4 @@
-"""The Trainer's arguments: transformers' names and meanings, the paper's recipe by default.
+"""The Trainer's arguments: the names and meanings of transformers and TRL, the paper's recipe by default.
 
 A value may be text, as on the command line and as YAML reads ``2e-4``; it is converted as transformers does.
 """
@@ -6,20 +6,26 @@ A value may be text, as on the command line and as YAML reads ``2e-4``; it is co
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from enum import Enum, EnumMeta
 from functools import cache
-from typing import Any, NoReturn, cast
+from math import ceil
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from trl import SFTConfig
 
 from bishare_dsl.diagnostics import nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 BATCH = 64
 """Examples in an optimizer step, of all processes together."""
@@ -27,10 +33,13 @@ PER_DEVICE = 4
 """Examples that go through the model at once, at most."""
 
 DEFAULTS: Mapping[str, Any] = {
-    # The paper's, with transformers' AdamW.
+    # The paper's, with transformers' AdamW; `warm_up` makes of the tenth no more steps than the paper has.
     "learning_rate": 1e-4,
-    "warmup_steps": 100,
+    "warmup_steps": 0.1,
     "num_train_epochs": 1,
+    # Where TRL has others than transformers.
+    "bf16": False,
+    "gradient_checkpointing": False,
     # That of `bishare compile`: with it, training starts from the very same tensors.
     "seed": 0,
     "logging_steps": 10,
@@ -41,7 +50,10 @@ DEFAULTS: Mapping[str, Any] = {
     # Every tensor of an adapter has a gradient in every step, and looking for those without takes time.
     "ddp_find_unused_parameters": False,
 }
-"""Where they are not transformers' own."""
+"""Where they are not SFTConfig's own."""
+WARM_UP = 100
+"""Steps over which the paper's learning rate rises."""
+_OF_TRL = ("loss_type", "activation_offloading", "router_aux_loss_coef")
 
 # What they are in every run, and why nothing else is taken.
 _FIXED: Mapping[str, tuple[bool, str]] = {
@@ -83,6 +95,27 @@ _SWITCHES = ("fsdp",)
 _OLD, _NEW = "gradient_checkpointing", "activation_checkpointing"
 
 
+class Arguments(SFTConfig):  # type: ignore[misc]
+    """SFTConfig, for a process that trains on one GPU.
+
+    Attributes:
+        kept_elsewhere: whether accelerate brings the model's weights to the device itself.
+    """
+
+    kept_elsewhere = False
+
+    @property
+    def n_gpu(self) -> int:
+        """One at most: `DataParallel` copies modules away from the tensors they share."""
+        return min(int(super().n_gpu), 1)
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """As transformers has it, unless the weights come by themselves."""
+        placed: bool | None = super().place_model_on_device
+        return False if self.kept_elsewhere else placed
+
+
 def names() -> tuple[str, ...]:
     """All arguments."""
     return tuple(_fields())
@@ -92,8 +125,10 @@ def described() -> list[tuple[str, str, str]]:
     """For each argument that is not ours its name, its default here, and what transformers says about it."""
     ours = {
         **DEFAULTS,
+        _NEW: False,
         "per_device_train_batch_size": PER_DEVICE,
         "gradient_accumulation_steps": 16,
+        "warmup_steps": f"a tenth, at most {WARM_UP}",
     }
     rows = []
     for name in names():
@@ -140,9 +175,7 @@ def converted(name: str, value: Any) -> Any:
     return found
 
 
-def training_arguments(
-    given: Mapping[str, Any], output_dir: str, *, evaluates: bool
-) -> TrainingArguments:
+def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: bool) -> Arguments:
     """The arguments of a run; under `torchrun` and the like this joins the processes.
 
     Args:
@@ -174,15 +207,30 @@ def training_arguments(
         chosen["eval_strategy"] = "steps"
         chosen.setdefault("eval_steps", chosen["save_steps"])
     with refusals():
-        args = TrainingArguments(output_dir=output_dir, **_checkpointing(chosen))
+        args = Arguments(
+            output_dir=output_dir,
+            dataset_kwargs={"skip_prepare_dataset": True},  # Rows have become examples before.
+            **_checkpointing(chosen),
+        )
     if args.fsdp and args.world_size == 1:
         help = "start several with `torchrun` or `accelerate launch`"
         raise TrainError(codes.NOT_SHARDED(reason="there is one process", help=help))
     _check_reporting(args)
-    # More GPUs are for more processes: `DataParallel` copies modules away from the tensors they share.
-    args._n_gpu = min(args.n_gpu, 1)
     _fill_batch(args, given)
     return args
+
+
+def steps_of(args: TrainingArguments, examples: int) -> int:
+    """Count the optimizer steps of a run on so many examples."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    each: int = ceil(examples / effective_batch(args))
+    return ceil(args.num_train_epochs * each)
+
+
+def warm_up(steps: int, recipe: str) -> int:
+    """Count the steps over which the rate rises, where nothing else is said."""
+    return WARM_UP if recipe == "paper" else min(WARM_UP, steps // 10)
 
 
 @contextmanager
@@ -203,6 +251,29 @@ def effective_batch(args: TrainingArguments) -> int:
     """Examples in an optimizer step, of all processes together."""
     at_once: int = args.per_device_train_batch_size * args.world_size
     return at_once * args.gradient_accumulation_steps
+
+
+def check_sharding(trainer: Trainer) -> None:
+    """See that a run which asks for FSDP, itself or by the config of accelerate, gets FSDP2.
+
+    Raises:
+        TrainError: it would not (BS754), or gets DeepSpeed (BS733).
+    """
+    if trainer.is_deepspeed_enabled:
+        reason = "its checkpoints hold the base too; let FSDP2 shard the base instead"
+        raise TrainError(codes.REFUSED(name="deepspeed", reason=reason))
+    asked = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None and asked:
+        alone = trainer.args.world_size == 1
+        reason = "there is one process" if alone else "accelerate does not shard on a CPU"
+        help = "without FSDP each of several processes has the whole model (DDP)"
+        raise TrainError(codes.NOT_SHARDED(reason=reason, help=help))
+    if plugin is not None and getattr(plugin, "fsdp_version", 1) < 2:
+        help = (
+            "`fsdp_version: 2` in the config of accelerate, or `--fsdp_config '{\"version\": 2}'`"
+        )
+        raise TrainError(codes.NOT_SHARDED(reason="this is FSDP 1", help=help))
 
 
 def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
@@ -255,7 +326,8 @@ def _between(least: float, most: float) -> str:
 
 @cache
 def _fields() -> dict[str, Field[Any]]:
-    return {field.name: field for field in fields(TrainingArguments) if field.init}
+    known = {*_OF_TRL, *(field.name for field in fields(TrainingArguments))}
+    return {f.name: f for f in fields(Arguments) if f.init and f.name in known}
 
 
 _WHAT_THEY_RAISE = (
@@ -280,4 +352,4 @@ class _Parser(HfArgumentParser):
 
 @cache
 def _parser() -> _Parser:
-    return _Parser(cast("Any", TrainingArguments), add_help=False, allow_abbrev=False)
+    return _Parser(cast("Any", Arguments), add_help=False, allow_abbrev=False)

@@ -15,20 +15,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from bishare_dsl.adapter.files import CARD, CONFIG, PLAN, SPEC, TENSORS
 from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.state import from_bytes, to_bytes
-from bishare_dsl.writing import Digest, content_of, digest_of, leftover, remove_folder
+from bishare_dsl.writing import Digest, content_of, digest_of, discard, leftover, remove_folder
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -36,7 +39,7 @@ STATE, STATE_TENSORS = "state.json", "state.safetensors"
 TRAINER = "trainer_state.json"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_OURS = re.compile(r"checkpoint-\d+|run\.json|log\.jsonl|loss\.png")
+_OURS = re.compile(r"checkpoint(-\d+)?|run\.json|log\.jsonl|loss\.png")
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ class _Division(BaseModel):
 
 class _Process(BaseModel):
     generators: dict[str, Any]
+    epoch: dict[str, Any] = {}  # 0.1 had none.
     loss: float
 
 
 class _State(BaseModel):
-    """What `AdapterTrainer` saves; the library that made a part looks into it when it takes it back."""
+    """What `callbacks.Saves` saves; the library that made a part looks into it when it takes it back."""
 
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
@@ -198,6 +202,41 @@ def broken(folder: Path, error: Exception) -> TrainError:
     return TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=one_line(error)))
 
 
+@contextmanager
+def as_saved(checkpoint: Checkpoint) -> Iterator[None]:
+    """Take what an owner of a part of the state refuses for what it is: another state than was saved.
+
+    Raises:
+        TrainError: it refused (BS743).
+    """
+    try:
+        yield
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
+        raise broken(checkpoint.folder, error) from error
+
+
+@contextmanager
+def for_transformers(checkpoint: Checkpoint | None) -> Iterator[str | None]:
+    """Give a folder that transformers resumes from without loading weights: of their shards there are none.
+
+    It reads steps, epochs and what was logged from its own ``trainer_state.json`` in it.
+    """
+    if checkpoint is None:
+        yield None
+        return
+    with TemporaryDirectory() as folder:
+        shutil.copy(checkpoint.folder / TRAINER, folder)
+        (Path(folder) / SAFE_WEIGHTS_INDEX_NAME).write_text('{"metadata": {}, "weight_map": {}}')
+        yield folder
+
+
 def unfinished(folder: Path) -> list[Path]:
     """Find what a kill left of checkpoints and files of a run that were being written or removed."""
     found = folder.iterdir() if folder.is_dir() else ()
@@ -210,16 +249,14 @@ def tidy(folder: Path) -> None:
         name, what = cast("tuple[str, str]", leftover(path))
         if what == "old" and not (folder / name).exists():
             path.rename(folder / name)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            discard(path)
 
 
-def rotate(folder: Path, keep: int | None, best: Path | None) -> None:
-    """Remove the oldest checkpoints, until ``keep`` are left; the last and the best always are."""
+def rotate(folder: Path, keep: int | None, best: Path | None, *, last: bool = True) -> None:
+    """Remove the oldest checkpoints, until ``keep`` are left; the best always is, and the ``last`` one."""
     found = checkpoints(folder)
-    kept = set(found[-1:]) | ({best} if best in found else set())
+    kept = set(found[-1:] if last else ()) | ({best} if best in found else set())
     if keep is None or keep < 1:
         return
     for path in reversed(found):

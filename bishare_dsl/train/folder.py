@@ -53,7 +53,7 @@ def _check_new(folder: Path, *, force: bool) -> None:
     if record is not None:
         if not force:
             status = record.get("status", "its record cannot be read")
-            help = "`--resume_from_checkpoint last` goes on with it, `--force` begins anew"
+            help = f"`bishare train --resume {folder}` goes on with it, `--force` begins anew"
             raise TrainError(codes.RUN_EXISTS(folder=folder, status=status, help=help))
     elif (folder.exists() and not folder.is_dir()) or _written(folder):
         reason = "it is not empty, and holds no run of bishare"

@@ -22,8 +22,9 @@ from bishare_dsl.writing import replace_file
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from bishare_dsl.train.check import Checked
     from bishare_dsl.train.data import DataReport
-    from bishare_dsl.train.settings import Request
+    from bishare_dsl.train.request import Request
 
 RUN = "run.json"
 
@@ -62,11 +63,14 @@ _DECIDE = (
     "dataloader_drop_last",
     "train_sampling_strategy",
 )
-_DECIDE_OWN = ("format", "train_on", "max_length", "packing", "eval_split", "data_split", "dtype")
+_DECIDE_OWN = (
+    *("format", "train_on", "max_length", "packing", "eval_split", "data_split", "dtype"),
+    *("lr_of", "weight_decay_of"),
+)
 
 
 def identity(
-    request: Request, plan: Plan, data: DataReport, args: TrainingArguments
+    request: Request, plan: Plan, data: DataReport, args: TrainingArguments, steps: int
 ) -> dict[str, Any]:
     """What must be the same for a run to be gone on with, by names that a user knows."""
     settings = request.settings.model_dump()
@@ -75,6 +79,7 @@ def identity(
         "data": data.digest,
         "tokens": data.tokens,
         "effective batch": effective_batch(args),
+        "steps": steps,
         **{name: _plain(getattr(args, name, None)) for name in _DECIDE},
         **{name: settings[name] for name in _DECIDE_OWN},
     }
@@ -125,20 +130,21 @@ class Record:
             replace_file(self.folder / RUN, text.encode())
 
 
-def described(
-    request: Request, plan: Plan, reports: Mapping[str, DataReport], args: TrainingArguments
-) -> dict[str, Any]:
+def described(checked: Checked) -> dict[str, Any]:
     """What a run is made of."""
     import torch
 
+    request, plan, args = checked.request, checked.plan, checked.args
     on_gpu = args.device.type == "cuda"
     return {
         "bishare": __version__,
         "command": sys.argv,
+        "asked": request.asked(),
+        "resumed_from": None if checked.resumed is None else str(checked.resumed.folder),
         "spec": {"name": plan.spec, "params": plan.params},
         "base": plan.base.model_dump(),
         "plan": {"sha256": plan.digest, "trainable": plan.trainable},
-        "data": {name: report.as_dict() for name, report in reports.items()},
+        "data": {name: report.as_dict() for name, report in checked.reports.items()},
         "settings": request.settings.model_dump(),
         "arguments": {k: _plain(v) for k, v in args.to_dict().items() if not k.startswith("hub_")},
         "seed": args.seed,

@@ -1,41 +1,41 @@
-"""Training from Python, and what the command does."""
+"""Training from Python, and what the command does: `check`, load, train, save."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from math import ceil
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
+from bishare_dsl.adapter.files import StoredAdapter
+from bishare_dsl.compiler import Planned, install
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.models import resolve
-from bishare_dsl.models.hooks import unprepared
+from bishare_dsl.models import Source
+from bishare_dsl.models.hooks import is_offloaded, unprepared
+from bishare_dsl.models.load import load_model
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import record as records
-from bishare_dsl.train.arguments import effective_batch, training_arguments
-from bishare_dsl.train.callbacks import Ends, LogFile
-from bishare_dsl.train.checkpoint import Checkpoint, tidy
+from bishare_dsl.train.arguments import check_sharding, effective_batch, training_arguments
+from bishare_dsl.train.callbacks import Guards, LogFile, Resumes, Saves
+from bishare_dsl.train.check import Checked, check, division_in_words
+from bishare_dsl.train.checkpoint import for_transformers, tidy
 from bishare_dsl.train.curve import can_draw, draw_curve
 from bishare_dsl.train.data import Collator, check_packing
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, refusal_told
 from bishare_dsl.train.guard import NotFiniteError
-from bishare_dsl.train.loss import takes_only_learnt
-from bishare_dsl.train.prepare import Data, adapted, encoded, planned, rows_of, tokenizer_of
-from bishare_dsl.train.processes import check_sharding
 from bishare_dsl.train.progress import progress
+from bishare_dsl.train.request import Request, requested
 from bishare_dsl.train.result import TrainResult, peak_memory
-from bishare_dsl.train.settings import Request, requested
 from bishare_dsl.train.stop import Stop
-from bishare_dsl.train.trainer import AdapterTrainer
+from bishare_dsl.train.trainer import AdapterTrainer, adapter_of
 from bishare_dsl.train.voice import Voice
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bishare_dsl.spec import Spec
 
@@ -49,6 +49,7 @@ def train(
     params: Mapping[str, int | float | str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     config: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
     force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
@@ -57,10 +58,11 @@ def train(
 ) -> TrainResult:
     """Train an adapter, and save it in a folder with all that was logged on the way.
 
-    The recipe is the paper's where nothing else is said: AdamW at 1e-4, 100 steps of warm-up, then linear to
-    0; 64 examples in an optimizer step, by accumulation; one epoch; dropout and alpha as in the spec. Loss
-    is on the completions alone. What a setting is called in `TrainingArguments` it is called here; those of
-    the data are the fields of `bishare_dsl.train.settings.Settings`.
+    The recipe is the paper's where nothing else is said: AdamW at 1e-4, then linear to 0; 64 examples in an
+    optimizer step, by accumulation; one epoch; dropout and alpha as in the spec. The rate warms up over 100
+    steps, but over no more than a tenth of the run. Loss is on the completions alone. What a setting is
+    called in `TrainingArguments` it is called here; those of the data, and of shares that learn at a rate of
+    their own, are the fields of `bishare_dsl.train.request.Settings`.
 
     The base's weights never change and are never saved. Everything that can be checked without them is
     checked before they are loaded.
@@ -74,6 +76,9 @@ def train(
         params: other values for the spec's.
         tokenizer: needed for a model that is given; by default the checkpoint's.
         config: a YAML file with any of these arguments, which win over it.
+        resume: go on with the run in this folder, or from this checkpoint. What else it needs is in its
+            ``run.json``, but for a model that was given; what is given here wins. With ``max_steps`` or
+            ``num_train_epochs`` raised a finished run goes on, too.
         resume_from_checkpoint: go on with the run in ``output_dir``: ``"last"``, or a checkpoint's path. The
             other arguments are those of the run. On the CPU it ends bit for bit where it would have ended.
         force: remove the run that is in ``output_dir`` first.
@@ -97,6 +102,7 @@ def train(
         "data": data,
         "output_dir": output_dir,
         "params": params,
+        "resume": resume,
         "resume_from_checkpoint": resume_from_checkpoint,
         **arguments,
     }
@@ -114,149 +120,130 @@ def run(
 ) -> TrainResult:
     """Do what was asked for, and tell ``voice``. Arguments and errors are as for `train`."""
     began = time.monotonic()
-    settings = request.settings
-    evaluates = settings.eval_data is not None or settings.eval_split is not None
+    evaluates = request.settings.eval_data is not None or request.settings.eval_split is not None
     args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
         voice.silence()
+    if request.resume is not None and not force:
+        if args.should_save:
+            tidy(request.output_dir)
+        args.distributed_state.wait_for_everyone()
     set_seed(args.seed)
-    resumed = _resumed(request, args, force)
-    base = resolve(request.model) if isinstance(request.model, str) else request.model
-    made = planned(request, base, voice)
-    plan = made.plan
-    tokenizer = tokenizer_of(base, tokenizer)
-    rows, held_out = rows_of(settings, args.seed)
-    voice.note(f"encoding {len(rows) + len(held_out or ()):,} rows ...")
-    data = encoded(rows, held_out, tokenizer, settings)
-    for report in data.reports.values():
+    checked = check(request, args, tokenizer=tokenizer, force=force, note=voice.note)
+    for report in checked.reports.values():
         voice.note(str(report))
-    identity = records.identity(request, plan, data.reports["train"], args)
-    if resumed is not None:
-        _check_same(resumed, identity, args, voice)
-    _tell_schedule(len(data.train), args, voice)
-    if not can_draw():
-        voice.problems([codes.NO_CURVE()])
+    for problem, where in checked.problems:
+        voice.report(problem, where)
+    voice.note(division_in_words(args, checked.steps))
 
-    if isinstance(request.model, str):
+    if isinstance(checked.base, Source):
         voice.note(f"loading {request.model} ...")
-    model = adapted(base, made, settings, args.seed, voice)
-    voice.note(plan.parameters_line)
+    model = _adapted(checked, voice)
+    voice.note(checked.plan.parameters_line)
     flash = "flash" in (model.config._attn_implementation or "")
-    collator = Collator.of(tokenizer, flatten=settings.packing and flash)
-    if settings.packing:
+    collator = Collator.of(checked.tokenizer, flatten=request.settings.packing and flash)
+    if request.settings.packing:
         check_packing(model, collator)
+    record = records.Record(request.output_dir, args.should_save)
     with _as_it_was(model):
-        trainer = AdapterTrainer(
-            run=identity,
-            kept=takes_only_learnt(model),
-            resumed=resumed,
-            model=model,
-            args=args,
-            data_collator=collator,
-            train_dataset=data.train,
-            eval_dataset=data.held_out,
-            callbacks=list(callbacks),
-        )
-        check_sharding(trainer)
-        record = records.Record(request.output_dir, args.should_save)
+        args.kept_elsewhere = any(map(is_offloaded, model.modules()))
+        trainer, guards = _trainer(checked, model, collator, callbacks)
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
         with refusal_told(request.output_dir):
             if args.should_save:
-                _prepare(request, resumed, force, voice)
-            record.add(
-                status="running",
-                resumed_from=None if resumed is None else str(resumed.folder),
-                **records.described(request, plan, data.reports, args),
-            )
-        _train(trainer, record, plan.spec, voice)
-    result = _result(request, trainer, data, time.monotonic() - began)
+                _prepare(checked, force, voice)
+            record.add(status="running", **records.described(checked))
+        _train(trainer, guards, checked, record, voice)
+    result = _result(checked, trainer, time.monotonic() - began)
     with refusal_told(request.output_dir):
         record.add(status="finished", ended=records.now(), result=result.as_dict())
     return result
 
 
-def _resumed(request: Request, args: TrainingArguments, force: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a run that begins, which may do so."""
-    folder = request.output_dir
-    if request.resume is None:
-        folders.check_new(folder, force=force)
-        return None
-    if force:
-        reason = "`force` begins anew, and `resume_from_checkpoint` goes on"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    if args.should_save:
-        tidy(folder)
-    args.distributed_state.wait_for_everyone()
-    checkpoint = folders.found_checkpoint(folder, request.resume)
-    if not folders.is_in(folder, checkpoint):
-        folders.check_new(folder, force=False)
-    return checkpoint
+def _adapted(checked: Checked, voice: Voice) -> PreTrainedModel:
+    """Give the model with the adapter that is to be trained: drawn by the seed, loaded, or as it came.
+
+    Raises:
+        BishareError: the weights do not load, or parameters of the base would train as well (BS739).
+    """
+    base, settings = checked.base, checked.request.settings
+    if isinstance(base, Source):
+        base = load_model(base, dtype=settings.dtype, device=settings.device_map)[0]
+    if isinstance(checked.made, (Planned, StoredAdapter)):
+        for note in install(base, checked.made, checked.args.seed):
+            voice.warn(note)
+    adapter = adapter_of(base)
+    assert adapter is not None
+    own = {id(tensor) for tensor in adapter.tensors().values()}
+    foreign = [n for n, p in base.named_parameters() if p.requires_grad and id(p) not in own]
+    if foreign:
+        raise TrainError(codes.FOREIGN_PARAMETERS(count=len(foreign), name=foreign[0]))
+    return base
 
 
-def _check_same(
-    resumed: Checkpoint, identity: Mapping[str, Any], args: TrainingArguments, voice: Voice
-) -> None:
-    if different := records.differences(resumed.run, identity):
-        help = f"begin a new run from its adapter: give `{resumed.folder}` in the place of the spec"
-        raise TrainError(
-            codes.OTHER_RUN(folder=resumed.folder, differences="; ".join(different), help=help)
-        )
-    assert resumed.state is not None
-    before, now = resumed.state["division"], records.division(args)
-    if before != now:
-        said = (
-            "{processes} processes with {per_device_train_batch_size} x "
-            "{gradient_accumulation_steps} examples each"
-        )
-        problem = codes.OTHER_SPLIT(before=said.format(**before), now=said.format(**now))
-        voice.problems([problem])
-
-
-def _tell_schedule(examples: int, args: TrainingArguments, voice: Voice) -> None:
-    """Say how long the run is, and warn if it ends before the learning rate has warmed up."""
-    batches = ceil(examples / (args.per_device_train_batch_size * args.world_size))
-    steps = ceil(args.num_train_epochs * ceil(batches / args.gradient_accumulation_steps))
-    if args.max_steps > 0:
-        steps = args.max_steps
-    voice.note(
-        f"{steps:,} steps of {effective_batch(args):,} examples: {args.per_device_train_batch_size} at "
-        f"once, on {args.world_size} device{'s' if args.world_size > 1 else ''}, "
-        f"{args.gradient_accumulation_steps} times"
+def _trainer(
+    checked: Checked,
+    model: PreTrainedModel,
+    collator: Collator,
+    callbacks: Iterable[TrainerCallback],
+) -> tuple[AdapterTrainer, Guards]:
+    """Make the Trainer, with the adapter as the checkpoint has it."""
+    guards = Guards()
+    trainer = AdapterTrainer(
+        settings=checked.request.settings,
+        model=model,
+        args=checked.args,
+        data_collator=collator,
+        train_dataset=checked.train.dataset(),
+        eval_dataset=checked.held_out and checked.held_out.dataset(),
+        processing_class=checked.tokenizer,
+        callbacks=[guards, *callbacks],
     )
-    warmup = args.get_warmup_steps(steps)
-    if warmup >= steps and args.lr_scheduler_type != "constant":
-        reached = f"{args.learning_rate * (steps - 1) / warmup:.2g} of {args.learning_rate:g}"
-        voice.problems([codes.LONG_WARMUP(steps=steps, warmup=warmup, reached=reached)])
+    guards.trainer = trainer
+    check_sharding(trainer)
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    if checked.resumed is not None:
+        trainer.load(checked.resumed.folder)
+        trainer.done = checked.resumed.step
+    return trainer, guards
 
 
-def _prepare(request: Request, resumed: Checkpoint | None, force: bool, voice: Voice) -> None:
+def _prepare(checked: Checked, force: bool, voice: Voice) -> None:
     """Make the folder what it is at the start of the run."""
-    request.output_dir.mkdir(parents=True, exist_ok=True)
+    folder, resumed = checked.request.output_dir, checked.resumed
+    folder.mkdir(parents=True, exist_ok=True)
     if resumed is None:
         if force:
-            folders.clear(request.output_dir)
-    elif folders.is_in(request.output_dir, resumed):
-        for name in folders.drop_later(request.output_dir, resumed):
+            folders.clear(folder)
+    elif folders.is_in(folder, resumed):
+        for name in folders.drop_later(folder, resumed):
             voice.note(f"removed {name}, which is behind {resumed.folder.name}")
 
 
-def _train(trainer: AdapterTrainer, record: records.Record, spec: str, voice: Voice) -> None:
+def _train(
+    trainer: AdapterTrainer, guards: Guards, checked: Checked, record: records.Record, voice: Voice
+) -> None:
     """Train and save the adapter; whatever ends this, the record and the curve say how far it came."""
-    folder = trainer.folder
-    for theirs in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(theirs)
-    if trainer.args.should_save:
-        trainer.add_callback(LogFile(folder))
+    folder, args = checked.request.output_dir, checked.args
     shown = None if voice.quiet else progress()
-    if shown is not None:
-        trainer.add_callback(shown)
     status = "failed"
     try:
-        with Stop(says=not voice.quiet) as stop:
-            trainer.asked = lambda: stop.requested
-            trainer.add_callback(Ends(trainer))
-            trainer.train(resume_from_checkpoint=trainer.resumes_from)
+        with ExitStack() as stack, refusal_told(folder):
+            stop = stack.enter_context(Stop(says=not voice.quiet))
+            guards.asked = lambda: stop.requested
+            saves = Saves(trainer, guards, dict(checked.identity))
+            resumes = Resumes(trainer, checked.resumed)
+            stack.callback(saves.close)
+            stack.callback(resumes.close)
+            logs = [LogFile(folder)] if args.should_save else []
+            for callback in (resumes, saves, *logs, *([shown] if shown else [])):
+                trainer.add_callback(callback)
+            resume = stack.enter_context(for_transformers(checked.resumed))
+            trainer.train(resume_from_checkpoint=resume)
         status = "saving"
+        if args.load_best_model_at_end and saves.best is not None:
+            trainer.load(saves.best)
         trainer.save_model()
         trainer.accelerator.wait_for_everyone()
     except TrainingInterrupted:
@@ -275,20 +262,21 @@ def _train(trainer: AdapterTrainer, record: records.Record, spec: str, voice: Vo
         step = trainer.state.global_step
         with suppress(OSError):  # What ended the run matters more, be it that the disk is full.
             record.add(status=status, step=step, ended=records.now())
-            if trainer.args.should_save and can_draw() and status != "failed":
-                draw_curve(folder, trainer.state.log_history, f"{spec}, {step:,} steps")
+            if args.should_save and can_draw() and status != "failed":
+                title = f"{checked.plan.spec}, {step:,} steps"
+                draw_curve(folder, trainer.state.log_history, title)
 
 
 def _keep_good(trainer: AdapterTrainer, error: NotFiniteError) -> NoReturn:
     """Save the adapter as it was when its loss was last a number, and say so."""
-    done = trainer.state.global_step
+    done, folder = trainer.state.global_step, trainer.folder
     good = trainer.guard.step if error.restore else done
     if good:
         if error.restore:
             trainer.guard.restore(trainer.parameters)
         trainer.save_model()
-        kept = f"the adapter as of step {good:,} is kept in `{trainer.folder}`"
-        help = f"begin a new run from it, at a lower rate: give `{trainer.folder}` for the spec"
+        kept = f"the adapter as of step {good:,} is kept in `{folder}`"
+        help = f"begin a new run from it, at a lower rate: give `{folder}` for the spec"
     else:
         kept = "no step before it was good, so nothing is kept"
         help = "lower `--learning_rate`, or begin from an earlier checkpoint"
@@ -301,37 +289,41 @@ def _keep_good(trainer: AdapterTrainer, error: NotFiniteError) -> NoReturn:
 @contextmanager
 def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """Leave no trace of the Trainer on a model but what was trained."""
-    cache = model.config.use_cache
+    parts: tuple[Any, ...] = (model.config, model.config.get_text_config(), model.generation_config)
+    before = [(part, dict(vars(part))) for part in parts if part is not None]
+    tags = model.model_tags
     try:
         with unprepared(model):
             yield
     finally:
-        model.config.use_cache = cache
+        for part, values in before:
+            vars(part).clear()
+            vars(part).update(values)
+        model.model_tags = tags
         model.eval()
 
 
-def _result(request: Request, trainer: AdapterTrainer, data: Data, seconds: float) -> TrainResult:
-    state, history = trainer.state, trainer.state.log_history
+def _result(checked: Checked, trainer: AdapterTrainer, seconds: float) -> TrainResult:
+    state, history, request = trainer.state, trainer.state.log_history, checked.request
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     kept = state.best_global_step if trainer.args.load_best_model_at_end else None
     last = list(held_out.values())[-1] if held_out else None
-    adapter = trainer.adapter
     return TrainResult(
         folder=request.output_dir,
-        model=adapter.model,
+        model=trainer.adapter.model,
         model_name=request.model if isinstance(request.model, str) else "MODEL",
-        trainable=adapter.plan.trainable,
+        trainable=checked.plan.trainable,
         steps=state.global_step,
         epochs=float(state.epoch or 0),
         batch=effective_batch(trainer.args),
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         eval_loss=held_out.get(kept, last) if kept else last,
-        tokens=trainer.tokens(),
-        tokens_per_second=trainer.tokens_per_second(),
+        tokens=trainer.counts.tokens(),
+        tokens_per_second=trainer.counts.tokens_per_second(),
         seconds=seconds,
         peak_memory=peak_memory(trainer.args.device),
-        data=data.reports,
+        data=checked.reports,
         history=history,
     )

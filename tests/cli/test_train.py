@@ -43,7 +43,8 @@ def test_spec_model_and_rows_are_enough(bishare, folder):
     assert "steps        1 of 64 examples, 1.00 epochs" in run.out
     assert "bishare eval out --model tiny --tasks ..." in run.out
     assert "8 rows (prompt-completion)" in run.err
-    assert "warning[BS752]" in run.err
+    assert "BS752" not in run.err
+    assert "lr 1.00e-04" in run.err
     assert bishare("inspect", "out").code == 0
     assert record()["arguments"]["learning_rate"] == 1e-4
 
@@ -95,6 +96,10 @@ def test_json(bishare, folder):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["--lr", "1"], "BS730", "it is `learning_rate`"),
+        (["--lora_r=8"], "BS730", "the spec says it"),
+        (["--lr_of", "C=2x"], "BS731", "no share and no factor"),
+        (["--resume", "nowhere"], "BS742", "run.json"),
         (["--learning_rat", "1"], "BS730", "did you mean `learning_rate`?"),
         (["--data_splitt=1"], "BS730", "did you mean `data_split`?"),
         (["--learning_rate", "fast"], "BS731", "invalid float value"),
@@ -131,7 +136,7 @@ def test_an_existing_run(bishare, folder):
     assert bishare("train", "--config", "train.yaml", "-q").code == 0
     run = bishare("train", "--config", "train.yaml")
     assert run.code == 2
-    assert "`--resume_from_checkpoint last` goes on with it, `--force` begins anew" in run.err
+    assert "`bishare train --resume out` goes on with it, `--force` begins anew" in run.err
     assert bishare("train", "--config", "train.yaml", "--resume_from_checkpoint", "last").code == 0
 
 
@@ -155,7 +160,7 @@ def test_interrupted(bishare, folder, monkeypatch):
     command = ["train", "--config", "train.yaml", "--num_train_epochs", 3, "--force"]
     run = bishare(*command)
     assert (run.code, run.out) == (130, "")
-    again = "bishare train --config train.yaml --num_train_epochs 3 --resume_from_checkpoint last"
+    again = "bishare train --resume out"
     assert "error: interrupted at step 3 of 6; saved in out/checkpoint-3" in run.err
     assert f"`{again}` goes on from there" in run.err
     assert record()["status"] == "interrupted"
@@ -165,6 +170,25 @@ def test_interrupted(bishare, folder, monkeypatch):
     run = bishare(*again.split()[1:])
     assert run.code == 0
     assert "steps        6 of 4 examples" in run.out
+
+
+def test_going_on_with_a_finished_run(bishare, folder):
+    assert bishare("train", "--config", "train.yaml", "-q").code == 0
+    assert bishare("train", "--resume", "out", "-q").code == 0
+    run = bishare("train", "--resume", "out", "--num_train_epochs", 2)
+    assert run.code == 0
+    assert "warning[BS755]" in run.err
+    assert "steps        4 of 4 examples, 2.00 epochs" in run.out
+
+
+def test_rates_of_shares(bishare, folder):
+    run = bishare(
+        "train", "--config", "train.yaml", "--lr_of", "B=16x", "--lr-of=a.A=1e-5",
+        "--weight_decay_of", "A=0.1", "--recipe", "paper",
+    )  # fmt: skip
+    assert run.code == 0
+    assert record()["settings"]["lr_of"] == {"B": "16x", "a.A": "1e-5"}
+    assert record()["settings"]["weight_decay_of"] == {"A": 0.1}
 
 
 class Interrupts(TrainerCallback):

@@ -19,6 +19,23 @@ def test_the_papers_recipe(tmp_path):
     assert effective_batch(found) == 64
     assert found.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert not found.logging_nan_inf_filter
+    assert not found.bf16
+    assert not found.gradient_checkpointing
+
+
+def test_a_run_warms_up_as_the_paper_does_but_never_over_more_than_a_tenth():
+    assert [arguments.warm_up(n, "default") for n in (1, 2, 9, 10, 250, 1000, 9999)] == [
+        0, 0, 0, 1, 25, 100, 100
+    ]  # fmt: skip
+    assert arguments.warm_up(2, "paper") == 100
+
+
+@pytest.mark.parametrize(
+    ("examples", "more", "steps"),
+    [(64, {}, 1), (65, {}, 2), (128, {"num_train_epochs": 1.5}, 3), (1, {"max_steps": 7}, 7)],
+)
+def test_the_steps_of_a_run(tmp_path, examples, more, steps):
+    assert arguments.steps_of(args(tmp_path, **more), examples) == steps
 
 
 @pytest.mark.parametrize(
@@ -142,5 +159,8 @@ def test_all_that_may_be_given_is_described():
     rows = {name: (default, said) for name, default, said in arguments.described()}
     assert rows["learning_rate"][0] == "0.0001"
     assert rows["per_device_train_batch_size"][0] == "4"
+    assert rows["bf16"][0] == rows["activation_checkpointing"][0] == "False"
+    assert "at most 100" in rows["warmup_steps"][0]
+    assert {"loss_type", "activation_offloading"} <= rows.keys()
     assert "learning rate" in rows["learning_rate"][1]
     assert not rows.keys() & {"push_to_hub", "disable_tqdm", "output_dir"}

@@ -5,7 +5,7 @@ from types import SimpleNamespace as Some
 import pytest
 
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.processes import check_sharding
+from bishare_dsl.train.arguments import check_sharding
 
 
 def trainer(plugin: object, deepspeed: bool = False) -> Some:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train import TrainError, TrainingInterrupted
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import TrainError, TrainingInterrupted, train
 from bishare_dsl.train.checkpoint import MANIFEST
 from bishare_dsl.writing import digest_of
-from tests.train.conftest import SPEC, losses, values
+from tests.train.conftest import SMALL, SPEC, losses, values
 
 
 class Asks(TrainerCallback):
@@ -38,8 +40,20 @@ class Asks(TrainerCallback):
         (5, {"eval_split": 4, "eval_strategy": "epoch", "logging_strategy": "epoch"}),
         (3, {"eval_split": 4, "eval_steps": 3, "train_sampling_strategy": "group_by_length"}),
         (4, {"optim": "adafactor", "lr_scheduler_type": "cosine", "max_steps": 9}),
+        (8, {"train_sampling_strategy": "group_by_length"}),
+        (3, {"lr_of": {"B": "4x"}, "weight_decay": 0.1, "weight_decay_of": {"A": 0.0}}),
     ],
-    ids=["mid-epoch", "epoch", "packing", "bf16", "eval-epoch", "eval-steps", "adafactor"],
+    ids=[
+        "mid-epoch",
+        "epoch",
+        "packing",
+        "bf16",
+        "eval-epoch",
+        "eval-steps",
+        "adafactor",
+        "lengths",
+        "rates",
+    ],
 )
 def test_resuming_is_exact(start, tmp_path, step, more):
     more = {"num_train_epochs": 2, "logging_steps": 1, **more}
@@ -168,6 +182,58 @@ def test_a_batch_that_is_divided_otherwise(start, tmp_path):
     assert result.steps == 6
     for (_, here, *_), (_, there, *_) in zip(losses(result)[:6], losses(whole)[:6], strict=True):
         assert here == pytest.approx(there, rel=0.05)
+
+
+def test_the_folder_is_enough(files, model_folder, tmp_path, monkeypatch):
+    """Started from another folder, with relative names and a spec that has changed since."""
+    monkeypatch.setattr("bishare_dsl.train.run.draw_curve", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "small.share"):
+        shutil.copy(files / name, tmp_path)
+    given = {
+        "spec": "small.share", "model": "tiny", "data": "rows.jsonl", "quiet": True, **SMALL,
+        "lr_of": {"B": "2x"}, "logging_steps": 1,
+    }  # fmt: skip
+    whole = train(output_dir="whole", **given)
+    with pytest.raises(TrainingInterrupted):
+        train(output_dir="it", callbacks=[Asks(2)], **given)
+    (tmp_path / "small.share").write_text("spec other")
+    monkeypatch.chdir(files)
+    parts = train(resume=tmp_path / "it", quiet=True)
+    assert losses(parts) == losses(whole)
+    for name, tensor in values(whole).items():
+        assert torch.equal(values(parts)[name], tensor), name
+
+
+def test_a_model_that_was_given_is_given_again(start, tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        start(tmp_path / "it", callbacks=[Asks(2)])
+    whole = start(tmp_path / "whole")
+    given = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
+    assert losses(train(resume=tmp_path / "it" / "checkpoint-2", **given)) == losses(whole)
+    with pytest.raises(TrainError, match=r"BS736.*`model`"):
+        train(resume=tmp_path / "it", quiet=True)
+
+
+def test_a_folder_that_has_no_run(tmp_path):
+    for name in ("nowhere", "."):
+        with pytest.raises(TrainError, match=r"BS742.*run\.json"):
+            train(resume=tmp_path / name)
+
+
+@pytest.mark.parametrize("more", [{"num_train_epochs": 2}, {"max_steps": 9}])
+def test_a_finished_run_goes_on_if_it_is_made_longer(start, tmp_path, more):
+    start(tmp_path / "it", save_strategy="steps", logging_steps=1, warmup_steps=None)
+    given = {"model": tiny_model("llama"), "tokenizer": tiny_tokenizer(), "quiet": True}
+    steps = more.get("max_steps", 12)
+    with pytest.warns(BishareWarning, match=rf"BS755.*6 steps and has {steps}"):
+        longer = train(resume=tmp_path / "it", **given, **more)
+    assert longer.steps == steps
+    rates = [entry["learning_rate"] for entry in longer.history if "loss" in entry]
+    assert rates[6] == pytest.approx(1e-2 * (steps - 6) / steps)
+    assert [entry["step"] for entry in longer.history if "loss" in entry] == [*range(1, steps + 1)]
+    with pytest.raises(TrainError, match="BS744"):
+        train(resume=tmp_path / "it", max_steps=3, **given)
 
 
 def test_what_cannot_be_resumed(start, tmp_path):

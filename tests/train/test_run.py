@@ -140,9 +140,10 @@ def test_accumulation_changes_only_rounding(start, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_logits_only_where_something_is_learnt(start, tmp_path, monkeypatch):
+def test_the_fused_loss_is_the_models_own(start, tmp_path, monkeypatch):
     one = start(tmp_path / "one", logging_steps=1)
-    monkeypatch.setattr("bishare_dsl.train.run.takes_only_learnt", lambda _: False)
+    assert "mean_token_accuracy" in one.history[0]
+    monkeypatch.setattr("bishare_dsl.train.trainer.fused_head_is_right", lambda _: False)
     other = start(tmp_path / "other", logging_steps=1)
     assert [x[1:4] for x in losses(one)[:6]] != [x[1:4] for x in losses(other)[:6]]
     for here, there in zip(losses(one)[:6], losses(other)[:6], strict=True):
@@ -231,7 +232,7 @@ def test_everything_cheap_is_checked_first(files, tmp_path, monkeypatch, model_f
     def refuse(*_, **__):
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("bishare_dsl.train.prepare.load_model", refuse)
+    monkeypatch.setattr("bishare_dsl.train.run.load_model", refuse)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     good = {
@@ -296,7 +297,7 @@ def test_what_is_no_run_is_not_touched(start, tmp_path):
 
 
 def test_what_is_worth_a_warning(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("bishare_dsl.train.run.can_draw", lambda: False)
+    monkeypatch.setattr("bishare_dsl.train.check.can_draw", lambda: False)
     with pytest.warns(BishareWarning) as caught:
         start(tmp_path / "it", warmup_steps=100)
     said = [str(warning.message) for warning in caught]
@@ -318,7 +319,7 @@ def test_a_warning_is_told_once(start, tmp_path):
 def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp_path, monkeypatch):
     from bishare_dsl import language
     from bishare_dsl.models import load, source
-    from bishare_dsl.train import run
+    from bishare_dsl.train import check
 
     seen = []
     resolve, read_file = source.resolve, language.read_file
@@ -330,7 +331,7 @@ def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp
     monkeypatch.setattr(
         language, "read_file", lambda path: seen.append(path.name) or read_file(path)
     )
-    for module in (run, load):
+    for module in (check, load):
         monkeypatch.setattr(module, "resolve", resolving)
     start(tmp_path / "it", model=str(model_folder), tokenizer=None)
 

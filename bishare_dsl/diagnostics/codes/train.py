@@ -93,7 +93,7 @@ RUN_EXISTS = Code(
     "BS740",
     "the folder holds a run",
     "`{folder}` holds a run already ({status})",
-    "A run is never overwritten without being asked. `--resume_from_checkpoint last` goes on with it, and "
+    "A run is never overwritten without being asked. `bishare train --resume DIR` goes on with it, and "
     "`--force` removes it and begins anew.",
 )
 NOT_A_RUN = Code(
@@ -107,9 +107,9 @@ NO_CHECKPOINT = Code(
     "BS742",
     "no checkpoint to resume from",
     "there is no checkpoint to resume from: {reason}",
-    "`--resume_from_checkpoint last` takes the newest `checkpoint-N` of the output folder, and a path takes "
-    "that one. Folders whose name begins with a dot were never finished, and do not count. With "
-    "`--save_steps N` a checkpoint is saved every N steps.",
+    "`--resume DIR` takes the newest `checkpoint-N` of a run, and `--resume DIR/checkpoint-N` that one; what "
+    "else the run was asked is in its run.json. Folders whose name begins with a dot were never finished and "
+    "do not count. With `--save_steps N` a checkpoint is saved every N steps.",
 )
 BROKEN_CHECKPOINT = Code(
     "BS743",
@@ -147,7 +147,7 @@ CANNOT_SAVE = Code(
     "a folder that cannot be written",
     "`{folder}` cannot be written: {reason}",
     "The system refused: the disk is full, or its permissions do not allow it. The checkpoints before are as "
-    "they were, and `--resume_from_checkpoint last` goes on from the last.",
+    "they were, and `bishare train --resume DIR` goes on from the last.",
 )
 NOT_STORABLE = Code(
     "BS748",
@@ -182,8 +182,8 @@ LONG_WARMUP = Code(
     "a run shorter than its warm-up",
     "the run has {steps:,} steps, and the learning rate warms up over {warmup:,}: it never gets beyond "
     "{reached}",
-    "The paper warms up over 100 steps, for runs of a thousand and more. For a short run give a part of it, "
-    "such as `--warmup_steps 0.1`.",
+    "The paper warms up over 100 steps, for runs of a thousand and more. Without `--warmup_steps` and "
+    "`--recipe paper` a run warms up over a tenth of its steps at most.",
     severity="warning",
 )
 NO_CURVE = Code(
@@ -201,4 +201,13 @@ NOT_SHARDED = Code(
     "accelerate leaves that undone, without a word, on a CPU and where there is one process. And FSDP 1, "
     "which accelerate takes where its config names no version, melts a layer's parameters into one, from "
     "which an adapter cannot be saved; bishare needs FSDP2.",
+)
+LONGER = Code(
+    "BS755",
+    "a run that is made longer",
+    "the run had {before:,} steps and has {now:,}: it goes on with the learning rates of the longer one",
+    "`--max_steps` or `--num_train_epochs` was raised. The rate falls to 0 at the end of a run; where the "
+    "run goes on it is what it would be there in the longer one. So the result is not that of a run that "
+    "was as long from its beginning.",
+    severity="warning",
 )

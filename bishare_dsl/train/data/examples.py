@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IGNORED = -100
 """The label of a token that is not learnt."""
@@ -22,7 +25,7 @@ class Example(TypedDict):
 
 
 class Examples(Sequence[Example]):
-    """Examples as a sequence, which DataLoader and Trainer take as a data set.
+    """Examples as a sequence.
 
     Args:
         ids: of all tokens, one example behind the other.
@@ -61,6 +64,31 @@ class Examples(Sequence[Example]):
     def packed(self, packs: Sequence[Sequence[int]]) -> Examples:
         """The same examples, put together."""
         return Examples(self._ids, self._learnt, self.lengths, packs)
+
+    def dataset(self) -> Dataset:
+        """The same as a data set of `datasets`, which is what TRL takes; its memory is our own."""
+        import pyarrow as pa  # type: ignore[import-untyped]
+        from datasets import Dataset
+
+        order = np.arange(len(self._ids))
+        sizes = np.array(self.lengths, dtype=np.int64)
+        positions = {}
+        if self._packs is not None:
+            parts = [range(self._starts[i], self._starts[i + 1]) for p in self._packs for i in p]
+            order = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+            positions = {"position_ids": np.concatenate([np.arange(len(part)) for part in parts])}
+            sizes = np.array([sum(self.lengths[i] for i in pack) for pack in self._packs])
+        ids = self._ids[order] if positions else self._ids
+        learnt = self._learnt[order] if positions else self._learnt
+        columns = {"input_ids": ids, "labels": np.where(learnt, ids, IGNORED), **positions}
+        offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]))
+        table = pa.table(
+            {
+                name: pa.LargeListArray.from_arrays(offsets, pa.array(values, type=pa.int32()))
+                for name, values in columns.items()
+            }
+        )
+        return Dataset(table, fingerprint="bishare")  # Else it would hash all of it.
 
     def _example(self, number: int) -> Example:
         part = slice(self._starts[number], self._starts[number + 1])

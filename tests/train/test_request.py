@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train import TrainError
-from bishare_dsl.train.settings import read_config, requested
+from bishare_dsl.train import TrainError, arguments, request
+from bishare_dsl.train.request import Settings, read_config, requested
 
 NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
 
@@ -61,6 +61,35 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         "`eval_split` cannot be `1.5`: from 1 on it is a number of rows",
     ):
         assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lora_r", "the spec says it: `rank`"),
+        ("lr", "it is `learning_rate`"),
+        ("epochs", "it is `num_train_epochs`"),
+        ("batch_size", "`per_device_train_batch_size` are the examples"),
+        ("target_modules", "`target q_proj, v_proj`"),
+        ("warmup_ratio", "it is `warmup_steps`"),
+    ],
+)
+def test_what_others_call_it(name, said):
+    with pytest.raises(TrainError, match="BS730") as caught:
+        requested({**NEEDED, name: 1}, None)
+    assert said in str(caught.value)
+
+
+def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
+    known = {*arguments.names(), *Settings.model_fields, "model", "spec", "output_dir"}
+    assert not known & request._ELSEWHERE.keys()
+
+
+def test_rates_of_shares():
+    given = {**NEEDED, "lr_of": ["B=16x", "inter = 5e-4"], "weight_decay_of": ("A=0.1",)}
+    settings = requested(given, None).settings
+    assert settings.lr_of == {"B": "16x", "inter": "5e-4"}
+    assert settings.weight_decay_of == {"A": 0.1}
 
 
 def test_a_split_is_a_part_or_a_number():

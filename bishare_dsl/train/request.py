@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +27,14 @@ _LAST = ("last", "true")
 
 
 class Settings(BaseModel):
-    """The data, and how the base is loaded.
+    """The data, how the base is loaded, and what of the adapter learns at another rate.
 
     ``data`` and ``eval_data`` are files or ids on the Hub. ``eval_split`` holds rows of ``data`` out: a
     number of them, or a part below 1. ``format``, ``train_on`` and ``max_length`` are as in
     `bishare_dsl.train.data.encode`, the ``*_split`` and ``subset`` as in `load_rows`. ``dtype`` is of the
     base's weights; the adapter's are float32. ``device_map`` is as ``from_pretrained`` takes it.
+    ``lr_of`` and ``weight_decay_of`` are as `bishare_dsl.train.groups.regroup` takes them. The ``recipe``
+    ``"paper"`` warms up over 100 steps, however short the run is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +51,9 @@ class Settings(BaseModel):
     packing: bool = False
     dtype: Dtype | None = None
     device_map: str | None = None
+    recipe: Literal["default", "paper"] = "default"
+    lr_of: dict[str, str] = {}
+    weight_decay_of: dict[str, float] = {}
 
     @field_validator("data", "eval_data", mode="before")
     @classmethod
@@ -62,18 +69,45 @@ class Settings(BaseModel):
             return int(value)
         return value
 
+    @field_validator("lr_of", "weight_decay_of", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Take ``["B=16x"]``, as it stands on the command line, for ``{"B": "16x"}``."""
+        pairs = value.items() if isinstance(value, Mapping) else [v.split("=", 1) for v in value]
+        if not all(len(pair) == 2 for pair in pairs):
+            raise ValueError("it is written NAME=VALUE")
+        return {str(name).strip(): str(said).strip() for name, said in pairs}
+
+    @field_validator("lr_of")
+    @classmethod
+    def _rates(cls, value: dict[str, str]) -> dict[str, str]:
+        for said in value.values():
+            if not _RATE.fullmatch(said):
+                raise ValueError(
+                    f"`{said}` is neither a rate, such as 5e-4, nor a factor, such as 16x"
+                )
+        return value
+
+    @field_validator("weight_decay_of")
+    @classmethod
+    def _decays(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(0 <= decay < math.inf for decay in value.values()):
+            raise ValueError("a weight decay is at least 0")
+        return value
+
 
 @dataclass(frozen=True)
 class Request:
     """All that a run was asked to do.
 
     Attributes:
-        spec: a spec, a file or a shipped name; or an adapter's folder; None for a model that is adapted.
+        spec: a spec, a file or a shipped name; or an adapter's folder; None for a model that is adapted, and
+            for a run whose checkpoint has the adapter.
         model: a name, or a model.
         output_dir: where everything goes.
         params: other values for the spec's.
         resume: the checkpoint to go on from; ``"last"`` for the newest, None to begin.
-        settings: of the data.
+        settings: of the data and the adapter.
         arguments: of transformers' Trainer, as they were given.
     """
 
@@ -85,22 +119,66 @@ class Request:
     settings: Settings
     arguments: Mapping[str, Any]
 
+    def asked(self) -> dict[str, Any]:
+        """Give what `requested` needs to make the same run again, from any folder, as plain JSON values."""
+        plain = self.settings.model_dump(exclude_defaults=True)
+        named = {**plain, **({"model": self.model} if isinstance(self.model, str) else {})}
+        local = {n: str(Path(named[n]).expanduser().absolute()) for n in _PATHS if n in named}
+        return {**named, **{n: p for n, p in local.items() if Path(p).exists()}, **self.arguments}
 
-_OWN = ("spec", "model", "output_dir", "params", "resume_from_checkpoint")
+
+_OWN = ("spec", "model", "output_dir", "params", "resume_from_checkpoint", "resume")
+_PATHS = ("model", "data", "eval_data")
+_RATE = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?", re.IGNORECASE)
+_RANK = "the spec says it: `rank`, or `--set r=16` where the spec has a param for it"
+# What PEFT's scripts call it, and what it is here.
+_ELSEWHERE = {
+    **dict.fromkeys(("r", "rank", "lora_r", "lora_rank"), _RANK),
+    **dict.fromkeys(("alpha", "lora_alpha"), "the spec says it: `alpha 32`"),
+    **dict.fromkeys(("dropout", "lora_dropout"), "the spec says it: `dropout 0.05`"),
+    **dict.fromkeys(
+        ("target_modules", "lora_target_modules", "lora_target"),
+        "the spec says it: `target q_proj, v_proj`",
+    ),
+    **dict.fromkeys(("use_dora", "use_rslora", "peft_type"), "another method is another spec"),
+    "lr": "it is `learning_rate`",
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "it is `num_train_epochs`"),
+    **dict.fromkeys(
+        ("batch_size", "micro_batch_size", "train_batch_size"),
+        "`per_device_train_batch_size` are the examples that go through the model at once; the effective "
+        "batch stays 64 unless `gradient_accumulation_steps` is given too",
+    ),
+    **dict.fromkeys(("max_seq_length", "cutoff_len", "max_seq_len"), "it is `max_length`"),
+    **dict.fromkeys(("dataset", "dataset_name", "data_path", "train_file"), "it is `data`"),
+    **dict.fromkeys(("model_name_or_path", "base_model", "model_name"), "it is `model`"),
+    "warmup_ratio": "it is `warmup_steps`, which is a part of the run below 1",
+    "load_in_4bit": "give a quantised model in Python; `--dtype bfloat16` halves the base",
+}
+
+
+def unknown(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
+    """Make the problem of an argument that is none (BS730), with what it may have been meant to be."""
+    help = _ELSEWHERE.get(name) or nearest(name, known)
+    return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
 def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
-    """Put together what was given and what a config file says; what was given wins.
+    """Put together what was given, what a config file says, and what an earlier run was asked.
+
+    What was given wins over the file, and the file over the run that ``resume`` names.
 
     Raises:
-        TrainError: every argument that is unknown (BS730), wrong (BS731, BS732) or missing (BS736), or the
-            file cannot be read (BS734, BS735).
+        TrainError: every argument that is unknown (BS730), wrong (BS731, BS732) or missing (BS736); the
+            file cannot be read (BS734, BS735); there is no run to resume (BS742).
     """
     # What transformers takes is known to transformers, which takes seconds to import.
     from bishare_dsl.train import arguments
 
+    given = {name: value for name, value in given.items() if value is not None}
     file = {} if config is None else read_config(Path(config))
-    merged = {**file, **{name: value for name, value in given.items() if value is not None}}
+    before = _run_before({**file, **given}.get("resume"))
+    merged = {**before, **file, **given}
+    problems = []
     params: dict[str, Any] = {}
     for source in (file, given):
         if not isinstance(source.get("params") or {}, Mapping):
@@ -111,13 +189,9 @@ def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -
         params |= source.get("params") or {}
     theirs = [name for name in arguments.names() if name not in _OWN]
     known = {*_OWN, *Settings.model_fields, *theirs}
-    problems = [
-        codes.UNKNOWN_ARGUMENT(name=name, help=nearest(name, known))
-        for name in merged
-        if name not in known
-    ]
-    live = not isinstance(merged.get("model", ""), str)
-    needed = ("model", "data", "output_dir") if live else ("spec", "model", "data", "output_dir")
+    problems += [unknown(name, known) for name in merged if name not in known]
+    spared = {"spec"} if before or not isinstance(merged.get("model", ""), str) else set()
+    needed = [name for name in ("spec", "model", "data", "output_dir") if name not in spared]
     problems += [codes.MISSING_ARGUMENT(name=name) for name in needed if name not in merged]
     converted = {}
     for name in theirs:
@@ -142,8 +216,26 @@ def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -
     )
 
 
+def _run_before(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Give what the run in a folder was asked, and where it is to go on."""
+    if folder is None:
+        return {}
+    from bishare_dsl.train.record import RUN, read_record
+
+    path = Path(folder).expanduser()
+    within = (path / RUN).is_file()
+    record = read_record(path if within else path.parent)
+    asked = (record or {}).get("asked")
+    if not isinstance(asked, dict):
+        reason = f"`{path}` has no {RUN} that says what the run was asked"
+        help = "give spec, model, data and `--output_dir` again, with `--resume_from_checkpoint`"
+        raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
+    where = {"output_dir": str(path if within else path.parent)}
+    return {**asked, **where, "resume_from_checkpoint": "last" if within else str(path)}
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The arguments in a YAML file.
+    """Read the arguments in a YAML file.
 
     Raises:
         TrainError: it cannot be read, or is no mapping (BS734); PyYAML is missing (BS735).
