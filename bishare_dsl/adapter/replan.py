@@ -69,7 +69,10 @@ def _missing_transforms(used: set[str], config: AdapterConfig) -> Iterator[Probl
         if package := config.packages.get(name):
             help = f"install what it was saved with: {package}"
         else:
-            help = "it was registered in Python: import what registers it first"
+            help = (
+                "it was registered in Python: import what registers it first, or name the file, if it is "
+                "yours, with `--spec-transform`"
+            )
         yield codes.MISSING_TRANSFORM(name=name, help=help)
 
 

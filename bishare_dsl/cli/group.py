@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 
 import click
@@ -14,12 +14,20 @@ class LazyGroup(click.Group):
     """A group that knows its commands by one line of help each.
 
     ``lines`` maps names to those lines. A command is the object ``command`` of the module of its name
-    in this package; ``--help`` and a mistyped name import none.
+    in this package; ``--help`` and a mistyped name import none. ``shared`` is an option that all commands
+    have but those of ``without``.
     """
 
-    def __init__(self, *, lines: Mapping[str, str], **settings: object) -> None:
+    def __init__(
+        self,
+        *,
+        lines: Mapping[str, str],
+        shared: click.Option,
+        without: Collection[str],
+        **settings: object,
+    ) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
-        self.lines = lines
+        self.lines, self.shared, self.without = lines, shared, without
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.lines)
@@ -29,6 +37,8 @@ class LazyGroup(click.Group):
             return None
         module = import_module(f"{__package__}.{cmd_name}")
         command: click.Command = module.command
+        if cmd_name not in self.without and self.shared not in command.params:
+            command.params.append(self.shared)
         return command
 
     def resolve_command(

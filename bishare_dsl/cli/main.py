@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from bishare_dsl.cli.group import LazyGroup
-from bishare_dsl.cli.options import examples, quiet
+from bishare_dsl.cli.options import examples, quiet, spec_transform
 from bishare_dsl.cli.report import (
     BROKEN_PIPE,
     INTERNAL,
@@ -52,6 +52,8 @@ COMMANDS = {
     cls=LazyGroup,
     invoke_without_command=True,
     lines=COMMANDS,
+    shared=spec_transform,
+    without=("fmt", "specs", "models", "explain", "completion"),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
         "bishare check my.share",

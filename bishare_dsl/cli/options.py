@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import click
@@ -50,6 +51,29 @@ allow_use = click.option(
     callback=_into_report("allow_use"),
     help="Let a spec `use` files outside of its folder.",
 )
+
+
+def _run_transforms(
+    ctx: click.Context, parameter: click.Parameter, files: tuple[Path, ...]
+) -> None:
+    if files and not ctx.resilient_parsing:  # Nothing is run while a shell completes.
+        from bishare_dsl.cli.local_transforms import run_transforms
+
+        for file in files:
+            run_transforms(file)
+
+
+spec_transform = click.Option(
+    ["--spec-transform"],
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    expose_value=False,
+    is_eager=True,
+    callback=_run_transforms,
+    help="Run a Python file, or those of a folder, that has transforms; may be repeated.",
+)
+"""Taken by every command that reads a spec or an adapter: `bishare_dsl.cli.main` gives it to them."""
 dtype = click.option(
     "--dtype",
     type=click.Choice(("float32", "bfloat16", "float16")),

@@ -76,6 +76,14 @@ NO_SOLUTION = Code(
     good="bishare plan lora --model llama-7b --budget 3M --solve r",
     shell=True,
 )
+BAD_TRANSFORM_FILE = Code(
+    "BS910",
+    "a --spec-transform that cannot be used",
+    "`{path}` gives no transform: {reason}",
+    "`--spec-transform` names a Python file, or a folder of them, that is run and whose transforms a spec "
+    "may use then. Each is a class with a `name`, as the page on writing a transform says; its name is not "
+    "one that is taken. The file imports what is installed, and not its neighbours.",
+)
 FILE_EXISTS = Code(
     "BS909",
     "a file that is in the way",
