@@ -85,7 +85,8 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     """Adapt a model with a saved adapter. Everything is checked before anything is changed.
 
     Args:
-        folder: that `save_pretrained` or ``bishare compile`` has written; or a plain LoRA that PEFT has.
+        folder: that `save_pretrained` or ``bishare compile`` has written; or a plain LoRA that PEFT has; or
+            the id of either on the Hub, ``owner/name`` or ``owner/name@revision``.
         model: the base that the adapter was made for, or one of the same shapes.
         name: as in `compile_spec`.
 
@@ -94,7 +95,8 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
 
     Raises:
         BishareError: the folder is no adapter, is damaged, or was made for another base (BS6xx), a
-            transform of it is not installed or cannot be used (BS619, BS214), or the model has an
+            transform of it is not installed or cannot be used (BS619, BS214), the Hub does not give it out
+            (BS504, BS505), or the model has an
             adapter, as in `compile_spec`; nothing was changed.
     """
     stored, problems = read_fitting(folder, model)

@@ -104,11 +104,15 @@ def read_fitting(
 ) -> tuple[StoredAdapter, list[Problem]]:
     """Read an adapter that fits a model, bishare's or a LoRA of PEFT, and find what to warn of.
 
+    One that the Hub has is fetched.
+
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
     from bishare_dsl.adapter.files import base_problems, is_peft, read_adapter
+    from bishare_dsl.hub import adapter_folder
 
+    folder = adapter_folder(folder)
     if is_peft(folder):
         with TemporaryDirectory() as scratch:
             import_peft(folder, architecture_of(model), scratch)

@@ -6,6 +6,9 @@ import json
 
 from bishare_dsl.plan import Plan
 
+FOLDER = "path/to/this/folder"
+"""What a card calls the adapter's folder, until it is on the Hub and has a name."""
+
 _CARD = """\
 ---
 {front_matter}
@@ -29,11 +32,12 @@ from transformers import AutoModelForCausalLM
 from bishare_dsl import load_adapter
 
 model = AutoModelForCausalLM.from_pretrained({load_from})
-model = load_adapter("path/to/this/folder", model)
+model = load_adapter("{folder}", model)
 ```
 
 `model.bishare.merge_and_unload()` gives a plain model with the adapter merged in, and
-`model.bishare.export(folder, format="peft")` a LoRA that PEFT and vLLM load.
+`model.bishare.export(folder, format="peft")` a LoRA that PEFT and vLLM load. With
+`pip install "bishare[vllm]"`, `vllm serve BASE --enable-lora --lora-modules name={folder}` serves it.
 
 ## Spec
 
@@ -62,6 +66,7 @@ def model_card(plan: Plan, spec_text: str) -> str:
         base=f"[{name}](https://huggingface.co/{name})" if plan.base.model_id else f"`{name}`",
         parameters=plan.parameters_line,
         shares="\n".join(shares),
+        folder=FOLDER,
         load_from=json.dumps(name),
         text=spec_text.strip(),
     )

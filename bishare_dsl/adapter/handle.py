@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
@@ -16,6 +17,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.probe import Inputs, probe
+from bishare_dsl.adapter.push import push_folder
 from bishare_dsl.adapter.reference import reference as make_reference
 from bishare_dsl.adapter.resident import by_one, whole
 from bishare_dsl.adapter.stored import Frozen, Rounded
@@ -177,6 +179,31 @@ class Handle(AdapterRoot):
         )
         for problem in problems:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+        licence: str | None = None,
+        **settings: Any,
+    ) -> str:
+        """Put the adapter on the Hub; ``load_adapter(name, model)`` loads it. Gives the repository's address.
+
+        Args:
+            name: and the others, as `push_folder` takes them.
+            settings: as `save_pretrained` takes them.
+
+        Raises:
+            AdapterError: as `save_pretrained` and `push_folder` do.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **settings)
+            return push_folder(
+                folder, name, private=private, revision=revision, message=message, licence=licence
+            )
 
     def export(
         self,

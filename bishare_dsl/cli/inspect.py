@@ -30,8 +30,9 @@ def command(report: Report, folder: Path) -> None:
     """
     from bishare_dsl.adapter.files import read_adapter
     from bishare_dsl.cli import summary
+    from bishare_dsl.hub import adapter_folder
 
-    stored = read_adapter(folder)
+    stored = read_adapter(adapter_folder(folder))
     config = stored.config
     if report.as_json:
         report.data(

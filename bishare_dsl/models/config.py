@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics.codes.models import (
     GGUF_MISSING,
     UNKNOWN_FAMILY,
 )
-from bishare_dsl.models.hub import cached_folder, require_hub
+from bishare_dsl.hub import cached_folder, require_hub
 from bishare_dsl.models.presets import PRESETS, config_of
 from bishare_dsl.models.source import Source
 

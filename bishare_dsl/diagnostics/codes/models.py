@@ -51,11 +51,11 @@ HUB_UNREACHABLE = Code(
 
 HUB_REFUSED = Code(
     "BS505",
-    "the Hub does not give out this model",
+    "the Hub does not give this out",
     "the Hugging Face Hub does not give out `{name}`: {reason}",
-    "The Hub answered, but not with a model: there is no repository of that name, it is private, or it "
-    "is gated, in which case its licence has to be accepted on its page and `hf auth login` has to know "
-    "who you are.",
+    "The Hub answered, but not with a model or an adapter: there is no repository of that name, it is "
+    "private, or it is gated, in which case its licence has to be accepted on its page and `hf auth "
+    "login` has to know who you are.",
 )
 
 BROKEN_CONFIG = Code(
@@ -144,4 +144,13 @@ WRONG_DIGEST = Code(
     "`{package}` gave a file with another digest: sha256 {found} where {expected} was expected",
     "What came from the package index is not the file that this version of bishare was made with. It has "
     "been deleted. A mirror or a proxy may have changed it; look at where pip downloads from.",
+)
+
+HUB_UNTAKEN = Code(
+    "BS517",
+    "the Hub does not take an adapter",
+    "the Hugging Face Hub does not take `{name}`: {reason}",
+    "The Hub was reached and said no. It takes what is pushed by somebody who is logged in with a token "
+    "that may write (`hf auth login`), to a repository of one's own or of an organisation that one "
+    "belongs to.",
 )

@@ -1,0 +1,194 @@
+"""The Hugging Face Hub: asked once and shortly for a model, and a shelf for adapters.
+
+Left to itself, a look-up of what is not in the cache is tried six times over 23 seconds where there is no
+network. Here one request with a short limit decides whether the Hub can be reached, and the cache is used
+where it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, one_line
+from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE, HUB_UNTAKEN
+
+_SECONDS = 5.0
+_MODEL_OFFLINE = (
+    "without a connection these work: a preset such as `llama-7b`, a checkpoint folder, a config.json, "
+    "a .gguf file, and models that are in the Hugging Face cache already (`HF_HOME`)"
+)
+_ADAPTER_OFFLINE = (
+    "without a connection these work: an adapter folder, which is looked for here first, and adapters that "
+    "are in the Hugging Face cache already (`HF_HOME`)"
+)
+
+_ADAPTER_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+
+_MARKS = ("bishare_config.json", "adapter_config.json")
+_FILES = (
+    *_MARKS,
+    "adapter.safetensors",
+    "adapter_model.safetensors",
+    "spec.share",
+    "plan.json",
+    "README.md",
+)
+"""What an adapter is made of, ours or PEFT's. Nothing else of a repository is fetched, and no pickle."""
+
+PICTURE = "topology.svg"
+"""What the model card of an adapter on the Hub shows."""
+
+
+def cached_folder(model_id: str) -> Path | None:
+    """Give the folder in the local cache that holds the current revision of a Hub model, config and all."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model_id, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def require_hub(model_id: str) -> None:
+    """Return if the Hub has this model and gives it out.
+
+    Raises:
+        ModelError: the Hub cannot be reached or may not be asked (BS504), or it says no (BS505).
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with _asked(model_id, ModelError, _MODEL_OFFLINE):
+        try:
+            _look_up(model_id, "config.json", None)
+        except EntryNotFoundError:
+            reason = "the repository has no config.json"
+            help = "download its .gguf file, if it has one, and give that"
+            raise ModelError(HUB_REFUSED(name=model_id, reason=reason, help=help)) from None
+
+
+def adapter_folder(place: str | os.PathLike[str]) -> Path:
+    """Give the folder of an adapter, fetched from the Hub first where it is the id of one there.
+
+    An id is ``owner/name``, or ``owner/name@revision``. A folder of that name wins over it.
+
+    Raises:
+        AdapterError: the Hub cannot be reached and the cache has no such adapter (BS504), or the Hub does
+            not give it out, or it is not an adapter (BS505).
+    """
+    from huggingface_hub import snapshot_download
+
+    path = Path(place)
+    match = _ADAPTER_ID.fullmatch(os.fspath(place))
+    if match is None or path.exists() or path.parent.is_dir():
+        return path
+    name, revision = match.groups()
+    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=list(_FILES))
+    try:
+        with _asked(name, AdapterError, _ADAPTER_OFFLINE):
+            _require_adapter(name, revision)
+            found = fetch()
+    except AdapterError as error:
+        if error.problems[0].code != HUB_UNREACHABLE.code:
+            raise
+        try:
+            found = fetch(local_files_only=True)
+        except OSError:  # it is not in the cache, or not whole
+            raise error from None
+    return Path(found)
+
+
+def push_adapter(
+    folder: Path,
+    name: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Put an adapter folder on the Hub, in one commit, and make the repository if there is none.
+
+    Args:
+        folder: which has been read already, so that it is known to be whole. Other files in it stay here.
+        name: ``owner/name``, or a name alone for one's own account.
+        private: whether a repository that is made is private; by default as the account has it.
+        revision: the branch; by default main.
+        message: of the commit.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        AdapterError: the Hub cannot be reached or may not be asked (BS504), or it does not take the
+            adapter (BS505).
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    kept = "the adapter is where it was; push it again with a connection"
+    with _asked(name, AdapterError, kept):
+        hub = HfApi()
+        try:
+            made = hub.create_repo(name, private=private, exist_ok=True)
+            hub.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                allow_patterns=[*_FILES, PICTURE],
+                revision=revision,
+                commit_message=message or "Upload an adapter made by bishare",
+            )
+        except HfHubHTTPError as error:
+            help = "run `hf auth login` with a token that may write, and check the owner's name"
+            raise AdapterError(HUB_UNTAKEN(name=name, reason=one_line(error), help=help)) from error
+    return str(made)
+
+
+@contextmanager
+def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
+    """Turn what goes wrong while the Hub is asked into our own error, of the class ``raised``."""
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set"
+        raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline))
+    try:
+        yield
+    except BishareError:
+        raise
+    except GatedRepoError:
+        help = f"accept its licence at https://huggingface.co/{name}, then run `hf auth login`"
+        raise raised(HUB_REFUSED(name=name, reason="it is gated", help=help)) from None
+    except RepositoryNotFoundError:
+        reason = "there is no such repository, or it is private"
+        help = "check the id; for a private repository run `hf auth login`"
+        raise raised(HUB_REFUSED(name=name, reason=reason, help=help)) from None
+    except Exception as error:
+        # Every transport has exceptions of its own, and huggingface_hub has changed its transport twice.
+        problem = HUB_UNREACHABLE(name=name, reason=one_line(error), help=offline)
+        raise raised(problem) from error
+
+
+def _look_up(name: str, file: str, revision: str | None) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    # The token is found by huggingface_hub where the user has logged in.
+    get_hf_file_metadata(hf_hub_url(name, file, revision=revision), timeout=_SECONDS)
+
+
+def _require_adapter(name: str, revision: str | None) -> None:
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+    for mark in _MARKS:
+        try:
+            _look_up(name, mark, revision)
+        except RevisionNotFoundError:
+            reason = f"it has no revision `{revision}`"
+            raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None
+        except EntryNotFoundError:
+            continue
+        return
+    reason = f"the repository is not an adapter: it has neither {' nor '.join(_MARKS)}"
+    raise AdapterError(HUB_REFUSED(name=name, reason=reason))
