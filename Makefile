@@ -91,8 +91,9 @@ docs: $(STAMP) ## write docs/errors from the registry of error codes, the pictur
 	@$(BIN)/python -m bishare_dsl.highlight.textmate editors/vscode/syntaxes/share.tmLanguage.json
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
 
-vscode: ## test the extension for VS Code, and pack it into dist (needs npm)
-	@cd editors/vscode && npm install --no-audit --no-fund --loglevel=error && npm test --silent && npm run --silent package
+vscode: $(STAMP) ## test the extension for VS Code, and pack it into dist (needs npm)
+	@cd editors/vscode && npm install --no-audit --no-fund --loglevel=error \
+	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all that make has made, downloads in .cache apart
 	rm -rf .venv .venv-compat .venv-vllm build dist .*_cache .hypothesis

@@ -44,6 +44,7 @@ COMMANDS = {
     "specs": "List the specs that ship with bishare.",
     "models": "List the models that are known by name.",
     "explain": "Say more about an error code.",
+    "lsp": "Serve an editor, which starts this command.",
     "completion": "Print the script that lets a shell complete commands.",
 }
 

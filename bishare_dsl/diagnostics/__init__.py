@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics.errors import (
     one_line,
     raise_errors,
 )
-from bishare_dsl.diagnostics.problem import Code, Problem, Severity, nearest
+from bishare_dsl.diagnostics.problem import Code, Edit, Problem, Severity, nearest
 from bishare_dsl.diagnostics.render import as_json, escaped, render
 from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
 
@@ -21,6 +21,7 @@ __all__ = [
     "BishareWarning",
     "Code",
     "DataError",
+    "Edit",
     "Loc",
     "ModelError",
     "PlanError",

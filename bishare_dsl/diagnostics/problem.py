@@ -13,11 +13,20 @@ Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """Text to be written in place of the characters of a span."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One finding. Drawing it (`render`) is a separate act.
 
     ``loc`` names the part of the spec that is wrong; ``span`` the characters of the text, where a
-    finding is about text that never became a spec. ``help`` says what was expected, or what to do.
+    finding is about text that never became a spec. ``help`` says what was expected, or what to do;
+    ``edits`` do it, where the reader of the text knows how.
     """
 
     code: str
@@ -26,6 +35,7 @@ class Problem:
     help: str | None = None
     severity: Severity = "error"
     span: Span | None = None
+    edits: tuple[Edit, ...] = ()
 
     def within(self, *prefix: str | int) -> Problem:
         """See the same problem from a part that contains the one it was found in."""
@@ -49,10 +59,17 @@ class Code:
     shell: bool = False
 
     def __call__(
-        self, *, loc: Loc = (), span: Span | None = None, help: str | None = None, **values: object
+        self,
+        *,
+        loc: Loc = (),
+        span: Span | None = None,
+        help: str | None = None,
+        edits: tuple[Edit, ...] = (),
+        **values: object,
     ) -> Problem:
         """Make a problem of this code; ``values`` fill the message."""
-        return Problem(self.code, self.message.format(**values), loc, help, self.severity, span)
+        message = self.message.format(**values)
+        return Problem(self.code, message, loc, help, self.severity, span, edits)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

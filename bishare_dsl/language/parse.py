@@ -7,14 +7,14 @@ statement, whose first words are reserved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from math import isfinite
-from typing import cast
+from typing import NamedTuple, cast
 
 from lark import Token, Tree, UnexpectedToken
 from lark.parsers.lalr_interactive_parser import InteractiveParser
 
-from bishare_dsl.diagnostics import Problem, Source, SourceMap, Span, SpecError
+from bishare_dsl.diagnostics import Edit, Problem, Source, SourceMap, Span, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import (
     BAD,
@@ -29,7 +29,7 @@ from bishare_dsl.language.grammar import (
     shortened,
     spelled,
 )
-from bishare_dsl.language.slips import Slip, in_quotes, known_slip
+from bishare_dsl.language.slips import Slip, edits_of, in_quotes, known_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
@@ -97,30 +97,57 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
         decoded = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as error:
         at, byte = (
-            start + len(_lines(error.object[: error.start].decode())),
+            start + len(plain_lines(error.object[: error.start].decode())),
             error.object[error.start],
         )
         problem = codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=byte)
         decoded = error.object.decode(errors="replace")
-    source = Source(name, _lines(decoded), start, used)
+    source = Source(name, plain_lines(decoded), start, used)
     if problem:
         raise SpecError(problem, SourceMap(source))
     return source
 
 
-def _lines(text: str) -> str:
+def plain_lines(text: str) -> str:
+    """Write line breaks as ``\\n``, and leave out a byte order mark."""
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse(source: Source, problems: Problems) -> Syntax:
     """Make the tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
+    tokens = _tokens(source)
+    return Syntax(_Parser(_spoken(tokens), problems).run(), tokens)
+
+
+class Open(NamedTuple):
+    """The end of a text that somebody is writing.
+
+    ``words`` are the tokens of the statement or clause that the text ends in, none if none is begun;
+    ``allowed`` the kinds of token that may follow; ``statements`` what stands before.
+    """
+
+    words: list[Token]
+    allowed: Set[str]
+    statements: list[Statement]
+
+
+def parse_open(source: Source) -> Open:
+    """Read a text that somebody is writing: what is not whole at its end, and what may follow."""
+    return _Parser(_spoken(_tokens(source)), Problems()).read_open()
+
+
+def _tokens(source: Source) -> list[Token]:
+    """Cut a text into tokens, white space and comments too, and an empty one at the end."""
     tokens = list(lark().lex(source.text, dont_ignore=True))
     for token in tokens:
         token.start_pos = source.start + cast(int, token.start_pos)
         token.end_pos = source.start + cast(int, token.end_pos)
     tokens.append(Token(END, "", start_pos=source.end, end_pos=source.end))
-    read = [token for token in tokens if token.type not in ("SPACE", "COMMENT")]
-    return Syntax(_Parser(read, problems).run(), tokens)
+    return tokens
+
+
+def _spoken(tokens: list[Token]) -> list[Token]:
+    return [token for token in tokens if token.type not in ("SPACE", "COMMENT")]
 
 
 class _Parser:
@@ -140,11 +167,29 @@ class _Parser:
         """Read all tokens."""
         position = 0
         while self.parser is not None or self.tokens[position].type != END:
-            if self.reads(position):
-                position += 1
-            elif self.tokens[position].type not in self.starters or not self.ends(position):
-                position = self.recover(position)
+            position = self.step(position)
         return self.statements
+
+    def read_open(self) -> Open:
+        """Read all tokens, and leave what the last ones begin as it is."""
+        position = 0
+        while self.tokens[position].type != END:
+            position = self.step(position)
+        words = [] if self.parser is None else self.tokens[self.first : position]
+        return Open(words, self.allowed(), self.statements)
+
+    def step(self, position: int) -> int:
+        """Read on at a position; the position to read at next."""
+        if self.reads(position):
+            return position + 1
+        if self.tokens[position].type in self.starters and self.ends(position):
+            return position
+        return self.recover(position)
+
+    def allowed(self) -> Set[str]:
+        """Give the kinds of token that may come next."""
+        kinds = {END} if self.parser is None else self.parser.accepts()
+        return kinds | self.starters if END in kinds else kinds
 
     def reads(self, position: int) -> bool:
         """Read a token if it goes on with what is being read, or begins something."""
@@ -219,12 +264,13 @@ class _Parser:
             return self.skip(position)
         if token.type == BAD:
             slip = known_slip(self.tokens, position, ())
-            self.problems(_unreadable(token, slip.help))
+            edits = edits_of(self.tokens, position, slip)
+            self.problems(_unreadable(token, slip.help, edits))
             return self.mend(position, slip)
-        allowed = {END} if self.parser is None else self.parser.accepts()
-        allowed |= self.starters if END in allowed else set()
+        allowed = self.allowed()
         if is_keyword(token) and {"NAME", "INT"} & allowed == {"NAME"} and self.is_meant(position):
-            self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=in_quotes(token)))
+            help_line, edits = in_quotes(token), (Edit(span, f'"{token}"'),)
+            self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=help_line, edits=edits))
             token.type = "NAME"
             return position
         slip = known_slip(self.tokens, position, allowed)
@@ -234,6 +280,7 @@ class _Parser:
                 expected=expected(allowed),
                 found=found(token),
                 help=slip.help and slip.help[:200],
+                edits=edits_of(self.tokens, position, slip),
             )
         )
         return self.mend(position, slip)
@@ -316,7 +363,7 @@ def _check_word(token: Token, problems: Problems) -> None:
         problems(codes.NUMBER_RANGE(span=span_of(token), text=shortened(token, 23)))
 
 
-def _unreadable(token: Token, help_line: str | None) -> Problem:
+def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) -> Problem:
     text, span = str(token), span_of(token)
     if text[0] == '"':
         return codes.UNCLOSED_QUOTE(span=span)
@@ -325,4 +372,4 @@ def _unreadable(token: Token, help_line: str | None) -> Problem:
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):
         what = f"the character U+{ord(text):04X}"
-    return codes.BAD_CHARACTER(span=span, what=what, help=help_line)
+    return codes.BAD_CHARACTER(span=span, what=what, help=help_line, edits=edits)

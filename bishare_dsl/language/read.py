@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from bishare_dsl.diagnostics import Problem, SourceMap
+from bishare_dsl.diagnostics import Problem, SourceMap, SpecError
 from bishare_dsl.diagnostics.codes.spec import OUTDENTED
 from bishare_dsl.language.lower import lower
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import parse_and_check
 from bishare_dsl.language.syntax import Syntax
-from bishare_dsl.language.use import Joining, Reader
+from bishare_dsl.language.use import File, Joining, Reader
 from bishare_dsl.spec import Spec
 
 
@@ -50,12 +52,40 @@ def read(
     Raises:
         SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.
     """
+    found = survey(text, name, allow_use=allow_use)
+    if found.spec is None:
+        raise SpecError(found.problems, found.where)
+    return found.spec, found.where
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A text as far as it can be read: ``spec`` is None where there are problems.
+
+    ``file`` is its tree with those of the files that it uses; None where not even a tree could be made.
+    """
+
+    file: File | None
+    where: SourceMap
+    problems: Sequence[Problem]
+    spec: Spec | None = None
+
+
+def survey(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Survey:
+    """Read as `read` does, and keep what is wrong with the text instead of raising it."""
     reader = Reader(allow_use)
-    file = reader.read(text, name)
-    reader.problems.raise_any(reader.where)
-    parts = Joining(reader.problems, reader.where).whole(file)
-    reader.problems.raise_any(reader.where)
-    return lower(parts, reader.where)
+    try:
+        file = reader.read(text, name)
+    except SpecError as error:
+        return Survey(None, error.where or reader.where, error.problems)
+    parts = None if reader.problems.count else Joining(reader.problems, reader.where).whole(file)
+    if parts is None or reader.problems.count:
+        return Survey(file, reader.where, reader.problems.sorted())
+    try:
+        spec, where = lower(parts, reader.where)
+    except SpecError as error:
+        return Survey(file, reader.where, error.problems)
+    return Survey(file, where, (), spec)
 
 
 def read_file(path: str | PathLike[str], *, allow_use: bool = False) -> tuple[Spec, SourceMap]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lark import Token
 
-from bishare_dsl.diagnostics import nearest
+from bishare_dsl.diagnostics import Edit, Span, nearest
 from bishare_dsl.language.grammar import BAD, CLAUSE_KINDS, is_keyword, spelled, words
 from bishare_dsl.language.syntax import span_of
 
@@ -26,13 +26,32 @@ _REMEDIES = {
 class Slip(NamedTuple):
     """What to do about a mistake: ``dropped`` tokens are left out, by their distance from it, the token is
     taken for one of ``kind``, or one of the kind ``missing`` is put before it; with none of these, reading
-    goes on at the next clause or statement. ``at`` is the token to point at, where that is another one."""
+    goes on at the next clause or statement. ``at`` is the token to point at, where that is another one.
+    ``edits`` do what ``help`` says to the text, where that is not the same: none if one cannot tell."""
 
     help: str | None = None
     dropped: Sequence[int] = ()
     kind: str | None = None
     missing: str | None = None
     at: Token | None = None
+    edits: tuple[Edit, ...] | None = None
+
+
+def edits_of(tokens: Sequence[Token], position: int, slip: Slip) -> tuple[Edit, ...]:
+    """Give what the text would have to say in place of the mistake at a token, if that is known."""
+    if slip.edits is not None:
+        return slip.edits
+    if slip.missing:
+        behind = span_of(tokens[position - 1]).end
+        return (Edit(Span(behind, behind), spelled(slip.missing) or ""),)
+    if slip.kind:
+        return _write(spelled(slip.kind) or "", tokens[position])
+    return tuple(edit for i in slip.dropped for edit in _write("", tokens[position + i]))
+
+
+def _write(text: str, first: Token, last: Token | None = None) -> tuple[Edit, ...]:
+    """Write a text in place of a token, or of all from one to another."""
+    return (Edit(Span(span_of(first).start, span_of(last or first).end), text),)
 
 
 def in_quotes(word: str) -> str:
@@ -57,7 +76,8 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip("a comparison is written `==`", kind="EQ")
     if token.type == "MINUS" and kinds[1] in ("SHARE", "PARAM", "LET", "SPEC") and len(after) > 1:
         name = f"{before[0]}_{after[0]}"
-        return Slip(f"a name has letters, digits and `_`: `{name}`", [0, 1])
+        edits = _write(name, before[0], after[0])
+        return Slip(f"a name has letters, digits and `_`: `{name}`", [0, 1], edits=edits)
     if token.type in _NUMBERS and before and before[0] == "layer":
         last = after[1] if len(after) > 1 and after[0].type in ("MINUS", "DOTS") else token
         return Slip(f"layers are chosen by `layer in {token}..{last}` or `layer == {token}`")
@@ -65,15 +85,15 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(f"options have names: `{before[1]}(size = {token})`, say")
     if token.type == "FLOOR" and (not before or before[0].line != token.line):
         line = [i for i, other in enumerate(tokens[position:]) if other.line == token.line]
-        return Slip("comments begin with `#`", line)
+        return Slip("comments begin with `#`", line, edits=_write("#", token))
     if kinds[0] == "MODULO" and kinds[1] in _NUMBERS:
         number = f"{float(before[1]) / 100:g}"
         help_line = f"`%` is the rest of a division; for {before[1]} percent write `{number}`"
-        return Slip(help_line, at=before[0])
+        return Slip(help_line, at=before[0], edits=_write(number, before[1], before[0]))
     if kinds[0] == "DOTS":
         return Slip("a range has an end: `24..-1` goes up to the last layer", at=before[0])
     if token in _REMEDIES:
-        return Slip(_REMEDIES[token], [0])
+        return _dropped(token)
     near = kind = None
     if token.type == "NAME":
         known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
@@ -87,23 +107,34 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
     if "COMMA" in allowed and token.type in _ITEMS:
         return Slip("a comma stands between the parts of a list", missing="COMMA")
     if is_keyword(token) and "NAME" in allowed:
-        return Slip(f"`{token}` is a keyword; {in_quotes(token)}")
+        edits = _write(f'"{token}"', token)
+        return Slip(f"`{token}` is a keyword; {in_quotes(token)}", edits=edits)
     return Slip()
+
+
+def _dropped(token: Token) -> Slip:
+    """Leave out a sign that has no place in the language, or none here."""
+    # Without its brackets a list may still have to become a set; and words stay apart.
+    edits = {"[": (), "]": (), "\xa0": _write(" ", token)}
+    return Slip(_REMEDIES[token], [0], edits=edits.get(token))
 
 
 def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -> Slip:
     start, end = span_of(token).start, span_of(token).end
     if token in _QUOTES:
         closing = [2] if len(after) > 1 and after[1] in _QUOTES else []
-        return Slip('a name is quoted with `"`', [0, *closing])
+        edits = _write('"', token) + (_write('"', after[1]) if closing else ())
+        return Slip('a name is quoted with `"`', [0, *closing], edits=edits)
     if token == "." and before and before[0].type == "DOTS":
         return Slip("a range has two dots: `0..8`", [0])
     alone = not before or span_of(before[0]).end < start
     if token == "." and alone and after[0].type == "INT" and span_of(after[0]).start == end:
-        return Slip(f"a number has a digit before its point: `0.{after[0]}`", [0])
+        edits = _write("0.", token)
+        return Slip(f"a number has a digit before its point: `0.{after[0]}`", [0], edits=edits)
     if token in _REMEDIES:
-        return Slip(_REMEDIES[token], [0])
+        return _dropped(token)
     if len(token) > 1:
-        return Slip("put a name in quotes that has letters beyond a to z")
+        help_line = "put a name in quotes that has letters beyond a to z"
+        return Slip(help_line, edits=_write(f'"{token}"', token))
     others = "put a name in quotes that has other characters than letters, digits and `_`"
     return Slip(others if token in (".", "-") else None)

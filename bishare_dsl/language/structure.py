@@ -7,7 +7,7 @@ from typing import cast
 
 from lark import Token
 
-from bishare_dsl.diagnostics import Problem, Source, Span, nearest
+from bishare_dsl.diagnostics import Edit, Problem, Source, Span, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import Problems, parse
@@ -46,7 +46,9 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     statements, header = syntax.statements, syntax.header
     written = any(token.type == "SPEC" for token in syntax.tokens)
     if not written or (statements and header and header is not statements[0]):
-        yield codes.NO_HEADER(span=syntax.first)
+        start = Span(syntax.first.start, syntax.first.start)
+        named = () if header else (Edit(start, "spec mine\n"),)
+        yield codes.NO_HEADER(span=syntax.first, edits=named)
     words = [statement.keyword for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
@@ -54,15 +56,19 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
         if word in DEFAULTS and i > first_share:
             help_line = f"move `{word}` above the first share, or to the share that it is meant for"
-            yield codes.LATE_DEFAULT(span=statement.keyword_span, word=word, help=help_line)
+            edits = _moved(syntax, statement, statements[first_share])
+            yield codes.LATE_DEFAULT(
+                span=statement.keyword_span, word=word, help=help_line, edits=edits
+            )
         elif word == "use" and i > uses_end:
-            yield codes.LATE_USE(span=statement.span)
+            edits = _moved(syntax, statement, statements[uses_end])
+            yield codes.LATE_USE(span=statement.span, edits=edits)
         elif word == "share":
             whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(statement, whole)
         for tree in statement.all_words():
             yield from _check_words(tree)
-    yield from _check_order(statements)
+    yield from _check_order(syntax)
     yield from _twice(
         (f"the default `{statement.keyword}`", statement.span)
         for statement in statements[:first_share]
@@ -131,7 +137,15 @@ def _check_words(words: Words) -> Iterator[Problem]:
                 yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
 
 
-def _check_order(statements: list[Statement]) -> Iterator[Problem]:
+def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edit, ...]:
+    """Move a statement, on a line of its own, before another one."""
+    inside = (t for t in syntax.tokens if statement.start <= span_of(t).start < statement.end)
+    text = "".join(inside)
+    return Edit(Span(before.start, before.start), f"{text}\n"), Edit(statement.span, "")
+
+
+def _check_order(syntax: Syntax) -> Iterator[Problem]:
+    statements = syntax.statements
     declared: dict[str, tuple[int, str]] = {}
     for i, statement in enumerate(statements):
         if statement.keyword in ("param", "let"):
@@ -141,7 +155,10 @@ def _check_order(statements: list[Statement]) -> Iterator[Problem]:
             at, word = declared.get(unquoted(use), (-1, ""))
             if at >= i:
                 name, help_line = unquoted(use), f"move the `{word}` up"
-                yield codes.USED_BEFORE(span=span_of(use), name=name, keyword=word, help=help_line)
+                edits = _moved(syntax, statements[at], statement) if at > i else ()
+                yield codes.USED_BEFORE(
+                    span=span_of(use), name=name, keyword=word, help=help_line, edits=edits
+                )
 
 
 def names_used(statement: Statement) -> Iterator[Token]:

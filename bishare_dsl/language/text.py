@@ -76,16 +76,18 @@ def _unsaid(part: object) -> str | None:
 
 
 def _statements(spec: m.Spec) -> Iterable[str]:
-    yield f"spec {_name(spec.name)}"
+    yield f"spec {spelled_name(spec.name)}"
     for param in spec.params:
-        value = _name(param.value) if isinstance(param.value, str) else _text(param.value, _SUM)
-        yield f"param {_name(param.name)} = {value}"
+        value = (
+            spelled_name(param.value) if isinstance(param.value, str) else _text(param.value, _SUM)
+        )
+        yield f"param {spelled_name(param.name)} = {value}"
     for let in spec.lets:
-        yield f"let {_name(let.name)} = {_selection(let.selection)}"
+        yield f"let {spelled_name(let.name)} = {_selection(let.selection)}"
     yield f"target {_selection(spec.target)}"
     yield from _clauses(spec.defaults)
     for share in spec.shares:
-        yield f"share {_name(share.name)}"
+        yield f"share {spelled_name(share.name)}"
         yield from _clauses(share)
 
 
@@ -104,15 +106,15 @@ def _clauses(part: m.Settings) -> Iterator[str]:
             case _, m.RankMatch() as rank:
                 yield f"rank {_match(rank)}"
             case _, m.Via(transform=transform, options=options):
-                said = [f"{_name(name)} = {_text(value)}" for name, value in options.items()]
-                yield f"via {_name(transform)}" + (f"({', '.join(said)})" if said else "")
+                said = [f"{spelled_name(name)} = {_text(value)}" for name, value in options.items()]
+                yield f"via {spelled_name(transform)}" + (f"({', '.join(said)})" if said else "")
             case _, m.Init() | m.Gain() as named:
                 sign = " init" if word == "gain" else ""
                 if said := [f"{n}{sign} {_text(v)}" for n, v in named if v is not None]:
                     yield f"{word} {', '.join(said)}"
             case "freeze", roles:
                 # A and B are roles where they stand, as is any other word in quotes.
-                if said := [r if r in ("A", "B") else _name(r) for r in roles]:
+                if said := [r if r in ("A", "B") else spelled_name(r) for r in roles]:
                     yield f"freeze {', '.join(said)}"
             case "start", True:
                 yield "start nonzero"
@@ -155,9 +157,9 @@ def _written(node: m.Expression) -> tuple[str, int]:
         case int() | float():
             return repr(node), _ATOM
         case m.Ref(ref=name):
-            return (name if name in IN_EXPRESSIONS else _name(name)), _ATOM
+            return (name if name in IN_EXPRESSIONS else spelled_name(name)), _ATOM
         case m.Match(attribute=attribute, pattern=pattern):
-            said = _quoted(pattern) if attribute == "path" else _name(pattern)
+            said = _quoted(pattern) if attribute == "path" else spelled_name(pattern)
             return f"{attribute} {said}", _ATOM
         case m.Call(function=function, arguments=arguments):
             return f"{function}({', '.join(map(_text, arguments))})", _ATOM
@@ -179,7 +181,8 @@ def _written(node: m.Expression) -> tuple[str, int]:
     raise TypeError(f"not an expression: {node!r}")
 
 
-def _name(name: str) -> str:
+def spelled_name(name: str) -> str:
+    """Write a name as a text does: in quotes where it needs them."""
     return name if _PLAIN.match(name) and not is_keyword(name) else _quoted(name)
 
 

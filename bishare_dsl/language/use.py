@@ -21,7 +21,7 @@ from typing import TypeAlias, cast
 
 from lark import Tree
 
-from bishare_dsl.diagnostics import Source, SourceMap, SpecError, nearest
+from bishare_dsl.diagnostics import Edit, Source, SourceMap, Span, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
@@ -222,11 +222,15 @@ class Joining:
                 if inherited:
                     place = self.where.place(inherited[0].span)
                     help_line = f"`replace {part.keyword} {part.name} ...` replaces it"
+                    edits = (Edit(Span(span.start, span.start), "replace "),)
                     self.problems(
-                        codes.NOT_REPLACED(what=what, place=place, span=span, help=help_line)
+                        codes.NOT_REPLACED(
+                            what=what, place=place, span=span, help=help_line, edits=edits
+                        )
                     )
             elif not inherited:
-                self.problems(codes.NOTHING_TO_REPLACE(what=what, span=span))
+                edits = (Edit(Span(part.start, part.keyword_span.start), ""),)
+                self.problems(codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits))
             elif inherited[0] not in parts:
                 self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from bishare_dsl.transforms.transform import Own, Start, Transform, Width
 
@@ -28,7 +28,7 @@ class Basis(Transform):
     title: ClassVar[str] = "Linear Combination of a Basis"
     owned: ClassVar[tuple[str, ...]] = ("c_A", "c_B")
 
-    count: PositiveInt = 64
+    count: PositiveInt = Field(64, description="basis matrices of each factor")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return self.count * rank, max(widths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from bishare_dsl.transforms.transform import Transform, Width, one_width
 
@@ -26,7 +26,9 @@ class BlockDiagonal(Transform):
     name: ClassVar[str] = "BlockDiagonal"
     title: ClassVar[str] = "Block Diagonal"
 
-    blocks: PositiveInt = 4
+    blocks: PositiveInt = Field(
+        4, description="parts that input and output are cut into; they divide every width"
+    )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         if (width := one_width(widths)) % self.blocks:

@@ -28,7 +28,8 @@ class Experts(Transform):
     owned: ClassVar[tuple[str, ...]] = ("G",)
     linear: ClassVar[bool] = False
 
-    count: int = Field(3, ge=2)  # The softmax over one is 1: a router would never learn.
+    # The softmax over one is 1: a router would never learn.
+    count: int = Field(3, ge=2, description="experts, each with a B of its own")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return (rank if role == "A" else self.count * rank), one_width(widths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -31,9 +31,13 @@ class GateTransformation(Transform):
     title: ClassVar[str] = "Gate Transformation"
     owned: ClassVar[tuple[str, ...]] = ("G_id", "G_iu", "G_od", "G_ou")
 
-    size: PositiveInt = 1024
-    gates: Literal["kaiming_uniform", "kaiming_normal", "ones"] = "kaiming_uniform"
-    gate_rank: PositiveInt = 1
+    size: PositiveInt = Field(1024, description="columns of the shared factors")
+    gates: Literal["kaiming_uniform", "kaiming_normal", "ones"] = Field(
+        "kaiming_uniform", description="how the gates start"
+    )
+    gate_rank: PositiveInt = Field(
+        1, description="rank of a gate, which bounds the rank of the update"
+    )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, self.size

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -36,10 +36,15 @@ class KroneckerExtension(Transform):
     title: ClassVar[str] = "Kronecker Extension"
     owned: ClassVar[tuple[str, ...]] = ("K_A", "K_B")
 
-    size: PositiveInt = 256
-    kernel: Literal["kaiming_normal", "kaiming_uniform", "ones"] = "kaiming_normal"
-    shared_rank: PositiveInt | None = None
-    rowwise: bool = False
+    size: PositiveInt = Field(256, description="columns of the shared factors")
+    kernel: Literal["kaiming_normal", "kaiming_uniform", "ones"] = Field(
+        "kaiming_normal", description="how the kernels start"
+    )
+    shared_rank: PositiveInt | None = Field(
+        None,
+        description="rows of the shared factors, of which the rank is a multiple; by default all",
+    )
+    rowwise: bool = Field(False, description="a kernel row for each row of the shared factors")
 
     @model_validator(mode="after")
     def _one_form(self) -> KroneckerExtension:

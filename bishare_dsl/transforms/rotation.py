@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from bishare_dsl.transforms.transform import Transform, Width, one_width
 
@@ -29,9 +29,13 @@ class Rotation(Transform):
     name: ClassVar[str] = "Rotation"
     title: ClassVar[str] = "Partial Rotation"
 
-    chunks_A: PositiveInt = 4
-    chunks_B: PositiveInt = 4
-    stride: NonNegativeInt | None = None
+    chunks_A: PositiveInt = Field(4, description="copies of a chunk that make A")
+    chunks_B: PositiveInt = Field(4, description="copies of a chunk that make B")
+    stride: NonNegativeInt | None = Field(
+        None,
+        description="rows by which each copy is rolled further than the last; by default the rank over "
+        "the chunks, rounded down, and 1 at least",
+    )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, math.ceil(one_width(widths) / self._chunks(role))

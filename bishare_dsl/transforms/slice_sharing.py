@@ -26,7 +26,11 @@ class SliceSharing(Transform):
     name: ClassVar[str] = "SS"
     title: ClassVar[str] = "Slice Sharing"
 
-    window: Literal["centre", "leading", "trailing"] = Field("centre", alias="slice")
+    window: Literal["centre", "leading", "trailing"] = Field(
+        "centre",
+        alias="slice",
+        description="where in the shared factor a narrower site's part lies",
+    )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)

@@ -31,11 +31,16 @@ class VectorBank(Transform):
     pooled: ClassVar[tuple[str, ...]] = ("bank",)
     owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
 
-    vectors: PositiveInt = 90
-    length: PositiveInt = 256
-    top_k: int = Field(2, ge=2)  # The softmax over one is 1: no logit would ever learn.
-    bank_bound: PositiveFloat = 0.02
-    logits_deviation: PositiveFloat = 0.1
+    vectors: PositiveInt = Field(90, description="vectors in the bank")
+    length: PositiveInt = Field(256, description="values of a vector; it divides every width")
+    # The softmax over one is 1: no logit would ever learn.
+    top_k: int = Field(2, ge=2, description="vectors that are mixed for each stretch of a factor")
+    bank_bound: PositiveFloat = Field(
+        0.02, description="the bank starts uniform between minus this and this"
+    )
+    logits_deviation: PositiveFloat = Field(
+        0.1, description="the logits start normal with this standard deviation"
+    )
 
     @model_validator(mode="after")
     def _enough_vectors(self) -> VectorBank:

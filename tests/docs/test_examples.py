@@ -210,7 +210,7 @@ def test_message_in_the_readme(tmp_path, monkeypatch, capsys):
 def test_examples_are_found():
     """The checks above are of something."""
     assert {block.language for block in BLOCKS} >= {"share", "python", "console"}
-    known = {"share", "python", "console", "text", "bash", "toml"}
+    known = {"share", "python", "console", "text", "bash", "toml", "json", "lua"}
     assert not [b.place for b in BLOCKS if b.language not in known]
     marks = r"fragment|run|(model|warning|error|exit|file)=[\w.-]+"
     assert not [b.place for b in BLOCKS if not all(re.fullmatch(marks, m) for m in b.marks)]
@@ -222,7 +222,7 @@ def test_entry_point_of_a_plugin():
 
     from bishare_dsl.transforms.registry import GROUP
 
-    [block] = [b for b in BLOCKS if b.language == "toml"]
+    [block] = [b for b in BLOCKS if b.language == "toml" and b.page.name == "transforms.md"]
     assert list(tomllib.loads(block.text)["project"]["entry-points"]) == [GROUP]
 
 

@@ -90,3 +90,9 @@ FILE_EXISTS = Code(
     "`{path}` exists",
     "A spec is not overwritten unless `--force` is given.",
 )
+NEEDS_PACKAGE = Code(
+    "BS920",
+    "a command that needs another package",
+    "this command needs the package `{package}`",
+    "What few people use is an optional dependency. For the language server: `pip install 'bishare[lsp]'`.",
+)

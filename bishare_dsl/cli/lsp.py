@@ -1,0 +1,34 @@
+"""``bishare lsp``: what an editor starts to know specs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.report import CommandError, Report
+
+
+@click.command(
+    "lsp", epilog=options.examples("bishare lsp     # docs/editors.md: what to tell an editor")
+)
+@options.quiet
+@click.pass_obj
+def command(report: Report) -> None:
+    """Serve an editor: diagnostics, completion, hover and more, over standard input and output.
+
+    An editor starts it. It speaks the Language Server Protocol, and needs `pip install 'bishare[lsp]'`.
+    """
+    try:
+        from bishare_dsl.lsp.server import make_server
+    except ImportError as error:
+        from bishare_dsl.diagnostics.codes import usage as codes
+
+        help_line = "pip install 'bishare[lsp]'"
+        raise CommandError(codes.NEEDS_PACKAGE(package=error.name, help=help_line)) from error
+    # The server closes what it writes to. And nothing else may write there: it would break the protocol.
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    sys.stdout = sys.stderr
+    make_server().start_io(stdout=own)

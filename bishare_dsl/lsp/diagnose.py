@@ -1,0 +1,47 @@
+"""Problems as an editor shows them, each at its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsprotocol import types as lsp
+
+from bishare_dsl.diagnostics import Problem
+from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.lsp.document import Document
+from bishare_dsl.lsp.positions import Positions
+
+_SEVERITY = {
+    "error": lsp.DiagnosticSeverity.Error,
+    "warning": lsp.DiagnosticSeverity.Warning,
+    "note": lsp.DiagnosticSeverity.Information,
+}
+
+
+def diagnostics(document: Document) -> list[lsp.Diagnostic]:
+    """Give all that is wrong with a document.
+
+    What is wrong with a file that the document uses is shown at the `use`, with its own place beside it.
+    """
+    return [diagnostic(document, problem) for problem in document.problems]
+
+
+def diagnostic(document: Document, problem: Problem) -> lsp.Diagnostic:
+    """Give one problem of a document."""
+    where, span = document.survey.where, document.place(problem)
+    related = None
+    if uses := where.uses(span):
+        elsewhere = Positions(where.source_of(span), document.unit)
+        place = lsp.Location(Path(elsewhere.source.name).resolve().as_uri(), elsewhere.range(span))
+        related = [lsp.DiagnosticRelatedInformation(place, problem.message)]
+        span = uses[-1]
+    unused = problem.code == codes.UNUSED.code
+    return lsp.Diagnostic(
+        range=document.positions.range(span),
+        message=f"{problem.message}\nhelp: {problem.help}" if problem.help else problem.message,
+        severity=_SEVERITY[problem.severity],
+        code=problem.code,
+        source="bishare",
+        tags=[lsp.DiagnosticTag.Unnecessary] if unused else None,
+        related_information=related,
+    )

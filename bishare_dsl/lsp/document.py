@@ -1,0 +1,154 @@
+"""A spec as it stands in an editor; each stage of the front end is run when something asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lark import Token
+from lsprotocol.types import PositionEncodingKind
+
+from bishare_dsl.diagnostics import BishareError, Loc, Problem, Source, Span
+from bishare_dsl.language.parse import plain_lines
+from bishare_dsl.language.read import Survey, doubts, survey
+from bishare_dsl.language.syntax import Statement, Syntax, span_of
+from bishare_dsl.language.use import File
+from bishare_dsl.lsp.model import Chosen, Named, named_model
+from bishare_dsl.lsp.positions import Positions
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.check import check_spec
+from bishare_dsl.plan.select import Sites
+from bishare_dsl.spec import Spec
+
+
+@dataclass
+class Document:
+    """A text under a path; ``chosen`` is the model of the settings, ``unit`` what columns are counted in.
+
+    ``earlier`` is the plan of the text before the last change.
+    """
+
+    text: str
+    path: str
+    chosen: Chosen = field(default_factory=Chosen)
+    allow_use: bool = False
+    unit: str = PositionEncodingKind.Utf16
+    earlier: Plan | None = None
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The text and all that it uses, as far as they can be read."""
+        return survey(self.text, self.path, allow_use=self.allow_use)
+
+    @cached_property
+    def source(self) -> Source:
+        """The text, without the texts that it uses."""
+        return Source(self.path, plain_lines(self.text))
+
+    @property
+    def file(self) -> File | None:
+        """The tree, with those of the files that the text uses."""
+        return self.survey.file
+
+    @property
+    def syntax(self) -> Syntax | None:
+        """The tree of the text alone."""
+        return self.file.syntax if self.file else None
+
+    @property
+    def spec(self) -> Spec | None:
+        """What the text means; None while it has errors."""
+        return self.survey.spec
+
+    @cached_property
+    def positions(self) -> Positions:
+        """The lines and columns of the text."""
+        return Positions(self.source, self.unit)
+
+    @cached_property
+    def named(self) -> Named | None:
+        """The model that a comment names."""
+        return named_model(self.source)
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The model that the spec is held against."""
+        return self.chosen.architecture if self.named is None else self.named.architecture
+
+    @cached_property
+    def _checked(self) -> tuple[Plan | None, tuple[Problem, ...]]:
+        spec, where, architecture = self.spec, self.survey.where, self.architecture
+        if spec is None:
+            return None, tuple(self.survey.problems)
+        if architecture is None:
+            return None, (*doubts(spec, where), *check_spec(spec))
+        from bishare_dsl.compiler import make_plan
+
+        try:
+            made = make_plan(spec, architecture, where=where)
+        except BishareError as error:
+            return None, (*doubts(spec, where), *error.problems)
+        return made.plan, made.problems
+
+    @property
+    def plan(self) -> Plan | None:
+        """The spec on its model; None where there is no model, or the spec does not fit it."""
+        return self._checked[0]
+
+    @property
+    def plan_so_far(self) -> Plan | None:
+        """The plan, if it has been made already, or else the one before the last change."""
+        return self.plan if "_checked" in vars(self) else self.earlier
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All that is wrong with the text, its meaning, and how it fits the model."""
+        wrong_model = self.named.problem if self.named else None
+        return (*((wrong_model,) if wrong_model else ()), *self._checked[1])
+
+    def place(self, problem: Problem) -> Span:
+        """Find the characters that a problem is about, in the text or in one that it uses."""
+        span = problem.span or self.survey.where.locate(problem.loc)
+        return span or Span(self.source.start, self.source.start)
+
+    @cached_property
+    def sites(self) -> Sites | None:
+        """The model's sites as the spec sees them; None where there is no spec or no model."""
+        if self.spec is None or self.architecture is None:
+            return None
+        return Sites(self.spec, self.architecture)
+
+    def is_own(self, span: Span) -> bool:
+        """Tell whether a span is of the text, and not of one that it uses."""
+        return self.survey.where.source_of(span) is self.survey.where.source
+
+    def token_at(self, offset: int) -> Token | None:
+        """Find the word or comment at a character, or the one that ends there."""
+        found = None
+        for token in self.syntax.tokens if self.syntax else ():
+            span = span_of(token)
+            if token.type == "SPACE" or not span.start <= offset <= span.end:
+                continue
+            if span.start < span.end:
+                found = token if offset < span.end or found is None else found
+        return found
+
+    def statement_at(self, offset: int) -> tuple[Statement, Statement] | None:
+        """Find the statement at a character, and the clause of it there, or else the statement again."""
+        for statement in self.syntax.statements if self.syntax else ():
+            if statement.start <= offset <= statement.end:
+                within = (c for c in statement.clauses if c.start <= offset <= c.end)
+                return statement, next(within, statement)
+        return None
+
+    def parts_at(self, offset: int) -> Iterator[tuple[Loc, Span]]:
+        """Find the parts of the spec that a character belongs to, the smallest first."""
+        found = [
+            (span.end - span.start, -len(loc), loc, span)
+            for loc, span in self.survey.where.spans.items()
+            if span.start <= offset <= span.end
+        ]
+        for _, _, loc, span in sorted(found, key=lambda part: part[:2]):
+            yield loc, span

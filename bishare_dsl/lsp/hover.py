@@ -1,0 +1,215 @@
+"""What stands under the pointer: a share's pools and counts, the sites that a name selects, an option."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
+
+from lark import Token
+from lsprotocol import types as lsp
+from pydantic.fields import FieldInfo
+
+from bishare_dsl.diagnostics import Loc, SpecError
+from bishare_dsl.language.syntax import Statement, first_token, span_of, unquoted
+from bishare_dsl.lsp.document import Document
+from bishare_dsl.lsp.names import name_at
+from bishare_dsl.lsp.words import MEANINGS
+from bishare_dsl.models.site import Site
+from bishare_dsl.show import rows
+from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
+from bishare_dsl.spec.evaluate import EvaluationError
+from bishare_dsl.transforms import Transform, transform_kind
+
+_CONDITIONS = (And, Compare, Match, Member, Not, Or, Ref)
+
+
+def hover(document: Document, position: lsp.Position) -> lsp.Hover | None:
+    """Tell what stands at a place of a document; None where there is nothing to tell."""
+    offset = document.positions.offset(position)
+    token = document.token_at(offset)
+    if token is None or token.type == "COMMENT":
+        return None
+    told = "\n\n".join(part for part in _told(document, offset, token) if part)
+    if not told:
+        return None
+    content = lsp.MarkupContent(lsp.MarkupKind.Markdown, told)
+    return lsp.Hover(content, document.positions.range(span_of(token)))
+
+
+def _told(document: Document, offset: int, token: Token) -> Iterator[str | None]:
+    if (found := document.statement_at(offset)) is None:
+        return
+    statement, clause = found
+    heads = (str(statement.words.data), "replace") if clause is statement else ()
+    is_name = clause is statement and statement.keyword in ("share", "param", "let", "spec", "use")
+    if statement.keyword == "share" and (token in heads or _is_head(statement, token)):
+        yield share_card(document, statement.name) or MEANINGS["share"]
+    elif is_name and statement.keyword == "use" and _is_head(statement, token):
+        yield _used(document, statement)
+    elif clause.keyword == "via" and (told := _of_transform(clause, token)):
+        yield told
+    elif (named := name_at(document, offset)) is not None:
+        yield _named(document, named[1][0].statement)
+        yield _selected(document, offset)
+    else:
+        yield MEANINGS.get(str(token)) if token.type != "STRING" else None
+        yield _selected(document, offset)
+
+
+def _is_head(statement: Statement, token: Token) -> bool:
+    return span_of(token) == span_of(statement.name_token)
+
+
+def share_card(document: Document, name: str) -> str | None:
+    """Tell what a share is on the model: modules, ranks, pools, parameters; None without a plan."""
+    if (plan := document.plan) is None:
+        return None
+    row = next((row for row in rows.shares(plan) if row.name == name), None)
+    if row is None:
+        return f"**{name}** has rank 0 and adds nothing."
+    ranks = ", ".join(map(str, row.ranks))
+    head = (
+        f"**{name}** on {plan.base.name}: {row.modules:,} modules, rank {ranks}, "
+        f"{row.trainable:,} trainable parameters ({row.of_total:.1%} of all)"
+    )
+    lines = ["| role | pools | modules each | shape | parameters |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| `{role.role}` | {role.pools:,} | {rows.span(role.members)} | "
+        f"{rows.span(role.rows)} × {rows.span(role.columns)} | "
+        f"{role.parameters:,}{'' if role.trainable else ' frozen'} |"
+        for role in rows.roles(plan)
+        if role.share == name
+    ]
+    return f"{head}\n\n" + "\n".join(lines)
+
+
+def _used(document: Document, statement: Statement) -> str | None:
+    for use, file in document.file.uses if document.file else ():
+        if use is statement:
+            first = file.source.text.split("\n", 1)[0]
+            note = first.lstrip("# ") if first.startswith("#") else ""
+            return "\n\n".join(part for part in (f"`{file.source.name}`", note) if part)
+    return None
+
+
+def _of_transform(clause: Statement, token: Token) -> str | None:
+    """Tell of a transform's name, or of an option's, where the token is one."""
+    named = name_of(clause)
+    try:
+        kind = transform_kind(unquoted(named))
+    except (KeyError, SpecError):
+        return None
+    if token is named:
+        lines = [f"- {option(name, field)}" for name, field in kind.model_fields.items()]
+        doc = inspect.getdoc(kind) or ""
+        return "\n\n".join(
+            [f"**{kind.name}**, {kind.title}", doc.replace("``", "`"), "\n".join(lines)]
+        )
+    names = [tree.children[0] for tree in clause.words.find_data("option")]
+    if any(token is one for one in names) and (field := field_of(kind, unquoted(token))):
+        return option(unquoted(token), field)
+    return None
+
+
+def name_of(via: Statement) -> Token:
+    """Give the name that stands behind a `via`, with options or without."""
+    return first_token(via.words.children[0])
+
+
+def field_of(kind: type[Transform], name: str) -> FieldInfo | None:
+    """Find an option of a transform by the name that specs write."""
+    fields = kind.model_fields.items()
+    return next((field for own, field in fields if (field.alias or own) == name), None)
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """Give the words that an option takes; none where it takes a number."""
+    if field.annotation is bool:
+        return "true", "false"
+    return tuple(word for word in get_args(field.annotation) if isinstance(word, str))
+
+
+def option(name: str, field: FieldInfo) -> str:
+    """Write an option in a line: type, default, meaning."""
+    known = {int: "a whole number", float: "a number", bool: "`true` or `false`"}
+    words = choices(field)
+    types = [
+        found
+        for kind, found in known.items()
+        if kind in (field.annotation, *get_args(field.annotation))
+    ]
+    what = " or ".join(f"`{word}`" for word in words) or " or ".join(types) or "a value"
+    default = "" if field.default is None else f", by default `{str(field.default).lower()}`"
+    meaning = f": {field.description}" if field.description else ""
+    return f"`{field.alias or name}` takes {what}{default}{meaning}"
+
+
+def _named(document: Document, statement: Statement) -> str | None:
+    """Tell what a param is worth, or which sites a let selects."""
+    spec, name = document.spec, statement.name
+    if statement.keyword == "param":
+        value = spec.values.get(name) if spec else None
+        return f"param **{name}**" + ("" if value is None else f" = `{value}`")
+    let = next((let for let in spec.lets if let.name == name), None) if spec else None
+    if let is None or document.sites is None:
+        return f"let **{name}**"
+    selected = document.sites.select(document.sites.architecture.sites, let.selection)
+    return f"let **{name}**: {summary(selected)}"
+
+
+def _selected(document: Document, offset: int) -> str | None:
+    """Tell which sites the condition at a place selects."""
+    if document.sites is None:
+        return None
+    everything = document.sites.architecture.sites
+    for loc, span in document.parts_at(offset):
+        part = _part(document.spec, loc)
+        if not document.is_own(span) or not isinstance(part, (*_CONDITIONS, Selection)):
+            continue
+        if not _is_condition(document.spec, loc):
+            return None
+        selection = part if isinstance(part, Selection) else Selection(include=(part,))
+        try:
+            return f"Selects {summary(document.sites.select(everything, selection))}."
+        except EvaluationError:
+            continue  # A word inside a comparison: what is around it is the condition.
+    return None
+
+
+def _part(part: object, loc: Loc) -> object:
+    """Find the part of a spec at a place; None where a place names no part."""
+    for name in loc:
+        if isinstance(part, (tuple, dict)):
+            try:
+                part = part[name]  # type: ignore[index]  # by its place, or by its name
+            except (LookupError, TypeError):
+                return None
+        else:
+            part = getattr(part, str(name), None)
+    return part
+
+
+def _is_condition(spec: object, loc: Loc) -> bool:
+    """Tell whether a place is inside of a selection, where a bare name selects sites."""
+    return any(isinstance(_part(spec, loc[:end]), Selection) for end in range(len(loc) + 1))
+
+
+def summary(sites: Sequence[Site]) -> str:
+    """Say which sites these are: how many, of which kinds, in which layers."""
+    if not sites:
+        return "no module"
+    kinds = ", ".join(f"`{kind}`" for kind in dict.fromkeys(site.kind for site in sites))
+    count = f"{len(sites):,} module{'s' if len(sites) > 1 else ''}"
+    return f"{count}: {kinds} of layers {_runs(site.layer for site in sites)}"
+
+
+def _runs(layers: Iterable[int]) -> str:
+    """Write numbers as ranges: `0..3, 8, 10..31`."""
+    runs: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)

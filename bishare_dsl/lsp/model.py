@@ -1,0 +1,58 @@
+"""Which model a spec is held against: the one that a comment of it names, or that of the settings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from bishare_dsl.diagnostics import ModelError, Problem, Source, Span, nearest
+from bishare_dsl.diagnostics.codes.models import UNKNOWN_MODEL
+from bishare_dsl.models.presets import ALIASES, PRESETS, preset
+from bishare_dsl.models.site import Architecture
+
+_COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(\S+)[ \t]*$", re.MULTILINE)
+_HELP = "a comment names a preset, which `bishare models` lists; any other model is a setting of the editor"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What ``# model: NAME`` names, and where: a preset, since a stranger's text reads no other file."""
+
+    name: str
+    span: Span
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The shapes of the model; None where no preset is called so."""
+        return preset(self.name) if self.name in (*PRESETS, *ALIASES) else None
+
+    @property
+    def problem(self) -> Problem | None:
+        """What is wrong with the name."""
+        if self.architecture is not None:
+            return None
+        near = nearest(self.name, (*PRESETS, *ALIASES)) or _HELP
+        return UNKNOWN_MODEL(name=self.name, span=self.span, help=near)
+
+
+def named_model(source: Source) -> Named | None:
+    """Find the first comment of a text that names a model."""
+    if (match := _COMMENT.search(source.text)) is None:
+        return None
+    start, end = match.span(1)
+    return Named(match[1], Span(source.start + start, source.start + end))
+
+
+class Chosen:
+    """The model of the settings; its shapes are read once."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.architecture: Architecture | None = None
+        self.problems: tuple[Problem, ...] = ()
+        if name:
+            from bishare_dsl.models.load import architecture_of
+
+            try:
+                self.architecture = architecture_of(name)
+            except ModelError as error:
+                self.problems = error.problems

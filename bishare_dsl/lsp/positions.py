@@ -1,0 +1,55 @@
+"""Between the characters of a text and the lines and columns that an editor counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lsprotocol.types import Position, PositionEncodingKind, Range
+
+from bishare_dsl.diagnostics import Edit, Source, Span
+
+_WIDTHS: dict[str, Callable[[str], int]] = {
+    PositionEncodingKind.Utf8: lambda text: len(text.encode()),
+    PositionEncodingKind.Utf16: lambda text: len(text) + sum(char > "\uffff" for char in text),
+    PositionEncodingKind.Utf32: len,
+}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The places of a text, with columns in the unit that server and editor agreed on."""
+
+    source: Source
+    unit: str = PositionEncodingKind.Utf16
+
+    def position(self, offset: int) -> Position:
+        """Find the line and column of a character, both counted from 0."""
+        line, column = self.source.position(offset)
+        before = self.source.line(line)[: column - 1]
+        return Position(line - 1, _WIDTHS[self.unit](before))
+
+    def range(self, span: Span) -> Range:
+        """Find the lines and columns of a span."""
+        return Range(self.position(span.start), self.position(span.end))
+
+    def offset(self, position: Position) -> int:
+        """Find the character at a line and column; of a place beyond the end, the last one."""
+        lines = self.source.text.split("\n")
+        if position.line >= len(lines):
+            return self.source.start + len(self.source.text)
+        line, width = lines[position.line], _WIDTHS[self.unit]
+        column = counted = 0
+        while column < len(line) and counted < position.character:
+            counted += width(line[column])
+            column += 1
+        return self.source.start + sum(len(above) + 1 for above in lines[: position.line]) + column
+
+
+def edited(source: Source, edits: tuple[Edit, ...]) -> str:
+    """Make the text that a text becomes by edits that do not overlap."""
+    text = source.text
+    for edit in sorted(edits, key=lambda edit: edit.span.start, reverse=True):
+        start, end = edit.span.start - source.start, edit.span.end - source.start
+        text = text[:start] + edit.text + text[end:]
+    return text

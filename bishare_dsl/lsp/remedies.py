@@ -1,0 +1,160 @@
+"""What a message advises, done by a click. A remedy is offered only if the message goes away by it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lsprotocol import types as lsp
+
+from bishare_dsl.diagnostics import Edit, Problem, Source, Span
+from bishare_dsl.diagnostics.codes import language, plan, spec
+from bishare_dsl.language.grammar import CLAUSES, END
+from bishare_dsl.language.parse import parse_open
+from bishare_dsl.language.syntax import Statement, span_of, unquoted
+from bishare_dsl.language.text import spelled_name
+from bishare_dsl.lsp.diagnose import diagnostic
+from bishare_dsl.lsp.document import Document
+from bishare_dsl.lsp.positions import edited
+
+_MEANT = re.compile(r"did you mean `([^`]+)`\?")
+_IN_CODE = re.compile(r"`([^`]+)`")
+_NEEDLESS = {code.code for code in (spec.UNUSED, language.TWICE)}
+_IDLE_ITEMS = {code.code for code in (plan.EXCLUDES_NOTHING, plan.ADDS_NOTHING)}
+
+Remedy = tuple[str, tuple[Edit, ...]]
+"""What it does, in words, and the edits that do it."""
+
+
+def code_actions(document: Document, uri: str, wanted: lsp.Range) -> list[lsp.CodeAction]:
+    """Give the remedies of the problems in a range of a document."""
+    place = document.positions
+    found = []
+    for problem in document.problems:
+        span = document.place(problem)
+        where = place.range(span)
+        if not document.is_own(span) or where.start > wanted.end or where.end < wanted.start:
+            continue
+        offered = [
+            remedy
+            for remedy in dict.fromkeys(_remedies(document, problem))
+            if _mends(document, problem, remedy)
+        ]
+        for title, edits in offered:
+            changes = [lsp.TextEdit(place.range(edit.span), edit.text) for edit in edits]
+            action = lsp.CodeAction(
+                title=title,
+                kind=lsp.CodeActionKind.QuickFix,
+                diagnostics=[diagnostic(document, problem)],
+                edit=lsp.WorkspaceEdit(changes={uri: changes}),
+                is_preferred=len(offered) == 1,
+            )
+            found.append(action)
+    return found
+
+
+def _mends(document: Document, problem: Problem, remedy: Remedy) -> bool:
+    """Tell whether a problem goes away by a remedy, and no text becomes harder to read."""
+    after = replace(document, text=edited(document.source, remedy[1]))
+    if _is_of_text(problem):
+        before, left = document.survey.problems, after.survey.problems
+    else:
+        before, left = document.problems, after.problems
+    said, still = (Counter((p.code, p.message) for p in some) for some in (before, left))
+    one = problem.code, problem.message
+    return still[one] < said[one] and sum(map(_is_of_text, left)) <= sum(map(_is_of_text, before))
+
+
+def _is_of_text(problem: Problem) -> bool:
+    return problem.code.startswith("BS1")
+
+
+def _remedies(document: Document, problem: Problem) -> Iterator[Remedy]:
+    """Find what might help; what does not is left out later."""
+    span, help_line = document.place(problem), problem.help or ""
+    if problem.edits:
+        yield _title(problem), problem.edits
+    elif meant := _MEANT.search(help_line):
+        for wrong in _words_in(document, span):
+            yield f"Write `{meant[1]}`", (Edit(wrong, _spelled_as(document, wrong, meant[1])),)
+    elif (found := document.statement_at(span.start)) is not None:
+        yield from _clauses(help_line, *found)
+        if problem.code in _NEEDLESS:
+            yield "Leave it out", (Edit(_with_space(document, found[1].span), ""),)
+        if problem.code in _IDLE_ITEMS:
+            yield "Leave it out", (Edit(_with_comma(document, span), ""),)
+        if problem.code == spec.OUTDENTED.code:
+            yield "Indent it", (Edit(Span(found[1].start, found[1].start), "    "),)
+
+
+def _title(problem: Problem) -> str:
+    """Say what the edits of a problem do."""
+    if problem.help:
+        return problem.help[:1].upper() + problem.help[1:]
+    written = " ".join("".join(edit.text for edit in problem.edits).split())
+    return f"Write `{written}`" if written else "Leave it out"
+
+
+def _words_in(document: Document, span: Span) -> Iterator[Span]:
+    """Give the names inside of a span, the last one first."""
+    tokens = document.syntax.tokens if document.syntax else []
+    for token in reversed(tokens):
+        place = span_of(token)
+        named = token.type in ("SPACE", "COMMENT", END)
+        if not named and span.start <= place.start and place.end <= max(span.end, span.start + 1):
+            yield place
+    if document.named and document.named.span == span:
+        yield span
+
+
+def _spelled_as(document: Document, wrong: Span, meant: str) -> str:
+    """Spell what was meant as what is wrong is spelt: in quotes, where that is."""
+    start = wrong.start - document.source.start
+    if document.source.text[start] == '"':
+        return f'"{meant}"'
+    plain = document.named is not None and document.named.span == wrong
+    return meant if plain or not meant.isidentifier() or meant in CLAUSES else spelled_name(meant)
+
+
+def _clauses(help_line: str, statement: Statement, clause: Statement) -> Iterator[Remedy]:
+    """Give the share each clause that the help names: in place of the one that it has, or as one more."""
+    for text in _IN_CODE.findall(help_line) if statement.keyword == "share" else ():
+        found = parse_open(Source("", f"share s {text}"))
+        if END not in found.allowed or not found.words or found.words[0] not in CLAUSES:
+            continue
+        keyword = unquoted(found.words[0])
+        has = next((own for own in statement.clauses if own.keyword == keyword), None)
+        span = has.span if has else Span(statement.end, statement.end)
+        yield f"Write `{text}`", (Edit(span, text if has else f"  {text}"),)
+
+
+def _with_space(document: Document, span: Span) -> Span:
+    """Widen a span by the white space before it, or to the whole line where it is all of that."""
+    text, first = document.source.text, document.source.start
+    start, end = span.start - first, span.end - first
+    while start and text[start - 1] in " \t":
+        start -= 1
+    if (not start or text[start - 1] == "\n") and text[end : end + 1] == "\n":
+        end += 1
+    return Span(first + start, first + end)
+
+
+def _with_comma(document: Document, span: Span) -> Span:
+    """Widen the span of one item of a list by the comma, or the `except`, that goes with it."""
+    tokens = [
+        t
+        for t in (document.syntax.tokens if document.syntax else [])
+        if t.type not in ("SPACE", "COMMENT")
+    ]
+    before = [token for token in tokens if span_of(token).end <= span.start]
+    after = next((token for token in tokens if span_of(token).start >= span.end), None)
+    if before and before[-1] == ",":
+        return Span(span_of(before[-1]).start, span.end)
+    if after is not None and after == ",":
+        following = tokens[tokens.index(after) + 1] if after in tokens else after
+        return Span(span.start, span_of(following).start)
+    if before and before[-1] == "except":
+        return _with_space(document, Span(span_of(before[-1]).start, span.end))
+    return span

@@ -1,0 +1,282 @@
+"""The server itself: what an editor asks for, answered by the other modules of this package."""
+
+from __future__ import annotations
+
+import asyncio
+from os.path import realpath
+from pathlib import Path
+from typing import Any
+
+from lsprotocol import types as lsp
+from pygls.exceptions import JsonRpcInvalidParams
+from pygls.lsp.server import LanguageServer
+from pygls.uris import from_fs_path, to_fs_path
+
+from bishare_dsl.diagnostics import BishareError, Span
+from bishare_dsl.language.format import format_text
+from bishare_dsl.language.syntax import span_of
+from bishare_dsl.lsp.complete import completions
+from bishare_dsl.lsp.diagnose import diagnostics
+from bishare_dsl.lsp.document import Document
+from bishare_dsl.lsp.hints import inlay_hints
+from bishare_dsl.lsp.hover import hover
+from bishare_dsl.lsp.model import Chosen
+from bishare_dsl.lsp.names import name_at
+from bishare_dsl.lsp.outline import outline
+from bishare_dsl.lsp.positions import Positions
+from bishare_dsl.lsp.remedies import code_actions
+from bishare_dsl.lsp.rename import CannotRename, Places, places_of, renamed
+from bishare_dsl.version import __version__
+
+PAUSE = 0.1
+"""Seconds without a change until a text is checked."""
+MAX_SPECS = 1000
+"""How many specs of a workspace are searched for a name."""
+
+
+class SpecServer(LanguageServer):
+    """Keeps the open documents, and the settings: ``model``, as ``--model`` takes it, and ``allowUse``."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "bishare", __version__, text_document_sync_kind=lsp.TextDocumentSyncKind.Full
+        )
+        self.chosen, self.model = Chosen(), ""
+        self.allow_use = False
+        self.first_settings: Any = None
+        self._documents: dict[str, Document] = {}
+        self._checks: set[asyncio.Task[None]] = set()
+
+    def document(self, uri: str) -> Document:
+        """Give a document as its editor has it now."""
+        text = self.workspace.get_text_document(uri).source
+        known = self._documents.get(uri)
+        if known is None or known.text != text or known.chosen is not self.chosen:
+            unit = self.workspace.position_encoding or lsp.PositionEncodingKind.Utf16
+            path = to_fs_path(uri) if uri.startswith("file:") else None
+            plan = known.plan_so_far if known else None
+            known = Document(text, path or "<text>", self.chosen, self.allow_use, unit, plan)
+            self._documents[uri] = known
+        return known
+
+    def opened(self) -> list[str]:
+        """Give the documents that are open."""
+        return list(self.workspace.text_documents)
+
+    def check(self, uri: str, pause: float = 0) -> None:
+        """Check a document when nothing has changed it for a while, beside other work."""
+        task = asyncio.ensure_future(self._check(uri, pause))
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
+
+    async def _check(self, uri: str, pause: float) -> None:
+        version = self.workspace.get_text_document(uri).version
+        await asyncio.sleep(pause)
+        if uri not in self.workspace.text_documents:
+            return
+        document = self.document(uri)
+        if self.workspace.get_text_document(uri).version != version:
+            return
+        found = await asyncio.to_thread(diagnostics, document)
+        if self._documents.get(uri) is document:
+            self.publish(uri, found, version)
+            self.refresh_hints()
+
+    def refresh_hints(self) -> None:
+        """Let the editor ask for the counts again, if it can."""
+        workspace = self.client_capabilities.workspace
+        if workspace and workspace.inlay_hint and workspace.inlay_hint.refresh_support:
+            self.workspace_inlay_hint_refresh(None)
+
+    def publish(self, uri: str, found: list[lsp.Diagnostic], version: int | None = None) -> None:
+        """Show what is wrong with a document."""
+        told = lsp.PublishDiagnosticsParams(uri=uri, diagnostics=found, version=version)
+        self.text_document_publish_diagnostics(told)
+
+    def forget(self, uri: str) -> None:
+        """Drop a document that is closed."""
+        self._documents.pop(uri, None)
+        self.publish(uri, [])
+
+    async def settle(self, settings: Any) -> None:
+        """Take settings, such as ``{"model": "llama-7b", "allowUse": true}``, alone or under ``bishare``.
+
+        What they do not mention stays as it is.
+        """
+        settings = settings.get("bishare", settings) if isinstance(settings, dict) else {}
+        if not isinstance(settings, dict):
+            return
+        self.allow_use = settings.get("allowUse", self.allow_use) is True
+        model = str(settings.get("model", self.model) or "")
+        if model != self.model:
+            self.model = model
+            self.chosen = await asyncio.to_thread(Chosen, model)
+        for problem in self.chosen.problems:
+            told = lsp.ShowMessageParams(lsp.MessageType.Error, f"bishare: {problem.message}")
+            self.window_show_message(told)
+        self._documents.clear()
+        for uri in self.opened():
+            self.check(uri)
+
+    def specs(self) -> dict[str, Document]:
+        """Give the specs of the workspace by their real paths, those that are open as they stand there."""
+        found = {realpath(self.document(uri).path): self.document(uri) for uri in self.opened()}
+        roots = (to_fs_path(folder.uri) for folder in self.workspace.folders.values())
+        paths = (path for root in roots if root for path in Path(root).rglob("*.share"))
+        for _, path in zip(range(MAX_SPECS), paths, strict=False):
+            if realpath(path) not in found:
+                try:
+                    text = path.read_text(encoding="utf-8")
+                except (OSError, ValueError):
+                    continue
+                found[realpath(path)] = Document(text, str(path), self.chosen, self.allow_use)
+        return found
+
+    def uri_of(self, path: str) -> str:
+        """Give the name that the editor has for a file."""
+        for uri in self.opened():
+            if realpath(self.document(uri).path) == realpath(path):
+                return uri
+        return from_fs_path(realpath(path)) or ""
+
+    def locations(self, places: Places) -> list[lsp.Location]:
+        """Give the places of a name to the editor."""
+        unit = self.workspace.position_encoding or lsp.PositionEncodingKind.Utf16
+        return [
+            lsp.Location(self.uri_of(path), Positions(file.source, unit).range(span_of(token)))
+            for path, (file, tokens) in places.items()
+            for token in tokens
+        ]
+
+
+def make_server() -> SpecServer:
+    """Make a server that answers all that it is asked for."""
+    server = SpecServer()
+
+    @server.feature(lsp.INITIALIZE)
+    def initialize(params: lsp.InitializeParams) -> None:
+        server.first_settings = params.initialization_options
+
+    @server.feature(lsp.INITIALIZED)
+    async def initialized(params: lsp.InitializedParams) -> None:
+        await server.settle(server.first_settings)
+
+    @server.feature(lsp.WORKSPACE_DID_CHANGE_CONFIGURATION)
+    async def configured(params: lsp.DidChangeConfigurationParams) -> None:
+        await server.settle(params.settings)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
+    async def did_open(params: lsp.DidOpenTextDocumentParams) -> None:
+        server.check(params.text_document.uri)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_CHANGE)
+    async def did_change(params: lsp.DidChangeTextDocumentParams) -> None:
+        server.check(params.text_document.uri, PAUSE)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_SAVE)
+    async def did_save(params: lsp.DidSaveTextDocumentParams) -> None:
+        server._documents.clear()  # Others may use what was saved.
+        for uri in server.opened():
+            server.check(uri)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
+    async def did_close(params: lsp.DidCloseTextDocumentParams) -> None:
+        server.forget(params.text_document.uri)
+
+    @server.feature(lsp.TEXT_DOCUMENT_HOVER)
+    def on_hover(params: lsp.HoverParams) -> lsp.Hover | None:
+        return hover(server.document(params.text_document.uri), params.position)
+
+    @server.feature(
+        lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[" ", "(", '"', ","])
+    )
+    def on_completion(params: lsp.CompletionParams) -> list[lsp.CompletionItem]:
+        return completions(server.document(params.text_document.uri), params.position)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
+    def on_definition(params: lsp.DefinitionParams) -> list[lsp.Location]:
+        return _definitions(server, params.text_document.uri, params.position)
+
+    @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
+    def on_references(params: lsp.ReferenceParams) -> list[lsp.Location]:
+        document = server.document(params.text_document.uri)
+        found = name_at(document, document.positions.offset(params.position))
+        if found is None:
+            return []
+        return server.locations(places_of(found[1][0].statement.name, document, server.specs()))
+
+    @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
+    def on_prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
+        document = server.document(params.text_document.uri)
+        found = name_at(document, document.positions.offset(params.position))
+        return document.positions.range(span_of(found[0])) if found else None
+
+    @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
+    def on_rename(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
+        document = server.document(params.text_document.uri)
+        offset = document.positions.offset(params.position)
+        try:
+            places, text = renamed(document, offset, params.new_name, server.specs())
+        except CannotRename as error:
+            raise JsonRpcInvalidParams(str(error)) from error
+        changes: dict[str, list[lsp.TextEdit]] = {}
+        for place in server.locations(places):
+            changes.setdefault(place.uri, []).append(lsp.TextEdit(place.range, text))
+        return lsp.WorkspaceEdit(changes=changes)
+
+    @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
+    def on_formatting(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
+        return _formatted(server.document(params.text_document.uri))
+
+    @server.feature(
+        lsp.TEXT_DOCUMENT_CODE_ACTION,
+        lsp.CodeActionOptions(code_action_kinds=[lsp.CodeActionKind.QuickFix]),
+    )
+    def on_code_action(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
+        uri = params.text_document.uri
+        return code_actions(server.document(uri), uri, params.range)
+
+    @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
+    def on_inlay_hint(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
+        return inlay_hints(server.document(params.text_document.uri), params.range)
+
+    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
+    def on_symbols(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol]:
+        return outline(server.document(params.text_document.uri))
+
+    return server
+
+
+def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[lsp.Location]:
+    """Give where a name is declared, or the file that a `use` names."""
+    document = server.document(uri)
+    offset = document.positions.offset(position)
+    if (found := name_at(document, offset)) is not None:
+        return [
+            lsp.Location(
+                server.uri_of(declared.source.name),
+                Positions(declared.source, document.unit).range(declared.place),
+            )
+            for declared in found[1]
+        ]
+    for use, file in document.file.uses if document.file else ():
+        if use.start <= offset <= use.end:
+            first = Positions(file.source, document.unit)
+            start = file.syntax.first.start
+            return [lsp.Location(server.uri_of(file.source.name), first.range(Span(start, start)))]
+    return []
+
+
+def _formatted(document: Document) -> list[lsp.TextEdit] | None:
+    """Give the one layout of a document; None while it cannot be read."""
+    try:
+        text = format_text(document.text, document.path)
+    except BishareError:
+        return None
+    if text == document.text:
+        return []
+    return [
+        lsp.TextEdit(
+            lsp.Range(lsp.Position(0, 0), lsp.Position(document.text.count("\n") + 1, 0)), text
+        )
+    ]

@@ -1,0 +1,68 @@
+"""What is told of what stands under the pointer."""
+
+import pytest
+
+from bishare_dsl.lsp.hover import field_of, hover
+from bishare_dsl.transforms import transform_kind, transform_names
+from tests.lsp.conftest import MODEL
+
+HEAD = f"{MODEL}spec s\nparam r = 4\nparam double = r * 2\nlet mlp = up_proj, down_proj\ntarget q_proj, mlp\n"
+SHARE = "share intra per layer rank double via KE(size = 64)\n"
+
+
+@pytest.fixture
+def told(at):
+    def told(text, **settings):
+        document, position = at(text, **settings)
+        found = hover(document, position)
+        return found.contents.value if found else ""
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEAD + SHARE.replace("share", "sha|re"), "**intra** on llama-7b: 96 modules, rank 8"),
+        (HEAD + SHARE.replace("intra", "in|tra"), "| `K_A` | 96 | 1 |"),
+        (HEAD + SHARE.replace("double", "dou|ble"), "param **double** = `8`"),
+        (HEAD.replace("target q_proj, mlp", "target q_proj, m|lp") + SHARE, "let **mlp**: 64 modules: `up_proj`, `down_proj` of layers 0..31"),
+        (HEAD.replace("let mlp = up_proj", "let mlp = up_|proj") + SHARE, "Selects 32 modules: `up_proj` of layers 0..31."),
+        (HEAD + SHARE.replace("per", "where layer in 4.|.7 or layer == 9 per"), "Selects 28 modules:"),
+        (HEAD + SHARE.replace("per", "where layer in 4..7 o|r layer == 9 per"), "of layers 4..7, 9."),
+        (HEAD + SHARE.replace("per", "where parent ml|p per"), "Selects 96 modules: `gate_proj`, `up_proj`, `down_proj`"),
+        (HEAD + SHARE.replace("KE", "K|E"), "**KE**, Kronecker Extension"),
+        (HEAD + SHARE.replace("size", "si|ze"), "`size` takes a whole number, by default `256`: columns of the shared factors"),
+        (HEAD + SHARE.replace("per layer", "per lay|er"), "The index of a site's block"),
+        (HEAD + SHARE.replace("rank", "ra|nk"), "Rows of the factors"),
+        ("spec s\nuse \"lo|ra\"\n", "LoRA"),
+        (HEAD.removeprefix(MODEL) + SHARE.replace("intra", "int|ra"), "One low-rank term"),
+        (HEAD.replace("param r", "par|am r") + SHARE, "A value that"),
+    ],
+)  # fmt: skip
+def test_what_is_told(told, text, expected):
+    assert expected in told(text)
+
+
+def test_the_model_of_the_settings_counts_where_no_comment_names_one(told):
+    text = HEAD.removeprefix(MODEL) + SHARE.replace("intra", "int|ra")
+    assert "on qwen2.5-7b: 84 modules" in told(text, model="qwen2.5-7b")
+    assert "on llama-7b" in told(MODEL + text, model="qwen2.5-7b")
+
+
+@pytest.mark.parametrize("text", ["|\n" + HEAD + SHARE, HEAD.replace("# mod", "# m|od") + SHARE])
+def test_there_is_not_always_something_to_tell(told, text):
+    assert told(text) == ""
+
+
+def test_a_broken_text_still_tells_what_it_can(told):
+    text = HEAD + SHARE.replace("KE", "K|E") + "share broken per\n"
+    assert "Kronecker" in told(text)
+
+
+@pytest.mark.parametrize("name", transform_names())
+def test_every_option_says_what_it_is(name):
+    kind = transform_kind(name)
+    for own, field in kind.model_fields.items():
+        assert field.description, (name, own)
+        assert field_of(kind, field.alias or own) is field

@@ -1,0 +1,43 @@
+"""Columns are counted as the editor counts them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lsprotocol.types import Position, PositionEncodingKind
+
+from bishare_dsl.diagnostics import Edit, Source, Span
+from bishare_dsl.lsp.positions import Positions, edited
+
+UNITS = list(PositionEncodingKind)
+
+
+@pytest.mark.parametrize(
+    ("unit", "column"),
+    [
+        (PositionEncodingKind.Utf8, 8),
+        (PositionEncodingKind.Utf16, 5),
+        (PositionEncodingKind.Utf32, 4),
+    ],
+)
+def test_units(unit, column):
+    text = "a\n# é😀x"
+    position = Positions(Source("s", text), unit).position(text.index("x"))
+    assert position == Position(1, column)
+
+
+@given(st.text(st.sampled_from("aé😀\n ")), st.integers(0, 40), st.sampled_from(UNITS))
+def test_a_place_and_back(text, offset, unit):
+    positions = Positions(Source("s", text, start=7), unit)
+    offset = 7 + min(offset, len(text))
+    assert positions.offset(positions.position(offset)) == offset
+
+
+def test_beyond_the_end():
+    positions = Positions(Source("s", "ab\ncd"))
+    assert positions.offset(Position(0, 99)) == 2
+    assert positions.offset(Position(9, 0)) == 5
+
+
+def test_edits_of_a_text_that_another_uses():
+    source = Source("s", "abcdef", start=100)
+    assert edited(source, (Edit(Span(101, 102), "X"), Edit(Span(104, 105), ""))) == "aXcdf"

@@ -1,0 +1,195 @@
+"""A real server process, asked over its standard input as an editor asks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import pytest_lsp
+from lsprotocol import types as lsp
+from pytest_lsp import ClientServerConfig, LanguageClient
+
+from bishare_dsl.language import format_text
+from tests.lsp.conftest import MODEL
+
+SERVER = [sys.executable, "-m", "bishare_dsl.cli.main", "lsp"]
+TEXT = f"""{MODEL}spec s
+param r = 4
+let mlp = up_proj, down_proj
+target q_proj, mlp
+share intra  per layer  rank r  via KE
+"""
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_lsp.fixture(config=ClientServerConfig(server_command=SERVER), scope="module")
+async def client(lsp_client: LanguageClient, tmp_path_factory):
+    params = lsp.InitializeParams(
+        capabilities=pytest_lsp.client_capabilities("visual-studio-code"),
+        initialization_options={"model": "qwen2.5-0.5b"},
+        workspace_folders=[lsp.WorkspaceFolder(tmp_path_factory.getbasetemp().as_uri(), "work")],
+    )
+    lsp_client.capabilities_of_server = (await lsp_client.initialize_session(params)).capabilities
+    yield
+    await lsp_client.shutdown_session()
+    assert lsp_client._server.returncode == 0
+
+
+async def told(client, uri: str) -> list[lsp.Diagnostic]:
+    """Wait until the server tells what is wrong with a document."""
+    found = None
+    while found is None or found.uri != uri:
+        found = await client.wait_for_notification(lsp.TEXT_DOCUMENT_PUBLISH_DIAGNOSTICS)
+    return list(found.diagnostics)
+
+
+async def opened(client, path: Path, text: str) -> lsp.TextDocumentIdentifier:
+    """Open a file, and wait until the server has told what is wrong with it."""
+    path.write_text(text, encoding="utf-8")
+    item = lsp.TextDocumentItem(uri=path.as_uri(), language_id="share", version=1, text=text)
+    client.text_document_did_open(lsp.DidOpenTextDocumentParams(text_document=item))
+    client.found = await told(client, item.uri)
+    return lsp.TextDocumentIdentifier(item.uri)
+
+
+def place(text: str, what: str) -> lsp.Position:
+    offset = text.index(what)
+    return lsp.Position(text.count("\n", 0, offset), offset - text.rfind("\n", 0, offset) - 1)
+
+
+async def test_diagnostics_as_one_types(client, tmp_path):
+    document = await opened(client, tmp_path / "my.share", TEXT.replace("q_proj", "q_porj"))
+    [found] = client.found
+    assert (found.code, found.source) == ("BS301", "bishare")
+    assert found.severity == lsp.DiagnosticSeverity.Error
+    assert found.message == "`q_porj` matches no module of llama-7b\nhelp: did you mean `q_proj`?"
+    start = place(TEXT, "q_proj")
+    assert found.range == lsp.Range(start, lsp.Position(start.line, start.character + 6))
+    changed = lsp.VersionedTextDocumentIdentifier(version=2, uri=document.uri)
+    whole = lsp.TextDocumentContentChangeWholeDocument(text=TEXT)
+    client.text_document_did_change(lsp.DidChangeTextDocumentParams(changed, [whole]))
+    assert await told(client, document.uri) == []
+    client.text_document_did_close(lsp.DidCloseTextDocumentParams(document))
+    assert await told(client, document.uri) == []
+
+
+async def test_the_model_of_the_settings(client, tmp_path):
+    text = "spec s\ntarget wrong\nshare a per module rank 4\n"
+    document = await opened(client, tmp_path / "my.share", text)
+    found = client.found or await told(client, document.uri)  # The model may not be read yet.
+    assert "matches no module of qwen2.5-0.5b" in found[0].message
+    settings = lsp.DidChangeConfigurationParams({"bishare": {"model": "llama-7b"}})
+    client.workspace_did_change_configuration(settings)
+    [found] = await told(client, document.uri)
+    assert "of llama-7b" in found.message
+
+
+async def test_a_model_that_is_not_there_is_told_once(client):
+    settings = lsp.DidChangeConfigurationParams({"model": "lama-7b"})
+    client.workspace_did_change_configuration(settings)
+    await client.wait_for_notification(lsp.WINDOW_SHOW_MESSAGE)
+    assert "lama-7b" in client.messages[-1].message
+
+
+async def test_a_mistake_in_a_used_file_is_shown_at_the_use(client, tmp_path):
+    (tmp_path / "base.share").write_text("spec base\nparam r = = 4\n", encoding="utf-8")
+    await opened(client, tmp_path / "my.share", 'spec s\nuse "base.share"\ntarget q_proj\n')
+    [found] = client.found
+    assert found.range.start == lsp.Position(1, 4)
+    [other] = found.related_information
+    assert other.location.uri == (tmp_path / "base.share").as_uri()
+    assert other.location.range.start == lsp.Position(1, 10)
+
+
+async def test_hover(client, tmp_path):
+    document = await opened(client, tmp_path / "my.share", TEXT)
+    found = await client.text_document_hover_async(lsp.HoverParams(document, place(TEXT, "intra")))
+    assert "**intra** on llama-7b: 96 modules" in found.contents.value
+
+
+async def test_completion(client, tmp_path):
+    document = await opened(client, tmp_path / "my.share", TEXT)
+    found = await client.text_document_completion_async(
+        lsp.CompletionParams(document, place(TEXT, "KE"))
+    )
+    assert {"KE", "SS", "GT"} <= {item.label for item in found}
+
+
+async def test_definition_and_rename_across_use(client, tmp_path):
+    base, text = (
+        "spec base\nparam r = 4\n",
+        'spec s\nuse "base.share"\ntarget q_proj\nshare a per layer rank r\n',
+    )
+    await opened(client, tmp_path / "base.share", base)
+    document = await opened(client, tmp_path / "my.share", text)
+    at = place(text, "r\n")
+    at.line, at.character = 3, 23
+    [found] = await client.text_document_definition_async(lsp.DefinitionParams(document, at))
+    assert found.uri == (tmp_path / "base.share").as_uri()
+    assert found.range.start == lsp.Position(1, 6)
+    [found] = await client.text_document_definition_async(
+        lsp.DefinitionParams(document, lsp.Position(1, 6))
+    )
+    assert found.uri == (tmp_path / "base.share").as_uri()
+    assert await client.text_document_prepare_rename_async(
+        lsp.PrepareRenameParams(document, at)
+    ) == lsp.Range(at, lsp.Position(3, 24))
+    edit = await client.text_document_rename_async(lsp.RenameParams(document, at, "deep"))
+    assert {uri.rpartition("/")[2]: [e.range.start.line for e in edits] for uri, edits in edit.changes.items()} == {
+        "base.share": [1],
+        "my.share": [3],
+    }  # fmt: skip
+    references = await client.text_document_references_async(
+        lsp.ReferenceParams(lsp.ReferenceContext(True), document, at)
+    )
+    assert len(references) == 2
+    with pytest.raises(Exception, match="already means something"):
+        await client.text_document_rename_async(lsp.RenameParams(document, at, "layer"))
+
+
+async def test_formatting(client, tmp_path):
+    document = await opened(client, tmp_path / "my.share", TEXT)
+    params = lsp.DocumentFormattingParams(document, lsp.FormattingOptions(4, True))
+    [edit] = await client.text_document_formatting_async(params)
+    assert edit.new_text == format_text(TEXT)
+    assert edit.range.end.line >= TEXT.count("\n")
+
+
+async def test_code_action(client, tmp_path):
+    text = TEXT.replace("q_proj", "q_porj")
+    document = await opened(client, tmp_path / "my.share", text)
+    at = place(text, "q_porj")
+    params = lsp.CodeActionParams(document, lsp.Range(at, at), lsp.CodeActionContext([]))
+    [action] = await client.text_document_code_action_async(params)
+    assert action.title == "Write `q_proj`"
+    assert action.edit.changes[document.uri][0].new_text == "q_proj"
+
+
+async def test_inlay_hints(client, tmp_path):
+    document = await opened(client, tmp_path / "my.share", TEXT)
+    whole = lsp.Range(lsp.Position(0, 0), lsp.Position(99, 0))
+    target, share = await client.text_document_inlay_hint_async(
+        lsp.InlayHintParams(document, whole)
+    )
+    assert target.label == f"96 modules, {share.label} trainable"
+    assert share.position == lsp.Position(5, len("share intra"))
+    assert share.label == "70,336"
+    assert not await client.text_document_inlay_hint_async(
+        lsp.InlayHintParams(document, lsp.Range(lsp.Position(0, 0), lsp.Position(1, 0)))
+    )
+
+
+async def test_outline(client, tmp_path):
+    document = await opened(client, tmp_path / "my.share", TEXT)
+    found = await client.text_document_document_symbol_async(lsp.DocumentSymbolParams(document))
+    assert [symbol.name for symbol in found] == ["s", "r", "mlp", "target", "intra"]
+    assert [child.name for child in found[-1].children] == ["per", "rank", "via"]
+    assert found[1].detail == "param r = 4"
+
+
+async def test_what_it_says_that_it_can(client):
+    can = client.capabilities_of_server
+    assert can.rename_provider.prepare_provider
+    for name in ("hover", "completion", "definition", "document_formatting", "code_action"):
+        assert getattr(can, f"{name}_provider")
