@@ -33,6 +33,7 @@ COMMANDS = {
     "diff": "Show which modules two specs share differently.",
     "compile": "Make an adapter from a spec, or print a stage of doing so.",
     "train": "Train an adapter on rows of text.",
+    "runs": "Compare training runs, side by side.",
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "import": "Make an adapter of a plain LoRA of PEFT.",
@@ -55,7 +56,7 @@ COMMANDS = {
     invoke_without_command=True,
     lines=COMMANDS,
     shared=spec_transform,
-    without=("fmt", "specs", "models", "explain", "completion"),
+    without=("fmt", "runs", "specs", "models", "explain", "completion"),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
         "bishare check my.share",

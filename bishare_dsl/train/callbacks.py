@@ -19,6 +19,7 @@ from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train import checkpoint as checkpoints
 from bishare_dsl.train.errors import TrainingInterrupted, refusal_told
 from bishare_dsl.train.guard import check_step
+from bishare_dsl.train.history import LOG
 from bishare_dsl.train.optimizer import check_options, load_optimizer, optimizer_state
 from bishare_dsl.train.record import division
 from bishare_dsl.train.state import generators, set_generators
@@ -26,8 +27,6 @@ from bishare_dsl.writing import aside, discard, replace_file, settle
 
 if TYPE_CHECKING:
     from bishare_dsl.train.trainer import AdapterTrainer
-
-LOG = "log.jsonl"
 
 
 class Guards(TrainerCallback):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bishare_dsl.adapter import files
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.train.callbacks import LOG
 from bishare_dsl.train.checkpoint import (
     Checkpoint,
     check_state,
@@ -25,7 +24,7 @@ from bishare_dsl.train.checkpoint import (
 )
 from bishare_dsl.train.curve import CURVE
 from bishare_dsl.train.errors import TrainError, refusal_told
-from bishare_dsl.train.record import RUN, read_record
+from bishare_dsl.train.history import LOG, RUN, read_record
 from bishare_dsl.writing import check_writable, remove_folder
 
 # The adapter's config first: without it there is no adapter, whatever else is left.

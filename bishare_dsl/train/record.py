@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.train.arguments import effective_batch
+from bishare_dsl.train.history import RUN
 from bishare_dsl.version import __version__
 from bishare_dsl.writing import replace_file
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from bishare_dsl.train.check import Checked
     from bishare_dsl.train.data import DataReport
     from bishare_dsl.train.request import Request
-
-RUN = "run.json"
 
 _PACKAGES = (
     "torch",
@@ -158,17 +157,6 @@ def described(checked: Checked) -> dict[str, Any]:
         },
         "started": now(),
     }
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a folder; None where there is no run, an empty one where it cannot be read."""
-    if not (folder / RUN).is_file():
-        return None
-    try:
-        found = json.loads((folder / RUN).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def now() -> str:
