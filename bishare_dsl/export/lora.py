@@ -42,6 +42,11 @@ class Pair:
     lost: float
 
     @property
+    def name(self) -> str:
+        """The path of the site."""
+        return self.site.path
+
+    @property
     def rank(self) -> int:
         return len(self.down)
 

@@ -21,10 +21,12 @@ from transformers.models.auto import modeling_auto
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.experts import Stack, stacks, wrappers_of
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_spread
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
+from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
 
@@ -55,23 +57,34 @@ def write_peft(
 ) -> None:
     """Write pairs as a folder that PEFT loads, in one step.
 
+    What experts have in one parameter is a target parameter of PEFT's, A ``(experts * rank, d_in)`` and B
+    ``(d_out, rank * experts)``. Where a module has several, PEFT wraps one round the other.
+
     Args:
         uniform: fill all pairs up with zeros to the highest rank.
 
     Raises:
         OSError: the system refused.
     """
-    highest = max(pair.rank for pair in pairs)
+    maps = linear_maps(model)
+    single = [pair for pair in pairs if maps[pair.site.path].expert is None]
+    stacked = stacks((p, w) for p in pairs if (w := maps[p.site.path]).expert is not None)
+    targets: list[Pair | Stack] = [*single, *stacked]
+    highest = max(target.rank for target in targets)
+    wrappers = wrappers_of(model, stacked)
     factors: dict[str, torch.Tensor] = {}
-    for pair in pairs:
-        fill = (0, 0, 0, highest - pair.rank if uniform else 0)
-        key = f"base_model.model.{pair.site.path}"
-        factors[f"{key}.lora_A.weight"] = nn.functional.pad(pair.down, fill).contiguous()
-        factors[f"{key}.lora_B.weight"] = nn.functional.pad(pair.up, fill).t().contiguous()
+    for target in targets:
+        fill = (0, 0, 0, highest - target.rank if uniform else 0)
+        down, up = nn.functional.pad(target.down, fill), nn.functional.pad(target.up, fill)
+        # Of experts all outputs of one rank are side by side.
+        up = up.t() if up.dim() == 2 else up.permute(2, 1, 0).flatten(1)
+        key = f"base_model.model.{wrappers.get(target.name, target.name)}"
+        factors[f"{key}.lora_A.weight"] = down.flatten(0, -2).contiguous()
+        factors[f"{key}.lora_B.weight"] = up.contiguous()
     for path, value in _head(model).items():
         factors[f"base_model.model.{path}"] = value
-    ranks = {pair.site.path: highest if uniform else pair.rank for pair in pairs}
-    config = _config(plan, model, ranks)
+    ranks = {target.name: highest if uniform else target.rank for target in targets}
+    config = _config(plan, model, ranks, maps)
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
@@ -85,8 +98,11 @@ def served_by_vllm(report: ExportReport) -> ExportReport:
     return replace(report, warnings=(limit,))
 
 
-def _config(plan: Plan, model: nn.Module, ranks: Mapping[str, int]) -> dict[str, Any]:
-    maps = linear_maps(model)
+def _config(
+    plan: Plan, model: nn.Module, ranks: Mapping[str, int], maps: Mapping[str, Weight]
+) -> dict[str, Any]:
+    modules = [path for path in ranks if path in maps]
+    parameters = [path for path in ranks if path not in maps]
     name = getattr(getattr(model, "config", None), "name_or_path", None)
     highest = max(ranks.values())
     pattern = _pattern(ranks, highest)
@@ -97,8 +113,9 @@ def _config(plan: Plan, model: nn.Module, ranks: Mapping[str, int]) -> dict[str,
         "base_model_name_or_path": name or plan.base.model_id,
         "r": highest,
         "lora_alpha": highest,
-        "target_modules": _target_modules(model, list(ranks)),
-        "fan_in_fan_out": all(maps[path].transposed for path in ranks),
+        "target_modules": _target_modules(model, modules) if modules else [],
+        **({"target_parameters": parameters} if parameters else {}),
+        "fan_in_fan_out": all(maps[path].transposed for path in modules) and bool(modules),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ADAPTER = "bishare"
 """The name under which an adapter's own modules hang in a model; what is below it is not the base's."""
 
+EXPERTS = False
+"""Whether maps of experts whose weights are one parameter are sites: no, until their forward is rewritten."""
+
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     """Give the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
@@ -44,10 +47,10 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     for module, weights in _base_modules(model):
         owned = list(module._parameters.values())
         for weight in weights:
+            if EXPERTS or weight.expert is None:
+                sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
             if weight.expert is not None:
-                continue  # No site yet, for the forward of experts is not rewritten.
-            if site := Site.at(weight.path, weight.d_in, weight.d_out):
-                sites.append(site)
+                continue  # Its parameter is counted as it is.
             kept = module._parameters.get(weight.parameter)
             key = id(module if kept is None else kept)
             if key not in counted:

@@ -1,9 +1,9 @@
-"""Where a model's linear layers are: pure data, no torch."""
+"""Where a model's linear maps are: pure data, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from pydantic import (
@@ -20,11 +20,13 @@ MAX_SITES = 250_000
 
 
 class Site(BaseModel):
-    """One linear layer inside a block of a model: a place where a share can add a term.
+    """One linear map inside a block of a model: a place where a share can add a term.
 
-    ``path`` is the module's name in the model, ``layer`` the index of its block, ``kind`` its own
-    name (``q_proj``) and ``parent`` the name of its nearest ancestor that is not a number
-    (``self_attn``). It maps ``d_in`` features to ``d_out``.
+    ``path`` is its name in the model, ``layer`` the index of its block, ``kind`` its own name (``q_proj``)
+    and ``parent`` the name of its nearest ancestor that is not a number (``self_attn``). It maps ``d_in``
+    features to ``d_out``. How the model keeps its weight is not said here, and may differ from one version
+    of it to the next: `bishare_dsl.models.weights` finds it. An expert's map has the path that it has where
+    each expert is a module, ``model.layers.0.mlp.experts.3.up_proj``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,15 @@ class Site(BaseModel):
     parent: str
     d_in: PositiveInt
     d_out: PositiveInt
+
+    @property
+    def expert(self) -> int | None:
+        """The index of the expert that it is of; None where it is of none."""
+        parts = self.path.split(".")
+        own = (
+            int(n) for above, n in pairwise(parts) if n.isdecimal() and above.endswith("experts")
+        )
+        return next(own, None)
 
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:

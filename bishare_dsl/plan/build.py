@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -12,8 +13,8 @@ from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import Resolved, Resolver, at_via
-from bishare_dsl.spec import Keys, RankMatch, Ref, Selection, Share, Spec
+from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
+from bishare_dsl.spec import Expression, Keys, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -199,16 +200,26 @@ class _SharePlan:
     def _groups(self, role: str, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
         """Give the sites of each distinct value of the key of a tensor."""
         groups: dict[tuple[Value, ...], list[Site]] = {}
+        loc: Loc = (*self.loc, "per", *([role] if isinstance(self.share.per, Keys) else []))
         for site in covered:
-            scope = self.sites.scopes[site.path]
             key = tuple(
-                scope.value(part)
-                if not isinstance(part, Ref) or part.ref in scope.values
-                else scope.holds(part)  # A let or a kind, as a key: in it, or not.
-                for part in self.share.key(role)
+                self._key(site, part, (*loc, i)) for i, part in enumerate(self.share.key(role))
             )
             groups.setdefault(key, []).append(site)
         return groups
+
+    def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
+        """Give the value of a part of a key at a site."""
+        scope = self.sites.scopes[site.path]
+        if isinstance(part, Ref) and part.ref not in scope.values:
+            return scope.holds(part)  # A let or a kind, as a key: in it, or not.
+        try:
+            return scope.value(part, loc)
+        except EvaluationError as error:
+            help = f"here is `{site.path}`"
+            if site.expert is None and any(ref.ref == "expert" for _, ref in refs(part)):
+                help += ", which is of no expert: `where expert != none` leaves it out"
+            raise EvaluationError(replace(error.problem, help=help)) from error
 
     def _pool(
         self,

@@ -91,14 +91,19 @@ def short_path(path: str) -> str:
     return ".".join(parts[max(0, first - 1) :])
 
 
+_EXPERT = re.compile(r"(experts)\.\d+$")
+"""The end of an expert's path, which need not be a module; its experts are."""
+
+
 def owner(paths: Sequence[str]) -> str:
     """Give the nearest module that contains all of these sites: their parent, their block, or the model.
 
     A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of
     owner and no more.
     """
-    if len({path.rpartition(".")[0] for path in paths}) == 1:
-        return paths[0].rpartition(".")[0]
+    parents = {_EXPERT.sub(r"\1", path.rpartition(".")[0]) for path in paths}
+    if len(parents) == 1:
+        return parents.pop()
     blocks = {_block(path) for path in paths}
     return blocks.pop() if len(blocks) == 1 else ""
 

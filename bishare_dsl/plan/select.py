@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from bishare_dsl.diagnostics import Loc, Problem, nearest
@@ -33,6 +33,7 @@ def attributes(site: Site) -> dict[str, Value]:
         "layer": site.layer,
         "kind": site.kind,
         "parent": site.parent,
+        "expert": "none" if site.expert is None else site.expert,
         "in": site.d_in,
         "out": site.d_out,
     }
@@ -66,7 +67,24 @@ class Sites:
 
     def any_holds(self, sites: Sequence[Site], part: Expression, loc: Loc = ()) -> bool:
         """Tell whether some site fits a predicate."""
-        return any(self.scopes[site.path].holds(part, loc) for site in sites)
+        return self._any(sites, lambda scope: scope.holds(part, loc))
+
+    def _any(self, sites: Sequence[Site], fits: Callable[[Scope], bool]) -> bool:
+        """Tell whether something is so at some site; at some it may have no value.
+
+        Raises:
+            EvaluationError: it has none at any.
+        """
+        errors: list[EvaluationError] = []
+        for site in sites:
+            try:
+                if fits(self.scopes[site.path]):
+                    return True
+            except EvaluationError as error:
+                errors.append(error)
+        if errors and len(errors) == len(sites):
+            raise errors[0]
+        return False
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -95,9 +113,8 @@ class Sites:
         elif isinstance(key, Match | Member | Compare | And | Or | Not):
             yield from self.predicate_problems(key, loc)
         else:
-            try:
-                for scope in self.scopes.values():
-                    scope.number(key, loc)
+            try:  # Planning looks whether the sites that are covered have a value.
+                self._any(self.architecture.sites, lambda scope: abs(scope.number(key, loc)) >= 0)
             except EvaluationError as error:
                 yield error.problem
 

@@ -20,9 +20,9 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
-ATTRIBUTES = ("module", "path", "layer", "layers", "kind", "parent", "in", "out")
+ATTRIBUTES = ("module", "path", "layer", "layers", "kind", "parent", "expert", "in", "out")
 """What every site has. ``module`` is its path under the name that reads well after ``per``; ``layers`` is the
-number of blocks of its model."""
+number of blocks of its model; ``expert`` is the word `none` where it is no expert's."""
 
 
 Number = StrictInt | Annotated[StrictFloat, AllowInfNan(False)]

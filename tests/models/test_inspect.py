@@ -24,7 +24,6 @@ LLAMA_KINDS = {
     "mlp.down_proj": (48, 32),
 }
 ATTENTION = {name: widths for name, widths in LLAMA_KINDS.items() if name.startswith("self_attn")}
-
 # What each family's first block must give: path inside the block -> (d_in, d_out).
 EXPECTED = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2"), LLAMA_KINDS),

@@ -24,7 +24,7 @@ SIZES = {
     "num_experts": 4,
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
-    "head_dim": 10,
+    "head_dim": 8,
     "pad_token_id": 0,
 }
 
@@ -40,6 +40,12 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "gpt_oss": gpt_oss_gate,
 }
+
+
+@pytest.fixture
+def experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes sites of experts."""
+    monkeypatch.setattr("bishare_dsl.models.inspect.EXPERTS", True)
 
 
 def mixture(family: str) -> Any:
@@ -96,6 +102,15 @@ def test_experts_are_found_in_order_and_cover_their_parameters(family: str) -> N
                 assert weight.part(kept).shape == (weight.d_out, weight.d_in)
                 weight.part(marked).add_(1)
         assert (marked == 1).all()
+
+
+@pytest.mark.usefixtures("experts")
+def test_experts_are_sites() -> None:
+    sites = [site for site in inspect_model(mixture("qwen3_moe")).sites if site.layer == 1]
+    assert [site.expert for site in sites] == [None] * 4 + [e for e in range(4) for _ in range(3)]
+    last = sites[-1]
+    assert last.path == "model.layers.1.mlp.experts.3.down_proj"
+    assert (last.kind, last.parent, last.d_in, last.d_out) == ("down_proj", "experts", 24, 32)
 
 
 def test_writing_into_a_matrix_changes_the_model() -> None:
