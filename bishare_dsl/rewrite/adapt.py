@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.hooks import is_sharded
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
-from bishare_dsl.plan import Plan, Term
+from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
@@ -116,13 +116,12 @@ def check_terms(plan: Plan) -> None:
     Raises:
         SpecError: a package's transform does not (BS214).
     """
-    distinct: dict[Hashable, tuple[Term, Width, dict[str, tuple[int, int]]]] = {}
+    distinct = {}
     for site in plan.sites:
         width = Width(site.d_in, site.d_out)
         for term in plan.terms_of[site.path]:
             shapes = {role: plan.tensor[name].shape for role, name in term.tensors.items()}
-            alike = (term.share, term.rank, width, *shapes.values())
-            distinct.setdefault(alike, (term, width, shapes))
+            distinct[term.share, term.rank, width, *shapes.values()] = term, width, shapes
     for term, width, shapes in distinct.values():
         check_term(load_transform(term.transform, term.options), term.rank, width, shapes)
 

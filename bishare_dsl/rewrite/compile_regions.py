@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from itertools import chain
 
 from torch import fx, nn
 
@@ -89,8 +90,9 @@ class RegionCompiler:
         module = self.model.get_submodule(path)
         slots: dict[str, int] = {}
         targets = tuple(
-            Target(child, width, tuple(self._use(term, slots) for term in self._terms(path, child)))
+            Target(child, width, tuple(self._use(term, slots) for term in self.plan.terms_of[site]))
             for child, width in children.items()
+            for site in [f"{path}.{child}" if child else path]
         )
         expand = ExpandTerms(targets, tuple(self.plan.tensor[name].shape for name in slots))
         key = (structure_key(module), expand)
@@ -102,35 +104,28 @@ class RegionCompiler:
                 self._compiled[key] = BypassedTarget(read[0]) if read else reason
         return self._compiled[key], list(slots)
 
-    def _terms(self, path: str, child: str) -> tuple[Term, ...]:
-        return self.plan.terms_of[f"{path}.{child}" if child else path]
-
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
         alike = (term.share, term.rank)
         if alike not in self._transforms:
             self._transforms[alike] = load_transform(term.transform, term.options)
-        transform = self._transforms[alike]
         numbered = ((role, slots.setdefault(t, len(slots))) for role, t in term.tensors.items())
-        return TermUse(transform, term.rank, term.rows, term.scale, term.dropout, tuple(numbered))
+        return TermUse(
+            self._transforms[alike], term.rank, term.rows, term.scale, term.dropout, tuple(numbered)
+        )
 
     def _compile(self, path: str, module: nn.Module, expand: ExpandTerms) -> RegionCode:
         linears = [name for name, child in module.named_modules() if name and linear_widths(child)]
-        graph = self._capture(module, expand.targets)
+        graph = _capture(module, expand.targets)
         region = RegionGraphs.start(graph, len(expand.shapes), linears)
-        observe = None
-        if (told := self.observe) is not None:
-            told(path, "capture", region)
-
-            def observe(step: str, region: RegionGraphs) -> None:
-                told(path, step, region)
-
-        run_passes(region, expand, self.optimisations, observe)
+        for step in chain(["capture"], run_passes(region, expand, self.optimisations)):
+            if self.observe is not None:
+                self.observe(path, step, region)
         return RegionCode(GraphCode.of(region.forward), GraphCode.of(region.assembly))
 
-    @staticmethod
-    def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:
-        if targets[0].path == "":
-            return linear_region(module)
-        if isinstance(module, CONTAINERS):
-            raise UntraceableRegion("it only holds its children")
-        return capture_region(module, [target.path for target in targets])
+
+def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:
+    if targets[0].path == "":
+        return linear_region(module)
+    if isinstance(module, CONTAINERS):
+        raise UntraceableRegion("it only holds its children")
+    return capture_region(module, [target.path for target in targets])

@@ -38,7 +38,7 @@ def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> type
     inner = getattr(decorated, "__wrapped__", None)
     if inner is None:
         return function
-    new_inner = _rewrap(inner, function)
+    new = _rewrap(inner, function)
     if not isinstance(decorated, types.FunctionType):
         raise UnknownDecorator(f"{decorated!r} is not a function")
     cells = decorated.__closure__ or ()
@@ -48,17 +48,11 @@ def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> type
     # The same code with the same cells but one is the same decorator, whatever it does, as long as it reaches
     # what it wraps through that cell. `__wrapped__` says which cell that is; if no cell or several hold it,
     # there is no telling what the decorator would call, and it is refused above.
-    copy = types.FunctionType(
-        decorated.__code__,
-        decorated.__globals__,
-        decorated.__name__,
-        decorated.__defaults__,
-        tuple(
-            types.CellType(new_inner) if hold else cell
-            for hold, cell in zip(holds, cells, strict=True)
-        ),
+    closure = (
+        types.CellType(new) if hold else cell for hold, cell in zip(holds, cells, strict=True)
     )
-    copy.__kwdefaults__ = decorated.__kwdefaults__
+    copy = types.FunctionType(decorated.__code__, decorated.__globals__, closure=tuple(closure))
+    copy.__defaults__, copy.__kwdefaults__ = decorated.__defaults__, decorated.__kwdefaults__
     copy.__dict__.update(decorated.__dict__)
-    copy.__wrapped__ = new_inner  # type: ignore[attr-defined]
+    copy.__wrapped__ = new  # type: ignore[attr-defined]
     return copy

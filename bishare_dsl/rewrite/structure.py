@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,26 +20,13 @@ _BOOKKEEPING = frozenset(vars(nn.Module())) | ADDED
 _SYMBOLIC = frozenset({"layer_idx"})
 
 
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """Equal to itself only; it holds the object, so that its `id` is not given to another."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 def structure_key(module: nn.Module) -> Hashable:
     """Give a value that is equal for two modules only if one's traced graph is right for the other.
 
     It holds the class, whether the instance has a forward of its own, every attribute but
     `layer_idx`, and the same of all children. Weights do not
     count, only which of them there are; an attribute that cannot be compared counts as different
-    unless it is the same object, as a configuration is.
+    unless it is the same object, as a configuration is. So keys are compared while their modules live.
     """
     return has_own_forward(module), *_describe(module)
 
@@ -71,4 +57,4 @@ def _comparable(value: Any) -> Hashable:
         case tuple() | list():
             return type(value), tuple(map(_comparable, value))
         case _:
-            return _Same(value)
+            return type(value), id(value)

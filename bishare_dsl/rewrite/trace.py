@@ -137,18 +137,12 @@ class KwargsProxy(fx.Proxy):
         return [leaves.OPAQUE_KWARGS]
 
     def __getitem__(self, key: str) -> KwargsProxy:
-        if key != leaves.OPAQUE_KWARGS:
-            _refuse("it looks inside **kwargs")
-        return self
+        return self if key == leaves.OPAQUE_KWARGS else self._look()
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def _look(self, *_: object) -> NoReturn:
         _refuse("it looks inside **kwargs")
 
-    def __contains__(self, key: object) -> bool:
-        _refuse("it looks inside **kwargs")
-
-    def __iter__(self) -> Iterator[Any]:
-        _refuse("it looks inside **kwargs")
+    __getattr__ = __contains__ = __iter__ = _look
 
 
 class View:

@@ -42,7 +42,7 @@ from bishare_dsl.transforms import (
     Transform,
     Width,
     effective_pair,
-    update_rows,
+    raise_rows,
 )
 
 if TYPE_CHECKING:
@@ -395,7 +395,7 @@ def _check_rows(
         expected.append(row @ a.T @ b)
     found = transform.down_rows(x, banks, rank, width)
     _close(found, torch.stack(downs), torch.float64, f"`down_rows` {where}")
-    found = update_rows(transform, x, banks, rank, width, 0.5)
+    found = 0.5 * raise_rows(transform, found, banks, rank, width)
     _close(found, torch.stack(expected), torch.float64, f"the update of rows {where}")
 
 

@@ -6,7 +6,6 @@ from bishare_dsl.transforms.apply import (
     effective_pair,
     raise_rows,
     update_of,
-    update_rows,
 )
 from bishare_dsl.transforms.protocol import check_term, guarded, shape_of
 from bishare_dsl.transforms.registry import (
@@ -17,13 +16,14 @@ from bishare_dsl.transforms.registry import (
     transform_kind,
     transform_names,
 )
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width
 
 __all__ = [
     "GAIN_OUT",
     "GAIN_RANK",
     "Own",
     "Start",
+    "Tensors",
     "Transform",
     "Width",
     "broken",
@@ -39,5 +39,4 @@ __all__ = [
     "transform_kind",
     "transform_names",
     "update_of",
-    "update_rows",
 ]

@@ -6,10 +6,9 @@ proxies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bishare_dsl.transforms.transform import Transform, Width
+from bishare_dsl.transforms.transform import Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +21,7 @@ GAIN_OUT = "gain_out"
 
 
 def effective_pair(
-    transform: Transform,
-    tensors: Mapping[str, Tensor],
-    rank: int,
-    width: Width,
-    scale: float,
+    transform: Transform, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Make ``A (rows, d_in)`` and ``B (rows, d_out)``: ``scale diag(out) B^T diag(rank) A`` is a term's dW.
 
@@ -40,27 +35,13 @@ def effective_pair(
     return a, (b if scale == 1 else b * scale)
 
 
-def update_rows(
-    transform: Transform,
-    x: Tensor,
-    tensors: Mapping[str, Tensor],
-    rank: int,
-    width: Width,
-    scale: float,
-) -> Tensor:
-    """What a linear term adds to rows of different adapters: ``x (R, n, d_in)`` to ``(R, n, d_out)``, scaled.
-
-    Row i meets the tensors of its own adapter, ``tensors[role][i]``. It agrees with `effective_pair`.
-    """
-    z = transform.down_rows(x, tensors, rank, width)
-    y = raise_rows(transform, z, tensors, rank, width)
-    return y if scale == 1 else y * scale
-
-
 def raise_rows(
-    transform: Transform, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+    transform: Transform, z: Tensor, tensors: Tensors, rank: int, width: Width
 ) -> Tensor:
-    """The second half of `update_rows`: from what `down_rows` gives to ``(R, n, d_out)``, not yet scaled."""
+    """Give what a linear term adds to rows of different adapters, not yet scaled: ``(R, n, d_out)``.
+
+    ``z`` is what `Transform.down_rows` gives. It agrees with `effective_pair`.
+    """
     if (gain := tensors.get(GAIN_RANK)) is not None:
         z = z * gain
     y = transform.up_rows(z, tensors, rank, width)
@@ -68,12 +49,7 @@ def raise_rows(
 
 
 def update_of(
-    transform: Transform,
-    x: Tensor,
-    tensors: Mapping[str, Tensor],
-    rank: int,
-    width: Width,
-    scale: float,
+    transform: Transform, x: Tensor, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> Tensor:
     """Give the update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
     delta = transform.update(x, tensors, rank, width)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,14 +42,7 @@ class Basis(Transform):
     def reach(self, rank: int, width: Width) -> int:
         return min(rank, *width)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return (
-            self._combined(tensors["A"], tensors["c_A"], rank, width.d_in),
-            self._combined(tensors["B"], tensors["c_B"], rank, width.d_out),
-        )
-
-    def _combined(self, basis: Tensor, coefficients: Tensor, rank: int, width: int) -> Tensor:
-        matrices: Tensor = basis[:, :width].unflatten(0, (self.count, rank))  # (count, r, width)
-        return (coefficients.t().unsqueeze(2) * matrices).sum(0)
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        basis = tensors[role][:, :side].unflatten(0, (self.count, rank))  # (count, r, side)
+        combined: Tensor = (tensors[f"c_{role}"].t().unsqueeze(2) * basis).sum(0)
+        return combined

@@ -5,12 +5,12 @@ Ren et al. 2024, "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficien
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Transform, Width, one_width
+from bishare_dsl.transforms.transform import Tensors, Transform, Width, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,15 +45,10 @@ class BlockDiagonal(Transform):
     def reach(self, rank: int, width: Width) -> int:
         return self.blocks * min(rank, *(side // self.blocks for side in width))
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return self._diagonal(tensors["A"], width.d_in), self._diagonal(tensors["B"], width.d_out)
-
-    def _diagonal(self, side_by_side: Tensor, width: int) -> Tensor:
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         import torch
 
-        part = width // self.blocks
-        minis = (side_by_side[:, i * part : (i + 1) * part] for i in range(self.blocks))
+        part = side // self.blocks
+        minis = (tensors[role][:, i * part : (i + 1) * part] for i in range(self.blocks))
         diagonal: Tensor = torch.block_diag(*minis)
         return diagonal

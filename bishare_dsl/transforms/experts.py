@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class Experts(Transform):
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
         return zero - {"G"}
 
-    def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+    def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         weights = (x @ tensors["G"].t()).softmax(-1)  # (..., count)
         down = x @ tensors["A"].t()  # (..., r)
         return (weights.unsqueeze(-1) * down.unsqueeze(-2)).flatten(-2) @ tensors["B"]

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,26 +57,22 @@ class GateTransformation(Transform):
     def rows(self, rank: int, width: Width) -> int:
         return min(rank, self.gate_rank)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
+    def factors(self, tensors: Tensors, rank: int, width: Width) -> tuple[Tensor, Tensor]:
         down = tensors["A"] @ tensors["G_iu"].t()  # (r, g)
         up = tensors["B"] @ tensors["G_od"].t()  # (r, g)
         if rank < self.gate_rank:
             return down @ tensors["G_id"], up @ tensors["G_ou"]
         return tensors["G_id"], (down.t() @ up) @ tensors["G_ou"]
 
-    def down_rows(
-        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> Tensor:
+    def down_rows(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         gated = x @ tensors["G_id"].mT  # (R, n, g)
         return self._through_a(gated, tensors) if rank < self.gate_rank else gated
 
-    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+    def up_rows(self, z: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         inner = z if rank < self.gate_rank else self._through_a(z, tensors)  # (R, n, r)
         return inner @ tensors["B"] @ tensors["G_od"].mT @ tensors["G_ou"]
 
-    def _through_a(self, gated: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _through_a(self, gated: Tensor, tensors: Tensors) -> Tensor:
         return gated @ tensors["G_iu"] @ tensors["A"].mT
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:

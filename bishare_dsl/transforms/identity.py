@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from bishare_dsl.transforms.transform import Transform, Width, one_width
+from bishare_dsl.transforms.transform import Tensors, Transform, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,19 +16,10 @@ class Identity(Transform):
 
     name: ClassVar[str] = "Identity"
     title: ClassVar[str] = "no transform"
+    batched: ClassVar[bool] = True
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, one_width(widths)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return tensors["A"], tensors["B"]
-
-    def down_rows(
-        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> Tensor:
-        return x @ tensors["A"].mT
-
-    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
-        return z @ tensors["B"]
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        return tensors[role]

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,17 +86,16 @@ class KroneckerExtension(Transform):
         )
         return min(super().reach(rank, width), *sides)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return (
-            self._extend(tensors["K_A"], tensors["A"], width.d_in),
-            self._extend(tensors["K_B"], tensors["B"], width.d_out),
-        )
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        kernel, shared = tensors[f"K_{role}"], tensors[role]
+        if self.rowwise:
+            whole = (kernel.unsqueeze(2) * shared.unsqueeze(1)).flatten(1)
+        else:
+            columns = shared.unsqueeze(1).unsqueeze(0)  # (1, a, 1, size)
+            whole = (kernel.unsqueeze(1).unsqueeze(3) * columns).flatten(2).flatten(0, 1)
+        return whole[:, :side] if side % self.size else whole
 
-    def down_rows(
-        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> Tensor:
+    def down_rows(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         from torch.nn.functional import pad
 
         kernel, shared = tensors["K_A"], tensors["A"]
@@ -111,7 +110,7 @@ class KroneckerExtension(Transform):
             return (kernel.mT.unsqueeze(1) * inner).sum(2)
         return (kernel.unsqueeze(1) @ inner).flatten(2)
 
-    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+    def up_rows(self, z: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         kernel, shared = tensors["K_B"], tensors["B"]
         if self.rowwise:
             tiles = self._by_row(kernel.mT.unsqueeze(1) * z.unsqueeze(2), shared)
@@ -135,15 +134,6 @@ class KroneckerExtension(Transform):
         """Multiply ``x (R, n, i, j)`` by one ``matrix (R, j, m)`` a row, with no copy of it for each of n."""
         product: Tensor = (x.flatten(1, 2) @ matrix).unflatten(1, (-1, x.shape[2]))
         return product
-
-    def _extend(self, kernel: Tensor, shared: Tensor, width: int) -> Tensor:
-        """Make ``K (x) shared``, cropped: ``(b, k)`` and ``(a, size)`` to ``(a * b, width)``."""
-        if self.rowwise:
-            whole = (kernel.unsqueeze(2) * shared.unsqueeze(1)).flatten(1)
-        else:
-            columns = shared.unsqueeze(1).unsqueeze(0)  # (1, a, 1, size)
-            whole = (kernel.unsqueeze(1).unsqueeze(3) * columns).flatten(2).flatten(0, 1)
-        return whole[:, :width] if width % self.size else whole
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         sides = sorted({side for width in widths for side in width})

@@ -85,8 +85,8 @@ def package_of(kind: type[Transform]) -> str:
 
     A name can be asked of any transform; no package has registered those of `register`.
     """
-    found = next((p for p in _entry_points().get(kind.name, ()) if p.dist), None)
-    return _package(found) if found else kind.__module__.partition(".")[0]
+    points = _entry_points().get(kind.name)
+    return _package(points[0]) if points else kind.__module__.partition(".")[0]
 
 
 def installed_as(name: str) -> str | None:

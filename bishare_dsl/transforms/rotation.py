@@ -6,12 +6,12 @@ Wang et al. 2024, "PRoLoRA: Partial Rotation Empowers More Parameter-Efficient L
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from bishare_dsl.transforms.transform import Transform, Width, one_width
+from bishare_dsl.transforms.transform import Tensors, Transform, Width, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,20 +52,12 @@ class Rotation(Transform):
             sides.append(min(side, chunk * min(turn, self._chunks(role))))
         return min(rank, *sides)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return (
-            self._rotated("A", tensors["A"], rank, width.d_in),
-            self._rotated("B", tensors["B"], rank, width.d_out),
-        )
-
-    def _rotated(self, role: str, chunk: Tensor, rank: int, width: int) -> Tensor:
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         import torch
 
         stride = self._stride(role, rank)
-        copies = [chunk.roll(i * stride, 0) for i in range(self._chunks(role))]
-        return torch.cat(copies, 1)[:, :width]
+        copies = [tensors[role].roll(i * stride, 0) for i in range(self._chunks(role))]
+        return torch.cat(copies, 1)[:, :side]
 
     def _chunks(self, role: str) -> int:
         return self.chunks_A if role == "A" else self.chunks_B

@@ -5,12 +5,12 @@ Section 3.2.1, Equation 3, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Transform, Width
+from bishare_dsl.transforms.transform import Tensors, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ class SliceSharing(Transform):
 
     name: ClassVar[str] = "SS"
     title: ClassVar[str] = "Slice Sharing"
+    batched: ClassVar[bool] = True
 
     window: Literal["centre", "leading", "trailing"] = Field(
         "centre",
@@ -35,20 +36,7 @@ class SliceSharing(Transform):
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return self._slice(tensors["A"], width.d_in), self._slice(tensors["B"], width.d_out)
-
-    def down_rows(
-        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> Tensor:
-        return x @ self._slice(tensors["A"], width.d_in).mT
-
-    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
-        return z @ self._slice(tensors["B"], width.d_out)
-
-    def _slice(self, shared: Tensor, width: int) -> Tensor:
-        spare = shared.shape[-1] - width
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        spare = tensors[role].shape[-1] - side
         start = {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window]
-        return shared[..., start : start + width]
+        return tensors[role][..., start : start + side]

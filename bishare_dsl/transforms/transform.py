@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +12,9 @@ from bishare_dsl.spec.spec import Initial
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Tensors: TypeAlias = "Mapping[str, Tensor]"
+"""The tensors of a term, by role."""
 
 
 class Start(NamedTuple):
@@ -70,6 +73,7 @@ class Transform(BaseModel):
         owned: the roles of the tensors that each site has for itself.
         linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
             and can be trained, saved and run, but neither merged nor exported.
+        batched: whether `factor` also takes tensors with more dimensions in front.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -79,6 +83,7 @@ class Transform(BaseModel):
     pooled: ClassVar[tuple[str, ...]] = ("A", "B")
     owned: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
 
     def check_rank(self, rank: int) -> None:
         """Refuse a rank that the options cannot give.
@@ -127,39 +132,43 @@ class Transform(BaseModel):
         """Give the highest rank that the update of a site can have, at most `rows`."""
         return min(self.rows(rank, width), *width)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        """Give the effective factors ``A (rows, d_in)`` and ``B (rows, d_out)``: ``dW = B^T A``.
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        """Give the effective factor ``A (rows, d_in)`` or ``B (rows, d_out)``: ``dW = B^T A``.
 
-        ``tensors`` holds the pooled tensors and the site's own by role. Called with tensors, to merge
-        and export, and with `torch.fx` proxies, to build the graph that trains; so it is written in
-        plain tensor methods, and branches on shapes only.
+        ``tensors`` holds the pooled tensors and the site's own; ``side`` is ``d_in`` or ``d_out``. Called
+        with tensors, to merge and export, and with `torch.fx` proxies, to build the graph that trains; so
+        it is written in plain tensor methods, and branches on shapes only.
         """
         raise NotImplementedError
 
-    def down_rows(
-        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> Tensor:
+    def factors(self, tensors: Tensors, rank: int, width: Width) -> tuple[Tensor, Tensor]:
+        """Give both effective factors; for a transform that makes them together, instead of `factor`."""
+        d_in, d_out = width
+        return self.factor("A", tensors, rank, d_in), self.factor("B", tensors, rank, d_out)
+
+    def down_rows(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         """Multiply rows that belong to different adapters by their effective A: ``z (R, n, rows)``.
 
         Row i of ``x (R, n, d_in)`` meets ``tensors[role][i]``: each tensor is ``(R, rows, columns)``.
         Written as `factors` is. This default makes the effective factors of each adapter; a transform
         that can do without them says how.
         """
-        return x @ self._batched(0, tensors, rank, width).mT
+        return x @ self._batched("A", tensors, rank, width).mT
 
-    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+    def up_rows(self, z: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         """Multiply what `down_rows` gives by the effective B of each row: ``(R, n, d_out)``."""
-        return z @ self._batched(1, tensors, rank, width)
+        return z @ self._batched("B", tensors, rank, width)
 
-    def _batched(self, side: int, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+    def _batched(self, role: str, tensors: Tensors, rank: int, width: Width) -> Tensor:
         from torch import vmap
 
-        factor: Tensor = vmap(lambda some: self.factors(some, rank, width)[side])(dict(tensors))
+        place = "AB".index(role)
+        if self.batched:
+            return self.factor(role, tensors, rank, width[place])
+        factor: Tensor = vmap(lambda some: self.factors(some, rank, width)[place])(dict(tensors))
         return factor
 
-    def update(self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+    def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         """Give the update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
 
         Written as `factors` is; ``tensors`` come in the dtype of ``x``.

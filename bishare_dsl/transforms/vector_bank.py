@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     import torch
@@ -68,11 +68,11 @@ class VectorBank(Transform):
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
         return frozenset("AB" if "bank" in zero else "")  # Both factors are made of it.
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        bank = tensors["bank"]
-        return self._mix(bank, tensors["L_A"], rank), self._mix(bank, tensors["L_B"], rank)
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        largest = tensors[f"L_{role}"].topk(self.top_k, dim=-1)
+        weights, chosen = largest[0].softmax(-1), largest[1]
+        stretches = (weights.unsqueeze(-1) * tensors["bank"][chosen]).sum(-2)  # (r * tiles, length)
+        return stretches.reshape(rank, -1)
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
         """Keep of each row of logits which ``top_k`` are the largest, and by how much all but the first of
@@ -101,9 +101,3 @@ class VectorBank(Transform):
         import torch
 
         return torch.uint8 if self.vectors <= 256 else torch.int32
-
-    def _mix(self, bank: Tensor, logits: Tensor, rank: int) -> Tensor:
-        largest = logits.topk(self.top_k, dim=-1)
-        weights, chosen = largest[0].softmax(-1), largest[1]
-        stretches = (weights.unsqueeze(-1) * bank[chosen]).sum(-2)  # (rank * tiles, length)
-        return stretches.reshape(rank, -1)

@@ -11,10 +11,10 @@ from bishare_dsl.testing.plans import pools
 from bishare_dsl.transforms import (
     Transform,
     Width,
+    raise_rows,
     register,
     transform_kind,
     transform_names,
-    update_rows,
 )
 from bishare_dsl.transforms.gate_transformation import GateTransformation
 from bishare_dsl.transforms.identity import Identity
@@ -80,8 +80,10 @@ def test_rows_are_served_without_effective_factors(transform, monkeypatch):
             for i in range(3)
         )
     ]
-    monkeypatch.delattr(type(transform), "factors")
-    found = update_rows(transform, x, banks, rank, width, 2.0)
+    monkeypatch.setattr(Transform, "factors", None)
+    monkeypatch.setattr(type(transform), "factors", None)
+    z = transform.down_rows(x, banks, rank, width)
+    found = 2 * raise_rows(transform, z, banks, rank, width)
     torch.testing.assert_close(found, 2 * x @ torch.stack(by_factors), rtol=1e-4, atol=1e-4)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
-from bishare_dsl.rewrite.passes.cast_factors import CastFactors
 from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
 from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
@@ -21,21 +20,14 @@ OPTIMISATIONS: tuple[Pass, ...] = (
     FuseIslands(),
     FuseGatedMlp(),
     HoistFactors(),
-    CastFactors(),
 )
 """What runs behind `ExpandTerms`; none of it changes what is computed."""
 
-Observer = Callable[[str, RegionGraphs], None]
-"""Is shown the region's graphs, with the name of the pass that just ran."""
-
 
 def run_passes(
-    region: RegionGraphs,
-    expand: ExpandTerms,
-    optimisations: Sequence[Pass] = OPTIMISATIONS,
-    observe: Observer | None = None,
-) -> None:
-    """Run the passes over a region's graphs, which are valid after each.
+    region: RegionGraphs, expand: ExpandTerms, optimisations: Sequence[Pass] = OPTIMISATIONS
+) -> Iterator[str]:
+    """Run the passes over a region's graphs, which are valid after each, and give its name then.
 
     Raises:
         ValueError: a pass comes before one whose work it needs.
@@ -47,20 +39,17 @@ def run_passes(
         step.run(region)
         region.forward.lint()
         region.assembly.lint()
-        if observe is not None:
-            observe(type(step).__name__, region)
+        yield type(step).__name__
 
 
 __all__ = [
     "OPTIMISATIONS",
     "AccumulateUps",
-    "CastFactors",
     "ExpandTerms",
     "FuseDowns",
     "FuseGatedMlp",
     "FuseIslands",
     "HoistFactors",
-    "Observer",
     "ShareFactors",
     "run_passes",
 ]

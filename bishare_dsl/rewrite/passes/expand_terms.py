@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -18,7 +19,7 @@ from bishare_dsl.rewrite.region import (
     read_by,
     target_calls,
 )
-from bishare_dsl.transforms import effective_pair, guarded, update_of
+from bishare_dsl.transforms import Width, effective_pair, guarded, update_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class ExpandTerms(Pass):
         graph = region.forward
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
-            tensors = graph.call_module(FACTORS)
+            factors = graph.call_module(FACTORS)
             slots = [
-                _Shaped(graph.call_function(operator.getitem, (tensors, i)), shape)
+                _Shaped(graph.call_function(operator.getitem, (factors, i)), shape)
                 for i, shape in enumerate(self.shapes)
             ]
         targets = {target.path: target for target in self.targets}
@@ -52,18 +53,23 @@ class ExpandTerms(Pass):
         for path, call in list(target_calls(graph)):
             if path not in targets:
                 continue
-            target, total, x = targets[path], call, read_by(call)
-            for use in target.terms:
+            total, x = call, read_by(call)
+            for use in targets[path].terms:
                 read = _dropped(graph, x, use.dropout, first) if use.dropout else x
-                add = _add_pair if use.transform.linear else _add_update
-                added = add(graph, use, target, slots, total, read, first)
+                tensors = {role: slots[slot] for role, slot in use.slots}
+                add = _pair if use.transform.linear else _update
+                with graph.inserting_before(total.next):
+                    added = add(graph, use, targets[path].width, tensors, total, read, first)
                 for user in [user for user in total.users if user is not added]:
                     user.replace_input_with(total, added)
                 total = added
 
 
 class _Shaped(fx.Proxy):
-    """A proxy of a tensor whose shape is known, so that a window of it has constant bounds."""
+    """A proxy of a tensor whose shape is known, so that a window of it has constant bounds.
+
+    Proxies stand in for tensors: a transform is written in plain tensor methods.
+    """
 
     def __init__(self, node: fx.Node, shape: tuple[int, int]):
         super().__init__(node, fx.proxy.GraphAppendingTracer(node.graph))
@@ -79,42 +85,38 @@ def _dropped(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
         return graph.call_function(ops.dropout, (x, p, graph.get_attr("training")))
 
 
-def _add_pair(
+def _pair(
     graph: fx.Graph,
     use: TermUse,
-    target: Target,
-    slots: list[_Shaped],
+    width: Width,
+    tensors: Any,
     total: fx.Node,
     x: fx.Node,
     first: fx.Node,
 ) -> fx.Node:
-    """Add ``up(total, down(x, A), B)``, with the factors made in front of everything."""
-    tensors = {role: slots[slot] for role, slot in use.slots}
+    """Make ``up(total, down(x, A), B)``, with the factors made in front of everything."""
     with graph.inserting_before(first), guarded(use.transform, "factors"):
-        # Proxies stand in for tensors: a transform is written in plain tensor methods.
-        a, b = effective_pair(use.transform, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
-    with graph.inserting_before(total.next):
-        z = graph.call_function(ops.down, (x, a.node))  # type: ignore[attr-defined]
-        z.meta[ROWS] = use.rows
-        return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
+        a, b = effective_pair(use.transform, tensors, use.rank, width, use.scale)
+    z = graph.call_function(ops.down, (x, a.node))  # type: ignore[attr-defined]
+    z.meta[ROWS] = use.rows
+    return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
 
 
-def _add_update(
+def _update(
     graph: fx.Graph,
     use: TermUse,
-    target: Target,
-    slots: list[_Shaped],
+    width: Width,
+    tensors: Any,
     total: fx.Node,
     x: fx.Node,
     first: fx.Node,
 ) -> fx.Node:
-    """Add ``total + update(x)``, with the tensors in the dtype of x."""
-    with graph.inserting_before(total.next):
-        tensors = {
-            role: _Shaped(graph.call_function(ops.cast, (slots[slot].node, x)), slots[slot].shape)
-            for role, slot in use.slots
-        }
-        proxy = fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))
-        with guarded(use.transform, "update"):
-            delta = update_of(use.transform, proxy, tensors, use.rank, target.width, use.scale)  # type: ignore[arg-type]
-        return graph.call_function(ops.add, (total, delta.node))  # type: ignore[attr-defined]
+    """Make ``total + update(x)``, with the tensors in the dtype of x."""
+    cast: Any = {
+        role: _Shaped(graph.call_function(ops.cast, (tensor.node, x)), tensor.shape)
+        for role, tensor in tensors.items()
+    }
+    proxy: Any = fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))
+    with guarded(use.transform, "update"):
+        delta: Any = update_of(use.transform, proxy, cast, use.rank, width, use.scale)
+    return graph.call_function(ops.add, (total, delta.node))

@@ -18,7 +18,8 @@ from bishare_dsl.rewrite.region import Pass, RegionGraphs
 class HoistFactors(Pass):
     """Before: the forward makes the factors it applies. After: the assembly does; the forward calls it.
 
-    The forward keeps what depends on activations, and asks the assembly for exactly what that reads.
+    The forward keeps what depends on activations, and asks the assembly for exactly what that reads. It hands
+    it what the region reads: factors are float32 as a rule, and what is kept is cast to that dtype already.
     """
 
     # All factors are made that there will be.
@@ -45,3 +46,4 @@ class HoistFactors(Pass):
             node.replace_all_uses_with(item, delete_user_cb=lambda user: user not in moved)
         for node in reversed(nodes):
             forward.erase_node(node)
+        call.args = tuple(forward.find_nodes(op="placeholder")[:1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bishare_dsl.rewrite.passes.cast_factors import CastFactors
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
 from bishare_dsl.serve.transformers.rows import rows_of
@@ -18,7 +17,7 @@ class ReadRows(Pass):
     """
 
     # The call gives what is applied, and nobody changes it any more.
-    behind = (CastFactors, HoistFactors)
+    behind = (HoistFactors,)
 
     def run(self, region: RegionGraphs) -> None:
         graph, call = region.forward, region.factors_call()

@@ -71,7 +71,7 @@ class Case:
     def program(self, *optimisations) -> RegionGraphs:
         graph = capture_region(self.region(), [target.path for target in self.targets])
         program = RegionGraphs.start(graph, len(self.shapes), self.linears)
-        run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations)
+        list(run_passes(program, ExpandTerms(self.targets, self.shapes), optimisations))
         return program
 
     def module(self, *optimisations, seed=0, frozen=False) -> tuple[nn.Module, list[nn.Parameter]]:
