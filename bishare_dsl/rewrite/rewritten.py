@@ -106,7 +106,8 @@ class Rewritten(nn.Module):
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
                 "take the adapter out before copying or pickling the module"
             )
-        how = (self.bishare_base, self.bishare_code, self.bishare_wrap)
+        cls = type(self)  # Of which `bishare_wrap` is no method.
+        how = (cls.bishare_base, cls.bishare_code, cls.bishare_wrap)
         return (_restore, how, *reduced[2:])
 
 
