@@ -71,6 +71,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 )
 @options.force
 @options.allow_use
+@options.as_json
 @options.quiet
 @click.pass_obj
 def command(
@@ -99,12 +100,14 @@ def command(
             codes.WRONG_USAGE(what="`--passes` without a graph", help="add `--emit graph`")
         )
     if emit == "syntax":
-        report.result(str(parse_syntax(*read_text(file))))
+        tree = str(parse_syntax(*read_text(file)))
+        report.data(syntax=tree)
+        report.result(tree)
         return
     if emit == "spec":
-        report.result(
-            read_spec(file)[0].with_params(params).model_dump_json(indent=2, by_alias=True)
-        )
+        spec = read_spec(file)[0].with_params(params)
+        report.data(spec=spec.model_dump(mode="json", by_alias=True))
+        report.result(spec.model_dump_json(indent=2, by_alias=True))
         return
     if model is None:
         raise CommandError(
@@ -113,6 +116,7 @@ def command(
     found = plan_of(file, model, params, report)
     plan = found.plan
     if emit == "plan":
+        report.data(plan=plan.model_dump(mode="json"))
         report.result(plan.model_dump_json(indent=2))
     elif emit is not None:
         _explain(plan, model, emit, passes, report)
@@ -146,6 +150,7 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     else:
         with new_folder(out.resolve()) as new:
             save_adapter(new, plan, tensors, seed=seed, **saving)
+    report.data(out=str(out), trainable=plan.trainable)
     report.result(str(out))
     report.note(plan.parameters_line)
     report.note(f"see it with `bishare inspect {out}`")
@@ -161,12 +166,20 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
     from bishare_dsl.rewrite.region import FACTORS
 
     distinct: set[str] = set()
+    told: list[dict[str, str]] = []
+
+    def tell(path: str, step: str | None, forward: object, factors: object) -> None:
+        after = f" after {step}" if step else ""
+        told.append({"region": path, "forward": str(forward), "factors": str(factors)})
+        if step:
+            told[-1]["after"] = step
+        report.result(f"# {path}{after}: forward\n{forward}\n")
+        report.result(f"# {path}{after}: factors\n{factors}\n")
 
     def observe(path: str, step: str, region: RegionGraphs) -> None:
         distinct.add(path)
         if emit == "graph":
-            report.result(f"# {path} after {step}: forward\n{region.forward}\n")
-            report.result(f"# {path} after {step}: factors\n{region.assembly}\n")
+            tell(path, step, region.forward, region.assembly)
 
     found = meta_model(model)
     tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
@@ -174,8 +187,8 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
     for path, region in regions(found) if emit == "code" else ():
         if path in distinct:
             code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
-            report.result(f"# {path}: forward\n{code.forward.source}\n")
-            report.result(f"# {path}: factors\n{code.assembly.source}\n")
+            tell(path, None, code.forward.source, code.assembly.source)
+    report.data(**{emit: told})
 
 
 def _optimisations(passes: str | None) -> tuple[Pass, ...]:

@@ -8,8 +8,11 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
 
 
-@click.command("explain", epilog=options.examples("bishare explain BS201"))
+@click.command(
+    "explain", epilog=options.examples("bishare explain BS201", "bishare explain BS201 --json")
+)
 @click.argument("code", metavar="CODE")
+@options.as_json
 @options.quiet
 @click.pass_obj
 def command(report: Report, code: str) -> None:
@@ -23,4 +26,6 @@ def command(report: Report, code: str) -> None:
     name = code.upper()
     if name not in known:
         raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
-    report.result(pages({name: known[name]})[f"{name}.md"].rstrip())
+    page = pages({name: known[name]})[f"{name}.md"].rstrip()
+    report.data(code=name, title=known[name].title, page=page)
+    report.result(page)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,6 +32,7 @@ from bishare_dsl.writing import replace_file
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
 @click.option("--diff", is_flag=True, help="Write nothing; show what would change.")
+@options.as_json
 @options.quiet
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> None:
@@ -38,14 +40,16 @@ def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> 
 
     A file that cannot be read as a spec is left alone, and its errors are shown.
     """
-    changed = 0
+    found: list[dict[str, Any]] = []
     for file in files:
         try:
-            changed += _format(file, report, check=check, diff=diff)
+            found.append(_format(file, report, check=check, diff=diff))
         except BishareError as error:
             report.error(error)
         except OSError as error:
             report.problem(cannot_read(file, error))
+    changed = sum(one["changed"] for one in found)
+    report.data(files=found)
     if check and changed:
         report.exit_code = max(report.exit_code, FINDINGS)
     if len(files) > 1:
@@ -53,33 +57,38 @@ def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> 
         report.note(f"{changed} of {len(files)} specs {does}")
 
 
-def _format(file: str, report: Report, *, check: bool, diff: bool) -> bool:
-    """Format one file; whether that changes it."""
+def _format(file: str, report: Report, *, check: bool, diff: bool) -> dict[str, Any]:
+    """Format one file; what to tell of it."""
     if file != "-" and not Path(file).exists():
         # A shipped spec is not meant: rewriting a file that nobody gave the path of would surprise.
         raise CommandError(codes.NO_SUCH_SPEC(name=file, why="no such file"))
     old, name = read_text(file)
     text = format_text(old, name)
     new = text.encode()
+    told = {"file": name, "changed": new != old}
     if diff:
-        _show_difference(decode(old, name), text, report)
+        difference = _difference(decode(old, name), text)
+        told["diff"] = difference
+        if difference:
+            report.result(difference)
     elif check:
         if new != old:
             report.result(f"would change {name}")
+    elif file == "-" and report.as_json:
+        told["text"] = text
     elif file == "-":
         sys.stdout.buffer.write(new)
         sys.stdout.buffer.flush()
     elif new != old:
         replace_file(Path(file).resolve(), new)
         report.note(f"changed {name}")
-    return new != old
+    return told
 
 
-def _show_difference(old: Source, new: str, report: Report) -> None:
+def _difference(old: Source, new: str) -> str:
     from difflib import unified_diff
 
     lines = unified_diff(
         old.text.splitlines(), new.splitlines(), old.name, f"{old.name} (formatted)", lineterm=""
     )
-    if difference := "\n".join(lines):
-        report.result(difference)
+    return "\n".join(lines)

@@ -34,6 +34,7 @@ from bishare_dsl.cli.report import Report
     metavar="FILE",
     help="Write a picture of all shares.",
 )
+@options.as_json
 @options.quiet
 @click.pass_obj
 def command(
@@ -57,13 +58,17 @@ def command(
         from bishare_dsl.show.page import page
 
         replace_file(html, page(made.plan, made.spec).encode())
+        report.data(html=str(html))
         report.result(str(html))
     if svg is not None:
         from bishare_dsl.show.svg import whole
 
         replace_file(svg, whole(picture(made.plan, made.spec, merged=True)).encode())
+        report.data(svg=str(svg))
         report.result(str(svg))
     if html is None and svg is None:
         from bishare_dsl.show.text import text
 
-        report.result(text(picture(made.plan, made.spec, merged=True)))
+        drawn = text(picture(made.plan, made.spec, merged=True))
+        report.data(text=drawn)
+        report.result(drawn)

@@ -12,6 +12,7 @@ from bishare_dsl.cli.report import Report
     "specs", epilog=options.examples("bishare specs", "cat $(bishare specs --path bishare_ke)")
 )
 @click.option("--path", metavar="NAME", help="Print where the file of this spec is.")
+@options.as_json
 @options.quiet
 @click.pass_obj
 def command(report: Report, path: str | None) -> None:
@@ -24,11 +25,18 @@ def command(report: Report, path: str | None) -> None:
     shipped = shipped_specs()
     if path is None:
         width = max(map(len, shipped), default=0)
-        for name, file in shipped.items():
-            # A spec begins with a comment that says what it is.
-            first = file.read_text(encoding="utf-8").partition("\n")[0]
-            report.result(f"{name:{width}}  {first.lstrip('# ')}")
+        # A spec begins with a comment that says what it is.
+        about = {
+            name: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+            for name, file in shipped.items()
+        }
+        report.data(
+            specs=[{"name": n, "about": about[n], "path": str(f)} for n, f in shipped.items()]
+        )
+        for name, text in about.items():
+            report.result(f"{name:{width}}  {text}")
     elif path in shipped:
+        report.data(path=str(shipped[path]))
         report.result(str(shipped[path]))
     else:
         why = "none of that name ships"

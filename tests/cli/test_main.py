@@ -171,3 +171,8 @@ def test_examples_of_usage_codes(bishare, monkeypatch, code):
     assert bad.code == 2
     assert f"error[{code.code}]" in bad.out + bad.err
     assert bishare(*code.good.split()[1:]).code == 0
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "lsp"}))
+def test_every_command_has_its_answer_for_machines(bishare, command):
+    assert "--json" in bishare(command, "--help").out
