@@ -19,7 +19,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench test-compat test-vllm docs vscode clean
+.PHONY: help setup demo test lint format bench test-compat test-vllm docs tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -86,10 +86,14 @@ test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-docs: $(STAMP) ## write docs/errors from the registry of error codes, the picture in the README, the colours for editors
+docs: $(STAMP) ## write docs/errors from the registry of error codes, the picture in the README, colours and the JSON schema for editors
 	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors
 	@$(BIN)/python -m bishare_dsl.highlight.textmate editors/vscode/syntaxes/share.tmLanguage.json
+	@$(BIN)/python -m bishare_dsl.spec.schema editors/spec.schema.json
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
+
+tree-sitter: ## write the parser for tree-sitter (needs Debian's tree-sitter-cli, 0.22.6)
+	@cd editors/tree-sitter && tree-sitter generate --abi 14 --no-bindings
 
 vscode: $(STAMP) ## test the extension for VS Code, and pack it into dist (needs npm)
 	@cd editors/vscode && npm install --no-audit --no-fund --loglevel=error \

@@ -1,10 +1,17 @@
 """What is written by a program is what the program would write now."""
 
+import json
 from pathlib import Path
+
+import jsonschema
+import pytest
 
 from bishare_dsl.cli.main import main as bishare
 from bishare_dsl.diagnostics.pages import main
 from bishare_dsl.highlight.textmate import grammar
+from bishare_dsl.language import read_file
+from bishare_dsl.resources import shipped_specs
+from bishare_dsl.spec.schema import schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +32,20 @@ def test_colours_for_editors():
     """`make docs` writes them."""
     file = ROOT / "editors" / "vscode" / "syntaxes" / "share.tmLanguage.json"
     assert file.read_text(encoding="utf-8") == grammar()
+
+
+def test_json_schema():
+    """`make docs` writes it."""
+    file = ROOT / "editors" / "spec.schema.json"
+    assert file.read_text(encoding="utf-8") == schema()
+
+
+@pytest.mark.parametrize("name", shipped_specs())
+def test_every_spec_that_ships_fits_the_json_schema(name):
+    spec = read_file(shipped_specs()[name])[0].model_dump(mode="json")
+    jsonschema.validate(spec, json.loads(schema()))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(spec | {"shares": [{"name": "a"}]}, json.loads(schema()))
 
 
 def test_numbers_of_the_readme():
