@@ -1,13 +1,8 @@
 """The `.share` language: text to `Spec` and back, formatting, and every mistake at its place."""
 
-from typing import TYPE_CHECKING
-
+from bishare_dsl.language.format import format_text
 from bishare_dsl.language.read import parse_spec, parse_syntax, read, read_file
-from bishare_dsl.lazy import lazy
-
-if TYPE_CHECKING:
-    from bishare_dsl.language.format import format_text
-    from bishare_dsl.language.text import own_text, spec_text
+from bishare_dsl.language.text import own_text, spec_text
 
 __all__ = [
     "format_text",
@@ -18,13 +13,3 @@ __all__ = [
     "read_file",
     "spec_text",
 ]
-
-
-__getattr__ = lazy(
-    __name__,
-    {
-        "format_text": "bishare_dsl.language.format",
-        "own_text": "bishare_dsl.language.text",
-        "spec_text": "bishare_dsl.language.text",
-    },
-)

@@ -11,9 +11,9 @@ where they stand together.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from bishare_dsl.language.grammar import CLAUSES, DEFAULTS, IN_EXPRESSIONS
 from bishare_dsl.language.read import parse_syntax
@@ -37,11 +37,22 @@ def format_text(text: str | bytes, name: str = "<text>") -> str:
     Raises:
         SpecError: the text cannot be read; every problem, each with its place.
     """
-    return layout(parse_syntax(text, name))
+    syntax = parse_syntax(text, name)
+    words = _words(syntax)
+    lines: list[str] = []
+    for group in _groups([_block(statement, words) for statement in syntax.statements]):
+        aligned = _aligned(group)
+        for block in group:
+            changes = bool(lines) and block is group[0]
+            _comments(lines, block.before, gap=changes)
+            if block.after_blank if block.before else changes:
+                lines.append("")
+            lines += [aligned[block]] if block in aligned else _lines(block)
+    _comments(lines, words[-1].before, gap=False)
+    return "\n".join(lines).strip("\n") + "\n" if lines else ""
 
 
-@dataclass(slots=True, eq=False)
-class _Comment:
+class _Comment(NamedTuple):
     """``# ...`` to the end of its line; ``after_blank`` where an empty line stands above it."""
 
     text: str
@@ -63,12 +74,7 @@ class _Word:
 
 def _words(syntax: Syntax) -> list[_Word]:
     """List the words of a text, the last one empty: it has the comments at the end."""
-    trees = [
-        tree
-        for part in syntax.statements
-        for whole in part.all_words()
-        for tree in whole.iter_subtrees()
-    ]
+    trees = [tree for statement in syntax.statements for tree in statement.trees()]
     tight = {tree.meta.start_pos for tree in trees if tree.data in ("negative", "set")}
     closing = {tree.meta.end_pos - 1 for tree in trees if tree.data == "set"}
     words: list[_Word] = []
@@ -82,8 +88,8 @@ def _words(syntax: Syntax) -> list[_Word]:
             blank = breaks > 1
             continue
         if token.type == "COMMENT":
-            own_line = comments if not (same_line and words) else words[-1].after
-            own_line.append(_Comment(token.rstrip(), blank))
+            place = words[-1].after if same_line else comments
+            place.append(_Comment(token.rstrip(), blank))
             blank = False
             continue
         if token in _CLOSE and words[-1].text in (",", ";"):
@@ -158,23 +164,6 @@ def _whole(units: list[_Unit]) -> bool:
     return not any(unit.before for unit in units[1:]) and not any(u.after for u in units[:-1])
 
 
-def layout(syntax: Syntax) -> str:
-    """Write a tree's tokens and comments."""
-    words = _words(syntax)
-    blocks = [_block(statement, words) for statement in syntax.statements]
-    lines: list[str] = []
-    for group in _groups(blocks):
-        aligned = _aligned(group)
-        for block in group:
-            changes = bool(lines) and block is group[0]
-            _comments(lines, block.before, gap=changes)
-            if block.after_blank if block.before else changes:
-                lines.append("")
-            lines += [aligned[block]] if block in aligned else _lines(block)
-    _comments(lines, words[-1].before, gap=False)
-    return "\n".join(lines).strip("\n") + "\n" if lines else ""
-
-
 def _comments(lines: list[str], comments: list[_Comment], gap: bool) -> None:
     for comment in comments:
         if lines and (comment.after_blank or (gap and comment is comments[0])):
@@ -182,17 +171,15 @@ def _comments(lines: list[str], comments: list[_Comment], gap: bool) -> None:
         lines.append(comment.text)
 
 
-def _groups(blocks: list[_Block]) -> Iterator[list[_Block]]:
-    """Yield statements of one kind with no empty line between them."""
-    group: list[_Block] = []
+def _groups(blocks: list[_Block]) -> list[list[_Block]]:
+    """Put statements of one kind together that have no empty line between them."""
+    groups: list[list[_Block]] = []
     for block in blocks:
         blank = block.after_blank or any(comment.after_blank for comment in block.before)
-        if group and (blank or block.kind != group[-1].kind):
-            yield group
-            group = []
-        group.append(block)
-    if group:
-        yield group
+        if not groups or blank or block.kind != groups[-1][-1].kind:
+            groups.append([])
+        groups[-1].append(block)
+    return groups
 
 
 def _block(statement: Statement, words: list[_Word]) -> _Block:

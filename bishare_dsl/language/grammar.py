@@ -30,6 +30,14 @@ _OPERATORS = {"OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 _OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 CLAUSE_KINDS = frozenset(word.upper() for word in CLAUSES)
+# What is said of tokens that may stand at a place: the first one that fits.
+_VALUES = {
+    ("INT", "LPAR"): "a value",
+    ("INT", "NAME"): "a number or a name",
+    ("INT",): "a number",
+    ("NAME",): "a name",
+    ("STRING",): "a pattern in quotes",
+}
 DEFAULT_KINDS = frozenset(word.upper() for word in DEFAULTS)
 
 
@@ -54,12 +62,11 @@ def _cache_file() -> str | None:
         folder = cache_folder() / "grammar"
         file = folder / f"share.{sys.implementation.cache_tag}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = [folder.lstat(), *([file.lstat()] if os.path.lexists(file) else [])]
+        info = folder.lstat()
+        closed = stat.S_ISDIR(info.st_mode) and not info.st_mode & 0o077 and not file.is_symlink()
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where the user's home is
         return None
-    kinds = [stat.S_ISDIR(found[0].st_mode), *(stat.S_ISREG(info.st_mode) for info in found[1:])]
-    own = all(info.st_uid == os.geteuid() for info in found)
-    return str(file) if own and all(kinds) and not found[0].st_mode & 0o077 else None
+    return str(file) if closed and info.st_uid == os.geteuid() else None
 
 
 @cache
@@ -78,29 +85,15 @@ def spelled(kind: str) -> str | None:
     return next((word for word, known in words().items() if known == kind), None)
 
 
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
 def expected(kinds: Collection[str]) -> str:
     """Say what may stand at a place: ``a name``, ``a clause of the share or a statement``."""
     left = set(kinds)
     if "PLUS" in left:  # Behind a name in an expression, which could be a function's.
         left.discard("LPAR")
-    found = []
-    if "INT" in left and "LPAR" in left:
-        found.append("a value")
+    found = [text for kinds, text in _VALUES.items() if left.issuperset(kinds)][:1]
+    if found:
         left -= {"NAME", "STRING", "INT", "FLOAT", "LPAR", "MINUS", "NOT"}
         left -= {word.upper() for word in IN_EXPRESSIONS}
-    elif "INT" in left:
-        found.append("a number or a name" if "NAME" in left else "a number")
-        left -= {"NAME", "STRING", "INT", "FLOAT", "MINUS"}
-    elif "NAME" in left:
-        found.append("a name")
-        left -= {"NAME", "STRING"}
-    elif "STRING" in left:
-        found.append("a pattern in quotes")
-        left -= {"STRING"}
     if "WHERE" in left:
         found.append("a clause of the share (such as `per` or `rank`)")
         left -= CLAUSE_KINDS
@@ -111,7 +104,8 @@ def expected(kinds: Collection[str]) -> str:
     if found or left - _OPERATORS:
         left -= _OPERATORS
     words = sorted(f"`{word}`" for kind in left if (word := spelled(kind)))
-    return _listed(words + found or ["the end of the file"])
+    *others, last = words + found or ["the end of the file"]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def found(token: Token) -> str:

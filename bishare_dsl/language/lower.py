@@ -32,11 +32,11 @@ _FIELDS = {
     "negation": ("negated",),
     **dict.fromkeys(("compare", "sum", "product"), ("left", "op", "right")),
 }
-_LISTS = frozenset(
-    ["key", "model", "freeze", "include", "exclude", "values", "set", "single", "arguments"]
+_LISTS = (
+    *("key", "model", "freeze", "include", "exclude", "values", "set", "single", "arguments"),
+    *("initial", "diagonal", "option"),
 )
-_NAMED = frozenset(["init", "gain", "options"])
-_PAIRS = frozenset(["initial", "diagonal", "option"])
+_NAMED = ("init", "gain", "options")
 
 
 @dataclass(slots=True)
@@ -77,12 +77,9 @@ class _Parts(Transformer[Token, _Part]):
         if data in _LISTS:
             return _row(children, span)
         if data in _NAMED:
-            return _record({pair.value: pair.parts["of"] for pair in children}, span)
-        if data in _PAIRS:
-            name, value = children
-            # Where the name stands is kept under its value.
-            value.parts = {**value.parts, "name": name}
-            return _Part(name.value, span, {"of": value})
+            for pair in children:  # Where the name stands is kept under its value.
+                pair.parts[1].parts = {**pair.parts[1].parts, "name": pair.parts[0]}
+            return _record({pair.parts[0].value: pair.parts[1] for pair in children}, span)
         if data in ("any_of", "all_of"):
             return _record({data: _row(children)}, span)
         return children[-1] if children else _Part(True, span)
@@ -100,7 +97,7 @@ class _Parts(Transformer[Token, _Part]):
 def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
     fields: dict[str, _Part] = {}
     for clause in clauses:
-        made, name = _Parts().transform(clause.words), clause.keyword
+        made, name = _Parts().transform(clause.words), str(clause.keyword)
         if name in ("A", "B"):
             first = fields.get("per", _Part(None, clause.span))
             name, made = "per", _record({**first.parts, name: made}, first.span)
@@ -154,7 +151,7 @@ def _outdented(statements: list[Statement], where: SourceMap) -> Iterator[Loc]:
                 continue
             if clause is share.clauses[0] or clause.keyword not in DEFAULTS:
                 break
-            yield "shares", i, clause.keyword
+            yield "shares", i, str(clause.keyword)
 
 
 def validated(data: object, where: SourceMap) -> Spec:

@@ -194,11 +194,9 @@ class _Parser:
     def reads(self, position: int) -> bool:
         """Read a token if it goes on with what is being read, or begins something."""
         token = self.tokens[position]
-        if token.type == END:
+        if token.type == END or (self.parser is None and token.type not in self.starters):
             return False
         if self.parser is None:
-            if token.type not in self.starters:
-                return False
             self.parser = lark().parse_interactive()
             self.first, self.open = position, 0
             if token.type in STATEMENT_KINDS:
@@ -237,7 +235,8 @@ class _Parser:
         replaces = tree.data == "replace"
         start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
         words = cast(Words, tree.children[0]) if replaces else tree
-        keyword = spelled(tokens[replaces].type) or ""
+        first = tokens[replaces]
+        keyword = Token.new_borrow_pos(first.type, spelled(first.type) or "", first)
         statement = Statement(keyword, words, start, end, replaces)
         if tokens[0].type in STATEMENT_KINDS or not self.starters >= CLAUSE_KINDS:
             self.statements.append(statement)
@@ -262,27 +261,24 @@ class _Parser:
         if self.problems.full:
             self.problems.count += 1
             return self.skip(position)
-        if token.type == BAD:
-            slip = known_slip(self.tokens, position, ())
-            edits = edits_of(self.tokens, position, slip)
-            self.problems(_unreadable(token, slip.help, edits))
-            return self.mend(position, slip)
         allowed = self.allowed()
         if is_keyword(token) and {"NAME", "INT"} & allowed == {"NAME"} and self.is_meant(position):
-            help_line, edits = in_quotes(token), (Edit(span, f'"{token}"'),)
-            self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=help_line, edits=edits))
+            quoted, why = (Edit(span, f'"{token}"'),), in_quotes(token)
+            self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=why, edits=quoted))
             token.type = "NAME"
             return position
         slip = known_slip(self.tokens, position, allowed)
-        self.problems(
-            codes.UNEXPECTED(
-                span=span_of(slip.at or token),
-                expected=expected(allowed),
-                found=found(token),
-                help=slip.help and slip.help[:200],
-                edits=edits_of(self.tokens, position, slip),
+        place, help_line = span_of(slip.at or token), slip.help and slip.help[:200]
+        edits = edits_of(self.tokens, position, slip)
+        if token.type == BAD:
+            self.problems(_unreadable(token, help_line, edits))
+        else:
+            kinds, what = expected(allowed), found(token)
+            self.problems(
+                codes.UNEXPECTED(
+                    span=place, expected=kinds, found=what, help=help_line, edits=edits
+                )
             )
-        )
         return self.mend(position, slip)
 
     def mend(self, position: int, slip: Slip) -> int:
@@ -316,14 +312,14 @@ class _Parser:
         first = position
         while True:
             kind = self.tokens[position].type
-            if kind in STATEMENT_KINDS or (kind in self.starters and self.starts(position, first)):
+            if kind in STATEMENT_KINDS or (
+                kind in self.starters and (position == first or self.starts(position))
+            ):
                 return position
             position += 1
 
-    def starts(self, position: int, first: int) -> bool:
+    def starts(self, position: int) -> bool:
         """Tell whether a word that could also be a value starts a clause here."""
-        if position == first:
-            return True
         previous, token, after = self.tokens[position - 1 : position + 2]
         if token.type in ("A", "B"):
             return after.type == "PER"

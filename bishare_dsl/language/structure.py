@@ -16,12 +16,7 @@ from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 
 _WORDS = {"A": "A per", "B": "B per", "start": "start nonzero"}
 # Rules whose parts begin with a name of their own, and what messages call such a part.
-_NAMING = {
-    "options": "option",
-    "init": "the init of",
-    "gain": "the gain of",
-    "freeze": "the freeze of",
-}
+_NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
 _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
@@ -49,41 +44,36 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
         start = Span(syntax.first.start, syntax.first.start)
         named = () if header else (Edit(start, "spec mine\n"),)
         yield codes.NO_HEADER(span=syntax.first, edits=named)
-    words = [statement.keyword for statement in statements]
+    words = [str(statement.keyword) for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
-    ends = [*(statement.start for statement in statements[1:]), syntax.end + 1]
+    behind = span_of(syntax.tokens[-1]).end + 1
+    ends = [*(statement.start for statement in statements[1:]), behind]
+    said: list[tuple[str, Span]] = []
     for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
-        if word in DEFAULTS and i > first_share:
+        if word in DEFAULTS and i < first_share:
+            said.append((f"the default `{word}`", statement.span))
+        elif word in DEFAULTS:
             help_line = f"move `{word}` above the first share, or to the share that it is meant for"
-            edits = _moved(syntax, statement, statements[first_share])
-            yield codes.LATE_DEFAULT(
-                span=statement.keyword_span, word=word, help=help_line, edits=edits
+            place, edits = (
+                span_of(statement.keyword),
+                _moved(syntax, statement, statements[first_share]),
             )
-        elif word == "use" and i > uses_end:
-            edits = _moved(syntax, statement, statements[uses_end])
-            yield codes.LATE_USE(span=statement.span, edits=edits)
+            yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
+        elif word in ("spec", "target"):
+            said.append((f"`{word}`", span_of(statement.keyword)))
+        elif word == "use":
+            said.append((f"`use {statement.name}`", statement.span))
+            if i > uses_end:
+                edits = _moved(syntax, statement, statements[uses_end])
+                yield codes.LATE_USE(span=statement.span, edits=edits)
         elif word == "share":
             whole = not any(statement.start <= place < end for place in broken)
             yield from _check_share(statement, whole)
-        for tree in statement.all_words():
-            yield from _check_words(tree)
-    yield from _check_order(syntax)
-    yield from _twice(
-        (f"the default `{statement.keyword}`", statement.span)
-        for statement in statements[:first_share]
-        if statement.keyword in DEFAULTS
-    )
-    yield from _twice(
-        (f"`{statement.keyword}`", statement.keyword_span)
-        for statement in statements
-        if statement.keyword in ("spec", "target")
-    )
-    yield from _twice(
-        (f"`use {statement.name}`", statement.span)
-        for statement in statements
-        if statement.keyword == "use"
-    )
+        for tree in statement.trees():
+            yield from _check_tree(tree)
+    yield from check_order(statements, statements, syntax)
+    yield from _twice(said)
 
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
@@ -106,14 +96,12 @@ def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:
 
 
 def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
-    words = {_WORDS.get(clause.keyword, clause.keyword): clause for clause in share.clauses}
-    yield from _twice(
-        (f"`{_WORDS.get(clause.keyword, clause.keyword)}` of share `{share.name}`", clause.span)
-        for clause in share.clauses
-    )
+    said = [(_WORDS.get(clause.keyword, clause.keyword), clause.span) for clause in share.clauses]
+    yield from _twice((f"`{word}` of share `{share.name}`", span) for word, span in said)
+    words = dict(said)
     factors = words.keys() & {"A per", "B per"}
     if factors and "per" in words:
-        yield codes.MIXED_KEYS(span=words["per"].span, share=share.name)
+        yield codes.MIXED_KEYS(span=words["per"], share=share.name)
     keys = ["A per", "B per"] if factors and "per" not in words else ["per"]
     for word in [*keys, "rank"] if whole else ():
         if word not in words:
@@ -121,20 +109,18 @@ def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
             yield codes.NO_CLAUSE(span=share.head, share=share.name, clause=word, help=help_line)
 
 
-def _check_words(words: Words) -> Iterator[Problem]:
-    """Check the names within a statement or clause, and its calls of functions."""
-    for tree in words.iter_subtrees():
-        if what := _NAMING.get(tree.data):
-            yield from _twice(
-                (f"{what} `{unquoted(first_token(part))}`", span_of(part)) for part in tree.children
-            )
-        elif tree.data == "call":
-            name, arguments = first_token(tree), cast(Words, tree.children[1])
-            if name not in FUNCTIONS:
-                why, help_line = "is not a function", nearest(name, FUNCTIONS)
-                yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
-            elif problem := arity_problem(name, len(arguments.children)):
-                yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
+def _check_tree(tree: Words) -> Iterator[Problem]:
+    """Check what a tree names, or calls."""
+    if what := _NAMING.get(tree.data):
+        parts = tree.children
+        yield from _twice((f"{what} `{unquoted(first_token(p))}`", span_of(p)) for p in parts)
+    elif tree.data == "call":
+        name, arguments = first_token(tree), cast(Words, tree.children[1])
+        if name not in FUNCTIONS:
+            why, help_line = "is not a function", nearest(name, FUNCTIONS)
+            yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
+        elif problem := arity_problem(name, len(arguments.children)):
+            yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
 
 
 def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edit, ...]:
@@ -144,26 +130,33 @@ def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edi
     return Edit(Span(before.start, before.start), f"{text}\n"), Edit(statement.span, "")
 
 
-def _check_order(syntax: Syntax) -> Iterator[Problem]:
-    statements = syntax.statements
-    declared: dict[str, tuple[int, str]] = {}
-    for i, statement in enumerate(statements):
+def check_order(
+    statements: list[Statement], within: Iterable[Statement], syntax: Syntax | None = None
+) -> Iterator[Problem]:
+    """Find what of ``within`` uses a param or a let before it is declared, in the order of ``statements``;
+    in the text of ``syntax`` it can be moved."""
+    places = {part: i for i, part in enumerate(statements)}
+    declared: dict[str, Statement] = {}
+    for statement in statements:
         if statement.keyword in ("param", "let"):
-            declared.setdefault(statement.name, (i, statement.keyword))
-    for i, statement in enumerate(statements):
+            declared.setdefault(statement.name, statement)
+    for statement in within:
         for use in names_used(statement):
-            at, word = declared.get(unquoted(use), (-1, ""))
-            if at >= i:
-                name, help_line = unquoted(use), f"move the `{word}` up"
-                edits = _moved(syntax, statements[at], statement) if at > i else ()
+            name = unquoted(use)
+            meant = declared.get(name)
+            if meant and places[meant] >= places[statement]:
+                span, word = span_of(use), meant.keyword
+                help_line = f"move the `{word}` up"
+                if statement.replaces and statement.keyword == "let":
+                    help_line = "what replaces a `let` stands where that stood"
+                edits = (
+                    _moved(syntax, meant, statement) if syntax and meant is not statement else ()
+                )
                 yield codes.USED_BEFORE(
-                    span=span_of(use), name=name, keyword=word, help=help_line, edits=edits
+                    span=span, name=name, keyword=word, help=help_line, edits=edits
                 )
 
 
 def names_used(statement: Statement) -> Iterator[Token]:
     """Find what the expressions of a statement refer to: no names of roles, options and transforms."""
-    for words in statement.all_words():
-        for part in words.iter_subtrees_topdown():
-            if part.data == "word":
-                yield first_token(part)
+    return (first_token(tree) for tree in statement.trees() if tree.data == "word")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
@@ -32,12 +33,10 @@ def first_token(part: Token | Words) -> Token:
 def unquoted(token: Token) -> str:
     """Read a name without its quotes; with them if an escape in it means nothing."""
     if token.type == "STRING":
-        try:
+        with suppress(ValueError):
             text = cast(str, json.loads(token, strict=False))
             text.encode()
-        except ValueError:
-            return str(token)
-        return text
+            return text
     return str(token)
 
 
@@ -48,7 +47,7 @@ class Statement:
     ``keyword`` is its first word but for ``replace``; ``replaces`` says whether that stands before it.
     """
 
-    keyword: str
+    keyword: Token
     words: Words
     start: int
     end: int
@@ -59,11 +58,6 @@ class Statement:
     def span(self) -> Span:
         """All of it."""
         return Span(self.start, self.end)
-
-    @property
-    def keyword_span(self) -> Span:
-        """The keyword itself."""
-        return Span(self.words.meta.start_pos, self.words.meta.start_pos + len(self.keyword))
 
     @property
     def name_token(self) -> Token:
@@ -80,10 +74,10 @@ class Statement:
         """All up to the name."""
         return Span(self.start, span_of(self.name_token).end)
 
-    def all_words(self) -> Iterator[Words]:
-        """Yield the trees of it and of its clauses."""
-        yield self.words
-        yield from (clause.words for clause in self.clauses)
+    def trees(self) -> Iterator[Words]:
+        """Yield all trees of it and of its clauses, each from the top down."""
+        for part in (self, *self.clauses):
+            yield from part.words.iter_subtrees_topdown()
 
 
 @dataclass(slots=True, eq=False)
@@ -102,18 +96,13 @@ class Syntax:
     def first(self) -> Span:
         """The place of the first word."""
         if self.statements:
-            return self.statements[0].keyword_span
+            return span_of(self.statements[0].keyword)
         return span_of(next(t for t in self.tokens if t.type not in ("SPACE", "COMMENT")))
-
-    @property
-    def end(self) -> int:
-        """Behind the last character."""
-        return span_of(self.tokens[-1]).end
 
     def __str__(self) -> str:
         """The trees, a node a line."""
         lines = []
         for statement in self.statements:
             lines += ["replace "] * statement.replaces
-            lines += [words.pretty() for words in statement.all_words()]
+            lines += [part.words.pretty() for part in (statement, *statement.clauses)]
         return "".join(lines).rstrip("\n")

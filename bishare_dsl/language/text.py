@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from math import isfinite
+from typing import Any
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SourceMap, SpecError
@@ -93,37 +94,38 @@ def _statements(spec: m.Spec) -> Iterable[str]:
 
 def _clauses(part: m.Settings) -> Iterator[str]:
     for word in CLAUSES:
-        match word, getattr(part, "nonzero_start" if word == "start" else word, None):
-            case _, None | False:
-                pass
-            case _, m.Selection() as selection:
-                yield f"{word} {_selection(selection)}"
-            case _, m.Keys(A=a, B=b):
-                yield f"A per {_key(a)}"
-                yield f"B per {_key(b)}"
-            case "per", key:
-                yield f"per {_key(key)}"
-            case _, m.RankMatch() as rank:
-                yield f"rank {_match(rank)}"
-            case _, m.Via(transform=transform, options=options):
-                said = [f"{spelled_name(name)} = {_text(value)}" for name, value in options.items()]
-                yield f"via {spelled_name(transform)}" + (f"({', '.join(said)})" if said else "")
-            case _, m.Init() | m.Gain() as named:
-                sign = " init" if word == "gain" else ""
-                if said := [f"{n}{sign} {_text(v)}" for n, v in named if v is not None]:
-                    yield f"{word} {', '.join(said)}"
-            case "freeze", roles:
-                # A and B are roles where they stand, as is any other word in quotes.
-                if said := [r if r in ("A", "B") else spelled_name(r) for r in roles]:
-                    yield f"freeze {', '.join(said)}"
-            case "start", True:
-                yield "start nonzero"
-            case _, value:
-                yield f"{word} {_text(value)}"
+        value = getattr(part, "nonzero_start" if word == "start" else word, None)
+        if isinstance(value, m.Keys):
+            yield from (f"{role} per {_said('per', key)}" for role, key in value)
+        elif said := _said(word, value):
+            yield f"{word} {said}"
 
 
-def _key(key: tuple[m.Expression, ...]) -> str:
-    return _list(key) or "model"
+def _said(word: str, value: Any) -> str:
+    """Write what a clause says: nothing where it says nothing."""
+    match value:
+        case None | False:
+            return ""
+        case True:
+            return "nonzero"
+        case m.Selection():
+            return _selection(value)
+        case m.RankMatch(subject=subject, arms=arms, otherwise=otherwise):
+            cases = [f"{_list(arm.values)}: {_text(arm.rank)}" for arm in arms]
+            cases += [] if otherwise is None else [f"else: {_text(otherwise)}"]
+            return f"match {_text(subject)} {{ {'; '.join(cases)} }}"
+        case m.Via(transform=transform, options=options):
+            said = [f"{spelled_name(name)} = {_text(option)}" for name, option in options.items()]
+            return spelled_name(transform) + (f"({', '.join(said)})" if said else "")
+        case m.Init() | m.Gain():
+            sign = " init" if word == "gain" else ""
+            return ", ".join(f"{name}{sign} {_text(v)}" for name, v in value if v is not None)
+        case tuple() if word == "freeze":
+            # A and B are roles where they stand, as is any other word in quotes.
+            return ", ".join(role if role in ("A", "B") else spelled_name(role) for role in value)
+        case tuple():
+            return _list(value) or "model"
+    return _text(value)
 
 
 def _selection(selection: m.Selection) -> str:
@@ -131,28 +133,17 @@ def _selection(selection: m.Selection) -> str:
     return _list(selection.include) + excluded
 
 
-def _match(rank: m.RankMatch) -> str:
-    cases = [f"{_list(arm.values)}: {_text(arm.rank)}" for arm in rank.arms]
-    if rank.otherwise is not None:
-        cases.append(f"else: {_text(rank.otherwise)}")
-    return f"match {_text(rank.subject)} {{ {'; '.join(cases)} }}"
-
-
 def _list(parts: Iterable[m.Range | m.Expression]) -> str:
-    return ", ".join(_range(part) if isinstance(part, m.Range) else _text(part) for part in parts)
+    return ", ".join(map(_text, parts))
 
 
-def _range(part: m.Range) -> str:
-    return f"{_text(part.first, _SUM)}..{_text(part.last, _SUM)}"
-
-
-def _text(node: m.Expression, least: int = _OR) -> str:
+def _text(node: m.Range | m.Expression, least: int = _OR) -> str:
     """Write an expression, in parentheses if it binds less than ``least``."""
     text, level = _written(node)
     return text if level >= least else f"({text})"
 
 
-def _written(node: m.Expression) -> tuple[str, int]:
+def _written(node: m.Range | m.Expression) -> tuple[str, int]:
     match node:
         case int() | float():
             return repr(node), _ATOM
@@ -168,8 +159,10 @@ def _written(node: m.Expression) -> tuple[str, int]:
             return f"{_text(left, level)} {op} {_text(right, level + 1)}", level
         case m.Compare(op=op, left=left, right=right):
             return f"{_text(left, _SUM)} {op} {_text(right, _SUM)}", _COMPARISON
+        case m.Range(first=first, last=last):
+            return f"{_text(first, _SUM)}..{_text(last, _SUM)}", _ATOM
         case m.Member(value=value, among=(m.Range() as only,)):
-            return f"{_text(value, _SUM)} in {_range(only)}", _COMPARISON
+            return f"{_text(value, _SUM)} in {_text(only)}", _COMPARISON
         case m.Member(value=value, among=among):
             return f"{_text(value, _SUM)} in {{{_list(among)}}}", _COMPARISON
         case m.Not(negated=inner):

@@ -25,7 +25,7 @@ from bishare_dsl.diagnostics import Edit, Source, SourceMap, Span, SpecError, ne
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
-from bishare_dsl.language.structure import check_complete, names_used, parse_and_check
+from bishare_dsl.language.structure import check_complete, check_order, names_used, parse_and_check
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 from bishare_dsl.resources import shipped_specs
 
@@ -183,7 +183,9 @@ class Joining:
             own = [part for part in file.syntax.statements if part.keyword not in ("spec", "use")]
             settled = {_key(part) for part in own if part.replaces or _decides(part)}
             self._joined[file] = self._join(own, self._used(file, settled))
-            self._check_order(own, self._joined[file])
+            lets = [part for part in self._joined[file] if part.keyword == "let"]
+            replacing = [part for part in own if part.replaces and part in lets]
+            self.problems.extend(check_order(lets, replacing))
             self._check_meaning(file, self._joined[file])
         return self._joined[file]
 
@@ -229,26 +231,13 @@ class Joining:
                         )
                     )
             elif not inherited:
-                edits = (Edit(Span(part.start, part.keyword_span.start), ""),)
+                edits = (Edit(Span(part.start, span_of(part.keyword).start), ""),)
                 self.problems(codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits))
             elif inherited[0] not in parts:
                 self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
             else:
                 parts[parts.index(inherited[0])] = part
         return parts
-
-    def _check_order(self, own: list[Statement], parts: list[Statement]) -> None:
-        """Check that a `let` that replaces another uses no later one."""
-        places = {_key(part): i for i, part in enumerate(parts)}
-        for part in own:
-            if part.replaces and part.keyword == "let" and _key(part) in places:
-                for name in names_used(part):
-                    if places.get(("let", unquoted(name)), -1) >= places[_key(part)]:
-                        help_line = "what replaces a `let` stands where that stood"
-                        problem = codes.USED_BEFORE(
-                            name=unquoted(name), keyword="let", span=span_of(name), help=help_line
-                        )
-                        self.problems(problem)
 
     def _check_meaning(self, file: File, parts: list[Statement]) -> None:
         """Check that no name of a used file comes to mean a param or a let that it does not know."""

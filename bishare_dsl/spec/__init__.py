@@ -1,63 +1,29 @@
 """The spec: frozen Pydantic models of what a `.share` file means, without its text."""
 
-from bishare_dsl.spec.expression import (
-    ATTRIBUTES,
-    And,
-    Binary,
-    Call,
-    Compare,
-    Expression,
-    Match,
-    Member,
-    Node,
-    Not,
-    Or,
-    Range,
-    Ref,
-    Selection,
-)
-from bishare_dsl.spec.spec import (
-    Arm,
-    Gain,
-    Init,
-    Initial,
-    Keys,
-    Let,
-    Param,
-    RankMatch,
-    Settings,
-    Share,
-    Spec,
-    Via,
-    param_values,
-)
-
-__all__ = [
-    "ATTRIBUTES",
-    "And",
-    "Arm",
-    "Binary",
-    "Call",
-    "Compare",
-    "Expression",
-    "Gain",
-    "Init",
-    "Initial",
-    "Keys",
-    "Let",
-    "Match",
-    "Member",
-    "Node",
-    "Not",
-    "Or",
-    "Param",
-    "Range",
-    "RankMatch",
-    "Ref",
-    "Selection",
-    "Settings",
-    "Share",
-    "Spec",
-    "Via",
-    "param_values",
-]
+from bishare_dsl.spec.expression import ATTRIBUTES as ATTRIBUTES
+from bishare_dsl.spec.expression import And as And
+from bishare_dsl.spec.expression import Binary as Binary
+from bishare_dsl.spec.expression import Call as Call
+from bishare_dsl.spec.expression import Compare as Compare
+from bishare_dsl.spec.expression import Expression as Expression
+from bishare_dsl.spec.expression import Match as Match
+from bishare_dsl.spec.expression import Member as Member
+from bishare_dsl.spec.expression import Node as Node
+from bishare_dsl.spec.expression import Not as Not
+from bishare_dsl.spec.expression import Or as Or
+from bishare_dsl.spec.expression import Range as Range
+from bishare_dsl.spec.expression import Ref as Ref
+from bishare_dsl.spec.expression import Selection as Selection
+from bishare_dsl.spec.spec import Arm as Arm
+from bishare_dsl.spec.spec import Gain as Gain
+from bishare_dsl.spec.spec import Init as Init
+from bishare_dsl.spec.spec import Initial as Initial
+from bishare_dsl.spec.spec import Keys as Keys
+from bishare_dsl.spec.spec import Let as Let
+from bishare_dsl.spec.spec import Param as Param
+from bishare_dsl.spec.spec import RankMatch as RankMatch
+from bishare_dsl.spec.spec import Settings as Settings
+from bishare_dsl.spec.spec import Share as Share
+from bishare_dsl.spec.spec import Spec as Spec
+from bishare_dsl.spec.spec import Via as Via
+from bishare_dsl.spec.spec import param_values as param_values

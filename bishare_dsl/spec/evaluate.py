@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
@@ -30,13 +31,19 @@ from bishare_dsl.spec.expression import (
 
 Value = int | float | str | bool
 
-_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+_OPERATORS: dict[str, Callable[[float, float], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.truediv,
     "//": operator.floordiv,
     "%": operator.mod,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 _FUNCTIONS: dict[Function, Callable[..., int | float]] = {
     "abs": abs,
@@ -44,14 +51,6 @@ _FUNCTIONS: dict[Function, Callable[..., int | float]] = {
     "max": max,
     "min": min,
     "sqrt": math.sqrt,
-}
-_COMPARISON: dict[str, Callable[[float, float], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
 }
 
 
@@ -93,12 +92,12 @@ class Scope:
                     return value if isinstance(value, str) else _bounded(value, loc)
                 return self.lets.get(name, name)
             case Binary(op=op, left=left, right=right):
-                return self._arithmetic(
-                    op,
-                    self.number(left, (*loc, "left")),
-                    self.number(right, (*loc, "right")),
-                    loc,
-                )
+                lhs = self.number(left, (*loc, "left"))
+                rhs = self.number(right, (*loc, "right"))
+                try:
+                    return _bounded(_OPERATORS[op](lhs, rhs), loc)
+                except (ZeroDivisionError, OverflowError) as error:
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=str(error))) from error
             case Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
                 if function == "sqrt" and numbers[0] < 0:
@@ -116,28 +115,16 @@ class Scope:
         value = self.value(expression, loc)
         if isinstance(value, bool | str):
             if isinstance(expression, Ref) and expression.ref not in self.values:
-                raise EvaluationError(self.unknown(expression.ref, loc))
+                name, help_line = expression.ref, nearest(expression.ref, self.values)
+                raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number"))
         return value
-
-    def unknown(self, name: str, loc: Loc) -> Problem:
-        """Make the problem of a bare name that stands for nothing here."""
-        return codes.UNKNOWN_NAME(name=name, loc=loc, help=nearest(name, self.values))
-
-    def _arithmetic(self, op: str, left: float, right: float, loc: Loc) -> int | float:
-        try:
-            result = _ARITHMETIC[op](left, right)
-        except (ZeroDivisionError, OverflowError) as error:
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=str(error))) from error
-        return _bounded(result, loc)
 
     def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
         """Tell whether a predicate is true; a bare name is a let, else the name of a kind."""
         match predicate:
             case Ref(ref=name):
-                if name in self.lets:
-                    return self.lets[name]
-                return self.values.get("kind") == name
+                return self.lets.get(name, self.values.get("kind") == name)
             case Match(attribute=attribute, pattern=pattern):
                 if attribute not in self.values:
                     why = f"`{attribute}` is of a module, and here is none"
@@ -158,9 +145,8 @@ class Scope:
             case Compare(op=op, left=left, right=right):
                 return self._compare(op, left, right, loc)
             case _:
-                raise EvaluationError(
-                    codes.NO_VALUE(loc=loc, why="a number is neither true nor false")
-                )
+                why = "a number is neither true nor false"
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
 
     def includes(
         self, item: Range | Expression, value: Value, subject: Expression, loc: Loc = ()
@@ -179,11 +165,11 @@ class Scope:
 
     def selects(self, selection: Selection, loc: Loc = ()) -> bool:
         """Tell whether the site whose attributes are ``values`` is selected."""
-        return any(
-            self.holds(part, (*loc, "include", i)) for i, part in enumerate(selection.include)
-        ) and not any(
-            self.holds(part, (*loc, "exclude", i)) for i, part in enumerate(selection.exclude)
-        )
+
+        def fits(name: str, parts: tuple[Expression, ...]) -> bool:
+            return any(self.holds(part, (*loc, name, i)) for i, part in enumerate(parts))
+
+        return fits("include", selection.include) and not fits("exclude", selection.exclude)
 
     def _compare(self, op: str, left: Expression, right: Expression, loc: Loc) -> bool:
         lhs = self._layer(right, self.value(left, (*loc, "left")))
@@ -192,12 +178,11 @@ class Scope:
             if op not in ("==", "!="):
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why="words have no order"))
             return (lhs == rhs) == (op == "==")
-        return _COMPARISON[op](lhs, rhs)
+        return bool(_OPERATORS[op](lhs, rhs))
 
     def _layer(self, subject: Expression, value: Value) -> Value:
         """Count a negative number beside ``layer`` from the last layer."""
-        counts_layers = isinstance(subject, Ref) and subject.ref == "layer"
-        if counts_layers and not isinstance(value, str) and value < 0:
+        if not isinstance(value, str) and value < 0 and subject == Ref(ref="layer"):
             return value + self.layers
         return value
 

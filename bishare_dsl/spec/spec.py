@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from bishare_dsl.diagnostics import Problem, SpecError, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
@@ -70,10 +70,6 @@ class Init(Node):
     B: Expression | None = None
 
 
-# Constructed, not validated: validation would build its schema whenever this is imported.
-_NO_INIT = Init.model_construct()
-
-
 class Settings(Node):
     """What a share says of its own, or a spec for every share that says nothing.
 
@@ -83,10 +79,7 @@ class Settings(Node):
     alpha: Expression | None = None
     scale: Expression | None = None
     dropout: Expression | None = None
-    init: Init = _NO_INIT
-
-
-_NO_SETTINGS = Settings.model_construct()
+    init: Init = Field(default_factory=Init)
 
 
 def _key(value: Any) -> Any:
@@ -115,9 +108,6 @@ class Gain(Node):
     out: Expression | None = None
 
 
-_NO_GAIN = Gain.model_construct()
-
-
 class Share(Settings):
     """One low-rank term: *where* it stands, *per* which key, at what *rank*, *via* which transform.
 
@@ -132,7 +122,7 @@ class Share(Settings):
     where: Selection | None = None
     via: Via | None = None
     freeze: tuple[str, ...] = ()
-    gain: Gain = _NO_GAIN
+    gain: Gain = Field(default_factory=Gain)
     nonzero_start: bool = False
 
     def key(self, role: str) -> tuple[Expression, ...]:
@@ -149,7 +139,7 @@ class Spec(Node):
     params: tuple[Param, ...] = ()
     lets: tuple[Let, ...] = ()
     target: Selection
-    defaults: Settings = _NO_SETTINGS
+    defaults: Settings = Field(default_factory=Settings)
     shares: tuple[Share, ...]
 
     @property
@@ -164,41 +154,30 @@ class Spec(Node):
             SpecError: BS207 for a name that no param has, BS211 for what is no finite number nor word.
         """
         known = [param.name for param in self.params]
-        if unknown := [name for name in values if name not in known]:
-            raise SpecError(
-                codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=nearest(name, known))
-                for name in unknown
-            )
+        problems = [
+            codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=nearest(name, known))
+            for name in values
+            if name not in known
+        ]
         params: list[Param] = []
-        problems: list[Problem] = []
         for i, param in enumerate(self.params):
             value = values.get(param.name, param.value)
             try:
                 params.append(Param(name=param.name, value=value))
             except ValidationError:
-                problems.append(
-                    codes.BAD_NUMBER(
-                        what=f"param `{param.name}`",
-                        value=value,
-                        why="it is a finite number or a word",
-                        loc=("params", i, "value"),
-                    )
-                )
+                what, why = f"param `{param.name}`", "it is a finite number or a word"
+                loc = ("params", i, "value")
+                problems.append(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc))
         raise_errors(SpecError, problems)
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
         """Settle what holds for a share: what it says itself, else what the spec says for all."""
-        default, init = self.defaults, self.defaults.init
-        return Settings.model_construct(
-            alpha=default.alpha if share.alpha is None else share.alpha,
-            scale=default.scale if share.scale is None else share.scale,
-            dropout=default.dropout if share.dropout is None else share.dropout,
-            init=Init.model_construct(
-                A=init.A if share.init.A is None else share.init.A,
-                B=init.B if share.init.B is None else share.init.B,
-            ),
-        )
+        own = {name: getattr(share, name) for name in Settings.model_fields}
+        init = {role: start for role, start in share.init if start is not None}
+        own["init"] = self.defaults.init.model_copy(update=init)
+        said = {name: value for name, value in own.items() if value is not None}
+        return self.defaults.model_copy(update=said)
 
 
 def param_values(spec: Spec) -> tuple[dict[str, int | float | str], list[Problem]]:

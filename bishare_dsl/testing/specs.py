@@ -199,9 +199,8 @@ def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
     brackets = {
         part.meta.end_pos - 1: ";" if part.data == "arms" else ","
         for statement in syntax.statements
-        for words in statement.all_words()
-        for part in words.iter_subtrees()
-        if part.data in ("set", "arms") or (part.data == "via" and len(part.children) > 1)
+        for part in statement.trees()
+        if part.data in ("set", "arms") or (part.data == "options" and part.children)
     }
     comments: list[str] = []
     text = ""
