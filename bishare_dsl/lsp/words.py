@@ -41,6 +41,7 @@ MEANINGS = {
     "layers": "The number of blocks of the model.",
     "kind": "A site's own name, such as `q_proj`; before a name or pattern, the sites of that kind.",
     "parent": "The name of a site's nearest ancestor that is not a number, such as `self_attn`.",
+    "expert": "The number of the expert that a site belongs to; the word `none` outside of experts.",
     "path": "A site's path in the model; before a pattern in quotes, the sites whose path fits.",
     "module": "A site's path in the model: each is alone.",
     # functions
