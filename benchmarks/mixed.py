@@ -14,7 +14,7 @@ import copy
 import gc
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from typing import Any
 import peft
 import torch
 from harness import interleave, write
+from speed import twin
 from transformers import AutoModelForCausalLM, LlamaConfig, logging
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
@@ -63,31 +64,41 @@ def main() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(**SMOLLM2)
     base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype)).eval()
-    rows = decode(base, options) if options.measure == "decode" else resident(base, options)
+    if options.measure == "decode":
+        rows = decode(base.requires_grad_(False), options.batch, options.rounds, PARAMS)
+    else:
+        rows = resident(base, options)
     write(f"mixed-{options.measure}-{options.dtype}", rows, **vars(options))
 
 
-def decode(base: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    names = [f"a{i}" for i in range(options.batch)]
+def decode(
+    base: Any,
+    batch: int,
+    rounds: int,
+    params: Mapping[str, Mapping[str, int]],
+    settle: Callable[[], object] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Decode one token for each row of a batch, whose rows have adapters of their own."""
+    names = [f"a{i}" for i in range(batch)]
     models: dict[str, tuple[Any, dict[str, Any]]] = {BASE: (base, {})}
     config = peft.LoraConfig(r=8, target_modules=KINDS, init_lora_weights=False)
-    theirs = peft.get_peft_model(copy.deepcopy(base), config, adapter_name="a0")
+    theirs = peft.get_peft_model(twin(base), config, adapter_name="a0")
     for name in names[1:]:
         theirs.add_adapter(name, config)
     models[PEFT] = (theirs.eval(), {"adapter_names": names})
     for spec in ("lora", "bishare_ke"):
-        model = copy.deepcopy(base)
+        model = twin(base)
         for seed, name in enumerate(names):
-            compile_spec(spec, model, PARAMS.get(spec), seed=seed, name=name)
+            compile_spec(spec, model, params.get(spec), seed=seed, name=name)
         models[f"{spec}, one adapter"] = (model, {})
         models[f"{spec}, adapter_names"] = (model, {"adapter_names": names})
     models["bishare_ke, adapter_names again"] = models["bishare_ke, adapter_names"]
     models[PEFT_AGAIN] = models[PEFT]
-    ids = torch.randint(SMOLLM2["vocab_size"], (options.batch, TOKENS + 1))
+    ids = torch.randint(base.config.vocab_size, (batch, TOKENS + 1), device=base.device)
     subjects = {
         name: partial(decoding, model, kwargs, ids) for name, (model, kwargs) in models.items()
     }
-    timings = interleave(subjects, options.rounds)
+    timings = interleave(subjects, rounds, settle=settle)
     beyond = timings[PEFT].median - timings[BASE].median
     return [
         {

@@ -92,7 +92,8 @@ def main() -> None:
             continue
         subjects = SUBJECTS[measure](models, ids)
         rounds = options.rounds * (20 if measure == "decode" else 1)
-        rows += timing_rows(measure, interleave(subjects, rounds))
+        settle = torch.cuda.synchronize if ids.is_cuda else lambda: None
+        rows += timing_rows(measure, interleave(subjects, rounds, settle=settle))
     settings = {
         k: v
         for k, v in vars(options).items()
@@ -188,26 +189,25 @@ def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callabl
     merged = compile_spec("lora", copy.deepcopy(models[BASE]))
     train_a_little({"": merged})
     subjects["merged"] = merged.bishare.merge_and_unload()
-    for model in subjects.values():
-        model.eval()
+    return ready({name: decode_of(model.eval(), ids) for name, model in subjects.items()})
 
-    def prepare(model: Any) -> Callable[[], object]:
-        with torch.no_grad():
-            cache = model(input_ids=ids[:1, :64], use_cache=True).past_key_values
 
-        @torch.no_grad()
-        def decode() -> None:
-            model(input_ids=ids[:1, :1], past_key_values=cache, use_cache=True)
-            cache.crop(-1)
+def decode_of(model: Any, ids: torch.Tensor, tokens: int = 5) -> Callable[[], object]:
+    """Some tokens, each behind the same 64 others."""
+    with torch.no_grad():
+        cache = model(input_ids=ids[:1, :64], use_cache=True).past_key_values
 
-        def several() -> None:
-            for _ in range(5):
-                decode()
+    @torch.no_grad()
+    def decode() -> None:
+        model(input_ids=ids[:1, :1], past_key_values=cache, use_cache=True)
+        cache.crop(-1)
 
-        decode()
-        return several
+    def several() -> None:
+        for _ in range(tokens):
+            decode()
 
-    return ready({name: prepare(model) for name, model in subjects.items()})
+    decode()
+    return several
 
 
 def ready(

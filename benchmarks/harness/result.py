@@ -39,9 +39,11 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None
     console.print(table)
     for part in (here, installed, settings):
         console.print(", ".join(f"{key} {value}" for key, value in part.items()), highlight=False)
-    command = f"python benchmarks/{Path(sys.argv[0]).name}"
+    script = Path(sys.argv[0]).absolute()
+    if script.is_relative_to(RESULTS.parent):
+        script = script.relative_to(RESULTS.parent.parent)
     result = {
-        "command": command,
+        "command": f"python {script}",
         "machine": here,
         "versions": installed,
         "settings": settings,

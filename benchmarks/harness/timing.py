@@ -42,6 +42,7 @@ def interleave(
     rounds: int,
     *,
     collect: bool = False,
+    settle: Callable[[], object] = lambda: None,
 ) -> dict[Name, Timing]:
     """Time each subject once a round, after one round that does not count.
 
@@ -50,6 +51,7 @@ def interleave(
         rounds: every other one goes backwards, so that none always follows the same one.
         collect: look for garbage before each run, so that none pays for what another has left; for runs
             that make many objects.
+        settle: waits for what a run has begun, such as `torch.cuda.synchronize`; a run takes that long.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
@@ -58,8 +60,10 @@ def interleave(
             run = subjects[name]()
             if collect:
                 gc.collect()
+            settle()
             started = time.perf_counter()
             run()
+            settle()
             elapsed = time.perf_counter() - started
             if number:
                 seconds[name].append(elapsed)

@@ -1,0 +1,111 @@
+"""The scripts for a GPU run at a tiny size on a CPU, so that an hour of one is not spent on their mistakes."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bishare_dsl
+
+BENCHMARKS = Path(bishare_dsl.__file__).parents[1] / "benchmarks"
+TINY = [
+    "--size",
+    "tiny",
+    "--device",
+    "cpu",
+    "--rounds",
+    "2",
+    "--tokens",
+    "32",
+    "--batch",
+    "3",
+    "--specs",
+    "lora",
+]
+
+
+@pytest.fixture
+def rows(monkeypatch, tmp_path):
+    """Run a part with flags, and read the rows that it has written."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("harness.result.RESULTS", tmp_path)
+
+    def run(part, *flags):
+        importlib.import_module(f"gpu.{part}").main([*TINY, *flags])
+        [file] = tmp_path.iterdir()
+        return json.loads(file.read_text())["rows"]
+
+    return run
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "4bit"])
+def test_steps_and_their_memory(rows, precision):
+    found = {row["step"]: row for row in rows("step", "--precision", precision)}
+    assert list(found) == ["base", "PEFT LoRA", "lora", "PEFT LoRA again"]
+    assert found["PEFT LoRA"]["x PEFT"] == 1
+    assert found["base"]["x base"] == 1
+    assert all(row["tokens a second"] > 0 and row["peak, x PEFT"] > 0 for row in found.values())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "4bit"])
+def test_decoding(rows, precision):
+    found = rows("decode", "--precision", precision)
+    assert [row["decoding"] for row in found] == ["base", "PEFT LoRA", "lora", "PEFT LoRA again"]
+    assert all(row["ms a token"] > 0 for row in found)
+
+
+GRAPHS = []
+
+
+def counted(graph, inputs):
+    """A backend of torch.compile that runs what it is given."""
+    GRAPHS.append(graph)
+    return graph.forward
+
+
+torch._dynamo.register_backend(counted)
+
+
+@pytest.mark.parametrize("part", ["step", "decode"])
+def test_compiled(rows, part):
+    GRAPHS.clear()
+    torch.compiler.reset()
+    assert len(rows(part, "--compile", "counted", "--precision", "float32")) == 4
+    assert len(GRAPHS) >= 3  # the base, PEFT's and ours
+
+
+def test_mixed_batches(rows):
+    found = [row["decoding"] for row in rows("mixed_batch", "--precision", "float32")]
+    assert "bishare_ke, adapter_names" in found
+
+
+def test_four_bits_are_few(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    subjects = importlib.import_module("gpu.subjects")
+    dense, small = (
+        subjects.base_model(subjects.arguments(None, [*TINY, "--precision", precision]))
+        for precision in ("bfloat16", "4bit")
+    )
+    ids = torch.arange(8)[None]
+    weight = small.model.layers[0].mlp.up_proj.weight
+    assert weight.numel() * 4 == dense.model.layers[0].mlp.up_proj.weight.numel() * 2
+    close = torch.nn.functional.cosine_similarity(
+        dense.train()(ids).logits.flatten(), small.train()(ids).logits.flatten(), dim=0
+    )
+    assert close > 0.9
+
+
+def test_all_parts_are_run_and_a_failure_is_told(monkeypatch, capfd):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    run = importlib.import_module("gpu.run")
+    assert run.main(["--dry-run", "--size", "tiny"]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert len(shown) == len(run.PARTS)
+    assert all(line.startswith("== -m gpu.") and "--size tiny" in line for line in shown)
+    monkeypatch.setattr(run, "PARTS", (("step", ("--size", "none"), 60), ("step", ("-h",), 60)))
+    assert run.main([]) == 1
+    assert "usage:" in capfd.readouterr().out  # of the second, in spite of the first
+    assert run.main(["--minutes", "0"]) == 1
+    assert "no time is left" in capfd.readouterr().out
