@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.site import Architecture, LeftOut, Site
 from bishare_dsl.models.source import Source, resolve
-from bishare_dsl.models.weights import Weight, weights_in
+from bishare_dsl.models.weights import Weight, linear_widths, weights_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +72,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         layers=1 + max(site.layer for site in sites),
         parameters=parameters,
         sites=tuple(sites),
+        left_out=tuple(_left_out(model)),
     )
 
 
@@ -118,6 +120,23 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list[Weight]]]:
         if any(weight.owner == weight.path for weight in weights):
             inside = f"{path}."
         yield module, weights
+
+
+def _left_out(model: nn.Module) -> Iterator[LeftOut]:
+    """Find what a person may take for a site: stacked matrices, and linear layers under a second name."""
+    first: dict[nn.Module, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if ADAPTER in path.split("."):
+            continue
+        here = first.setdefault(module, path)
+        if here != path:
+            if (widths := linear_widths(module)) is not None:
+                yield LeftOut(path=path, parameters=prod(widths), why=f"it is `{here}` again")
+        elif not (EXPERTS and weights_in(path, module)):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.dim() == 3:
+                    why = "it is several matrices in one parameter"
+                    yield LeftOut(path=f"{path}.{name}", parameters=parameter.numel(), why=why)
 
 
 def _source(model: nn.Module) -> Source | None:

@@ -58,6 +58,16 @@ class Site(BaseModel):
         return cls(path=path, layer=layer, kind=kind, parent=parent, d_in=d_in, d_out=d_out)
 
 
+class LeftOut(BaseModel):
+    """What is in a block and looks like a place for a share, and why it is no site."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    parameters: NonNegativeInt
+    why: str
+
+
 class Architecture(BaseModel):
     """The shapes of a causal language model: all that planning an adapter needs to know of it.
 
@@ -65,6 +75,7 @@ class Architecture(BaseModel):
     its id on the Hub where it has one, ``layers`` the number of blocks and ``parameters`` the
     number of base parameters, a tied tensor counted once. ``sites`` are in the model's own order;
     they are not ``complete`` in what bishare 0.1 saved, which has only those that the adapter covers.
+    ``left_out`` is what a condition on paths or kinds may mean and not get.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +87,7 @@ class Architecture(BaseModel):
     parameters: PositiveInt
     sites: tuple[Site, ...]
     complete: bool = True
+    left_out: tuple[LeftOut, ...] = ()
 
     @field_serializer("sites")
     def _as_blocks(self, sites: Sequence[Site]) -> list[dict[str, Any]]:

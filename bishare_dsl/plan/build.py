@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.site import Architecture, LeftOut, Site
 from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
@@ -52,6 +53,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         resolver.add([codes.COVERS_NOTHING(what=what, model=architecture.name, loc=("target",))])
     else:
         resolver.add(_idle_exceptions(sites, architecture.sites, spec))
+        resolver.add(_left_out(sites, spec))
         short = _short(architecture)
         for index in range(len(spec.shares)):
             planned = _SharePlan(resolver, index, sites, short)
@@ -114,6 +116,19 @@ def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> It
         for i, part in enumerate(selection.exclude):
             if not sites.any_holds(included, part):
                 yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
+
+
+def _left_out(sites: Sites, spec: Spec) -> Iterator[Problem]:
+    """Tell what the target's conditions fit and no site is."""
+    found: dict[tuple[str, str], list[LeftOut]] = {}
+    for left in sites.architecture.left_out:
+        if sites.would_select(left.path, spec):
+            alike = re.sub(r"\.\d+(?=\.)", ".*", left.path)
+            found.setdefault((alike, left.why), []).append(left)
+    for (alike, why), parts in found.items():
+        path = alike if len(parts) > 1 else parts[0].path
+        size = sum(part.parameters for part in parts)
+        yield codes.LEFT_OUT(what=f"`{path}` ({size:,} parameters)", why=why, loc=("target",))
 
 
 def _uncovered(target: Sequence[Site], covered: set[str]) -> Iterator[Problem]:

@@ -65,6 +65,14 @@ class Sites:
         """Give the sites that a selection selects, in their order."""
         return [site for site in sites if self.scopes[site.path].selects(selection, loc)]
 
+    def would_select(self, path: str, spec: Spec) -> bool:
+        """Tell whether the target would select what is at a path, were it a site."""
+        site = Site.at(path, 1, 1)
+        try:
+            return site is not None and self._scope(spec, site).selects(spec.target)
+        except EvaluationError:
+            return False
+
     def any_holds(self, sites: Sequence[Site], part: Expression, loc: Loc = ()) -> bool:
         """Tell whether some site fits a predicate."""
         return self._any(sites, lambda scope: scope.holds(part, loc))

@@ -102,6 +102,16 @@ UNREACHABLE = Code(
     good=f"{_HEAD}share inter per model rank 4 via KE(size = 256, shared_rank = 1)",
     severity="warning",
 )
+LEFT_OUT = Code(
+    "BS313",
+    "what a target means and does not get",
+    "`target` leaves out {what}: {why}",
+    "The conditions of the target fit it, and it is no site: it stays as it is in the base, uncounted. "
+    "If that is meant, say the target so that it does not fit, for instance with `except`.",
+    bad='spec example\ntarget kind "*"\nshare local per module rank 4',
+    good="spec example\ntarget parent self_attn\nshare local per module rank 4",
+    severity="warning",
+)
 GATE_RANK = Code(
     "BS350",
     "gates of lower rank than the share",

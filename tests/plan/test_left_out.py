@@ -1,0 +1,60 @@
+"""What a target means and does not get is told: its name, why, and how many parameters."""
+
+import warnings
+from typing import Any
+
+import pytest
+
+from bishare_dsl import plan_spec
+from bishare_dsl.diagnostics import BishareWarning
+from bishare_dsl.models import Architecture, inspect_model
+from bishare_dsl.testing.models import tiny_model
+from tests.models.test_weights import experts
+
+__all__ = ["experts"]
+
+
+def told(model: Any, target: str) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan_spec(f"spec s\ntarget {target}\nshare x per module rank 1", model)
+    messages = [str(w.message) for w in caught if issubclass(w.category, BishareWarning)]
+    found = (text.partition("\n")[0] for text in messages if "BS313" in text)
+    return [text.removeprefix("warning[BS313]: `target` leaves out ") for text in found]
+
+
+@pytest.mark.parametrize("target", ['kind "*"', 'path "*_proj"', "not q_proj"])
+def test_experts_under_a_condition(target: str) -> None:
+    why = "it is several matrices in one parameter"
+    assert told(tiny_model("mixtral"), target) == [
+        f"`model.layers.*.mlp.experts.gate_up_proj` (24,576 parameters): {why}",
+        f"`model.layers.*.mlp.experts.down_proj` (12,288 parameters): {why}",
+    ]
+
+
+def test_what_was_not_meant_is_not_told() -> None:
+    model = tiny_model("mixtral")
+    assert told(model, "q_proj") == []
+    assert told(model, "parent self_attn") == []
+    assert told(tiny_model("llama"), 'kind "*"') == []
+
+
+@pytest.mark.usefixtures("experts")
+def test_experts_that_are_sites_are_not_left_out() -> None:
+    assert told(tiny_model("mixtral"), 'kind "*"') == []
+
+
+def test_a_layer_with_a_second_name() -> None:
+    model: Any = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    assert told(model, "q_proj, up_proj") == [
+        "`model.layers.1.mlp.up_proj` (1,536 parameters): it is `model.layers.0.mlp.up_proj` again"
+    ]
+    assert told(model, "q_proj") == []
+
+
+def test_shapes_keep_it() -> None:
+    architecture = inspect_model(tiny_model("mixtral"))
+    again = Architecture.model_validate_json(architecture.model_dump_json())
+    assert again == architecture
+    assert told(again, 'kind "*"') == told(architecture, 'kind "*"') != []
