@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 FORWARDS = ("_old_forward", "forward")
 """Where on an instance accelerate keeps a forward: the one that its hook wraps, and the wrapper. After the
@@ -78,6 +79,11 @@ def known_to_have_an_adapter(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del vars(model)[knows]
+
+
+def uses_flash_attention(model: PreTrainedModel) -> bool:
+    """Tell whether a model computes attention by a kernel that takes no mask."""
+    return "flash" in (model.config._attn_implementation or "")
 
 
 # FSDP -----------------------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 from transformers.utils import logging
 
 from bishare_dsl.models.hooks import own_part
@@ -44,9 +47,7 @@ class Guards(TrainerCallback):
         self.asked: Callable[[], bool] = lambda: False
         self.stopping = False
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Args, state: State, control: Control, **_: Any) -> None:
         guard, accelerator = self.trainer.guard, self.trainer.accelerator
         loss, gradient = guard.loss(), 0.0
         # A scaled gradient may be infinite; the scaler then leaves the step out, and scales less.
@@ -85,23 +86,17 @@ class Saves(TrainerCallback):
         self._epoch: dict[str, Any] = {}
         self.best: Path | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         args.output_dir, args.save_only_model = str(self._aside), True
         # What else it would save are pickles.
         self._keep, args.save_total_limit = args.save_total_limit, None
         self.best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
         state.best_model_checkpoint = None  # transformers would load it, in its own way.
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self._epoch = generators(args.device)  # Of which some samplers draw the order of the epoch.
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_log = True  # The last loss is what everybody asks for.
         elif self._guards.stopping:
@@ -109,19 +104,11 @@ class Saves(TrainerCallback):
         if float(state.epoch or 0).is_integer():
             self._waiting, control.should_save = control.should_save, False
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         control.should_save |= self._waiting
         self._waiting = False
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **made: Any,
-    ) -> None:
+    def on_save(self, args: Args, state: State, control: Control, **made: Any) -> None:
         name = checkpoints.name_of(state.global_step)
         new, folder = self._aside / name, self._folder / name
         if best := state.best_global_step:
@@ -143,9 +130,7 @@ class Saves(TrainerCallback):
         if self._leaving:
             raise TrainingInterrupted(state.global_step, state.max_steps, folder)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if args.should_save and self._keep == 1 and self.best is not None:
             # Of a run that goes on the last one is kept beside the best.
             checkpoints.rotate(self._folder, 1, self.best, last=False)
@@ -191,9 +176,7 @@ class Resumes(TrainerCallback):
         # transformers misses the base in the checkpoint, and tells of tokens that the tokenizer has.
         logging.set_verbosity_error()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **made: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **made: Any) -> None:
         self.close()
         optimizer, schedule = made["optimizer"], made["lr_scheduler"]
         trainer, saved = self._trainer, self._resumed
@@ -213,17 +196,13 @@ class Resumes(TrainerCallback):
             if scaler is not None and content["scaler"] is not None:
                 scaler.load_state_dict(content["scaler"])
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         within = not float(state.epoch or 0).is_integer()
         self._draw_on("epoch" if within else "generators", args)
         if not within:
             self._resumed = None
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self._draw_on("generators", args)
         self._resumed = None
 
@@ -231,7 +210,7 @@ class Resumes(TrainerCallback):
         """Let transformers speak as it did before; also after an error."""
         logging.set_verbosity(self._verbosity)
 
-    def _draw_on(self, which: str, args: TrainingArguments) -> None:
+    def _draw_on(self, which: str, args: Args) -> None:
         saved = self._resumed
         # Of another number of processes none has this one's.
         if saved and saved.state and len(saved.state["processes"]) == args.world_size:
@@ -246,24 +225,15 @@ class LogFile(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOG
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         # What came after the checkpoint will come again.
         lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
         with refusal_told(self._path):
             replace_file(self._path, lines.encode())
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **said: Any) -> None:
         with refusal_told(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**(logs or {}), "step": state.global_step}) + "\n")
+            file.write(json.dumps({**said["logs"], "step": state.global_step}) + "\n")
 
 
 @torch.no_grad()

@@ -6,7 +6,10 @@ import sys
 import time
 from typing import Any, TextIO
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 
 class Progress(TrainerCallback):
@@ -29,20 +32,11 @@ class _Lines(Progress):
         self._stream = stream
         self._began = (0, 0.0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self._began = (state.global_step, time.monotonic())
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
+    def on_log(self, args: Args, state: State, control: Control, **more: Any) -> None:
+        logs = more.get("logs") or {}
         parts = []
         if "loss" in logs:
             parts = [_loss(logs), f"lr {logs['learning_rate']:.2e}", _rate(logs)]
@@ -54,12 +48,10 @@ class _Lines(Progress):
         if parts:
             self._write(f"step {state.global_step:,}/{state.max_steps:,}", *parts)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self._write(f"step {state.global_step:,}/{state.max_steps:,}", "checkpoint saved")
 
-    def _left(self, state: TrainerState) -> float:
+    def _left(self, state: State) -> float:
         step, began = self._began
         each = (time.monotonic() - began) / max(1, state.global_step - step)
         return each * (state.max_steps - state.global_step)
@@ -90,47 +82,30 @@ class _Bar(Progress):
         self._train = self._bar.add_task("training", total=None, said="")
         self._eval: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self._bar.reset(self._train, total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
         self._bar.update(self._train, completed=state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if logs and "loss" in logs:
+    def on_log(self, args: Args, state: State, control: Control, **more: Any) -> None:
+        logs = more.get("logs") or {}
+        if "loss" in logs:
             said = " · ".join(part for part in (_loss(logs), _rate(logs)) if part)
             self._bar.update(self._train, said=said)
-        elif logs and "eval_loss" in logs:
+        elif "eval_loss" in logs:
             said = f"step {state.global_step:,}: held-out loss {logs['eval_loss']:.4f}"
             self._bar.console.print(said, highlight=False)
 
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_prediction_step(self, args: Args, state: State, control: Control, **more: Any) -> None:
         if self._eval is None:
-            self._eval = self._bar.add_task("evaluating", total=len(eval_dataloader), said="")
+            self._eval = self._bar.add_task(
+                "evaluating", total=len(more["eval_dataloader"]), said=""
+            )
         self._bar.advance(self._eval)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if self._eval is not None:
             self._bar.remove_task(self._eval)
             self._eval = None

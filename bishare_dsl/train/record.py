@@ -28,39 +28,17 @@ if TYPE_CHECKING:
     from bishare_dsl.train.request import Request
 
 _PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "safetensors",
-    "tokenizers",
-    "numpy",
+    *("torch", "transformers", "accelerate", "trl", "datasets"),
+    *("safetensors", "tokenizers", "numpy"),
 )
 # What decides the numbers that a run ends with.
 _DECIDE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "seed",
-    "data_seed",
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "bf16",
-    "fp16",
-    "average_tokens_across_devices",
-    "dataloader_drop_last",
-    "train_sampling_strategy",
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("num_train_epochs", "max_steps", "seed", "data_seed"),
+    *("optim", "optim_args", "optim_target_modules", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("bf16", "fp16", "loss_type", "router_aux_loss_coef", "average_tokens_across_devices"),
+    *("dataloader_drop_last", "train_sampling_strategy"),
 )
 _DECIDE_OWN = (
     *("format", "train_on", "max_length", "packing", "eval_split", "data_split", "dtype"),

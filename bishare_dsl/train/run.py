@@ -15,7 +15,7 @@ from bishare_dsl.adapter.files import StoredAdapter
 from bishare_dsl.compiler import Planned, install
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models import Source
-from bishare_dsl.models.hooks import is_offloaded, unprepared
+from bishare_dsl.models.hooks import is_offloaded, unprepared, uses_flash_attention
 from bishare_dsl.models.load import load_model
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import record as records
@@ -140,9 +140,9 @@ def run(
         voice.note(f"loading {request.model} ...")
     model = _adapted(checked, voice)
     voice.note(checked.plan.parameters_line)
-    flash = "flash" in (model.config._attn_implementation or "")
-    collator = Collator.of(checked.tokenizer, flatten=request.settings.packing and flash)
-    if request.settings.packing:
+    packing = request.settings.packing
+    collator = Collator.of(checked.tokenizer, flatten=packing and uses_flash_attention(model))
+    if packing:
         check_packing(model, collator)
     record = records.Record(request.output_dir, args.should_save)
     with _as_it_was(model):
