@@ -37,9 +37,10 @@ DEFAULTS: Mapping[str, Any] = {
     "learning_rate": 1e-4,
     "warmup_steps": 0.1,
     "num_train_epochs": 1,
-    # Where TRL has others than transformers.
+    # Where TRL has others than transformers; the loss of experts' routing is in none of the paper's runs.
     "bf16": False,
     "gradient_checkpointing": False,
+    "router_aux_loss_coef": 0.0,
     # That of `bishare compile`: with it, training starts from the very same tensors.
     "seed": 0,
     "logging_steps": 10,
@@ -53,7 +54,7 @@ DEFAULTS: Mapping[str, Any] = {
 """Where they are not SFTConfig's own."""
 WARM_UP = 100
 """Steps over which the paper's learning rate rises."""
-_OF_TRL = ("loss_type", "activation_offloading", "router_aux_loss_coef")
+_OF_TRL = ("loss_type", "router_aux_loss_coef")
 
 # What they are in every run, and why nothing else is taken.
 _FIXED: Mapping[str, tuple[bool, str]] = {

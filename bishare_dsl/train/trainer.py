@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,12 @@ from trl import SFTTrainer
 
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import is_spread, known_to_have_an_adapter, spread_like
 from bishare_dsl.train.arguments import refusals
 from bishare_dsl.train.checkpoint import broken
 from bishare_dsl.train.counts import Counts
+from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.groups import regroup
 from bishare_dsl.train.guard import Guard
 from bishare_dsl.train.state import kept_generators
@@ -72,6 +73,10 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
                 tensor.data = data.to(tensor.device)
         self.counts = Counts(self.accelerator)
         self.fused = has_plain_head(model) and fused_head_is_right(model)
+        asked = arguments["args"].loss_type != "nll" or arguments["args"].router_aux_loss_coef
+        if asked and not self.fused:
+            reason = "TRL's loss is not this model's, so `loss_type` and `router_aux_loss_coef` are not there"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
         if arguments["args"].kept_elsewhere:
             self.accelerator.device_placement = False
 
@@ -183,7 +188,9 @@ def fused_head_is_right(model: PreTrainedModel) -> bool:
     ids = torch.tensor([[3, 1, 2, 3, 1, 2], [1, 3, 2, 2, 1, 3]], device=device)
     labels = ids.clone()
     labels[:, :3] = labels[0, 4] = IGNORED
-    batch: Mapping[str, Any] = {"input_ids": ids, "labels": labels, "use_cache": False}
+    batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "use_cache": False}
+    if hasattr(model.config.get_text_config(), "output_router_logits"):
+        batch["output_router_logits"] = False  # The trainer adds their loss by itself.
     training = model.training
     model.eval()
     try:

@@ -162,6 +162,6 @@ def test_all_that_may_be_given_is_described():
     names = {"bf16", "gradient_checkpointing", "activation_checkpointing"} & rows.keys()
     assert {rows[name][0] for name in names} == {"False"}
     assert "at most 100" in rows["warmup_steps"][0]
-    assert {"loss_type", "activation_offloading"} <= rows.keys()
+    assert {"loss_type", "router_aux_loss_coef"} <= rows.keys()
     assert "learning rate" in rows["learning_rate"][1]
     assert not rows.keys() & {"push_to_hub", "disable_tqdm", "output_dir"}

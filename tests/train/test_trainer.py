@@ -7,7 +7,7 @@ from trl import SFTConfig, SFTTrainer
 
 from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train import callbacks
+from bishare_dsl.train import TrainError, callbacks
 from bishare_dsl.train.arguments import Arguments
 from bishare_dsl.train.trainer import AdapterTrainer, _Logging, fused_head_is_right, has_plain_head
 from tests.train.conftest import SPEC, losses, values
@@ -102,3 +102,24 @@ def test_nothing_is_left_of_what_transformers_saved(start, tmp_path):
     start(tmp_path / "it", save_strategy="steps", save_steps=2)
     assert not list((tmp_path / "it").glob(".*"))
     assert not list((tmp_path / "it").rglob("*.pt*"))
+
+
+def test_another_loss_of_trl(start, tmp_path, monkeypatch):
+    plain = start(tmp_path / "plain", logging_steps=1)
+    dft = start(tmp_path / "dft", logging_steps=1, loss_type="dft")
+    assert dft.history[0]["loss"] < plain.history[0]["loss"]
+    monkeypatch.setattr("bishare_dsl.train.trainer.has_plain_head", lambda _: False)
+    with pytest.raises(TrainError, match=r"BS732.*loss_type"):
+        start(tmp_path / "no", loss_type="dft")
+
+
+def test_the_loss_of_routing_is_added_where_it_is_asked_for(start, tmp_path):
+    spec = "spec s\ntarget q_proj\nshare a per module rank 2\n"
+    found = []
+    for more in ({}, {"router_aux_loss_coef": 0.5}):
+        folder = tmp_path / str(len(found))
+        found.append(start(folder, spec=spec, model=tiny_model("mixtral"), logging_steps=1, **more))
+    plain, added = (result.history[0]["loss"] for result in found)
+    assert added > plain + 0.4
+    assert "aux_loss" in found[1].history[0]
+    assert "aux_loss" not in found[0].history[0]
