@@ -367,7 +367,7 @@ def test_memory_that_is_not_enough(start, tmp_path):
 def test_optimizers_that_cannot_be_made(start, tmp_path):
     for more in (
         {"optim": "galore_adamw"},
-        {"optim": "adamw_8bit"},
+        {"optim": "apollo_adamw"},
         {"lr_scheduler_type": "cosine_with_min_lr"},
     ):
         with pytest.raises(TrainError, match="BS732"):
