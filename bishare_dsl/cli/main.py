@@ -38,6 +38,7 @@ COMMANDS = {
     "merge": "Add an adapter to its base's weights, and save the result.",
     "import": "Make an adapter of a plain LoRA of PEFT.",
     "analyse": "Measure what the modules of adapters have in common.",
+    "propose": "Propose who should share what, within a budget.",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
     "push": "Put an adapter on the Hugging Face Hub.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -177,12 +177,20 @@ def _many_values(
 def _values(
     ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, Value]:
-    """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``."""
+    return read_values(given)
+
+
+def read_values(given: Sequence[str]) -> dict[str, Value]:
+    """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``.
+
+    Raises:
+        CommandError: one is not of that form (BS903).
+    """
     return {name: value for name, (value,) in _settings(given, lambda text: [text]).items()}
 
 
 def _settings(
-    given: tuple[str, ...], split: Callable[[str], list[str]]
+    given: Sequence[str], split: Callable[[str], list[str]]
 ) -> dict[str, tuple[Value, ...]]:
     settings: dict[str, tuple[Value, ...]] = {}
     problems = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bishare_dsl.cli.budget import parameters
 from bishare_dsl.cli.options import Value
 from bishare_dsl.cli.reading import read_spec
 from bishare_dsl.cli.report import CommandError, Report
@@ -16,13 +16,7 @@ from bishare_dsl.writing import replace_file
 
 if TYPE_CHECKING:
     from bishare_dsl.compiler import Planned
-    from bishare_dsl.models import Architecture
     from bishare_dsl.show.solve import Solution
-
-_PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-_BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
-_FRACTION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)\s*of\s+(?P<spec>\S.*)")
 
 
 def solve(
@@ -51,7 +45,7 @@ def solve(
             codes.WRONG_USAGE(what=f"param `{name}` is a word, and `--solve` looks for a number")
         )
     architecture = architecture_of(model)
-    allowed = _parameters(budget, architecture)
+    allowed = parameters(budget, architecture)
 
     def planned(value: int) -> Planned:
         return make_plan(spec, architecture, {**params, name: value}, where)
@@ -88,25 +82,6 @@ def solve(
         replace_file(out, text.encode())
         report.result(str(out))
     _tell(name, found, allowed, report)
-
-
-def _parameters(budget: str, architecture: Architecture) -> int:
-    """Count the trainable parameters that a budget allows."""
-    if match := _FRACTION.fullmatch(budget.strip()):
-        part = float(match["number"]) / (100 if match["percent"] else 1)
-        spec, where = read_spec(match["spec"])
-        from bishare_dsl.compiler import make_plan
-
-        return int(part * make_plan(spec, architecture, where=where).plan.trainable)
-    match = _AMOUNT.fullmatch(budget.strip())
-    unit = match["unit"].lower() if match else ""
-    if match and unit in _PARAMETERS:
-        return int(float(match["number"]) * _PARAMETERS[unit])
-    if match and unit in _BYTES:
-        from bishare_dsl.show.rows import BYTES
-
-        return int(float(match["number"]) * _BYTES[unit] / BYTES)
-    raise CommandError(codes.BAD_BUDGET(given=budget))
 
 
 def _text(made: Planned) -> str:

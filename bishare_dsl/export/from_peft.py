@@ -205,21 +205,24 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
     for kind in dict.fromkeys(site.kind for site in sites):
         of_kind = [site for site in architecture.sites if site.kind == kind]
         layers = sorted({site.layer for site in of_kind if site in chosen})
-        named: Expression = (
-            Ref(ref=kind)
-            if kind.isidentifier() and kind not in ATTRIBUTES
-            else Match(attribute="kind", pattern=kind)
-        )
+        condition = named(kind)
         if chosen.issuperset(of_kind):
-            parts.append(named)
+            parts.append(condition)
         elif chosen.issuperset(site for site in of_kind if site.layer in layers):
             among = Member(value=Ref(ref="layer"), among=_ranges(layers))
-            parts.append(And(all_of=(named, among)))
+            parts.append(And(all_of=(condition, among)))
         else:
             parts += [
                 Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
             ]
     return tuple(parts)
+
+
+def named(kind: str) -> Expression:
+    """Give the condition that a site is of a kind."""
+    if kind.isidentifier() and kind not in ATTRIBUTES:
+        return Ref(ref=kind)
+    return Match(attribute="kind", pattern=kind)
 
 
 def _ranges(layers: Sequence[int]) -> tuple[Range | int, ...]:

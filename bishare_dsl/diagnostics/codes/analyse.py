@@ -9,3 +9,10 @@ NOTHING_ADDED = Code(
     "An adapter starts with a B of zeros: what was compiled and not trained has no update yet. Give the "
     "folder of one that was trained.",
 )
+SMALL_BUDGET = Code(
+    "BS851",
+    "a budget for no share",
+    "no share fits into {budget} parameters: the least takes {least}",
+    "`bishare propose` looks for shares whose parameters are within `--budget`. Even at rank 1, each of "
+    "those that it weighs takes more on these modules.",
+)

@@ -61,7 +61,9 @@ BAD_BUDGET = Code(
     "a budget that cannot be understood",
     "`--budget {given}` is not an amount",
     "A budget is a number of trainable parameters (`3000000`, `3M`, `500k`), the size of the adapter "
-    "(`12MiB`), or a fraction of another spec's parameters on the same model (`44% of lora`).",
+    "(`12MiB`), or a fraction of another spec's parameters on the same model (`44% of lora`, or "
+    "`44% of lora r=8` with a param set). `bishare propose` takes a fraction by itself, too (`44%`): of a "
+    "LoRA of rank 8 on the modules that it adapts.",
     bad="bishare plan lora --model llama-7b --budget much --solve r",
     good="bishare plan lora --model llama-7b --budget 3M --solve r",
     shell=True,

@@ -1,0 +1,103 @@
+"""The shares that are weighed: keys of the language, for one factor or both, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bishare_dsl.analyse.keys import Grouping, share_of
+from bishare_dsl.export.from_peft import named
+from bishare_dsl.spec import Selection, Share
+
+Role = Literal["A", "B", "pair"]
+"""Which factor is common to the modules of a pool; of a ``pair`` both, so that all add the same."""
+
+_KEYS = (
+    *("layer", "parent, layer", "layer // 2", "layer // 4", "kind, layer // 2"),
+    *("kind, layer // 4", "kind", "parent", "model"),
+)
+_OF_MIXED_WIDTHS = ("layer", "layer // 2", "layer // 4", "parent, layer", "parent", "model")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to share.
+
+    Attributes:
+        name: of its share in a spec.
+        text: who shares, as a spec says it: ``A per layer, in  B per module``.
+        role: what is common.
+        by_kind: whether no pool has modules of two kinds, so that each kind may have its own rank.
+    """
+
+    name: str
+    text: str
+    role: Role
+    by_kind: bool = False
+
+    def share(self) -> Share:
+        """Give the share, of rank 1."""
+        return share_of(f"share {self.name}  {self.text}  rank 1")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A candidate, or a kind of module in it, whose rank grows by itself.
+
+    Attributes:
+        candidate: of which it is.
+        kind: of its modules; None for all.
+        pools: the paths of the modules that share.
+        cost: parameters of a rank.
+    """
+
+    candidate: Candidate
+    kind: str | None
+    pools: tuple[tuple[str, ...], ...]
+    cost: int
+
+
+def candidates(groups: Sequence[tuple[str, str]]) -> Iterator[Candidate]:
+    """Give all that is weighed.
+
+    Args:
+        groups: names and texts of further keys, such as contiguous groups of layers.
+    """
+    yield Candidate("own", "per module", "A", by_kind=True)
+    keys = [(key, _word(key), key) for key in _KEYS]
+    keys += [(text, name, text) for name, text in groups]
+    for key, name, text in keys:
+        kinds = key.split(",")[0].strip() == "kind"
+        before = "" if key == "model" else f"{text}, "
+        own_in, own_out = (text, text) if kinds else (f"{before}in", f"{before}out")
+        yield Candidate(f"a_{name}", f"A per {own_in}  B per module", "A", kinds)
+        yield Candidate(f"b_{name}", f"A per module  B per {own_out}", "B", kinds)
+        pair = text if kinds else f"{before}in, out"
+        yield Candidate(f"pair_{name}", f"per {pair}", "pair", kinds)
+        if key in _OF_MIXED_WIDTHS or (name.startswith("groups")):
+            yield Candidate(f"slices_{name}", f"per {text}  via SS", "pair")
+
+
+def units(candidate: Candidate, grouping: Grouping) -> list[Unit]:
+    """Give the units of a candidate; the compiler tells pools and costs.
+
+    Raises:
+        BishareError: the share does not fit the model.
+    """
+    share = candidate.share()
+    kinds: list[str | None] = [None]
+    if candidate.by_kind:
+        kinds = list(dict.fromkeys(site.kind for site in grouping.sites))
+    found = []
+    for kind in kinds:
+        where = None if kind is None else Selection(include=(named(kind),))
+        plan = grouping.plan(share.model_copy(update={"where": where}))
+        role = "B" if candidate.role == "B" else "A"
+        pools = tuple(pool.members for pool in plan.pools if pool.role == role)
+        found.append(Unit(candidate, kind, pools, plan.trainable))
+    return found
+
+
+def _word(key: str) -> str:
+    return key.replace(" // ", "s_of_").replace(", ", "_")

@@ -1,0 +1,57 @@
+"""What remains of evidence while shares are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bishare_dsl.analyse.propose.candidates import Unit
+from bishare_dsl.analyse.propose.common import Common, common, left_over
+from bishare_dsl.analyse.propose.evidence import Updates
+from bishare_dsl.analyse.update import Factored
+
+
+class Remains:
+    """Updates, and what is taken from them. Energies are means over the sets, of 1 at the start."""
+
+    def __init__(self, sets: Sequence[Updates]):
+        self._sets = [dict(updates) for updates in sets]
+
+    def gains(self, unit: Unit, count: int) -> list[float]:
+        """Give the energy that 0, 1, … ``count`` ranks of a unit would keep."""
+        ranks = [0.0] * (count + 1)
+        for updates in self._sets:
+            for pool in unit.pools:
+                found = _common(updates, unit, pool, count)
+                for i, gain in enumerate([] if found is None else found.gains.tolist(), 1):
+                    ranks[i] += gain / len(self._sets)
+        for i in range(1, count + 1):
+            ranks[i] += ranks[i - 1]
+        return ranks
+
+    def spend(self, unit: Unit, count: int) -> float:
+        """Take away what ``count`` ranks of a unit keep; give the energy that it was."""
+        before = self.energy()
+        for updates in self._sets:
+            for pool in unit.pools:
+                if (found := _common(updates, unit, pool, count)) is None:
+                    continue
+                here = _here(updates, pool)
+                for path in here:
+                    role = unit.candidate.role
+                    updates[path] = left_over(updates[path], found, role, count, len(here) == 1)
+        return before - self.energy()
+
+    def energy(self) -> float:
+        """Give the energy that is left."""
+        return sum(u.energy for updates in self._sets for u in updates.values()) / len(self._sets)
+
+
+def _here(updates: Mapping[str, Factored], pool: Sequence[str]) -> list[str]:
+    return [path for path in pool if path in updates and updates[path].rank]
+
+
+def _common(
+    updates: Mapping[str, Factored], unit: Unit, pool: Sequence[str], count: int
+) -> Common | None:
+    here = [updates[path] for path in _here(updates, pool)]
+    return common(here, unit.candidate.role, count) if here else None

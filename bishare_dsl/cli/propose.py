@@ -1,0 +1,218 @@
+"""``bishare propose``: a spec that says who should share what, from what was learnt."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bishare_dsl.cli import options
+from bishare_dsl.cli.budget import parameters
+from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics.codes import usage as codes
+
+if TYPE_CHECKING:
+    from bishare_dsl.analyse.propose.evidence import Evidence
+    from bishare_dsl.analyse.propose.proposal import Proposal
+    from bishare_dsl.models import Architecture, Site
+
+_TOLD = 12
+
+
+@click.command(
+    "propose",
+    epilog=options.examples(
+        "bishare propose --model llama-7b --budget 44% --from my-lora --out my.share",
+        "bishare propose --model ./my-checkpoint --budget 3M --from task-a --from task-b --out my.share",
+        "bishare propose --model ./my-checkpoint --budget 12MiB --data rows.jsonl --out my.share",
+    ),
+)
+@options.model()
+@click.option(
+    "--budget",
+    required=True,
+    metavar="AMOUNT",
+    help="Parameters (3M), a size (12MiB), a part of a spec's (44% of lora r=8), or of a LoRA's of rank 8 "
+    "on the same modules (44%).",
+)
+@click.option(
+    "--from",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="ADAPTER",
+    help="A trained adapter, or a LoRA of PEFT, whose updates are to be kept; may be repeated.",
+)
+@options.data
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Of --data, how many batches of 8 rows give gradients; by default 8.",
+)
+@click.option(
+    "--target",
+    metavar="SELECTION",
+    help="With --data, the modules to adapt, as a spec says them; by default those of the spec lora.",
+)
+@click.option(
+    "--shares",
+    type=click.IntRange(min=1),
+    default=3,
+    metavar="N",
+    help="The most shares; by default 3.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write the spec; by default it is printed.",
+)
+@options.keep_starts
+@options.seed
+@options.dtype
+@options.device
+@options.force
+@options.as_json
+@options.quiet
+@click.pass_obj
+def command(
+    report: Report,
+    model: str,
+    budget: str,
+    folders: tuple[Path, ...],
+    data: str | None,
+    steps: int,
+    target: str | None,
+    shares: int,
+    out: Path | None,
+    keep_starts: bool,
+    seed: int,
+    dtype: str | None,
+    device: str | None,
+    force: bool,
+) -> None:
+    """Propose a spec within a budget: keys of the language, one factor or both, and ranks.
+
+    Shares are chosen rank by rank, by the energy that a parameter keeps: of what adapters have learnt
+    (--from), whose small factors are enough, or of the gradients of a few batches (--data), for which the
+    weights are loaded.
+
+    The spec says in comments what each share keeps, what chance would keep, and what was weighed and left.
+    """
+    from bishare_dsl.analyse.propose.proposal import propose
+    from bishare_dsl.cli.updates import watching
+    from bishare_dsl.models import architecture_of
+    from bishare_dsl.writing import replace_file
+
+    if bool(folders) == (data is not None):
+        raise CommandError(codes.WRONG_USAGE(what="give either --from or --data"))
+    if target is not None and data is None:
+        raise CommandError(codes.WRONG_USAGE(what="--target goes with --data"))
+    if out is not None and out.exists() and not force:
+        raise CommandError(codes.FILE_EXISTS(path=out))
+    parameters(budget, architecture := architecture_of(model), ())  # Before long work.
+    if data is None:
+        evidence = _of_adapters(folders, model, report, keep_starts=keep_starts)
+    else:
+        sites = _sites(target, architecture)
+        evidence = _of_data(model, data, steps, sites, dtype, device, seed, report)
+    allowed = parameters(budget, evidence.architecture, evidence.sites)
+    found = propose(evidence, allowed, shares=shares, seed=seed, watch=watching(report))
+    report.all(found.made.problems, found.made.where)
+    report.data(**_data(found))
+    if out is None:
+        report.result(found.text.rstrip("\n"))
+    else:
+        replace_file(out, found.text.encode())
+        report.result(str(out))
+    _tell(found, report)
+
+
+def _of_adapters(
+    folders: Sequence[Path], model: str, report: Report, *, keep_starts: bool
+) -> Evidence:
+    from bishare_dsl.analyse.propose.evidence import of_adapters
+    from bishare_dsl.cli.updates import adapters_of
+
+    return of_adapters(adapters_of(folders, model, report, keep_starts=keep_starts))
+
+
+def _of_data(
+    model: str,
+    data: str,
+    steps: int,
+    sites: Sequence[Site],
+    dtype: str | None,
+    device: str | None,
+    seed: int,
+    report: Report,
+) -> Evidence:
+    from bishare_dsl.analyse.batches import SIZE, batches_of
+    from bishare_dsl.analyse.propose.evidence import of_gradients
+    from bishare_dsl.analyse.propose.gradients import gradients
+    from bishare_dsl.cli.updates import model_to_look_at, watching
+    from bishare_dsl.models import architecture_of
+
+    with model_to_look_at(model, dtype, device, report) as (live, tokenizer):
+        batches = batches_of(data, tokenizer, steps * SIZE)
+        found = gradients(live, sites, batches, seed=seed, watch=watching(report))
+        source = f"the gradients of {len(batches)} batches of {Path(data).name}"
+        return of_gradients(architecture_of(model), found, source)
+
+
+def _sites(target: str | None, architecture: Architecture) -> list[Site]:
+    """Give the modules that a selection means; without one, those of the spec ``lora``.
+
+    Raises:
+        BishareError: it is no selection, or means nothing here.
+    """
+    from bishare_dsl.compiler import make_plan
+
+    text = f"spec chosen\ntarget {target}\nshare own  per module  rank 1\n"
+    plan = make_plan("lora" if target is None else text, architecture).plan
+    return [site for site in plan.sites if plan.terms_of[site.path]]
+
+
+def _data(found: Proposal) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "spec": found.text,
+        "trainable": found.made.plan.trainable,
+        "budget": found.budget,
+        "kept": found.kept,
+        "chance": found.chance,
+        "shares": [asdict(part) for part in found.parts],
+        "weighed": [
+            {
+                "key": w.candidate.text,
+                "rank": w.rank,
+                "kept": w.kept,
+                "parameters": w.parameters,
+                "chosen": w.candidate.name in {part.share for part in found.parts},
+            }
+            for w in found.weighed
+        ],
+    }
+
+
+def _tell(found: Proposal, report: Report) -> None:
+    from bishare_dsl.show.table import table
+
+    rows = [
+        [textwrap.shorten(w.candidate.text, 70), w.rank, f"{w.parameters:,}", f"{w.kept:.1%}"]
+        for w in found.weighed[:_TOLD]
+    ]
+    report.note(table(["weighed, each alone", "rank", "parameters", "kept"], rows, left={0}))
+    if (more := len(found.weighed) - _TOLD) > 0:
+        report.note(f"and {more} more, which --json has")
+    report.note(
+        f"{found.made.plan.trainable:,} of {found.budget:,} parameters keep {found.kept:.1%}; "
+        f"by chance {found.chance:.1%}"
+    )
