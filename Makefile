@@ -13,13 +13,16 @@ STAMP := .venv/.installed
 # Each pytest worker gets one thread: with more, workers wait for each other.
 PYTEST := OMP_NUM_THREADS=1 BISHARE_CACHE=$(CACHE)
 
+# Material for MkDocs is told that its next version is not MkDocs: that is known.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
 # Tests that touch what transformers may change, run at both ends of the range that we support.
 COMPAT_TESTS := $(wildcard tests/models tests/rewrite tests/adapter)
 TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.toml)
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench test-compat test-vllm docs tree-sitter vscode clean
+.PHONY: help setup demo test lint format bench test-compat test-vllm docs docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -86,11 +89,15 @@ test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-docs: $(STAMP) ## write docs/errors from the registry of error codes, the picture in the README, colours and the JSON schema for editors
+docs: $(STAMP) ## write docs/errors from the registry of error codes, the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
 	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors
 	@$(BIN)/python -m bishare_dsl.highlight.textmate editors/vscode/syntaxes/share.tmLanguage.json
 	@$(BIN)/python -m bishare_dsl.spec.schema editors/spec.schema.json
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
+	@$(MKDOCS) build --quiet
+
+docs-serve: $(STAMP) ## show the docs as a site, at http://127.0.0.1:8000, while one writes
+	@$(MKDOCS) serve
 
 tree-sitter: ## write the parser for tree-sitter (needs Debian's tree-sitter-cli, 0.22.6)
 	@cd editors/tree-sitter && tree-sitter generate --abi 14 --no-bindings

@@ -224,21 +224,3 @@ def test_entry_point_of_a_plugin():
 
     [block] = [b for b in BLOCKS if b.language == "toml" and b.page.name == "transforms.md"]
     assert list(tomllib.loads(block.text)["project"]["entry-points"]) == [GROUP]
-
-
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]*))?\)")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links(page):
-    """A link to a file leads to one, and to a heading that it has."""
-    for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
-        if "://" in target:
-            continue
-        path = (page.parent / target).resolve()
-        assert path.exists(), target
-        if heading:
-            text = path.read_text(encoding="utf-8")
-            titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
-            assert heading in slugs, f"{target}#{heading}"

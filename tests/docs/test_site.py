@@ -1,0 +1,52 @@
+"""What `website/hooks.py` does to pages; `make docs` builds the site itself, strictly, in CI."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import bishare_dsl
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "website" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_lead_to_pages_of_the_site(hooks):
+    text = "[a](../specs/lora.share) [b](training.md#x) [c](../README.md) [d](https://x.y) ![e](images/a.svg)"
+    found, outside = hooks.rewritten(text, ROOT / "docs" / "why.md", "why.md")
+    assert found == (
+        "[a](source/specs/lora.share.md) [b](training.md#x) [c](index.md) [d](https://x.y) ![e](images/a.svg)"
+    )
+    assert outside == {ROOT / "specs" / "lora.share", ROOT / "README.md"}
+
+
+def test_links_of_the_readme(hooks):
+    text = "[a](docs/why.md) ![b](docs/images/sharing.svg) [c](CONTRIBUTING.md)"
+    found, _ = hooks.rewritten(text, ROOT / "README.md", "index.md")
+    assert found == "[a](why.md) ![b](images/sharing.svg) [c](contributing.md)"
+
+
+def test_blocks_keep_their_language_alone(hooks):
+    text = "```share fragment error=BS305\n[x](y)\n```\n```console run\n```\n```text\n```\n"
+    found, outside = hooks.rewritten(text, ROOT / "docs" / "why.md", "why.md")
+    assert found == "```share\n[x](y)\n```\n```console\n```\n```text\n```\n"
+    assert not outside
+
+
+def test_a_folder_lists_its_files(hooks):
+    text, inside = hooks.page_of(ROOT / "specs")
+    assert "[`lora.share`](specs/lora.share.md)" in text
+    assert ROOT / "specs" / "lora.share" in inside
+
+
+def test_the_api_has_every_public_name(hooks):
+    text = hooks.api()
+    for name in set(bishare_dsl.__all__) - {"__version__"}:
+        assert f"::: bishare_dsl.{name}\n" in text

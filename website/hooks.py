@@ -1,0 +1,112 @@
+"""What the site adds to the pages of `docs`: those of the repository's other files that they link to.
+
+MkDocs calls the `on_` functions. Pages have the links that GitHub follows; here they lead into the site.
+"""
+
+from __future__ import annotations
+
+import re
+from os.path import relpath
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import bishare_dsl
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# Texts of the repository that are pages of their own.
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/quality/README.md": "quality.md",
+}
+LANGUAGES = {".py": "python", ".share": "share", ".json": "json", ".mjs": "js", ".js": "js"}
+_FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
+# Behind the language stands what the tests do with a block.
+_MARKS = re.compile(r"^( *```\w+) .*$", re.MULTILINE)
+
+
+def place_of(path: Path) -> str:
+    """Tell where in the site a file or folder of the repository stands."""
+    if path.is_relative_to(DOCS):
+        return path.relative_to(DOCS).as_posix()
+    name = path.relative_to(ROOT).as_posix()
+    shown_as_it_is = path.suffix in (".svg", ".png")
+    return PAGES.get(name) or (f"source/{name}" if shown_as_it_is else f"source/{name}.md")
+
+
+def rewritten(text: str, source: Path, place: str) -> tuple[str, set[Path]]:
+    """Lead the links of a text to the site, and give the files outside of `docs` that they lead to."""
+    found: set[Path] = set()
+
+    def link(match: re.Match[str]) -> str:
+        opening, target, anchor, closing = match.groups()
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        path = (source.parent / target).resolve()
+        if not path.is_relative_to(DOCS):
+            found.add(path)
+        there = relpath(place_of(path), Path(place).parent).replace("\\", "/")
+        return f"{opening}{there}{anchor or ''}{closing}"
+
+    parts, end = [], 0
+    for fence in _FENCED.finditer(text):
+        parts += [_LINK.sub(link, text[end : fence.start()]), fence[0]]
+        end = fence.end()
+    parts.append(_LINK.sub(link, text[end:]))
+    return _MARKS.sub(r"\1", "".join(parts)), found
+
+
+def page_of(path: Path) -> tuple[str, set[Path]]:
+    """Write the page of a file or folder outside of `docs`, and find what it leads to."""
+    name, place = path.relative_to(ROOT).as_posix(), place_of(path)
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.suffix in (*LANGUAGES, ".txt", ".scm"))
+        lines = [f"- [`{p.name}`]({relpath(place_of(p), Path(place).parent)})" for p in inside]
+        return f"# `{name}/`\n\n" + "\n".join(lines), set(inside)
+    text = path.read_text(encoding="utf-8")
+    if name in PAGES or path.suffix == ".md":
+        return rewritten(text, path, place)
+    language = LANGUAGES.get(path.suffix, "text")
+    return f"# `{name}`\n\n~~~~{language}\n{text}\n~~~~\n", set()
+
+
+def api() -> str:
+    """Write the page of the API: every public name of the package, and what a transform is written with."""
+    names = [f"bishare_dsl.{name}" for name in sorted(bishare_dsl.__all__) if name != "__version__"]
+    names += ["bishare_dsl.adapter.handle.Handle", "bishare_dsl.transforms.Transform"]
+    text = "\n\n".join(f"::: {name}" for name in names)
+    head = "All that `bishare_dsl` exports, the handle `model.bishare`, and the protocol of transforms."
+    return f"# The API\n\n{head}\n\n{text}\n"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of all that pages link to."""
+    waiting = {ROOT / name for name in PAGES}
+    for page in DOCS.rglob("*.md"):
+        waiting |= rewritten(page.read_text(encoding="utf-8"), page, place_of(page))[1]
+    done: set[Path] = set()
+    while waiting - done:
+        path = (waiting - done).pop()
+        done.add(path)
+        if path.suffix in (".svg", ".png"):
+            files.append(File.generated(config, place_of(path), abs_src_path=str(path)))
+            continue
+        text, found = page_of(path)
+        waiting |= found
+        files.append(File.generated(config, place_of(path), content=text))
+    files.append(File.generated(config, "api.md", content=api()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: Files) -> str:
+    """Lead the links of a page of `docs` to the site."""
+    source = page.file.abs_src_path
+    if source is None or not Path(source).is_relative_to(DOCS):
+        return markdown
+    return rewritten(markdown, Path(source), place_of(Path(source)))[0]
