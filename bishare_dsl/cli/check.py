@@ -47,6 +47,9 @@ def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
     ]
     checked = f"{len(files)} spec{'s' if len(files) != 1 else ''} checked"
     report.note(f"{checked}: {', '.join(counts) or 'all fine'}")
+    if model is None:
+        what = "whether what it names exists in a model, and widths and ranks fit"
+        report.note(f"not checked without `--model`: {what}")
 
 
 def _architecture(model: str, report: Report) -> Architecture | None:

@@ -88,14 +88,9 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
     for place, selection in _selections(spec):
         yield from sites.selection_problems(selection, place)
     for i, share in enumerate(spec.shares):
-        loc: Loc = ("shares", i, "per")
-        if isinstance(share.per, Keys):
-            keys = [((*loc, "A"), share.per.A), ((*loc, "B"), share.per.B)]
-        else:
-            keys = [(loc, share.per)]
-        for place, key in keys:
+        for place, key in share.keys.items():
             for j, part in enumerate(key):
-                yield from sites.key_problems(part, (*place, j))
+                yield from sites.key_problems(part, ("shares", i, *place, j))
 
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
@@ -184,7 +179,9 @@ class _SharePlan:
         tensors: dict[str, dict[str, str]] = {site.path: {} for site in covered}
         # What a transform pools does not depend on the rank.
         for role in next(iter(resolved.values())).transform.pooled:
-            for key, members in self._groups(role, covered).items():
+            groups = self._groups(role, covered)
+            self._look_alone(role, groups)
+            for key, members in groups.items():
                 name = self._pool(role, key, members, ranks, resolved)
                 for site in members:
                     tensors[site.path][role] = name
@@ -222,6 +219,14 @@ class _SharePlan:
             )
             groups.setdefault(key, []).append(site)
         return groups
+
+    def _look_alone(self, role: str, groups: Mapping[tuple[Value, ...], Sequence[Site]]) -> None:
+        """Warn of a key that is there to share, and tells all sites apart."""
+        key = self.share.key(role)
+        own = any(ref.ref in ("module", "path") for _, ref in refs(key))
+        if self.share.via and not own and 1 < len(groups) == sum(map(len, groups.values())):
+            loc: Loc = (*self.loc, "per", *([role] if isinstance(self.share.per, Keys) else []))
+            self.resolver.add([codes.ALONE(share=self.share.name, loc=loc)])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
         """Give the value of a part of a key at a site."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
-from bishare_dsl.plan.settings import Resolver, reads_alpha, refs
-from bishare_dsl.spec import ATTRIBUTES, Expression, RankMatch, Share, Spec
-from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.plan.settings import Resolver, parts_of, reads_alpha, refs
+from bishare_dsl.spec import ATTRIBUTES, Binary, Expression, Range, RankMatch, Ref, Share, Spec
+from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 
 
 def check_spec(spec: Spec) -> list[Problem]:
@@ -25,6 +26,8 @@ def check(resolver: Resolver) -> None:
     spec = resolver.spec
     resolver.add(_names(spec))
     resolver.add(_unused(spec))
+    resolver.add(_empty_ranges(spec, resolver.params))
+    resolver.add(_fine_keys(spec))
     for index, share in enumerate(spec.shares):
         resolver.add(_share(resolver, index, share))
 
@@ -92,6 +95,36 @@ def _unused(spec: Spec) -> Iterator[Problem]:
             takers = [share for share in takers if _uses_alpha(spec, share)]
         if getattr(spec.defaults, name) is not None and spec.shares and not takers:
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name))
+
+
+def _empty_ranges(spec: Spec, params: Mapping[str, Value]) -> Iterator[Problem]:
+    scope = Scope(params)
+    for loc, part in parts_of(spec, Range):
+        with suppress(EvaluationError):  # Depends on the site, or is wrong: planning finds out.
+            first, last = scope.number(part.first), scope.number(part.last)
+            if first > last and (first < 0) == (last < 0):
+                yield empty_range(first, last, loc)
+
+
+def empty_range(first: float, last: float, loc: Loc) -> Problem:
+    """Make the problem of a range whose ends, as they are written, are the wrong way round."""
+    return codes.EMPTY_RANGE(
+        first=first, last=last, loc=loc, help=f"did you mean `{last}..{first}`?"
+    )
+
+
+def _fine_keys(spec: Spec) -> Iterator[Problem]:
+    for i, share in enumerate(spec.shares):
+        for place, key in share.keys.items():
+            for j, part in enumerate(key):
+                # What is rounded after all, or compared, is something else.
+                if isinstance(part, Binary) and part.op == "/":
+                    ref = part.left.ref if isinstance(part.left, Ref) else None
+                    yield codes.FINE_KEY(
+                        divided=f"`{ref}`" if ref else "what is divided",
+                        loc=("shares", i, *place, j, "op"),
+                        help="did you mean `//`?",
+                    )
 
 
 def _uses_alpha(spec: Spec, share: Share) -> bool:

@@ -8,6 +8,7 @@ from functools import cached_property
 from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -170,7 +171,11 @@ class Sites:
     ) -> Iterator[Problem]:
         """Find what the subject never has, a value or range; a range of layers must lie inside the model."""
         if isinstance(item, Range) and self._is_layer(subject):
-            first, last = self.scopes[sites[0].path].bounds(item, subject, loc)
+            scope = self.scopes[sites[0].path]
+            first, last = scope.bounds(item, subject, loc)
+            if first > last:
+                yield empty_range(scope.number(item.first), scope.number(item.last), loc)
+                return
             if not 0 <= first <= last < self.architecture.layers:
                 yield self._no_such_layer("this range of layers", loc)
                 return

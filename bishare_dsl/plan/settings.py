@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import get_args
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,6 +32,7 @@ _INITIALS: dict[str, Start] = {
 """What a spec can ask a factor to start as."""
 
 
+_Part = TypeVar("_Part", bound=BaseModel)
 _ZERO = (Start("zeros"), Start("constant", 0.0))
 
 
@@ -167,17 +168,22 @@ def reads_alpha(scale: Expression) -> bool:
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
     """Find every bare name in a part of a spec, with its place."""
-    if isinstance(part, Ref):
+    return parts_of(part, Ref, loc)
+
+
+def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[Loc, _Part]]:
+    """Find all of one kind in a part of a spec, with their places."""
+    inner: Iterable[tuple[str | int, object]] = ()
+    if isinstance(part, kind):
         yield loc, part
-    elif isinstance(part, BaseModel):
-        for name in type(part).model_fields:
-            yield from refs(getattr(part, name), (*loc, name))
+    if isinstance(part, BaseModel):
+        inner = part
     elif isinstance(part, tuple):
-        for i, item in enumerate(part):
-            yield from refs(item, (*loc, i))
+        inner = enumerate(part)
     elif isinstance(part, dict):
-        for name, item in part.items():
-            yield from refs(item, (*loc, name))
+        inner = part.items()
+    for name, item in inner:
+        yield from parts_of(item, kind, (*loc, name))
 
 
 def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from bishare_dsl.diagnostics import Problem, SpecError, nearest, raise_errors
+from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest, raise_errors
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
@@ -124,6 +124,13 @@ class Share(Settings):
     freeze: tuple[str, ...] = ()
     gain: Gain = Field(default_factory=Gain)
     nonzero_start: bool = False
+
+    @property
+    def keys(self) -> dict[Loc, Key]:
+        """Its keys, by their places in it."""
+        if isinstance(self.per, Keys):
+            return {("per", "A"): self.per.A, ("per", "B"): self.per.B}
+        return {("per",): self.per}
 
     def key(self, role: str) -> tuple[Expression, ...]:
         """Give the key by which the tensors of a role are pooled."""

@@ -11,6 +11,8 @@ def test_a_good_spec_is_silent_on_stdout(bishare, here):
     run = bishare("check", "good.share")
     assert (run.code, run.out) == (0, "")
     assert "1 spec checked: all fine" in run.err
+    assert "not checked without `--model`" in run.err
+    assert "not checked" not in bishare("check", "good.share", "--model", "llama-7b").err
     assert bishare("check", "--quiet", "good.share").err == ""
 
 

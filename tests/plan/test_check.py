@@ -4,7 +4,20 @@ import pytest
 
 from bishare_dsl.diagnostics import BishareError, SpecError
 from bishare_dsl.plan import build_plan, check_spec
-from bishare_dsl.spec import Arm, Binary, Let, Match, Param, RankMatch, Selection, Share, Spec, Via
+from bishare_dsl.spec import (
+    Arm,
+    Binary,
+    Let,
+    Match,
+    Member,
+    Param,
+    Range,
+    RankMatch,
+    Selection,
+    Share,
+    Spec,
+    Via,
+)
 
 
 def spec(*, lets=(), params=(), **share):
@@ -74,3 +87,11 @@ def test_check_needs_no_model():
     assert check_spec(spec(rank="r")) != []
     assert check_spec(spec(rank="r", params=(Param(name="r", value=2),))) == []
     assert check_spec(spec(rank="in")) == []  # the model will tell
+    assert (
+        check_spec(
+            spec(
+                where=Selection(include=(Member(value="layer", among=(Range(first=-1, last=2),)),))
+            )
+        )
+        == []
+    )

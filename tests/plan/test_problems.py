@@ -78,7 +78,9 @@ ERRORS = [
     (f"{TARGET}share s per layr rank 4 via SS", "BS301", "layr", "did you mean `layer`?"),
     (f"let top = q_prj\n{TARGET}share s where top per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
     (f"{TARGET}share s where layer in 16..40 per module rank 4", "BS302", "16..40", None),
-    (f"{TARGET}share s where layer in 3..1 per module rank 4", "BS302", "3..1", None),
+    (f"{TARGET}share s where layer in 3..1 per module rank 4", "BS220", "3..1", "`1..3`"),
+    (f"{TARGET}share s where layer in -1..2 per module rank 4", "BS220", "-1..2", "`2..-1`"),
+    (f"param n = 3\n{TARGET}share s per module rank match layer {{ n..1: 4; else: 2 }}", "BS220", "n..1", "`1..3`"),
     (f"{TARGET}share s where layer in {{0, 32}} per module rank 4", "BS302", "32", None),
     (f"{TARGET}share s where layer == -33 per module rank 4", "BS302", "layer == -33", None),
     ("target q_proj and parent mlp\nshare s per module rank 4", "BS303", "q_proj and parent mlp", None),
@@ -110,6 +112,15 @@ WARNINGS = [
     (f"{TARGET}share s where q_proj per module rank 4", "BS308", "q_proj, v_proj", None),
     (f"{TARGET}share s where q_proj, v_proj, k_proj per module rank 4", "BS312", "k_proj", None),
     ("target q_proj except up_proj\nshare s per module rank 4", "BS310", "up_proj", None),
+    (f"{TARGET}share s per layer / 4 rank 4 via SS", "BS219", "/", "`//`"),
+    (
+        f"{TARGET}share s A per model B per kind, (layer + 1) / 2 rank 4 via SS",
+        "BS219",
+        "/",
+        "`//`",
+    ),
+    (f"{TARGET}share s per layer, kind rank 4 via SS", "BS314", "layer, kind", None),
+    (f"{TARGET}share s A per layer B per layer, kind rank 4 via SS", "BS314", "layer, kind", None),
     ("target q_proj\nshare s per model rank 64 via KE(shared_rank = 1)", "BS311", "64", None),
     ("target q_proj\nshare s per model rank 5000 via SS", "BS311", "5000", None),
     ("target q_proj\nshare s per model rank 4 via GT", "BS350", "GT", None),
@@ -146,7 +157,7 @@ def test_problem(text, code, underlined, help):
 
 
 def test_every_code_of_a_spec_and_of_a_plan_is_tested():
-    tested = {case[1] for case in ERRORS + WARNINGS} | {"BS207", "BS214", "BS218"}
+    tested = {case[1] for case in ERRORS + WARNINGS} | {"BS207", "BS214", "BS218", "BS313"}
     assert {code for code in registry() if code.startswith(("BS2", "BS3"))} <= tested
 
 
@@ -236,6 +247,10 @@ def test_what_is_wrong_whatever_the_model_is_a_spec_error():
         "target q_proj, down_proj\nshare s per layer rank 8 via KE(size = 256)",
         "target q_proj\nshare s per module rank 4 init B normal start nonzero",
         f"{TARGET}share a per module rank 0\nshare b per module rank 1",
+        f"{TARGET}share s per floor(layer / 4), layer / 4 < 2 rank 4 via SS",
+        f"{TARGET}share s per layer, kind rank 4",
+        f"{TARGET}share s A per layer B per path rank 4 via SS",
+        "target q_proj and layer == 0\nshare s per layer rank 4 via SS",
         f"param r = 2\nparam k = r\nparam l = floor(k / 2)\n{TARGET}share a per module rank l",
     ],
 )

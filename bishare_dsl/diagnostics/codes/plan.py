@@ -112,6 +112,16 @@ LEFT_OUT = Code(
     good="spec example\ntarget parent self_attn\nshare local per module rank 4",
     severity="warning",
 )
+ALONE = Code(
+    "BS314",
+    "a key under which nothing is shared",
+    "no two modules of share `{share}` have the same value of this key, so nothing is shared",
+    "A key with `via` is there to share, and this one tells all modules of the share apart. A coarser key "
+    "shares: `per layer`, say, or `per kind`. If each module is to have its own, `per module` says so.",
+    bad=f"{_HEAD}share intra per layer, kind rank 4 via SS",
+    good=f"{_HEAD}share intra per layer rank 4 via SS",
+    severity="warning",
+)
 GATE_RANK = Code(
     "BS350",
     "gates of lower rank than the share",

@@ -155,6 +155,24 @@ OUTDENTED = Code(
     good=f"{_HEAD}alpha 16\nshare a per module rank 4\nshare b per layer rank 4 via SS",
     severity="warning",
 )
+FINE_KEY = Code(
+    "BS219",
+    "a key that divides and does not round",
+    "this key tells apart all that {divided} tells apart: `/` does not round",
+    "`per layer / 4` is another number for each layer, so that no two layers share. `layer // 4` rounds "
+    "down, and is the same for four layers in a row.",
+    bad=f"{_HEAD}share inter per layer / 4 rank 8 via SS",
+    good=f"{_HEAD}share inter per layer // 4 rank 8 via SS",
+    severity="warning",
+)
+EMPTY_RANGE = Code(
+    "BS220",
+    "a range that ends before it begins",
+    "`{first}..{last}` is empty: it ends before it begins",
+    "A range names its lower end first; both ends are in it.",
+    bad=f"{_HEAD}share late where layer in 16..8 per module rank 4",
+    good=f"{_HEAD}share late where layer in 8..16 per module rank 4",
+)
 ONE_KEY = Code(
     "BS216",
     "two keys where the transform pools one tensor",
