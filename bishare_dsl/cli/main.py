@@ -36,6 +36,7 @@ COMMANDS = {
     "runs": "Compare training runs, side by side.",
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
+    "fit": "Make the adapter of a spec that comes nearest to trained LoRAs.",
     "import": "Make an adapter of a plain LoRA of PEFT.",
     "analyse": "Measure what the modules of adapters have in common.",
     "propose": "Propose who should share what, within a budget.",

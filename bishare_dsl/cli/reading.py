@@ -62,7 +62,7 @@ def cannot_read(path: str | Path, error: OSError) -> Problem:
 
 
 def plan_of(
-    name: str, model: str, params: Mapping[str, int | float | str], report: Report
+    name: str, model: str | Architecture, params: Mapping[str, int | float | str], report: Report
 ) -> Planned:
     """The plan of a spec for a model; warnings go to the report.
 

@@ -42,6 +42,7 @@ MEANINGS = {
     "kind": "A site's own name, such as `q_proj`; before a name or pattern, the sites of that kind.",
     "parent": "The name of a site's nearest ancestor that is not a number, such as `self_attn`.",
     "expert": "The number of the expert that a site belongs to; the word `none` outside of experts.",
+    "adapter": "Which adapter of a library a site is of, for `bishare fit`; one value everywhere else.",
     "path": "A site's path in the model; before a pattern in quotes, the sites whose path fits.",
     "module": "A site's path in the model: each is alone.",
     # functions

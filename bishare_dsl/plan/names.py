@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from bishare_dsl.spec import (
+    EACH_ADAPTER,
     And,
     Binary,
     Call,
@@ -39,9 +40,10 @@ _WORDS = {
 def key_name(per: tuple[Expression, ...], values: tuple[Value, ...]) -> str:
     """Give the name of one pool's key, ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 
-    The values of an attribute that is a name stand for themselves.
+    The values of an attribute that is a name stand for themselves; that of ``adapter`` is left out.
     """
-    return ".".join(_part(key, value) for key, value in zip(per, values, strict=True))
+    parts = zip(per, values, strict=True)
+    return ".".join(_part(key, value) for key, value in parts if value != EACH_ADAPTER)
 
 
 def _part(key: Expression, value: Value) -> str:

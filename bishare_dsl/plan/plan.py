@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.spec.expression import EACH_ADAPTER
 from bishare_dsl.spec.spec import Initial
 
 
@@ -143,6 +144,16 @@ class Plan(_Data):
     def tensor(self) -> dict[str, Tensor]:
         """Tensors by name."""
         return {tensor.name: tensor for tensor in self.tensors}
+
+    @cached_property
+    def common(self) -> frozenset[str]:
+        """The names of the tensors that all adapters of a library share.
+
+        Those of pools whose key does not name ``adapter``; what a site has of its own is each adapter's. What
+        is frozen is drawn, and alike in all.
+        """
+        frozen = frozenset(tensor.name for tensor in self.tensors if not tensor.trainable)
+        return frozen.union(pool.tensor for pool in self.pools if EACH_ADAPTER not in pool.key)
 
     @cached_property
     def terms_of(self) -> dict[str, tuple[Term, ...]]:

@@ -11,6 +11,7 @@ from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec import (
     ATTRIBUTES,
+    EACH_ADAPTER,
     And,
     Compare,
     Expression,
@@ -37,6 +38,7 @@ def attributes(site: Site) -> dict[str, Value]:
         "expert": "none" if site.expert is None else site.expert,
         "in": site.d_in,
         "out": site.d_out,
+        "adapter": EACH_ADAPTER,
     }
 
 

@@ -1,6 +1,7 @@
 """The spec: frozen Pydantic models of what a `.share` file means, without its text."""
 
 from bishare_dsl.spec.expression import ATTRIBUTES as ATTRIBUTES
+from bishare_dsl.spec.expression import EACH_ADAPTER as EACH_ADAPTER
 from bishare_dsl.spec.expression import And as And
 from bishare_dsl.spec.expression import Binary as Binary
 from bishare_dsl.spec.expression import Call as Call

@@ -20,9 +20,24 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
-ATTRIBUTES = ("module", "path", "layer", "layers", "kind", "parent", "expert", "in", "out")
+ATTRIBUTES = (
+    "module",
+    "path",
+    "layer",
+    "layers",
+    "kind",
+    "parent",
+    "expert",
+    "in",
+    "out",
+    "adapter",
+)
 """What every site has. ``module`` is its path under the name that reads well after ``per``; ``layers`` is the
-number of blocks of its model; ``expert`` is the word `none` where it is no expert's."""
+number of blocks of its model; ``expert`` is the word `none` where it is no expert's; ``adapter`` tells the
+adapters of a library apart, and is `EACH_ADAPTER` in each."""
+
+EACH_ADAPTER = "each adapter"
+"""What ``adapter`` is worth: a plan is that of one adapter, whichever of a library it is."""
 
 
 Number = StrictInt | Annotated[StrictFloat, AllowInfNan(False)]

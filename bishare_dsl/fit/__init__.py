@@ -1,0 +1,1 @@
+"""Fit: the adapter of a spec that comes nearest to LoRAs that are trained already."""

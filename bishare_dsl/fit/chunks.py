@@ -1,0 +1,114 @@
+"""Sites that compute alike, of one adapter or of many: one set of operations for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, vmap
+
+from bishare_dsl.fit.family import Family, Variable
+from bishare_dsl.fit.given import Given, Pair
+from bishare_dsl.models.site import Site
+from bishare_dsl.transforms import Transform, Width, effective_pair, load_transform
+
+Place = tuple[str, Site]
+"""A site of an adapter."""
+
+_VALUES = 2**22
+"""About how many numbers the factors of a chunk have: 32 MiB, and a few times that for gradients."""
+
+
+@dataclass(frozen=True)
+class StackedTerm:
+    """A share at the places of a chunk; ``variables`` has, by role, one for each place."""
+
+    share: str
+    transform: Transform
+    rank: int
+    width: Width
+    scale: float
+    variables: Mapping[str, tuple[Variable, ...]]
+
+    def pair(self, values: Mapping[Variable, Tensor]) -> Pair:
+        """Make the effective factors: A ``(places, rows, d_in)``, B ``(places, rows, d_out)``."""
+        tensors: dict[str, Tensor] = {}
+        dims: dict[str, int | None] = {}
+        count = 0
+        for role, used in self.variables.items():
+            count = len(used)
+            same = len(set(used)) == 1
+            tensors[role] = values[used[0]] if same else torch.stack([values[v] for v in used])
+            dims[role] = None if same else 0
+        if any(dim is not None for dim in dims.values()):
+            a, b = vmap(self._pair, in_dims=(dims,))(tensors)
+        else:
+            a, b = (factor.expand(count, -1, -1) for factor in self._pair(tensors))
+        return a, b
+
+    def _pair(self, tensors: dict[str, Tensor]) -> Pair:
+        return effective_pair(self.transform, tensors, self.rank, self.width, self.scale)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Places of one width, with the same terms, whose given pairs have equally many rows."""
+
+    places: tuple[Place, ...]
+    terms: tuple[StackedTerm, ...]
+
+    def term(self, share: str) -> StackedTerm | None:
+        """Give the term of a share; None where it is not here."""
+        return next((term for term in self.terms if term.share == share), None)
+
+
+def chunks(family: Family, given: Given) -> list[Chunk]:
+    """Group all places, in an order that depends on the plan alone."""
+    groups: dict[object, list[Place]] = {}
+    terms_of = family.plan.terms_of
+    for site in family.plan.base.sites:
+        terms = terms_of.get(site.path, ())
+        alike = tuple((t.share, t.transform, repr(t.options), t.rank, t.scale) for t in terms)
+        for name in family.names:
+            rows = given.rows(name, site)
+            if terms or rows:
+                groups.setdefault((alike, site.d_in, site.d_out, rows), []).append((name, site))
+    found = []
+    for places in groups.values():
+        _, site = places[0]
+        terms = terms_of.get(site.path, ())
+        rows = given.rows(*places[0]) + sum(term.rows for term in terms)
+        most = max(1, _VALUES // ((site.d_in + site.d_out) * max(rows, 1)))
+        found += [_chunk(family, part) for part in _parts(places, most)]
+    return found
+
+
+def _parts(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
+    for start in range(0, len(places), most):
+        yield places[start : start + most]
+
+
+def _chunk(family: Family, places: Sequence[Place]) -> Chunk:
+    of = [family.plan.terms_of.get(site.path, ()) for _, site in places]
+    first = places[0][1]
+    return Chunk(
+        tuple(places),
+        tuple(
+            StackedTerm(
+                term.share,
+                load_transform(term.transform, term.options),
+                term.rank,
+                Width(first.d_in, first.d_out),
+                term.scale,
+                {
+                    role: tuple(
+                        family.variable(name, terms[i].tensors[role])
+                        for (name, _), terms in zip(places, of, strict=True)
+                    )
+                    for role in term.tensors
+                },
+            )
+            for i, term in enumerate(of[0])
+        ),
+    )

@@ -1,0 +1,55 @@
+"""Adapters of one plan that are fitted together: which tensors all of them use, and which each has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.plan import Plan
+
+Variable = tuple[str, str]
+"""A tensor to be fitted: the adapter that has it, or ``""`` for all of them, and its name in the plan."""
+
+Values = dict[Variable, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Adapters of one plan by their names. Where `apart` is false they are one adapter."""
+
+    plan: Plan
+    names: tuple[str, ...]
+
+    @property
+    def apart(self) -> bool:
+        """Whether there are several, and the plan tells one from another."""
+        return len(self.names) > 1 and len(self.plan.common) < len(self.plan.tensors)
+
+    def variable(self, adapter: str, tensor: str) -> Variable:
+        """Give the variable that stands for a tensor of the plan in one adapter."""
+        return ("" if not self.apart or tensor in self.plan.common else adapter), tensor
+
+    def variables(self) -> Iterator[Variable]:
+        """Give all of them, those of all adapters first."""
+        for tensor in self.plan.tensors:
+            if self.variable("?", tensor.name)[0] == "":
+                yield "", tensor.name
+        if self.apart:
+            for adapter in self.names:
+                for tensor in self.plan.tensors:
+                    if tensor.name not in self.plan.common:
+                        yield adapter, tensor.name
+
+    def draw(self, seed: int) -> Values:
+        """Draw the first values, float64; those of one adapter are what they would be in any other."""
+        drawn = {t.name: draw_tensor(t, seed).double() for t in self.plan.tensors}
+        return {variable: drawn[variable[1]] for variable in self.variables()}
+
+    def tensors(
+        self, values: Mapping[Variable, torch.Tensor], adapter: str
+    ) -> dict[str, torch.Tensor]:
+        """Give the tensors of one adapter by their names in the plan, float32."""
+        return {t.name: values[self.variable(adapter, t.name)].float() for t in self.plan.tensors}

@@ -1,0 +1,82 @@
+"""The LoRAs that are given: the update of each site as a pair of factors, on the disk until asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from bishare_dsl.adapter.files import StoredAdapter
+from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.models.site import Site
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Given:
+    """Pairs by adapter and site. A file for each adapter, mapped and not read: hundreds cost no memory."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._open: dict[str, Any] = {
+            name: safe_open(str(path), framework="pt") for name, path in files.items()
+        }
+        self._rows: dict[tuple[str, str], int] = {}
+        for name, opened in self._open.items():
+            for key in opened.keys():  # noqa: SIM118 - it is no mapping
+                path, _, label = key.rpartition(":")
+                if label == "A":
+                    self._rows[name, path] = opened.get_slice(key).get_shape()[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._open)
+
+    def rows(self, adapter: str, site: Site) -> int:
+        """Count the rows of the pair of a site; 0 where the adapter adds nothing to it."""
+        return self._rows.get((adapter, site.path), 0)
+
+    def paths(self, adapter: str) -> list[str]:
+        """Give the paths of the sites that an adapter adds something to."""
+        return [path for name, path in self._rows if name == adapter]
+
+    def stacked(self, places: Sequence[tuple[str, Site]]) -> Pair:
+        """Give the pairs of n places of equal shapes: A ``(n, rows, d_in)``, B ``(n, rows, d_out)``."""
+        site = places[0][1]
+        if not self.rows(*places[0]):
+            empty = torch.empty(len(places), 0, site.d_in, dtype=torch.float64)
+            return empty, torch.empty(len(places), 0, site.d_out, dtype=torch.float64)
+        a, b = (
+            torch.stack([self._open[name].get_tensor(f"{s.path}:{label}") for name, s in places])
+            for label in "AB"
+        )
+        return a.double(), b.double()
+
+
+@contextmanager
+def given(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[Given]:
+    """Take the updates of adapters, one after the other, for a block.
+
+    Raises:
+        AdapterError: an update is no matrix (BS633).
+    """
+    with TemporaryDirectory(prefix="bishare-fit-") as scratch:
+        files = {}
+        for number, (name, stored) in enumerate(adapters):
+            tensors = stored.tensors()
+            pairs: dict[str, torch.Tensor] = {}
+            for site in stored.plan.sites:
+                if stored.plan.rows(site.path) or stored.plan.terms_of[site.path]:
+                    down, up = effective_factors(stored.plan, tensors, site)
+                    pairs |= {
+                        f"{site.path}:A": down.contiguous(),
+                        f"{site.path}:B": up.contiguous(),
+                    }
+            files[name] = Path(scratch, f"{number}.safetensors")
+            save_file(pairs, files[name])
+        yield Given(files)

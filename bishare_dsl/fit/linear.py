@@ -1,0 +1,53 @@
+"""One closed step of alternating least squares, by conjugate gradients that never build a matrix.
+
+A block is a share and a role. Each site uses one of its tensors, so the tensors of a block are independent of
+each other: each has steps of its own, and all are worked out at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from bishare_dsl.fit.family import Values, Variable
+
+_ENOUGH = 1e-12
+"""A system is solved when the square of what is left has fallen so far."""
+
+
+def solve(
+    gradient: Mapping[Variable, Tensor], curvature: Callable[[Values], Values], most: int = 50
+) -> Values:
+    """Give the steps to the minimum of a quadratic function that is separate in its tensors.
+
+    Args:
+        gradient: of each tensor, where the steps begin.
+        curvature: gives the Hessian times a direction.
+        most: how many rounds there are at most; each takes the function further down.
+    """
+    steps = {v: g.new_zeros(g.shape) for v, g in gradient.items()}
+    rest = {v: -g for v, g in gradient.items()}
+    way = dict(rest)
+    square = {v: _dot(r, r) for v, r in rest.items()}
+    goal = {v: s * _ENOUGH for v, s in square.items()}
+    for _ in range(most):
+        open_ = [v for v in way if square[v] > goal[v]]
+        if not open_:
+            break
+        curved = curvature({v: way[v] for v in open_})
+        for v in open_:
+            bend = _dot(way[v], curved[v])
+            if bend <= 0:  # Nothing depends on it here.
+                square[v] = 0.0
+                continue
+            length = square[v] / bend
+            steps[v] += length * way[v]
+            rest[v] -= length * curved[v]
+            before, square[v] = square[v], _dot(rest[v], rest[v])
+            way[v] = rest[v] + (square[v] / before) * way[v]
+    return steps
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    return float((left * right).sum())

@@ -1,0 +1,80 @@
+"""What has no closed step: which tensors that is, found by trying, and their way by L-BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from bishare_dsl.fit.family import Values, Variable
+from bishare_dsl.fit.problem import Block, Problem, inner
+from bishare_dsl.transforms import Transform, Width, effective_pair
+
+_ROUNDING = 1e-12
+"""What float64 may leave of a difference that is zero: its square, of that of its parts."""
+
+Shapes = tuple[tuple[str, tuple[int, int]], ...]
+
+
+def nonlinear_blocks(problem: Problem) -> list[Block]:
+    """Find the blocks of whose tensors the update is no linear function while the others stay."""
+    curved: dict[Block, None] = {}
+    for chunk in problem.chunks:
+        for term in chunk.terms:
+            shapes = [(r, tuple(problem.values[v[0]].shape)) for r, v in term.variables.items()]
+            for role in term.variables:
+                if not _is_linear(term.transform, term.rank, term.width, role, tuple(shapes)):
+                    curved[term.share, role] = None
+    return [block for block in problem.blocks if block in curved]
+
+
+def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Values:
+    """Take tensors downhill together, by L-BFGS with a line search, and give their values.
+
+    Args:
+        problem: with the values to begin at, which are left as they are.
+        variables: the tensors.
+        rounds: how many steps there are at most.
+    """
+    start = problem.values
+    leaves = {v: start[v].clone().requires_grad_() for v in variables}
+    whole = (
+        problem.norm**2 or 1.0
+    )  # Of what is given: in parts of it, steps have a length to begin with.
+
+    def closure() -> float:
+        problem.values = start | {v: leaf.detach() for v, leaf in leaves.items()}
+        value, gradient = problem.gradient(variables)
+        for v, leaf in leaves.items():
+            leaf.grad = gradient[v] / whole
+        return value / whole
+
+    way = torch.optim.LBFGS(
+        list(leaves.values()), max_iter=rounds, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+    try:
+        way.step(closure)
+    finally:
+        problem.values = start
+    return {v: leaf.detach() for v, leaf in leaves.items()}
+
+
+@cache
+def _is_linear(transform: Transform, rank: int, width: Width, role: str, shapes: Shapes) -> bool:
+    """See whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero, U the update by the tensor of a role."""
+    random = torch.Generator().manual_seed(0)
+    drawn = {
+        name: torch.randn(shape, dtype=torch.float64, generator=random) for name, shape in shapes
+    }
+    x = drawn[role]
+    y = torch.randn(x.shape, dtype=torch.float64, generator=random)
+    downs, ups = [], []
+    for value, sign in ((0 * x, 1), (x, -1), (y, -1), (x + y, 1)):
+        a, b = effective_pair(transform, drawn | {role: value}, rank, width, 1.0)
+        downs.append(a[None])
+        ups.append(sign * b[None])
+    parts = zip(downs, ups, strict=True)
+    size = sum(float(inner(part, part)) for part in parts)
+    difference = torch.cat(downs, 1), torch.cat(ups, 1)
+    return float(inner(difference, difference)) <= _ROUNDING * size

@@ -1,0 +1,118 @@
+"""The distance of a family of adapters to those that are given, and its derivatives. No dW is ever made.
+
+``f = sum_i ||dW_i - sum_terms B^T A||^2``. Of pairs, ``<B^T A, D^T C> = sum((A C^T) * (B D^T))``: there are
+matrices of rows by rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bishare_dsl.fit.chunks import Chunk, Place, StackedTerm, chunks
+from bishare_dsl.fit.family import Family, Values, Variable
+from bishare_dsl.fit.given import Given, Pair
+
+Block = tuple[str, str]
+"""A share and a role: the tensors that no site uses two of, so that one can be solved for at a time."""
+
+
+class Problem:
+    """What is given, and the values that come nearer to it."""
+
+    def __init__(self, family: Family, given: Given, values: Values) -> None:
+        self.family, self.given, self.values = family, given, values
+        self.chunks = chunks(family, given)
+        targets = (given.stacked(chunk.places) for chunk in self.chunks)
+        self.norm = math.sqrt(sum(float(inner(target, target).sum()) for target in targets))
+        """Of all that is given."""
+
+    @cached_property
+    def blocks(self) -> dict[Block, tuple[Variable, ...]]:
+        """The tensors that train, by share and role, in the order of the plan."""
+        found: dict[Block, dict[Variable, None]] = {}
+        for chunk in self.chunks:
+            for term in chunk.terms:
+                for role, variables in term.variables.items():
+                    mine = (v for v in variables if self.family.plan.tensor[v[1]].trainable)
+                    found.setdefault((term.share, role), {}).update(dict.fromkeys(mine))
+        return {block: tuple(variables) for block, variables in found.items() if variables}
+
+    def error(self) -> float:
+        """Give the distance of all updates, of their norm."""
+        return math.sqrt(sum(left for left, _ in self.squares().values())) / (self.norm or 1.0)
+
+    def squares(self) -> dict[Place, tuple[float, float]]:
+        """Give the square of what is left at each place, and of what is given there."""
+        found: dict[Place, tuple[float, float]] = {}
+        with torch.no_grad():
+            for chunk in self.chunks:
+                target = self.given.stacked(chunk.places)
+                left = _residual(target, [term.pair(self.values) for term in chunk.terms])
+                whole = inner(target, target)
+                rows = zip(left.tolist(), whole.tolist(), strict=True)
+                found.update(zip(chunk.places, ((max(a, 0.0), b) for a, b in rows), strict=True))
+        return found
+
+    def gradient(self, variables: Iterable[Variable]) -> tuple[float, Values]:
+        """Give the distance at the places that use some tensors, and its gradient to them."""
+        wanted = frozenset(variables)
+
+        def distance(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
+            pairs = [term.pair(values) for term in chunk.terms]
+            return _residual(self.given.stacked(chunk.places), pairs).sum()
+
+        return self._summed(wanted, distance, lambda chunk: chunk.terms)
+
+    def curvature(self, block: Block, direction: Values) -> Values:
+        """Give the Hessian to the tensors of a block, times a direction: the gradient of ``||M v||^2``."""
+        share, _ = block
+
+        def size(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
+            pair = chunk.term(share).pair(values)  # type: ignore[union-attr]
+            return inner(pair, pair).sum()
+
+        def used(chunk: Chunk) -> tuple[StackedTerm, ...]:
+            return tuple(term for term in chunk.terms if term.share == share)
+
+        frozen, self.values = self.values, self.values | direction
+        try:
+            return self._summed(frozenset(direction), size, used)[1]
+        finally:
+            self.values = frozen
+
+    def _summed(
+        self,
+        wanted: frozenset[Variable],
+        of: Callable[[Chunk, Mapping[Variable, Tensor]], Tensor],
+        used: Callable[[Chunk], Iterable[StackedTerm]],
+    ) -> tuple[float, Values]:
+        total, gradients = 0.0, {v: torch.zeros_like(self.values[v]) for v in wanted}
+        for chunk in self.chunks:
+            here = {v for t in used(chunk) for vs in t.variables.values() for v in vs} & wanted
+            if not here:
+                continue
+            leaves = {v: self.values[v].detach().requires_grad_() for v in sorted(here)}
+            value = of(chunk, self.values | leaves)
+            total += float(value.detach())
+            for v, gradient in zip(
+                leaves, torch.autograd.grad(value, list(leaves.values())), strict=True
+            ):
+                gradients[v] += gradient
+        return total, gradients
+
+
+def inner(left: Pair, right: Pair) -> Tensor:
+    """Give the inner product ``<B^T A, D^T C>`` of the products of two stacks of pairs, ``(places,)``."""
+    return ((left[0] @ right[0].mT) * (left[1] @ right[1].mT)).sum((1, 2))
+
+
+def _residual(target: Pair, pairs: list[Pair]) -> Tensor:
+    """Give ``||target - sum pairs||^2`` of each place."""
+    a = torch.cat([target[0], *(pair[0] for pair in pairs)], 1)
+    b = torch.cat([target[1], *(-pair[1] for pair in pairs)], 1)
+    return inner((a, b), (a, b))

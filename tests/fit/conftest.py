@@ -1,0 +1,59 @@
+"""LoRAs of a tiny model that do something."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bishare_dsl.adapter.files import StoredAdapter, read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.models import Architecture, architecture_of
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+
+Trained = Callable[..., StoredAdapter]
+
+
+@pytest.fixture(scope="session")
+def base() -> Architecture:
+    return architecture_of(tiny_model("llama"))
+
+
+@pytest.fixture
+def trained(base: Architecture, tmp_path: Path) -> Trained:
+    """Saves an adapter whose tensors are as if it had been trained, and reads it."""
+
+    def make(spec: str, name: str = "given", seed: int = 0, **params: int | str) -> StoredAdapter:
+        made = make_plan(spec, base, params)
+        tensors = draw(made.plan, 0)  # What is frozen is what `fit` draws.
+        random = torch.Generator().manual_seed(seed)
+        for tensor in made.plan.tensors:
+            if tensor.trainable:
+                tensors[tensor.name] = torch.randn(tensor.shape, generator=random) / 3
+        save_adapter(tmp_path / name, made.plan, tensors, made.text(), seed=0)
+        return read_adapter(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a tokenizer, on the disk."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of data."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    texts = ["the cat sat on the mat", "two and two is four", "a horse, a horse", "what is it?"]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return path

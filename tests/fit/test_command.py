@@ -1,0 +1,121 @@
+"""`bishare fit`, from folders to a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.cli.main import main
+from bishare_dsl.export.export import export_adapter
+from bishare_dsl.models.load import meta_model
+
+SPEC = "spec small\nparam r = 2\ntarget q_proj, down_proj\nshare a per kind rank r\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with a spec."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.share").write_text(SPEC)
+    return tmp_path
+
+
+def run(capsys: Any, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in ("fit", *words)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+def test_an_adapter_is_fitted(here: Path, trained: Any, capsys: Any) -> None:
+    trained("lora", r=3)
+    code, out, err = run(capsys, "given", "--spec", "small.share", "--set", "r=3", "--out", "new")
+    assert code == 0
+    made = read_adapter("new")
+    assert [tensor.shape[0] for tensor in made.plan.tensors] == [3] * 4
+    head, *rows = out.splitlines()[1:]
+    assert head.split() == ["layer", "q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "all"]
+    assert [row.split()[0] for row in rows] == ["0", "1", "all"]
+    assert rows[0].split()[2] == "100.00"  # The spec leaves k_proj out.
+    assert "sweep 1: relative error" in err
+
+
+def test_a_lora_of_peft_is_fitted(here: Path, trained: Any, checkpoint: Path, capsys: Any) -> None:
+    stored = trained("lora", r=3)
+    export_adapter("peft", stored.plan, stored.tensors(), meta_model(str(checkpoint)))
+    words = ("peft", "--spec", "lora", "--set", "r=3", "--out", "new", "--model", checkpoint)
+    code, out, _ = run(capsys, *words, "--json", "--quiet")
+    found = json.loads(out)
+    assert code == 0
+    assert found["error"] < 1e-6
+    assert {m["error"] is not None for m in found["modules"]} == {True}
+    assert found["out"] == "new"
+
+
+def test_what_is_there_is_replaced_only_with_force(here: Path, trained: Any, capsys: Any) -> None:
+    trained("lora")
+    words = ("given", "--spec", "small.share", "--out", "new", "--sweeps", 1, "--quiet")
+    assert run(capsys, *words)[0] == 0
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "BS618" in err
+    assert run(capsys, *words, "--force", "--dtype", "bfloat16")[0] == 0
+    assert read_adapter("new").config.rounded == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("nowhere", "--spec", "small.share"), "BS601"),
+        (("given", "--spec", "nowhere"), "BS902"),
+        (("given", "--spec", "small.share", "--model", "llama-7b"), "BS613"),
+        (("given", "--spec", "small.share", "--steps", "3"), "BS901"),
+        (("given", "--spec", "hydralora"), "BS633"),
+        (("given", "--spec", "small.share", "--data", "rows.jsonl"), "BS5"),
+    ],
+)
+def test_what_is_wrong_is_told_and_nothing_is_written(
+    words: tuple[str, ...], code: str, here: Path, trained: Any, capsys: Any
+) -> None:
+    trained("lora")
+    exit_code, _, err = run(capsys, *words, "--out", "new")
+    assert exit_code in (1, 2)
+    assert f"error[{code}" in err
+    assert not Path("new").exists()
+
+
+def test_steps_on_data_bring_hidden_states_nearer(
+    here: Path, trained: Any, checkpoint: Path, rows: Path, capsys: Any
+) -> None:
+    trained("lora", r=4)
+    words = ("given", "--spec", "small.share", "--model", checkpoint, "--json", "--quiet")
+    plainly = json.loads(run(capsys, *words, "--out", "plain")[1])
+    more = ("--data", rows, "--steps", 20, "--learning_rate", "1e-2", "--out", "taught")
+    code, out, _ = run(capsys, *words, *more)
+    assert code == 0
+    found = json.loads(out)
+    assert 0 < found["distilled"]["after"] < 0.8 * found["distilled"]["before"]
+    # What is reported is what was saved.
+    assert found["error"] > 1.001 * plainly["error"]
+    plain, taught = (read_adapter(name).tensors() for name in ("plain", "taught"))
+    assert any(not torch.equal(plain[name], taught[name]) for name in plain)
+
+
+def test_steps_that_do_not_help_are_not_kept(
+    here: Path, trained: Any, checkpoint: Path, rows: Path, capsys: Any
+) -> None:
+    trained("lora", r=4)
+    words = ("given", "--spec", "lora", "--set", "r=4", "--model", checkpoint)
+    assert run(capsys, *words, "--out", "plain", "--quiet")[0] == 0
+    more = ("--data", rows, "--steps", 3, "--learning_rate", 0.1, "--out", "taught")
+    code, _, err = run(capsys, *words, *more)
+    assert code == 0
+    assert "what was fitted is kept" in err
+    plain, taught = (read_adapter(name).tensors() for name in ("plain", "taught"))
+    assert all(torch.equal(plain[name], taught[name]) for name in plain)

@@ -1,0 +1,211 @@
+"""The fit is the best there is where that is known, and what it reports is what it saved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.adapter.files import StoredAdapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.effective import delta
+from bishare_dsl.fit.family import Family
+from bishare_dsl.fit.fit import fit
+from bishare_dsl.fit.given import given
+from bishare_dsl.fit.problem import Problem
+from bishare_dsl.fit.report import FitReport
+from bishare_dsl.models import Architecture
+from bishare_dsl.plan import Plan
+from bishare_dsl.transforms import Width, effective_pair, load_transform
+
+
+def fitted(
+    stored: StoredAdapter, plan: Plan, **settings: Any
+) -> tuple[dict[str, torch.Tensor], FitReport]:
+    with given([("a", stored)]) as found:
+        family, values, report = fit(plan, found, **settings)
+    return family.tensors(values, "a"), report
+
+
+def plan_of(spec: str, base: Architecture, **params: int | str) -> Plan:
+    return make_plan(spec, base, params).plan
+
+
+def dense_error(
+    stored: StoredAdapter, plan: Plan, tensors: dict[str, torch.Tensor], path: str | None = None
+) -> float:
+    """By matrices of full size."""
+    left, whole = 0.0, 0.0
+    for site in plan.base.sites:
+        if path not in (None, site.path):
+            continue
+        want = here = torch.zeros(site.d_out, site.d_in)
+        if site in stored.plan.sites:
+            want = delta(stored.plan, stored.tensors(), site)
+        if site in plan.sites:
+            here = delta(plan, tensors, site)
+        left += float((want - here).square().sum())
+        whole += float(want.square().sum())
+    return math.sqrt(left / whole)
+
+
+def test_a_lora_of_full_rank_is_exact(trained: Any, base: Architecture) -> None:
+    stored = trained("lora", r=4)
+    tensors, report = fitted(stored, plan_of("lora", base, r=4))
+    assert report.error < 2e-7
+    assert report.start == pytest.approx(1)
+    assert dense_error(stored, plan_of("lora", base, r=4), tensors) < 1e-6
+
+
+def test_a_lora_of_less_rank_is_the_best_there_is(trained: Any, base: Architecture) -> None:
+    stored = trained("lora", r=4)
+    _, report = fitted(stored, plan_of("lora", base, r=2), sweeps=200)
+    lost = whole = 0.0
+    for site in stored.plan.sites:
+        values = torch.linalg.svdvals(delta(stored.plan, stored.tensors(), site))
+        lost += float(values[2:].square().sum())
+        whole += float(values.square().sum())
+    assert math.sqrt(lost / whole) <= report.error < 1.01 * math.sqrt(lost / whole)
+
+
+@pytest.mark.parametrize(
+    ("spec", "params"),
+    [
+        ("bishare_ke", {"size": 16, "r_local": 0, "r_intra": 0, "r_inter": 4}),
+        ("share_lora", {}),
+    ],
+)
+def test_what_a_spec_can_say_is_found(
+    spec: str, params: dict[str, int], trained: Any, base: Architecture
+) -> None:
+    stored = trained(spec, **params)
+    _, report = fitted(stored, stored.plan, sweeps=60)
+    assert report.error < 0.01
+
+
+@pytest.mark.parametrize("spec", ["bishare_ss", "bishare_gt", "rasa", "ladder"])
+def test_what_is_reported_is_what_the_tensors_are(
+    spec: str, trained: Any, base: Architecture
+) -> None:
+    stored, plan = trained("lora", r=4), plan_of(spec, base)
+    tensors, report = fitted(stored, plan, sweeps=2)
+    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4)
+    assert report.error < 0.9
+    for site in report.sites:
+        dense = dense_error(stored, plan, tensors, site.path)
+        assert site.left / site.norm == pytest.approx(dense, rel=1e-3)
+
+
+def test_each_sweep_brings_it_nearer(trained: Any, base: Architecture) -> None:
+    seen: list[float] = []
+    _, report = fitted(
+        trained("lora", r=4),
+        plan_of("bishare_ke", base, size=16, r_inter=4),
+        sweeps=6,
+        watch=lambda sweep, error: seen.append(error),
+    )
+    assert len(seen) == report.sweeps > 3
+    assert seen == sorted(seen, reverse=True)
+    assert report.error == pytest.approx(seen[-1], rel=1e-5)
+
+
+BANK = """spec bank
+target q_proj, down_proj
+share bank  per model  rank 4  via VectorBank(vectors = 12, length = 8)  start nonzero
+share own   per module  rank 1
+"""
+
+
+def test_a_bank_of_vectors_goes_downhill(trained: Any, base: Architecture) -> None:
+    stored, plan = trained("lora", r=4), plan_of(BANK, base)
+    tensors, report = fitted(stored, plan, sweeps=5)
+    assert report.error == pytest.approx(dense_error(stored, plan, tensors), rel=1e-4)
+    _, alone = fitted(stored, plan_of(BANK.replace("rank 4", "rank 0"), base), sweeps=5)
+    assert report.error < alone.error - 0.005
+
+
+def test_modules_that_the_spec_leaves_out_are_left(trained: Any, base: Architecture) -> None:
+    stored = trained("lora", r=2)
+    _, report = fitted(stored, plan_of("spec q\ntarget q_proj\nshare a per module rank 2\n", base))
+    errors = {site.kind: site.left / site.norm for site in report.sites}
+    assert errors.pop("q_proj") < 1e-6
+    assert set(errors.values()) == {1.0}
+
+
+def test_modules_that_were_not_given_stay_at_nothing(trained: Any, base: Architecture) -> None:
+    stored = trained("spec q\ntarget q_proj\nshare a per module rank 2\n")
+    tensors, report = fitted(stored, plan_of("lora", base))
+    assert report.error < 1e-6
+    assert {site.norm > 0 for site in report.sites if site.kind != "q_proj"} == {False}
+    assert "no norm" not in str(report)
+    path = next(site.path for site in report.sites if site.kind == "v_proj")
+    site = next(site for site in base.sites if site.path == path)
+    assert not delta(plan_of("lora", base), tensors, site).any()
+
+
+def test_the_same_input_gives_the_same_output(trained: Any, base: Architecture) -> None:
+    stored, plan = trained("lora", r=4), plan_of("bishare_ss", base)
+    first, second = (fitted(stored, plan, sweeps=2)[0] for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    third, _ = fitted(stored, plan, sweeps=2, seed=1)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_rounding_to_bfloat16_is_in_the_report(trained: Any, base: Architecture) -> None:
+    stored, plan = trained("lora", r=4), plan_of("lora", base, r=4)
+    tensors, report = fitted(stored, plan, dtype=torch.bfloat16)
+    assert 1e-3 < report.error < 1e-2
+    assert all(torch.equal(t, t.bfloat16().float()) for t in tensors.values())
+
+
+def test_what_is_frozen_keeps_its_start(trained: Any, base: Architecture) -> None:
+    plan = plan_of("vera", base, r=16)
+    tensors, _ = fitted(trained("lora", r=4), plan, sweeps=2, seed=3)
+    drawn = draw(plan, 3)
+    frozen = [tensor.name for tensor in plan.tensors if not tensor.trainable]
+    assert frozen
+    assert all(torch.equal(tensors[name], drawn[name]) for name in frozen)
+
+
+def test_an_update_that_is_no_matrix_is_refused(trained: Any, base: Architecture) -> None:
+    with pytest.raises(AdapterError, match="BS633"):
+        fitted(trained("lora"), plan_of("hydralora", base))
+    with pytest.raises(AdapterError, match="BS633"):
+        fitted(trained("hydralora"), plan_of("lora", base))
+
+
+def test_nothing_given_is_fitted_by_nothing(base: Architecture, trained: Any) -> None:
+    stored = trained("lora", r=2)
+    tensors = {name: torch.zeros_like(t) for name, t in stored.tensors().items()}
+    object.__setattr__(stored, "tensors", lambda: tensors)
+    _, report = fitted(stored, plan_of("bishare_ss", base))
+    assert (report.error, report.sweeps) == (0.0, 0)
+
+
+def test_the_gradient_is_that_of_dense_matrices(trained: Any, base: Architecture) -> None:
+    stored, plan = trained("lora", r=2), plan_of("bishare_ke", base, size=16)
+    with given([("a", stored)]) as found:
+        family = Family(plan, ("a",))
+        problem = Problem(family, found, family.draw(0))
+        variables = [v for block in problem.blocks.values() for v in block]
+        problem.values |= {v: torch.ones_like(problem.values[v]) / 7 for v in variables}
+        value, gradient = problem.gradient(variables)
+    tensors = {v[1]: problem.values[v].clone().requires_grad_() for v in problem.values}
+    dense = torch.zeros((), dtype=torch.float64)
+    for site in plan.sites:
+        update = -delta(stored.plan, stored.tensors(), site).double()
+        for term in plan.terms_of[site.path]:
+            used = {role: tensors[name] for role, name in term.tensors.items()}
+            transform = load_transform(term.transform, term.options)
+            width = Width(site.d_in, site.d_out)
+            a, b = effective_pair(transform, used, term.rank, width, term.scale)
+            update = update + b.t() @ a
+        dense = dense + update.square().sum()
+    dense.backward()
+    assert value == pytest.approx(float(dense.detach()), rel=1e-6)
+    for v, found_gradient in gradient.items():
+        torch.testing.assert_close(found_gradient, tensors[v[1]].grad, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,65 @@
+"""Conjugate gradients against a solver of dense systems; and which tensors have no closed step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.fit.family import Family
+from bishare_dsl.fit.given import given
+from bishare_dsl.fit.linear import solve
+from bishare_dsl.fit.nonlinear import nonlinear_blocks
+from bishare_dsl.fit.problem import Problem
+from bishare_dsl.models import Architecture
+from bishare_dsl.resources import shipped_specs
+
+SMALL = {"vb_lora": {"length": 4}, "bishare_gt": {"size": 16}, "late_own": {"first": -1}}
+
+
+def test_it_solves_separate_systems_at_once() -> None:
+    torch.manual_seed(0)
+    rows = {("", name): torch.randn(30, size).double() for name, size in (("x", 6), ("y", 9))}
+    wanted = {v: torch.randn(30).double() for v in rows}
+    steps = solve(
+        {v: -2 * m.t() @ wanted[v] for v, m in rows.items()},
+        lambda way: {v: 2 * rows[v].t() @ (rows[v] @ d) for v, d in way.items()},
+    )
+    for v, m in rows.items():
+        want = torch.linalg.lstsq(m, wanted[v]).solution
+        torch.testing.assert_close(steps[v], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tensor_on_which_nothing_depends_is_left() -> None:
+    steps = solve({("", "x"): torch.ones(3)}, lambda way: {v: 0 * d for v, d in way.items()})
+    assert not steps["", "x"].any()
+
+
+def test_behind_a_step_the_gradient_of_its_block_is_zero(trained: Any, base: Architecture) -> None:
+    plan = make_plan("bishare_ss", base).plan
+    with given([("a", trained("lora", r=3))]) as found:
+        family = Family(plan, ("a",))
+        problem = Problem(family, found, family.draw(0))
+        block = ("intra", "B")
+        variables = problem.blocks[block]
+        _, before = problem.gradient(variables)
+        steps = solve(before, partial(problem.curvature, block))
+        problem.values |= {v: problem.values[v] + step for v, step in steps.items()}
+        _, after = problem.gradient(variables)
+    for v in variables:
+        assert after[v].norm() < 1e-5 * before[v].norm()
+
+
+@pytest.mark.parametrize("spec", [s for s in shipped_specs() if s != "hydralora"])
+def test_only_a_bank_of_vectors_has_no_closed_step(
+    spec: str, trained: Any, base: Architecture
+) -> None:
+    plan = make_plan(spec, base, SMALL.get(spec)).plan
+    with given([("a", trained("lora", r=2))]) as found:
+        family = Family(plan, ("a",))
+        curved = nonlinear_blocks(Problem(family, found, family.draw(0)))
+    bank = [("vb_lora", role) for role in ("bank", "L_A", "L_B")]
+    assert curved == (bank if spec == "vb_lora" else [])
