@@ -67,7 +67,7 @@ class Guards(TrainerCallback):
 class Saves(TrainerCallback):
     """Makes of what transformers saves a checkpoint of ours, and ends a run that is to stop.
 
-    transformers saves into a folder aside, which is ``args.output_dir`` while it trains; `on_save` puts in
+    transformers saves into a folder aside, which is ``args.output_dir`` while it saves; `on_save` puts in
     what is missing, and gives it its name as one step.
 
     At the end of an epoch more may be logged and evaluated than after its last step. So a checkpoint of that
@@ -82,14 +82,14 @@ class Saves(TrainerCallback):
         self._waiting = self._leaving = False
         self._folder = trainer.folder
         self._aside = aside(self._folder / "checkpoint")
-        self._adapter_only = trainer.args.save_only_model
+        self._adapter_only, self._keep = trainer.args.save_only_model, trainer.args.save_total_limit
         self._epoch: dict[str, Any] = {}
         self.best: Path | None = None
+        trainer.before_saving = self._begin
 
     def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        args.output_dir, args.save_only_model = str(self._aside), True
-        # What else it would save are pickles.
-        self._keep, args.save_total_limit = args.save_total_limit, None
+        args.save_only_model = True  # What else it would save are pickles.
+        args.save_total_limit = None
         self.best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
         state.best_model_checkpoint = None  # transformers would load it, in its own way.
 
@@ -122,7 +122,7 @@ class Saves(TrainerCallback):
                     state.save_to_json(str(new / checkpoints.TRAINER))
                     checkpoints.write_state(new, content, state.global_step, self._run)
                     settle(new, folder)
-            state.best_model_checkpoint = None
+            state.best_model_checkpoint, args.output_dir = None, str(self._folder)
             self._trainer.accelerator.wait_for_everyone()
             if args.should_save:
                 with refusal_told(self._folder):
@@ -138,11 +138,13 @@ class Saves(TrainerCallback):
     def close(self) -> None:
         """Leave the arguments as they were found, and nothing that was begun; also after an error."""
         args = self._trainer.args
-        if args.output_dir == str(self._aside):
-            args.output_dir, args.save_only_model = str(self._folder), self._adapter_only
-            args.save_total_limit = self._keep
+        args.output_dir, args.save_only_model = str(self._folder), self._adapter_only
+        args.save_total_limit = self._keep
         if args.should_save:
             discard(self._aside)
+
+    def _begin(self) -> None:
+        self._trainer.args.output_dir = str(self._aside)
 
     def _state(self, optimizer: Any, lr_scheduler: Any, **_: Any) -> dict[str, Any]:
         """All that the next step depends on beside the adapter; every process has to call this."""

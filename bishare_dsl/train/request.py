@@ -73,6 +73,7 @@ class Settings(BaseModel):
     @classmethod
     def _named(cls, value: Any) -> Any:
         """Take ``["B=16x"]``, as it stands on the command line, for ``{"B": "16x"}``."""
+        value = [value] if isinstance(value, str) else value
         pairs = value.items() if isinstance(value, Mapping) else [v.split("=", 1) for v in value]
         if not all(len(pair) == 2 for pair in pairs):
             raise ValueError("it is written NAME=VALUE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +59,13 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
         done: the steps of the checkpoint that training goes on from.
         fused: whether the loss is TRL's, which never makes the logits; else the model's own.
         guard: holds the adapter as it was when its loss was last a number.
+        before_saving: called before a checkpoint is begun.
     """
 
     def __init__(self, *, settings: Settings, **arguments: Any) -> None:
         model, self._settings, self.done = arguments["model"], settings, 0
         self.guard = Guard()
+        self.before_saving: Callable[[], None] = lambda: None
         own = adapter_of(model)
         assert own is not None
         before = [(tensor, tensor.data) for tensor in own.tensors().values()]
@@ -146,7 +149,8 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
             self.adapter.save_pretrained(folder)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write none: an adapter has its own."""
+        """Write none, for an adapter has its own. TRL asks for it whenever a checkpoint is begun."""
+        self.before_saving()
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

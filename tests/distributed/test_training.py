@@ -65,6 +65,7 @@ RECIPE = {
     "gradient_accumulation_steps": 2,
     "eval_steps": 3,
     "load_best_model_at_end": True,
+    "lr_of": "B=2x",
 }
 ADAPTER = {"README.md", "adapter.safetensors", "bishare_config.json", "spec.share"}
 RUN = ADAPTER | {"checkpoint-3", "checkpoint-6", "log.jsonl", "loss.png", "run.json"}

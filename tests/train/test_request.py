@@ -89,6 +89,7 @@ def test_rates_of_shares():
     given = {**NEEDED, "lr_of": ["B=16x", "inter = 5e-4"], "weight_decay_of": ("A=0.1",)}
     settings = requested(given, None).settings
     assert settings.lr_of == {"B": "16x", "inter": "5e-4"}
+    assert requested({**NEEDED, "lr_of": "B=16x"}, None).settings.lr_of == {"B": "16x"}
     assert settings.weight_decay_of == {"A": 0.1}
 
 

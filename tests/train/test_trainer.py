@@ -1,5 +1,7 @@
 """What our trainer asks of TRL's, and what it leaves alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -123,3 +125,23 @@ def test_the_loss_of_routing_is_added_where_it_is_asked_for(start, tmp_path):
     assert added > plain + 0.4
     assert "aux_loss" in found[1].history[0]
     assert "aux_loss" not in found[0].history[0]
+
+
+def test_callbacks_of_the_user_see_the_folder_of_the_run(start, tmp_path):
+    seen = set()
+
+    class Sees(TrainerCallback):
+        def on_event(self, args, state, control, **_):
+            seen.add(args.output_dir)
+
+        on_train_begin = on_step_begin = on_step_end = on_log = on_evaluate = on_train_end = (
+            on_event
+        )
+
+        def on_save(self, args, state, control, **_):
+            found = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            assert (found / "adapter.safetensors").is_file()
+
+    more = {"eval_split": 4, "save_strategy": "steps", "save_steps": 2}
+    start(tmp_path / "it", callbacks=[Sees()], logging_steps=1, **more)
+    assert seen == {str(tmp_path / "it")}
