@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench test-compat test-vllm docs docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test lint format bench test-compat test-vllm docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -95,6 +95,9 @@ docs: $(STAMP) ## write docs/errors from the registry of error codes, the pictur
 	@$(BIN)/python -m bishare_dsl.spec.schema editors/spec.schema.json
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
 	@$(MKDOCS) build --quiet
+
+playground: $(STAMP) ## put what the site's playground runs into build/docs, behind `make docs` (needs npm)
+	@$(BIN)/python website/playground.py build/docs/playground/runtime
 
 docs-serve: $(STAMP) ## show the docs as a site, at http://127.0.0.1:8000, while one writes
 	@$(MKDOCS) serve

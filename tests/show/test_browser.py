@@ -1,16 +1,9 @@
-"""The page in a real browser: Debian's chromium and chromium-driver, which `.ci/run` installs.
+"""The page in a real browser."""
 
-Where there is no Chromium these tests are skipped, unless ``BISHARE_BROWSER`` says that there must be one.
-"""
-
-import os
 import re
-import shutil
 from itertools import pairwise, product
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -20,30 +13,16 @@ from bishare_dsl.language import parse_spec, read_file
 from bishare_dsl.models import preset
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.show.page import page
+from tests.browser import chromium
 from tests.show.conftest import architecture, experts
 
-FLAGS = (
-    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
-    "disable-dev-shm-usage",
-    *("disable-background-networking", "disable-component-update", "window-size=1440,1000"),
-)
 CELLS = "section:not([hidden]) figure:nth-of-type({}) svg rect[data-i]"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        what = "no chromium and chromedriver: apt-get install chromium chromium-driver"
-        (pytest.fail if os.environ.get("BISHARE_BROWSER") else pytest.skip)(what)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    yield opened
-    opened.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""What the playground's worker calls: the commands of bishare on the text of the page."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from bishare_dsl.cli.main import main
+from bishare_dsl.models import PRESETS
+from bishare_dsl.resources import shipped_specs
+
+SPEC, PAGE = Path("my.share"), Path("page.html")
+
+
+def known() -> str:
+    """Give the models and the specs that one may start from."""
+    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_specs().items()}
+    return json.dumps({"models": list(PRESETS), "specs": texts})
+
+
+def run(command: str, text: str, model: str) -> str:
+    """Run a command on a text: what it says, the text behind it, and the page that it draws."""
+    SPEC.write_text(text, encoding="utf-8")
+    PAGE.unlink(missing_ok=True)
+    arguments = [command, str(SPEC)]
+    if command != "fmt":
+        arguments += ["--model", model]
+    if command == "show":
+        arguments += ["--html", str(PAGE)]
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        main(arguments)
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else None
+    answer = {"output": output.getvalue(), "text": SPEC.read_text(encoding="utf-8"), "page": page}
+    return json.dumps(answer)

@@ -1,0 +1,93 @@
+"""The playground in a real browser, as `make docs` and `make playground` have built it."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from bishare_dsl.models import PRESETS
+from bishare_dsl.resources import shipped_specs
+from tests.browser import chromium, missing
+
+SITE = Path(__file__).parents[2] / "build" / "docs"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    if not (SITE / "playground" / "runtime" / "runtime.json").exists():
+        missing("no playground: make docs playground")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        browser.get(f"http://127.0.0.1:{server.server_port}/playground.html")
+        WebDriverWait(browser, 240).until(
+            lambda b: b.find_element(By.ID, "workbench").is_displayed()
+        )
+        yield browser
+        assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    server.shutdown()
+    server.server_close()
+
+
+def run(page, command, text=None):
+    """What the page shows behind a click on a command."""
+    if text is not None:
+        spec = page.find_element(By.ID, "spec")
+        spec.clear()
+        spec.send_keys(text)
+    page.find_element(By.CSS_SELECTOR, f"[data-command={command}]").click()
+    WebDriverWait(page, 120).until(lambda b: b.find_element(By.ID, "status").text == "")
+    return page.find_element(By.ID, "answer").text
+
+
+def text_of(page):
+    return page.find_element(By.ID, "spec").get_property("value")
+
+
+def test_it_offers_the_presets_and_the_specs_that_ship(page):
+    names = [
+        [o.text for o in Select(page.find_element(By.ID, i)).options] for i in ("model", "specs")
+    ]
+    assert names == [list(PRESETS), list(shipped_specs())]
+    assert text_of(page) == shipped_specs()["bishare_ke"].read_text(encoding="utf-8")
+
+
+def test_plan(page):
+    Select(page.find_element(By.ID, "specs")).select_by_visible_text("bishare_ke")
+    assert "trainable params: 3,593,600" in run(page, "plan")
+    Select(page.find_element(By.ID, "model")).select_by_visible_text("qwen2.5-7b")
+    assert "on qwen2.5-7b" in run(page, "plan")
+    Select(page.find_element(By.ID, "model")).select_by_visible_text("llama-7b")
+
+
+def test_check_shows_the_mistake_at_its_place(page):
+    told = run(page, "check", "spec s\ntarget q_porj, v_proj\nshare a per module rank 4\n")
+    assert "error[BS301]: `q_porj` matches no module of llama-7b" in told
+    assert " --> my.share:2:8" in told
+    assert "= help: did you mean `q_proj`?" in told
+
+
+def test_fmt_formats_the_text(page):
+    run(page, "fmt", "spec s target q_proj share a per module rank 4")
+    assert text_of(page) == "spec s\n\ntarget q_proj\n\nshare a  per module  rank 4\n"
+
+
+def test_show_draws(page):
+    run(page, "show", "spec s\ntarget q_proj\nshare a per layer rank 4\n")
+    frame = page.find_element(By.ID, "picture")
+    assert frame.is_displayed()
+    page.switch_to.frame(frame)
+    assert page.find_element(By.TAG_NAME, "h1").text == "s on llama-7b"
+    assert len(page.find_elements(By.CSS_SELECTOR, "figure:nth-of-type(1) svg rect[data-i]")) == 32
+    page.switch_to.default_content()
+    run(page, "check")
+    assert not page.find_element(By.ID, "picture").is_displayed()
