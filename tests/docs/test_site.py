@@ -18,6 +18,13 @@ def hooks():
     return module
 
 
+def test_every_page_is_in_the_navigation():
+    """`make docs` refuses what is not."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
+    assert not [name for name in pages if f"- {name}\n" not in text]
+
+
 def test_links_lead_to_pages_of_the_site(hooks):
     text = "[a](../specs/lora.share) [b](training.md#x) [c](../README.md) [d](https://x.y) ![e](images/a.svg)"
     found, outside = hooks.rewritten(text, ROOT / "docs" / "why.md", "why.md")
