@@ -85,8 +85,9 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     """Adapt a model with a saved adapter. Everything is checked before anything is changed.
 
     Args:
-        folder: that `save_pretrained` or ``bishare compile`` has written; or a plain LoRA that PEFT has; or
-            the id of either on the Hub, ``owner/name`` or ``owner/name@revision``.
+        folder: that `save_pretrained` or ``bishare compile`` has written; ``FOLDER#NAME``, an adapter of a
+            library; a plain LoRA that PEFT has written; or the id of either on the Hub, ``owner/name`` or
+            ``owner/name@revision``.
         model: the base that the adapter was made for, or one of the same shapes.
         name: as in `compile_spec`.
 
@@ -112,7 +113,7 @@ def load_adapters(folder: str | os.PathLike[str], model: Model, *, progress: boo
     tensors have, for ``adapter_names`` and `set_adapter`. What does not hold an adapter is passed over.
 
     Args:
-        folder: of adapter folders.
+        folder: of adapter folders; or a library.
         model: as in `load_adapter`.
         progress: show a bar on standard error, if that is a terminal.
 

@@ -193,7 +193,9 @@ def install_all(
     folder: str | os.PathLike[str],
     watch: Callable[[list[Path]], Iterable[Path]] = iter,
 ) -> tuple[str, ...]:
-    """Put each adapter of a folder of adapters into a model, or beside those in it, named as its folder is.
+    """Put each adapter of a folder of adapters, or of a library, into a model, or beside those in it.
+
+    An adapter is called as its folder, or as in the library.
 
     Args:
         watch: gives the folders of the adapters one after the other, when the last one is loaded.
@@ -204,10 +206,11 @@ def install_all(
     Raises:
         BishareError: there is none (BS675), or as `read_fitting` and `install` do; nothing was changed.
     """
-    from bishare_dsl.adapter.files import CONFIG
+    from bishare_dsl.adapter.files import CONFIG, names_in, place_of
     from bishare_dsl.serve.transformers.handle import AdapterHandle
 
-    paths = sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
+    paths = [Path(f"{os.fspath(folder)}#{name}") for name in names_in(folder)]
+    paths = paths or sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
     if not paths:
         raise AdapterError(codes.NO_ADAPTERS(folder=folder))
     architecture = architecture_of(model)
@@ -217,8 +220,9 @@ def install_all(
     try:
         for path in watch(paths):
             stored, problems = read_fitting(path, architecture)
-            notes = install(model, stored, name=path.name)
-            loaded.append(path.name)
+            name = place_of(path)[1] or path.name
+            notes = install(model, stored, name=name)
+            loaded.append(name)
             texts.update(dict.fromkeys((*map(render, problems), *notes)))
     except BaseException:
         handle = cast("AdapterHandle", getattr(model, "bishare", None))

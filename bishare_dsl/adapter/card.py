@@ -16,7 +16,7 @@ _CARD = """\
 
 # {spec}
 
-An adapter for {base}, made by [bishare](https://pypi.org/project/bishare/): low-rank factors that \
+{what} for {base}, made by [bishare](https://pypi.org/project/bishare/): low-rank factors that \
 modules share.
 
     {parameters}
@@ -47,8 +47,8 @@ model = load_adapter("{folder}", model)
 """
 
 
-def model_card(plan: Plan, spec_text: str) -> str:
-    """Write README.md, with the front matter that the Hub reads."""
+def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
+    """Write README.md, with the front matter that the Hub reads; ``names`` are those of a library."""
     # The Hub takes a `base_model` that is an id there, and rejects the card for any other.
     base = [f"base_model: {plan.base.model_id}", "base_model_relation: adapter"]
     front_matter = [
@@ -66,7 +66,8 @@ def model_card(plan: Plan, spec_text: str) -> str:
         base=f"[{name}](https://huggingface.co/{name})" if plan.base.model_id else f"`{name}`",
         parameters=plan.parameters_line,
         shares="\n".join(shares),
-        folder=FOLDER,
+        what=f"A library of {len(names)} adapters" if names else "An adapter",
+        folder=f"{FOLDER}#{names[0]}" if names else FOLDER,
         load_from=json.dumps(name),
         text=spec_text.strip(),
     )

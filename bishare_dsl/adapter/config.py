@@ -14,7 +14,14 @@ from bishare_dsl.version import __version__
 from bishare_dsl.writing import Digest
 
 FORMAT = 2
-"""The format that this version writes, and the newest that it reads."""
+"""The format of an adapter that this version writes."""
+
+LIBRARY = 3
+"""That of a library; the newest that this version reads."""
+
+
+NAME = r"^\w[\w.-]*$"
+"""What an adapter of a library may be called: it is the name of a file."""
 
 
 class Drawn(BaseModel):
@@ -42,6 +49,9 @@ class AdapterConfig(BaseModel):
     package, and which version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
     the file; loaded, they are float32 again.
 
+    Of a library ``adapters`` are the files that each adapter has for itself, by its name; ``files`` are those
+    of all.
+
     Format 1, of bishare 0.1, has a file with the plan instead of ``base`` and ``plan``, and no ``digest``.
     """
 
@@ -59,6 +69,7 @@ class AdapterConfig(BaseModel):
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     files: dict[str, Digest]
+    adapters: dict[Annotated[str, Field(pattern=NAME)], Digest] | None = None
     digest: str | None = None
 
     def text(self) -> str:
@@ -76,6 +87,8 @@ class AdapterConfig(BaseModel):
         if config.format > 1:
             if config.digest != _digest(fields):
                 raise ValueError("it is not what was saved")
+            if (config.format == LIBRARY) != bool(config.adapters):
+                raise ValueError("only a library has adapters, and it has some")
             if config.base is None or config.plan is None:
                 raise ValueError("it does not say what the plan is made from")
         return config

@@ -8,6 +8,9 @@
 | ``spec.share`` | the spec's text, from which the plan is made again |
 | ``README.md`` | a model card; no part of the adapter, and kept as it is once somebody has edited it |
 
+A library has the tensors that all its adapters share in ``adapter.safetensors``, and those of each in
+``adapters/NAME.safetensors``; ``FOLDER#NAME`` is read as an adapter.
+
 Format 1, which bishare 0.1 wrote, has the plan too, in ``plan.json``. It must say what the spec says.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +27,21 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.card import model_card
-from bishare_dsl.adapter.config import FORMAT, AdapterConfig, versions_here
+from bishare_dsl.adapter.config import LIBRARY, AdapterConfig, versions_here
 from bishare_dsl.adapter.replan import packages_of, plan_again, plan_of_text
 from bishare_dsl.adapter.resident import whole
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line, raise_errors
+from bishare_dsl.diagnostics import (
+    AdapterError,
+    BishareError,
+    Problem,
+    nearest,
+    one_line,
+    raise_errors,
+)
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.site import Architecture
-from bishare_dsl.plan import Plan
+from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish, locked
 
 if TYPE_CHECKING:
@@ -44,6 +54,8 @@ TENSORS = "adapter.safetensors"
 PLAN = "plan.json"
 """Of format 1."""
 SPEC = "spec.share"
+MEMBERS = "adapters"
+"""The folder, in that of a library, of what each adapter has for itself."""
 CARD = "README.md"
 
 _ALWAYS_FITS = 2**28
@@ -60,8 +72,8 @@ class StoredAdapter:
     config: AdapterConfig
     plan: Plan
     spec_text: str
-    content: bytes = field(repr=False)
-    """Of the file of tensors."""
+    contents: tuple[bytes, ...] = field(repr=False)
+    """Of the files of tensors."""
 
     @property
     def compact(self) -> bool:
@@ -83,7 +95,11 @@ class StoredAdapter:
         # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
         # other last bits.
         narrow = self.config.rounded
-        stored = {name: widened(t, narrow).clone() for name, t in load(self.content).items()}
+        stored = {
+            name: widened(tensor, narrow).clone()
+            for content in self.contents
+            for name, tensor in load(content).items()
+        }
         whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
         with _reading(self.folder / TENSORS):
             whole |= restored(self.plan, self.config, stored)
@@ -158,6 +174,42 @@ def save_adapter(
         SPEC: spec_text.encode(),
         CARD: model_card(plan, spec_text).encode(),
     }
+    config = AdapterConfig(
+        versions=versions_here(),
+        seed=seed,
+        base_model=plan.base.model_id or plan.base.name,
+        base_revision=base_revision,
+        base=plan.base,
+        plan=plan.digest,
+        drawn=left_out,
+        compact={name: tuple(made) for name, made in parts.items()},
+        packages=packages_of(plan),
+        rounded=dtype,
+        files={},
+    )
+    write_files(folder, files, config)
+    return tuple(warnings)
+
+
+def write_files(
+    folder: Path,
+    files: dict[str, bytes],
+    config: AdapterConfig,
+    own: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write the files of an adapter, or of a library, in one step; a library and an adapter do not replace
+    each other.
+
+    Args:
+        folder: made with its parents where it does not exist.
+        files: by name.
+        config: but for the digests.
+        own: the files of the adapters of a library, by their names.
+
+    Raises:
+        AdapterError: a file of something else is in the way (BS615), or the system refuses (BS616).
+    """
+    members = {own_file(name): data for name, data in (own or {}).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
@@ -165,32 +217,50 @@ def save_adapter(
             finish(folder, old)
             if (folder / CARD).exists() and not is_own_card(folder, old):
                 del files[CARD]
-            for name in files:
+            for name in (*files, *members):
                 if os.path.lexists(folder / name) and not (folder / CONFIG).exists():
-                    raise AdapterError(
-                        codes.FOREIGN_FILE(path=folder / name, help="choose another folder")
-                    )
-            config = AdapterConfig(
-                versions=versions_here(),
-                seed=seed,
-                base_model=plan.base.model_id or plan.base.name,
-                base_revision=base_revision,
-                base=plan.base,
-                plan=plan.digest,
-                drawn=left_out,
-                compact={name: tuple(made) for name, made in parts.items()},
-                packages=packages_of(plan),
-                rounded=dtype,
-                files={name: digest_of(data) for name, data in files.items()},
-            )
-            commit(folder, files, (CONFIG, config.text().encode()))
-            if PLAN in old:
-                (folder / PLAN).unlink(missing_ok=True)
+                    raise _in_the_way(folder / name)
+            if old and any(name.startswith(MEMBERS) for name in old) != bool(members):
+                raise _in_the_way(folder / CONFIG)
+            if members:
+                (folder / MEMBERS).mkdir(exist_ok=True)
+            digests = {name: digest_of(data) for name, data in files.items()}
+            adapters = {name: digest_of(data) for name, data in (own or {}).items()}
+            config = config.model_copy(update={"files": digests, "adapters": adapters or None})
+            commit(folder, files | members, (CONFIG, config.text().encode()))
+            for name in old.keys() - files.keys() - members.keys() - {CARD}:
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or folder, reason=error.strerror or error)
         ) from error
-    return tuple(warnings)
+
+
+def own_file(name: str) -> str:
+    """Give the name of the file of what one adapter of a library has for itself."""
+    return f"{MEMBERS}/{name}.safetensors"
+
+
+def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """Give the folder that is meant, and the adapter of a library in it: ``FOLDER#NAME``.
+
+    A folder that has ``#`` in its own name wins.
+    """
+    text = os.fspath(folder)
+    library, sign, name = text.rpartition("#")
+    return (Path(library), name) if sign and not Path(text).exists() else (Path(text), None)
+
+
+def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Give the names of the adapters of a library; none where a folder is no library."""
+    path = Path(folder)
+    if not (path / CONFIG).is_file():
+        return ()
+    return tuple(_read_config(path).adapters or ())
+
+
+def _in_the_way(path: Path) -> AdapterError:
+    return AdapterError(codes.FOREIGN_FILE(path=path, help="choose another folder"))
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
@@ -200,17 +270,28 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
         AdapterError: BS601 to BS612, BS619 and BS661, everything that is wrong with the tensors at once.
         SpecError: a package's transform cannot be used (BS214).
     """
-    folder = Path(folder)
-    config, files = _read_files(folder)
-    with _reading(folder / SPEC):
+    place, name = place_of(folder)
+    config, files = _read_files(place, name)
+    with _reading(place / SPEC):
         spec_text = files[SPEC].decode()
         plan = plan_again(spec_text, config, files.get(PLAN))
-    _check_names(folder / CONFIG, plan, config)
-    with _reading(folder / TENSORS):
-        entries = deserialize(files[TENSORS])  # type: ignore[no-untyped-call]
-    header = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries}
-    raise_errors(AdapterError, list(_tensor_problems(plan, config, header)))
-    return StoredAdapter(folder, config, plan, spec_text, files[TENSORS])
+    _check_names(place / CONFIG, plan, config)
+    stored = [
+        t for t in plan.tensors if t.name not in config.drawn and t.name not in config.compact
+    ]
+    shared = [t for t in stored if name is None or t.name in plan.common]
+    parts = {TENSORS: shared}
+    if name is not None:
+        parts[own_file(name)] = [t for t in stored if t.name not in plan.common]
+    problems: list[Problem] = []
+    for file, tensors in parts.items():
+        with _reading(place / file):
+            entries = deserialize(files[file])  # type: ignore[no-untyped-call]
+        header = {entry[0]: (tuple(entry[1]["shape"]), entry[1]["dtype"]) for entry in entries}
+        problems += _tensor_problems(tensors, config, header)
+    raise_errors(AdapterError, problems)
+    contents = tuple(files[file] for file in parts)
+    return StoredAdapter(Path(folder), config, plan, spec_text, contents)
 
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
@@ -256,9 +337,10 @@ def listed_files(folder: Path) -> Mapping[str, Digest]:
     if not (folder / CONFIG).exists():
         return {}
     try:
-        return _read_config(folder).files
+        config = _read_config(folder)
     except AdapterError:
         return {}  # A broken adapter may be replaced.
+    return config.files | {own_file(name): d for name, d in (config.adapters or {}).items()}
 
 
 def _read_config(folder: Path) -> AdapterConfig:
@@ -269,7 +351,7 @@ def _read_config(folder: Path) -> AdapterConfig:
         fields = json.loads(path.read_bytes())
         # A newer format may have fields that this version does not know, so this comes first.
         found = fields.get("format") if isinstance(fields, dict) else None
-        if type(found) is int and found > FORMAT:
+        if type(found) is int and found > LIBRARY:
             writer = fields.get("versions")
             version = writer.get("bishare") if isinstance(writer, dict) else None
             raise AdapterError(
@@ -277,7 +359,7 @@ def _read_config(folder: Path) -> AdapterConfig:
                     folder=folder,
                     found=found,
                     version=version or "a later version",
-                    known=FORMAT,
+                    known=LIBRARY,
                     help="pip install --upgrade bishare",
                 )
             )
@@ -308,17 +390,41 @@ def _not_an_adapter(folder: Path) -> Problem:
     return codes.NOT_AN_ADAPTER(folder=folder)
 
 
-def _read_files(folder: Path) -> tuple[AdapterConfig, dict[str, bytes]]:
-    """Read the config of an adapter, and the files that it means."""
+def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, dict[str, bytes]]:
+    """Read the config of an adapter, of which library it may be, and the files that it means."""
     while True:
-        config = _read_config(folder)
+        config = _of_one(folder, name, _read_config(folder))
         try:
             found = {n: _content(folder, n, d) for n, d in config.files.items() if n != CARD}
         except AdapterError:
-            if _read_config(folder) == config:
+            if _of_one(folder, name, _read_config(folder)) == config:
                 raise  # Else another adapter was saved in the meantime, and its files are there.
         else:
             return config, found
+
+
+def _of_one(folder: Path, name: str | None, config: AdapterConfig) -> AdapterConfig:
+    """Give the config of one adapter, with all of its files, where a config is that of a library."""
+    members = config.adapters or {}
+    if name is None and members:
+        raise AdapterError(
+            codes.NEEDS_NAME(folder=folder, count=len(members), help=_named(folder, members))
+        )
+    if name is None:
+        return config
+    if not members:
+        raise AdapterError(codes.NOT_A_LIBRARY(folder=folder, name=name))
+    if name not in members:
+        help = nearest(name, members)
+        raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=help))
+    files = config.files | {own_file(name): members[name]}
+    return config.model_copy(update={"files": files, "adapters": None})
+
+
+def _named(folder: Path, names: Mapping[str, object]) -> str:
+    return f"name one: {', '.join(f'`{folder}#{name}`' for name in [*names][:5])}" + (
+        ", ..." if len(names) > 5 else ""
+    )
 
 
 def _content(folder: Path, name: str, digest: Digest) -> bytes:
@@ -347,14 +453,12 @@ def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
 
 
 def _tensor_problems(
-    plan: Plan, config: AdapterConfig, found: Mapping[str, tuple[tuple[int, ...], str]]
+    tensors: Iterable[Tensor],
+    config: AdapterConfig,
+    found: Mapping[str, tuple[tuple[int, ...], str]],
 ) -> Iterator[Problem]:
     """Find everything that is wrong with the header of the file of tensors."""
-    expected: dict[str, tuple[int, ...] | None] = {
-        tensor.name: tensor.shape
-        for tensor in plan.tensors
-        if tensor.name not in config.drawn and tensor.name not in config.compact
-    }
+    expected: dict[str, tuple[int, ...] | None] = {t.name: t.shape for t in tensors}
     for name, labels in config.compact.items():
         expected |= dict.fromkeys(f"{name}:{label}" for label in labels)  # Who restores it looks.
     for name, wanted in expected.items():

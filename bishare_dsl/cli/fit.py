@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
         "bishare fit my-lora --spec bishare_ke --set size=64 --out smaller",
         "bishare fit peft-lora --spec my.share --out smaller --json | jq .error",
         "bishare fit my-lora --spec my.share --out nearer --model ./my-checkpoint --data rows.jsonl",
+        "bishare fit tasks/* --spec family.share --out library    # then library#NAME is an adapter",
     ),
 )
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
+)
 @click.option(
     "--spec",
     required=True,
@@ -84,7 +89,7 @@ if TYPE_CHECKING:
 def command(
     report: Report,
     /,
-    folder: Path,
+    folders: tuple[Path, ...],
     spec: str,
     model: str | None,
     params: dict[str, int | float | str],
@@ -103,6 +108,9 @@ def command(
     DIR is an adapter of bishare, or a LoRA that PEFT has saved. The tensors are found by alternating least
     squares, from the small factors alone. How far each module's update is from the given one is reported.
     The base is the one that DIR names, unless another one is given; without --data its shapes are enough.
+
+    Several DIRs become a library: one folder, in which all have one tensor for each pool whose key does not
+    name `adapter`, and each adapter has the others for itself.
     """
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out
@@ -112,37 +120,42 @@ def command(
     check_out(out, force=force, mark=CONFIG)
     if data is None and (steps or learning_rate or device):
         raise CommandError(codes.WRONG_USAGE(what="how to train without data: give --data"))
-    base, name = _base(folder, model)
+    if data is not None and len(folders) > 1:
+        raise CommandError(codes.WRONG_USAGE(what="--data is for one adapter"))
+    named = _named(folders)
+    base, model_name = _base(folders[0], model)
     if data is not None:
-        require_weights(name)
+        require_weights(model_name)
     made = plan_of(spec, base, params, report)
-    stored = adapter_for(folder, base, report)
+    first = adapter_for(folders[0], base, report)
     report.note("fitting ...")
     import torch
 
     from bishare_dsl.adapter.files import save_adapter
+    from bishare_dsl.adapter.library import save_library
     from bishare_dsl.fit.fit import fit, measured
     from bishare_dsl.fit.given import given
 
     def watch(sweep: int, error: float) -> None:
         report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
 
-    with given([(folder.name, stored)]) as found:
+    read = ((name, adapter_for(folder, base, report)) for name, folder in named.items())
+    with given(read) as found:
         kind = getattr(torch, dtype)
         family, values, fitted = fit(
             made.plan, found, seed=seed, sweeps=sweeps, dtype=kind, watch=watch
         )
-        tensors = family.tensors(values, folder.name)
+        tensors = family.tensors(values, next(iter(named)))
         if data is not None:
             from bishare_dsl.cli.updates import model_to_look_at
             from bishare_dsl.fit.distil import distil, examples_of
 
-            with model_to_look_at(name, None, device, report) as (live, tokenizer):
+            with model_to_look_at(model_name, None, device, report) as (live, tokenizer):
                 examples, collator = examples_of(data, tokenizer)
                 report.note("training towards what the LoRA makes of the data ...")
                 distilled = distil(
                     live,
-                    stored,
+                    first,
                     made,
                     tensors,
                     examples,
@@ -156,19 +169,48 @@ def command(
             report.note(str(distilled))
             fitted = measured(fitted, family, found, tensors, kind)
     report.data(out=str(out), **fitted.data())
-    report.all(
-        save_adapter(
-            out,
-            made.plan,
-            tensors,
-            made.text(),
-            seed=seed,
-            base_revision=stored.config.base_revision,
-            dtype="bfloat16" if dtype == "bfloat16" else None,
-        )
-    )
+    saving: Any = {
+        "seed": seed,
+        "base_revision": first.config.base_revision,
+        "dtype": "bfloat16" if dtype == "bfloat16" else None,
+    }
+    if family.apart:
+        each = {name: family.tensors(values, name) for name in named}
+        save_library(out, made.plan, each, made.text(), **saving)
+    else:
+        report.all(save_adapter(out, made.plan, tensors, made.text(), **saving))
+        if len(named) > 1:
+            report.note(
+                "nothing in the spec tells the adapters apart: this is one, nearest to all of them; "
+                "`adapter` in a key gives each its own"
+            )
     report.result(str(fitted))
-    report.note(f"saved in {out}")
+    report.note(f"saved in {out}" + (f": `{out}#{next(iter(named))}`, ..." if family.apart else ""))
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Give the adapters by their names: those of their folders, or that they have in a library.
+
+    Raises:
+        CommandError: one has the name of another, or one that cannot be that of a file.
+    """
+    from bishare_dsl.adapter.config import NAME
+    from bishare_dsl.adapter.files import place_of
+
+    named: dict[str, Path] = {}
+    for folder in folders:
+        place, member = place_of(folder)
+        name = member or place.resolve().name
+        if name in named:
+            what = (
+                f"`{named[name]}` and `{folder}` have one name: an adapter is called as its folder"
+            )
+            raise CommandError(codes.WRONG_USAGE(what=what))
+        if len(folders) > 1 and not re.fullmatch(NAME, name):
+            what = f"`{name}` is no name of an adapter: letters, digits, `_`, `.` and `-` make one"
+            raise CommandError(codes.WRONG_USAGE(what=what))
+        named[name] = folder
+    return named
 
 
 def _base(folder: Path, model: str | None) -> tuple[Architecture, str]:

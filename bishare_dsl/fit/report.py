@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bishare_dsl.fit.chunks import Place
+
+_SHOWN = 12
+"""Of several adapters, those with the largest errors are shown by themselves."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ class FitReport:
         """What is left of all updates, of the norm of all that were given."""
         return relative(self.sites)
 
-    @property
+    @cached_property
     def adapters(self) -> dict[str, float]:
         """The relative error of each adapter."""
-        names = dict.fromkeys(site.adapter for site in self.sites)
-        return {name: relative(s for s in self.sites if s.adapter == name) for name in names}
+        found: dict[str, list[FittedSite]] = {}
+        for site in self.sites:
+            found.setdefault(site.adapter, []).append(site)
+        return {name: relative(sites) for name, sites in found.items()}
 
     def data(self) -> dict[str, Any]:
         """Give the report for machines; a module to which nothing was given has no error."""
@@ -94,7 +100,11 @@ class FitReport:
             "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
             for line in (head, *rows)
         )
-        return "\n".join(("relative error, in percent", *table))
+        several = self.adapters if len(self.adapters) > 1 else {}
+        worst = sorted(several.items(), key=lambda pair: -pair[1])
+        each = (f"{100 * error:7.2f}  {name}" for name, error in worst[:_SHOWN])
+        more = [f"         and {len(worst) - _SHOWN} with less"] if len(worst) > _SHOWN else []
+        return "\n".join(("relative error, in percent", *table, *each, *more))
 
 
 def relative(sites: Iterable[FittedSite]) -> float:

@@ -185,8 +185,8 @@ def test_a_config_that_lists_a_file_elsewhere(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_newer_format(folder: Path) -> None:
-    reseal(folder, format=3, something_new=True)
-    error = refused(folder, "BS605", "format 3")
+    reseal(folder, format=4, something_new=True)
+    error = refused(folder, "BS605", "format 4")
     assert "upgrade" in str(error)
 
 

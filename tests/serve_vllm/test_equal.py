@@ -1,10 +1,12 @@
 """vLLM gives the log-probabilities of bishare: prompts in chunks, cached prefixes, and one token at a time."""
 
+import asyncio
 import shutil
 
 import pytest
 import torch
 
+from bishare_dsl.adapter.library import save_library
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import engine
 from tests.serve_vllm.served import Served, prompts_of, save_base
@@ -98,4 +100,33 @@ def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
         served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
         served.check(llm, prompts_of(3))
     shutil.rmtree(root / "again")
+    model.bishare.unload()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_adapters_of_a_library(base, compact):
+    from bishare_dsl.serve.vllm.resolver import FolderResolver
+
+    root, model = base
+    served = Served(root, model, "bishare_ke", 2)
+    plan = model.bishare.plan
+    for name in plan.common:
+        served.tensors[1][name] = served.tensors[0][name]
+    library = root / f"library-{compact}"
+    each = dict(zip(("law", "code"), served.tensors, strict=True))
+    save_library(library, plan, each, model.bishare.spec_text, seed=0)
+    request = type(served.requests[0])
+    served.requests[:2] = [
+        request(name, number, f"{library}#{name}") for number, name in enumerate(each, 70)
+    ]
+    extra = {"additional_config": {"bishare_plan": f"{library}#law"}} if compact else {}
+    with engine(root / "base", **CHUNKS, **ROOM, **extra) as llm:
+        served.check(llm, prompts_of(6))
+    found = asyncio.run(
+        FolderResolver(str(root)).resolve_lora(str(root / "base"), f"{library.name}#law")
+    )
+    assert found.lora_path == f"{library}#law"
+    inside = asyncio.run(FolderResolver(str(library)).resolve_lora(str(root / "base"), "code"))
+    assert inside.lora_path == f"{library}#code"
+    assert asyncio.run(FolderResolver(str(library)).resolve_lora(str(root / "base"), "lwa")) is None
     model.bishare.unload()

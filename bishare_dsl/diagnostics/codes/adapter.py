@@ -431,6 +431,25 @@ MIXED_OPEN = Code(
     "cannot {action} while a mixed batch is open",
     "In a block of `model.bishare.batch(...)` the rows' adapters stay as they are. Leave it first.",
 )
+NEEDS_NAME = Code(
+    "BS676",
+    "a library where an adapter is meant",
+    "`{folder}` is a library of {count} adapters",
+    "A library is one folder with several adapters, which share tensors. One of them is called by the "
+    "folder, `#` and its name.",
+)
+NOT_A_LIBRARY = Code(
+    "BS677",
+    "an adapter of what is no library",
+    "`{folder}` is an adapter by itself, and no library with an adapter `{name}`",
+    "What stands behind `#` names an adapter of a library, as `bishare fit` writes it for several adapters.",
+)
+NOT_IN_LIBRARY = Code(
+    "BS678",
+    "no such adapter in a library",
+    "the library `{folder}` has no adapter `{name}`",
+    "The folder `adapters` of a library has a file for each of its adapters, and the config lists them.",
+)
 NO_ADAPTERS = Code(
     "BS675",
     "a folder without adapters",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.adapter.files import CONFIG, StoredAdapter, base_problems, read_adapter
+from bishare_dsl.adapter.files import CONFIG, StoredAdapter, base_problems, place_of, read_adapter
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear
@@ -27,9 +27,9 @@ class Stamp:
 
     @classmethod
     def of(cls, folder: str | Path) -> Stamp | None:
-        """The stamp of a folder; None where it is not an adapter of bishare."""
+        """The stamp of a folder, or of an adapter of a library; None where it is not one of bishare's."""
         try:
-            found = (Path(folder) / CONFIG).stat()
+            found = (place_of(folder)[0] / CONFIG).stat()
         except OSError:
             return None
         return cls(Path(folder), found.st_ino, found.st_mtime_ns)

@@ -47,7 +47,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         return super().create_lora_manager(model, vllm_config)
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
-        folder = get_adapter_absolute_path(lora_request.lora_path)
+        folder = _place(lora_request.lora_path)
         manager = self._adapter_manager
         if Stamp.of(folder) is not None:
             return manager.read(lora_request.lora_int_id, folder)
@@ -67,7 +67,12 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             lora := self._adapter_manager.list_adapters().get(request.lora_int_id)
         ):
             stamp = getattr(lora, "stamp", None)
-            if stamp and stamp == Stamp.of(get_adapter_absolute_path(request.lora_path)):
+            if stamp and stamp == Stamp.of(_place(request.lora_path)):
                 request = copy(request)
                 request.load_inplace = False
         return request
+
+
+def _place(path: str) -> str:
+    """Give the place that a request means. vLLM would ask the Hub for what is no folder, as in a library."""
+    return path if Stamp.of(path) is not None else get_adapter_absolute_path(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
+from bishare_dsl.adapter.files import names_in, place_of
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import architecture_of
 from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class FolderResolver(LoRAResolver):
-    """Finds ``root/NAME`` where that is an adapter of bishare; others are left to vLLM's own resolver."""
+    """Finds ``root/NAME`` where that is an adapter of bishare; others are left to vLLM's own resolver.
+
+    ``root`` may be a library, and ``NAME`` an adapter of one: ``LIBRARY#NAME``.
+    """
 
     def __init__(self, root: str):
         self._root = Path(root).resolve()
@@ -36,8 +40,9 @@ class FolderResolver(LoRAResolver):
         Raises:
             ValueError: it cannot be served; vLLM's server makes an answer of that.
         """
-        folder = (self._root / lora_name).resolve()
-        if self._root not in folder.parents or Stamp.of(folder) is None:
+        folder = self._folder(lora_name)
+        inside = self._root in folder.parents or place_of(folder)[0] == self._root
+        if not inside or Stamp.of(folder) is None:
             return None
         try:
             await asyncio.to_thread(_check, folder, base_model_name)
@@ -45,6 +50,11 @@ class FolderResolver(LoRAResolver):
             raise ValueError(f"LoRA adapter '{lora_name}' cannot be served: {error}") from error
         # vLLM gives it its number.
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
+
+    def _folder(self, name: str) -> Path:
+        if name in names_in(self._root):
+            return self._root.with_name(f"{self._root.name}#{name}")
+        return (self._root / name).resolve()
 
 
 def _check(folder: Path, base: str) -> None:

@@ -1,0 +1,210 @@
+"""A library: several adapters in one folder, which share tensors, and each of which is an adapter as any other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import load_adapter, load_adapters
+from bishare_dsl.adapter.files import names_in, read_adapter
+from bishare_dsl.cli.main import main
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.effective import delta
+from bishare_dsl.testing.models import tiny_model
+
+FAMILY = """spec family
+target q_proj, down_proj
+share halves     A per module  B per adapter, module  rank 4
+share stretched  per layer  rank 2  via KE(size = 16)
+share fixed      per module  rank 4  init B kaiming_normal  freeze A, B  gain rank init 1, out init 0
+"""
+NAMES = ("law", "maths", "code")
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+
+
+def run(capsys: Any, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+@pytest.fixture
+def library(tmp_path: Path, trained: Any, capsys: Any, monkeypatch: Any) -> Path:
+    """Of three adapters, in ``library`` of the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    Path("family.share").write_text(FAMILY)
+    for seed, name in enumerate(NAMES):
+        trained("spec g\ntarget q_proj, down_proj\nshare a per module rank 2\n", name, seed)
+    words = ("--spec", "family.share", "--sweeps", 3, "--out", "library", "--json", "--quiet")
+    code, out, _ = run(capsys, "fit", *NAMES, *words)
+    assert code == 0
+    Path("report.json").write_text(out)
+    return tmp_path / "library"
+
+
+def dense(name: str | Path) -> torch.Tensor:
+    """All updates of an adapter, side by side."""
+    stored = read_adapter(name)
+    tensors = stored.tensors()
+    return torch.cat([delta(stored.plan, tensors, site).flatten() for site in stored.plan.sites])
+
+
+def test_each_name_is_an_adapter_with_the_error_that_was_told(library: Path) -> None:
+    told = json.loads(Path("report.json").read_text())["adapters"]
+    assert tuple(told) == names_in(library) == NAMES
+    for name in NAMES:
+        found, want = dense(f"library#{name}"), dense(name)
+        error = float((found - want).norm() / want.norm())
+        assert error == pytest.approx(told[name], rel=1e-3)
+        assert error < 0.75
+
+
+def test_shared_tensors_are_there_once_and_frozen_ones_never(library: Path) -> None:
+    adapters = [read_adapter(f"{library}#{name}") for name in NAMES]
+    plan = adapters[0].plan
+    assert all(adapter.plan is plan for adapter in adapters)
+    tensors = [adapter.tensors() for adapter in adapters]
+    trained = {t.name for t in plan.tensors if t.trainable}
+    for name in plan.tensor:
+        alike = torch.equal(tensors[0][name], tensors[1][name])
+        assert alike == (name in plan.common)
+    stored = sum(path.stat().st_size for path in library.rglob("*.safetensors"))
+    once = sum(plan.tensor[name].size for name in plan.common & trained)
+    own = sum(plan.tensor[name].size for name in trained - plan.common)
+    assert own
+    assert once
+    assert 4 * (once + 3 * own) <= stored <= 4 * (once + 3 * own) + 8000  # Their names.
+
+
+def test_the_model_does_the_same_as_with_the_tensors(library: Path) -> None:
+    ids = torch.arange(1, 13).view(2, 6)
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model(input_ids=ids).logits
+        return found
+
+    one = load_adapter("library#maths", tiny_model("llama"))
+    assert not torch.equal(logits(one), logits(tiny_model("llama")))
+    one.bishare.save_pretrained("alone")
+    assert torch.equal(logits(load_adapter("alone", tiny_model("llama"))), logits(one))
+    several = load_adapters("library", tiny_model("llama"))
+    assert several.bishare.adapters == NAMES
+    assert several.bishare.active_adapter == "law"
+    several.bishare.set_adapter("maths")
+    assert torch.equal(logits(several), logits(one))
+
+
+def test_commands_take_an_adapter_of_a_library(
+    library: Path, checkpoint: Path, capsys: Any
+) -> None:
+    for words in (
+        ("inspect", "library#law"),
+        ("export", "library#law", "--model", checkpoint, "--out", "exported"),
+        ("merge", "library#law", "--model", checkpoint, "--out", "merged"),
+        (
+            "generate",
+            "library#law",
+            "library#code",
+            "--model",
+            checkpoint,
+            "--prompt",
+            "a",
+            "--no-chat",
+            "--max_new_tokens",
+            2,
+        ),
+        ("fit", "library#law", "--spec", "lora", "--out", "again"),
+    ):
+        code, _, err = run(capsys, *words)
+        assert code == 0, err
+    lora = load_adapter("exported", tiny_model("llama")).bishare
+    for site in lora.plan.sites:
+        want = delta(read_adapter("library#law").plan, read_adapter("library#law").tensors(), site)
+        torch.testing.assert_close(
+            delta(lora.plan, lora.tensors(), site), want, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "said"),
+    [
+        ("library", "BS676", "library#law"),
+        ("library#lwa", "BS678", "did you mean `law`"),
+        ("library#", "BS678", "`code`, `law`, `maths`"),
+        ("law#x", "BS677", "law"),
+        ("nowhere#law", "BS601", "nowhere"),
+        ("library#../law", "BS678", "library"),
+    ],
+)
+def test_a_place_that_is_none(place: str, code: str, said: str, library: Path) -> None:
+    with pytest.raises(AdapterError, match=code) as raised:
+        read_adapter(place)
+    assert said in str(raised.value)
+
+
+def test_damage_is_found(library: Path) -> None:
+    own = library / "adapters" / "law.safetensors"
+    content = own.read_bytes()
+    own.write_bytes(content[:-1])
+    with pytest.raises(AdapterError, match=r"BS607.*law\.safetensors"):
+        read_adapter("library#law")
+    read_adapter("library#maths")
+    shutil.copy(library / "adapters" / "maths.safetensors", own)
+    with pytest.raises(AdapterError, match="BS607"):
+        read_adapter("library#law")
+    own.unlink()
+    with pytest.raises(AdapterError, match="BS606"):
+        read_adapter("library#law")
+    (library / "adapter.safetensors").write_bytes(b"x")
+    with pytest.raises(AdapterError, match="BS607"):
+        read_adapter("library#maths")
+
+
+def test_another_base_is_refused(library: Path) -> None:
+    with pytest.raises(AdapterError, match="BS613"):
+        load_adapter("library#law", tiny_model("llama", hidden_size=40))
+
+
+def test_a_library_is_replaced_by_a_library_alone(library: Path, capsys: Any) -> None:
+    words = ("--spec", "family.share", "--sweeps", 1, "--out", "library", "--force")
+    code, _, err = run(capsys, "fit", "law", "--spec", "lora", "--out", "library", "--force")
+    assert code != 0
+    assert "BS615" in err
+    assert names_in(library) == NAMES
+    assert run(capsys, "fit", "law", "code", *words)[0] == 0
+    assert names_in(library) == ("law", "code")
+    assert sorted(path.stem for path in (library / "adapters").iterdir()) == ["code", "law"]
+    (library / "notes.txt").write_text("mine")
+    assert run(capsys, "fit", "law", "maths", *words)[0] == 0
+    assert (library / "notes.txt").read_text() == "mine"
+
+
+def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library: Path, capsys: Any) -> None:
+    Path("one.share").write_text("spec one\ntarget q_proj, down_proj\nshare a per module rank 6\n")
+    code, _, err = run(capsys, "fit", *NAMES, "--spec", "one.share", "--out", "one")
+    assert code == 0
+    assert "nothing in the spec tells the adapters apart" in err
+    mean = sum(dense(name) for name in NAMES) / 3
+    torch.testing.assert_close(dense("one"), mean, rtol=1e-3, atol=1e-4)
+
+
+def test_folders_of_one_name_are_refused(library: Path, capsys: Any) -> None:
+    Path("other").mkdir()
+    shutil.copytree("law", "other/law")
+    code, _, err = run(capsys, "fit", "law", "other/law", "--spec", "family.share", "--out", "two")
+    assert code == 2
+    assert "have one name" in err
+
+
+def test_an_older_config_is_as_it_was(library: Path) -> None:
+    assert "adapters" not in json.loads(Path("law/bishare_config.json").read_text())
+    assert json.loads(Path("law/bishare_config.json").read_text())["format"] == 2
+    assert json.loads(Path("library/bishare_config.json").read_text())["format"] == 3
