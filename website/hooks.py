@@ -25,6 +25,7 @@ PAGES = {
     "benchmarks/quality/README.md": "quality.md",
 }
 LANGUAGES = {".py": "python", ".share": "share", ".json": "json", ".mjs": "js", ".js": "js"}
+AS_THEY_ARE = (".svg", ".png", ".ipynb")
 _FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 # Behind the language stands what the tests do with a block.
@@ -36,7 +37,7 @@ def place_of(path: Path) -> str:
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     name = path.relative_to(ROOT).as_posix()
-    shown_as_it_is = path.suffix in (".svg", ".png")
+    shown_as_it_is = path.suffix in AS_THEY_ARE
     return PAGES.get(name) or (f"source/{name}" if shown_as_it_is else f"source/{name}.md")
 
 
@@ -94,7 +95,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     while waiting - done:
         path = (waiting - done).pop()
         done.add(path)
-        if path.suffix in (".svg", ".png"):
+        if path.suffix in AS_THEY_ARE:
             files.append(File.generated(config, place_of(path), abs_src_path=str(path)))
             continue
         text, found = page_of(path)
