@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from bishare_dsl.analyse.propose.proposal import Proposal
     from bishare_dsl.models import Architecture, Site
 
-_TOLD = 12
-
 
 @click.command(
     "propose",
@@ -194,6 +192,7 @@ def _data(found: Proposal) -> dict[str, Any]:
                 "key": w.candidate.text,
                 "rank": w.rank,
                 "kept": w.kept,
+                "chance": w.chance,
                 "parameters": w.parameters,
                 "chosen": w.candidate.name in {part.share for part in found.parts},
             }
@@ -203,14 +202,22 @@ def _data(found: Proposal) -> dict[str, Any]:
 
 
 def _tell(found: Proposal, report: Report) -> None:
+    from bishare_dsl.analyse.propose.proposal import BEST
     from bishare_dsl.show.table import table
 
     rows = [
-        [textwrap.shorten(w.candidate.text, 70), w.rank, f"{w.parameters:,}", f"{w.kept:.1%}"]
-        for w in found.weighed[:_TOLD]
+        [
+            textwrap.shorten(w.candidate.text, 70),
+            w.rank,
+            f"{w.parameters:,}",
+            f"{w.kept:.1%}",
+            "-" if w.chance is None else f"{w.chance:.1%}",
+        ]
+        for w in found.weighed[:BEST]
     ]
-    report.note(table(["weighed, each alone", "rank", "parameters", "kept"], rows, left={0}))
-    if (more := len(found.weighed) - _TOLD) > 0:
+    head = ["weighed, each alone", "rank", "parameters", "kept", "by chance"]
+    report.note(table(head, rows, left={0}))
+    if (more := len(found.weighed) - BEST) > 0:
         report.note(f"and {more} more, which --json has")
     report.note(
         f"{found.made.plan.trainable:,} of {found.budget:,} parameters keep {found.kept:.1%}; "

@@ -49,7 +49,10 @@ def test_from_an_adapter(bishare, here, checkpoint, lora):
     assert found["spec"] == text
     assert found["kept"] == pytest.approx(1, abs=1e-3)
     assert found["chance"] < 1
-    assert {"key", "rank", "kept", "parameters", "chosen"} == set(found["weighed"][0])
+    assert {"key", "rank", "kept", "chance", "parameters", "chosen"} == set(found["weighed"][0])
+    best = found["weighed"][0]
+    assert (best["key"], best["chosen"]) == ("A per layer, in  B per module", True)
+    assert best["chance"] < best["kept"]
     again = bishare(*arguments, "--out", "my.share")
     assert (again.code, "BS909" in again.err) == (2, True)
     assert bishare(*arguments, "--out", "my.share", "--force").code == 0

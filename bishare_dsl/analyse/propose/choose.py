@@ -36,11 +36,13 @@ class Weighed:
         candidate: which.
         ranks: of its units, as the budget allows; one of no use is left out.
         kept: the energy that it keeps at these ranks.
+        chance: the energy that it would keep of independent updates; None where that was not looked at.
     """
 
     candidate: Candidate
     ranks: Ranks
     kept: float
+    chance: float | None = None
 
     @property
     def parameters(self) -> int:

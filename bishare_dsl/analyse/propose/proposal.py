@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bishare_dsl.analyse.keys import Grouping
 from bishare_dsl.analyse.progress import Watch, unwatched
@@ -33,6 +33,8 @@ NAME = "proposed"
 SCALE = 2
 """As in the paper's specs."""
 _GROUPS_RANK = 8
+BEST = 12
+"""Of so many of what was weighed it is told what chance gives."""
 _TOLD = 5
 _WIDTH = 98
 
@@ -105,6 +107,7 @@ def propose(
         least = min(unit.cost for _, parts in offered for unit in parts)
         raise AdapterError(codes.SMALL_BUDGET(budget=f"{budget:,}", least=f"{least:,}"))
     null = evidence.drawn_anew(seed)
+    weighed[:BEST] = [replace(w, chance=kept_by(null, w.ranks)) for w in weighed[:BEST]]
     parts = tuple(_part(candidate, chosen, evidence, null) for candidate in chosen.candidates)
     chance = kept_by(null, chosen.ranks)
     text = _text(evidence, grouping, chosen, parts, chance, weighed, budget)
@@ -168,7 +171,8 @@ def _text(
 def _left(weighed: Sequence[Weighed], chosen: Chosen) -> list[str]:
     """Tell of what was weighed and left, the best first, and of a plain LoRA."""
     lines = [
-        f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%})"
+        f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%}"
+        + (")" if w.chance is None else f", by chance {w.chance:.1%})")
         for w in weighed
         if w.candidate not in chosen.candidates
     ][:_TOLD]
