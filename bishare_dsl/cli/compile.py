@@ -165,7 +165,7 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
     from bishare_dsl.rewrite.effective_factors import EffectiveFactors
     from bishare_dsl.rewrite.region import FACTORS
 
-    distinct: set[str] = set()
+    distinct: set[int] = set()
     told: list[dict[str, str]] = []
 
     def tell(path: str, step: str | None, forward: object, factors: object) -> None:
@@ -177,7 +177,6 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
         report.result(f"# {path}{after}: factors\n{factors}\n")
 
     def observe(path: str, step: str, region: RegionGraphs) -> None:
-        distinct.add(path)
         if emit == "graph":
             tell(path, step, region.forward, region.assembly)
 
@@ -185,8 +184,9 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
     tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
     adapt(found, plan, tensors, observe=observe, optimisations=_optimisations(passes))
     for path, region in regions(found) if emit == "code" else ():
-        if path in distinct:
-            code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
+        code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
+        if id(code) not in distinct:
+            distinct.add(id(code))
             tell(path, None, code.forward.source, code.assembly.source)
     report.data(**{emit: told})
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 ADAPTER = "bishare"
 """The name under which an adapter's own modules hang in a model; what is below it is not the base's."""
 
-EXPERTS = False
-"""Whether maps of experts whose weights are one parameter are sites: no, until their forward is rewritten."""
-
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     """Give the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
@@ -48,8 +45,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     for module, weights in _base_modules(model):
         owned = list(module._parameters.values())
         for weight in weights:
-            if EXPERTS or weight.expert is None:
-                sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
+            sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
             if weight.expert is not None:
                 continue  # Its parameter is counted as it is.
             kept = module._parameters.get(weight.parameter)

@@ -10,14 +10,16 @@ from torch import fx, nn
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.diagnostics.codes import rewrite as codes
-from bishare_dsl.models.weights import linear_widths
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.weights import Weight, linear_widths
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.rewrite.bypass import reads_tensors
 from bishare_dsl.rewrite.capture import capture_region
+from bishare_dsl.rewrite.experts_factors import ExpertsAssembly, experts_assembly, experts_code
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
 from bishare_dsl.rewrite.region import Pass, RegionGraphs, Target, TermUse
-from bishare_dsl.rewrite.rewritten import GraphCode, RegionCode
+from bishare_dsl.rewrite.rewritten import GraphCode, RegionCode, has_own_forward
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
 from bishare_dsl.transforms import Transform, Width, load_transform
@@ -27,6 +29,9 @@ Observer = Callable[[str, str, RegionGraphs], None]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Modules without a forward of their own, or whose forward is to call their children in turn."""
+
+
+NO_MATRIX = "what the share adds to an expert must be a matrix"
 
 
 class RegionCompiler:
@@ -45,15 +50,22 @@ class RegionCompiler:
         self.optimisations = optimisations
         self.notes: dict[str, None] = {}
         self._compiled: dict[Hashable, RegionCode | UntraceableRegion] = {}
+        self._expert_code: dict[ExpertsAssembly, RegionCode] = {}
         self._transforms: dict[tuple[str, int], Transform] = {}
 
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
         """Give each region: its path, its code, and the names of the tensors it reads, by slot."""
+        maps = linear_maps(self.model) if any(s.expert is not None for s in self.plan.sites) else {}
+        experts: dict[str, list[tuple[Weight, Term]]] = {}
         modules = self.model.modules()
         parents = Counter(id(child) for module in modules for child in module._modules.values())
         by_parent: dict[str, dict[str, Width]] = {}
         for site in self.plan.sites:
-            if self.plan.terms_of[site.path]:
+            terms, weight = self.plan.terms_of[site.path], maps.get(site.path)
+            if weight is not None and weight.expert is not None:
+                of_module = experts.setdefault(weight.owner, [])
+                of_module += [(weight, term) for term in terms]
+            elif terms:
                 parent, _, child = site.path.rpartition(".")
                 width = Width(site.d_in, site.d_out)
                 if parents[id(self.model.get_submodule(site.path))] > 1:
@@ -64,6 +76,9 @@ class RegionCompiler:
                     yield self._alone(site.path, width)
                 else:
                     by_parent.setdefault(parent, {})[child] = width
+        for owner, of_module in experts.items():
+            if of_module:
+                yield owner, *self._experts(owner, of_module)
         for parent, children in by_parent.items():
             compiled, names = self._region(parent, children)
             if isinstance(compiled, RegionCode):
@@ -103,6 +118,23 @@ class RegionCompiler:
                 read = [child for child in children if child and reads_tensors(module, child)]
                 self._compiled[key] = BypassedTarget(read[0]) if read else reason
         return self._compiled[key], list(slots)
+
+    def _experts(
+        self, path: str, of_module: list[tuple[Weight, Term]]
+    ) -> tuple[RegionCode, list[str]]:
+        """Give the region of a module that keeps its experts' weights itself."""
+        module = self.model.get_submodule(path)
+        if has_own_forward(module):
+            raise ModelError(codes.CANNOT_ADAPT(path=path, why="its forward was replaced"))
+        slots: dict[str, int] = {}
+        uses = []
+        for weight, term in of_module:
+            if not term.linear:
+                raise ModelError(codes.CANNOT_ADAPT(path=weight.path, why=NO_MATRIX))
+            uses.append((weight, term.share, self._use(term, slots)))
+        assembly = experts_assembly(module, uses)
+        code = self._expert_code.setdefault(assembly, RegionCode(experts_code(assembly), assembly))
+        return code, list(slots)
 
     def _use(self, term: Term, slots: dict[str, int]) -> TermUse:
         alike = (term.share, term.rank)

@@ -18,13 +18,13 @@ import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
 from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
-from bishare_dsl.rewrite.decorators import rewrap
+from bishare_dsl.rewrite.decorators import outermost, rewrap
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes a forward of a forward."""
@@ -38,11 +38,13 @@ class GraphCode:
         source: Python that defines `forward`.
         names: the functions and types that the source uses, which pickle by reference.
         modules: the Python modules that it uses, by the name it gives them.
+        outermost: whether it stands in the place of the decorators of a forward, too.
     """
 
     source: str
     names: Mapping[str, Any]
     modules: Mapping[str, str]
+    outermost: bool = False
 
     @classmethod
     def of(cls, graph: fx.Graph) -> GraphCode:
@@ -73,12 +75,21 @@ class GraphCode:
         return cast(types.FunctionType, namespace["forward"])
 
 
+class Assembly(Protocol):
+    """What makes the factors of a region, such as the code of a graph."""
+
+    @property
+    def source(self) -> str: ...
+
+    def function(self) -> Callable[..., Any]: ...
+
+
 @dataclass(frozen=True)
 class RegionCode:
-    """The Python of a region's two graphs, shared by all regions alike."""
+    """The code of a region's forward and of what makes its factors, shared by all regions alike."""
 
     forward: GraphCode
-    assembly: GraphCode
+    assembly: Assembly
 
 
 @lru_cache(maxsize=256)
@@ -195,7 +206,9 @@ def _generated_class(
     if cls is None:
         forward: Callable[..., Any] = base.forward
         if code is not None:
-            forward = rewrap(base.forward, code.function(base.__qualname__))
+            function = code.function(base.__qualname__)
+            put = outermost if code.outermost else rewrap
+            forward = put(base.forward, function)
         members = {
             "forward": wrap(forward) if wrap else forward,
             "bishare_base": base,

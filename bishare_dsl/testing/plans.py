@@ -377,7 +377,12 @@ class _Drawing:
         return [
             Via(transform="Rotation", options={"chunks_A": self.any(1, 2, 3), "chunks_B": 2}),
             Via(transform="BlockDiagonal", options={"blocks": self._divisor(blocks)}),
-            Via(transform="Experts", options={"count": self.any(2, 3)}),
+            # What is added to an expert of the model is a matrix.
+            *(
+                [Via(transform="Experts", options={"count": self.any(2, 3)})]
+                if all(site.expert is None for site in sites)
+                else []
+            ),
         ]
 
     def _bank(self, sites: Sequence[Site]) -> dict[str, Expression]:

@@ -14,10 +14,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.testing.reference import reference_model
-from tests.models.test_weights import GATES, experts, mixture
-
-__all__ = ["experts"]
-pytestmark = pytest.mark.usefixtures("experts")
+from tests.models.test_weights import GATES, mixture
 
 SPECS = {
     "shared outer": """

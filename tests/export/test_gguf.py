@@ -71,7 +71,9 @@ def test_llama_cpp_computes_the_same(family: str, overrides: Any, tmp_path: Path
     close = {"rtol": 0, "atol": 2e-5 if exact else 5e-3}
     with llama(tmp_path / "base.gguf") as base:
         torch.testing.assert_close(base.logits(IDS[0].tolist()), plain, **close)
-        moved(compile_spec(parse_spec(TEXT), model, seed=3))
+        # Its file has no adapters of experts.
+        text = TEXT.replace('"*"', '"*" except parent experts') if family == "mixtral" else TEXT
+        moved(compile_spec(parse_spec(text), model, seed=3))
         with torch.no_grad():
             want = model(IDS).logits[0]
         assert (want - plain).abs().max() > 1

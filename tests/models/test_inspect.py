@@ -27,7 +27,16 @@ ATTENTION = {name: widths for name, widths in LLAMA_KINDS.items() if name.starts
 # What each family's first block must give: path inside the block -> (d_in, d_out).
 EXPECTED = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2"), LLAMA_KINDS),
-    "mixtral": ATTENTION,  # the experts are stacked tensors, not linears
+    "mixtral": ATTENTION
+    | {
+        f"mlp.experts.{expert}.{name}": widths
+        for expert in range(4)
+        for name, widths in (
+            ("gate_proj", (32, 48)),
+            ("up_proj", (32, 48)),
+            ("down_proj", (48, 32)),
+        )
+    },
     "phi3": {
         "self_attn.o_proj": (40, 32),
         "self_attn.qkv_proj": (32, 80),

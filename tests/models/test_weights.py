@@ -42,12 +42,6 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.fixture
-def experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes sites of experts."""
-    monkeypatch.setattr("bishare_dsl.models.inspect.EXPERTS", True)
-
-
 def mixture(family: str) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SIZES)
@@ -104,7 +98,6 @@ def test_experts_are_found_in_order_and_cover_their_parameters(family: str) -> N
         assert (marked == 1).all()
 
 
-@pytest.mark.usefixtures("experts")
 def test_experts_are_sites() -> None:
     sites = [site for site in inspect_model(mixture("qwen3_moe")).sites if site.layer == 1]
     assert [site.expert for site in sites] == [None] * 4 + [e for e in range(4) for _ in range(3)]

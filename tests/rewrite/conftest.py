@@ -84,7 +84,8 @@ class Adapted:
         for module in dense.modules():
             if parametrize.is_parametrized(module):
                 with torch.no_grad():
-                    parametrize.remove_parametrizations(module, "weight")
+                    for name in [*module.parametrizations]:
+                        parametrize.remove_parametrizations(module, name)
         return dense
 
 

@@ -425,6 +425,13 @@ MIXED_NOT_LINEAR = Code(
     "A mixed batch applies to each row the effective factors of its adapter, and such an update has none. "
     "Make the adapter active with `set_adapter`, and run its rows by themselves.",
 )
+MIXED_EXPERTS = Code(
+    "BS679",
+    "a mixed batch with terms at experts",
+    "adapter `{name}` cannot run in a mixed batch: it has terms at the expert `{path}`",
+    "An expert is given tokens of all rows, and does not know whose each is. Make the adapter active with "
+    "`set_adapter`, and run its rows by themselves.",
+)
 MIXED_OPEN = Code(
     "BS674",
     "a change while a mixed batch is open",

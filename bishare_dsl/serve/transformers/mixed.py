@@ -193,6 +193,9 @@ class MixedBatches:
         if problems:
             raise AdapterError(problems)
         for member in filter(None, dict.fromkeys(members)):
+            for site in member.plan.sites:
+                if site.expert is not None and member.plan.terms_of[site.path]:
+                    raise AdapterError(codes.MIXED_EXPERTS(name=member.name, path=site.path))
             for term in member.plan.terms:
                 if not term.linear:
                     raise AdapterError(

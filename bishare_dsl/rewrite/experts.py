@@ -1,0 +1,160 @@
+"""Experts whose weights are one parameter: terms for the tokens that were routed to each, and no others.
+
+The base's forward runs as it is, on a view of the module whose parameters are `ExpertWeight`s. Such a tensor
+gives the products that the parameter gives, and adds to each what the terms of the same experts make of the
+same input. So it does not matter which of its implementations transformers runs: one expert at a time,
+batched or grouped.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bishare_dsl.diagnostics import BishareWarning
+from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.rewritten import base_class
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What is added to the product of an input and the weight of one expert, or of each of several.
+
+    Attributes:
+        a: ``(rows, d_in)``, or with the experts in front.
+        b: ``(rows, d_out)``, likewise.
+        dropout: which fraction of the input's values is dropped before it.
+    """
+
+    a: Tensor
+    b: Tensor
+    dropout: float
+
+    def at(self, index: Any) -> Addition:
+        """Give the addition to the weight of one expert, or of one expert for each row."""
+        one = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
+        a, b = self._each[int(index)] if one else (self.a[index], self.b[index])
+        return Addition(a, b, self.dropout)
+
+    @cached_property
+    def _each(self) -> Sequence[tuple[Tensor, Tensor]]:
+        # Taken apart at once: the gradient of an index would be as large as all experts, for each of them.
+        return list(zip(self.a.unbind(0), self.b.unbind(0), strict=True))
+
+    def read(self, x: Tensor) -> Tensor:
+        """Give what the factors read."""
+        return F.dropout(x, self.dropout) if self.dropout else x
+
+
+class UnknownProductError(Exception):
+    """An implementation of experts does something with a weight that nothing can be added to."""
+
+
+class ExpertWeight(Tensor):
+    """A parameter of experts, or a part of it, with what is added to its products."""
+
+    plain: Tensor
+    additions: tuple[Addition, ...]
+
+    @classmethod
+    def of(cls, plain: Tensor, additions: Sequence[Addition]) -> ExpertWeight:
+        made = plain.as_subclass(cls)
+        made.plain, made.additions = plain, tuple(additions)
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        weight = next((arg for arg in args if isinstance(arg, cls)), None)
+        if weight is None:
+            raise UnknownProductError(f"hands a weight to `{func.__name__}` by keyword")
+        y = func(*(arg.plain if isinstance(arg, cls) else arg for arg in args), **kwargs)
+        if not isinstance(y, Tensor):
+            return y
+        match func.__name__:
+            case "__getitem__":
+                return cls.of(y, [addition.at(args[1]) for addition in weight.additions])
+            case "transpose" | "t" | "to" | "contiguous" | "__get__":
+                return cls.of(y, weight.additions)
+            case "linear" | "matmul" | "__matmul__" if args[1] is weight:
+                add = _add_one
+            case "bmm":
+                add = _add_rows if args[1] is weight else _add_columns
+            case "_grouped_mm" | "grouped_mm" | "grouped_mm_fallback":
+                add = partial(_add_groups, lambda x, w: func(x, w, *args[2:], **kwargs))
+            case name:
+                raise UnknownProductError(f"calls `{name}` with a weight")
+        x = args[0] if args[1] is weight else args[1]
+        for addition in weight.additions:
+            y = add(y, addition.read(x), addition.a, addition.b)
+        return y
+
+
+def _add_one(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add to ``x W^T`` of one expert."""
+    return ops.up(y, ops.down(x, a), b)
+
+
+def _add_rows(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add to ``(S, 1, d_in)`` times ``(S, d_in, d_out)``, a weight for each row."""
+    z = torch.bmm(x, a.to(x).mT)
+    return y + torch.bmm(z, b.to(z)).to(y)
+
+
+def _add_columns(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add to ``(S, d_out, d_in)`` times ``(S, d_in, 1)``, a weight for each row."""
+    return _add_rows(y.mT, x.mT, a, b).mT
+
+
+def _add_groups(
+    grouped: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, a: Tensor, b: Tensor
+) -> Tensor:
+    """Add to a grouped product: of the first rows of ``x`` and the first expert, and so on."""
+    # Kernels want rows of whole 16 bytes.
+    a, b = (F.pad(factor.to(x), (0, 0, 0, -factor.shape[1] % 8)) for factor in (a, b))
+    return y + grouped(grouped(x, a.mT), b)
+
+
+def experts_forward(
+    module: nn.Module,
+    factors: Sequence[Tensor],
+    parts: Sequence[tuple[str, float]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Run the base's forward of a module of experts, with terms.
+
+    Args:
+        factors: of each part the stacked ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``.
+        parts: parameters and dropouts.
+    """
+    base = base_class(type(module))
+    additions: dict[str, list[Addition]] = {}
+    for (parameter, dropout), a, b in zip(parts, factors[::2], factors[1::2], strict=True):
+        addition = Addition(a, b, dropout if module.training else 0.0)
+        additions.setdefault(parameter, []).append(addition)
+    weights = {
+        name: ExpertWeight.of(getattr(module, name), some) for name, some in additions.items()
+    }
+    view: nn.Module = object.__new__(base)
+    state = {**vars(module), "_parameters": {**module._parameters, **weights}}
+    object.__setattr__(view, "__dict__", state)
+    try:
+        return base.forward(view, *args, **kwargs)
+    except UnknownProductError as error:
+        one_by_one = inspect.unwrap(base.forward)
+        if one_by_one is base.forward:
+            raise
+        told = f"{base.__name__} runs one expert at a time: its implementation {error}"
+        warnings.warn(told, BishareWarning, stacklevel=2)
+        return one_by_one(view, *args, **kwargs)
