@@ -128,7 +128,7 @@ def _left_out(model: nn.Module) -> Iterator[LeftOut]:
         if here != path:
             if (widths := linear_widths(module)) is not None:
                 yield LeftOut(path=path, parameters=prod(widths), why=f"it is `{here}` again")
-        elif not (EXPERTS and weights_in(path, module)):
+        elif not weights_in(path, module):
             for name, parameter in module._parameters.items():
                 if parameter is not None and parameter.dim() == 3:
                     why = "it is several matrices in one parameter"
