@@ -82,7 +82,7 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Probe:
 
 
 def _made(model: PreTrainedModel, main: str) -> Iterator[dict[str, torch.Tensor]]:
-    """What to try, the least first: values of the shapes that the model's config tells, if it does."""
+    """List what to try, the least first: values of the shapes that the model's config tells, if it does."""
     config: Any = getattr(model, "config", None)
     vision = getattr(config, "vision_config", config)
     random = torch.Generator().manual_seed(0)

@@ -74,7 +74,7 @@ class Report:
         self._data |= values
 
     def note(self, text: str) -> None:
-        """What happens, or what to know; never needed to use the result."""
+        """Write what happens, or what to know; never needed to use the result."""
         if not self.quiet:
             sys.stderr.write(text.translate(_CONTROLS) + "\n")
 
@@ -101,7 +101,7 @@ class Report:
         self.all(error.problems, error.where or where)
 
     def stop(self, exit_code: int, text: str) -> None:
-        """The command ends for a reason that is no finding."""
+        """End the command for a reason that is not a finding."""
         self.exit_code = exit_code
         sys.stderr.write(f"{_painted(text.translate(_CONTROLS), sys.stderr)}\n")
 

@@ -60,7 +60,7 @@ class _TrainCommand(click.Command):
 def _theirs(
     key: str, value: str | None, words: deque[str], own: Mapping[str, object]
 ) -> tuple[str, str]:
-    """An argument of transformers, and its value, which may be the next word."""
+    """Give an argument of transformers, and its value, which may be the next word."""
     from bishare_dsl.train.arguments import is_flag, names
     from bishare_dsl.train.errors import TrainError
     from bishare_dsl.train.request import unknown
@@ -228,7 +228,7 @@ def command(
 
 
 def _spec(name: str | None) -> Spec | str | None:
-    """What stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
+    """Give what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
     from pathlib import Path
 
     from bishare_dsl.cli.reading import read_spec, read_text

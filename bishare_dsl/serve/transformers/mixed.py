@@ -313,13 +313,13 @@ def _together(plans: list[Plan]) -> Plan:
 
 
 def _of_many(assembly: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-    """What makes the factors of one adapter, for tensors of many side by side."""
+    """Give what makes the factors of one adapter, for tensors of many side by side."""
     many: Callable[..., tuple[Tensor, ...]] = torch.func.vmap(partial(assembly, None))
     return many
 
 
 def _rows(members: tuple[Resident | None, ...]) -> list[tuple[Tensor, Tensor]]:
-    """The rows of members whose parameters somebody may write to, and copies of them."""
+    """Give the rows of members whose parameters somebody may write to, and copies of them."""
     return [
         (row, row.clone())
         for member in filter(None, dict.fromkeys(members))

@@ -54,7 +54,7 @@ class Bank:
         return sum(rows[:1].nbytes for rows in self._rows.values())
 
     def pack(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the bank holds of an adapter's tensors, in its type."""
+        """Give what the bank holds of an adapter's tensors, in its type."""
         return {name: tensors[name].to(rows.dtype) for name, rows in self._rows.items()}
 
     def put(self, slot: int, packed: Mapping[str, Tensor] | None) -> None:
@@ -67,11 +67,11 @@ class Bank:
                 rows[slot].copy_(packed[name])
 
     def take(self, slot: int) -> dict[str, Tensor]:
-        """A copy of what a slot holds, in host memory."""
+        """Give a copy of what a slot holds, in host memory."""
         return {name: rows[slot].clone().cpu() for name, rows in self._rows.items()}
 
     def tensors(self, group: Group, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """The tensors of a group's adapters by role, each ``(R, rows, columns)``.
+        """Give the tensors of a group's adapters by role, each ``(R, rows, columns)``.
 
         Args:
             group: whose rows.

@@ -29,7 +29,7 @@ class Group:
     """What has been looked up in the bank's slice, which stays where it is."""
 
     def rows(self, x: Tensor) -> Tensor:
-        """The group's tokens of ``x (tokens, d)``, ``(R, n, d)``."""
+        """Give the group's tokens of ``x (tokens, d)``, ``(R, n, d)``."""
         found = x if self.tokens is None else x.index_select(0, self.tokens)
         return found.unflatten(0, (-1, self.length))
 
@@ -45,7 +45,7 @@ class Group:
 
 
 def grouped(slots: Sequence[int], device: torch.device | str = "cpu") -> tuple[Group, ...]:
-    """The groups of a batch.
+    """Group the tokens of a batch by how many their adapters have.
 
     Adapters of one group have within a factor of two as many tokens, so that padding at most doubles the
     work; a batch of n tokens has at most log n groups.

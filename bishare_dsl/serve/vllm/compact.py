@@ -134,7 +134,7 @@ class Kernels:
             self.add(y, x)
 
     def add(self, y: Tensor, x: Tensor) -> None:
-        """The same, outside a compiled graph."""
+        """Do the same outside a compiled graph."""
         tokens = self._manager.tokens
         self._terms.add(y[:tokens], x[:tokens], self._manager.batch)
 

@@ -27,7 +27,7 @@ class Stamp:
 
     @classmethod
     def of(cls, folder: str | Path) -> Stamp | None:
-        """The stamp of a folder, or of an adapter of a library; None where it is not one of bishare's."""
+        """Give the stamp of a folder, or of an adapter of a library; None where it is not bishare's."""
         try:
             found = (place_of(folder)[0] / CONFIG).stat()
         except OSError:

@@ -59,7 +59,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         super()._apply_adapters({self._once(request) for request in lora_requests})
 
     def _once(self, request: LoRARequest) -> LoRARequest:
-        """The request, but not to load again what it has loaded already.
+        """Give the request, but not to load again what it has loaded already.
 
         vLLM repeats the wish to replace an adapter with each request for it, in each step.
         """

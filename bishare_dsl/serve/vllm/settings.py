@@ -19,7 +19,7 @@ PLAN_KEY = "bishare_plan"
 
 
 def plan_folder(vllm_config: Any) -> str | None:
-    """The adapter folder that a server in compact mode takes its plan from; None in expanded mode."""
+    """Give the adapter folder that a server in compact mode takes its plan from; None in expanded mode."""
     extra = vllm_config.additional_config
     named = extra.get(PLAN_KEY) if isinstance(extra, dict) else None
     return named or os.environ.get(PLAN) or None
