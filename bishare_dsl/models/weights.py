@@ -190,7 +190,11 @@ def _is_linear(module: nn.Module, d_in: int, d_out: int) -> bool:
     twin.__dict__ = dict(vars(module))
     for kept in ("_parameters", "_buffers"):
         tensors = vars(module)[kept].items()
-        twin.__dict__[kept] = {n: t if t is None else t.to("meta") for n, t in tensors}
+        # Not `t.to`: what a quantiser keeps on a tensor would go with it, from the module itself.
+        twin.__dict__[kept] = {
+            n: t if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta")
+            for n, t in tensors
+        }
     dtype = next((t.dtype for t in twin.parameters() if t.is_floating_point()), None)
     try:
         with torch.no_grad():

@@ -83,9 +83,11 @@ def check_options(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 
 
 def _check_alike(states: Iterable[Mapping[str, Any]]) -> None:
-    """See that an optimizer keeps the same things of each tensor."""
-    kinds = {frozenset((name, type(value)) for name, value in state.items()) for state in states}
-    if len(kinds) > 1 or any(kind in (list, dict, str) for found in kinds for _, kind in found):
+    """See that an optimizer keeps something of each tensor, if of any; what may differ (bitsandbytes)."""
+    states = list(states)
+    kept = [value for state in states for value in state.values()]
+    odd = any(isinstance(value, (list, str)) or value == {} for value in kept)
+    if odd or len({bool(state) for state in states}) > 1:
         raise ValueError("what it keeps of one tensor it does not keep of another")
 
 

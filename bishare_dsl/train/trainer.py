@@ -20,7 +20,7 @@ from bishare_dsl.train.counts import Counts
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.groups import regroup
 from bishare_dsl.train.guard import Guard
-from bishare_dsl.train.state import kept_generators
+from bishare_dsl.train.state import generators, kept_generators, set_generators
 
 if TYPE_CHECKING:
     from torch import nn
@@ -195,13 +195,17 @@ def fused_head_is_right(model: PreTrainedModel) -> bool:
     batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "use_cache": False}
     if hasattr(model.config.get_text_config(), "output_router_logits"):
         batch["output_router_logits"] = False  # The trainer adds their loss by itself.
-    training = model.training
-    model.eval()
+    training, state, losses = model.training, generators(ids.device), []
+    model.train()  # In eval mode bitsandbytes repacks four bits for a CPU, and has no gradients any more.
     try:
-        plain, fused = (model(**batch, **more).loss for more in ({}, {"fused_lm_head": True}))
+        for more in ({}, {"fused_lm_head": True}):
+            set_generators(state, ids.device)  # The same dropout.
+            losses.append(model(**batch, **more).loss)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
         return False
     finally:
+        set_generators(state, ids.device)
         model.train(training)
+    plain, fused = losses
     # Products of other shapes are summed in another order; another loss is another number altogether.
     return torch.allclose(plain.float(), fused.float(), rtol=1e-2, atol=1e-4)

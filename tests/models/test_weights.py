@@ -149,3 +149,21 @@ def test_what_stands_for_a_weight() -> None:
     assert torch.equal(quantised.dequantized(), told)  # type: ignore[arg-type]
     assert Weight("a", "a", Quantised(told.T), 3, 2).dequantized() is None
     assert Weight("a", "a", nn.Module(), 3, 2).instead() == "Module"
+
+
+def test_looking_at_a_quantised_layer_leaves_it_where_it_is() -> None:
+    """What bitsandbytes keeps on a weight is moved in place with any copy of it."""
+
+    class Packed(nn.Parameter):
+        def to(self, *_: Any, **__: Any) -> Tensor:
+            raise AssertionError("it is moved")
+
+    class Small(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    model = tiny_model("llama")
+    layer = Small(8, 8, bias=False)
+    layer.weight = Packed(torch.zeros(8, 8), requires_grad=False)
+    model.model.layers[0].self_attn.q_proj = layer
+    assert "model.layers.0.self_attn.q_proj" in linear_maps(model)

@@ -57,6 +57,18 @@ def test_the_fused_head_gives_the_loss_of_the_model(family, dtype):
     assert not model.training
 
 
+def test_looking_draws_nothing_and_runs_nothing_in_eval_mode():
+    model = fused(compile_spec(SPEC, tiny_model("llama")))
+    with torch.no_grad():
+        model.bishare.tensors()["a.q_proj.B"].normal_()  # So that dropout can be heard.
+    seen = []
+    model.model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    before = torch.get_rng_state()
+    assert fused_head_is_right(model)
+    assert seen == [True, True]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_fused_head_that_gives_another_loss_is_known():
     model = fused(tiny_model("llama"))
     own = model.loss_function
