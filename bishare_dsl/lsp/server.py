@@ -14,6 +14,7 @@ from pygls.uris import from_fs_path, to_fs_path
 
 from bishare_dsl.diagnostics import BishareError, Span
 from bishare_dsl.language.format import format_text
+from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.language.syntax import span_of
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
@@ -126,6 +127,9 @@ class SpecServer(LanguageServer):
         for _, path in zip(range(MAX_SPECS), paths, strict=False):
             if realpath(path) not in found:
                 try:
+                    # Reading a pipe would wait for ever.
+                    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+                        continue
                     text = path.read_text(encoding="utf-8")
                 except (OSError, ValueError):
                     continue

@@ -1,5 +1,6 @@
 """A real server process, asked over its standard input as an editor asks."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -121,6 +122,8 @@ async def test_definition_and_rename_across_use(client, tmp_path):
         "spec base\nparam r = 4\n",
         'spec s\nuse "base.share"\ntarget q_proj\nshare a per layer rank r\n',
     )
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.share")  # Whoever reads it waits.
     await opened(client, tmp_path / "base.share", base)
     document = await opened(client, tmp_path / "my.share", text)
     at = place(text, "r\n")
