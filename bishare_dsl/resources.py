@@ -4,7 +4,9 @@ They stand at the top of a checkout and inside an installed package. Both are pl
 paths are enough; ``importlib.resources`` would cost more to import than the rest of a command.
 """
 
+import itertools
 import os
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -25,6 +27,14 @@ def grammar(name: str) -> Path:
 def shipped_specs() -> dict[str, Path]:
     """Give the specs that ship with bishare, by name (``bishare_ke``), in alphabetical order."""
     return {path.stem: path for path in sorted((_HOME / "specs").glob(f"*{_SUFFIX}"))}
+
+
+def about(text: str) -> str:
+    """The first sentence of the comment that a spec begins with, which says what it is."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    comment = " ".join(line.lstrip("#").strip() for line in lines)
+    end = re.search(r"\.(?=\s|$)", comment)
+    return comment[: end.end()] if end else comment
 
 
 def find_spec(name_or_path: str | Path) -> Path:

@@ -40,3 +40,19 @@ def test_what_does_not_ship_is_not_found(
     with pytest.raises(FileNotFoundError) as caught:
         resources.find_spec(name)
     assert caught.value.filename == str(Path(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "# LoRA (Hu et al., 2021): a pair\n# for each. And more.\nspec s",
+            "LoRA (Hu et al., 2021): a pair for each.",
+        ),
+        ("# No end\nspec s", "No end"),
+        ("# 1.5 and 3.2.1.\n", "1.5 and 3.2.1."),
+        ("spec s\n# later.", ""),
+    ],
+)
+def test_what_a_spec_says_it_is(text: str, sentence: str) -> None:
+    assert resources.about(text) == sentence

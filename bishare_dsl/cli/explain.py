@@ -8,10 +8,24 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
 
 
+def _codes(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from bishare_dsl.diagnostics.codes import registry
+
+    return [
+        CompletionItem(name, help=code.title)
+        for name, code in registry().items()
+        if name.startswith(incomplete.upper())
+    ]
+
+
 @click.command(
     "explain", epilog=options.examples("bishare explain BS201", "bishare explain BS201 --json")
 )
-@click.argument("code", metavar="CODE")
+@click.argument("code", metavar="CODE", shell_complete=_codes)
 @options.as_json
 @options.quiet
 @click.pass_obj

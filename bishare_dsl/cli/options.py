@@ -123,14 +123,27 @@ def _models(
     return [*presets, CompletionItem(incomplete, type="file")]
 
 
+def complete_shipped(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[click.shell_completion.CompletionItem]:
+    """Offer the specs that ship, each with what it is."""
+    from click.shell_completion import CompletionItem
+
+    from bishare_dsl.resources import about, shipped_specs
+
+    return [
+        CompletionItem(name, help=about(path.read_text(encoding="utf-8")))
+        for name, path in shipped_specs().items()
+        if name.startswith(incomplete)
+    ]
+
+
 def _specs(
     ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from bishare_dsl.resources import shipped_specs
-
-    shipped = [CompletionItem(name) for name in shipped_specs() if name.startswith(incomplete)]
+    shipped = complete_shipped(ctx, parameter, incomplete)
     return [*shipped, CompletionItem(incomplete, type="file")]
 
 

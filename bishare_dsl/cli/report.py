@@ -123,10 +123,13 @@ def exit_code_of(problem: Problem) -> int:
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether colours belong on a stream: a terminal that has not been told otherwise (NO_COLOR)."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    """Whether colours belong on a stream: a terminal that has not been told otherwise (NO_COLOR), or any
+    stream where FORCE_COLOR asks for them, as in CI."""
+    if os.environ.get("NO_COLOR"):
         return False
-    return stream.isatty()
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _painted(text: str, stream: TextIO) -> str:

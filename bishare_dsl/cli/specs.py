@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+from textwrap import wrap
+
 import click
 
 from bishare_dsl.cli import options
@@ -11,7 +14,12 @@ from bishare_dsl.cli.report import Report
 @click.command(
     "specs", epilog=options.examples("bishare specs", "cat $(bishare specs --path bishare_ke)")
 )
-@click.option("--path", metavar="NAME", help="Print where the file of this spec is.")
+@click.option(
+    "--path",
+    metavar="NAME",
+    shell_complete=options.complete_shipped,
+    help="Print where the file of this spec is.",
+)
 @options.as_json
 @options.quiet
 @click.pass_obj
@@ -20,21 +28,20 @@ def command(report: Report, path: str | None) -> None:
     from bishare_dsl.cli.report import CommandError
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.resources import shipped_specs
+    from bishare_dsl.resources import about, shipped_specs
+    from bishare_dsl.show.table import terminal
 
     shipped = shipped_specs()
     if path is None:
         width = max(map(len, shipped), default=0)
-        # A spec begins with a comment that says what it is.
-        about = {
-            name: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-            for name, file in shipped.items()
-        }
+        texts = {n: about(file.read_text(encoding="utf-8")) for n, file in shipped.items()}
         report.data(
-            specs=[{"name": n, "about": about[n], "path": str(f)} for n, f in shipped.items()]
+            specs=[{"name": n, "about": texts[n], "path": str(f)} for n, f in shipped.items()]
         )
-        for name, text in about.items():
-            report.result(f"{name:{width}}  {text}")
+        room = max(20, terminal() - width - 2)
+        for name, text in texts.items():
+            lines = wrap(text, int(room)) if isfinite(room) else [text]
+            report.result(f"{name:{width}}  " + f"\n{' ' * (width + 2)}".join(lines))
     elif path in shipped:
         report.data(path=str(shipped[path]))
         report.result(str(shipped[path]))

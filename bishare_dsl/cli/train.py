@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,20 @@ class _TrainCommand(click.Command):
 
     What is no option of its own is looked up in transformers, which takes seconds to import: only then.
     """
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Offer transformers' arguments beside its own."""
+        from click.shell_completion import CompletionItem
+
+        found = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("--"):
+            return found
+        own = {item.value for item in found}
+        theirs = (f"--{name}" for name in _their_names())
+        new = (name for name in theirs if name.startswith(incomplete) and name not in own)
+        return [*found, *map(CompletionItem, new)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
@@ -78,6 +93,25 @@ def _theirs(
     if not words:
         raise click.BadOptionUsage(key, f"Option '--{key}' requires an argument.")
     return key, words.popleft()
+
+
+def _their_names() -> list[str]:
+    """Give the names of transformers' arguments: kept, since a shell does not wait for its import."""
+    from importlib.metadata import version
+
+    from bishare_dsl.resources import cache_folder
+    from bishare_dsl.writing import replace_file
+
+    kept = cache_folder() / f"arguments-{version('transformers')}-{version('trl')}.txt"
+    with suppress(OSError, ValueError):
+        return [word for word in kept.read_text(encoding="utf-8").split() if word.isidentifier()]
+    from bishare_dsl.train.arguments import names
+
+    found = list(names())
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, " ".join(found).encode())
+    return found
 
 
 def _key(name: str) -> str:

@@ -20,7 +20,7 @@ from bishare_dsl.lsp.hover import choices, field_of, name_of, option
 from bishare_dsl.lsp.names import Declaration, declarations, declaring
 from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.presets import PRESETS
-from bishare_dsl.resources import shipped_specs
+from bishare_dsl.resources import about, shipped_specs
 from bishare_dsl.spec import ATTRIBUTES, Initial
 from bishare_dsl.spec.expression import FUNCTIONS
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind, transform_names
@@ -208,8 +208,8 @@ class _Names:
 
     def _specs(self) -> Items:
         for name, path in shipped_specs().items():
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            yield _item(name, Kind.File, first.lstrip("# "), insert=f'"{name}"')
+            text = path.read_text(encoding="utf-8")
+            yield _item(name, Kind.File, about(text), insert=f'"{name}"')
         own = Path(self.document.path)
         for path in sorted(own.parent.glob("*.share")):
             if path.name != own.name:

@@ -16,6 +16,7 @@ from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.site import Site
+from bishare_dsl.resources import about
 from bishare_dsl.show import rows
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
 from bishare_dsl.spec.evaluate import EvaluationError
@@ -87,9 +88,8 @@ def share_card(document: Document, name: str) -> str | None:
 def _used(document: Document, statement: Statement) -> str | None:
     for use, file in document.file.uses if document.file else ():
         if use is statement:
-            first = file.source.text.split("\n", 1)[0]
-            note = first.lstrip("# ") if first.startswith("#") else ""
-            return "\n\n".join(part for part in (f"`{file.source.name}`", note) if part)
+            parts = f"`{file.source.name}`", about(file.source.text)
+            return "\n\n".join(part for part in parts if part)
     return None
 
 

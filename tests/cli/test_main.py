@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -15,6 +18,7 @@ from bishare_dsl.diagnostics import Code
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.models import PRESETS
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.version import __version__
 
 
@@ -97,10 +101,18 @@ def test_a_traceback_is_shown_when_asked_for(capsys, monkeypatch):
 
 
 def test_colours_on_a_terminal_only_and_not_against_the_user(bishare, monkeypatch):
-    for name in ("NO_COLOR", "TERM"):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
     assert "\033" not in bishare("check", "nowhere").out
     monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda _: True, raising=False)
+    assert bishare("check", "nowhere").out.startswith("\033[1;31merror[BS902]:\033[0m ")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in bishare("check", "nowhere").out
+
+
+def test_colours_where_they_are_asked_for(bishare, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     assert bishare("check", "nowhere").out.startswith("\033[1;31merror[BS902]:\033[0m ")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\033" not in bishare("check", "nowhere").out
@@ -146,6 +158,10 @@ def test_completion_scripts(bishare, shell):
         ("bishare plan bishare_ke --solve r_", "r_intra"),
         ("bishare plan lora bishare_ke --set r_", "r_intra="),
         ("bishare diff lora bishare_ke --set lora", "lora_alpha="),
+        ("bishare specs --path bishare_k", "bishare_ke_ab"),
+        ("bishare explain bs30", "BS301"),
+        ("bishare train lora --learning_r", "--learning_rate"),
+        ("bishare train lora --eval_s", "--eval_split"),
     ],
 )
 def test_completion_completes(bishare, monkeypatch, typed, offered):
@@ -153,6 +169,57 @@ def test_completion_completes(bishare, monkeypatch, typed, offered):
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
     assert f"plain,{offered}\n" in bishare().out
+
+
+def test_arguments_of_training_are_completed_without_importing_transformers(tmp_path):
+    """Not the first time, when they are looked up and kept."""
+    program = (
+        "import sys\nfrom bishare_dsl.cli.main import main\nmain()\nprint('torch' in sys.modules)"
+    )
+    environment = os.environ | {
+        "BISHARE_CACHE": str(tmp_path),
+        "_BISHARE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "bishare train lora --warmup",
+        "COMP_CWORD": "3",
+    }
+    for imported in ("True", "False"):
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "plain,--warmup_steps\n" in run.stdout
+        assert run.stdout.endswith(f"{imported}\n")
+
+
+def test_the_package_is_a_command():
+    run = subprocess.run(
+        [sys.executable, "-m", "bishare_dsl", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == f"bishare {__version__}\n"
+
+
+def test_specs_say_what_they_are_in_a_sentence(bishare):
+    lines = dict(line.split(None, 1) for line in bishare("specs").out.splitlines())
+    assert lines.keys() == shipped_specs().keys()
+    assert all(line.endswith(".") for line in lines.values())
+    assert lines["bishare_gt"].endswith("fits it to its own width with two thin gates.")
+
+
+@pytest.mark.parametrize("command", [["plan", "bishare_ke", "-m", "llama-7b"], ["specs"]])
+def test_a_narrow_terminal_has_no_line_cut(bishare, monkeypatch, command):
+    wide = bishare(*command).out
+    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda: 60)
+    narrow = bishare(*command).out
+    tables = [line for line in narrow.splitlines() if "  " in line]
+    assert max(map(len, tables)) <= 60 < max(map(len, wide.splitlines()))
+    # Nothing is lost, and each table has its first columns.
+    assert set(narrow.split()) >= set(wide.split())
 
 
 def test_the_group_is_a_plain_click_command():

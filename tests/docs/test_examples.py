@@ -194,6 +194,16 @@ def test_console(block, capsys):
         assert out == expected
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_first_commands_of_the_readme_warn_of_nothing(capsys):
+    from bishare_dsl.cli.main import main
+
+    [block] = [b for b in BLOCKS if b.page.name == "README.md" and "run" in b.marks]
+    for line in block.text.splitlines():
+        assert main(shlex.split(line)[2:]) == 0
+        assert "warning" not in capsys.readouterr().err, line
+
+
 def test_message_in_the_readme(tmp_path, monkeypatch, capsys):
     """The README shows a mistake as the command does."""
     from bishare_dsl.cli.main import main
