@@ -7,6 +7,7 @@ from functools import cached_property
 
 from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.models.parts import PARTS, parts
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec import (
@@ -49,12 +50,14 @@ class Sites:
         self.architecture = architecture
         self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
+        self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
         self.scopes: Mapping[str, Scope] = {
             site.path: self._scope(spec, site) for site in architecture.sites
         }
 
     def _scope(self, spec: Spec, site: Site) -> Scope:
-        lets: dict[str, bool] = {}
+        played = parts(site)
+        lets = {part: part in played for part in PARTS}
         layers = self.architecture.layers
         scope = Scope(self.params | attributes(site) | {"layers": layers}, lets, layers)
         for let in spec.lets:  # In order: a let may name those above it.
@@ -133,7 +136,8 @@ class Sites:
         sites = self.architecture.sites
         match part:
             case Ref(ref=name):
-                if name not in self.lets and name not in self.kinds:
+                found = self.any_holds(sites, part) if name in self.parts else name in self.lets
+                if not found and name not in self.kinds:
                     yield self._no_such_kind(name, loc)
             case Match(attribute=attribute, pattern=pattern):
                 if not self.any_holds(sites, part, loc):
@@ -198,7 +202,7 @@ class Sites:
         )
 
     def _declared(self, name: str) -> bool:
-        return name in ATTRIBUTES or name in self.params or name in self.lets
+        return name in {*ATTRIBUTES, *self.params, *self.lets, *self.parts}
 
     @staticmethod
     def _is_layer(part: Expression) -> bool:
