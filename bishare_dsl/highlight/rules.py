@@ -11,7 +11,7 @@ from bishare_dsl.language.grammar import STATEMENTS, lark, words
 from bishare_dsl.spec.expression import ATTRIBUTES, FUNCTIONS
 
 _DECLARING = ("spec", "share", "param", "let")
-_OPERATORS = frozenset({"and", "or", "not", "in"})
+_OPERATORS = frozenset({"and", "or", "not", "in", "if"})
 _PUNCTUATION = frozenset(",;:(){}=") | {".."}
 
 

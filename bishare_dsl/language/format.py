@@ -75,7 +75,10 @@ class _Word:
 def _words(syntax: Syntax) -> list[_Word]:
     """List the words of a text, the last one empty: it has the comments at the end."""
     trees = [tree for statement in syntax.statements for tree in statement.trees()]
-    tight = {tree.meta.start_pos for tree in trees if tree.data in ("negative", "set")}
+    tight = {tree.meta.start_pos for tree in trees if tree.data in ("minus", "set")}
+    # The dots of an open range stand close to its one end.
+    opening = {tree.meta.start_pos for tree in trees if tree.data == "range_to"}
+    ended = {tree.meta.end_pos for tree in trees if tree.data == "range_from"}
     closing = {tree.meta.end_pos - 1 for tree in trees if tree.data == "set"}
     words: list[_Word] = []
     comments: list[_Comment] = []
@@ -95,10 +98,11 @@ def _words(syntax: Syntax) -> list[_Word]:
         if token in _CLOSE and words[-1].text in (",", ";"):
             last = words.pop()
             comments = [*last.before, *last.after, *comments]
-        close = joins or token in _TIGHT_BEFORE or start in closing or (token == "(" and named)
+        close = joins or start in closing or (token == "(" and named)
+        close = close or (token in _TIGHT_BEFORE and start not in opening)
         words.append(_Word(str(token), "" if close else " ", start, blank, comments, []))
         comments, same_line, blank = [], True, False
-        joins = token in _TIGHT_AFTER or start in tight
+        joins = (token in _TIGHT_AFTER and span_of(token).end not in ended) or start in tight
         named = token.type in ("NAME", "STRING") and token not in IN_EXPRESSIONS
     return words
 

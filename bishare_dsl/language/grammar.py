@@ -26,7 +26,7 @@ DEFAULTS = ("alpha", "scale", "dropout", "init")
 IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
 """Keywords that an expression may use as they are: settings, and attributes of a site."""
 
-_OPERATORS = {"OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
+_OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 _OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 CLAUSE_KINDS = frozenset(word.upper() for word in CLAUSES)

@@ -26,6 +26,9 @@ _FIELDS = {
     "arm": ("values", "rank"),
     "otherwise": ("otherwise",),
     "range": ("first", "last"),
+    "range_from": ("first",),
+    "range_to": ("last",),
+    "choice": ("then", "condition", "otherwise"),
     "match": ("attribute", "pattern"),
     "call": ("function", "arguments"),
     "member": ("value", "among"),
@@ -84,8 +87,12 @@ class _Parts(Transformer[Token, _Part]):
             return _record({data: _row(children)}, span)
         return children[-1] if children else _Part(True, span)
 
-    def negative(self, meta: Meta, parts: list[_Part]) -> _Part:
-        return _Part(-parts[0].value, Span(meta.start_pos, meta.end_pos))
+    def minus(self, meta: Meta, parts: list[_Part]) -> _Part:
+        span = Span(meta.start_pos, meta.end_pos)
+        if isinstance(parts[0].value, int | float):
+            return _Part(-parts[0].value, span)
+        fields = {"op": _Part("-", None), "left": _Part(0, None), "right": parts[0]}
+        return _record(fields, span)
 
     def arms(self, meta: Meta, parts: list[_Part]) -> _Part:
         subject, *arms = parts

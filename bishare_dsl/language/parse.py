@@ -39,12 +39,15 @@ MAX_PROBLEMS = 100
 # What an expression is made of; clauses and the like nest in nothing.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
-    *("call", "match", "word", "number", "negative"),
+    *("call", "match", "word", "number", "minus", "choice"),
 )
 # After these a word that is both a keyword and a value (`alpha`, `rank`) is a value.
 _OPEN = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
+
+# What begins a value, and does not go on with one.
+_BEGINNING = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
 
 
 class Problems:
@@ -196,6 +199,8 @@ class _Parser:
         token = self.tokens[position]
         if token.type == END or (self.parser is None and token.type not in self.starters):
             return False
+        if self.parser is not None and self.ends_range(position):
+            return False
         if self.parser is None:
             self.parser = lark().parse_interactive()
             self.first, self.open = position, 0
@@ -212,6 +217,12 @@ class _Parser:
             return False
         self.open -= token.type in ("RPAR", "RBRACE")
         return True
+
+    def ends_range(self, position: int) -> bool:
+        """Tell whether a word that could be the end of a range, as in `24.. rank 8`, begins a clause."""
+        previous, token = self.tokens[position - 1 : position + 1]
+        open_range = previous.type == "DOTS" and token.type in ("RANK", "ALPHA")
+        return open_range and self.tokens[position + 1].type in _BEGINNING
 
     def ends(self, position: int) -> bool:
         """Keep what is being read if it is whole before a token."""

@@ -90,8 +90,6 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         number = f"{float(before[1]) / 100:g}"
         help_line = f"`%` is the rest of a division; for {before[1]} percent write `{number}`"
         return Slip(help_line, at=before[0], edits=_write(number, before[1], before[0]))
-    if kinds[0] == "DOTS":
-        return Slip("a range has an end: `24..-1` goes up to the last layer", at=before[0])
     if token in _REMEDIES:
         return _dropped(token)
     near = kind = None

@@ -14,7 +14,7 @@ from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.grammar import CLAUSES, IN_EXPRESSIONS, is_keyword
 
-_OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(7)
+_IF, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(8)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -65,6 +65,8 @@ def _unsaid(part: object) -> str | None:
             return "`and` or `or` of fewer than two parts"
         case m.Selection(include=()):
             return "a selection of nothing"
+        case m.Range(first=None, last=None):
+            return "a range with no end"
         case m.Member(among=()) | m.Arm(values=()):
             return "an empty list"
         case m.RankMatch(arms=(), otherwise=None):
@@ -137,7 +139,7 @@ def _list(parts: Iterable[m.Range | m.Expression]) -> str:
     return ", ".join(map(_text, parts))
 
 
-def _text(node: m.Range | m.Expression, least: int = _OR) -> str:
+def _text(node: m.Range | m.Expression, least: int = _IF) -> str:
     """Write an expression, in parentheses if it binds less than ``least``."""
     text, level = _written(node)
     return text if level >= least else f"({text})"
@@ -155,12 +157,18 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
         case m.Call(function=function, arguments=arguments):
             return f"{function}({', '.join(map(_text, arguments))})", _ATOM
         case m.Binary(op=op, left=left, right=right):
+            if (op, left) == ("-", 0) and not isinstance(right, int | float):
+                return f"-{_text(right, _ATOM)}", _ATOM
             level = _SUM if op in ("+", "-") else _PRODUCT
             return f"{_text(left, level)} {op} {_text(right, level + 1)}", level
         case m.Compare(op=op, left=left, right=right):
             return f"{_text(left, _SUM)} {op} {_text(right, _SUM)}", _COMPARISON
         case m.Range(first=first, last=last):
-            return f"{_text(first, _SUM)}..{_text(last, _SUM)}", _ATOM
+            ends = ["" if end is None else _text(end, _SUM) for end in (first, last)]
+            return "..".join(ends), _ATOM
+        case m.If(then=then, condition=condition, otherwise=otherwise):
+            chosen = f"{_text(then, _OR)} if {_text(condition, _OR)}"
+            return f"{chosen} else {_text(otherwise)}", _IF
         case m.Member(value=value, among=(m.Range() as only,)):
             return f"{_text(value, _SUM)} in {_text(only)}", _COMPARISON
         case m.Member(value=value, among=among):

@@ -40,6 +40,7 @@ MEANINGS = {
     "layer": "The index of a site's block, from 0; a negative number counts from the last block.",
     "layers": "The number of blocks of the model.",
     "kind": "A site's own name, such as `q_proj`; before a name or pattern, the sites of that kind.",
+    "if": "Chooses between two values: `8 if late else 2`.",
     "parent": "The name of a site's nearest ancestor that is not a number, such as `self_attn`.",
     "expert": "The number of the expert that a site belongs to; the word `none` outside of experts.",
     "adapter": "Which adapter of a library a site is of, for `bishare fit`; one value everywhere else.",

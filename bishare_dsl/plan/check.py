@@ -10,7 +10,7 @@ from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import Resolver, parts_of, reads_alpha, refs
-from bishare_dsl.spec import ATTRIBUTES, Binary, Expression, Range, RankMatch, Ref, Share, Spec
+from bishare_dsl.spec import ATTRIBUTES, Binary, Expression, If, Range, RankMatch, Ref, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 
 
@@ -100,6 +100,8 @@ def _unused(spec: Spec) -> Iterator[Problem]:
 def _empty_ranges(spec: Spec, params: Mapping[str, Value]) -> Iterator[Problem]:
     scope = Scope(params)
     for loc, part in parts_of(spec, Range):
+        if part.first is None or part.last is None:
+            continue
         with suppress(EvaluationError):  # Depends on the site, or is wrong: planning finds out.
             first, last = scope.number(part.first), scope.number(part.last)
             if first > last and (first < 0) == (last < 0):
@@ -142,7 +144,9 @@ def _share(resolver: Resolver, index: int, share: Share) -> Iterator[Problem]:
         arms = [(share.rank, loc)]
     scope = Scope(resolver.params)
     for rank, place in arms:
-        if any(ref.ref in ATTRIBUTES for _, ref in refs(rank)):
+        lets = {let.name for let in resolver.spec.lets}
+        chosen = any(True for _ in parts_of(rank, If))
+        if chosen or any(ref.ref in {*ATTRIBUTES, *lets} for _, ref in refs(rank)):
             continue  # Depends on the site: planning finds out.
         try:
             value = rank_of(rank, scope, place)

@@ -12,6 +12,7 @@ from bishare_dsl.spec import (
     Call,
     Compare,
     Expression,
+    If,
     Match,
     Member,
     Not,
@@ -66,7 +67,10 @@ def _slug(part: Expression | Range) -> str:
         case Call(function=function, arguments=arguments):
             return "_".join([function, *map(_slug, arguments)])
         case Range(first=first, last=last):
-            return f"{_slug(first)}_to_{_slug(last)}"
+            ends = ["" if end is None else f"_{_slug(end)}" for end in (first, last)]
+            return "_to".join(ends).strip("_")
+        case If(then=chosen, condition=condition, otherwise=otherwise):
+            return f"{_slug(chosen)}_if_{_slug(condition)}_else_{_slug(otherwise)}"
         case Match(attribute=attribute, pattern=pattern):
             return f"{attribute}_{_plain(pattern)}"
         case Member(value=value, among=among):

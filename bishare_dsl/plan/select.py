@@ -16,6 +16,7 @@ from bishare_dsl.spec import (
     And,
     Compare,
     Expression,
+    If,
     Match,
     Member,
     Not,
@@ -126,6 +127,10 @@ class Sites:
                 yield self._no_such_kind(key.ref, loc, (*ATTRIBUTES, "model"))
         elif isinstance(key, Match | Member | Compare | And | Or | Not):
             yield from self.predicate_problems(key, loc)
+        elif isinstance(key, If):
+            yield from self.predicate_problems(key.condition, (*loc, "condition"))
+            yield from self.key_problems(key.then, (*loc, "then"))
+            yield from self.key_problems(key.otherwise, (*loc, "otherwise"))
         else:
             try:  # Planning looks whether the sites that are covered have a value.
                 self._any(self.architecture.sites, lambda scope: abs(scope.number(key, loc)) >= 0)
@@ -179,7 +184,7 @@ class Sites:
         if isinstance(item, Range) and self._is_layer(subject):
             scope = self.scopes[sites[0].path]
             first, last = scope.bounds(item, subject, loc)
-            if first > last:
+            if first > last and item.first is not None and item.last is not None:
                 yield empty_range(scope.number(item.first), scope.number(item.last), loc)
                 return
             if not 0 <= first <= last < self.architecture.layers:

@@ -7,6 +7,7 @@ from bishare_dsl.spec.expression import Binary as Binary
 from bishare_dsl.spec.expression import Call as Call
 from bishare_dsl.spec.expression import Compare as Compare
 from bishare_dsl.spec.expression import Expression as Expression
+from bishare_dsl.spec.expression import If as If
 from bishare_dsl.spec.expression import Match as Match
 from bishare_dsl.spec.expression import Member as Member
 from bishare_dsl.spec.expression import Node as Node

@@ -20,6 +20,7 @@ from bishare_dsl.spec.expression import (
     Compare,
     Expression,
     Function,
+    If,
     Match,
     Member,
     Not,
@@ -103,16 +104,22 @@ class Scope:
                 if function == "sqrt" and numbers[0] < 0:
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"{numbers[0]} has no root"))
                 return _FUNCTIONS[function](*numbers)
+            case If(then=then, condition=condition, otherwise=otherwise):
+                if self.holds(condition, (*loc, "condition")):
+                    return self.value(then, (*loc, "then"))
+                return self.value(otherwise, (*loc, "otherwise"))
             case _:
                 return self.holds(expression, loc)
 
     def number(self, expression: Expression, loc: Loc = ()) -> int | float:
-        """Evaluate an expression that must be a number.
+        """Evaluate an expression that must be a number; a let is 1 where it selects the site, else 0.
 
         Raises:
             EvaluationError: as `value`, and BS201 for a name that nothing declares.
         """
         value = self.value(expression, loc)
+        if isinstance(value, bool) and isinstance(expression, Ref):
+            return int(value)
         if isinstance(value, bool | str):
             if isinstance(expression, Ref) and expression.ref not in self.values:
                 name, help_line = expression.ref, nearest(expression.ref, self.values)
@@ -124,12 +131,11 @@ class Scope:
         """Tell whether a predicate is true; a bare name is a let, else the name of a kind."""
         match predicate:
             case Ref(ref=name):
-                return self.lets.get(name, self.values.get("kind") == name)
+                if name in self.lets:
+                    return self.lets[name]
+                return self._attribute("kind", loc) == name
             case Match(attribute=attribute, pattern=pattern):
-                if attribute not in self.values:
-                    why = f"`{attribute}` is of a module, and here is none"
-                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
-                return _glob(pattern).fullmatch(str(self.values[attribute])) is not None
+                return _glob(pattern).fullmatch(str(self._attribute(attribute, loc))) is not None
             case And(all_of=parts):
                 return all(self.holds(part, (*loc, "all_of", i)) for i, part in enumerate(parts))
             case Or(any_of=parts):
@@ -144,24 +150,43 @@ class Scope:
                 )
             case Compare(op=op, left=left, right=right):
                 return self._compare(op, left, right, loc)
+            case If(then=chosen, condition=condition, otherwise=otherwise):
+                if self.holds(condition, (*loc, "condition")):
+                    return self.holds(chosen, (*loc, "then"))
+                return self.holds(otherwise, (*loc, "otherwise"))
             case _:
                 why = "a number is neither true nor false"
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
 
+    def _attribute(self, name: str, loc: Loc) -> Value:
+        if name not in self.values:
+            why = f"`{name}` is of a module, and here is none"
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
+        return self.values[name]
+
     def includes(
         self, item: Range | Expression, value: Value, subject: Expression, loc: Loc = ()
     ) -> bool:
-        """Tell whether ``value``, the worth of ``subject``, is ``item`` or in it, a range."""
+        """Tell whether ``value``, the worth of ``subject``, is ``item`` or in it, a range; or that ``item``
+        is a let that selects the site."""
         if isinstance(item, Range):
             first, last = self.bounds(item, subject, loc)
             return not isinstance(value, str) and first <= value <= last
+        if isinstance(item, Ref) and item.ref in self.lets and item.ref not in self.values:
+            return self.lets[item.ref]
         return self._layer(subject, self.value(item, loc)) == value
 
     def bounds(self, item: Range, subject: Expression, loc: Loc = ()) -> tuple[float, float]:
-        """Evaluate the two ends of a range beside ``subject``, both included."""
-        first = self._layer(subject, self.number(item.first, (*loc, "first")))
-        last = self._layer(subject, self.number(item.last, (*loc, "last")))
-        return float(first), float(last)
+        """Evaluate the two ends of a range beside ``subject``, both included; an open one of layers ends with
+        the layers."""
+        first, last = -math.inf, math.inf
+        if subject == Ref(ref="layer"):
+            first, last = 0, self.layers - 1
+        if item.first is not None:
+            first = float(self._layer(subject, self.number(item.first, (*loc, "first"))))
+        if item.last is not None:
+            last = float(self._layer(subject, self.number(item.last, (*loc, "last"))))
+        return first, last
 
     def selects(self, selection: Selection, loc: Loc = ()) -> bool:
         """Tell whether the site whose attributes are ``values`` is selected."""

@@ -89,10 +89,19 @@ class Call(Node):
 
 
 class Range(Node):
-    """The whole numbers ``first`` to ``last``, both included: ``0..15``."""
+    """The whole numbers ``first`` to ``last``, both included: ``0..15``. Without one of them, all up to the
+    other or from it on: ``..7``, ``24..``."""
 
-    first: Expression
-    last: Expression
+    first: Expression | None = None
+    last: Expression | None = None
+
+
+class If(Node):
+    """``then if condition else otherwise``."""
+
+    then: Expression
+    condition: Expression
+    otherwise: Expression
 
 
 class Match(Node):
@@ -156,7 +165,8 @@ Expression = TypeAliasType(
         | Member
         | And
         | Or
-        | Not,
+        | Not
+        | If,
         BeforeValidator(_word),
     ],
 )

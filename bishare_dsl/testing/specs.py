@@ -71,6 +71,7 @@ def _nested(inner: st.SearchStrategy[m.Expression]) -> st.SearchStrategy[m.Expre
         st.builds(m.And, all_of=several),
         st.builds(m.Or, any_of=several),
         st.builds(m.Not, negated=inner),
+        st.builds(m.If, then=inner, condition=inner, otherwise=inner),
     )
 
 
@@ -78,6 +79,7 @@ def _items(
     inner: st.SearchStrategy[m.Expression],
 ) -> st.SearchStrategy[tuple[m.Range | m.Expression, ...]]:
     item = inner | st.builds(m.Range, first=inner, last=inner)
+    item |= st.builds(m.Range, first=inner) | st.builds(m.Range, last=inner)
     return st.lists(item, min_size=1, max_size=2).map(tuple)
 
 

@@ -2,13 +2,14 @@
 // tree-sitter` writes the parser in `src`; tests/highlight/test_tree_sitter.py holds it to what bishare reads.
 
 const list = (rule) => seq(rule, repeat(seq(',', rule)));
-const OR = 1, AND = 2, NOT = 3, COMPARISON = 4, RANGE = 5, SUM = 6, PRODUCT = 7;
+const IF = 0, OR = 1, AND = 2, NOT = 3, COMPARISON = 4, RANGE = 5, SUM = 6, PRODUCT = 7, MINUS = 8;
 
 module.exports = grammar({
   name: 'share',
 
   extras: ($) => [/[ \t\f\r\n]+/, $.comment],
   word: ($) => $.identifier,
+  conflicts: ($) => [[$.range]],
 
   rules: {
     source_file: ($) => repeat($._statement),
@@ -61,7 +62,9 @@ module.exports = grammar({
     otherwise: ($) => seq('else', ':', $._expression),
 
     _expression: ($) =>
-      choice($.any_of, $.all_of, $.negation, $.compare, $.member, $.sum, $.product, $._atom),
+      choice($.conditional, $.any_of, $.all_of, $.negation, $.compare, $.member, $.sum, $.product, $._atom),
+    conditional: ($) =>
+      prec.right(IF, seq($._expression, 'if', $._expression, 'else', $._expression)),
     any_of: ($) => prec.left(OR, seq($._expression, 'or', $._expression)),
     all_of: ($) => prec.left(AND, seq($._expression, 'and', $._expression)),
     negation: ($) => prec(NOT, seq('not', $._expression)),
@@ -73,7 +76,13 @@ module.exports = grammar({
     member: ($) => prec.left(COMPARISON, seq($._expression, 'in', choice($.range, $.set))),
     set: ($) => seq('{', list($._item), optional(','), '}'),
     _item: ($) => choice($._expression, $.range),
-    range: ($) => prec(RANGE, seq($._expression, '..', $._expression)),
+    // One end may be missing. `24.. rank 8` ends before the clause.
+    range: ($) =>
+      choice(
+        prec.dynamic(1, prec(RANGE, seq($._expression, '..', $._expression))),
+        prec(RANGE, seq($._expression, '..')),
+        prec(RANGE, seq('..', $._expression)),
+      ),
     sum: ($) => prec.left(SUM, seq($._expression, choice('+', '-'), $._expression)),
     product: ($) =>
       prec.left(PRODUCT, seq($._expression, choice('*', '/', '//', '%'), $._expression)),
@@ -82,7 +91,7 @@ module.exports = grammar({
     group: ($) => seq('(', $._expression, ')'),
     call: ($) => seq(field('function', $.identifier), '(', list($._expression), ')'),
     match: ($) => seq(choice('path', 'kind', 'parent'), $._name),
-    negative: ($) => seq('-', $.number),
+    negative: ($) => prec(MINUS, seq('-', $._atom)),
     // Some keywords also name what an expression may use: a setting, or an attribute of a site.
     word: ($) => choice($._name, 'alpha', 'rank', 'in', 'out', 'path', 'kind', 'parent'),
 

@@ -3,7 +3,20 @@ import pytest
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import parse_spec, read
 from bishare_dsl.language.lower import validated
-from bishare_dsl.spec import And, Binary, Gain, Keys, Match, Member, Or, Range, Ref, Share
+from bishare_dsl.spec import (
+    And,
+    Binary,
+    Gain,
+    If,
+    Keys,
+    Match,
+    Member,
+    Or,
+    Range,
+    Ref,
+    Selection,
+    Share,
+)
 
 TEXT = """spec x
 param r = 4
@@ -100,6 +113,46 @@ def test_precedence_is_pythons():
     assert expression("(a or b) and c") == And(all_of=(Or(any_of=("a", "b")), "c"))
     # `in` is an attribute where a value stands, and an operator where one may follow.
     assert expression("in in {in}") == Member(value="in", among=("in",))
+
+
+def test_a_minus_binds_like_a_function():
+    assert expression("-a * b") == Binary(op="*", left=Binary(op="-", left=0, right="a"), right="b")
+    assert expression("--3") == 3
+    assert expression("-(3)") == -3
+
+
+def test_if_binds_least_and_goes_on_to_the_right():
+    assert expression("1 if a or b else 2 if c else 3") == If(
+        then=1,
+        condition=Or(any_of=("a", "b")),
+        otherwise=If(then=2, condition="c", otherwise=3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "range_"),
+    [
+        ("24..", Range(first=24)),
+        ("..7", Range(last=7)),
+        ("-r..-1", Range(first=Binary(op="-", left=0, right="r"), last=-1)),
+    ],
+)
+def test_a_range_may_lack_an_end(text, range_):
+    assert expression(f"layer in {text}") == Member(value="layer", among=(range_,))
+    assert expression(f"layer in {{{text}, 3}}") == Member(value="layer", among=(range_, 3))
+
+
+@pytest.mark.parametrize("clause", ["rank 8", "rank r", "rank (8)", "rank match kind { else: 8 }"])
+def test_a_clause_behind_an_open_range_is_none_of_its_ends(clause):
+    spec = parse_spec(
+        f"spec x param r = 8 target q share s per layer where layer in 3.. {clause} alpha 2"
+    )
+    assert spec.shares[0].where == Selection(
+        include=(Member(value="layer", among=(Range(first=3),)),)
+    )
+    assert spec.shares[0].alpha == 2
+    ended = parse_spec("spec x target q share s per layer rank 8 where layer in 3..rank alpha 2")
+    assert ended.shares[0].where.include[0].among == (Range(first=3, last="rank"),)
 
 
 def test_a_quoted_keyword_is_a_name():

@@ -8,7 +8,7 @@
 ["where" "per" "rank" "via" "alpha" "scale" "dropout" "init" "freeze" "gain" "start" "nonzero" "out" "A" "B"] @keyword
 ["except" "match" "else"] @keyword
 (model) @keyword
-["and" "or" "not" "in"] @keyword.operator
+["and" "or" "not" "in" "if"] @keyword.operator
 ["path" "kind" "parent"] @variable.builtin
 
 ["==" "!=" "<=" "<" ">=" ">" "+" "-" "*" "/" "//" "%" ".."] @operator

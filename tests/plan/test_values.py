@@ -1,0 +1,62 @@
+"""Ranks that a let, a choice or an open range decides, site by site."""
+
+import pytest
+
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models import preset
+from bishare_dsl.plan import build_plan
+
+HEAD = """spec x
+param last = 8
+let attention = q_proj, v_proj
+let late = layer in -last..-1
+target q_proj, v_proj, up_proj
+"""
+
+
+def ranks(rank):
+    plan, problems = build_plan(
+        parse_spec(f"{HEAD}share s per module rank {rank}"), preset("llama-7b")
+    )
+    assert [p for p in problems if p.code != "BS213"] == []
+    sites = {site.path: site for site in plan.sites}
+    return {(sites[t.site].layer, sites[t.site].kind): t.rank for t in plan.terms}
+
+
+def late(layer, kind):
+    return layer >= 24
+
+
+def attention(layer, kind):
+    return kind != "up_proj"
+
+
+@pytest.mark.parametrize(
+    ("rank", "fits"),
+    [
+        ("2 + 6 * late", late),
+        ("8 if late else 2", late),
+        ("8 if layer in 24.. else 2", late),
+        ("2 if not late else 8", late),
+        ("2 if layer in ..23 else last", late),
+        ("match layer { 24..: 8; else: 2 }", late),
+        ("match late { 1: 8; else: 2 }", late),
+        ("match kind { attention: 8; else: 2 }", attention),
+        ("8 if kind in {attention} else 2", attention),
+        ('2 if path "*.mlp.*" else 8', attention),
+        ("2 + 6 * attention * late", lambda *site: attention(*site) and late(*site)),
+    ],
+)
+def test_ranks(rank, fits):
+    found = ranks(rank)
+    assert found == {site: 8 if fits(*site) else 2 for site in found}
+    assert len(found) == 96
+
+
+def test_keys_are_named_after_open_ranges_and_choices():
+    text = f"{HEAD}share s where late or attention per layer in 24.., 1 if attention else layer rank 2 via SS"
+    plan, _ = build_plan(parse_spec(text), preset("llama-7b"))
+    assert {pool.tensor for pool in plan.pools} >= {
+        "s.layer_in_24_to_true.1_if_attention_else_layer_1.A",
+        "s.layer_in_24_to_true.1_if_attention_else_layer_25.A",
+    }
