@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -28,6 +29,8 @@ def command(report: Report) -> None:
 
         help_line = "pip install 'bishare[lsp]'"
         raise CommandError(codes.NEEDS_PACKAGE(package=error.name, help=help_line)) from error
+    # An editor shows what is written to standard error; pygls warns there of each orderly end.
+    logging.getLogger("pygls").setLevel(logging.ERROR)
     # The server closes what it writes to. And nothing else may write there: it would break the protocol.
     own = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     sys.stdout = sys.stderr

@@ -40,6 +40,7 @@ function rest(known) {
 let found;
 const diagnosed = new Promise(resolve => (found = resolve));
 const registered = new Set();
+const complaints = [];
 const languages = new Proxy({}, {
   get: (_, name) => {
     if (name === 'match') return () => 1;
@@ -65,7 +66,10 @@ const vscode = rest({
     textDocuments: [document], notebookDocuments: [], workspaceFolders: undefined,
   }),
   window: rest({
-    createOutputChannel: () => ({ appendLine() {}, append() {}, dispose() {}, onDidChangeLogLevel: () => new Disposable() }),
+    createOutputChannel: () => ({
+      info() {}, warn() {}, error: line => complaints.push(line), appendLine() {}, append() {}, dispose() {},
+      onDidChangeLogLevel: () => new Disposable(),
+    }),
     showErrorMessage: message => assert.fail(message),
     visibleTextEditors: [], activeTextEditor: undefined,
     tabGroups: { all: [], onDidChangeTabs: () => new Disposable() },
@@ -83,5 +87,6 @@ for (const name of ['Hover', 'CompletionItem', 'Definition', 'Rename', 'CodeActi
   assert(registered.has(`register${name}Provider`), name);
 }
 await deactivate();
+assert.deepEqual(complaints, []);
 clearTimeout(late);
 console.log('the extension starts the language server, and shows its diagnostics');
