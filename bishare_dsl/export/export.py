@@ -71,7 +71,7 @@ def export_adapter(
         reason = "a GGUF file has a rank for each module by itself"
         raise AdapterError(codes.EXPORT_OPTION(option="uniform_rank", reason=reason))
     check_linear(plan.terms, "export the adapter as a plain LoRA")
-    write: Callable[[Sequence[Pair]], None]
+    write: Callable[[Sequence[Pair]], int | None]
     if format == "gguf":
         check_file(out, force)
         write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
@@ -81,7 +81,7 @@ def export_adapter(
     options = {"rank": rank, "dtype": getattr(torch, named), "watch": watch}
     pairs = tuple(plain_lora(plan, tensors, **options))
     try:
-        write(pairs)
+        highest = write(pairs)
     except OSError as error:
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
@@ -93,4 +93,4 @@ def export_adapter(
         tuple(ExportedSite(pair.site.path, pair.rank, pair.rows, pair.error) for pair in pairs),
         total_error(pairs) if inexact else None,
     )
-    return served_by_vllm(report) if format == "peft" else report
+    return report if highest is None else served_by_vllm(report, highest)

@@ -54,8 +54,8 @@ _HEADS = {
 
 def write_peft(
     folder: Path, plan: Plan, model: nn.Module, pairs: Sequence[Pair], *, uniform: bool = False
-) -> None:
-    """Write pairs as a folder that PEFT loads, in one step.
+) -> int:
+    """Write pairs as a folder that PEFT loads, in one step; give the highest rank in it.
 
     What experts have in one parameter is a target parameter of PEFT's, A ``(experts * rank, d_in)`` and B
     ``(d_out, rank * experts)``. Where a module has several, PEFT wraps one round the other.
@@ -88,13 +88,18 @@ def write_peft(
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
+    return highest
 
 
-def served_by_vllm(report: ExportReport) -> ExportReport:
-    """Add what vLLM needs: its least ``--max-lora-rank``, or a warning that there is none (BS632)."""
-    if enough := next((allowed for allowed in VLLM_RANKS if allowed >= report.rank), None):
+def served_by_vllm(report: ExportReport, rank: int) -> ExportReport:
+    """Add what vLLM needs: its least ``--max-lora-rank``, or a warning that there is none (BS632).
+
+    Args:
+        rank: the highest that was written.
+    """
+    if enough := next((allowed for allowed in VLLM_RANKS if allowed >= rank), None):
         return replace(report, max_lora_rank=enough)
-    limit = codes.RANK_FOR_VLLM(rank=report.rank, limit=VLLM_RANKS[-1])
+    limit = codes.RANK_FOR_VLLM(rank=rank, limit=VLLM_RANKS[-1])
     return replace(report, warnings=(limit,))
 
 

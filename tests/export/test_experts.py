@@ -97,3 +97,10 @@ def test_equal_rows_of_gate_and_up_are_written_once(tmp_path: Path) -> None:
     first = "base_model.model.model.layers.0.mlp.experts"
     assert shapes[f"{first}.lora_A.weight"] == (4 * 3, 32)
     assert shapes[f"{first}.lora_B.weight"] == (48, 3 * 4)
+
+
+def test_vllm_needs_the_rank_of_gate_and_up_together(tmp_path: Path) -> None:
+    model = mixture("qwen3_moe")
+    plan = plan_spec("spec s\ntarget gate_proj, up_proj share x per module rank 6", model)
+    report = export_adapter(tmp_path / "peft", plan, draw(plan, 0), model)
+    assert (report.rank, report.max_lora_rank) == (6, 16)

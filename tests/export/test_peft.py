@@ -167,7 +167,7 @@ def test_a_pattern_matches_the_modules_that_are_meant_and_no_others() -> None:
 )
 def test_the_least_rank_that_vllm_must_allow(rank: int, enough: int | None) -> None:
     sites = (ExportedSite("h.0.q", 1, 1, 0.0), ExportedSite("h.1.q", rank, rank, 0.0))
-    report = exporting.served_by_vllm(ExportReport(Path("out"), "peft", sites, None))
+    report = exporting.served_by_vllm(ExportReport(Path("out"), "peft", sites, None), rank)
     assert report.max_lora_rank == enough
     assert [problem.code for problem in report.warnings] == ([] if enough else ["BS632"])
     assert (f"--max-lora-rank {enough}" in str(report)) == (enough is not None)
