@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -13,7 +12,7 @@ from bishare_dsl.models.site import Architecture, LeftOut, Site
 from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
-from bishare_dsl.plan.select import Sites
+from bishare_dsl.plan.select import Sites, located
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
 from bishare_dsl.spec import Expression, Keys, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
@@ -236,10 +235,7 @@ class _SharePlan:
         try:
             return scope.value(part, loc)
         except EvaluationError as error:
-            help = f"here is `{site.path}`"
-            if site.expert is None and any(ref.ref == "expert" for _, ref in refs(part)):
-                help += ", which is of no expert: `where expert != none` leaves it out"
-            raise EvaluationError(replace(error.problem, help=help)) from error
+            raise EvaluationError(located(error.problem, part, site)) from error
 
     def _pool(
         self,

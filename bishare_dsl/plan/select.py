@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from bishare_dsl.diagnostics import Loc, Problem, nearest
@@ -10,6 +11,7 @@ from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, parts
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import empty_range
+from bishare_dsl.plan.settings import refs
 from bishare_dsl.spec import (
     ATTRIBUTES,
     EACH_ADAPTER,
@@ -42,6 +44,14 @@ def attributes(site: Site) -> dict[str, Value]:
         "out": site.d_out,
         "adapter": EACH_ADAPTER,
     }
+
+
+def located(problem: Problem, part: Expression, site: Site) -> Problem:
+    """Say what leaves a site out at which an expression has no value, because it is of no expert."""
+    if site.expert is not None or all(ref.ref != "expert" for _, ref in refs(part)):
+        return problem
+    help = f"`{site.path}` is of no expert: `expert != none` leaves it out"
+    return replace(problem, help=help)
 
 
 class Sites:
@@ -113,12 +123,15 @@ class Sites:
 
     def predicate_problems(self, part: Expression, loc: Loc) -> Iterator[Problem]:
         """Find names, patterns and layers in a predicate that match nothing in the whole model."""
+        site = None
         try:
             yield from self._predicate(part, loc)
-            for scope in self.scopes.values():  # So that no later evaluation can fail at one site.
-                scope.holds(part, loc)
+            for (
+                site
+            ) in self.architecture.sites:  # So that no later evaluation can fail at one site.
+                self.scopes[site.path].holds(part, loc)
         except EvaluationError as error:
-            yield error.problem
+            yield error.problem if site is None else located(error.problem, part, site)
 
     def key_problems(self, key: Expression, loc: Loc) -> Iterator[Problem]:
         """Tell what is wrong with one key of a ``per``."""
