@@ -19,6 +19,7 @@ from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hover import choices, field_of, name_of, option
 from bishare_dsl.lsp.names import Declaration, declarations, declaring
 from bishare_dsl.lsp.words import MEANINGS
+from bishare_dsl.models.parts import PARTS, parts
 from bishare_dsl.models.presets import PRESETS
 from bishare_dsl.resources import about, shipped_specs
 from bishare_dsl.spec import ATTRIBUTES, Initial
@@ -170,9 +171,21 @@ class _Names:
             return
         else:
             yield from self._sites("kind")
+            yield from self._parts()
             yield from self._declared()
             yield from self._attributes()
             yield from self._functions()
+
+    def _parts(self) -> Items:
+        """Give the names of parts, each with the kinds that play it in the model."""
+        model = self.document.architecture
+        for name in PARTS:
+            played = dict.fromkeys(s.kind for s in model.sites if name in parts(s)) if model else {}
+            kinds = ", ".join(f"`{kind}`" for kind in played)
+            said = (
+                f"In {model.name}: {kinds or 'none'}." if model else "Of whatever name in a model."
+            )
+            yield _item(name, Kind.Field, said)
 
     def _attributes(self) -> Items:
         for name in ATTRIBUTES:
@@ -186,6 +199,7 @@ class _Names:
         yield from self._attributes()
         yield from self._declared()
         yield from self._sites("kind")
+        yield from self._parts()
         yield from self._functions()
 
     def _ranks(self) -> Items:

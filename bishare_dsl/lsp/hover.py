@@ -51,8 +51,9 @@ def _told(document: Document, offset: int, token: Token) -> Iterator[str | None]
     elif clause.keyword == "via" and (told := _of_transform(clause, token)):
         yield told
     elif (named := name_at(document, offset)) is not None:
-        yield _named(document, named[1][0].statement)
-        yield _selected(document, offset)
+        declared = named[1][0].statement
+        yield _named(document, declared)
+        yield _selected(document, offset) if declared.keyword == "param" else None
     else:
         yield MEANINGS.get(str(token)) if token.type != "STRING" else None
         yield _selected(document, offset)

@@ -48,6 +48,7 @@ def offered(at):
         ("spec s\nuse |", {"lora", "bishare_ke"}, {"share", "my.share"}),
         ("spec s\nuse \"lo|\"", {"lora"}, {"share"}),
         ("spec s\nuse lora\nreplace param |", {"r"}, {"share"}),
+        (f"{HEAD}share a where |", {"attention_inputs", "mlp_ups"}, {"share"}),
         ("spec |", set(), {"share", "q_proj", "lora"}),
         (f"{HEAD}# |", set(), {"share", "llama-7b"}),
         ("# model: |", set(PRESETS), {"share"}),
@@ -88,6 +89,11 @@ def test_what_is_begun_is_written_over(offered):
     assert (edit.range.start.character, edit.range.end.character) == (4, 8)
     item = offered(f"{HEAD}share a per layer ra|")["rank"]
     assert item.text_edit.range.start.character == len("share a per layer ")
+
+
+def test_a_part_says_which_kinds_play_it(offered):
+    found = offered(f"{MODEL}spec s\ntarget |")["attention_inputs"]
+    assert found.documentation.value == "In llama-7b: `q_proj`, `k_proj`, `v_proj`."
 
 
 def test_the_name_of_a_model_has_no_quotes(offered):

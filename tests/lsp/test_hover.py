@@ -27,6 +27,7 @@ def told(at):
         (HEAD + SHARE.replace("intra", "in|tra"), "| `K_A` | 96 | 1 |"),
         (HEAD + SHARE.replace("double", "dou|ble"), "param **double** = `8`"),
         (HEAD.replace("target q_proj, mlp", "target q_proj, m|lp") + SHARE, "let **mlp**: 64 modules: `up_proj`, `down_proj` of layers 0..31"),
+        (HEAD.replace("target q_proj", "target attention_|inputs") + SHARE, "Selects 96 modules: `q_proj`, `k_proj`, `v_proj` of"),
         (HEAD.replace("let mlp = up_proj", "let mlp = up_|proj") + SHARE, "Selects 32 modules: `up_proj` of layers 0..31."),
         (HEAD + SHARE.replace("per", "where layer in 4.|.7 or layer == 9 per"), "Selects 28 modules:"),
         (HEAD + SHARE.replace("per", "where layer in 4..7 o|r layer == 9 per"), "of layers 4..7, 9."),
