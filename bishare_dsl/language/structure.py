@@ -158,5 +158,7 @@ def check_order(
 
 
 def names_used(statement: Statement) -> Iterator[Token]:
-    """Find what the expressions of a statement refer to: no names of roles, options and transforms."""
-    return (first_token(tree) for tree in statement.trees() if tree.data == "word")
+    """Find what a statement may refer to, in expressions and behind `freeze`: no names of options."""
+    for tree in statement.trees():
+        if tree.data in ("word", "freeze"):
+            yield from cast(list[Token], tree.children)

@@ -303,7 +303,7 @@ class _SharePlan:
                 init=start.init,
                 amount=start.amount,
                 fan_in=shape.fan_in,
-                trainable=role not in self.share.freeze,
+                trainable=role not in resolved.frozen.values(),
                 owner=owner(paths),
             )
         )

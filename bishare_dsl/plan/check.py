@@ -83,6 +83,7 @@ def _names(spec: Spec) -> Iterator[Problem]:
 
 def _unused(spec: Spec) -> Iterator[Problem]:
     used = {ref.ref for _, ref in refs(spec)} | {param.value for param in spec.params}
+    used |= {role for share in spec.shares for role in share.freeze}
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TypeVar, get_args
@@ -40,7 +40,8 @@ _ZERO = (Start("zeros"), Start("constant", 0.0))
 class Resolved:
     """A share's settings at one rank.
 
-    ``starts`` says how each tensor of the term starts, by role; ``gains`` are the roles of its gains.
+    ``starts`` says how each tensor of the term starts, by role; ``gains`` are the roles of its gains, and
+    ``frozen`` those that keep their start, by the places that name them.
     """
 
     transform: Transform
@@ -48,6 +49,7 @@ class Resolved:
     dropout: float
     starts: Mapping[str, Start]
     gains: Set[str]
+    frozen: Mapping[Loc, str]
 
 
 class Resolver:
@@ -133,7 +135,8 @@ class Resolver:
         resolved = None
         if transform is not None:
             starts |= gains | _own_starts(transform, starts)
-            resolved = Resolved(transform, scale, dropout, starts, gains.keys())
+            frozen = _frozen(share, starts, self.params)
+            resolved = Resolved(transform, scale, dropout, starts, gains.keys(), frozen)
             if not any(problem.severity == "error" for problem in (*problems, *found)):
                 found += _roles(share, resolved)
                 found += _start(share, resolved)
@@ -146,6 +149,15 @@ class Resolver:
             return _INITIALS[name]
         problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
         return Start("zeros")
+
+
+def _frozen(share: Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:
+    """Tell which tensors a share freezes, by role, or by a param that is a role or `none`; and where."""
+    named = {
+        ("freeze", i): role if role in roles else str(params.get(role, role))
+        for i, role in enumerate(share.freeze)
+    }
+    return {loc: role for loc, role in named.items() if role != "none"}
 
 
 def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
@@ -190,14 +202,11 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
     """Tell what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
     roles = [*transform.pooled, *transform.owned, *resolved.gains]
-    for i, role in enumerate(share.freeze):
+    for loc, role in resolved.frozen.items():
         if role not in roles:
+            help_line = nearest(role, roles)
             yield codes.UNKNOWN_ROLE(
-                share=share.name,
-                role=role,
-                what="freeze",
-                loc=("freeze", i),
-                help=nearest(role, roles),
+                share=share.name, role=role, what="freeze", loc=loc, help=help_line
             )
     for role in ("A", "B"):
         if getattr(share.init, role) is not None and role not in transform.pooled:
@@ -226,7 +235,7 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
             loc=loc,
             help="start all but one of them elsewhere, such as at `kaiming_uniform`",
         )
-    elif frozen := sorted(parts & set(share.freeze)):
+    elif frozen := sorted(parts & {*resolved.frozen.values()}):
         yield codes.START(
             share=share.name,
             what=f"freezes `{frozen[0]}` at zero, so that it never does anything",

@@ -65,6 +65,8 @@ ERRORS = [
     (f"{TARGET}share s per module rank 4 scale alpha", "BS212", "alpha", None),
     (f"{TARGET}share s per model rank 4 via KE freeze G_id", "BS215", "G_id", "`K_A`"),
     (f"{TARGET}share s per module rank 4 freeze gain_out", "BS215", "gain_out", "`A`"),
+    (f"param p = 4\n{TARGET}share s per module rank 4 freeze p", "BS215", "p", "`A`"),
+    (f"param p = \"B\"\n{TARGET}share s per module rank 4 freeze p", "BS209", "freeze p", None),
     (f"{TARGET}share s per module rank 4 via VectorBank init A zeros start nonzero", "BS215", "zeros", None),
     (f"{TARGET}share s A per model B per layer rank 4 via VectorBank start nonzero", "BS216", None, None),
     (f"{TARGET}share s per module rank 4 via Experts gain rank init 1", "BS217", None, None),

@@ -53,6 +53,26 @@ def test_ranks(rank, fits):
     assert len(found) == 96
 
 
+@pytest.mark.parametrize(
+    ("value", "frozen"), [("A", {"A"}), ("none", set()), ("gain_out", {"gain_out"})]
+)
+def test_a_param_says_what_is_frozen(value, frozen):
+    text = (
+        'spec x param kept = "A" target q_proj share s per kind rank 2 freeze kept gain out init 1'
+    )
+    plan, problems = build_plan(parse_spec(text).with_params({"kept": value}), preset("llama-7b"))
+    assert problems == ()
+    assert {t.name.rpartition(".")[2] for t in plan.tensors if not t.trainable} == frozen
+
+
+def test_a_param_behind_freeze_comes_along_with_a_used_file(tmp_path):
+    (tmp_path / "base.share").write_text(
+        'spec base param kept = "A" target q_proj share s per kind rank 2 freeze kept'
+    )
+    spec = parse_spec('spec main use "base.share"', str(tmp_path / "main.share"))
+    assert spec.values == {"kept": "A"}
+
+
 def test_keys_are_named_after_open_ranges_and_choices():
     text = f"{HEAD}share s where late or attention per layer in 24.., 1 if attention else layer rank 2 via SS"
     plan, _ = build_plan(parse_spec(text), preset("llama-7b"))
