@@ -1,0 +1,1 @@
+bishare plan 48.share --model llama-7b --set r=8
