@@ -29,12 +29,14 @@ class Candidate:
         text: who shares, as a spec says it: ``A per layer, in  B per module``.
         role: what is common.
         by_kind: whether no pool has modules of two kinds, so that each kind may have its own rank.
+        of_groups: whether its key was made for the evidence.
     """
 
     name: str
     text: str
     role: Role
     by_kind: bool = False
+    of_groups: bool = False
 
     def share(self) -> Share:
         """Give the share, of rank 1."""
@@ -65,18 +67,18 @@ def candidates(groups: Sequence[tuple[str, str]]) -> Iterator[Candidate]:
         groups: names and texts of further keys, such as contiguous groups of layers.
     """
     yield Candidate("own", "per module", "A", by_kind=True)
-    keys = [(key, _word(key), key) for key in _KEYS]
-    keys += [(text, name, text) for name, text in groups]
-    for key, name, text in keys:
+    keys = [(key, _word(key), False) for key in _KEYS]
+    keys += [(text, name, True) for name, text in groups]
+    for key, name, made in keys:
         kinds = key.split(",")[0].strip() == "kind"
-        before = "" if key == "model" else f"{text}, "
-        own_in, own_out = (text, text) if kinds else (f"{before}in", f"{before}out")
-        yield Candidate(f"a_{name}", f"A per {own_in}  B per module", "A", kinds)
-        yield Candidate(f"b_{name}", f"A per module  B per {own_out}", "B", kinds)
-        pair = text if kinds else f"{before}in, out"
-        yield Candidate(f"pair_{name}", f"per {pair}", "pair", kinds)
-        if key in _OF_MIXED_WIDTHS or (name.startswith("groups")):
-            yield Candidate(f"slices_{name}", f"per {text}  via SS", "pair")
+        before = "" if key == "model" else f"{key}, "
+        own_in, own_out = (key, key) if kinds else (f"{before}in", f"{before}out")
+        yield Candidate(f"a_{name}", f"A per {own_in}  B per module", "A", kinds, made)
+        yield Candidate(f"b_{name}", f"A per module  B per {own_out}", "B", kinds, made)
+        pair = key if kinds else f"{before}in, out"
+        yield Candidate(f"pair_{name}", f"per {pair}", "pair", kinds, made)
+        if made or key in _OF_MIXED_WIDTHS:
+            yield Candidate(f"slices_{name}", f"per {key}  via SS", "pair", of_groups=made)
 
 
 def units(candidate: Candidate, grouping: Grouping) -> list[Unit]:

@@ -16,6 +16,8 @@ SHARES = 3
 """The most shares of a proposal, as many as the paper's tiers."""
 _GIVEN_UP = (0.25, 0.5)
 """The parts of their ranks that the shares there are give up for one more."""
+_FOR_MORE = 8
+"""Groups of layers are many: those among so many best are weighed for further shares."""
 _WORTH = 0.01
 """What one more share must keep beyond what is kept without it, of all energy."""
 _STEP = 0.02
@@ -129,12 +131,14 @@ def choose(
     """
     chosen = Chosen(alone[0].ranks, alone[0].kept)
     starts = [Chosen(one.ranks, one.kept) for one in _of_each_role(alone)]
+    first = {one.candidate for one in alone[:_FOR_MORE]}
+    best = [one for one in offered if one[0] in first or not one[0].of_groups]
     for _ in range(1, shares):
         if chosen.kept > 1 - _WORTH:
             break
         tried = [(start, part) for start in starts for part in _GIVEN_UP]
         more = [
-            _with_one_more(evidence, offered, start, part, budget)
+            _with_one_more(evidence, best, start, part, budget)
             for start, part in watch(tried, "weighing one more")
         ]
         better = max(more, key=lambda other: other.kept, default=chosen)

@@ -10,8 +10,8 @@ import torch
 from bishare_dsl.analyse.propose.candidates import Role
 from bishare_dsl.analyse.update import Factored
 
-_DIRECT = 700
-"""Up to how many rows eigenvectors are worked out directly."""
+_DIRECT, _SMALL = 700, 128
+"""Up to how many rows eigenvectors are worked out directly, and those of a pair."""
 _MORE, _ROUNDS = 8, 6
 _KEPT = 32
 """The most ranks of what is left that are looked at further."""
@@ -127,16 +127,8 @@ def _pair(updates: Sequence[Factored], count: int) -> Common:
     wide_in = max(u.right.shape[1] for u in updates)
     left = torch.cat([_padded(u.values[:, None] * u.left, wide_out) for u in updates])
     right = torch.cat([_padded(u.right, wide_in) for u in updates])
-    random = torch.Generator().manual_seed(0)
-    size = min(wide_in, wide_out, len(left), count + _MORE)
-    out = torch.randn(wide_out, size, generator=random)
-    basis = right.t() @ (left @ out)
-    for _ in range(_ROUNDS):
-        out = torch.linalg.qr(left.t() @ (right @ basis)).Q
-        basis = torch.linalg.qr(right.t() @ (left @ out)).Q
-    small_left, values, small_right = torch.linalg.svd((left @ out).t() @ (right @ basis))
-    us, vs = (out @ small_left).t()[:count], (basis @ small_right.t()).t()[:count]
-    values = values[:count]
+    total = _largest(left, right, count) if len(left) > _SMALL else Factored.of(right, left)
+    us, vs, values = total.left[:count], total.right[:count], total.values[:count]
     shares = torch.zeros(len(values), dtype=torch.float64)
     for u in updates:
         of_left = _window(us, u.left.shape[1]).double().square().sum(dim=1)
@@ -144,6 +136,19 @@ def _pair(updates: Sequence[Factored], count: int) -> Common:
         shares += of_left * of_right
     shares = shares.clamp(min=1e-12)
     return Common(values.double().square() / shares, us, vs, (values.double() / shares).float())
+
+
+def _largest(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
+    """Give the strongest directions of ``left^T right``, by subspace iteration."""
+    random = torch.Generator().manual_seed(0)
+    size = min(left.shape[1], right.shape[1], count + _MORE)
+    out = torch.randn(left.shape[1], size, generator=random)
+    basis = right.t() @ (left @ out)
+    for _ in range(_ROUNDS):
+        out = torch.linalg.qr(left.t() @ (right @ basis)).Q
+        basis = torch.linalg.qr(right.t() @ (left @ out)).Q
+    small_left, values, small_right = torch.linalg.svd((left @ out).t() @ (right @ basis))
+    return Factored(values, (out @ small_left).t(), (basis @ small_right.t()).t())
 
 
 def _padded(rows: torch.Tensor, width: int) -> torch.Tensor:
