@@ -13,6 +13,8 @@ from bishare_dsl.fit.given import Given, Pair
 from bishare_dsl.models.site import Site
 from bishare_dsl.transforms import Transform, Width, effective_pair, load_transform
 
+_MANY = 4
+
 Place = tuple[str, Site]
 """A site of an adapter."""
 
@@ -67,13 +69,16 @@ def chunks(family: Family, given: Given) -> list[Chunk]:
     """Group all places, in an order that depends on the plan alone."""
     groups: dict[object, list[Place]] = {}
     terms_of = family.plan.terms_of
+    # Of many adapters, those of one site: what they share is then there once, and not once for each.
+    apart = len(family.names) >= _MANY
     for site in family.plan.base.sites:
         terms = terms_of.get(site.path, ())
         alike = tuple((t.share, t.transform, repr(t.options), t.rank, t.scale) for t in terms)
         for name in family.names:
             rows = given.rows(name, site)
             if terms or rows:
-                groups.setdefault((alike, site.d_in, site.d_out, rows), []).append((name, site))
+                key = (alike, site.d_in, site.d_out, rows, site.path if apart else "")
+                groups.setdefault(key, []).append((name, site))
     found = []
     for places in groups.values():
         _, site = places[0]

@@ -22,6 +22,9 @@ Watch = Callable[[int, float], None]
 _ENOUGH = 1e-3
 """A sweep that takes less than this part off the square of the error is the last one."""
 
+_LEAST = 3
+"""Sweeps before one may be the last for that: from a bad start the first ones bring little."""
+
 _EXACT = 1e-9
 """A relative error that float32 would not show."""
 
@@ -68,7 +71,7 @@ def fit(
             break
         gain, best, values = 1 - (error / best) ** 2, error, dict(problem.values)
         watch(done, error)
-        if gain < _ENOUGH:
+        if gain < _ENOUGH and done >= _LEAST:
             break
     problem.values = _rounded(values, plan, dtype)
     return family, problem.values, FitReport.of(problem.squares(), start, done)

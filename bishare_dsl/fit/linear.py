@@ -17,7 +17,7 @@ _ENOUGH = 1e-12
 
 
 def solve(
-    gradient: Mapping[Variable, Tensor], curvature: Callable[[Values], Values], most: int = 50
+    gradient: Mapping[Variable, Tensor], curvature: Callable[[Values], Values], most: int = 12
 ) -> Values:
     """Give the steps to the minimum of a quadratic function that is separate in its tensors.
 

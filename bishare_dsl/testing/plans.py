@@ -355,7 +355,8 @@ class _Drawing:
                 rows = self.any(*(a for a in range(1, rank + 1) if rank % a == 0))
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
             if self.whole and self.any(False, False, True):
-                via = Via(transform="Basis", options={"count": self.any(2, 3)})
+                name, option = self.any(("Basis", "count"), ("Loadings", "vectors"))
+                via = Via(transform=name, options={option: self.any(2, 3)})
                 settings["init"] = Init()  # Its coefficients are what starts at zero.
         elif form == "equal" and self.whole:
             via = self.any(*self._equal_vias(covered))
@@ -401,7 +402,8 @@ class _Drawing:
         name = "Identity" if via is None else via.transform
         out = self.any(None, None, 1, 0.5)
         rank = None if name == "Experts" else self.any(None, None, 0.5)
-        frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), "Basis": ("A", "B")}
+        bases = dict.fromkeys(("Basis", "Loadings"), ("A", "B"))
+        frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), **bases}
         random = "B" if Ref(ref="zeros") == init.A else "A"  # The other one starts at zero.
         roles = frozen.get(name, (random,))
         if name not in frozen and self.any(False, False, False, True):

@@ -204,6 +204,18 @@ def basis(term: TermValues) -> Factors:
     return b, a
 
 
+@reference("Loadings")
+def loadings(term: TermValues) -> Factors:
+    """EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""
+    a = torch.zeros(term.rank, term.d_in, dtype=term["A"].dtype)
+    b = torch.zeros(term.d_out, term.rank, dtype=term["B"].dtype)
+    for row in range(term.rank):
+        for k in range(term.options["vectors"]):
+            a[row] = a[row] + term["L_A"][row, k] * term["A"][k, : term.d_in]
+            b[:, row] = b[:, row] + term["L_B"][row, k] * term["B"][k, : term.d_out]
+    return b, a
+
+
 @update_reference("Experts")
 def experts(term: TermValues, x: Tensor) -> Tensor:
     """HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""

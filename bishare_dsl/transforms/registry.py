@@ -31,6 +31,7 @@ BUILT_IN = {
     "Rotation": "rotation:Rotation",
     "BlockDiagonal": "block_diagonal:BlockDiagonal",
     "Basis": "basis:Basis",
+    "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }
 """Where each transform of ours is; like those of packages, it is imported when a spec asks for it."""

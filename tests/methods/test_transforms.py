@@ -12,6 +12,7 @@ from bishare_dsl.transforms import Width
 from bishare_dsl.transforms.basis import Basis
 from bishare_dsl.transforms.block_diagonal import BlockDiagonal
 from bishare_dsl.transforms.experts import Experts
+from bishare_dsl.transforms.loadings import Loadings
 from bishare_dsl.transforms.rotation import Rotation
 from bishare_dsl.transforms.vector_bank import VectorBank
 
@@ -45,6 +46,11 @@ def test_basis(widths, rank, count):
     assert check_transform(Basis(count=count), rank, widths)
 
 
+@given(pools(), RANKS, COUNTS)
+def test_loadings(widths, rank, vectors):
+    assert check_transform(Loadings(vectors=vectors), rank, widths)
+
+
 @given(pools(), RANKS, st.integers(2, 5))
 def test_experts(widths, rank, count):
     assert check_transform(Experts(count=count), rank, widths[:1])
@@ -61,6 +67,7 @@ def test_experts(widths, rank, count):
         (Rotation, {"stride": -1}),
         (BlockDiagonal, {"blocks": 0}),
         (Basis, {"count": 0}),
+        (Loadings, {"vectors": 0}),
     ],
 )
 def test_options_that_mean_nothing(kind, options):

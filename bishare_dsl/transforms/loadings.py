@@ -1,0 +1,62 @@
+"""Loadings: the rows of factors as linear combinations of shared vectors (Share, EigenLoRAx).
+
+Kaushik et al. 2025, "EigenLoRAx: Recycling Adapters to Find Principal Subspaces for Resource-Efficient
+Adaptation and Inference", Algorithm 1; of both factors, as in "Share" (arXiv 2602.06043).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import PositiveInt
+
+from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loadings(Transform):
+    """``A = L_A A_s`` and ``B = L_B B_s``: rank-major, each row a combination of ``vectors`` shared ones.
+
+    The pool shares ``A_s (vectors, max d_in)`` and ``B_s (vectors, max d_out)``; a narrower site takes the
+    leading columns. A site's own are the loadings ``L_A`` and ``L_B``, ``(r, vectors)`` each.
+    """
+
+    name: ClassVar[str] = "Loadings"
+    title: ClassVar[str] = "Loadings on Shared Vectors"
+    owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
+
+    vectors: PositiveInt = 32
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return self.vectors, max(widths)
+
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        return self.vectors if role == "B" else max(widths)
+
+    def start(self, role: str) -> Start:
+        return Start("zeros" if role == "L_B" else "kaiming_uniform")
+
+    def own(self, rank: int, width: Width) -> Mapping[str, Own]:
+        return {role: Own(rank, self.vectors, fan_in=self.vectors) for role in self.owned}
+
+    def reach(self, rank: int, width: Width) -> int:
+        return min(rank, self.vectors, *width)
+
+    def factors(
+        self, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> tuple[Tensor, Tensor]:
+        return (
+            tensors["L_A"] @ tensors["A"][:, : width.d_in],
+            tensors["L_B"] @ tensors["B"][:, : width.d_out],
+        )
+
+    def down_rows(
+        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
+    ) -> Tensor:
+        return x @ tensors["A"][..., : width.d_in].mT @ tensors["L_A"].mT
+
+    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
+        return z @ tensors["L_B"] @ tensors["B"][..., : width.d_out]
