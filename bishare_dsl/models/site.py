@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
@@ -50,10 +51,10 @@ class Site(BaseModel):
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:
         """Give the site at a module path, or None where the path has no block index."""
-        *ancestors, kind = path.split(".")
-        layer = next((int(part) for part in ancestors if part.isdecimal()), None)
-        if layer is None:
+        if (block := block_of(path)) is None:
             return None
+        layer = int(block[1])
+        *ancestors, kind = path.split(".")
         parent = next((part for part in reversed(ancestors) if not part.isdecimal()), "")
         return cls(path=path, layer=layer, kind=kind, parent=parent, d_in=d_in, d_out=d_out)
 
@@ -96,9 +97,11 @@ class Architecture(BaseModel):
         ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in, d_out]}}``
         """
         runs: list[dict[str, Any]] = []
-        for (place, number), group in groupby(sites, lambda site: _block(site.path)):
-            start = len(f"{place}.{number}.")
-            linears = {site.path[start:]: [site.d_in, site.d_out] for site in group}
+        blocks = ((block_of(site.path), site) for site in sites)
+        found = ((*block, site) for block, site in blocks if block is not None)
+        for (place, digits), group in groupby(found, lambda part: part[:2]):
+            number = int(digits)
+            linears = {rest: [site.d_in, site.d_out] for _, _, rest, site in group}
             last = runs[-1] if runs else {}
             if (last.get("blocks"), last.get("linears")) == (place, linears) and (
                 # Dicts are equal in any order, and the order of sites counts.
@@ -141,8 +144,7 @@ class _Run(BaseModel):
     linears: dict[str, tuple[PositiveInt, PositiveInt]]
 
 
-def _block(path: str) -> tuple[str, int]:
-    """Give the list of blocks that a path goes through, and which of them it is in."""
-    parts = path.split(".")
-    first = next(i for i, part in enumerate(parts) if part.isdecimal())
-    return ".".join(parts[:first]), int(parts[first])
+def block_of(path: str) -> tuple[str, str, str] | None:
+    """Give the list of blocks that a path goes through, which of them it is in, and what is behind it."""
+    found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
+    return None if found is None else (found[1] or "", found[2], found[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from bishare_dsl.models.site import block_of
 from bishare_dsl.spec import (
     EACH_ADAPTER,
     And,
@@ -92,9 +93,8 @@ def attribute(name: str) -> str:
 
 def short_path(path: str) -> str:
     """Give a site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
-    parts = path.split(".")
-    first = next((i for i, part in enumerate(parts) if part.isdecimal()), 1)
-    return ".".join(parts[max(0, first - 1) :])
+    place, *rest = block_of(path) or (path,)
+    return ".".join(filter(None, (place.rpartition(".")[2] if rest else place, *rest)))
 
 
 _EXPERT = re.compile(r"(experts)\.\d+$")
@@ -110,11 +110,5 @@ def owner(paths: Sequence[str]) -> str:
     parents = {_EXPERT.sub(r"\1", path.rpartition(".")[0]) for path in paths}
     if len(parents) == 1:
         return parents.pop()
-    blocks = {_block(path) for path in paths}
-    return blocks.pop() if len(blocks) == 1 else ""
-
-
-def _block(path: str) -> str:
-    parts = path.split(".")
-    first = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
-    return ".".join(parts[: first + 1])
+    blocks = {(block_of(path) or ())[:2] for path in paths}
+    return ".".join(filter(None, blocks.pop())) if len(blocks) == 1 else ""
