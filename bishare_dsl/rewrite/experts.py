@@ -125,6 +125,8 @@ def _add_groups(
     return y + grouped(grouped(x, a.mT), b)
 
 
+# Compiled code would multiply by the weights alone, and leave out what is added to the products.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def experts_forward(
     module: nn.Module,
     factors: Sequence[Tensor],

@@ -190,6 +190,41 @@ def test_an_implementation_of_a_users_own_runs_one_by_one():
         assert torch.equal(model(IDS).logits, expected)
 
 
+def test_compiled():
+    """Around the experts: what is compiled must not leave the terms out, as it would here."""
+    model = mixture("qwen3_moe", "grouped_mm", torch.bfloat16)
+    base = model(IDS).logits
+    trained(adapt(model))
+    with torch.no_grad():
+        expected = model(IDS).logits
+        found = torch.compile(model)(IDS).logits
+    torch._dynamo.reset()
+    assert (found - expected).abs().max() < 0.2 * (base - expected).abs().max()
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_autocast(family, implementation):
+    model = mixture(family, implementation)
+    base = copy.deepcopy(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fresh = model(IDS).logits
+        assert torch.equal(adapt(model)(IDS).logits, fresh)
+        found, expected = trained(model)(IDS).logits, dense(base, model)
+    assert (found - expected).abs().max() < 0.2 * (fresh - expected).abs().max()
+    assert all(grad.isfinite().all() for grad in gradients(found.float(), model))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradient_checkpointing(implementation):
+    model = trained(adapt(mixture("qwen3_moe", implementation))).train()
+    expected = gradients(model(IDS).logits, model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found = gradients(model(IDS, use_cache=False).logits, model)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
 def test_dropout_is_for_training_only():
     model = precise("mixtral")
     base = copy.deepcopy(model)

@@ -634,3 +634,14 @@ def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
     with pytest.raises(TypeError):
         model(IDS, adapter_names=["a2"] * 4, nonsense_that_no_one_takes=object(), labels=3)
     assert not open_batches()
+
+
+def test_experts_are_refused() -> None:
+    """They are given the tokens of all rows."""
+    text = "spec s\ntarget up_proj\nshare x per module rank 1"
+    model = filled(tiny_model("mixtral"), {"a": text, "b": text})
+    with pytest.raises(
+        AdapterError, match=r"terms at the expert `.*experts\.0\.up_proj`"
+    ) as caught:
+        model(IDS[:2], adapter_names=["a", "b"])
+    assert [problem.code for problem in caught.value.problems] == ["BS679"]
