@@ -74,8 +74,12 @@ class Code:
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Write a help line naming the nearest valid name, or all of them where they are few."""
-    names = sorted(set(valid))
-    if close := get_close_matches(name, names, n=1, cutoff=0.6):
+    names = sorted({*valid} - {name})
+    small = {valid_name.lower(): valid_name for valid_name in reversed(names)}
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    if close := close or [
+        small[n] for n in get_close_matches(name.lower(), small, n=1, cutoff=0.8)
+    ]:
         return f"did you mean `{close[0]}`?"
     if 0 < len(names) <= 12:
         return "valid here: " + ", ".join(f"`{valid_name}`" for valid_name in names)

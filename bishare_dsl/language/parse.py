@@ -103,7 +103,8 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
             start + len(plain_lines(error.object[: error.start].decode())),
             error.object[error.start],
         )
-        problem = codes.NOT_UTF8(span=Span(at, at + 1), offset=error.start, byte=byte)
+        place, help_line = Span(at, at + 1), "save the file as UTF-8"
+        problem = codes.NOT_UTF8(span=place, offset=error.start, byte=byte, help=help_line)
         decoded = error.object.decode(errors="replace")
     source = Source(name, plain_lines(decoded), start, used)
     if problem:
@@ -375,7 +376,8 @@ def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) ->
     if text[0] == '"':
         return codes.UNCLOSED_QUOTE(span=span)
     if text[0].isascii() and text[0].isdigit():
-        return codes.BAD_NUMBER(span=span, text=shortened(text))
+        why = "a number has digits, a point and an exponent alone; a name begins with a letter"
+        return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):
         what = f"the character U+{ord(text):04X}"

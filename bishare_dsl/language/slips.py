@@ -8,7 +8,14 @@ from typing import NamedTuple
 from lark import Token
 
 from bishare_dsl.diagnostics import Edit, Span, nearest
-from bishare_dsl.language.grammar import BAD, CLAUSE_KINDS, is_keyword, spelled, words
+from bishare_dsl.language.grammar import (
+    BAD,
+    CLAUSE_KINDS,
+    STATEMENT_KINDS,
+    is_keyword,
+    spelled,
+    words,
+)
 from bishare_dsl.language.syntax import span_of
 
 _QUOTES = tuple("'`´‘’‚“”„«»")
@@ -92,6 +99,10 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(help_line, at=before[0], edits=_write(number, before[1], before[0]))
     if token in _REMEDIES:
         return _dropped(token)
+    if kinds[0] in ("AND", "OR") and token.type in ("LT", "LE", "GT", "GE", "EQ", "NE", "IN"):
+        return Slip(f"both conditions have a left side: `layer > 4 {before[0]} layer < 8`")
+    if (opened := _not_closed(tokens[:position])) and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
+        return Slip(f"the `{opened}` of line {opened.line} is not closed", at=opened)
     near = kind = None
     if token.type == "NAME":
         known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
@@ -108,6 +119,16 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         edits = _write(f'"{token}"', token)
         return Slip(f"`{token}` is a keyword; {in_quotes(token)}", edits=edits)
     return Slip()
+
+
+def _not_closed(tokens: Sequence[Token]) -> Token | None:
+    """Find the last bracket that is open behind these tokens, in their last statement."""
+    depth = 0
+    for token in reversed(tokens):
+        depth += (token in (")", "}")) - (token in ("(", "{"))
+        if depth < 0 or token.type in STATEMENT_KINDS:
+            return token if depth < 0 else None
+    return None
 
 
 def _dropped(token: Token) -> Slip:

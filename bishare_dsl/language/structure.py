@@ -81,9 +81,10 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
     if "TARGET" not in kinds:
-        yield codes.NO_TARGET(span=place, spec=name)
+        yield codes.NO_TARGET(span=place, spec=name, help="such as `target q_proj, v_proj`")
     if "SHARE" not in kinds:
-        yield codes.NO_SHARE(span=place, spec=name)
+        help_line = "such as `share lora  per module  rank 8`"
+        yield codes.NO_SHARE(span=place, spec=name, help=help_line)
 
 
 def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:
@@ -101,7 +102,7 @@ def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
     words = dict(said)
     factors = words.keys() & {"A per", "B per"}
     if factors and "per" in words:
-        yield codes.MIXED_KEYS(span=words["per"], share=share.name)
+        yield codes.MIXED_KEYS(span=words["per"], share=share.name, help=_FACTORS)
     keys = ["A per", "B per"] if factors and "per" not in words else ["per"]
     for word in [*keys, "rank"] if whole else ():
         if word not in words:

@@ -225,7 +225,10 @@ class _SharePlan:
         own = any(ref.ref in ("module", "path") for _, ref in refs(key))
         if self.share.via and not own and 1 < len(groups) == sum(map(len, groups.values())):
             loc: Loc = (*self.loc, "per", *([role] if isinstance(self.share.per, Keys) else []))
-            self.resolver.add([codes.ALONE(share=self.share.name, loc=loc)])
+            help_line = (
+                "a coarser key shares, such as `per layer`; `per module` says that nothing does"
+            )
+            self.resolver.add([codes.ALONE(share=self.share.name, loc=loc, help=help_line)])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
         """Give the value of a part of a key at a site."""
@@ -377,7 +380,8 @@ class _SharePlan:
                     break
             else:
                 if rank.otherwise is None:
-                    raise EvaluationError(codes.NO_ARM(site=site.path, loc=loc))
+                    help_line = "`else: 2` at the end, say, gives all others a rank"
+                    raise EvaluationError(codes.NO_ARM(site=site.path, loc=loc, help=help_line))
                 rank, loc = rank.otherwise, (*loc, "otherwise")
         return rank_of(rank, scope, loc)
 

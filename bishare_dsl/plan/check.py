@@ -13,6 +13,8 @@ from bishare_dsl.plan.settings import Resolver, parts_of, reads_alpha, refs
 from bishare_dsl.spec import ATTRIBUTES, Binary, Expression, If, Range, RankMatch, Ref, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 
+_OTHER_NAME = "give one of the two another name"
+
 
 def check_spec(spec: Spec) -> list[Problem]:
     """Find every problem of a spec that does not depend on a model."""
@@ -56,7 +58,7 @@ def _names(spec: Spec) -> Iterator[Problem]:
     for what, i, name in _declared(spec):
         loc: Loc = (f"{what}s", i, "name")
         if name in seen:
-            yield codes.TWICE(what=what, name=name, loc=loc)
+            yield codes.TWICE(what=what, name=name, loc=loc, help=_OTHER_NAME)
         seen.add(name)
         if name in (*ATTRIBUTES, "model", "rank", "alpha"):
             yield codes.RESERVED(name=name, why="it already means something", loc=loc)
@@ -69,7 +71,8 @@ def _names(spec: Spec) -> Iterator[Problem]:
     shares: set[str] = set()
     for i, share in enumerate(spec.shares):
         if share.name in shares:
-            yield codes.TWICE(what="share", name=share.name, loc=("shares", i, "name"))
+            at: Loc = ("shares", i, "name")
+            yield codes.TWICE(what="share", name=share.name, loc=at, help=_OTHER_NAME)
         shares.add(share.name)
         why = None
         if not re.fullmatch(r"[^\W\d]\w*", share.name):

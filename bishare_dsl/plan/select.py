@@ -160,11 +160,12 @@ class Sites:
             case Match(attribute=attribute, pattern=pattern):
                 if not self.any_holds(sites, part, loc):
                     known = {str(attributes(site)[attribute]) for site in sites}
+                    glob = "a glob has `*` for any characters and `?` for one, and no `.*`"
                     yield codes.NO_SUCH_SITE(
                         what=f"`{attribute} {pattern}`",
                         model=self.architecture.name,
                         loc=loc,
-                        help=nearest(pattern, known),
+                        help=glob if ".*" in pattern else nearest(pattern, known),
                     )
             case And(all_of=parts):
                 for i, inner in enumerate(parts):
@@ -227,12 +228,11 @@ class Sites:
         return isinstance(part, Ref) and part.ref == "layer"
 
     def _no_such_kind(self, name: str, loc: Loc, more: Sequence[str] = ()) -> Problem:
-        return codes.NO_SUCH_SITE(
-            what=f"`{name}`",
-            model=self.architecture.name,
-            loc=loc,
-            help=nearest(name, [*self.kinds, *self.lets, *more]),
-        )
+        help_line = nearest(name, [*self.kinds, *self.lets, *more])
+        if name in {site.parent for site in self.architecture.sites}:
+            help_line = f"`parent {name}` means the linear layers in it"
+        model = self.architecture.name
+        return codes.NO_SUCH_SITE(what=f"`{name}`", model=model, loc=loc, help=help_line)
 
     def _no_such_layer(self, what: str, loc: Loc) -> Problem:
         layers = self.architecture.layers

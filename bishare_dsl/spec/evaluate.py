@@ -122,7 +122,10 @@ class Scope:
             return int(value)
         if isinstance(value, bool | str):
             if isinstance(expression, Ref) and expression.ref not in self.values:
-                name, help_line = expression.ref, nearest(expression.ref, self.values)
+                name = expression.ref
+                help_line = (
+                    nearest(name, self.values) or f"a number, or a param: `param {name} = 8` above"
+                )
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number"))
         return value

@@ -264,7 +264,7 @@ OTHER_MEANING = Code(
     "{what} would change what {place} means",
     "The used file has the name for something else, such as a kind of module, and does not know this `param` "
     "or `let`. Give that another name.",
-    bad='spec example\nuse "lora"\nlet q_proj = v_proj\n',
+    bad='spec example\nuse "lora"\nlet mlp_ups = v_proj\n',
     good='spec example\nuse "lora"\nlet values = v_proj\n',
 )
 
