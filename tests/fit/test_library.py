@@ -193,7 +193,7 @@ def test_what_nothing_tells_apart_is_one_adapter_nearest_to_all(library: Path, c
     assert code == 0
     assert "nothing in the spec tells the adapters apart" in err
     mean = sum(dense(name) for name in NAMES) / 3
-    assert (dense("one") - mean).norm() < 0.01 * mean.norm()
+    assert (dense("one") - mean).norm() < 0.02 * mean.norm()
 
 
 def test_folders_of_one_name_are_refused(library: Path, capsys: Any) -> None:
