@@ -118,12 +118,12 @@ class Arguments(SFTConfig):  # type: ignore[misc]
 
 
 def names() -> tuple[str, ...]:
-    """All arguments."""
+    """List the names of all arguments."""
     return tuple(_fields())
 
 
 def described() -> list[tuple[str, str, str]]:
-    """For each argument that is not ours its name, its default here, and what transformers says about it."""
+    """List each argument that is not ours: its name, its default here, what transformers says about it."""
     ours = {
         **DEFAULTS,
         _NEW: False,
@@ -144,13 +144,13 @@ def described() -> list[tuple[str, str, str]]:
 
 
 def is_flag(name: str) -> bool:
-    """Whether an argument may stand on the command line without a value: it is true or false."""
+    """Tell whether an argument may stand on the command line without a value: it is true or false."""
     _parser()  # It resolves the types.
     return name in _SWITCHES or _fields()[name].type in (bool, bool | None)
 
 
 def converted(name: str, value: Any) -> Any:
-    """A value as `TrainingArguments` wants it.
+    """Convert a value to what `TrainingArguments` wants.
 
     Raises:
         TrainError: it is none of that argument (BS731).
@@ -177,7 +177,7 @@ def converted(name: str, value: Any) -> Any:
 
 
 def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: bool) -> Arguments:
-    """The arguments of a run; under `torchrun` and the like this joins the processes.
+    """Make the arguments of a run; under `torchrun` and the like this joins the processes.
 
     Args:
         given: by name, each `converted`.
@@ -236,7 +236,7 @@ def warm_up(steps: int, recipe: str) -> int:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """A block in which transformers looks at its arguments.
+    """Let transformers look at its arguments in a block.
 
     Raises:
         TrainError: it does not like them (BS732).
@@ -249,7 +249,7 @@ def refusals() -> Iterator[None]:
 
 
 def effective_batch(args: TrainingArguments) -> int:
-    """Examples in an optimizer step, of all processes together."""
+    """Count the examples in an optimizer step, of all processes together."""
     at_once: int = args.per_device_train_batch_size * args.world_size
     return at_once * args.gradient_accumulation_steps
 
@@ -291,7 +291,7 @@ def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
 
 
 def _checkpointing(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The same by the name that this transformers uses, non-reentrant if nothing else is asked for.
+    """Give the same by the name that this transformers uses, non-reentrant if nothing else is asked for.
 
     The reentrant kind cannot be used with DDP and shared tensors: "marked ready twice".
     """

@@ -147,7 +147,7 @@ class Saves(TrainerCallback):
         self._trainer.args.output_dir = str(self._aside)
 
     def _state(self, optimizer: Any, lr_scheduler: Any, **_: Any) -> dict[str, Any]:
-        """All that the next step depends on beside the adapter; every process has to call this."""
+        """Give all that the next step depends on beside the adapter; every process has to call this."""
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
         trainer = self._trainer
@@ -240,7 +240,7 @@ class LogFile(TrainerCallback):
 
 @torch.no_grad()
 def _norm(parameters: list[torch.Tensor]) -> float:
-    """The norm of the gradient's part that this process has."""
+    """Compute the norm of the gradient's part that this process has."""
     parts = [own_part(p.grad).float() for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(part) for part in parts]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

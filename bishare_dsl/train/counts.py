@@ -34,13 +34,13 @@ class Counts:
         self._loss += loss.detach()
 
     def tokens(self) -> int:
-        """Tokens that were trained on so far, in all processes."""
+        """Count the tokens that were trained on so far, in all processes."""
         self._tokens += int(self._accelerator.reduce(self._new, "sum"))
         self._new.zero_()
         return self._tokens
 
     def logged(self, step: int) -> dict[str, float]:
-        """What is to be logged after a step: the mean loss of the steps since, tokens, tokens a second."""
+        """Give what is to be logged after a step: mean loss of the steps since, tokens, tokens a second."""
         loss = float(self._accelerator.reduce(self._loss, "mean"))
         mean = loss / max(1, step - self._logged)
         self._loss.zero_()
@@ -53,16 +53,16 @@ class Counts:
         }
 
     def mean_loss(self) -> float:
-        """Of all steps that were logged."""
+        """Give the mean loss of all steps that were logged."""
         return self._losses / max(1, self._logged)
 
     def tokens_per_second(self) -> float:
-        """Since training began or was resumed, until something was last logged."""
+        """Give the speed since training began or was resumed, until something was last logged."""
         return _speed(self._first, self._last)
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """A block whose time does not count, since nothing is trained in it."""
+        """Leave out the time of a block, in which nothing is trained."""
         paused = time.monotonic()
         try:
             yield
@@ -70,7 +70,7 @@ class Counts:
             self._began += time.monotonic() - paused
 
     def state(self) -> tuple[dict[str, Any], float]:
-        """What all processes have counted together, and the loss since the last log, of this one alone."""
+        """Give what all processes counted together, and the loss since the last log, of this one alone."""
         together = {"losses": self._losses, "logged": self._logged, "tokens": self.tokens()}
         return together, float(self._loss)
 

@@ -42,12 +42,12 @@ class Guard:
         self._loss = self._loss + loss.detach().float().sum()
 
     def loss(self) -> float:
-        """The step's loss so far, of this process; the next step starts anew."""
+        """Give the step's loss so far, of this process; the next step starts anew."""
         found, self._loss = float(self._loss), 0.0
         return found
 
     def keep(self, parameters: Sequence[torch.Tensor], step: int) -> None:
-        """These gave a loss and a gradient: copy them."""
+        """Copy parameters that gave a loss and a gradient."""
         if self._kept:
             for kept, parameter in zip(self._kept, parameters, strict=True):
                 kept.copy_(parameter.detach())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """Its state, each tensor whole. Where FSDP2 has sharded them, every process has to call this.
+    """Give an optimizer's state, each tensor whole. Where FSDP2 has sharded them, every process calls this.
 
     Args:
         optimizer: of the adapter's tensors, and no others.
@@ -66,7 +66,7 @@ def load_optimizer(
 
 
 def _names(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of an optimizer's parameters, in the order in which `state_dict` numbers them."""
+    """Give the names of an optimizer's parameters, in the order in which `state_dict` numbers them."""
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
@@ -92,7 +92,7 @@ def _check_alike(states: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _may_follow(stored: Any, here: Any) -> bool:
-    """Whether an option of an optimizer may have had a value, by the one that it has."""
+    """Tell whether an option of an optimizer may have had a value, by the one that it has."""
     if isinstance(here, (tuple, list)):
         lists = isinstance(stored, list) and len(stored) == len(here)
         return lists and all(map(_may_follow, stored, here))

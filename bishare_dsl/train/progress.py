@@ -20,7 +20,7 @@ class Progress(TrainerCallback):
 
 
 def progress(stream: TextIO | None = None) -> Progress:
-    """A callback that shows steps, loss, tokens a second and the time left on standard error."""
+    """Make a callback that shows steps, loss, tokens a second and the time left on standard error."""
     stream = stream or sys.stderr
     return _Bar(stream) if stream.isatty() else _Lines(stream)
 

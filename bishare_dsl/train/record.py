@@ -49,7 +49,7 @@ _DECIDE_OWN = (
 def identity(
     request: Request, plan: Plan, data: DataReport, args: TrainingArguments, steps: int
 ) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with, by names that a user knows."""
+    """Give what must be the same for a run to be gone on with, by names that a user knows."""
     settings = request.settings.model_dump()
     return {
         "adapter's plan": plan.digest,
@@ -63,7 +63,7 @@ def identity(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what is not the same. Names that only one version of bishare knows do not count."""
+    """Say in words what is not the same. Names that only one version of bishare knows do not count."""
     different = [name for name in now if name in before and before[name] != now[name]]
     return [
         f"the {name} is another"
@@ -74,7 +74,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def division(args: TrainingArguments) -> dict[str, int]:
-    """How a batch is divided."""
+    """Tell how a batch is divided."""
     return {
         "processes": args.world_size,
         "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -108,7 +108,7 @@ class Record:
 
 
 def described(checked: Checked) -> dict[str, Any]:
-    """What a run is made of."""
+    """Describe what a run is made of."""
     import torch
 
     request, plan, args = checked.request, checked.plan, checked.args
@@ -138,7 +138,7 @@ def described(checked: Checked) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, in UTC, to the second."""
+    """Give the time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

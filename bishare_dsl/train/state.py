@@ -22,7 +22,7 @@ _TENSOR = "$tensor"
 
 
 def to_bytes(tree: Any) -> tuple[bytes, bytes]:
-    """A state as JSON, and its tensors as safetensors.
+    """Write a state as JSON, and its tensors as safetensors.
 
     Raises:
         TrainError: something in it is neither (BS748).
@@ -48,7 +48,7 @@ def to_bytes(tree: Any) -> tuple[bytes, bytes]:
 
 
 def from_bytes(text: bytes, tensors: bytes) -> Any:
-    """The state again; what were tuples are lists.
+    """Read the state again; what were tuples are lists.
 
     Raises:
         ValueError, KeyError, SafetensorError: it is no state.
@@ -68,7 +68,7 @@ def from_bytes(text: bytes, tensors: bytes) -> Any:
 
 
 def generators(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator that a run draws from."""
+    """Give the state of every random generator that a run draws from."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -92,7 +92,7 @@ def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def kept_generators(device: torch.device) -> Iterator[None]:
-    """A block that draws what it likes, and leaves all generators as they were."""
+    """Leave all generators as they were before a block, which draws what it likes."""
     state = generators(device)
     try:
         yield

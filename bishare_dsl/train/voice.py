@@ -44,11 +44,11 @@ class Voice:
         self.report, self.warn = (lambda *_: None), (lambda _: None)
 
     def note(self, text: str) -> None:
-        """What happens, or what to know."""
+        """Say what happens, or what to know."""
         if not self.quiet:
             self.say(text)
 
     def problems(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
-        """Findings that stop nothing."""
+        """Report findings that stop nothing."""
         for problem in problems:
             self.report(problem, where)

@@ -40,12 +40,12 @@ class Collator:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, *, flatten: bool = False) -> Collator:
-        """With the tokenizer's padding token, or another that it has."""
+        """Make one with the tokenizer's padding token, or another that it has."""
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return cls(next(i for i in ids if isinstance(i, int)), flatten)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Tensors of int64, as the model's forward takes them."""
+        """Make tensors of int64, as the model's forward takes them."""
         packed = "position_ids" in examples[0]
         ids, labels = [e["input_ids"] for e in examples], [e["labels"] for e in examples]
         positions = [e["position_ids"] for e in examples if packed]
@@ -105,7 +105,7 @@ _TOLERANCE = 0.5
 def _behind(
     model: PreTrainedModel, collator: Collator, other: list[int], same: list[int]
 ) -> torch.Tensor:
-    """The logits of an example packed behind another, in the last row of a batch: (tokens, vocabulary)."""
+    """Compute the logits of an example packed behind another, in a batch's last row: (tokens, vocabulary)."""
     row: Example = {
         "input_ids": other + same,
         "labels": other + same,

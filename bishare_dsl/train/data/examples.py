@@ -62,11 +62,11 @@ class Examples(Sequence[Example]):
         }
 
     def packed(self, packs: Sequence[Sequence[int]]) -> Examples:
-        """The same examples, put together."""
+        """Give the same examples, put together."""
         return Examples(self._ids, self._learnt, self.lengths, packs)
 
     def dataset(self) -> Dataset:
-        """The same as a data set of `datasets`, which is what TRL takes; its memory is our own."""
+        """Give the same as a data set of `datasets`, which is what TRL takes; its memory is our own."""
         import pyarrow as pa  # type: ignore[import-untyped]
         from datasets import Dataset
 

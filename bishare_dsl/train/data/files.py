@@ -19,7 +19,7 @@ _Table = tuple[Sequence[Row], Sequence[int], bool]
 
 
 def read_file(path: Path) -> Rows:
-    """The rows of a file, which may be none.
+    """Read the rows of a file, which may be none.
 
     Raises:
         DataError: it is of no known kind (BS704), cannot be read (BS705, BS708), or rows of it cannot
@@ -108,7 +108,7 @@ def _read_csv(path: Path) -> _Table:
 
 
 def _cells(path: Path, findings: Findings) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file, blank ones left out, each with its first line."""
+    """Give the rows of a CSV file, blank ones left out, each with its first line."""
     limit = csv.field_size_limit(2**31 - 1)  # Otherwise 128 KiB a field.
     reader = csv.reader(io.StringIO(_text(path, path.read_bytes()), newline=""), strict=True)
     number = 1

@@ -73,7 +73,7 @@ _ALPACA_INPUT = (
 
 
 def find_format(rows: Rows) -> Format:
-    """The format that the columns of the first row have.
+    """Tell the format that the columns of the first row have.
 
     Raises:
         DataError: they have none (BS709) or several (BS710).
@@ -89,7 +89,7 @@ def find_format(rows: Rows) -> Format:
 
 
 def content_fields(format: Format) -> tuple[str, ...]:
-    """All columns that a format may read."""
+    """List all columns that a format may read."""
     optional = ("input",) if format == "alpaca" else ()
     return (*(name for choice in COLUMNS[format] for name in choice), *optional)
 

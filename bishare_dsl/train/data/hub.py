@@ -15,7 +15,7 @@ _BUILDERS = {"arrow", "csv", "json", "parquet", "text"}
 
 
 def read_hub(name: str, split: str, subset: str | None) -> Rows:
-    """The rows of a split, memory-mapped from the cache of `datasets`.
+    """Read the rows of a split, memory-mapped from the cache of `datasets`.
 
     Raises:
         DataError: the package is missing (BS708), the Hub has no such set for us (BS702), or the set no

@@ -40,7 +40,7 @@ class DataReport:
     max_length: int
 
     def __str__(self) -> str:
-        """One paragraph."""
+        """Write one paragraph."""
         said = (
             f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
             f"{self.tokens:,} tokens, of which {self.learnt_tokens:,} are learnt."
@@ -53,5 +53,5 @@ class DataReport:
         return said
 
     def as_dict(self) -> dict[str, Any]:
-        """The counts as plain JSON values."""
+        """Give the counts as plain JSON values."""
         return asdict(self)

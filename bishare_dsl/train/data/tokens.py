@@ -38,7 +38,7 @@ class Encoder:
         self._tokenizer, self._enough = tokenizer, max_length + _MARGIN
 
     def __call__(self, texts: Iterable[Rendered]) -> Iterator[Tokens]:
-        """The tokens of each text, in order."""
+        """Give the tokens of each text, in order."""
         for by_template, group in groupby(texts, key=lambda text: text.by_template):
             together = list(group)
             begun = [_beginning(rendered, _CHARACTERS * self._enough) for rendered in together]
@@ -97,7 +97,7 @@ class Encoder:
         return text
 
     def _finished(self, rendered: Rendered, ids: list[int], learnt: list[bool]) -> Tokens:
-        """With an end where it has none, and without a second beginning or end."""
+        """Put an end where there is none, and take away a second beginning or end."""
         bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         if len(ids) > 1 and ids[0] == ids[1] == bos:
             ids, learnt = ids[1:], learnt[1:]  # One from the tokenizer and one from the text.
@@ -120,7 +120,7 @@ def _beginning(rendered: Rendered, length: int) -> Rendered:
 
 
 def _inside(encoding: Encoding) -> tuple[int, int]:
-    """The first token of the text itself, and the one behind its last; the tokenizer adds the others."""
+    """Find the first token of the text itself and the one behind its last; others the tokenizer adds."""
     added = encoding.special_tokens_mask
     if 0 not in added:
         return len(added), len(added)

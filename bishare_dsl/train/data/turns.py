@@ -127,7 +127,7 @@ class ChatRenderer:
         return spans
 
     def _header(self, marked: Messages, before: int, turn: int, text: str) -> int:
-        """How many characters of ``text``, which is what follows message ``before``, the model is given."""
+        """Count the characters of ``text``, which follows message ``before``, that the model is given."""
         prompt = _Unmarked(self._render(marked[:turn], prompt=True))
         header = prompt.text[prompt.end(before) :]
         if text.startswith(header):
@@ -147,7 +147,7 @@ class ChatRenderer:
         return common
 
     def _generated(self, chat: _Unmarked, generated: list[Span], learnt: list[int]) -> list[Span]:
-        """What the template marks as generated of the turns that are learnt."""
+        """Find what the template marks as generated of the turns that are learnt."""
         spans, found = [], set()
         for start, end in generated:
             # A turn may be generated in several parts; they follow its content.
@@ -174,7 +174,7 @@ class ChatRenderer:
         ]
 
     def _turn_end(self, text: str, end: int) -> int:
-        """Behind the end-of-turn token, for a turn with a content that ends at ``end``."""
+        """Find the place behind the end-of-turn token, for a turn with a content that ends at ``end``."""
         match = self._end_token.match(text, end)
         return match.end() if match else end
 
@@ -225,19 +225,19 @@ class _Unmarked:
             removed += len(match[0])
 
     def end(self, index: int) -> int:
-        """Where the content of a message ends."""
+        """Tell where the content of a message ends."""
         if (end := self.ends.get(index, -1)) < 0:
             raise _HiddenError(f"turn {index + 1} is not written once")
         return end
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern of any of the texts, and of nothing where there are none."""
+    """Make a pattern of any of the texts, and of nothing where there are none."""
     return "|".join(map(re.escape, texts)) or "(?!)"
 
 
 def _common(*texts: str) -> int:
-    """The length of the longest prefix that the texts have in common."""
+    """Give the length of the longest prefix that the texts have in common."""
     different = (i for i, chars in enumerate(zip(*texts, strict=False)) if len({*chars}) > 1)
     return next(different, min(map(len, texts)))
 
@@ -247,7 +247,7 @@ def _is_learnt(message: dict[str, Any]) -> bool:
 
 
 def _marked(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """The message with a mark behind its content, but before white space there, which templates may trim."""
+    """Put a mark behind a message's content, but before white space there, which templates may trim."""
     content = message["content"].rstrip()
     if not content:
         return message  # Templates may ask whether there is any.
