@@ -20,15 +20,19 @@ from bishare_dsl.train.counts import Counts
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.groups import regroup
 from bishare_dsl.train.guard import Guard
-from bishare_dsl.train.state import generators, kept_generators, set_generators
+from bishare_dsl.train.loss import (
+    fused_head_is_right,
+    has_plain_head,
+    only_learned,
+    skips_prompts,
+    takes_only_learned,
+)
+from bishare_dsl.train.state import kept_generators
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
     from bishare_dsl.train.request import Settings
-
-IGNORED = -100
 
 
 class _Logging(Trainer):
@@ -57,7 +61,8 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
     Attributes:
         counts: losses, tokens and time so far.
         done: the steps of the checkpoint that training goes on from.
-        fused: whether the loss is TRL's, which never makes the logits; else the model's own.
+        fused: whether TRL's loss, which never makes the logits, is the model's own.
+        sparse: whether the model's loss is taken, of logits made only where something is learned.
         guard: holds the adapter as it was when its loss was last a number.
         before_saving: called before a checkpoint is begun.
     """
@@ -75,8 +80,10 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
             if tensor.dtype != data.dtype:  # TRL rounds what trains on a quantised base.
                 tensor.data = data.to(tensor.device)
         self.counts = Counts(self.accelerator)
-        self.fused = has_plain_head(model) and fused_head_is_right(model)
         asked = arguments["args"].loss_type != "nll" or arguments["args"].router_aux_loss_coef
+        self.fused = has_plain_head(model) and fused_head_is_right(model)
+        smooths = arguments["args"].label_smoothing_factor  # By all logits.
+        self.sparse = not (smooths or asked or skips_prompts(model)) and takes_only_learned(model)
         if asked and not self.fused:
             reason = "TRL's loss is not this model's, so `loss_type` and `router_aux_loss_coef` are not there"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
@@ -130,8 +137,10 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **more: Any
     ) -> Any:
-        """Compute the loss by TRL's fused head, or, where that is another one, by the model."""
-        if self.fused:
+        """Compute the loss by TRL's fused head, or by the model where that is faster or another loss."""
+        if self.sparse:
+            inputs = only_learned(inputs)
+        elif self.fused:
             return super().compute_loss(model, inputs, *rest, **more)
         return Trainer.compute_loss(self, model, inputs, *rest, **more)
 
@@ -171,41 +180,3 @@ def adapter_of(model: nn.Module) -> Handle | None:
     """Give the adapter of a model; None where it has none."""
     found = getattr(model, "bishare", None)
     return found if isinstance(found, Handle) else None
-
-
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Tell whether the head has no adapter, which a loss computed by its weight would leave out."""
-    head, adapter = model.get_output_embeddings(), adapter_of(model)
-    adapted = set() if adapter is None else {term.site for term in adapter.plan.terms}
-    return head is not None and not any(
-        m is head and n in adapted for n, m in model.named_modules()
-    )
-
-
-@torch.no_grad()
-def fused_head_is_right(model: PreTrainedModel) -> bool:
-    """Tell whether TRL's fused head gives the loss of the model; tried on a few tokens.
-
-    Some models scale their logits in their own way, or have the head's weight elsewhere (accelerate).
-    """
-    device = "cpu" if model.device.type == "meta" else model.device
-    ids = torch.tensor([[3, 1, 2, 3, 1, 2], [1, 3, 2, 2, 1, 3]], device=device)
-    labels = ids.clone()
-    labels[:, :3] = labels[0, 4] = IGNORED
-    batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "use_cache": False}
-    if hasattr(model.config.get_text_config(), "output_router_logits"):
-        batch["output_router_logits"] = False  # The trainer adds their loss by itself.
-    training, state, losses = model.training, generators(ids.device), []
-    model.train()  # In eval mode bitsandbytes repacks four bits for a CPU, and has no gradients any more.
-    try:
-        for more in ({}, {"fused_lm_head": True}):
-            set_generators(state, ids.device)  # The same dropout.
-            losses.append(model(**batch, **more).loss)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
-        return False
-    finally:
-        set_generators(state, ids.device)
-        model.train(training)
-    plain, fused = losses
-    # Products of other shapes are summed in another order; another loss is another number altogether.
-    return torch.allclose(plain.float(), fused.float(), rtol=1e-2, atol=1e-4)

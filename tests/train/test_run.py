@@ -140,14 +140,19 @@ def test_accumulation_changes_only_rounding(start, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_the_fused_loss_is_the_models_own(start, tmp_path, monkeypatch):
-    one = start(tmp_path / "one", logging_steps=1)
-    assert "mean_token_accuracy" in one.history[0]
+def test_each_way_to_the_loss_gives_the_models_own(start, tmp_path, monkeypatch):
+    """The model's, of the logits that are learned; TRL's fused head; the model's, of all logits."""
+    found = [start(tmp_path / "sparse", logging_steps=1)]
+    monkeypatch.setattr("bishare_dsl.train.trainer.takes_only_learned", lambda _: False)
+    found.append(start(tmp_path / "fused", logging_steps=1))
+    assert "mean_token_accuracy" in found[1].history[0]
     monkeypatch.setattr("bishare_dsl.train.trainer.fused_head_is_right", lambda _: False)
-    other = start(tmp_path / "other", logging_steps=1)
-    assert [x[1:4] for x in losses(one)[:6]] != [x[1:4] for x in losses(other)[:6]]
-    for here, there in zip(losses(one)[:6], losses(other)[:6], strict=True):
-        assert here[1:4] == pytest.approx(there[1:4], rel=1e-4)
+    found.append(start(tmp_path / "plain", logging_steps=1))
+    plain = losses(found[2])[:6]
+    for other in found[:2]:
+        assert [x[1:4] for x in losses(other)[:6]] != [x[1:4] for x in plain]
+        for here, there in zip(losses(other)[:6], plain, strict=True):
+            assert here[1:4] == pytest.approx(there[1:4], rel=1e-4)
 
 
 def test_an_adapted_model_is_trained_further(start, tmp_path):

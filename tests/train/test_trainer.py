@@ -11,7 +11,8 @@ from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, callbacks
 from bishare_dsl.train.arguments import Arguments
-from bishare_dsl.train.trainer import AdapterTrainer, _Logging, fused_head_is_right, has_plain_head
+from bishare_dsl.train.loss import fused_head_is_right, has_plain_head
+from bishare_dsl.train.trainer import AdapterTrainer, _Logging
 from tests.train.conftest import SPEC, losses, values
 
 
@@ -88,6 +89,7 @@ def test_a_head_with_an_adapter_is_known():
 
 def test_losses_of_both_ways_agree_where_a_batch_is_accumulated(start, tmp_path, monkeypatch):
     more = {"logging_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    monkeypatch.setattr("bishare_dsl.train.trainer.takes_only_learned", lambda _: False)
     one = start(tmp_path / "one", **more)
     monkeypatch.setattr("bishare_dsl.train.trainer.has_plain_head", lambda _: False)
     other = start(tmp_path / "other", **more)
