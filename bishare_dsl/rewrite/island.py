@@ -279,7 +279,9 @@ class _Island(torch.autograd.Function):
         gate, up, *inputs, z = ctx.saved_tensors
         _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
         if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
-            inputs[0] = ctx.act(gate) * up
+            s = ctx.act(gate)
+            # In place where it can be: a new tensor this wide takes as long as a pass.
+            inputs[0] = s * up if torch.is_grad_enabled() else s.mul_(up)
         if torch.is_grad_enabled():
             return *[None] * 4, *again(lambda *i: _run(ctx.spans, *i)[0], inputs, ctx, grads)
         x, read, a, *rest = inputs
