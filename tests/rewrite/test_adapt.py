@@ -711,11 +711,12 @@ def test_a_linear_of_two_layers_is_adapted_in_both():
     checks.check_against_reference(spec, model)
     with pytest.warns(BishareWarning) as caught:
         compile_spec(spec, model)
-    (note,) = (str(warning.message) for warning in caught)
+    *left_out, note = (str(warning.message) for warning in caught)
     assert (
         note
         == "`model.layers.0.self_attn.q_proj` is a layer of other modules, too, and adapted alone"
     )
+    assert all("BS313" in warning for warning in left_out), "each second name is told"
 
 
 def test_layers_alike_share_their_code(adapted):
