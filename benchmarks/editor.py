@@ -119,7 +119,7 @@ class Editor(LanguageClient):
     async def settled(self) -> None:
         """Wait until the server has checked the text, and has nothing to do."""
         await self.told.wait()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
 
     def change(self) -> None:
         self.edition += 1

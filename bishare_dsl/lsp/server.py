@@ -82,6 +82,7 @@ class SpecServer(LanguageServer):
         if self._documents.get(uri) is document:
             self.publish(uri, found, version)
             self.refresh_hints()
+            await asyncio.to_thread(getattr, document, "sites")  # So that a hover finds them.
 
     def refresh_hints(self) -> None:
         """Let the editor ask for the counts again, if it can."""
