@@ -74,7 +74,7 @@ def resolve(name: str | Source) -> Source:
         raise ModelError(NO_SUCH_FILE(path=path, help=_ACCEPTED))
     if _HUB_ID.fullmatch(name):
         return Source("hub", name)
-    close = nearest(name.lower(), (*PRESETS, *ALIASES))
+    close = nearest(name, (*PRESETS, *ALIASES))
     joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
     raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{_ACCEPTED}"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from bishare_dsl.transforms.transform import Own, Start, Transform, Width
 
@@ -28,7 +28,7 @@ class Loadings(Transform):
     title: ClassVar[str] = "Loadings on Shared Vectors"
     owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
 
-    vectors: PositiveInt = 32
+    vectors: PositiveInt = Field(32, description="shared vectors of each factor")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return self.vectors, max(widths)
