@@ -40,6 +40,8 @@ def command(report: Report, code: str) -> None:
     name = code.upper()
     if name not in known:
         raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
-    page = pages({name: known[name]})[f"{name}.md"].rstrip()
+    found = known[name]
+    line = " ".join(filter(None, (f"{name}, {found.title}: {found.message}.", found.remedy)))
+    page = pages({name: found}).get(f"{name}.md", line).rstrip()
     report.data(code=name, title=known[name].title, page=page)
     report.result(page)

@@ -207,7 +207,9 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
             )
             raise CommandError(codes.WRONG_USAGE(what=what))
         if len(folders) > 1 and not re.fullmatch(NAME, name):
-            what = f"`{name}` is no name of an adapter: letters, digits, `_`, `.` and `-` make one"
+            what = (
+                f"`{name}` is not a name of an adapter: letters, digits, `_`, `.` and `-` make one"
+            )
             raise CommandError(codes.WRONG_USAGE(what=what))
         named[name] = folder
     return named

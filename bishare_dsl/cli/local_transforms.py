@@ -37,7 +37,7 @@ def _run(file: Path) -> None:
         return
     found = importlib.util.spec_from_file_location(name, whole)
     if found is None or found.loader is None or not file.is_file():
-        raise _unusable(file, "it is no file of Python")
+        raise _unusable(file, "it is not a file of Python")
     module = sys.modules[name] = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)

@@ -155,6 +155,11 @@ def _usage(error: click.ClickException) -> CommandError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else NAME
     what = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):  # Click offers `--help` for whatever is not known.
+        what = f"no such option '{error.option_name}'"
+        known = {*(error.possibilities or ())} - {"--help", "--version"}
+        if known:
+            what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(known))}?"
     return CommandError(
         codes.WRONG_USAGE(
             what=what[:1].lower() + what[1:], help=f"`{path} --help` says what it takes"

@@ -119,5 +119,5 @@ def _no_such_spec(name: str) -> Problem:
             else "no such file, and none of that name ships"
         )
     except ValueError:
-        why = "that is no name of a file"
+        why = "that is not a name of a file"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=nearest(Path(name).stem, shipped_specs()))

@@ -27,7 +27,10 @@ _STAGES = {
 
 
 def pages(codes: Mapping[str, Code]) -> dict[str, str]:
-    """Write the text of each page, by its file name, the index (`README.md`) first."""
+    """Write the text of each page, by its file name, the index (`README.md`) first.
+
+    A code that only restates its message has a line in the index, and no page.
+    """
     index = [
         "# Diagnostics",
         "",
@@ -39,10 +42,11 @@ def pages(codes: Mapping[str, Code]) -> dict[str, str]:
         if code.code[2] != stage:
             stage = code.code[2]
             index += ["", f"## BS{stage}xx: {_STAGES.get(stage, 'Others')}", ""]
-        index.append(f"- [{code.code}]({code.code}.md): {code.title}")
+        name = f"[{code.code}]({code.code}.md)" if code.explanation else code.code
+        index.append(f"- {name}: {code.title}")
     return {
         "README.md": "\n".join(index) + "\n",
-        **{f"{code.code}.md": _page(code) for code in codes.values()},
+        **{f"{code.code}.md": _page(code) for code in codes.values() if code.explanation},
     }
 
 

@@ -25,8 +25,8 @@ class Problem:
     """One finding. Drawing it (`render`) is a separate act.
 
     ``loc`` names the part of the spec that is wrong; ``span`` the characters of the text, where a
-    finding is about text that never became a spec. ``help`` says what was expected, or what to do;
-    ``edits`` do it, where the reader of the text knows how.
+    finding is about text that never became a spec; ``also`` is where that stands which is said again here.
+    ``help`` says what was expected, or what to do; ``edits`` do it, where the reader of the text knows how.
     """
 
     code: str
@@ -36,6 +36,7 @@ class Problem:
     severity: Severity = "error"
     span: Span | None = None
     edits: tuple[Edit, ...] = ()
+    also: Loc | Span | None = None
 
     def within(self, *prefix: str | int) -> Problem:
         """See the same problem from a part that contains the one it was found in."""
@@ -47,16 +48,19 @@ class Code:
     """An entry of the registry: what a code means, and a spec that has the problem and one that has not.
 
     `bad` and `good` are whole specs, or shell commands where ``shell`` is true; the tests run them.
+    A code without an ``explanation`` has no page. ``remedy`` is the help of a problem that brings none of
+    its own.
     """
 
     code: str
     title: str
     message: str
-    explanation: str
+    explanation: str = ""
     bad: str = ""
     good: str = ""
     severity: Severity = "error"
     shell: bool = False
+    remedy: str | None = None
 
     def __call__(
         self,
@@ -65,11 +69,13 @@ class Code:
         span: Span | None = None,
         help: str | None = None,
         edits: tuple[Edit, ...] = (),
+        also: Loc | Span | None = None,
         **values: object,
     ) -> Problem:
         """Make a problem of this code; ``values`` fill the message."""
         message = self.message.format(**values)
-        return Problem(self.code, message, loc, help, self.severity, span, edits)
+        help = help or self.remedy
+        return Problem(self.code, message, loc, help, self.severity, span, edits, also)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

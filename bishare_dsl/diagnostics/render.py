@@ -6,7 +6,7 @@ import unicodedata
 from typing import Any
 
 from bishare_dsl.diagnostics.problem import Problem
-from bishare_dsl.diagnostics.source import SourceMap
+from bishare_dsl.diagnostics.source import SourceMap, Span
 
 _WIDEST = 100
 
@@ -57,17 +57,25 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
     before = _printable(text[left : column - 1])
     marked = _printable(text[column - 1 : min(column - 1 + max(width, 0), left + _WIDEST)])
     gutter = " " * len(str(line))
+    other = _other(problem, where)
+    beside = f"\n  = note: the other is at {escaped(where.place(other))}" if other else ""
     uses = "".join(f"\n  = note: used at {escaped(where.place(use))}" for use in where.uses(span))
     return (
         f"{head}\n{gutter}--> {escaped(source.name)}:{line}:{column}\n{gutter} |\n{line} | {shown}\n"
-        f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{uses}{tail}"
+        f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{beside}{uses}{tail}"
     )
+
+
+def _other(problem: Problem, where: SourceMap) -> Span | None:
+    """Find where that stands which a problem says is given a second time."""
+    return where.locate(problem.also) if isinstance(problem.also, tuple) else problem.also
 
 
 def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
     """Give the problem to a machine: plain JSON values; line and column from 1, absent without a text.
 
-    ``used_at`` says which lines use the file, the nearest first: none for the file that was asked for.
+    ``used_at`` says which lines use the file, the nearest first: none for the file that was asked for;
+    ``other_at`` where a thing stands that is said again.
     """
     record: dict[str, Any] = {
         "code": problem.code,
@@ -88,6 +96,13 @@ def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
             "end_line": end_line,
             "end_column": end_column,
         }
+        if other := _other(problem, where):
+            line, column = where.source_of(other).position(other.start)
+            record["other_at"] = {
+                "file": where.source_of(other).name,
+                "line": line,
+                "column": column,
+            }
         if uses := where.uses(span):
             record["used_at"] = [
                 {

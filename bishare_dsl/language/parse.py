@@ -7,6 +7,7 @@ statement, whose first words are reserved.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Set
 from math import isfinite
 from typing import NamedTuple, cast
@@ -48,6 +49,9 @@ _OPEN = frozenset(
 
 # What begins a value, and does not go on with one.
 _BEGINNING = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
+
+
+_SHORTEST = "a spec reads `spec mine  target q_proj, v_proj  share lora per module rank 8`"
 
 
 class Problems:
@@ -120,7 +124,21 @@ def plain_lines(text: str) -> str:
 def parse(source: Source, problems: Problems) -> Syntax:
     """Make the tree of a text; what is wrong goes to ``problems`` and is left out of the tree."""
     tokens = _tokens(source)
+    if what := _foreign(source.text):
+        problems(codes.NO_HEADER(span=span_of(_spoken(tokens)[0]), help=f"{what}; {_SHORTEST}"))
+        return Syntax([], tokens)
     return Syntax(_Parser(_spoken(tokens), problems).run(), tokens)
+
+
+def _foreign(text: str) -> str | None:
+    """Say what a text is that was not written as a spec."""
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), None)
+    if first is None:
+        return "there is nothing in this text"
+    if first[0] in "{[":
+        return "this looks like JSON"
+    return "this looks like YAML" if re.match(r"---$|\w+:(\s|$)", first) else None
 
 
 class Open(NamedTuple):
@@ -377,6 +395,10 @@ def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) ->
         return codes.UNCLOSED_QUOTE(span=span)
     if text[0].isascii() and text[0].isdigit():
         why = "a number has digits, a point and an exponent alone; a name begins with a letter"
+        if plain := re.fullmatch(r"(\d+)[kK]", text):
+            why = f"write `{plain[1]}000`"
+        elif text.replace("_", "").isdecimal():
+            why = f"write `{text.replace('_', '')}`"
         return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):

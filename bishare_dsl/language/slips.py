@@ -18,13 +18,58 @@ from bishare_dsl.language.grammar import (
 )
 from bishare_dsl.language.syntax import span_of
 
+_FROM_PEFT = "docs/from-peft.md has what PEFT's options are here, and which are not"
+# Words of PEFT and what they are here.
+_ELSEWHERE = {
+    "r": "it is called `rank`",
+    "lora_r": "it is called `rank`",
+    "lora_alpha": "it is called `alpha`",
+    "lora_dropout": "it is called `dropout`",
+    "target_modules": "it is called `target`",
+    "use_rslora": "it is `scale alpha / sqrt(rank)`",
+    "rslora": "it is `scale alpha / sqrt(rank)`",
+    "layers_to_transform": "it is `where layer in {0, 2}`",
+    "init_lora_weights": "it is `init A kaiming_uniform, B zeros`",
+    "exclude_modules": "it is `except`, behind what `target` names",
+    "lr": "a spec says nothing of training: `bishare train --learning_rate 1e-4` does",
+    **dict.fromkeys(("dora", "use_dora", "bias", "modules_to_save"), _FROM_PEFT),
+}
+# What a clause or statement looks like, where nothing better is known.
+_SUCH = {
+    "SPEC": "`spec mine`",
+    "USE": '`use "lora"`',
+    "PARAM": "`param r = 8`",
+    "LET": "`let attention = q_proj, k_proj, v_proj`",
+    "TARGET": "`target q_proj, v_proj`",
+    "SHARE": "`share local per module rank 8`",
+    "WHERE": "`where layer in 0..15 and not down_proj`",
+    "PER": "`per module`, `per layer` or `per layer // 4, kind`; `per model` stands alone",
+    "RANK": "`rank 8`",
+    "MATCH": "`match kind { q_proj, k_proj: 4; else: 2 }`",
+    "VIA": "`via SS` or `via KE(size = 256)`",
+    "ALPHA": "`alpha 16`",
+    "SCALE": "`scale alpha / rank`",
+    "DROPOUT": "`dropout 0.05`",
+    "INIT": "`init A normal, B zeros`",
+    "FREEZE": "`freeze A`",
+    "GAIN": "`gain out init 0` or `gain rank init 1, out init 0`",
+    "START": "`start nonzero`",
+}
+_POWER = "there is no power: multiply, as in `2 * 2`"
+_SIGNS = {
+    "&": "both of two conditions: `q_proj and layer < 8`",
+    "|": "one of two conditions: `q_proj or v_proj`",
+    "!": "the opposite of a condition: `not q_proj`, or `layer != 3`",
+    "^": _POWER,
+}
+_COMPARISONS = ("LT", "LE", "GT", "GE", "EQ", "NE")
 _QUOTES = tuple("'`´‘’‚“”„«»")
 _NUMBERS = ("INT", "FLOAT")
 _ITEMS = ("NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT")
 _REMEDIES = {
     "[": "a list has no brackets, and a set has braces: `layer in {0, 4}`",
     "]": "a list has no brackets, and a set has braces: `layer in {0, 4}`",
-    "\xa0": "this looks like a space and is another character",
+    "\xa0": "this looks like a space and is another character: write a space",
     ":": "there is no `:` between a word and what it says",
     ";": "there is no `;` behind a statement or a clause",
 }
@@ -79,8 +124,17 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
     if token.type == "EQUAL" and kinds[0] in CLAUSE_KINDS:
         meant = f"{before[0]} {after[0]}".rstrip()
         return Slip(f"a clause has no `=`: `{meant}`", [0])
+    if token.type == "EQUAL" and "COLON" in allowed:
+        arrow = [1] if after[:1] == [">"] else []
+        edits = _write(":", token, after[0] if arrow else None)
+        return Slip("an arm of `match` reads `q_proj: 4`", arrow, kind="COLON", edits=edits)
     if token.type == "EQUAL" and "EQ" in allowed:
         return Slip("a comparison is written `==`", kind="EQ")
+    if token.type == "COLON" and "EQUAL" in allowed:
+        return Slip(f"here stands `=`: `{before[0]} = {after[0]}`", kind="EQUAL")
+    if token.type == "MINUS" and kinds[0] == "NAME" and kinds[1] == "USE" and after[0] != "":
+        edits = _write(f'"{before[0]}-{after[0]}"', before[0], after[0])
+        return Slip(f'a name with `-` is quoted: `"{before[0]}-{after[0]}"`', [0, 1], edits=edits)
     if token.type == "MINUS" and kinds[1] in ("SHARE", "PARAM", "LET", "SPEC") and len(after) > 1:
         name = f"{before[0]}_{after[0]}"
         edits = _write(name, before[0], after[0])
@@ -90,22 +144,55 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(f"layers are chosen by `layer in {token}..{last}` or `layer == {token}`")
     if token.type in _NUMBERS and kinds[0] == "LPAR" and kinds[2] == "VIA":
         return Slip(f"options have names: `{before[1]}(size = {token})`, say")
-    if token.type == "FLOOR" and (not before or before[0].line != token.line):
+    comment = (
+        token.type == "FLOOR"
+        or (token == "/" and after[:1] == ["*"])
+        or (token == "-" and after[:1] == ["-"])
+    )
+    if comment and (not before or before[0].line != token.line):
         line = [i for i, other in enumerate(tokens[position:]) if other.line == token.line]
         return Slip("comments begin with `#`", line, edits=_write("#", token))
+    if token.type == "NAME" and kinds[1] == "FLOOR" and before[1].line == token.line:
+        line = [i for i, other in enumerate(tokens[position:]) if other.line == token.line]
+        help_line = "comments begin with `#`; `//` is a division that rounds down"
+        return Slip(help_line, line, at=before[1], edits=_write("#", before[1]))
+    if token.type in _COMPARISONS and kinds[0] == "LT":
+        return Slip("what differs is compared by `!=`")
+    if token.type == "GT" and before[:1] == ["="]:
+        return Slip("at least is `>=`")
+    if token.type == "COLON" and "DOTS" in allowed:
+        return Slip(f"a range has two dots: `{before[0]}..{after[0]}`", kind="DOTS")
+    if token.type in _COMPARISONS and kinds[1] in _COMPARISONS:
+        return Slip("one comparison has two sides: `layer > 4 and layer < 8`")
+    if token.type == "TIMES" and kinds[0] == "TIMES":
+        return Slip(_POWER)
+    if token.type == "TIMES" and _clause(tokens[:position]) in ("TARGET", "LET", "WHERE"):
+        return Slip('a pattern is quoted, behind what it is of: `kind "*_proj"`')
     if kinds[0] == "MODULO" and kinds[1] in _NUMBERS:
         number = f"{float(before[1]) / 100:g}"
         help_line = f"`%` is the rest of a division; for {before[1]} percent write `{number}`"
         return Slip(help_line, at=before[0], edits=_write(number, before[1], before[0]))
+    if token.type == "COMMA" and "SEMICOLON" in allowed:
+        return Slip("a `;` stands between arms", kind="SEMICOLON")
+    if token.type == "INIT" and kinds[0] == "GAIN":
+        return Slip("a gain says which: `gain out init 1`, or `gain rank init 1`", missing="OUT")
+    if token.type == "NAME" and kinds[1] == "VIA" and "LPAR" in allowed and after[0] == "=":
+        return Slip(f"options stand in brackets: `{before[0]}({token} = {after[-1]})`")
     if token in _REMEDIES:
         return _dropped(token)
+    if "DOTS" in allowed and not {"RBRACE", "COLON"} & {*allowed}:
+        return Slip("a range is `0..7`, several layers `{0, 2, 4}`, and one is `layer == 3`")
+    if token.type == "NAME" and token in _ELSEWHERE:
+        here = _ELSEWHERE[token]
+        called = words().get(here.split("`")[1]) if "called" in here else None
+        return Slip(here, kind=called if called in allowed else None)
     if kinds[0] in ("AND", "OR") and token.type in ("LT", "LE", "GT", "GE", "EQ", "NE", "IN"):
         return Slip(f"both conditions have a left side: `layer > 4 {before[0]} layer < 8`")
     if (opened := _not_closed(tokens[:position])) and token.type in STATEMENT_KINDS | CLAUSE_KINDS:
         return Slip(f"the `{opened}` of line {opened.line} is not closed", at=opened)
     near = kind = None
     if token.type == "NAME":
-        known = [word for kind in allowed if (word := spelled(kind)) and word.isalpha()]
+        known = [word for kind in allowed if (word := spelled(kind)) and len(word) > 2]
         near = nearest(token, known) or ""
         kind = words()[near.split("`")[1]] if near.startswith("did you mean") else None
     if allowed == {"PER"}:
@@ -115,10 +202,29 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(near, kind=kind)
     if "COMMA" in allowed and token.type in _ITEMS:
         return Slip("a comma stands between the parts of a list", missing="COMMA")
+    if token.type in STATEMENT_KINDS and before and before[0].line != token.line:
+        left = "COMMA" in kinds[:1]
+        return Slip("leave the comma at the end out" if left else _such(tokens[:position]))
     if is_keyword(token) and "NAME" in allowed:
         edits = _write(f'"{token}"', token)
         return Slip(f"`{token}` is a keyword; {in_quotes(token)}", edits=edits)
-    return Slip()
+    return Slip(_such(tokens[:position]))
+
+
+def _such(tokens: Sequence[Token]) -> str:
+    """Say what the clause or statement that these tokens end in looks like."""
+    return f"such as {_SUCH[_clause(tokens)]}"
+
+
+def _clause(tokens: Sequence[Token]) -> str:
+    """Give the kind of the word that begins the clause or statement that these tokens end in."""
+    for before, token in zip(reversed([None, *tokens[:-1]]), reversed(tokens), strict=False):
+        # `alpha` and `rank` are values, too.
+        value = token.type in ("ALPHA", "RANK") and before is not None and not before.isalnum()
+        value = value or (before is not None and before.type in ("SCALE", "GAIN", "SHARE"))
+        if token.type in _SUCH and not value:
+            return token.type
+    return "SPEC"
 
 
 def _not_closed(tokens: Sequence[Token]) -> Token | None:
@@ -146,12 +252,19 @@ def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -
         return Slip('a name is quoted with `"`', [0, *closing], edits=edits)
     if token == "." and before and before[0].type == "DOTS":
         return Slip("a range has two dots: `0..8`", [0])
+    if token == "." and before and before[0].type == "NAME" and after[0].type == "NAME":
+        return Slip(f'a part of a path is quoted: `path "*.{before[0]}.{after[0]}"`')
     alone = not before or span_of(before[0]).end < start
     if token == "." and alone and after[0].type == "INT" and span_of(after[0]).start == end:
         edits = _write("0.", token)
         return Slip(f"a number has a digit before its point: `0.{after[0]}`", [0], edits=edits)
     if token in _REMEDIES:
         return _dropped(token)
+    if token in _SIGNS:
+        return Slip(_SIGNS[token])
+    if token.isdecimal() or not token.isprintable():
+        digits = "a number is written with the digits 0 to 9"
+        return Slip(digits if token.isdecimal() else "leave it out")
     if len(token) > 1:
         help_line = "put a name in quotes that has letters beyond a to z"
         return Slip(help_line, edits=_write(f'"{token}"', token))

@@ -40,7 +40,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     """Find what is wrong with a tree; nothing is missed where reading failed, at the places ``broken``."""
     statements, header = syntax.statements, syntax.header
     written = any(token.type == "SPEC" for token in syntax.tokens)
-    if not written or (statements and header and header is not statements[0]):
+    if (not written and statements) or (statements and header and header is not statements[0]):
         start = Span(syntax.first.start, syntax.first.start)
         named = () if header else (Edit(start, "spec mine\n"),)
         yield codes.NO_HEADER(span=syntax.first, edits=named)
@@ -78,6 +78,8 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
     """Find what a spec lacks with all that it uses, of which ``kinds`` are the tokens."""
+    if not syntax.statements and "SPEC" not in kinds:
+        return  # That this is not a spec is said.
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
     if "TARGET" not in kinds:
@@ -89,11 +91,11 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
 
 def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:
     """Find what is said a second time."""
-    given: set[str] = set()
+    given: dict[str, Span] = {}
     for what, span in said:
         if what in given:
-            yield codes.TWICE(span=span, what=what)
-        given.add(what)
+            yield codes.TWICE(span=span, what=what, also=given[what])
+        given.setdefault(what, span)
 
 
 def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:

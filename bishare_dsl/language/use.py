@@ -232,7 +232,11 @@ class Joining:
                     )
             elif not inherited:
                 edits = (Edit(Span(part.start, span_of(part.keyword).start), ""),)
-                self.problems(codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits))
+                known = [key[1] for key in used if key[0] == part.keyword]
+                help_line = nearest(part.name, known) or "leave `replace` out"
+                self.problems(
+                    codes.NOTHING_TO_REPLACE(what=what, span=span, edits=edits, help=help_line)
+                )
             elif inherited[0] not in parts:
                 self.problems(codes.TWICE(what=f"what replaces {what}", span=span))
             else:

@@ -49,7 +49,9 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     terms: list[Term] = []
     if not target:
         what = "`target`"
-        resolver.add([codes.COVERS_NOTHING(what=what, model=architecture.name, loc=("target",))])
+        help = "no module fits all of its conditions and no exception: leave one of them out"
+        problem = codes.COVERS_NOTHING
+        resolver.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
         resolver.add(_idle_exceptions(sites, architecture.sites, spec))
         resolver.add(_left_out(sites, spec))
@@ -63,7 +65,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     raise_errors(PlanError, resolver.problems)
     if not terms:
         why = "no share has a rank above 0"
-        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares",)))
+        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares", 0, "rank")))
     if not any(tensor.trainable for tensor in tensors):
         why = "every tensor is frozen"
         raise PlanError(
@@ -131,7 +133,9 @@ def _uncovered(target: Sequence[Site], covered: set[str]) -> Iterator[Problem]:
         if site.path not in covered:
             missing[site.kind] = missing.get(site.kind, 0) + 1
     if missing:
-        what = ", ".join(f"`{kind}` ({count} modules)" for kind, count in missing.items())
+        what = ", ".join(
+            f"`{kind}` ({count} module{'s' * (count > 1)})" for kind, count in missing.items()
+        )
         yield codes.UNCOVERED(what=what, loc=("target",))
 
 
@@ -206,7 +210,10 @@ class _SharePlan:
                 )
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
-        raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc))
+        help = "all that `where` names is outside of `target`: name it there too"
+        if where.exclude:
+            help = "`except` takes away all that stands before it: leave it out"
+        raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
     def _groups(self, role: str, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
         """Give the sites of each distinct value of the key of a tensor."""
@@ -270,7 +277,10 @@ class _SharePlan:
             with guarded(transform, "fan_in", ValueError):
                 fan_in = transform.fan_in(role, rank, widths)
         except ValueError as error:
-            raise self._unfit(f"share its {role} in the pool `{pool}`", error) from error
+            what = f"share its {role} in the pool `{pool}`"
+            if len(members) == 1:
+                what = f"have a factor {role} at `{members[0].path}`"
+            raise self._unfit(what, error) from error
         paths = tuple(site.path for site in members)
         self._tensor(name, role, Own(*shape, fan_in), paths, resolved[rank])
         self.pools.append(
@@ -360,11 +370,16 @@ class _SharePlan:
             for j, value in enumerate(arm.values):
                 loc: Loc = (*self.loc, "rank", "arms", i, "values", j)
                 for problem in self.sites.item_problems(match.subject, value, covered, loc):
+                    help = problem.help
+                    if isinstance(value, Ref) and value.ref in self.sites.kinds:
+                        help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
+                    elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
+                        help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"
                     yield codes.ARM_NOTHING(
                         value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
                         share=self.share.name,
                         loc=loc,
-                        help=problem.help,
+                        help=help,
                     )
 
     def _rank(self, site: Site) -> int:

@@ -42,8 +42,13 @@ def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
     """
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
-        why = "it is a whole number, 0 or more"
-        raise EvaluationError(codes.BAD_NUMBER(what="a rank", value=value, why=why, loc=loc))
+        why, help = (
+            "it is a whole number, 0 or more",
+            f"write `rank {max(1, round(abs(value)))}`, say",
+        )
+        raise EvaluationError(
+            codes.BAD_NUMBER(what="a rank", value=value, why=why, loc=loc, help=help)
+        )
     return int(value)
 
 
@@ -54,12 +59,12 @@ def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
 
 
 def _names(spec: Spec) -> Iterator[Problem]:
-    seen: set[str] = set()
+    seen: dict[str, Loc] = {}
     for what, i, name in _declared(spec):
         loc: Loc = (f"{what}s", i, "name")
         if name in seen:
-            yield codes.TWICE(what=what, name=name, loc=loc, help=_OTHER_NAME)
-        seen.add(name)
+            yield codes.TWICE(what=what, name=name, loc=loc, also=seen[name], help=_OTHER_NAME)
+        seen.setdefault(name, loc)
         if name in (*ATTRIBUTES, "model", "rank", "alpha"):
             yield codes.RESERVED(name=name, why="it already means something", loc=loc)
     below = [let.name for let in spec.lets]
@@ -68,12 +73,13 @@ def _names(spec: Spec) -> Iterator[Problem]:
         for place, ref in refs(let.selection, ("lets", i, "selection")):
             if ref.ref in below[i:]:
                 yield USED_BEFORE(name=ref.ref, keyword="let", loc=place)
-    shares: set[str] = set()
+    shares: dict[str, Loc] = {}
     for i, share in enumerate(spec.shares):
-        if share.name in shares:
-            at: Loc = ("shares", i, "name")
-            yield codes.TWICE(what="share", name=share.name, loc=at, help=_OTHER_NAME)
-        shares.add(share.name)
+        at: Loc = ("shares", i, "name")
+        if (name := share.name) in shares:
+            other = shares[name]
+            yield codes.TWICE(what="share", name=name, loc=at, also=other, help=_OTHER_NAME)
+        shares.setdefault(name, at)
         why = None
         if not re.fullmatch(r"[^\W\d]\w*", share.name):
             why = "tensors are named after shares, so that a share is named by one word"
@@ -98,7 +104,10 @@ def _unused(spec: Spec) -> Iterator[Problem]:
         if name == "alpha":
             takers = [share for share in takers if _uses_alpha(spec, share)]
         if getattr(spec.defaults, name) is not None and spec.shares and not takers:
-            yield codes.UNUSED(what="default", name=name, loc=("defaults", name))
+            help = f"leave it out: every share says its own `{name}`"
+            if name == "alpha" and spec.defaults.scale is not None:
+                help = "`scale` is given and does not read it: `scale alpha / rank` would"
+            yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
 
 
 def _empty_ranges(spec: Spec, params: Mapping[str, Value]) -> Iterator[Problem]:

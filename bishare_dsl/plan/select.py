@@ -8,7 +8,7 @@ from functools import cached_property
 
 from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.models.parts import PARTS, parts
+from bishare_dsl.models.parts import PARTS, part_called, parts
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.plan.settings import refs
@@ -29,6 +29,8 @@ from bishare_dsl.spec import (
     Spec,
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+
+_PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` is any of it"
 
 
 def attributes(site: Site) -> dict[str, Value]:
@@ -165,7 +167,7 @@ class Sites:
                         what=f"`{attribute} {pattern}`",
                         model=self.architecture.name,
                         loc=loc,
-                        help=glob if ".*" in pattern else nearest(pattern, known),
+                        help=glob if ".*" in pattern else nearest(pattern, known) or _PATHS,
                     )
             case And(all_of=parts):
                 for i, inner in enumerate(parts):
@@ -229,6 +231,23 @@ class Sites:
 
     def _no_such_kind(self, name: str, loc: Loc, more: Sequence[str] = ()) -> Problem:
         help_line = nearest(name, [*self.kinds, *self.lets, *more])
+        if more and not (help_line or "").startswith("did"):
+            help_line = "such as `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
+        if name in ("all", "linear", "all_linear"):
+            help_line = 'every linear layer is `kind "*"`'
+        elif {*"*?"} & {*name}:
+            help_line = f'a pattern stands behind what it is of: `kind "{name}"`'
+        elif name in ATTRIBUTES:
+            help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
+        elif name in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out"):
+            help_line = (
+                "the embedding and the head are in no layer, and cannot be adapted: leave it out"
+            )
+        elif part := part_called(name):
+            kinds = ", ".join(f"`{kind}`" for kind in sorted(self.kinds))
+            help_line = f"`{part}` means it in any model; the kinds of this one are {kinds}"
+        elif name in ("attention", "attn") and not more:
+            help_line = "the parts of attention are `attention_inputs` and `attention_outputs`"
         if name in {site.parent for site in self.architecture.sites}:
             help_line = f"`parent {name}` means the linear layers in it"
         model = self.architecture.name

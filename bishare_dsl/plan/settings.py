@@ -114,12 +114,16 @@ class Resolver:
                 scale = number(settings.scale, place("scale"), 1, **names)
         if scale == 0:
             where = place("alpha" if settings.scale is None else "scale")
-            why = "the term does nothing"
-            problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where))
+            why, help = "the term does nothing", "`scale 1` takes the term as it is"
+            problems.append(codes.BAD_NUMBER(what="scale", value=0, why=why, loc=where, help=help))
         dropout = number(settings.dropout, place("dropout"), 0)
         if not 0 <= dropout < 1:
-            why, where = "it is a probability below 1", place("dropout")
-            problems.append(codes.BAD_NUMBER(what="dropout", value=dropout, why=why, loc=where))
+            why, help = "it is a probability, 0 or more and below 1", "write `dropout 0.05`, say"
+            problems.append(
+                codes.BAD_NUMBER(
+                    what="dropout", value=dropout, why=why, loc=place("dropout"), help=help
+                )
+            )
         starts = {
             role: self._initial(given, place("init", role), problems)
             for role in ("A", "B")
@@ -240,6 +244,7 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
             share=share.name,
             what=f"freezes `{frozen[0]}` at zero, so that it never does anything",
             loc=("freeze",),
+            help=f"leave `{frozen[0]}` out of `freeze`",
         )
     elif not parts and not share.nonzero_start:
         yield codes.START(
@@ -247,7 +252,9 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
             what="does not start at zero, so that the model starts different from its base",
             loc=loc,
             help="start one factor at `zeros` or the `out` gain at 0, or say `start nonzero` if this "
-            "is meant",
+            "is meant"
+            if transform.pooled[:1] == ("A",)
+            else f"{transform.name} starts random: say `start nonzero`",
         )
     elif parts and share.nonzero_start:
         yield codes.UNUSED(
@@ -266,7 +273,7 @@ def _transform(
     try:
         kind = transform_kind(name)
     except KeyError:
-        help = nearest(name, transform_names())
+        help = nearest(name, {*transform_names()} - {"Identity"})  # what a share without `via` has
         problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=help))
         return None
     except SpecError as error:
@@ -298,6 +305,7 @@ def _transform(
                     name=option or "these options",
                     value=values.get(option, "together"),
                     why=_why(fault["msg"]),
+                    help=_described(kind, option),
                     loc=("via", "options", option) if option else ("via",),
                 )
             )
@@ -311,6 +319,13 @@ def _transform(
         )
         return None
     return transform
+
+
+def _described(kind: type[Transform], option: str) -> str | None:
+    """Say what an option of a transform is."""
+    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
+    field = fields.get(option)
+    return f"`{option}` is: {field.description}" if field and field.description else None
 
 
 def _why(message: str) -> str:

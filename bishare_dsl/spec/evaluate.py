@@ -98,7 +98,10 @@ class Scope:
                 try:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except (ZeroDivisionError, OverflowError) as error:
-                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=str(error))) from error
+                    help = "divide by a number other than 0, or make the numbers smaller"
+                    raise EvaluationError(
+                        codes.NO_VALUE(loc=loc, why=str(error), help=help)
+                    ) from error
             case Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
                 if function == "sqrt" and numbers[0] < 0:
@@ -157,14 +160,24 @@ class Scope:
                 if self.holds(condition, (*loc, "condition")):
                     return self.holds(chosen, (*loc, "then"))
                 return self.holds(otherwise, (*loc, "otherwise"))
+            case Binary(op="-", left=Ref(ref=left), right=Ref(ref=right)):
+                why, name = "`-` is minus, between two words", f"{left}-{right}"
+                help = f'a name with `-` is quoted: `"{name}"`'
+                if name == "all-linear":
+                    help = 'every linear layer is `kind "*"`'
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
             case _:
-                why = "a number is neither true nor false"
-                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
+                why, help = (
+                    "a number is neither true nor false",
+                    "compare it, as in `layer % 2 == 0`",
+                )
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
 
     def _attribute(self, name: str, loc: Loc) -> Value:
         if name not in self.values:
-            why = f"`{name}` is of a module, and here is none"
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why))
+            why = f"it is about a module, whose `{name}` is not known in this place"
+            help = "say here a number, or a param; modules are told apart by `where`, `per` and `match`"
+            raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
         return self.values[name]
 
     def includes(
@@ -204,7 +217,8 @@ class Scope:
         rhs = self._layer(left, self.value(right, (*loc, "right")))
         if isinstance(lhs, str) or isinstance(rhs, str):
             if op not in ("==", "!="):
-                raise EvaluationError(codes.NO_VALUE(loc=loc, why="words have no order"))
+                help = "compare words by `==`, `!=` and `in`"
+                raise EvaluationError(codes.NO_VALUE(loc=loc, why="words have no order", help=help))
             return (lhs == rhs) == (op == "==")
         return bool(_OPERATORS[op](lhs, rhs))
 

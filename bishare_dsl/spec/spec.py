@@ -162,7 +162,12 @@ class Spec(Node):
         """
         known = [param.name for param in self.params]
         problems = [
-            codes.UNKNOWN_PARAM_SET(name=name, spec=self.name, help=nearest(name, known))
+            codes.UNKNOWN_PARAM_SET(
+                name=name,
+                spec=self.name,
+                help=nearest(name, known)
+                or f"declare it, `param {name} = 8` below `spec`, and use its name in place of a number",
+            )
             for name in values
             if name not in known
         ]
@@ -174,7 +179,10 @@ class Spec(Node):
             except ValidationError:
                 what, why = f"param `{param.name}`", "it is a finite number or a word"
                 loc = ("params", i, "value")
-                problems.append(codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc))
+                help = f"such as `{param.name}={param.value}`"
+                problems.append(
+                    codes.BAD_NUMBER(what=what, value=value, why=why, loc=loc, help=help)
+                )
         raise_errors(SpecError, problems)
         return self.model_copy(update={"params": tuple(params)})
 

@@ -65,7 +65,7 @@ _FIXED: Mapping[str, tuple[bool, str]] = {
     "deepspeed": (False, "its checkpoints hold the base too; shard the base with `fsdp` instead"),
     "disable_tqdm": (True, "the progress bar is bishare's own; `--quiet` leaves it out"),
     "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint without it"),
-    "logging_nan_inf_filter": (False, "it would hide the first loss that is no number"),
+    "logging_nan_inf_filter": (False, "it would hide the first loss that is not a number"),
     "push_to_hub": (False, "upload the finished folder with `hf upload`"),
     "remove_unused_columns": (False, "rows have become examples before the Trainer sees them"),
     "save_on_each_node": (False, "one process writes, to a folder that all of them see"),

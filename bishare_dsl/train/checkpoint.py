@@ -165,7 +165,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if folder.is_dir() and _NAME.fullmatch(folder.resolve().name):
             reason = f"it has no {MANIFEST}"
             raise TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=reason))
-        reason = f"`{folder}` is no checkpoint of bishare"
+        reason = f"`{folder}` is not a checkpoint of bishare"
         raise TrainError(codes.NO_CHECKPOINT(reason=reason))
     try:
         manifest = _Manifest.model_validate_json((folder / MANIFEST).read_bytes())

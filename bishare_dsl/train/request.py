@@ -183,7 +183,7 @@ def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -
     params: dict[str, Any] = {}
     for source in (file, given):
         if not isinstance(source.get("params") or {}, Mapping):
-            reason = "it is no list of names and values"
+            reason = "it is not a list of names and values"
             raise TrainError(
                 codes.WRONG_VALUE(name="params", value=source["params"], reason=reason)
             )
@@ -258,7 +258,7 @@ def read_config(path: Path) -> dict[str, Any]:
     else:
         if isinstance(found, dict) and all(isinstance(name, str) for name in found):
             return found
-        reason = "it is no list of `name: value`"
+        reason = "it is not a list of `name: value`"
     raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))
 
 

@@ -32,7 +32,10 @@ class BlockDiagonal(Transform):
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         if (width := one_width(widths)) % self.blocks:
-            raise ValueError(f"a width of {width} does not divide into {self.blocks} blocks")
+            fitting = ", ".join(str(n) for n in (2, 3, 4, 5, 6, 8, 16, 32) if width % n == 0)
+            raise ValueError(
+                f"a width of {width} does not divide into {self.blocks} blocks, as it does into {fitting}"
+            )
         return rank, width
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:

@@ -55,7 +55,7 @@ class KroneckerExtension(Transform):
     def check_rank(self, rank: int) -> None:
         if self.shared_rank is not None and rank % self.shared_rank:
             raise ValueError(
-                f"it is no multiple of shared_rank = {self.shared_rank}, the rows of the shared factor"
+                f"it is not a multiple of shared_rank = {self.shared_rank}, the rows of the shared factor"
             )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int
     match found:
         case (int(rows), int(columns)) if rows > 0 and columns > 0:
             return rows, columns
-    raise broken(transform, f"`{method}` gives {found!r}, which is no shape (rows, columns)")
+    raise broken(transform, f"`{method}` gives {found!r}, which is not a shape (rows, columns)")
 
 
 def check_term(transform: Transform, rank: int, width: Width, shapes: Shapes) -> None:
@@ -92,6 +92,6 @@ def _expect(
     import torch
 
     if not isinstance(found, torch.Tensor):
-        raise broken(transform, f"{what} that is no tensor {where}")
+        raise broken(transform, f"{what} that is not a tensor {where}")
     if tuple(found.shape) != shape:
         raise broken(transform, f"{what} of shape {tuple(found.shape)} {where}, not {shape}")

@@ -154,7 +154,7 @@ def _load(point: EntryPoint) -> type[Transform]:
     except (Exception, SystemExit) as error:  # Whatever another package's import raises.
         raise broken(raised(error)) from error
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
-        raise broken(f"{point.value} is no subclass of bishare_dsl.transforms.Transform")
+        raise broken(f"{point.value} is not a subclass of bishare_dsl.transforms.Transform")
     if getattr(kind, "name", None) != point.name:
         raise broken(f"{point.value} calls itself {getattr(kind, 'name', None)!r}")
     if why := _wrong_roles(kind):
@@ -170,7 +170,7 @@ def _wrong_roles(kind: type[Transform]) -> str | None:
     roles: list[object] = [*kind.pooled, *kind.owned]
     for role in roles:
         if not (isinstance(role, str) and role.isidentifier() and "__" not in role):
-            return f"the role {role!r} is no name"
+            return f"the role {role!r} is not a name"
         if role in (GAIN_RANK, GAIN_OUT) or roles.count(role) > 1:
             return f"the role {role!r} is taken"
     return None

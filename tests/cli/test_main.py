@@ -138,7 +138,9 @@ def test_specs_lists_what_ships(bishare):
 def test_explain(bishare, code):
     run = bishare("explain", code.lower())
     assert run.code == 0
-    assert run.out.startswith(f"# {code}: {registry()[code].title}\n")
+    title, message = registry()[code].title, registry()[code].message
+    line = f"{code}, {title}: {message}."
+    assert run.out.startswith(f"# {code}: {title}\n" if registry()[code].explanation else line)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -7,6 +7,7 @@ A `.share` is checked against Llama-7B; each line of a `.cmd` is run as a shell 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -44,6 +45,21 @@ def test_an_answer_reads_as_it_should(path, tmp_path, monkeypatch, capsys):
     assert text == answer.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
+def test_an_answer_tells_place_and_remedy(path):
+    text = path.with_suffix(".txt").read_text(encoding="utf-8")
+    for answer in re.split(r"^(?=error|warning\[)", text, flags=re.MULTILINE)[1:]:
+        assert "  = help: " in answer
+        assert path.suffix == ".cmd" or " --> " in answer
+
+
+def test_nothing_passes_in_silence_but_what_has_become_right():
+    silent = {
+        path.stem for path in INPUTS if path.with_suffix(".txt").read_text() == "exit code 0\n"
+    }
+    assert silent == {"83_param_computed", "A8_list_adds_nothing"}
+
+
 def test_each_input_is_kept_with_its_answer():
-    assert len(INPUTS) >= 109
+    assert len(INPUTS) >= 218
     assert {path.stem for path in INPUTS} == {p.stem for p in (HERE / "inputs").glob("*.txt")}

@@ -183,7 +183,7 @@ def test_identity_needs_equal_widths():
 
 
 def test_a_rank_that_the_kernel_cannot_give():
-    with pytest.raises(ValueError, match="no multiple of shared_rank = 3"):
+    with pytest.raises(ValueError, match="not a multiple of shared_rank = 3"):
         KroneckerExtension(shared_rank=3).check_rank(4)
     KroneckerExtension(shared_rank=3).check_rank(6)
 

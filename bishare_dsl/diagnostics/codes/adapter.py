@@ -14,17 +14,19 @@ NO_SUCH_FOLDER = Code(
     good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
     "bishare inspect my-adapter",
     shell=True,
+    remedy="name a folder that `bishare compile` or `bishare train` wrote",
 )
 NOT_AN_ADAPTER = Code(
     "BS602",
     "not an adapter",
-    "`{folder}` is no bishare adapter: it has no bishare_config.json",
+    "`{folder}` is not a bishare adapter: it has no bishare_config.json",
     "`bishare_config.json` makes a folder an adapter, and is written last. A folder without it is something "
     "else, or was never saved to the end.",
     bad="bishare inspect specs",
     good="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
     "bishare inspect my-adapter",
     shell=True,
+    remedy="name a folder that `bishare compile` or `bishare train` wrote",
 )
 PEFT_ADAPTER = Code(
     "BS603",
@@ -272,7 +274,7 @@ NOT_EXPORTED = Code(
 UNKNOWN_FORMAT = Code(
     "BS631",
     "unknown export format",
-    "`{format}` is no format of export",
+    "`{format}` is not a format of export",
     "`peft` writes a folder that PEFT and vLLM load, `gguf` a file that llama.cpp loads.",
     bad="bishare compile specs/lora.share --model smollm2-135m --out my-adapter\n"
     "bishare export my-adapter --format pft --model smollm2-135m --out for-peft",
@@ -330,7 +332,7 @@ NOT_PLAIN_LORA = Code(
 
 NOT_A_MATRIX = Code(
     "BS633",
-    "an update that is no matrix",
+    "an update that is not a matrix",
     "cannot {action}: what share `{share}` adds is not linear in its input (transform {transform}), so no "
     "matrix is equal to it",
     "Merging adds a matrix to a weight, and plain LoRA is a product of two. An update such as that of "
@@ -447,7 +449,7 @@ NEEDS_NAME = Code(
 )
 NOT_A_LIBRARY = Code(
     "BS677",
-    "an adapter of what is no library",
+    "an adapter of what is not a library",
     "`{folder}` is an adapter by itself, and no library with an adapter `{name}`",
     "What stands behind `#` names an adapter of a library, as `bishare fit` writes it for several adapters.",
 )
@@ -466,9 +468,9 @@ NO_ADAPTERS = Code(
 )
 NOT_FINITE_TENSORS = Code(
     "BS660",
-    "tensors with values that are no numbers",
+    "tensors with values that are not numbers",
     "{count} of the adapter's tensors have values that are not finite, the first is `{name}`",
-    "NaN or infinity: what such an adapter gives is no number either. Training stops before that happens "
+    "NaN or infinity: what such an adapter gives is not a number either. Training stops before that happens "
     "(BS750). It is saved and loaded all the same, bit for bit, for it may be what you want to look at.",
     severity="warning",
 )

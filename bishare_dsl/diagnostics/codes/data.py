@@ -8,58 +8,75 @@ NO_SUCH_DATA = Code(
     "BS701",
     "no such data",
     "there is no file `{source}`",
-    "Data is a file (.json, .jsonl, .csv or .parquet), or the id of a data set on the Hugging Face Hub, "
-    "which has the form `owner/name`. A relative path starts at the folder that the command is run in.",
+    remedy=(
+        "data is a file (.json, .jsonl, .csv or .parquet), or the id of a data set on the Hugging "
+        "Face Hub, which has the form `owner/name`. A relative path starts at the folder that the "
+        "command is run in"
+    ),
 )
 HUB_REFUSED = Code(
     "BS702",
     "a data set that the Hub does not give",
     "there is no file `{name}`, and no data set of this name can be had from the Hub: {reason}",
-    "What is no file is looked up on the Hugging Face Hub, with one short request before anything else is "
-    "loaded. Either the Hub cannot be reached from here, or it has no such data set for you. With "
-    "HF_HUB_OFFLINE=1 only sets that were fetched before are used.",
+    remedy=(
+        "what is not a file is looked up on the Hugging Face Hub, with one short request before "
+        "anything else is loaded. Either the Hub cannot be reached from here, or it has no such data "
+        "set for you. With HF_HUB_OFFLINE=1 only sets that were fetched before are used"
+    ),
 )
 NO_SUCH_PART = Code(
     "BS703",
     "a data set without that split or configuration",
     "the data set `{name}` cannot be loaded: {reason}",
-    "Data sets on the Hub have splits, such as `train` and `test`, and some have several configurations, one "
-    "of which has to be named.",
+    remedy=(
+        "data sets on the Hub have splits, such as `train` and `test`, and some have several "
+        "configurations, one of which has to be named"
+    ),
 )
 UNKNOWN_FILE = Code(
     "BS704",
     "a file of an unknown kind",
-    "`{path}` is no kind of file that training data is read from",
-    "The ending of the name says how a file is read: .json (an array of objects, or an object with one in "
-    "`data`), .jsonl or .ndjson (an object on each line), .csv (with a header), .parquet. Nothing that can "
-    "hold code, such as a pickle, is read.",
+    "`{path}` is not a kind of file that training data is read from",
+    remedy=(
+        "the ending of the name says how a file is read: .json (an array of objects, or an object "
+        "with one in `data`), .jsonl or .ndjson (an object on each line), .csv (with a header), "
+        ".parquet. Nothing that can hold code, such as a pickle, is read"
+    ),
 )
 UNREADABLE = Code(
     "BS705",
     "a data file that cannot be read",
     "`{path}` cannot be read: {reason}",
-    "The file as a whole is broken, or the system refuses to open it.",
+    remedy="the file as a whole is broken, or the system refuses to open it",
 )
 BAD_LINE = Code(
     "BS706",
     "a row that cannot be read",
     "{place}: {reason}",
-    "JSON Lines has one whole object on each line, a CSV file as many columns in each row as in its header, "
-    "and all text is UTF-8. A file that was cut off, or joined from others, breaks at the line named here. "
-    "Lines and rows are counted from 1, and a row of several lines is at its first.",
+    remedy=(
+        "JSON Lines has one whole object on each line, a CSV file as many columns in each row as in "
+        "its header, and all text is UTF-8. A file that was cut off, or joined from others, breaks at "
+        "the line named here. Lines and rows are counted from 1, and a row of several lines is at its "
+        "first"
+    ),
 )
 NO_ROWS = Code(
     "BS707",
     "an empty data set",
     "`{name}` has no rows",
-    "There is nothing to train on. An empty file often means that the program that wrote it failed.",
+    remedy=(
+        "there is nothing to train on. An empty file often means that the program that wrote it "
+        "failed"
+    ),
 )
 NEEDS_PACKAGE = Code(
     "BS708",
     "a package for reading data is not installed",
     "reading {what} needs the package `{package}`, which is not installed",
-    "JSON and CSV are read without other packages; Parquet and the Hub's data sets need those that "
-    "`bishare[train]` brings.",
+    remedy=(
+        "JSON and CSV are read without other packages; Parquet and the Hub's data sets need those "
+        "that `bishare[train]` brings"
+    ),
 )
 
 # Rows ---------------------------------------------------------------------------------------------
@@ -68,65 +85,85 @@ NO_FORMAT = Code(
     "BS709",
     "columns of no known format",
     "`{name}` has the columns {found}, and no format has these",
-    "Known are: `instruction` and `output`, with `input` or without (Alpaca); `prompt` and `completion`; "
-    "`messages` or `conversations` (chats); `text`. Other columns may stand beside them. Rename the columns.",
+    remedy=(
+        "known are: `instruction` and `output`, with `input` or without (Alpaca); `prompt` and "
+        "`completion`; `messages` or `conversations` (chats); `text`. Other columns may stand beside "
+        "them. Rename the columns"
+    ),
 )
 SEVERAL_FORMATS = Code(
     "BS710",
     "columns of several formats",
     "the columns of `{name}` fit several formats: {formats}",
-    "Which columns are trained on is not guessed. Say which format is meant, or leave out the columns of the "
-    "others. The well-known `tatsu-lab/alpaca`, for one, has its rows once more in a column `text`.",
+    remedy=(
+        "which columns are trained on is not guessed. Say which format is meant, or leave out the "
+        "columns of the others. The well-known `tatsu-lab/alpaca`, for one, has its rows once more in "
+        "a column `text`"
+    ),
 )
 MISSING_FIELD = Code(
     "BS711",
     "a row without a field",
     "{place}: `{field}` is missing",
-    "The columns of the first row say which format the set has, and every row must have the fields of that "
-    "format. Only Alpaca's `input` may be missing.",
+    remedy=(
+        "the columns of the first row say which format the set has, and every row must have the "
+        "fields of that format. Only Alpaca's `input` may be missing"
+    ),
 )
 WRONG_TYPE = Code(
     "BS712",
     "a field of the wrong type",
     "{place}: `{field}` is {found}; {expected} is expected",
-    "Texts are text: numbers and null are not turned into some, since `None` or `nan` would be learnt "
-    "unnoticed. A chat is a list of objects with `role` and `content` (or `from` and `value`).",
+    remedy=(
+        "texts are text: numbers and null are not turned into some, since `None` or `nan` would be "
+        "learnt unnoticed. A chat is a list of objects with `role` and `content` (or `from` and "
+        "`value`)"
+    ),
 )
 UNKNOWN_ROLE = Code(
     "BS713",
     "an unknown role",
-    "{place}: `{field}` is `{found}`, which is no role",
-    "The turns of a chat are by `system`, `developer`, `user`, `assistant` or `tool`; in ShareGPT's form "
-    "also by `human` and `gpt`. What the assistant says is learnt, so a role must not be misread.",
+    "{place}: `{field}` is `{found}`, which is not a role",
+    remedy=(
+        "the turns of a chat are by `system`, `developer`, `user`, `assistant` or `tool`; in "
+        "ShareGPT's form also by `human` and `gpt`. What the assistant says is learnt, so a role must "
+        "not be misread"
+    ),
 )
 EMPTY_FIELD = Code(
     "BS714",
     "an empty field",
     "{place}: `{field}` is empty",
-    "A completion may be empty, and the row is then dropped and counted; but what the model is to answer to "
-    "has to be there: an instruction, a prompt, what the user or a tool says. For text without a prompt use "
-    "the column `text`.",
+    remedy=(
+        "a completion may be empty, and the row is then dropped and counted; but what the model is to "
+        "answer to has to be there: an instruction, a prompt, what the user or a tool says. For text "
+        "without a prompt use the column `text`"
+    ),
 )
 TOOL_CALLS = Code(
     "BS715",
     "tool calls apart from the text",
     "{place}: `{field}` has tool calls",
-    "How calls are written out is different for each chat template, and part of what would be learnt. Write "
-    "them into `content`, just as the model is to write them.",
+    remedy=(
+        "how calls are written out is different for each chat template, and part of what would be "
+        "learnt. Write them into `content`, just as the model is to write them"
+    ),
 )
 NOTHING_BEFORE = Code(
     "BS716",
     "a chat that the assistant opens",
     "{place}: `{field}` begins with the assistant's turn",
-    "A turn is learnt as the answer to what stands before it, and nothing does. Leave the turn out, or put "
-    "a turn of the system or of the user before it.",
+    remedy=(
+        "a turn is learnt as the answer to what stands before it, and nothing does. Leave the turn "
+        "out, or put a turn of the system or of the user before it"
+    ),
 )
 MORE_PROBLEMS = Code(
     "BS717",
     "more rows have problems",
     "{count:,} more like these in `{name}`",
-    "Only the first problems are shown.",
     severity="note",
+    remedy="only the first problems are shown",
 )
 
 # Encoding -----------------------------------------------------------------------------------------
@@ -135,15 +172,20 @@ NO_CHAT_TEMPLATE = Code(
     "BS718",
     "a tokenizer without a chat template",
     "the rows of `{name}` are chats, and the tokenizer has no chat template",
-    "A chat template says how turns are written as one text, and base models often have none. Use the "
-    "tokenizer of the model's instruct version, set `tokenizer.chat_template`, or write the chats as "
-    "`prompt` and `completion` yourself.",
+    remedy=(
+        "a chat template says how turns are written as one text, and base models often have none. Use "
+        "the tokenizer of the model's instruct version, set `tokenizer.chat_template`, or write the "
+        "chats as `prompt` and `completion` yourself"
+    ),
 )
 TEMPLATE_REFUSES = Code(
     "BS719",
     "a chat that the template refuses",
     "{place}: the chat template refuses: {reason}",
-    "Templates check what they are given: some know no `system`, some want user and assistant in turn.",
+    remedy=(
+        "templates check what they are given: some know no `system`, some want user and assistant in "
+        "turn"
+    ),
 )
 TURNS_NOT_FOUND = Code(
     "BS720",
@@ -158,30 +200,38 @@ NO_END_TOKEN = Code(
     "BS721",
     "a tokenizer without an end-of-sequence token",
     "the tokenizer has no end-of-sequence token to put behind a completion",
-    "A model that never saw the end of a text does not stop. Set `tokenizer.eos_token` to the token that the "
-    "model ends with.",
+    remedy=(
+        "a model that never saw the end of a text does not stop. Set `tokenizer.eos_token` to the "
+        "token that the model ends with"
+    ),
 )
 NO_OFFSETS = Code(
     "BS722",
     "a tokenizer that does not say where its tokens are",
     "the tokenizer ({kind}) is written in Python and does not say which characters a token is of",
-    "Which tokens are the completion's is read off the places of tokens in the text, which the tokenizers of "
-    "the package `tokenizers` give. Almost every model has one: load it with "
-    "`AutoTokenizer.from_pretrained(...)`.",
+    remedy=(
+        "which tokens are the completion's is read off the places of tokens in the text, which the "
+        "tokenizers of the package `tokenizers` give. Almost every model has one: load it with "
+        "`AutoTokenizer.from_pretrained(...)`"
+    ),
 )
 NOTHING_TO_LEARN = Code(
     "BS723",
     "no row has anything to learn",
     "none of the {rows:,} rows of `{name}` has anything to learn: {reason}",
-    "Every row was dropped: it has no assistant's turn, its completion is empty, or what was to be learnt "
-    "lies behind the limit of `max_length` tokens.",
+    remedy=(
+        "every row was dropped: it has no assistant's turn, its completion is empty, or what was to "
+        "be learnt lies behind the limit of `max_length` tokens"
+    ),
 )
 TOO_FEW_TO_SPLIT = Code(
     "BS724",
     "too few rows to hold some out",
     "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}",
-    "Rows with the same content stay together, so that nothing is measured on what was trained on, and "
-    "neither side may be empty.",
+    remedy=(
+        "rows with the same content stay together, so that nothing is measured on what was trained "
+        "on, and neither side may be empty"
+    ),
 )
 LEAKY_PACKING = Code(
     "BS725",

@@ -6,8 +6,10 @@ NOT_INSTALLED = Code(
     "BS801",
     "the package lm_eval is not installed",
     "evaluating needs the package `{package}`",
-    "Tasks are those of lm-evaluation-harness, which is an optional dependency: "
-    "`pip install 'bishare[eval]'`.",
+    remedy=(
+        "tasks are those of lm-evaluation-harness, which is an optional dependency: `pip install "
+        "'bishare[eval]'`"
+    ),
 )
 UNKNOWN_TASK = Code(
     "BS802",
@@ -31,30 +33,39 @@ NO_TASK_FILES = Code(
     "BS804",
     "an --include_path without tasks",
     "`{path}` holds no tasks: {reason}",
-    "`--include_path` names a folder with lm_eval's task files in it or below it: YAML, one task each, "
-    "with the fields `task`, `dataset_path` and so on.",
+    remedy=(
+        "`--include_path` names a folder with lm_eval's task files in it or below it: YAML, one task "
+        "each, with the fields `task`, `dataset_path` and so on"
+    ),
 )
 NO_TOKENIZER = Code(
     "BS805",
     "a model without a tokenizer",
     "`{model}` has no tokenizer",
-    "Prompts are text, so evaluating and generating need the tokenizer that the model was trained with. "
-    "Give a checkpoint that has its tokenizer files beside the weights; in Python, `tokenizer=`.",
+    remedy=(
+        "prompts are text, so evaluating and generating need the tokenizer that the model was trained "
+        "with. Give a checkpoint that has its tokenizer files beside the weights; in Python, "
+        "`tokenizer=`"
+    ),
 )
 RUN_FAILED = Code(
     "BS806",
     "an evaluation that failed",
     "evaluating {model} failed: {reason}",
-    "The error is of lm_eval, of the task's own code, or of the model: a prompt that does not fit, memory "
-    "that does not suffice, a template that a row does not fill. Results of the models before this one "
-    "stand. With `BISHARE_DEBUG=1` the traceback is shown.",
+    remedy=(
+        "the error is of lm_eval, of the task's own code, or of the model: a prompt that does not "
+        "fit, memory that does not suffice, a template that a row does not fill. Results of the "
+        "models before this one stand. With `BISHARE_DEBUG=1` the traceback is shown"
+    ),
 )
 NO_CHAT_TEMPLATE = Code(
     "BS807",
     "a tokenizer without a chat template",
     "the tokenizer of `{model}` has no chat template",
-    "A chat template turns a conversation into a prompt. This tokenizer has none, as is usual for a base "
-    "model: leave out `--apply_chat_template`, `--chat` and `--system`.",
+    remedy=(
+        "a chat template turns a conversation into a prompt. This tokenizer has none, as is usual for "
+        "a base model: leave out `--apply_chat_template`, `--chat` and `--system`"
+    ),
 )
 UNSAFE_TASK = Code(
     "BS808",
@@ -75,6 +86,8 @@ PROMPT_TOO_LONG = Code(
     "BS810",
     "a prompt that is too long",
     "a prompt of {prompt:,} tokens and {new:,} new ones do not fit into the {limit:,} positions of `{model}`",
-    "What is beyond the model's last position is read as nonsense, or stops the model with an error. "
-    "Shorten the prompt, or lower `--max_new_tokens`.",
+    remedy=(
+        "what is beyond the model's last position is read as nonsense, or stops the model with an "
+        "error. Shorten the prompt, or lower `--max_new_tokens`"
+    ),
 )

@@ -8,7 +8,7 @@ NOT_UTF8 = Code(
     "BS101",
     "the file is not UTF-8 text",
     "byte {offset} (0x{byte:02x}) is not UTF-8",
-    "A spec is text in UTF-8. This file was written in another encoding, or is no text at all. Save it "
+    "A spec is text in UTF-8. This file was written in another encoding, or is not text at all. Save it "
     "as UTF-8; outside comments and quoted names, plain ASCII is all that a spec uses.",
     bad="# gr\udcf6\udcdfe\n" + _GOOD,
     good="# größe\n" + _GOOD,
@@ -21,6 +21,7 @@ TOO_LARGE = Code(
     "The largest specs have some thousands of bytes. A file above the limit is almost surely something "
     "else, such as a checkpoint, and is refused before it is read.",
     good=_GOOD,
+    remedy="name a `.share` file, or cut this one into several that one spec uses",
 )
 
 BAD_CHARACTER = Code(
@@ -41,6 +42,7 @@ UNCLOSED_QUOTE = Code(
     'A quoted name begins and ends with `"` on one line. A quote inside it is written `\\"`.',
     bad=_GOOD.replace("q_proj", 'path "*.mlp.*'),
     good=_GOOD.replace("q_proj", 'path "*.mlp.*"'),
+    remedy='write `"` behind the name, on the same line',
 )
 
 BAD_ESCAPE = Code(
@@ -51,6 +53,7 @@ BAD_ESCAPE = Code(
     "Write a backslash itself twice.",
     bad=_GOOD.replace("q_proj", r'"q\proj"'),
     good=_GOOD.replace("q_proj", r'"q\\proj"'),
+    remedy="a backslash itself is written twice",
 )
 
 BAD_NUMBER = Code(
@@ -70,6 +73,7 @@ NUMBER_RANGE = Code(
     "Whole numbers have at most 63 bits, other numbers lie between about 1e-308 and 1e308.",
     bad=_GOOD + "dropout 1e999\n",
     good=_GOOD + "dropout 0.1\n",
+    remedy="a whole number has at most 63 bits, any other lies between 1e-308 and 1e308",
 )
 
 TOO_DEEP = Code(
@@ -80,6 +84,7 @@ TOO_DEEP = Code(
     "`a + b + c` counts one level for each operator; `and`, `or` and lists count one in all.",
     bad=_GOOD.replace("rank 4", "rank " + 70 * "(" + "4" + 70 * ")"),
     good=_GOOD.replace("rank 4", "rank ((4))"),
+    remedy="name a part of it with `let` or `param`",
 )
 
 UNEXPECTED = Code(
@@ -111,6 +116,7 @@ NO_HEADER = Code(
     "The first statement of a file gives the spec its name, which names adapters, tables and folders.",
     bad=_GOOD.replace("spec example\n", ""),
     good=_GOOD,
+    remedy="begin with `spec mine`, say",
 )
 
 NO_TARGET = Code(
@@ -150,6 +156,7 @@ TWICE = Code(
     "refused, not taken for the first.",
     bad=_GOOD + "rank 8\n",
     good=_GOOD,
+    remedy="leave one of the two out",
 )
 
 LATE_DEFAULT = Code(
@@ -180,6 +187,7 @@ LATE_USE = Code(
     "What a file uses is known before its first statement, so that a spec can be read from top to bottom.",
     bad='spec example\ntarget q_proj, v_proj\nuse "lora"\n',
     good='spec example\nuse "lora"\ntarget q_proj, v_proj\n',
+    remedy="move it up, directly behind `spec`",
 )
 
 MIXED_KEYS = Code(
@@ -196,7 +204,7 @@ NOT_FOUND = Code(
     "BS130",
     "a used file that is not there",
     "there is no file `{name}`, and no spec of that name ships with bishare",
-    "`use` takes the path of a file, from the folder of the file that says so (for a text that is no file: "
+    "`use` takes the path of a file, from the folder of the file that says so (for a text that is not one: "
     "from the current folder), or the name of a spec that ships with bishare. A file goes before a name.",
     bad='spec example\nuse "lroa"\n',
     good='spec example\nuse "lora"\n',
@@ -208,14 +216,16 @@ UNREADABLE = Code(
     "`{name}` cannot be read: {why}",
     "The file is there, or seems to be, but the system does not let it be read.",
     good='spec example\nuse "lora"\n',
+    remedy="look whether you may read it",
 )
 
 USE_CYCLE = Code(
     "BS132",
     "a file that uses itself",
     "a file cannot use itself: {chain}",
-    "Files may use one another in any way that is no circle. Put what both need into a third file.",
+    "Files may use one another in any way that is not a circle. Put what both need into a third file.",
     good='spec example\nuse "lora"\n',
+    remedy="put what both need into a third file",
 )
 
 TOO_MANY_USES = Code(
@@ -224,6 +234,7 @@ TOO_MANY_USES = Code(
     "a spec may use {limit}, and no more",
     "A spec may use 64 files, itself or through others, and one through another 16 deep.",
     good='spec example\nuse "lora"\n',
+    remedy="put several of them into one file",
 )
 
 NOT_REPLACED = Code(
@@ -266,6 +277,7 @@ OTHER_MEANING = Code(
     "or `let`. Give that another name.",
     bad='spec example\nuse "lora"\nlet mlp_ups = v_proj\n',
     good='spec example\nuse "lora"\nlet values = v_proj\n',
+    remedy="give it another name here",
 )
 
 OUTSIDE = Code(
@@ -286,6 +298,7 @@ NOT_A_SPEC = Code(
     "What `use` names is read as a spec, and a spec begins with its name, comments aside. Nothing is shown "
     "of a file that does not.",
     good='spec example\nuse "lora"\n',
+    remedy="name a file that begins with `spec NAME`",
 )
 
 NO_TEXT = Code(
@@ -313,6 +326,7 @@ BAD_CALL = Code(
     "The functions are `abs`, `floor` and `sqrt`, of one number, and `min` and `max`, of two or more.",
     bad="spec example\ntarget q_proj\nshare local per module rank sqr(64)",
     good="spec example\ntarget q_proj\nshare local per module rank sqrt(64)",
+    remedy="the functions are `abs(x)`, `floor(x)`, `sqrt(x)`, `min(x, y)` and `max(x, y)`",
 )
 
 MANY_MORE = Code(

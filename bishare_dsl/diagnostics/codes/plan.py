@@ -21,6 +21,7 @@ NO_SUCH_LAYER = Code(
     "part is an error too: the spec means something that the model does not have.",
     bad=f"{_HEAD}share local where layer in 40..50 per module rank 4",
     good=f"{_HEAD}share local where layer in 16..31 per module rank 4",
+    remedy="layers count from 0: `layer in 0..3` is the first four, `layer in -4..-1` the last four",
 )
 COVERS_NOTHING = Code(
     "BS303",
@@ -39,6 +40,7 @@ RANK_VARIES = Code(
     "that share it: make the key finer, or the rank coarser.",
     bad=f"{_HEAD}share intra per layer rank match kind {{ q_proj: 4; else: 2 }} via SS",
     good=f"{_HEAD}share intra per layer, kind rank match kind {{ q_proj: 4; else: 2 }}",
+    remedy="give one rank to all of it, or a key that tells apart what the rank depends on",
 )
 SHAPES = Code(
     "BS305",
@@ -48,6 +50,7 @@ SHAPES = Code(
     "a finer key, such as `per layer, kind`, under which widths are equal.",
     bad=f"{_HEAD}share intra per layer rank 4",
     good=f"{_HEAD}share intra per layer rank 4 via KE(size = 64)",
+    remedy="take an option that fits these widths, or a key under which fewer modules share",
 )
 ARM_NOTHING = Code(
     "BS306",
@@ -73,6 +76,7 @@ UNCOVERED = Code(
     bad=f"{_HEAD}share local where q_proj per module rank 4",
     good="spec example\ntarget q_proj\nshare local per module rank 4",
     severity="warning",
+    remedy="take these out of `target`, or let a share cover them with a rank above 0",
 )
 NOTHING_TO_TRAIN = Code(
     "BS309",
@@ -82,6 +86,7 @@ NOTHING_TO_TRAIN = Code(
     "left to train.",
     bad=f"{_HEAD}share local per module rank 0",
     good=f"{_HEAD}share local per module rank 4",
+    remedy="give a share a rank above 0, and leave a tensor of it unfrozen",
 )
 EXCLUDES_NOTHING = Code(
     "BS310",
@@ -91,6 +96,7 @@ EXCLUDES_NOTHING = Code(
     bad="spec example\ntarget q_proj, v_proj except down_proj\nshare local per module rank 4",
     good="spec example\ntarget q_proj, v_proj\nshare local per module rank 4",
     severity="warning",
+    remedy="leave the exception out",
 )
 UNREACHABLE = Code(
     "BS311",
@@ -101,16 +107,18 @@ UNREACHABLE = Code(
     bad=f"{_HEAD}share inter per model rank 64 via KE(size = 256, shared_rank = 1)",
     good=f"{_HEAD}share inter per model rank 4 via KE(size = 256, shared_rank = 1)",
     severity="warning",
+    remedy="a smaller rank learns the same with fewer parameters",
 )
 LEFT_OUT = Code(
     "BS313",
     "what a target means and does not get",
     "`target` leaves out {what}: {why}",
-    "The conditions of the target fit it, and it is no site: it stays as it is in the base, uncounted. "
+    "The conditions of the target fit it, and it is not a site: it stays as it is in the base, uncounted. "
     "If that is meant, say the target so that it does not fit, for instance with `except`.",
     bad='spec example\ntarget kind "*"\nshare local per module rank 4',
     good="spec example\ntarget parent self_attn\nshare local per module rank 4",
     severity="warning",
+    remedy="`except` leaves it out, and then nothing is said of it",
 )
 ALONE = Code(
     "BS314",
@@ -132,6 +140,7 @@ GATE_RANK = Code(
     bad=f"{_HEAD}share inter per model rank 16 via GT(size = 1024)",
     good=f"{_HEAD}share inter per model rank 16 via GT(size = 1024, gate_rank = 16)",
     severity="warning",
+    remedy="raise `gate_rank`, or lower the rank: the update is the same",
 )
 KERNEL_CROPS = Code(
     "BS351",
@@ -147,8 +156,9 @@ ADDS_NOTHING = Code(
     "BS312",
     "a part of a condition that adds nothing",
     "this part of `where` adds no target module to share `{share}`",
-    "What it names exists in the model but is no target: name it in `target` too, or leave it out here.",
+    "What it names exists in the model but is not a target: name it in `target` too, or leave it out here.",
     bad="spec example\ntarget q_proj\nshare local where q_proj, v_proj per module rank 4",
     good="spec example\ntarget q_proj, v_proj\nshare local where q_proj, v_proj per module rank 4",
     severity="warning",
+    remedy="name it in `target` too, or leave it out here",
 )

@@ -19,7 +19,7 @@ UNKNOWN_NAME = Code(
     "BS201",
     "unknown name",
     "nothing here is called `{name}`",
-    "A number was expected, and the bare name stands for none: it is no `param` of this spec. A param "
+    "A number was expected, and the bare name stands for none: it is not a `param` of this spec. A param "
     "must be declared, above its use. Beside params, `rank` may read a site's attributes, and `scale` "
     "may read `alpha` and `rank`.",
     bad=f"{_HEAD}param r = 4\nshare local per module rank q",
@@ -42,6 +42,7 @@ RESERVED = Code(
     "after them.",
     bad=f"{_HEAD}param layer = 4\nshare local per module rank layer",
     good=f"{_HEAD}param r = 4\nshare local per module rank r",
+    remedy="give it another name",
 )
 UNKNOWN_TRANSFORM = Code(
     "BS204",
@@ -96,6 +97,7 @@ NO_VALUE = Code(
     "false.",
     bad=f"{_HEAD}share local per module rank 4 / 0",
     good=f"{_HEAD}share local per module rank 4 / 2",
+    remedy="write an expression that has a number at every module",
 )
 BAD_NUMBER = Code(
     "BS211",
@@ -113,6 +115,7 @@ NO_ALPHA = Code(
     "`scale alpha / sqrt(rank)` needs an `alpha`, of the share or at the top of the spec.",
     bad=f"{_HEAD}share local per module rank 4 scale alpha / sqrt(rank)",
     good=f"{_HEAD}share local per module rank 4 alpha 16 scale alpha / sqrt(rank)",
+    remedy="give one: `alpha 16` before the first share, say",
 )
 UNUSED = Code(
     "BS213",
@@ -124,6 +127,7 @@ UNUSED = Code(
     bad=f"{_HEAD}param r = 4\nshare local per module rank 2",
     good=f"{_HEAD}param r = 4\nshare local per module rank r",
     severity="warning",
+    remedy="leave it out, or use it",
 )
 BROKEN_PLUGIN = Code(
     "BS214",
@@ -144,6 +148,7 @@ UNKNOWN_ROLE = Code(
     "one of the transform's own, such as `K_A` of KE.",
     bad=f"{_HEAD}share inter per model rank 4 via KE freeze G_id",
     good=f"{_HEAD}share inter per model rank 4 via KE freeze A",
+    remedy="leave it out: the transform says how its own tensors start",
 )
 OUTDENTED = Code(
     "BS218",
@@ -180,6 +185,7 @@ ONE_KEY = Code(
     "Give one key: `per model`, say.",
     bad=f"{_HEAD}share bank A per model B per layer rank 4 via VectorBank start nonzero",
     good=f"{_HEAD}share bank per model rank 4 via VectorBank start nonzero",
+    remedy="give one key: `per model`, say",
 )
 NOT_LINEAR = Code(
     "BS217",
@@ -188,4 +194,5 @@ NOT_LINEAR = Code(
     "A diagonal between the factors exists only where the update is a product of factors.",
     bad=f"{_HEAD}share experts per module rank 4 via Experts gain rank init 1",
     good=f"{_HEAD}share experts per module rank 4 via Experts",
+    remedy="leave it out; `gain out` is possible",
 )

@@ -22,6 +22,7 @@ NO_SUCH_SPEC = Code(
     bad="bishare check bishare_kee",
     good="bishare check bishare_ke",
     shell=True,
+    remedy="`bishare specs` lists those that ship; any other is the path of a `.share` file",
 )
 MALFORMED_SET = Code(
     "BS903",
@@ -37,15 +38,19 @@ CANNOT_READ = Code(
     "BS904",
     "a file that cannot be read or written",
     "`{path}`: {reason}",
-    "The system refused: the file is a folder, its permissions do not allow it, or the disk is full. "
-    "Nothing was changed.",
+    remedy=(
+        "the system refused: the file is a folder, its permissions do not allow it, or the disk is "
+        "full. Nothing was changed"
+    ),
 )
 NOT_REPLACEABLE = Code(
     "BS905",
     "a folder that --force does not replace",
     "`{folder}` is not replaced: {why}",
-    "`--force` replaces what the same command wrote before, and nothing else, so that a slip in `--out` "
-    "costs nothing. Choose another folder, or remove this one yourself.",
+    remedy=(
+        "`--force` replaces what the same command wrote before, and nothing else, so that a slip in "
+        "`--out` costs nothing. Choose another folder, or remove this one yourself"
+    ),
 )
 UNKNOWN_CODE = Code(
     "BS906",
@@ -67,6 +72,7 @@ BAD_BUDGET = Code(
     bad="bishare plan lora --model llama-7b --budget much --solve r",
     good="bishare plan lora --model llama-7b --budget 3M --solve r",
     shell=True,
+    remedy="such as `3M`, `12MiB` or `44% of lora`",
 )
 NO_SOLUTION = Code(
     "BS908",
@@ -77,6 +83,7 @@ NO_SOLUTION = Code(
     bad="bishare plan lora --model llama-7b --budget 3M --solve lora_alpha",
     good="bishare plan lora --model llama-7b --budget 3M --solve r",
     shell=True,
+    remedy="raise `--budget`, or name another param by `--solve`",
 )
 BAD_TRANSFORM_FILE = Code(
     "BS910",
@@ -90,11 +97,14 @@ FILE_EXISTS = Code(
     "BS909",
     "a file that is in the way",
     "`{path}` exists",
-    "A spec is not overwritten unless `--force` is given.",
+    remedy="a spec is not overwritten unless `--force` is given",
 )
 NEEDS_PACKAGE = Code(
     "BS920",
     "a command that needs another package",
     "this command needs the package `{package}`",
-    "What few people use is an optional dependency. For the language server: `pip install 'bishare[lsp]'`.",
+    remedy=(
+        "what few people use is an optional dependency. For the language server: `pip install "
+        "'bishare[lsp]'`"
+    ),
 )

@@ -50,12 +50,12 @@ def _read_json(path: Path) -> _Table:
         value = value["data"]
     if not isinstance(value, list):
         help = "an array of objects, or an object with one in `data`"
-        raise DataError(codes.UNREADABLE(path=path, reason="it is no array of rows", help=help))
+        raise DataError(codes.UNREADABLE(path=path, reason="it is not an array of rows", help=help))
     findings = Findings(str(path))
     for number, row in enumerate(value, 1):
         if not isinstance(row, dict):
             place = f"{path}, row {number}"
-            findings.add(codes.BAD_LINE(place=place, reason="the row is no object"))
+            findings.add(codes.BAD_LINE(place=place, reason="the row is not an object"))
     findings.raise_any()
     return value, range(1, len(value) + 1), False
 
@@ -79,7 +79,7 @@ def _read_lines(path: Path) -> _Table:
                 rows.append(row)
                 numbers.append(number)
                 continue
-            reason = "the line is no object"
+            reason = "the line is not an object"
         findings.add(codes.BAD_LINE(place=f"{path}:{number}", reason=reason))
     findings.raise_any()
     return rows, numbers, True

@@ -31,7 +31,7 @@ def read_hub(name: str, split: str, subset: str | None) -> Rows:
     try:
         builder = datasets.load_dataset_builder(name, subset)
         if builder.name not in _BUILDERS | {"cache"}:
-            reason = f"it is of the kind `{builder.name}`, which is no table of text"
+            reason = f"it is of the kind `{builder.name}`, which is not a table of text"
             raise DataError(codes.NO_SUCH_PART(name=name, reason=reason))
         builder.download_and_prepare()
         table = builder.as_dataset(split=split)

@@ -1,0 +1,1 @@
+bishare compile t.share --model llama-7b --lr 1

@@ -1,0 +1,1 @@
+bishare diff t.share --model llama-7b

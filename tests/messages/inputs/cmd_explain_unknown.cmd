@@ -1,0 +1,1 @@
+bishare explain BS3011

@@ -1,0 +1,1 @@
+bishare fmt nowhere.share

@@ -1,0 +1,1 @@
+bishare chek t.share

@@ -1,0 +1,1 @@
+bishare plan t.share --model lama-7b

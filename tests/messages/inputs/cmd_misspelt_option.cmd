@@ -1,0 +1,1 @@
+bishare plan t.share --modle llama-7b

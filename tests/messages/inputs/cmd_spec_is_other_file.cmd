@@ -1,0 +1,1 @@
+bishare check rows.jsonl
