@@ -80,7 +80,7 @@ def test_a_folder_stands_for_its_files(bishare, here, name):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (None, "it is no file of Python"),
+        (None, "it is not a file of Python"),
         ("x = 1", "no class in it is a transform"),
         ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("raise SystemExit(3)", "SystemExit: 3"),

@@ -63,17 +63,18 @@ def test_it_ends_where_it_is_told_to(model, tokenizer):
 @pytest.mark.parametrize(
     ("prompt", "settings", "code", "help"),
     [
-        ("hi", {"chat": True}, "BS807", None),
-        ("hi", {"system": "be good"}, "BS807", None),
+        ("hi", {"chat": True}, "BS807", "leave out `--apply_chat_template`"),
+        ("hi", {"system": "be good"}, "BS807", "leave out `--apply_chat_template`"),
         ("hi", {"max_new_tokens": 127}, "BS810", "`--max_new_tokens 126` fits"),
-        ("hi" * 64, {"max_new_tokens": 1}, "BS810", None),
+        ("hi" * 64, {"max_new_tokens": 1}, "BS810", "Shorten the prompt"),
     ],
 )
 def test_what_cannot_be(model, tokenizer, prompt, settings, code, help):
     with pytest.raises(EvaluateError) as caught:
         complete(model, tokenizer, prompt, **settings)
     [problem] = caught.value.problems
-    assert (problem.code, problem.help) == (code, help)
+    assert problem.code == code
+    assert help in problem.help
 
 
 def test_it_needs_a_tokenizer(model):

@@ -49,7 +49,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         *["BS730"] * 2, *["BS736"] * 3, *["BS731"] * 4
     ]  # fmt: skip
     for expected in (
-        "`learning_rat` is no argument",
+        "`learning_rat` is not an argument",
         "did you mean `learning_rate`?",
         "did you mean `packing`?",
         "`spec` is missing",
@@ -111,7 +111,7 @@ def test_a_model_that_is_given_may_be_adapted_already():
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("- a\n", "no list of"), ("{a: ", "expected"), ("3: 4\n", "no list of"), ("\x00", "")],
+    [("- a\n", "not a list of"), ("{a: ", "expected"), ("3: 4\n", "not a list of"), ("\x00", "")],
 )
 def test_files_that_are_no_config(tmp_path, text, reason):
     with pytest.raises(TrainError, match=rf"BS734.*{reason}"):

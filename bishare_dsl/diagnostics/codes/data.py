@@ -53,12 +53,7 @@ BAD_LINE = Code(
     "BS706",
     "a row that cannot be read",
     "{place}: {reason}",
-    remedy=(
-        "JSON Lines has one whole object on each line, a CSV file as many columns in each row as in "
-        "its header, and all text is UTF-8. A file that was cut off, or joined from others, breaks at "
-        "the line named here. Lines and rows are counted from 1, and a row of several lines is at its "
-        "first"
-    ),
+    remedy="JSON Lines has one whole object on each line, a CSV file a field for each column; all text is UTF-8",
 )
 NO_ROWS = Code(
     "BS707",
@@ -105,20 +100,13 @@ MISSING_FIELD = Code(
     "BS711",
     "a row without a field",
     "{place}: `{field}` is missing",
-    remedy=(
-        "the columns of the first row say which format the set has, and every row must have the "
-        "fields of that format. Only Alpaca's `input` may be missing"
-    ),
+    remedy="every row has the fields of the first row's format",
 )
 WRONG_TYPE = Code(
     "BS712",
     "a field of the wrong type",
     "{place}: `{field}` is {found}; {expected} is expected",
-    remedy=(
-        "texts are text: numbers and null are not turned into some, since `None` or `nan` would be "
-        "learnt unnoticed. A chat is a list of objects with `role` and `content` (or `from` and "
-        "`value`)"
-    ),
+    remedy="write text as text: `null` and numbers are not turned into it",
 )
 UNKNOWN_ROLE = Code(
     "BS713",
@@ -163,7 +151,7 @@ MORE_PROBLEMS = Code(
     "more rows have problems",
     "{count:,} more like these in `{name}`",
     severity="note",
-    remedy="only the first problems are shown",
+    remedy="mend these first: the others may well be of the same kind",
 )
 
 # Encoding -----------------------------------------------------------------------------------------
