@@ -53,7 +53,7 @@ BAD_LINE = Code(
     "BS706",
     "a row that cannot be read",
     "{place}: {reason}",
-    remedy="JSON Lines has one whole object on each line, a CSV file a field for each column; all text is UTF-8",
+    remedy="JSON Lines has one whole object a line, a CSV file a field for each column; all text is UTF-8",
 )
 NO_ROWS = Code(
     "BS707",
