@@ -154,7 +154,7 @@ def test_the_nearest_name_is_told():
 
 @pytest.mark.parametrize("attribute", ["path", "kind", "parent"])
 def test_a_pattern_needs_a_module(attribute):
-    with pytest.raises(EvaluationError, match="here is none"):
+    with pytest.raises(EvaluationError, match="not known in this place"):
         Scope({"r": 2}).value(Match(attribute=attribute, pattern="*"))
 
 
