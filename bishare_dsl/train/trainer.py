@@ -61,7 +61,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
     Attributes:
         counts: losses, tokens and time so far.
         done: the steps of the checkpoint that training goes on from.
-        fused: whether TRL's loss, which never makes the logits, is the model's own.
+        fused: whether TRL's loss is taken, which never makes the logits.
         sparse: whether the model's loss is taken, of logits made only where something is learned.
         guard: holds the adapter as it was when its loss was last a number.
         before_saving: called before a checkpoint is begun.
@@ -81,9 +81,9 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
                 tensor.data = data.to(tensor.device)
         self.counts = Counts(self.accelerator)
         asked = arguments["args"].loss_type != "nll" or arguments["args"].router_aux_loss_coef
-        self.fused = has_plain_head(model) and fused_head_is_right(model)
         smooths = arguments["args"].label_smoothing_factor  # By all logits.
         self.sparse = not (smooths or asked or skips_prompts(model)) and takes_only_learned(model)
+        self.fused = not self.sparse and has_plain_head(model) and fused_head_is_right(model)
         if asked and not self.fused:
             reason = "TRL's loss is not this model's, so `loss_type` and `router_aux_loss_coef` are not there"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
