@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, deserialize
 
@@ -174,21 +174,29 @@ def save_adapter(
         SPEC: spec_text.encode(),
         CARD: model_card(plan, spec_text).encode(),
     }
-    config = AdapterConfig(
-        versions=versions_here(),
+    config = config_of(
+        plan,
         seed=seed,
-        base_model=plan.base.model_id or plan.base.name,
         base_revision=base_revision,
-        base=plan.base,
-        plan=plan.digest,
         drawn=left_out,
         compact={name: tuple(made) for name, made in parts.items()},
-        packages=packages_of(plan),
         rounded=dtype,
-        files={},
     )
     write_files(folder, files, config)
     return tuple(warnings)
+
+
+def config_of(plan: Plan, **said: Any) -> AdapterConfig:
+    """Describe an adapter of a plan that is not written yet: its files are not named."""
+    return AdapterConfig(
+        versions=versions_here(),
+        base_model=plan.base.model_id or plan.base.name,
+        base=plan.base,
+        plan=plan.digest,
+        packages=packages_of(plan),
+        files={},
+        **said,
+    )
 
 
 def write_files(

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save
 
 from bishare_dsl.adapter.card import model_card
-from bishare_dsl.adapter.config import LIBRARY, AdapterConfig, versions_here
-from bishare_dsl.adapter.files import CARD, SPEC, TENSORS, write_files
-from bishare_dsl.adapter.replan import packages_of, plan_of_text
+from bishare_dsl.adapter.config import LIBRARY
+from bishare_dsl.adapter.files import CARD, SPEC, TENSORS, config_of, write_files
+from bishare_dsl.adapter.replan import plan_of_text
 from bishare_dsl.adapter.stored import Rounded, drawn, rounded
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -56,18 +56,13 @@ def save_library(
         content: bytes = save(values, {"format": "pt"})
         return content
 
-    config = AdapterConfig(
+    config = config_of(
+        plan,
         format=LIBRARY,
-        versions=versions_here(),
         seed=seed,
-        base_model=plan.base.model_id or plan.base.name,
         base_revision=base_revision,
-        base=plan.base,
-        plan=plan.digest,
         drawn=left_out,
-        packages=packages_of(plan),
         rounded=dtype,
-        files={},
     )
     files = {
         TENSORS: written(first, shared),
