@@ -27,14 +27,7 @@ MARK = "bishare_analysis.json"
 @options.model()
 @options.data
 @options.rows
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder for the page, the figures as JSON, and the heat maps as SVG.",
-)
+@options.out("The folder for the page, the figures as JSON, and the heat maps as SVG.")
 @click.option(
     "--rank",
     type=click.IntRange(min=1),

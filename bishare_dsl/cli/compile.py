@@ -34,13 +34,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @options.spec()
 @options.model(required=False)
 @options.values
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder to write; by default SPEC-MODEL.",
-)
+@options.out("The folder to write; by default SPEC-MODEL.", required=False)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -63,12 +57,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
     is_flag=True,
     help="Store frozen tensors too; by default the seed draws them again.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    help="Of the tensors in the file; loaded, they are float32 in any case.",
-)
+@options.stored_dtype
 @options.force
 @options.allow_use
 @options.as_json

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from bishare_dsl.cli.report import Report
 from bishare_dsl.export import DTYPES, FORMATS
 
 if TYPE_CHECKING:
-    from bishare_dsl.models.site import Site
+    pass
 
 
 def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -30,14 +30,7 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @options.model()
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="The folder to write, or the file for gguf.",
-)
+@options.out("The folder to write, or the file for gguf.", "PATH")
 @click.option(
     "--format",
     "form",
@@ -92,14 +85,6 @@ def command(
     from bishare_dsl.export.export import export_adapter
     from bishare_dsl.models.load import meta_model
 
-    def watch(sites: Sequence[Site]) -> Iterable[Site]:
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        hidden = report.quiet or not console.is_terminal
-        return track(sites, "exporting", console=console, transient=True, disable=hidden)
-
     exported = export_adapter(
         out,
         stored.plan,
@@ -110,7 +95,7 @@ def command(
         dtype=dtype,
         uniform_rank=uniform_rank,
         force=force,
-        watch=watch,
+        watch=partial(report.track, description="exporting"),
     )
     report.all(exported.warnings)
     report.data(**exported.data())

@@ -38,14 +38,7 @@ if TYPE_CHECKING:
 )
 @options.model(required=False)
 @options.values
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder to write.",
-)
+@options.out("The folder to write.")
 @click.option(
     "--sweeps",
     type=click.IntRange(min=1),
@@ -60,12 +53,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Draws what is begun with, and what is frozen; by default 0.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    help="Of the tensors in the file; loaded, they are float32 in any case.",
-)
+@options.stored_dtype
 @click.option(
     "--data",
     metavar="FILE",
@@ -139,7 +127,10 @@ def command(
     def watch(sweep: int, error: float) -> None:
         report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
 
-    read = ((name, adapter_for(folder, base, report)) for name, folder in named.items())
+    read = (
+        (name, first if folder == folders[0] else adapter_for(folder, base, report))
+        for name, folder in named.items()
+    )
     with given(read) as found:
         kind = getattr(torch, dtype)
         family, values, fitted = fit(

@@ -19,14 +19,7 @@ from bishare_dsl.cli.report import CommandError, Report
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @options.model(required=False)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder to write.",
-)
+@options.out("The folder to write.")
 @options.force
 @options.as_json
 @options.quiet

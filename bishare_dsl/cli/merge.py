@@ -26,14 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @options.model(weights=True)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The folder to write.",
-)
+@options.out("The folder to write.")
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="Of the weights; by default the checkpoint's."
 )

@@ -84,6 +84,12 @@ device = click.option(
     metavar="NAME",
     help="Such as cuda, cuda:1, cpu or auto; by default the GPU if there is one.",
 )
+stored_dtype = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the tensors in the file; loaded, they are float32 in any case.",
+)
 force = click.option("--force", is_flag=True, help="Replace what the command wrote there before.")
 
 keep_starts = click.option(
@@ -110,6 +116,14 @@ rows = click.option(
     metavar="N",
     help="Of --data, how many are read; by default 64.",
 )
+
+
+def out(
+    help: str, metavar: str = "DIR", *, required: bool = True
+) -> Callable[[_Decorated], _Decorated]:
+    """Take ``--out``: a folder to write, or, as the word for it says, a file (FILE) or either (PATH)."""
+    kind = click.Path(path_type=Path, dir_okay=metavar != "FILE")
+    return click.option("-o", "--out", required=required, type=kind, metavar=metavar, help=help)
 
 
 def _models(

@@ -46,12 +46,8 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
     shell_complete=options.complete_params,
     help="Find the largest value of this param in the budget.",
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Where to write the spec that was solved for; by default it is printed.",
+@options.out(
+    "Where to write the spec that was solved for; by default it is printed.", "FILE", required=False
 )
 @options.force
 @options.as_json

@@ -64,13 +64,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="The most shares; by default 3.",
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Where to write the spec; by default it is printed.",
-)
+@options.out("Where to write the spec; by default it is printed.", "FILE", required=False)
 @options.keep_starts
 @options.seed
 @options.dtype

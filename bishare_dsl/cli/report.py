@@ -15,10 +15,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
-from typing import Any, TextIO
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, render
+
+_Item = TypeVar("_Item")
 
 FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 
@@ -77,6 +79,19 @@ class Report:
         """Write what happens, or what to know; never needed to use the result."""
         if not self.quiet:
             sys.stderr.write(text.translate(_CONTROLS) + "\n")
+
+    def track(
+        self, items: Sequence[_Item], description: str, *, told: bool = False
+    ) -> Iterable[_Item]:
+        """Go over items with a bar, where standard error is a terminal; elsewhere ``told`` by a note."""
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        hidden = self.quiet or not console.is_terminal
+        if hidden and told:
+            self.note(f"{description} ...")
+        return track(items, description, console=console, transient=True, disable=hidden)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """One finding; an error decides the exit code."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.reading import adapter_for
 from bishare_dsl.cli.report import Report
@@ -17,23 +18,10 @@ if TYPE_CHECKING:
     from bishare_dsl.analyse.progress import Watch
     from bishare_dsl.analyse.read import Measured
 
-_Item = TypeVar("_Item")
-
 
 def watching(report: Report) -> Watch:
-    """Give what shows how far long work is, on a terminal."""
-
-    def watch(items: Sequence[_Item], description: str) -> Iterable[_Item]:
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        hidden = report.quiet or not console.is_terminal
-        if hidden:
-            report.note(f"{description} ...")
-        return track(items, description, console=console, transient=True, disable=hidden)
-
-    return watch
+    """Give what shows how far long work is."""
+    return partial(report.track, told=True)
 
 
 def adapters_of(
