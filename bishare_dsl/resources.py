@@ -30,7 +30,7 @@ def shipped_specs() -> dict[str, Path]:
 
 
 def about(text: str) -> str:
-    """The first sentence of the comment that a spec begins with, which says what it is."""
+    """Read the first sentence of the comment that a spec begins with, which says what it is."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     comment = " ".join(line.lstrip("#").strip() for line in lines)
     end = re.search(r"\.(?=\s|$)", comment)
