@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench test-compat test-vllm docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test lint format bench test-compat test-vllm dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -88,6 +88,12 @@ test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the
 	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
+
+dist: $(STAMP) ## build the sdist and the wheel into dist, check them, and try the wheel in a fresh environment
+	@rm -f dist/bishare-*.tar.gz dist/bishare-*.whl
+	@$(BIN)/python -m build --no-isolation --outdir dist
+	@$(BIN)/twine check --strict dist/*.tar.gz dist/*.whl
+	@BISHARE_DIST=dist $(BIN)/python -m pytest -q tests/test_wheel.py
 
 docs: $(STAMP) ## write docs/errors from the registry of error codes, the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
 	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors

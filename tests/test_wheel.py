@@ -1,107 +1,114 @@
-"""An installed wheel works from any folder, with nothing of the checkout in reach."""
+"""What is built is whole: an installed wheel works from any folder, with nothing of the checkout in reach.
+
+`make dist` names the folder of what it has built in ``BISHARE_DIST``; elsewhere it is built here.
+"""
 
 import json
 import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
+from bishare_dsl import __version__
+
 ROOT = Path(__file__).parents[1]
+FILES = {
+    path.relative_to(ROOT).as_posix()
+    for part in ("bishare_dsl", "grammars", "specs")
+    for path in (ROOT / part).rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
+"""What a wheel is made of."""
+
+
+def run(*command: str | Path, **settings: object) -> str:
+    """Give the standard output of a command, which must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    # Without isolation and without dependencies nothing is downloaded: hatchling is among the dev tools.
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
-    (path,) = folder.glob("bishare-*.whl")
-    return path
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sdist, and of the wheel that is built from it."""
+    if built := os.environ.get("BISHARE_DIST"):
+        return ROOT / built
+    folder = tmp_path_factory.mktemp("dist")
+    # Without isolation nothing is downloaded: hatchling is among the dev tools.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    return dist / f"bishare-{__version__}-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("installed")
-    pip("install", "--no-deps", "--no-compile", "--no-index", "--target", str(folder), str(wheel))
+    """A fresh environment with the wheel, which finds what bishare needs in the one of these tests."""
+    folder = tmp_path_factory.mktemp("fresh")
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    run(*pip, "install", "--no-deps", "--no-compile", "--no-index", wheel)
+    # A .pth file that is found through another is not read: this does not lead to the checkout.
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "needed.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     return folder
 
 
-def pip(*arguments: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
 def bishare(installed: Path, folder: Path, *arguments: str) -> str:
-    """Standard output of the installed command, run in ``folder``."""
-    # -S leaves out the .pth file by which the checkout is installed; what bishare needs is named instead.
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(installed), sysconfig.get_path("purelib")])
-    }
-    program = "import sys; from bishare_dsl.cli.main import main; sys.exit(main())"
-    run = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", program, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    """Give the standard output of the installed command, run in ``folder``."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return run(installed / "bin" / "bishare", *arguments, cwd=folder, env=clean)
 
 
-def test_wheel_holds_what_the_checkout_holds(wheel: Path) -> None:
-    inside = set(ZipFile(wheel).namelist())
-    expected = {"bishare_dsl/py.typed"}
-    expected |= {f"bishare_dsl/{path.relative_to(ROOT)}" for path in ROOT.glob("grammars/*")}
-    expected |= {f"bishare_dsl/{path.relative_to(ROOT)}" for path in ROOT.glob("specs/*.share")}
-    expected |= {
-        str(path.relative_to(ROOT))
-        for path in ROOT.glob("bishare_dsl/**/*")
-        if path.suffix in (".py", ".html")
-    }
-    assert "bishare_dsl/grammars/share.lark" in expected
-    assert expected <= inside
-    # The tables that Lark makes of the grammar are the user's, not the wheel's.
-    assert [name for name in inside if "/grammars/" in name] == ["bishare_dsl/grammars/share.lark"]
-    assert {name.partition("/")[0] for name in inside} <= {"bishare_dsl", wheel_metadata(wheel)}
+def test_the_wheel_holds_all_files_of_the_package_and_no_other(wheel: Path) -> None:
+    inside = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    # Grammars and specs stand at the top of a checkout.
+    assert inside == {f"bishare_dsl/{name.removeprefix('bishare_dsl/')}" for name in FILES}
+    assert {
+        "bishare_dsl/py.typed",
+        "bishare_dsl/grammars/share.lark",
+        "bishare_dsl/specs/bishare_ke.share",
+        "bishare_dsl/show/shell.html",
+    } <= inside
 
 
-def wheel_metadata(wheel: Path) -> str:
-    name, version = wheel.name.split("-")[:2]
-    return f"{name}-{version}.dist-info"
+def test_the_sdist_holds_what_a_wheel_and_the_tests_are_made_of(dist: Path) -> None:
+    with tarfile.open(dist / f"bishare-{__version__}.tar.gz") as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert inside >= FILES
+    assert {"tests/test_wheel.py", "website/playground.py", "editors/spec.schema.json"} <= inside
+    assert {"README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "Makefile"} <= inside
 
 
-def test_resources_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    program = (
-        "from bishare_dsl import resources; print(resources.find_spec('bishare_ke').resolve())"
-    )
-    run = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", program],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.strip() == str(installed / "bishare_dsl" / "specs" / "bishare_ke.share")
+def test_the_version_is_the_same_wherever_it_is_told(installed: Path, tmp_path: Path) -> None:
+    assert bishare(installed, tmp_path, "--version").split() == ["bishare", __version__]
+    for manifest in ROOT.glob("editors/*/package.json"):
+        assert json.loads(manifest.read_text(encoding="utf-8"))["version"] == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## [{__version__}] - 20" in changes
 
 
-def test_shipped_spec_is_checked_from_any_folder(installed: Path, tmp_path: Path) -> None:
-    bishare(installed, tmp_path, "check", "bishare_ke")
+def test_a_spec_that_ships_is_checked_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    checked = json.loads(bishare(installed, tmp_path, "check", "bishare_ke", "--json"))
+    assert checked["problems"] == []
 
 
-def test_shipped_spec_is_planned_from_any_folder(installed: Path, tmp_path: Path) -> None:
-    plan = json.loads(
-        bishare(installed, tmp_path, "plan", "bishare_ke", "--model", "llama-7b", "--json")
-    )
-    assert plan["trainable"] > 0
+def test_a_spec_that_ships_is_planned_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    given = ("plan", "bishare_ke", "--model", "llama-7b", "--json")
+    assert json.loads(bishare(installed, tmp_path, *given))["trainable"] == 3_593_600
     assert not list(tmp_path.iterdir())
+
+
+def test_specs_and_code_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    listed = json.loads(bishare(installed, tmp_path, "specs", "--json"))
+    assert {Path(spec["path"]).is_relative_to(installed) for spec in listed["specs"]} == {True}
