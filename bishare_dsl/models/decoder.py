@@ -9,7 +9,7 @@ from bishare_dsl.models.site import Architecture, Site
 
 
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
-    """Give the architecture of a dense decoder: attention and a gated MLP in every block.
+    """Give the architecture of a decoder: attention and a gated MLP, or experts, in every block.
 
     Args:
         name: what to call it.
@@ -22,15 +22,17 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     key_value = config["num_key_value_heads"] * head_dim
     layers = config["num_hidden_layers"]
     family = config["model_type"]
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0
+    intermediate = config.get("moe_intermediate_size") or intermediate
     linears = {
         "self_attn.q_proj": (hidden, query),
         "self_attn.k_proj": (hidden, key_value),
         "self_attn.v_proj": (hidden, key_value),
         "self_attn.o_proj": (query, hidden),
-        "mlp.gate_proj": (hidden, intermediate),
-        "mlp.up_proj": (hidden, intermediate),
-        "mlp.down_proj": (intermediate, hidden),
     }
+    for mlp in [f"mlp.experts.{number}" for number in range(experts)] or ["mlp"]:
+        linears[f"{mlp}.gate_proj"] = linears[f"{mlp}.up_proj"] = (hidden, intermediate)
+        linears[f"{mlp}.down_proj"] = (intermediate, hidden)
     if family == "phi3":  # It reads q, k and v off one layer, and gate and up off another.
         linears = {
             "self_attn.o_proj": (query, hidden),
@@ -44,9 +46,10 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         for linear, (d_in, d_out) in linears.items()
     )
     weights = sum(d_in * d_out for d_in, d_out in linears.values())
+    weights += experts * hidden  # The router is no site.
     biases = query + 2 * key_value if family == "qwen2" else 0
     norms = (4 if family == "gemma3_text" else 2) * hidden
-    if family in ("qwen3", "gemma3_text"):  # Queries and keys are normed, head by head.
+    if family in ("qwen3", "qwen3_moe", "gemma3_text"):  # Queries and keys are normed, head by head.
         norms += 2 * head_dim
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     return Architecture(

@@ -44,9 +44,20 @@ _FAMILIES: dict[str, tuple[str, int, int, float, float, dict[str, Any]]] = {
         "llama", 128_256, 131_072, 1e-5, 500_000.0, {"rope_scaling": {**_ROPE, "factor": 32.0}}
     ),
     "mistral": ("mistral", 32_768, 32_768, 1e-5, 1_000_000.0, {"sliding_window": None}),
+    "mixtral": (
+        "mixtral", 32_000, 32_768, 1e-5, 1_000_000.0,
+        {"sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
     "qwen2.5": ("qwen2", 151_936, 32_768, 1e-6, 1_000_000.0, {}),
     "qwen2.5-large": ("qwen2", 152_064, 32_768, 1e-6, 1_000_000.0, {}),
     "qwen3": ("qwen3", 151_936, 40_960, 1e-6, 1_000_000.0, {"head_dim": 128}),
+    "qwen3-30b-a3b": (
+        "qwen3_moe", 151_936, 40_960, 1e-6, 1_000_000.0,
+        {
+            "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
+            "moe_intermediate_size": 768,
+        },
+    ),
     "gemma-3": (
         "gemma3_text", 262_144, 32_768, 1e-6, 1_000_000.0,
         {"rope_local_base_freq": 10_000.0, "sliding_window": 512, "head_dim": 256},
@@ -75,6 +86,7 @@ _MODELS: tuple[tuple[str, str, str, int, int, int, int, int, bool], ...] = (
     ("llama-3.2-1b", "llama-3.2", "meta-llama/Llama-3.2-1B", 2048, 8192, 16, 32, 8, True),
     ("llama-3.2-3b", "llama-3.2", "meta-llama/Llama-3.2-3B", 3072, 8192, 28, 24, 8, True),
     ("mistral-7b", "mistral", "mistralai/Mistral-7B-v0.3", 4096, 14_336, 32, 32, 8, False),
+    ("mixtral-8x7b", "mixtral", "mistralai/Mixtral-8x7B-v0.1", 4096, 14_336, 32, 32, 8, False),
     ("qwen2.5-0.5b", "qwen2.5", "Qwen/Qwen2.5-0.5B-Instruct", 896, 4864, 24, 14, 2, True),
     ("qwen2.5-1.5b", "qwen2.5", "Qwen/Qwen2.5-1.5B-Instruct", 1536, 8960, 28, 12, 2, True),
     ("qwen2.5-3b", "qwen2.5", "Qwen/Qwen2.5-3B-Instruct", 2048, 11_008, 36, 16, 2, True),
@@ -88,6 +100,8 @@ _MODELS: tuple[tuple[str, str, str, int, int, int, int, int, bool], ...] = (
     ("qwen3-8b", "qwen3", "Qwen/Qwen3-8B", 4096, 12_288, 36, 32, 8, False),
     ("qwen3-14b", "qwen3", "Qwen/Qwen3-14B", 5120, 17_408, 40, 40, 8, False),
     ("qwen3-32b", "qwen3", "Qwen/Qwen3-32B", 5120, 25_600, 64, 64, 8, False),
+    ("qwen3-30b-a3b", "qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B", 2048, 6144, 48, 32, 4, False),
+    ("gemma-3-270m", "gemma-3", "google/gemma-3-270m-it", 640, 2048, 18, 4, 1, True),
     ("gemma-3-1b", "gemma-3", "google/gemma-3-1b-it", 1152, 6912, 26, 4, 1, True),
     ("phi-4", "phi-4", "microsoft/phi-4", 5120, 17_920, 40, 40, 10, False),
     ("smollm2-135m", "smollm2-small", "HuggingFaceTB/SmolLM2-135M-Instruct", 576, 1536, 30, 9, 3, True),

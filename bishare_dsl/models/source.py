@@ -13,9 +13,8 @@ from bishare_dsl.models.presets import ALIASES, PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _ACCEPTED = (
-    "`--model` takes a preset ("
-    + ", ".join(PRESETS)
-    + "), a checkpoint folder, a config.json, a .gguf file, or a Hub id (owner/name)"
+    "`--model` takes a preset (`bishare models` lists them), a checkpoint folder, a config.json, a .gguf "
+    "file, or a Hub id (owner/name)"
 )
 
 

@@ -53,6 +53,9 @@ def test_a_preset_is_the_model_that_its_config_builds(name: str) -> None:
         ("qwen3-32b", 32_762_123_264),
         ("gemma-3-1b", 999_885_952),
         ("phi-4", 14_659_507_200),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("gemma-3-270m", 268_098_176),
     ],
 )
 def test_published_parameter_counts(name: str, parameters: int) -> None:
@@ -73,6 +76,15 @@ def test_every_linear_of_a_block_is_a_site_in_the_models_order() -> None:
     key = llama.sites[1]
     assert (key.path, key.layer, key.parent) == ("model.layers.0.self_attn.k_proj", 0, "self_attn")
     assert (key.d_in, key.d_out) == (4096, 1024)
+
+
+def test_every_map_of_every_expert_is_a_site() -> None:
+    mixture = preset("qwen3-30b-a3b")
+    of_experts = [site for site in mixture.sites if site.expert is not None]
+    assert len(of_experts) == 48 * 128 * 3
+    assert {site.kind for site in of_experts} == {"gate_proj", "up_proj", "down_proj"}
+    assert of_experts[-1].path == "model.layers.47.mlp.experts.127.down_proj"
+    assert (of_experts[-1].d_in, of_experts[-1].d_out) == (768, 2048)
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
