@@ -49,7 +49,11 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     weights += experts * hidden  # The router is no site.
     biases = query + 2 * key_value if family == "qwen2" else 0
     norms = (4 if family == "gemma3_text" else 2) * hidden
-    if family in ("qwen3", "qwen3_moe", "gemma3_text"):  # Queries and keys are normed, head by head.
+    if family in (
+        "qwen3",
+        "qwen3_moe",
+        "gemma3_text",
+    ):  # Queries and keys are normed, head by head.
         norms += 2 * head_dim
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     return Architecture(
