@@ -84,7 +84,7 @@ def make_plan(
         FileNotFoundError: there is no such spec.
     """
     from bishare_dsl.language import read, read_file
-    from bishare_dsl.language.read import doubts
+    from bishare_dsl.language.read import find_doubts
 
     if isinstance(spec, str) and "\n" in spec:
         spec, where = read(spec)
@@ -96,7 +96,7 @@ def make_plan(
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
         raise error.at(where) from None
-    return Planned(plan, (*doubts(spec, where), *problems), spec, where, bool(params))
+    return Planned(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
 
 
 def read_fitting(
@@ -159,8 +159,8 @@ def install(
     Raises:
         BishareError: the model takes no other adapter; nothing was changed.
     """
+    from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.initial import draw
-    from bishare_dsl.adapter.resident import devices
     from bishare_dsl.adapter.stored import not_finite
     from bishare_dsl.rewrite.adapt import adapt
     from bishare_dsl.serve.transformers.handle import AdapterHandle

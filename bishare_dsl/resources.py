@@ -29,7 +29,7 @@ def shipped_specs() -> dict[str, Path]:
     return {path.stem: path for path in sorted((_HOME / "specs").glob(f"*{_SUFFIX}"))}
 
 
-def about(text: str) -> str:
+def first_sentence(text: str) -> str:
     """Read the first sentence of the comment that a spec begins with, which says what it is."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     comment = " ".join(line.lstrip("#").strip() for line in lines)

@@ -3,11 +3,11 @@
 | to write | |
 |---|---|
 | a file | `replace_file` |
-| a folder as a whole | `new_folder`, or `aside` and `settle`; and `remove_folder` |
-| some files of a folder that has others too | `locked`, `finish`, `commit`; `content_of` reads |
+| a folder as a whole | `new_folder`, or `temporary_path` and `move_into_place`; and `remove_folder` |
+| some files of a folder that has others too | `lock_folder`, `finish_commit`, `commit`; `content_of` reads |
 
 What is half written has a name of its own, `.NAME.TOKEN.new`, so that no two writers have the same one, and
-is never opened where something is already: no link is followed. A kill may leave it; see `leftover`.
+is never opened where something is already: no link is followed. A kill may leave it; see `parse_leftover`.
 
 **Several files as one step.** New contents are first written as ``NAME.new``. Then one file, the manifest,
 is replaced: that is the commit, since it holds the digest of every other file. Last, each ``NAME.new`` is
@@ -82,22 +82,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: the system refused.
     """
-    new = aside(folder)
+    new = temporary_path(folder)
     new.mkdir(parents=True)
     try:
         yield new
-        settle(new, folder)
+        move_into_place(new, folder)
     except BaseException:
         discard(new)
         raise
 
 
-def aside(path: Path) -> Path:
-    """Give a name beside a path for what is to take its place by `settle`; no two calls give the same."""
+def temporary_path(path: Path) -> Path:
+    """Make up a name beside a path, for what `move_into_place` puts there; no two calls give the same."""
     return _aside(path, "new")
 
 
-def settle(new: Path, folder: Path) -> None:
+def move_into_place(new: Path, folder: Path) -> None:
     """Let a folder that is written take the place of another, which need not be there.
 
     Raises:
@@ -127,7 +127,7 @@ def remove_folder(folder: Path) -> None:
     discard(folder.rename(_aside(folder, "gone")))
 
 
-def leftover(path: Path) -> tuple[str, str] | None:
+def parse_leftover(path: Path) -> tuple[str, str] | None:
     """Tell what a kill has left: the name it was for, and ``new``, ``old`` or ``gone``; else None."""
     found = _ASIDE.fullmatch(path.name)
     return (found[1], found[2]) if found else None
@@ -150,7 +150,7 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Wait until nobody else commits to a folder, and keep it so for a block.
 
     Windows and some network file systems have no such lock; there one process may write at a time.
@@ -195,7 +195,7 @@ def content_of(folder: Path, name: str, digest: Digest) -> bytes | None:
 def commit(folder: Path, files: Mapping[str, bytes], manifest: tuple[str, bytes]) -> None:
     """Replace ``files`` and the manifest as one step.
 
-    The folder is `locked`, and nothing of an earlier commit is pending in it (see `finish`).
+    The folder is locked (`lock_folder`), and nothing of an earlier commit is pending in it (`finish_commit`).
 
     Raises:
         OSError: the system refused; the files are as they were before, as far as a reader can tell.
@@ -218,7 +218,7 @@ def commit(folder: Path, files: Mapping[str, bytes], manifest: tuple[str, bytes]
     _sync(folder)
 
 
-def finish(folder: Path, manifest: Mapping[str, Digest]) -> None:
+def finish_commit(folder: Path, manifest: Mapping[str, Digest]) -> None:
     """Do the renames that an interrupted commit left undone.
 
     Before the next commit, which would write over a ``NAME.new`` that the manifest already means.

@@ -55,4 +55,4 @@ def test_what_does_not_ship_is_not_found(
     ],
 )
 def test_what_a_spec_says_it_is(text: str, sentence: str) -> None:
-    assert resources.about(text) == sentence
+    assert resources.first_sentence(text) == sentence

@@ -22,8 +22,8 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.writing import (
     check_writable,
     commit,
-    leftover,
     new_folder,
+    parse_leftover,
     replace_file,
 )
 
@@ -270,9 +270,9 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
 
 
 def test_what_a_kill_leaves_is_known_by_its_name() -> None:
-    assert leftover(Path(".run.json.0123abcd.new")) == ("run.json", "new")
-    assert leftover(Path(".checkpoint-3.old")) == ("checkpoint-3", "old")  # of bishare 0.1
-    assert leftover(Path("run.json.new")) is None
+    assert parse_leftover(Path(".run.json.0123abcd.new")) == ("run.json", "new")
+    assert parse_leftover(Path(".checkpoint-3.old")) == ("checkpoint-3", "old")  # of bishare 0.1
+    assert parse_leftover(Path("run.json.new")) is None
 
 
 def test_whether_a_folder_can_be_written(tmp_path: Path) -> None:

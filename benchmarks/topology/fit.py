@@ -34,7 +34,7 @@ from bishare_dsl.adapter.files import read_adapter, save_adapter  # noqa: E402
 from bishare_dsl.compiler import make_plan  # noqa: E402
 from bishare_dsl.export.export import export_adapter  # noqa: E402
 from bishare_dsl.fit.fit import fit  # noqa: E402
-from bishare_dsl.fit.given import given  # noqa: E402
+from bishare_dsl.fit.pairs import open_pairs  # noqa: E402
 from bishare_dsl.testing.fetch import smollm2_folder  # noqa: E402
 
 SPECS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,7 +100,7 @@ def main() -> None:
         for label, (spec, params) in SPECS.items():
             began = time.monotonic()
             made = make_plan(spec, stored.plan.base, params)
-            with given([("lora", stored)]) as found:
+            with open_pairs([("lora", stored)]) as found:
                 family, values, report = fit(made.plan, found)
             out = root / f"fitted-{spec}"
             save_adapter(out, made.plan, family.tensors(values, "lora"), made.text(), seed=0)

@@ -24,7 +24,7 @@ NAME = r"^\w[\w.-]*$"
 """What an adapter of a library may be called: it is the name of a file."""
 
 
-class Drawn(BaseModel):
+class DrawnTensor(BaseModel):
     """A frozen tensor that is not in the file: ``seed`` draws it, and it is rounded to ``dtype``.
 
     ``sha256`` is that of its bytes, row by row, little-endian.
@@ -64,7 +64,7 @@ class AdapterConfig(BaseModel):
     base_revision: str | None = None
     base: Architecture | None = None
     plan: str | None = None
-    drawn: dict[str, Drawn] = {}
+    drawn: dict[str, DrawnTensor] = {}
     compact: dict[str, tuple[str, ...]] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
@@ -74,7 +74,7 @@ class AdapterConfig(BaseModel):
 
     def text(self) -> str:
         """Give the text of the file, with the digest of all the rest in it."""
-        return sealed(self.model_dump(mode="json", exclude_none=True))
+        return seal(self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> AdapterConfig:
@@ -94,7 +94,7 @@ class AdapterConfig(BaseModel):
         return config
 
 
-def sealed(fields: dict[str, Any]) -> str:
+def seal(fields: dict[str, Any]) -> str:
     """Give a config as text, with the digest of all its other fields."""
     return json.dumps(fields | {"digest": _digest(fields)}, indent=1) + "\n"
 
@@ -104,7 +104,7 @@ def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
-def versions_here() -> dict[str, str | None]:
+def installed_versions() -> dict[str, str | None]:
     """Give the versions of what writes an adapter; None for a package that is not installed."""
     found: dict[str, str | None] = {"bishare": __version__}
     for package in ("torch", "transformers"):

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.card import model_card
-from bishare_dsl.adapter.config import LIBRARY, AdapterConfig, versions_here
-from bishare_dsl.adapter.replan import packages_of, plan_again, plan_of_text
-from bishare_dsl.adapter.resident import whole
+from bishare_dsl.adapter.config import LIBRARY, AdapterConfig, installed_versions
+from bishare_dsl.adapter.devices import gather_tensors
+from bishare_dsl.adapter.replan import packages_of, plan_of_text, replan
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareError,
@@ -42,7 +42,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan, Tensor
-from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish, locked
+from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish_commit, lock_folder
 
 if TYPE_CHECKING:
     import torch
@@ -90,19 +90,19 @@ class StoredAdapter:
         """
         from safetensors.torch import load
 
-        from bishare_dsl.adapter.stored import draw_again, restored, widened
+        from bishare_dsl.adapter.stored import draw_again, restore_tensors, widen_tensor
 
         # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
         # other last bits.
         narrow = self.config.rounded
         stored = {
-            name: widened(tensor, narrow).clone()
+            name: widen_tensor(tensor, narrow).clone()
             for content in self.contents
             for name, tensor in load(content).items()
         }
         whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
         with _reading(self.folder / TENSORS):
-            whole |= restored(self.plan, self.config, stored)
+            whole |= restore_tensors(self.plan, self.config, stored)
         whole |= draw_again(self.plan, self.config)
         return {name: tensor.to(device) for name, tensor in whole.items()}
 
@@ -148,27 +148,33 @@ def save_adapter(
     """
     from safetensors.torch import save
 
-    from bishare_dsl.adapter.stored import compacted, drawn, not_finite, part_name, rounded
+    from bishare_dsl.adapter.stored import (
+        compact_tensors,
+        find_drawn,
+        not_finite,
+        part_name,
+        round_tensor,
+    )
 
     folder = Path(folder)
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
-    values, warnings = whole(plan, tensors), []
+    values, warnings = gather_tensors(plan, tensors), []
     warnings += not_finite(values)
-    left_out = drawn(plan, values, seed) if frozen == "seed" else {}
+    left_out = find_drawn(plan, values, seed) if frozen == "seed" else {}
     changed = [t.name for t in plan.tensors if not t.trainable and t.name not in left_out]
     if changed and frozen == "seed":
         warnings.append(codes.FROZEN_CHANGED(seed=seed, names=_some(changed)))
     for name in left_out:
         del values[name]
-    parts = compacted(plan, values) if compact else {}
+    parts = compact_tensors(plan, values) if compact else {}
     if compact and not parts:
         warnings.append(codes.NOTHING_COMPACT())
     for name, made in parts.items():
         del values[name]
         values |= {part_name(name, label): part for label, part in made.items()}
     # Clones, because a tensor that is a view of another cannot be written as it is.
-    values = {name: rounded(t.cpu(), dtype).clone().contiguous() for name, t in values.items()}
+    values = {name: round_tensor(t.cpu(), dtype).clone().contiguous() for name, t in values.items()}
     files = {
         TENSORS: save(values, {"format": "pt"}),
         SPEC: spec_text.encode(),
@@ -189,7 +195,7 @@ def save_adapter(
 def config_of(plan: Plan, **said: Any) -> AdapterConfig:
     """Describe an adapter of a plan that is not written yet: its files are not named."""
     return AdapterConfig(
-        versions=versions_here(),
+        versions=installed_versions(),
         base_model=plan.base.model_id or plan.base.name,
         base=plan.base,
         plan=plan.digest,
@@ -220,9 +226,9 @@ def write_files(
     members = {own_file(name): data for name, data in (own or {}).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with lock_folder(folder):
             old = listed_files(folder)
-            finish(folder, old)
+            finish_commit(folder, old)
             if (folder / CARD).exists() and not is_own_card(folder, old):
                 del files[CARD]
             for name in (*files, *members):
@@ -282,7 +288,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     config, files = _read_files(place, name)
     with _reading(place / SPEC):
         spec_text = files[SPEC].decode()
-        plan = plan_again(spec_text, config, files.get(PLAN))
+        plan = replan(spec_text, config, files.get(PLAN))
     _check_names(place / CONFIG, plan, config)
     stored = [
         t for t in plan.tensors if t.name not in config.drawn and t.name not in config.compact

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from bishare_dsl.adapter import merge as merging
+from bishare_dsl.adapter.devices import gather_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.probe import Inputs, probe
 from bishare_dsl.adapter.push import push_folder
 from bishare_dsl.adapter.reference import reference as make_reference
-from bishare_dsl.adapter.resident import by_one, whole
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -237,8 +237,8 @@ class Handle(AdapterRoot):
     def _by_one(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
         """Give what ``write`` gives of the whole tensors; of several processes with parts, one calls it."""
         tensors = self.tensors()
-        values = whole(self.plan, tensors)
-        return by_one(tensors, lambda: write(values))
+        values = gather_tensors(self.plan, tensors)
+        return on_first_process(tensors, lambda: write(values))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -301,7 +301,7 @@ class Handle(AdapterRoot):
         model = self._enabled("merge")
         if self._merged is not None:
             raise AdapterError(codes.ALREADY_MERGED())
-        tensors = whole(self.plan, self.tensors())
+        tensors = gather_tensors(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
         before = probe(model, inputs)
         set_enabled(model, False)

@@ -13,7 +13,7 @@ from bishare_dsl.adapter.card import model_card
 from bishare_dsl.adapter.config import LIBRARY
 from bishare_dsl.adapter.files import CARD, SPEC, TENSORS, config_of, write_files
 from bishare_dsl.adapter.replan import plan_of_text
-from bishare_dsl.adapter.stored import Rounded, drawn, rounded
+from bishare_dsl.adapter.stored import Rounded, find_drawn, round_tensor
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan
@@ -47,12 +47,12 @@ def save_library(
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     first = next(iter(adapters.values()))
-    left_out = drawn(plan, first, seed)
+    left_out = find_drawn(plan, first, seed)
     shared = [t.name for t in plan.tensors if t.name in plan.common and t.name not in left_out]
     own = [t.name for t in plan.tensors if t.name not in plan.common]
 
     def written(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> bytes:
-        values = {name: rounded(tensors[name].cpu(), dtype).contiguous() for name in names}
+        values = {name: round_tensor(tensors[name].cpu(), dtype).contiguous() for name in names}
         content: bytes = save(values, {"format": "pt"})
         return content
 

@@ -13,7 +13,7 @@ from bishare_dsl.adapter.probe import Probe
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
-from bishare_dsl.models.hooks import is_offloaded, is_spread, resident
+from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor, resident
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
@@ -164,7 +164,7 @@ def _merge_site(
 ) -> None:
     exact, rounded = _summed(model, weight, added)
     merged.max_rounding = max(merged.max_rounding, (exact - rounded).abs().max().item())
-    if weight.instead() is None:
+    if weight.replacement() is None:
         matrix = weight.matrix()
         if merged.kept:
             merged.weights[weight.path] = matrix.to("cpu", copy=True)
@@ -184,13 +184,13 @@ def _check_weights(model: PreTrainedModel, weights: list[Weight], dequantize: bo
         reason = found = None
         if weight.is_computed():
             reason = "it is computed from other tensors, as by pruning or weight norm"
-        elif (found := weight.instead()) is None:
+        elif (found := weight.replacement()) is None:
             kept = weight.kept()
             assert kept is not None
             if kept.is_meta:
                 offloaded = is_offloaded(weight.module)
                 reason = f"it is {'offloaded to disk' if offloaded else 'on the meta device'}"
-            elif is_spread(kept):
+            elif is_sharded_tensor(kept):
                 reason = "it is sharded over several processes"
             elif others := [path for path in users[_identity(kept)] if path != weight.owner]:
                 problems.append(codes.SHARED_WEIGHT(path=weight.path, other=others[0]))
@@ -225,7 +225,7 @@ def _summed(
     model: PreTrainedModel, weight: Weight, added: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make a merged weight, exact in float32 (or float64) and rounded to the weight's type."""
-    if (found := weight.instead()) is None:
+    if (found := weight.replacement()) is None:
         base = weight.matrix()
     elif (dense := weight.dequantized()) is not None:
         base = dense.to(_compute_dtype(model))

@@ -16,7 +16,7 @@ from bishare_dsl.transforms.registry import installed_as, transform_names
 from bishare_dsl.version import __version__
 
 
-def plan_again(spec_text: str, config: AdapterConfig, old: bytes | None) -> Plan:
+def replan(spec_text: str, config: AdapterConfig, old: bytes | None) -> Plan:
     """Make the plan of an adapter.
 
     Args:

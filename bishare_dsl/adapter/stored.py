@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from bishare_dsl.adapter.config import AdapterConfig, Drawn
+from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan
-from bishare_dsl.transforms import Transform, guarded, load_transform
+from bishare_dsl.transforms import Transform, guard, load_transform
 
 Frozen = Literal["seed", "tensors"]
 """How frozen tensors are saved: as the seed that draws them, or as tensors."""
@@ -22,7 +22,7 @@ Rounded = Literal["bfloat16"] | None
 """The type that float32 tensors are rounded to for the file; None for none."""
 
 
-def rounded(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
+def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
     """Round a float32 tensor for the file; any other stays as it is.
 
     Raises:
@@ -33,8 +33,8 @@ def rounded(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
     return tensor.bfloat16() if dtype and tensor.dtype == torch.float32 else tensor
 
 
-def widened(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
-    """Give a tensor that was `rounded` the type back that it had."""
+def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
+    """Give a tensor that was `round_tensor` rounded the type back that it had."""
     return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor
 
 
@@ -45,7 +45,9 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
     return [codes.NOT_FINITE_TENSORS(count=len(names), name=names[0])] if names else []
 
 
-def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[str, Drawn]:
+def find_drawn(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int
+) -> dict[str, DrawnTensor]:
     """Find the frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
     found = {}
     for tensor in plan.tensors:
@@ -54,7 +56,7 @@ def drawn(plan: Plan, tensors: Mapping[str, torch.Tensor], seed: int) -> dict[st
             again = draw_tensor(tensor, seed).to(value.dtype)
             if torch.equal(again, value):
                 dtype = str(value.dtype).removeprefix("torch.")
-                found[tensor.name] = Drawn.model_validate(
+                found[tensor.name] = DrawnTensor.model_validate(
                     {"dtype": dtype, "sha256": _digest(again)}
                 )
     return found
@@ -80,7 +82,7 @@ def draw_again(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.T
         yield name, value
 
 
-def compacted(
+def compact_tensors(
     plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Mapping[str, torch.Tensor]]:
     """Make the parts of those tensors that have a compact form.
@@ -91,14 +93,14 @@ def compacted(
     found = {}
     for name, (transform, role) in _users(plan).items():
         if name in tensors:
-            with guarded(transform, "compact"):
+            with guard(transform, "compact"):
                 parts = transform.compact(role, tensors[name].detach())
             if parts is not None:
                 found[name] = parts
     return found
 
 
-def restored(
+def restore_tensors(
     plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Restore the tensors that were stored in parts, by name.
@@ -112,7 +114,7 @@ def restored(
         transform, role = users[name]
         shape = plan.tensor[name].shape
         parts = {label: stored[part_name(name, label)] for label in labels}
-        with guarded(transform, "restore", ValueError):
+        with guard(transform, "restore", ValueError):
             value = transform.restore(role, parts, shape)
         if tuple(value.shape) != shape:
             raise ValueError(f"the parts of `{name}` give a tensor {tuple(value.shape)}")

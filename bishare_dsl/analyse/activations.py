@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bishare_dsl.analyse.batches import on_device
-from bishare_dsl.analyse.likeness import Blocks, cka_of
 from bishare_dsl.analyse.progress import Watch, unwatched
 from bishare_dsl.analyse.rmi import rmi
+from bishare_dsl.analyse.similarity import Blocks, cka_of
 from bishare_dsl.analyse.update import Factored, Update
 from bishare_dsl.models.site import Site
 
@@ -40,7 +40,7 @@ class Activity:
     reduced: torch.Tensor
     left: torch.Tensor
 
-    def shuffled(self, random: torch.Generator) -> Activity:
+    def permuted(self, random: torch.Generator) -> Activity:
         """Give the same with the tokens in a random order."""
         order = torch.randperm(len(self.reduced), generator=random)
         return Activity(self.site, self.reduced[order], self.left)
@@ -55,7 +55,7 @@ class Worth:
     without: Mapping[str, float]
 
 
-def activity_likeness(things: Sequence[Activity]) -> dict[str, torch.Tensor]:
+def activity_similarity(things: Sequence[Activity]) -> dict[str, torch.Tensor]:
     """Give RMI and linear CKA of what each two updates add to the same tokens, (n, n) float64."""
     sizes = torch.tensor([float(len(t.reduced) * t.left.shape[1]) for t in things])
     means = torch.tensor(
@@ -184,7 +184,7 @@ def _loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) ->
     """Give the mean loss of a learnt token."""
     total = tokens = 0.0
     for batch in batches:
-        learnt = float((batch["labels"][:, 1:] >= 0).sum())
-        total += float(model(**on_device(batch, model)).loss) * learnt
-        tokens += learnt
+        trained = float((batch["labels"][:, 1:] >= 0).sum())
+        total += float(model(**on_device(batch, model)).loss) * trained
+        tokens += trained
     return total / tokens

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from bishare_dsl.analyse import energy, ranks
-from bishare_dsl.analyse.activations import Worth, activities, activity_likeness, worth
+from bishare_dsl.analyse.activations import Worth, activities, activity_similarity, worth
 from bishare_dsl.analyse.keys import Grouping
-from bishare_dsl.analyse.likeness import likeness
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
 from bishare_dsl.analyse.progress import Watch, unwatched
-from bishare_dsl.analyse.read import Measured
+from bishare_dsl.analyse.read import AdapterUpdates
+from bishare_dsl.analyse.similarity import similarity
 from bishare_dsl.analyse.update import Update
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Analysis:
         worth: what shares are worth on data, where there were some.
     """
 
-    adapter: Measured
+    adapter: AdapterUpdates
     rank: int
     charts: tuple[Chart, ...]
     joint: tuple[JointRow, ...]
@@ -71,7 +71,7 @@ class Analysis:
 
 
 def analyse(
-    adapter: Measured, *, rank: int | None = None, seed: int = 0, watch: Watch = unwatched
+    adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0, watch: Watch = unwatched
 ) -> Analysis:
     """Measure an adapter.
 
@@ -87,8 +87,8 @@ def analyse(
     seen: dict[str, list[Map]] = {}
     joint: dict[str, list[energy.Joint]] = {}
     for look in watch(LOOKS, f"measuring {adapter.name}"):
-        updates = looked(look, adapter.updates, seed)
-        seen[look] = maps(updates, likeness)
+        updates = apply_null(look, adapter.updates, seed)
+        seen[look] = maps(updates, similarity)
         joint[look] = energy.joint(updates, grouping, wanted)
     rows = [
         JointRow(
@@ -108,7 +108,7 @@ def analyse(
     )
 
 
-def with_data(
+def add_data(
     analysis: Analysis,
     model: PreTrainedModel,
     batches: Sequence[dict[str, torch.Tensor]],
@@ -126,11 +126,11 @@ def with_data(
         watch: goes over batches and shares.
     """
     updates = analysis.adapter.updates
-    drawn = {look: looked(look, updates, seed) for look in (ADAPTER, INDEPENDENT)}
+    drawn = {look: apply_null(look, updates, seed) for look in (ADAPTER, INDEPENDENT)}
     found = activities(model, drawn, batches, watch)
     random = torch.Generator().manual_seed(seed)
-    found[PERMUTED] = [activity.shuffled(random) for activity in found[ADAPTER]]
-    seen = {look: maps(found[look], activity_likeness) for look in LOOKS}
+    found[PERMUTED] = [activity.permuted(random) for activity in found[ADAPTER]]
+    seen = {look: maps(found[look], activity_similarity) for look in LOOKS}
     handle = cast("Handle", model.bishare)
     return replace(
         analysis,
@@ -139,27 +139,27 @@ def with_data(
     )
 
 
-def between(adapters: Sequence[Measured], *, seed: int = 0) -> tuple[Chart, ...]:
+def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tuple[Chart, ...]:
     """Compare adapters at the modules that two or more of them add something to."""
     names = tuple(adapter.name for adapter in adapters)
     seen = {}
     for look in LOOKS:
         groups: dict[str, list[tuple[int, Update]]] = {}
         for i, adapter in enumerate(adapters):
-            for update in looked(look, adapter.updates, seed + i):
+            for update in apply_null(look, adapter.updates, seed + i):
                 groups.setdefault(update.site.path, []).append((i, update))
-        seen[look] = fold(groups.values(), ADAPTERS, names, likeness)
+        seen[look] = fold(groups.values(), ADAPTERS, names, similarity)
     return _charts(seen)
 
 
-def looked(look: str, updates: Sequence[Update], seed: int) -> Sequence[Update]:
+def apply_null(look: str, updates: Sequence[Update], seed: int) -> Sequence[Update]:
     """Give the updates as they are, or what chance makes of them."""
     random = torch.Generator().manual_seed(seed)
     match look:
         case "independent":
-            return [update.drawn_anew(random) for update in updates]
+            return [update.independent(random) for update in updates]
         case "permuted":
-            return [update.shuffled(random) for update in updates]
+            return [update.permuted(random) for update in updates]
         case _:
             return updates
 

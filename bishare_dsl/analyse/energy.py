@@ -54,7 +54,7 @@ def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
     if role == "A and B":
         return _of_mean([update.whole for update in updates], count)
     if role == "A":
-        rows = [u.learnt.values[:, None] * u.learnt.right for u in updates]
+        rows = [u.trained.values[:, None] * u.trained.right for u in updates]
     else:
         rows = [u.whole.values[:, None] * u.whole.left for u in updates]
     if len(rows) == 1:  # Its rows are orthogonal.
@@ -64,7 +64,7 @@ def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
 
 def energy(updates: Sequence[Update], role: str) -> float:
     """Give the energy that there is to keep."""
-    return sum((u.learnt if role == "A" else u.whole).energy for u in updates)
+    return sum((u.trained if role == "A" else u.whole).energy for u in updates)
 
 
 def joint(updates: Sequence[Update], grouping: Grouping, ranks: Sequence[int]) -> list[Joint]:

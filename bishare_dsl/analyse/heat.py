@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from bishare_dsl.analyse.analysis import Chart
-from bishare_dsl.analyse.likeness import MEASURES, Measure
+from bishare_dsl.analyse.similarity import MEASURES, Measure
 from bishare_dsl.show.svg import CHARACTER, DARK, LIGHT, STYLE
 
 STYLE_OF_HEAT = ".high{fill:var(--high)}.low{fill:var(--low)}.frame{fill:none;stroke:var(--none)}"
@@ -73,7 +73,7 @@ def body(chart: Chart) -> str:
     return f'<g shape-rendering="crispEdges">{"".join(drawn)}</g>'
 
 
-def told(chart: Chart) -> str:
+def summary(chart: Chart) -> str:
     """Say what a map comes to, beside chance."""
 
     def number(value: float | None) -> str:
@@ -88,7 +88,7 @@ def whole(adapter: str, chart: Chart) -> str:
     measure: Measure = MEASURE[chart.map.measure]
     width, height = size(chart)
     title = f"{adapter}: {measure.title}, {chart.map.title}"
-    line = told(chart)
+    line = summary(chart)
     margin, head = 16, 44
     full = max(width, math.ceil(max(len(title) * 8.2, len(line) * CHARACTER))) + 2 * margin
     tall = head + height + 2 * margin

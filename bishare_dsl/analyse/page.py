@@ -9,7 +9,7 @@ from typing import Any
 
 from bishare_dsl.analyse import heat, ranks
 from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart, JointRow
-from bishare_dsl.analyse.likeness import MEASURES, Measure
+from bishare_dsl.analyse.similarity import MEASURES, Measure
 from bishare_dsl.show.shell import header, shell, tab_list
 
 _STYLE = (
@@ -168,9 +168,9 @@ def _figure(chart: Chart, number: int) -> str:
     title = escape(chart.map.title)
     return (
         f'<figure data-chart="{number}"><figcaption><b>{title}</b><br>'
-        f'<span>{escape(heat.told(chart))}</span></figcaption><div class="scroll">'
+        f'<span>{escape(heat.summary(chart))}</span></figcaption><div class="scroll">'
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{title}: {escape(heat.told(chart))}">{heat.body(chart)}</svg></div></figure>'
+        f'aria-label="{title}: {escape(heat.summary(chart))}">{heat.body(chart)}</svg></div></figure>'
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bishare_dsl.analyse.read import Measured
+from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.plan import Plan
 
 
@@ -46,7 +46,7 @@ class Form:
     a_b: str | None
 
 
-def modules(adapter: Measured) -> list[ModuleRow]:
+def modules(adapter: AdapterUpdates) -> list[ModuleRow]:
     """Make a row for each module that an adapter adds something to."""
     rows = []
     for update in adapter.updates:

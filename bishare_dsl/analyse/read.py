@@ -27,7 +27,7 @@ _SEEN = 0.02
 
 
 @dataclass(frozen=True)
-class Measured:
+class AdapterUpdates:
     """An adapter as its updates.
 
     Attributes:
@@ -47,9 +47,9 @@ class Measured:
     starts_known: bool
 
 
-def measured(
+def read_updates(
     name: str, stored: StoredAdapter, *, keep_starts: bool = False, watch: Watch = unwatched
-) -> Measured:
+) -> AdapterUpdates:
     """Work out the updates of an adapter, module by module.
 
     Args:
@@ -73,7 +73,7 @@ def measured(
         down, up = effective_factors(plan, tensors, site)
         if known:
             start = effective_factors(plan, starts, site)
-            update = _learnt(site, (down, up), start)
+            update = _change(site, (down, up), start)
         else:
             whole = Factored.of(down, up)
             update = Update(site, whole, whole)
@@ -82,7 +82,7 @@ def measured(
             parts[site.path] = _parts(plan, site, down, up)
     if not updates:
         raise AdapterError(codes.NOTHING_ADDED(folder=stored.folder))
-    return Measured(name, stored.folder, plan, tuple(updates), parts, known)
+    return AdapterUpdates(name, stored.folder, plan, tuple(updates), parts, known)
 
 
 def _began_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -103,7 +103,7 @@ def _began_as(starts: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Te
     return norms > 0 and product / norms > max(5 / math.sqrt(entries), _SEEN)
 
 
-def _learnt(
+def _change(
     site: Site,
     now: tuple[torch.Tensor, torch.Tensor],
     start: tuple[torch.Tensor, torch.Tensor],
@@ -113,9 +113,9 @@ def _learnt(
         whole = Factored.of(torch.cat([down, down_start]), torch.cat([up, -up_start]))
     else:
         whole = Factored.of(down, up)
-    learnt = Factored.of(down - down_start, up)
+    trained = Factored.of(down - down_start, up)
     # An A that is frozen has learnt nothing: it is what it started as that modules may share.
-    return Update(site, whole, learnt if learnt.rank else whole)
+    return Update(site, whole, trained if trained.rank else whole)
 
 
 def _parts(plan: Plan, site: Site, down: torch.Tensor, up: torch.Tensor) -> dict[str, float]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from bishare_dsl.analyse import ranks
 from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart
-from bishare_dsl.analyse.likeness import MEASURES
 from bishare_dsl.analyse.maps import LAYER
+from bishare_dsl.analyse.similarity import MEASURES
 from bishare_dsl.show.table import table
 
 

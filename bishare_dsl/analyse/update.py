@@ -65,13 +65,13 @@ class Factored:
         """Multiply dW by a positive number."""
         return Factored(self.values * factor, self.left, self.right)
 
-    def drawn_anew(self, random: torch.Generator) -> Factored:
+    def independent(self, random: torch.Generator) -> Factored:
         """Give an update of the same singular values whose vectors are random: an independent start."""
         return Factored(
             self.values, _directions(self.left, random), _directions(self.right, random)
         )
 
-    def shuffled(self, random: torch.Generator) -> Factored:
+    def permuted(self, random: torch.Generator) -> Factored:
         """Give the same update with its inputs in a random order, and its outputs in another."""
         return Factored(self.values, _columns(self.left, random), _columns(self.right, random))
 
@@ -89,21 +89,21 @@ class Update:
 
     site: Site
     whole: Factored
-    learnt: Factored
+    trained: Factored
 
-    def drawn_anew(self, random: torch.Generator) -> Update:
+    def independent(self, random: torch.Generator) -> Update:
         """Give an update of the same singular values and random vectors."""
-        return self._with(self.whole.drawn_anew(random), random, anew=True)
+        return self._with(self.whole.independent(random), random, anew=True)
 
-    def shuffled(self, random: torch.Generator) -> Update:
+    def permuted(self, random: torch.Generator) -> Update:
         """Give the same update with inputs and outputs in random orders."""
-        return self._with(self.whole.shuffled(random), random, anew=False)
+        return self._with(self.whole.permuted(random), random, anew=False)
 
     def _with(self, whole: Factored, random: torch.Generator, *, anew: bool) -> Update:
-        if self.learnt is self.whole:
+        if self.trained is self.whole:
             return Update(self.site, whole, whole)
-        learnt = self.learnt.drawn_anew(random) if anew else self.learnt.shuffled(random)
-        return Update(self.site, whole, learnt)
+        trained = self.trained.independent(random) if anew else self.trained.permuted(random)
+        return Update(self.site, whole, trained)
 
 
 def _directions(like: torch.Tensor, random: torch.Generator) -> torch.Tensor:

@@ -69,16 +69,16 @@ def command(
     from bishare_dsl.analyse.figures import figures
     from bishare_dsl.analyse.text import text
     from bishare_dsl.analyse.write import write
-    from bishare_dsl.cli.updates import adapters_of, on_data, watching
+    from bishare_dsl.cli.updates import add_data_measures, progress_bar, read_adapters
     from bishare_dsl.writing import new_folder
 
     check_out(out, force=force, mark=MARK, only_listed=True)
-    watch = watching(report)
-    adapters = adapters_of(folders, model, report, keep_starts=keep_starts)
+    watch = progress_bar(report)
+    adapters = read_adapters(folders, model, report, keep_starts=keep_starts)
     found = [analysis.analyse(one, rank=rank, seed=seed, watch=watch) for one in adapters]
-    charts = analysis.between(adapters, seed=seed) if len(adapters) > 1 else ()
+    charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
     if data is not None:
-        found = on_data(found, model, data, rows, dtype, device, seed, report)
+        found = add_data_measures(found, model, data, rows, dtype, device, seed, report)
     with new_folder(out.resolve()) as new:
         write(new, found, charts)
         write_mark(new, MARK)

@@ -67,10 +67,10 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
     try:
         spec, where = read_spec(file)
         if architecture is None:
-            from bishare_dsl.language.read import doubts
+            from bishare_dsl.language.read import find_doubts
             from bishare_dsl.plan.check import check_spec
 
-            report.all([*doubts(spec, where), *check_spec(spec)], where)
+            report.all([*find_doubts(spec, where), *check_spec(spec)], where)
         else:
             from bishare_dsl.compiler import make_plan
 

@@ -121,8 +121,8 @@ def command(
 
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.adapter.library import save_library
-    from bishare_dsl.fit.fit import fit, measured
-    from bishare_dsl.fit.given import given
+    from bishare_dsl.fit.fit import fit, measure_fit
+    from bishare_dsl.fit.pairs import open_pairs
 
     def watch(sweep: int, error: float) -> None:
         report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
@@ -131,18 +131,18 @@ def command(
         (name, first if folder == folders[0] else adapter_for(folder, base, report))
         for name, folder in named.items()
     )
-    with given(read) as found:
+    with open_pairs(read) as found:
         kind = getattr(torch, dtype)
         family, values, fitted = fit(
             made.plan, found, seed=seed, sweeps=sweeps, dtype=kind, watch=watch
         )
         tensors = family.tensors(values, next(iter(named)))
         if data is not None:
-            from bishare_dsl.cli.updates import model_to_look_at
-            from bishare_dsl.fit.distil import distil, examples_of
+            from bishare_dsl.cli.updates import load_for_analysis
+            from bishare_dsl.fit.distil import distil, read_examples
 
-            with model_to_look_at(model_name, None, device, report) as (live, tokenizer):
-                examples, collator = examples_of(data, tokenizer)
+            with load_for_analysis(model_name, None, device, report) as (live, tokenizer):
+                examples, collator = read_examples(data, tokenizer)
                 report.note("training towards what the LoRA makes of the data ...")
                 distilled = distil(
                     live,
@@ -158,7 +158,7 @@ def command(
             tensors = distilled.tensors
             report.data(distilled={"before": distilled.before, "after": distilled.after})
             report.note(str(distilled))
-            fitted = measured(fitted, family, found, tensors, kind)
+            fitted = measure_fit(fitted, family, found, tensors, kind)
     report.data(out=str(out), **fitted.data())
     saving: Any = {
         "seed": seed,

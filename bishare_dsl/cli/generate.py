@@ -117,10 +117,10 @@ def command(
     if system is not None and chat is False:
         raise CommandError(codes.WRONG_USAGE(what="`--system` needs the chat template"))
     generation = _generation(**sampling)
-    from bishare_dsl.evaluate.live import checked, loaded, made_into
+    from bishare_dsl.evaluate.candidates import activate_candidate, check_candidates, load_base
 
     templated = bool(chat) or system is not None
-    source, models, problems = checked(model, folders, base=base, chat=templated)
+    source, models, problems = check_candidates(model, folders, base=base, chat=templated)
     report.all(problems)
     report.note(f"loading {model} ...")
     from dataclasses import asdict
@@ -132,11 +132,11 @@ def command(
 
     if report.quiet or not sys.stderr.isatty():
         logging.disable_progress_bar()
-    live, tokenizer = loaded(source, dtype=dtype, device=device, chat=templated)
+    live, tokenizer = load_base(source, dtype=dtype, device=device, chat=templated)
     streaming = sys.stdout.isatty() and not report.as_json and (sampling["num_beams"] or 1) == 1
     answers: list[dict[str, Any]] = []
     for candidate in models:
-        with made_into(live, candidate) as notes:
+        with activate_candidate(live, candidate) as notes:
             for note in notes:
                 report.note(note)
             for prompt in asked:

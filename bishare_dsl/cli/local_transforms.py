@@ -10,7 +10,7 @@ from pathlib import Path
 from bishare_dsl.cli.report import CommandError
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.transforms import Transform, register
-from bishare_dsl.transforms.registry import raised
+from bishare_dsl.transforms.registry import describe_exception
 
 
 def run_transforms(path: Path) -> None:
@@ -46,7 +46,7 @@ def _run(file: Path) -> None:
             register(kind)
     except (Exception, SystemExit) as error:  # whatever the file raises
         del sys.modules[name]
-        raise _unusable(file, raised(error)) from error
+        raise _unusable(file, describe_exception(error)) from error
     if not kinds:
         raise _unusable(file, "no class in it is a transform with a name")
 

@@ -143,10 +143,10 @@ def complete_shipped(
     """Offer the specs that ship, each with what it is."""
     from click.shell_completion import CompletionItem
 
-    from bishare_dsl.resources import about, shipped_specs
+    from bishare_dsl.resources import first_sentence, shipped_specs
 
     return [
-        CompletionItem(name, help=about(path.read_text(encoding="utf-8")))
+        CompletionItem(name, help=first_sentence(path.read_text(encoding="utf-8")))
         for name, path in shipped_specs().items()
         if name.startswith(incomplete)
     ]

@@ -98,7 +98,7 @@ def command(
     The spec says in comments what each share keeps, what chance would keep, and what was weighed and left.
     """
     from bishare_dsl.analyse.propose.proposal import propose
-    from bishare_dsl.cli.updates import watching
+    from bishare_dsl.cli.updates import progress_bar
     from bishare_dsl.models import architecture_of
     from bishare_dsl.writing import replace_file
 
@@ -115,7 +115,7 @@ def command(
         sites = _sites(target, architecture)
         evidence = _of_data(model, data, steps, sites, dtype, device, seed, report)
     allowed = parameters(budget, evidence.architecture, evidence.sites)
-    found = propose(evidence, allowed, shares=shares, seed=seed, watch=watching(report))
+    found = propose(evidence, allowed, shares=shares, seed=seed, watch=progress_bar(report))
     report.all(found.made.problems, found.made.where)
     report.data(**_data(found))
     if out is None:
@@ -130,9 +130,9 @@ def _of_adapters(
     folders: Sequence[Path], model: str, report: Report, *, keep_starts: bool
 ) -> Evidence:
     from bishare_dsl.analyse.propose.evidence import of_adapters
-    from bishare_dsl.cli.updates import adapters_of
+    from bishare_dsl.cli.updates import read_adapters
 
-    return of_adapters(adapters_of(folders, model, report, keep_starts=keep_starts))
+    return of_adapters(read_adapters(folders, model, report, keep_starts=keep_starts))
 
 
 def _of_data(
@@ -148,12 +148,12 @@ def _of_data(
     from bishare_dsl.analyse.batches import SIZE, batches_of
     from bishare_dsl.analyse.propose.evidence import of_gradients
     from bishare_dsl.analyse.propose.gradients import gradients
-    from bishare_dsl.cli.updates import model_to_look_at, watching
+    from bishare_dsl.cli.updates import load_for_analysis, progress_bar
     from bishare_dsl.models import architecture_of
 
-    with model_to_look_at(model, dtype, device, report) as (live, tokenizer):
+    with load_for_analysis(model, dtype, device, report) as (live, tokenizer):
         batches = batches_of(data, tokenizer, steps * SIZE)
-        found = gradients(live, sites, batches, seed=seed, watch=watching(report))
+        found = gradients(live, sites, batches, seed=seed, watch=progress_bar(report))
         source = f"the gradients of {len(batches)} batches of {Path(data).name}"
         return of_gradients(architecture_of(model), found, source)
 

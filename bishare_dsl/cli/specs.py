@@ -28,13 +28,13 @@ def command(report: Report, path: str | None) -> None:
     from bishare_dsl.cli.report import CommandError
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.resources import about, shipped_specs
+    from bishare_dsl.resources import first_sentence, shipped_specs
     from bishare_dsl.show.table import terminal
 
     shipped = shipped_specs()
     if path is None:
         width = max(map(len, shipped), default=0)
-        texts = {n: about(file.read_text(encoding="utf-8")) for n, file in shipped.items()}
+        texts = {n: first_sentence(file.read_text(encoding="utf-8")) for n, file in shipped.items()}
         report.data(
             specs=[{"name": n, "about": texts[n], "path": str(f)} for n, f in shipped.items()]
         )

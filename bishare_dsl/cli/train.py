@@ -76,16 +76,16 @@ def _theirs(
     key: str, value: str | None, words: deque[str], own: Mapping[str, object]
 ) -> tuple[str, str]:
     """Give an argument of transformers, and its value, which may be the next word."""
-    from bishare_dsl.train.arguments import is_flag, names
+    from bishare_dsl.train.arguments import argument_names, is_flag
     from bishare_dsl.train.errors import TrainError
-    from bishare_dsl.train.request import unknown
+    from bishare_dsl.train.request import unknown_argument
 
-    known = names()
+    known = argument_names()
     negated = key.removeprefix("no_")
     if key not in known and negated in known and is_flag(negated) and value is None:
         return negated, "false"
     if key not in known:
-        raise TrainError(unknown(key, [*known, *own], shown=f"--{key}"))
+        raise TrainError(unknown_argument(key, [*known, *own], shown=f"--{key}"))
     if value is not None:
         return key, value
     if is_flag(key):
@@ -105,9 +105,9 @@ def _their_names() -> list[str]:
     kept = cache_folder() / f"arguments-{version('transformers')}-{version('trl')}.txt"
     with suppress(OSError, ValueError):
         return [word for word in kept.read_text(encoding="utf-8").split() if word.isidentifier()]
-    from bishare_dsl.train.arguments import names
+    from bishare_dsl.train.arguments import argument_names
 
-    found = list(names())
+    found = list(argument_names())
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         replace_file(kept, " ".join(found).encode())
@@ -122,12 +122,15 @@ def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Print every argument of transformers, with its default here."""
     if not value or ctx.resilient_parsing:
         return
-    from bishare_dsl.train.arguments import described
+    from bishare_dsl.train.arguments import describe_arguments
 
     formatter = ctx.make_formatter()
     with formatter.section("Arguments of transformers' TrainingArguments, with the defaults here"):
         formatter.write_dl(
-            [(f"--{name} {default}".rstrip(), said) for name, default, said in described()],
+            [
+                (f"--{name} {default}".rstrip(), said)
+                for name, default, said in describe_arguments()
+            ],
             col_max=44,
         )
     click.echo(formatter.getvalue().rstrip())
@@ -242,15 +245,17 @@ def command(
 
         logging.disable_progress_bar()
     from bishare_dsl.train.errors import TrainingInterrupted
-    from bishare_dsl.train.request import requested
+    from bishare_dsl.train.reporter import Reporter
+    from bishare_dsl.train.request import make_request
     from bishare_dsl.train.run import run
-    from bishare_dsl.train.voice import Voice
 
     given = {name: None if value == () else value for name, value in given.items()}
     given |= {**theirs, "spec": _spec(spec), "params": params or None}
     try:
-        voice = Voice(report.quiet, report.note, report.problem, partial(click.echo, err=True))
-        result = run(requested(given, config), voice, force=force)
+        reporter = Reporter(
+            report.quiet, report.note, report.problem, partial(click.echo, err=True)
+        )
+        result = run(make_request(given, config), reporter, force=force)
     except TrainingInterrupted as stopped:
         again = shlex.join(["bishare", "train", "--resume", str(stopped.checkpoint.parent)])
         report.stop(INTERRUPTED, f"error: {stopped}\n  = help: `{again}` goes on from there")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from bishare_dsl.diagnostics.codes import evaluate as codes
+from bishare_dsl.evaluate.candidates import require_tokenizer
 from bishare_dsl.evaluate.errors import EvaluateError
-from bishare_dsl.evaluate.live import needed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def complete(
     from transformers import set_seed
 
     name = model.config.name_or_path or type(model).__name__
-    tokenizer = needed(tokenizer, name, chat=bool(chat) or system is not None)
+    tokenizer = require_tokenizer(tokenizer, name, chat=bool(chat) or system is not None)
     encoded = _encoded(tokenizer, prompt, chat, system).to(model.device)
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     length = inputs["input_ids"].shape[1]

@@ -16,12 +16,12 @@ from lm_eval.utils import sanitize_model_name
 from bishare_dsl.diagnostics import BishareError, Problem, one_line
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
-from bishare_dsl.evaluate.quiet import overheard
+from bishare_dsl.evaluate.logs import capture_logs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.evaluate.live import Candidate
+    from bishare_dsl.evaluate.candidates import Candidate
     from bishare_dsl.evaluate.tasks import LoadedTasks
 
 
@@ -67,7 +67,7 @@ def measure(
     if candidate.folder is not None:
         args["bishare"] = str(candidate.folder)
     try:
-        with overheard([]):  # lm_eval warns of being given a model.
+        with capture_logs([]):  # lm_eval warns of being given a model.
             lm = HFLM(
                 pretrained=model,
                 tokenizer=tokenizer,
@@ -76,7 +76,7 @@ def measure(
             )
         for shots, items in tasks.runs:
             tracker = EvaluationTracker(output_path=output_path and str(output_path))
-            with overheard(said, bars=bars):
+            with capture_logs(said, bars=bars):
                 result = simple_evaluate(
                     model=lm,
                     model_args=args,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import BishareWarning, Problem, render
-from bishare_dsl.evaluate.live import checked, loaded, made_into
+from bishare_dsl.evaluate.candidates import activate_candidate, check_candidates, load_base
 from bishare_dsl.evaluate.results import Evaluation
 from bishare_dsl.evaluate.tasks import load_tasks
 from bishare_dsl.models import architecture_of
@@ -81,7 +81,9 @@ def evaluate(
         settings["fewshot_as_multiturn"] = chat
     name = model if isinstance(model, str) else architecture_of(model).name
     bars = sys.stderr.isatty() if bars is None else bars
-    live, models, warned = checked(model, adapters, base=base, chat=chat, tokenizer=tokenizer)
+    live, models, warned = check_candidates(
+        model, adapters, base=base, chat=chat, tokenizer=tokenizer
+    )
     for problem in warned:
         tell(problem)
     if output_path is not None:
@@ -100,12 +102,12 @@ def evaluate(
     check_settings(settings)
     if isinstance(model, str):
         note(f"loading {model} ...")
-    live, tokenizer = loaded(live, tokenizer, dtype=dtype, device=device, chat=chat)
+    live, tokenizer = load_base(live, tokenizer, dtype=dtype, device=device, chat=chat)
     results: dict[str, list[dict[str, Any]]] = {}
     for number, candidate in enumerate(models, 1):
         note(f"evaluating {candidate.label} ({number} of {len(models)}) ...")
         started = time.monotonic()
-        with made_into(live, candidate) as notes:
+        with activate_candidate(live, candidate) as notes:
             found, problems = measure(
                 live,
                 tokenizer,

@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics import Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.evaluate.errors import EvaluateError
 from bishare_dsl.evaluate.groups import GROUPS, TaskGroup, Wanted, expand
-from bishare_dsl.evaluate.quiet import overheard
+from bishare_dsl.evaluate.logs import capture_logs
 
 _SECONDS = 5.0
 _OFFLINE = (
@@ -69,7 +69,7 @@ def load_tasks(
     manager = own if local else _all_tasks(include_path)
     wanted = _matched(wanted, manager, skipped)
     problems: list[Problem] = []
-    with overheard([], bars=bars), _hub_or_cache(local=local) as unreachable:
+    with capture_logs([], bars=bars), _hub_or_cache(local=local) as unreachable:
         help = _OFFLINE if unreachable else None
         runs = [(shots, _load(items, manager, problems, help)) for shots, items in wanted.items()]
     problems = problems or list(_refused(manager, runs, confirm_run_unsafe_code))
@@ -86,7 +86,7 @@ def _own_tasks(folder: Path) -> tuple[Any, str | None]:
     from lm_eval.tasks import TaskManager
 
     said: list[str] = []
-    with overheard(said, level=logging.DEBUG):
+    with capture_logs(said, level=logging.DEBUG):
         manager = TaskManager(include_path=str(folder), include_defaults=False)
     skips = (line.removeprefix("Skip ") for line in said if line.startswith("Skip "))
     skipped = next((f"lm_eval skipped {line}" for line in skips), None)
@@ -106,7 +106,7 @@ def _all_tasks(include_path: str | os.PathLike[str] | None) -> Any:
     """Look through lm_eval's own 14,000 task files too, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    with overheard([]):
+    with capture_logs([]):
         return TaskManager(include_path=None if include_path is None else str(include_path))
 
 

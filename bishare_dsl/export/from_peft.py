@@ -205,7 +205,7 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
     for kind in dict.fromkeys(site.kind for site in sites):
         of_kind = [site for site in architecture.sites if site.kind == kind]
         layers = sorted({site.layer for site in of_kind if site in chosen})
-        condition = named(kind)
+        condition = is_kind(kind)
         if chosen.issuperset(of_kind):
             parts.append(condition)
         elif chosen.issuperset(site for site in of_kind if site.layer in layers):
@@ -218,7 +218,7 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
     return tuple(parts)
 
 
-def named(kind: str) -> Expression:
+def is_kind(kind: str) -> Expression:
     """Give the condition that a site is of a kind."""
     if kind.isidentifier() and kind not in ATTRIBUTES:
         return Ref(ref=kind)

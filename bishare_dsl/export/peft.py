@@ -24,7 +24,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import Stack, stacks, wrappers_of
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import is_spread
+from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
@@ -149,7 +149,7 @@ def _head(model: nn.Module) -> dict[str, torch.Tensor]:
     for path, value in model.state_dict().items():
         parts = path.split(".")
         if ADAPTER not in parts and any(part in names for part in parts[:-1]):
-            sharded = is_spread(value)
+            sharded = is_sharded_tensor(value)
             if value.is_meta or sharded:
                 where = "sharded over several processes" if sharded else "on the meta device"
                 raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))

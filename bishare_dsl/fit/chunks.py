@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, vmap
 
 from bishare_dsl.fit.family import Family, Variable
-from bishare_dsl.fit.given import Given, Pair
+from bishare_dsl.fit.pairs import GivenPairs, Pair
 from bishare_dsl.models.site import Site
 from bishare_dsl.transforms import Transform, Width, effective_pair, load_transform
 
@@ -65,7 +65,7 @@ class Chunk:
         return next((term for term in self.terms if term.share == share), None)
 
 
-def chunks(family: Family, given: Given) -> list[Chunk]:
+def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
     """Group all places, in an order that depends on the plan alone."""
     groups: dict[object, list[Place]] = {}
     terms_of = family.plan.terms_of

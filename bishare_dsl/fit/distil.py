@@ -27,7 +27,7 @@ _JUDGED = 16
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherBatch:
     """A batch, and what the given adapter makes of it; ``scale`` is how far that is from the base's."""
 
     batch: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistilResult:
     """The tensors behind the steps, and the mean loss over the first batches before and behind them.
 
     Where the steps have not brought the loss down, the tensors are those before.
@@ -51,7 +51,7 @@ class Distilled:
         return f"hidden states: relative distance {self.before:.4g} before, {self.after:.4g} behind{kept}"
 
 
-def examples_of(
+def read_examples(
     data: str, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024
 ) -> tuple[Examples, Collator]:
     """Read rows of data, and give them as examples with what makes batches of them.
@@ -76,7 +76,7 @@ def distil(
     batch: int = 8,
     seed: int = 0,
     watch: Callable[[int, float], None] = lambda step, loss: None,
-) -> Distilled:
+) -> DistilResult:
     """Train an adapter to make of data what another one makes of it, by AdamW.
 
     Args:
@@ -101,7 +101,7 @@ def distil(
     wanted = [_hidden(model, b) for b in batches]
     model.bishare.unload()  # type: ignore[operator, union-attr]
     lessons = [
-        Lesson(b, h, float((h - base).square().sum()) or 1.0)
+        TeacherBatch(b, h, float((h - base).square().sum()) or 1.0)
         for b, h, base in zip(batches, wanted, plain, strict=True)
     ]
     install(model, made, seed)
@@ -114,10 +114,10 @@ def distil(
 def _steps(
     model: PreTrainedModel,
     tensors: Mapping[str, Tensor],
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TeacherBatch],
     rate: float,
     watch: Callable[[int, float], None],
-) -> Distilled:
+) -> DistilResult:
     held: dict[str, Tensor] = model.bishare.tensors()  # type: ignore[operator, union-attr]
     with torch.no_grad():
         for name, tensor in held.items():
@@ -140,11 +140,11 @@ def _steps(
         watch(number, float(loss.detach()))
     after = judge()
     if not after < before:
-        return Distilled(dict(tensors), before, before)
-    return Distilled({n: t.detach().cpu().clone() for n, t in held.items()}, before, after)
+        return DistilResult(dict(tensors), before, before)
+    return DistilResult({n: t.detach().cpu().clone() for n, t in held.items()}, before, after)
 
 
-def _loss(model: PreTrainedModel, lesson: Lesson) -> Tensor:
+def _loss(model: PreTrainedModel, lesson: TeacherBatch) -> Tensor:
     wanted = lesson.wanted
     return (_states(model, lesson.batch) - wanted).square().sum() / lesson.scale
 

@@ -9,9 +9,9 @@ import torch
 
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.fit.family import Family, Values
-from bishare_dsl.fit.given import Given
 from bishare_dsl.fit.linear import solve
 from bishare_dsl.fit.nonlinear import descend, nonlinear_blocks
+from bishare_dsl.fit.pairs import GivenPairs
 from bishare_dsl.fit.problem import Block, Problem
 from bishare_dsl.fit.report import FitReport
 from bishare_dsl.plan import Plan
@@ -34,7 +34,7 @@ _ROUNDS = 20
 
 def fit(
     plan: Plan,
-    given: Given,
+    given: GivenPairs,
     *,
     seed: int = 0,
     sweeps: int = 30,
@@ -77,10 +77,10 @@ def fit(
     return family, problem.values, FitReport.of(problem.squares(), start, done)
 
 
-def measured(
+def measure_fit(
     report: FitReport,
     family: Family,
-    given: Given,
+    given: GivenPairs,
     tensors: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
 ) -> FitReport:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bishare_dsl.fit.chunks import Chunk, Place, StackedTerm, chunks
 from bishare_dsl.fit.family import Family, Values, Variable
-from bishare_dsl.fit.given import Given, Pair
+from bishare_dsl.fit.pairs import GivenPairs, Pair
 
 Block = tuple[str, str]
 """A share and a role: the tensors that no site uses two of, so that one can be solved for at a time."""
@@ -24,7 +24,7 @@ Block = tuple[str, str]
 class Problem:
     """What is given, and the values that come nearer to it."""
 
-    def __init__(self, family: Family, given: Given, values: Values) -> None:
+    def __init__(self, family: Family, given: GivenPairs, values: Values) -> None:
         self.family, self.given, self.values = family, given, values
         self.chunks = chunks(family, given)
         targets = (given.stacked(chunk.places) for chunk in self.chunks)

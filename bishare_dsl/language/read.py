@@ -13,11 +13,11 @@ from bishare_dsl.language.lower import lower
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import parse_and_check
 from bishare_dsl.language.syntax import Syntax
-from bishare_dsl.language.use import File, Joining, Reader
+from bishare_dsl.language.use import File, Joiner, Reader
 from bishare_dsl.spec import Spec
 
 
-def doubts(spec: Spec, where: SourceMap | None) -> list[Problem]:
+def find_doubts(spec: Spec, where: SourceMap | None) -> list[Problem]:
     """Warn of what a text says and may not mean: a setting of a share that looks like one of all shares."""
     outdented = where.outdented if where and len(spec.shares) > 1 else ()
     help_line = "for all shares it stands before the first one; for this one, indent it"
@@ -78,7 +78,7 @@ def survey(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) 
         file = reader.read(text, name)
     except SpecError as error:
         return Survey(None, error.where or reader.where, error.problems)
-    parts = None if reader.problems.count else Joining(reader.problems, reader.where).whole(file)
+    parts = None if reader.problems.count else Joiner(reader.problems, reader.where).whole(file)
     if parts is None or reader.problems.count:
         return Survey(file, reader.where, reader.problems.sorted())
     try:

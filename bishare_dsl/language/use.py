@@ -159,7 +159,7 @@ class Reader:
         raise SpecError(codes.NOT_FOUND(name=name, span=span, help=help_line))
 
 
-class Joining:
+class Joiner:
     """Makes one list of the statements of a file and of all that it uses. What is in the way goes to
     ``problems``; the files are read without any."""
 

@@ -17,11 +17,11 @@ from bishare_dsl.language.text import spelled_name
 from bishare_dsl.language.use import File
 from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hover import choices, field_of, name_of, option
-from bishare_dsl.lsp.names import Declaration, declarations, declaring
+from bishare_dsl.lsp.names import Declaration, declarations, declaring_statements
 from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.parts import PARTS, parts
 from bishare_dsl.models.presets import PRESETS
-from bishare_dsl.resources import about, shipped_specs
+from bishare_dsl.resources import first_sentence, shipped_specs
 from bishare_dsl.spec import ATTRIBUTES, Initial
 from bishare_dsl.spec.expression import FUNCTIONS
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind, transform_names
@@ -133,7 +133,10 @@ class _Names:
     def _declared(self, *kinds: str) -> Items:
         """Give what is declared above, here and in the files that are used."""
         source = self.document.source
-        above = [Declaration(part, source) for part in declaring(self.found.statements, *kinds)]
+        above = [
+            Declaration(part, source)
+            for part in declaring_statements(self.found.statements, *kinds)
+        ]
         for used in self._used():
             above += [found[0] for found in declarations(used, *kinds).values()]
         for declared in above:
@@ -223,7 +226,7 @@ class _Names:
     def _specs(self) -> Items:
         for name, path in shipped_specs().items():
             text = path.read_text(encoding="utf-8")
-            yield _item(name, Kind.File, about(text), insert=f'"{name}"')
+            yield _item(name, Kind.File, first_sentence(text), insert=f'"{name}"')
         own = Path(self.document.path)
         for path in sorted(own.parent.glob("*.share")):
             if path.name != own.name:

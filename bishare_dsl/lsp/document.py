@@ -11,10 +11,10 @@ from lsprotocol.types import PositionEncodingKind
 
 from bishare_dsl.diagnostics import BishareError, Loc, Problem, Source, Span
 from bishare_dsl.language.parse import plain_lines
-from bishare_dsl.language.read import Survey, doubts, survey
+from bishare_dsl.language.read import Survey, find_doubts, survey
 from bishare_dsl.language.syntax import Statement, Syntax, span_of
 from bishare_dsl.language.use import File
-from bishare_dsl.lsp.model import Chosen, Named, named_model
+from bishare_dsl.lsp.model import ChosenModel, NamedModel, named_model
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
@@ -32,7 +32,7 @@ class Document:
 
     text: str
     path: str
-    chosen: Chosen = field(default_factory=Chosen)
+    chosen: ChosenModel = field(default_factory=ChosenModel)
     allow_use: bool = False
     unit: str = PositionEncodingKind.Utf16
     earlier: Plan | None = None
@@ -68,7 +68,7 @@ class Document:
         return Positions(self.source, self.unit)
 
     @cached_property
-    def named(self) -> Named | None:
+    def named(self) -> NamedModel | None:
         """The model that a comment names."""
         return named_model(self.source)
 
@@ -83,13 +83,13 @@ class Document:
         if spec is None:
             return None, tuple(self.survey.problems)
         if architecture is None:
-            return None, (*doubts(spec, where), *check_spec(spec))
+            return None, (*find_doubts(spec, where), *check_spec(spec))
         from bishare_dsl.compiler import make_plan
 
         try:
             made = make_plan(spec, architecture, where=where)
         except BishareError as error:
-            return None, (*doubts(spec, where), *error.problems)
+            return None, (*find_doubts(spec, where), *error.problems)
         return made.plan, made.problems
 
     @property

@@ -16,7 +16,7 @@ from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.site import Site
-from bishare_dsl.resources import about
+from bishare_dsl.resources import first_sentence
 from bishare_dsl.show import rows
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
 from bishare_dsl.spec.evaluate import EvaluationError
@@ -89,7 +89,7 @@ def share_card(document: Document, name: str) -> str | None:
 def _used(document: Document, statement: Statement) -> str | None:
     for use, file in document.file.uses if document.file else ():
         if use is statement:
-            parts = f"`{file.source.name}`", about(file.source.text)
+            parts = f"`{file.source.name}`", first_sentence(file.source.text)
             return "\n\n".join(part for part in parts if part)
     return None
 

@@ -15,7 +15,7 @@ _HELP = "a comment names a preset, which `bishare models` lists; any other model
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedModel:
     """What ``# model: NAME`` names, and where: a preset, since a stranger's text reads no other file."""
 
     name: str
@@ -35,15 +35,15 @@ class Named:
         return UNKNOWN_MODEL(name=self.name, span=self.span, help=near)
 
 
-def named_model(source: Source) -> Named | None:
+def named_model(source: Source) -> NamedModel | None:
     """Find the first comment of a text that names a model."""
     if (match := _COMMENT.search(source.text)) is None:
         return None
     start, end = match.span(1)
-    return Named(match[1], Span(source.start + start, source.start + end))
+    return NamedModel(match[1], Span(source.start + start, source.start + end))
 
 
-class Chosen:
+class ChosenModel:
     """The model of the settings; its shapes are read once."""
 
     def __init__(self, name: str | None = None) -> None:

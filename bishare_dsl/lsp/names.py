@@ -45,12 +45,12 @@ def declarations(file: File, *kinds: str) -> dict[str, list[Declaration]]:
     """Find what a file and those that it uses declare, by name; its own come first."""
     found: dict[str, list[Declaration]] = {}
     for one in files_of(file):
-        for statement in declaring(one.syntax.statements, *kinds):
+        for statement in declaring_statements(one.syntax.statements, *kinds):
             found.setdefault(statement.name, []).append(Declaration(statement, one.source))
     return found
 
 
-def declaring(statements: Iterable[Statement], *kinds: str) -> Iterator[Statement]:
+def declaring_statements(statements: Iterable[Statement], *kinds: str) -> Iterator[Statement]:
     """Give the statements that declare names, or those of some keywords."""
     return (part for part in statements if part.keyword in (kinds or DECLARING))
 

@@ -46,7 +46,7 @@ class Positions:
         return self.source.start + sum(len(above) + 1 for above in lines[: position.line]) + column
 
 
-def edited(source: Source, edits: tuple[Edit, ...]) -> str:
+def apply_edits(source: Source, edits: tuple[Edit, ...]) -> str:
     """Make the text that a text becomes by edits that do not overlap."""
     text = source.text
     for edit in sorted(edits, key=lambda edit: edit.span.start, reverse=True):

@@ -17,7 +17,7 @@ from bishare_dsl.language.syntax import Statement, span_of, unquoted
 from bishare_dsl.language.text import spelled_name
 from bishare_dsl.lsp.diagnose import diagnostic
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.positions import edited
+from bishare_dsl.lsp.positions import apply_edits
 
 _MEANT = re.compile(r"did you mean `([^`]+)`\?")
 _IN_CODE = re.compile(r"`([^`]+)`")
@@ -57,7 +57,7 @@ def code_actions(document: Document, uri: str, wanted: lsp.Range) -> list[lsp.Co
 
 def _mends(document: Document, problem: Problem, remedy: Remedy) -> bool:
     """Tell whether a problem goes away by a remedy, and no text becomes harder to read."""
-    after = replace(document, text=edited(document.source, remedy[1]))
+    after = replace(document, text=apply_edits(document.source, remedy[1]))
     if _is_of_text(problem):
         before, left = document.survey.problems, after.survey.problems
     else:

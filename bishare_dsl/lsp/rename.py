@@ -51,7 +51,7 @@ def places_of(name: str, document: Document, others: Mapping[str, Document]) -> 
     return found
 
 
-def renamed(
+def find_renames(
     document: Document, offset: int, new: str, others: Mapping[str, Document]
 ) -> tuple[Places, str]:
     """Find all places of the name at a character, and how the new one is written there.

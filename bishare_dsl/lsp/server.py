@@ -21,12 +21,12 @@ from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
-from bishare_dsl.lsp.model import Chosen
+from bishare_dsl.lsp.model import ChosenModel
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.outline import outline
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.lsp.remedies import code_actions
-from bishare_dsl.lsp.rename import CannotRename, Places, places_of, renamed
+from bishare_dsl.lsp.rename import CannotRename, Places, find_renames, places_of
 from bishare_dsl.version import __version__
 
 PAUSE = 0.1
@@ -42,7 +42,7 @@ class SpecServer(LanguageServer):
         super().__init__(
             "bishare", __version__, text_document_sync_kind=lsp.TextDocumentSyncKind.Full
         )
-        self.chosen, self.model = Chosen(), ""
+        self.chosen, self.model = ChosenModel(), ""
         self.allow_use = False
         self.first_settings: Any = None
         self._documents: dict[str, Document] = {}
@@ -112,7 +112,7 @@ class SpecServer(LanguageServer):
         model = str(settings.get("model", self.model) or "")
         if model != self.model:
             self.model = model
-            self.chosen = await asyncio.to_thread(Chosen, model)
+            self.chosen = await asyncio.to_thread(ChosenModel, model)
         for problem in self.chosen.problems:
             told = lsp.ShowMessageParams(lsp.MessageType.Error, f"bishare: {problem.message}")
             self.window_show_message(told)
@@ -221,7 +221,7 @@ def make_server() -> SpecServer:
         document = server.document(params.text_document.uri)
         offset = document.positions.offset(params.position)
         try:
-            places, text = renamed(document, offset, params.new_name, server.specs())
+            places, text = find_renames(document, offset, params.new_name, server.specs())
         except CannotRename as error:
             raise JsonRpcInvalidParams(str(error)) from error
         changes: dict[str, list[lsp.TextEdit]] = {}

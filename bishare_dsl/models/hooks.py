@@ -53,7 +53,7 @@ def resident(module: nn.Module, name: str) -> torch.Tensor | None:
 
 
 @contextmanager
-def unprepared(model: nn.Module) -> Iterator[None]:
+def undo_prepare(model: nn.Module) -> Iterator[None]:
     """Take off, after a block, what accelerate has put round the forward of a model in it.
 
     It wraps autocast round `forward`. A second run would wrap it again, or not at all.
@@ -68,7 +68,7 @@ def unprepared(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def known_to_have_an_adapter(model: nn.Module) -> Iterator[None]:
+def accept_quantised_base(model: nn.Module) -> Iterator[None]:
     """Let the Trainer take a quantised base, for a block: it looks for an adapter, and knows PEFT's alone."""
     knows = "_hf_peft_config_loaded"
     if not getattr(model, "is_quantized", False) or getattr(model, knows, False):
@@ -117,27 +117,31 @@ def reshard(model: nn.Module) -> None:
                 module.reshard()
 
 
-def is_spread(tensor: object) -> bool:
+def is_sharded_tensor(tensor: object) -> bool:
     """Tell whether a tensor's values are spread over several processes."""
     return hasattr(tensor, "full_tensor")
 
 
-def gathered(value: Any) -> Any:
+def gather(value: Any) -> Any:
     """Give a tensor with all of its values, for which every process calls this; anything else as it is."""
-    return value.full_tensor() if is_spread(value) else value
+    return value.full_tensor() if is_sharded_tensor(value) else value
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Give the values of a tensor that this process has."""
-    part: torch.Tensor = cast("Any", tensor).to_local() if is_spread(tensor) else tensor
+    part: torch.Tensor = cast("Any", tensor).to_local() if is_sharded_tensor(tensor) else tensor
     return part
 
 
-def spread_like(value: Any, like: torch.Tensor) -> Any:
+def shard_like(value: Any, like: torch.Tensor) -> Any:
     """Give this process's part of a whole tensor, if ``like`` is spread and of its shape."""
     import torch
 
-    if not is_spread(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
+    if (
+        not is_sharded_tensor(like)
+        or not isinstance(value, torch.Tensor)
+        or value.shape != like.shape
+    ):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.models.hooks import is_spread, resident
+from bishare_dsl.models.hooks import is_sharded_tensor, resident
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Weight:
     def matrix(self) -> torch.Tensor:
         """Give the weight ``(d_out, d_in)``, so that writing into it changes the model.
 
-        `instead` says that there is one.
+        `replacement` says that there is one.
         """
         kept = self.kept()
         assert kept is not None, self.path
@@ -75,7 +75,7 @@ class Weight:
         dense = self.transposed or isinstance(self.module, nn.Linear)
         return dense and self.parameter not in self.module._parameters
 
-    def instead(self) -> str | None:
+    def replacement(self) -> str | None:
         """Tell what is in the place of a dense weight; None where there is one."""
         import torch
 
@@ -87,7 +87,7 @@ class Weight:
         fits = whole and tuple(self.part(kept).shape) == (self.d_out, self.d_in)
         if not fits or not _is_float(kept.dtype):
             return f"{kind}, {str(kept.dtype).removeprefix('torch.')}"
-        dense = type(kept.data) is torch.Tensor or is_spread(kept)
+        dense = type(kept.data) is torch.Tensor or is_sharded_tensor(kept)
         return None if dense else type(kept.data).__name__
 
     def dequantized(self) -> torch.Tensor | None:

@@ -22,9 +22,9 @@ from bishare_dsl.transforms import (
     Own,
     Transform,
     Width,
-    broken,
-    guarded,
+    guard,
     shape_of,
+    transform_error,
 )
 
 
@@ -271,10 +271,10 @@ class _SharePlan:
         transform = resolved[rank].transform
         widths = [side for site in members for side in _width(site).sides(role)]
         try:
-            with guarded(transform, "shared_shape", ValueError):
+            with guard(transform, "shared_shape", ValueError):
                 shape = transform.shared_shape(role, rank, widths)
             shape = shape_of(transform, "shared_shape", shape)
-            with guarded(transform, "fan_in", ValueError):
+            with guard(transform, "fan_in", ValueError):
                 fan_in = transform.fan_in(role, rank, widths)
         except ValueError as error:
             what = f"share its {role} in the pool `{pool}`"
@@ -325,12 +325,12 @@ class _SharePlan:
         """Add a site's term, and the tensors that it has for itself."""
         width, transform = _width(site), resolved.transform
         try:
-            with guarded(transform, "own", ValueError):
+            with guard(transform, "own", ValueError):
                 own = dict(transform.own(rank, width))
         except ValueError as error:
             raise self._unfit(f"be fitted to `{site.path}`", error) from error
         _check_own(transform, own)
-        with guarded(transform, "rows"):
+        with guard(transform, "rows"):
             rows = transform.rows(rank, width) if transform.linear else 0
         lengths = {GAIN_RANK: rows, GAIN_OUT: width.d_out}
         own |= {role: Own(1, lengths[role]) for role in resolved.gains}
@@ -403,9 +403,9 @@ class _SharePlan:
     def _review(self, rank: int, transform: Transform, widths: Sequence[Width]) -> None:
         """Tell what the transform warns of, and ranks that the shapes do not allow."""
         distinct = list(dict.fromkeys(widths))
-        with guarded(transform, "review"):
+        with guard(transform, "review"):
             self.resolver.add(p.within(*self.loc) for p in transform.review(rank, distinct))
-        with guarded(transform, "reach"):
+        with guard(transform, "reach"):
             short = [
                 (width, reach)
                 for width in distinct
@@ -428,7 +428,7 @@ class _SharePlan:
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
     if own.keys() != set(transform.owned):
         found, said = sorted(own), sorted(transform.owned)
-        raise broken(transform, f"`own` gives the roles {found}, and `owned` says {said}")
+        raise transform_error(transform, f"`own` gives the roles {found}, and `owned` says {said}")
     for shape in own.values():
         shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)
 

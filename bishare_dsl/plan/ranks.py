@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from bishare_dsl.plan.plan import Plan
-from bishare_dsl.transforms import Transform, Width, guarded, load_transform
+from bishare_dsl.transforms import Transform, Width, guard, load_transform
 
 
 def effective_ranks(plan: Plan) -> dict[str, int | None]:
@@ -18,7 +18,7 @@ def effective_ranks(plan: Plan) -> dict[str, int | None]:
 
     @cache
     def reach(share: str, rank: int, width: Width) -> int:
-        with guarded(transforms[share], "reach"):
+        with guard(transforms[share], "reach"):
             return transforms[share].reach(rank, width)
 
     found: dict[str, int | None] = {}

@@ -18,7 +18,7 @@ from bishare_dsl.transforms import (
     GAIN_RANK,
     Start,
     Transform,
-    guarded,
+    guard,
     load_transform,
     transform_kind,
     transform_names,
@@ -167,7 +167,7 @@ def _frozen(share: Share, roles: Collection[str], params: Mapping[str, Value]) -
 def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
     """Tell how a transform's tensors start that the share says nothing of, by role."""
     roles = (*transform.pooled, *transform.owned)
-    with guarded(transform, "start"):
+    with guard(transform, "start"):
         return {role: Start(*transform.start(role)) for role in roles if role not in given}
 
 
@@ -228,7 +228,7 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
     transform = resolved.transform
     roles = (*transform.pooled, *transform.owned, *resolved.gains)
     zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
-    with guarded(transform, "zeros"):
+    with guard(transform, "zeros"):
         parts = transform.zeros(zero) | (zero & resolved.gains)
     loc: Loc = ("init",) if share.init.A is not None or share.init.B is not None else ()
     if len(parts) > 1:
@@ -311,7 +311,7 @@ def _transform(
             )
         return None
     try:
-        with guarded(transform, "check_rank", ValueError):
+        with guard(transform, "check_rank", ValueError):
             transform.check_rank(rank)
     except ValueError as error:
         problems.append(

@@ -1,7 +1,7 @@
-"""One graph for all the ways through a forward, or the reason why there is none.
+"""One graph for all variants of a forward, or the reason why there is none.
 
 A trace cannot see a branch on `is None`, and sees only one side of `if self.training`. So the
-forward is traced again for each way that differs from the ordinary one, and the graphs are compared:
+forward is traced again for each variant that differs from the ordinary one, and the graphs are compared:
 
 - an argument that is None must leave the graph as it is, save that a cache's `update` falls away;
   `leaves.update_cache` decides that at run time;
@@ -26,7 +26,7 @@ from bishare_dsl.rewrite.signature import graph_signature, is_read
 from bishare_dsl.rewrite.trace import (
     BypassedTarget,
     UntraceableRegion,
-    Way,
+    Variant,
     check_decorators,
     trace_region,
 )
@@ -72,15 +72,15 @@ def _capture(module: nn.Module) -> fx.Graph:
     if has_own_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
     check_decorators(module)
-    graph = trace_region(module, Way())
-    _merge_training(graph, trace_region(module, Way(training=True)))
+    graph = trace_region(module, Variant())
+    _merge_training(graph, trace_region(module, Variant(training=True)))
     _, *others = (str(node.target) for node in graph.find_nodes(op="placeholder"))
     optional = [n for n in others if not n.startswith("*") and _may_be_none(module, graph, n)]
     # Training and absence could depend on each other, and one absence on another.
-    ways = [frozenset({name}) for name in optional] + [frozenset(optional)]
-    for absent in dict.fromkeys(filter(None, ways)):
+    absences = [frozenset({name}) for name in optional] + [frozenset(optional)]
+    for absent in dict.fromkeys(filter(None, absences)):
         for training in (False, True):
-            _check_way(module, graph, Way(absent, training))
+            _check_variant(module, graph, Variant(absent, training))
     for node in reversed(graph.nodes):
         # Not `eliminate_dead_code`, which drops calls that the forward makes for their effect.
         if is_read(node) and not node.users:
@@ -92,7 +92,7 @@ def _capture(module: nn.Module) -> fx.Graph:
 def _may_be_none(module: nn.Module, graph: fx.Graph, name: str) -> bool:
     """Tell whether the forward takes None for an argument; where it does, the graph is right for it."""
     try:
-        _check_way(module, graph, Way(frozenset({name})))
+        _check_variant(module, graph, Variant(frozenset({name})))
     except Exception as error:
         if "NoneType" not in str(error):
             raise
@@ -100,13 +100,13 @@ def _may_be_none(module: nn.Module, graph: fx.Graph, name: str) -> bool:
     return True
 
 
-def _check_way(module: nn.Module, graph: fx.Graph, way: Way) -> None:
-    """Prove the graph right for one way through the forward."""
-    expected = graph_signature(trace_region(module, way), way.absent, way.training)
-    if graph_signature(graph, way.absent, way.training) != expected:
-        who = " and ".join(sorted(way.absent))
-        missing = f"{who} {'is' if len(way.absent) == 1 else 'are'} None"
-        when = f"training without {who}" if way.training else missing
+def _check_variant(module: nn.Module, graph: fx.Graph, variant: Variant) -> None:
+    """Prove the graph right for one variant of the forward."""
+    expected = graph_signature(trace_region(module, variant), variant.absent, variant.training)
+    if graph_signature(graph, variant.absent, variant.training) != expected:
+        who = " and ".join(sorted(variant.absent))
+        missing = f"{who} {'is' if len(variant.absent) == 1 else 'are'} None"
+        when = f"training without {who}" if variant.training else missing
         raise UntraceableRegion(f"it goes another way when {when}")
 
 

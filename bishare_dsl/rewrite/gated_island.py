@@ -17,9 +17,9 @@ from transformers import activations
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import (
     Spans,
-    again,
     frozen_parameters,
     fused_island,
+    gradients_with_history,
     is_unwatched,
     island,
 )
@@ -82,7 +82,9 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *again(lambda g, u: [ctx.act(g) * u], (gate, up), ctx, [dh])
+            return None, *gradients_with_history(
+                lambda g, u: [ctx.act(g) * u], (gate, up), ctx, [dh]
+            )
         with torch.enable_grad():
             pre = gate.detach().requires_grad_()
             s = ctx.act(pre)

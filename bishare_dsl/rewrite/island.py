@@ -166,7 +166,7 @@ def _run(
     return tuple(ys), z
 
 
-def again(
+def gradients_with_history(
     forward: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor | None],
     ctx: Any,
@@ -283,7 +283,9 @@ class _Island(torch.autograd.Function):
             # In place where it can be: a new tensor this wide takes as long as a pass.
             inputs[0] = s * up if torch.is_grad_enabled() else s.mul_(up)
         if torch.is_grad_enabled():
-            return *[None] * 4, *again(lambda *i: _run(ctx.spans, *i)[0], inputs, ctx, grads)
+            return *[None] * 4, *gradients_with_history(
+                lambda *i: _run(ctx.spans, *i)[0], inputs, ctx, grads
+            )
         x, read, a, *rest = inputs
         weights, bs = rest[:n], rest[2 * n :]
         dys = [None if dy is None else _flat(dy) for dy in grads]

@@ -10,7 +10,7 @@ parameters and configuration are stand-ins that record. Nothing of torch or tran
 so that tracing is safe beside other threads. What tracing cannot see is refused, never guessed:
 `isinstance` of a traced value, a look inside `**kwargs`, an attribute that the forward sets.
 
-One trace follows one way through `is None` and `if self.training`; `capture` traces several ways.
+One trace follows one variant of `is None` and `if self.training`; `capture` traces several variants.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class BypassedTarget(UntraceableRegion):
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way through a forward: what its branches see while it is traced.
+class Variant:
+    """A variant of a forward: what its branches see while it is traced.
 
     Attributes:
         absent: the arguments that are None.
@@ -98,13 +98,13 @@ def check_decorators(module: nn.Module) -> None:
         raise UntraceableRegion(f"its decorator cannot be copied: {error}") from error
 
 
-def trace_region(module: nn.Module, way: Way) -> fx.Graph:
-    """Trace one way through the forward of `module`.
+def trace_region(module: nn.Module, variant: Variant) -> fx.Graph:
+    """Trace one variant of the forward of `module`.
 
     Raises:
         TraceError, or whatever the forward raises when it meets a traced value it cannot use.
     """
-    return RegionTracer(module, way).trace()
+    return RegionTracer(module, variant).trace()
 
 
 class RegionProxy(fx.Proxy):
@@ -169,7 +169,7 @@ class ChildView(View):
 
     def __getattr__(self, name: str) -> Any:
         if name == "training":
-            return self._tracer.way.training
+            return self._tracer.variant.training
         value, path = getattr(self._real, name), f"{self._path}.{name}"
         if isinstance(value, nn.Module):
             return ChildView(self._tracer, path, value)
@@ -236,9 +236,9 @@ class TorchView:
 class RegionTracer(GraphAppendingTracer):
     """Traces one forward, once. Every value it meets is a node of `graph`."""
 
-    def __init__(self, module: nn.Module, way: Way) -> None:
+    def __init__(self, module: nn.Module, variant: Variant) -> None:
         super().__init__(fx.Graph())
-        self.module, self.way = module, way
+        self.module, self.variant = module, variant
         self.base = base_class(type(module))
         self.hidden: fx.Node | None = None
         self._globals: dict[int, dict[str, Any]] = {}
@@ -306,7 +306,7 @@ class RegionTracer(GraphAppendingTracer):
                 raise TraceError(f"the default of {parameter.name} is not a literal")
             node = self.create_node("placeholder", parameter.name, default, {})
             self.hidden = self.hidden or node
-            args.append(None if parameter.name in self.way.absent else self.proxy(node))
+            args.append(None if parameter.name in self.variant.absent else self.proxy(node))
         return args, kwargs
 
     def _make_view(self) -> nn.Module:
@@ -314,7 +314,7 @@ class RegionTracer(GraphAppendingTracer):
         state = dict(self.module.__dict__)
         for name in FORWARDS:
             state.pop(name, None)
-        state["training"] = self.way.training
+        state["training"] = self.variant.training
         state["_modules"] = {
             name: child if child is None else ChildView(self, name, child)
             for name, child in self.module._modules.items()

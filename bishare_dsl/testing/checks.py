@@ -28,7 +28,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx, nn
 
-from bishare_dsl.adapter.stored import compacted
+from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models.inspect import inspect_model
@@ -214,7 +214,7 @@ def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     inputs = _inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     tensors = randomize(adapted, seed)
-    if not compacted(adapted.bishare.plan, tensors):
+    if not compact_tensors(adapted.bishare.plan, tensors):
         return
     with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.save_pretrained(folder, compact=True)

@@ -33,7 +33,7 @@ PER_DEVICE = 4
 """Examples that go through the model at once, at most."""
 
 DEFAULTS: Mapping[str, Any] = {
-    # The paper's, with transformers' AdamW; `warm_up` makes of the tenth no more steps than the paper has.
+    # The paper's, with transformers' AdamW; by `warm_up_steps` the tenth is no more steps than the paper has.
     "learning_rate": 1e-4,
     "warmup_steps": 0.1,
     "num_train_epochs": 1,
@@ -117,12 +117,12 @@ class Arguments(SFTConfig):  # type: ignore[misc]
         return False if self.kept_elsewhere else placed
 
 
-def names() -> tuple[str, ...]:
+def argument_names() -> tuple[str, ...]:
     """List the names of all arguments."""
     return tuple(_fields())
 
 
-def described() -> list[tuple[str, str, str]]:
+def describe_arguments() -> list[tuple[str, str, str]]:
     """List each argument that is not ours: its name, its default here, what transformers says about it."""
     ours = {
         **DEFAULTS,
@@ -132,7 +132,7 @@ def described() -> list[tuple[str, str, str]]:
         "warmup_steps": f"a tenth, at most {WARM_UP}",
     }
     rows = []
-    for name in names():
+    for name in argument_names():
         if name in (*_FIXED, "output_dir", "resume_from_checkpoint"):
             continue
         field = _fields()[name]
@@ -149,7 +149,7 @@ def is_flag(name: str) -> bool:
     return name in _SWITCHES or _fields()[name].type in (bool, bool | None)
 
 
-def converted(name: str, value: Any) -> Any:
+def convert(name: str, value: Any) -> Any:
     """Convert a value to what `TrainingArguments` wants.
 
     Raises:
@@ -180,7 +180,7 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
     """Make the arguments of a run; under `torchrun` and the like this joins the processes.
 
     Args:
-        given: by name, each `converted`.
+        given: by name, each converted by `convert`.
         output_dir: of the run.
         evaluates: whether there is held-out data.
 
@@ -207,7 +207,7 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
     if evaluates and "eval_strategy" not in given:
         chosen["eval_strategy"] = "steps"
         chosen.setdefault("eval_steps", chosen["save_steps"])
-    with refusals():
+    with catch_refusals():
         args = Arguments(
             output_dir=output_dir,
             dataset_kwargs={"skip_prepare_dataset": True},  # Rows have become examples before.
@@ -221,7 +221,7 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
     return args
 
 
-def steps_of(args: TrainingArguments, examples: int) -> int:
+def count_steps(args: TrainingArguments, examples: int) -> int:
     """Count the optimizer steps of a run on so many examples."""
     if args.max_steps > 0:
         return int(args.max_steps)
@@ -229,13 +229,13 @@ def steps_of(args: TrainingArguments, examples: int) -> int:
     return ceil(args.num_train_epochs * each)
 
 
-def warm_up(steps: int, recipe: str) -> int:
+def warm_up_steps(steps: int, recipe: str) -> int:
     """Count the steps over which the rate rises, where nothing else is said."""
     return WARM_UP if recipe == "paper" else min(WARM_UP, steps // 10)
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def catch_refusals() -> Iterator[None]:
     """Let transformers look at its arguments in a block.
 
     Raises:

@@ -26,7 +26,7 @@ from bishare_dsl.train.history import LOG
 from bishare_dsl.train.optimizer import check_options, load_optimizer, optimizer_state
 from bishare_dsl.train.record import division
 from bishare_dsl.train.state import generators, set_generators
-from bishare_dsl.writing import aside, discard, replace_file, settle
+from bishare_dsl.writing import discard, move_into_place, replace_file, temporary_path
 
 if TYPE_CHECKING:
     from bishare_dsl.train.trainer import AdapterTrainer
@@ -81,7 +81,7 @@ class Saves(TrainerCallback):
         self._trainer, self._guards, self._run = trainer, guards, run
         self._waiting = self._leaving = False
         self._folder = trainer.folder
-        self._aside = aside(self._folder / "checkpoint")
+        self._aside = temporary_path(self._folder / "checkpoint")
         self._adapter_only, self._keep = trainer.args.save_only_model, trainer.args.save_total_limit
         self._epoch: dict[str, Any] = {}
         self.best: Path | None = None
@@ -114,14 +114,14 @@ class Saves(TrainerCallback):
         if best := state.best_global_step:
             found = self._folder / checkpoints.name_of(best)
             self.best = found if found == folder or found.is_dir() else self.best
-        with self._trainer.counts.stopped():
+        with self._trainer.counts.pause():
             content = None if self._adapter_only else self._state(**made)
             if args.should_save:
                 with refusal_told(folder):
                     state.best_model_checkpoint = None if self.best is None else str(self.best)
                     state.save_to_json(str(new / checkpoints.TRAINER))
                     checkpoints.write_state(new, content, state.global_step, self._run)
-                    settle(new, folder)
+                    move_into_place(new, folder)
             state.best_model_checkpoint, args.output_dir = None, str(self._folder)
             self._trainer.accelerator.wait_for_everyone()
             if args.should_save:
@@ -187,7 +187,7 @@ class Resumes(TrainerCallback):
         if saved is None or content is None:
             return
         scaler = trainer.accelerator.scaler
-        with checkpoints.as_saved(saved):
+        with checkpoints.blame_checkpoint(saved):
             load_optimizer(optimizer, trainer.adapter.tensors(), content["optimizer"])
             check_options(content["schedule"], schedule.state_dict())
             schedule.load_state_dict(content["schedule"])
@@ -216,7 +216,7 @@ class Resumes(TrainerCallback):
         saved = self._resumed
         # Of another number of processes none has this one's.
         if saved and saved.state and len(saved.state["processes"]) == args.world_size:
-            with checkpoints.as_saved(saved):
+            with checkpoints.blame_checkpoint(saved):
                 own = saved.state["processes"][args.process_index]
                 set_generators(own.get(which) or own["generators"], args.device)
 

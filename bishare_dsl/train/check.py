@@ -20,7 +20,7 @@ from bishare_dsl.models.load import load_tokenizer
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import groups
 from bishare_dsl.train import record as records
-from bishare_dsl.train.arguments import Arguments, effective_batch, steps_of, warm_up
+from bishare_dsl.train.arguments import Arguments, count_steps, effective_batch, warm_up_steps
 from bishare_dsl.train.checkpoint import Checkpoint
 from bishare_dsl.train.curve import can_draw
 from bishare_dsl.train.data import DataReport, Examples, Rows, encode, load_rows, pack, split_off
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRun:
     """A run that may begin.
 
     Attributes:
@@ -81,7 +81,7 @@ def check(
     tokenizer: PreTrainedTokenizerBase | None,
     force: bool,
     note: Callable[[str], None],
-) -> Checked:
+) -> CheckedRun:
     """See whether a run may begin: folder, checkpoint, model, spec and every row.
 
     Args:
@@ -107,17 +107,19 @@ def check(
     for name, part in {"train": rows, "eval": held_out}.items():
         if part is not None:
             examples[name], reports[name] = _encoded(part, tokenizer, request.settings)
-    steps = steps_of(args, len(examples["train"]))
+    steps = count_steps(args, len(examples["train"]))
     if "warmup_steps" not in request.arguments:
         known = None if resumed is None else resumed.run.get("warmup_steps")
-        args.warmup_steps = warm_up(steps, request.settings.recipe) if known is None else known
+        args.warmup_steps = (
+            warm_up_steps(steps, request.settings.recipe) if known is None else known
+        )
     identity = records.identity(request, made.plan, reports["train"], args, steps)
     if resumed is not None:
         problems += [(problem, None) for problem in _changes(resumed, identity, args, steps)]
     problems += [(problem, None) for problem in _schedule(args, steps)]
     if not can_draw():
         problems.append((codes.NO_CURVE(), None))
-    return Checked(
+    return CheckedRun(
         request=request,
         args=args,
         resumed=resumed,

@@ -31,7 +31,14 @@ from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.state import from_bytes, to_bytes
-from bishare_dsl.writing import Digest, content_of, digest_of, discard, leftover, remove_folder
+from bishare_dsl.writing import (
+    Digest,
+    content_of,
+    digest_of,
+    discard,
+    parse_leftover,
+    remove_folder,
+)
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -179,7 +186,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = from_bytes(files[STATE], files[STATE_TENSORS]) if STATE in files else None
         return Checkpoint(folder, manifest.step, manifest.run, state)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise broken(folder, error) from error
+        raise broken_checkpoint(folder, error) from error
 
 
 def check_state(checkpoint: Checkpoint) -> None:
@@ -194,16 +201,16 @@ def check_state(checkpoint: Checkpoint) -> None:
             raise ValueError(f"{TRAINER} is of step {progress.global_step}")
         _State.model_validate(checkpoint.state)
     except (OSError, ValueError) as error:
-        raise broken(checkpoint.folder, error) from error
+        raise broken_checkpoint(checkpoint.folder, error) from error
 
 
-def broken(folder: Path, error: Exception) -> TrainError:
+def broken_checkpoint(folder: Path, error: Exception) -> TrainError:
     """Say in one line why a checkpoint cannot be read (BS743)."""
     return TrainError(codes.BROKEN_CHECKPOINT(folder=folder, reason=one_line(error)))
 
 
 @contextmanager
-def as_saved(checkpoint: Checkpoint) -> Iterator[None]:
+def blame_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
     """Take what an owner of a part of the state refuses for what it is: another state than was saved.
 
     Raises:
@@ -219,7 +226,7 @@ def as_saved(checkpoint: Checkpoint) -> Iterator[None]:
         OverflowError,
         RuntimeError,
     ) as error:
-        raise broken(checkpoint.folder, error) from error
+        raise broken_checkpoint(checkpoint.folder, error) from error
 
 
 @contextmanager
@@ -237,16 +244,16 @@ def for_transformers(checkpoint: Checkpoint | None) -> Iterator[str | None]:
         yield folder
 
 
-def unfinished(folder: Path) -> list[Path]:
+def find_unfinished(folder: Path) -> list[Path]:
     """Find what a kill left of checkpoints and files of a run that were being written or removed."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if (left := leftover(path)) and _OURS.fullmatch(left[0])]
+    return [path for path in found if (left := parse_leftover(path)) and _OURS.fullmatch(left[0])]
 
 
 def tidy(folder: Path) -> None:
     """Finish what a kill interrupted: what was being replaced is back, what is unfinished is gone."""
-    for path in unfinished(folder):
-        name, what = cast("tuple[str, str]", leftover(path))
+    for path in find_unfinished(folder):
+        name, what = cast("tuple[str, str]", parse_leftover(path))
         if what == "old" and not (folder / name).exists():
             path.rename(folder / name)
         else:

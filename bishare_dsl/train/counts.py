@@ -39,7 +39,7 @@ class Counts:
         self._new.zero_()
         return self._tokens
 
-    def logged(self, step: int) -> dict[str, float]:
+    def log_values(self, step: int) -> dict[str, float]:
         """Give what is to be logged after a step: mean loss of the steps since, tokens, tokens a second."""
         loss = float(self._accelerator.reduce(self._loss, "mean"))
         mean = loss / max(1, step - self._logged)
@@ -61,7 +61,7 @@ class Counts:
         return _speed(self._first, self._last)
 
     @contextmanager
-    def stopped(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Leave out the time of a block, in which nothing is trained."""
         paused = time.monotonic()
         try:

@@ -18,9 +18,9 @@ from bishare_dsl.train.checkpoint import (
     Checkpoint,
     check_state,
     checkpoints,
+    find_unfinished,
     is_own,
     read_checkpoint,
-    unfinished,
 )
 from bishare_dsl.train.curve import CURVE
 from bishare_dsl.train.errors import TrainError, refusal_told
@@ -70,7 +70,7 @@ def clear(folder: Path) -> None:
     """
     card = folder / files.CARD
     own_card = card.exists() and files.is_own_card(folder, files.listed_files(folder))
-    for path in (*_written(folder), *_told(folder), *unfinished(folder)):
+    for path in (*_written(folder), *_told(folder), *find_unfinished(folder)):
         if path.is_dir() and not path.is_symlink():
             remove_folder(path)
         else:

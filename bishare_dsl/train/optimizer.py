@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.models.hooks import gathered, spread_like
+from bishare_dsl.models.hooks import gather, shard_like
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def optimizer_state(
             for group in state["param_groups"]
         ],
         "state": {
-            names[i]: {key: gathered(value) for key, value in values.items()}
+            names[i]: {key: gather(value) for key, value in values.items()}
             for i, values in state["state"].items()
         },
     }
@@ -58,7 +58,7 @@ def load_optimizer(
         {
             "param_groups": groups,
             "state": {
-                number[name]: {k: spread_like(v, tensors[name]) for k, v in values.items()}
+                number[name]: {k: shard_like(v, tensors[name]) for k, v in values.items()}
                 for name, values in stored["state"].items()
             },
         }

@@ -23,7 +23,7 @@ from bishare_dsl.writing import replace_file
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from bishare_dsl.train.check import Checked
+    from bishare_dsl.train.check import CheckedRun
     from bishare_dsl.train.data import DataReport
     from bishare_dsl.train.request import Request
 
@@ -107,7 +107,7 @@ class Record:
             replace_file(self.folder / RUN, text.encode())
 
 
-def described(checked: Checked) -> dict[str, Any]:
+def describe_run(checked: CheckedRun) -> dict[str, Any]:
     """Describe what a run is made of."""
     import torch
 
@@ -116,7 +116,7 @@ def described(checked: Checked) -> dict[str, Any]:
     return {
         "bishare": __version__,
         "command": sys.argv,
-        "asked": request.asked(),
+        "asked": request.as_dict(),
         "resumed_from": None if checked.resumed is None else str(checked.resumed.folder),
         "spec": {"name": plan.spec, "params": plan.params},
         "base": plan.base.model_dump(),
@@ -133,11 +133,11 @@ def described(checked: Checked) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(args.device) if on_gpu else args.device.type,
             "threads": torch.get_num_threads(),
         },
-        "started": now(),
+        "started": utc_now(),
     }
 
 
-def now() -> str:
+def utc_now() -> str:
     """Give the time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 

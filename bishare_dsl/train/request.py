@@ -120,8 +120,8 @@ class Request:
     settings: Settings
     arguments: Mapping[str, Any]
 
-    def asked(self) -> dict[str, Any]:
-        """Give what `requested` needs to make the same run again, from any folder, as plain JSON values."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `make_request` needs to make the run again, from any folder, as plain JSON values."""
         plain = self.settings.model_dump(exclude_defaults=True)
         named = {**plain, **({"model": self.model} if isinstance(self.model, str) else {})}
         local = {n: str(Path(named[n]).expanduser().absolute()) for n in _PATHS if n in named}
@@ -157,13 +157,13 @@ _ELSEWHERE = {
 }
 
 
-def unknown(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
+def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
     """Make the problem of an argument that is none (BS730), with what it may have been meant to be."""
     help = _ELSEWHERE.get(name) or nearest(name, known)
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 
-def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
+def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -> Request:
     """Put together what was given, what a config file says, and what an earlier run was asked.
 
     What was given wins over the file, and the file over the run that ``resume`` names.
@@ -188,9 +188,9 @@ def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -
                 codes.WRONG_VALUE(name="params", value=source["params"], reason=reason)
             )
         params |= source.get("params") or {}
-    theirs = [name for name in arguments.names() if name not in _OWN]
+    theirs = [name for name in arguments.argument_names() if name not in _OWN]
     known = {*_OWN, *Settings.model_fields, *theirs}
-    problems += [unknown(name, known) for name in merged if name not in known]
+    problems += [unknown_argument(name, known) for name in merged if name not in known]
     spared = {"spec"} if before or not isinstance(merged.get("model", ""), str) else set()
     needed = [name for name in ("spec", "model", "data", "output_dir") if name not in spared]
     problems += [codes.MISSING_ARGUMENT(name=name) for name in needed if name not in merged]
@@ -198,7 +198,7 @@ def requested(given: Mapping[str, Any], config: str | os.PathLike[str] | None) -
     for name in theirs:
         if name in merged:
             try:
-                converted[name] = arguments.converted(name, merged[name])
+                converted[name] = arguments.convert(name, merged[name])
             except TrainError as error:
                 problems += error.problems
     settings, wrong = _settings(merged)

@@ -15,24 +15,24 @@ from bishare_dsl.adapter.files import StoredAdapter
 from bishare_dsl.compiler import Planned, install
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models import Source
-from bishare_dsl.models.hooks import is_offloaded, unprepared, uses_flash_attention
+from bishare_dsl.models.hooks import is_offloaded, undo_prepare, uses_flash_attention
 from bishare_dsl.models.load import load_model
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import record as records
 from bishare_dsl.train.arguments import check_sharding, effective_batch, training_arguments
 from bishare_dsl.train.callbacks import Guards, LogFile, Resumes, Saves
-from bishare_dsl.train.check import Checked, check, division_in_words
+from bishare_dsl.train.check import CheckedRun, check, division_in_words
 from bishare_dsl.train.checkpoint import for_transformers, tidy
 from bishare_dsl.train.curve import can_draw, draw_curve
 from bishare_dsl.train.data import Collator, check_packing
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, refusal_told
 from bishare_dsl.train.guard import NotFiniteError
 from bishare_dsl.train.progress import progress
-from bishare_dsl.train.request import Request, requested
+from bishare_dsl.train.reporter import Reporter
+from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import TrainResult, peak_memory
 from bishare_dsl.train.stop import Stop
 from bishare_dsl.train.trainer import AdapterTrainer, adapter_of
-from bishare_dsl.train.voice import Voice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,40 +106,40 @@ def train(
         "resume_from_checkpoint": resume_from_checkpoint,
         **arguments,
     }
-    request = requested(given, config)
-    return run(request, Voice(quiet), tokenizer=tokenizer, force=force, callbacks=callbacks)
+    request = make_request(given, config)
+    return run(request, Reporter(quiet), tokenizer=tokenizer, force=force, callbacks=callbacks)
 
 
 def run(
     request: Request,
-    voice: Voice,
+    reporter: Reporter,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> TrainResult:
-    """Do what was asked for, and tell ``voice``. Arguments and errors are as for `train`."""
+    """Do what was asked for, and tell ``reporter``. Arguments and errors are as for `train`."""
     began = time.monotonic()
     evaluates = request.settings.eval_data is not None or request.settings.eval_split is not None
     args = training_arguments(request.arguments, str(request.output_dir), evaluates=evaluates)
     if args.process_index > 0:
-        voice.silence()
+        reporter.silence()
     if request.resume is not None and not force:
         if args.should_save:
             tidy(request.output_dir)
         args.distributed_state.wait_for_everyone()
     set_seed(args.seed)
-    checked = check(request, args, tokenizer=tokenizer, force=force, note=voice.note)
+    checked = check(request, args, tokenizer=tokenizer, force=force, note=reporter.note)
     for report in checked.reports.values():
-        voice.note(str(report))
+        reporter.note(str(report))
     for problem, where in checked.problems:
-        voice.report(problem, where)
-    voice.note(division_in_words(args, checked.steps))
+        reporter.report(problem, where)
+    reporter.note(division_in_words(args, checked.steps))
 
     if isinstance(checked.base, Source):
-        voice.note(f"loading {request.model} ...")
-    model = _adapted(checked, voice)
-    voice.note(checked.plan.parameters_line)
+        reporter.note(f"loading {request.model} ...")
+    model = _adapted(checked, reporter)
+    reporter.note(checked.plan.parameters_line)
     packing = request.settings.packing
     collator = Collator.of(checked.tokenizer, flatten=packing and uses_flash_attention(model))
     if packing:
@@ -151,16 +151,16 @@ def run(
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
         with refusal_told(request.output_dir):
             if args.should_save:
-                _prepare(checked, force, voice)
-            record.add(status="running", **records.described(checked))
-        _train(trainer, guards, checked, record, voice)
+                _prepare(checked, force, reporter)
+            record.add(status="running", **records.describe_run(checked))
+        _train(trainer, guards, checked, record, reporter)
     result = _result(checked, trainer, time.monotonic() - began)
     with refusal_told(request.output_dir):
-        record.add(status="finished", ended=records.now(), result=result.as_dict())
+        record.add(status="finished", ended=records.utc_now(), result=result.as_dict())
     return result
 
 
-def _adapted(checked: Checked, voice: Voice) -> PreTrainedModel:
+def _adapted(checked: CheckedRun, reporter: Reporter) -> PreTrainedModel:
     """Give the model with the adapter that is to be trained: drawn by the seed, loaded, or as it came.
 
     Raises:
@@ -171,7 +171,7 @@ def _adapted(checked: Checked, voice: Voice) -> PreTrainedModel:
         base = load_model(base, dtype=settings.dtype, device=settings.device_map)[0]
     if isinstance(checked.made, (Planned, StoredAdapter)):
         for note in install(base, checked.made, checked.args.seed):
-            voice.warn(note)
+            reporter.warn(note)
     adapter = adapter_of(base)
     assert adapter is not None
     own = {id(tensor) for tensor in adapter.tensors().values()}
@@ -182,7 +182,7 @@ def _adapted(checked: Checked, voice: Voice) -> PreTrainedModel:
 
 
 def _trainer(
-    checked: Checked,
+    checked: CheckedRun,
     model: PreTrainedModel,
     collator: Collator,
     callbacks: Iterable[TrainerCallback],
@@ -209,7 +209,7 @@ def _trainer(
     return trainer, guards
 
 
-def _prepare(checked: Checked, force: bool, voice: Voice) -> None:
+def _prepare(checked: CheckedRun, force: bool, reporter: Reporter) -> None:
     """Make the folder what it is at the start of the run."""
     folder, resumed = checked.request.output_dir, checked.resumed
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,19 +218,23 @@ def _prepare(checked: Checked, force: bool, voice: Voice) -> None:
             folders.clear(folder)
     elif folders.is_in(folder, resumed):
         for name in folders.drop_later(folder, resumed):
-            voice.note(f"removed {name}, which is behind {resumed.folder.name}")
+            reporter.note(f"removed {name}, which is behind {resumed.folder.name}")
 
 
 def _train(
-    trainer: AdapterTrainer, guards: Guards, checked: Checked, record: records.Record, voice: Voice
+    trainer: AdapterTrainer,
+    guards: Guards,
+    checked: CheckedRun,
+    record: records.Record,
+    reporter: Reporter,
 ) -> None:
     """Train and save the adapter; whatever ends this, the record and the curve say how far it came."""
     folder, args = checked.request.output_dir, checked.args
-    shown = None if voice.quiet else progress()
+    shown = None if reporter.quiet else progress()
     status = "failed"
     try:
         with ExitStack() as stack, refusal_told(folder):
-            stop = stack.enter_context(Stop(says=not voice.quiet))
+            stop = stack.enter_context(Stop(says=not reporter.quiet))
             guards.asked = lambda: stop.requested
             saves = Saves(trainer, guards, dict(checked.identity))
             resumes = Resumes(trainer, checked.resumed)
@@ -261,7 +265,7 @@ def _train(
             shown.close()
         step = trainer.state.global_step
         with suppress(OSError):  # What ended the run matters more, be it that the disk is full.
-            record.add(status=status, step=step, ended=records.now())
+            record.add(status=status, step=step, ended=records.utc_now())
             if args.should_save and can_draw() and status != "failed":
                 title = f"{checked.plan.spec}, {step:,} steps"
                 draw_curve(folder, trainer.state.log_history, title)
@@ -293,7 +297,7 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     before = [(part, dict(vars(part))) for part in parts if part is not None]
     tags = model.model_tags
     try:
-        with unprepared(model):
+        with undo_prepare(model):
             yield
     finally:
         for part, values in before:
@@ -303,7 +307,7 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
         model.eval()
 
 
-def _result(checked: Checked, trainer: AdapterTrainer, seconds: float) -> TrainResult:
+def _result(checked: CheckedRun, trainer: AdapterTrainer, seconds: float) -> TrainResult:
     state, history, request = trainer.state, trainer.state.log_history, checked.request
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}

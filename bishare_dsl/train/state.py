@@ -91,7 +91,7 @@ def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def kept_generators(device: torch.device) -> Iterator[None]:
+def keep_generators(device: torch.device) -> Iterator[None]:
     """Leave all generators as they were before a block, which draws what it likes."""
     state = generators(device)
     try:

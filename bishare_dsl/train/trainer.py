@@ -13,9 +13,9 @@ from trl import SFTTrainer
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.models.hooks import is_spread, known_to_have_an_adapter, spread_like
-from bishare_dsl.train.arguments import refusals
-from bishare_dsl.train.checkpoint import broken
+from bishare_dsl.models.hooks import accept_quantised_base, is_sharded_tensor, shard_like
+from bishare_dsl.train.arguments import catch_refusals
+from bishare_dsl.train.checkpoint import broken_checkpoint
 from bishare_dsl.train.counts import Counts
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.groups import regroup
@@ -27,7 +27,7 @@ from bishare_dsl.train.loss import (
     skips_prompts,
     takes_only_learned,
 )
-from bishare_dsl.train.state import kept_generators
+from bishare_dsl.train.state import keep_generators
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ class _Logging(Trainer):
         for name in ("num_tokens", "eval_num_tokens"):
             logs.pop(name, None)
         if "loss" in logs:
-            logs |= self.counts.logged(self.state.global_step)
+            logs |= self.counts.log_values(self.state.global_step)
         if "train_loss" in logs:
             logs["train_loss"] = self.counts.mean_loss()
         super().log(logs, start_time)
@@ -74,7 +74,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
         own = adapter_of(model)
         assert own is not None
         before = [(tensor, tensor.data) for tensor in own.tensors().values()]
-        with known_to_have_an_adapter(model):
+        with accept_quantised_base(model):
             super().__init__(**arguments)
         for tensor, data in before:
             if tensor.dtype != data.dtype:  # TRL rounds what trains on a quantised base.
@@ -111,7 +111,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
 
     def create_optimizer(self, *arguments: Any) -> Any:
         """As transformers makes it, with the rates and decays that shares have for themselves."""
-        with refusals():
+        with catch_refusals():
             optimizer = super().create_optimizer(*arguments)
             adapter = self.adapter
             regroup(optimizer, adapter.tensors(), adapter.plan, self._settings)
@@ -119,7 +119,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
 
     def create_scheduler(self, *arguments: Any, **keywords: Any) -> Any:
         """As transformers makes it; what it refuses is an error of ours."""
-        with refusals():
+        with catch_refusals():
             return super().create_scheduler(*arguments, **keywords)
 
     def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
@@ -146,14 +146,14 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate; whatever that draws, training draws the same as if nothing had been evaluated."""
-        with self.counts.stopped(), kept_generators(self.args.device):
+        with self.counts.pause(), keep_generators(self.args.device):
             found: dict[str, float] = super().evaluate(*arguments, **keywords)
         return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter. Where FSDP2 has spread it, every process has to call this."""
         folder = Path(output_dir or self.folder)
-        sharded = any(map(is_spread, self.adapter.tensors().values()))
+        sharded = any(map(is_sharded_tensor, self.adapter.tensors().values()))
         if sharded or self.args.should_save:
             self.adapter.save_pretrained(folder)
 
@@ -170,10 +170,10 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
         """
         stored = read_adapter(folder)
         if stored.plan.digest != self.adapter.plan.digest:
-            raise broken(folder, ValueError("its adapter has another plan"))
+            raise broken_checkpoint(folder, ValueError("its adapter has another plan"))
         values = stored.tensors()
         for name, tensor in self.adapter.tensors().items():
-            tensor.copy_(spread_like(values[name], tensor))
+            tensor.copy_(shard_like(values[name], tensor))
 
 
 def adapter_of(model: nn.Module) -> Handle | None:

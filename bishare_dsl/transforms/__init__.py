@@ -7,12 +7,12 @@ from bishare_dsl.transforms.apply import (
     raise_rows,
     update_of,
 )
-from bishare_dsl.transforms.protocol import check_term, guarded, shape_of
+from bishare_dsl.transforms.protocol import check_term, guard, shape_of
 from bishare_dsl.transforms.registry import (
-    broken,
     load_transform,
     package_of,
     register,
+    transform_error,
     transform_kind,
     transform_names,
 )
@@ -26,16 +26,16 @@ __all__ = [
     "Tensors",
     "Transform",
     "Width",
-    "broken",
     "check_term",
     "effective_pair",
-    "guarded",
+    "guard",
     "load_transform",
     "one_width",
     "package_of",
     "raise_rows",
     "register",
     "shape_of",
+    "transform_error",
     "transform_kind",
     "transform_names",
     "update_of",

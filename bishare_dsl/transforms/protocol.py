@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.transforms.registry import broken, raised
+from bishare_dsl.transforms.registry import describe_exception, transform_error
 from bishare_dsl.transforms.transform import Transform, Width
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 @contextmanager
-def guarded(
+def guard(
     transform: Transform | type[Transform], method: str, *refusals: type[Exception]
 ) -> Iterator[None]:
     """Guard a block that calls a method of a transform.
@@ -38,7 +38,9 @@ def guarded(
     except Exception as error:
         if isinstance(error, refusals):
             raise
-        raise broken(transform, f"`{method}` raises {raised(error)}") from error
+        raise transform_error(
+            transform, f"`{method}` raises {describe_exception(error)}"
+        ) from error
 
 
 def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int]:
@@ -50,7 +52,9 @@ def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int
     match found:
         case (int(rows), int(columns)) if rows > 0 and columns > 0:
             return rows, columns
-    raise broken(transform, f"`{method}` gives {found!r}, which is not a shape (rows, columns)")
+    raise transform_error(
+        transform, f"`{method}` gives {found!r}, which is not a shape (rows, columns)"
+    )
 
 
 def check_term(transform: Transform, rank: int, width: Width, shapes: Shapes) -> None:
@@ -72,16 +76,16 @@ def _check_term(
     where = f"at a {width.d_in} -> {width.d_out} module"
     if not transform.linear:
         x = torch.empty(2, 3, width.d_in, device="meta")
-        with guarded(transform, "update"):
+        with guard(transform, "update"):
             delta = transform.update(x, tensors, rank, width)
         _expect(transform, "`update` gives an update", delta, (2, 3, width.d_out), where)
         return
-    with guarded(transform, "rows"):
+    with guard(transform, "rows"):
         rows = transform.rows(rank, width)
-    with guarded(transform, "factors"):
+    with guard(transform, "factors"):
         pair: object = transform.factors(tensors, rank, width)
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise broken(transform, "`factors` gives no pair of tensors")
+        raise transform_error(transform, "`factors` gives no pair of tensors")
     for factor, found, side in zip("AB", pair, width, strict=True):
         _expect(transform, f"`factors` gives an effective {factor}", found, (rows, side), where)
 
@@ -92,6 +96,8 @@ def _expect(
     import torch
 
     if not isinstance(found, torch.Tensor):
-        raise broken(transform, f"{what} that is not a tensor {where}")
+        raise transform_error(transform, f"{what} that is not a tensor {where}")
     if tuple(found.shape) != shape:
-        raise broken(transform, f"{what} of shape {tuple(found.shape)} {where}, not {shape}")
+        raise transform_error(
+            transform, f"{what} of shape {tuple(found.shape)} {where}, not {shape}"
+        )

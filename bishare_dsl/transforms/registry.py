@@ -71,11 +71,13 @@ def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Except
     except refusals:
         raise
     except Exception as error:  # Whatever another package's validators raise.
-        raise broken(kind, f"it does not take {dict(options)}: {raised(error)}") from error
+        raise transform_error(
+            kind, f"it does not take {dict(options)}: {describe_exception(error)}"
+        ) from error
     return transform
 
 
-def broken(transform: Transform | type[Transform], why: str) -> SpecError:
+def transform_error(transform: Transform | type[Transform], why: str) -> SpecError:
     """Give the error that says what is wrong with a transform (BS214)."""
     kind = transform if isinstance(transform, type) else type(transform)
     return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
@@ -97,7 +99,7 @@ def installed_as(name: str) -> str | None:
     return None
 
 
-def raised(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """Say an exception in a line: its class and its own words."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -152,7 +154,7 @@ def _load(point: EntryPoint) -> type[Transform]:
     try:
         kind = point.load()
     except (Exception, SystemExit) as error:  # Whatever another package's import raises.
-        raise broken(raised(error)) from error
+        raise broken(describe_exception(error)) from error
     if not (isinstance(kind, type) and issubclass(kind, Transform)):
         raise broken(f"{point.value} is not a subclass of bishare_dsl.transforms.Transform")
     if getattr(kind, "name", None) != point.name:

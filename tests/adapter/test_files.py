@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
-from bishare_dsl.adapter.config import sealed
+from bishare_dsl.adapter.config import seal
 from bishare_dsl.adapter.files import base_problems, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError
@@ -39,7 +39,7 @@ def reseal(folder: Path, **fields: Any) -> None:
     for name in config["files"]:
         if (folder / name).exists():
             config["files"][name] = writing.digest_of((folder / name).read_bytes()).model_dump()
-    path.write_text(sealed({**config, **fields}))
+    path.write_text(seal({**config, **fields}))
 
 
 def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:

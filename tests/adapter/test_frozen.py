@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import initial
-from bishare_dsl.adapter.config import sealed
+from bishare_dsl.adapter.config import seal
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.stored import drawn
+from bishare_dsl.adapter.stored import find_drawn
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
@@ -169,7 +169,7 @@ def test_one_tensor_is_drawn_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
         return value
 
     monkeypatch.setattr("bishare_dsl.adapter.stored.draw_tensor", watched)
-    assert drawn(plan, tensors, 0).keys() == {"s.A", "s.B"}
+    assert find_drawn(plan, tensors, 0).keys() == {"s.A", "s.B"}
     assert len(alive) == 2
 
 
@@ -201,7 +201,7 @@ def test_another_torch_that_draws_other_numbers(
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     config = json.loads((folder / "bishare_config.json").read_text())
     edit(config)
-    (folder / "bishare_config.json").write_text(sealed(config))
+    (folder / "bishare_config.json").write_text(seal(config))
 
 
 def test_another_seed(folder: Path) -> None:

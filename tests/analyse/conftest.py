@@ -7,7 +7,7 @@ import torch
 
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.analyse.read import measured
+from bishare_dsl.analyse.read import read_updates
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.models.site import Architecture, Site
 
@@ -65,6 +65,6 @@ def read(plant):
 
     def read(text: str, keep_starts: bool = False, name: str = "adapter", **settings):
         stored = read_adapter(plant(text, name, **settings))
-        return measured(name, stored, keep_starts=keep_starts)
+        return read_updates(name, stored, keep_starts=keep_starts)
 
     return read

@@ -5,11 +5,11 @@ import torch
 
 from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.analyse.activations import TOKENS, activities, activity_likeness, worth
-from bishare_dsl.analyse.read import measured
+from bishare_dsl.analyse.activations import TOKENS, activities, activity_similarity, worth
+from bishare_dsl.analyse.read import read_updates
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.models import tiny_model
-from tests.analyse.test_likeness import authors_rmi
+from tests.analyse.test_similarity import authors_rmi
 
 SPEC = """spec planted target q_proj, k_proj, v_proj, up_proj, down_proj
 share own per module rank 2 share all per model rank 2 via SS"""
@@ -19,7 +19,7 @@ share own per module rank 2 share all per model rank 2 via SS"""
 def adapted(plant):
     folder = plant(SPEC, model=architecture_of(tiny_model("llama")))
     model = load_adapter(folder, tiny_model("llama"))
-    return model, measured("adapter", read_adapter(folder))
+    return model, read_updates("adapter", read_adapter(folder))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_activities_are_those_of_the_dense_updates(adapted, batches):
     dense = [added(model, update, batches) for update in chosen]
     for activity, exact in zip(found, dense, strict=True):
         torch.testing.assert_close(activity.reduced @ activity.left, exact, atol=1e-4, rtol=1e-4)
-    likeness = activity_likeness(found)
+    likeness = activity_similarity(found)
     assert float(likeness["activation_rmi"][0, 1]) == pytest.approx(
         authors_rmi(dense[0], dense[1]), rel=1e-3
     )
@@ -101,6 +101,6 @@ def test_a_share_is_left_out_and_put_back(adapted, batches, plant):
             float(model(**batch).loss) * float((batch["labels"][:, 1:] >= 0).sum())
             for batch in batches
         )
-        learnt = sum(float((batch["labels"][:, 1:] >= 0).sum()) for batch in batches)
-    assert found.without["all"] == pytest.approx(total / learnt, rel=1e-5)
+        trained = sum(float((batch["labels"][:, 1:] >= 0).sum()) for batch in batches)
+    assert found.without["all"] == pytest.approx(total / trained, rel=1e-5)
     assert found.base != found.adapted != found.without["own"]

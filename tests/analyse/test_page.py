@@ -8,7 +8,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from bishare_dsl.analyse import heat
-from bishare_dsl.analyse.analysis import analyse, between
+from bishare_dsl.analyse.analysis import analyse, compare_adapters
 from bishare_dsl.analyse.page import page
 from bishare_dsl.analyse.write import write
 from tests.analyse.conftest import TARGET
@@ -20,7 +20,7 @@ SHARED = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
 @pytest.fixture
 def analyses(read):
     adapters = [read(SHARED, name="a"), read(SHARED, name="b", seed=1)]
-    return [analyse(adapter) for adapter in adapters], between(adapters)
+    return [analyse(adapter) for adapter in adapters], compare_adapters(adapters)
 
 
 def test_the_page_tells_each_cell(browser, analyses, tmp_path):  # noqa: F811

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.analyse.read import measured
+from bishare_dsl.analyse.read import read_updates
 from bishare_dsl.analyse.update import Factored
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta, effective_factors
@@ -22,7 +22,7 @@ def test_it_is_the_update_of_every_transform(plant):
     folder = plant(KE)
     stored = read_adapter(folder)
     tensors = stored.tensors()
-    adapter = measured("adapter", stored)
+    adapter = read_updates("adapter", stored)
     assert not adapter.starts_known
     assert len(adapter.updates) == 40
     for update in adapter.updates:
@@ -38,7 +38,7 @@ def test_it_is_the_update_of_every_transform(plant):
 def test_the_norm_of_each_share_is_that_of_its_terms(plant):
     stored = read_adapter(plant(KE))
     tensors = stored.tensors()
-    adapter = measured("adapter", stored)
+    adapter = read_updates("adapter", stored)
     site = adapter.updates[7].site
     down, up = effective_factors(stored.plan, tensors, site)
     norms = adapter.parts[site.path]
@@ -49,7 +49,7 @@ def test_the_norm_of_each_share_is_that_of_its_terms(plant):
 def test_a_start_that_the_seed_tells_is_taken_away(plant):
     folder = plant(INDEPENDENT, change=1.0)
     stored = read_adapter(folder)
-    adapter = measured("adapter", stored)
+    adapter = read_updates("adapter", stored)
     assert adapter.starts_known
     tensors = stored.tensors()
     from bishare_dsl.adapter.initial import draw
@@ -59,16 +59,16 @@ def test_a_start_that_the_seed_tells_is_taken_away(plant):
     down, up = effective_factors(stored.plan, tensors, site)
     first, _ = effective_factors(stored.plan, starts, site)
     change = up.t() @ (down - first)
-    torch.testing.assert_close(dense(adapter.updates[0].learnt), change, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dense(adapter.updates[0].trained), change, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(dense(adapter.updates[0].whole), up.t() @ down, atol=1e-5, rtol=1e-4)
-    kept = measured("adapter", stored, keep_starts=True)
-    assert kept.updates[0].learnt is kept.updates[0].whole
+    kept = read_updates("adapter", stored, keep_starts=True)
+    assert kept.updates[0].trained is kept.updates[0].whole
 
 
 def test_chance_keeps_the_singular_values(read):
     update = read(INDEPENDENT).updates[0]
     random = torch.Generator().manual_seed(1)
-    for other in (update.drawn_anew(random), update.shuffled(random)):
+    for other in (update.independent(random), update.permuted(random)):
         assert torch.equal(other.whole.values, update.whole.values)
         identity = torch.eye(other.whole.rank)
         torch.testing.assert_close(other.whole.right @ other.whole.right.t(), identity)
@@ -84,5 +84,5 @@ def test_an_adapter_that_adds_nothing_is_told(plant, tmp_path):
     made = make_plan(f"{INDEPENDENT}\n", architecture())
     save_adapter(tmp_path / "new", made.plan, draw(made.plan, 0), made.text(), seed=0)
     with pytest.raises(AdapterError, match="adds nothing") as caught:
-        measured("new", read_adapter(tmp_path / "new"))
+        read_updates("new", read_adapter(tmp_path / "new"))
     assert caught.value.problems[0].code == "BS850"

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.parallel import DistributedDataParallel
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.adapter.resident import whole
+from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.testing.models import tiny_model
@@ -97,7 +97,7 @@ def mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def values_of(model: Any) -> dict[str, torch.Tensor]:
-    return whole(model.bishare.plan, model.bishare.tensors())
+    return gather_tensors(model.bishare.plan, model.bishare.tensors())
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -187,7 +187,7 @@ def test_likelihoods_that_are_no_numbers_are_told(model, tokenizer, tasks):
 def test_a_setting_that_lm_eval_has_not_is_told_before_the_model_is_loaded(
     checkpoint, tasks, monkeypatch
 ):
-    monkeypatch.setattr("bishare_dsl.evaluate.run.loaded", None)
+    monkeypatch.setattr("bishare_dsl.evaluate.run.load_base", None)
     with pytest.raises(TypeError, match="limt"):
         evaluate(str(checkpoint), tasks="tiny_choose", include_path=tasks, limt=1)
 
@@ -228,7 +228,7 @@ def test_adapters_are_checked_before_tasks_and_model(adapters, tasks, tmp_path, 
 
 
 def test_tasks_are_loaded_before_the_model(checkpoint, tasks, monkeypatch):
-    monkeypatch.setattr("bishare_dsl.evaluate.run.loaded", None)
+    monkeypatch.setattr("bishare_dsl.evaluate.run.load_base", None)
     with raises("BS802"):
         evaluate(str(checkpoint), tasks="tiny_chose", include_path=tasks)
 

@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.fit.family import Family
 from bishare_dsl.fit.fit import fit
-from bishare_dsl.fit.given import given
+from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.fit.report import FitReport
 from bishare_dsl.models import Architecture
@@ -26,7 +26,7 @@ from bishare_dsl.transforms import Width, effective_pair, load_transform
 def fitted(
     stored: StoredAdapter, plan: Plan, **settings: Any
 ) -> tuple[dict[str, torch.Tensor], FitReport]:
-    with given([("a", stored)]) as found:
+    with open_pairs([("a", stored)]) as found:
         family, values, report = fit(plan, found, **settings)
     return family.tensors(values, "a"), report
 
@@ -188,7 +188,7 @@ def test_nothing_given_is_fitted_by_nothing(base: Architecture, trained: Any) ->
 
 def test_the_gradient_is_that_of_dense_matrices(trained: Any, base: Architecture) -> None:
     stored, plan = trained("lora", r=2), plan_of("bishare_ke", base, size=16)
-    with given([("a", stored)]) as found:
+    with open_pairs([("a", stored)]) as found:
         family = Family(plan, ("a",))
         problem = Problem(family, found, family.draw(0))
         variables = [v for block in problem.blocks.values() for v in block]

@@ -10,9 +10,9 @@ import torch
 
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.fit.family import Family
-from bishare_dsl.fit.given import given
 from bishare_dsl.fit.linear import solve
 from bishare_dsl.fit.nonlinear import nonlinear_blocks
+from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.fit.problem import Problem
 from bishare_dsl.models import Architecture
 from bishare_dsl.resources import shipped_specs
@@ -41,7 +41,7 @@ def test_a_tensor_on_which_nothing_depends_is_left() -> None:
 
 def test_behind_a_step_the_gradient_of_its_block_is_zero(trained: Any, base: Architecture) -> None:
     plan = make_plan("bishare_ss", base).plan
-    with given([("a", trained("lora", r=3))]) as found:
+    with open_pairs([("a", trained("lora", r=3))]) as found:
         family = Family(plan, ("a",))
         problem = Problem(family, found, family.draw(0))
         block = ("intra", "B")
@@ -59,7 +59,7 @@ def test_only_a_bank_of_vectors_has_no_closed_step(
     spec: str, trained: Any, base: Architecture
 ) -> None:
     plan = make_plan(spec, base, SMALL.get(spec)).plan
-    with given([("a", trained("lora", r=2))]) as found:
+    with open_pairs([("a", trained("lora", r=2))]) as found:
         family = Family(plan, ("a",))
         curved = nonlinear_blocks(Problem(family, found, family.draw(0)))
     bank = [("vb_lora", role) for role in ("bank", "L_A", "L_B")]

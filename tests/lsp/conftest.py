@@ -4,7 +4,7 @@ import pytest
 from lsprotocol.types import Position
 
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.model import Chosen
+from bishare_dsl.lsp.model import ChosenModel
 
 MODEL = "# model: llama-7b\n"
 
@@ -18,7 +18,7 @@ def at(tmp_path):
         line, column = before.count("\n"), len(before.rpartition("\n")[2])
         path = tmp_path / name
         path.write_text(before + after, encoding="utf-8")
-        document = Document(before + after, str(path), Chosen(model))
+        document = Document(before + after, str(path), ChosenModel(model))
         return document, Position(line, column)
 
     return at

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lsprotocol.types import Position, PositionEncodingKind
 
 from bishare_dsl.diagnostics import Edit, Source, Span
-from bishare_dsl.lsp.positions import Positions, edited
+from bishare_dsl.lsp.positions import Positions, apply_edits
 
 UNITS = list(PositionEncodingKind)
 
@@ -40,4 +40,4 @@ def test_beyond_the_end():
 
 def test_edits_of_a_text_that_another_uses():
     source = Source("s", "abcdef", start=100)
-    assert edited(source, (Edit(Span(101, 102), "X"), Edit(Span(104, 105), ""))) == "aXcdf"
+    assert apply_edits(source, (Edit(Span(101, 102), "X"), Edit(Span(104, 105), ""))) == "aXcdf"

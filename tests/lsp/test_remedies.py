@@ -3,7 +3,7 @@
 import pytest
 
 from bishare_dsl.diagnostics import Edit, Span
-from bishare_dsl.lsp.positions import edited
+from bishare_dsl.lsp.positions import apply_edits
 from bishare_dsl.lsp.remedies import code_actions
 from tests.lsp.conftest import MODEL
 
@@ -24,7 +24,7 @@ def mended(at):
                 Edit(Span(*(document.positions.offset(p) for p in (e.range.start, e.range.end))), e.new_text)
                 for e in edits
             )  # fmt: skip
-            texts[action.title] = edited(document.source, parts)
+            texts[action.title] = apply_edits(document.source, parts)
         return texts
 
     return mended

@@ -6,7 +6,7 @@ import pytest
 
 from bishare_dsl.language.syntax import span_of
 from bishare_dsl.lsp.document import Document
-from bishare_dsl.lsp.rename import CannotRename, renamed
+from bishare_dsl.lsp.rename import CannotRename, find_renames
 
 FILES = {
     "base.share": "spec base\nparam r = 4\nparam s = r\nlet late = layer > 3\n",
@@ -27,7 +27,7 @@ def rename(tmp_path):
         for file, text in FILES.items():
             documents[realpath(tmp_path / file)] = Document(text, str(tmp_path / file))
         document = documents[realpath(tmp_path / name)]
-        places, text = renamed(document, document.text.index(what), new, documents)
+        places, text = find_renames(document, document.text.index(what), new, documents)
         changed = {}
         for path, (file, tokens) in places.items():
             content = file.source.text
@@ -85,11 +85,11 @@ def test_what_cannot_be_renamed_says_why(rename, file, what, new, why):
 def test_a_name_of_a_shipped_spec_stays(tmp_path):
     document = Document('spec s\nuse "lora"\nreplace param r = 4\n', str(tmp_path / "my.share"))
     with pytest.raises(CannotRename, match="ships with bishare"):
-        renamed(document, document.text.index("r = 4"), "deep", {})
+        find_renames(document, document.text.index("r = 4"), "deep", {})
 
 
 def test_not_to_a_kind_of_the_model(tmp_path):
     text = "# model: llama-7b\nspec s\nparam r = 4\ntarget q_proj\nshare a per layer rank r\n"
     document = Document(text, str(tmp_path / "my.share"))
     with pytest.raises(CannotRename, match="a kind of module of llama-7b"):
-        renamed(document, text.index("r = 4"), "v_proj", {})
+        find_renames(document, text.index("r = 4"), "v_proj", {})

@@ -141,14 +141,14 @@ class Quantised(nn.Module):
 
 def test_what_stands_for_a_weight() -> None:
     dense = Weight("a", "a", nn.Linear(3, 2), 3, 2)
-    assert dense.instead() is None
-    assert Weight("a", "a", nn.Linear(3, 2), 2, 3).instead() == "Linear, float32"
+    assert dense.replacement() is None
+    assert Weight("a", "a", nn.Linear(3, 2), 2, 3).replacement() == "Linear, float32"
     told = torch.randn(2, 3)
     quantised = Weight("a", "a", Quantised(told), 3, 2)
-    assert quantised.instead() == "Quantised, uint8"
+    assert quantised.replacement() == "Quantised, uint8"
     assert torch.equal(quantised.dequantized(), told)  # type: ignore[arg-type]
     assert Weight("a", "a", Quantised(told.T), 3, 2).dequantized() is None
-    assert Weight("a", "a", nn.Module(), 3, 2).instead() == "Module"
+    assert Weight("a", "a", nn.Module(), 3, 2).replacement() == "Module"
 
 
 def test_looking_at_a_quantised_layer_leaves_it_where_it_is() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from bishare_dsl.api import plan_spec
 from bishare_dsl.serve.vllm.bank import Bank
-from bishare_dsl.serve.vllm.batch import grouped
+from bishare_dsl.serve.vllm.batch import group_tokens
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY
 
@@ -31,7 +31,7 @@ def test_what_is_put_in_comes_out():
     bank.put(1, packed)
     taken = bank.take(1)
     assert all(torch.equal(taken[part], packed[part]) for part in packed)
-    (group,) = grouped([1])
+    (group,) = group_tokens([1])
     for term in plan.terms:
         for role, value in bank.tensors(group, term.tensors).items():
             assert torch.equal(value, tensors[term.tensors[role]].unsqueeze(0))
@@ -43,7 +43,7 @@ def test_slots_side_by_side_are_read_in_place_and_others_copied():
     plan, bank = bank_of("lora", slots=9)
     names = plan.terms[0].tensors
     packed = bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors})
-    (near,), (apart,) = grouped([4, 5]), grouped([0, 8])
+    (near,), (apart,) = group_tokens([4, 5]), group_tokens([0, 8])
     before, copied = bank.tensors(near, names)["A"], bank.tensors(apart, names)["A"]
     bank.put(4, packed)
     bank.put(8, packed)

@@ -6,7 +6,7 @@ import torch
 from bishare_dsl.api import plan_spec
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.serve.vllm.bank import Bank
-from bishare_dsl.serve.vllm.batch import grouped
+from bishare_dsl.serve.vllm.batch import group_tokens
 from bishare_dsl.serve.vllm.layer import LayerTerms, Outputs
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY
@@ -44,7 +44,7 @@ class Server:
 
     def added(self, outputs, x, width, inputs=None):
         output = torch.zeros(len(SLOTS), width)
-        LayerTerms(self.plan, outputs, self.bank, inputs).add(output, x, grouped(SLOTS))
+        LayerTerms(self.plan, outputs, self.bank, inputs).add(output, x, group_tokens(SLOTS))
         return output
 
 
@@ -80,7 +80,7 @@ def test_a_product_that_sites_of_a_layer_share_is_made_once(monkeypatch):
     monkeypatch.setattr(Identity, "down_rows", lambda *a: calls.append(1) or down(*a))
     outputs = [Outputs(path, slice(0, server.site[path].d_out)) for path in ATTENTION]
     terms = LayerTerms(server.plan, outputs, server.bank)
-    groups = grouped(SLOTS)
+    groups = group_tokens(SLOTS)
     calls.clear()  # What a term reads was looked up by calling it.
     terms.add(torch.zeros(len(SLOTS), 64), torch.randn(len(SLOTS), 32), groups)
     assert len(calls) == len(groups)

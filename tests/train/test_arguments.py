@@ -3,11 +3,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from bishare_dsl.train import TrainError, arguments
-from bishare_dsl.train.arguments import converted, effective_batch, training_arguments
+from bishare_dsl.train.arguments import convert, effective_batch, training_arguments
 
 
 def args(tmp_path, evaluates=False, **given):
-    given = {name: converted(name, value) for name, value in given.items()}
+    given = {name: convert(name, value) for name, value in given.items()}
     return training_arguments(given, str(tmp_path), evaluates=evaluates)
 
 
@@ -24,10 +24,10 @@ def test_the_papers_recipe(tmp_path):
 
 
 def test_a_run_warms_up_as_the_paper_does_but_never_over_more_than_a_tenth():
-    assert [arguments.warm_up(n, "default") for n in (1, 2, 9, 10, 250, 1000, 9999)] == [
+    assert [arguments.warm_up_steps(n, "default") for n in (1, 2, 9, 10, 250, 1000, 9999)] == [
         0, 0, 0, 1, 25, 100, 100
     ]  # fmt: skip
-    assert arguments.warm_up(2, "paper") == 100
+    assert arguments.warm_up_steps(2, "paper") == 100
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_run_warms_up_as_the_paper_does_but_never_over_more_than_a_tenth():
     [(64, {}, 1), (65, {}, 2), (128, {"num_train_epochs": 1.5}, 3), (1, {"max_steps": 7}, 7)],
 )
 def test_the_steps_of_a_run(tmp_path, examples, more, steps):
-    assert arguments.steps_of(args(tmp_path, **more), examples) == steps
+    assert arguments.count_steps(args(tmp_path, **more), examples) == steps
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_the_effective_batch_is_64_if_nobody_says_otherwise(
     ],
 )
 def test_values_may_be_text(name, value, expected):
-    assert converted(name, value) == expected
-    assert type(converted(name, value)) is type(expected)
+    assert convert(name, value) == expected
+    assert type(convert(name, value)) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_values_may_be_text(name, value, expected):
 )
 def test_wrong_values(name, value, reason):
     with pytest.raises(TrainError, match="BS731") as caught:
-        converted(name, value)
+        convert(name, value)
     assert reason in str(caught.value)
     assert f"`{name}`" in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_held_out_data_is_evaluated_on_when_checkpoints_are_saved(tmp_path):
 
 def test_either_name_of_gradient_checkpointing(tmp_path, recwarn):
     names = {"gradient_checkpointing", "activation_checkpointing"}
-    for name in names.intersection(arguments.names()):
+    for name in names.intersection(arguments.argument_names()):
         found = args(tmp_path, **{name: True, f"{name}_kwargs": {"preserve_rng_state": True}})
         assert found.gradient_checkpointing
         assert found.gradient_checkpointing_kwargs == {
@@ -156,7 +156,7 @@ def test_either_name_of_gradient_checkpointing(tmp_path, recwarn):
 
 
 def test_all_that_may_be_given_is_described():
-    rows = {name: (default, said) for name, default, said in arguments.described()}
+    rows = {name: (default, said) for name, default, said in arguments.describe_arguments()}
     assert rows["learning_rate"][0] == "0.0001"
     assert rows["per_device_train_batch_size"][0] == "4"
     names = {"bf16", "gradient_checkpointing", "activation_checkpointing"} & rows.keys()

@@ -5,7 +5,7 @@ import pytest
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, arguments, request
-from bishare_dsl.train.request import Settings, read_config, requested
+from bishare_dsl.train.request import Settings, make_request, read_config
 
 NEEDED = {"spec": "lora", "model": "m", "data": "d.jsonl", "output_dir": "out"}
 
@@ -21,7 +21,7 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_the_defaults(tmp_pat
         "spec: lora\nmodel: m\ndata: d.jsonl\noutput_dir: out\nlearning_rate: 2e-4\nmax_length: 64\n"
         "seed: 3\nparams: {r: 4, alpha: 8}\n",
     )
-    found = requested({"learning_rate": 1e-3, "seed": None, "params": {"r": 2}}, file)
+    found = make_request({"learning_rate": 1e-3, "seed": None, "params": {"r": 2}}, file)
     assert found.arguments == {"learning_rate": 1e-3, "seed": 3}
     assert found.settings.max_length == 64
     assert found.settings.train_on == "completion"
@@ -31,19 +31,19 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_the_defaults(tmp_pat
 
 @pytest.mark.parametrize("given", ["last", "LAST", True, "true"])
 def test_the_last_checkpoint(given):
-    assert requested({**NEEDED, "resume_from_checkpoint": given}, None).resume == "last"
+    assert make_request({**NEEDED, "resume_from_checkpoint": given}, None).resume == "last"
 
 
 def test_other_checkpoints():
     for given, expected in ((False, None), (None, None), (Path("a/b"), "a/b"), ("a", "a")):
-        assert requested({**NEEDED, "resume_from_checkpoint": given}, None).resume == expected
+        assert make_request({**NEEDED, "resume_from_checkpoint": given}, None).resume == expected
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     file = config(tmp_path, "learning_rat: 1\nmodel: m\npackin: true\n")
     given = {"learning_rate": "fast", "max_length": 0, "train_on": "prompts", "eval_split": 1.5}
     with pytest.raises(TrainError) as caught:
-        requested(given, file)
+        make_request(given, file)
     said = str(caught.value)
     assert [problem.code for problem in caught.value.problems] == [
         *["BS730"] * 2, *["BS736"] * 3, *["BS731"] * 4
@@ -76,37 +76,37 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
 )
 def test_what_others_call_it(name, said):
     with pytest.raises(TrainError, match="BS730") as caught:
-        requested({**NEEDED, name: 1}, None)
+        make_request({**NEEDED, name: 1}, None)
     assert said in str(caught.value)
 
 
 def test_what_an_argument_is_called_elsewhere_is_none_of_ours():
-    known = {*arguments.names(), *Settings.model_fields, "model", "spec", "output_dir"}
+    known = {*arguments.argument_names(), *Settings.model_fields, "model", "spec", "output_dir"}
     assert not known & request._ELSEWHERE.keys()
 
 
 def test_rates_of_shares():
     given = {**NEEDED, "lr_of": ["B=16x", "inter = 5e-4"], "weight_decay_of": ("A=0.1",)}
-    settings = requested(given, None).settings
+    settings = make_request(given, None).settings
     assert settings.lr_of == {"B": "16x", "inter": "5e-4"}
-    assert requested({**NEEDED, "lr_of": "B=16x"}, None).settings.lr_of == {"B": "16x"}
+    assert make_request({**NEEDED, "lr_of": "B=16x"}, None).settings.lr_of == {"B": "16x"}
     assert settings.weight_decay_of == {"A": 0.1}
 
 
 def test_a_split_is_a_part_or_a_number():
     for given, expected in ((0.25, 0.25), (5, 5), (5.0, 5), ("0.1", 0.1), ("7", 7)):
-        found = requested({**NEEDED, "eval_split": given}, None).settings.eval_split
+        found = make_request({**NEEDED, "eval_split": given}, None).settings.eval_split
         assert found == expected
         assert type(found) is type(expected)
     with pytest.raises(TrainError, match="BS731"):
-        requested({**NEEDED, "eval_split": 0}, None)
+        make_request({**NEEDED, "eval_split": 0}, None)
     with pytest.raises(TrainError, match="BS732"):
-        requested({**NEEDED, "eval_split": 0.1, "eval_data": "d"}, None)
+        make_request({**NEEDED, "eval_split": 0.1, "eval_data": "d"}, None)
 
 
 def test_a_model_that_is_given_may_be_adapted_already():
     given = {**NEEDED, "model": tiny_model("llama"), "spec": None}
-    assert requested(given, None).spec is None
+    assert make_request(given, None).spec is None
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_no_config(tmp_path, monkeypatch):
 
 def test_params_that_are_none(tmp_path):
     with pytest.raises(TrainError, match=r"BS731.*`params`"):
-        requested(NEEDED, config(tmp_path, "params: 3\n"))
+        make_request(NEEDED, config(tmp_path, "params: 3\n"))

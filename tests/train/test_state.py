@@ -9,7 +9,7 @@ from bishare_dsl.train import TrainError
 from bishare_dsl.train.state import (
     from_bytes,
     generators,
-    kept_generators,
+    keep_generators,
     set_generators,
     to_bytes,
 )
@@ -63,6 +63,6 @@ def test_a_block_leaves_them_as_they_were():
     state = generators(CPU)
     first = draws()
     set_generators(state, CPU)
-    with kept_generators(CPU):
+    with keep_generators(CPU):
         draws()
     assert draws() == first

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bishare_dsl.analyse.keys import Grouping, share_of
-from bishare_dsl.export.from_peft import named
+from bishare_dsl.export.from_peft import is_kind
 from bishare_dsl.spec import Selection, Share
 
 Role = Literal["A", "B", "pair"]
@@ -93,7 +93,7 @@ def units(candidate: Candidate, grouping: Grouping) -> list[Unit]:
         kinds = list(dict.fromkeys(site.kind for site in grouping.sites))
     found = []
     for kind in kinds:
-        where = None if kind is None else Selection(include=(named(kind),))
+        where = None if kind is None else Selection(include=(is_kind(kind),))
         plan = grouping.plan(share.model_copy(update={"where": where}))
         role = "B" if candidate.role == "B" else "A"
         pools = tuple(pool.members for pool in plan.pools if pool.role == role)

@@ -9,7 +9,7 @@ from bishare_dsl.analyse.keys import Grouping
 from bishare_dsl.analyse.progress import Watch, unwatched
 from bishare_dsl.analyse.propose.candidates import Candidate, Unit, units
 from bishare_dsl.analyse.propose.evidence import Evidence
-from bishare_dsl.analyse.propose.remains import Remains
+from bishare_dsl.analyse.propose.residual import Residual
 from bishare_dsl.diagnostics import BishareError
 
 SHARES = 3
@@ -31,7 +31,7 @@ Ranks = Mapping[Unit, int]
 
 
 @dataclass(frozen=True)
-class Weighed:
+class ScoredCandidate:
     """A candidate by itself.
 
     Attributes:
@@ -60,7 +60,7 @@ class Weighed:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Choice:
     """The ranks of a proposal, by unit, and the energy that all keep together."""
 
     ranks: Ranks
@@ -80,7 +80,7 @@ class Chosen:
         return cost(self.ranks)
 
 
-def parts_of(
+def units_of(
     offered: Iterable[Candidate], grouping: Grouping
 ) -> list[tuple[Candidate, tuple[Unit, ...]]]:
     """Give the units of those candidates that fit the model."""
@@ -93,29 +93,29 @@ def parts_of(
     return found
 
 
-def weigh(
-    remains: Remains,
+def score_candidates(
+    residual: Residual,
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
     budget: int,
     watch: Watch = unwatched,
-) -> list[Weighed]:
+) -> list[ScoredCandidate]:
     """See what each candidate keeps alone, at the ranks that the budget allows; the best is first."""
     found = []
     for candidate, parts in watch(offered, "weighing keys"):
-        ranks, kept = _best_ranks(remains, parts, budget)
-        found.append(Weighed(candidate, ranks, kept))
+        ranks, kept = _best_ranks(residual, parts, budget)
+        found.append(ScoredCandidate(candidate, ranks, kept))
     return sorted(found, key=lambda w: (-round(w.kept, 4), w.parameters, w.candidate.name))
 
 
 def choose(
     evidence: Evidence,
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
-    alone: Sequence[Weighed],
+    alone: Sequence[ScoredCandidate],
     budget: int,
     *,
     shares: int = SHARES,
     watch: Watch = unwatched,
-) -> Chosen:
+) -> Choice:
     """Spend a budget: the candidate that keeps most, then one more as long as it is worth it.
 
     Those that there are give up a part of their ranks for one more. In the end ranks are given out one by
@@ -129,8 +129,8 @@ def choose(
         shares: the most candidates that are chosen.
         watch: goes over the candidates.
     """
-    chosen = Chosen(alone[0].ranks, alone[0].kept)
-    starts = [Chosen(one.ranks, one.kept) for one in _of_each_role(alone)]
+    chosen = Choice(alone[0].ranks, alone[0].kept)
+    starts = [Choice(one.ranks, one.kept) for one in _of_each_role(alone)]
     first = {one.candidate for one in alone[:_FOR_MORE]}
     best = [one for one in offered if one[0] in first or not one[0].of_groups]
     for _ in range(1, shares):
@@ -150,12 +150,12 @@ def choose(
 
 
 def _best_ranks(
-    remains: Remains, parts: Sequence[Unit], budget: int
+    residual: Residual, parts: Sequence[Unit], budget: int
 ) -> tuple[dict[Unit, int], float]:
     """Give the units of a candidate their ranks, each rank where it keeps most for a parameter."""
     worth = []
     for unit in parts:
-        sums = remains.gains(unit, min(budget // unit.cost, _LOOK))
+        sums = residual.gains(unit, min(budget // unit.cost, _LOOK))
         worth += [
             ((sums[k] - sums[k - 1]) / unit.cost, -k, unit)
             for k in range(1, len(sums))
@@ -172,9 +172,9 @@ def _best_ranks(
     return ranks, kept
 
 
-def _of_each_role(alone: Sequence[Weighed]) -> list[Weighed]:
+def _of_each_role(alone: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
     """Give the best candidate of each role, and that in which nothing is common."""
-    found: dict[tuple[str, bool], Weighed] = {}
+    found: dict[tuple[str, bool], ScoredCandidate] = {}
     for one in alone:
         if one.ranks:
             common = any(len(pool) > 1 for unit in one.ranks for pool in unit.pools)
@@ -184,34 +184,34 @@ def _of_each_role(alone: Sequence[Weighed]) -> list[Weighed]:
 
 def kept_by(evidence: Evidence, ranks: Ranks) -> float:
     """Give the energy that units keep together, each at its rank, one after the other."""
-    remains = Remains(evidence.sets)
-    return sum(remains.spend(unit, rank) for unit, rank in ranks.items())
+    residual = Residual(evidence.sets)
+    return sum(residual.spend(unit, rank) for unit, rank in ranks.items())
 
 
 def _with_one_more(
     evidence: Evidence,
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
-    chosen: Chosen,
+    chosen: Choice,
     part: float,
     budget: int,
-) -> Chosen:
+) -> Choice:
     ranks = {unit: some for unit, r in chosen.ranks.items() if (some := round(r * (1 - part)))}
-    remains = Remains(evidence.sets)
-    kept = sum(remains.spend(unit, rank) for unit, rank in ranks.items())
+    residual = Residual(evidence.sets)
+    kept = sum(residual.spend(unit, rank) for unit, rank in ranks.items())
     others = [one for one in offered if one[0] not in chosen.candidates]
-    best = weigh(remains, others, budget - cost(ranks))[0]
-    return Chosen({**ranks, **best.ranks}, kept + best.kept)
+    best = score_candidates(residual, others, budget - cost(ranks))[0]
+    return Choice({**ranks, **best.ranks}, kept + best.kept)
 
 
 def _rank_by_rank(
     evidence: Evidence,
-    chosen: Chosen,
+    chosen: Choice,
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
     budget: int,
-) -> Chosen:
+) -> Choice:
     """Give out the ranks of the chosen candidates, kind by kind where they may differ."""
     open_to = [unit for c, parts in offered if c in chosen.candidates for unit in parts]
-    remains = Remains(evidence.sets)
+    residual = Residual(evidence.sets)
     ranks: dict[Unit, int] = {}
     kept = 0.0
     # What a rank keeps only falls while others are given out: what it was once is a bound.
@@ -220,7 +220,7 @@ def _rank_by_rank(
     while open_to := [unit for unit in open_to if unit.cost <= budget - cost(ranks)]:
         best = max(open_to, key=lambda unit: bound[unit])
         if best not in fresh:
-            gain = remains.gains(best, 1)[1]
+            gain = residual.gains(best, 1)[1]
             bound[best] = gain / best.cost if gain >= _ROUNDING else 0.0
             fresh.add(best)
             continue
@@ -228,10 +228,10 @@ def _rank_by_rank(
             break
         left = budget - cost(ranks)
         count = max(1, min(left, int(_STEP * budget)) // best.cost)
-        kept += remains.spend(best, count)
+        kept += residual.spend(best, count)
         ranks[best] = ranks.get(best, 0) + count
         fresh.clear()
-    return Chosen(ranks, kept)
+    return Choice(ranks, kept)
 
 
 def cost(ranks: Ranks) -> int:

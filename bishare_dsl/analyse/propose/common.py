@@ -18,7 +18,7 @@ _KEPT = 32
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonFactors:
     """Common factors of a pool.
 
     Attributes:
@@ -37,7 +37,7 @@ class Common:
 _NONE = torch.empty(0)
 
 
-def common(updates: Sequence[Factored], role: Role, count: int) -> Common:
+def find_common(updates: Sequence[Factored], role: Role, count: int) -> CommonFactors:
     """Find the common factors that keep most.
 
     Args:
@@ -54,7 +54,7 @@ def common(updates: Sequence[Factored], role: Role, count: int) -> Common:
         gains = updates[0].values[:count].double().square()
     else:
         gains, directions = _directions(rows, count)
-    return Common(
+    return CommonFactors(
         gains,
         directions if role == "B" else _NONE,
         directions if role == "A" else _NONE,
@@ -62,7 +62,9 @@ def common(updates: Sequence[Factored], role: Role, count: int) -> Common:
     )
 
 
-def left_over(update: Factored, found: Common, role: Role, count: int, alone: bool) -> Factored:
+def remove_common(
+    update: Factored, found: CommonFactors, role: Role, count: int, alone: bool
+) -> Factored:
     """Take from an update what the first common factors keep of it.
 
     Args:
@@ -117,7 +119,7 @@ def _iterated(rows: torch.Tensor, count: int) -> torch.Tensor:
     return basis
 
 
-def _pair(updates: Sequence[Factored], count: int) -> Common:
+def _pair(updates: Sequence[Factored], count: int) -> CommonFactors:
     """Find a pair by the sum of all updates, each in the middle of the widest: slices of it are their pairs.
 
     A direction ``u v^T`` of the sum, at the length that suits the updates best, keeps
@@ -135,7 +137,9 @@ def _pair(updates: Sequence[Factored], count: int) -> Common:
         of_right = _window(vs, u.right.shape[1]).double().square().sum(dim=1)
         shares += of_left * of_right
     shares = shares.clamp(min=1e-12)
-    return Common(values.double().square() / shares, us, vs, (values.double() / shares).float())
+    return CommonFactors(
+        values.double().square() / shares, us, vs, (values.double() / shares).float()
+    )
 
 
 def _largest(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.analyse.read import Measured
+from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Factored
 from bishare_dsl.models.site import Architecture, Site
 
@@ -34,22 +34,22 @@ class Evidence:
     sets: tuple[Updates, ...]
     source: str
 
-    def drawn_anew(self, seed: int) -> Evidence:
+    def independent(self, seed: int) -> Evidence:
         """Give what chance makes of it: the same singular values, and vectors that are drawn."""
         random = torch.Generator().manual_seed(seed)
         sets = tuple(
-            {path: update.drawn_anew(random) for path, update in updates.items()}
+            {path: update.independent(random) for path, update in updates.items()}
             for updates in self.sets
         )
         return Evidence(self.architecture, self.sites, sets, self.source)
 
 
-def of_adapters(adapters: Sequence[Measured]) -> Evidence:
+def of_adapters(adapters: Sequence[AdapterUpdates]) -> Evidence:
     """Take what adapters of one model have learnt; a start of A that is known is no part of it."""
     architecture = adapters[0].plan.base
     found = {u.site.path for adapter in adapters for u in adapter.updates}
     sites = tuple(site for site in architecture.sites if site.path in found)
-    sets = [{u.site.path: cut(u.learnt) for u in adapter.updates} for adapter in adapters]
+    sets = [{u.site.path: cut(u.trained) for u in adapter.updates} for adapter in adapters]
     source = "the updates of " + ", ".join(
         f"{adapter.name} ({'starts taken away' if adapter.starts_known else 'starts left in'})"
         for adapter in adapters

@@ -13,19 +13,19 @@ from bishare_dsl.analyse.propose import intervals
 from bishare_dsl.analyse.propose.candidates import Candidate, Unit, candidates
 from bishare_dsl.analyse.propose.choose import (
     SHARES,
-    Chosen,
-    Weighed,
+    Choice,
+    ScoredCandidate,
     choose,
     kept_by,
-    parts_of,
-    weigh,
+    score_candidates,
+    units_of,
 )
 from bishare_dsl.analyse.propose.evidence import Evidence
-from bishare_dsl.analyse.propose.remains import Remains
+from bishare_dsl.analyse.propose.residual import Residual
 from bishare_dsl.compiler import Planned, make_plan
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import analyse as codes
-from bishare_dsl.export.from_peft import named
+from bishare_dsl.export.from_peft import is_kind
 from bishare_dsl.language import format_text, spec_text
 from bishare_dsl.spec import Arm, RankMatch, Ref, Selection, Settings, Share, Spec
 
@@ -76,7 +76,7 @@ class Proposal:
     kept: float
     chance: float
     parts: tuple[Part, ...]
-    weighed: tuple[Weighed, ...]
+    weighed: tuple[ScoredCandidate, ...]
 
 
 def propose(
@@ -100,13 +100,13 @@ def propose(
         AdapterError: nothing fits into the budget (BS851).
     """
     grouping = Grouping(evidence.architecture, evidence.sites)
-    offered = parts_of(candidates(intervals.groups(evidence, _GROUPS_RANK)), grouping)
-    weighed = weigh(Remains(evidence.sets), offered, budget, watch)
+    offered = units_of(candidates(intervals.groups(evidence, _GROUPS_RANK)), grouping)
+    weighed = score_candidates(Residual(evidence.sets), offered, budget, watch)
     chosen = choose(evidence, offered, weighed, budget, shares=shares, watch=watch)
     if not chosen.ranks:
         least = min(unit.cost for _, parts in offered for unit in parts)
         raise AdapterError(codes.SMALL_BUDGET(budget=f"{budget:,}", least=f"{least:,}"))
-    null = evidence.drawn_anew(seed)
+    null = evidence.independent(seed)
     weighed[:BEST] = [replace(w, chance=kept_by(null, w.ranks)) for w in weighed[:BEST]]
     parts = tuple(_part(candidate, chosen, evidence, null) for candidate in chosen.candidates)
     chance = kept_by(null, chosen.ranks)
@@ -116,7 +116,7 @@ def propose(
     return Proposal(text, made, budget, chosen.kept, chance, parts, tuple(weighed))
 
 
-def _part(candidate: Candidate, chosen: Chosen, evidence: Evidence, null: Evidence) -> Part:
+def _part(candidate: Candidate, chosen: Choice, evidence: Evidence, null: Evidence) -> Part:
     ranks = _ranks(candidate, chosen)
     return Part(
         share=candidate.name,
@@ -126,17 +126,17 @@ def _part(candidate: Candidate, chosen: Chosen, evidence: Evidence, null: Eviden
     )
 
 
-def _ranks(candidate: Candidate, chosen: Chosen) -> Mapping[Unit, int]:
+def _ranks(candidate: Candidate, chosen: Choice) -> Mapping[Unit, int]:
     return {unit: rank for unit, rank in chosen.ranks.items() if unit.candidate == candidate}
 
 
 def _text(
     evidence: Evidence,
     grouping: Grouping,
-    chosen: Chosen,
+    chosen: Choice,
     parts: Sequence[Part],
     chance: float,
-    weighed: Sequence[Weighed],
+    weighed: Sequence[ScoredCandidate],
     budget: int,
 ) -> str:
     kinds = tuple(dict.fromkeys(site.kind for site in evidence.sites))
@@ -168,7 +168,7 @@ def _text(
     return format_text(text)
 
 
-def _left(weighed: Sequence[Weighed], chosen: Chosen) -> list[str]:
+def _left(weighed: Sequence[ScoredCandidate], chosen: Choice) -> list[str]:
     """Tell of what was weighed and left, the best first, and of a plain LoRA."""
     lines = [
         f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%}"
@@ -200,7 +200,7 @@ def _share(candidate: Candidate, ranks: Mapping[Unit, int], kinds: Sequence[str]
     covered = [kind for kind in kinds if kind in by_kind]
     where = None
     if len(covered) < len(kinds):
-        where = Selection(include=tuple(named(kind) for kind in covered))
+        where = Selection(include=tuple(is_kind(kind) for kind in covered))
     rank: RankMatch | int = by_kind[covered[0]]
     if len(set(by_kind.values())) > 1:
         groups: dict[int, list[str]] = {}

@@ -19,7 +19,7 @@ from bishare_dsl.rewrite.region import (
     read_by,
     target_calls,
 )
-from bishare_dsl.transforms import Width, effective_pair, guarded, update_of
+from bishare_dsl.transforms import Width, effective_pair, guard, update_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _pair(
     first: fx.Node,
 ) -> fx.Node:
     """Make ``up(total, down(x, A), B)``, with the factors made in front of everything."""
-    with graph.inserting_before(first), guarded(use.transform, "factors"):
+    with graph.inserting_before(first), guard(use.transform, "factors"):
         a, b = effective_pair(use.transform, tensors, use.rank, width, use.scale)
     z = graph.call_function(ops.down, (x, a.node))  # type: ignore[attr-defined]
     z.meta[ROWS] = use.rows
@@ -117,6 +117,6 @@ def _update(
         for role, tensor in tensors.items()
     }
     proxy: Any = fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))
-    with guarded(use.transform, "update"):
+    with guard(use.transform, "update"):
         delta: Any = update_of(use.transform, proxy, cast, use.rank, width, use.scale)
     return graph.call_function(ops.add, (total, delta.node))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self, cast
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.devices import devices, move_tensors
 from bishare_dsl.adapter.handle import SWITCHING, Handle
-from bishare_dsl.adapter.resident import devices, settle
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import is_sharded
@@ -18,7 +18,7 @@ from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.serve.transformers.adapters import Adapters
 from bishare_dsl.serve.transformers.mixed import MixedBatches
-from bishare_dsl.serve.transformers.rows import opened
+from bishare_dsl.serve.transformers.rows import open_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,7 +103,7 @@ class AdapterHandle(Handle):
             if resident.compact and self.model.training:
                 raise AdapterError(codes.COMPACT_FOR_GOOD())
             chosen = self._adapters.handle(name, active)
-            settle(chosen.placement.tensors(), devices(chosen.plan, self.model))
+            move_tensors(chosen.placement.tensors(), devices(chosen.plan, self.model))
             active.placement.remove()
             chosen.placement.insert()
 
@@ -157,7 +157,7 @@ class AdapterHandle(Handle):
         Raises:
             AdapterError: as `MixedBatches.batch` does.
         """
-        with opened(self._batches.batch(adapter_names)):
+        with open_batch(self._batches.batch(adapter_names)):
             yield
 
     def _check_free(self, action: str) -> None:

@@ -27,8 +27,8 @@ from bishare_dsl.serve.transformers.rows import (
     RowBatch,
     RowFactor,
     accept_rows,
+    open_batch,
     open_batches,
-    opened,
     set_batches,
 )
 
@@ -284,7 +284,7 @@ class Generate:
             return generate(*args, **kwargs)
         batch = self.batches.batch(adapter_names)
         self.batches.check_call(batch, args, kwargs)
-        with opened(replace(batch, repeats=True)):
+        with open_batch(replace(batch, repeats=True)):
             return generate(*args, **kwargs)
 
 

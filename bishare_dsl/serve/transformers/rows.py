@@ -140,7 +140,7 @@ def set_batches(stack: tuple[RowBatch, ...]) -> None:
 
 
 @contextmanager
-def opened(batch: RowBatch) -> Iterator[None]:
+def open_batch(batch: RowBatch) -> Iterator[None]:
     """Keep a batch open in a block."""
     before = _eager.stack
     set_batches((batch, *before))
@@ -157,10 +157,10 @@ def rows_of(region: nn.Module) -> tuple[RowFactor, ...]:
 
 def accept_rows(region: nn.Module) -> None:
     """Let an open mixed batch have the calls of a module, which otherwise runs what it runs now."""
-    wrap_forward(region, mixed)
+    wrap_forward(region, mixed_forward)
 
 
-def mixed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def mixed_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a forward that leaves a call to the open batch that has a say in it."""
 
     def dispatch(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -44,7 +44,7 @@ class Group:
             output.index_add_(0, self.tokens[self.kept], delta[self.kept], alpha=scale)
 
 
-def grouped(slots: Sequence[int], device: torch.device | str = "cpu") -> tuple[Group, ...]:
+def group_tokens(slots: Sequence[int], device: torch.device | str = "cpu") -> tuple[Group, ...]:
     """Group the tokens of a batch by how many their adapters have.
 
     Adapters of one group have within a factor of two as many tokens, so that padding at most doubles the

@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import inspect_config
 from bishare_dsl.serve.vllm.bank import Bank
-from bishare_dsl.serve.vllm.batch import Group, grouped
+from bishare_dsl.serve.vllm.batch import Group, group_tokens
 from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
 from bishare_dsl.serve.vllm.layer import LayerTerms, Outputs
 from bishare_dsl.serve.vllm.private import (
@@ -117,7 +117,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         super()._set_adapter_mapping(mapping)
         slot = {lora_id: index for index, lora_id in enumerate(self.lora_index_to_id)}
         slots = [slot[lora_id] if lora_id > 0 else -1 for lora_id in mapping.index_mapping]
-        self.batch, self.tokens = grouped(slots, self.device), len(slots)
+        self.batch, self.tokens = group_tokens(slots, self.device), len(slots)
 
 
 class Kernels:

@@ -98,7 +98,7 @@ def encode(
             nothing_to_learn=len(rows) - len(examples),
             cut=kept.cut,
             tokens=len(kept.ids),
-            learnt_tokens=kept.learnt.count(1),
+            trained_tokens=kept.trained.count(1),
             longest=kept.longest,
             max_length=max_length,
         ),
@@ -132,19 +132,19 @@ class _Kept:
 
     def __init__(self, max_length: int):
         self._max_length = max_length
-        self.ids, self.learnt, self._lengths = array("i"), bytearray(), array("i")
+        self.ids, self.trained, self._lengths = array("i"), bytearray(), array("i")
         self.cut = self.longest = 0
 
-    def add(self, ids: Sequence[int], learnt: Sequence[bool]) -> None:
+    def add(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
         self.longest = max(self.longest, len(ids))
         limit = self._max_length
-        if not any(learnt[:limit]):
+        if not any(trained[:limit]):
             return
         self.cut += len(ids) > limit
         self.ids.extend(ids[:limit])
-        self.learnt.extend(learnt[:limit])
+        self.trained.extend(trained[:limit])
         self._lengths.append(min(len(ids), limit))
 
     def examples(self) -> Examples:
         ids = np.array(self.ids, dtype=np.int32)
-        return Examples(ids, np.array(self.learnt, dtype=np.bool_), self._lengths)
+        return Examples(ids, np.array(self.trained, dtype=np.bool_), self._lengths)

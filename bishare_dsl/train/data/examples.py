@@ -37,12 +37,12 @@ class Examples(Sequence[Example]):
     def __init__(
         self,
         ids: NDArray[np.int32],
-        learnt: NDArray[np.bool_],
+        trained: NDArray[np.bool_],
         lengths: Sequence[int],
         packs: Sequence[Sequence[int]] | None = None,
     ):
         self.lengths = lengths
-        self._ids, self._learnt, self._packs = ids, learnt, packs
+        self._ids, self._trained, self._packs = ids, trained, packs
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Examples(Sequence[Example]):
 
     def packed(self, packs: Sequence[Sequence[int]]) -> Examples:
         """Give the same examples, put together."""
-        return Examples(self._ids, self._learnt, self.lengths, packs)
+        return Examples(self._ids, self._trained, self.lengths, packs)
 
     def dataset(self) -> Dataset:
         """Give the same as a data set of `datasets`, which is what TRL takes; its memory is our own."""
@@ -79,8 +79,8 @@ class Examples(Sequence[Example]):
             positions = {"position_ids": np.concatenate([np.arange(len(part)) for part in parts])}
             sizes = np.array([sum(self.lengths[i] for i in pack) for pack in self._packs])
         ids = self._ids[order] if positions else self._ids
-        learnt = self._learnt[order] if positions else self._learnt
-        columns = {"input_ids": ids, "labels": np.where(learnt, ids, IGNORED), **positions}
+        trained = self._trained[order] if positions else self._trained
+        columns = {"input_ids": ids, "labels": np.where(trained, ids, IGNORED), **positions}
         offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]))
         table = pa.table(
             {
@@ -92,5 +92,5 @@ class Examples(Sequence[Example]):
 
     def _example(self, number: int) -> Example:
         part = slice(self._starts[number], self._starts[number + 1])
-        ids, learnt = self._ids[part], self._learnt[part]
-        return {"input_ids": ids.tolist(), "labels": np.where(learnt, ids, IGNORED).tolist()}
+        ids, trained = self._ids[part], self._trained[part]
+        return {"input_ids": ids.tolist(), "labels": np.where(trained, ids, IGNORED).tolist()}

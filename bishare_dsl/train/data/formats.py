@@ -36,7 +36,7 @@ class Chat:
     """Messages as a chat template takes them. The assistant's are learnt from ``learnt_from`` on."""
 
     messages: list[dict[str, Any]]
-    learnt_from: int = 0
+    trained_from: int = 0
 
 
 COLUMNS: Mapping[Format, tuple[tuple[str, ...], ...]] = {

@@ -22,7 +22,7 @@ class DataReport:
             completion, or all that was to be learnt lies beyond ``max_length``.
         cut: rows kept of which the end was cut off at ``max_length``.
         tokens: in the kept examples.
-        learnt_tokens: those of them that count in the loss.
+        trained_tokens: those of them that count in the loss.
         longest: the length of the longest row before cutting, in tokens; of one far too long, a part.
         max_length: the limit.
     """
@@ -35,7 +35,7 @@ class DataReport:
     nothing_to_learn: int
     cut: int
     tokens: int
-    learnt_tokens: int
+    trained_tokens: int
     longest: int
     max_length: int
 
@@ -43,7 +43,7 @@ class DataReport:
         """Write one paragraph."""
         said = (
             f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
-            f"{self.tokens:,} tokens, of which {self.learnt_tokens:,} are learnt."
+            f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are learnt."
         )
         if self.nothing_to_learn:
             said += f" {self.nothing_to_learn:,} dropped with nothing to learn."

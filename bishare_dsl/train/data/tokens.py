@@ -60,22 +60,22 @@ class Encoder:
         # What the tokenizer adds before a text is kept; an end is put by `_finished`.
         first, stop = _inside(encoding)
         ids, offsets = encoding.ids[:stop], encoding.offsets
-        learnt = [False] * len(ids)
+        trained = [False] * len(ids)
         clean, at = True, first
         for start, end in rendered.spans:
             for edge, inner in ((start, False), (end, True)):
                 while at < stop and offsets[at][0] < edge:
-                    learnt[at] = inner
+                    trained[at] = inner
                     at += 1
                 # Else a token has characters of both sides; it is learnt if one side is.
                 reached = offsets[at - 1][1] if at > first else edge
                 clean &= reached == edge
                 if reached > edge:
-                    learnt[at - 1] = True
-        return (ids, learnt) if clean else self._apart(rendered, ids, learnt, first)
+                    trained[at - 1] = True
+        return (ids, trained) if clean else self._apart(rendered, ids, trained, first)
 
     def _apart(
-        self, rendered: Rendered, whole: list[int], learnt: list[bool], first: int
+        self, rendered: Rendered, whole: list[int], trained: list[bool], first: int
     ) -> Tokens:
         """Tokenise what is learnt and what is not each for itself, as the model meets them when it generates.
 
@@ -90,26 +90,26 @@ class Encoder:
             ids += part.ids
             mask += [piece in rendered.spans] * len(part.ids)
         same = self._decode(ids) == self._decode(whole)
-        return (ids, mask) if same else (whole, learnt)
+        return (ids, mask) if same else (whole, trained)
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
-    def _finished(self, rendered: Rendered, ids: list[int], learnt: list[bool]) -> Tokens:
+    def _finished(self, rendered: Rendered, ids: list[int], trained: list[bool]) -> Tokens:
         """Put an end where there is none, and take away a second beginning or end."""
         bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         if len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids, learnt = ids[1:], learnt[1:]  # One from the tokenizer and one from the text.
+            ids, trained = ids[1:], trained[1:]  # One from the tokenizer and one from the text.
         if not rendered.ended:
             if eos is None:
                 raise DataError(codes.NO_END_TOKEN())
             while ids and ids[-1] == eos:
-                ids, learnt = ids[:-1], learnt[:-1]
-            ids, learnt = [*ids, eos], [*learnt, True]
-        if learnt:
-            learnt[0] = False
-        return ids, learnt
+                ids, trained = ids[:-1], trained[:-1]
+            ids, trained = [*ids, eos], [*trained, True]
+        if trained:
+            trained[0] = False
+        return ids, trained
 
 
 def _beginning(rendered: Rendered, length: int) -> Rendered:

@@ -82,14 +82,14 @@ class ChatRenderer:
             BadRow: the template refuses it (BS719), or hides the turns (BS720).
         """
         messages = chat.messages
-        learnt = [i for i in range(chat.learnt_from, len(messages)) if _is_learnt(messages[i])]
-        if not messages or not (learnt or self._whole):
+        trained = [i for i in range(chat.trained_from, len(messages)) if _is_trained(messages[i])]
+        if not messages or not (trained or self._whole):
             return None
         try:
             text = self._render(messages)
-            spans = [] if self._whole else self._spans(messages, learnt, text)
-            last_is_learnt = len(messages) - 1 in learnt
-            ended = not last_is_learnt or text.rstrip().endswith(self._end_tokens)
+            spans = [] if self._whole else self._spans(messages, trained, text)
+            last_is_trained = len(messages) - 1 in trained
+            ended = not last_is_trained or text.rstrip().endswith(self._end_tokens)
             text = text if ended else text.rstrip()
             spans = [(0, len(text))] if self._whole else spans
         except _HiddenError as error:
@@ -106,7 +106,7 @@ class ChatRenderer:
         assert isinstance(rendered, str)
         return rendered
 
-    def _spans(self, messages: Messages, learnt: list[int], text: str) -> list[Span]:
+    def _spans(self, messages: Messages, trained: list[int], text: str) -> list[Span]:
         marked = [_marked(message, index) for index, message in enumerate(messages)]
         if self._has_markers:
             chat, generated = self._render_generated(marked)
@@ -115,9 +115,9 @@ class ChatRenderer:
         if chat.text != text:
             raise _HiddenError("what is written around a turn depends on what is in it")
         if self._has_markers:
-            return self._generated(chat, generated, learnt)
+            return self._generated(chat, generated, trained)
         spans: list[Span] = []
-        for turn in learnt:
+        for turn in trained:
             # The last message before with a content; others have no mark.
             before = max((i for i in range(turn) if marked[i] is not messages[i]), default=-1)
             start = chat.end(before) + self._header(marked, before, turn, text[chat.end(before) :])
@@ -146,19 +146,19 @@ class ChatRenderer:
             )
         return common
 
-    def _generated(self, chat: _Unmarked, generated: list[Span], learnt: list[int]) -> list[Span]:
+    def _generated(self, chat: _Unmarked, generated: list[Span], trained: list[int]) -> list[Span]:
         """Find what the template marks as generated of the turns that are learnt."""
         spans, found = [], set()
         for start, end in generated:
             # A turn may be generated in several parts; they follow its content.
             place, turn = max(((p, i) for i, p in chat.ends.items() if p <= end), default=(-1, -1))
-            if turn in learnt:
+            if turn in trained:
                 end = start + len(chat.text[start:end].rstrip())
                 if not chat.text[start:end].endswith(self._end_tokens):
                     end = self._turn_end(chat.text, end)
                 spans.append((start, end))
                 found |= {turn} if place >= start else set()
-        if missing := set(learnt) - found:
+        if missing := set(trained) - found:
             raise _HiddenError(f"turn {min(missing) + 1} is not marked as generated")
         return spans
 
@@ -242,7 +242,7 @@ def _common(*texts: str) -> int:
     return next(different, min(map(len, texts)))
 
 
-def _is_learnt(message: dict[str, Any]) -> bool:
+def _is_trained(message: dict[str, Any]) -> bool:
     return message["role"] == "assistant" and bool(message["content"].strip())
 
 

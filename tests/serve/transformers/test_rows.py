@@ -12,8 +12,8 @@ from bishare_dsl.serve.transformers.rows import (
     RowBatch,
     RowFactor,
     accept_rows,
+    open_batch,
     open_batches,
-    opened,
     rows_of,
 )
 
@@ -80,10 +80,10 @@ def test_a_region_leaves_its_call_to_the_open_batch() -> None:
 
     factor = (RowFactor(drawn(1, 2, 3), Grouping(2, 1)),)
     batch = RowBatch(None, 2, {region: lambda self, x: (self, rows_of(self))}, {region: factor})
-    with opened(batch):
+    with open_batch(batch):
         assert region(x) == (region, factor)
         assert torch.equal(other(x), nn.functional.linear(x, other.weight, other.bias))
-        with opened(RowBatch(None, 2, {other: lambda self, x: x}, {})):
+        with open_batch(RowBatch(None, 2, {other: lambda self, x: x}, {})):
             assert torch.equal(other(x), x)
             assert region(x) == (region, factor)
     assert open_batches() == ()

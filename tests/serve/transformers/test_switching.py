@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.adapter.resident import settle
+from bishare_dsl.adapter.devices import move_tensors
 from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.rewrite import regions
 from bishare_dsl.rewrite.owned import OwnedTensors
@@ -354,7 +354,7 @@ def test_tensors_go_where_their_layers_are() -> None:
         "of a layer that is": ("cpu", "meta", "cpu"),
     }
     tensors: Any = {name: Placed(old, Placed(old)) for name, (old, _, _) in moves.items()}
-    settle(tensors, {name: torch.device(where) for name, (_, where, _) in moves.items()})
+    move_tensors(tensors, {name: torch.device(where) for name, (_, where, _) in moves.items()})
     for name, (_, _, new) in moves.items():
         assert (str(tensors[name].device), str(tensors[name].grad.device)) == (new, new), name
 
@@ -362,7 +362,8 @@ def test_tensors_go_where_their_layers_are() -> None:
 def test_a_switch_looks_where_layers_are(both: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(
-        "bishare_dsl.serve.transformers.handle.settle", lambda tensors, where: asked.append(tensors)
+        "bishare_dsl.serve.transformers.handle.move_tensors",
+        lambda tensors, where: asked.append(tensors),
     )
     model = both()
     model.bishare.set_adapter("b")

@@ -152,12 +152,12 @@ def chat():
 
 
 @pytest.fixture(scope="session")
-def learnt():
+def trained():
     """The learnt parts of an example, as texts."""
 
     def found(example, tokenizer):
         runs = groupby(example["labels"], key=lambda label: label != -100)
-        parts = [list(labels) for is_learnt, labels in runs if is_learnt]
+        parts = [list(labels) for is_trained, labels in runs if is_trained]
         return [tokenizer.backend_tokenizer.decode(p, skip_special_tokens=False) for p in parts]
 
     return found

@@ -16,9 +16,9 @@ LENGTHS = [6, 3, 9, 4, 2, 7]
 @pytest.fixture
 def examples():
     ids = np.random.default_rng(0).integers(3, 64, sum(LENGTHS), dtype=np.int32)
-    learnt = np.ones(len(ids), dtype=bool)
-    learnt[np.cumsum([0, *LENGTHS])[:-1]] = False
-    return Examples(ids, learnt, LENGTHS)
+    trained = np.ones(len(ids), dtype=bool)
+    trained[np.cumsum([0, *LENGTHS])[:-1]] = False
+    return Examples(ids, trained, LENGTHS)
 
 
 def attention(family):

@@ -19,11 +19,11 @@ def decoded(example, tokenizer):
 
 @pytest.mark.parametrize("adds", [(), ("<s>",)])
 @given(prompt=WORDS.filter(str.strip), completion=WORDS.filter(str.strip))
-def test_a_completion_is_learnt_with_an_end(adds, prompt, completion, tokenizer, rows, learnt):
+def test_a_completion_is_learnt_with_an_end(adds, prompt, completion, tokenizer, rows, trained):
     made = tokenizer(adds=adds)
     row = {"prompt": prompt, "completion": completion}
     [example] = encode(rows(row), made, max_length=99).examples
-    assert learnt(example, made) == [completion + "</s>"]
+    assert trained(example, made) == [completion + "</s>"]
     assert decoded(example, made) == "".join(adds) + prompt + completion + "</s>"
     # What stands before it is what the model reads when it is prompted.
     asked = made(prompt)["input_ids"]
@@ -66,7 +66,7 @@ def test_all_tokens(tokenizer, rows, chat):
     assert decoded(example, made) == "user: fox\nassistant: dog</s>"
 
 
-def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, learnt):
+def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, trained):
     made = tokenizer()
     values = [
         {"prompt": " hello:", "completion": " fox"},  # hello : fox </s>
@@ -76,12 +76,12 @@ def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, learnt):
     ]
     encoded = encode(rows(*values), made, max_length=4)
     first, second = encoded.examples
-    assert learnt(first, made) == [" fox</s>"]
+    assert trained(first, made) == [" fox</s>"]
     assert decoded(second, made) == " hello: fox fox"
-    assert learnt(second, made) == [" fox fox"]
+    assert trained(second, made) == [" fox fox"]
     report = encoded.report
     assert (report.rows, report.kept, report.nothing_to_learn, report.cut) == (4, 2, 2, 1)
-    assert (report.tokens, report.learnt_tokens) == (8, 4)
+    assert (report.tokens, report.trained_tokens) == (8, 4)
     assert (report.longest, report.max_length) == (6, 4)
     assert str(report) == (
         "rows.jsonl: 4 rows (prompt-completion), 2 kept with 8 tokens, of which 4 are learnt. "
@@ -112,7 +112,7 @@ def test_progress(tokenizer, rows):
     assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
 
 
-def test_texts_and_chats_may_alternate(tokenizer, rows, chat, learnt):
+def test_texts_and_chats_may_alternate(tokenizer, rows, chat, trained):
     """In a set of prompts and completions; the order stays."""
     made = tokenizer("chatml", adds=("<s>",))
     turns = {
@@ -121,7 +121,7 @@ def test_texts_and_chats_may_alternate(tokenizer, rows, chat, learnt):
     }
     text = {"prompt": "the", "completion": " fox"}
     encoded = encode(rows(text, turns, text, turns), made, max_length=99)
-    found = [learnt(example, made) for example in encoded.examples]
+    found = [trained(example, made) for example in encoded.examples]
     assert found == [[" fox</s>"], ["dog<|im_end|>"]] * 2
     assert [decoded(e, made)[:3] for e in encoded.examples] == ["<s>", "<|i"] * 2
 

@@ -13,9 +13,9 @@ LENGTHS = st.lists(st.integers(2, 16), max_size=40)
 def examples_of(lengths):
     """Examples of which every token has a number of its own; each second one is learnt."""
     ids = np.arange(sum(lengths), dtype=np.int32)
-    learnt = ids % 2 == 1
-    learnt[np.cumsum([0, *lengths])[:-1]] = False
-    return Examples(ids, learnt, lengths)
+    trained = ids % 2 == 1
+    trained[np.cumsum([0, *lengths])[:-1]] = False
+    return Examples(ids, trained, lengths)
 
 
 @given(lengths=LENGTHS, room=st.integers(16, 40))

@@ -24,14 +24,14 @@ def smollm2():
 
 @given(said=st.lists(SAID, min_size=1, max_size=3), asked=SAID)
 @settings(max_examples=100)
-def test_learnt_is_what_the_assistant_says_and_its_end(said, asked, smollm2, rows, learnt):
+def test_learnt_is_what_the_assistant_says_and_its_end(said, asked, smollm2, rows, trained):
     messages = [
         {"role": role, "content": content}
         for text in said
         for role, content in (("user", asked), ("assistant", text))
     ]
     [example] = encode(rows({"messages": messages}), smollm2, max_length=10_000).examples
-    assert learnt(example, smollm2) == [f"{text}<|im_end|>" for text in said]
+    assert trained(example, smollm2) == [f"{text}<|im_end|>" for text in said]
     text = smollm2.apply_chat_template(messages, tokenize=False)
     assert smollm2.decode(example["input_ids"]) == text
     # The first answer is predicted from what the model is prompted with.
@@ -44,11 +44,11 @@ def test_learnt_is_what_the_assistant_says_and_its_end(said, asked, smollm2, row
     ]
 
 
-def test_alpaca_is_a_chat(smollm2, rows, learnt):
+def test_alpaca_is_a_chat(smollm2, rows, trained):
     row = {"instruction": "Name a fox.", "input": "", "output": "Reynard"}
     [example] = encode(rows(row), smollm2, max_length=100).examples
     assert smollm2.decode(example["input_ids"]) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nName a fox.<|im_end|>\n<|im_start|>assistant\nReynard<|im_end|>\n"
     )
-    assert learnt(example, smollm2) == ["Reynard<|im_end|>"]
+    assert trained(example, smollm2) == ["Reynard<|im_end|>"]

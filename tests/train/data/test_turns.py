@@ -32,7 +32,7 @@ SAID = st.one_of(
 @pytest.mark.parametrize("template", LEARNT)
 @given(said=st.lists(SAID, min_size=1, max_size=3), asked=SAID, system=st.none() | SAID)
 def test_learnt_is_what_the_assistant_says_and_what_ends_it(
-    template, said, asked, system, tokenizer, rows, learnt
+    template, said, asked, system, tokenizer, rows, trained
 ):
     made = tokenizer(template)
     messages = [{"role": "system", "content": system}] if system else []
@@ -40,7 +40,7 @@ def test_learnt_is_what_the_assistant_says_and_what_ends_it(
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": content}]
     [example] = encode(rows({"messages": messages}), made, max_length=10_000).examples
     wanted = [LEARNT[template](text, i == len(said) - 1) for i, text in enumerate(said)]
-    assert learnt(example, made) == wanted
+    assert trained(example, made) == wanted
     # And the whole is what the template writes, token for token but at the edges of turns.
     text = made.apply_chat_template(messages, tokenize=False)
     ended = text.rstrip() + "</s>" if template == "no end" else text
@@ -80,13 +80,13 @@ def test_a_prompt_is_read_as_the_model_reads_it_when_it_generates(tokenizer, row
     ],
 )
 def test_thinking_is_learnt_where_the_template_writes_it(
-    template, wanted, tokenizer, rows, chat, learnt
+    template, wanted, tokenizer, rows, chat, trained
 ):
     made = tokenizer(template)
     said = ("<think>\nhm\n</think>\nThis.", "<think>\nha\n</think>\nNo")
     row = chat("user: What?", f"assistant: {said[0]}", "user: And?", f"assistant: {said[1]}")
     [example] = encode(rows(row), made, max_length=200).examples
-    assert learnt(example, made) == wanted
+    assert trained(example, made) == wanted
 
 
 SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfor %}
@@ -110,14 +110,16 @@ SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfo
         ),
     ],
 )
-def test_where_a_turn_begins_and_ends(opening, ending, said, wanted, tokenizer, rows, chat, learnt):
+def test_where_a_turn_begins_and_ends(
+    opening, ending, said, wanted, tokenizer, rows, chat, trained
+):
     made = tokenizer(SIMPLE.replace("opening", opening).replace("ending", ending))
     row = chat("user: fox", f"assistant: {said}", "user: fox", f"assistant: {said}")
     [example] = encode(rows(row), made, max_length=200).examples
-    assert learnt(example, made) == wanted
+    assert trained(example, made) == wanted
 
 
-def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, learnt):
+def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, trained):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.thought }}{{ m.content }}</s>"
         "{% endgeneration %}{% endfor %}"
@@ -128,24 +130,24 @@ def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, learnt):
         {"role": "assistant", "content": "dog", "thought": "hello "},
     ]
     [example] = encode(rows({"messages": messages}), made, max_length=50).examples
-    assert learnt(example, made) == ["hello dog</s>"]
+    assert trained(example, made) == ["hello dog</s>"]
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3", "mistral"])
-def test_an_empty_turn_is_not_learnt(template, tokenizer, rows, chat, learnt):
+def test_an_empty_turn_is_not_learnt(template, tokenizer, rows, chat, trained):
     made = tokenizer(template)
     row = chat("user: fox", "assistant: ", "user: fox", "assistant: dog")
     [example] = encode(rows(row), made, max_length=100).examples
-    assert [part.strip()[:3] for part in learnt(example, made)] == ["dog"]
+    assert [part.strip()[:3] for part in trained(example, made)] == ["dog"]
 
 
-def test_turns_of_the_prompt_are_not_learnt(tokenizer, rows, chat, learnt):
+def test_turns_of_the_prompt_are_not_learnt(tokenizer, rows, chat, trained):
     made = tokenizer("chatml")
     prompt = chat("user: fox", "assistant: quick", "user: fox")["messages"]
     completion = chat("assistant: dog", "user: hello", "assistant: lazy")["messages"]
     row = {"prompt": prompt, "completion": completion}
     encoded = encode(rows(row), made, max_length=100)
-    assert learnt(encoded.examples[0], made) == ["dog<|im_end|>", "lazy<|im_end|>"]
+    assert trained(encoded.examples[0], made) == ["dog<|im_end|>", "lazy<|im_end|>"]
     assert encoded.report.format == "prompt-completion"
 
 
@@ -160,17 +162,17 @@ MARKED = r"""{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>
 
 @pytest.mark.parametrize("inside", ["true", "false"])
 def test_markers_count_and_the_end_of_turn_is_learnt_with_them(
-    inside, tokenizer, rows, chat, learnt
+    inside, tokenizer, rows, chat, trained
 ):
     made = tokenizer(MARKED.replace("end_inside", inside))
     row = chat(
         "user: fox", "assistant: dog", "user: a", "assistant: ", "user: a", "assistant: hello"
     )
     [example] = encode(rows(row), made, max_length=100).examples
-    assert learnt(example, made) == [" dog</s>", " hello</s>"]
+    assert trained(example, made) == [" dog</s>", " hello</s>"]
 
 
-def test_markers_may_enclose_several_parts_of_a_turn(tokenizer, rows, chat, learnt):
+def test_markers_may_enclose_several_parts_of_a_turn(tokenizer, rows, chat, trained):
     template = re.sub(
         r"\{%- if not end_inside.*?endif %\}",
         "{%- generation %} fox</s>{% endgeneration %}",
@@ -182,7 +184,7 @@ def test_markers_may_enclose_several_parts_of_a_turn(tokenizer, rows, chat, lear
         "completion": chat("assistant: dog")["messages"],
     }
     [example] = encode(rows(row), made, max_length=100).examples
-    assert learnt(example, made) == [" dog</s>", " fox</s>"]
+    assert trained(example, made) == [" dog</s>", " fox</s>"]
 
 
 # Templates from which it cannot be told.

@@ -1,4 +1,4 @@
-"""One base model, and what it is made into, one thing after another."""
+"""What is evaluated on one base model: the base itself, and adapters, one after another."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_adapters(chosen: Sequence[Candidate], architecture: Architecture) -> t
     return tuple(problems)
 
 
-def checked(
+def check_candidates(
     model: str | PreTrainedModel,
     folders: Sequence[str | os.PathLike[str]],
     *,
@@ -95,13 +95,13 @@ def checked(
     architecture = architecture_of(live)
     problems = check_adapters(chosen, architecture)
     if not isinstance(live, Source):
-        needed(tokenizer, architecture.name, chat=chat)
+        require_tokenizer(tokenizer, architecture.name, chat=chat)
     elif live.kind != "gguf":  # From which a tokenizer takes as long to read as the model.
-        needed(tokenizer or load_tokenizer(live), live.place, chat=chat)
+        require_tokenizer(tokenizer or load_tokenizer(live), live.place, chat=chat)
     return live, chosen, problems
 
 
-def loaded(
+def load_base(
     live: Source | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
@@ -115,16 +115,16 @@ def loaded(
         The model, and its tokenizer, or the one given.
 
     Raises:
-        BishareError: as `load_model` and `needed` do.
+        BishareError: as `load_model` and `require_tokenizer` do.
     """
     if isinstance(live, Source):
         default = "cuda" if torch.cuda.is_available() else None
         live, own = load_model(live, dtype=dtype, device=device or default)
         tokenizer = tokenizer or own
-    return live, needed(tokenizer, architecture_of(live).name, chat=chat)
+    return live, require_tokenizer(tokenizer, architecture_of(live).name, chat=chat)
 
 
-def needed(
+def require_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, model: str, *, chat: bool
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer, if there is one; with a chat template, if that is wanted.
@@ -140,7 +140,7 @@ def needed(
 
 
 @contextmanager
-def made_into(model: PreTrainedModel, candidate: Candidate) -> Iterator[tuple[str, ...]]:
+def activate_candidate(model: PreTrainedModel, candidate: Candidate) -> Iterator[tuple[str, ...]]:
     """Make the model a candidate, in eval mode, for a block; afterwards it is as it was.
 
     Yields:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bishare_dsl.analyse.propose.candidates import Unit
-from bishare_dsl.analyse.propose.common import Common, common, left_over
+from bishare_dsl.analyse.propose.common import CommonFactors, find_common, remove_common
 from bishare_dsl.analyse.propose.evidence import Updates
 from bishare_dsl.analyse.update import Factored
 
 
-class Remains:
+class Residual:
     """Updates, and what is taken from them. Energies are means over the sets, of 1 at the start."""
 
     def __init__(self, sets: Sequence[Updates]):
@@ -38,7 +38,7 @@ class Remains:
                 here = _here(updates, pool)
                 for path in here:
                     role = unit.candidate.role
-                    updates[path] = left_over(updates[path], found, role, count, len(here) == 1)
+                    updates[path] = remove_common(updates[path], found, role, count, len(here) == 1)
         return before - self.energy()
 
     def energy(self) -> float:
@@ -52,6 +52,6 @@ def _here(updates: Mapping[str, Factored], pool: Sequence[str]) -> list[str]:
 
 def _common(
     updates: Mapping[str, Factored], unit: Unit, pool: Sequence[str], count: int
-) -> Common | None:
+) -> CommonFactors | None:
     here = [updates[path] for path in _here(updates, pool)]
-    return common(here, unit.candidate.role, count) if here else None
+    return find_common(here, unit.candidate.role, count) if here else None

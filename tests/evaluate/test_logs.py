@@ -4,7 +4,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from bishare_dsl.evaluate.quiet import overheard
+from bishare_dsl.evaluate.logs import capture_logs
 
 LOGGER = logging.getLogger("lm_eval.api.task")
 
@@ -12,7 +12,7 @@ LOGGER = logging.getLogger("lm_eval.api.task")
 @pytest.mark.parametrize("bars", [False, True])
 def test_what_is_logged_is_kept_once_and_nothing_is_written_but_bars(capfd, bars):
     said = ["known"]
-    with overheard(said, bars=bars):
+    with capture_logs(said, bars=bars):
         for number in tqdm(range(3), desc="bar"):
             LOGGER.warning("row %d\n is cut", number)
         LOGGER.info("not worth telling")
@@ -37,7 +37,7 @@ def test_everything_is_as_before_after_an_error():
 
     before = state()
     said = []
-    with pytest.raises(KeyError), overheard(said, level=logging.DEBUG):
+    with pytest.raises(KeyError), capture_logs(said, level=logging.DEBUG):
         fail()
     assert state() == before
     assert said == ["just before"]

@@ -19,7 +19,7 @@ from bishare_dsl.models.site import Site
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class Given:
+class GivenPairs:
     """Pairs by adapter and site. A file for each adapter, mapped and not read: hundreds cost no memory."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
@@ -59,7 +59,7 @@ class Given:
 
 
 @contextmanager
-def given(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[Given]:
+def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenPairs]:
     """Take the updates of adapters, one after the other, for a block.
 
     Raises:
@@ -79,4 +79,4 @@ def given(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[Given]:
                     }
             files[name] = Path(scratch, f"{number}.safetensors")
             save_file(pairs, files[name])
-        yield Given(files)
+        yield GivenPairs(files)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bishare_dsl.diagnostics import AdapterError, BishareError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.hooks import gathered, is_offloaded, is_spread
+from bishare_dsl.models.hooks import gather, is_offloaded, is_sharded_tensor
 from bishare_dsl.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
     return {name: where[path] for name, path in plan.first_site.items()}
 
 
-def settle(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device]) -> None:
+def move_tensors(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device]) -> None:
     """Move tensors to where `devices` says that they go, in place, and their gradients with them."""
     for name, tensor in tensors.items():
         # On the meta device there are no values: neither could they come from there, nor must they go there.
@@ -37,7 +37,7 @@ def settle(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device
                 tensor.grad = tensor.grad.to(where[name])
 
 
-def whole(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def gather_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give the plan's tensors by name, detached, each with all of its values.
 
     FSDP2's sharded tensors are gathered, for which every process has to call this.
@@ -48,13 +48,13 @@ def whole(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in plan.tensors}
 
 
-def by_one(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:
+def on_first_process(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:
     """Give what ``act`` gives. Where tensors are sharded, every process calls this and the first one acts.
 
     Raises:
         BishareError: ``act`` did, which all processes then do.
     """
-    if not any(map(is_spread, tensors.values())):
+    if not any(map(is_sharded_tensor, tensors.values())):
         return act()
     from torch import distributed
 
@@ -73,7 +73,7 @@ def by_one(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:
 def _whole(name: str, shape: tuple[int, int], tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         raise AdapterError(codes.NO_VALUES(name=name, reason="it is on the meta device"))
-    tensor = gathered(tensor)
+    tensor = gather(tensor)
     if tuple(tensor.shape) != shape:
         reason = f"it is {tuple(tensor.shape)} on this process, and {shape} in the plan"
         raise AdapterError(codes.NO_VALUES(name=name, reason=reason))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bishare_dsl import load_adapter
-from bishare_dsl.evaluate.live import Candidate, candidates, made_into
+from bishare_dsl.evaluate.candidates import Candidate, activate_candidate, candidates
 
 IDS = torch.arange(12).view(2, 6)
 
@@ -28,28 +28,31 @@ def logits(model):
         return model(IDS).logits
 
 
-def test_a_model_is_made_into_each_and_back(model, adapters):
+def test_a_model_becomes_each_candidate_and_is_the_base_again(model, adapters):
     plain = logits(model)
     seen = []
     for folder in adapters:
-        with made_into(model, Candidate("x", folder)):
+        with activate_candidate(model, Candidate("x", folder)):
             assert not model.training
             seen.append(logits(model))
         assert torch.equal(logits(model), plain)
     assert not torch.equal(*seen)
     load_adapter(adapters[0], model).train()
-    with made_into(model, Candidate("live")):
+    with activate_candidate(model, Candidate("live")):
         assert torch.equal(logits(model), seen[0])
-    with made_into(model, Candidate("base", disable=True)):
+    with activate_candidate(model, Candidate("base", disable=True)):
         assert torch.equal(logits(model), plain)
     assert model.training
 
 
 def test_an_interruption_leaves_the_base(model, adapters):
     plain = logits(model)
-    with pytest.raises(KeyboardInterrupt), made_into(model, Candidate("x", adapters[0])):
+    with pytest.raises(KeyboardInterrupt), activate_candidate(model, Candidate("x", adapters[0])):
         raise KeyboardInterrupt
     assert torch.equal(logits(model), plain)
-    with pytest.raises(Exception, match="BS601"), made_into(model, Candidate("x", Path("nowhere"))):
+    with (
+        pytest.raises(Exception, match="BS601"),
+        activate_candidate(model, Candidate("x", Path("nowhere"))),
+    ):
         pass
     assert not hasattr(model, "bishare")

@@ -1,4 +1,4 @@
-"""Keeping what lm_eval writes off the terminal, and what of it matters."""
+"""Keeping what lm_eval prints off the terminal, and its log for the user."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from io import StringIO
 
 
 @contextmanager
-def overheard(
+def capture_logs(
     said: list[str], *, bars: bool = False, level: int = logging.WARNING
 ) -> Iterator[None]:
-    """Let nothing be printed in a block, and keep what lm_eval logs.
+    """Let nothing be printed in a block, and capture what lm_eval logs.
 
     Args:
         said: gets what is logged, once for each place in lm_eval's code, with how often it came.

@@ -66,12 +66,12 @@ MEASURES = (
 )
 
 
-def likeness(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
+def similarity(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     """Give each measure of each two updates, (n, n) float64; NaN where their widths differ.
 
     The input side is compared as it was learnt, without starts that are known; all else is of dW.
     """
-    inputs = [_Side(u.site.d_in, u.learnt.right, u.learnt.values) for u in updates]
+    inputs = [_Side(u.site.d_in, u.trained.right, u.trained.values) for u in updates]
     outputs = [_Side(u.site.d_out, u.whole.left, u.whole.values) for u in updates]
     angles_in, cka_in = _of_side(inputs)
     angles_out, cka_out = _of_side(outputs)

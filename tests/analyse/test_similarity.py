@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from bishare_dsl.analyse.likeness import likeness
 from bishare_dsl.analyse.maps import maps
 from bishare_dsl.analyse.rmi import rmi
+from bishare_dsl.analyse.similarity import similarity
 from tests.analyse.conftest import INDEPENDENT, TARGET
 
 SHARED_A = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
@@ -50,7 +50,7 @@ def test_rmi_of_independent_random_matrices_of_one_scale_is_1():
 
 def test_the_measures_are_those_of_the_dense_matrices(read):
     updates = read(INDEPENDENT).updates[:5]
-    found = likeness(updates)
+    found = similarity(updates)
     one, other = dense(updates[1]), dense(updates[2])  # k_proj and v_proj, 192 -> 96
     assert float(found["rmi"][1, 2]) == pytest.approx(authors_rmi(one, other), abs=1e-4)
     cosine = float((one * other).sum() / one.norm() / other.norm())
@@ -64,7 +64,7 @@ def test_the_measures_are_those_of_the_dense_matrices(read):
 
 
 def test_of_different_widths_there_is_rmi_alone(read):
-    found = likeness(read(INDEPENDENT).updates[:5])
+    found = similarity(read(INDEPENDENT).updates[:5])
     q, down = 0, 4
     assert math.isnan(found["angles_in"][q, down])
     assert float(found["angles_out"][q, down]) < 0.1
@@ -74,7 +74,7 @@ def test_of_different_widths_there_is_rmi_alone(read):
 
 def mean(adapter, measure: str, title: str) -> float:
     (found,) = [
-        m for m in maps(adapter.updates, likeness) if (m.measure, m.title) == (measure, title)
+        m for m in maps(adapter.updates, similarity) if (m.measure, m.title) == (measure, title)
     ]
     return found.mean
 
@@ -111,10 +111,10 @@ def test_what_modules_started_as_alike_is_no_sharing(read):
     assert mean(frozen, "angles_in", "q_proj across layers") == pytest.approx(1.0, abs=1e-3)
     alike, apart = read(INDEPENDENT, change=0.03), read(INDEPENDENT, change=0.03, seed=1, name="b")
     kept = read(INDEPENDENT, change=0.03, keep_starts=True, name="c")
-    from bishare_dsl.analyse.analysis import between
+    from bishare_dsl.analyse.analysis import compare_adapters
 
     def angle(one, other):
-        charts = {chart.map.measure: chart for chart in between([one, other])}
+        charts = {chart.map.measure: chart for chart in compare_adapters([one, other])}
         return charts["angles_in"].map.mean
 
     assert angle(alike, apart) < 0.05

@@ -1,4 +1,4 @@
-"""Whom a run tells what it does, and what it found."""
+"""Reporting what a run does, and what it finds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _warn(text: str) -> None:
 
 
 @dataclass
-class Voice:
+class Reporter:
     """By default notes go to standard error, and findings become warnings, as of any call from Python.
 
     Attributes:
