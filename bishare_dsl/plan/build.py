@@ -426,8 +426,9 @@ class _SharePlan:
 
 
 def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
-    if own.keys() != set(transform.owned):
-        found, said = sorted(own), sorted(transform.owned)
+    said = sorted({*transform.roles} - {*transform.pooled})
+    if sorted(own) != said:
+        found = sorted(own)
         raise transform_error(transform, f"`own` gives the roles {found}, and `owned` says {said}")
     for shape in own.values():
         shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)

@@ -166,9 +166,10 @@ def _frozen(share: Share, roles: Collection[str], params: Mapping[str, Value]) -
 
 def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
     """Tell how a transform's tensors start that the share says nothing of, by role."""
-    roles = (*transform.pooled, *transform.owned)
     with guard(transform, "start"):
-        return {role: Start(*transform.start(role)) for role in roles if role not in given}
+        return {
+            role: Start(*transform.start(role)) for role in transform.roles if role not in given
+        }
 
 
 def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
@@ -205,7 +206,7 @@ def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[L
 def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
     """Tell what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
-    roles = [*transform.pooled, *transform.owned, *resolved.gains]
+    roles = [*transform.roles, *resolved.gains]
     for loc, role in resolved.frozen.items():
         if role not in roles:
             help_line = nearest(role, roles)
@@ -226,7 +227,7 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
 def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
     """Tell whether the term starts at zero, and can leave it."""
     transform = resolved.transform
-    roles = (*transform.pooled, *transform.owned, *resolved.gains)
+    roles = (*transform.roles, *resolved.gains)
     zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
     with guard(transform, "zeros"):
         parts = transform.zeros(zero) | (zero & resolved.gains)

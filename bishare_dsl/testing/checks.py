@@ -325,8 +325,8 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
         return False
     _same(type(transform).model_validate(transform.options()), transform, "the options, read again")
     for width in widths:
-        _same(sorted(own[width]), sorted(transform.owned), "roles of a site's own tensors")
-        _same(set(own[width]) & set(shared), set(), "roles both pooled and a site's own")
+        found = sorted([*shared, *own[width]])
+        _same(found, sorted(transform.roles), "roles of the tensors of pools and of a site's own")
         shapes = shared | {role: (t.rows, t.columns) for role, t in own[width].items()}
         if transform.linear:
             _check_factors(transform, rank, width, shapes)

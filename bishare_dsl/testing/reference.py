@@ -204,6 +204,21 @@ def basis(term: TermValues) -> Factors:
     return b, a
 
 
+@reference("Mix")
+def mix(term: TermValues) -> Factors:
+    """Lily with a static router, MASA: ``sum_k m_k B_k`` and ``sum_k m_k A_k``; of wider ones the front."""
+
+    def mixed(role: str, width: int) -> Tensor:
+        count, r = term.options[f"count_{role}"], term.rank
+        matrices = [term[role][k * r : (k + 1) * r, :width] for k in range(count)]
+        if count == 1:
+            return matrices[0]
+        weights = term[f"m_{role}"][0]
+        return torch.stack([weights[k] * matrices[k] for k in range(count)]).sum(0)
+
+    return mixed("B", term.d_out).T, mixed("A", term.d_in)
+
+
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
     """EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""

@@ -31,6 +31,7 @@ BUILT_IN = {
     "Rotation": "rotation:Rotation",
     "BlockDiagonal": "block_diagonal:BlockDiagonal",
     "Basis": "basis:Basis",
+    "Mix": "mix:Mix",
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }

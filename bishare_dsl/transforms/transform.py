@@ -70,7 +70,8 @@ class Transform(BaseModel):
 
     Attributes:
         pooled: the roles of the tensors that are shared; each is pooled by itself.
-        owned: the roles of the tensors that each site has for itself.
+        owned: the roles of the tensors that each site has for itself; where options leave some out,
+            `roles` says which there are.
         linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
             and can be trained, saved and run, but neither merged nor exported.
         batched: whether `factor` also takes tensors with more dimensions in front.
@@ -84,6 +85,11 @@ class Transform(BaseModel):
     owned: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the tensors that it has with these options: first those of pools."""
+        return (*self.pooled, *self.owned)
 
     def check_rank(self, rank: int) -> None:
         """Refuse a rank that the options cannot give.

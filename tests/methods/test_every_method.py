@@ -20,6 +20,7 @@ TINY = {
     "hydralora": {"r": 2},
     "ladder": {"r": 1, "group": 2, "size": 8},
     "late_own": {"first": -1, "r_own": 2, "r_early": 3},
+    "lily": {"r": 3},
     "lora": {"r": 3},
     "melora": {"r": 2},
     "multilora": {"r": 2},

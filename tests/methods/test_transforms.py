@@ -13,6 +13,7 @@ from bishare_dsl.transforms.basis import Basis
 from bishare_dsl.transforms.block_diagonal import BlockDiagonal
 from bishare_dsl.transforms.experts import Experts
 from bishare_dsl.transforms.loadings import Loadings
+from bishare_dsl.transforms.mix import Mix
 from bishare_dsl.transforms.rotation import Rotation
 from bishare_dsl.transforms.vector_bank import VectorBank
 
@@ -46,6 +47,12 @@ def test_basis(widths, rank, count):
     assert check_transform(Basis(count=count), rank, widths)
 
 
+@given(pools(), RANKS, st.sampled_from([(1, 2), (1, 4), (3, 1), (2, 3)]))
+def test_mix(widths, rank, counts):
+    count_a, count_b = counts
+    assert check_transform(Mix(count_A=count_a, count_B=count_b), rank, widths)
+
+
 @given(pools(), RANKS, COUNTS)
 def test_loadings(widths, rank, vectors):
     assert check_transform(Loadings(vectors=vectors), rank, widths)
@@ -68,6 +75,8 @@ def test_experts(widths, rank, count):
         (BlockDiagonal, {"blocks": 0}),
         (Basis, {"count": 0}),
         (Loadings, {"vectors": 0}),
+        (Mix, {}),  # Nothing would be mixed.
+        (Mix, {"count_A": 1, "count_B": 0}),
     ],
 )
 def test_options_that_mean_nothing(kind, options):

@@ -1,0 +1,73 @@
+"""Mix: factors as mixtures of matrices that sites share, each with weights of its own (Lily, MASA).
+
+Zhong et al. 2025, "Low-Rank Interconnected Adaptation across Layers", whose router is here a vector of
+each site, so that the update is a matrix; Dong et al. 2025, "MASA" (arXiv 2510.06005), for several A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, PositiveInt, model_validator
+
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Mix(Transform):
+    """``A = sum_i m_A[i] A_i`` over ``count_A`` matrices, and ``B = sum_i m_B[i] B_i`` over ``count_B``.
+
+    The pools share them, stacked in ``A (count_A * r, max d_in)`` and ``B (count_B * r, max d_out)``; a
+    narrower site takes the leading columns. A site's own are the weights, ``m_A (1, count_A)`` and
+    ``m_B (1, count_B)``; a factor of one matrix is that matrix, and has none.
+    """
+
+    name: ClassVar[str] = "Mix"
+    title: ClassVar[str] = "Static Mixture"
+    owned: ClassVar[tuple[str, ...]] = ("m_A", "m_B")
+    batched: ClassVar[bool] = True
+
+    count_A: PositiveInt = Field(1, description="matrices that are mixed into A")
+    count_B: PositiveInt = Field(1, description="matrices that are mixed into B")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Mix:
+        if not self.mixed:
+            raise ValueError("`count_A` or `count_B` is 2 or more, or nothing is mixed")
+        return self
+
+    @property
+    def mixed(self) -> str:
+        """The factors that are mixtures: A, B, or both."""
+        return "A" * (self.count_A > 1) + "B" * (self.count_B > 1)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (*self.pooled, *(f"m_{role}" for role in self.mixed))
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return self._count(role) * rank, max(widths)
+
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        return rank if role == "B" else max(widths)
+
+    def start(self, role: str) -> Start:
+        # Weights that differ from site to site: with equal ones, all matrices would get one gradient.
+        return Start("kaiming_uniform") if role in self.owned else super().start(role)
+
+    def own(self, rank: int, width: Width) -> Mapping[str, Own]:
+        counts = {role: self._count(role) for role in self.mixed}
+        return {f"m_{role}": Own(1, count, fan_in=count) for role, count in counts.items()}
+
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        matrices = tensors[role][..., :side]
+        if role in self.mixed:
+            apart = matrices.unflatten(-2, (self._count(role), rank))  # (..., count, r, side)
+            matrices = (tensors[f"m_{role}"].mT.unsqueeze(-1) * apart).sum(-3)
+        return matrices
+
+    def _count(self, role: str) -> int:
+        return self.count_A if role == "A" else self.count_B
