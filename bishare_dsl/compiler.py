@@ -207,8 +207,10 @@ def install_all(
         BishareError: there is none (BS675), or as `read_fitting` and `install` do; nothing was changed.
     """
     from bishare_dsl.adapter.files import CONFIG, names_in, place_of
+    from bishare_dsl.hub import adapter_folder
     from bishare_dsl.serve.transformers.handle import AdapterHandle
 
+    folder = adapter_folder(folder)
     paths = [Path(f"{os.fspath(folder)}#{name}") for name in names_in(folder)]
     paths = paths or sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
     if not paths:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, one_line
@@ -27,7 +28,7 @@ _ADAPTER_OFFLINE = (
     "are in the Hugging Face cache already (`HF_HOME`)"
 )
 
-_ADAPTER_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+_ADAPTER_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?:#(.*))?", re.ASCII)
 
 _MARKS = ("bishare_config.json", "adapter_config.json")
 _FILES = (
@@ -39,6 +40,9 @@ _FILES = (
     "README.md",
 )
 """What an adapter is made of, ours or PEFT's. Nothing else of a repository is fetched, and no pickle."""
+
+_MEMBER = "adapters/{}.safetensors"
+"""What a library has for one of its adapters."""
 
 PICTURE = "topology.svg"
 """What the model card of an adapter on the Hub shows."""
@@ -72,7 +76,8 @@ def require_hub(model_id: str) -> None:
 def adapter_folder(place: str | os.PathLike[str]) -> Path:
     """Give the folder of an adapter, fetched from the Hub first where it is the id of one there.
 
-    An id is ``owner/name``, or ``owner/name@revision``. A folder of that name wins over it.
+    An id is ``owner/name``, or ``owner/name@revision``; behind it may stand the ``#adapter`` of a library, of
+    which no other adapter is fetched. A folder of that name wins over it.
 
     Raises:
         AdapterError: the Hub cannot be reached and the cache has no such adapter (BS504), or the Hub does
@@ -84,8 +89,10 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     match = _ADAPTER_ID.fullmatch(os.fspath(place))
     if match is None or path.exists() or path.parent.is_dir():
         return path
-    name, revision = match.groups()
-    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=list(_FILES))
+    name, revision, adapter = match.groups()
+    # What is no name is looked for in vain, and said to be none.
+    member = _MEMBER.format("*" if adapter is None else escape(adapter))
+    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=[*_FILES, member])
     try:
         with _asked(name, AdapterError, _ADAPTER_OFFLINE):
             _require_adapter(name, revision)
@@ -97,7 +104,7 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
             found = fetch(local_files_only=True)
         except OSError:  # it is not in the cache, or not whole
             raise error from None
-    return Path(found)
+    return Path(found if adapter is None else f"{found}#{adapter}")
 
 
 def push_adapter(
@@ -135,7 +142,7 @@ def push_adapter(
             hub.upload_folder(
                 repo_id=made.repo_id,
                 folder_path=folder,
-                allow_patterns=[*_FILES, PICTURE],
+                allow_patterns=[*_FILES, PICTURE, _MEMBER.format("*")],
                 revision=revision,
                 commit_message=message or "Upload an adapter made by bishare",
             )

@@ -1,4 +1,4 @@
-"""An adapter on its way to the Hugging Face Hub: its folder, with a picture and a card for readers there."""
+"""An adapter or a library on its way to the Hugging Face Hub, with a picture and a card for readers there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bishare_dsl.adapter.card import FOLDER
-from bishare_dsl.adapter.files import CARD, CONFIG, read_adapter
+from bishare_dsl.adapter.files import (
+    CARD,
+    CONFIG,
+    StoredAdapter,
+    names_in,
+    place_of,
+    read_adapter,
+    save_adapter,
+)
 from bishare_dsl.hub import PICTURE, push_adapter
 from bishare_dsl.show.picture import picture
 from bishare_dsl.show.svg import whole
@@ -27,10 +35,11 @@ def push_folder(
     """Put an adapter folder on the Hub; `load_adapter(name, model)` loads it from there.
 
     What is pushed is the adapter, a picture of who shares what, and its card, in which the picture and the
-    adapter's name on the Hub now stand. The folder itself is not changed.
+    adapter's name on the Hub now stand. The folder itself is not changed. A library is pushed whole, and
+    ``f"{name}#ADAPTER"`` is an adapter of it; an adapter of a library is pushed as one that stands alone.
 
     Args:
-        folder: of an adapter, which is checked first.
+        folder: of an adapter or a library, or an adapter of a library; all of it is checked first.
         name: ``owner/name``, or a name alone for one's own account.
         private: whether a repository that is made is private; by default as the account has it.
         revision: the branch; by default main.
@@ -43,17 +52,40 @@ def push_folder(
     Raises:
         AdapterError: the folder is damaged (BS601 to BS612), or as `hub.push_adapter`.
     """
-    stored = read_adapter(folder)
+    library, one = place_of(folder)
+    names = names_in(library) if one is None else ()
+    files: dict[str, object] = {}
+    for place in [f"{library}#{n}" for n in names] or [folder]:
+        stored = read_adapter(place)
+        files |= stored.config.files
     with TemporaryDirectory() as scratch:
         here = Path(scratch)
-        for file in (*stored.config.files, CONFIG, CARD):
-            if (path := stored.folder / file).is_file():
-                shutil.copyfile(path, here / file)
+        if one is not None:
+            _write_alone(stored, here)
+        else:
+            for file in (*files, CONFIG, CARD):
+                if (path := library / file).is_file():
+                    (here / file).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(path, here / file)
         (here / PICTURE).write_text(whole(picture(stored.plan)), encoding="utf-8")
         if (card := here / CARD).is_file():
-            text = _for_the_hub(card.read_text("utf-8"), name, licence, _training(stored.folder))
+            text = _for_the_hub(card.read_text("utf-8"), name, licence, _training(library))
             card.write_text(text, encoding="utf-8")
         return push_adapter(here, name, private=private, revision=revision, message=message)
+
+
+def _write_alone(stored: StoredAdapter, folder: Path) -> None:
+    """Write an adapter of a library with the tensors that it shares there."""
+    config = stored.config
+    save_adapter(
+        folder,
+        stored.plan,
+        stored.tensors(),
+        stored.spec_text,
+        seed=config.seed,
+        base_revision=config.base_revision,
+        dtype=config.rounded,
+    )
 
 
 def _for_the_hub(card: str, name: str, licence: str | None, training: str) -> str:

@@ -226,7 +226,7 @@ def command(
     """Train an adapter. The recipe is the paper's where nothing else is said: AdamW at 1e-4, 64 examples in a
     step, one epoch, and 100 steps of warm-up, but no more than a tenth; dropout and alpha as in the spec.
 
-    SPEC is a spec, or the folder of an adapter to train further. Any argument of transformers'
+    SPEC is a spec, or an adapter to train further: its folder, or LIBRARY#NAME. Any argument of transformers'
     TrainingArguments is an option too (--help-all lists them), such as --learning_rate,
     --num_train_epochs, --per_device_train_batch_size, --bf16, --gradient_checkpointing,
     --report_to tensorboard.
@@ -268,13 +268,12 @@ def command(
 
 def _spec(name: str | None) -> Spec | str | None:
     """Give what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
-    from pathlib import Path
-
+    from bishare_dsl.adapter.files import place_of
     from bishare_dsl.cli.reading import read_spec, read_text
 
     if name == "-":
         return read_spec(name)[0]
-    if name is not None and not Path(name).is_dir():
+    if name is not None and not place_of(name)[0].is_dir():
         read_text(name)
     return name
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from bishare_dsl.adapter.files import CONFIG, StoredAdapter
+from bishare_dsl.adapter.files import CONFIG, StoredAdapter, place_of
 from bishare_dsl.compiler import Planned, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap
 from bishare_dsl.diagnostics.codes import train as codes
@@ -180,7 +180,7 @@ def _made(
 
 
 def _is_adapter(spec: Spec | str | None) -> TypeGuard[str]:
-    return isinstance(spec, str) and "\n" not in spec and (Path(spec) / CONFIG).is_file()
+    return isinstance(spec, str) and "\n" not in spec and (place_of(spec)[0] / CONFIG).is_file()
 
 
 def _tokenizer(

@@ -133,6 +133,21 @@ def test_commands_take_an_adapter_of_a_library(
         )
 
 
+def test_an_adapter_of_a_library_is_trained_further(
+    library: Path, checkpoint: Path, capsys: Any
+) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"text": "a b c"}) + "\n")
+    words = ["--model", checkpoint, "--data", "rows.jsonl", "--output_dir", "more"]
+    words += ["--max_steps", 1]
+    assert "BS678" in run(capsys, "train", "library#lwa", *words)[2]
+    code, _, err = run(capsys, "train", "library#law", *words)
+    assert code == 0, err
+    before, after = read_adapter("library#law"), read_adapter("more")
+    assert after.plan.digest == before.plan.digest
+    assert not torch.equal(dense("more"), dense("library#law"))
+    torch.testing.assert_close(dense("more"), dense("library#law"), rtol=0, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("place", "code", "said"),
     [

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
+from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from tests.hub.stand_in import stand_in
 
@@ -106,6 +107,63 @@ for (name, one), other in zip(model.bishare.tensors().items(), again.bishare.ten
     assert found.stdout.strip() == f"{hub.url}/me/mine"
 
 
+@pytest.fixture
+def library(tmp_path, base):
+    """Of two adapters, which share their A's."""
+    text = "spec s\ntarget q_proj\nshare a  A per layer  B per adapter, module  rank 2\n"
+    (tmp_path / "family.share").write_text(text)
+    for seed, name in enumerate(("law", "code")):
+        model = compile_spec("lora", tiny_model("llama"), seed=seed)
+        for parameter in model.bishare.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.bishare.save_pretrained(tmp_path / name)
+    words = ["fit", tmp_path / "law", tmp_path / "code", "--model", base, "--quiet"]
+    words += ["--spec", tmp_path / "family.share", "--out", tmp_path / "library", "--sweeps", "1"]
+    assert main([*map(str, words)]) == 0
+    return tmp_path / "library"
+
+
+def test_a_library_goes_to_the_hub_and_comes_back(hub, bishare, library):
+    assert bishare("push", library, "me/library").returncode == 0
+    files = hub.repositories["me/library"]
+    members = {f"adapters/{name}.safetensors" for name in ("law", "code")}
+    assert set(files) == members | {
+        "bishare_config.json", "adapter.safetensors", "spec.share", "README.md", "topology.svg"
+    }  # fmt: skip
+    assert 'load_adapter("me/library#law", model)' in files["README.md"].decode()
+    script = """
+import sys, torch
+from bishare_dsl import load_adapter, load_adapters
+from bishare_dsl.testing.models import tiny_model
+one = load_adapter("me/library@main#code", tiny_model("llama")).bishare.tensors()
+here = load_adapter(sys.argv[1] + "#code", tiny_model("llama")).bishare.tensors()
+assert all(torch.equal(one[name], here[name]) for name in here)
+print(len(list(__import__("pathlib").Path("cache").rglob("law.safetensors"))))
+print(*load_adapters("me/library", tiny_model("llama")).bishare.adapters)
+"""
+    found = bishare(library, script=script)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["0", "law", "code"], "of a library no other adapter is fetched"
+    for name, code in (("me/library#lwa", "BS678"), ("me/library", "BS676")):
+        assert code in bishare("inspect", name).stderr
+
+
+def test_an_adapter_of_a_library_is_pushed_as_one_that_stands_alone(hub, bishare, library):
+    assert bishare("push", f"{library}#code", "me/code").returncode == 0
+    assert set(hub.repositories["me/code"]) == {
+        "bishare_config.json", "adapter.safetensors", "spec.share", "README.md", "topology.svg"
+    }  # fmt: skip
+    script = """
+import sys, torch
+from bishare_dsl import load_adapter
+from bishare_dsl.testing.models import tiny_model
+one, other = (load_adapter(name, tiny_model("llama")).bishare.tensors() for name in sys.argv[1:])
+assert all(torch.equal(one[name], other[name]) for name in one)
+"""
+    found = bishare(f"{library}#code", "me/code", script=script)
+    assert found.returncode == 0, found.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
@@ -138,6 +196,13 @@ def test_what_the_hub_does_not_take(hub, bishare, adapter):
     found = bishare("push", adapter, "me/shared")
     assert found.returncode == 1
     assert hub.asked == [], "what is damaged is not sent"
+
+
+def test_a_damaged_library_is_not_sent(hub, bishare, library):
+    broken = library / "adapters" / "code.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    assert bishare("push", library, "me/library").returncode == 1
+    assert hub.asked == []
 
 
 def test_without_the_hub(bishare, adapter):

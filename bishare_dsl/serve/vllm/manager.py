@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.hub import adapter_folder
 from bishare_dsl.serve.vllm.compact import CompactManager
 from bishare_dsl.serve.vllm.expanded import ExpandedManager
 from bishare_dsl.serve.vllm.folder import Stamp
@@ -74,5 +75,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
 
 
 def _place(path: str) -> str:
-    """Give the place that a request means. vLLM would ask the Hub for what is no folder, as in a library."""
-    return path if Stamp.of(path) is not None else get_adapter_absolute_path(path)
+    """Give the place that a request means, fetched where the Hub has it. vLLM knows no libraries."""
+    if Stamp.of(path) is not None:
+        return path
+    return str(adapter_folder(path)) if "#" in path else get_adapter_absolute_path(path)
