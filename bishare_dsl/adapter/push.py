@@ -54,10 +54,11 @@ def push_folder(
     """
     library, one = place_of(folder)
     names = names_in(library) if one is None else ()
-    files: dict[str, object] = {}
-    for place in [f"{library}#{n}" for n in names] or [folder]:
-        stored = read_adapter(place)
-        files |= stored.config.files
+    places = [f"{library}#{n}" for n in names] or [os.fspath(folder)]
+    stored = read_adapter(places[0])
+    files = {**stored.config.files}
+    for place in places[1:]:
+        files |= read_adapter(place).config.files
     with TemporaryDirectory() as scratch:
         here = Path(scratch)
         if one is not None:

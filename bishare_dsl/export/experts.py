@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,19 +63,27 @@ def wrappers_of(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, str]:
     return found
 
 
+def of_all(
+    pairs: Mapping[int, tuple[torch.Tensor, torch.Tensor]], count: int, d_in: int, d_out: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack the pairs of experts, by their numbers: all of one rank, and zeros for who has none."""
+    rank = max(len(down) for down, _ in pairs.values())
+    dtype = next(down.dtype for down, _ in pairs.values())
+    nothing = torch.zeros(0, d_in, dtype=dtype), torch.zeros(0, d_out, dtype=dtype)
+    both = [pairs.get(expert, nothing) for expert in range(count)]
+    down, up = (
+        torch.stack([pad(pair[i], (0, 0, 0, rank - len(pair[i]))) for pair in both])
+        for i in range(2)
+    )
+    return down, up
+
+
 def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weight]]]) -> Stack:
     _, any_weight = next(iter(experts.values()))[0]
     shape = any_weight.module.get_parameter(parameter).shape
     count, d_in, d_out = shape if any_weight.transposed else (shape[0], shape[2], shape[1])
     joined = {expert: _joined(members, d_out) for expert, members in experts.items()}
-    rank = max(len(down) for down, _ in joined.values())
-    nothing = torch.zeros(0, d_in), torch.zeros(0, d_out)
-    both = [joined.get(expert, nothing) for expert in range(count)]
-    down, up = (
-        torch.stack([pad(pair[i], (0, 0, 0, rank - len(pair[i]))) for pair in both])
-        for i in range(2)
-    )
-    return Stack(owner, parameter, down, up)
+    return Stack(owner, parameter, *of_all(joined, count, d_in, d_out))
 
 
 def _joined(

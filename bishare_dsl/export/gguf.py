@@ -3,6 +3,8 @@
 Tensors are named and laid out as llama.cpp's converter does it to the base's weights, where rows of some are
 in another order. llama.cpp multiplies what a pair gives by ``adapter.lora.alpha`` over the pair's rank; an
 alpha of 0 means that it does not, which suits ranks that differ and scales that are in B already.
+
+Of experts it has one pair for all of a layer and a kind, with the experts in front, as it has their weights.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.experts import of_all
 from bishare_dsl.export.lora import Pair
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.site import Site
+from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import replace_file
 
@@ -59,6 +64,9 @@ FAMILIES: Mapping[str, tuple[str, _Order]] = {
     "mixtral": ("llama", _halves),
     "qwen2": ("qwen2", _as_it_is),
     "qwen3": ("qwen3", _as_it_is),
+    "qwen2_moe": ("qwen2moe", _as_it_is),
+    "qwen3_moe": ("qwen3moe", _as_it_is),
+    "olmoe": ("olmoe", _as_it_is),
     "gemma2": ("gemma2", _as_it_is),
     "gemma3_text": ("gemma3", _as_it_is),
     "smollm3": ("smollm3", _halves),
@@ -85,8 +93,12 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
     if family not in FAMILIES:
         raise AdapterError(codes.GGUF_FAMILY(family=family, known=", ".join(sorted(FAMILIES))))
     known = get_tensor_name_map(MODEL_ARCH[FAMILIES[family][0].upper()], plan.base.layers)
-    paths = [site.path for site in plan.sites if plan.rows(site.path)]
-    names = {path: known.get_name(f"{path}.weight", (".weight",)) for path in paths}
+    maps = linear_maps(model)
+    names = {
+        site.path: known.get_name(f"{_weight_of(site, maps)}.weight", (".weight",))
+        for site in plan.sites
+        if plan.rows(site.path)
+    }
     if missing := [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]:
         raise AdapterError(missing[:5])
     return {path: str(name) for path, name in names.items()}
@@ -122,6 +134,7 @@ def write_gguf(
 
     config: Any = model.config
     architecture, order = FAMILIES[config.model_type]
+    maps = linear_maps(model)
     with TemporaryDirectory() as scratch:
         made = Path(scratch) / "lora.gguf"
         writer = GGUFWriter(made, architecture)
@@ -129,13 +142,14 @@ def write_gguf(
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)
         writer.add_name(plan.spec)
-        for pair in pairs:
-            rows = order(config, pair.site)
-            up = pair.up if rows is None else pair.up[:, rows]
-            for label, factor in (("a", pair.down), ("b", up.t())):
+        for of_weight in _by_weight(pairs, names):
+            rows = order(config, of_weight[0].site)
+            down, up = _factors(of_weight, maps)
+            up = up if rows is None else up[..., rows]
+            for label, factor in (("a", down), ("b", up.mT)):
                 kind = GGMLQuantizationType[_GGML[factor.dtype]]
                 values = quantize(factor.float().contiguous().numpy(), kind)
-                name = f"{names[pair.site.path]}.lora_{label}"
+                name = f"{names[of_weight[0].name]}.lora_{label}"
                 writer.add_tensor(name, values, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -143,3 +157,29 @@ def write_gguf(
         writer.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, made.read_bytes())
+
+
+def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
+    """Give the path of the weight that llama.cpp has a site in: that of all experts."""
+    weight = maps[site.path]
+    return site.path if weight.expert is None else f"{weight.owner}.{site.kind}"
+
+
+def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pair]]:
+    """Put the pairs together whose weights llama.cpp has in one tensor."""
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(names[pair.name], []).append(pair)
+    return list(found.values())
+
+
+def _factors(
+    pairs: Sequence[Pair], maps: Mapping[str, Weight]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight; those of experts with the experts in front."""
+    first, weight = pairs[0], maps[pairs[0].name]
+    if weight.expert is None:
+        return first.down, first.up
+    experts = len(weight.module.get_parameter(weight.parameter))
+    numbered = {maps[pair.name].expert or 0: (pair.down, pair.up) for pair in pairs}
+    return of_all(numbered, experts, first.site.d_in, first.site.d_out)

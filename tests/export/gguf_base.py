@@ -8,14 +8,20 @@ from typing import Any
 import gguf
 import torch
 
+ARCHITECTURES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "gemma3_text": "gemma3",
+    "qwen3_moe": "qwen3moe",
+    "qwen2_moe": "qwen2moe",
+}
+
 
 def write_base(path: Path, model: Any) -> None:
     """Write a model's weights, for contexts of up to 64 tokens."""
     config = model.config
     family = config.model_type
-    architecture = {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3"}.get(
-        family, family
-    )
+    architecture = ARCHITECTURES.get(family, family)
     writer = gguf.GGUFWriter(path, architecture)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", heads)
@@ -40,9 +46,13 @@ def write_base(path: Path, model: Any) -> None:
         writer.add_rope_dimension_count(head)
         rope = config.rope_parameters
         writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    if family == "mixtral":
-        writer.add_expert_count(config.num_local_experts)
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        writer.add_expert_count(getattr(config, "num_local_experts", None) or config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+    if width_of_one := getattr(config, "moe_intermediate_size", None):
+        writer.add_expert_feed_forward_length(width_of_one)
+    if shared := getattr(config, "shared_expert_intermediate_size", None):
+        writer.add_expert_shared_feed_forward_length(shared)
     if family == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
@@ -79,7 +89,7 @@ def _laid_out(
             if f".{kind}." in path:
                 shape = (heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
                 value = value.reshape(shape).swapaxes(1, 2).reshape(value.shape)
-    if family == "mixtral" and "experts" in path:
+    if ".experts." in path:
         if path.endswith("gate_up_proj"):
             gate, up = value.chunk(2, dim=1)
             stem = path.removesuffix("gate_up_proj")

@@ -37,7 +37,16 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 # A layer with attention to all, behind five that slide; a layer without rotation, behind three with.
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2}
 MORE = {
+    "qwen3_moe": {**_MOE, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    "olmoe": {**_MOE, "num_key_value_heads": 4, "head_dim": 8},
+    "qwen2_moe": {
+        **_MOE,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+        "head_dim": 8,
+    },
     "gemma3_text": {"num_hidden_layers": 6, "query_pre_attn_scalar": 10, "sliding_window": 16},
     "smollm3": {"num_hidden_layers": 4},
 }
@@ -71,9 +80,7 @@ def test_llama_cpp_computes_the_same(family: str, overrides: Any, tmp_path: Path
     close = {"rtol": 0, "atol": 2e-5 if exact else 5e-3}
     with llama(tmp_path / "base.gguf") as base:
         torch.testing.assert_close(base.logits(IDS[0].tolist()), plain, **close)
-        # Its file has no adapters of experts.
-        text = TEXT.replace('"*"', '"*" except parent experts') if family == "mixtral" else TEXT
-        moved(compile_spec(parse_spec(text), model, seed=3))
+        moved(compile_spec(parse_spec(TEXT), model, seed=3))
         with torch.no_grad():
             want = model(IDS).logits[0]
         assert (want - plain).abs().max() > 1
@@ -106,6 +113,30 @@ def test_what_is_in_the_file(tmp_path: Path, dtype: str) -> None:
     a, b = effective_factors(model.bishare.plan, model.bishare.tensors(), site)
     assert torch.equal(down, a.to(getattr(torch, dtype)).float())
     assert torch.equal(up, b.t().to(getattr(torch, dtype)).float())
+
+
+def test_experts_are_one_pair_for_all(tmp_path: Path) -> None:
+    text = """
+    spec s
+    target parent experts
+    share some per layer, kind rank 1
+    share more where expert in 1..2 per layer, kind, expert rank 2
+    """
+    model = adapted("mixtral", text)
+    report = model.bishare.export(tmp_path / "lora.gguf", "gguf")
+    assert report.modules == 2 * 4 * 3
+    found = {t.name: torch.tensor(t.data) for t in gguf.GGUFReader(tmp_path / "lora.gguf").tensors}
+    assert len(found) == 2 * 2 * 3
+    down, up = (found[f"blk.1.ffn_up_exps.weight.lora_{label}"] for label in "ab")
+    assert down.shape == (4, 3, 32)
+    assert up.shape == (4, 48, 3)
+    assert not down[0, 1:].any(), "what has a lower rank is filled up"
+    from bishare_dsl.export.effective import delta
+
+    for site in model.bishare.plan.sites:
+        if site.path.startswith("model.layers.1") and site.kind == "up_proj":
+            dense = delta(model.bishare.plan, model.bishare.tensors(), site)
+            torch.testing.assert_close(up[site.expert] @ down[site.expert], dense)
 
 
 def test_a_family_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
