@@ -176,7 +176,7 @@ def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pai
 def _factors(
     pairs: Sequence[Pair], maps: Mapping[str, Weight]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight; those of experts with the experts in front."""
+    """Give A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight; of experts with these in front."""
     first, weight = pairs[0], maps[pairs[0].name]
     if weight.expert is None:
         return first.down, first.up
