@@ -95,7 +95,7 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
         The same object, adapted.
 
     Raises:
-        BishareError: the folder is no adapter, is damaged, or was made for another base (BS6xx), a
+        BishareError: the folder is not an adapter, is damaged, or was made for another base (BS6xx), a
             transform of it is not installed or cannot be used (BS619, BS214), the Hub does not give it out
             (BS504, BS505), or the model has an
             adapter, as in `compile_spec`; nothing was changed.

@@ -54,7 +54,7 @@ class Planned:
     changed: bool
 
     def text(self) -> str:
-        """Give a text that means the spec without any other file: what an adapter keeps.
+        """Return a text that means the spec without any other file: what an adapter keeps.
 
         Raises:
             SpecError: no text says the spec (BS140).

@@ -49,7 +49,7 @@ PICTURE = "topology.svg"
 
 
 def cached_folder(model_id: str) -> Path | None:
-    """Give the folder in the local cache that holds the current revision of a Hub model, config and all."""
+    """Return the folder in the local cache that holds the current revision of a Hub model, config and all."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model_id, "config.json")
@@ -57,7 +57,7 @@ def cached_folder(model_id: str) -> Path | None:
 
 
 def require_hub(model_id: str) -> None:
-    """Return if the Hub has this model and gives it out.
+    """Check that the Hub has this model and gives it out.
 
     Raises:
         ModelError: the Hub cannot be reached or may not be asked (BS504), or it says no (BS505).
@@ -74,7 +74,7 @@ def require_hub(model_id: str) -> None:
 
 
 def adapter_folder(place: str | os.PathLike[str]) -> Path:
-    """Give the folder of an adapter, fetched from the Hub first where it is the id of one there.
+    """Return the folder of an adapter, fetched from the Hub first where it is the id of one there.
 
     An id is ``owner/name``, or ``owner/name@revision``; behind it may stand the ``#adapter`` of a library, of
     which no other adapter is fetched. A folder of that name wins over it.
@@ -90,7 +90,7 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     if match is None or path.exists() or path.parent.is_dir():
         return path
     name, revision, adapter = match.groups()
-    # What is no name is looked for in vain, and said to be none.
+    # What is not a name is looked for in vain, and said to be none.
     member = _MEMBER.format("*" if adapter is None else escape(adapter))
     fetch = partial(snapshot_download, name, revision=revision, allow_patterns=[*_FILES, member])
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Give the ``__getattr__`` of a package whose names live in other modules.
+    """Return the ``__getattr__`` of a package whose names live in other modules.
 
     Args:
         package: its ``__name__``.

@@ -20,12 +20,12 @@ def cache_folder() -> Path:
 
 
 def grammar(name: str) -> Path:
-    """Give the path of the grammar file ``name``, such as ``share.lark``."""
+    """Return the path of the grammar file ``name``, such as ``share.lark``."""
     return _HOME / "grammars" / name
 
 
 def shipped_specs() -> dict[str, Path]:
-    """Give the specs that ship with bishare, by name (``bishare_ke``), in alphabetical order."""
+    """Return the specs that ship with bishare, by name (``bishare_ke``), in alphabetical order."""
     return {path.stem: path for path in sorted((_HOME / "specs").glob(f"*{_SUFFIX}"))}
 
 
@@ -38,7 +38,7 @@ def first_sentence(text: str) -> str:
 
 
 def find_spec(name_or_path: str | Path) -> Path:
-    """Give the spec file that a user means.
+    """Return the spec file that a user means.
 
     A file that exists wins. Otherwise ``bishare_ke``, ``bishare_ke.share`` and
     ``specs/bishare_ke.share`` all mean the spec that ships under that name, from whatever folder

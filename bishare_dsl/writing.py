@@ -43,12 +43,12 @@ class Digest(BaseModel):
 
 
 def digest_of(content: bytes) -> Digest:
-    """Give the digest of a file with this content."""
+    """Return the digest of a file with this content."""
     return Digest(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give a file its content in one step; its mode stays, and a link becomes a file.
+    """Replace the content of a file in one step; its mode stays, and a link becomes a file.
 
     A device or a pipe, such as ``/dev/stdout``, is written to, and stays.
 
@@ -74,7 +74,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which takes the place of ``folder`` when all has gone well.
+    """Yield a folder to write into, which takes the place of ``folder`` when all has gone well.
 
     It is on the disk before it has its name. Where something goes wrong, or the user interrupts, ``folder``
     is as it was.
@@ -128,13 +128,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def parse_leftover(path: Path) -> tuple[str, str] | None:
-    """Tell what a kill has left: the name it was for, and ``new``, ``old`` or ``gone``; else None."""
+    """Return what a kill has left: the name it was for, and ``new``, ``old`` or ``gone``; else None."""
     found = _ASIDE.fullmatch(path.name)
     return (found[1], found[2]) if found else None
 
 
 def check_writable(folder: Path) -> None:
-    """See that a folder can be written, or made where it is not there. Nothing is left.
+    """Check that a folder can be written, or made where it is not there. Nothing is left.
 
     Raises:
         OSError: it cannot.
@@ -173,7 +173,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def content_of(folder: Path, name: str, digest: Digest) -> bytes | None:
-    """Give the content that the manifest means by ``name``; None where neither candidate has it.
+    """Return the content that the manifest means by ``name``; None where neither candidate has it.
 
     Raises:
         OSError: a candidate is there and cannot be read.
@@ -245,7 +245,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """See that a file's content, or a folder's names, are on the disk."""
+    """Ensure that a file's content, or a folder's names, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # It has no such call, and no need of it.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

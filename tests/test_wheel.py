@@ -27,7 +27,7 @@ FILES = {
 
 
 def run(*command: str | Path, **settings: object) -> str:
-    """Give the standard output of a command, which must succeed."""
+    """Return the standard output of a command, which must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -64,7 +64,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bishare(installed: Path, folder: Path, *arguments: str) -> str:
-    """Give the standard output of the installed command, run in ``folder``."""
+    """Return the standard output of the installed command, run in ``folder``."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return run(installed / "bin" / "bishare", *arguments, cwd=folder, env=clean)
 

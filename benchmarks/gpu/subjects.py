@@ -97,7 +97,7 @@ def compiled(models: dict[str, Any], backend: str | None) -> dict[str, Any]:
 
 
 def settling(options: argparse.Namespace) -> Callable[[], object]:
-    """Give what waits for the device."""
+    """Return what waits for the device."""
     return torch.cuda.synchronize if options.device.startswith("cuda") else lambda: None
 
 

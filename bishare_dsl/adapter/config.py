@@ -73,7 +73,7 @@ class AdapterConfig(BaseModel):
     digest: str | None = None
 
     def text(self) -> str:
-        """Give the text of the file, with the digest of all the rest in it."""
+        """Return the text of the file, with the digest of all the rest in it."""
         return seal(self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
@@ -95,7 +95,7 @@ class AdapterConfig(BaseModel):
 
 
 def seal(fields: dict[str, Any]) -> str:
-    """Give a config as text, with the digest of all its other fields."""
+    """Return a config as text, with the digest of all its other fields."""
     return json.dumps(fields | {"digest": _digest(fields)}, indent=1) + "\n"
 
 
@@ -105,7 +105,7 @@ def _digest(fields: dict[str, Any]) -> str:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Give the versions of what writes an adapter; None for a package that is not installed."""
+    """Return the versions of what writes an adapter; None for a package that is not installed."""
     found: dict[str, str | None] = {"bishare": __version__}
     for package in ("torch", "transformers"):
         try:

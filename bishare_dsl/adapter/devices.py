@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
-    """Tell where each tensor goes: to the first site that uses it.
+    """Return where each tensor goes: to the first site that uses it.
 
     Of an offloaded layer's tensors only the base's are offloaded, so the adapter's stay on the CPU.
     """
@@ -38,7 +38,7 @@ def move_tensors(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.
 
 
 def gather_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the plan's tensors by name, detached, each with all of its values.
+    """Return the plan's tensors by name, detached, each with all of its values.
 
     FSDP2's sharded tensors are gathered, for which every process has to call this.
 
@@ -49,7 +49,7 @@ def gather_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str,
 
 
 def on_first_process(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:
-    """Give what ``act`` gives. Where tensors are sharded, every process calls this and the first one acts.
+    """Return what ``act`` returns. Where tensors are sharded, all processes call this and the first one acts.
 
     Raises:
         BishareError: ``act`` did, which all processes then do.

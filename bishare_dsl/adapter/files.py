@@ -81,7 +81,7 @@ class StoredAdapter:
         return bool(self.config.compact)
 
     def tensors(self, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """Give the tensors by name, as they were saved; those that were not are drawn again.
+        """Return the tensors by name, as they were saved; those that were not are drawn again.
 
         Raises:
             AdapterError: parts of a tensor do not make it (BS608), or this torch draws other numbers than
@@ -142,7 +142,7 @@ def save_adapter(
         values that are not finite (BS660).
 
     Raises:
-        AdapterError: a file that is no adapter's is in the way (BS615), the system refuses (BS616), a
+        AdapterError: a file that is not an adapter's is in the way (BS615), the system refuses (BS616), a
             tensor has no values (BS617), or the text does not give the plan (BS661).
         SpecError: a package's transform fails to make a tensor compact (BS214).
     """
@@ -251,12 +251,12 @@ def write_files(
 
 
 def own_file(name: str) -> str:
-    """Give the name of the file of what one adapter of a library has for itself."""
+    """Return the name of the file of what one adapter of a library has for itself."""
     return f"{MEMBERS}/{name}.safetensors"
 
 
 def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """Give the folder that is meant, and the adapter of a library in it: ``FOLDER#NAME``.
+    """Return the folder that is meant, and the adapter of a library in it: ``FOLDER#NAME``.
 
     A folder that has ``#`` in its own name wins.
     """
@@ -266,7 +266,7 @@ def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
 
 
 def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Give the names of the adapters of a library; none where a folder is no library."""
+    """Return the names of the adapters of a library; none where a folder is not a library."""
     path = Path(folder)
     if not (path / CONFIG).is_file():
         return ()
@@ -347,7 +347,7 @@ def is_own_card(folder: Path, listed: Mapping[str, Digest]) -> bool:
 
 
 def listed_files(folder: Path) -> Mapping[str, Digest]:
-    """Give what the config in a folder lists; nothing where it has none that can be read."""
+    """Return what the config in a folder lists; nothing where it has none that can be read."""
     if not (folder / CONFIG).exists():
         return {}
     try:
@@ -418,7 +418,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, dict[str
 
 
 def _of_one(folder: Path, name: str | None, config: AdapterConfig) -> AdapterConfig:
-    """Give the config of one adapter, with all of its files, where a config is that of a library."""
+    """Return the config of one adapter, with all of its files, where a config is that of a library."""
     members = config.adapters or {}
     if name is None and members:
         raise AdapterError(
@@ -457,7 +457,7 @@ def _content(folder: Path, name: str, digest: Digest) -> bytes:
 
 
 def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
-    """See that what the config says is not stored whole are tensors that need not be."""
+    """Check that what the config says is not stored whole are tensors that need not be."""
     frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
     for names, allowed in ((config.drawn, frozen), (config.compact, used - config.drawn.keys())):

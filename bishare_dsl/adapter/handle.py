@@ -48,7 +48,7 @@ class Handle(AdapterRoot):
     spec_text: str
     seed: int
     name: str
-    # In a tuple, where `nn.Module` does not register it: the model is no child of its own child.
+    # In a tuple, where `nn.Module` does not register it: the model is not a child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
     _compact: bool = False
     _merged: Merged | None = None
@@ -110,7 +110,7 @@ class Handle(AdapterRoot):
         return self._merged is not None
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Give the adapter's tensors by their names in the plan: the parameters themselves, each once.
+        """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
 
         Under accelerate's offload, the tensors that hold their values. Under FSDP2 the sharded ones, which
         the model is given back first: not while a forward runs.
@@ -235,7 +235,7 @@ class Handle(AdapterRoot):
         )
 
     def _by_one(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
-        """Give what ``write`` gives of the whole tensors; of several processes with parts, one calls it."""
+        """Return what ``write`` returns for whole tensors; of several processes with parts, one calls it."""
         tensors = self.tensors()
         values = gather_tensors(self.plan, tensors)
         return on_first_process(tensors, lambda: write(values))
@@ -266,7 +266,7 @@ class Handle(AdapterRoot):
                         self._merged.swap(self.model)
 
     def reference(self) -> PreTrainedModel:
-        """Give a model that computes what this one does now, and goes on to when this one is trained.
+        """Return a model that computes what this one does now, and goes on to when this one is trained.
 
         It is what DPO, KTO and GRPO measure a change from, at any stage of training. Its base is this
         model's, the same tensors in memory; the adapter's are copies, and train no more.
@@ -314,7 +314,7 @@ class Handle(AdapterRoot):
         return merging.report(self._merged, before, after)
 
     def unmerge(self) -> None:
-        """Give the base its weights back, bit for bit, and let the adapter run beside them again.
+        """Restore the base's weights, bit for bit, and let the adapter run beside them again.
 
         Raises:
             AdapterError: not merged (BS621), disabled (BS626), or the base was not kept (BS629).
@@ -327,7 +327,7 @@ class Handle(AdapterRoot):
         set_enabled(model, True)
 
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
-        """Merge for good, and give back the model without any trace of bishare.
+        """Merge for good, and return the model without any trace of bishare.
 
         The other adapters in memory are dropped.
 
@@ -340,7 +340,7 @@ class Handle(AdapterRoot):
         return self._leave(model)
 
     def unload(self) -> PreTrainedModel:
-        """Take the adapter out, and the others in memory, and give back the base as it was before.
+        """Take the adapter out, and the others in memory, and return the base as it was before.
 
         Raises:
             AdapterError: disabled (BS626), or merged without keeping the base (BS629).
@@ -363,7 +363,7 @@ class Handle(AdapterRoot):
         return "disabled" if self._disabled else "merged" if self.merged else "active"
 
     def _here(self, action: str) -> PreTrainedModel:
-        """Give the model, if the adapter runs in it, for an action that needs that."""
+        """Return the model, if the adapter runs in it, for an action that needs that."""
         return self.model
 
     def _enabled(self, action: str) -> PreTrainedModel:

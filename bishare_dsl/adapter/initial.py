@@ -56,6 +56,6 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
 
 
 def generator_seed(seed: int, name: str) -> int:
-    """Give the seed of one tensor's generator: 63 bits of the SHA-256 of run's seed and tensor's name."""
+    """Return the seed of one tensor's generator: 63 bits of the SHA-256 of run's seed and tensor's name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -123,7 +123,7 @@ def check(
     """Find everything that would stop `merge`; changes nothing.
 
     Raises:
-        AdapterError: the adapter is no matrix (BS633), a weight is quantised and ``dequantize`` is
+        AdapterError: an update is not a matrix (BS633), a weight is quantised and ``dequantize`` is
             false (BS622), cannot be dequantised
             (BS623), is not in memory (BS624) or belongs to others too (BS625), or a merged weight would
             not be finite (BS628).
@@ -136,7 +136,7 @@ def check(
 
 
 def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
-    """Tell how a merge changed the model: what it gave `before` and `after`, for the same inputs."""
+    """Report how a merge changed the model: what it gave `before` and `after`, for the same inputs."""
     max_difference = relative_difference = None
     if before.output is not None and after.output is not None:
         difference = (after.output - before.output).double()
@@ -154,7 +154,7 @@ def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
 
 
 def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
-    """Give the sites that the adapter adds something to, each with its weight."""
+    """Return the sites that the adapter adds something to, each with its weight."""
     maps = linear_maps(model)
     return [(site, maps[site.path]) for site in plan.sites if plan.rows(site.path)]
 
@@ -214,7 +214,7 @@ def _users(model: PreTrainedModel) -> dict[int, list[str]]:
 
 
 def _identity(tensor: torch.Tensor) -> int:
-    """Give a number that is equal for tensors with the same values in the same memory."""
+    """Return a number that is equal for tensors with the same values in the same memory."""
     try:
         return tensor.data_ptr() or id(tensor)
     except (RuntimeError, NotImplementedError):  # a subclass with no memory of its own
@@ -249,6 +249,6 @@ def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:
 
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """Give the type of the activations, which a dense layer must share."""
+    """Return the type of the activations, which a dense layer must share."""
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floating, torch.float32)

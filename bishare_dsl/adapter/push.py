@@ -100,7 +100,7 @@ def _for_the_hub(card: str, name: str, licence: str | None, training: str) -> st
 
 
 def _training(folder: Path) -> str:
-    """Give a section on the run of `bishare train` that ended in the folder; nothing where none did."""
+    """Return a section on the run of `bishare train` that ended in the folder; nothing where none did."""
     try:
         run = json.loads((folder / "run.json").read_bytes())
         data, result = run["data"], run["result"]
@@ -124,5 +124,5 @@ def _training(folder: Path) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Give a text that means itself in a table of Markdown."""
+    """Return a text that means itself in a table of Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>|" else c for c in " ".join(text.split()))

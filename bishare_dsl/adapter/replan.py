@@ -59,7 +59,7 @@ def plan_of_text(spec_text: str, base: Architecture) -> Plan:
 
 
 def packages_of(plan: Plan) -> dict[str, str]:
-    """Give the packages that the plan's transforms are from, but for our own."""
+    """Return the packages that the plan's transforms are from, but for our own."""
     found = {name: installed_as(name) for name in sorted({t.transform for t in plan.terms})}
     return {name: package for name, package in found.items() if package}
 

@@ -34,7 +34,7 @@ def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
 
 
 def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
-    """Give a tensor that was `round_tensor` rounded the type back that it had."""
+    """Widen a tensor that `round_tensor` rounded to the type that it had."""
     return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor
 
 
@@ -122,12 +122,12 @@ def restore_tensors(
 
 
 def part_name(tensor: str, part: str) -> str:
-    """Give the name in the file of a part of a tensor; no tensor has a colon in its name."""
+    """Return the name in the file of a part of a tensor; no tensor has a colon in its name."""
     return f"{tensor}:{part}"
 
 
 def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:
-    """Give the transform that uses a tensor, and the tensor's role in it; of several, the first."""
+    """Return the transform that uses a tensor, and the tensor's role in it; of several, the first."""
     found: dict[str, tuple[Transform, str]] = {}
     for term in plan.terms:
         transform = load_transform(term.transform, term.options)

@@ -41,7 +41,7 @@ class Activity:
     left: torch.Tensor
 
     def permuted(self, random: torch.Generator) -> Activity:
-        """Give the same with the tokens in a random order."""
+        """Return the same with the tokens in a random order."""
         order = torch.randperm(len(self.reduced), generator=random)
         return Activity(self.site, self.reduced[order], self.left)
 
@@ -56,7 +56,7 @@ class Worth:
 
 
 def activity_similarity(things: Sequence[Activity]) -> dict[str, torch.Tensor]:
-    """Give RMI and linear CKA of what each two updates add to the same tokens, (n, n) float64."""
+    """Return RMI and linear CKA of what each two updates add to the same tokens, (n, n) float64."""
     sizes = torch.tensor([float(len(t.reduced) * t.left.shape[1]) for t in things])
     means = torch.tensor(
         [float((t.reduced.mean(dim=0) * t.left.mean(dim=1)).sum()) for t in things]

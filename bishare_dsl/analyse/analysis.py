@@ -153,7 +153,7 @@ def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tu
 
 
 def apply_null(look: str, updates: Sequence[Update], seed: int) -> Sequence[Update]:
-    """Give the updates as they are, or what chance makes of them."""
+    """Return the updates as they are, or what chance makes of them."""
     random = torch.Generator().manual_seed(seed)
     match look:
         case "independent":
@@ -172,5 +172,5 @@ def _charts(seen: Mapping[str, Sequence[Map]]) -> tuple[Chart, ...]:
 
 
 def _usual(numbers: Sequence[int]) -> int:
-    """Give the most common number; of several the largest."""
+    """Return the most common number; of several the largest."""
     return max(set(numbers), key=lambda number: (numbers.count(number), number))

@@ -47,7 +47,7 @@ class Joint:
 
 
 def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
-    """Give what each further rank of a common factor keeps of some updates, as energy; falling, float64.
+    """Return what each further rank of a common factor keeps of some updates, as energy; falling, float64.
 
     ``count`` ranks at least, where there are as many.
     """
@@ -63,12 +63,12 @@ def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
 
 
 def energy(updates: Sequence[Update], role: str) -> float:
-    """Give the energy that there is to keep."""
+    """Return the energy that there is to keep."""
     return sum((u.trained if role == "A" else u.whole).energy for u in updates)
 
 
 def joint(updates: Sequence[Update], grouping: Grouping, ranks: Sequence[int]) -> list[Joint]:
-    """Give what common factors keep of an adapter, for each key and role."""
+    """Return what common factors keep of an adapter, for each key and role."""
     by_path = {update.site.path: update for update in updates}
     # Some keys give the same pools.
     known: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
@@ -104,7 +104,7 @@ def _share(key: str, role: str) -> str:
 
 
 def _squares(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Give the squared singular values of a matrix, falling, by the smaller of its two Gram matrices."""
+    """Return the squared singular values of a matrix, falling, by the smaller of its two Gram matrices."""
     if min(rows.shape) > _LARGE:
         return _largest(lambda x: rows @ x, lambda y: rows.t() @ y, rows.shape[1], count)
     gram = rows @ rows.t() if rows.shape[0] <= rows.shape[1] else rows.t() @ rows
@@ -140,7 +140,7 @@ def _largest(
     width: int,
     count: int,
 ) -> torch.Tensor:
-    """Give the largest squared singular values of what two functions apply, by subspace iteration."""
+    """Return the largest squared singular values of what two functions apply, by subspace iteration."""
     random = torch.Generator().manual_seed(0)
     basis = torch.randn(width, min(width, count + _MORE), generator=random)
     for _ in range(_ROUNDS):

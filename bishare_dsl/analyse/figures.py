@@ -12,7 +12,7 @@ from bishare_dsl.analyse.analysis import Analysis, Chart
 
 
 def figures(analyses: Sequence[Analysis], charts: Sequence[Chart]) -> dict[str, Any]:
-    """Give all that was measured of adapters, and between them."""
+    """Return all that was measured of adapters, and between them."""
     return {
         "adapters": [_adapter(analysis) for analysis in analyses],
         "between": [_chart(chart) for chart in charts],

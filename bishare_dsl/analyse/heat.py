@@ -19,7 +19,7 @@ MEASURE = {measure.name: measure for measure in MEASURES}
 
 
 def opacity(value: float) -> float:
-    """Tell how opaque a value is drawn: its root, so that small ones are told from none."""
+    """Return how opaque a value is drawn: its root, so that small ones are told from none."""
     return math.sqrt(min(abs(value), 1.0))
 
 
@@ -29,12 +29,12 @@ def cell_size(n: int) -> int:
 
 
 def left_of(chart: Chart) -> int:
-    """Give the room for the names of rows."""
+    """Return the room for the names of rows."""
     return math.ceil(max(map(len, chart.map.labels)) * CHARACTER) + 10
 
 
 def size(chart: Chart) -> tuple[int, int]:
-    """Give width and height of a map with its labels."""
+    """Return width and height of a map with its labels."""
     n = len(chart.map.labels)
     return left_of(chart) + n * cell_size(n) + 4, _TOP + n * cell_size(n) + 2
 

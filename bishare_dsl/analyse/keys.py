@@ -24,13 +24,13 @@ class Grouping:
         return Selection(include=selection_of(self.sites, self.architecture))
 
     def plan(self, share: Share) -> Plan:
-        """Give the plan of a share alone, on all of the modules."""
+        """Return the plan of a share alone, on all of the modules."""
         spec = parse_spec("spec one  target all  share one  per model  rank 1")
         spec = spec.model_copy(update={"target": self.target, "shares": (share,)})
         return build_plan(spec, self.architecture)[0]
 
     def pools(self, share: Share, role: str) -> list[tuple[str, ...]]:
-        """Give the paths of the modules that use one tensor of a role, for each such tensor."""
+        """Return the paths of the modules that use one tensor of a role, for each such tensor."""
         return [pool.members for pool in self.plan(share).pools if pool.role == role]
 
 

@@ -12,9 +12,9 @@ class Watch(Protocol):
     """Goes over things one by one and shows how far it is, under a description."""
 
     def __call__(self, items: Sequence[_Item], description: str) -> Iterable[_Item]:
-        """Give the items in their order."""
+        """Return the items in their order."""
 
 
 def unwatched(items: Sequence[_Item], description: str) -> Iterable[_Item]:
-    """Give the items, and show nothing."""
+    """Return the items, and show nothing."""
     return items

@@ -38,7 +38,7 @@ class KindRow:
 class Form:
     """How the A of a share is made (Section 4.4): ``a`` rows are shared, and ``b`` the module's own.
 
-    None where the rows of the effective A are no multiple of the shared ones.
+    None where the rows of the effective A are not a multiple of the shared ones.
     """
 
     share: str
@@ -75,7 +75,7 @@ def kinds(rows: Sequence[ModuleRow]) -> list[KindRow]:
 
 
 def forms(plan: Plan) -> list[Form]:
-    """Tell of each share how many rows of its A are shared, and how many are the module's own."""
+    """Count of each share how many rows of its A are shared, and how many are the module's own."""
     found: dict[str, Form] = {}
     for term in plan.terms:
         if term.share in found or "A" not in term.tensors:

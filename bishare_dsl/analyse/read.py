@@ -59,7 +59,7 @@ def read_updates(
         watch: goes over the sites.
 
     Raises:
-        AdapterError: a term is no matrix (BS633); the adapter adds nothing anywhere (BS850).
+        AdapterError: an update is not a matrix (BS633); the adapter adds nothing anywhere (BS850).
         SpecError: a package's transform fails (BS214).
     """
     plan, tensors = stored.plan, stored.tensors()
@@ -119,7 +119,7 @@ def _change(
 
 
 def _parts(plan: Plan, site: Site, down: torch.Tensor, up: torch.Tensor) -> dict[str, float]:
-    """Give the Frobenius norm of what each share adds; terms follow each other in the factors' rows."""
+    """Return the Frobenius norm of what each share adds; terms follow each other in the factors' rows."""
     found, first = {}, 0
     for term in plan.terms_of[site.path]:
         rows = slice(first, first + term.rows)

@@ -13,7 +13,7 @@ import torch
 
 
 def rmi(means: torch.Tensor, squares: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Give the RMI of each two of n matrices, (n, n) float64; NaN where an entropy is 0 or none.
+    """Return the RMI of each two of n matrices, (n, n) float64; NaN where an entropy is 0 or none.
 
     Args:
         means: of the entries of each matrix, (n,).

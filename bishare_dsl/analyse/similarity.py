@@ -67,7 +67,7 @@ MEASURES = (
 
 
 def similarity(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
-    """Give each measure of each two updates, (n, n) float64; NaN where their widths differ.
+    """Return each measure of each two updates, (n, n) float64; NaN where their widths differ.
 
     The input side is compared as it was learnt, without starts that are known; all else is of dW.
     """
@@ -120,7 +120,7 @@ def _cosine(updates: Sequence[Update]) -> torch.Tensor:
 
 
 def _of_side(sides: Sequence[_Side]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the mean squared cosine of the principal angles, and linear CKA."""
+    """Return the mean squared cosine of the principal angles, and linear CKA."""
     n = len(sides)
     angles, cka = (torch.full((n, n), torch.nan, dtype=torch.float64) for _ in range(2))
     for members in _alike([side.width for side in sides]):
@@ -137,7 +137,7 @@ def _of_side(sides: Sequence[_Side]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cka_of(squares: torch.Tensor) -> torch.Tensor:
-    """Give linear CKA from ``|X_i^T X_j|^2`` of each two, of centred features."""
+    """Return linear CKA from ``|X_i^T X_j|^2`` of each two, of centred features."""
     norms = squares.diagonal().sqrt()
     return squares / (norms[:, None] * norms)
 

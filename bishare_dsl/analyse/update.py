@@ -24,7 +24,7 @@ class Factored:
 
     @classmethod
     def of(cls, down: torch.Tensor, up: torch.Tensor) -> Factored:
-        """Give the singular vectors of ``up^T down``, by QR of both factors and the SVD of a small matrix.
+        """Return the singular vectors of ``up^T down``, by QR of both factors and the SVD of a small matrix.
 
         Args:
             down: A, (rows, d_in).
@@ -66,13 +66,13 @@ class Factored:
         return Factored(self.values * factor, self.left, self.right)
 
     def independent(self, random: torch.Generator) -> Factored:
-        """Give an update of the same singular values whose vectors are random: an independent start."""
+        """Return an update of the same singular values whose vectors are random: an independent start."""
         return Factored(
             self.values, _directions(self.left, random), _directions(self.right, random)
         )
 
     def permuted(self, random: torch.Generator) -> Factored:
-        """Give the same update with its inputs in a random order, and its outputs in another."""
+        """Return the same update with its inputs in a random order, and its outputs in another."""
         return Factored(self.values, _columns(self.left, random), _columns(self.right, random))
 
 
@@ -92,11 +92,11 @@ class Update:
     trained: Factored
 
     def independent(self, random: torch.Generator) -> Update:
-        """Give an update of the same singular values and random vectors."""
+        """Return an update of the same singular values and random vectors."""
         return self._with(self.whole.independent(random), random, anew=True)
 
     def permuted(self, random: torch.Generator) -> Update:
-        """Give the same update with inputs and outputs in random orders."""
+        """Return the same update with inputs and outputs in random orders."""
         return self._with(self.whole.permuted(random), random, anew=False)
 
     def _with(self, whole: Factored, random: torch.Generator, *, anew: bool) -> Update:

@@ -32,7 +32,7 @@ def parameters(budget: str, architecture: Architecture, sites: Sequence[Site] | 
         sites: modules on which a LoRA of rank 8 is what a percentage by itself is of.
 
     Raises:
-        CommandError: it is no amount (BS907).
+        CommandError: it is not an amount (BS907).
         BishareError: the spec that it names cannot be read, or does not fit.
     """
     given = budget.strip()

@@ -47,7 +47,7 @@ def _gen_kwargs(
         try:
             return dict(json.loads(value))
         except ValueError as error:
-            raise click.BadParameter(f"that is no JSON: {error}") from None
+            raise click.BadParameter(f"that is not JSON: {error}") from None
     if value is not None and not all("=" in part for part in value.split(",")):
         raise click.BadParameter(f"`{value}` is neither `name=value,name=value` nor a JSON object")
     return value

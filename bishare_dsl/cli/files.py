@@ -13,7 +13,7 @@ from bishare_dsl.version import __version__
 
 
 def check_out(folder: Path, *, force: bool, mark: str, only_listed: bool = False) -> None:
-    """Return if a command may write a folder: it is new, or empty, or has the file ``mark`` in it and
+    """Check that a command may write a folder: it is new, or empty, or has the file ``mark`` in it and
     ``force`` is given; and, with ``only_listed``, nothing but what `write_mark` has listed there.
 
     Raises:

@@ -180,7 +180,7 @@ def command(
 
 
 def _named(folders: Sequence[Path]) -> dict[str, Path]:
-    """Give the adapters by their names: those of their folders, or that they have in a library.
+    """Return the adapters by their names: those of their folders, or that they have in a library.
 
     Raises:
         CommandError: one has the name of another, or one that cannot be that of a file.
@@ -207,7 +207,7 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _base(folder: Path, model: str | None) -> tuple[Architecture, str]:
-    """Give the shapes and the name of the base: the one that is named, or that the adapter names."""
+    """Return the shapes and the name of the base: the one that is named, or that the adapter names."""
     from bishare_dsl.adapter.files import is_peft, read_adapter
     from bishare_dsl.export.from_peft import base_of
     from bishare_dsl.hub import adapter_folder

@@ -166,7 +166,7 @@ def command(
 
 
 def _read(file: str) -> str:
-    """Give a prompt from a file, without the line end that editors put at its end."""
+    """Return a prompt from a file, without the line end that editors put at its end."""
     data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         return data.decode().removesuffix("\n").removesuffix("\r")

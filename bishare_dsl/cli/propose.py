@@ -159,10 +159,10 @@ def _of_data(
 
 
 def _sites(target: str | None, architecture: Architecture) -> list[Site]:
-    """Give the modules that a selection means; without one, those of the spec ``lora``.
+    """Return the modules that a selection means; without one, those of the spec ``lora``.
 
     Raises:
-        BishareError: it is no selection, or means nothing here.
+        BishareError: it is not a selection, or means nothing here.
     """
     from bishare_dsl.compiler import make_plan
 

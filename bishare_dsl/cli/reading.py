@@ -26,7 +26,7 @@ _Set = TypeVar("_Set")
 
 
 def read_spec(name: str) -> tuple[Spec, SourceMap]:
-    """Give the spec that a word means: a path, the name of a shipped spec, or ``-`` for standard input.
+    """Return the spec that a word means: a path, the name of a shipped spec, or ``-`` for standard input.
 
     Raises:
         SpecError: every problem of the text.
@@ -37,7 +37,7 @@ def read_spec(name: str) -> tuple[Spec, SourceMap]:
 
 
 def read_text(name: str) -> tuple[bytes, str]:
-    """Give the text that a word means, and what to call it in messages.
+    """Return the text that a word means, and what to call it in messages.
 
     Of a text that is too large only as much as tells so: one byte more than is allowed.
 
@@ -57,14 +57,14 @@ def read_text(name: str) -> tuple[bytes, str]:
 
 
 def cannot_read(path: str | Path, error: OSError) -> Problem:
-    """Give the problem of a file that the system does not let us read or write."""
+    """Return the problem of a file that the system does not let us read or write."""
     return codes.CANNOT_READ(path=path, reason=error.strerror or error)
 
 
 def plan_of(
     name: str, model: str | Architecture, params: Mapping[str, int | float | str], report: Report
 ) -> Planned:
-    """Give the plan of a spec for a model; warnings go to the report.
+    """Return the plan of a spec for a model; warnings go to the report.
 
     Raises:
         BishareError: every problem, placed in the spec's text.
@@ -80,7 +80,7 @@ def plan_of(
 def read_specs(
     names: Iterable[str], params: Mapping[str, _Set]
 ) -> dict[str, tuple[Spec, SourceMap, dict[str, _Set]]]:
-    """Give the specs that words mean, by word, each with what is set of the params that it has.
+    """Return the specs that words mean, by word, each with what is set of the params that it has.
 
     Raises:
         SpecError: every problem of the texts; a param that none of them has (BS207).
@@ -99,7 +99,7 @@ def read_specs(
 
 
 def adapter_for(folder: Path, model: str | Source | Architecture, report: Report) -> StoredAdapter:
-    """Give the adapter in a folder, which fits a model; warnings go to the report.
+    """Return the adapter in a folder, which fits a model; warnings go to the report.
 
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.

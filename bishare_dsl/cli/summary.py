@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """Give the plan for a machine: counts, rows, sites, pools and tensors."""
+    """Return the plan for a machine: counts, rows, sites, pools and tensors."""
     return {
         "spec": plan.spec,
         "params": plan.params,

@@ -26,7 +26,7 @@ _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 class _TrainCommand(click.Command):
     """Takes transformers' arguments beside its own options, each with ``-`` for ``_`` too.
 
-    What is no option of its own is looked up in transformers, which takes seconds to import: only then.
+    What is not an option of its own is looked up in transformers, which takes seconds to import: only then.
     """
 
     def shell_complete(
@@ -75,7 +75,7 @@ class _TrainCommand(click.Command):
 def _theirs(
     key: str, value: str | None, words: deque[str], own: Mapping[str, object]
 ) -> tuple[str, str]:
-    """Give an argument of transformers, and its value, which may be the next word."""
+    """Return an argument of transformers, and its value, which may be the next word."""
     from bishare_dsl.train.arguments import argument_names, is_flag
     from bishare_dsl.train.errors import TrainError
     from bishare_dsl.train.request import unknown_argument
@@ -96,7 +96,7 @@ def _theirs(
 
 
 def _their_names() -> list[str]:
-    """Give the names of transformers' arguments: kept, since a shell does not wait for its import."""
+    """Return the names of transformers' arguments: kept, since a shell does not wait for its import."""
     from importlib.metadata import version
 
     from bishare_dsl.resources import cache_folder
@@ -179,7 +179,7 @@ _TYPES: dict[str, dict[str, Any]] = {
 
 
 def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a run that are not transformers'."""
+    """Add to a command the options of a run that are not transformers'."""
     for name, (metavar, said) in reversed(_OWN.items()):
         more = _TYPES.get(name, {})
         command = click.option(f"--{name}", metavar=metavar or None, help=said, **more)(command)
@@ -267,7 +267,7 @@ def command(
 
 
 def _spec(name: str | None) -> Spec | str | None:
-    """Give what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
+    """Return what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
     from bishare_dsl.adapter.files import place_of
     from bishare_dsl.cli.reading import read_spec, read_text
 

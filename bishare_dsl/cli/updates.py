@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def progress_bar(report: Report) -> Watch:
-    """Give what shows how far long work is."""
+    """Return what shows how far long work is."""
     return partial(report.track, told=True)
 
 
@@ -30,7 +30,8 @@ def read_adapters(
     """Read adapters of a model as updates; warnings go to the report, and what was done of their starts.
 
     Raises:
-        BishareError: one cannot be read, does not fit (BS613), is no matrix (BS633) or adds nothing (BS850).
+        BishareError: an adapter cannot be read, does not fit (BS613), has updates that are not
+            matrices (BS633), or adds nothing (BS850).
     """
     from bishare_dsl.analyse.read import read_updates
     from bishare_dsl.evaluate.candidates import candidates

@@ -66,7 +66,7 @@ def raise_errors(
 
 
 def one_line(error: BaseException) -> str:
-    """Give an exception's own words, short enough to stand inside a message; or its class.
+    """Return an exception's own words, short enough to stand inside a message; or its class.
 
     Of the system's the reason alone, of Pydantic's the first problem with its place.
     """

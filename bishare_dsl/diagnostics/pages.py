@@ -54,7 +54,7 @@ def _page(code: Code) -> str:
     parts = [f"# {code.code}: {code.title}", f"*{code.severity}*", code.explanation]
     for title, example in (("This has the problem:", code.bad), ("This has not:", code.good)):
         if example:
-            # A lone surrogate stands for a byte that is no text.
+            # A lone surrogate stands for a byte that is not text.
             shown = example.encode(errors="surrogateescape").decode(errors="replace").rstrip("\n")
             parts.append(f"{title}\n\n```{'console' if code.shell else 'share'}\n{shown}\n```")
     return "\n\n".join(parts) + "\n"

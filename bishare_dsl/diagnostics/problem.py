@@ -39,7 +39,7 @@ class Problem:
     also: Loc | Span | None = None
 
     def within(self, *prefix: str | int) -> Problem:
-        """See the same problem from a part that contains the one it was found in."""
+        """Return the same problem as seen from a part that contains the one it was found in."""
         return replace(self, loc=(*prefix, *self.loc))
 
 

@@ -30,7 +30,7 @@ def escaped(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Give ``text`` with tabs as one space and control characters as a visible dot, one for one."""
+    """Return ``text`` with tabs as one space and control characters as a visible dot, one for one."""
     return "".join(" " if char == "\t" else char if char.isprintable() else "·" for char in text)
 
 
@@ -72,7 +72,7 @@ def _other(problem: Problem, where: SourceMap) -> Span | None:
 
 
 def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
-    """Give the problem to a machine: plain JSON values; line and column from 1, absent without a text.
+    """Return the problem to a machine: plain JSON values; line and column from 1, absent without a text.
 
     ``used_at`` says which lines use the file, the nearest first: none for the file that was asked for;
     ``other_at`` where a thing stands that is said again.

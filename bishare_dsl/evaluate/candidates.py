@@ -54,7 +54,7 @@ def candidates(folders: Iterable[str | os.PathLike[str]], *, base: bool) -> tupl
 
 
 def check_adapters(chosen: Sequence[Candidate], architecture: Architecture) -> tuple[Problem, ...]:
-    """See that every adapter is whole and fits the model; return what to warn of (BS614).
+    """Check that every adapter is whole and fits the model; return what to warn of (BS614).
 
     Raises:
         AdapterError: everything that is wrong with any of them.
@@ -81,7 +81,7 @@ def check_candidates(
     chat: bool,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Source | PreTrainedModel, tuple[Candidate, ...], tuple[Problem, ...]]:
-    """Tell what a name means, the candidates, and what to warn of, once the one can be made into the others.
+    """Return what a name means, the candidates, and what to warn of, once the name can become each of them.
 
     A model that is given is a candidate itself, where it has an adapter and no folder is given.
 

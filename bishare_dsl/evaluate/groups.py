@@ -42,7 +42,7 @@ groups here that are more than their tasks."""
 
 
 def expand(names: Iterable[str], num_fewshot: int | None, own: Iterable[str] = ()) -> Wanted:
-    """Tell what names ask for.
+    """Return what names ask for.
 
     Args:
         names: in the order that they were given.

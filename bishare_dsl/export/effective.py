@@ -58,7 +58,7 @@ def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.
 
 
 def check_linear(terms: Sequence[Term], action: str) -> None:
-    """See that what terms add is a matrix, which an action needs.
+    """Check that what terms add is a matrix, which an action needs.
 
     Raises:
         AdapterError: it is not; every share of which it is not is named (BS633).

@@ -49,7 +49,7 @@ def stacks(pairs: Iterable[tuple[Pair, Weight]]) -> list[Stack]:
 
 
 def wrappers_of(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, str]:
-    """Give the path of the wrapper that PEFT makes for each parameter, which has its factors.
+    """Return the path of the wrapper that PEFT makes for each parameter, which has its factors.
 
     It wraps a module's parameters in their order there, the last one outermost.
     """

@@ -53,7 +53,7 @@ class _Group:
 
 
 def base_of(folder: str | os.PathLike[str]) -> str | None:
-    """Give the base that a LoRA of PEFT names.
+    """Return the base that a LoRA of PEFT names.
 
     Raises:
         AdapterError: its config cannot be read (BS608).
@@ -122,7 +122,7 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
 def _pairs(
     folder: Path, config: Mapping[str, Any], architecture: Architecture
 ) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
-    """Give A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
+    """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -164,7 +164,7 @@ def _pairs(
 
 
 def _settings(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Give the rank and the scale of a module, by PEFT's rule: the first pattern that fits its path's end."""
+    """Return rank and scale of a module, by PEFT's rule: the first pattern that fits its path's end."""
 
     def of(pattern: str, default: str) -> Any:
         for key, value in (config.get(pattern) or {}).items():
@@ -199,7 +199,7 @@ def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) 
 
 
 def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Expression, ...]:
-    """Give what selects these sites of a model and no others: kinds, kinds in layers, or paths."""
+    """Return what selects these sites of a model and no others: kinds, kinds in layers, or paths."""
     parts: list[Expression] = []
     chosen = set(sites)
     for kind in dict.fromkeys(site.kind for site in sites):
@@ -219,7 +219,7 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
 
 
 def is_kind(kind: str) -> Expression:
-    """Give the condition that a site is of a kind."""
+    """Return the condition that a site is of a kind."""
     if kind.isidentifier() and kind not in ATTRIBUTES:
         return Ref(ref=kind)
     return Match(attribute="kind", pattern=kind)

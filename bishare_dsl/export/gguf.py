@@ -78,7 +78,7 @@ FAMILIES: Mapping[str, tuple[str, _Order]] = {
 
 
 def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
-    """Give the names of llama.cpp's weights by the paths of the modules.
+    """Return the names of llama.cpp's weights by the paths of the modules.
 
     Raises:
         AdapterError: it does not know the family (BS647), or a module (BS648); or the package `gguf` is not
@@ -105,7 +105,7 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
 
 
 def check_file(path: Path, force: bool) -> None:
-    """See that a file may be written: it is new, or an adapter in GGUF and to be replaced.
+    """Check that a file may be written: it is new, or an adapter in GGUF and to be replaced.
 
     Raises:
         AdapterError: it exists (BS618), or is something else (BS630).
@@ -160,7 +160,7 @@ def write_gguf(
 
 
 def _weight_of(site: Site, maps: Mapping[str, Weight]) -> str:
-    """Give the path of the weight that llama.cpp has a site in: that of all experts."""
+    """Return the path of the weight that llama.cpp has a site in: that of all experts."""
     weight = maps[site.path]
     return site.path if weight.expert is None else f"{weight.owner}.{site.kind}"
 
@@ -176,7 +176,7 @@ def _by_weight(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[list[Pai
 def _factors(
     pairs: Sequence[Pair], maps: Mapping[str, Weight]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight; of experts with these in front."""
+    """Return A ``(rank, d_in)`` and B ``(rank, d_out)`` of a weight; of experts with these in front."""
     first, weight = pairs[0], maps[pairs[0].name]
     if weight.expert is None:
         return first.down, first.up

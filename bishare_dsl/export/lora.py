@@ -64,7 +64,7 @@ def plain_lora(
     dtype: torch.dtype = torch.float32,
     watch: Watch = iter,
 ) -> Iterator[Pair]:
-    """Give the pair of every site that the adapter adds something to.
+    """Yield the pair of every site that the adapter adds something to.
 
     The effective factors are taken as they are, unless they have more rows than the update can have ranks
     (`Transform.reach`, and the site's widths): then the singular vectors of dW, which are as many. They are
@@ -98,7 +98,7 @@ def plain_lora(
 
 
 def total_error(pairs: Sequence[Pair]) -> float:
-    """Give what all pairs together lose, of the norm of all updates."""
+    """Return what all pairs together lose, of the norm of all updates."""
     lost = math.hypot(*(pair.lost for pair in pairs))
     norm = math.hypot(*(pair.norm for pair in pairs))
     return lost / norm if norm else 0.0
@@ -124,7 +124,7 @@ def _shortened(
 
 
 def _norm(down: torch.Tensor, up: torch.Tensor) -> float:
-    """Give the Frobenius norm of ``B^T A``, which is not made."""
+    """Return the Frobenius norm of ``B^T A``, which is not made."""
     rests = (torch.linalg.qr(factor.double().t(), mode="r").R for factor in (up, down))
     out_rest, in_rest = rests
     return float((out_rest @ in_rest.t()).norm())

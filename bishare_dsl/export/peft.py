@@ -139,7 +139,7 @@ def _task_type(model: nn.Module) -> str | None:
 
 
 def _head(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Give the tensors of the head that PEFT keeps with an adapter for the model's task.
+    """Return the tensors of the head that PEFT keeps with an adapter for the model's task.
 
     Raises:
         AdapterError: they have no values here (BS617).
@@ -164,7 +164,7 @@ def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:
 
 
 def _pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
-    """Give the modules of other ranks than the default, by kind where all of a kind have one, else by path.
+    """Return the modules of other ranks than the default, by kind where all of a kind have one, else by path.
 
     A key is a regular expression that PEFT puts in ``(.*\\.)?(KEY)$``: a kind is a module's last name and
     no less, and a path is bound to the start.
@@ -185,7 +185,7 @@ def _kind(path: str) -> str:
 
 
 def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
-    """Give what makes PEFT choose these modules and no others: kinds if they do, else paths, else a regex.
+    """Return what makes PEFT choose these modules and no others: kinds if they do, else paths, else a regex.
 
     PEFT takes a module whose path is a target or ends in a dot and a target.
     """
@@ -198,7 +198,7 @@ def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
 
 
 def check_folder(folder: Path, force: bool) -> None:
-    """See that a folder may be written: it is new, or empty, or an export and to be replaced.
+    """Check that a folder may be written: it is new, or empty, or an export and to be replaced.
 
     Raises:
         AdapterError: it exists (BS618), or holds something else (BS630).

@@ -62,7 +62,7 @@ class ExportReport:
         return max(self.sites, key=lambda site: site.error)
 
     def data(self) -> dict[str, Any]:
-        """Give all of it as plain values."""
+        """Return all of it as plain values."""
         return {
             "out": str(self.out),
             "format": self.format,

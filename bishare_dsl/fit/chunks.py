@@ -61,7 +61,7 @@ class Chunk:
     terms: tuple[StackedTerm, ...]
 
     def term(self, share: str) -> StackedTerm | None:
-        """Give the term of a share; None where it is not here."""
+        """Return the term of a share; None where it is not here."""
         return next((term for term in self.terms if term.share == share), None)
 
 

@@ -155,7 +155,7 @@ def _hidden(model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
 
 
 def _states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
-    """Give what the head reads of the tokens that are there, ``(tokens, width)``, float32."""
+    """Return what the head reads of the tokens that are there, ``(tokens, width)``, float32."""
     mask = batch["attention_mask"].to(model.device)
     ids = batch["input_ids"].to(model.device)
     found = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)

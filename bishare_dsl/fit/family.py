@@ -29,11 +29,11 @@ class Family:
         return len(self.names) > 1 and len(self.plan.common) < len(self.plan.tensors)
 
     def variable(self, adapter: str, tensor: str) -> Variable:
-        """Give the variable that stands for a tensor of the plan in one adapter."""
+        """Return the variable that stands for a tensor of the plan in one adapter."""
         return ("" if not self.apart or tensor in self.plan.common else adapter), tensor
 
     def variables(self) -> Iterator[Variable]:
-        """Give all of them, those of all adapters first."""
+        """Yield every variable, those that all adapters share first."""
         for tensor in self.plan.tensors:
             if self.variable("?", tensor.name)[0] == "":
                 yield "", tensor.name
@@ -51,5 +51,5 @@ class Family:
     def tensors(
         self, values: Mapping[Variable, torch.Tensor], adapter: str
     ) -> dict[str, torch.Tensor]:
-        """Give the tensors of one adapter by their names in the plan, float32."""
+        """Return the tensors of one adapter by their names in the plan, float32."""
         return {t.name: values[self.variable(adapter, t.name)].float() for t in self.plan.tensors}

@@ -55,7 +55,7 @@ def fit(
         watch: is told of each sweep.
 
     Raises:
-        AdapterError: an update of the plan is no matrix (BS633).
+        AdapterError: an update of the plan is not a matrix (BS633).
     """
     check_linear(plan.terms, "fit the spec")
     family = Family(plan, given.names)
@@ -84,7 +84,7 @@ def measure_fit(
     tensors: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
 ) -> FitReport:
-    """Give the report of a fit of one adapter whose tensors are others now; they are rounded as there."""
+    """Return the report of a fit of one adapter whose tensors are others now; they are rounded as there."""
     values = {("", name): tensor.double() for name, tensor in tensors.items()}
     problem = Problem(family, given, _rounded(values, family.plan, dtype))
     return FitReport.of(problem.squares(), report.start, report.sweeps)

@@ -19,7 +19,7 @@ _ENOUGH = 1e-12
 def solve(
     gradient: Mapping[Variable, Tensor], curvature: Callable[[Values], Values], most: int = 12
 ) -> Values:
-    """Give the steps to the minimum of a quadratic function that is separate in its tensors.
+    """Return the steps to the minimum of a quadratic function that is separate in its tensors.
 
     Args:
         gradient: of each tensor, where the steps begin.

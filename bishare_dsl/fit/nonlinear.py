@@ -18,7 +18,7 @@ Shapes = tuple[tuple[str, tuple[int, int]], ...]
 
 
 def nonlinear_blocks(problem: Problem) -> list[Block]:
-    """Find the blocks of whose tensors the update is no linear function while the others stay."""
+    """Find the blocks of whose tensors the update is not a linear function while the others stay."""
     curved: dict[Block, None] = {}
     for chunk in problem.chunks:
         for term in chunk.terms:
@@ -30,7 +30,7 @@ def nonlinear_blocks(problem: Problem) -> list[Block]:
 
 
 def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Values:
-    """Take tensors downhill together, by L-BFGS with a line search, and give their values.
+    """Take tensors downhill together, by L-BFGS with a line search, and return their values.
 
     Args:
         problem: with the values to begin at, which are left as they are.
@@ -62,7 +62,7 @@ def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Val
 
 @cache
 def _is_linear(transform: Transform, rank: int, width: Width, role: str, shapes: Shapes) -> bool:
-    """See whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero, U the update by the tensor of a role."""
+    """Check whether ``U(0) - U(x) - U(y) + U(x + y)`` is zero, U the update by the tensor of a role."""
     random = torch.Generator().manual_seed(0)
     drawn = {
         name: torch.randn(shape, dtype=torch.float64, generator=random) for name, shape in shapes

@@ -28,7 +28,7 @@ class GivenPairs:
         }
         self._rows: dict[tuple[str, str], int] = {}
         for name, opened in self._open.items():
-            for key in opened.keys():  # noqa: SIM118 - it is no mapping
+            for key in opened.keys():  # noqa: SIM118 - it is not a mapping
                 path, _, label = key.rpartition(":")
                 if label == "A":
                     self._rows[name, path] = opened.get_slice(key).get_shape()[0]
@@ -42,11 +42,11 @@ class GivenPairs:
         return self._rows.get((adapter, site.path), 0)
 
     def paths(self, adapter: str) -> list[str]:
-        """Give the paths of the sites that an adapter adds something to."""
+        """Return the paths of the sites that an adapter adds something to."""
         return [path for name, path in self._rows if name == adapter]
 
     def stacked(self, places: Sequence[tuple[str, Site]]) -> Pair:
-        """Give the pairs of n places of equal shapes: A ``(n, rows, d_in)``, B ``(n, rows, d_out)``."""
+        """Return the pairs of n places of equal shapes: A ``(n, rows, d_in)``, B ``(n, rows, d_out)``."""
         site = places[0][1]
         if not self.rows(*places[0]):
             empty = torch.empty(len(places), 0, site.d_in, dtype=torch.float64)
@@ -60,10 +60,10 @@ class GivenPairs:
 
 @contextmanager
 def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenPairs]:
-    """Take the updates of adapters, one after the other, for a block.
+    """Yield the updates of adapters as pairs, computed one adapter after the other, for a block.
 
     Raises:
-        AdapterError: an update is no matrix (BS633).
+        AdapterError: an update is not a matrix (BS633).
     """
     with TemporaryDirectory(prefix="bishare-fit-") as scratch:
         files = {}

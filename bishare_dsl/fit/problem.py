@@ -43,11 +43,11 @@ class Problem:
         return {block: tuple(variables) for block, variables in found.items() if variables}
 
     def error(self) -> float:
-        """Give the distance of all updates, of their norm."""
+        """Return the distance of all updates, of their norm."""
         return math.sqrt(sum(left for left, _ in self.squares().values())) / (self.norm or 1.0)
 
     def squares(self) -> dict[Place, tuple[float, float]]:
-        """Give the square of what is left at each place, and of what is given there."""
+        """Return the square of what is left at each place, and of what is given there."""
         found: dict[Place, tuple[float, float]] = {}
         with torch.no_grad():
             for chunk in self.chunks:
@@ -59,7 +59,7 @@ class Problem:
         return found
 
     def gradient(self, variables: Iterable[Variable]) -> tuple[float, Values]:
-        """Give the distance at the places that use some tensors, and its gradient to them."""
+        """Return the distance at the places that use some tensors, and its gradient to them."""
         wanted = frozenset(variables)
 
         def distance(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ class Problem:
         return self._summed(wanted, distance, lambda chunk: chunk.terms)
 
     def curvature(self, block: Block, direction: Values) -> Values:
-        """Give the Hessian to the tensors of a block, times a direction: the gradient of ``||M v||^2``."""
+        """Return the Hessian to the tensors of a block, times a direction: the gradient of ``||M v||^2``."""
         share, _ = block
 
         def size(chunk: Chunk, values: Mapping[Variable, Tensor]) -> Tensor:
@@ -107,12 +107,12 @@ class Problem:
 
 
 def inner(left: Pair, right: Pair) -> Tensor:
-    """Give the inner product ``<B^T A, D^T C>`` of the products of two stacks of pairs, ``(places,)``."""
+    """Return the inner product ``<B^T A, D^T C>`` of the products of two stacks of pairs, ``(places,)``."""
     return ((left[0] @ right[0].mT) * (left[1] @ right[1].mT)).sum((1, 2))
 
 
 def _residual(target: Pair, pairs: list[Pair]) -> Tensor:
-    """Give ``||target - sum pairs||^2`` of each place."""
+    """Return ``||target - sum pairs||^2`` of each place."""
     a = torch.cat([target[0], *(pair[0] for pair in pairs)], 1)
     b = torch.cat([target[1], *(-pair[1] for pair in pairs)], 1)
     return inner((a, b), (a, b))

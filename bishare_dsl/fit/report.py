@@ -65,7 +65,7 @@ class FitReport:
         return {name: relative(sites) for name, sites in found.items()}
 
     def data(self) -> dict[str, Any]:
-        """Give the report for machines; a module to which nothing was given has no error."""
+        """Return the report for machines; a module to which nothing was given has no error."""
         return {
             "error": self.error,
             "error_at_start": self.start,
@@ -108,7 +108,7 @@ class FitReport:
 
 
 def relative(sites: Iterable[FittedSite]) -> float:
-    """Give what is left of the updates of sites, of their norm; infinite where they have none."""
+    """Return what is left of the updates of sites, of their norm; infinite where they have none."""
     found = tuple(sites)
     norm = math.hypot(*(site.norm for site in found))
     left = math.hypot(*(site.left for site in found))

@@ -19,7 +19,7 @@ class ShareLexer(Lexer):  # type: ignore[misc]  # Pygments has no types
     filenames: ClassVar[list[str]] = ["*.share"]
 
     def get_tokens_unprocessed(self, text: str) -> Iterator[tuple[int, _TokenType, str]]:
-        """Give what Pygments asks for: each piece of the text with its place and its type."""
+        """Yield what Pygments asks for: each piece of the text with its place and its type."""
         end = 0
         for start, stop, part in tokens(text):
             if start > end:

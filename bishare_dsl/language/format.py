@@ -30,7 +30,7 @@ _BRACKETED = ("options", "arms")
 
 
 def format_text(text: str | bytes, name: str = "<text>") -> str:
-    """Give a text its one layout: same spec, same comments, lines of at most 100 columns where possible.
+    """Lay out a text in the one layout: same spec and comments, lines of at most 100 columns where possible.
 
     Formatting what this returns changes nothing.
 
@@ -264,7 +264,7 @@ def _aligned(group: list[_Block]) -> dict[_Block, str]:
 
 
 def _cells(block: _Block) -> dict[str, str]:
-    """Tell what stands in which column: nothing for a statement that is not aligned."""
+    """Return what stands in which column: nothing for a statement that is not aligned."""
     head, *clauses = map(_joined, block.pieces)
     if block.kind == "param":
         sign = [word.text for word in head.words].index("=")

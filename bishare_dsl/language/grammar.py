@@ -55,7 +55,7 @@ def lark() -> Lark:
 
 
 def _cache_file() -> str | None:
-    """Tell where Lark may keep its tables: it reads them with pickle, so nobody else may write there."""
+    """Return where Lark may keep its tables: it reads them with pickle, so nobody else may write there."""
     if not hasattr(os, "geteuid"):
         return None
     try:
@@ -71,7 +71,7 @@ def _cache_file() -> str | None:
 
 @cache
 def words() -> dict[str, str]:
-    """Tell what Lark calls each keyword and sign."""
+    """Return what Lark calls each keyword and sign."""
     return {t.pattern.value: t.name for t in lark().terminals if t.pattern.type == "str"}
 
 

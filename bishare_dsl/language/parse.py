@@ -209,7 +209,7 @@ class _Parser:
         return self.recover(position)
 
     def allowed(self) -> Set[str]:
-        """Give the kinds of token that may come next."""
+        """Return the kinds of token that may come next."""
         kinds = {END} if self.parser is None else self.parser.accepts()
         return kinds | self.starters if END in kinds else kinds
 

@@ -101,7 +101,7 @@ def read_file(path: str | PathLike[str], *, allow_use: bool = False) -> tuple[Sp
 
 
 def parse_spec(text: str | bytes, name: str = "<text>", *, allow_use: bool = False) -> Spec:
-    """Give the spec that a text says; see `read`.
+    """Return the spec that a text says; see `read`.
 
     Raises:
         SpecError: every problem of the text (BS1xx) and of those it uses, each with its place.

@@ -90,7 +90,7 @@ class Slip(NamedTuple):
 
 
 def edits_of(tokens: Sequence[Token], position: int, slip: Slip) -> tuple[Edit, ...]:
-    """Give what the text would have to say in place of the mistake at a token, if that is known."""
+    """Return what the text would have to say in place of the mistake at a token, if that is known."""
     if slip.edits is not None:
         return slip.edits
     if slip.missing:
@@ -217,7 +217,7 @@ def _such(tokens: Sequence[Token]) -> str:
 
 
 def _clause(tokens: Sequence[Token]) -> str:
-    """Give the kind of the word that begins the clause or statement that these tokens end in."""
+    """Return the kind of the word that begins the clause or statement that these tokens end in."""
     for before, token in zip(reversed([None, *tokens[:-1]]), reversed(tokens), strict=False):
         # `alpha` and `rank` are values, too.
         value = token.type in ("ALPHA", "RANK") and before is not None and not before.isalnum()

@@ -26,7 +26,7 @@ def span_of(part: Token | Words) -> Span:
 
 
 def first_token(part: Token | Words) -> Token:
-    """Give a token, or the first one of a tree that begins with one: the name of what has a name."""
+    """Return a token, or the first one of a tree that begins with one: the name of what has a name."""
     return part if isinstance(part, Token) else cast(Token, part.children[0])
 
 
@@ -100,7 +100,7 @@ class Syntax:
         return span_of(next(t for t in self.tokens if t.type not in ("SPACE", "COMMENT")))
 
     def __str__(self) -> str:
-        """Give the trees, a node a line."""
+        """Return the trees, a node a line."""
         lines = []
         for statement in self.statements:
             lines += ["replace "] * statement.replaces

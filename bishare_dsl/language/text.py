@@ -19,7 +19,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def own_text(spec: m.Spec, where: SourceMap | None, *, changed: bool) -> str:
-    """Give a text that means a spec without any other file: what an adapter keeps.
+    """Return a text that means a spec without any other file: what an adapter keeps.
 
     It is the text that the spec was read from, comments and all, unless that uses other files, or the
     spec was ``changed`` since, as by other values of its params.

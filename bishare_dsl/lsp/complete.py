@@ -32,7 +32,7 @@ _MODEL = re.compile(r"[ \t]*#[ \t]*model:[ \t]*(\S*)")
 
 
 def completions(document: Document, position: lsp.Position) -> list[lsp.CompletionItem]:
-    """Give all that may be written at a place of a document."""
+    """Return all that may be written at a place of a document."""
     offset = document.positions.offset(position) - document.source.start
     before = document.source.text[:offset]
     line = before.rpartition("\n")[2]
@@ -72,7 +72,7 @@ def _at(item: lsp.CompletionItem, place: lsp.Range, quoted: bool) -> lsp.Complet
 
 
 def _half_word(before: str) -> str:
-    """Give the word, or the open quote, that is being written at the end of a text."""
+    """Return the word, or the open quote, that is being written at the end of a text."""
     start = len(before)
     line = before.rpartition("\n")[2]
     if line.count('"') % 2:
@@ -113,7 +113,7 @@ class _Names:
         self.words = words
 
     def items(self) -> Items:
-        """Give them."""
+        """Return the names, as completions."""
         places: dict[str, Callable[[], Items]] = {
             "use": self._specs,
             "via": self._transforms,
@@ -131,7 +131,7 @@ class _Names:
             yield from places[self.clause]()
 
     def _declared(self, *kinds: str) -> Items:
-        """Give what is declared above, here and in the files that are used."""
+        """Yield what is declared above, here and in the files that are used."""
         source = self.document.source
         above = [
             Declaration(part, source)
@@ -146,13 +146,13 @@ class _Names:
             yield _item(part.name, kind, f"`{said}`")
 
     def _used(self) -> list[File]:
-        """Give the files that are used; nothing is read where there is none."""
+        """Return the files that are used; nothing is read where there is none."""
         uses = any(part.keyword == "use" for part in self.found.statements)
         file = self.document.file if uses else None
         return [used for _, used in file.uses] if file else []
 
     def _replaceable(self) -> Items:
-        """Give what a used file declares, behind `replace`."""
+        """Yield what a used file declares, behind `replace`."""
         if self.found.words[0] == "replace":
             for used in self._used():
                 for name in declarations(used, self.clause):
@@ -180,7 +180,7 @@ class _Names:
             yield from self._functions()
 
     def _parts(self) -> Items:
-        """Give the names of parts, each with the kinds that play it in the model."""
+        """Yield the names of parts, each with the kinds that play it in the model."""
         model = self.document.architecture
         for name in PARTS:
             played = dict.fromkeys(s.kind for s in model.sites if name in parts(s)) if model else {}
@@ -256,7 +256,7 @@ class _Names:
             yield from self._declared("param")
 
     def _roles(self) -> Items:
-        """Give the tensors of the share: those of the transform that it has, if it is read already."""
+        """Yield the tensors of the share: those of the transform that it has, if it is read already."""
         share = self.found.statements[-1] if self.found.statements else None
         via = next((c for c in share.clauses if c.keyword == "via"), None) if share else None
         try:

@@ -19,7 +19,7 @@ _SEVERITY = {
 
 
 def diagnostics(document: Document) -> list[lsp.Diagnostic]:
-    """Give all that is wrong with a document.
+    """Return all that is wrong with a document.
 
     What is wrong with a file that the document uses is shown at the `use`, with its own place beside it.
     """
@@ -27,7 +27,7 @@ def diagnostics(document: Document) -> list[lsp.Diagnostic]:
 
 
 def diagnostic(document: Document, problem: Problem) -> lsp.Diagnostic:
-    """Give one problem of a document."""
+    """Return one problem of a document."""
     where, span = document.survey.where, document.place(problem)
     related = None
     if uses := where.uses(span):

@@ -9,7 +9,7 @@ from bishare_dsl.show import rows
 
 
 def inlay_hints(document: Document, wanted: lsp.Range) -> list[lsp.InlayHint]:
-    """Give the counts that belong into a range: of a share behind its name, of all behind the target.
+    """Return the counts that belong into a range: of a share behind its name, of all behind the target.
 
     While the text changes they are those of the last plan; the editor asks again when there is a new one.
     """

@@ -26,7 +26,7 @@ _CONDITIONS = (And, Compare, Match, Member, Not, Or, Ref)
 
 
 def hover(document: Document, position: lsp.Position) -> lsp.Hover | None:
-    """Tell what stands at a place of a document; None where there is nothing to tell."""
+    """Return what stands at a place of a document; None where there is nothing to tell."""
     offset = document.positions.offset(position)
     token = document.token_at(offset)
     if token is None or token.type == "COMMENT":
@@ -64,7 +64,7 @@ def _is_head(statement: Statement, token: Token) -> bool:
 
 
 def share_card(document: Document, name: str) -> str | None:
-    """Tell what a share is on the model: modules, ranks, pools, parameters; None without a plan."""
+    """Return what a share is on the model: modules, ranks, pools, parameters; None without a plan."""
     if (plan := document.plan) is None:
         return None
     row = next((row for row in rows.shares(plan) if row.name == name), None)
@@ -95,7 +95,7 @@ def _used(document: Document, statement: Statement) -> str | None:
 
 
 def _of_transform(clause: Statement, token: Token) -> str | None:
-    """Tell of a transform's name, or of an option's, where the token is one."""
+    """Describe a transform by its name, or an option by its name, where the token is one."""
     named = name_of(clause)
     try:
         kind = transform_kind(unquoted(named))
@@ -114,7 +114,7 @@ def _of_transform(clause: Statement, token: Token) -> str | None:
 
 
 def name_of(via: Statement) -> Token:
-    """Give the name that stands behind a `via`, with options or without."""
+    """Return the name that stands behind a `via`, with options or without."""
     return first_token(via.words.children[0])
 
 
@@ -125,7 +125,7 @@ def field_of(kind: type[Transform], name: str) -> FieldInfo | None:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """Give the words that an option takes; none where it takes a number."""
+    """Return the words that an option takes; none where it takes a number."""
     if field.annotation is bool:
         return "true", "false"
     return tuple(word for word in get_args(field.annotation) if isinstance(word, str))
@@ -147,7 +147,7 @@ def option(name: str, field: FieldInfo) -> str:
 
 
 def _named(document: Document, statement: Statement) -> str | None:
-    """Tell what a param is worth, or which sites a let selects."""
+    """Return what a param is worth, or which sites a let selects."""
     spec, name = document.spec, statement.name
     if statement.keyword == "param":
         value = spec.values.get(name) if spec else None
@@ -160,7 +160,7 @@ def _named(document: Document, statement: Statement) -> str | None:
 
 
 def _selected(document: Document, offset: int) -> str | None:
-    """Tell which sites the condition at a place selects."""
+    """Return which sites the condition at a place selects."""
     if document.sites is None:
         return None
     everything = document.sites.architecture.sites

@@ -30,7 +30,7 @@ class Declaration:
 
 
 def files_of(file: File) -> Iterator[File]:
-    """Give a file and all that it uses, itself or through others, each once."""
+    """Yield a file and all that it uses, itself or through others, each once."""
     seen: set[int] = set()
     waiting = [file]
     while waiting:
@@ -51,7 +51,7 @@ def declarations(file: File, *kinds: str) -> dict[str, list[Declaration]]:
 
 
 def declaring_statements(statements: Iterable[Statement], *kinds: str) -> Iterator[Statement]:
-    """Give the statements that declare names, or those of some keywords."""
+    """Return the statements that declare names, or those of some keywords."""
     return (part for part in statements if part.keyword in (kinds or DECLARING))
 
 

@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def outline(document: Document) -> list[lsp.DocumentSymbol]:
-    """Give the statements of a document."""
+    """Return the statements of a document."""
     return [
         _symbol(document, part) for part in (document.syntax.statements if document.syntax else ())
     ]

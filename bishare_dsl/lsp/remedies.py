@@ -29,7 +29,7 @@ Remedy = tuple[str, tuple[Edit, ...]]
 
 
 def code_actions(document: Document, uri: str, wanted: lsp.Range) -> list[lsp.CodeAction]:
-    """Give the remedies of the problems in a range of a document."""
+    """Return the remedies of the problems in a range of a document."""
     place = document.positions
     found = []
     for problem in document.problems:
@@ -98,7 +98,7 @@ def _title(problem: Problem) -> str:
 
 
 def _words_in(document: Document, span: Span) -> Iterator[Span]:
-    """Give the names inside of a span, the last one first."""
+    """Yield the names inside of a span, the last one first."""
     tokens = document.syntax.tokens if document.syntax else []
     for token in reversed(tokens):
         place = span_of(token)
@@ -119,7 +119,7 @@ def _spelled_as(document: Document, wrong: Span, meant: str) -> str:
 
 
 def _clauses(help_line: str, statement: Statement, clause: Statement) -> Iterator[Remedy]:
-    """Give the share each clause that the help names: in place of the one that it has, or as one more."""
+    """Write each clause that the help names into the share, in place of its own such clause if it has one."""
     for text in _IN_CODE.findall(help_line) if statement.keyword == "share" else ():
         found = parse_open(Source("", f"share s {text}"))
         if END not in found.allowed or not found.words or found.words[0] not in CLAUSES:

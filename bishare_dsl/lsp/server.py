@@ -49,7 +49,7 @@ class SpecServer(LanguageServer):
         self._checks: set[asyncio.Task[None]] = set()
 
     def document(self, uri: str) -> Document:
-        """Give a document as its editor has it now."""
+        """Return a document as its editor has it now."""
         text = self.workspace.get_text_document(uri).source
         known = self._documents.get(uri)
         if known is None or known.text != text or known.chosen is not self.chosen:
@@ -61,7 +61,7 @@ class SpecServer(LanguageServer):
         return known
 
     def opened(self) -> list[str]:
-        """Give the documents that are open."""
+        """Return the documents that are open."""
         return list(self.workspace.text_documents)
 
     def check(self, uri: str, pause: float = 0) -> None:
@@ -121,7 +121,7 @@ class SpecServer(LanguageServer):
             self.check(uri)
 
     def specs(self) -> dict[str, Document]:
-        """Give the specs of the workspace by their real paths, those that are open as they stand there."""
+        """Return the specs of the workspace by their real paths, those that are open as they stand there."""
         found = {realpath(self.document(uri).path): self.document(uri) for uri in self.opened()}
         roots = (to_fs_path(folder.uri) for folder in self.workspace.folders.values())
         paths = (path for root in roots if root for path in Path(root).rglob("*.share"))
@@ -138,14 +138,14 @@ class SpecServer(LanguageServer):
         return found
 
     def uri_of(self, path: str) -> str:
-        """Give the name that the editor has for a file."""
+        """Return the name that the editor has for a file."""
         for uri in self.opened():
             if realpath(self.document(uri).path) == realpath(path):
                 return uri
         return from_fs_path(realpath(path)) or ""
 
     def locations(self, places: Places) -> list[lsp.Location]:
-        """Give the places of a name to the editor."""
+        """Return the places of a name for the editor."""
         unit = self.workspace.position_encoding or lsp.PositionEncodingKind.Utf16
         return [
             lsp.Location(self.uri_of(path), Positions(file.source, unit).range(span_of(token)))
@@ -253,7 +253,7 @@ def make_server() -> SpecServer:
 
 
 def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[lsp.Location]:
-    """Give where a name is declared, or the file that a `use` names."""
+    """Return where a name is declared, or the file that a `use` names."""
     document = server.document(uri)
     offset = document.positions.offset(position)
     if (found := name_at(document, offset)) is not None:
@@ -273,7 +273,7 @@ def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[l
 
 
 def _formatted(document: Document) -> list[lsp.TextEdit] | None:
-    """Give the one layout of a document; None while it cannot be read."""
+    """Return the one layout of a document; None while it cannot be read."""
     try:
         text = format_text(document.text, document.path)
     except BishareError:

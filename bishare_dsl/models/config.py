@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_config(source: Source) -> PreTrainedConfig:
-    """Give the transformers config of a model; no weights are read.
+    """Return the transformers config of a model; no weights are read.
 
     ``name_or_path`` of the config says where the model comes from, as it does after ``from_pretrained``.
 
@@ -59,7 +59,7 @@ def read_config(source: Source) -> PreTrainedConfig:
 
 
 def arguments(source: Source, *, cached: bool = False) -> tuple[str, dict[str, Any]]:
-    """Tell what ``from_pretrained`` takes for a source: the name, and keywords.
+    """Return what ``from_pretrained`` takes for a source: the name, and keywords.
 
     Args:
         cached: whether a Hub model in the local cache will do even if the Hub can be asked.
@@ -93,7 +93,7 @@ def _unreadable(source: Source, reason: str) -> Problem:
 
 
 def require_gguf(path: Path) -> None:
-    """Return if ``path`` begins like a GGUF file and can be read here.
+    """Check that ``path`` begins like a GGUF file and can be read here.
 
     Raises:
         ModelError: the package that reads it is missing (BS510), or it is no such file (BS511).
@@ -110,7 +110,7 @@ def require_gguf(path: Path) -> None:
 
 
 def _check_json(path: Path) -> None:
-    """Return if ``path`` is a JSON object whose ``model_type`` the installed transformers knows."""
+    """Check that ``path`` is a JSON object whose ``model_type`` the installed transformers knows."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:

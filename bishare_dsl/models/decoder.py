@@ -9,7 +9,7 @@ from bishare_dsl.models.site import Architecture, Site
 
 
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
-    """Give the architecture of a decoder: attention and a gated MLP, or experts, in every block.
+    """Return the architecture of a decoder: attention and a gated MLP, or experts, in every block.
 
     Args:
         name: what to call it.
@@ -46,7 +46,7 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         for linear, (d_in, d_out) in linears.items()
     )
     weights = sum(d_in * d_out for d_in, d_out in linears.values())
-    weights += experts * hidden  # The router is no site.
+    weights += experts * hidden  # The router is not a site.
     biases = query + 2 * key_value if family == "qwen2" else 0
     norms = (4 if family == "gemma3_text" else 2) * hidden
     if family in (

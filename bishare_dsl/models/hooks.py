@@ -22,7 +22,7 @@ _PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def own_forward(module: nn.Module) -> Any:
-    """Give the forward that an instance has for itself, below accelerate's hook; None where it has none."""
+    """Return the forward that an instance has for itself, below accelerate's hook; None where it has none."""
     return next((vars(module)[name] for name in FORWARDS if name in vars(module)), None)
 
 
@@ -37,7 +37,7 @@ def is_offloaded(module: nn.Module) -> bool:
 
 
 def resident(module: nn.Module, name: str) -> torch.Tensor | None:
-    """Give the tensor that holds a parameter's values, so that writing into it changes the parameter.
+    """Return the tensor that holds a parameter's values, so that writing into it changes the parameter.
 
     accelerate's offload leaves a parameter on the meta device and keeps its values in a map; the tensor
     in the map is returned if it is the map's own. One on disk is read afresh each time, and writing into
@@ -123,18 +123,18 @@ def is_sharded_tensor(tensor: object) -> bool:
 
 
 def gather(value: Any) -> Any:
-    """Give a tensor with all of its values, for which every process calls this; anything else as it is."""
+    """Return a tensor with all of its values, for which every process calls this; anything else as it is."""
     return value.full_tensor() if is_sharded_tensor(value) else value
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Give the values of a tensor that this process has."""
+    """Return the values of a tensor that this process has."""
     part: torch.Tensor = cast("Any", tensor).to_local() if is_sharded_tensor(tensor) else tensor
     return part
 
 
 def shard_like(value: Any, like: torch.Tensor) -> Any:
-    """Give this process's part of a whole tensor, if ``like`` is spread and of its shape."""
+    """Return this process's part of a whole tensor, if ``like`` is sharded and of its shape."""
     import torch
 
     if (

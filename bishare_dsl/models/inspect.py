@@ -21,7 +21,7 @@ ADAPTER = "bishare"
 
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
-    """Give the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
+    """Return the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
 
     A site is a linear-like module (``nn.Linear`` and its subclasses, GPT-2's ``Conv1D``, a quantised
     linear) that is inside a block, which is to say below a number in its module path. A quantised
@@ -73,7 +73,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
 
 
 def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Architecture:
-    """Give the architecture that a config describes; no weights are made.
+    """Return the architecture that a config describes; no weights are made.
 
     Raises:
         ModelError: as `model_on_meta` and `inspect_model` do.
@@ -82,7 +82,7 @@ def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Archite
 
 
 def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrainedModel:
-    """Give the causal language model that a config describes, on the meta device: shapes without weights.
+    """Return the causal language model that a config describes, on the meta device: shapes without weights.
 
     Raises:
         ModelError: not a causal language model (BS508), or no model at all (BS509).
@@ -107,7 +107,7 @@ def linear_maps(model: nn.Module) -> dict[str, Weight]:
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list[Weight]]]:
-    """Give the modules of a model's base, each with the linear maps whose weights it keeps."""
+    """Yield the modules of a model's base, each with the linear maps whose weights it keeps."""
     inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
     for path, module in model.named_modules():
         if ADAPTER in path.split(".") or (inside is not None and path.startswith(inside)):
@@ -136,7 +136,7 @@ def _left_out(model: nn.Module) -> Iterator[LeftOut]:
 
 
 def _source(model: nn.Module) -> Source | None:
-    """Tell what a model was loaded from, if that can be told."""
+    """Return what a model was loaded from, if that can be told."""
     config = getattr(model, "config", None)
     try:
         return resolve(getattr(config, "name_or_path", ""))

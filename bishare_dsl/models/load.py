@@ -26,7 +26,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def architecture_of(model: str | Source | Architecture | nn.Module) -> Architecture:
-    """Give the shapes of a model, by the least work that tells them.
+    """Return the shapes of a model, by the least work that tells them.
 
     Of what is named, a preset, and a Hub id that is one's, needs neither torch nor the network; anything
     else has its config read, never its weights.
@@ -57,7 +57,7 @@ def architecture_of(model: str | Source | Architecture | nn.Module) -> Architect
 
 
 def meta_model(name: str | Source) -> PreTrainedModel:
-    """Give the model that ``name`` means, on the meta device: its modules and shapes, without weights.
+    """Return the model that ``name`` means, on the meta device: its modules and shapes, without weights.
 
     Raises:
         ModelError: as `architecture_of` does.
@@ -70,7 +70,7 @@ def meta_model(name: str | Source) -> PreTrainedModel:
 
 
 def require_weights(name: str | Source) -> Source:
-    """Tell what ``name`` means, if that has weights.
+    """Return what ``name`` means, if that has weights.
 
     Raises:
         ModelError: as `resolve` does, or it has shapes alone (BS512).
@@ -84,7 +84,7 @@ def require_weights(name: str | Source) -> Source:
 def load_model(
     name: str | Source, *, dtype: torch.dtype | str | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Give a model with its weights, in eval mode, and its tokenizer where it has one.
+    """Return a model with its weights, in eval mode, and its tokenizer where it has one.
 
     A ``.gguf`` file is unpacked into a plain dense model, which can be merged, trained and saved.
 
@@ -128,7 +128,7 @@ def load_model(
 
 
 def load_tokenizer(name: str | Source) -> PreTrainedTokenizerBase | None:
-    """Give the tokenizer that `load_model` gives with a model, without the model.
+    """Return the tokenizer that `load_model` returns with a model, without the model.
 
     Raises:
         ModelError: as `require_weights` does.
@@ -155,7 +155,7 @@ def _tokenizer(source: Source, place: str, extra: dict[str, Any]) -> PreTrainedT
 
 
 def _unpacked() -> dict[str, Any]:
-    """Give what makes transformers unpack a GGUF file; before 5.24 it did nothing else."""
+    """Return what makes transformers unpack a GGUF file; before 5.24 it did nothing else."""
     import transformers
 
     gguf_config = getattr(transformers, "GgufConfig", None)

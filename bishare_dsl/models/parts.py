@@ -30,13 +30,13 @@ _OF: Mapping[bool, Mapping[str, frozenset[str]]] = {
 
 
 def part_called(name: str) -> str | None:
-    """Give the part that some family of models calls so."""
+    """Return the part that some family of models calls so."""
     found = {*_OF[True].get(name, ()), *_OF[False].get(name, ())}
     return min(found, default=None)
 
 
 def parts(site: Site) -> frozenset[str]:
-    """Give the parts that a site plays: more than one where its weight is of several maps."""
+    """Return the parts that a site plays: more than one where its weight is of several maps."""
     ancestors, _, _ = site.path.rpartition(".")
     names = _OF["att" in ancestors.lower()]
     return names.get(f"{site.parent}.{site.kind}") or names.get(site.kind) or frozenset()

@@ -128,7 +128,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 @cache
 def preset(name: str) -> Architecture:
-    """Give the architecture of a preset, under its own name where ``name`` is an alias.
+    """Return the architecture of a preset, under its own name where ``name`` is an alias.
 
     Raises:
         ModelError: no preset has that name (BS501).
@@ -140,7 +140,7 @@ def preset(name: str) -> Architecture:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """Give the configuration fields of a preset, as ``AutoConfig.for_model(**fields)`` takes them.
+    """Return the configuration fields of a preset, as ``AutoConfig.for_model(**fields)`` takes them.
 
     Raises:
         KeyError: no preset has that name.

@@ -50,7 +50,7 @@ class Site(BaseModel):
 
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:
-        """Give the site at a module path, or None where the path has no block index."""
+        """Return the site at a module path, or None where the path has no block index."""
         if (block := block_of(path)) is None:
             return None
         layer = int(block[1])
@@ -60,7 +60,7 @@ class Site(BaseModel):
 
 
 class LeftOut(BaseModel):
-    """What is in a block and looks like a place for a share, and why it is no site."""
+    """What is in a block and looks like a place for a share, and why it is not a site."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -145,6 +145,6 @@ class _Run(BaseModel):
 
 
 def block_of(path: str) -> tuple[str, str, str] | None:
-    """Give the list of blocks that a path goes through, which of them it is in, and what is behind it."""
+    """Return the list of blocks that a path goes through, which of them it is in, and what is behind it."""
     found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
     return None if found is None else (found[1] or "", found[2], found[3])

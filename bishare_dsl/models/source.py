@@ -41,13 +41,13 @@ class Source:
 
 
 def resolve(name: str | Source) -> Source:
-    """Tell what ``name`` means, once and for all. Looks at the disk, never at the network.
+    """Return what ``name`` means, once and for all. Looks at the disk, never at the network.
 
     A preset wins over a folder of the same name, so that a spec means the same in every folder; write
     ``./llama-7b`` for the folder.
 
     Raises:
-        ModelError: it is nothing that exists (BS501, BS502), or it is there and is no model (BS503).
+        ModelError: it is nothing that exists (BS501, BS502), or it is there and is not a model (BS503).
     """
     if isinstance(name, Source):
         return name

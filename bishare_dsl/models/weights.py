@@ -50,17 +50,17 @@ class Weight:
     transposed: bool = False
 
     def part(self, kept: torch.Tensor) -> torch.Tensor:
-        """Give the map's own matrix in a tensor like the parameter, ``(d_out, d_in)``: a view."""
+        """Return the map's own matrix in a tensor like the parameter, ``(d_out, d_in)``: a view."""
         matrix = kept if self.expert is None else kept[self.expert]
         matrix = matrix.mT if self.transposed else matrix
         return matrix if self.outputs is None else matrix[self.outputs]
 
     def kept(self) -> torch.Tensor | None:
-        """Give the tensor that holds the parameter's values; None where something else stands for it."""
+        """Return the tensor that holds the parameter's values; None where something else stands for it."""
         return resident(self.module, self.parameter)
 
     def matrix(self) -> torch.Tensor:
-        """Give the weight ``(d_out, d_in)``, so that writing into it changes the model.
+        """Return the weight ``(d_out, d_in)``, so that writing into it changes the model.
 
         `replacement` says that there is one.
         """
@@ -76,7 +76,7 @@ class Weight:
         return dense and self.parameter not in self.module._parameters
 
     def replacement(self) -> str | None:
-        """Tell what is in the place of a dense weight; None where there is one."""
+        """Return what is in the place of a dense weight; None where there is one."""
         import torch
 
         kind = type(self.module).__name__
@@ -91,7 +91,7 @@ class Weight:
         return None if dense else type(kept.data).__name__
 
     def dequantized(self) -> torch.Tensor | None:
-        """Give the ``(d_out, d_in)`` weight that a quantised layer stands for, if it tells."""
+        """Return the ``(d_out, d_in)`` weight that a quantised layer stands for, if it tells."""
         shape = (self.d_out, self.d_in)
         dense = (tensor for tensor in self._ways() if _is_float(getattr(tensor, "dtype", None)))
         return next((tensor.detach() for tensor in dense if tuple(tensor.shape) == shape), None)
@@ -115,7 +115,7 @@ def weights_in(path: str, module: nn.Module) -> list[Weight]:
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
-    """Give ``(d_in, d_out)`` of a linear-like module, or None for any other."""
+    """Return ``(d_in, d_out)`` of a linear-like module, or None for any other."""
     if _is_conv1d(module):
         return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)

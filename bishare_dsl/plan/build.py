@@ -95,7 +95,7 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
 
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
-    """Give every selection of the spec, with its place."""
+    """Yield every selection of the spec, with its place."""
     yield ("target",), spec.target
     yield from ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
     for i, share in enumerate(spec.shares):
@@ -115,7 +115,7 @@ def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> It
 
 
 def _left_out(sites: Sites, spec: Spec) -> Iterator[Problem]:
-    """Tell what the target's conditions fit and no site is."""
+    """Yield what the target's conditions fit and no site is."""
     found: dict[tuple[str, str], list[LeftOut]] = {}
     for left in sites.architecture.left_out:
         if sites.would_select(left.path, spec):
@@ -140,7 +140,7 @@ def _uncovered(target: Sequence[Site], covered: set[str]) -> Iterator[Problem]:
 
 
 def _short(architecture: Architecture) -> dict[str, str]:
-    """Tell what each site is called in the names of tensors, by its path."""
+    """Return what each site is called in the names of tensors, by its path."""
     paths = [site.path for site in architecture.sites]
     count = Counter(map(short_path, paths))
     # Two towers of one model may both have a `layers.0`.
@@ -196,7 +196,7 @@ class _SharePlan:
             self._review(rank, settings.transform, widths)
 
     def _covered(self, target: Sequence[Site]) -> Sequence[Site]:
-        """Give the sites where the share stands."""
+        """Return the sites where the share stands."""
         where = self.share.where
         if where is None:
             return target
@@ -216,7 +216,7 @@ class _SharePlan:
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
     def _groups(self, role: str, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
-        """Give the sites of each distinct value of the key of a tensor."""
+        """Return the sites of each distinct value of the key of a tensor."""
         groups: dict[tuple[Value, ...], list[Site]] = {}
         loc: Loc = (*self.loc, "per", *([role] if isinstance(self.share.per, Keys) else []))
         for site in covered:
@@ -238,7 +238,7 @@ class _SharePlan:
             self.resolver.add([codes.ALONE(share=self.share.name, loc=loc, help=help_line)])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
-        """Give the value of a part of a key at a site."""
+        """Return the value of a part of a key at a site."""
         scope = self.sites.scopes[site.path]
         if isinstance(part, Ref) and part.ref not in scope.values:
             return scope.holds(part)  # A let or a kind, as a key: in it, or not.
@@ -353,7 +353,7 @@ class _SharePlan:
         )
 
     def _ranks(self, covered: Sequence[Site]) -> dict[str, int]:
-        """Give the rank of the share at each site, by path.
+        """Return the rank of the share at each site, by path.
 
         Raises:
             EvaluationError: a site has no rank.
@@ -383,7 +383,7 @@ class _SharePlan:
                     )
 
     def _rank(self, site: Site) -> int:
-        """Give the rank of the share at one site."""
+        """Return the rank of the share at one site."""
         loc: Loc = (*self.loc, "rank")
         scope = self.sites.scopes[site.path]
         rank = self.share.rank
@@ -401,7 +401,7 @@ class _SharePlan:
         return rank_of(rank, scope, loc)
 
     def _review(self, rank: int, transform: Transform, widths: Sequence[Width]) -> None:
-        """Tell what the transform warns of, and ranks that the shapes do not allow."""
+        """Collect what the transform warns of, and ranks that the shapes do not allow."""
         distinct = list(dict.fromkeys(widths))
         with guard(transform, "review"):
             self.resolver.add(p.within(*self.loc) for p in transform.review(rank, distinct))

@@ -35,10 +35,10 @@ def check(resolver: Resolver) -> None:
 
 
 def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
-    """Give the value of a rank.
+    """Return the value of a rank.
 
     Raises:
-        EvaluationError: it has none, or that is no rank (BS211).
+        EvaluationError: it has none, or that is not a rank (BS211).
     """
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
@@ -53,7 +53,7 @@ def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
 
 
 def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
-    """Tell what the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
+    """Yield what the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
     yield from (("param", i, param.name) for i, param in enumerate(spec.params))
     yield from (("let", i, let.name) for i, let in enumerate(spec.lets))
 

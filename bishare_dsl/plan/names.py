@@ -40,7 +40,7 @@ _WORDS = {
 
 
 def key_name(per: tuple[Expression, ...], values: tuple[Value, ...]) -> str:
-    """Give the name of one pool's key, ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
+    """Name the key of a pool: ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 
     The values of an attribute that is a name stand for themselves; that of ``adapter`` is left out.
     """
@@ -59,7 +59,7 @@ def _plain(text: str) -> str:
 
 
 def _slug(part: Expression | Range) -> str:
-    """Give an expression as one word."""
+    """Return an expression as one word."""
     match part:
         case Ref(ref=name):
             return _plain(name)
@@ -87,12 +87,12 @@ def _slug(part: Expression | Range) -> str:
 
 
 def attribute(name: str) -> str:
-    """Give the attribute of a module that holds the tensor ``name``: dots cannot stand in it."""
+    """Return the attribute of a module that holds the tensor ``name``: dots cannot stand in it."""
     return name.replace(".", "__")
 
 
 def short_path(path: str) -> str:
-    """Give a site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
+    """Return a site's path from its list of blocks on: ``layers.3.self_attn.q_proj``."""
     place, *rest = block_of(path) or (path,)
     return ".".join(filter(None, (place.rpartition(".")[2] if rest else place, *rest)))
 
@@ -102,7 +102,7 @@ _EXPERT = re.compile(r"(experts)\.\d+$")
 
 
 def owner(paths: Sequence[str]) -> str:
-    """Give the nearest module that contains all of these sites: their parent, their block, or the model.
+    """Return the nearest module that contains all of these sites: their parent, their block, or the model.
 
     A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of
     owner and no more.

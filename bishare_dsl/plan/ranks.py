@@ -9,7 +9,7 @@ from bishare_dsl.transforms import Transform, Width, guard, load_transform
 
 
 def effective_ranks(plan: Plan) -> dict[str, int | None]:
-    """Give the highest rank that the update of each site can have; None where it is not a matrix.
+    """Return the highest rank that the update of each site can have; None where it is not a matrix.
 
     Raises:
         SpecError: a package's transform fails (BS214).

@@ -34,7 +34,7 @@ _PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` i
 
 
 def attributes(site: Site) -> dict[str, Value]:
-    """Tell what expressions may read of a site."""
+    """Return what expressions may read of a site."""
     return {
         "module": site.path,
         "path": site.path,
@@ -81,7 +81,7 @@ class Sites:
         return scope
 
     def select(self, sites: Sequence[Site], selection: Selection, loc: Loc = ()) -> list[Site]:
-        """Give the sites that a selection selects, in their order."""
+        """Return the sites that a selection selects, in their order."""
         return [site for site in sites if self.scopes[site.path].selects(selection, loc)]
 
     def would_select(self, path: str, spec: Spec) -> bool:
@@ -136,7 +136,7 @@ class Sites:
             yield error.problem if site is None else located(error.problem, part, site)
 
     def key_problems(self, key: Expression, loc: Loc) -> Iterator[Problem]:
-        """Tell what is wrong with one key of a ``per``."""
+        """Yield what is wrong with one key of a ``per``."""
         if isinstance(key, Ref):
             if not self._declared(key.ref) and key.ref not in self.kinds:
                 yield self._no_such_kind(key.ref, loc, (*ATTRIBUTES, "model"))
@@ -191,7 +191,7 @@ class Sites:
                             yield from self.item_problems(subject, word, sites, (*loc, name))
                     self.any_holds(sites, part, loc)
             case _:
-                self.any_holds(sites[:1], part, loc)  # Raises: a number is no predicate.
+                self.any_holds(sites[:1], part, loc)  # Raises: a number is not a predicate.
 
     def item_problems(
         self, subject: Expression, item: Range | Expression, sites: Sequence[Site], loc: Loc

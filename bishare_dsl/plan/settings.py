@@ -72,7 +72,7 @@ class Resolver:
                 self.problems.append(problem)
 
     def at(self, index: int, rank: int) -> Resolved | None:
-        """Give the settings of share number ``index`` at a rank; None where they are wrong."""
+        """Return the settings of share number ``index`` at a rank; None where they are wrong."""
         if (index, rank) not in self._found:
             found: list[Problem] = []
             try:
@@ -100,7 +100,7 @@ class Resolver:
                 return otherwise
 
         def place(*names: str) -> Loc:
-            """Tell where a setting stands: in the share, or among the spec's defaults."""
+            """Return where a setting stands: in the share, or among the spec's defaults."""
             own = reduce(getattr, names, share) is not None
             return (*(at if own else ("defaults",)), *names)
 
@@ -156,7 +156,7 @@ class Resolver:
 
 
 def _frozen(share: Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:
-    """Tell which tensors a share freezes, by role, or by a param that is a role or `none`; and where."""
+    """Return which tensors a share freezes, by role, or by a param that is a role or `none`; and where."""
     named = {
         ("freeze", i): role if role in roles else str(params.get(role, role))
         for i, role in enumerate(share.freeze)
@@ -165,7 +165,7 @@ def _frozen(share: Share, roles: Collection[str], params: Mapping[str, Value]) -
 
 
 def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, Start]:
-    """Tell how a transform's tensors start that the share says nothing of, by role."""
+    """Return how a transform's tensors start that the share says nothing of, by role."""
     with guard(transform, "start"):
         return {
             role: Start(*transform.start(role)) for role in transform.roles if role not in given
@@ -173,7 +173,7 @@ def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, S
 
 
 def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
-    """Tell what is wrong with a share's transform, at the place that names it."""
+    """Return what is wrong with a share's transform, at the place that names it."""
     loc: Loc = ("shares", index) if spec.shares[index].via is None else ("shares", index, "via")
     return [replace(problem, loc=loc) for problem in error.problems]
 
@@ -204,7 +204,7 @@ def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[L
 
 
 def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
-    """Tell what the share says of tensors that its transform does not give it."""
+    """Yield what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
     roles = [*transform.roles, *resolved.gains]
     for loc, role in resolved.frozen.items():

@@ -32,7 +32,7 @@ def adapt(
     observe: Observer | None = None,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
 ) -> tuple[str, ...]:
-    """Give a model the adapter of a plan; the base's parameters stop training.
+    """Put the adapter of a plan into a model; the base's parameters stop training.
 
     Args:
         model: the model that the plan was made for; it stays the same object of the same class.
@@ -111,7 +111,7 @@ def place(
 
 
 def check_terms(plan: Plan) -> None:
-    """See that the transforms do with a plan's tensors what the plan says.
+    """Check that the transforms do with a plan's tensors what the plan says.
 
     Raises:
         SpecError: a package's transform does not (BS214).
@@ -145,7 +145,7 @@ def set_enabled(model: nn.Module, enabled: bool) -> None:
 
 
 def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Give the regions of an adapted model, with their paths; a disabled one is a region too."""
+    """Yield the regions of an adapted model, with their paths; a disabled one is a region too."""
     for path, module in model.named_modules():
         if isinstance(getattr(module, FACTORS, None), EffectiveFactors):
             yield path, module

@@ -59,7 +59,7 @@ def capture_region(module: nn.Module, targets: Sequence[str]) -> fx.Graph:
 
 
 def _check_names(graph: fx.Graph) -> None:
-    """See that code can name each child and attribute: torch.fx writes them down as they are."""
+    """Check that code can name each child and attribute: torch.fx writes them down as they are."""
     for node in graph.nodes:
         if node.op == "call_module" or (node.op == "get_attr" and node.target != "bishare_self"):
             for name in node.target.split("."):

@@ -54,7 +54,7 @@ class RegionCompiler:
         self._transforms: dict[tuple[str, int], Transform] = {}
 
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
-        """Give each region: its path, its code, and the names of the tensors it reads, by slot."""
+        """Yield each region: its path, its code, and the names of the tensors it reads, by slot."""
         maps = linear_maps(self.model) if any(s.expert is not None for s in self.plan.sites) else {}
         experts: dict[str, list[tuple[Weight, Term]]] = {}
         modules = self.model.modules()
@@ -93,7 +93,7 @@ class RegionCompiler:
                 yield self._alone(f"{parent}.{child}", width)
 
     def _alone(self, path: str, width: Width) -> tuple[str, RegionCode, list[str]]:
-        """Give the region of one linear."""
+        """Return the region of one linear."""
         compiled, names = self._region(path, {"": width})
         if not isinstance(compiled, RegionCode):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
@@ -122,7 +122,7 @@ class RegionCompiler:
     def _experts(
         self, path: str, of_module: list[tuple[Weight, Term]]
     ) -> tuple[RegionCode, list[str]]:
-        """Give the region of a module that keeps its experts' weights itself."""
+        """Return the region of a module that keeps its experts' weights itself."""
         module = self.model.get_submodule(path)
         if has_own_forward(module):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why="its forward was replaced"))

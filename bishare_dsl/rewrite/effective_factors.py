@@ -46,7 +46,7 @@ class EffectiveFactors(nn.Module):
         self._kept: _Kept | None = None
 
     def forward(self, x: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Give the factors.
+        """Return the factors.
 
         Args:
             x: what the region reads. With gradients, and where nothing can be kept, its dtype does not
@@ -85,7 +85,7 @@ class EffectiveFactors(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def _tensors(self) -> list[Tensor]:
-        """Give the tensors of the region, by slot."""
+        """Return the tensors of the region, by slot."""
         given = [owned() for owned in self._owned]
         return [given[index][number] for index, number in self._slots]
 

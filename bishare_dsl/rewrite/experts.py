@@ -39,7 +39,7 @@ class Addition:
     dropout: float
 
     def at(self, index: Any) -> Addition:
-        """Give the addition to the weight of one expert, or of one expert for each row."""
+        """Return the addition to the weight of one expert, or of one expert for each row."""
         one = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
         a, b = self._each[int(index)] if one else (self.a[index], self.b[index])
         return Addition(a, b, self.dropout)
@@ -50,7 +50,7 @@ class Addition:
         return list(zip(self.a.unbind(0), self.b.unbind(0), strict=True))
 
     def read(self, x: Tensor) -> Tensor:
-        """Give what the factors read."""
+        """Return what the factors read."""
         return F.dropout(x, self.dropout) if self.dropout else x
 
 

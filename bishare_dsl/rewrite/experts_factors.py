@@ -93,7 +93,7 @@ class ExpertsAssembly:
         return "\n".join(lines) + "\n"
 
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
-        """Give what makes the factors, of the tensors of the region."""
+        """Return what makes the factors, of the tensors of the region."""
         return self._assemble
 
     def _assemble(self, module: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -113,7 +113,7 @@ class ExpertsAssembly:
         return _beside(downs), _beside(ups)
 
     def _of_all(self, factor: Tensor, terms: ExpertTerms, rows: int) -> Tensor:
-        """Give a factor of some experts as one of all, with zeros where they have none."""
+        """Return a factor of some experts as one of all, with zeros where they have none."""
         if spare := rows - factor.shape[1]:
             factor = F.pad(factor, (0, 0, 0, spare))
         if terms.experts == tuple(range(self.experts)):
@@ -123,7 +123,7 @@ class ExpertsAssembly:
 
 
 def _widened(b: Tensor, terms: ExpertTerms, outputs: int) -> Tensor:
-    """Give B with a column for each output of the parameter."""
+    """Return B with a column for each output of the parameter."""
     if b.shape[-1] == outputs:
         return b
     wide = b.new_zeros(*b.shape[:-1], outputs)

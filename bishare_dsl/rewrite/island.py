@@ -76,7 +76,7 @@ def fused_island(
 def frozen_parameters(
     x: Tensor, a: ops.Factor | None, linears: Sequence[nn.Module]
 ) -> list[Any] | None:
-    """Give the weights, then the biases of ``linears``, if a function of our own may run in their place.
+    """Return the weights, then the biases of ``linears``, if a function of our own may run in their place.
 
     That is so for eager calls on plain tensors in their own dtype, where each layer is ``x W^T + b`` with
     frozen ``W`` and ``b``, and nothing looks at its calls. Hooks, which also move offloaded weights;
@@ -133,7 +133,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def _cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
-    """Give factors in the dtype and on the device of ``x``."""
+    """Return factors in the dtype and on the device of ``x``."""
     # Not asked of torch where there is nothing to do: with one token, each call to it is felt.
     dtype, device = x.dtype, x.device
     return [

@@ -65,7 +65,7 @@ def attend(
 def update_cache(
     cache: Any, keys: Tensor, values: Tensor, /, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Give the keys and values to attend to: the cache's after adding these, or these without one."""
+    """Return the keys and values to attend to: the cache's after adding these, or these without one."""
     if cache is None:
         return keys, values
     updated: tuple[Tensor, Tensor] = cache.update(keys, values, *args, **kwargs)
@@ -73,12 +73,12 @@ def update_cache(
 
 
 def select_training(module: nn.Module, training: Any, evaluation: Any, /) -> Any:
-    """Give `training` in training mode, `evaluation` in eval mode."""
+    """Return `training` in training mode, `evaluation` in eval mode."""
     return training if module.training else evaluation
 
 
 def shape_of_rank(hidden_states: Tensor, rank: int, /) -> torch.Size:
-    """Give the shape of `hidden_states`, once it is sure that it is as long as the graph was traced for.
+    """Return the shape of `hidden_states`, once it is sure that it is as long as the graph was traced for.
 
     Raises:
         ValueError: they have another rank.

@@ -56,7 +56,7 @@ def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:
-    """Give a tensor of the adapter in the dtype and on the device of the activations ``x``."""
+    """Return a tensor of the adapter in the dtype and on the device of the activations ``x``."""
     return tensor.to(x)
 
 

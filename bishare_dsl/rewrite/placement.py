@@ -27,7 +27,7 @@ class Placement:
     regions: tuple[tuple[nn.Module, EffectiveFactors], ...] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Give the adapter's parameters by their names in the plan, each once."""
+        """Return the adapter's parameters by their names in the plan, each once."""
         return {
             name: cast(nn.Parameter, parameter)
             for _, owned in self.owned

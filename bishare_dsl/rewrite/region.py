@@ -94,7 +94,7 @@ class Pass(Protocol):
 
 
 def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node]]:
-    """Give each call of a child in the forward, or of the region where that is a layer, with its path."""
+    """Yield each call of a child in the forward, or of the region where that is a layer, with its path."""
     for node in forward.nodes:
         if node.op == "call_module":
             yield str(node.target), node
@@ -103,5 +103,5 @@ def target_calls(forward: fx.Graph) -> Iterator[tuple[str, fx.Node]]:
 
 
 def read_by(call: fx.Node) -> fx.Node:
-    """Give the tensor that a target is called on, as the graph has it now."""
+    """Return the tensor that a target is called on, as the graph has it now."""
     return cast(fx.Node, call.args[1 if call.target is base_forward else 0])

@@ -107,7 +107,7 @@ class Rewritten(nn.Module):
 
     @property
     def bishare_self(self) -> nn.Module:
-        """Give the module itself, which generated code can name only as an attribute."""
+        """Return the module itself, which generated code can name only as an attribute."""
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -117,7 +117,7 @@ class Rewritten(nn.Module):
                 f"{self.bishare_base.__name__} pickles in a way of its own: "
                 "take the adapter out before copying or pickling the module"
             )
-        cls = type(self)  # Of which `bishare_wrap` is no method.
+        cls = type(self)  # Of which `bishare_wrap` is not a method.
         how = (cls.bishare_base, cls.bishare_code, cls.bishare_wrap)
         return (_restore, how, *reduced[2:])
 
@@ -143,13 +143,13 @@ def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
-    """Give the forward that a module has with some code, or without any."""
+    """Return the forward that a module has with some code, or without any."""
     base = base_class(type(module))
     return base.forward if code is None else _generated_class(base, code).forward
 
 
 def restore_forward(module: nn.Module) -> None:
-    """Give `module` back the class and the forward it had; without a graph, do nothing."""
+    """Restore the class and the forward that `module` had; without a graph, do nothing."""
     _swap(module, base_class(type(module)))
 
 

@@ -17,7 +17,7 @@ _PURE_FUNCTIONS = {getattr, operator.getitem, leaves.shape_of_rank}
 def graph_signature(
     graph: fx.Graph, absent: frozenset[str] = frozenset(), training: bool = False
 ) -> Hashable:
-    """Give a value that is equal for two graphs only if they compute the same, step by step.
+    """Return a value that is equal for two graphs only if they compute the same, step by step.
 
     Names that fx made up do not matter, nor what is read and not used. Constants count with their type:
     `1`, `1.0` and `True` are equal to Python, and not the same program.

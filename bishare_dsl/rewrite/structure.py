@@ -21,7 +21,7 @@ _SYMBOLIC = frozenset({"layer_idx"})
 
 
 def structure_key(module: nn.Module) -> Hashable:
-    """Give a value that is equal for two modules only if one's traced graph is right for the other.
+    """Return a value that is equal for two modules only if one's traced graph is right for the other.
 
     It holds the class, whether the instance has a forward of its own, every attribute but
     `layer_idx`, and the same of all children. Weights do not
@@ -41,7 +41,7 @@ def _describe(module: nn.Module, path: str = "") -> Iterator[Hashable]:
             yield name, _comparable(value)
     for name, child in module._modules.items():
         if name in (ADAPTER, FACTORS):
-            continue  # the adapter of an earlier compilation is no part of the forward
+            continue  # the adapter of an earlier compilation is not part of the forward
         if child is None:
             yield f"{path}.{name}", None
         else:

@@ -34,7 +34,7 @@ def colours(places: Sequence[tuple[int, int]], *, alone: bool = False) -> list[s
 
 
 def _hex(lightness: float, chroma: float, turn: float) -> str:
-    """Give a colour of Oklch (B. Ottosson) as sRGB, with less chroma where sRGB has not so much."""
+    """Return a colour of Oklch (B. Ottosson) as sRGB, with less chroma where sRGB has not so much."""
     while True:
         rgb = _linear_rgb(lightness, chroma * cos(2 * pi * turn), chroma * sin(2 * pi * turn))
         if all(-1e-4 <= part <= 1 + 1e-4 for part in rgb):

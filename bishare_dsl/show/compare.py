@@ -31,7 +31,7 @@ class Figures:
 
 
 def figures(plan: Plan) -> Figures:
-    """Give the figures of a plan that are compared."""
+    """Return the figures of a plan that are compared."""
     ranks = effective_ranks(plan)
     adapted = [path for path, terms in plan.terms_of.items() if terms]
     return Figures(
@@ -45,6 +45,6 @@ def figures(plan: Plan) -> Figures:
 
 
 def combinations(values: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
-    """Give every choice of one value for each name; the last name changes fastest."""
+    """Yield every choice of one value for each name; the last name changes fastest."""
     for chosen in product(*values.values()):
         yield dict(zip(values, chosen, strict=True))

@@ -144,7 +144,7 @@ def _panels(plan: Plan, grid: Grid, share: str) -> list[Panel]:
 
 
 def _label(pool: Pool) -> str:
-    """Give what a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
+    """Return what a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
     return pool.tensor.removeprefix(f"{pool.share}.").removesuffix(pool.role).rstrip(".") or "all"
 
 
@@ -180,7 +180,7 @@ def _own(plan: Plan, grid: Grid, share: str) -> dict[int, tuple[tuple[str, Tenso
 
 
 def _keys(spec: Spec | None) -> dict[str, str]:
-    """Give what a spec says of who shares, by share: ``where layer < 20 per layer // 2``."""
+    """Return what a spec says of who shares, by share: ``where layer < 20 per layer // 2``."""
     if spec is None:
         return {}
     from bishare_dsl.language import spec_text

@@ -106,7 +106,7 @@ def lora_size(plan: Plan, rank: int = 8) -> int:
 
 
 def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
-    """Give the least and the most of some sites' ranks; None where one has none."""
+    """Return the least and the most of some sites' ranks; None where one has none."""
     found = list(ranks)
     known = [rank for rank in found if rank is not None]
     return bounds(known) if len(known) == len(found) else None
@@ -224,7 +224,7 @@ def _alike(one: LayerRow, other: LayerRow) -> bool:
 
 
 def bounds(values: Iterable[int]) -> Bounds:
-    """Give the least and the most of some numbers."""
+    """Return the least and the most of some numbers."""
     found = list(values)
     return min(found), max(found)
 

@@ -89,7 +89,7 @@ def describe(patch: Patch, grid: Grid) -> str:
 
 
 def summary(panel: Panel) -> str:
-    """Tell the pools of a panel in a few words."""
+    """Describe the pools of a panel in a few words."""
     what = {1: "tensor", 2: "pair"}.get(len(panel.roles), "set")
     if panel.alone:
         return f"a {what} for each module"
@@ -100,7 +100,7 @@ def summary(panel: Panel) -> str:
 
 
 def settings(section: Section) -> str:
-    """Tell the rank of a share and its transform."""
+    """Describe the rank of a share and its transform."""
     said = via(section.row.transform, section.row.options)
     rank = f"rank {', '.join(map(str, section.row.ranks))}"
     return rank if said == "-" else f"{rank}  via {said}"

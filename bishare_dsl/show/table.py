@@ -49,5 +49,5 @@ def _groups(widths: list[int], first: list[int]) -> Iterator[list[int]]:
 
 
 def terminal() -> float:
-    """Tell how many columns a reader sees: those of the terminal, or no end of them in a file."""
+    """Return how many columns a reader sees: those of the terminal, or no end of them in a file."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else float("inf")

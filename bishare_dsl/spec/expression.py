@@ -33,8 +33,8 @@ ATTRIBUTES = (
     "adapter",
 )
 """What every site has. ``module`` is its path under the name that reads well after ``per``; ``layers`` is the
-number of blocks of its model; ``expert`` is the word `none` where it is no expert's; ``adapter`` tells the
-adapters of a library apart, and is `EACH_ADAPTER` in each."""
+number of blocks of its model; ``expert`` is the word `none` where the site is not an expert's; ``adapter``
+tells the adapters of a library apart, and is `EACH_ADAPTER` in each."""
 
 EACH_ADAPTER = "each adapter"
 """What ``adapter`` is worth: a plan is that of one adapter, whichever of a library it is."""

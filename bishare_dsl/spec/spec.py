@@ -133,7 +133,7 @@ class Share(Settings):
         return {("per",): self.per}
 
     def key(self, role: str) -> tuple[Expression, ...]:
-        """Give the key by which the tensors of a role are pooled."""
+        """Return the key by which the tensors of a role are pooled."""
         if isinstance(self.per, Keys):
             return self.per.A if role == "A" else self.per.B
         return self.per
@@ -155,10 +155,10 @@ class Spec(Node):
         return param_values(self)[0]
 
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
-        """Give the params of the spec other values.
+        """Return the spec with other values for its params.
 
         Raises:
-            SpecError: BS207 for a name that no param has, BS211 for what is no finite number nor word.
+            SpecError: BS207 for a name that no param has, BS211 for neither a finite number nor a word.
         """
         known = [param.name for param in self.params]
         problems = [

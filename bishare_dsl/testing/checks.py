@@ -226,14 +226,14 @@ def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     """Check that merging changes logits by rounding only; unmerging gives the base back bit for bit.
 
-    An adapter that is no matrix is refused, and stays as it was.
+    An adapter whose updates are not matrices is refused, and stays as it was.
     """
     inputs = _inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if not _linear(adapted):
         expected = _logits(adapted, inputs)
-        _refused(adapted.bishare.merge, "merging what is no matrix")
-        _refused(adapted.bishare.merge_and_unload, "merging what is no matrix")
+        _refused(adapted.bishare.merge, "merging what is not a matrix")
+        _refused(adapted.bishare.merge_and_unload, "merging what is not a matrix")
         _identical(_logits(adapted, inputs), expected, "logits after a merge that was refused")
         return
     base = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
@@ -252,7 +252,7 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
 
 def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """PEFT loads the export, and computes the same logits; an adapter that is no matrix is refused.
+    """Check that PEFT loads the export, and computes the same logits; what cannot be exported is refused.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -262,7 +262,7 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     inputs = _inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if not _linear(adapted):
-        _refused(lambda: adapted.bishare.export("never-written"), "exporting what is no matrix")
+        _refused(lambda: adapted.bishare.export("never-written"), "exporting what is not a matrix")
         return
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
@@ -519,7 +519,7 @@ def _masked(x: Tensor, p: float) -> Tensor:
 
 
 def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
-    """Give every tensor of an adapter new values, so that no term is zero; the tensors by name.
+    """Set every tensor of an adapter to new values, so that no term is zero; return the tensors by name.
 
     Args:
         adapted: by `compile_spec` or `load_adapter`.
@@ -572,7 +572,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Any:
-    """Give a copy of the model that computes in a type."""
+    """Return a copy of the model that computes in a type."""
     other: Any = copy.deepcopy(model)
     if getattr(other.config, "_experts_implementation", None) is not None:
         other.set_experts_implementation("eager")  # The fused experts know no float64.

@@ -104,7 +104,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
 
 
 def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Give a tiny float32 causal language model of `family`, on the CPU and in eval mode.
+    """Return a tiny float32 causal language model of `family`, on the CPU and in eval mode.
 
     Args:
         family: a key of `TINY_FAMILIES`.

@@ -160,7 +160,7 @@ def _irregular(draw: st.DrawFn) -> Architecture:
 
 
 def pools() -> st.SearchStrategy[list[Width]]:
-    """Give the widths of the sites of a pool: what a transform is given to fit a factor to."""
+    """Return the widths of the sites of a pool: what a transform is given to fit a factor to."""
     width = st.integers(1, 24)
     return st.lists(st.builds(Width, width, width), min_size=1, max_size=4)
 

@@ -245,7 +245,7 @@ def experts(term: TermValues, x: Tensor) -> Tensor:
 
 
 def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> Tensor:
-    """Give a term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
+    """Return a term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
 
     Args:
         term: of a plan; linear.
@@ -281,7 +281,7 @@ Drop = Callable[[Tensor, float], Tensor]
 def reference_model(
     model: ModelT, plan: Plan, tensors: Mapping[str, Tensor], drop: Drop | None = None
 ) -> ModelT:
-    """Give a copy of a base model whose weights are ``W + sum of dW``, dense.
+    """Return a copy of a base model whose weights are ``W + sum of dW``, dense.
 
     What is not linear, and what reads a dropped input, is added to the output.
 

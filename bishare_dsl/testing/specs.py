@@ -42,7 +42,7 @@ def names() -> st.SearchStrategy[str]:
 
 @cache
 def numbers() -> st.SearchStrategy[int | float]:
-    """Give the numbers that a text can say: 64-bit whole numbers and finite floats."""
+    """Return the numbers that a text can say: 64-bit whole numbers and finite floats."""
     return st.integers(-(2**63 - 1), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
 

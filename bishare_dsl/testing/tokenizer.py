@@ -22,7 +22,7 @@ _TOKENS = [
 
 
 def tiny_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """Give a tokenizer with no merges and no case, whose ids fit every model of `tiny_model`.
+    """Return a tokenizer with no merges and no case, whose ids fit every model of `tiny_model`.
 
     It needs no file, and can be saved beside a model.
     """

@@ -236,7 +236,7 @@ def warm_up_steps(steps: int, recipe: str) -> int:
 
 @contextmanager
 def catch_refusals() -> Iterator[None]:
-    """Let transformers look at its arguments in a block.
+    """Let transformers look at its arguments in a block, and turn what it refuses into our own errors.
 
     Raises:
         TrainError: it does not like them (BS732).
@@ -255,7 +255,7 @@ def effective_batch(args: TrainingArguments) -> int:
 
 
 def check_sharding(trainer: Trainer) -> None:
-    """See that a run which asks for FSDP, itself or by the config of accelerate, gets FSDP2.
+    """Check that a run which asks for FSDP, itself or by the config of accelerate, gets FSDP2.
 
     Raises:
         TrainError: it would not (BS754), or gets DeepSpeed (BS733).
@@ -291,7 +291,7 @@ def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
 
 
 def _checkpointing(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the same by the name that this transformers uses, non-reentrant if nothing else is asked for.
+    """Return the same by the name that this transformers uses, non-reentrant if nothing else is asked for.
 
     The reentrant kind cannot be used with DDP and shared tensors: "marked ready twice".
     """

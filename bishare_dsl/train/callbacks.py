@@ -147,7 +147,7 @@ class Saves(TrainerCallback):
         self._trainer.args.output_dir = str(self._aside)
 
     def _state(self, optimizer: Any, lr_scheduler: Any, **_: Any) -> dict[str, Any]:
-        """Give all that the next step depends on beside the adapter; every process has to call this."""
+        """Return all that the next step depends on beside the adapter; every process has to call this."""
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
         trainer = self._trainer

@@ -81,7 +81,7 @@ def check(
     force: bool,
     note: Callable[[str], None],
 ) -> CheckedRun:
-    """See whether a run may begin: folder, checkpoint, model, spec and every row.
+    """Check whether a run may begin: folder, checkpoint, model, spec and every row.
 
     Args:
         request: what is asked.

@@ -190,7 +190,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_state(checkpoint: Checkpoint) -> None:
-    """See that a run may go on from a checkpoint, as far as that can be seen without its model.
+    """Check that a run may go on from a checkpoint, as far as that can be seen without its model.
 
     Raises:
         TrainError: what it holds beside the adapter is not what was saved (BS743).
@@ -231,7 +231,7 @@ def blame_checkpoint(checkpoint: Checkpoint) -> Iterator[None]:
 
 @contextmanager
 def for_transformers(checkpoint: Checkpoint | None) -> Iterator[str | None]:
-    """Give a folder that transformers resumes from without loading weights: of their shards there are none.
+    """Yield a folder that transformers resumes from without loading weights: of their shards there are none.
 
     It reads steps, epochs and what was logged from its own ``trainer_state.json`` in it.
     """

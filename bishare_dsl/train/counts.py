@@ -40,7 +40,7 @@ class Counts:
         return self._tokens
 
     def log_values(self, step: int) -> dict[str, float]:
-        """Give what is to be logged after a step: mean loss of the steps since, tokens, tokens a second."""
+        """Return what is to be logged after a step: mean loss of the steps since, tokens, tokens a second."""
         loss = float(self._accelerator.reduce(self._loss, "mean"))
         mean = loss / max(1, step - self._logged)
         self._loss.zero_()
@@ -53,11 +53,11 @@ class Counts:
         }
 
     def mean_loss(self) -> float:
-        """Give the mean loss of all steps that were logged."""
+        """Return the mean loss of all steps that were logged."""
         return self._losses / max(1, self._logged)
 
     def tokens_per_second(self) -> float:
-        """Give the speed since training began or was resumed, until something was last logged."""
+        """Return the speed since training began or was resumed, until something was last logged."""
         return _speed(self._first, self._last)
 
     @contextmanager
@@ -70,7 +70,7 @@ class Counts:
             self._began += time.monotonic() - paused
 
     def state(self) -> tuple[dict[str, Any], float]:
-        """Give what all processes counted together, and the loss since the last log, of this one alone."""
+        """Return what all processes counted together, and the loss since the last log, of this one alone."""
         together = {"losses": self._losses, "logged": self._logged, "tokens": self.tokens()}
         return together, float(self._loss)
 

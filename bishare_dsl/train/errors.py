@@ -30,7 +30,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @contextmanager
 def refusal_told(folder: Path) -> Iterator[None]:
-    """Tell in our form what the system refuses to do with a folder.
+    """Turn into our own error what the system refuses to do with a folder.
 
     Raises:
         TrainError: it refused (BS747).

@@ -32,7 +32,7 @@ _OURS = (files.CONFIG, files.TENSORS, files.PLAN, files.SPEC, LOG, CURVE)
 
 
 def check_new(folder: Path, *, force: bool) -> None:
-    """See that a run may begin in a folder.
+    """Check that a run may begin in a folder.
 
     Args:
         folder: that need not exist.

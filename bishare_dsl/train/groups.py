@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def names_of(plan: Plan) -> dict[str, set[str]]:
-    """Give what may name each tensor that trains: its share, its role, or both as ``share.role``."""
+    """Return what may name each tensor that trains: its share, its role, or both as ``share.role``."""
     roles = {tensor: role for term in plan.terms for role, tensor in term.tensors.items()}
     return {
         t.name: {t.share, roles[t.name], f"{t.share}.{roles[t.name]}"}
@@ -45,7 +45,7 @@ def regroup(
     plan: Plan,
     settings: Settings,
 ) -> None:
-    """Give the tensors that settings name a learning rate and a weight decay of their own.
+    """Set a learning rate and a weight decay for the tensors that settings name.
 
     Args:
         optimizer: that has not done a step yet.

@@ -1,4 +1,4 @@
-"""A loss that is no number stops a run, and what was good before is kept."""
+"""A loss that is not a number stops a run, and what was good before is kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class NotFiniteError(Exception):
-    """A step whose loss or gradient is no number, before it is applied.
+    """A step whose loss or gradient is not a number, before it is applied.
 
     Attributes:
         what: ``"the loss"`` or ``"the gradient"``.
@@ -42,7 +42,7 @@ class Guard:
         self._loss = self._loss + loss.detach().float().sum()
 
     def loss(self) -> float:
-        """Give the step's loss so far, of this process; the next step starts anew."""
+        """Return the step's loss so far, of this process; the next step starts anew."""
         found, self._loss = float(self._loss), 0.0
         return found
 
@@ -57,17 +57,17 @@ class Guard:
 
     @torch.no_grad()
     def restore(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Give the parameters the values that were last known to be good."""
+        """Set the parameters to the values that were last known to be good."""
         for kept, parameter in zip(self._kept, parameters, strict=True):
             parameter.copy_(kept)
 
 
 def check_step(loss: float, bad_elsewhere: bool, gradient: float) -> None:
-    """See that a step may be applied.
+    """Check that a step may be applied.
 
     Args:
         loss: of this process.
-        bad_elsewhere: whether that of any process is no number.
+        bad_elsewhere: whether that of any process is not a number.
         gradient: the norm of the gradient; 0 where it is not to be judged.
 
     Raises:

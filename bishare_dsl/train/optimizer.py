@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """Give an optimizer's state, each tensor whole. Where FSDP2 has sharded them, every process calls this.
+    """Return an optimizer's state, each tensor whole. Where FSDP2 has sharded them, every process calls this.
 
     Args:
         optimizer: of the adapter's tensors, and no others.
@@ -39,7 +39,7 @@ def load_optimizer(
     tensors: Mapping[str, torch.Tensor],
     stored: Mapping[str, Any],
 ) -> None:
-    """Give an optimizer of the same kind and the same tensors a state that `optimizer_state` gave.
+    """Load a state that `optimizer_state` returned into an optimizer of the same kind and the same tensors.
 
     Raises:
         KeyError, ValueError, TypeError, AttributeError: the state is that of another optimizer, or none.
@@ -66,13 +66,13 @@ def load_optimizer(
 
 
 def _names(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Give the names of an optimizer's parameters, in the order in which `state_dict` numbers them."""
+    """Return the names of an optimizer's parameters, in the order in which `state_dict` numbers them."""
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def check_options(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """See that options may have had the values that are stored, by those that they have.
+    """Check that options may have had the values that are stored, by those that they have.
 
     Raises:
         ValueError: they may not.
@@ -83,7 +83,7 @@ def check_options(stored: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 
 
 def _check_alike(states: Iterable[Mapping[str, Any]]) -> None:
-    """See that an optimizer keeps something of each tensor, if of any; what may differ (bitsandbytes)."""
+    """Check that an optimizer keeps something of each tensor, if of any; what may differ (bitsandbytes)."""
     states = list(states)
     kept = [value for state in states for value in state.values()]
     odd = any(isinstance(value, (list, str)) or value == {} for value in kept)

@@ -49,7 +49,7 @@ _DECIDE_OWN = (
 def identity(
     request: Request, plan: Plan, data: DataReport, args: TrainingArguments, steps: int
 ) -> dict[str, Any]:
-    """Give what must be the same for a run to be gone on with, by names that a user knows."""
+    """Return what must be the same for a run to be gone on with, by names that a user knows."""
     settings = request.settings.model_dump()
     return {
         "adapter's plan": plan.digest,
@@ -74,7 +74,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def division(args: TrainingArguments) -> dict[str, int]:
-    """Tell how a batch is divided."""
+    """Return how a batch is divided."""
     return {
         "processes": args.world_size,
         "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -138,7 +138,7 @@ def describe_run(checked: CheckedRun) -> dict[str, Any]:
 
 
 def utc_now() -> str:
-    """Give the time, in UTC, to the second."""
+    """Return the time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

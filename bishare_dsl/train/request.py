@@ -218,7 +218,7 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
 
 
 def _run_before(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Give what the run in a folder was asked, and where it is to go on."""
+    """Return what the run in a folder was asked, and where it is to go on."""
     if folder is None:
         return {}
     from bishare_dsl.train.history import RUN, read_record
@@ -239,7 +239,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the arguments in a YAML file.
 
     Raises:
-        TrainError: it cannot be read, or is no mapping (BS734); PyYAML is missing (BS735).
+        TrainError: it cannot be read, or is not a mapping (BS734); PyYAML is missing (BS735).
     """
     try:
         import yaml

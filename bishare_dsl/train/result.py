@@ -53,7 +53,7 @@ class TrainResult:
     history: Sequence[Mapping[str, Any]] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain JSON values, without the model and the history."""
+        """Return plain JSON values, without the model and the history."""
         left_out = ("model", "history", "folder", "data")
         plain = {k: v for k, v in vars(self).items() if k not in left_out}
         reports = {name: report.as_dict() for name, report in self.data.items()}
@@ -82,7 +82,7 @@ class TrainResult:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Give the bytes that were used, of the device, or of this process where that is the CPU."""
+    """Return the bytes that were used, of the device, or of this process where that is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -92,7 +92,7 @@ def train(
 
     Raises:
         BishareError: the arguments, the spec, the model or the data are wrong (BS7xx and those of their
-            stage), or a loss is no number (BS750): then the last good adapter is kept.
+            stage), or a loss is not a number (BS750): then the last good adapter is kept.
         FileNotFoundError: there is no such spec.
         TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint is saved.
     """
@@ -161,7 +161,7 @@ def run(
 
 
 def _adapted(checked: CheckedRun, reporter: Reporter) -> PreTrainedModel:
-    """Give the model with the adapter that is to be trained: drawn by the seed, loaded, or as it came.
+    """Return the model with the adapter that is to be trained: drawn by the seed, loaded, or as it came.
 
     Raises:
         BishareError: the weights do not load, or parameters of the base would train as well (BS739).

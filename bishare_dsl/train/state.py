@@ -51,7 +51,7 @@ def from_bytes(text: bytes, tensors: bytes) -> Any:
     """Read the state again; what were tuples are lists.
 
     Raises:
-        ValueError, KeyError, SafetensorError: it is no state.
+        ValueError, KeyError, SafetensorError: it is not a state.
     """
     values = load(tensors)
 
@@ -68,7 +68,7 @@ def from_bytes(text: bytes, tensors: bytes) -> Any:
 
 
 def generators(device: torch.device) -> dict[str, Any]:
-    """Give the state of every random generator that a run draws from."""
+    """Return the state of every random generator that a run draws from."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),

@@ -163,7 +163,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Give the adapter the values that are in a folder.
+        """Load the values of the adapter that are in a folder.
 
         Raises:
             TrainError: they are of another plan (BS743).
@@ -177,6 +177,6 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
 
 
 def adapter_of(model: nn.Module) -> Handle | None:
-    """Give the adapter of a model; None where it has none."""
+    """Return the adapter of a model; None where it has none."""
     found = getattr(model, "bishare", None)
     return found if isinstance(found, Handle) else None

@@ -38,7 +38,7 @@ def effective_pair(
 def raise_rows(
     transform: Transform, z: Tensor, tensors: Tensors, rank: int, width: Width
 ) -> Tensor:
-    """Give what a linear term adds to rows of different adapters, not yet scaled: ``(R, n, d_out)``.
+    """Return what a linear term adds to rows of different adapters, not yet scaled: ``(R, n, d_out)``.
 
     ``z`` is what `Transform.down_rows` gives. It agrees with `effective_pair`.
     """
@@ -51,7 +51,7 @@ def raise_rows(
 def update_of(
     transform: Transform, x: Tensor, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> Tensor:
-    """Give the update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
+    """Return the update ``(..., d_out)`` of a term that is not linear in ``x (..., d_in)``, scaled."""
     delta = transform.update(x, tensors, rank, width)
     if (gain := tensors.get(GAIN_OUT)) is not None:
         delta = delta * gain

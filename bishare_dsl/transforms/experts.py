@@ -20,7 +20,7 @@ class Experts(Transform):
     """``y = sum_i softmax(G x)_i B_i A x``, over ``count`` experts.
 
     The pools share ``A (r, d_in)`` and the experts, stacked in ``B (count * r, d_out)``; a site's own
-    is the router ``G (count, d_in)``. The weights depend on x, so the update is no matrix.
+    is the router ``G (count, d_in)``. The weights depend on x, so the update is not a matrix.
     """
 
     name: ClassVar[str] = "Experts"

@@ -58,7 +58,7 @@ def shape_of(transform: Transform, method: str, found: object) -> tuple[int, int
 
 
 def check_term(transform: Transform, rank: int, width: Width, shapes: Shapes) -> None:
-    """See that a transform makes, of tensors of these shapes, what the protocol promises; once for each.
+    """Check that a transform makes, of tensors of these shapes, what the protocol promises; once for each.
 
     Raises:
         SpecError: it raises, or gives something of another shape (BS214).

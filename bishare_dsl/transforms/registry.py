@@ -54,7 +54,7 @@ def register(kind: type[Transform]) -> type[Transform]:
 
 
 def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Exception]) -> Transform:
-    """Give the transform of a name with these options.
+    """Return the transform of a name with these options.
 
     Args:
         name: as a spec writes it.
@@ -79,13 +79,13 @@ def load_transform(name: str, options: Mapping[str, Any], *refusals: type[Except
 
 
 def transform_error(transform: Transform | type[Transform], why: str) -> SpecError:
-    """Give the error that says what is wrong with a transform (BS214)."""
+    """Return the error that says what is wrong with a transform (BS214)."""
     kind = transform if isinstance(transform, type) else type(transform)
     return SpecError(codes.BROKEN_PLUGIN(name=kind.name, package=package_of(kind), why=why))
 
 
 def package_of(kind: type[Transform]) -> str:
-    """Give the package that a transform is from: its distribution's name, or else its module's.
+    """Return the package that a transform is from: its distribution's name, or else its module's.
 
     A name can be asked of any transform; no package has registered those of `register`.
     """
@@ -94,7 +94,7 @@ def package_of(kind: type[Transform]) -> str:
 
 
 def installed_as(name: str) -> str | None:
-    """Give ``package version`` of the installed package that registers a transform; None for the others."""
+    """Return ``package version`` of the installed package that registers a transform; None for the others."""
     for point in _entry_points().get(name, ()):
         return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
     return None
@@ -107,12 +107,12 @@ def describe_exception(error: BaseException) -> str:
 
 
 def transform_names() -> list[str]:
-    """Give the name of every transform there is, those of installed packages included; none is imported."""
+    """Return the name of every transform there is, those of installed packages included; none is imported."""
     return sorted({*BUILT_IN, *_REGISTERED, *_entry_points()})
 
 
 def transform_kind(name: str) -> type[Transform]:
-    """Give the transform of a name.
+    """Return the transform of a name.
 
     Raises:
         KeyError: there is none.
@@ -166,7 +166,7 @@ def _load(point: EntryPoint) -> type[Transform]:
 
 
 def _wrong_roles(kind: type[Transform]) -> str | None:
-    """Tell what is wrong with the roles of a transform: they become parts of the names of tensors."""
+    """Return what is wrong with the roles of a transform: they become parts of the names of tensors."""
     declared: list[object] = [kind.pooled, kind.owned]
     if not all(isinstance(roles, tuple) for roles in declared):
         return "`pooled` and `owned` must be tuples"

@@ -43,12 +43,12 @@ class Width(NamedTuple):
     d_out: int
 
     def sides(self, role: str) -> tuple[int, ...]:
-        """Give the widths that a pooled tensor depends on: A the input's, B the output's, others both."""
+        """Return the widths that a pooled tensor depends on: A the input's, B the output's, others both."""
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
 
 
 def one_width(widths: Sequence[int]) -> int:
-    """Give the width of sites that must all be as wide.
+    """Return the width of sites that must all be as wide.
 
     Raises:
         ValueError: they are not.
@@ -99,7 +99,7 @@ class Transform(BaseModel):
         """
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        """Give ``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
+        """Return ``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
 
         Raises:
             ValueError: the widths cannot share it; the reason is shown at the share.
@@ -107,15 +107,15 @@ class Transform(BaseModel):
         raise NotImplementedError
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
-        """Give the fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""
+        """Return the fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""
         return rank if role == "B" else self.shared_shape(role, rank, widths)[1]
 
     def start(self, role: str) -> Start:
-        """Tell how a tensor starts, one of the pool's or a site's own, where the spec does not say."""
+        """Return how a tensor starts, one of the pool's or a site's own, where the spec does not say."""
         return Start("zeros" if role == "B" else "kaiming_uniform")
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        """Give the shapes of the tensors that one site has for itself, by role.
+        """Return the shapes of the tensors that one site has for itself, by role.
 
         Raises:
             ValueError: the transform cannot fit this site; the reason is shown at the share.
@@ -123,7 +123,7 @@ class Transform(BaseModel):
         return {}
 
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
-        """Tell which parts of the product that is the update are zero, where the tensors ``zero`` are.
+        """Return which parts of the product that is the update are zero, where the tensors ``zero`` are.
 
         A part is called by the role of its tensor; an effective factor of which no tensor is the part is
         called A or B. One such part makes the update start at zero; two, and neither ever gets a gradient.
@@ -135,11 +135,11 @@ class Transform(BaseModel):
         return rank
 
     def reach(self, rank: int, width: Width) -> int:
-        """Give the highest rank that the update of a site can have, at most `rows`."""
+        """Return the highest rank that the update of a site can have, at most `rows`."""
         return min(self.rows(rank, width), *width)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        """Give the effective factor ``A (rows, d_in)`` or ``B (rows, d_out)``: ``dW = B^T A``.
+        """Return the effective factor ``A (rows, d_in)`` or ``B (rows, d_out)``: ``dW = B^T A``.
 
         ``tensors`` holds the pooled tensors and the site's own; ``side`` is ``d_in`` or ``d_out``. Called
         with tensors, to merge and export, and with `torch.fx` proxies, to build the graph that trains; so
@@ -148,7 +148,7 @@ class Transform(BaseModel):
         raise NotImplementedError
 
     def factors(self, tensors: Tensors, rank: int, width: Width) -> tuple[Tensor, Tensor]:
-        """Give both effective factors; for a transform that makes them together, instead of `factor`."""
+        """Return both effective factors; for a transform that makes them together, instead of `factor`."""
         d_in, d_out = width
         return self.factor("A", tensors, rank, d_in), self.factor("B", tensors, rank, d_out)
 
@@ -175,14 +175,14 @@ class Transform(BaseModel):
         return factor
 
     def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        """Give the update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
+        """Return the update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
 
         Written as `factors` is; ``tensors`` come in the dtype of ``x``.
         """
         raise NotImplementedError
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
-        """Give all of a trained tensor that running needs, in parts, where that is much less; or None.
+        """Return all of a trained tensor that running needs, in parts, where that is much less; or None.
 
         What the parts leave out is lost, so an adapter that was saved so trains no further.
         """
@@ -197,9 +197,9 @@ class Transform(BaseModel):
         raise NotImplementedError
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
-        """Give warnings about a share of this transform over sites of these widths."""
+        """Return warnings about a share of this transform over sites of these widths."""
         return ()
 
     def options(self) -> dict[str, Any]:
-        """Give the options as plain values, defaults included."""
+        """Return the options as plain values, defaults included."""
         return self.model_dump(by_alias=True)

@@ -1,4 +1,4 @@
-"""Updates that are no matrix: they run, train, save and load; they cannot be merged or exported."""
+"""Updates that are not matrices: they run, train, save and load; they cannot be merged or exported."""
 
 import copy
 import pickle

@@ -40,7 +40,7 @@ def batches():
 
 
 def added(model, update, batches):
-    """dW x at each token that is no padding, (tokens, d_out)."""
+    """dW x at each token that is not padding, (tokens, d_out)."""
     rows = []
 
     def keep(module, inputs):

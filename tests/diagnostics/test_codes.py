@@ -12,7 +12,7 @@ LANGUAGE = [code for code in CODES if code.code.startswith("BS1")]
 
 
 def encoded(text):
-    # A lone surrogate in an example stands for a byte that is no UTF-8.
+    # A lone surrogate in an example stands for a byte that is not UTF-8.
     return text.encode(errors="surrogateescape")
 
 

@@ -117,7 +117,7 @@ def test_spec(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(block.page)
     if block.values("file"):
-        # It may be no whole spec; what uses it shows that it can be read.
+        # It may not be a whole spec; what uses it shows that it can be read.
         assert format_text(block.text) == block.text
         return
     text = whole(block)

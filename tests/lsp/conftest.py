@@ -11,7 +11,7 @@ MODEL = "# model: llama-7b\n"
 
 @pytest.fixture
 def at(tmp_path):
-    """Give the document of a text, and the place of its mark."""
+    """Return the document of a text, and the place of its mark."""
 
     def at(marked, *, model=None, name="my.share"):
         before, _, after = marked.partition("|")

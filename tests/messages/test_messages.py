@@ -22,7 +22,7 @@ INPUTS = sorted(path for path in (HERE / "inputs").iterdir() if path.suffix in (
 
 
 def commands(path):
-    """Give the command lines that an input stands for, as lists of words."""
+    """Return the command lines that an input stands for, as lists of words."""
     if path.suffix == ".share":
         return [["check", path.name, "--model", "llama-7b", "--quiet"]]
     return [shlex.split(line)[1:] for line in path.read_text(encoding="utf-8").splitlines()]

@@ -205,7 +205,7 @@ def test_counts(plan):
 def test_json_both_ways(plan):
     for share in (*THREE.strip().splitlines(), "share s per layer in 0..1, kind, in / 4 rank 2"):
         made = plan(share)
-        assert made.tensor  # A cached property is no part of what is compared or written.
+        assert made.tensor  # A cached property is not part of what is compared or written.
         again = Plan.model_validate_json(made.model_dump_json())
         assert again == made
         assert [p.key for p in again.pools] == [p.key for p in made.pools]

@@ -11,7 +11,7 @@ from bishare_dsl.transforms import registry
 Install = Callable[..., Path]
 
 # Two terms of the protocol that the built-in transforms leave alone: an own tensor that starts at one, and
-# a shared shape that is no site's.
+# a shared shape that is not a site's.
 CYCLIC = """
 import math
 from typing import ClassVar

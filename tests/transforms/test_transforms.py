@@ -233,7 +233,7 @@ def test_registry(monkeypatch):
         title = "mine"
 
     assert register(Mine) is Mine
-    assert register(Mine) is Mine  # Again is no conflict.
+    assert register(Mine) is Mine  # Again is not a conflict.
     assert transform_kind("Mine") is Mine
 
     class Other(Mine):

@@ -39,7 +39,7 @@ class Candidate:
     of_groups: bool = False
 
     def share(self) -> Share:
-        """Give the share, of rank 1."""
+        """Return the share, of rank 1."""
         return share_of(f"share {self.name}  {self.text}  rank 1")
 
 
@@ -61,7 +61,7 @@ class Unit:
 
 
 def candidates(groups: Sequence[tuple[str, str]]) -> Iterator[Candidate]:
-    """Give all that is weighed.
+    """Yield all that is weighed.
 
     Args:
         groups: names and texts of further keys, such as contiguous groups of layers.
@@ -82,7 +82,7 @@ def candidates(groups: Sequence[tuple[str, str]]) -> Iterator[Candidate]:
 
 
 def units(candidate: Candidate, grouping: Grouping) -> list[Unit]:
-    """Give the units of a candidate; the compiler tells pools and costs.
+    """Return the units of a candidate; the compiler tells pools and costs.
 
     Raises:
         BishareError: the share does not fit the model.

@@ -83,7 +83,7 @@ class Choice:
 def units_of(
     offered: Iterable[Candidate], grouping: Grouping
 ) -> list[tuple[Candidate, tuple[Unit, ...]]]:
-    """Give the units of those candidates that fit the model."""
+    """Return the units of those candidates that fit the model."""
     found = []
     for candidate in offered:
         try:
@@ -99,7 +99,7 @@ def score_candidates(
     budget: int,
     watch: Watch = unwatched,
 ) -> list[ScoredCandidate]:
-    """See what each candidate keeps alone, at the ranks that the budget allows; the best is first."""
+    """Score what each candidate keeps alone, at the ranks that the budget allows; the best is first."""
     found = []
     for candidate, parts in watch(offered, "weighing keys"):
         ranks, kept = _best_ranks(residual, parts, budget)
@@ -152,7 +152,7 @@ def choose(
 def _best_ranks(
     residual: Residual, parts: Sequence[Unit], budget: int
 ) -> tuple[dict[Unit, int], float]:
-    """Give the units of a candidate their ranks, each rank where it keeps most for a parameter."""
+    """Assign ranks to the units of a candidate, each rank where it keeps most for a parameter."""
     worth = []
     for unit in parts:
         sums = residual.gains(unit, min(budget // unit.cost, _LOOK))
@@ -173,7 +173,7 @@ def _best_ranks(
 
 
 def _of_each_role(alone: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """Give the best candidate of each role, and that in which nothing is common."""
+    """Return the best candidate of each role, and that in which nothing is common."""
     found: dict[tuple[str, bool], ScoredCandidate] = {}
     for one in alone:
         if one.ranks:
@@ -183,7 +183,7 @@ def _of_each_role(alone: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
 
 
 def kept_by(evidence: Evidence, ranks: Ranks) -> float:
-    """Give the energy that units keep together, each at its rank, one after the other."""
+    """Return the energy that units keep together, each at its rank, one after the other."""
     residual = Residual(evidence.sets)
     return sum(residual.spend(unit, rank) for unit, rank in ranks.items())
 
@@ -209,7 +209,7 @@ def _rank_by_rank(
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
     budget: int,
 ) -> Choice:
-    """Give out the ranks of the chosen candidates, kind by kind where they may differ."""
+    """Assign the ranks of the chosen candidates, kind by kind where they may differ."""
     open_to = [unit for c, parts in offered if c in chosen.candidates for unit in parts]
     residual = Residual(evidence.sets)
     ranks: dict[Unit, int] = {}

@@ -93,7 +93,7 @@ def remove_common(
 
 
 def _directions(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the largest squared singular values of a matrix, and its right singular vectors."""
+    """Return the largest squared singular values of a matrix, and its right singular vectors."""
     count = min(count, *rows.shape)
     if min(rows.shape) > _DIRECT:
         basis = _iterated(rows, count)
@@ -143,7 +143,7 @@ def _pair(updates: Sequence[Factored], count: int) -> CommonFactors:
 
 
 def _largest(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
-    """Give the strongest directions of ``left^T right``, by subspace iteration."""
+    """Return the strongest directions of ``left^T right``, by subspace iteration."""
     random = torch.Generator().manual_seed(0)
     size = min(left.shape[1], right.shape[1], count + _MORE)
     out = torch.randn(left.shape[1], size, generator=random)

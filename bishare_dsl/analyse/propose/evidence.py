@@ -35,7 +35,7 @@ class Evidence:
     source: str
 
     def independent(self, seed: int) -> Evidence:
-        """Give what chance makes of it: the same singular values, and vectors that are drawn."""
+        """Return what chance makes of it: the same singular values, and vectors that are drawn."""
         random = torch.Generator().manual_seed(seed)
         sets = tuple(
             {path: update.independent(random) for path, update in updates.items()}
@@ -45,7 +45,7 @@ class Evidence:
 
 
 def of_adapters(adapters: Sequence[AdapterUpdates]) -> Evidence:
-    """Take what adapters of one model have learnt; a start of A that is known is no part of it."""
+    """Take what adapters of one model have learnt; a start of A that is known is not part of it."""
     architecture = adapters[0].plan.base
     found = {u.site.path for adapter in adapters for u in adapter.updates}
     sites = tuple(site for site in architecture.sites if site.path in found)

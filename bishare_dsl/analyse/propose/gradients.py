@@ -43,7 +43,7 @@ class _Sketch:
         self.z += (g @ self.left.t()).t() @ x
 
     def factored(self) -> Factored:
-        """Give the strongest directions of the sum."""
+        """Return the strongest directions of the sum."""
         basis = torch.linalg.qr(self.y).Q
         # lstsq of what fits S Q to Z, in the least squares.
         small = torch.linalg.lstsq((self.left @ basis).double(), self.z.double()).solution
@@ -58,7 +58,7 @@ def gradients(
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> Mapping[Site, Factored]:
-    """Give the gradient of each module's weight, summed over batches, by its strongest directions.
+    """Return the gradient of each module's weight, summed over batches, by its strongest directions.
 
     Args:
         model: the base; it is as before afterwards.

@@ -89,7 +89,7 @@ def _condition(first: int, last: int) -> str:
 
 
 def _streams(evidence: Evidence, layers: Sequence[int], side: str) -> list[Stream]:
-    """Give the modules of each width, in coordinates of their own."""
+    """Return the modules of each width, in coordinates of their own."""
     found = []
     for updates in evidence.sets:
         by_width: dict[int, list[Site]] = {}
@@ -122,7 +122,7 @@ def _stream(sites: Sequence[Site], updates: Updates, layers: Sequence[int], side
 
 
 def _kept(streams: Sequence[Stream], length: int, rank: int) -> Callable[[int, int], float]:
-    """Tell what an interval of layers keeps with one common factor of a rank for each stream."""
+    """Return what an interval of layers keeps with one common factor of a rank for each stream."""
     table = torch.zeros(length, length + 1, dtype=torch.float64)
     for stream in streams:
         for a in range(length):
@@ -143,7 +143,7 @@ def _kept(streams: Sequence[Stream], length: int, rank: int) -> Callable[[int, i
 
 
 def _shortened(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the strongest directions of some rows, each at its length, and their energies."""
+    """Return the strongest directions of some rows, each at its length, and their energies."""
     values, vectors = torch.linalg.eigh((rows @ rows.t()).double())
     values, vectors = values.flip(0)[:_RUNNING].clamp(min=0), vectors.flip(1)[:, :_RUNNING]
     return vectors.float().t() @ rows, values

@@ -169,7 +169,7 @@ def _text(
 
 
 def _left(weighed: Sequence[ScoredCandidate], chosen: Choice) -> list[str]:
-    """Tell of what was weighed and left, the best first, and of a plain LoRA."""
+    """Describe what was weighed and left, the best first, and a plain LoRA."""
     lines = [
         f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%}"
         + (")" if w.chance is None else f", by chance {w.chance:.1%})")

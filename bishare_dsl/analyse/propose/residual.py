@@ -17,7 +17,7 @@ class Residual:
         self._sets = [dict(updates) for updates in sets]
 
     def gains(self, unit: Unit, count: int) -> list[float]:
-        """Give the energy that 0, 1, … ``count`` ranks of a unit would keep."""
+        """Return the energy that 0, 1, … ``count`` ranks of a unit would keep."""
         ranks = [0.0] * (count + 1)
         for updates in self._sets:
             for pool in unit.pools:
@@ -29,7 +29,7 @@ class Residual:
         return ranks
 
     def spend(self, unit: Unit, count: int) -> float:
-        """Take away what ``count`` ranks of a unit keep; give the energy that it was."""
+        """Take away what ``count`` ranks of a unit keep; return the energy that this was."""
         before = self.energy()
         for updates in self._sets:
             for pool in unit.pools:
@@ -42,7 +42,7 @@ class Residual:
         return before - self.energy()
 
     def energy(self) -> float:
-        """Give the energy that is left."""
+        """Return the energy that is left."""
         return sum(u.energy for updates in self._sets for u in updates.values()) / len(self._sets)
 
 

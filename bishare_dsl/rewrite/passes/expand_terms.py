@@ -77,7 +77,7 @@ class _Shaped(fx.Proxy):
 
 
 def _dropped(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
-    """Give the one dropout of an input, next to it: a sibling may read it before the target at hand does."""
+    """Return the one dropout of an input, next to the input: a sibling may read it before the target."""
     for user in x.users:
         if user.target is ops.dropout and user.args[1] == p:
             return user

@@ -52,7 +52,7 @@ class Adapters:
         return name in self._residents
 
     def __getitem__(self, name: str) -> Resident:
-        """Give an adapter.
+        """Return an adapter.
 
         Raises:
             AdapterError: no such name (BS640).
@@ -68,7 +68,7 @@ class Adapters:
         )
 
     def compiled(self, plan: Plan) -> CompiledPlan:
-        """Give the code of a plan, which is made once for all plans that say the same.
+        """Return the code of a plan, which is made once for all plans that say the same.
 
         Raises:
             ModelError, SpecError: as `compile_plan` does.
@@ -110,7 +110,7 @@ class Adapters:
         return notes
 
     def handle(self, name: str, like: AdapterHandle) -> AdapterHandle:
-        """Give the handle of an adapter, and make it and its modules where it has none yet.
+        """Return the handle of an adapter, and make it and its modules where it has none yet.
 
         Raises:
             AdapterError: no such name (BS640).
@@ -128,7 +128,7 @@ class Adapters:
         return resident.handle
 
     def handles(self) -> list[AdapterHandle]:
-        """Give the handles that there are."""
+        """Return the handles that there are."""
         return [r.handle for r in self._residents.values() if r.handle is not None]
 
     def drop(self, name: str) -> AdapterHandle | None:
@@ -142,7 +142,7 @@ class Adapters:
             return resident.handle
 
     def settle(self, resident: Resident) -> bool:
-        """See that an adapter's row holds its values, and that its parameters are views of it.
+        """Ensure that an adapter's row holds its values, and that its parameters are views of it.
 
         Returns:
             Whether that is so: not where accelerate keeps the values elsewhere.
@@ -167,7 +167,7 @@ class Adapters:
         return True
 
     def values(self, resident: Resident) -> dict[str, Tensor]:
-        """Give the tensors of an adapter by their names."""
+        """Return the tensors of an adapter by their names."""
         if resident.handle is not None:
             return resident.handle.tensors()
         assert resident.slot is not None

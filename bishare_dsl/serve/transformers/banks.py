@@ -25,7 +25,7 @@ _SLACK = 128
 
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> Kinds:
-    """Give the dtype and the device of tensors, by their names."""
+    """Return the dtype and the device of tensors, by their names."""
     return {name: (tensor.dtype, tensor.device) for name, tensor in tensors.items()}
 
 
@@ -41,11 +41,11 @@ class Slot(NamedTuple):
     row: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give the tensors of an adapter by their names, which are views of its row."""
+        """Return the tensors of an adapter by their names, which are views of its row."""
         return self.bank.views(self.chunk, self.row)
 
     def bytes(self) -> list[Tensor]:
-        """Give the row itself, for each device that it is on."""
+        """Return the row itself, for each device that it is on."""
         return [buffer[self.row] for buffer in self.chunk.values()]
 
 
@@ -72,7 +72,7 @@ class Bank:
         return sum(b.nbytes for chunk in self._chunks for b in chunk.values())
 
     def take(self) -> Slot:
-        """Give a row that is free, whatever it holds."""
+        """Return a row that is free, whatever it holds."""
         if not self._free:
             rows = 1 + sum(map(_rows, self._chunks)) // _SLACK
             self._chunks.append(self._allocate(rows))
@@ -88,7 +88,7 @@ class Bank:
             self._free = [free for free in self._free if free.chunk is not slot.chunk]
 
     def views(self, chunk: Chunk, row: int) -> dict[str, Tensor]:
-        """Give the tensors of one row of a chunk by their names."""
+        """Return the tensors of one row of a chunk by their names."""
         rows = {device: buffer[row] for device, buffer in chunk.items()}
         return {
             name: flat.as_strided(shape, (shape[1], 1), flat.storage_offset() + start)
@@ -142,7 +142,7 @@ class Bank:
         }
 
     def _stacked(self, chunk: Chunk) -> dict[str, Tensor]:
-        """Give the tensors of all rows of a chunk, ``(rows, *shape)``, by their names."""
+        """Return the tensors of all rows of a chunk, ``(rows, *shape)``, by their names."""
         return {
             name: all_.as_strided((len(all_), *shape), (all_.stride(0), shape[1], 1), start)
             for name, shape, all_, start in self._windows(chunk)

@@ -161,7 +161,7 @@ class AdapterHandle(Handle):
             yield
 
     def _check_free(self, action: str) -> None:
-        """See that the active adapter's regions run as they were written, and may be exchanged.
+        """Check that the active adapter's regions run as they were written, and may be exchanged.
 
         Raises:
             AdapterError: the adapter is not active (BS644), disabled (BS626) or merged (BS643, BS629), or
@@ -171,7 +171,7 @@ class AdapterHandle(Handle):
         self.check_apart(action)
 
     def check_apart(self, action: str) -> None:
-        """See that the adapter, which is active, is apart from the base, in this process alone, and runs.
+        """Check that the adapter, which is active, is apart from the base, in this process alone, and runs.
 
         Raises:
             AdapterError: it is disabled (BS626) or merged (BS643, BS629), or the model is sharded (BS645).

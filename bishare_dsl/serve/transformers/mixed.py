@@ -150,7 +150,7 @@ class MixedBatches:
         set_batches(stack)
 
     def check_call(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """See that a call has the rows that a batch has names for, and is not for training.
+        """Check that a call has the rows that a batch has names for, and is not for training.
 
         Raises:
             AdapterError: it has others (BS671), or is (BS672).
@@ -163,7 +163,7 @@ class MixedBatches:
             raise AdapterError(codes.MIXED_ROWS(names=batch.rows, rows=rows))
 
     def check_closed(self, action: str) -> None:
-        """See that no batch of this model is open in this thread.
+        """Check that no batch of this model is open in this thread.
 
         Raises:
             AdapterError: one is (BS674).
@@ -239,7 +239,7 @@ class MixedBatches:
         return RowBatch(self, len(members), forwards, factors)
 
     def _code(self, plans: list[Plan]) -> list[tuple[str, RegionCode, list[str]]]:
-        """Give the regions of some plans together, each with its code and the tensors it reads."""
+        """Return the regions of some plans together, each with its code and the tensors it reads."""
         key = tuple(map(id, plans))
         if key not in self._codes:
             passes = (*OPTIMISATIONS, ReadRows())
@@ -313,13 +313,13 @@ def _together(plans: list[Plan]) -> Plan:
 
 
 def _of_many(assembly: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-    """Give what makes the factors of one adapter, for tensors of many side by side."""
+    """Return what makes the factors of one adapter, for tensors of many side by side."""
     many: Callable[..., tuple[Tensor, ...]] = torch.func.vmap(partial(assembly, None))
     return many
 
 
 def _rows(members: tuple[Resident | None, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Give the rows of members whose parameters somebody may write to, and copies of them."""
+    """Return the rows of members whose parameters somebody may write to, and copies of them."""
     return [
         (row, row.clone())
         for member in filter(None, dict.fromkeys(members))

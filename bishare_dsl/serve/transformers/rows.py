@@ -130,7 +130,7 @@ _eager, _compiled = _Eager(), _Compiled()
 
 
 def open_batches() -> tuple[RowBatch, ...]:
-    """Give the batches that are open in this thread, or in compiled code the process, the last one first."""
+    """Return the batches that are open in this thread (in compiled code: this process), the last first."""
     return _compiled.stack if torch.compiler.is_compiling() else _eager.stack
 
 
@@ -151,7 +151,7 @@ def open_batch(batch: RowBatch) -> Iterator[None]:
 
 
 def rows_of(region: nn.Module) -> tuple[RowFactor, ...]:
-    """Give the factors of a region in the open batch that has it."""
+    """Return the factors of a region in the open batch that has it."""
     return next(batch.factors[region] for batch in open_batches() if region in batch.factors)
 
 

@@ -54,11 +54,11 @@ class Bank:
         return sum(rows[:1].nbytes for rows in self._rows.values())
 
     def pack(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give what the bank holds of an adapter's tensors, in its type."""
+        """Return what the bank holds of an adapter's tensors, in its type."""
         return {name: tensors[name].to(rows.dtype) for name, rows in self._rows.items()}
 
     def put(self, slot: int, packed: Mapping[str, Tensor] | None) -> None:
-        """Give a slot the tensors of an adapter, or zeros."""
+        """Write the tensors of an adapter, or zeros, into a slot."""
         self._copies = None
         for name, rows in self._rows.items():
             if packed is None:
@@ -67,11 +67,11 @@ class Bank:
                 rows[slot].copy_(packed[name])
 
     def take(self, slot: int) -> dict[str, Tensor]:
-        """Give a copy of what a slot holds, in host memory."""
+        """Return a copy of what a slot holds, in host memory."""
         return {name: rows[slot].clone().cpu() for name, rows in self._rows.items()}
 
     def tensors(self, group: Group, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """Give the tensors of a group's adapters by role, each ``(R, rows, columns)``.
+        """Return the tensors of a group's adapters by role, each ``(R, rows, columns)``.
 
         Args:
             group: whose rows.

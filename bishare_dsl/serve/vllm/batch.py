@@ -17,7 +17,7 @@ class Group:
     Attributes:
         slots: of the rows: a slice where they lie side by side in the bank, so that nothing is copied.
         tokens: ``(R * n,)``, which token stands where; None where they are the whole batch, in order.
-        kept: the places in ``tokens`` that are no padding; None where there is none.
+        kept: the places in ``tokens`` that are not padding; None where there is none.
         length: ``n``.
     """
 
@@ -29,7 +29,7 @@ class Group:
     """What has been looked up in the bank's slice, which stays where it is."""
 
     def rows(self, x: Tensor) -> Tensor:
-        """Give the group's tokens of ``x (tokens, d)``, ``(R, n, d)``."""
+        """Return the group's tokens of ``x (tokens, d)``, ``(R, n, d)``."""
         found = x if self.tokens is None else x.index_select(0, self.tokens)
         return found.unflatten(0, (-1, self.length))
 

@@ -27,7 +27,7 @@ class Stamp:
 
     @classmethod
     def of(cls, folder: str | Path) -> Stamp | None:
-        """Give the stamp of a folder, or of an adapter of a library; None where it is not bishare's."""
+        """Return the stamp of a folder, or of an adapter of a library; None where it is not bishare's."""
         try:
             found = (place_of(folder)[0] / CONFIG).stat()
         except OSError:
@@ -49,7 +49,7 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
 
 def check_plan(folder: str | Path, plan: Plan, served: Plan) -> None:
-    """See that an adapter has the plan that a server in compact mode serves.
+    """Check that an adapter has the plan that a server in compact mode serves.
 
     Raises:
         AdapterError: it has another one (BS650).

@@ -60,7 +60,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         super()._apply_adapters({self._once(request) for request in lora_requests})
 
     def _once(self, request: LoRARequest) -> LoRARequest:
-        """Give the request, but not to load again what it has loaded already.
+        """Return the request, but not to load again what it has loaded already.
 
         vLLM repeats the wish to replace an adapter with each request for it, in each step.
         """
@@ -75,7 +75,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
 
 
 def _place(path: str) -> str:
-    """Give the place that a request means, fetched where the Hub has it. vLLM knows no libraries."""
+    """Return the place that a request means, fetched where the Hub has it. vLLM knows no libraries."""
     if Stamp.of(path) is not None:
         return path
     return str(adapter_folder(path)) if "#" in path else get_adapter_absolute_path(path)

@@ -62,7 +62,7 @@ def install_manager(manager: type[Any]) -> None:
 
 
 def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
-    """Give the layers of vLLM's model that hold sites, by name, with the sites that each holds.
+    """Return the layers of vLLM's model that hold sites, by name, with the sites that each holds.
 
     vLLM keeps ``q_proj``, ``k_proj`` and ``v_proj`` as one layer, ``qkv_proj``, and may call modules
     otherwise than the checkpoint does.
@@ -157,5 +157,5 @@ def set_kernels(config: Any, name: str, layer: Any, kernels: Any) -> None:
 
 
 def layer_of(name: str) -> Any:
-    """Give the kernels that were set for a layer, while a forward of its model runs."""
+    """Return the kernels that were set for a layer, while a forward of its model runs."""
     return get_forward_context().no_compile_layers[f"{name}.bishare"]

@@ -33,7 +33,7 @@ class FolderResolver(LoRAResolver):
             raise ValueError(f"VLLM_LORA_RESOLVER_CACHE_DIR is not a folder: {root}")
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """Give the request for an adapter, or None where there is none of that name.
+        """Return the request for an adapter, or None where there is none of that name.
 
         What is wrong with it is told here, for vLLM itself keeps a worker's error to the log.
 

@@ -19,14 +19,14 @@ PLAN_KEY = "bishare_plan"
 
 
 def plan_folder(vllm_config: Any) -> str | None:
-    """Give the adapter folder that a server in compact mode takes its plan from; None in expanded mode."""
+    """Return the adapter folder that a server in compact mode takes its plan from; None in expanded mode."""
     extra = vllm_config.additional_config
     named = extra.get(PLAN_KEY) if isinstance(extra, dict) else None
     return named or os.environ.get(PLAN) or None
 
 
 def check_compact(vllm_config: Any) -> None:
-    """See that a server can be in compact mode.
+    """Check that a server can be in compact mode.
 
     Raises:
         AdapterError: a setting does not go with it (BS654).

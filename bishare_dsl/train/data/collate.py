@@ -67,7 +67,7 @@ class Collator:
 
 
 def check_packing(model: PreTrainedModel, collator: Collator) -> None:
-    """See on a few tokens that the model keeps packed examples apart. To be called before training.
+    """Check on a few tokens that the model keeps packed examples apart. To be called before training.
 
     The same example is put behind two others of different lengths, in batches of two rows. What the
     model says about it must be the same, but for rounding.

@@ -62,11 +62,11 @@ class Examples(Sequence[Example]):
         }
 
     def packed(self, packs: Sequence[Sequence[int]]) -> Examples:
-        """Give the same examples, put together."""
+        """Return the same examples, put together."""
         return Examples(self._ids, self._trained, self.lengths, packs)
 
     def dataset(self) -> Dataset:
-        """Give the same as a data set of `datasets`, which is what TRL takes; its memory is our own."""
+        """Return the same as a data set of `datasets`, which is what TRL takes; its memory is our own."""
         import pyarrow as pa  # type: ignore[import-untyped]
         from datasets import Dataset
 

@@ -108,7 +108,7 @@ def _read_csv(path: Path) -> _Table:
 
 
 def _cells(path: Path, findings: Findings) -> Iterator[tuple[int, list[str]]]:
-    """Give the rows of a CSV file, blank ones left out, each with its first line."""
+    """Yield the rows of a CSV file, blank ones left out, each with its first line."""
     limit = csv.field_size_limit(2**31 - 1)  # Otherwise 128 KiB a field.
     reader = csv.reader(io.StringIO(_text(path, path.read_bytes()), newline=""), strict=True)
     number = 1

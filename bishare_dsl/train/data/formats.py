@@ -73,7 +73,7 @@ _ALPACA_INPUT = (
 
 
 def find_format(rows: Rows) -> Format:
-    """Tell the format that the columns of the first row have.
+    """Return the format that the columns of the first row have.
 
     Raises:
         DataError: they have none (BS709) or several (BS710).

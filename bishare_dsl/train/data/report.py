@@ -53,5 +53,5 @@ class DataReport:
         return said
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the counts as plain JSON values."""
+        """Return the counts as plain JSON values."""
         return asdict(self)

@@ -43,7 +43,7 @@ class Rows:
         return self.table[self.picked[index]]
 
     def place(self, index: int) -> str:
-        """Tell where a row is, for a person: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``.
+        """Return where a row is, for a person: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``.
 
         Both are counted from 1.
         """
@@ -51,7 +51,7 @@ class Rows:
         return f"{self.name}:{number}" if self.by_line else f"{self.name}, row {number}"
 
     def select(self, indices: Iterable[int]) -> Rows:
-        """Give some of the rows, in the order given; no row is copied."""
+        """Return some of the rows, in the order given; no row is copied."""
         return replace(self, picked=[self.picked[index] for index in indices])
 
 

@@ -38,7 +38,7 @@ class Encoder:
         self._tokenizer, self._enough = tokenizer, max_length + _MARGIN
 
     def __call__(self, texts: Iterable[Rendered]) -> Iterator[Tokens]:
-        """Give the tokens of each text, in order."""
+        """Yield the tokens of each text, in order."""
         for by_template, group in groupby(texts, key=lambda text: text.by_template):
             together = list(group)
             begun = [_beginning(rendered, _CHARACTERS * self._enough) for rendered in together]

@@ -185,7 +185,7 @@ class ChatRenderer:
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         special.discard(str(tokenizer.bos_token))  # It begins what comes next.
         special |= {str(tokenizer.eos_token)} if tokenizer.eos_token else set()
-        # Some templates end a turn with words that are no token of the tokenizer.
+        # Some templates end a turn with words that are not tokens of the tokenizer.
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         try:
             marked = _Unmarked(self._render([_marked(turn, i) for i, turn in enumerate(turns)]))
@@ -225,7 +225,7 @@ class _Unmarked:
             removed += len(match[0])
 
     def end(self, index: int) -> int:
-        """Tell where the content of a message ends."""
+        """Return where the content of a message ends."""
         if (end := self.ends.get(index, -1)) < 0:
             raise _HiddenError(f"turn {index + 1} is not written once")
         return end
@@ -237,7 +237,7 @@ def _any_of(texts: Iterable[str]) -> str:
 
 
 def _common(*texts: str) -> int:
-    """Give the length of the longest prefix that the texts have in common."""
+    """Return the length of the longest prefix that the texts have in common."""
     different = (i for i, chars in enumerate(zip(*texts, strict=False)) if len({*chars}) > 1)
     return next(different, min(map(len, texts)))
 

@@ -1,4 +1,4 @@
-"""The benchmark is no part of the package: its folder is where its scripts look for their parts."""
+"""The benchmark is not part of the package: its folder is where its scripts look for their parts."""
 
 import sys
 from pathlib import Path

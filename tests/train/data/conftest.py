@@ -78,7 +78,7 @@ TEMPLATES = {
 {{ message.role + ': ' + message.content + '\n' }}
 {% endfor %}
 {% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}""",
-    # Turns end with words that are no token.
+    # Turns end with words that are not tokens.
     "plain end": r"""{% for message in messages %}
 {{ '# ' + message.role + '\n' + message.content + '\n(end)\n' }}
 {% endfor %}
@@ -108,7 +108,7 @@ def _bytes():
 
 @pytest.fixture(scope="session")
 def tokenizer(_bytes):
-    """``tokenizer(template, adds=("<s>",))`` puts these tokens before every text that is no chat."""
+    """``tokenizer(template, adds=("<s>",))`` puts these tokens before every text that is not a chat."""
 
     def make(template=None, *, adds=(), adds_end=(), eos="</s>"):
         backend = Tokenizer.from_str(_bytes)
