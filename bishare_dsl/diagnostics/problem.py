@@ -62,6 +62,13 @@ class Code:
     shell: bool = False
     remedy: str | None = None
 
+    @classmethod
+    def brief(
+        cls, code: str, title: str, message: str, remedy: str, severity: Severity = "error"
+    ) -> Code:
+        """Make a code without a page: its remedy says all that there is to say."""
+        return cls(code, title, message, remedy=remedy, severity=severity)
+
     def __call__(
         self,
         *,

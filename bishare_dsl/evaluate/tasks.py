@@ -6,18 +6,19 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bishare_dsl.diagnostics import Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import evaluate as codes
+from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.evaluate.errors import EvaluateError
 from bishare_dsl.evaluate.groups import GROUPS, TaskGroup, Wanted, expand
 from bishare_dsl.evaluate.logs import capture_logs
+from bishare_dsl.hub import hub_or_cache
 
-_SECONDS = 5.0
 _OFFLINE = (
     "the Hugging Face Hub cannot be reached; data sets that are in its cache (`HF_HOME`) work, and task "
     "files with local data (`--include_path`)"
@@ -56,20 +57,20 @@ def load_tasks(
         bars: show the progress of downloads on standard error.
 
     Raises:
-        EvaluateError: lm_eval is not installed (BS801); every name that is unknown (BS802), else every
+        EvaluateError: lm_eval is not installed (BS735); every name that is unknown (BS802), else every
             task that cannot be loaded (BS803, BS808); the folder has no tasks (BS804).
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise EvaluateError(
-            codes.NOT_INSTALLED(package="lm_eval", help="pip install 'bishare[eval]'")
-        )
+        remedy = "pip install 'bishare[eval]'"
+        raise EvaluateError(NEEDS_PACKAGE(what="evaluating", package="lm_eval", help=remedy))
     own, skipped = (None, None) if include_path is None else _own_tasks(Path(include_path))
     wanted = expand(names, num_fewshot, own.all_tasks if own is not None else ())
     local = own is not None and _knows(own, wanted)
     manager = own if local else _all_tasks(include_path)
     wanted = _matched(wanted, manager, skipped)
     problems: list[Problem] = []
-    with capture_logs([], bars=bars), _hub_or_cache(local=local) as unreachable:
+    hub = nullcontext() if local else hub_or_cache()
+    with capture_logs([], bars=bars), hub as unreachable:
         help = _OFFLINE if unreachable else None
         runs = [(shots, _load(items, manager, problems, help)) for shots, items in wanted.items()]
     problems = problems or list(_refused(manager, runs, confirm_run_unsafe_code))
@@ -180,39 +181,6 @@ def _refused(
             if getattr(task, "UNSAFE_CODE", False) and not confirmed:
                 help = "lm_eval's `--confirm_run_unsafe_code` allows it"
                 yield codes.UNSAFE_TASK(name=task.task_name, help=help)
-
-
-@contextmanager
-def _hub_or_cache(*, local: bool) -> Iterator[bool]:
-    """Take data from the Hub where it answers, and else from its cache at once.
-
-    Left to itself, each data set that is not in the cache is asked for six times over 23 seconds. Yields
-    whether the Hub is needed and does not answer.
-    """
-    import datasets
-    from huggingface_hub import constants
-
-    unreachable = not local and not _hub_answers()
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if unreachable:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield unreachable
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_answers() -> bool:
-    from huggingface_hub import get_session
-    from huggingface_hub.constants import ENDPOINT, is_offline_mode
-
-    if is_offline_mode():
-        return False
-    try:
-        get_session().head(ENDPOINT, timeout=_SECONDS)
-    except Exception:  # noqa: BLE001 - each transport has exceptions of its own
-        return False
-    return True
 
 
 def _is_file(name: str) -> bool:

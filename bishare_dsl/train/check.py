@@ -14,6 +14,7 @@ from bishare_dsl.compiler import Planned, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD
+from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.models import Source, architecture_of, resolve
 from bishare_dsl.models.load import load_tokenizer
 from bishare_dsl.train import folder as folders
@@ -189,7 +190,7 @@ def _tokenizer(
         tokenizer = load_tokenizer(base)
     if tokenizer is None:
         name = base.place if isinstance(base, Source) else architecture_of(base).name
-        raise TrainError(codes.NO_TOKENIZER(model=name))
+        raise TrainError(NO_TOKENIZER(model=name))
     return tokenizer
 
 

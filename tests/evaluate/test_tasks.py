@@ -73,16 +73,17 @@ def test_local_tasks_need_neither_lm_eval_s_index_nor_the_hub(folder, monkeypatc
         real(self, include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(TaskManager, "__init__", local_only)
-    monkeypatch.setattr("bishare_dsl.evaluate.tasks._hub_answers", None)
+    monkeypatch.setattr("bishare_dsl.evaluate.tasks.hub_or_cache", None)
     [(_, tasks)] = load_tasks(["tiny_choose", "tiny_write"], include_path=folder).runs
     assert len(tasks) == 2
 
 
 def test_data_that_cannot_be_fetched_is_told_at_once(monkeypatch):
     import datasets
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
-    monkeypatch.setattr("bishare_dsl.evaluate.tasks._hub_answers", lambda: False)
+    hooks = get_session().event_hooks
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(
         time, "sleep", lambda _: pytest.fail("it is tried again, which takes 23 seconds")
     )
@@ -92,13 +93,7 @@ def test_data_that_cannot_be_fetched_is_told_at_once(monkeypatch):
     assert "cannot be reached" in found[1].help
     assert not constants.HF_HUB_OFFLINE
     assert not datasets.config.HF_HUB_OFFLINE
-
-
-def test_nobody_answers_where_there_is_no_network(monkeypatch):
-    from bishare_dsl.evaluate.tasks import _hub_answers
-
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert not _hub_answers()
+    assert get_session().event_hooks == hooks
 
 
 @pytest.mark.parametrize(
@@ -138,5 +133,5 @@ def test_tasks_of_two_groups_at_once(folder):
 def test_lm_eval_is_optional(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     [problem] = problems("piqa")
-    assert problem.code == "BS801"
+    assert problem.code == "BS735"
     assert problem.help == "pip install 'bishare[eval]'"

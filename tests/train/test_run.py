@@ -267,7 +267,7 @@ def test_everything_cheap_is_checked_first(files, tmp_path, monkeypatch, model_f
 def test_what_is_missing(start, files, tmp_path):
     with pytest.raises(TrainError, match=r"BS736.*`spec`"):
         start(tmp_path / "it", spec=None)
-    with pytest.raises(TrainError, match="BS738"):
+    with pytest.raises(TrainError, match="BS805"):
         start(tmp_path / "it", tokenizer=None)
     model = compile_spec(files / "small.share", tiny_model("llama"))
     model.lm_head.requires_grad_(True)

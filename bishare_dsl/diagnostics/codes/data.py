@@ -4,176 +4,123 @@ from bishare_dsl.diagnostics.problem import Code
 
 # Finding and reading a set ------------------------------------------------------------------------
 
-NO_SUCH_DATA = Code(
+NO_SUCH_DATA = Code.brief(
     "BS701",
     "no such data",
     "there is no file `{source}`",
-    remedy=(
-        "data is a file (.json, .jsonl, .csv or .parquet), or the id of a data set on the Hugging "
-        "Face Hub, which has the form `owner/name`. A relative path starts at the folder that the "
-        "command is run in"
-    ),
+    "data is a file (.json, .jsonl, .csv or .parquet), or the id of a data set on the Hugging Face Hub, "
+    "which has the form `owner/name`. A relative path starts at the folder that the command is run in",
 )
-HUB_REFUSED = Code(
-    "BS702",
-    "a data set that the Hub does not give",
-    "there is no file `{name}`, and no data set of this name can be had from the Hub: {reason}",
-    remedy=(
-        "what is not a file is looked up on the Hugging Face Hub, with one short request before "
-        "anything else is loaded. Either the Hub cannot be reached from here, or it has no such data "
-        "set for you. With HF_HUB_OFFLINE=1 only sets that were fetched before are used"
-    ),
-)
-NO_SUCH_PART = Code(
+NO_SUCH_PART = Code.brief(
     "BS703",
-    "a data set without that split or configuration",
+    "a data set that cannot be loaded",
     "the data set `{name}` cannot be loaded: {reason}",
-    remedy=(
-        "data sets on the Hub have splits, such as `train` and `test`, and some have several "
-        "configurations, one of which has to be named"
-    ),
+    "data sets on the Hub have splits, such as `train` and `test`, and some have several configurations, one "
+    "of which has to be named",
 )
-UNKNOWN_FILE = Code(
+UNKNOWN_FILE = Code.brief(
     "BS704",
     "a file of an unknown kind",
     "`{path}` is not a kind of file that training data is read from",
-    remedy=(
-        "the ending of the name says how a file is read: .json (an array of objects, or an object "
-        "with one in `data`), .jsonl or .ndjson (an object on each line), .csv (with a header), "
-        ".parquet. Nothing that can hold code, such as a pickle, is read"
-    ),
+    "the ending of the name says how a file is read; nothing that can hold code, such as a pickle, is",
 )
-UNREADABLE = Code(
+UNREADABLE = Code.brief(
     "BS705",
     "a data file that cannot be read",
     "`{path}` cannot be read: {reason}",
-    remedy="the file as a whole is broken, or the system refuses to open it",
+    "the file as a whole is broken, or the system refuses to open it",
 )
-BAD_LINE = Code(
+BAD_LINE = Code.brief(
     "BS706",
     "a row that cannot be read",
     "{place}: {reason}",
-    remedy="JSON Lines has one whole object a line, a CSV file a field for each column; all text is UTF-8",
+    "JSON Lines has one whole object a line, a CSV file a field for each column; all text is UTF-8",
 )
-NO_ROWS = Code(
+NO_ROWS = Code.brief(
     "BS707",
     "an empty data set",
     "`{name}` has no rows",
-    remedy=(
-        "there is nothing to train on. An empty file often means that the program that wrote it "
-        "failed"
-    ),
-)
-NEEDS_PACKAGE = Code(
-    "BS708",
-    "a package for reading data is not installed",
-    "reading {what} needs the package `{package}`, which is not installed",
-    remedy=(
-        "JSON and CSV are read without other packages; Parquet and the Hub's data sets need those "
-        "that `bishare[train]` brings"
-    ),
+    "there is nothing to train on. An empty file often means that the program that wrote it failed",
 )
 
 # Rows ---------------------------------------------------------------------------------------------
 
-NO_FORMAT = Code(
+NO_FORMAT = Code.brief(
     "BS709",
     "columns of no known format",
     "`{name}` has the columns {found}, and no format has these",
-    remedy=(
-        "known are: `instruction` and `output`, with `input` or without (Alpaca); `prompt` and "
-        "`completion`; `messages` or `conversations` (chats); `text`. Other columns may stand beside "
-        "them. Rename the columns"
-    ),
+    "known are: `instruction` and `output`, with `input` or without (Alpaca); `prompt` and `completion`; "
+    "`messages` or `conversations` (chats); `text`. Other columns may stand beside them. Rename the columns",
 )
-SEVERAL_FORMATS = Code(
+SEVERAL_FORMATS = Code.brief(
     "BS710",
     "columns of several formats",
     "the columns of `{name}` fit several formats: {formats}",
-    remedy=(
-        "which columns are trained on is not guessed. Say which format is meant, or leave out the "
-        "columns of the others. The well-known `tatsu-lab/alpaca`, for one, has its rows once more in "
-        "a column `text`"
-    ),
+    "which columns are trained on is not guessed. Say which format is meant, or leave out the columns of the "
+    "others. The well-known `tatsu-lab/alpaca`, for one, has its rows once more in a column `text`",
 )
-MISSING_FIELD = Code(
+MISSING_FIELD = Code.brief(
     "BS711",
     "a row without a field",
     "{place}: `{field}` is missing",
-    remedy="every row has the fields of the first row's format",
+    "every row has the fields of the first row's format",
 )
-WRONG_TYPE = Code(
+WRONG_TYPE = Code.brief(
     "BS712",
     "a field of the wrong type",
     "{place}: `{field}` is {found}; {expected} is expected",
-    remedy="write text as text: `null` and numbers are not turned into it",
+    "write text as text: `null` and numbers are not turned into it",
 )
-UNKNOWN_ROLE = Code(
+UNKNOWN_ROLE = Code.brief(
     "BS713",
     "an unknown role",
     "{place}: `{field}` is `{found}`, which is not a role",
-    remedy=(
-        "the turns of a chat are by `system`, `developer`, `user`, `assistant` or `tool`; in "
-        "ShareGPT's form also by `human` and `gpt`. What the assistant says is learnt, so a role must "
-        "not be misread"
-    ),
+    "the turns of a chat are by `system`, `developer`, `user`, `assistant` or `tool`; in ShareGPT's form "
+    "also by `human` and `gpt`. What the assistant says is learnt, so a role must not be misread",
 )
-EMPTY_FIELD = Code(
+EMPTY_FIELD = Code.brief(
     "BS714",
     "an empty field",
     "{place}: `{field}` is empty",
-    remedy=(
-        "a completion may be empty, and the row is then dropped and counted; but what the model is to "
-        "answer to has to be there: an instruction, a prompt, what the user or a tool says. For text "
-        "without a prompt use the column `text`"
-    ),
+    "a completion may be empty, and the row is then dropped and counted; but what the model is to answer to "
+    "has to be there. For text without a prompt use the column `text`",
 )
-TOOL_CALLS = Code(
+TOOL_CALLS = Code.brief(
     "BS715",
     "tool calls apart from the text",
     "{place}: `{field}` has tool calls",
-    remedy=(
-        "how calls are written out is different for each chat template, and part of what would be "
-        "learnt. Write them into `content`, just as the model is to write them"
-    ),
+    "how calls are written out is different for each chat template, and part of what would be learnt. Write "
+    "them into `content`, just as the model is to write them",
 )
-NOTHING_BEFORE = Code(
+NOTHING_BEFORE = Code.brief(
     "BS716",
     "a chat that the assistant opens",
     "{place}: `{field}` begins with the assistant's turn",
-    remedy=(
-        "a turn is learnt as the answer to what stands before it, and nothing does. Leave the turn "
-        "out, or put a turn of the system or of the user before it"
-    ),
+    "a turn is learnt as the answer to what stands before it, and nothing does. Leave the turn out, or put a "
+    "turn of the system or of the user before it",
 )
-MORE_PROBLEMS = Code(
+MORE_PROBLEMS = Code.brief(
     "BS717",
     "more rows have problems",
     "{count:,} more like these in `{name}`",
-    severity="note",
-    remedy="mend these first: the others may well be of the same kind",
+    "mend these first: the others may well be of the same kind",
+    "note",
 )
 
 # Encoding -----------------------------------------------------------------------------------------
 
-NO_CHAT_TEMPLATE = Code(
+NO_CHAT_TEMPLATE = Code.brief(
     "BS718",
     "a tokenizer without a chat template",
     "the rows of `{name}` are chats, and the tokenizer has no chat template",
-    remedy=(
-        "a chat template says how turns are written as one text, and base models often have none. Use "
-        "the tokenizer of the model's instruct version, set `tokenizer.chat_template`, or write the "
-        "chats as `prompt` and `completion` yourself"
-    ),
+    "base models often have none. Use the tokenizer of the model's instruct version, set "
+    "`tokenizer.chat_template`, or write the chats as `prompt` and `completion` yourself",
 )
-TEMPLATE_REFUSES = Code(
+TEMPLATE_REFUSES = Code.brief(
     "BS719",
     "a chat that the template refuses",
     "{place}: the chat template refuses: {reason}",
-    remedy=(
-        "templates check what they are given: some know no `system`, some want user and assistant in "
-        "turn"
-    ),
+    "templates check what they are given: some know no `system`, some want user and assistant in turn",
 )
 TURNS_NOT_FOUND = Code(
     "BS720",
@@ -184,49 +131,40 @@ TURNS_NOT_FOUND = Code(
     "This template allows neither. Put `{% generation %}` and `{% endgeneration %}` around what it writes "
     "for the assistant, or learn all tokens (`train_on` is `all`).",
 )
-NO_END_TOKEN = Code(
+NO_END_TOKEN = Code.brief(
     "BS721",
     "a tokenizer without an end-of-sequence token",
     "the tokenizer has no end-of-sequence token to put behind a completion",
-    remedy=(
-        "a model that never saw the end of a text does not stop. Set `tokenizer.eos_token` to the "
-        "token that the model ends with"
-    ),
+    "a model that never saw the end of a text does not stop. Set `tokenizer.eos_token` to the token that the "
+    "model ends with",
 )
-NO_OFFSETS = Code(
+NO_OFFSETS = Code.brief(
     "BS722",
     "a tokenizer that does not say where its tokens are",
     "the tokenizer ({kind}) is written in Python and does not say which characters a token is of",
-    remedy=(
-        "which tokens are the completion's is read off the places of tokens in the text, which the "
-        "tokenizers of the package `tokenizers` give. Almost every model has one: load it with "
-        "`AutoTokenizer.from_pretrained(...)`"
-    ),
+    "which tokens are the completion's is read off their places in the text, which the tokenizers of the "
+    "package `tokenizers` give. Almost every model has one: load it with "
+    "`AutoTokenizer.from_pretrained(...)`",
 )
-NOTHING_TO_LEARN = Code(
+NOTHING_TO_LEARN = Code.brief(
     "BS723",
     "no row has anything to learn",
     "none of the {rows:,} rows of `{name}` has anything to learn: {reason}",
-    remedy=(
-        "every row was dropped: it has no assistant's turn, its completion is empty, or what was to "
-        "be learnt lies behind the limit of `max_length` tokens"
-    ),
+    "every row was dropped. Look at the completions, or raise `--max_length`",
 )
-TOO_FEW_TO_SPLIT = Code(
+TOO_FEW_TO_SPLIT = Code.brief(
     "BS724",
     "too few rows to hold some out",
     "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}",
-    remedy=(
-        "rows with the same content stay together, so that nothing is measured on what was trained "
-        "on, and neither side may be empty"
-    ),
+    "rows with the same content stay together, so that nothing is measured on what was trained on, and "
+    "neither side may be empty",
 )
 LEAKY_PACKING = Code(
     "BS725",
     "a model that does not keep packed examples apart",
     "examples cannot be packed for {model}: {reason}",
     "Packed examples must not see each other, and their positions start at 0. Transformers does both for "
-    "models that build their masks from `position_ids`; recurrent layers and some older models do not. "
-    "Train without packing. (Flash attention keeps them apart only in a batch of one row: `Collator` "
-    "with `flatten=True`.)",
+    "models that build their masks from `position_ids`; recurrent layers and some older models do not. Train "
+    "without packing. (Flash attention keeps them apart only in a batch of one row: `Collator` with "
+    "`flatten=True`.)",
 )

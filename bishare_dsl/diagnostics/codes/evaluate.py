@@ -2,77 +2,57 @@
 
 from bishare_dsl.diagnostics.problem import Code
 
-NOT_INSTALLED = Code(
-    "BS801",
-    "the package lm_eval is not installed",
-    "evaluating needs the package `{package}`",
-    remedy=(
-        "tasks are those of lm-evaluation-harness, which is an optional dependency: `pip install "
-        "'bishare[eval]'`"
-    ),
-)
 UNKNOWN_TASK = Code(
     "BS802",
     "unknown task",
     "no task is called `{name}`",
     "`--tasks` takes the names of lm_eval's tasks, groups and tags (`lm-eval ls tasks` lists them, and "
-    "patterns such as `mmlu_*` choose among them), the names that `bishare eval --list-tasks` prints, "
-    "paths of task files, and what the files under `--include_path` define. Names are separated by "
-    "commas.",
+    "patterns such as `mmlu_*` choose among them), the names that `bishare eval --list-tasks` prints, paths "
+    "of task files, and what the files under `--include_path` define. Names are separated by commas.",
 )
 TASK_NOT_LOADED = Code(
     "BS803",
     "a task that cannot be loaded",
     "the task `{name}` cannot be loaded: {reason}",
-    "Every task is loaded, with its data, before the model is. Its data set cannot be fetched, its file "
-    "does not describe a task, or it asks of a model what a language model cannot do. Without a connection "
-    "these work: data sets that are in the Hugging Face cache already (`HF_HOME`), and task files whose "
-    "data are local files.",
+    "Every task is loaded, with its data, before the model is. Its data set cannot be fetched, its file does "
+    "not describe a task, or it asks of a model what a language model cannot do. Without a connection these "
+    "work: data sets that are in the Hugging Face cache already (`HF_HOME`), and task files whose data are "
+    "local files.",
 )
-NO_TASK_FILES = Code(
+NO_TASK_FILES = Code.brief(
     "BS804",
     "an --include_path without tasks",
     "`{path}` holds no tasks: {reason}",
-    remedy=(
-        "`--include_path` names a folder with lm_eval's task files in it or below it: YAML, one task "
-        "each, with the fields `task`, `dataset_path` and so on"
-    ),
+    "`--include_path` names a folder with lm_eval's task files in it or below it: YAML, one task each, with "
+    "the fields `task`, `dataset_path` and so on",
 )
-NO_TOKENIZER = Code(
+NO_TOKENIZER = Code.brief(
     "BS805",
     "a model without a tokenizer",
     "`{model}` has no tokenizer",
-    remedy=(
-        "prompts are text, so evaluating and generating need the tokenizer that the model was trained "
-        "with. Give a checkpoint that has its tokenizer files beside the weights; in Python, "
-        "`tokenizer=`"
-    ),
+    "text must be cut into the tokens that the model knows. Give a checkpoint that has its tokenizer files "
+    "beside the weights; in Python, `tokenizer=`",
 )
-RUN_FAILED = Code(
+RUN_FAILED = Code.brief(
     "BS806",
     "an evaluation that failed",
     "evaluating {model} failed: {reason}",
-    remedy=(
-        "the error is of lm_eval, of the task's own code, or of the model: a prompt that does not "
-        "fit, memory that does not suffice, a template that a row does not fill. Results of the "
-        "models before this one stand. With `BISHARE_DEBUG=1` the traceback is shown"
-    ),
+    "the error is of lm_eval, of the task's own code, or of the model. Results of the models before this one "
+    "stand. With `BISHARE_DEBUG=1` the traceback is shown",
 )
-NO_CHAT_TEMPLATE = Code(
+NO_CHAT_TEMPLATE = Code.brief(
     "BS807",
-    "a tokenizer without a chat template",
+    "a model without a chat template",
     "the tokenizer of `{model}` has no chat template",
-    remedy=(
-        "a chat template turns a conversation into a prompt. This tokenizer has none, as is usual for "
-        "a base model: leave out `--apply_chat_template`, `--chat` and `--system`"
-    ),
+    "a chat template turns a conversation into a prompt. This tokenizer has none, as is usual for a base "
+    "model: leave out `--apply_chat_template`, `--chat` and `--system`",
 )
 UNSAFE_TASK = Code(
     "BS808",
     "a task that runs what the model writes",
     "the task `{name}` runs code that the model writes",
-    "Tasks such as humaneval execute the model's answers on this machine. lm_eval asks for a flag before "
-    "it does so, and bishare passes that flag on and never gives it itself.",
+    "Tasks such as humaneval execute the model's answers on this machine. lm_eval asks for a flag before it "
+    "does so, and bishare passes that flag on and never gives it itself.",
 )
 NOT_NUMBERS = Code(
     "BS809",
@@ -82,12 +62,10 @@ NOT_NUMBERS = Code(
     "the answer as if it had been given. The figures of this model mean nothing.",
     severity="warning",
 )
-PROMPT_TOO_LONG = Code(
+PROMPT_TOO_LONG = Code.brief(
     "BS810",
     "a prompt that is too long",
     "a prompt of {prompt:,} tokens and {new:,} new ones do not fit into the {limit:,} positions of `{model}`",
-    remedy=(
-        "what is beyond the model's last position is read as nonsense, or stops the model with an "
-        "error. Shorten the prompt, or lower `--max_new_tokens`"
-    ),
+    "what is beyond the model's last position is read as nonsense, or stops the model with an error. Shorten "
+    "the prompt, or lower `--max_new_tokens`",
 )

@@ -2,6 +2,8 @@
 
 from bishare_dsl.diagnostics.problem import Code
 
+_RUN = "bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out"
+
 # What is asked for --------------------------------------------------------------------------------
 
 UNKNOWN_ARGUMENT = Code(
@@ -12,7 +14,7 @@ UNKNOWN_ARGUMENT = Code(
     "`TrainingArguments` (`bishare train --help-all`), on the command line, in the file of `--config` and in "
     "Python by the same names. One that is not known is never passed over: a misspelt learning rate would "
     "cost a run.",
-    bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out --learning_rat 2e-4",
+    bad=f"{_RUN} --learning_rat 2e-4",
     shell=True,
 )
 WRONG_VALUE = Code(
@@ -20,7 +22,7 @@ WRONG_VALUE = Code(
     "a wrong value of an argument",
     "`{name}` cannot be `{value}`: {reason}",
     "Each argument has a type, and some have a few words or a range to choose from.",
-    bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out --learning_rate fast",
+    bad=f"{_RUN} --learning_rate fast",
     shell=True,
     remedy="`bishare train --help-all` lists all arguments with their defaults",
 )
@@ -29,8 +31,7 @@ BAD_COMBINATION = Code(
     "arguments that do not go together",
     "the arguments do not go together: {reason}",
     "The reason is given in the words of transformers, which checks its arguments before anything is loaded.",
-    bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out "
-    "--load_best_model_at_end",
+    bad=f"{_RUN} --load_best_model_at_end",
     shell=True,
 )
 REFUSED = Code(
@@ -38,7 +39,7 @@ REFUSED = Code(
     "an argument that bishare does not take",
     "`{name}` is not supported: {reason}",
     "It is an argument of transformers' Trainer that would break what a run of bishare promises.",
-    bad="bishare train lora --model smollm2-135m --data rows.jsonl --output_dir out --push_to_hub",
+    bad=f"{_RUN} --push_to_hub",
     shell=True,
     remedy="leave it out",
 )
@@ -52,14 +53,12 @@ BAD_CONFIG = Code(
     shell=True,
     remedy="a line of it reads `learning_rate: 1e-4`",
 )
-NEEDS_PACKAGE = Code(
+NEEDS_PACKAGE = Code.brief(
     "BS735",
-    "a package that training needs",
+    "a package that is not installed",
     "{what} needs the package `{package}`, which is not installed",
-    remedy=(
-        "what most runs need comes with `pip install 'bishare[train]'`; what a run reports to, such "
-        "as TensorBoard, is installed apart"
-    ),
+    "`pip install 'bishare[train]'` brings what most runs need, `bishare[eval]` what evaluating needs; what "
+    "a run reports to, such as TensorBoard, is installed apart",
 )
 MISSING_ARGUMENT = Code(
     "BS736",
@@ -70,185 +69,136 @@ MISSING_ARGUMENT = Code(
     bad="bishare train lora --model smollm2-135m --output_dir out",
     shell=True,
 )
-SPEC_AND_ADAPTED = Code(
+SPEC_AND_ADAPTED = Code.brief(
     "BS737",
     "a spec for a model that is adapted",
     "the model is adapted by `{spec}` already, so it takes no spec",
-    remedy=(
-        "a model that has an adapter is trained further with `spec=None`. To begin anew, take the "
-        "adapter out first: `model.bishare.unload()`"
-    ),
+    "a model that has an adapter is trained further with `spec=None`. To begin anew, take the adapter out "
+    "first: `model.bishare.unload()`",
 )
-NO_TOKENIZER = Code(
-    "BS738",
-    "a model without a tokenizer",
-    "`{model}` has no tokenizer",
-    remedy=(
-        "rows are text, and must be cut into the tokens that the model knows. Give a checkpoint that "
-        "has its tokenizer files beside the weights; in Python, `tokenizer=`"
-    ),
-)
-FOREIGN_PARAMETERS = Code(
+FOREIGN_PARAMETERS = Code.brief(
     "BS739",
     "parameters that train and are not the adapter's",
     "{count} parameters of the base would train, such as `{name}`, and no adapter can hold them",
-    remedy=(
-        "checkpoints and the result hold the adapter alone, so that what the base learnt would be "
-        "lost. Freeze them (`requires_grad_(False)`), or name their modules in the spec's `target`"
-    ),
+    "what the base learnt would be lost, for the adapter alone is saved. Freeze them "
+    "(`requires_grad_(False)`), or name their modules in the spec's `target`",
 )
 
 # The output folder, and going on with a run -------------------------------------------------------
 
-RUN_EXISTS = Code(
+RUN_EXISTS = Code.brief(
     "BS740",
     "the folder holds a run",
     "`{folder}` holds a run already ({status})",
-    remedy=(
-        "a run is never overwritten without being asked. `bishare train --resume DIR` goes on with "
-        "it, and `--force` removes it and begins anew"
-    ),
+    "`bishare train --resume DIR` goes on with it, and `--force` removes it and begins anew",
 )
-NOT_A_RUN = Code(
+NOT_A_RUN = Code.brief(
     "BS741",
     "a folder that holds something else",
     "a run cannot begin in `{folder}`: {reason}",
-    remedy=(
-        "a run keeps its adapter, checkpoints and log in a folder of its own. `--force` removes an "
-        "earlier run, and nothing else: what is not a run's own has to go another way"
-    ),
+    "a run keeps its adapter, checkpoints and log in a folder of its own. `--force` removes an earlier run, "
+    "and nothing else: what is not a run's own has to go another way",
 )
-NO_CHECKPOINT = Code(
+NO_CHECKPOINT = Code.brief(
     "BS742",
     "no checkpoint to resume from",
     "there is no checkpoint to resume from: {reason}",
-    remedy=(
-        "`--resume DIR` takes the newest `checkpoint-N` of a run, and `--resume DIR/checkpoint-N` "
-        "that one; what else the run was asked is in its run.json. Folders whose name begins with a "
-        "dot were never finished and do not count. With `--save_steps N` a checkpoint is saved every "
-        "N steps"
-    ),
+    "`--resume DIR` takes the newest `checkpoint-N` of a run, and `--resume DIR/checkpoint-N` that one. "
+    "Folders whose name begins with a dot were never finished and do not count. With `--save_steps N` a "
+    "checkpoint is saved every N steps",
 )
-BROKEN_CHECKPOINT = Code(
+BROKEN_CHECKPOINT = Code.brief(
     "BS743",
     "a checkpoint that cannot be read",
     "the checkpoint `{folder}` cannot be read: {reason}",
-    remedy=(
-        "a checkpoint gets its name once all of it is on the disk, and `checkpoint.json` holds the "
-        "digest of every file. This one was changed, or copied in part. Resume from an earlier one"
-    ),
+    "a checkpoint gets its name once all of it is on the disk, and `checkpoint.json` holds the digest of "
+    "every file. This one was changed, or copied in part. Resume from an earlier one",
 )
-OTHER_RUN = Code(
+OTHER_RUN = Code.brief(
     "BS744",
     "a checkpoint of another run",
     "the checkpoint `{folder}` is of another run: {differences}",
-    remedy=(
-        "a run that is gone on with ends where it would have ended without the interruption, so what "
-        "decides that must be the same: the plan, the data, the seed, the effective batch, the "
-        "schedule. How often is saved, logged and evaluated may change. To train an adapter further "
-        "in another way, begin a new run from it: a checkpoint, like any adapter folder, may stand in "
-        "the place of the spec"
-    ),
+    "what decides where a run ends must be the same when it goes on: the plan, the data, the seed, the "
+    "effective batch, the schedule. How often is saved, logged and evaluated may change",
 )
-OTHER_SPLIT = Code(
+OTHER_SPLIT = Code.brief(
     "BS745",
     "a batch that is divided otherwise",
     "the checkpoint was made by {before}, and this run is {now}: it goes on from there, but not bit for bit",
-    severity="warning",
-    remedy=(
-        "the effective batch is the same, and so are the rows of each step. But sums are made in "
-        "another order, and each process draws its own dropout"
-    ),
+    "the effective batch is the same, and so are the rows of each step. But sums are made in another order, "
+    "and each process draws its own dropout",
+    "warning",
 )
-ADAPTER_ONLY = Code(
+ADAPTER_ONLY = Code.brief(
     "BS746",
     "a checkpoint without the optimizer",
     "the checkpoint `{folder}` was saved with `save_only_model`, and holds the adapter alone",
-    remedy=(
-        "without the optimizer's and the generators' state a run cannot be gone on with. A new run "
-        "can begin from the adapter: give the folder in the place of the spec"
-    ),
+    "a run cannot go on without the optimizer's state, but a new one can begin from the adapter: give the "
+    "folder in the place of the spec",
 )
-CANNOT_SAVE = Code(
+CANNOT_SAVE = Code.brief(
     "BS747",
     "a folder that cannot be written",
     "`{folder}` cannot be written: {reason}",
-    remedy=(
-        "the system refused: the disk is full, or its permissions do not allow it. The checkpoints "
-        "before are as they were, and `bishare train --resume DIR` goes on from the last"
-    ),
+    "the disk is full, or its permissions do not allow it. The checkpoints before are as they were, and "
+    "`bishare train --resume DIR` goes on from the last",
 )
-NOT_STORABLE = Code(
+NOT_STORABLE = Code.brief(
     "BS748",
     "a state that a checkpoint cannot hold",
     "a checkpoint cannot hold {what}: {kind}",
-    remedy=(
-        "a checkpoint is tensors and JSON, so that reading one never runs code. The state of this "
-        "optimizer or scheduler has something else in it. Choose another one (`--optim`), or save "
-        "none of it (`--save_only_model`)"
-    ),
+    "a checkpoint is tensors and JSON, so that reading one never runs code, and this optimizer or scheduler "
+    "keeps something else. Choose another one (`--optim`), or save none of it (`--save_only_model`)",
 )
 
 # While it runs ------------------------------------------------------------------------------------
 
-NOT_FINITE = Code(
+NOT_FINITE = Code.brief(
     "BS750",
     "a loss that is not a number",
     "{what} of step {step} is {value}; {kept}",
-    remedy=(
-        "the step was not applied. Kept is the adapter as it was when its loss was last known to be a "
-        "number. Usual causes: a learning rate that is too high (`--learning_rate`), float16, or a "
-        "row that is nothing but padding"
-    ),
+    "the step was not applied. Kept is the adapter as it was when its loss was last known to be a number. "
+    "Usual causes: a learning rate that is too high (`--learning_rate`), float16, or a row that is nothing "
+    "but padding",
 )
-OUT_OF_MEMORY = Code(
+OUT_OF_MEMORY = Code.brief(
     "BS751",
     "too little memory to train",
     "there is too little memory: {reason}",
-    remedy=(
-        "the activations of the examples that go through the model at once take most of it. "
-        "`--per_device_train_batch_size` sets how many these are (the effective batch stays 64), "
-        "`--max_length` how long, `--gradient_checkpointing` computes activations twice instead of "
-        "keeping them, `--dtype bfloat16` halves the base"
-    ),
+    "`--per_device_train_batch_size` sets how many examples go through the model at once (the effective "
+    "batch stays 64), `--max_length` how long they are, `--gradient_checkpointing` computes activations "
+    "twice instead of keeping them, `--dtype bfloat16` halves the base",
 )
-LONG_WARMUP = Code(
+LONG_WARMUP = Code.brief(
     "BS752",
     "a run shorter than its warm-up",
     "the run has {steps:,} steps, and the learning rate warms up over {warmup:,}: it never gets beyond "
     "{reached}",
-    severity="warning",
-    remedy=(
-        "the paper warms up over 100 steps, for runs of a thousand and more. Without `--warmup_steps` "
-        "and `--recipe paper` a run warms up over a tenth of its steps at most"
-    ),
+    "the paper warms up over 100 steps, for runs of a thousand and more. Without `--warmup_steps` and "
+    "`--recipe paper` a run warms up over a tenth of its steps at most",
+    "warning",
 )
-NO_CURVE = Code(
+NO_CURVE = Code.brief(
     "BS753",
     "no picture of the loss",
     "no loss curve is plotted: the package `matplotlib` is not installed",
-    severity="warning",
-    remedy="the numbers are in log.jsonl. `pip install 'bishare[train]'` brings what plots them",
+    "the numbers are in log.jsonl. `pip install 'bishare[train]'` brings what plots them",
+    "warning",
 )
-NOT_SHARDED = Code(
+NOT_SHARDED = Code.brief(
     "BS754",
     "FSDP that would not be used",
     "the model would not be sharded with FSDP2: {reason}",
-    remedy=(
-        "`--fsdp`, or a config of `accelerate launch`, asks to spread the model over several "
-        "processes. accelerate leaves that undone, without a word, on a CPU and where there is one "
-        "process. And FSDP 1, which accelerate takes where its config names no version, melts a "
-        "layer's parameters into one, from which an adapter cannot be saved; bishare needs FSDP2"
-    ),
+    "accelerate leaves it undone, without a word, on a CPU and where there is one process. And FSDP 1, which "
+    "it takes where its config names no version, melts a layer's parameters into one, from which an adapter "
+    "cannot be saved; bishare needs FSDP2",
 )
-LONGER = Code(
+LONGER = Code.brief(
     "BS755",
     "a run that is made longer",
     "the run had {before:,} steps and has {now:,}: it goes on with the learning rates of the longer one",
-    severity="warning",
-    remedy=(
-        "`--max_steps` or `--num_train_epochs` was raised. The rate falls to 0 at the end of a run; "
-        "where the run goes on it is what it would be there in the longer one. So the result is not "
-        "that of a run that was as long from its beginning"
-    ),
+    "`--max_steps` or `--num_train_epochs` was raised. The rate falls to 0 at the end of a run; where the "
+    "run goes on it is what it would be there in the longer one. So the result is not that of a run that was "
+    "as long from its beginning",
+    "warning",
 )

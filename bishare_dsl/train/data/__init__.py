@@ -15,44 +15,28 @@ from typing import TYPE_CHECKING
 from bishare_dsl.lazy import lazy
 
 if TYPE_CHECKING:
-    from bishare_dsl.train.data.collate import Collator, check_packing
-    from bishare_dsl.train.data.encoding import Encoded, encode
-    from bishare_dsl.train.data.examples import Example, Examples
-    from bishare_dsl.train.data.formats import Format
-    from bishare_dsl.train.data.load import load_rows
-    from bishare_dsl.train.data.packing import pack
-    from bishare_dsl.train.data.report import DataReport
-    from bishare_dsl.train.data.rows import Rows
-    from bishare_dsl.train.data.split import split_off
-
-__all__ = [
-    "Collator",
-    "DataReport",
-    "Encoded",
-    "Example",
-    "Examples",
-    "Format",
-    "Rows",
-    "check_packing",
-    "encode",
-    "load_rows",
-    "pack",
-    "split_off",
-]
+    from bishare_dsl.train.data.collate import Collator as Collator
+    from bishare_dsl.train.data.collate import check_packing as check_packing
+    from bishare_dsl.train.data.encoding import DataReport as DataReport
+    from bishare_dsl.train.data.encoding import Encoded as Encoded
+    from bishare_dsl.train.data.encoding import encode as encode
+    from bishare_dsl.train.data.examples import Example as Example
+    from bishare_dsl.train.data.examples import Examples as Examples
+    from bishare_dsl.train.data.examples import pack as pack
+    from bishare_dsl.train.data.formats import Format as Format
+    from bishare_dsl.train.data.formats import split_off as split_off
+    from bishare_dsl.train.data.load import load_rows as load_rows
+    from bishare_dsl.train.data.rows import Rows as Rows
 
 _HOMES = {
-    "Collator": "collate",
-    "DataReport": "report",
-    "Encoded": "encoding",
-    "Example": "examples",
-    "Examples": "examples",
-    "Format": "formats",
-    "Rows": "rows",
-    "check_packing": "collate",
-    "encode": "encoding",
-    "load_rows": "load",
-    "pack": "packing",
-    "split_off": "split",
+    "collate": "Collator check_packing",
+    "encoding": "DataReport Encoded encode",
+    "examples": "Example Examples pack",
+    "formats": "Format split_off",
+    "load": "load_rows",
+    "rows": "Rows",
 }
+_NAMES = {n: f"{__name__}.{home}" for home, names in _HOMES.items() for n in names.split()}
 
-__getattr__ = lazy(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
+__all__ = [*_NAMES]
+__getattr__ = lazy(__name__, _NAMES)

@@ -1,23 +1,21 @@
-"""From rows to examples: what the model reads, and which tokens of it are learnt."""
+"""From rows to examples: what the model reads, which tokens of it are learnt, and what became of the rows."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.examples import Examples
-from bishare_dsl.train.data.formats import BadRow, Chat, Format, Plain, RowReader, find_format
-from bishare_dsl.train.data.report import DataReport
+from bishare_dsl.train.data.examples import IGNORED, Examples
+from bishare_dsl.train.data.formats import BadRow, Format, find_format, read_row
 from bishare_dsl.train.data.rows import Findings, Rows
 from bishare_dsl.train.data.tokens import Encoder
-from bishare_dsl.train.data.turns import ChatRenderer, Rendered
+from bishare_dsl.train.data.turns import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +23,55 @@ if TYPE_CHECKING:
 TrainOn = Literal["completion", "all"]
 
 _CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts of an encoded set; ``kept + nothing_to_learn == rows``.
+
+    Attributes:
+        name: of the set.
+        digest: of the whole set that the rows are of, as `Rows.digest`.
+        format: of the rows.
+        rows: that were read.
+        kept: examples that are trained on.
+        nothing_to_learn: rows dropped, since no token of them is learnt: no assistant turn, an empty
+            completion, or all that was to be learnt lies beyond ``max_length``.
+        cut: rows kept of which the end was cut off at ``max_length``.
+        tokens: in the kept examples.
+        trained_tokens: those of them that count in the loss.
+        longest: the length of the longest row before cutting, in tokens; of one far too long, a part.
+        max_length: the limit.
+    """
+
+    name: str
+    digest: str
+    format: Format
+    rows: int
+    kept: int
+    nothing_to_learn: int
+    cut: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    max_length: int
+
+    def __str__(self) -> str:
+        """Write one paragraph."""
+        said = (
+            f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
+            f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are learnt."
+        )
+        if self.nothing_to_learn:
+            said += f" {self.nothing_to_learn:,} dropped with nothing to learn."
+        if self.cut:
+            said += f" {self.cut:,} cut at {self.max_length:,} tokens;"
+            said += f" the longest has at least {self.longest:,}."
+        return said
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -61,90 +108,54 @@ def encode(
             BS722), or no row has anything to learn (BS723).
     """
     format = format or find_format(rows)
-    read = RowReader(format, chat=format == "alpaca" and tokenizer.chat_template is not None)
-    render = _Renderer(rows.name, tokenizer, whole=train_on == "all")
-    encoder, kept, findings = Encoder(tokenizer, max_length), _Kept(max_length), Findings(rows.name)
+    render = Renderer(rows.name, tokenizer, whole=train_on == "all")
+    encoder, findings = Encoder(tokenizer, max_length), Findings(rows.name)
+    ids, labels, lengths, cut, longest = array("i"), array("i"), array("i"), 0, 0
     for first in range(0, len(rows), _CHUNK):
         last = min(first + _CHUNK, len(rows))
         rendered = []
         for index in range(first, last):
             place = rows.place(index)
             try:
-                rendered.append(render(read(rows[index], place), place))
+                row = read_row(
+                    rows[index], place, format, chats=tokenizer.chat_template is not None
+                )
+                rendered.append(render(row, place))
             except BadRow as bad:
-                findings.add(bad.problem)
-        if not findings:  # Otherwise nothing will come of it; but the other rows are checked.
-            for example in encoder(r for r in rendered if r is not None):
-                kept.add(*example)
+                findings.add(bad.problems[0])
+        # After a bad row nothing will come of it; but the other rows are checked.
+        for tokens, trained in (
+            () if findings.count else encoder(r for r in rendered if r is not None)
+        ):
+            longest = max(longest, len(tokens))
+            if any(trained[:max_length]):
+                cut += len(tokens) > max_length
+                kept = tokens[:max_length]
+                ids.extend(kept)
+                labels.extend(i if yes else IGNORED for i, yes in zip(kept, trained, strict=False))
+                lengths.append(len(kept))
         if progress is not None:
             progress(last, len(rows))
     findings.raise_any()
-    examples = kept.examples()
-    if not examples:
+    if not lengths:
         reason = (
             "what is to be learnt lies behind `max_length`"
-            if kept.longest > max_length
+            if longest > max_length
             else "there is no completion, and no turn of the assistant"
         )
         raise DataError(codes.NOTHING_TO_LEARN(rows=len(rows), name=rows.name, reason=reason))
-    return Encoded(
-        examples,
-        DataReport(
-            name=rows.name,
-            digest=rows.digest,
-            format=format,
-            rows=len(rows),
-            kept=len(examples),
-            nothing_to_learn=len(rows) - len(examples),
-            cut=kept.cut,
-            tokens=len(kept.ids),
-            trained_tokens=kept.trained.count(1),
-            longest=kept.longest,
-            max_length=max_length,
-        ),
+    columns = {"input_ids": np.array(ids, np.int32), "labels": np.array(labels, np.int32)}
+    report = DataReport(
+        name=rows.name,
+        digest=rows.digest,
+        format=format,
+        rows=len(rows),
+        kept=len(lengths),
+        nothing_to_learn=len(rows) - len(lengths),
+        cut=cut,
+        tokens=len(ids),
+        trained_tokens=int((columns["labels"] != IGNORED).sum()),
+        longest=longest,
+        max_length=max_length,
     )
-
-
-class _Renderer:
-    """Texts as they are, and chats by the tokenizer's template."""
-
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, whole: bool):
-        self._name, self._tokenizer, self._whole = name, tokenizer, whole
-
-    def __call__(self, row: Plain | Chat, place: str) -> Rendered | None:
-        if isinstance(row, Chat):
-            return self._chats(row, place)
-        text = row.prompt + row.completion
-        start = 0 if self._whole else len(row.prompt)
-        if not text[start:].strip():
-            return None
-        return Rendered(text, [(start, len(text))], ended=False, by_template=False)
-
-    @cached_property
-    def _chats(self) -> ChatRenderer:
-        if self._tokenizer.chat_template is None:
-            raise DataError(codes.NO_CHAT_TEMPLATE(name=self._name))
-        return ChatRenderer(self._tokenizer, whole=self._whole)
-
-
-class _Kept:
-    """Collects examples that have something to learn, cut to a length."""
-
-    def __init__(self, max_length: int):
-        self._max_length = max_length
-        self.ids, self.trained, self._lengths = array("i"), bytearray(), array("i")
-        self.cut = self.longest = 0
-
-    def add(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
-        self.longest = max(self.longest, len(ids))
-        limit = self._max_length
-        if not any(trained[:limit]):
-            return
-        self.cut += len(ids) > limit
-        self.ids.extend(ids[:limit])
-        self.trained.extend(trained[:limit])
-        self._lengths.append(min(len(ids), limit))
-
-    def examples(self) -> Examples:
-        ids = np.array(self.ids, dtype=np.int32)
-        return Examples(ids, np.array(self.trained, dtype=np.bool_), self._lengths)
+    return Encoded(Examples(columns, lengths), report)

@@ -1,4 +1,4 @@
-"""The formats of rows: known by their columns, and checked for every row.
+"""The formats of rows: known by their columns, checked for every row, and what is held out of a set.
 
 | format | columns |
 |---|---|
@@ -12,11 +12,14 @@ A checked row is a `Plain` text or a `Chat`.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from bishare_dsl.diagnostics import DataError, Problem, nearest
+from bishare_dsl.diagnostics import Code, DataError, nearest
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.train.data.rows import Row, Rows
 
@@ -39,18 +42,11 @@ class Chat:
     trained_from: int = 0
 
 
-COLUMNS: Mapping[Format, tuple[tuple[str, ...], ...]] = {
-    "alpaca": (("instruction", "output"),),
-    "prompt-completion": (("prompt", "completion"),),
-    "messages": (("messages",), ("conversations",)),
-    "text": (("text",),),
-}
-
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT = {"human": "user", "gpt": "assistant", **{role: role for role in _ROLES}}
 _MAY_BE_EMPTY = ("system", "developer", "assistant")
 
-_KINDS: Mapping[type, str] = {
+_KINDS = {
     type(None): "null",
     bool: "true or false",
     int: "a number",
@@ -62,65 +58,13 @@ _KINDS: Mapping[type, str] = {
 
 # https://github.com/tatsu-lab/stanford_alpaca, with the line break that alpaca-lora puts at the end.
 _ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the "
-    "request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-)
-_ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
-    "### Input:\n{input}\n\n### Response:\n"
+    "Below is an instruction that describes a task{context}. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
 
 
-def find_format(rows: Rows) -> Format:
-    """Return the format that the columns of the first row have.
-
-    Raises:
-        DataError: they have none (BS709) or several (BS710).
-    """
-    first = rows[0]
-    found = [f for f, choices in COLUMNS.items() if any(first.keys() >= {*c} for c in choices)]
-    if not found:
-        columns = ", ".join(f"`{name}`" for name in first)
-        raise DataError(codes.NO_FORMAT(name=rows.name, found=columns or "no columns"))
-    if len(found) > 1:
-        raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(found)))
-    return found[0]
-
-
-def content_fields(format: Format) -> tuple[str, ...]:
-    """List all columns that a format may read."""
-    optional = ("input",) if format == "alpaca" else ()
-    return (*(name for choice in COLUMNS[format] for name in choice), *optional)
-
-
-class BadRow(Exception):
+class BadRow(DataError):
     """A row that is not as its format says."""
-
-    def __init__(self, problem: Problem):
-        super().__init__(problem)
-        self.problem = problem
-
-
-@dataclass(frozen=True)
-class RowReader:
-    """Checks rows of one format and gives what is to be encoded.
-
-    Args:
-        format: of the rows.
-        chat: whether Alpaca's rows are written as chats.
-    """
-
-    format: Format
-    chat: bool
-
-    def __call__(self, row: Row, place: str) -> Plain | Chat:
-        """Read one row.
-
-        Raises:
-            BadRow: with the problem, at ``place``.
-        """
-        return _READERS[self.format](_Fields(row, place), self.chat)
 
 
 @dataclass(frozen=True)
@@ -131,39 +75,39 @@ class _Fields:
     place: str
     prefix: str = ""
 
+    def bad(self, code: Code, name: str, **more: Any) -> BadRow:
+        return BadRow(code(place=self.place, field=self.prefix + name, **more))
+
+    def wrong(self, name: str, value: Any, expected: str) -> BadRow:
+        found = _KINDS.get(type(value), type(value).__name__)
+        return self.bad(codes.WRONG_TYPE, name, found=found, expected=expected)
+
     def get(self, name: str) -> Any:
         if name not in self.values:
-            raise BadRow(codes.MISSING_FIELD(place=self.place, field=self.prefix + name))
+            raise self.bad(codes.MISSING_FIELD, name)
         return self.values[name]
 
     def text(self, name: str, *, empty: bool = False) -> str:
         value = self.get(name)
         if not isinstance(value, str):
-            raise self.wrong(name, _kind(value), "text")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise self.wrong(name, "text with half a surrogate pair", "Unicode text") from None
+            raise self.wrong(name, value, "text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            half = {"found": "text with half a surrogate pair", "expected": "Unicode text"}
+            raise self.bad(codes.WRONG_TYPE, name, **half) from None
         if not empty and not value.strip():
-            raise BadRow(codes.EMPTY_FIELD(place=self.place, field=self.prefix + name))
+            raise self.bad(codes.EMPTY_FIELD, name)
         return value
-
-    def wrong(self, name: str, found: str, expected: str) -> BadRow:
-        return BadRow(
-            codes.WRONG_TYPE(
-                place=self.place, field=self.prefix + name, found=found, expected=expected
-            )
-        )
 
     def messages(self, name: str) -> list[dict[str, Any]]:
         values = self.get(name)
         if not isinstance(values, list):
-            raise self.wrong(name, _kind(values), "a list of messages")
+            raise self.wrong(name, values, "a list of messages")
         read = []
         for index, value in enumerate(values):
             if not isinstance(value, dict):
-                raise self.wrong(f"{name}[{index}]", _kind(value), "a message")
+                raise self.wrong(f"{name}[{index}]", value, "a message")
             read.append(_Fields(value, self.place, f"{self.prefix}{name}[{index}].").message())
         return read
 
@@ -173,9 +117,7 @@ class _Fields:
         roles = _SHAREGPT if sharegpt else {role: role for role in _ROLES}
         role = self.text(by)
         if role not in roles:
-            field = self.prefix + by
-            help = nearest(role, roles)
-            raise BadRow(codes.UNKNOWN_ROLE(place=self.place, field=field, found=role, help=help))
+            raise self.bad(codes.UNKNOWN_ROLE, by, found=role, help=nearest(role, roles))
         if self.values.get("tool_calls"):
             field = self.prefix.rstrip(".")
             raise BadRow(codes.TOOL_CALLS(place=self.place, field=field))
@@ -193,15 +135,16 @@ def _alpaca(fields: _Fields, chat: bool) -> Plain | Chat:
     if chat:
         asked = f"{instruction}\n\n{given}" if given.strip() else instruction
         return Chat([{"role": "user", "content": asked}, {"role": "assistant", "content": output}])
-    template = _ALPACA_INPUT if given.strip() else _ALPACA
-    return Plain(template.format(instruction=instruction, input=given), output)
+    context = ", paired with an input that provides further context" if given.strip() else ""
+    input = f"### Input:\n{given}\n\n" if given.strip() else ""
+    return Plain(_ALPACA.format(context=context, instruction=instruction, input=input), output)
 
 
 def _prompt_completion(fields: _Fields, chat: bool) -> Plain | Chat:
     if isinstance(fields.get("prompt"), list):
         prompt, completion = fields.messages("prompt"), fields.messages("completion")
         if not prompt:
-            raise BadRow(codes.EMPTY_FIELD(place=fields.place, field="prompt"))
+            raise fields.bad(codes.EMPTY_FIELD, "prompt")
         return Chat([*prompt, *completion], len(prompt))
     return Plain(fields.text("prompt"), fields.text("completion", empty=True))
 
@@ -210,21 +153,89 @@ def _messages(fields: _Fields, chat: bool) -> Chat:
     name = "messages" if "messages" in fields.values else "conversations"
     messages = fields.messages(name)
     if messages and messages[0]["role"] == "assistant":
-        raise BadRow(codes.NOTHING_BEFORE(place=fields.place, field=name))
+        raise fields.bad(codes.NOTHING_BEFORE, name)
     return Chat(messages)
 
 
-def _text(fields: _Fields, chat: bool) -> Plain:
-    return Plain("", fields.text("text", empty=True))
+class _Format(NamedTuple):
+    columns: tuple[tuple[str, ...], ...]
+    """Those that a row must have, of which there may be several choices."""
+    read: Callable[[_Fields, bool], Plain | Chat]
+    optional: tuple[str, ...] = ()
 
 
-_READERS: Mapping[Format, Callable[[_Fields, bool], Plain | Chat]] = {
-    "alpaca": _alpaca,
-    "prompt-completion": _prompt_completion,
-    "messages": _messages,
-    "text": _text,
+_FORMATS: Mapping[Format, _Format] = {
+    "alpaca": _Format((("instruction", "output"),), _alpaca, ("input",)),
+    "prompt-completion": _Format((("prompt", "completion"),), _prompt_completion),
+    "messages": _Format((("messages",), ("conversations",)), _messages),
+    "text": _Format((("text",),), lambda fields, _: Plain("", fields.text("text", empty=True))),
 }
 
 
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), type(value).__name__)
+def find_format(rows: Rows) -> Format:
+    """Return the format that the columns of the first row have.
+
+    Raises:
+        DataError: they have none (BS709) or several (BS710).
+    """
+    first = rows[0].keys()
+    found = [name for name, f in _FORMATS.items() if any(first >= {*c} for c in f.columns)]
+    if not found:
+        columns = ", ".join(f"`{name}`" for name in first)
+        raise DataError(codes.NO_FORMAT(name=rows.name, found=columns or "no columns"))
+    if len(found) > 1:
+        raise DataError(codes.SEVERAL_FORMATS(name=rows.name, formats=", ".join(found)))
+    return found[0]
+
+
+def read_row(row: Row, place: str, format: Format, *, chats: bool) -> Plain | Chat:
+    """Check a row, and return what is to be encoded; Alpaca's as a chat where ``chats`` says so.
+
+    Raises:
+        BadRow: with the problem, at ``place``.
+    """
+    return _FORMATS[format].read(_Fields(row, place), chats)
+
+
+def split_off(
+    rows: Rows, size: int | float, seed: int, *, format: Format | None = None
+) -> tuple[Rows, Rows]:
+    """Split rows into those to train on and those held out; each side keeps their order.
+
+    Rows with the same content come together; a group of them that is larger than what is still wanted
+    is left to train on, so that never more than ``size`` are held out. The choice depends on the
+    content and the seed alone, not on the order of the rows.
+
+    Args:
+        rows: of one format; columns that the format does not know do not count as content.
+        size: how many rows to hold out (int, at least 1), or which part of them (float between 0 and 1).
+        seed: another seed, other rows.
+        format: as in `encode`.
+
+    Returns:
+        The rows to train on, and those held out.
+
+    Raises:
+        DataError: the format is unknown or ambiguous (BS709, BS710), or one side would be empty (BS724).
+    """
+    known = _FORMATS[format or find_format(rows)]
+    fields = [*(name for choice in known.columns for name in choice), *known.optional]
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index in range(len(rows)):
+        row = rows[index]
+        content = json.dumps([row.get(field) for field in fields], sort_keys=True, default=str)
+        groups[hashlib.sha256(f"{seed} {content}".encode()).digest()].append(index)
+    wanted = round(size * len(rows)) if isinstance(size, float) else size
+    held_out: set[int] = set()
+    for _, group in sorted(groups.items()):
+        if len(held_out) + len(group) <= wanted:
+            held_out.update(group)
+    if not held_out or len(held_out) == len(rows):
+        reason = "no row would be left on one side"
+        if len(groups) < len(rows):
+            reason += f" ({len(groups):,} of them are different)"
+        problem = codes.TOO_FEW_TO_SPLIT(rows=len(rows), name=rows.name, wanted=size, reason=reason)
+        raise DataError(problem)
+    return rows.select(i for i in range(len(rows)) if i not in held_out), rows.select(
+        sorted(held_out)
+    )

@@ -1,16 +1,31 @@
-"""Find a set of rows by its name: a file, or a data set on the Hub."""
+"""Read a set of rows: from a file, of which nothing can run, or from a data set on the Hub."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from bishare_dsl.diagnostics import DataError
+from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.files import READERS, read_file
-from bishare_dsl.train.data.hub import read_hub
-from bishare_dsl.train.data.rows import Rows
+from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
+from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
+from bishare_dsl.train.data.rows import ArrowRows, Findings, Rows, place_of
+
+_Bad = Callable[[int, str], None]
+"""Notes what is wrong with the row of a number."""
+_BUILDERS = {"arrow", "csv", "json", "parquet", "text", "cache"}
+"""The kinds of data sets on the Hub that are tables of text, and nothing else."""
+_OFFLINE = (
+    "there is no file of this name either, and a file needs no connection; data sets that are in the cache "
+    "(`HF_HOME`) work"
+)
 
 
 def load_rows(
@@ -27,19 +42,171 @@ def load_rows(
         subset: the configuration of a Hub data set that has several.
 
     Raises:
-        DataError: there is no such file and no such data set that can be reached, it cannot be
-            read, some of its rows cannot (the first ones are named), or it is empty (BS701 to BS708).
+        DataError: there is no such file (BS701) and no such data set that can be reached (BS504, BS505,
+            BS703), it cannot be read (BS704, BS705, BS735), some of its rows cannot (the first ones are
+            named: BS706), or it is empty (BS707).
     """
     path = Path(source)
     # `datasets` would take `csv` for all CSV files in the current folder, so an id has an owner.
     is_id = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
     if path.is_file():
-        rows = read_file(path)
-    elif is_id and path.suffix not in READERS and not path.exists():
-        rows = read_hub(str(source), split, subset)
+        rows = _read_file(path)
+    elif is_id and path.suffix not in _READERS and not path.exists():
+        rows = _read_hub(str(source), split, subset)
     else:
         help = "give one of the files in it" if path.is_dir() else None
         raise DataError(codes.NO_SUCH_DATA(source=source, help=help))
     if not rows:
         raise DataError(codes.NO_ROWS(name=rows.name))
     return rows
+
+
+def _read_file(path: Path) -> Rows:
+    kind, table, numbers = path.suffix.lower(), [], []
+    if kind not in _READERS:
+        help = "known endings: " + ", ".join(_READERS)
+        raise DataError(codes.UNKNOWN_FILE(path=path, help=help))
+    findings = Findings(str(path))
+    try:
+        with path.open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if kind == ".parquet":
+            rows = _read_parquet(path)
+            return Rows(str(path), digest, rows, range(1, len(rows) + 1), False, range(len(rows)))
+        if kind == ".json" and _is_lines(path):  # JSON Lines are often called .json.
+            kind = ".jsonl"
+        by_line = kind != ".json"
+
+        def bad(number: int, reason: str) -> None:
+            place = place_of(str(path), number, by_line=by_line)
+            findings.add(codes.BAD_LINE(place=place, reason=reason))
+
+        for number, row in _READERS[kind](path, bad):
+            if isinstance(row, dict):
+                table.append(row)
+                numbers.append(number)
+            else:
+                bad(number, f"the {'line' if by_line else 'row'} is not an object")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = codes.BAD_LINE(place=f"{path}:{line}", reason="the line is not UTF-8")
+        raise DataError(problem) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
+    findings.raise_any()
+    return Rows(str(path), digest, table, numbers, by_line, range(len(table)))
+
+
+def _is_lines(path: Path) -> bool:
+    """Tell whether there is an object in the first line, and something behind it."""
+    first, _, rest = path.read_bytes().strip().partition(b"\n")
+    try:
+        return bool(rest) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_json(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
+    value = json.loads(path.read_text("utf-8-sig"))
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if isinstance(value, list):
+        return enumerate(value, 1)
+    raise ValueError("it is not an array of rows, nor an object with one in `data`")
+
+
+def _read_lines(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
+    # Not `splitlines`: U+2028 and the like may stand unescaped inside a JSON string.
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            if line.strip():
+                yield number, json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            bad(number, f"byte {error.start + 1} of the line is not UTF-8")
+        except (ValueError, RecursionError) as error:
+            bad(number, one_line(error))
+
+
+def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
+    """Return the rows, blank ones left out, each with its first line."""
+    limit = csv.field_size_limit(2**31 - 1)  # Otherwise 128 KiB a field.
+    text = path.read_bytes().decode("utf-8-sig")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number, header = 1, list[str]()
+    try:
+        for cells in reader:
+            if cells and not header:
+                header = cells
+                if len({*header}) < len(header) or "" in header:
+                    bad(number, f"the columns have no different names each: {', '.join(header)}")
+                    return
+            elif cells and len(cells) != len(header):
+                bad(number, f"there are {len(cells)} columns, and {len(header)} in the header")
+            elif cells:
+                yield number, dict(zip(header, cells, strict=True))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        bad(number, one_line(error))
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_parquet(path: Path) -> ArrowRows:
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ImportError as error:
+        raise _needs("reading Parquet files", "pyarrow") from error
+    try:
+        return ArrowRows(parquet.read_table(path, memory_map=True))
+    except pyarrow.ArrowException as error:
+        raise ValueError(one_line(error)) from error
+
+
+_READERS: dict[str, Any] = {
+    ".json": _read_json,
+    ".jsonl": _read_lines,
+    ".ndjson": _read_lines,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_hub(name: str, split: str, subset: str | None) -> Rows:
+    """Read the rows of a split by `datasets`, memory-mapped from its cache."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise _needs("reading a Hub data set", "datasets") from error
+    from bishare_dsl.hub import hub_or_cache
+
+    with hub_or_cache() as unreachable:
+        try:
+            builder = datasets.load_dataset_builder(name, subset)
+            if builder.name not in _BUILDERS:
+                raise ValueError(
+                    f"it is of the kind `{builder.name}`, which is not a table of text"
+                )
+            builder.download_and_prepare()
+            table = builder.as_dataset(split=split).with_format("arrow")[:]
+        except Exception as error:
+            # `datasets`, the file systems below it and the formats have exceptions of their own each.
+            problem = codes.NO_SUCH_PART(name=name, reason=one_line(error))
+            if isinstance(error, ConnectionError):
+                problem = HUB_UNREACHABLE(
+                    name=name, reason=unreachable or one_line(error), help=_OFFLINE
+                )
+            elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
+                problem = HUB_REFUSED(name=name, reason=one_line(error))
+            raise DataError(problem) from error
+    digest = hashlib.sha256(str(table.schema).encode())
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    count = range(table.num_rows)
+    numbers = range(1, table.num_rows + 1)
+    title = f"{name} ({split})"
+    return Rows(title, f"datasets:{digest.hexdigest()}", ArrowRows(table), numbers, False, count)
+
+
+def _needs(what: str, package: str) -> DataError:
+    return DataError(NEEDS_PACKAGE(what=what, package=package, help="pip install 'bishare[train]'"))

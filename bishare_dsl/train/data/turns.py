@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from bishare_dsl.diagnostics import one_line
+from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.formats import BadRow, Chat
+from bishare_dsl.train.data.formats import BadRow, Chat, Plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,28 +61,32 @@ class Rendered:
     by_template: bool
 
 
-class ChatRenderer:
-    """Renders chats with the chat template of a tokenizer.
+class Renderer:
+    """Writes rows as texts: chats by the chat template of a tokenizer, others as they are.
 
     Args:
-        tokenizer: has one.
+        name: of the rows.
+        tokenizer: has a chat template, if any row is a chat.
         whole: learn all of the text, and look for no turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, whole: bool):
-        self._tokenizer = tokenizer
-        self._whole = whole
-        self._template = tokenizer.get_chat_template()
-        self._has_markers = re.search(r"\{%-?\s*generation\s*-?%\}", self._template) is not None
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, whole: bool):
+        self._name, self._tokenizer, self._whole = name, tokenizer, whole
 
-    def __call__(self, chat: Chat, place: str) -> Rendered | None:
-        """Render a chat; None where there is nothing to learn.
+    def __call__(self, row: Plain | Chat, place: str) -> Rendered | None:
+        """Render a row; None where there is nothing to learn.
 
         Raises:
             BadRow: the template refuses it (BS719), or hides the turns (BS720).
+            DataError: there is no template (BS718).
         """
-        messages = chat.messages
-        trained = [i for i in range(chat.trained_from, len(messages)) if _is_trained(messages[i])]
+        if isinstance(row, Plain):
+            text = row.prompt + row.completion
+            start = 0 if self._whole else len(row.prompt)
+            learns = text[start:].strip()
+            return Rendered(text, [(start, len(text))], False, False) if learns else None
+        messages = row.messages
+        trained = [i for i in range(row.trained_from, len(messages)) if _is_trained(messages[i])]
         if not messages or not (trained or self._whole):
             return None
         try:
@@ -90,18 +94,29 @@ class ChatRenderer:
             spans = [] if self._whole else self._spans(messages, trained, text)
             last_is_trained = len(messages) - 1 in trained
             ended = not last_is_trained or text.rstrip().endswith(self._end_tokens)
-            text = text if ended else text.rstrip()
-            spans = [(0, len(text))] if self._whole else spans
         except _HiddenError as error:
             raise BadRow(codes.TURNS_NOT_FOUND(place=place, reason=error)) from error
         except _REFUSALS as error:
-            reason = one_line(error)
-            raise BadRow(codes.TEMPLATE_REFUSES(place=place, reason=reason)) from error
-        return Rendered(text, spans, ended, by_template=True)
+            raise BadRow(codes.TEMPLATE_REFUSES(place=place, reason=one_line(error))) from error
+        text = text if ended else text.rstrip()
+        return Rendered(text, [(0, len(text))] if self._whole else spans, ended, True)
+
+    @cached_property
+    def _template(self) -> str:
+        if self._tokenizer.chat_template is None:
+            raise DataError(codes.NO_CHAT_TEMPLATE(name=self._name))
+        return self._tokenizer.get_chat_template()
+
+    @cached_property
+    def _has_markers(self) -> bool:
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self._template) is not None
 
     def _render(self, messages: Messages, *, prompt: bool = False) -> str:
         rendered = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=prompt
+            messages,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=prompt,
         )
         assert isinstance(rendered, str)
         return rendered

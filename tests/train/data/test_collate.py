@@ -18,7 +18,7 @@ def examples():
     ids = np.random.default_rng(0).integers(3, 64, sum(LENGTHS), dtype=np.int32)
     trained = np.ones(len(ids), dtype=bool)
     trained[np.cumsum([0, *LENGTHS])[:-1]] = False
-    return Examples(ids, trained, LENGTHS)
+    return Examples({"input_ids": ids, "labels": np.where(trained, ids, -100)}, LENGTHS)
 
 
 def attention(family):

@@ -1,6 +1,7 @@
 """Data sets of the Hub. It is played by a folder, and by a look-up that does what a test wants."""
 
 import json
+import time
 
 import pytest
 
@@ -27,8 +28,9 @@ def hub(tmp_path, monkeypatch):
         return build(str(folder), subset, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # A test that wants no answer takes this one away.
+    monkeypatch.setattr(type(huggingface_hub.get_session()), "head", lambda *_, **__: None)
     return folder
 
 
@@ -65,37 +67,50 @@ def test_only_tables_of_text_are_read(hub, problems):
 def test_a_set_that_cannot_be_read(hub, problems):
     (hub / "train.jsonl").write_text('{"text": "a"}\n{"text": ')
     [problem] = problems(load_rows, "owner/set")
-    assert problem.code == "BS702"
+    assert problem.code == "BS703"
 
 
-@pytest.mark.parametrize("error", ["missing", "no network"])
-def test_a_hub_that_says_no_is_asked_once(error, monkeypatch, problems, hub):
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_says_no(monkeypatch, problems):
     import datasets
-    import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError
 
-    asked = []
+    def refuse(*_):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/other' doesn't exist")
 
-    def refuse(self, name, timeout):
-        asked.append((name, timeout))
-        if error == "no network":
-            raise OSError("[Errno -2] Name or service not known")
-        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     [problem] = problems(load_rows, "owner/other")
-    assert problem.code == "BS702"
-    assert "owner/other" in problem.message
-    assert ("not known" in problem.message) == (error == "no network")
-    assert asked == [("owner/other", 5.0)]
+    assert problem.code == "BS505"
+    assert "`owner/other`: Dataset 'owner/other' doesn't exist" in problem.message
 
 
-def test_without_a_network_the_cache_is_used_where_that_was_asked_for(hub, monkeypatch):
+@pytest.mark.parametrize("why", ["no network", "asked for"])
+def test_a_hub_that_does_not_answer_is_asked_once(why, monkeypatch, problems):
     import huggingface_hub
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "dataset_info", lambda *_, **__: pytest.fail("asked")
-    )
+    asked, session = [], huggingface_hub.get_session()
+    hooks = session.event_hooks
+
+    def refuse(self, url, timeout):
+        asked.append((url, timeout))
+        raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(type(session), "head", refuse)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it is tried again"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", why == "asked for")
+    [problem] = problems(load_rows, "owner/other")
+    assert problem.code == "BS504"
+    assert "`owner/other` is not in the local cache" in problem.message
+    assert ("not known" in problem.message) == (why == "no network")
+    assert "there is no file of this name" in problem.help
+    assert asked == ([] if why == "asked for" else [(huggingface_hub.constants.ENDPOINT, 5.0)])
+    assert session.event_hooks == hooks
+
+
+def test_without_a_network_the_cache_is_used(hub, monkeypatch):
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(type(huggingface_hub.get_session()), "head", refuse)
     assert len(load_rows("owner/set")) == len(ROWS)

@@ -188,6 +188,6 @@ def test_a_package_that_is_not_installed(package, source, tmp_path, problems, mo
     write(tmp_path / "r.parquet", b"")
     monkeypatch.setitem(__import__("sys").modules, package, None)
     [problem] = problems(load_rows, source)
-    assert problem.code == "BS708"
+    assert problem.code == "BS735"
     assert f"`{package}`" in problem.message
     assert "bishare[train]" in problem.help

@@ -15,7 +15,7 @@ def examples_of(lengths):
     ids = np.arange(sum(lengths), dtype=np.int32)
     trained = ids % 2 == 1
     trained[np.cumsum([0, *lengths])[:-1]] = False
-    return Examples(ids, trained, lengths)
+    return Examples({"input_ids": ids, "labels": np.where(trained, ids, -100)}, lengths)
 
 
 @given(lengths=LENGTHS, room=st.integers(16, 40))
