@@ -43,7 +43,7 @@ class Rows:
         return self.table[self.picked[index]]
 
     def place(self, index: int) -> str:
-        """Return where a row is, counted from 1: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``."""
+        """Return where a row is, from 1 on: ``train.jsonl:12`` (a line), or ``train.parquet, row 12``."""
         return place_of(self.name, self.numbers[self.picked[index]], by_line=self.by_line)
 
     def select(self, indices: Iterable[int]) -> Rows:
