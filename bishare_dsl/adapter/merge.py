@@ -178,7 +178,7 @@ def _merge_site(
 
 
 def _check_weights(model: PreTrainedModel, weights: list[Weight], dequantize: bool) -> None:
-    problems = []
+    problems, quantised = [], []
     users = _users(model)
     for weight in weights:
         reason = found = None
@@ -197,7 +197,12 @@ def _check_weights(model: PreTrainedModel, weights: list[Weight], dequantize: bo
         if reason is not None:
             problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))
         elif found is not None and not dequantize:
-            problems.append(codes.QUANTISED(path=weight.path, found=found))
+            quantised.append((weight.path, found))
+    if quantised:
+        path, kind = quantised[0]
+        count = len(quantised) - 1
+        what = f"`{path}` and {count} others are" if count else f"`{path}` is"
+        problems.append(codes.QUANTISED(what=what, found=kind))
     if problems:
         raise AdapterError(problems[:5])
 

@@ -171,17 +171,21 @@ def command(
     if list_tasks:
         _list(report)
         return
+    files, turns = settings["log_samples"], settings["fewshot_as_multiturn"]
     wrong = {
-        "missing option `--model`": model is None,
-        "missing option `--tasks`": not tasks,
-        "`--log_samples` needs `--output_path`": settings["log_samples"]
+        ("missing option `--model`", "such as `--model ./my-checkpoint`"): model is None,
+        (
+            "missing option `--tasks`",
+            "such as `--tasks boolq,arc_easy`; `--list` has all",
+        ): not tasks,
+        ("`--log_samples` has nowhere to write", "give `--output_path DIR`"): files
         and settings["output_path"] is None,
-        "`--fewshot_as_multiturn` needs `--apply_chat_template`": settings["fewshot_as_multiturn"]
+        ("`--fewshot_as_multiturn` has no turns", "give `--apply_chat_template`"): turns
         and template is None,
     }
-    for what, is_wrong in wrong.items():
+    for (what, help), is_wrong in wrong.items():
         if is_wrong:
-            raise CommandError(codes.WRONG_USAGE(what=what))
+            raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     assert model is not None
     if report.quiet or not sys.stderr.isatty():
         from transformers.utils import logging

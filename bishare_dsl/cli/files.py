@@ -27,17 +27,17 @@ def check_out(folder: Path, *, force: bool, mark: str, only_listed: bool = False
     names = {path.name for path in folder.iterdir()}
     if not names:
         return
+    why = None
+    if mark not in names:
+        why = f"it has no {mark}, so the command did not write it"
+    elif only_listed and (foreign := sorted(names - {mark} - _listed(folder / mark))):
+        why = f"the command did not write `{foreign[0]}`, which is in it"
     if not force:
         from bishare_dsl.diagnostics.codes.adapter import FOLDER_EXISTS
 
-        raise AdapterError(
-            FOLDER_EXISTS(folder=folder, help="`--force` replaces it, or give another `--out`")
-        )
-    if mark not in names:
-        why = f"it has no {mark}, so the command did not write it"
-        raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
-    if only_listed and (foreign := sorted(names - {mark} - _listed(folder / mark))):
-        why = f"the command did not write `{foreign[0]}`, which is in it"
+        help = "give another `--out`" if why else "`--force` replaces it, or give another `--out`"
+        raise AdapterError(FOLDER_EXISTS(folder=folder, help=help))
+    if why:
         raise CommandError(codes.NOT_REPLACEABLE(folder=folder, why=why))
 
 

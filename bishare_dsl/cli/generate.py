@@ -111,9 +111,13 @@ def command(
     """
     asked = [*prompts, *map(_read, files)]
     if not asked:
-        raise CommandError(codes.WRONG_USAGE(what="missing option `--prompt` or `--prompt-file`"))
+        help = 'such as `--prompt "What is shared?"`'
+        what = "missing option `--prompt` or `--prompt-file`"
+        raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     if not all(asked):
-        raise CommandError(codes.WRONG_USAGE(what="a prompt is empty"))
+        raise CommandError(
+            codes.WRONG_USAGE(what="a prompt is empty", help="write what the model is to answer")
+        )
     if system is not None and chat is False:
         raise CommandError(codes.WRONG_USAGE(what="`--system` needs the chat template"))
     generation = _generation(**sampling)

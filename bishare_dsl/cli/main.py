@@ -155,16 +155,27 @@ def _usage(error: click.ClickException) -> CommandError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else NAME
     what = error.format_message().rstrip(".")
+    help = f"`{path} --help` says what it takes"
     if isinstance(error, click.NoSuchOption):  # Click offers `--help` for whatever is not known.
         what = f"no such option '{error.option_name}'"
         known = {*(error.possibilities or ())} - {"--help", "--version"}
+        word = error.option_name.lstrip("-").replace("-", "_")
+        if word in ("r", "rank", "lora_r", "alpha", "lora_alpha"):
+            help = "the spec says it, and a param of the spec is given by `--set r=8`"
+        elif word in ("lr", "learning_rate", "epochs", "batch_size", "max_steps", "data"):
+            help = f"`bishare train` takes it; {help}"
         if known:
             what += f". Did you mean {' or '.join(f'`{name}`' for name in sorted(known))}?"
-    return CommandError(
-        codes.WRONG_USAGE(
-            what=what[:1].lower() + what[1:], help=f"`{path} --help` says what it takes"
-        )
-    )
+    if (
+        isinstance(error, click.MissingParameter)
+        and error.param is not None
+        and context is not None
+    ):
+        usage = " ".join(context.command.collect_usage_pieces(context)[1:])
+        model = error.param.name in ("model", "models")
+        shown = "such as `--model llama-7b`" if model else f"it reads `{path} {usage}`"
+        help = f"{shown}; {help}"
+    return CommandError(codes.WRONG_USAGE(what=what[:1].lower() + what[1:], help=help))
 
 
 def _show_traceback() -> bool:

@@ -224,18 +224,18 @@ def _settings(
     for setting in given:
         name, equals, text = (part.strip() for part in setting.partition("="))
         values = [_value(part.strip()) for part in split(text)]
+        meant = re.match(r"\W*(\w+)\s*[:= ]+\s*([\w.]+)", setting)
+        help = f"write `--set {meant[1]}={meant[2]}`" if meant else "write it as in `--set r=8`"
         if not equals or not name:
             why = "is not of the form name=value"
         elif None in values:
-            why = "gives no number and no word"
+            why, help = "gives no number and no word", f"write `--set {name}=8`, say"
         elif name in settings:
-            why = f"sets `{name}` a second time"
+            why, help = f"sets `{name}` a second time", "leave one of the two out"
         else:
             settings[name] = tuple(dict.fromkeys(value for value in values if value is not None))
             continue
-        problems.append(
-            codes.MALFORMED_SET(given=setting, why=why, help="write it as in `--set r_inter=32`")
-        )
+        problems.append(codes.MALFORMED_SET(given=setting, why=why, help=help))
     if problems:
         raise CommandError(problems)
     return settings

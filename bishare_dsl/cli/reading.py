@@ -120,4 +120,7 @@ def _no_such_spec(name: str) -> Problem:
         )
     except ValueError:
         why = "that is not a name of a file"
-    return codes.NO_SUCH_SPEC(name=name, why=why, help=nearest(Path(name).stem, shipped_specs()))
+    help = nearest(Path(name).stem, shipped_specs())
+    if "=" in name:
+        help = f"a param is given by `--set {name}`"
+    return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

@@ -136,8 +136,12 @@ def _foreign(text: str) -> str | None:
     first = next((line for line in lines if line and not line.startswith("#")), None)
     if first is None:
         return "there is nothing in this text"
+    if re.match(r"\[\w[\w.-]*\]$", first):
+        return "this looks like TOML"
     if first[0] in "{[":
         return "this looks like JSON"
+    if re.match(r"(from|import)\s+\w|\w+ *=|[\w.]+\(", first):
+        return "this looks like Python"
     return "this looks like YAML" if re.match(r"---$|\w+:(\s|$)", first) else None
 
 
@@ -298,12 +302,15 @@ class _Parser:
             token.type = "NAME"
             return position
         slip = known_slip(self.tokens, position, allowed)
-        place, help_line = span_of(slip.at or token), slip.help and slip.help[:200]
+        at, what = slip.at or token, found(token)
+        if self.is_cut_off(position, allowed):
+            at, what = slip.at or self.tokens[position - 1], "the end of the line"
+        place, help_line = span_of(at), slip.help and slip.help[:200]
         edits = edits_of(self.tokens, position, slip)
         if token.type == BAD:
             self.problems(_unreadable(token, help_line, edits))
         else:
-            kinds, what = expected(allowed), found(token)
+            kinds = expected(allowed)
             self.problems(
                 codes.UNEXPECTED(
                     span=place, expected=kinds, found=what, help=help_line, edits=edits
@@ -311,9 +318,23 @@ class _Parser:
             )
         return self.mend(position, slip)
 
+    def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
+        """Tell whether what ends before a token is not whole, and the token begins something new."""
+        token, behind = self.tokens[position], self.tokens[position - 1]
+        begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != behind.line
+        return self.parser is not None and END not in allowed and (begins or token.type == END)
+
     def mend(self, position: int, slip: Slip) -> int:
         """Read on behind a mistake that is known, or skip."""
         token = self.tokens[position]
+        if slip.joined:
+            first, last = (position + distance for distance in slip.reach)
+            kind = "STRING" if slip.joined.startswith('"') else "NAME"
+            whole = Token.new_borrow_pos(kind, slip.joined, self.tokens[first])
+            whole.end_pos = self.tokens[last].end_pos
+            self.tokens[first : last + 1] = [whole]
+            self.parser = None  # The statement is read again.
+            return self.first
         if slip.missing:
             here = token.start_pos
             self.tokens.insert(position, Token(slip.missing, "", start_pos=here, end_pos=here))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from lark import Token
@@ -11,14 +11,16 @@ from bishare_dsl.diagnostics import Edit, Span, nearest
 from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
+    END,
     STATEMENT_KINDS,
     is_keyword,
     spelled,
     words,
 )
 from bishare_dsl.language.syntax import span_of
+from bishare_dsl.resources import shipped_specs
 
-_FROM_PEFT = "docs/from-peft.md has what PEFT's options are here, and which are not"
+_DORA = "there is no DoRA here; nearest is a learned scale of each output, `gain out init 1`"
 # Words of PEFT and what they are here.
 _ELSEWHERE = {
     "r": "it is called `rank`",
@@ -32,12 +34,16 @@ _ELSEWHERE = {
     "init_lora_weights": "it is `init A kaiming_uniform, B zeros`",
     "exclude_modules": "it is `except`, behind what `target` names",
     "lr": "a spec says nothing of training: `bishare train --learning_rate 1e-4` does",
-    **dict.fromkeys(("dora", "use_dora", "bias", "modules_to_save"), _FROM_PEFT),
+    **dict.fromkeys(("dora", "use_dora"), _DORA),
+    "bias": "leave it out: no biases train, only low-rank terms",
+    "modules_to_save": "leave it out: no whole modules train, only low-rank terms",
 }
 # What a clause or statement looks like, where nothing better is known.
 _SUCH = {
     "SPEC": "`spec mine`",
     "USE": '`use "lora"`',
+    "REPLACE": "`replace param r = 4`",
+    "IF": "`rank 8 if layer > 15 else 2`",
     "PARAM": "`param r = 8`",
     "LET": "`let attention = q_proj, k_proj, v_proj`",
     "TARGET": "`target q_proj, v_proj`",
@@ -62,6 +68,13 @@ _SIGNS = {
     "!": "the opposite of a condition: `not q_proj`, or `layer != 3`",
     "^": _POWER,
 }
+# What is wrong with a token in a clause or statement.
+_IN_CLAUSE = {
+    ("VIA", "COMMA"): "a share has one transform; two shares add up",
+    ("USE", "COMMA"): "each file has a `use` of its own",
+    ("RANK", "DOTS"): "a rank is one number; by depth it reads `rank 4 if layer < 16 else 8`",
+    ("RANK", "LBRACE"): "by kind it reads `rank match kind { q_proj: 8; else: 4 }`",
+}
 _COMPARISONS = ("LT", "LE", "GT", "GE", "EQ", "NE")
 _QUOTES = tuple("'`´‘’‚“”„«»")
 _NUMBERS = ("INT", "FLOAT")
@@ -78,7 +91,8 @@ _REMEDIES = {
 class Slip(NamedTuple):
     """What to do about a mistake: ``dropped`` tokens are left out, by their distance from it, the token is
     taken for one of ``kind``, or one of the kind ``missing`` is put before it; with none of these, reading
-    goes on at the next clause or statement. ``at`` is the token to point at, where that is another one.
+    goes on at the next clause or statement. ``at`` is the token to point at, where that is another one;
+    ``joined`` is what the tokens of ``reach``, by their distance from it, are together.
     ``edits`` do what ``help`` says to the text, where that is not the same: none if one cannot tell."""
 
     help: str | None = None
@@ -87,6 +101,8 @@ class Slip(NamedTuple):
     missing: str | None = None
     at: Token | None = None
     edits: tuple[Edit, ...] | None = None
+    joined: str | None = None
+    reach: tuple[int, int] = (-1, 1)
 
 
 def edits_of(tokens: Sequence[Token], position: int, slip: Slip) -> tuple[Edit, ...]:
@@ -111,12 +127,17 @@ def in_quotes(word: str) -> str:
     return f'in quotes it is a name: `"{word}"`'
 
 
-def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str]) -> Slip:
+def known_slip(tokens: Sequence[Token], position: int, allowed: Set[str]) -> Slip:
     """Recognise the mistake at a token, if it is known, where only the kinds in ``allowed`` could stand."""
     token = tokens[position]
     before = [*reversed(tokens[max(0, position - 3) : position])]
     kinds = [previous.type for previous in before] + [""] * 3
     after = tokens[position + 1 : position + 3]
+    if token.type == BAD and kinds[0] == "USE":
+        written = [other for other in tokens[position:] if other.line == token.line]
+        path = f'"{"".join(written)}"'
+        reach, edits = (0, len(written) - 1), _write(path, token, written[-1])
+        return Slip(f"a path is quoted: `use {path}`", edits=edits, joined=path, reach=reach)
     if token.type == BAD:
         return _unreadable(token, before, after)
     if token.type == "NAME" and words().get(token.lower()) in allowed:
@@ -133,12 +154,38 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
     if token.type == "COLON" and "EQUAL" in allowed:
         return Slip(f"here stands `=`: `{before[0]} = {after[0]}`", kind="EQUAL")
     if token.type == "MINUS" and kinds[0] == "NAME" and kinds[1] == "USE" and after[0] != "":
-        edits = _write(f'"{before[0]}-{after[0]}"', before[0], after[0])
-        return Slip(f'a name with `-` is quoted: `"{before[0]}-{after[0]}"`', [0, 1], edits=edits)
+        name = f"{before[0]}-{after[0]}"
+        ships = nearest(name, shipped_specs()) or ""
+        meant = ships.split("`")[1] if ships.startswith("did you mean") else f'"{name}"'
+        help_line = ships if meant in ships else f"a name with `-` is quoted: `{meant}`"
+        return Slip(help_line, edits=_write(meant, before[0], after[0]), joined=meant)
     if token.type == "MINUS" and kinds[1] in ("SHARE", "PARAM", "LET", "SPEC") and len(after) > 1:
         name = f"{before[0]}_{after[0]}"
         edits = _write(name, before[0], after[0])
-        return Slip(f"a name has letters, digits and `_`: `{name}`", [0, 1], edits=edits)
+        return Slip(f"a name has letters, digits and `_`: `{name}`", edits=edits, joined=name)
+    ends = after and (kinds[1] == "SPEC" or after[0].type in CLAUSE_KINDS)
+    if (
+        token.type == "NAME"
+        and ends
+        and kinds[1] in ("SPEC", "SHARE")
+        and before[0].line == token.line
+    ):
+        name = f"{before[0]}_{token}"
+        edits = _write(name, before[0], token)
+        return Slip(f"a name is one word: `{name}`", edits=edits, joined=name, reach=(-1, 0))
+    if token == "is" and "EQ" in allowed:
+        return Slip("a comparison is written `==`", kind="EQ")
+    if token.type == "NOT" and after[:1] == ["in"]:
+        return Slip(f"`not` stands before the whole: `not {before[0]} in ...`")
+    if token.type == "INT" and len(token) < 6 and before and before[0] in ("first", "last"):
+        layers = f"0..{int(token) - 1}" if before[0] == "first" else f"-{token}..-1"
+        return Slip(f"layers count from 0: `layer in {layers}`")
+    if token in ("layer", "layers") and kinds[0] == "INT" and kinds[1] == "PER":
+        return Slip(f"a pool of {before[0]} layers in a row is `per layer // {before[0]}`", [0])
+    if token.type == "LPAR" and kinds[1] == "SHARE":
+        rest = [other.type in STATEMENT_KINDS | {END} for other in tokens[position:]]
+        help_line = f"clauses stand behind the name: `share {before[0]} per module rank 8`"
+        return Slip(help_line, range(rest.index(True)))
     if token.type in _NUMBERS and before and before[0] == "layer":
         last = after[1] if len(after) > 1 and after[0].type in ("MINUS", "DOTS") else token
         return Slip(f"layers are chosen by `layer in {token}..{last}` or `layer == {token}`")
@@ -174,12 +221,19 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(help_line, at=before[0], edits=_write(number, before[1], before[0]))
     if token.type == "COMMA" and "SEMICOLON" in allowed:
         return Slip("a `;` stands between arms", kind="SEMICOLON")
+    if kinds[0] == "START":
+        return Slip("a share starts at zero by itself: leave `start` out, or write `start nonzero`")
     if token.type == "INIT" and kinds[0] == "GAIN":
         return Slip("a gain says which: `gain out init 1`, or `gain rank init 1`", missing="OUT")
     if token.type == "NAME" and kinds[1] == "VIA" and "LPAR" in allowed and after[0] == "=":
         return Slip(f"options stand in brackets: `{before[0]}({token} = {after[-1]})`")
+    if in_clause := _IN_CLAUSE.get((_clause(tokens[:position]), token.type)):
+        return Slip(in_clause)
     if token in _REMEDIES:
         return _dropped(token)
+    if "DOTS" in allowed and kinds[0] in _NUMBERS and kinds[1] == "MINUS":
+        edits = _write("..", before[1])
+        return Slip(f"a range has two dots: `{before[2]}..{before[0]}`", at=before[1], edits=edits)
     if "DOTS" in allowed and not {"RBRACE", "COLON"} & {*allowed}:
         return Slip("a range is `0..7`, several layers `{0, 2, 4}`, and one is `layer == 3`")
     if token.type == "NAME" and token in _ELSEWHERE:
@@ -192,7 +246,9 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Collection[str])
         return Slip(f"the `{opened}` of line {opened.line} is not closed", at=opened)
     near = kind = None
     if token.type == "NAME":
-        known = [word for kind in allowed if (word := spelled(kind)) and len(word) > 2]
+        begins = not before or before[0].line != token.line
+        kinds_here = allowed if begins else allowed - STATEMENT_KINDS
+        known = [word for kind in kinds_here if (word := spelled(kind)) and len(word) > 2]
         near = nearest(token, known) or ""
         kind = words()[near.split("`")[1]] if near.startswith("did you mean") else None
     if allowed == {"PER"}:
@@ -250,6 +306,8 @@ def _unreadable(token: Token, before: Sequence[Token], after: Sequence[Token]) -
         closing = [2] if len(after) > 1 and after[1] in _QUOTES else []
         edits = _write('"', token) + (_write('"', after[1]) if closing else ())
         return Slip('a name is quoted with `"`', [0, *closing], edits=edits)
+    if token == "\\":
+        return Slip("a share goes on over lines without a sign", [0])
     if token == "." and before and before[0].type == "DOTS":
         return Slip("a range has two dots: `0..8`", [0])
     if token == "." and before and before[0].type == "NAME" and after[0].type == "NAME":

@@ -34,10 +34,7 @@ MAX_DEPTH = 16
 MAX_FILES = 64
 """How many files a spec may use, through others or not."""
 
-_ALLOW = (
-    "`--allow-use` of `check`, `plan`, `compile` and `diff`, in Python `allow_use=True` of `parse_spec`, "
-    "lets a spec use any file"
-)
+_ALLOW = "`--allow-use` lets a spec use any file; in Python, `allow_use=True` of `parse_spec` does"
 # How a spec begins: comments, then its header.
 _HEADER = re.compile(r"(?:[ \t\f\n]|#[^\n]*\n)*spec\s")
 _Key: TypeAlias = tuple[str, str]

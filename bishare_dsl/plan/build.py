@@ -14,7 +14,7 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites, located
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
-from bishare_dsl.spec import Expression, Keys, RankMatch, Ref, Selection, Share, Spec
+from bishare_dsl.spec import And, Expression, Keys, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -47,9 +47,10 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     tensors: list[Tensor] = []
     pools: list[Pool] = []
     terms: list[Term] = []
+    without_rank: dict[str, str] = {}  # the share whose rank is 0 at a site
     if not target:
         what = "`target`"
-        help = "no module fits all of its conditions and no exception: leave one of them out"
+        help = _nothing_left(spec.target)
         problem = codes.COVERS_NOTHING
         resolver.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
@@ -62,6 +63,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             tensors += planned.tensors
             pools += planned.pools
             terms += planned.terms
+            without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
     raise_errors(PlanError, resolver.problems)
     if not terms:
         why = "no share has a rank above 0"
@@ -71,7 +73,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         raise PlanError(
             codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares", 0, "freeze"))
         )
-    resolver.add(_uncovered(target, {term.site for term in terms}))
+    resolver.add(_uncovered(target, {term.site for term in terms}, without_rank))
     plan = Plan(
         spec=spec.name,
         params=spec.values,
@@ -127,16 +129,35 @@ def _left_out(sites: Sites, spec: Spec) -> Iterator[Problem]:
         yield codes.LEFT_OUT(what=f"`{path}` ({size:,} parameters)", why=why, loc=("target",))
 
 
-def _uncovered(target: Sequence[Site], covered: set[str]) -> Iterator[Problem]:
-    missing: dict[str, int] = {}
-    for site in target:
-        if site.path not in covered:
-            missing[site.kind] = missing.get(site.kind, 0) + 1
+def _nothing_left(selection: Selection) -> str:
+    """Advise where a selection selects nothing."""
+    if selection.exclude:
+        return "`except` takes away all that stands before it: leave it out"
+    for part in selection.include:
+        if isinstance(part, And):
+            names = [inner.ref for inner in part.all_of if isinstance(inner, Ref)]
+            if len(names) > 1:
+                one_and_other = ", ".join(names)
+                return f"no module is both; a comma takes one and the other: `{one_and_other}`"
+    return "no module fits all of its conditions: leave one of them out"
+
+
+def _uncovered(
+    target: Sequence[Site], covered: set[str], without_rank: Mapping[str, str]
+) -> Iterator[Problem]:
+    missing = [site for site in target if site.path not in covered]
     if missing:
-        what = ", ".join(
-            f"`{kind}` ({count} module{'s' * (count > 1)})" for kind, count in missing.items()
-        )
-        yield codes.UNCOVERED(what=what, loc=("target",))
+        counts = Counter(site.kind for site in missing)
+        what = ", ".join(f"`{kind}` ({n} module{'s' * (n > 1)})" for kind, n in counts.items())
+        help = None
+        if all(site.path in without_rank for site in missing):
+            layers = sorted({site.layer for site in missing})
+            share, some = without_rank[missing[0].path], ", ".join(map(str, layers[:4]))
+            where = f"layer{'s' * (len(layers) > 1)} {some}{', …' * (len(layers) > 4)}"
+            help = (
+                f"the rank of share `{share}` is 0 there, in {where}: raise it, or leave these out"
+            )
+        yield codes.UNCOVERED(what=what, loc=("target",), help=help)
 
 
 def _short(architecture: Architecture) -> dict[str, str]:
@@ -157,6 +178,7 @@ class _SharePlan:
         self.tensors: list[Tensor] = []
         self.pools: list[Pool] = []
         self.terms: list[Term] = []
+        self.without_rank: set[str] = set()  # the paths of sites where its rank is 0
         self._taken: set[str] = set()  # the attributes of pooled tensors
 
     def make(self, target: Sequence[Site]) -> None:
@@ -172,6 +194,7 @@ class _SharePlan:
 
     def _make(self, target: Sequence[Site]) -> None:
         ranks = self._ranks(self._covered(target))
+        self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         found = {
             rank: self.resolver.at(self.index, rank) for rank in sorted({*ranks.values()} - {0})
         }
@@ -210,9 +233,9 @@ class _SharePlan:
                 )
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
-        help = "all that `where` names is outside of `target`: name it there too"
-        if where.exclude:
-            help = "`except` takes away all that stands before it: leave it out"
+        help = _nothing_left(where)
+        if any(self.sites.select(self.sites.architecture.sites, where)):
+            help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
     def _groups(self, role: str, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
@@ -375,6 +398,13 @@ class _SharePlan:
                         help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
                     elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
                         help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"
+                    elif isinstance(value, Ref) and value.ref in (
+                        "default",
+                        "other",
+                        "others",
+                        "rest",
+                    ):
+                        help = "what is left is called `else`"
                     yield codes.ARM_NOTHING(
                         value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
                         share=self.share.name,

@@ -10,7 +10,18 @@ from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import Resolver, parts_of, reads_alpha, refs
-from bishare_dsl.spec import ATTRIBUTES, Binary, Expression, If, Range, RankMatch, Ref, Share, Spec
+from bishare_dsl.spec import (
+    ATTRIBUTES,
+    Binary,
+    Expression,
+    If,
+    Match,
+    Range,
+    RankMatch,
+    Ref,
+    Share,
+    Spec,
+)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 
 _OTHER_NAME = "give one of the two another name"
@@ -29,7 +40,7 @@ def check(resolver: Resolver) -> None:
     resolver.add(_names(spec))
     resolver.add(_unused(spec))
     resolver.add(_empty_ranges(spec, resolver.params))
-    resolver.add(_fine_keys(spec))
+    resolver.add(_keys(spec))
     for index, share in enumerate(spec.shares):
         resolver.add(_share(resolver, index, share))
 
@@ -128,10 +139,17 @@ def empty_range(first: float, last: float, loc: Loc) -> Problem:
     )
 
 
-def _fine_keys(spec: Spec) -> Iterator[Problem]:
+def _keys(spec: Spec) -> Iterator[Problem]:
+    """Find keys that tell apart all, or nothing."""
+    constant = {"layers", *(param.name for param in spec.params)}
     for i, share in enumerate(spec.shares):
         for place, key in share.keys.items():
             for j, part in enumerate(key):
+                names = {ref.ref for _, ref in refs(part)}
+                if names <= constant and not isinstance(part, Match):
+                    help = "leave it out" if len(key) > 1 else None
+                    help = "did you mean `layer`?" if part == Ref(ref="layers") else help
+                    yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
                 # What is rounded after all, or compared, is something else.
                 if isinstance(part, Binary) and part.op == "/":
                     ref = part.left.ref if isinstance(part.left, Ref) else None

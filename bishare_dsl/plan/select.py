@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -54,6 +55,19 @@ def located(problem: Problem, part: Expression, site: Site) -> Problem:
         return problem
     help = f"`{site.path}` is of no expert: `expert != none` leaves it out"
     return replace(problem, help=help)
+
+
+def _matched(pattern: str, known: Collection[str]) -> list[str]:
+    """List the few words that a pattern would match, were it a regular expression with alternatives."""
+    # What could take long to match is not tried.
+    plain = not re.search(r"\)[*+{]", pattern) and sum(map(pattern.count, "*+{?")) < 3
+    if not plain or not {*"|["} & {*pattern}:
+        return []
+    try:
+        found = sorted(word for word in known if re.fullmatch(pattern, word))
+    except re.error:
+        return []
+    return found if len(found) < 5 else []
 
 
 class Sites:
@@ -162,12 +176,20 @@ class Sites:
             case Match(attribute=attribute, pattern=pattern):
                 if not self.any_holds(sites, part, loc):
                     known = {str(attributes(site)[attribute]) for site in sites}
-                    glob = "a glob has `*` for any characters and `?` for one, and no `.*`"
+                    glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
+                    help_line = nearest(pattern, known) or _PATHS
+                    if meant := _matched(pattern, known):
+                        names = ", ".join(meant)
+                        help_line = f"a pattern is not a regular expression: list them, `{names}`"
+                    if glob != pattern and self.any_holds(
+                        sites, Match(attribute=attribute, pattern=glob)
+                    ):
+                        help_line = f'a pattern is not a regular expression: `{attribute} "{glob}"`'
                     yield codes.NO_SUCH_SITE(
                         what=f"`{attribute} {pattern}`",
                         model=self.architecture.name,
                         loc=loc,
-                        help=glob if ".*" in pattern else nearest(pattern, known) or _PATHS,
+                        help=help_line,
                     )
             case And(all_of=parts):
                 for i, inner in enumerate(parts):
@@ -214,12 +236,14 @@ class Sites:
             yield self._no_such_layer(what, loc)
             return
         known = {str(scope.value(subject, loc)) for scope in scopes}
+        slip = "did you mean `layer`? `layers` is their number"
+        help_line = slip if subject == Ref(ref="layers") else None
         shown = "this range" if isinstance(item, Range) else f"`{scopes[0].value(item, loc)}`"
         yield codes.NO_SUCH_SITE(
             what=shown,
             model=self.architecture.name,
             loc=loc,
-            help=nearest(shown.strip("`"), known),
+            help=help_line or nearest(shown.strip("`"), known),
         )
 
     def _declared(self, name: str) -> bool:
@@ -244,8 +268,9 @@ class Sites:
                 "the embedding and the head are in no layer, and cannot be adapted: leave it out"
             )
         elif part := part_called(name):
-            kinds = ", ".join(f"`{kind}`" for kind in sorted(self.kinds))
-            help_line = f"`{part}` means it in any model; the kinds of this one are {kinds}"
+            sites = self.architecture.sites
+            here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
+            help_line = f"`{part}` means it in any model, here {', '.join(here) or 'nothing'}"
         elif name in ("attention", "attn") and not more:
             help_line = "the parts of attention are `attention_inputs` and `attention_outputs`"
         if name in {site.parent for site in self.architecture.sites}:

@@ -126,9 +126,11 @@ class Scope:
         if isinstance(value, bool | str):
             if isinstance(expression, Ref) and expression.ref not in self.values:
                 name = expression.ref
-                help_line = (
-                    nearest(name, self.values) or f"a number, or a param: `param {name} = 8` above"
-                )
+                value = 0.05 if "dropout" in loc else 8
+                help_line = nearest(name, self.values)
+                help_line = help_line or f"a number, or a param: `param {name} = {value}` above"
+                if name.lower() in ("none", "no", "off", "false", "null"):
+                    help_line = "a number stands here, `0` for none"
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number"))
         return value

@@ -66,7 +66,7 @@ _FIXED: Mapping[str, tuple[bool, str]] = {
     "disable_tqdm": (True, "the progress bar is bishare's own; `--quiet` leaves it out"),
     "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint without it"),
     "logging_nan_inf_filter": (False, "it would hide the first loss that is not a number"),
-    "push_to_hub": (False, "upload the finished folder with `hf upload`"),
+    "push_to_hub": (False, "`bishare push` puts a finished folder on the Hub"),
     "remove_unused_columns": (False, "rows have become examples before the Trainer sees them"),
     "save_on_each_node": (False, "one process writes, to a folder that all of them see"),
     "use_liger_kernel": (False, "its kernels replace forwards that the adapter is part of"),
@@ -172,7 +172,12 @@ def convert(name: str, value: Any) -> Any:
         if (bounds := _BOUNDS.get(name)) and not bounds[0] <= found <= bounds[1]:
             raise _RefusedError(f"it must be {_between(*bounds)}")
     except (_RefusedError, ValueError) as error:
-        raise TrainError(codes.WRONG_VALUE(name=name, value=value, reason=error)) from None
+        reason, help = str(error), None
+        if choices := re.findall(r"'(\w+)'", reason.partition("(choose from")[2]):
+            reason, help = "it is not one of its words", nearest(text, choices)
+            help = help or f"one of {', '.join(f'`{word}`' for word in choices[:12])}"
+        problem = codes.WRONG_VALUE(name=name, value=value, reason=reason, help=help)
+        raise TrainError(problem) from None
     return found
 
 
@@ -342,13 +347,23 @@ _WHAT_THEY_RAISE = (
 )
 
 
+# argparse names the function that reads a value; this is what it reads.
+_MEANT = {
+    "int": "it is a whole number",
+    "float": "it is a number",
+    "string_to_bool": "it is true or false",
+}
+
+
 class _RefusedError(Exception):
     """What argparse would have printed before it left."""
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _RefusedError(re.sub(r"^argument [^:]*: ", "", message))
+        reason = re.sub(r"^argument [^:]*: ", "", message)
+        kind = re.match(r"invalid (\w+) value", reason)
+        raise _RefusedError(_MEANT.get(kind[1], reason) if kind else reason)
 
 
 @cache

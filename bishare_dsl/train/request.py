@@ -130,6 +130,12 @@ class Request:
 
 _OWN = ("spec", "model", "output_dir", "params", "resume_from_checkpoint", "resume")
 _PATHS = ("model", "data", "eval_data")
+_SUCH = {
+    "spec": "the first word is a spec, such as `bishare_ke`, or a `.share` file",
+    "model": "such as `--model ./my-checkpoint`, with its weights",
+    "data": "such as `--data rows.jsonl`",
+    "output_dir": "such as `--output_dir run`",
+}
 _RATE = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?", re.IGNORECASE)
 _RANK = "the spec says it: `rank`, or `--set r=16` where the spec has a param for it"
 # What PEFT's scripts call it, and what it is here.
@@ -146,14 +152,22 @@ _ELSEWHERE = {
     **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "it is `num_train_epochs`"),
     **dict.fromkeys(
         ("batch_size", "micro_batch_size", "train_batch_size"),
-        "`per_device_train_batch_size` are the examples that go through the model at once; the effective "
-        "batch stays 64 unless `gradient_accumulation_steps` is given too",
+        "it is `per_device_train_batch_size`; an optimizer step sees 64 unless `gradient_accumulation_steps` "
+        "is given too",
     ),
     **dict.fromkeys(("max_seq_length", "cutoff_len", "max_seq_len"), "it is `max_length`"),
     **dict.fromkeys(("dataset", "dataset_name", "data_path", "train_file"), "it is `data`"),
     **dict.fromkeys(("model_name_or_path", "base_model", "model_name"), "it is `model`"),
+    **dict.fromkeys(("eval_every", "val_steps", "eval_freq"), "it is `eval_steps`"),
+    **dict.fromkeys(("save_every", "save_freq"), "it is `save_steps`"),
+    **dict.fromkeys(("val_set_size", "validation_split", "test_size"), "it is `eval_split`"),
+    **dict.fromkeys(("steps", "num_steps", "total_steps", "iters"), "it is `max_steps`"),
+    **dict.fromkeys(("out", "output", "save_dir"), "it is `output_dir`"),
     "warmup_ratio": "it is `warmup_steps`, which is a part of the run below 1",
-    "load_in_4bit": "give a quantised model in Python; `--dtype bfloat16` halves the base",
+    **dict.fromkeys(
+        ("load_in_4bit", "load_in_8bit", "qlora"),
+        "give a quantised model in Python; `--dtype bfloat16` halves the base",
+    ),
 }
 
 
@@ -193,7 +207,9 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     problems += [unknown_argument(name, known) for name in merged if name not in known]
     spared = {"spec"} if before or not isinstance(merged.get("model", ""), str) else set()
     needed = [name for name in ("spec", "model", "data", "output_dir") if name not in spared]
-    problems += [codes.MISSING_ARGUMENT(name=name) for name in needed if name not in merged]
+    problems += [
+        codes.MISSING_ARGUMENT(name=name, help=_SUCH[name]) for name in needed if name not in merged
+    ]
     converted = {}
     for name in theirs:
         if name in merged:
@@ -244,22 +260,38 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        help = "pip install 'bishare[train]'"
-        raise TrainError(
-            codes.NEEDS_PACKAGE(what="reading a config", package="pyyaml", help=help)
-        ) from error
+        raise TrainError(codes.NEEDS_PACKAGE(what="reading a config", package="pyyaml")) from error
+    help: str | None = None
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         found = {} if found is None else found
     except OSError as error:
         reason: object = error.strerror or error
+    except yaml.MarkedYAMLError as error:
+        reason, help = _not_yaml(error)
+    except UnicodeDecodeError:
+        reason, help = "it is not UTF-8", "save the file as UTF-8"
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = one_line(error)
     else:
         if isinstance(found, dict) and all(isinstance(name, str) for name in found):
             return found
         reason = "it is not a list of `name: value`"
-    raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))
+    raise TrainError(codes.BAD_CONFIG(path=path, reason=reason, help=help))
+
+
+def _not_yaml(error: Any) -> tuple[str, str | None]:
+    """Say where a text stops being YAML, and what to do about it, in other words than the parser's."""
+    opened, mark = error.context_mark, error.problem_mark or error.context_mark
+    context, problem = error.context or "", error.problem or ""
+    place = f"line {mark.line + 1}, column {mark.column + 1} is not YAML"
+    if "flow" in context:
+        return place, f"the bracket of line {opened.line + 1} is not closed"
+    if "quoted" in context:
+        return place, f"the quote of line {opened.line + 1} is not closed"
+    if "\\t" in problem or "tab" in problem.lower():
+        return place, "lines are indented with spaces, not with tabs"
+    return place, None
 
 
 def _settings(merged: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:

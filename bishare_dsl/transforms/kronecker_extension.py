@@ -141,9 +141,10 @@ class KroneckerExtension(Transform):
             common = math.gcd(*sides)
             divisors = [d for d in range(1, common + 1) if common % d == 0]
             near = sorted(sorted(divisors, key=lambda d: abs(d - self.size))[:6])
+            large = "no width is so large; " if self.size > max(sides) else ""
             yield codes.KERNEL_CROPS(
                 size=self.size,
                 widths=", ".join(map(str, odd)),
                 loc=("via", "options", "size"),
-                help=f"sizes that divide every width here: {', '.join(map(str, near))}",
+                help=f"{large}sizes that divide every width here: {', '.join(map(str, near))}",
             )

@@ -59,7 +59,9 @@ class VectorBank(Transform):
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         for side in width:
             if side % self.length:
-                raise ValueError(f"vectors of length {self.length} cannot tile a width of {side}")
+                fitting = ", ".join(str(n) for n in (64, 96, 128, 192, 256, 512) if side % n == 0)
+                reason = f"vectors of length {self.length} cannot tile a width of {side}"
+                raise ValueError(f"{reason}, as those of {fitting} do" if fitting else reason)
         return {
             "L_A": Own(rank * width.d_in // self.length, self.vectors),
             "L_B": Own(rank * width.d_out // self.length, self.vectors),

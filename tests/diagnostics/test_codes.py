@@ -52,3 +52,8 @@ def test_every_code_that_is_explained_has_a_page_and_the_index_names_all(tmp_pat
     (tmp_path / "BS110.md").write_text("stale")
     assert main(["--check", str(tmp_path)]) == 1
     assert main([]) == 2
+
+
+@pytest.mark.parametrize("code", registry().values(), ids=lambda code: code.code)
+def test_a_remedy_says_what_to_do_in_a_line(code):
+    assert len(code.remedy or "") <= 110

@@ -120,6 +120,13 @@ WARNINGS = [
     (f"{TARGET}share s where q_proj, v_proj, k_proj per module rank 4", "BS312", "k_proj", None),
     ("target q_proj except up_proj\nshare s per module rank 4", "BS310", "up_proj", None),
     (f"{TARGET}share s per layer / 4 rank 4 via SS", "BS219", "/", "`//`"),
+    (f"{TARGET}share s per layers rank 4 via SS", "BS221", "layers", "`layer`"),
+    (
+        f"param n = 2\n{TARGET}share s per kind, n // 2 rank 4 via SS",
+        "BS221",
+        "n // 2",
+        "leave it out",
+    ),
     (
         f"{TARGET}share s A per model B per kind, (layer + 1) / 2 rank 4 via SS",
         "BS219",

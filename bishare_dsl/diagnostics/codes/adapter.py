@@ -206,10 +206,11 @@ NOT_MERGED = Code(
 QUANTISED = Code(
     "BS622",
     "a quantised weight",
-    "`{path}` is quantised ({found}), and the adapter cannot be merged into it",
+    "{what} quantised ({found}), so that the adapter cannot be merged",
     "Rounding the sum to a few bits would lose most of the adapter (peft#2321). Either keep the adapter "
     "apart, which works on any base; or load the base in 16 or 32 bits and merge there; or pass "
     "`dequantize=True`, which replaces quantised layers by dense ones where they can be dequantised.",
+    remedy="`dequantize=True` (`--dequantize`) makes such layers dense; or load the base in 16 or 32 bits",
 )
 NOT_DENSE = Code(
     "BS623",

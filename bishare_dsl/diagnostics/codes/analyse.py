@@ -6,17 +6,11 @@ NOTHING_ADDED = Code(
     "BS850",
     "an adapter that adds nothing",
     "the adapter in `{folder}` adds nothing to any module, so there is nothing to measure",
-    remedy=(
-        "an adapter starts with a B of zeros: what was compiled and not trained has no update yet. "
-        "Give the folder of one that was trained"
-    ),
+    remedy="give an adapter that was trained: a new one has a B of zeros, and so no update",
 )
 SMALL_BUDGET = Code(
     "BS851",
     "a budget for no share",
     "no share fits into {budget} parameters: the least takes {least}",
-    remedy=(
-        "`bishare propose` looks for shares whose parameters are within `--budget`. Even at rank 1, "
-        "each of those that it weighs takes more on these modules"
-    ),
+    remedy="raise `--budget`, or let it adapt fewer modules: rank 1 takes more already",
 )

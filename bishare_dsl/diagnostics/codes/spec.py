@@ -178,6 +178,17 @@ EMPTY_RANGE = Code(
     bad=f"{_HEAD}share late where layer in 16..8 per module rank 4",
     good=f"{_HEAD}share late where layer in 8..16 per module rank 4",
 )
+CONSTANT_KEY = Code(
+    "BS221",
+    "a key that is the same everywhere",
+    "this key is the same at every module, so that it tells nothing apart",
+    "`layers` is the number of layers, and a number or a param is what it is: as keys they make one pool of "
+    "all modules. Such a pool is said by `per model`.",
+    bad=f"{_HEAD}share inter per layers rank 8 via SS",
+    good=f"{_HEAD}share inter per layer rank 8 via SS",
+    severity="warning",
+    remedy="for one pool of all write `per model`",
+)
 ONE_KEY = Code(
     "BS216",
     "two keys where the transform pools one tensor",

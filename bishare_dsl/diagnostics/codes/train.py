@@ -57,8 +57,7 @@ NEEDS_PACKAGE = Code.brief(
     "BS735",
     "a package that is not installed",
     "{what} needs the package `{package}`, which is not installed",
-    "`pip install 'bishare[train]'` brings what most runs need, `bishare[eval]` what evaluating needs; what "
-    "a run reports to, such as TensorBoard, is installed apart",
+    "`pip install 'bishare[train]'` for runs, `'bishare[eval]'` for evaluating, any other by its name",
 )
 MISSING_ARGUMENT = Code(
     "BS736",
@@ -68,20 +67,19 @@ MISSING_ARGUMENT = Code(
     "`--config`.",
     bad="bishare train lora --model smollm2-135m --output_dir out",
     shell=True,
+    remedy="give it on the command line, or in the file of `--config`",
 )
 SPEC_AND_ADAPTED = Code.brief(
     "BS737",
     "a spec for a model that is adapted",
     "the model is adapted by `{spec}` already, so it takes no spec",
-    "a model that has an adapter is trained further with `spec=None`. To begin anew, take the adapter out "
-    "first: `model.bishare.unload()`",
+    "train it further with `spec=None`, or take it out first: `model.bishare.unload()`",
 )
 FOREIGN_PARAMETERS = Code.brief(
     "BS739",
     "parameters that train and are not the adapter's",
     "{count} parameters of the base would train, such as `{name}`, and no adapter can hold them",
-    "what the base learnt would be lost, for the adapter alone is saved. Freeze them "
-    "(`requires_grad_(False)`), or name their modules in the spec's `target`",
+    "freeze them (`requires_grad_(False)`), or name their modules in the spec's `target`",
 )
 
 # The output folder, and going on with a run -------------------------------------------------------
@@ -96,59 +94,50 @@ NOT_A_RUN = Code.brief(
     "BS741",
     "a folder that holds something else",
     "a run cannot begin in `{folder}`: {reason}",
-    "a run keeps its adapter, checkpoints and log in a folder of its own. `--force` removes an earlier run, "
-    "and nothing else: what is not a run's own has to go another way",
+    "give a folder of its own: `--force` removes an earlier run, and nothing else",
 )
 NO_CHECKPOINT = Code.brief(
     "BS742",
     "no checkpoint to resume from",
     "there is no checkpoint to resume from: {reason}",
-    "`--resume DIR` takes the newest `checkpoint-N` of a run, and `--resume DIR/checkpoint-N` that one. "
-    "Folders whose name begins with a dot were never finished and do not count. With `--save_steps N` a "
-    "checkpoint is saved every N steps",
+    "name a run or a `checkpoint-N` of one; `--save_steps N` saves one every N steps",
 )
 BROKEN_CHECKPOINT = Code.brief(
     "BS743",
     "a checkpoint that cannot be read",
     "the checkpoint `{folder}` cannot be read: {reason}",
-    "a checkpoint gets its name once all of it is on the disk, and `checkpoint.json` holds the digest of "
-    "every file. This one was changed, or copied in part. Resume from an earlier one",
+    "it was changed, or copied in part: resume from an earlier one",
 )
 OTHER_RUN = Code.brief(
     "BS744",
     "a checkpoint of another run",
     "the checkpoint `{folder}` is of another run: {differences}",
-    "what decides where a run ends must be the same when it goes on: the plan, the data, the seed, the "
-    "effective batch, the schedule. How often is saved, logged and evaluated may change",
+    "leave these as they were; or begin a new run, with this checkpoint in the place of the spec",
 )
 OTHER_SPLIT = Code.brief(
     "BS745",
     "a batch that is divided otherwise",
     "the checkpoint was made by {before}, and this run is {now}: it goes on from there, but not bit for bit",
-    "the effective batch is the same, and so are the rows of each step. But sums are made in another order, "
-    "and each process draws its own dropout",
+    "the steps see the same rows; sums are in another order, and each process draws its own dropout",
     "warning",
 )
 ADAPTER_ONLY = Code.brief(
     "BS746",
     "a checkpoint without the optimizer",
     "the checkpoint `{folder}` was saved with `save_only_model`, and holds the adapter alone",
-    "a run cannot go on without the optimizer's state, but a new one can begin from the adapter: give the "
-    "folder in the place of the spec",
+    "begin a new run from the adapter: give the folder in the place of the spec",
 )
 CANNOT_SAVE = Code.brief(
     "BS747",
     "a folder that cannot be written",
     "`{folder}` cannot be written: {reason}",
-    "the disk is full, or its permissions do not allow it. The checkpoints before are as they were, and "
-    "`bishare train --resume DIR` goes on from the last",
+    "make room or allow writing, then `bishare train --resume DIR` goes on from the last checkpoint",
 )
 NOT_STORABLE = Code.brief(
     "BS748",
     "a state that a checkpoint cannot hold",
     "a checkpoint cannot hold {what}: {kind}",
-    "a checkpoint is tensors and JSON, so that reading one never runs code, and this optimizer or scheduler "
-    "keeps something else. Choose another one (`--optim`), or save none of it (`--save_only_model`)",
+    "choose another optimizer (`--optim`), or save none of its state (`--save_only_model`)",
 )
 
 # While it runs ------------------------------------------------------------------------------------
@@ -157,25 +146,20 @@ NOT_FINITE = Code.brief(
     "BS750",
     "a loss that is not a number",
     "{what} of step {step} is {value}; {kept}",
-    "the step was not applied. Kept is the adapter as it was when its loss was last known to be a number. "
-    "Usual causes: a learning rate that is too high (`--learning_rate`), float16, or a row that is nothing "
-    "but padding",
+    "lower `--learning_rate`, or look for a row of padding alone; the adapter is as it was before",
 )
 OUT_OF_MEMORY = Code.brief(
     "BS751",
     "too little memory to train",
     "there is too little memory: {reason}",
-    "`--per_device_train_batch_size` sets how many examples go through the model at once (the effective "
-    "batch stays 64), `--max_length` how long they are, `--gradient_checkpointing` computes activations "
-    "twice instead of keeping them, `--dtype bfloat16` halves the base",
+    "lower `--per_device_train_batch_size` or `--max_length`, or add `--gradient_checkpointing`",
 )
 LONG_WARMUP = Code.brief(
     "BS752",
     "a run shorter than its warm-up",
     "the run has {steps:,} steps, and the learning rate warms up over {warmup:,}: it never gets beyond "
     "{reached}",
-    "the paper warms up over 100 steps, for runs of a thousand and more. Without `--warmup_steps` and "
-    "`--recipe paper` a run warms up over a tenth of its steps at most",
+    "leave out `--warmup_steps`: a run warms up over a tenth of its steps at most",
     "warning",
 )
 NO_CURVE = Code.brief(
@@ -189,16 +173,12 @@ NOT_SHARDED = Code.brief(
     "BS754",
     "FSDP that would not be used",
     "the model would not be sharded with FSDP2: {reason}",
-    "accelerate leaves it undone, without a word, on a CPU and where there is one process. And FSDP 1, which "
-    "it takes where its config names no version, melts a layer's parameters into one, from which an adapter "
-    "cannot be saved; bishare needs FSDP2",
+    "start several processes on GPUs, and let accelerate's config say `fsdp_version: 2`",
 )
 LONGER = Code.brief(
     "BS755",
     "a run that is made longer",
     "the run had {before:,} steps and has {now:,}: it goes on with the learning rates of the longer one",
-    "`--max_steps` or `--num_train_epochs` was raised. The rate falls to 0 at the end of a run; where the "
-    "run goes on it is what it would be there in the longer one. So the result is not that of a run that was "
-    "as long from its beginning",
+    "for the result of a run that was as long from its beginning, begin a new one",
     "warning",
 )

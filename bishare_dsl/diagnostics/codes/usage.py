@@ -38,19 +38,13 @@ CANNOT_READ = Code(
     "BS904",
     "a file that cannot be read or written",
     "`{path}`: {reason}",
-    remedy=(
-        "the system refused: the file is a folder, its permissions do not allow it, or the disk is "
-        "full. Nothing was changed"
-    ),
+    remedy="see that it is a file that you may read or write, and that the disk has room",
 )
 NOT_REPLACEABLE = Code(
     "BS905",
     "a folder that --force does not replace",
     "`{folder}` is not replaced: {why}",
-    remedy=(
-        "`--force` replaces what the same command wrote before, and nothing else, so that a slip in "
-        "`--out` costs nothing. Choose another folder, or remove this one yourself"
-    ),
+    remedy="choose another folder, or remove this one: `--force` replaces what the same command wrote",
 )
 UNKNOWN_CODE = Code(
     "BS906",
@@ -103,8 +97,5 @@ NEEDS_PACKAGE = Code(
     "BS920",
     "a command that needs another package",
     "this command needs the package `{package}`",
-    remedy=(
-        "what few people use is an optional dependency. For the language server: `pip install "
-        "'bishare[lsp]'`"
-    ),
+    remedy="`pip install 'bishare[lsp]'` brings what the language server needs",
 )

@@ -1,0 +1,1 @@
+bishare plan t.share --model llama-7b --budget 3M

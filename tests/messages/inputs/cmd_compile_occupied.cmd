@@ -1,0 +1,1 @@
+bishare compile t.share --model smollm2-135m --out occupied

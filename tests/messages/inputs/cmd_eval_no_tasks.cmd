@@ -1,0 +1,1 @@
+bishare eval nowhere --model llama-7b

@@ -1,0 +1,1 @@
+bishare explain bs301

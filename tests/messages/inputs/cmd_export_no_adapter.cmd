@@ -1,0 +1,1 @@
+bishare export t.share --out x

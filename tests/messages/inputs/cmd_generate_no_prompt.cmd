@@ -1,0 +1,1 @@
+bishare generate nowhere --model llama-7b

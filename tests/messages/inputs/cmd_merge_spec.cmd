@@ -1,0 +1,1 @@
+bishare merge lora --model llama-7b --out x

@@ -1,0 +1,1 @@
+bishare plan llama-7b t.share

@@ -1,0 +1,1 @@
+bishare train lora --model tiny --output_dir out

@@ -1,0 +1,1 @@
+bishare train lora --model tiny --data rows.jsonl --out out
