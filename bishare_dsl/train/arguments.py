@@ -351,7 +351,7 @@ _WHAT_THEY_RAISE = (
 _MEANT = {
     "int": "it is a whole number",
     "float": "it is a number",
-    "string_to_bool": "it is true or false",
+    "Truthy": "it is true or false",
 }
 
 
@@ -362,8 +362,8 @@ class _RefusedError(Exception):
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         reason = re.sub(r"^argument [^:]*: ", "", message)
-        kind = re.match(r"invalid (\w+) value", reason)
-        raise _RefusedError(_MEANT.get(kind[1], reason) if kind else reason)
+        kind = re.match(r"invalid (\w+) value|(Truthy) value", reason)
+        raise _RefusedError(_MEANT.get(kind[1] or kind[2], reason) if kind else reason)
 
 
 @cache

@@ -86,17 +86,17 @@ def test_values_may_be_text(name, value, expected):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("learning_rate", "fast", "invalid float value"),
-        ("learning_rate", True, "invalid float value"),
+        ("learning_rate", "fast", "it is a number"),
+        ("learning_rate", True, "it is a number"),
         ("learning_rate", -1, "it must be at least 0"),
         ("learning_rate", "nan", "it must be at least 0"),
-        ("max_steps", "1.5", "invalid int value"),
+        ("max_steps", "1.5", "it is a whole number"),
         ("per_device_train_batch_size", 0, "it must be at least 1"),
         ("num_train_epochs", 0, "it must be above 0"),
         ("adam_beta1", 2, "it must be from 0 to 1"),
         ("seed", 2**32, "it must be from 0 to"),
-        ("bf16", "maybe", "Truthy value expected"),
-        ("eval_strategy", "sometimes", "choose from"),
+        ("bf16", "maybe", "it is true or false"),
+        ("eval_strategy", "sometimes", "valid here: `epoch`, `no`, `steps`"),
         ("fsdp_config", '{"version" 2}', "delimiter"),
     ],
 )
