@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--front", action="store_true", help="accuracy against parameters")
     parser.add_argument("--many", action="store_true", help="many small tasks on one base")
     parser.add_argument("--dry-run", action="store_true", help="only say what there is to do")
-    parser.add_argument("--tables", action="store_true", help="only print tables, and plot")
+    parser.add_argument("--tables", action="store_true", help="only write tables and plot again")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     parser.add_argument(
         "--cache",
@@ -233,7 +233,7 @@ def main() -> None:
     if options.tables:
         from sweep.tables import write
 
-        write(results, options.size, HERE / "front.svg")
+        write(results, options.size, HERE)
         return
     from bishare_dsl.testing.fetch import smollm2_folder
 

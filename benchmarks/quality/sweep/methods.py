@@ -81,9 +81,7 @@ MAIN = _named(
 _TIERS = ("r_local", "r_intra", "r_inter")
 
 
-def _point(
-    name: str, label: str, spec: str, tiers: tuple[int, ...] = (), **params: Any
-) -> Method:
+def _point(name: str, label: str, spec: str, tiers: tuple[int, ...] = (), **params: Any) -> Method:
     return Method(name, label, spec, {**dict(zip(_TIERS, tiers, strict=False)), **params})
 
 

