@@ -310,7 +310,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
 
 def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
     """Say why an adapter with this plan does not fit a model (BS613), or may not be meant for it (BS614)."""
-    here = {site.path: site for site in architecture.sites}
+    here = {site.path: site for site in architecture.every_site}
     reason = None
     for site in plan.sites:
         if (found := here.get(site.path)) is None:
@@ -320,6 +320,9 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
                 f"`{site.path}` maps {found.d_in} features to {found.d_out} in it, and "
                 f"{site.d_in} to {site.d_out} in the adapter's base"
             )
+        elif {*found.tied} != {*site.tied}:
+            one, other = (" and ".join(f"`{path}`" for path in s.paths) for s in (found, site))
+            reason = f"one weight is that of {one} in it, and that of {other} in the adapter's base"
         if reason is not None:
             break
     else:

@@ -130,7 +130,7 @@ def check(
     """
     check_linear(plan.terms, "merge the adapter")
     targets = _targets(model, plan)
-    _check_weights(model, [weight for _, weight in targets], dequantize)
+    _check_weights(model, targets, dequantize)
     for site, weight in targets:
         _summed(model, weight, delta(plan, tensors, site))
 
@@ -177,10 +177,12 @@ def _merge_site(
         model.set_submodule(weight.path, _dense_layer(weight.module, rounded))
 
 
-def _check_weights(model: PreTrainedModel, weights: list[Weight], dequantize: bool) -> None:
+def _check_weights(
+    model: PreTrainedModel, targets: list[tuple[Site, Weight]], dequantize: bool
+) -> None:
     problems, quantised = [], []
     users = _users(model)
-    for weight in weights:
+    for site, weight in targets:
         reason = found = None
         if weight.is_computed():
             reason = "it is computed from other tensors, as by pruning or weight norm"
@@ -192,7 +194,9 @@ def _check_weights(model: PreTrainedModel, weights: list[Weight], dequantize: bo
                 reason = f"it is {'offloaded to disk' if offloaded else 'on the meta device'}"
             elif is_sharded_tensor(kept):
                 reason = "it is sharded over several processes"
-            elif others := [path for path in users[_identity(kept)] if path != weight.owner]:
+            elif others := [
+                p for p in users[_identity(kept)] if p != weight.owner and p not in site.tied
+            ]:
                 problems.append(codes.SHARED_WEIGHT(path=weight.path, other=others[0]))
         if reason is not None:
             problems.append(codes.NO_WEIGHT(path=weight.path, reason=reason))

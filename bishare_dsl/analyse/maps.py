@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from bishare_dsl.models.site import Site
+from bishare_dsl.models.site import Site, layers_of
 from bishare_dsl.show.picture import split_path
 
 
@@ -50,7 +50,7 @@ class Map:
 def maps(things: Sequence[_Thing], likeness: Likeness[_Thing]) -> list[Map]:
     """Compare the modules of each layer, and the layers of each kind."""
     rows = {row: i for i, row in enumerate(dict.fromkeys(_row(thing) for thing in things))}
-    layers: dict[tuple[str, int], list[_Thing]] = {}
+    layers: dict[tuple[str, int | None], list[_Thing]] = {}
     for thing in things:
         layers.setdefault((split_path(thing.site.path)[0], thing.site.layer), []).append(thing)
     placed = ([(rows[_row(thing)], thing) for thing in group] for group in layers.values())
@@ -60,7 +60,7 @@ def maps(things: Sequence[_Thing], likeness: Likeness[_Thing]) -> list[Map]:
         inner = kinds.setdefault(thing.site.kind, {})
         inner.setdefault(".".join(split_path(thing.site.path)), []).append(thing)
     for kind, groups in kinds.items():
-        numbers = sorted({thing.site.layer for group in groups.values() for thing in group})
+        numbers = layers_of(thing.site for group in groups.values() for thing in group)
         if len(numbers) < 2:
             continue
         index = {layer: i for i, layer in enumerate(numbers)}

@@ -15,7 +15,7 @@ class ModuleRow:
     part of each share: the norm of what it adds over the sum of all such norms."""
 
     path: str
-    layer: int
+    layer: int | None
     kind: str
     rank: int
     stable_rank: float

@@ -115,10 +115,12 @@ def _where(sites: list[Site]) -> str:
     """Name the kinds and the runs of layers of some sites."""
     kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
     runs: list[list[int]] = []
-    for layer in sorted({site.layer for site in sites}):
+    for layer in sorted({site.layer for site in sites if site.layer is not None}):
         if runs and runs[-1][1] == layer - 1:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
+    if not runs:
+        return kinds
     spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
     return f"{kinds}; layer{'s' if len(runs) > 1 or runs[0][0] != runs[0][1] else ''} {spans}"

@@ -94,7 +94,7 @@ def as_text(plan: Plan) -> str:
         ["layers", "modules", "effective rank", "of that layer alone", "shared with others"],
         [
             [
-                span((row.first, row.last)),
+                "none" if row.first is None or row.last is None else span((row.first, row.last)),
                 f"{row.modules:,}",
                 span(row.effective_rank),
                 f"{row.own:,}",

@@ -40,7 +40,7 @@ _REFUSED = (
     "kasa_config", "monteclora_config",
 )  # fmt: skip
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,22 @@ def _pairs(
     except (OSError, SafetensorError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
     factors: dict[str, dict[str, torch.Tensor]] = {}
+    kept = {
+        f"base_model.model.{path}.base_layer.weight"
+        for site in architecture.outside
+        for path in site.paths
+    }
     for name, tensor in tensors.items():
+        if name in kept:
+            continue  # PEFT keeps the base's own weight, frozen, for a vocabulary that has grown.
         if (match := _TENSOR.fullmatch(name)) is None:
             reason = f"`{name}` is not a factor of a linear layer"
             raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
-        factors.setdefault(match[1], {})[match[2]] = tensor
+        factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     if not factors:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason="there are no tensors in it"))
-    sites = {site.path: site for site in architecture.sites}
+    _join_tied(folder, factors, architecture)
+    sites = {site.path: site for site in architecture.every_site}
     base = config.get("base_model_name_or_path") or "another base"
     found = {}
     for module, pair in sorted(factors.items()):
@@ -160,7 +168,33 @@ def _pairs(
             )
             raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
         found[site] = (pair["A"], pair["B"], scale)
-    return {site: found[site] for site in architecture.sites if site in found}
+    return {site: found[site] for site in architecture.every_site if site in found}
+
+
+def _join_tied(
+    folder: Path, factors: dict[str, dict[str, torch.Tensor]], architecture: Architecture
+) -> None:
+    """Keep of modules that have one weight the first, where the LoRA adds the same to all of them."""
+    for site in architecture.outside:
+        own, others = factors.get(site.path), [factors.pop(path, None) for path in site.tied]
+        alike = (own and other and _same_update(own, other) for other in others)
+        if (own or any(others)) and not all(alike):
+            paths = " and ".join(f"`{path}`" for path in site.paths)
+            reason = f"{paths} are one weight in {architecture.name}, and it does not add the same to all"
+            raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+
+
+def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether two pairs add the same to one weight: as an embedding's, A and B change places."""
+    import torch
+
+    pairs = ((pair.get("A"), pair.get("B")) for pair in (one, other))
+    (a, b), (other_a, other_b) = pairs
+    if a is None or b is None or other_a is None or other_b is None:
+        return False
+    return (torch.equal(a, other_a) and torch.equal(b, other_b)) or (
+        torch.equal(a, other_b.t()) and torch.equal(b, other_a.t())
+    )
 
 
 def _settings(config: Mapping[str, Any], module: str) -> tuple[int, float]:
@@ -202,19 +236,24 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
     """Return what selects these sites of a model and no others: kinds, kinds in layers, or paths."""
     parts: list[Expression] = []
     chosen = set(sites)
-    for kind in dict.fromkeys(site.kind for site in sites):
+    for kind in dict.fromkeys(site.kind for site in sites if site.layer is not None):
         of_kind = [site for site in architecture.sites if site.kind == kind]
-        layers = sorted({site.layer for site in of_kind if site in chosen})
+        layers = sorted({site.block for site in of_kind if site in chosen})
         condition = is_kind(kind)
         if chosen.issuperset(of_kind):
             parts.append(condition)
-        elif chosen.issuperset(site for site in of_kind if site.layer in layers):
+        elif chosen.issuperset(site for site in of_kind if site.block in layers):
             among = Member(value=Ref(ref="layer"), among=_ranges(layers))
             parts.append(And(all_of=(condition, among)))
         else:
             parts += [
                 Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
             ]
+    for site in sites:
+        for path in site.paths if site.layer is None else ():
+            kind = path.rpartition(".")[2]
+            named = kind not in architecture.kinds
+            parts.append(is_kind(kind) if named else Match(attribute="path", pattern=path))
     return tuple(parts)
 
 

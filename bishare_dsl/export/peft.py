@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
+from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import new_folder
@@ -76,6 +77,9 @@ def write_peft(
     for target in targets:
         fill = (0, 0, 0, highest - target.rank if uniform else 0)
         down, up = nn.functional.pad(target.down, fill), nn.functional.pad(target.up, fill)
+        if isinstance(target, Pair) and target.site.layer is None:
+            factors.update(_outside(target.site, maps, down, up))
+            continue
         # Of experts all outputs of one rank are side by side.
         up = up.t() if up.dim() == 2 else up.permute(2, 1, 0).flatten(1)
         key = f"base_model.model.{wrappers.get(target.name, target.name)}"
@@ -83,12 +87,31 @@ def write_peft(
         factors[f"{key}.lora_B.weight"] = up.contiguous()
     for path, value in _head(model).items():
         factors[f"base_model.model.{path}"] = value
-    ranks = {target.name: highest if uniform else target.rank for target in targets}
+    ranks = {
+        path: highest if uniform else target.rank
+        for target in targets
+        for path in (target.site.paths if isinstance(target, Pair) else [target.name])
+    }
     config = _config(plan, model, ranks, maps)
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
     return highest
+
+
+def _outside(
+    site: Site, maps: Mapping[str, Weight], down: torch.Tensor, up: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return the factors of a head, an embedding or both, by their names.
+
+    PEFT has an embedding's A as ``(rank, vocabulary)`` and its B as ``(width, rank)``.
+    """
+    for path in site.paths:
+        swapped = maps[path].looks_up and not maps[site.path].looks_up
+        a, b = (up, down) if swapped else (down, up)
+        label, end = ("lora_embedding", "") if maps[path].looks_up else ("lora", ".weight")
+        yield f"base_model.model.{path}.{label}_A{end}", a.clone()
+        yield f"base_model.model.{path}.{label}_B{end}", b.t().clone().contiguous()
 
 
 def served_by_vllm(report: ExportReport, rank: int) -> ExportReport:
@@ -108,6 +131,7 @@ def _config(
 ) -> dict[str, Any]:
     modules = [path for path in ranks if path in maps]
     parameters = [path for path in ranks if path not in maps]
+    linears = [path for path in modules if not maps[path].looks_up]
     name = getattr(getattr(model, "config", None), "name_or_path", None)
     highest = max(ranks.values())
     pattern = _pattern(ranks, highest)
@@ -120,7 +144,7 @@ def _config(
         "lora_alpha": highest,
         "target_modules": _target_modules(model, modules) if modules else [],
         **({"target_parameters": parameters} if parameters else {}),
-        "fan_in_fan_out": all(maps[path].transposed for path in modules) and bool(modules),
+        "fan_in_fan_out": bool(linears) and all(maps[path].transposed for path in linears),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,

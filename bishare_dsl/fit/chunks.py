@@ -71,7 +71,7 @@ def chunks(family: Family, given: GivenPairs) -> list[Chunk]:
     terms_of = family.plan.terms_of
     # Of many adapters, those of one site: what they share is then there once, and not once for each.
     apart = len(family.names) >= _MANY
-    for site in family.plan.base.sites:
+    for site in family.plan.base.every_site:
         terms = terms_of.get(site.path, ())
         alike = tuple((t.share, t.transform, repr(t.options), t.rank, t.scale) for t in terms)
         for name in family.names:

@@ -20,7 +20,7 @@ class FittedSite:
 
     adapter: str
     path: str
-    layer: int
+    layer: int | None
     kind: str
     norm: float
     left: float
@@ -83,7 +83,7 @@ class FitReport:
         }
 
     def __str__(self) -> str:
-        layers = sorted({site.layer for site in self.sites})
+        layers = sorted({site.layer for site in self.sites}, key=lambda n: (n is None, n))
         kinds = list(dict.fromkeys(site.kind for site in self.sites))
         cells: dict[tuple[object, object], list[FittedSite]] = {}
         for site in self.sites:

@@ -155,7 +155,7 @@ def _named(document: Document, statement: Statement) -> str | None:
     let = next((let for let in spec.lets if let.name == name), None) if spec else None
     if let is None or document.sites is None:
         return f"let **{name}**"
-    selected = document.sites.select(document.sites.architecture.sites, let.selection)
+    selected = document.sites.select(document.sites.sites, let.selection)
     return f"let **{name}**: {summary(selected)}"
 
 
@@ -163,7 +163,7 @@ def _selected(document: Document, offset: int) -> str | None:
     """Return which sites the condition at a place selects."""
     if document.sites is None:
         return None
-    everything = document.sites.architecture.sites
+    everything = document.sites.sites
     for loc, span in document.parts_at(offset):
         part = _part(document.spec, loc)
         if not document.is_own(span) or not isinstance(part, (*_CONDITIONS, Selection)):
@@ -202,7 +202,8 @@ def summary(sites: Sequence[Site]) -> str:
         return "no module"
     kinds = ", ".join(f"`{kind}`" for kind in dict.fromkeys(site.kind for site in sites))
     count = f"{len(sites):,} module{'s' if len(sites) > 1 else ''}"
-    return f"{count}: {kinds} of layers {_runs(site.layer for site in sites)}"
+    layers = [site.layer for site in sites if site.layer is not None]
+    return f"{count}: {kinds}" + (f" of layers {_runs(layers)}" if layers else "")
 
 
 def _runs(layers: Iterable[int]) -> str:

@@ -55,7 +55,14 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         "gemma3_text",
     ):  # Queries and keys are normed, head by head.
         norms += 2 * head_dim
-    embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
+    vocabulary = config["vocab_size"]
+    outside = [Site.outside("lm_head", hidden, vocabulary, ["model.embed_tokens"])]
+    if not config["tie_word_embeddings"]:
+        outside = [
+            Site.outside("model.embed_tokens", vocabulary, hidden),
+            Site.outside("lm_head", hidden, vocabulary),
+        ]
+    embeddings = len(outside) * vocabulary * hidden
     return Architecture(
         name=name,
         family=family,
@@ -63,4 +70,5 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         layers=layers,
         parameters=embeddings + layers * (weights + biases + norms) + hidden,
         sites=tuple(site for site in sites if site is not None),
+        outside=tuple(outside),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
-from bishare_dsl.models.site import Architecture, LeftOut, Site
+from bishare_dsl.models.site import Architecture, LeftOut, Site, block_of
 from bishare_dsl.models.source import Source, resolve
 from bishare_dsl.models.weights import Weight, linear_widths, weights_in
 
@@ -24,8 +24,9 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     """Return the architecture of a model: real, on the meta device, quantised, or adapted by bishare.
 
     A site is a linear-like module (``nn.Linear`` and its subclasses, GPT-2's ``Conv1D``, a quantised
-    linear) that is inside a block, which is to say below a number in its module path. A quantised
-    weight counts as the ``d_in * d_out`` parameters that it stands for.
+    linear). Those inside a block, which is to say below a number in their module path, are ``sites``; the
+    others, and embeddings, are ``outside``, each weight once. A quantised weight counts as the
+    ``d_in * d_out`` parameters that it stands for.
 
     Args:
         model: any module; ``model.config`` tells the family and the name where there is one.
@@ -40,6 +41,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     model_id = source.place if source is not None and source.kind == "hub" else None
     name = name or (family if source is None else source.name)
     sites: list[Site] = []
+    outside: dict[int, list[Weight]] = {}
     counted: set[int] = set()
     parameters = 0
     for module, weights in _base_modules(model):
@@ -50,6 +52,8 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
                 continue  # Its parameter is counted as it is.
             kept = module._parameters.get(weight.parameter)
             key = id(module if kept is None else kept)
+            if block_of(weight.path) is None:
+                outside.setdefault(key, []).append(weight)
             if key not in counted:
                 counted.add(key)
                 parameters += weight.d_in * weight.d_out
@@ -65,11 +69,18 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         name=name,
         family=family,
         model_id=model_id,
-        layers=1 + max(site.layer for site in sites),
+        layers=1 + max(site.layer or 0 for site in sites),
         parameters=parameters,
         sites=tuple(sites),
+        outside=tuple(map(_outside, outside.values())),
         left_out=tuple(_left_out(model)),
     )
+
+
+def _outside(uses: list[Weight]) -> Site:
+    """Return the site of a weight that modules outside of all blocks use: a head's, where there is one."""
+    first, *others = sorted(uses, key=lambda weight: weight.looks_up)
+    return Site.outside(first.path, first.d_in, first.d_out, [other.path for other in others])
 
 
 def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Architecture:
@@ -102,7 +113,7 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
 
 
 def linear_maps(model: nn.Module) -> dict[str, Weight]:
-    """Find the linear maps of a model's base, by path; each that is in a block is a site."""
+    """Find the linear maps of a model's base, by path; each is a site, or tied to one."""
     return {weight.path: weight for _, weights in _base_modules(model) for weight in weights}
 
 

@@ -1,4 +1,4 @@
-"""What part a linear map plays in its block, told by the names that families of models give it."""
+"""What part a linear map plays in its block or its model, told by the names that families give it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _ELSEWHERE: Mapping[str, str] = {
     "mlp_downs": "down_proj w2 wo Wo c_proj fc2 fc_out lin2 dense_4h_to_h output.dense",
 }
 
-PARTS = (*_ATTENTION, *_ELSEWHERE)
+_OUTSIDE: Mapping[str, str] = {
+    "heads": "lm_head embed_out output_projection proj_out score classifier qa_outputs decoder",
+    "embeddings": "embed_tokens wte embed_in word_embeddings tok_embeddings shared",
+}
+
+PARTS = (*_ATTENTION, *_ELSEWHERE, *_OUTSIDE)
 """The parts there are, under names that a spec may use as it uses a `let`'s."""
 
 _OF: Mapping[bool, Mapping[str, frozenset[str]]] = {
@@ -31,12 +36,19 @@ _OF: Mapping[bool, Mapping[str, frozenset[str]]] = {
 
 def part_called(name: str) -> str | None:
     """Return the part that some family of models calls so."""
-    found = {*_OF[True].get(name, ()), *_OF[False].get(name, ())}
+    found = {*_OF[True].get(name, ()), *_OF[False].get(name, ()), *parts_outside(name)}
     return min(found, default=None)
+
+
+def parts_outside(kind: str) -> frozenset[str]:
+    """Return the parts that a module of this kind plays, where it is in no block."""
+    return frozenset(part for part, names in _OUTSIDE.items() if kind in names.split())
 
 
 def parts(site: Site) -> frozenset[str]:
     """Return the parts that a site plays: more than one where its weight is of several maps."""
+    if site.layer is None:
+        return frozenset(part for kind in site.kinds for part in parts_outside(kind))
     ancestors, _, _ = site.path.rpartition(".")
     names = _OF["att" in ancestors.lower()]
     return names.get(f"{site.parent}.{site.kind}") or names.get(site.kind) or frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -21,23 +21,44 @@ MAX_SITES = 250_000
 
 
 class Site(BaseModel):
-    """One linear map inside a block of a model: a place where a share can add a term.
+    """One linear map of a model: a place where a share can add a term.
 
     ``path`` is its name in the model, ``layer`` the index of its block, ``kind`` its own name (``q_proj``)
     and ``parent`` the name of its nearest ancestor that is not a number (``self_attn``). It maps ``d_in``
     features to ``d_out``. How the model keeps its weight is not said here, and may differ from one version
     of it to the next: `bishare_dsl.models.weights` finds it. An expert's map has the path that it has where
     each expert is a module, ``model.layers.0.mlp.experts.3.up_proj``.
+
+    A head or an embedding is in no block: its ``layer`` is None. An embedding maps the one-hot vectors of a
+    vocabulary, ``d_in``, to its rows. ``tied`` are the paths of the other modules that use the same weight:
+    where one is a head the site is the head's, and the embedding looks up rows of its ``dW (d_out, d_in)``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    layer: NonNegativeInt
+    layer: NonNegativeInt | None = None
     kind: str
     parent: str
     d_in: PositiveInt
     d_out: PositiveInt
+    tied: tuple[str, ...] = ()
+
+    @property
+    def block(self) -> int:
+        """The index of the block that it is in: only for sites in blocks."""
+        assert self.layer is not None, self.path
+        return self.layer
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of all modules that use its weight."""
+        return (self.path, *self.tied)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What these modules are called."""
+        return frozenset(path.rpartition(".")[2] for path in self.paths)
 
     @property
     def expert(self) -> int | None:
@@ -51,12 +72,22 @@ class Site(BaseModel):
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:
         """Return the site at a module path, or None where the path has no block index."""
-        if (block := block_of(path)) is None:
-            return None
-        layer = int(block[1])
+        return None if block_of(path) is None else cls.outside(path, d_in, d_out)
+
+    @classmethod
+    def outside(cls, path: str, d_in: int, d_out: int, tied: Sequence[str] = ()) -> Site:
+        """Return the site at a module path, in a block or in none."""
+        block = block_of(path)
         *ancestors, kind = path.split(".")
-        parent = next((part for part in reversed(ancestors) if not part.isdecimal()), "")
-        return cls(path=path, layer=layer, kind=kind, parent=parent, d_in=d_in, d_out=d_out)
+        return cls(
+            path=path,
+            layer=None if block is None else int(block[1]),
+            kind=kind,
+            parent=next((part for part in reversed(ancestors) if not part.isdecimal()), ""),
+            d_in=d_in,
+            d_out=d_out,
+            tied=tuple(tied),
+        )
 
 
 class LeftOut(BaseModel):
@@ -74,8 +105,9 @@ class Architecture(BaseModel):
 
     ``name`` is what the user called it, ``family`` the ``model_type`` of its config, ``model_id``
     its id on the Hub where it has one, ``layers`` the number of blocks and ``parameters`` the
-    number of base parameters, a tied tensor counted once. ``sites`` are in the model's own order;
-    they are not ``complete`` in what bishare 0.1 saved, which has only those that the adapter covers.
+    number of base parameters, a tied tensor counted once. ``sites`` are those in blocks, in the model's
+    own order; they are not ``complete`` in what bishare 0.1 saved, which has only those that the adapter
+    covers. ``outside`` are the sites in no block, which a spec has to name: heads and embeddings.
     ``left_out`` is what a condition on paths or kinds may mean and not get.
     """
 
@@ -87,6 +119,7 @@ class Architecture(BaseModel):
     layers: PositiveInt
     parameters: PositiveInt
     sites: tuple[Site, ...]
+    outside: tuple[Site, ...] = ()
     complete: bool = True
     left_out: tuple[LeftOut, ...] = ()
 
@@ -130,8 +163,13 @@ class Architecture(BaseModel):
         )
 
     @property
+    def every_site(self) -> tuple[Site, ...]:
+        """The sites in blocks, then those outside."""
+        return (*self.sites, *self.outside)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
-        """The distinct kinds of the sites, in the model's order."""
+        """The distinct kinds of the sites in blocks, in the model's order."""
         return tuple(dict.fromkeys(site.kind for site in self.sites))
 
 
@@ -142,6 +180,12 @@ class _Run(BaseModel):
     first: NonNegativeInt
     count: PositiveInt
     linears: dict[str, tuple[PositiveInt, PositiveInt]]
+
+
+def layers_of(sites: Iterable[Site]) -> list[int | None]:
+    """Return the layers that sites are in, each once and in order; None, for those in none, is the last."""
+    layers = {site.layer for site in sites}
+    return sorted(layers, key=lambda layer: (layer is None, layer))
 
 
 def block_of(path: str) -> tuple[str, str, str] | None:

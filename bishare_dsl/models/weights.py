@@ -1,16 +1,18 @@
 """How a model keeps the weights of its linear maps: the one place that knows.
 
-A linear layer keeps one matrix, ``(d_out, d_in)``; GPT-2's ``Conv1D`` keeps it transposed; a quantised layer
-keeps what encodes it; experts keep one tensor for all of them, in which gate and up may be one matrix.
+A linear layer keeps one matrix, ``(d_out, d_in)``; GPT-2's ``Conv1D`` keeps it transposed, and so does an
+embedding, whose input is a one-hot vector of the vocabulary; a quantised layer keeps what encodes it; experts
+keep one tensor for all of them, in which gate and up may be one matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.models.hooks import is_sharded_tensor, resident
+from bishare_dsl.models.site import block_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +70,17 @@ class Weight:
         assert kept is not None, self.path
         return self.part(kept.detach())
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether the module is an embedding, which reads indices where others read features."""
+        from torch import nn
+
+        return isinstance(self.module, nn.Embedding)
+
+    def of(self, other: Weight) -> Weight:
+        """Return the same map, kept by another module that is tied to this one."""
+        return replace(self, owner=other.owner, module=other.module, parameter=other.parameter)
+
     def is_computed(self) -> bool:
         """Tell whether a dense layer's weight is made of other tensors, as by pruning or weight norm."""
         from torch import nn
@@ -111,6 +124,8 @@ def weights_in(path: str, module: nn.Module) -> list[Weight]:
     """Find the linear maps whose weights a module keeps itself."""
     if (widths := linear_widths(module)) is not None:
         return [Weight(path, path, module, *widths, transposed=_is_conv1d(module))]
+    if block_of(path) is None and (widths := _embedding_widths(module)) is not None:
+        return [Weight(path, path, module, *widths, transposed=True)]
     return [*_experts(path, module)]
 
 
@@ -122,6 +137,21 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     if not (isinstance(d_in, int) and isinstance(d_out, int)):
         return None
     return (d_in, d_out) if _is_linear(module, d_in, d_out) else None
+
+
+def _embedding_widths(module: nn.Module) -> tuple[int, int] | None:
+    """Return ``(vocabulary, width)`` of what gives rows of its weight, perhaps times its ``embed_scale``."""
+    from torch import nn
+
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
+        return None
+    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    scaled = isinstance(getattr(module, "embed_scale", None), (int, float, nn.Parameter)) or (
+        "embed_scale" in module._buffers
+    )
+    if kind.forward is not nn.Embedding.forward and not scaled:
+        return None
+    return module.num_embeddings, module.embedding_dim
 
 
 def _experts(path: str, module: nn.Module) -> Iterator[Weight]:

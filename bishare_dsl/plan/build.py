@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.models.site import Architecture, LeftOut, Site
+from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
@@ -43,7 +43,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         resolver.add(_names(spec, sites))
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
-    target = sites.select(architecture.sites, spec.target, ("target",))
+    target = sites.select(sites.sites, spec.target, ("target",))
     tensors: list[Tensor] = []
     pools: list[Pool] = []
     terms: list[Term] = []
@@ -54,9 +54,10 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         problem = codes.COVERS_NOTHING
         resolver.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
-        resolver.add(_idle_exceptions(sites, architecture.sites, spec))
+        resolver.add(sites.tied_problems(target))
+        resolver.add(_idle_exceptions(sites, sites.sites, spec))
         resolver.add(_left_out(sites, spec))
-        short = _short(architecture)
+        short = _short(sites.sites)
         for index in range(len(spec.shares)):
             planned = _SharePlan(resolver, index, sites, short)
             planned.make(target)
@@ -151,8 +152,11 @@ def _uncovered(
         what = ", ".join(f"`{kind}` ({n} module{'s' * (n > 1)})" for kind, n in counts.items())
         help = None
         if all(site.path in without_rank for site in missing):
-            layers = sorted({site.layer for site in missing})
-            share, some = without_rank[missing[0].path], ", ".join(map(str, layers[:4]))
+            layers = layers_of(missing)
+            share, some = (
+                without_rank[missing[0].path],
+                ", ".join("none" if n is None else str(n) for n in layers[:4]),
+            )
             where = f"layer{'s' * (len(layers) > 1)} {some}{', …' * (len(layers) > 4)}"
             help = (
                 f"the rank of share `{share}` is 0 there, in {where}: raise it, or leave these out"
@@ -160,9 +164,9 @@ def _uncovered(
         yield codes.UNCOVERED(what=what, loc=("target",), help=help)
 
 
-def _short(architecture: Architecture) -> dict[str, str]:
+def _short(sites: Sequence[Site]) -> dict[str, str]:
     """Return what each site is called in the names of tensors, by its path."""
-    paths = [site.path for site in architecture.sites]
+    paths = [site.path for site in sites]
     count = Counter(map(short_path, paths))
     # Two towers of one model may both have a `layers.0`.
     return {p: short_path(p) if count[short_path(p)] == 1 else p for p in paths}
@@ -305,7 +309,7 @@ class _SharePlan:
                 what = f"have a factor {role} at `{members[0].path}`"
             raise self._unfit(what, error) from error
         paths = tuple(site.path for site in members)
-        self._tensor(name, role, Own(*shape, fan_in), paths, resolved[rank])
+        self._tensor(name, role, Own(*shape, fan_in), members, resolved[rank])
         self.pools.append(
             Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
         )
@@ -327,9 +331,9 @@ class _SharePlan:
         )
 
     def _tensor(
-        self, name: str, role: str, shape: Own, paths: Sequence[str], resolved: Resolved
+        self, name: str, role: str, shape: Own, users: Sequence[Site], resolved: Resolved
     ) -> None:
-        """Add a tensor that the sites at these paths use."""
+        """Add a tensor that some sites use."""
         start = resolved.starts[role]
         self.tensors.append(
             Tensor(
@@ -340,7 +344,7 @@ class _SharePlan:
                 amount=start.amount,
                 fan_in=shape.fan_in,
                 trainable=role not in resolved.frozen.values(),
-                owner=owner(paths),
+                owner=owner([path for site in users for path in site.paths]),
             )
         )
 
@@ -359,7 +363,7 @@ class _SharePlan:
         own |= {role: Own(1, lengths[role]) for role in resolved.gains}
         for role, shape in own.items():
             tensors[role] = f"{self.share.name}.{self.short[site.path]}.{role}"
-            self._tensor(tensors[role], role, shape, [site.path], resolved)
+            self._tensor(tensors[role], role, shape, [site], resolved)
         self.terms.append(
             Term(
                 share=self.share.name,

@@ -9,10 +9,10 @@ from functools import cached_property
 
 from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.models.parts import PARTS, part_called, parts
+from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.check import empty_range
-from bishare_dsl.plan.settings import refs
+from bishare_dsl.plan.settings import parts_of, refs
 from bishare_dsl.spec import (
     ATTRIBUTES,
     EACH_ADAPTER,
@@ -39,7 +39,7 @@ def attributes(site: Site) -> dict[str, Value]:
     return {
         "module": site.path,
         "path": site.path,
-        "layer": site.layer,
+        "layer": "none" if site.layer is None else site.layer,
         "kind": site.kind,
         "parent": site.parent,
         "expert": "none" if site.expert is None else site.expert,
@@ -50,11 +50,30 @@ def attributes(site: Site) -> dict[str, Value]:
 
 
 def located(problem: Problem, part: Expression, site: Site) -> Problem:
-    """Say what leaves a site out at which an expression has no value, because it is of no expert."""
-    if site.expert is not None or all(ref.ref != "expert" for _, ref in refs(part)):
-        return problem
-    help = f"`{site.path}` is of no expert: `expert != none` leaves it out"
-    return replace(problem, help=help)
+    """Say what leaves a site out at which an expression has no value: it is in no layer, or of no expert."""
+    for word, none, lacks in (
+        ("layer", site.layer is None, "in no layer"),
+        ("expert", site.expert is None, "of no expert"),
+    ):
+        if none and any(ref.ref == word for _, ref in refs(part)):
+            help = f"`{site.path}` is {lacks}: `{word} != none` leaves it out"
+            return replace(problem, help=help)
+    return problem
+
+
+def _named(spec: Spec) -> frozenset[str]:
+    """Return the words of a spec's target, of the lets in it, and the kinds and paths in full."""
+    lets = {let.name: let.selection for let in spec.lets}
+    words: set[str] = set()
+    waiting = [spec.target]
+    while waiting:
+        selection = waiting.pop()
+        found = {ref.ref for _, ref in refs(selection)}
+        waiting += (lets[name] for name in found - words if name in lets)
+        words |= found
+        matches = [match for _, match in parts_of(selection, Match) if match.attribute != "parent"]
+        words |= {match.pattern for match in matches if not match.is_glob}
+    return frozenset(words)
 
 
 def _matched(pattern: str, known: Collection[str]) -> list[str]:
@@ -71,20 +90,33 @@ def _matched(pattern: str, known: Collection[str]) -> list[str]:
 
 
 class Sites:
-    """A model's sites as a spec sees them: each with its attributes, the spec's params and lets."""
+    """A model's sites as a spec sees them: each with its attributes, the spec's params and lets.
+
+    Those in no block are among its ``sites`` only where the target names them: a condition that fits them
+    by chance does not mean them.
+    """
 
     def __init__(self, spec: Spec, architecture: Architecture):
         self.architecture = architecture
         self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
         self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
+        self.named = _named(spec)
+        own = {*self.architecture.kinds, *self.lets}
+        self.outside = tuple(
+            site
+            for site in architecture.outside
+            if {*site.paths, *(site.kinds - own), *(parts(site) & self.parts)} & self.named
+        )
+        self.sites = (*architecture.sites, *self.outside)
         self.scopes: Mapping[str, Scope] = {
-            site.path: self._scope(spec, site) for site in architecture.sites
+            site.path: self._scope(spec, site) for site in self.sites
         }
 
     def _scope(self, spec: Spec, site: Site) -> Scope:
         played = parts(site)
         lets = {part: part in played for part in PARTS}
+        lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several names.
         layers = self.architecture.layers
         scope = Scope(self.params | attributes(site) | {"layers": layers}, lets, layers)
         for let in spec.lets:  # In order: a let may name those above it.
@@ -93,6 +125,25 @@ class Sites:
             except EvaluationError:  # `selection_problems` finds it again, and says where.
                 lets[let.name] = False
         return scope
+
+    def tied_problems(self, target: Sequence[Site]) -> Iterator[Problem]:
+        """Find weights of several modules of which the target does not name all: a term is heard in each."""
+        for site in target:
+            unnamed = [
+                path
+                for path in (site.paths if site.tied else ())
+                if not {path, kind := path.rpartition(".")[2], *parts_outside(kind)} & self.named
+            ]
+            if unnamed:
+                kinds = dict.fromkeys(path.rpartition(".")[2] for path in site.paths)
+                yield codes.TIED(
+                    names=" and ".join(f"`{kind}`" for kind in kinds),
+                    model=self.architecture.name,
+                    unnamed=" and ".join(f"`{path}`" for path in unnamed),
+                    loc=("target",),
+                    help=f"`target {', '.join(kinds)}` adapts it for all of them; to adapt one alone, give "
+                    "each a weight of its own before (`tie_word_embeddings = false`, and a copy)",
+                )
 
     def select(self, sites: Sequence[Site], selection: Selection, loc: Loc = ()) -> list[Site]:
         """Return the sites that a selection selects, in their order."""
@@ -129,7 +180,8 @@ class Sites:
 
     @cached_property
     def kinds(self) -> frozenset[str]:
-        return frozenset(self.architecture.kinds)
+        outside = (kind for site in self.outside for kind in site.kinds)
+        return frozenset((*self.architecture.kinds, *outside))
 
     def selection_problems(self, selection: Selection, loc: Loc) -> Iterator[Problem]:
         """Find parts of a selection that match nothing in the whole model."""
@@ -142,9 +194,7 @@ class Sites:
         site = None
         try:
             yield from self._predicate(part, loc)
-            for (
-                site
-            ) in self.architecture.sites:  # So that no later evaluation can fail at one site.
+            for site in self.sites:  # So that no later evaluation can fail at one site.
                 self.scopes[site.path].holds(part, loc)
         except EvaluationError as error:
             yield error.problem if site is None else located(error.problem, part, site)
@@ -162,12 +212,12 @@ class Sites:
             yield from self.key_problems(key.otherwise, (*loc, "otherwise"))
         else:
             try:  # Planning looks whether the sites that are covered have a value.
-                self._any(self.architecture.sites, lambda scope: abs(scope.number(key, loc)) >= 0)
+                self._any(self.sites, lambda scope: abs(scope.number(key, loc)) >= 0)
             except EvaluationError as error:
                 yield error.problem
 
     def _predicate(self, part: Expression, loc: Loc) -> Iterator[Problem]:
-        sites = self.architecture.sites
+        sites = self.sites
         match part:
             case Ref(ref=name):
                 found = self.any_holds(sites, part) if name in self.parts else name in self.lets
@@ -263,9 +313,9 @@ class Sites:
             help_line = f'a pattern stands behind what it is of: `kind "{name}"`'
         elif name in ATTRIBUTES:
             help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
-        elif name in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out"):
+        elif any(name in site.kinds for site in self.architecture.outside):
             help_line = (
-                "the embedding and the head are in no layer, and cannot be adapted: leave it out"
+                f"it is in no layer, so that it takes part where `target` names it: `target {name}`"
             )
         elif part := part_called(name):
             sites = self.architecture.sites

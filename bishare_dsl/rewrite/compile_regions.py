@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import chain
+from typing import cast
 
 from torch import fx, nn
 
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight, linear_widths
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.rewrite.bypass import reads_tensors
@@ -18,7 +20,7 @@ from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.experts_factors import ExpertsAssembly, experts_assembly, experts_code
 from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.passes import ExpandTerms, run_passes
-from bishare_dsl.rewrite.region import Pass, RegionGraphs, Target, TermUse
+from bishare_dsl.rewrite.region import Lookup, Pass, RegionGraphs, Target, TermUse
 from bishare_dsl.rewrite.rewritten import GraphCode, RegionCode, has_own_forward
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import BypassedTarget, UntraceableRegion
@@ -31,7 +33,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Modules without a forward of their own, or whose forward is to call their children in turn."""
 
 
-NO_MATRIX = "what the share adds to an expert must be a matrix"
+NO_MATRIX = "what the share adds to {} must be a matrix"
 
 
 class RegionCompiler:
@@ -55,13 +57,18 @@ class RegionCompiler:
 
     def __iter__(self) -> Iterator[tuple[str, RegionCode, list[str]]]:
         """Yield each region: its path, its code, and the names of the tensors it reads, by slot."""
-        maps = linear_maps(self.model) if any(s.expert is not None for s in self.plan.sites) else {}
+        named = any(s.expert is not None or s.layer is None for s in self.plan.sites)
+        maps = linear_maps(self.model) if named else {}
         experts: dict[str, list[tuple[Weight, Term]]] = {}
         modules = self.model.modules()
         parents = Counter(id(child) for module in modules for child in module._modules.values())
         by_parent: dict[str, dict[str, Width]] = {}
         for site in self.plan.sites:
             terms, weight = self.plan.terms_of[site.path], maps.get(site.path)
+            if site.layer is None:
+                for path in site.paths if terms else ():
+                    yield self._outside(path, site, maps)
+                continue
             if weight is not None and weight.expert is not None:
                 of_module = experts.setdefault(weight.owner, [])
                 of_module += [(weight, term) for term in terms]
@@ -99,25 +106,54 @@ class RegionCompiler:
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
         return path, compiled, names
 
+    def _outside(
+        self, path: str, site: Site, maps: Mapping[str, Weight]
+    ) -> tuple[str, RegionCode, list[str]]:
+        """Return the region of a head or an embedding, of a site that is tied to others or not."""
+        weight, parent = maps[path], path.rpartition(".")[0]
+        if reads_tensors(self.model.get_submodule(parent), weight.path.removeprefix(f"{parent}.")):
+            why = "its parent computes with its weight itself"
+            raise ModelError(codes.CANNOT_ADAPT(path=path, why=why))
+        slots: dict[str, int] = {}
+        terms = self.plan.terms_of[site.path]
+        if weight.looks_up and any(not term.linear for term in terms):
+            raise ModelError(codes.CANNOT_ADAPT(path=path, why=NO_MATRIX.format("an embedding")))
+        lookup = None
+        if weight.looks_up:
+            embedding = cast(nn.Embedding, weight.module)
+            scaled = hasattr(embedding, "embed_scale")
+            lookup = Lookup(embedding.padding_idx, scaled, not maps[site.path].looks_up)
+        uses = tuple(self._use(term, slots) for term in terms)
+        target = Target("", Width(site.d_in, site.d_out), uses, lookup)
+        compiled = self._compiled_region(path, (target,), slots)
+        if not isinstance(compiled, RegionCode):
+            raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
+        return path, compiled, list(slots)
+
     def _region(
         self, path: str, children: Mapping[str, Width]
     ) -> tuple[RegionCode | UntraceableRegion, list[str]]:
-        module = self.model.get_submodule(path)
         slots: dict[str, int] = {}
         targets = tuple(
             Target(child, width, tuple(self._use(term, slots) for term in self.plan.terms_of[site]))
             for child, width in children.items()
             for site in [f"{path}.{child}" if child else path]
         )
+        return self._compiled_region(path, targets, slots), list(slots)
+
+    def _compiled_region(
+        self, path: str, targets: tuple[Target, ...], slots: Mapping[str, int]
+    ) -> RegionCode | UntraceableRegion:
+        module = self.model.get_submodule(path)
         expand = ExpandTerms(targets, tuple(self.plan.tensor[name].shape for name in slots))
         key = (structure_key(module), expand)
         if key not in self._compiled:
             try:
                 self._compiled[key] = self._compile(path, module, expand)
             except UntraceableRegion as reason:
-                read = [child for child in children if child and reads_tensors(module, child)]
+                read = [t.path for t in targets if t.path and reads_tensors(module, t.path)]
                 self._compiled[key] = BypassedTarget(read[0]) if read else reason
-        return self._compiled[key], list(slots)
+        return self._compiled[key]
 
     def _experts(
         self, path: str, of_module: list[tuple[Weight, Term]]
@@ -130,7 +166,9 @@ class RegionCompiler:
         uses = []
         for weight, term in of_module:
             if not term.linear:
-                raise ModelError(codes.CANNOT_ADAPT(path=weight.path, why=NO_MATRIX))
+                raise ModelError(
+                    codes.CANNOT_ADAPT(path=weight.path, why=NO_MATRIX.format("an expert"))
+                )
             uses.append((weight, term.share, self._use(term, slots)))
         assembly = experts_assembly(module, uses)
         code = self._expert_code.setdefault(assembly, RegionCode(experts_code(assembly), assembly))

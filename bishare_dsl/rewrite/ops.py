@@ -21,6 +21,8 @@ class FactorOfRows(Protocol):
 
     def up(self, y: Tensor, z: Tensor, /) -> Tensor: ...
 
+    def look_up(self, ids: Tensor, /) -> Tensor: ...
+
 
 Factor = Tensor | FactorOfRows
 """An effective factor of one adapter, or of each of a mixed batch."""
@@ -40,6 +42,29 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 def down(x: Tensor, a: Factor) -> Tensor:
     """Compute ``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
     return F.linear(x, a.to(x)) if isinstance(a, Tensor) else a.down(x)
+
+
+def look_up(ids: Tensor, a: Factor, padding: int | None, keep: Tensor | None = None) -> Tensor:
+    """Compute ``x A^T`` for the one-hot rows x of ``ids (...)``: columns of A, ``(..., rows)``.
+
+    Args:
+        ids: indices.
+        a: the factor, ``(rows, d_in)``.
+        padding: an index from which no gradient comes.
+        keep: ``(...)``, what dropout has made of the ones in x.
+    """
+    z = F.embedding(ids, a.t(), padding) if isinstance(a, Tensor) else a.look_up(ids)
+    return z if keep is None else z * keep.unsqueeze(-1)
+
+
+def kept_ones(ids: Tensor, p: float, training: bool) -> Tensor | None:
+    """Drop a fraction ``p`` of the ones of one-hot rows: give what is left of them, None where all is."""
+    return F.dropout(torch.ones(ids.shape, device=ids.device), p) if training else None
+
+
+def times(z: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
+    """Multiply ``z`` by the scale that an embedding has rounded to the dtype of its weight."""
+    return z * (scale.to(weight).to(z) if isinstance(scale, Tensor) else scale)
 
 
 def up(y: Tensor, z: Tensor, b: Factor) -> Tensor:

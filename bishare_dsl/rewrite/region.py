@@ -31,12 +31,28 @@ class TermUse:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """How an embedding reads its factors.
+
+    Attributes:
+        padding: the index that gets no gradient.
+        scaled: whether what it gives is multiplied by its ``embed_scale``.
+        swapped: whether the terms are of a head that it is tied with: it gives rows of ``dW (d_out, d_in)``.
+    """
+
+    padding: int | None
+    scaled: bool
+    swapped: bool
+
+
+@dataclass(frozen=True)
 class Target:
-    """A linear layer of a region, by its path below it (``""`` where the region is the layer)."""
+    """A linear layer or embedding of a region, by its path below it; ``""`` where the region is the layer."""
 
     path: str
     width: Width
     terms: tuple[TermUse, ...]
+    lookup: Lookup | None = None
 
 
 @dataclass

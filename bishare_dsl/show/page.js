@@ -17,6 +17,7 @@ function members(sites) {
   const rows = new Map();
   for (const i of sites) {
     const [row, layer] = plan.sites[i];
+    if (layer === null) continue; // It is in no layer, and its row says all.
     if (!rows.has(row)) rows.set(row, []);
     rows.get(row).push(layer);
   }

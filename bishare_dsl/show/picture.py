@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from bishare_dsl.models.site import Site
+from bishare_dsl.models.site import Site, block_of, layers_of
 from bishare_dsl.plan import Plan, Pool, Tensor
 from bishare_dsl.show.colours import colours
 from bishare_dsl.show.rows import ShareRow, shares
@@ -22,7 +22,7 @@ class Grid:
 
     groups: tuple[str, ...]
     names: tuple[str, ...]
-    layers: tuple[int, ...]
+    layers: tuple[int | str, ...]
     sites: tuple[Site, ...]
     places: tuple[tuple[int, int], ...]
 
@@ -102,12 +102,12 @@ def _grid(sites: tuple[Site, ...]) -> Grid:
     # Two towers may each have a `layers.0`.
     keys = [(tower if len(towers) > 1 else "", inner) for tower, inner in split]
     rows = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    layers = {layer: i for i, layer in enumerate(sorted({site.layer for site in sites}))}
+    layers = {layer: i for i, layer in enumerate(layers_of(sites))}
     parents = [(tower, *inner.rpartition(".")) for tower, inner in rows]
     return Grid(
         groups=tuple(".".join(filter(None, (tower, parent))) for tower, parent, _, _ in parents),
         names=tuple(name for *_, name in parents),
-        layers=tuple(layers),
+        layers=tuple("none" if layer is None else layer for layer in layers),
         sites=sites,
         places=tuple(
             (rows[key], layers[site.layer]) for key, site in zip(keys, sites, strict=True)
@@ -116,10 +116,9 @@ def _grid(sites: tuple[Site, ...]) -> Grid:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Split a module's path at the number of its block."""
-    parts = path.split(".")
-    block = next(i for i, part in enumerate(parts) if part.isdecimal())
-    return ".".join(parts[:block]), ".".join(parts[block + 1 :])
+    """Split a module's path at the number of its block; what is in no block has no tower."""
+    place, _, inner = block_of(path) or ("", "", path)
+    return place, inner
 
 
 def _panels(plan: Plan, grid: Grid, share: str) -> list[Panel]:

@@ -69,13 +69,13 @@ class KindRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """Layers ``first`` to ``last``, which are alike: what holds for each of them.
+    """Layers ``first`` to ``last``, which are alike: what holds for each of them; None for what is in none.
 
     ``own`` counts the parameters that no other layer uses, ``shared`` those that others use too.
     """
 
-    first: int
-    last: int
+    first: int | None
+    last: int | None
     modules: int
     effective_rank: Bounds | None
     own: int
@@ -172,11 +172,12 @@ def roles(plan: Plan) -> list[RoleRow]:
 
 
 def kinds(plan: Plan) -> list[KindRow]:
-    """Make a row for each kind and shape of target module, in the model's order."""
+    """Make a row for each kind and shape of target module, in the model's order; tied modules are one."""
     ranks = effective_ranks(plan)
     paths: dict[tuple[str, Width], list[str]] = {}
     for site in plan.sites:
-        paths.setdefault((site.kind, Width(site.d_in, site.d_out)), []).append(site.path)
+        uses = " = ".join(dict.fromkeys(path.rpartition(".")[2] for path in site.paths))
+        paths.setdefault((uses, Width(site.d_in, site.d_out)), []).append(site.path)
     rows = []
     for (kind, width), found in paths.items():
         effective = rank_bounds(ranks[path] for path in found)
@@ -187,10 +188,10 @@ def kinds(plan: Plan) -> list[KindRow]:
 def layers(plan: Plan) -> list[LayerRow]:
     """Make a row for each run of layers that are alike."""
     ranks = effective_ranks(plan)
-    sites: dict[int, list[str]] = {}
+    sites: dict[int | None, list[str]] = {}
     for site in plan.sites:
         sites.setdefault(site.layer, []).append(site.path)
-    uses: dict[int, dict[str, None]] = {
+    uses: dict[int | None, dict[str, None]] = {
         layer: {
             name: None
             for path in paths
@@ -212,7 +213,8 @@ def layers(plan: Plan) -> list[LayerRow]:
             shared=sum(size for shared, size in sizes if shared),
         )
         before = rows[-1] if rows else None
-        if before and before.last == layer - 1 and _alike(before, row):
+        follows = before and layer is not None and before.last == layer - 1
+        if before and follows and _alike(before, row):
             rows[-1] = LayerRow(**{**vars(before), "last": layer})
         else:
             rows.append(row)

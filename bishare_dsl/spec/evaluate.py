@@ -143,6 +143,8 @@ class Scope:
                     return self.lets[name]
                 return self._attribute("kind", loc) == name
             case Match(attribute=attribute, pattern=pattern):
+                if predicate.is_glob and self.values.get("layer") == "none":
+                    return False  # What is in no block is meant by its name alone.
                 return _glob(pattern).fullmatch(str(self._attribute(attribute, loc))) is not None
             case And(all_of=parts):
                 return all(self.holds(part, (*loc, "all_of", i)) for i, part in enumerate(parts))

@@ -113,6 +113,11 @@ class Match(Node):
     attribute: Literal["path", "kind", "parent"]
     pattern: str
 
+    @property
+    def is_glob(self) -> bool:
+        """Whether the pattern has a wildcard, and so may fit more than one name."""
+        return bool({*"*?"} & {*self.pattern})
+
 
 class Member(Node):
     """``value in {0, 4..7}``. A negative layer counts from the last one, -1."""

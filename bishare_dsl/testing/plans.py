@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypothesis import strategies as st
 
+from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models.decoder import decoder
 from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.select import Sites, attributes
 from bishare_dsl.spec import (
     ATTRIBUTES,
@@ -75,6 +77,8 @@ def small_models(
 ) -> PreTrainedModel:
     """Tiny causal language models of any family, float32 in eval mode: each draw a copy of its own.
 
+    The head is tied to the embedding, or not.
+
     Layers (1 to 3), heads, and widths vary; attention is grouped-query where the family has it, and
     widths differ from one another.
 
@@ -108,6 +112,7 @@ def small_models(
             "num_attention_heads": heads,
             "hidden_size": hidden,
         }
+    sizes["tie_word_embeddings"] = draw(st.booleans())
     return copy.deepcopy(_cached_model(family, tuple(sorted(sizes.items()))))
 
 
@@ -225,15 +230,15 @@ class _Drawing:
     def atom(self, sites: Sequence[Site]) -> Expression:
         """Draw a predicate that some of ``sites`` fit."""
         site: Site = self.any(*sites)
-        layer = self.any(site.layer, site.layer - self.architecture.layers)
-        edge = self.draw(st.integers(site.layer, self.architecture.layers - 1))
+        layer = self.any(site.block, site.block - self.architecture.layers)
+        edge = self.draw(st.integers(site.block, self.architecture.layers - 1))
         atoms: list[Expression] = [
             Ref(ref=site.kind),
             Match(attribute="kind", pattern=site.kind),
             Match(attribute="path", pattern=f"*.{site.kind}"),
-            Match(attribute="path", pattern=site.path.replace(str(site.layer), "*", 1)),
+            Match(attribute="path", pattern=site.path.replace(str(site.block), "*", 1)),
             Match(attribute="parent", pattern=site.parent[:1] + "*"),
-            Member(value=LAYER, among=(Range(first=site.layer, last=edge),)),
+            Member(value=LAYER, among=(Range(first=site.block, last=edge),)),
             Member(value=LAYER, among=(layer,)),
             Member(value=KIND, among=(Ref(ref=site.kind),)),
             Compare(op="==", left=LAYER, right=layer),
@@ -243,7 +248,7 @@ class _Drawing:
             Compare(
                 op="==",
                 left=Binary(op="%", left=LAYER, right=2),
-                right=site.layer % 2,
+                right=site.block % 2,
             ),
         ]
         if site.parent not in ATTRIBUTES:  # As a word `layers` is a number.
@@ -298,9 +303,9 @@ class _Drawing:
         values: dict[str, list[Range | Expression]] = {
             "kind": [Ref(ref=site.kind)],
             "layer": [
-                site.layer,
-                site.layer - self.architecture.layers,
-                Range(first=site.layer, last=site.layer),
+                site.block,
+                site.block - self.architecture.layers,
+                Range(first=site.block, last=site.block),
                 Range(first=0, last=-1),
             ],
         }
@@ -463,7 +468,7 @@ def meaningful_specs(
         first = first.model_copy(update={"rank": rank})
     if drawing.any(False, True) and others:
         others[0] = others[0].model_copy(update={"rank": 0})
-    return Spec(
+    spec = Spec(
         name="drawn",
         params=tuple(drawing.params),
         lets=tuple(drawing.lets),
@@ -471,6 +476,28 @@ def meaningful_specs(
         defaults=Settings(alpha=drawing.any(None, 2), dropout=drawing.any(None, 0)),
         shares=(first, *others),
     )
+    if vias is None and architecture.outside and drawing.any(False, False, True):
+        return _with_ends(draw, spec, architecture)
+    return spec
 
 
+def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
+    """Let a spec adapt heads and embeddings too, if it says nothing that these have no answer to."""
+    kinds = {kind for site in architecture.outside for kind in site.kinds}
+    named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
+    include = (*spec.target.include, *named)
+    ways: list[tuple[tuple[Expression, ...], Via | None]]
+    ways = [((Ref(ref="module"),), None), ((Ref(ref="kind"),), None), ((), _SLICE)]
+    per, via = draw(st.sampled_from(ways))
+    share = Share(name="ends", where=Selection(include=named), per=per, rank=2, via=via)
+    target = spec.target.model_copy(update={"include": include})
+    wider = spec.model_copy(update={"target": target, "shares": (*spec.shares, share)})
+    try:
+        build_plan(wider, architecture)
+    except BishareError:  # A key or a rank of another share reads `layer`, say.
+        return spec
+    return wider
+
+
+_SLICE = Via(transform="SS")
 _VIAS = vias()

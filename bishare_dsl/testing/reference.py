@@ -296,15 +296,18 @@ def reference_model(
     maps = linear_maps(dense)
     inside: dict[tuple[str, str], dict[Weight, list[Term]]] = {}
     for site in plan.sites:
-        weight = maps[site.path]
+        # Of tied modules each has the weight of the site.
+        weights = [maps[site.path].of(maps[path]) for path in site.paths]
         for term in plan.terms_of[site.path]:
             dropped = drop if term.dropout else None
             if term.linear and dropped is None:
-                of_parameter = inside.setdefault((weight.owner, weight.parameter), {})
-                of_parameter.setdefault(weight, []).append(term)
+                for weight in weights:
+                    of_parameter = inside.setdefault((weight.owner, weight.parameter), {})
+                    of_parameter.setdefault(weight, []).append(term)
                 continue
-            update = partial(_add_update, term, tensors, (site.d_in, site.d_out), dropped)
-            dense.get_submodule(site.path).register_forward_hook(update)
+            for path in site.paths:
+                update = partial(_add_update, term, tensors, (site.d_in, site.d_out), dropped)
+                dense.get_submodule(path).register_forward_hook(update)
     for (owner, parameter), terms in inside.items():
         # Unsafe only skips a trial run, which would be one more evaluation of the update.
         module, delta = dense.get_submodule(owner), _Update(terms, tensors)
@@ -317,13 +320,19 @@ def _add_update(
     tensors: Mapping[str, Tensor],
     widths: tuple[int, int],
     drop: Drop | None,
-    _: nn.Module,
+    module: nn.Module,
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor:
     """Make a forward hook: the output with the update of a term."""
     values = _values(term, tensors, *widths)
-    x = inputs[0].to(next(iter(values.tensors.values())).dtype)
+    x = inputs[0].to(dtype := next(iter(values.tensors.values())).dtype)
+    if isinstance(module, nn.Embedding):
+        ones = drop(torch.ones_like(x), term.dropout) if drop is not None else torch.ones_like(x)
+        x = nn.functional.one_hot(inputs[0], module.num_embeddings).to(dtype) * ones.unsqueeze(-1)
+        delta = dense_delta(term, tensors, *widths)
+        update = x @ (delta if len(delta) == module.num_embeddings else delta.T)
+        return output + (update * getattr(module, "embed_scale", 1)).to(output.dtype)
     if drop is not None:
         x = drop(x, term.dropout)
     if term.linear:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bishare_dsl import load_adapter, parse_spec
+from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import is_peft, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import architecture_of
+from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 
 peft = pytest.importorskip("peft")
@@ -40,6 +41,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2",
         {"r": 2, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True},
     ),
+    "ends": ("llama", {"r": 2, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}),
     "all": ("qwen3", {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.25}),
 }
 
@@ -51,7 +53,7 @@ def saved(folder: Path, family: str, **settings: Any) -> Any:
     model = peft.get_peft_model(tiny_model(family), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_A" in name:
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
     return model.eval()
@@ -114,6 +116,22 @@ def test_an_export_is_imported(tmp_path: Path) -> None:
     ours.bishare.export(tmp_path / "exported")
     again = load_adapter(tmp_path / "exported", tiny_model("llama"))
     torch.testing.assert_close(logits(again), logits(ours), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_tied_modules_that_get_the_same_and_others(tmp_path: Path) -> None:
+    base = tiny_model("llama", tie_word_embeddings=True)
+    ours = compile_spec("spec s\ntarget heads, embeddings\nshare x per module rank 2", base)
+    randomize(ours)
+    ours.bishare.export(tmp_path / "exported")
+    again = load_adapter(tmp_path / "exported", tiny_model("llama", tie_word_embeddings=True))
+    torch.testing.assert_close(logits(again), logits(ours), rtol=1e-5, atol=1e-5)
+    path = tmp_path / "exported" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.lm_head.lora_B.weight"] *= 2
+    save_file(tensors, path)
+    with pytest.raises(AdapterError, match=r"BS656.*are one weight in llama"):
+        load_adapter(tmp_path / "exported", tiny_model("llama", tie_word_embeddings=True))
 
 
 def test_an_adapter_that_trains_on(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def groups(evidence: Evidence, rank: int) -> list[tuple[str, str]]:
     Returns:
         A name and a key, in the words of the language, for each partition.
     """
-    layers = sorted({site.layer for site in evidence.sites})
+    layers = sorted({site.block for site in evidence.sites})
     found: dict[str, str] = {}
     for side in ("in", "out"):
         cost = _kept(list(_streams(evidence, layers, side)), len(layers), rank)
@@ -116,7 +116,7 @@ def _stream(sites: Sequence[Site], updates: Updates, layers: Sequence[int], side
     first = 0
     for site in sites:
         count = updates[site.path].rank
-        found[site.layer].append(coordinates[first : first + count])
+        found[site.block].append(coordinates[first : first + count])
         first += count
     return [found[layer] for layer in layers]
 

@@ -345,6 +345,13 @@ NOT_A_MATRIX = Code(
     "bishare export my-adapter --format peft --model smollm2-135m --out for-peft",
     shell=True,
 )
+NOT_SERVED = Code(
+    "BS680",
+    "what vLLM does not serve",
+    "vLLM does not serve `{folder}`: it has {what}",
+    "vLLM adds to the linear layers of blocks, and to no head or embedding. `bishare merge` writes a model "
+    "that it serves; in transformers the adapter runs as it is.",
+)
 COMPACT_FOR_GOOD = Code(
     "BS637",
     "training a compact adapter",

@@ -8,8 +8,8 @@ NO_SUCH_SITE = Code(
     "BS301",
     "a name or pattern that matches nothing in the model",
     "{what} matches no module of {model}",
-    "Everything that is named must exist. Targets are linear layers inside the model's blocks; a bare "
-    "name is the name of such a layer (its kind) or of a `let`.",
+    "Everything that is named must exist. Targets are linear layers inside the model's blocks, and "
+    "heads and embeddings that are named; a bare name is the name of such a layer (its kind), or of a `let`.",
     bad="spec example\ntarget q_proj, FAKE\nshare local per module rank 4",
     good="spec example\ntarget q_proj, v_proj\nshare local per module rank 4",
 )
@@ -129,6 +129,14 @@ ALONE = Code(
     bad=f"{_HEAD}share intra per layer, kind rank 4 via SS",
     good=f"{_HEAD}share intra per layer rank 4 via SS",
     severity="warning",
+)
+TIED = Code(
+    "BS315",
+    "one of several modules that have one weight",
+    "{names} are one weight in {model}, and `target` does not name {unnamed}",
+    "A head may be tied to the embedding: both modules use one weight. It is one site, and what is added to "
+    "it is heard in both, so that the target has to name both. On a model in which they are not tied the "
+    "same target means two sites.",
 )
 GATE_RANK = Code(
     "BS350",

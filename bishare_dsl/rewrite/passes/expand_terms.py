@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -12,6 +14,7 @@ from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.region import (
     FACTORS,
     ROWS,
+    Lookup,
     Pass,
     RegionGraphs,
     Target,
@@ -28,8 +31,9 @@ class ExpandTerms(Pass):
 
     ``y = up(... up(target(x), down(x, A_1), s_1 B_1) ..., down(x, A_n), s_n B_n)``, where each transform
     has put its effective factors into the graph. A term that is not linear in x puts in its update, and
-    that is added. Terms of one dropout on one input see one mask. A layer that is called twice has its
-    terms added to each call.
+    that is added. Of an embedding, x are the one-hot rows of its indices, and ``down`` is `ops.look_up`.
+    Terms of one dropout on one input see one mask. A layer that is called twice has its terms added to
+    each call.
 
     Args:
         targets: the linear layers, with their terms.
@@ -54,10 +58,15 @@ class ExpandTerms(Pass):
             if path not in targets:
                 continue
             total, x = call, read_by(call)
+            lookup = targets[path].lookup
+            add: Callable[..., fx.Node]
             for use in targets[path].terms:
-                read = _dropped(graph, x, use.dropout, first) if use.dropout else x
                 tensors = {role: slots[slot] for role, slot in use.slots}
-                add = _pair if use.transform.linear else _update
+                if lookup is not None:
+                    add, read = partial(_looked_up, lookup), x
+                else:
+                    read = _dropped(graph, x, use.dropout, first) if use.dropout else x
+                    add = _pair if use.transform.linear else _update
                 with graph.inserting_before(total.next):
                     added = add(graph, use, targets[path].width, tensors, total, read, first)
                 for user in [user for user in total.users if user is not added]:
@@ -100,6 +109,40 @@ def _pair(
     z = graph.call_function(ops.down, (x, a.node))  # type: ignore[attr-defined]
     z.meta[ROWS] = use.rows
     return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
+
+
+def _looked_up(
+    lookup: Lookup,
+    graph: fx.Graph,
+    use: TermUse,
+    width: Width,
+    tensors: Any,
+    total: fx.Node,
+    ids: fx.Node,
+    first: fx.Node,
+) -> fx.Node:
+    """Make ``up(total, look_up(ids, A), B)``; of a head's terms ``up(total, look_up(ids, B), A)``."""
+    with graph.inserting_before(first), guard(use.transform, "factors"):
+        pair = effective_pair(use.transform, tensors, use.rank, width, use.scale)
+    a, b = (factor.node for factor in (reversed(pair) if lookup.swapped else pair))  # type: ignore[attr-defined]
+    given: tuple[Any, ...] = (ids, a, lookup.padding)
+    if use.dropout:
+        given = (*given, _kept(graph, ids, use.dropout, first))
+    z = graph.call_function(ops.look_up, given)
+    if lookup.scaled:
+        scale, weight = graph.get_attr("embed_scale"), graph.get_attr("weight")
+        z = graph.call_function(ops.times, (z, scale, weight))
+    z.meta[ROWS] = use.rows
+    return graph.call_function(ops.up, (total, z, b))
+
+
+def _kept(graph: fx.Graph, ids: fx.Node, p: float, first: fx.Node) -> fx.Node:
+    """Return the one dropout of the ones that indices stand for."""
+    for user in ids.users:
+        if user.target is ops.kept_ones and user.args[1] == p:
+            return user
+    with graph.inserting_before(first):
+        return graph.call_function(ops.kept_ones, (ids, p, graph.get_attr("training")))
 
 
 def _update(

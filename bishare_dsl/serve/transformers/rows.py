@@ -82,6 +82,13 @@ class RowFactor(NamedTuple):
         z = torch.bmm(self.grouping.gather(x), self.factor.to(x).transpose(1, 2))
         return z.flatten(0, 1)
 
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Return the columns of each row's own A at some indices, ``(tokens, rows)`` by adapter."""
+        places = self.grouping.gather(ids.unsqueeze(-1))
+        columns = self.factor.transpose(1, 2)
+        z = columns.gather(1, places.expand(-1, -1, columns.shape[-1]))
+        return z.flatten(0, 1)
+
     def up(self, y: Tensor, z: Tensor) -> Tensor:
         """``y + z B`` with each row's own B, where ``z`` is as `down` gives it.
 

@@ -40,12 +40,20 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
     Raises:
         AdapterError: it is damaged (BS601 to BS612, BS619), of another base (BS613), or not linear in its
-            input (BS633).
+            input (BS633), or of heads or embeddings (BS680).
     """
     stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
     check_linear(stored.plan.terms, "serve the adapter with vLLM")
+    _check_outside(folder, stored.plan)
     return stored
+
+
+def _check_outside(folder: str | Path, plan: Plan) -> None:
+    """See that vLLM has a layer for each site that has terms."""
+    paths = [site.path for site in plan.sites if site.layer is None and plan.terms_of[site.path]]
+    if paths:
+        raise AdapterError(codes.NOT_SERVED(folder=folder, what=f"terms at `{paths[0]}`"))
 
 
 def check_plan(folder: str | Path, plan: Plan, served: Plan) -> None:

@@ -1,0 +1,136 @@
+"""Heads and embeddings as sites: named, never meant by chance; tied ones are one."""
+
+import pytest
+
+from bishare_dsl import Plan, plan_spec
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.models import inspect_model
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.testing.models import tiny_model
+
+UNTIED, TIED = "llama-7b", "smollm2-135m"
+LET = "let ends = heads, embeddings "
+
+
+def planned(statements: str, model: str | Architecture = UNTIED) -> Plan:
+    return plan_spec(f"spec s\n{statements}", model)
+
+
+def refused(statements: str, model: str = UNTIED) -> str:
+    with pytest.raises(BishareError) as info:
+        planned(statements, model)
+    return str(info.value)
+
+
+def test_a_head_maps_features_to_the_vocabulary_and_an_embedding_back() -> None:
+    plan = planned("target lm_head, embed_tokens share x per module rank 4")
+    widths = {site.path: (site.layer, site.d_in, site.d_out) for site in plan.sites}
+    assert widths == {
+        "model.embed_tokens": (None, 32000, 4096),
+        "lm_head": (None, 4096, 32000),
+    }
+    assert plan.trainable == 2 * 4 * (4096 + 32000)
+    assert {t.name: t.owner for t in plan.tensors}["x.lm_head.A"] == ""
+
+
+def test_tied_ones_are_one_site() -> None:
+    plan = planned("target lm_head, embed_tokens share x per module rank 4", TIED)
+    (site,) = plan.sites
+    assert (site.path, site.tied, site.d_in) == ("lm_head", ("model.embed_tokens",), 576)
+    assert plan.trainable == 4 * (576 + 49152)
+
+
+@pytest.mark.parametrize("named", ["lm_head", "embed_tokens", "heads", 'kind "lm_head"'])
+def test_one_of_two_tied_modules_is_refused(named: str) -> None:
+    said = refused(f"target {named}, q_proj share x per module rank 4", TIED)
+    assert "BS315" in said
+    assert "`target lm_head, embed_tokens` adapts it for all of them" in said
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["lm_head, embed_tokens", "heads, embeddings", 'kind "lm_head", embed_tokens', "ends"],
+)
+@pytest.mark.parametrize(("model", "count"), [(UNTIED, 2), (TIED, 1)])
+def test_ways_to_name_them(target: str, model: str, count: int) -> None:
+    plan = planned(f"{LET * (target == 'ends')}target {target} share x per module rank 4", model)
+    assert len(plan.sites) == count
+
+
+@pytest.mark.parametrize(
+    "target",
+    ['kind "*"', 'path "*"', "not k_proj", "in == out", "layer in 0.."],
+)
+def test_no_condition_means_them_by_chance(target: str) -> None:
+    with pytest.warns(match="BS308"):
+        plan = planned(f"target {target} share x where q_proj per module rank 4")
+    assert not [site for site in plan.sites if site.layer is None]
+
+
+@pytest.mark.parametrize("where", ['kind "*"', 'path "*"', "layer in 0.."])
+def test_a_glob_is_over_blocks_where_the_head_is_a_target_too(where: str) -> None:
+    with pytest.warns(match="BS308.*`lm_head`"):
+        plan = planned(f"target q_proj, lm_head share x where {where} per module rank 4")
+    assert {term.site.rpartition(".")[2] for term in plan.terms} == {"q_proj"}
+
+
+def test_a_share_may_select_what_the_target_names() -> None:
+    plan = planned(
+        "target q_proj, lm_head share x where q_proj per layer rank 2 share y where not q_proj per module rank 4"
+    )
+    assert {(t.share, t.rank) for t in plan.terms_of["lm_head"]} == {("y", 4)}
+
+
+def test_what_a_share_alone_names_is_told() -> None:
+    assert "`target` names it: `target lm_head`" in refused(
+        "target q_proj share x where lm_head per module rank 4"
+    )
+
+
+def test_layer_is_the_word_none_there() -> None:
+    plan = planned(
+        "target q_proj, lm_head share x per layer // 40, kind rank 4 where layer != none "
+        "share y per layer, kind rank 2 where layer == none"
+    )
+    assert [pool.key for pool in plan.pools if pool.share == "y"] == 2 * [("none", "lm_head")]
+    said = refused("target q_proj, lm_head share x per layer // 2, kind rank 4")
+    assert "BS210" in said
+    assert "`lm_head` is in no layer: `layer != none` leaves it out" in said
+
+
+def test_a_rank_of_its_own() -> None:
+    rank = "rank match kind { embed_tokens: 2; heads: 8; else: 1 }"
+    plan = planned(f"target q_proj, lm_head, embed_tokens share x per module {rank}")
+    ranks = {path: terms[0].rank for path, terms in plan.terms_of.items()}
+    assert (ranks["lm_head"], ranks["model.embed_tokens"]) == (8, 2)
+
+
+def test_a_kind_that_blocks_have_means_those_and_a_path_the_other() -> None:
+    from torch import nn
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.ModuleDict({"dense": nn.Linear(4, 4)})])
+    model.pooler = nn.ModuleDict({"dense": nn.Linear(4, 4)})
+    architecture = inspect_model(model)
+    assert [
+        s.path for s in planned("target dense share x per module rank 1", architecture).sites
+    ] == ["layers.0.dense"]
+    plan = planned('target dense, path "pooler.dense" share x per module rank 1', architecture)
+    assert [s.path for s in plan.sites] == ["layers.0.dense", "pooler.dense"]
+
+
+@pytest.mark.parametrize(
+    ("family", "paths"),
+    [
+        ("gpt2", [("lm_head", "transformer.wte"), ("transformer.wpe",)]),
+        ("falcon", [("lm_head", "transformer.word_embeddings")]),
+        ("llama", [("model.embed_tokens",), ("lm_head",)]),
+    ],
+)
+def test_where_a_family_has_them(family: str, paths: list[tuple[str, ...]]) -> None:
+    assert [site.paths for site in inspect_model(tiny_model(family)).outside] == paths
+
+
+def test_they_go_through_json() -> None:
+    plan = planned("target lm_head, embed_tokens, q_proj share x per module rank 4", TIED)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan

@@ -1,0 +1,171 @@
+"""Terms at heads and embeddings: every invariant, tied and untied; dropout, scales, padding, mixed batches."""
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
+from bishare_dsl.export.effective import delta
+from bishare_dsl.models import inspect_model
+from bishare_dsl.testing.checks import check_against_reference, check_spec, randomize
+from bishare_dsl.testing.models import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+EMBEDDINGS = {"gpt2": "wte", "falcon": "word_embeddings"}
+SHARES = {
+    "own": "share x per module rank 3 scale 2",
+    "shared": "share x per model rank 4 via KE(size = 8)\nshare y per kind rank 2 gain rank init 1, out init 1",
+}
+IDS = torch.randint(3, 64, (3, 6), generator=torch.Generator().manual_seed(0))
+
+
+def spec(family: str, shares: str = SHARES["own"]) -> str:
+    return f"spec s\ntarget lm_head, {EMBEDDINGS.get(family, 'embed_tokens')}\n{shares}\n"
+
+
+def trained(base: Any, text: str, seed: int = 0) -> Any:
+    model = compile_spec(text, copy.deepcopy(base))
+    randomize(model, seed)
+    return model
+
+
+def logits(model: Any, ids: torch.Tensor = IDS, **more: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(ids, **more).logits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "shares"),
+    [("llama", "own"), ("gemma2", "shared"), ("gpt2", "own"), ("falcon", "shared")],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_invariant(family: str, tied: bool, shares: str) -> None:
+    check_spec(
+        parse_spec(spec(family, SHARES[shares])), tiny_model(family, tie_word_embeddings=tied)
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shorter_types(dtype: torch.dtype, tied: bool) -> None:
+    model = tiny_model("gemma2", tie_word_embeddings=tied)
+    check_against_reference(parse_spec(spec("gemma2")), model, dtype=dtype)
+
+
+def test_both_uses_of_a_tied_weight_hear_the_one_update() -> None:
+    model = trained(tiny_model("llama", tie_word_embeddings=True), spec("llama"))
+    (site,) = model.bishare.plan.sites
+    update = delta(model.bishare.plan, model.bishare.tensors(), site)  # (vocabulary, hidden)
+    head, embedding = model.lm_head, model.model.embed_tokens
+    hidden = torch.randn(2, 32)
+    torch.testing.assert_close(head(hidden), hidden @ (head.weight + update).T)
+    torch.testing.assert_close(embedding(IDS), (embedding.weight + update)[IDS])
+    assert len(model.bishare.tensors()) == 2
+
+
+def test_padding_gets_no_gradient() -> None:
+    model = trained(tiny_model("llama"), spec("llama"))
+    a = model.bishare.tensors()["x.model.embed_tokens.A"]
+    model.model.embed_tokens(torch.tensor([0, 5])).sum().backward()
+    assert model.model.embed_tokens.padding_idx == 0
+    assert not a.grad[:, 0].any()
+    assert a.grad[:, 5].any()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_dropout_takes_whole_tokens_from_an_embedding(tied: bool) -> None:
+    base = tiny_model("llama", tie_word_embeddings=tied)
+    plain, model = (trained(base, spec("llama", f"dropout {p}\n{SHARES['own']}")) for p in (0, 0.5))
+    ids, embedding = torch.arange(3, 64), model.model.embed_tokens
+    term = plain.model.embed_tokens(ids) - base.model.embed_tokens(ids)
+    model.train()
+    ratios = ((embedding(ids) - base.model.embed_tokens(ids)) / term).mean(1)
+    kept = ratios > 1
+    torch.testing.assert_close(ratios, 2.0 * kept, rtol=1e-3, atol=1e-3)
+    assert 0 < kept.sum() < len(ids)
+    torch.testing.assert_close(embedding.eval()(ids), plain.model.embed_tokens(ids))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_a_mixed_batch(tied: bool, tmp_path: Path) -> None:
+    base = tiny_model("gemma2", tie_word_embeddings=tied)
+    alone = {}
+    for seed, name in enumerate("ab"):
+        model = trained(base, spec("gemma2"), seed)
+        model.bishare.save_pretrained(tmp_path / name)
+        alone[name] = logits(model)
+    model = copy.deepcopy(base)
+    for name in alone:
+        load_adapter(tmp_path / name, model, name=name)
+    found = logits(model, adapter_names=["b", None, "a"])
+    expected = torch.stack([alone["b"][0], logits(base)[1], alone["a"][2]])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    model.bishare.set_adapter("b")
+    assert torch.equal(logits(model), alone["b"])
+
+
+def test_copies_pickles_and_compiled_code() -> None:
+    model = trained(tiny_model("llama"), spec("llama"))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(other), logits(model))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled), logits(model))
+
+
+def test_an_adapter_of_tied_modules_does_not_fit_where_they_are_not(tmp_path: Path) -> None:
+    model = trained(tiny_model("llama", tie_word_embeddings=True), spec("llama"))
+    model.bishare.save_pretrained(tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"BS613.*one weight is that of `lm_head` in it"):
+        load_adapter(tmp_path / "a", tiny_model("llama"))
+    untied = tiny_model("llama", tie_word_embeddings=True)
+    untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.detach().clone())
+    with pytest.raises(BishareError, match=r"BS613"):
+        load_adapter(tmp_path / "a", untied)
+
+
+def test_what_is_not_linear_runs_at_a_head_and_not_at_an_embedding() -> None:
+    share = "share x per module rank 2 via Experts(count = 2)"
+    model = trained(tiny_model("llama"), f"spec s\ntarget lm_head\n{share}")
+    assert not torch.equal(logits(model), logits(tiny_model("llama")))
+    with pytest.raises(
+        ModelError, match=r"BS403.*`model.embed_tokens`.*an embedding must be a matrix"
+    ):
+        compile_spec(f"spec s\ntarget embed_tokens\n{share}", tiny_model("llama"))
+
+
+class Bypassing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)})])
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.layers[0]["fc"](x), self.head.weight)
+
+
+def test_a_head_whose_weight_the_model_reads_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"BS403.*`head`.*computes with its weight itself"):
+        compile_spec("spec s\ntarget head\nshare x per module rank 1", Bypassing())
+
+
+def test_an_embedding_that_computes_something_else_is_no_site() -> None:
+    model = tiny_model("opt")  # Its positions are shifted by two.
+    paths = [path for site in inspect_model(model).outside for path in site.paths]
+    assert paths == ["lm_head", "model.decoder.embed_tokens"]
+
+
+def test_merging_into_a_weight_that_another_module_has_too_is_refused() -> None:
+    model = trained(tiny_model("llama"), "spec s\ntarget lm_head\nshare x per module rank 1")
+    model.model.norm.other = nn.Linear(1, 1, bias=False)
+    model.model.norm.other.weight = model.lm_head.weight
+    with pytest.raises(AdapterError, match="BS625"), warnings.catch_warnings():
+        model.bishare.merge()
