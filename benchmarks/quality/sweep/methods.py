@@ -1,4 +1,4 @@
-"""What is compared. A method of bishare is a shipped spec and values for its params, as `--set` has them."""
+"""What is compared. A method of bishare is a spec and values for its params, as `--set` has them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+HERE = Path(__file__).parent
 # The paper's largest fraction of LoRA's parameters, in per cent.
 BUDGET = 44.59
 # One grid for all, in steps of 2 to 2.5.
@@ -33,35 +34,81 @@ class Method:
     bishare: bool = False
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        Method("lora", "LoRA r=8", "lora"),
-        Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, bishare=True),
-        Method("gt", "GT {1,8,16} size 96", "bishare_gt", {"r_local": 1, "size": 96}, bishare=True),
-        Method("ke_r_1", "KE `r_1` {2,4,16} size 64", "bishare_ke", {"size": 64}, bishare=True),
-        Method("ke_1_r", "KE `1_r` {2,4,16} size 64", "bishare_ke_ab", {"size": 64}, bishare=True),
-        Method("peft_lora", "PEFT LoRA r=8", "LoraConfig", {"r": 8, "lora_alpha": 16}, peft=True),
-        Method(
-            "peft_vera",
-            "PEFT VeRA r=64",
-            "VeraConfig",
-            # Its frozen factors come from the seed, so they need not be in the file.
-            {"r": 64, "d_initial": 0.1, "save_projection": False},
-            2e-2,
-            peft=True,
-        ),
-        Method(
-            "peft_vb_lora",
-            "PEFT VB-LoRA r=4, 90 vectors of 192",
-            "VBLoRAConfig",
-            # 256 of the paper divides none of the widths 576, 192 and 1536.
-            {"r": 4, "num_vectors": 90, "vector_length": 192, "topk": 2},
-            2e-2,
-            peft=True,
-        ),
-    )
+_KE = {"size": 64}
+
+
+def _named(*methods: Method) -> dict[str, Method]:
+    return {method.name: method for method in methods}
+
+
+MAIN = _named(
+    Method("lora", "LoRA r=8", "lora"),
+    Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, bishare=True),
+    Method("gt", "GT {1,8,16} size 96", "bishare_gt", {"r_local": 1, "size": 96}, bishare=True),
+    Method("ke_r_1", "KE `r_1` {2,4,16} size 64", "bishare_ke", _KE, bishare=True),
+    Method("ke_1_r", "KE `1_r` {2,4,16} size 64", "bishare_ke_ab", _KE, bishare=True),
+    Method("rasa", "RaSA r=3", "rasa", {"r": 3}, bishare=True),
+    Method("lily", "Lily r=48", "lily", {"r": 48}, bishare=True),
+    # Gates of rank 4 alone are half of LoRA's parameters on a model as narrow as this, so that
+    # one shared term is all that can have them.
+    Method(
+        "gt_4",
+        "GT {0,8,0} size 64, gates of rank 4",
+        "bishare_gt",
+        {"r_local": 0, "r_inter": 0, "size": 64, "gate_rank": 4},
+    ),
+    Method("peft_lora", "PEFT LoRA r=8", "LoraConfig", {"r": 8, "lora_alpha": 16}, peft=True),
+    Method(
+        "peft_vera",
+        "PEFT VeRA r=64",
+        "VeraConfig",
+        # Its frozen factors come from the seed, so they need not be in the file.
+        {"r": 64, "d_initial": 0.1, "save_projection": False},
+        2e-2,
+        peft=True,
+    ),
+    Method(
+        "peft_vb_lora",
+        "PEFT VB-LoRA r=4, 90 vectors of 192",
+        "VBLoRAConfig",
+        # 256 of the paper divides none of the widths 576, 192 and 1536.
+        {"r": 4, "num_vectors": 90, "vector_length": 192, "topk": 2},
+        2e-2,
+        peft=True,
+    ),
+)
+
+_TIERS = ("r_local", "r_intra", "r_inter")
+
+
+def _point(name: str, label: str, spec: str, tiers: tuple[int, ...] = (), **params: Any) -> Method:
+    return Method(name, label, spec, {**dict(zip(_TIERS, tiers, strict=False)), **params})
+
+
+SIZES = ("1.6M", "0.7M", "0.4M", "0.15M", "0.05M")
+FRONT = {
+    "LoRA": ("lora", "lora_3", "lora_2", "lora_no_downs", "lora_qv"),
+    "SS": ("ss_1.6M", "ss", "ss_0.4M", "ss_0.15M", "ss_0.05M"),
+    "KE `r_1`": ("ke_1.6M", "ke_0.7M", "ke_r_1", "ke_0.15M", "ke_0.05M"),
+    "Lily": ("lily_120", "lily", "lily_30", "lily_11", "lily_4"),
 }
+"""Methods of about as many parameters as `SIZES`; below its rank 1 on all modules, LoRA is on fewer."""
+
+METHODS = MAIN | _named(
+    _point("lora_3", "LoRA r=3", "lora", r=3),
+    _point("lora_2", "LoRA r=2", "lora", r=2),
+    _point("lora_no_downs", "LoRA r=1, no down_proj", str(HERE / "lora_no_downs.share")),
+    _point("lora_qv", "LoRA r=1, q and v", str(HERE / "lora_qv.share")),
+    _point("ss_1.6M", "SS {6,3,32}", "bishare_ss", (6, 3, 32)),
+    _point("ss_0.4M", "SS {1,1,32}", "bishare_ss", (1, 1, 32)),
+    _point("ss_0.15M", "SS {0,1,16}", "bishare_ss", (0, 1, 16)),
+    _point("ss_0.05M", "SS {0,0,16}", "bishare_ss", (0, 0, 16)),
+    _point("ke_1.6M", "KE `r_1` {7,24,64}", "bishare_ke", (7, 24, 64), size=64),
+    _point("ke_0.7M", "KE `r_1` {3,16,16}", "bishare_ke", (3, 16, 16), size=64),
+    _point("ke_0.15M", "KE `r_1` {0,32,64}", "bishare_ke", (0, 32, 64), size=64),
+    _point("ke_0.05M", "KE `r_1` {0,8,64}", "bishare_ke", (0, 8, 64), size=64),
+    *(_point(f"lily_{r}", f"Lily r={r}", "lily", r=r) for r in (120, 30, 11, 4)),
+)
 
 # The paper's ablations that fit this model: a method, and what is set on top of its params.
 ABLATIONS: dict[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweep.data import TASKS
+from sweep.tasks import TASKS
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from sweep.data import TASKS
 from sweep.methods import ABLATIONS, GRID, METHODS, Method, counts
 from sweep.results import Job, Results
 from sweep.search import best_rate, chosen, open_jobs, untried
+from sweep.tasks import TASKS
 
 TINY = (1.0, 2.0, 3.0, 4.0, 5.0)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sweep.methods import METHODS
-from sweep.report import unmask
+from sweep.tables import unmask
 from sweep.training import Example, batches, bitmask, collate, evaluate, scores
 
 from bishare_dsl import compile_spec

@@ -1,0 +1,90 @@
+"""The tables are made of the results alone."""
+
+from pathlib import Path
+
+import pytest
+from sweep.methods import FRONT, GRID, METHODS, SIZES, counts
+from sweep.results import Job, Results
+from sweep.tables import put, tables
+from sweep.training import bitmask
+
+README = Path(__file__).parents[3] / "benchmarks" / "quality" / "README.md"
+
+
+def fill(results, task, method, parameters, hits, size="small", seeds=3):
+    """A search that is over, and two more seeds; each right on the first rows of 40."""
+    start = METHODS[method].start
+    place = GRID.index(start)
+    jobs = [Job(task, method, start, seed, size) for seed in range(seeds)]
+    jobs += [Job(task, method, GRID[place + step], 0, size) for step in (1, -1)]
+    for job in jobs:
+        right = [row < hits + job.seed for row in range(40)]
+        results.add(
+            job,
+            {
+                "validation_accuracy": 0.7 if job.rate == start else 0.1,
+                "validation_loss": 1.0,
+                "test_accuracy": sum(right) / 40,
+                "test_rows": 40,
+                "test_right": bitmask(right),
+                "parameters": parameters,
+                "bytes": 4 * parameters,
+                "machine": "a machine",
+                "versions": {"python": "3"},
+            },
+        )
+
+
+@pytest.fixture
+def results(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    fill(results, "headlines", "lora", 1000, 20)
+    fill(results, "headlines", "ss", 400, 24)
+    return results
+
+
+def test_a_task(results):
+    text = tables(results, "small")
+    line = next(line for line in text.splitlines() if line.startswith("| SS"))
+    assert "| 400 | 40.0% | 1,600 | 0.002 | 70.0 | 62.5 ± 2.5 (3) | +10.0 |" in line
+    assert "0.0005: 10.0" not in text
+    assert "SS {2,2,32} | 0.001: 10.0, **0.002**: 70.0 (3 seeds), 0.005: 10.0 |" in text
+    assert "5 rows" not in text
+    assert "- 10 rows: a machine (python 3)." in text
+
+
+def test_the_front_is_beside_lora_of_the_same_size(results):
+    fill(results, "headlines", "lora_3", 420, 10)
+    text = tables(results, "small").partition("against parameters")[2]
+    line = next(line for line in text.splitlines() if "| SS" in line)
+    assert line.startswith("| 0.7M | SS {2,2,32} | 400 | 0.002 | 62.5 ± 2.5 (3) | +35.0 |")
+
+
+def test_many_tasks(results):
+    for task in ("quartz", "heart"):
+        for method, parameters, hits in (("lora", 1000, 30), ("ke_1_r", 300, 28)):
+            fill(results, task, method, parameters, hits, "many", seeds=1)
+    text = tables(results, "small").partition("### Many tasks")[2].partition("###")[0]
+    assert "| quartz | 75.0 | 70.0 |" in text
+    assert "| **mean** | **75.0** | **70.0** |" in text
+    assert "| bytes of all adapters | 8,000 | 2,400 |" in text
+
+
+def test_a_point_of_the_front_is_near_its_size():
+    """On SmolLM2-135M, whose LoRA of rank 8 is the largest."""
+    found = counts("smollm2-135m")
+    for names in FRONT.values():
+        for name, size in zip(names, SIZES, strict=True):
+            assert found[name] == pytest.approx(float(size[:-1]) * 1e6, rel=0.2), name
+
+
+def test_put_leaves_the_rest_alone(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- tables -->\nold\n<!-- /tables -->\nb\n")
+    put(path, "new\nlines")
+    assert path.read_text() == "a\n<!-- tables -->\nnew\nlines\n<!-- /tables -->\nb\n"
+
+
+def test_the_page_has_the_tables_of_the_results():
+    text = README.read_text(encoding="utf-8")
+    assert tables(Results(README.with_name("results.jsonl")), "small") in text
