@@ -21,6 +21,7 @@ from bishare_dsl.adapter.probe import Inputs, probe
 from bishare_dsl.adapter.push import push_folder
 from bishare_dsl.adapter.reference import reference as make_reference
 from bishare_dsl.adapter.stored import Frozen, Rounded
+from bishare_dsl.adapter.whole_model import forget_saving, warn_of_saving
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
@@ -58,6 +59,7 @@ class Handle(AdapterRoot):
         """Make this the handle of an adapter of a model. Whoever makes the adapter does so once."""
         self.plan, self.spec_text, self.seed, self.name = plan, spec_text, seed, name
         self._model = (cast("PreTrainedModel", model),)
+        warn_of_saving(model)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -382,6 +384,7 @@ class Handle(AdapterRoot):
 
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
+        forget_saving(model)
         self._forget()
         return model
 

@@ -2,6 +2,7 @@ import copy
 import pickle
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,3 +370,52 @@ def test_an_empty_name_is_a_name(adapted: Adapted, ids: torch.Tensor) -> None:
     model.bishare.set_adapter("")
     model.bishare.set_adapter("default")
     assert torch.equal(logits(model, ids), trained)
+
+
+# Saving the model itself ---------------------------------------------------------------------------
+
+
+def told(save: Callable[[], Any]) -> int:
+    """Return how often a call warns that a model is saved whole."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        save()
+    return sum("BS681" in str(warning.message) for warning in caught)
+
+
+def test_a_model_that_is_saved_whole_says_so(adapted: Adapted, tmp_path: Path) -> None:
+    model, plain = adapted(), tiny_model("llama")
+    assert told(lambda: model.save_pretrained(tmp_path / "whole")) == 1
+    assert told(lambda: model.save_pretrained(tmp_path / "other", is_main_process=False)) == 0
+    again = type(plain).from_pretrained(tmp_path / "whole")
+    for name, value in plain.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert told(lambda: model.bishare.save_pretrained(tmp_path / "adapter")) == 0
+    assert told(model.state_dict) == 0
+
+
+def test_copies_say_it_of_themselves(adapted: Adapted, tmp_path: Path) -> None:
+    model = adapted()
+    for i, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
+        assert type(other) is type(model)
+        with torch.no_grad():
+            other.lm_head.weight.fill_(i)
+        assert told(lambda o=other, i=i: o.save_pretrained(tmp_path / str(i))) == 1
+        saved = type(model).from_pretrained(tmp_path / str(i)).lm_head.weight
+        assert torch.equal(saved, other.lm_head.weight)
+
+
+@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
+def test_a_plain_model_again_says_nothing(adapted: Adapted, tmp_path: Path, leave: str) -> None:
+    model = getattr(adapted().bishare, leave)()
+    assert "save_pretrained" not in vars(model)
+    assert told(lambda: model.save_pretrained(tmp_path)) == 0
+
+
+def test_whoever_else_looks_after_saving_goes_on_to(tmp_path: Path) -> None:
+    model, saved = tiny_model("llama"), []
+    model.save_pretrained = saved.append
+    compile_spec(parse_spec(SPEC), model)
+    model.save_pretrained(tmp_path)
+    model.bishare.unload().save_pretrained(tmp_path)
+    assert saved == [tmp_path] * 2

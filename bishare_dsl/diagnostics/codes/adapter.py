@@ -203,6 +203,16 @@ NOT_MERGED = Code(
     "the adapter is not merged",
     "`unmerge()` gives the base back the weights that `merge()` changed; nothing has changed them.",
 )
+SAVED_WHOLE = Code(
+    "BS681",
+    "a model that is saved with its adapter in it",
+    "the whole base is saved, and the adapter's tensors, which `from_pretrained` does not read",
+    "`model.save_pretrained` of transformers writes all tensors that a model has, at every checkpoint of its "
+    "Trainer too. `model.bishare.save_pretrained` writes the adapter alone, which `load_adapter` loads into "
+    "the base; `model.bishare.merge_and_unload()` gives a plain model with the adapter in its weights.",
+    severity="warning",
+    remedy="`model.bishare.save_pretrained(folder)` saves the adapter alone, for `load_adapter`",
+)
 QUANTISED = Code(
     "BS622",
     "a quantised weight",
