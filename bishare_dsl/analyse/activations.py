@@ -48,7 +48,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Worth:
-    """The mean loss of a learnt token: of the base, with the adapter, and without each of its shares."""
+    """The mean loss of a trained token: of the base, with the adapter, and without each of its shares."""
 
     base: float
     adapted: float
@@ -181,7 +181,7 @@ def _left_out(handle: Handle, share: str) -> Iterator[None]:
 
 
 def _loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> float:
-    """Give the mean loss of a learnt token."""
+    """Return the mean loss of a trained token."""
     total = tokens = 0.0
     for batch in batches:
         trained = float((batch["labels"][:, 1:] >= 0).sum())

@@ -21,7 +21,7 @@ SIZE = 8
 def batches_of(
     data: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> list[dict[str, torch.Tensor]]:
-    """Read the first rows of some data, with labels where something is to be learnt.
+    """Read the first rows of some data, with labels for the tokens that are trained on.
 
     Raises:
         DataError: they cannot be read or encoded (BS7xx).

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bishare_dsl.adapter.files import StoredAdapter
 
 _SEEN = 0.02
-"""The least cosine between a tensor and its start. Where it is less, the start is lost in what was learnt."""
+"""The least cosine between a tensor and its start. Where it is less, training has hidden the start."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AdapterUpdates:
         plan: its plan.
         updates: by module; where it adds nothing there is none.
         parts: the Frobenius norm of what each share adds to a module, by module and share.
-        starts_known: whether ``learnt`` of an update is without the start of A.
+        starts_known: whether ``trained`` of an update is without the start of A.
     """
 
     name: str
@@ -114,7 +114,7 @@ def _change(
     else:
         whole = Factored.of(down, up)
     trained = Factored.of(down - down_start, up)
-    # An A that is frozen has learnt nothing: it is what it started as that modules may share.
+    # An A that is frozen does not change: modules may share what it started as.
     return Update(site, whole, trained if trained.rank else whole)
 
 

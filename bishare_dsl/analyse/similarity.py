@@ -69,7 +69,7 @@ MEASURES = (
 def similarity(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
     """Return each measure of each two updates, (n, n) float64; NaN where their widths differ.
 
-    The input side is compared as it was learnt, without starts that are known; all else is of dW.
+    The input side is compared without starts that are known, as training changed it; all else is of dW.
     """
     inputs = [_Side(u.site.d_in, u.trained.right, u.trained.values) for u in updates]
     outputs = [_Side(u.site.d_out, u.whole.left, u.whole.values) for u in updates]

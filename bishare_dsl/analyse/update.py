@@ -78,13 +78,13 @@ class Factored:
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to a module, and what of it was learnt.
+    """What an adapter adds to a module, and what of it came by training.
 
     Attributes:
         site: the module.
         whole: dW, without what it was at the start.
-        learnt: the same with the change of A in the place of A, where the start of A is known: there it is
-            told from what A started as. Otherwise it is ``whole``.
+        trained: where the start of A is known, the same with the change of A in the place of A; otherwise
+            ``whole``.
     """
 
     site: Site

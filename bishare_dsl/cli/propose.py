@@ -1,4 +1,4 @@
-"""``bishare propose``: a spec that says who should share what, from what was learnt."""
+"""``bishare propose``: a spec that says who should share what, from trained adapters or from gradients."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def command(
 ) -> None:
     """Propose a spec within a budget: keys of the language, one factor or both, and ranks.
 
-    Shares are chosen rank by rank, by the energy that a parameter keeps: of what adapters have learnt
-    (--from), whose small factors are enough, or of the gradients of a few batches (--data), for which the
-    weights are loaded.
+    Shares are chosen rank by rank, by the energy that a parameter keeps: of the updates of trained
+    adapters (--from), whose small factors are enough, or of the gradients of a few batches (--data), for
+    which the weights are loaded.
 
     The spec says in comments what each share keeps, what chance would keep, and what was weighed and left.
     """

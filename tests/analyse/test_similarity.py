@@ -105,7 +105,7 @@ def test_a_pair_for_all_layers_is_seen_across_layers(read):
 
 
 def test_what_modules_started_as_alike_is_no_sharing(read):
-    """With one A at the start and nothing learnt of it in common, only the start looks shared."""
+    """With one A at the start and no change of it in common, only the start looks shared."""
     text = f"spec planted {TARGET} share one A per in B per module rank 4 freeze A"
     frozen = read(text, change=0.1)
     assert mean(frozen, "angles_in", "q_proj across layers") == pytest.approx(1.0, abs=1e-3)

@@ -45,7 +45,7 @@ class Evidence:
 
 
 def of_adapters(adapters: Sequence[AdapterUpdates]) -> Evidence:
-    """Take what adapters of one model have learnt; a start of A that is known is not part of it."""
+    """Take the updates of adapters of one model; a start of A that is known is not part of an update."""
     architecture = adapters[0].plan.base
     found = {u.site.path for adapter in adapters for u in adapter.updates}
     sites = tuple(site for site in architecture.sites if site.path in found)

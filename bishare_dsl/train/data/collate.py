@@ -27,7 +27,7 @@ class Collator:
 
     Packed examples have ``position_ids`` and no ``attention_mask``: from that transformers masks each
     example from the others, if there is no cache; so ``use_cache=False`` is in the batch too. Padding
-    is one more example, of which nothing is learnt.
+    is one more example, of which no token is trained on.
 
     Args:
         pad_token_id: any id that the model's embedding has.

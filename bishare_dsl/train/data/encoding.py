@@ -1,4 +1,4 @@
-"""From rows to examples: what the model reads, which tokens of it are learnt, and what became of the rows."""
+"""From rows to examples: what the model reads, which tokens it is trained on, what became of the rows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class DataReport:
         format: of the rows.
         rows: that were read.
         kept: examples that are trained on.
-        nothing_to_learn: rows dropped, since no token of them is learnt: no assistant turn, an empty
-            completion, or all that was to be learnt lies beyond ``max_length``.
+        nothing_to_learn: rows dropped, since no token of them is trained on: no assistant turn, an empty
+            completion, or all that was to be trained on lies beyond ``max_length``.
         cut: rows kept of which the end was cut off at ``max_length``.
         tokens: in the kept examples.
         trained_tokens: those of them that count in the loss.
@@ -60,7 +60,7 @@ class DataReport:
         """Write one paragraph."""
         said = (
             f"{self.name}: {self.rows:,} rows ({self.format}), {self.kept:,} kept with "
-            f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are learnt."
+            f"{self.tokens:,} tokens, of which {self.trained_tokens:,} are trained on."
         )
         if self.nothing_to_learn:
             said += f" {self.nothing_to_learn:,} dropped with nothing to learn."
@@ -97,8 +97,8 @@ def encode(
         rows: of one format.
         tokenizer: with a chat template, if the rows are chats.
         max_length: the longest example, in tokens; what is longer loses its end.
-        train_on: ``"completion"`` learns the completion, or all turns of the assistant, each with
-            what ends it; ``"all"`` learns every token. Plain text is learnt whole either way.
+        train_on: ``"completion"`` trains on the completion, or on all turns of the assistant, each with
+            what ends it; ``"all"`` on every token. Plain text is trained on whole either way.
         format: which of the formats, where the columns fit several.
         progress: called with the number of rows done and of all rows, now and then and at the end.
 
@@ -139,7 +139,7 @@ def encode(
     findings.raise_any()
     if not lengths:
         reason = (
-            "what is to be learnt lies behind `max_length`"
+            "what is to be trained on lies behind `max_length`"
             if longest > max_length
             else "there is no completion, and no turn of the assistant"
         )

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100
-"""The label of a token that is not learnt."""
+"""The label of a token that is not trained on."""
 
 
 class Example(TypedDict):
-    """One sequence. ``labels`` are the ids of the tokens that are learnt and -100 elsewhere, unshifted."""
+    """One sequence. ``labels`` are the ids of the trained tokens, and -100 elsewhere, unshifted."""
 
     input_ids: list[int]
     labels: list[int]
@@ -63,7 +63,7 @@ def pack(examples: Examples, max_length: int) -> Examples:
 
     (Ding et al. 2024, Fewer Truncations Improve Language Modeling, https://arxiv.org/abs/2404.10830.)
     Every token stays, in its example's order; ``position_ids`` start again at 0 with every example,
-    and the first token of an example is never learnt from the example before. The result depends
+    and the first token of an example is never predicted from the example before. The result depends
     on nothing but the lengths. `Collator` makes batches in which no example sees another, and
     `check_packing` sees that a model keeps to that.
 

@@ -28,7 +28,7 @@ Format = Literal["alpaca", "prompt-completion", "messages", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A text of which the end is learnt: what follows ``prompt``."""
+    """A text of which the end is trained on: what follows ``prompt``."""
 
     prompt: str
     completion: str
@@ -36,7 +36,7 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Messages as a chat template takes them. The assistant's are learnt from ``learnt_from`` on."""
+    """Messages as a chat template takes them. The assistant's are trained on from ``trained_from`` on."""
 
     messages: list[dict[str, Any]]
     trained_from: int = 0

@@ -1,4 +1,4 @@
-"""Texts to tokens, and from characters that are learnt to tokens that are."""
+"""Texts to tokens, and from characters that are trained on to tokens that are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[list[int], list[bool]]
-"""The ids of a text, and which of them are learnt; the first never is, since nothing predicts it."""
+"""The ids of a text, and which of them are trained on; the first never is, since nothing predicts it."""
 
 _CHARACTERS = 64
 """Of a text that is longer than so many characters a token, only the beginning is tokenised."""
@@ -67,7 +67,7 @@ class Encoder:
                 while at < stop and offsets[at][0] < edge:
                     trained[at] = inner
                     at += 1
-                # Else a token has characters of both sides; it is learnt if one side is.
+                # Else a token has characters of both sides; it is trained on if one side is.
                 reached = offsets[at - 1][1] if at > first else edge
                 clean &= reached == edge
                 if reached > edge:
@@ -77,7 +77,7 @@ class Encoder:
     def _apart(
         self, rendered: Rendered, whole: list[int], trained: list[bool], first: int
     ) -> Tokens:
-        """Tokenise what is learnt and what is not each for itself, as the model meets them when it generates.
+        """Tokenise what is trained on and what is not separately, as the model meets them when it generates.
 
         Where that gives another text (some tokenizers put a space before every text), what the text gives
         as a whole is kept.

@@ -46,11 +46,11 @@ _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and the characters of it that are learnt.
+    """A text, and the characters of it that are trained on.
 
     Attributes:
         text: to be tokenised.
-        spans: of each learnt part the first character and the one behind the last, in order.
+        spans: of each trained part the first character and the one behind the last, in order.
         ended: whether the text has an end of its own, or needs none; else one is to be put behind it.
         by_template: whether the text has all of its special tokens but for that end.
     """
@@ -162,7 +162,7 @@ class Renderer:
         return common
 
     def _generated(self, chat: _Unmarked, generated: list[Span], trained: list[int]) -> list[Span]:
-        """Find what the template marks as generated of the turns that are learnt."""
+        """Find what the template marks as generated, of the turns that are trained on."""
         spans, found = [], set()
         for start, end in generated:
             # A turn may be generated in several parts; they follow its content.

@@ -32,7 +32,7 @@ TEMPLATES = {
 {{ (bos_token if loop.first else '') + content + '<|eot_id|>' }}
 {% endfor %}
 {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
-    # No generation prompt, a space before what is learnt, no end-of-turn token but the end of sequence,
+    # No generation prompt, a space before what is trained on, no end-of-turn token but the end of sequence,
     # and the system prompt in the last turn of the user.
     "mistral": r"""{{ bos_token }}
 {% set ns = namespace(system='') %}
@@ -153,7 +153,7 @@ def chat():
 
 @pytest.fixture(scope="session")
 def trained():
-    """The learnt parts of an example, as texts."""
+    """Return the trained parts of an example, as texts."""
 
     def found(example, tokenizer):
         runs = groupby(example["labels"], key=lambda label: label != -100)

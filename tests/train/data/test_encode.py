@@ -1,4 +1,4 @@
-"""Texts to tokens: where they begin and end, what is learnt, what is cut, and what is counted."""
+"""Texts to tokens: where they begin and end, what is trained on, what is cut, and what is counted."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def decoded(example, tokenizer):
 
 @pytest.mark.parametrize("adds", [(), ("<s>",)])
 @given(prompt=WORDS.filter(str.strip), completion=WORDS.filter(str.strip))
-def test_a_completion_is_learnt_with_an_end(adds, prompt, completion, tokenizer, rows, trained):
+def test_a_completion_is_trained_with_an_end(adds, prompt, completion, tokenizer, rows, trained):
     made = tokenizer(adds=adds)
     row = {"prompt": prompt, "completion": completion}
     [example] = encode(rows(row), made, max_length=99).examples
@@ -44,7 +44,7 @@ def test_a_text_has_one_beginning_and_one_end(adds, adds_end, text, wanted, toke
     made = tokenizer(adds=adds, adds_end=adds_end)
     [example] = encode(rows({"text": text}), made, max_length=99).examples
     assert decoded(example, made) == wanted
-    # All of it is learnt, but for the first token: nothing predicts it.
+    # All of it is trained on, but for the first token: nothing predicts it.
     assert example["labels"] == [-100, *example["input_ids"][1:]]
 
 
@@ -84,12 +84,12 @@ def test_rows_are_cut_at_their_end_and_counted(tokenizer, rows, trained):
     assert (report.tokens, report.trained_tokens) == (8, 4)
     assert (report.longest, report.max_length) == (6, 4)
     assert str(report) == (
-        "rows.jsonl: 4 rows (prompt-completion), 2 kept with 8 tokens, of which 4 are learnt. "
+        "rows.jsonl: 4 rows (prompt-completion), 2 kept with 8 tokens, of which 4 are trained on. "
         "2 dropped with nothing to learn. 1 cut at 4 tokens; the longest has at least 6."
     )
     assert report.as_dict()["digest"] == "sha256:0"
     whole = encode(rows(values[0]), made, max_length=4).report
-    assert str(whole).endswith("of which 2 are learnt.")
+    assert str(whole).endswith("of which 2 are trained on.")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_no_offsets(tokenizer, rows, problems, monkeypatch):
     assert problem.code == "BS722"
 
 
-def test_a_token_on_both_sides_is_learnt_where_it_cannot_be_parted(rows):
+def test_a_token_on_both_sides_is_trained_where_it_cannot_be_parted(rows):
     """Each text gets a space here, so a prompt and a completion of their own would be another text."""
     pieces = ["▁", "a", "b", "ab", "▁a", "</s>"]
     model = models.BPE({t: i for i, t in enumerate(pieces)}, [("a", "b")])

@@ -11,7 +11,7 @@ LENGTHS = st.lists(st.integers(2, 16), max_size=40)
 
 
 def examples_of(lengths):
-    """Examples of which every token has a number of its own; each second one is learnt."""
+    """Examples of which every token has a number of its own; each second one is trained on."""
     ids = np.arange(sum(lengths), dtype=np.int32)
     trained = ids % 2 == 1
     trained[np.cumsum([0, *lengths])[:-1]] = False

@@ -1,4 +1,4 @@
-"""Which part of a chat is learnt, for the chat templates that are about."""
+"""Which part of a chat is trained on, for the chat templates that are about."""
 
 import re
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from bishare_dsl.train.data import encode
 
-# What is to be learnt of a content, in the middle of a chat and at its end.
-LEARNT = {
+# What is to be trained on of a content, in the middle of a chat and at its end.
+TRAINED = {
     "chatml": lambda said, last: said + "<|im_end|>",
     "llama3": lambda said, last: said.strip() + "<|eot_id|>",
     "mistral": lambda said, last: f" {said}</s>",
@@ -29,9 +29,9 @@ SAID = st.one_of(
 ).filter(str.strip)
 
 
-@pytest.mark.parametrize("template", LEARNT)
+@pytest.mark.parametrize("template", TRAINED)
 @given(said=st.lists(SAID, min_size=1, max_size=3), asked=SAID, system=st.none() | SAID)
-def test_learnt_is_what_the_assistant_says_and_what_ends_it(
+def test_trained_is_what_the_assistant_says_and_what_ends_it(
     template, said, asked, system, tokenizer, rows, trained
 ):
     made = tokenizer(template)
@@ -39,7 +39,7 @@ def test_learnt_is_what_the_assistant_says_and_what_ends_it(
     for content in said:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": content}]
     [example] = encode(rows({"messages": messages}), made, max_length=10_000).examples
-    wanted = [LEARNT[template](text, i == len(said) - 1) for i, text in enumerate(said)]
+    wanted = [TRAINED[template](text, i == len(said) - 1) for i, text in enumerate(said)]
     assert trained(example, made) == wanted
     # And the whole is what the template writes, token for token but at the edges of turns.
     text = made.apply_chat_template(messages, tokenize=False)
@@ -79,7 +79,7 @@ def test_a_prompt_is_read_as_the_model_reads_it_when_it_generates(tokenizer, row
         ),
     ],
 )
-def test_thinking_is_learnt_where_the_template_writes_it(
+def test_thinking_is_trained_where_the_template_writes_it(
     template, wanted, tokenizer, rows, chat, trained
 ):
     made = tokenizer(template)
@@ -134,14 +134,14 @@ def test_other_keys_of_a_message_reach_the_template(tokenizer, rows, trained):
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama3", "mistral"])
-def test_an_empty_turn_is_not_learnt(template, tokenizer, rows, chat, trained):
+def test_an_empty_turn_is_not_trained_on(template, tokenizer, rows, chat, trained):
     made = tokenizer(template)
     row = chat("user: fox", "assistant: ", "user: fox", "assistant: dog")
     [example] = encode(rows(row), made, max_length=100).examples
     assert [part.strip()[:3] for part in trained(example, made)] == ["dog"]
 
 
-def test_turns_of_the_prompt_are_not_learnt(tokenizer, rows, chat, trained):
+def test_turns_of_the_prompt_are_not_trained_on(tokenizer, rows, chat, trained):
     made = tokenizer("chatml")
     prompt = chat("user: fox", "assistant: quick", "user: fox")["messages"]
     completion = chat("assistant: dog", "user: hello", "assistant: lazy")["messages"]
@@ -161,7 +161,7 @@ MARKED = r"""{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>
 
 
 @pytest.mark.parametrize("inside", ["true", "false"])
-def test_markers_count_and_the_end_of_turn_is_learnt_with_them(
+def test_markers_count_and_the_end_of_turn_is_trained_with_them(
     inside, tokenizer, rows, chat, trained
 ):
     made = tokenizer(MARKED.replace("end_inside", inside))
