@@ -1,8 +1,8 @@
-"""Fitting a trained LoRA r=8 to each spec, against its truncation to the rank of equal bytes.
+"""Fitting a trained LoRA r=8 to each spec, against PEFT's conversion to a rank of equal bytes.
 
 The task, the recipe and the seeds are those of `benchmarks/quality`. What is kept is the accuracy on the test
-part, as part of what the LoRA gains over the base. Truncation is the singular value decomposition of each
-module's update, which is what PEFT's `convert_to_lora` does.
+part, as part of what the LoRA gains over the base. PEFT's `save_as_lora` is a singular value decomposition of
+each module's update.
 
     python benchmarks/topology/fit.py --seed 0
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -25,8 +27,10 @@ sys.path[:0] = [str(HERE), str(HERE / "quality")]
 
 import torch  # noqa: E402
 from harness import write  # noqa: E402
+from peft import PeftModel, save_as_lora  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from sweep.results import Job  # noqa: E402
-from sweep.training import BATCH, evaluate, load, load_base, prepare  # noqa: E402
+from sweep.training import BATCH, Loaded, evaluate, load, load_base, prepare  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from bishare_dsl import load_adapter  # noqa: E402
@@ -44,11 +48,28 @@ SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     "KE 1_r {2,4,16} size 64": ("bishare_ke_ab", {"size": 64}),
 }
 RANKS = (4, 2)
-"""Of truncations: half and a quarter of the bytes."""
+"""Of conversions: half and a quarter of the bytes."""
 
 
 def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def updates(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a folder of PEFT, the update of each module."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    modules = {name.partition(".lora_")[0] for name in tensors}
+    factor = lambda name, side: tensors[f"{name}.lora_{side}.weight"].float()  # noqa: E731
+    scale = config["lora_alpha"] / config["r"]
+    return {name: scale * factor(name, "B") @ factor(name, "A") for name in modules}
+
+
+def relative(whole: Path, part: Path) -> float:
+    """The norm of the difference of two LoRAs by that of the first."""
+    mine, theirs = updates(whole), updates(part)
+    lost = sum(float((mine[name] - theirs[name]).square().sum()) for name in mine)
+    return math.sqrt(lost / sum(float(update.square().sum()) for update in mine.values()))
 
 
 def accuracy(adapter: Path | None, base: Path, test: Any) -> float:
@@ -59,10 +80,23 @@ def accuracy(adapter: Path | None, base: Path, test: Any) -> float:
     return sum(right) / len(right)
 
 
+def trained(task: str, base: Path, data: Loaded, steps: int, seed: int, folder: Path) -> Path:
+    """Train LoRA r=8 as `benchmarks/quality` does, if that was not done before; the adapter's folder."""
+    out = folder / f"lora-{task}-{steps}-{seed}"
+    if not out.exists():
+        job = Job(task, "lora", 2e-3, seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = prepare(job, base, replace(data, steps=steps), steps, output_dir=scratch)
+            trainer.train()
+            trainer.model.bishare.save_pretrained(Path(scratch) / "adapter")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.move(Path(scratch) / "adapter", out)
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="headlines")
-    parser.add_argument("--size", default="small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="fewer than the task has, to try the benchmark")
     parser.add_argument("--rows", type=int, help="of the test part, likewise")
@@ -72,31 +106,29 @@ def main() -> None:
     warnings.simplefilter("ignore")
     base = smollm2_folder(options.cache)
     task = load(
-        options.task, options.size, AutoTokenizer.from_pretrained(base), options.cache / "wheels"
+        options.task, "small", AutoTokenizer.from_pretrained(base), options.cache / "wheels"
     )
     steps = options.steps or task.steps or -(-len(task.parts["train"]) // BATCH)
     test = task.parts["test"]
     test.items = test.items[: options.rows]
+    kept = options.cache / "topology"
+    lora = trained(options.task, base, task, steps, options.seed, kept)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        job = Job(options.task, "lora", 2e-3, options.seed, options.size)
-        trainer = prepare(job, base, replace(task, steps=steps), steps, output_dir=str(root / "t"))
-        trainer.train()
-        trainer.model.bishare.save_pretrained(root / "lora")
         folders: dict[str, tuple[Path | None, float, float]] = {
             "base": (None, 1.0, 0.0),
-            "LoRA r=8, trained": (root / "lora", 0.0, 0.0),
+            "LoRA r=8, trained": (lora, 0.0, 0.0),
         }
-        stored = read_adapter(root / "lora")
+        stored = read_adapter(lora)
+        export_adapter(root / "peft", stored.plan, stored.tensors(), load_base(base))
+        converted = PeftModel.from_pretrained(load_base(base), root / "peft")
         for rank in RANKS:
             began = time.monotonic()
-            out = root / f"truncated-{rank}"
-            done = export_adapter(out, stored.plan, stored.tensors(), trainer.model, rank=rank)
-            folders[f"truncated to r={rank}"] = (
-                out,
-                done.total_error or 0.0,
-                time.monotonic() - began,
-            )
+            out = root / f"converted-{rank}"
+            save_as_lora(out, converted, rank=rank)
+            seconds = time.monotonic() - began
+            folders[f"PEFT's conversion to r={rank}"] = out, relative(root / "peft", out), seconds
+        del converted
         for label, (spec, params) in SPECS.items():
             began = time.monotonic()
             made = make_plan(spec, stored.plan.base, params)
@@ -110,7 +142,7 @@ def main() -> None:
             rows.append(
                 {
                     "adapter": label,
-                    "of the bytes": round(size(folder) / size(root / "lora"), 3) if folder else 0,
+                    "of the bytes": round(size(folder) / size(lora), 3) if folder else 0,
                     "relative error": round(error, 4),
                     "seconds": round(seconds, 1),
                     "test accuracy": accuracy(folder, base, test),
