@@ -215,6 +215,7 @@ class Handle(AdapterRoot):
         rank: int | None = None,
         dtype: str | torch.dtype = torch.float32,
         uniform_rank: bool = False,
+        experts: str = "fused",
         force: bool = False,
     ) -> ExportReport:
         """Write the adapter as a plain LoRA: a folder for PEFT and vLLM, or a file for llama.cpp.
@@ -227,11 +228,14 @@ class Handle(AdapterRoot):
             rank: cut off what exceeds this rank; the report tells what that loses.
             dtype: of the values: float32, bfloat16 or float16.
             uniform_rank: one rank for all modules, for engines that know no ``rank_pattern``.
+            experts: how a folder has experts of one parameter: ``"fused"`` for PEFT, ``"each"`` or
+                ``"shared-outer"`` for vLLM and SGLang.
 
         Raises:
             AdapterError: as `bishare_dsl.export.export.export_adapter` does.
         """
         settings: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "force": force}
+        settings["experts"] = experts
         return self._by_one(
             lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **settings)
         )

@@ -10,7 +10,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
-from bishare_dsl.export import DTYPES, FORMATS
+from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 
 if TYPE_CHECKING:
     pass
@@ -58,6 +58,14 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
     is_flag=True,
     help="Write one rank for all modules, for engines that know no rank_pattern.",
 )
+@click.option(
+    "--experts",
+    type=click.Choice(EXPERTS),
+    default="fused",
+    show_default=True,
+    help="How a folder has experts: as PEFT does; or as vLLM and SGLang do, each by itself, or with one "
+    "outer factor for all.",
+)
 @options.force
 @options.as_json
 @options.quiet
@@ -71,6 +79,7 @@ def command(
     rank: int | None,
     dtype: str,
     uniform_rank: bool,
+    experts: str,
     force: bool,
 ) -> None:
     """Write an adapter as one plain LoRA, for PEFT and vLLM, or for llama.cpp.
@@ -94,6 +103,7 @@ def command(
         rank=rank,
         dtype=dtype,
         uniform_rank=uniform_rank,
+        experts=experts,
         force=force,
         watch=partial(report.track, description="exporting"),
     )

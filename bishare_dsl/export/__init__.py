@@ -1,4 +1,7 @@
 """Exports: an adapter in the forms of programs that know only plain LoRA."""
 
 FORMATS = ("peft", "gguf")
+EXPERTS = ("fused", "each", "shared-outer")
+"""How a folder has experts: as PEFT does, expert by expert, or with one factor for all where that is so."""
+
 DTYPES = ("float32", "bfloat16", "float16")

@@ -1,16 +1,27 @@
-"""The pairs of experts whose weights are one parameter: for each expert one pair, all of one rank."""
+"""The pairs of experts whose weights are one parameter, in the forms that programs know.
+
+PEFT has for each parameter the pairs of all experts, of one rank (`stacks`). vLLM and SGLang have a pair for
+each map of each expert (`each_expert`), or three for all experts, in which the factor on the side of the
+hidden state, A of gate and up and B of down, is there once for all of them (`shared_outer`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
 
+from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.models.weights import Weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,27 @@ class Stack:
         return self.down.shape[1]
 
 
+@dataclass(frozen=True)
+class Named:
+    """A pair under the name that it is written by, with the experts in front where it is of several.
+
+    Attributes:
+        name: of a module, as the checkpoint has it.
+        kind: of its map.
+        down: A ``(rank, d_in)``.
+        up: B ``(rank, d_out)``.
+    """
+
+    name: str
+    kind: str
+    down: torch.Tensor
+    up: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[-2]
+
+
 def stacks(pairs: Iterable[tuple[Pair, Weight]]) -> list[Stack]:
     """Join the pairs of experts: those of one parameter in a stack, with zeros for who has none."""
     found: dict[tuple[str, str], dict[int, list[tuple[Pair, Weight]]]] = {}
@@ -61,6 +93,97 @@ def wrappers_of(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, str]:
         ]
         found |= {f"{owner}.{name}": owner + ".base_layer" * i for i, name in enumerate(inwards)}
     return found
+
+
+def each_expert(
+    pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
+) -> list[Named]:
+    """Give a pair for each map of each expert: vLLM wants all, and of one kind in a layer all of one rank."""
+    names = _in_checkpoints(model, maps)
+    return [
+        Named(names[f"{owner}.{expert}.{kind}"], kind, *one)
+        for owner, kind, weight, given in _by_kind(pairs, maps)
+        for expert, one in enumerate(zip(*_of_all(given, weight), strict=True))
+    ]
+
+
+def shared_outer(
+    pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
+) -> list[Named]:
+    """Give three pairs for all experts of a layer, in which the outer factor is there once.
+
+    Raises:
+        AdapterError: that factor is not the same for all experts (BS685).
+    """
+    names = _in_checkpoints(model, maps)
+    found, problems = [], []
+    for owner, kind, weight, given in _by_kind(pairs, maps):
+        down, up = _of_all(given, weight)
+        side = _OUTER[kind]
+        outer = [pair[side] for pair in given.values()]
+        if any(not torch.equal(factor, outer[0]) for factor in outer):
+            problems.append(codes.NOT_SHARED_OUTER(role="AB"[side], kind=kind, owner=owner))
+            continue
+        once = outer[0][None] if outer else (down, up)[side][:1]
+        place = names[f"{owner}.0.{kind}"].rsplit(".", 2)[0]
+        both = (once, up) if side == 0 else (down, once)
+        found.append(Named(f"{place}.{_IN_ALL[kind]}", kind, *both))
+    raise_errors(AdapterError, problems[:5])
+    return found
+
+
+_OUTER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+"""Which factor, A or B, is on the side of the hidden state."""
+_IN_ALL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+"""What vLLM and SGLang call the maps of all experts together."""
+
+_Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+def _by_kind(
+    pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight]
+) -> list[tuple[str, str, Weight, _Pairs]]:
+    """Give for each kind of map of a layer's experts a weight of it, and their pairs by the expert."""
+    given: dict[tuple[str, str], _Pairs] = {}
+    for pair, weight in pairs:
+        experts = given.setdefault((weight.owner, pair.site.kind), {})
+        experts[weight.expert or 0] = pair.down, pair.up
+    owners = {owner for owner, _ in given}
+    firsts = [w for w in maps.values() if w.owner in owners and w.expert == 0]
+    return [
+        (weight.owner, kind, weight, given.get((weight.owner, kind), {}))
+        for weight in firsts
+        for kind in [weight.path.rpartition(".")[2]]
+    ]
+
+
+def _of_all(given: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
+    count = len(weight.module.get_parameter(weight.parameter))
+    nothing = {0: (torch.zeros(1, weight.d_in), torch.zeros(1, weight.d_out))}
+    return of_all(given or nothing, count, weight.d_in, weight.d_out)
+
+
+def _in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:
+    """Give the names that checkpoints have for the maps of experts, whose names engines go by.
+
+    transformers itself tells: it writes checkpoints in which experts are one by one. It is given a tensor in
+    which each map is a number, and what comes out with one number in it is that map's.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    experts = [weight for weight in maps.values() if weight.expert is not None]
+    numbers: dict[str, list[list[float]]] = {}
+    for i, weight in enumerate(experts):
+        rows = numbers.setdefault(f"{weight.owner}.{weight.parameter}", [])
+        if weight.expert == len(rows):
+            rows.append([])
+        rows[-1].append(float(i))
+    marked = {name: torch.tensor(rows).unsqueeze(-1) for name, rows in numbers.items()}
+    names = {weight.path: weight.path for weight in experts}
+    for name, tensor in revert_weight_conversion(cast("PreTrainedModel", model), marked).items():
+        if tensor.numel() == 1:
+            names[experts[int(tensor)].path] = name.removesuffix(".weight")
+    return names
 
 
 def of_all(

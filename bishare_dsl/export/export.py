@@ -12,7 +12,7 @@ from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export import DTYPES, FORMATS
+from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.gguf import check_file, gguf_names, write_gguf
 from bishare_dsl.export.lora import Pair, Watch, plain_lora, total_error
@@ -31,6 +31,7 @@ def export_adapter(
     rank: int | None = None,
     dtype: str | torch.dtype = torch.float32,
     uniform_rank: bool = False,
+    experts: str = "fused",
     force: bool = False,
     watch: Watch = iter,
 ) -> ExportReport:
@@ -50,13 +51,16 @@ def export_adapter(
         rank: cut off what exceeds this rank, by the best approximation, and tell what that loses.
         dtype: of the values: float32, bfloat16 or float16.
         uniform_rank: write the highest rank for all modules, for engines that know no ``rank_pattern``.
+        experts: how a folder has experts of one parameter: ``fused`` as PEFT does, with its
+            ``target_parameters``; ``each`` as vLLM and SGLang do, expert by expert; ``shared-outer`` as
+            they do where A of gate and up, and B of down, are the same for all experts of a layer.
         watch: goes over the sites.
 
     Raises:
         AdapterError: it exists (BS618), is something else (BS630), or cannot be written (BS616); the
             format is unknown (BS631), or an option makes no sense (BS646); the adapter is not a matrix
-            (BS633); llama.cpp does not know the family (BS647) or a module (BS648); or a value is not
-            finite (BS628).
+            (BS633); llama.cpp does not know the family (BS647) or a module (BS648); experts do not share
+            their outer factors (BS685); or a value is not finite (BS628).
     """
     out = Path(out)
     named = str(dtype).removeprefix("torch.")
@@ -70,6 +74,12 @@ def export_adapter(
     if uniform_rank and format != "peft":
         reason = "a GGUF file has a rank for each module by itself"
         raise AdapterError(codes.EXPORT_OPTION(option="uniform_rank", reason=reason))
+    if experts not in EXPERTS:
+        reason = f"{experts} is not one of {', '.join(EXPERTS)}"
+        raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
+    if experts != "fused" and format != "peft":
+        reason = "a GGUF file has experts in one way"
+        raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
     check_linear(plan.terms, "export the adapter as a plain LoRA")
     write: Callable[[Sequence[Pair]], int | None]
     if format == "gguf":
@@ -77,7 +87,7 @@ def export_adapter(
         write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
     else:
         check_folder(out, force)
-        write = partial(write_peft, out, plan, model, uniform=uniform_rank)
+        write = partial(write_peft, out, plan, model, uniform=uniform_rank, experts=experts)
     options = {"rank": rank, "dtype": getattr(torch, named), "watch": watch}
     pairs = tuple(plain_lora(plan, tensors, **options))
     try:

@@ -21,7 +21,14 @@ from transformers.models.auto import modeling_auto
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.experts import Stack, stacks, wrappers_of
+from bishare_dsl.export.experts import (
+    Named,
+    Stack,
+    each_expert,
+    shared_outer,
+    stacks,
+    wrappers_of,
+)
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
@@ -54,7 +61,13 @@ _HEADS = {
 
 
 def write_peft(
-    folder: Path, plan: Plan, model: nn.Module, pairs: Sequence[Pair], *, uniform: bool = False
+    folder: Path,
+    plan: Plan,
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    *,
+    uniform: bool = False,
+    experts: str = "fused",
 ) -> int:
     """Write pairs as a folder that PEFT loads, in one step; give the highest rank in it.
 
@@ -63,14 +76,23 @@ def write_peft(
 
     Args:
         uniform: fill all pairs up with zeros to the highest rank.
+        experts: one of `EXPERTS`; all but ``fused`` is for vLLM and SGLang.
 
     Raises:
+        AdapterError: the experts have no factor in common (BS685).
         OSError: the system refused.
     """
     maps = linear_maps(model)
     single = [pair for pair in pairs if maps[pair.site.path].expert is None]
-    stacked = stacks((p, w) for p in pairs if (w := maps[p.site.path]).expert is not None)
-    targets: list[Pair | Stack] = [*single, *stacked]
+    of_experts = [(p, w) for p in pairs if (w := maps[p.site.path]).expert is not None]
+    stacked: list[Stack] = []
+    named: list[Named] = []
+    if experts == "fused":
+        stacked = stacks(of_experts)
+    else:
+        form = each_expert if experts == "each" else shared_outer
+        named = form(of_experts, maps, model)
+    targets: list[Pair | Stack | Named] = [*single, *stacked, *named]
     highest = max(target.rank for target in targets)
     wrappers = wrappers_of(model, stacked)
     factors: dict[str, torch.Tensor] = {}
@@ -80,10 +102,12 @@ def write_peft(
         if isinstance(target, Pair) and target.site.layer is None:
             factors.update(_outside(target.site, maps, down, up))
             continue
-        # Of experts all outputs of one rank are side by side.
-        up = up.t() if up.dim() == 2 else up.permute(2, 1, 0).flatten(1)
+        if isinstance(target, Stack):  # All outputs of one rank are side by side.
+            down, up = down.flatten(0, -2), up.permute(2, 1, 0).flatten(1)
+        else:
+            up = up.mT
         key = f"base_model.model.{wrappers.get(target.name, target.name)}"
-        factors[f"{key}.lora_A.weight"] = down.flatten(0, -2).contiguous()
+        factors[f"{key}.lora_A.weight"] = down.contiguous()
         factors[f"{key}.lora_B.weight"] = up.contiguous()
     for path, value in _head(model).items():
         factors[f"base_model.model.{path}"] = value
@@ -93,6 +117,10 @@ def write_peft(
         for path in (target.site.paths if isinstance(target, Pair) else [target.name])
     }
     config = _config(plan, model, ranks, maps)
+    if named:  # Programs that read such a folder go by last names.
+        kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
+        config |= {"target_modules": sorted(kinds)}
+        config.pop("target_parameters", None)
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))

@@ -1,6 +1,7 @@
 """Adapters of experts whose weights are one parameter: merged and exported, against the dense reference."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from bishare_dsl import Plan, plan_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.testing.reference import reference_model
 from tests.models.test_weights import GATES, mixture
@@ -104,3 +107,74 @@ def test_vllm_needs_the_rank_of_gate_and_up_together(tmp_path: Path) -> None:
     plan = plan_spec("spec s\ntarget gate_proj, up_proj share x per module rank 6", model)
     report = export_adapter(tmp_path / "peft", plan, draw(plan, 0), model)
     assert (report.rank, report.max_lora_rank) == (6, 16)
+
+
+OUTER = """
+spec s
+target parent experts, q_proj
+share q     per module                                    rank 1  where expert == none
+share up    A per layer, kind  B per layer, kind, expert  rank 3  where gate_proj, up_proj
+share down  A per layer, kind, expert  B per layer, kind  rank 2  where down_proj
+"""
+
+
+def folder_of(model: Any, text: str, folder: Path, layout: str) -> tuple[Plan, Any, Any]:
+    """Export an adapter of a text; give its plan, its tensors and what was written."""
+    from safetensors.torch import load_file
+
+    plan = plan_spec(text, model)
+    torch.manual_seed(1)
+    tensors = {name: t + 0.2 * torch.randn(t.shape) for name, t in draw(plan, 0).items()}
+    export_adapter(folder, plan, tensors, model, experts=layout)
+    written = load_file(folder / "adapter_model.safetensors")
+    return plan, tensors, {n.removeprefix("base_model.model."): t for n, t in written.items()}
+
+
+@pytest.mark.parametrize("family", GATES)
+def test_each_expert_has_a_pair_under_the_name_of_checkpoints(family: str, tmp_path: Path) -> None:
+    model = mixture(family)
+    plan, tensors, written = folder_of(model, SPECS["some of them"], tmp_path / "lora", "each")
+    assert len(written) == 2 * 3 * 4 * 2, "vLLM wants every map of every expert"
+    names = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"} if family == "mixtral" else {}
+    for site in (site for site in plan.sites if plan.rows(site.path)):
+        path = site.path
+        if family == "mixtral":
+            path = path.replace(".mlp.", ".block_sparse_moe.").replace(site.kind, names[site.kind])
+        a, b = (written.pop(f"{path}.lora_{label}.weight") for label in "AB")
+        torch.testing.assert_close(b @ a, delta(plan, tensors, site))
+    assert not any(t.any() for t in written.values())
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
+    assert "target_parameters" not in config
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_outer_factors_are_there_once(family: str, tmp_path: Path) -> None:
+    model = mixture(family)
+    plan, tensors, written = folder_of(model, OUTER, tmp_path / "lora", "shared-outer")
+    block = "block_sparse_moe" if family == "mixtral" else "mlp"
+    for site in plan.sites:
+        if site.expert is None:
+            continue
+        name = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}[site.kind]
+        place = f"model.layers.{site.layer}.{block}.experts.{name}"
+        a, b = (written[f"{place}.lora_{label}.weight"] for label in "AB")
+        assert (len(a), len(b)) == ((4, 1) if site.kind == "down_proj" else (1, 4))
+        of_one = b[min(site.expert, len(b) - 1)] @ a[min(site.expert, len(a) - 1)]
+        torch.testing.assert_close(of_one, delta(plan, tensors, site))
+
+
+def test_what_has_no_outer_factor_in_common_is_refused(tmp_path: Path) -> None:
+    model = mixture("qwen3_moe")
+    text = OUTER.replace("A per layer, kind, expert  B per layer, kind", "per module")
+    with pytest.raises(AdapterError, match=r"BS685.*the B of `down_proj`.*layers\.0\.mlp\.experts"):
+        folder_of(model, text, tmp_path / "lora", "shared-outer")
+    assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize(("form", "experts"), [("gguf", "each"), ("peft", "all")])
+def test_an_option_that_makes_no_sense(form: str, experts: str, tmp_path: Path) -> None:
+    model = mixture("qwen3_moe")
+    plan, tensors = adapter(model, "some of them")
+    with pytest.raises(AdapterError, match="BS646"):
+        export_adapter(tmp_path / "x", plan, tensors, model, form, experts=experts)

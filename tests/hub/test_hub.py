@@ -114,7 +114,7 @@ def library(tmp_path, base):
     (tmp_path / "family.share").write_text(text)
     for seed, name in enumerate(("law", "code")):
         model = compile_spec("lora", tiny_model("llama"), seed=seed)
-        for parameter in model.bishare.parameters():
+        for parameter in model.bishare.tensors().values():
             torch.nn.init.normal_(parameter, std=0.1)
         model.bishare.save_pretrained(tmp_path / name)
     words = ["fit", tmp_path / "law", tmp_path / "code", "--model", base, "--quiet"]

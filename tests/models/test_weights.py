@@ -44,7 +44,7 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def mixture(family: str, **more: Any) -> Any:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES, **more)
+    config = AutoConfig.for_model(family, **{**SIZES, **more})
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -307,7 +307,16 @@ EXPORT_OPTION = Code(
     "an option of export that makes no sense",
     "cannot export with this `{option}`: {reason}",
     "A rank is a whole number from 1 on, a type one of float32, bfloat16 and float16. Only PEFT's form has "
-    "one rank for all modules.",
+    "one rank for all modules, and several ways to have experts.",
+)
+NOT_SHARED_OUTER = Code(
+    "BS685",
+    "experts that do not share their outer factor",
+    "the {role} of `{kind}` is not the same for all experts of `{owner}`",
+    "The layout has the factors on the side of the hidden state once for all experts of a layer: A of gate "
+    "and up, and B of down. A spec says that as `A per layer, kind  B per layer, kind, expert` for the first "
+    "two and as `A per layer, kind, expert  B per layer, kind` for the last. Any adapter can be written "
+    "expert by expert: `--experts each`.",
 )
 GGUF_FAMILY = Code(
     "BS647",
@@ -530,7 +539,7 @@ LAYER_NOT_ADAPTED = Code(
     "a layer that the server does not adapt",
     "the adapter adds to `{site}`, and the server adapts no layer that holds it",
     "vLLM adapts the layers that its `--lora-target-modules` names, or all that it can. A part of an adapter "
-    "is not served without the rest.",
+    "is not served without the rest. Experts are served by an export alone: `bishare export --experts each`.",
 )
 OTHER_FROZEN = Code(
     "BS653",
