@@ -122,8 +122,8 @@ UNUSED = Code(
     "declared and never used",
     "{what} `{name}` is never used",
     "A param that nothing reads, a let that nothing names, an alpha that the scale does not read, a "
-    "default that every share overrides, or a permission that is not needed does nothing: it is told, "
-    "not ignored.",
+    "default that every share overrides, or a permission that is not needed does nothing: a warning says "
+    "so.",
     bad=f"{_HEAD}param r = 4\nshare local per module rank 2",
     good=f"{_HEAD}param r = 4\nshare local per module rank r",
     severity="warning",
