@@ -54,17 +54,17 @@ def compile_spec(
 ) -> Model:
     """Adapt a model: draw the tensors of a spec and rewrite the forwards that use them.
 
-    The base's parameters stop training, the adapter's train. Until they do, the model's logits are those
-    of its base, bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
+    The base's parameters stop training, and the adapter's train. Before training the model's logits are
+    those of its base, bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
 
     Args:
         spec: as in `plan_spec`.
         model: any causal language model of transformers; with weights or on the meta device.
         params: as in `plan_spec`.
-        seed: of the tensors. Each is drawn for itself, in float32: the same seed gives the same adapter
-            on any device, whatever else is in the spec.
-        name: of the adapter; ``default`` for one alone. A model that has an adapter gets this one beside
-            it under the name that is given here, not active: ``model.bishare.set_adapter(name)`` is.
+        seed: of the tensors. Each tensor is drawn separately, in float32: the same seed gives the same
+            adapter on any device, whatever else is in the spec.
+        name: of the adapter; ``default`` for one alone. A model that has an adapter gets the new one beside
+            it, under this name and not active: ``model.bishare.set_adapter(name)`` makes it active.
 
     Returns:
         The same object, adapted.
@@ -97,8 +97,7 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     Raises:
         BishareError: the folder is not an adapter, is damaged, or was made for another base (BS6xx), a
             transform of it is not installed or cannot be used (BS619, BS214), the Hub does not give it out
-            (BS504, BS505), or the model has an
-            adapter, as in `compile_spec`; nothing was changed.
+            (BS504, BS505), or the model has an adapter, as in `compile_spec`; nothing was changed.
     """
     stored, problems = read_fitting(folder, model)
     _warn(*map(render, problems))
@@ -107,7 +106,7 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
 
 
 def load_adapters(folder: str | os.PathLike[str], model: Model, *, progress: bool = True) -> Model:
-    """Adapt a model with all the adapters of a folder, each in a folder of its own, whose name is its.
+    """Adapt a model with all the adapters of a folder; the name of each adapter is that of its own folder.
 
     The first one is active, unless the model has an adapter. The others wait, each in as many bytes as its
     tensors have, for ``adapter_names`` and `set_adapter`. What does not hold an adapter is passed over.

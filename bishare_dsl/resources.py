@@ -15,7 +15,7 @@ _SUFFIX = ".share"
 
 
 def cache_folder() -> Path:
-    """Where downloads and the parser's tables are kept: ``BISHARE_CACHE``, or else ``~/.cache/bishare``."""
+    """Return where downloads and the parser's tables are: ``BISHARE_CACHE``, or else ``~/.cache/bishare``."""
     return Path(os.environ.get("BISHARE_CACHE") or "~/.cache/bishare").expanduser()
 
 

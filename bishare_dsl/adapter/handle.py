@@ -100,7 +100,7 @@ class Handle(AdapterRoot):
         """The adapted model.
 
         Raises:
-            AdapterError: it was unloaded (BS627).
+            AdapterError: the adapter was unloaded (BS627).
         """
         if not self._model:
             raise AdapterError(codes.UNLOADED())
@@ -114,8 +114,8 @@ class Handle(AdapterRoot):
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
 
-        Under accelerate's offload, the tensors that hold their values. Under FSDP2 the sharded ones, which
-        the model is given back first: not while a forward runs.
+        Under accelerate's offload these are the tensors that hold the values. Under FSDP2 they are the
+        sharded tensors, which the model gets back first, so do not call this while a forward runs.
         """
         reshard(self.model)
         found = {}
@@ -159,7 +159,7 @@ class Handle(AdapterRoot):
             frozen: frozen tensors are stored as the ``"seed"`` that draws them, or as ``"tensors"``. Those
                 that are not what the seed draws are stored in any case, with a warning.
             compact: store only what running needs, where a transform (VectorBank) trains more: the same
-                logits, and no more training. What was loaded from such a folder is saved so again.
+                logits, and no more training. An adapter that was loaded compact is saved compact again.
             dtype: ``"bfloat16"`` rounds the tensors to it, for a file of half the size. Loaded, they are
                 float32 again.
 
@@ -192,7 +192,7 @@ class Handle(AdapterRoot):
         licence: str | None = None,
         **settings: Any,
     ) -> str:
-        """Put the adapter on the Hub; ``load_adapter(name, model)`` loads it. Gives the repository's address.
+        """Put the adapter on the Hub and return its address; ``load_adapter(name, model)`` loads the adapter.
 
         Args:
             name: and the others, as `push_folder` takes them.
@@ -250,7 +250,7 @@ class Handle(AdapterRoot):
     def disable_adapter(self) -> Iterator[None]:
         """Make the model its base in a block, merged or not; blocks may be nested.
 
-        It is so for all threads: in whichever the first block begins, until the last block ends.
+        The adapter is disabled for all threads, from the first block in any thread to the end of the last.
 
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629).
@@ -272,10 +272,10 @@ class Handle(AdapterRoot):
                         self._merged.swap(self.model)
 
     def reference(self) -> PreTrainedModel:
-        """Return a model that computes what this one does now, and goes on to when this one is trained.
+        """Return a model that computes what this one does now, also after this one is trained further.
 
-        It is what DPO, KTO and GRPO measure a change from, at any stage of training. Its base is this
-        model's, the same tensors in memory; the adapter's are copies, and train no more.
+        DPO, KTO and GRPO measure a change from such a model, at any stage of training. Its base is this
+        model's, the same tensors in memory; the adapter's tensors are copies, and no longer train.
 
         Raises:
             AdapterError: the adapter is disabled (BS626) or merged (BS620).
@@ -295,13 +295,13 @@ class Handle(AdapterRoot):
         """Merge the adapter into the base's weights, in float32, and measure what that changed.
 
         Args:
-            inputs: to measure on, by keyword, or the model's main one, such as ``input_ids``; by default
-                random ones of the shapes that its config tells, always the same.
+            inputs: to measure on, by keyword, or the model's main input, such as ``input_ids``; by default
+                random inputs of the shapes in the model's config, always the same.
             keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
 
         Raises:
-            AdapterError: merged already (BS620), disabled (BS626), no matrix (BS633), or as
+            AdapterError: merged already (BS620), disabled (BS626), an update is not a matrix (BS633), or as
                 `bishare_dsl.adapter.merge` does; the model is as it was.
         """
         model = self._enabled("merge")

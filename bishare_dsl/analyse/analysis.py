@@ -40,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class JointRow:
-    """Joint energy beside that of chance, by null, at the rank that is told."""
+    """Joint energy beside that of chance, by null, at the rank of the analysis."""
 
     joint: energy.Joint
     kept: float
@@ -53,7 +53,7 @@ class Analysis:
 
     Attributes:
         adapter: which.
-        rank: at which joint energy is told: the most common rank of an update.
+        rank: at which joint energy is given: the most common rank of an update.
         charts: how alike modules are.
         joint: what common factors keep.
         modules: ranks and contributions by module.
@@ -77,7 +77,7 @@ def analyse(
 
     Args:
         adapter: to measure.
-        rank: at which joint energy is told.
+        rank: at which joint energy is given.
         seed: of the nulls.
         watch: goes over the looks: at the adapter, and at the two nulls.
     """

@@ -113,7 +113,7 @@ def _squares(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _of_mean(updates: Sequence[Factored], count: int) -> torch.Tensor:
-    """``n |mean|^2``, rank by rank: the sum of all is ``L^T R`` with the rows of all one below the other."""
+    """Compute ``n |mean|^2``, rank by rank: the sum of all is ``L^T R``, with all rows one below another."""
     if len(updates) == 1:
         return updates[0].values.double().square()
     left = torch.cat([u.left * u.values[:, None].sqrt() for u in updates])

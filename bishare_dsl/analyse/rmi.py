@@ -31,5 +31,5 @@ def rmi(means: torch.Tensor, squares: torch.Tensor, sizes: torch.Tensor) -> torc
 
 
 def _entropy(variance: torch.Tensor) -> torch.Tensor:
-    """Equation 8: ``log(sigma) + log(2 pi) / 2 + 1 / 2``."""
+    """Compute Equation 8, ``log(sigma) + log(2 pi) / 2 + 1 / 2``."""
     return 0.5 * torch.log(variance.clamp(min=0)) + 0.5 * math.log(2 * math.pi) + 0.5

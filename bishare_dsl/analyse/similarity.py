@@ -102,7 +102,7 @@ def _rmi(updates: Sequence[Update]) -> torch.Tensor:
 
 
 def _cosine(updates: Sequence[Update]) -> torch.Tensor:
-    """``<dW_i, dW_j> = tr((B_i^T B_j)(A_j A_i^T))`` over the norms."""
+    """Compute ``<dW_i, dW_j> = tr((B_i^T B_j)(A_j A_i^T))`` over the norms."""
     n = len(updates)
     found = torch.full((n, n), torch.nan, dtype=torch.float64)
     for members in _alike([(u.site.d_in, u.site.d_out) for u in updates]):

@@ -190,7 +190,7 @@ def _generation(
     top_k: int | None,
     num_beams: int | None,
 ) -> dict[str, Any]:
-    """Keywords for ``generate()``: whoever sets how to draw wants tokens drawn."""
+    """Return keywords for ``generate()``: whoever sets how to draw wants tokens drawn."""
     if do_sample is False and (temperature or top_p or top_k):
         what = "`--no_do_sample` leaves nothing for `--temperature`, `--top_p` and `--top_k` to do"
         raise CommandError(codes.WRONG_USAGE(what=what))

@@ -72,7 +72,7 @@ class Report:
             sys.stdout.write((text if painted else text.translate(_CONTROLS)) + "\n")
 
     def data(self, **values: Any) -> None:
-        """Fields of the result, for machines."""
+        """Add fields to the result, for machines."""
         self._data |= values
 
     def note(self, text: str) -> None:
@@ -94,7 +94,7 @@ class Report:
         return track(items, description, console=console, transient=True, disable=hidden)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
-        """One finding; an error decides the exit code."""
+        """Report one finding; an error decides the exit code."""
         if problem.severity == "error":
             self.errors += 1
             self.exit_code = max(self.exit_code, exit_code_of(problem))
@@ -107,12 +107,12 @@ class Report:
             stream.write(f"{_painted(render(problem, where), stream)}\n")
 
     def all(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
-        """Several findings."""
+        """Report several findings."""
         for problem in problems:
             self.problem(problem, where)
 
     def error(self, error: BishareError, where: SourceMap | None = None) -> None:
-        """All the problems of an exception."""
+        """Report all the problems of an exception."""
         self.all(error.problems, error.where or where)
 
     def stop(self, exit_code: int, text: str) -> None:
@@ -131,14 +131,14 @@ class Report:
 
 
 def exit_code_of(problem: Problem) -> int:
-    """1 for what is wrong with a spec, an adapter or a model's fit; 2 for what is wrong with the command:
+    """Return 1 for what is wrong with a spec, an adapter or a model's fit; 2 where the command is wrong:
     what it names is not there (BS5xx: the model), or it cannot be understood (BS9xx)."""
     usage = problem.code.startswith(("BS5", "BS9")) or problem.code in _USAGE_CODES
     return USAGE if usage else FINDINGS
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether colours belong on a stream: a terminal that has not been told otherwise (NO_COLOR), or any
+    """Tell whether colours belong on a stream: a terminal that has not been told otherwise (NO_COLOR), or any
     stream where FORCE_COLOR asks for them, as in CI."""
     if os.environ.get("NO_COLOR"):
         return False

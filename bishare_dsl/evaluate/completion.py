@@ -46,7 +46,7 @@ def complete(
         prompt: the text, or what the user says where there is a chat template.
         chat: put the prompt into the tokenizer's chat template; by default if it has one.
         system: what the chat template says before.
-        stop: strings that end it; the one that did is part of the text.
+        stop: strings that end the text; the one that did is part of it.
         seed: of Python, numpy and torch, set anew each time, so that models that are compared draw alike.
         max_new_tokens: the most that are generated.
         streamer: shown the text as it comes.

@@ -16,7 +16,7 @@ from bishare_dsl.transforms import Width, check_term, effective_pair, load_trans
 def effective_factors(
     plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All terms of a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T A``.
+    """Return all terms of a site as one pair, ``A (R, d_in)`` and ``B (R, d_out)``: ``dW = B^T A``.
 
     Float32 on the device of the first tensor, the scales folded into B. R is `Plan.rows`; it is 0 where no
     term covers the site.
@@ -52,7 +52,7 @@ def effective_factors(
 
 
 def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.Tensor:
-    """``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`."""
+    """Compute ``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`."""
     down, up = effective_factors(plan, tensors, site)
     return up.t() @ down
 

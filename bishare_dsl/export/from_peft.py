@@ -265,7 +265,7 @@ def is_kind(kind: str) -> Expression:
 
 
 def _ranges(layers: Sequence[int]) -> tuple[Range | int, ...]:
-    """Numbers that rise, those that follow each other as one range."""
+    """Write rising numbers as ranges: those that follow each other are one."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and runs[-1][1] == layer - 1:

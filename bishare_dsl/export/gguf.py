@@ -41,7 +41,7 @@ def _halves(config: Any, site: Site) -> torch.Tensor | None:
 
 
 def _grouped(config: Any, site: Site) -> torch.Tensor | None:
-    """All queries, then all keys, then all values, where Falcon has them group by group."""
+    """Put all queries first, then all keys, then all values, where Falcon has them group by group."""
     if site.kind != "query_key_value":
         return None
     many = config.new_decoder_architecture or not config.multi_query

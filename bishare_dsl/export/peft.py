@@ -185,7 +185,7 @@ def _config(
 
 
 def _task_type(model: nn.Module) -> str | None:
-    """PEFT's name of what a model is for; None, which it loads too, where it has no name for that."""
+    """Return PEFT's name of what a model is for; None, which PEFT loads too, where there is no name."""
     names = {cls.__name__ for cls in type(model).__mro__}
     return next((task for task, known in _TASKS.items() if names & _class_names(known)), None)
 

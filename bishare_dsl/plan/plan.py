@@ -93,7 +93,7 @@ class Plan(_Data):
     @model_validator(mode="before")
     @classmethod
     def _of_0_1(cls, fields: Any) -> Any:
-        """Up to 0.1.0 a plan knew of its base only the sites that it covers."""
+        """Read a plan of 0.1, which knew of its base only the sites that it covers."""
         base = fields.get("base") if isinstance(fields, dict) else None
         if isinstance(base, dict) and "sites" not in base:
             return fields | {"base": base | {"sites": fields.get("sites"), "complete": False}}

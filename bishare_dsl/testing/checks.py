@@ -62,7 +62,7 @@ A shorter type than float32 is allowed four times its own error in the reference
 
 
 def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Every invariant of bishare, for a spec and a model.
+    """Check every invariant of bishare, for a spec and a model.
 
     Args:
         spec: one that fits the model, without dropout.
@@ -125,7 +125,7 @@ def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 def check_against_reference(
     spec: Spec, model: PreTrainedModel, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> None:
-    """Logits and the gradient of every tensor are those of the dense `reference_model`.
+    """Check that logits and the gradient of every tensor are those of the dense `reference_model`.
 
     Args:
         spec: one that fits the model, without dropout.
@@ -378,7 +378,7 @@ def _check_rows(
     shapes: Mapping[str, tuple[int, int]],
     where: str,
 ) -> None:
-    """Rows that belong to three adapters, five tokens each, get what each adapter's factors give."""
+    """Check that rows of three adapters, five tokens each, get what each adapter's factors give."""
     random = _random(rank)
     shapes = {
         **shapes,
@@ -427,7 +427,7 @@ def _check_learning(
     update: Callable[[Mapping[str, Tensor]], Tensor],
     where: str,
 ) -> None:
-    """Every tensor gets a gradient; and what `zeros` says is so, whichever tensors are zero."""
+    """Check that every tensor gets a gradient, and that `zeros` is right whichever tensors are zero."""
     gradients = _gradients(update(values).square().sum(), list(values.values()))
     missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
     _same(missed, [], f"tensors that no gradient reaches {where}")
@@ -513,7 +513,7 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
 
 
 def _masked(x: Tensor, p: float) -> Tensor:
-    """``x`` with about a share ``p`` of its values dropped, the same for every input of a shape."""
+    """Return ``x`` with about a share ``p`` of its values dropped, the same for every input of a shape."""
     kept = torch.rand(x.shape, generator=_random(x[0].numel())) >= p
     return x * kept.to(x) / (1 - p)
 
@@ -565,7 +565,7 @@ def _plan(spec: Spec, model: PreTrainedModel) -> Plan:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the warnings about specs that are odd but sound: any spec is welcome here."""
+    """Leave out the warnings about specs that are odd but sound: any spec is welcome here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BishareWarning)
         yield
@@ -593,7 +593,7 @@ def _random(seed: int) -> torch.Generator:
 
 
 def _inputs(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
-    """Two short sequences, one of them padded."""
+    """Draw two short sequences, one of them padded."""
     ids = torch.randint(3, model.config.vocab_size, (2, 5), generator=_random(seed))
     mask = torch.ones_like(ids)
     mask[1, -2:] = (

@@ -75,7 +75,7 @@ def _cached_model(family: str, overrides: tuple[tuple[str, Any], ...]) -> PreTra
 def small_models(
     draw: st.DrawFn, families: Sequence[str] = tuple(TINY_FAMILIES)
 ) -> PreTrainedModel:
-    """Tiny causal language models of any family, float32 in eval mode: each draw a copy of its own.
+    """Draw tiny causal language models of any family, float32 in eval mode: each draw a copy of its own.
 
     The head is tied to the embedding, or not.
 
@@ -117,7 +117,7 @@ def small_models(
 
 
 def architectures() -> st.SearchStrategy[Architecture]:
-    """Architectures with few and small sites; no model is built.
+    """Draw architectures with few and small sites; no model is built.
 
     Half of them are decoders; the others have any kinds in any layer, at any widths, as no family does.
     """
@@ -171,7 +171,7 @@ def pools() -> st.SearchStrategy[list[Width]]:
 
 
 def vias() -> st.SearchStrategy[Via]:
-    """Every built-in transform but Identity, with options; sizes that mostly divide no width."""
+    """Draw every built-in transform but Identity, with options; sizes that mostly divide no width."""
     starts = st.sampled_from(["kaiming_uniform", "kaiming_normal", "ones"])
     size = st.integers(1, 12)
     kernel = {"size": size, "kernel": starts}
@@ -217,7 +217,7 @@ class _Drawing:
         return [self._scopes[site.path] for site in sites]
 
     def any(self, *choices: _T) -> _T:
-        """One of these; the first is what a failing example shrinks to."""
+        """Draw one of these; the first is what a failing example shrinks to."""
         return choices[self.draw(st.integers(0, len(choices) - 1))]
 
     def number(self, value: float) -> Expression:
@@ -315,7 +315,7 @@ class _Drawing:
         return RankMatch(subject=Ref(ref=form), arms=(arm,), otherwise=other), Ref(ref=form)
 
     def settings(self) -> dict[str, Any]:
-        """Scale, alpha, dropout (always 0) and starts."""
+        """Draw scale, alpha, dropout (always 0) and starts."""
         alpha = self.any(None, 4, 0.5)
         scales: list[Expression | None] = [None, 2, -0.5, Binary(op="/", left=3, right=RANK)]
         if alpha is not None:
@@ -393,7 +393,7 @@ class _Drawing:
         ]
 
     def _bank(self, sites: Sequence[Site]) -> dict[str, Expression]:
-        """Options of a vector bank whose vectors tile every width."""
+        """Draw options of a vector bank whose vectors tile every width."""
         common = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return {"vectors": self.any(3, 4), "length": self._divisor(common), "top_k": 2}
 
@@ -401,7 +401,7 @@ class _Drawing:
         return self.any(*(d for d in range(1, number + 1) if number % d == 0))
 
     def _gain_and_freeze(self, via: Via | None, init: Init) -> dict[str, Any]:
-        """Gains that start above zero, and frozen tensors that leave something to train.
+        """Draw gains that start above zero, and frozen tensors that leave something to train.
 
         Or, as in VeRA, random factors that are frozen beside an ``out`` gain that starts at zero.
         """
@@ -418,7 +418,7 @@ class _Drawing:
         return {"freeze": self.any((), (), roles), "gain": Gain(rank=rank, out=out)}
 
     def _unequal(self, sites: Sequence[Site], keys: Keys) -> bool:
-        """Whether some pool has sites of different widths, which only a transform can serve."""
+        """Tell whether some pool has sites of different widths, which only a transform can serve."""
         pools: dict[tuple[Value, ...], set[int]] = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
             for factor, key, width in (("A", keys.A, site.d_in), ("B", keys.B, site.d_out)):
@@ -440,7 +440,7 @@ def meaningful_specs(
     vias: st.SearchStrategy[Via] | None = None,
     max_shares: int = 3,
 ) -> Spec:
-    """Specs that fit an architecture, over the whole language: `build_plan` has no error for them.
+    """Draw specs that fit an architecture, over the whole language: `build_plan` has no error for them.
 
     Every form of ``where`` and ``per``, lets, params, exceptions, ranks by kind and by layer (0 at some
     sites included), keys for each factor, every transform with options, gains, frozen tensors, scales,

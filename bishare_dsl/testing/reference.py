@@ -72,7 +72,7 @@ def reference(transform: str) -> Callable[[_FunctionT], _FunctionT]:
 
 
 def update_reference(transform: str) -> Callable[[_FunctionT], _FunctionT]:
-    """As `reference`, for a transform that is not linear."""
+    """Do what `reference` does, for a transform that is not linear."""
 
     def register(function: _FunctionT) -> _FunctionT:
         UPDATES[transform] = function
@@ -83,13 +83,13 @@ def update_reference(transform: str) -> Callable[[_FunctionT], _FunctionT]:
 
 @reference("Identity")
 def identity(term: TermValues) -> Factors:
-    """``B A``: Equation 1, LoRA."""
+    """Compute ``B A``: Equation 1, LoRA."""
     return term["B"].T, term["A"]
 
 
 @reference("SS")
 def slice_sharing(term: TermValues) -> Factors:
-    """``B_s[window, :] A_s[:, window]``: Equation 3, Algorithm 1; the windows of Table 4."""
+    """Compute ``B_s[window, :] A_s[:, window]``: Equation 3, Algorithm 1; the windows of Table 4."""
     a_s, b_s = term["A"], term["B"].T
     windows = []
     for whole, width in ((a_s.shape[1], term.d_in), (b_s.shape[0], term.d_out)):
@@ -105,7 +105,7 @@ def slice_sharing(term: TermValues) -> Factors:
 
 @reference("GT")
 def gate_transformation(term: TermValues) -> Factors:
-    """``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split where it is narrowest."""
+    """Compute ``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split where it is narrowest."""
     a_s, b_s = term["A"], term["B"].T
     g_od, g_ou = term["G_od"], term["G_ou"].T
     g_id, g_iu = term["G_id"], term["G_iu"].T
@@ -117,7 +117,7 @@ def gate_transformation(term: TermValues) -> Factors:
 
 @reference("KE")
 def kronecker_extension(term: TermValues) -> Factors:
-    """``(K_B (x) B_s)(K_A (x) A_s)``: Equation 6, Algorithm 3; row by row for Table 8.
+    """Compute ``(K_B (x) B_s)(K_A (x) A_s)``: Equation 6, Algorithm 3; row by row for Table 8.
 
     Where ``size`` does not divide a width, what is beyond the width is cut off.
     """
@@ -133,13 +133,13 @@ def kronecker_extension(term: TermValues) -> Factors:
 
 
 def _kronecker(kernel: Tensor, shared: Tensor) -> Tensor:
-    """Block by block; `torch.kron` fails on some transposed matrices with a single row or column."""
+    """Multiply block by block; `torch.kron` fails on some transposed matrices with a single row or column."""
     return torch.cat([torch.cat([k * shared for k in row], dim=1) for row in kernel])
 
 
 @reference("VectorBank")
 def vector_bank(term: TermValues) -> Factors:
-    """VB-LoRA: stretch after stretch, each ``sum_k w_k bank[k]`` over the largest logits of its own."""
+    """Compute VB-LoRA: each stretch is ``sum_k w_k bank[k]`` over the largest logits of its own."""
     bank, length = term["bank"], term.options["length"]
 
     def rows(logits: Tensor, width: int) -> Tensor:
@@ -160,7 +160,7 @@ def vector_bank(term: TermValues) -> Factors:
 
 @reference("Rotation")
 def rotation(term: TermValues) -> Factors:
-    """PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, with P the permutation that turns the rank by the stride."""
+    """Compute PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, with P the turn of the rank by the stride."""
 
     def repeated(chunk: Tensor, chunks: int, width: int) -> Tensor:
         stride = term.options["stride"]
@@ -178,7 +178,7 @@ def rotation(term: TermValues) -> Factors:
 
 @reference("BlockDiagonal")
 def block_diagonal(term: TermValues) -> Factors:
-    """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``."""
+    """Compute MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``."""
     n = term.options["blocks"]
     a = torch.zeros(n * term.rank, term.d_in, dtype=term["A"].dtype)
     b = torch.zeros(term.d_out, n * term.rank, dtype=term["B"].dtype)
@@ -193,7 +193,7 @@ def block_diagonal(term: TermValues) -> Factors:
 
 @reference("Basis")
 def basis(term: TermValues) -> Factors:
-    """NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``; of wider matrices the leading part."""
+    """Compute NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``; of wider matrices the leading part."""
     count, r = term.options["count"], term.rank
     alpha, beta = term["c_A"][0], term["c_B"][0]
     a = torch.zeros(r, term.d_in, dtype=alpha.dtype)
@@ -206,7 +206,7 @@ def basis(term: TermValues) -> Factors:
 
 @reference("Mix")
 def mix(term: TermValues) -> Factors:
-    """Lily with a static router, MASA: ``sum_k m_k B_k`` and ``sum_k m_k A_k``; of wider ones the front."""
+    """Compute Lily with a static router, MASA: ``sum_k m_k B_k``, ``sum_k m_k A_k``, wider ones cut."""
 
     def mixed(role: str, width: int) -> Tensor:
         count, r = term.options[f"count_{role}"], term.rank
@@ -221,7 +221,7 @@ def mix(term: TermValues) -> Factors:
 
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
-    """EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""
+    """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""
     a = torch.zeros(term.rank, term.d_in, dtype=term["A"].dtype)
     b = torch.zeros(term.d_out, term.rank, dtype=term["B"].dtype)
     for row in range(term.rank):
@@ -233,7 +233,7 @@ def loadings(term: TermValues) -> Factors:
 
 @update_reference("Experts")
 def experts(term: TermValues, x: Tensor) -> Tensor:
-    """HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""
+    """Compute HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""
     count, r = term.options["count"], term.rank
     b = [term["B"].T[:, i * r : (i + 1) * r] for i in range(count)]  # (d_out, r) each
     updates = []
@@ -269,7 +269,7 @@ def _values(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) ->
 
 
 def _gained(term: TermValues) -> Tensor:
-    """``diag(out)``, or the identity where there is no such gain."""
+    """Return ``diag(out)``, or the identity where there is no such gain."""
     one = next(iter(term.tensors.values())).new_ones(term.d_out)
     return torch.diag(term["gain_out"][0] if "gain_out" in term.tensors else one)
 

@@ -117,7 +117,7 @@ class _Wiring:
         return self.step("call", name, x, width=width)
 
     def grow(self) -> None:
-        """One more motif: most are a step, a gated product is five."""
+        """Add one more motif: most are a step, a gated product is five."""
         everything = range(len(self.widths))
         x = self.one(*reversed(everything))
         alike = [i for i in everything if self.widths[i] == self.widths[x]]
@@ -146,7 +146,7 @@ class _Wiring:
                 self.step("add", "", x, self.one(*alike))
 
     def returned(self) -> list[int]:
-        """Every value that nothing reads, and perhaps one that something does."""
+        """Return every value that nothing reads, and perhaps one that something does."""
         used = {i for _, _, read in self.steps for i in read}
         ends = [i for i in range(len(self.widths)) if i not in used]
         return ends + self.draw(st.lists(st.sampled_from(range(len(self.widths))), max_size=1))
@@ -154,7 +154,7 @@ class _Wiring:
 
 @st.composite
 def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
-    """Regions of 2 to 8 linear layers, wired in any way, with a spec and some of the passes.
+    """Draw regions of 2 to 8 linear layers, wired in any way, with a spec and some of the passes.
 
     Chains, branches, residuals, activations, gated products, sums, values that are returned and used,
     layers that are called twice, with biases and without, of unequal widths; one or two of a kind in a model.

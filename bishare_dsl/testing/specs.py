@@ -35,7 +35,7 @@ _NAMES = (
 
 @cache
 def names() -> st.SearchStrategy[str]:
-    """Names: usual ones, keywords, and any text at all."""
+    """Draw names: usual ones, keywords, and any text at all."""
     text = st.text(st.characters(codec="utf-8"), max_size=6)
     return st.sampled_from((*_NAMES, "B", "model", "share", "use", "replace", "gain")) | text
 
@@ -48,7 +48,7 @@ def numbers() -> st.SearchStrategy[int | float]:
 
 @cache
 def expressions() -> st.SearchStrategy[m.Expression]:
-    """Arithmetic, keys and predicates, nested and mixed in any way."""
+    """Draw arithmetic, keys and predicates, nested and mixed in any way."""
     leaves: st.SearchStrategy[m.Expression] = st.one_of(
         numbers(),
         st.builds(m.Ref, ref=names()),
@@ -95,7 +95,7 @@ def selections() -> st.SearchStrategy[m.Selection]:
 
 @cache
 def rank_matches() -> st.SearchStrategy[m.RankMatch]:
-    """``rank match ...``, with an ``else`` or without."""
+    """Draw ``rank match ...``, with an ``else`` or without."""
     arm = st.builds(m.Arm, values=_items(expressions()), rank=expressions())
     arms = st.lists(arm, max_size=2).map(tuple)
     # With neither an arm nor an else there would be nothing to write.
@@ -129,7 +129,7 @@ def keys() -> st.SearchStrategy[m.Keys | tuple[m.Expression, ...]]:
 
 @cache
 def shares() -> st.SearchStrategy[m.Share]:
-    """One share, with any of its clauses."""
+    """Draw one share, with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
     return st.builds(
         m.Share,

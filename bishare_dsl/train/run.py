@@ -60,27 +60,27 @@ def train(
 
     The recipe is the paper's where nothing else is said: AdamW at 1e-4, then linear to 0; 64 examples in an
     optimizer step, by accumulation; one epoch; dropout and alpha as in the spec. The rate warms up over 100
-    steps, but over no more than a tenth of the run. Loss is on the completions alone. What a setting is
-    called in `TrainingArguments` it is called here; those of the data, and of shares that learn at a rate of
-    their own, are the fields of `bishare_dsl.train.request.Settings`.
+    steps, but over no more than a tenth of the run. Loss is on the completions alone. Settings have the names
+    that they have in `TrainingArguments`; those of the data, and of shares with a rate of their own, are the
+    fields of `bishare_dsl.train.request.Settings`.
 
-    The base's weights never change and are never saved. Everything that can be checked without them is
-    checked before they are loaded.
+    The base's weights never change and are never saved. Everything that can be checked without these weights
+    is checked before they are loaded.
 
     Args:
         spec: a spec, its text, the path of a ``.share`` file, the name of one that ships with bishare, or the
             folder of an adapter to train further. None for a model that is adapted, which is trained further.
         model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model, which is adapted in place.
         data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub.
-        output_dir: the folder of the run: it must not hold one yet.
+        output_dir: the folder of the run, which must not hold a run yet.
         params: other values for the spec's.
         tokenizer: needed for a model that is given; by default the checkpoint's.
         config: a YAML file with any of these arguments, which win over it.
-        resume: go on with the run in this folder, or from this checkpoint. What else it needs is in its
-            ``run.json``, but for a model that was given; what is given here wins. With ``max_steps`` or
+        resume: go on with the run in this folder, or from this checkpoint. All else is in its ``run.json``,
+            but for a model that was given; arguments that are given here win. With ``max_steps`` or
             ``num_train_epochs`` raised a finished run goes on, too.
         resume_from_checkpoint: go on with the run in ``output_dir``: ``"last"``, or a checkpoint's path. The
-            other arguments are those of the run. On the CPU it ends bit for bit where it would have ended.
+            other arguments are those of the run. On the CPU it ends bit for bit as an uninterrupted run.
         force: remove the run that is in ``output_dir`` first.
         callbacks: transformers' callbacks.
         quiet: neither notes nor a progress bar.

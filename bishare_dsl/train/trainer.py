@@ -110,7 +110,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
         return Path(self.args.output_dir)
 
     def create_optimizer(self, *arguments: Any) -> Any:
-        """As transformers makes it, with the rates and decays that shares have for themselves."""
+        """Make the optimizer as transformers does, with rates and decays that shares have of their own."""
         with catch_refusals():
             optimizer = super().create_optimizer(*arguments)
             adapter = self.adapter
@@ -118,7 +118,7 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
             return optimizer
 
     def create_scheduler(self, *arguments: Any, **keywords: Any) -> Any:
-        """As transformers makes it; what it refuses is an error of ours."""
+        """Make the schedule as transformers does; what transformers refuses is an error of ours."""
         with catch_refusals():
             return super().create_scheduler(*arguments, **keywords)
 

@@ -126,7 +126,7 @@ class KroneckerExtension(Transform):
         return tiles.flatten(2)[..., : width.d_out]
 
     def _kernel_first(self, rank: int) -> bool:
-        """Whether the kernel has no more rows than the shared factor, so that it is the cheaper first."""
+        """Tell whether the kernel has no more rows than the shared factor, and so is cheaper first."""
         shared = self.shared_rank or rank
         return not self.rowwise and rank // shared <= shared
 

@@ -102,7 +102,7 @@ class Transform(BaseModel):
         """Return ``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
 
         Raises:
-            ValueError: the widths cannot share it; the reason is shown at the share.
+            ValueError: the widths cannot share such a tensor; the reason is shown at the share.
         """
         raise NotImplementedError
 
@@ -125,8 +125,8 @@ class Transform(BaseModel):
     def zeros(self, zero: frozenset[str]) -> frozenset[str]:
         """Return which parts of the product that is the update are zero, where the tensors ``zero`` are.
 
-        A part is called by the role of its tensor; an effective factor of which no tensor is the part is
-        called A or B. One such part makes the update start at zero; two, and neither ever gets a gradient.
+        A part is called by the role of its tensor; an effective factor that no tensor stands for is called A
+        or B. One zero part makes the update start at zero; of two, neither ever gets a gradient.
         """
         return zero
 
@@ -157,7 +157,7 @@ class Transform(BaseModel):
 
         Row i of ``x (R, n, d_in)`` meets ``tensors[role][i]``: each tensor is ``(R, rows, columns)``.
         Written as `factors` is. This default makes the effective factors of each adapter; a transform
-        that can do without them says how.
+        that needs none overrides it.
         """
         return x @ self._batched("A", tensors, rank, width).mT
 
@@ -175,7 +175,7 @@ class Transform(BaseModel):
         return factor
 
     def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        """Return the update ``(..., d_out)`` of an input ``(..., d_in)``, where it is not linear in it.
+        """Return the update ``(..., d_out)`` of an input ``(..., d_in)``, for updates that are not linear.
 
         Written as `factors` is; ``tensors`` come in the dtype of ``x``.
         """
@@ -184,7 +184,7 @@ class Transform(BaseModel):
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
         """Return all of a trained tensor that running needs, in parts, where that is much less; or None.
 
-        What the parts leave out is lost, so an adapter that was saved so trains no further.
+        What the parts leave out is lost, so an adapter that was saved in parts cannot train further.
         """
         return None
 
@@ -192,7 +192,7 @@ class Transform(BaseModel):
         """Make a tensor that gives the same update as the one that `compact` made the parts of.
 
         Raises:
-            ValueError: the parts are none of such a tensor; the reason is shown to the user.
+            ValueError: the parts are not those of such a tensor; the reason is shown to the user.
         """
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from bishare_dsl.diagnostics.problem import Code
 
 
 def registry() -> dict[str, Code]:
-    """Every code by its name, in order."""
+    """Return every code by its name, in order."""
     from bishare_dsl.diagnostics.codes import (
         adapter,
         analyse,

@@ -51,7 +51,7 @@ class _Kept:
     batch: RowBatch
 
     def holds(self, members: tuple[Resident | None, ...], changes: int) -> bool:
-        """Whether these are its members, and what it was made of has the same bytes as then."""
+        """Tell whether these are its members, and what it was made of has the same bytes as then."""
         return (
             members == self.members
             and changes == self.changes
@@ -289,7 +289,7 @@ class Generate:
 
 
 def _together(plans: list[Plan]) -> Plan:
-    """One plan with the terms of several, of which each has names of its own."""
+    """Make one plan with the terms of several, of which each has names of its own."""
     sites = {site.path: site for plan in plans for site in plan.sites}
     tensors: list[PlanTensor] = []
     terms: list[Term] = []
@@ -329,6 +329,6 @@ def _rows(members: tuple[Resident | None, ...]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Where a model's activations are most likely to be; not where accelerate offloads it."""
+    """Guess where a model's activations are most likely to be; not where accelerate offloads it."""
     here = (p.device for p in model.parameters() if not p.is_meta)
     return next(here, torch.device("cpu"))

@@ -78,7 +78,7 @@ class RowFactor(NamedTuple):
     grouping: Grouping
 
     def down(self, x: Tensor) -> Tensor:
-        """``x A^T`` with each row's own A: tokens by adapter, ``(tokens, rows)``."""
+        """Compute ``x A^T`` with each row's own A: tokens by adapter, ``(tokens, rows)``."""
         z = torch.bmm(self.grouping.gather(x), self.factor.to(x).transpose(1, 2))
         return z.flatten(0, 1)
 
@@ -90,7 +90,7 @@ class RowFactor(NamedTuple):
         return z.flatten(0, 1)
 
     def up(self, y: Tensor, z: Tensor) -> Tensor:
-        """``y + z B`` with each row's own B, where ``z`` is as `down` gives it.
+        """Compute ``y + z B`` with each row's own B, where ``z`` is as `down` gives it.
 
         Where a row's B is zero the result is ``y``, bit for bit.
         """

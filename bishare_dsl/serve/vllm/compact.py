@@ -97,7 +97,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         return PackedLoRA(lora_id, None, None)
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
-        """Nothing: there are no factors to put together."""
+        """Do nothing: there are no factors to put together."""
 
     def activate_adapter(self, lora_id: int) -> bool:
         newly: bool = super().activate_adapter(lora_id)
@@ -141,7 +141,7 @@ class Kernels:
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))
 def add_terms(y: Tensor, x: Tensor, layer: str) -> None:
-    """`Kernels.add` of a layer, as one opaque step of a compiled graph."""
+    """Run `Kernels.add` of a layer as one opaque step of a compiled graph."""
     layer_of(layer).add(y, x)
 
 

@@ -100,7 +100,7 @@ def only_layers(config: Any, layers: Sequence[str]) -> Any:
 def layer_weights(
     name: str, pairs: Sequence[tuple[Tensor, Tensor] | None], dtype: torch.dtype
 ) -> Any:
-    """Plain LoRA for one layer: a pair of factors, ``(R, d_in)`` and ``(R, d_out)``, for each site in it."""
+    """Make plain LoRA for one layer: for each site in it a pair, ``(R, d_in)`` and ``(R, d_out)``."""
     weights = [
         pair
         and LoRALayerWeights(
@@ -112,7 +112,7 @@ def layer_weights(
 
 
 def local_inputs(layer: Any, width: int) -> Tensor | None:
-    """Which of a site's inputs a layer has, where it is spread over several processes; None for all."""
+    """Return which of a site's inputs a layer has, where several processes share it; None for all."""
     if layer.input_size == width:
         return None
     # vLLM's own rule, applied to the numbers of the columns.
@@ -121,7 +121,7 @@ def local_inputs(layer: Any, width: int) -> Tensor | None:
 
 
 def local_outputs(layer: Any, widths: Mapping[int, int]) -> dict[int, tuple[slice, Tensor | None]]:
-    """Where in a layer's output each part of it is, and which of the site's outputs that are; None for all.
+    """Return where in a layer's output each part is, and which outputs of the site it has; None for all.
 
     Args:
         layer: vLLM's, with an adapter's wrapper.

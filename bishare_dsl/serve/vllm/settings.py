@@ -47,7 +47,7 @@ def check_compact(vllm_config: Any) -> None:
 
 
 def unsupported() -> str | None:
-    """Why this version of vLLM is not served; None where it is."""
+    """Say why this version of vLLM is not served; None where it is."""
     from vllm import __version__
 
     if __version__.startswith(tuple(f"{version}." for version in SUPPORTED)):
