@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,13 @@ from bishare_dsl.cli.report import INTERRUPTED, Report
 if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
 
-_THEIRS = f"{__name__}.theirs"
 _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 
 
 class _TrainCommand(click.Command):
-    """Takes transformers' arguments beside its own options, each with ``-`` for ``_`` too.
+    """Takes transformers' arguments beside its own options.
 
-    What is not an option of its own is looked up in transformers, which takes seconds to import: only then.
+    They are looked up in transformers, which takes seconds to import, where something is not an own option.
     """
 
     def shell_complete(
@@ -46,53 +45,38 @@ class _TrainCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        own = {
-            _key(name): (name, option.is_flag)
-            for option in self.get_params(ctx)
-            if isinstance(option, click.Option)
-            for name in option.opts
-        }
-        ours: list[str] = []
-        theirs: dict[str, Any] = {}
-        words = deque(args)
-        while words:
-            word = words.popleft()
-            name, equals, value = word.partition("=")
-            if not name.startswith("--") or name == "--":
-                ours.append(word)
-            elif (key := _key(name)) in own:
-                real, is_flag = own[key]
-                ours.append(real + equals + value)
-                if words and not is_flag and not equals:
-                    ours.append(words.popleft())
-            elif not ctx.resilient_parsing:  # as it is while a shell completes
-                key, found = _theirs(key, value if equals else None, words, own)
-                theirs[key] = found
-        ctx.meta[_THEIRS] = theirs
-        return super().parse_args(ctx, ours)
+        try:
+            return super().parse_args(ctx, [*args])
+        except click.NoSuchOption:
+            from bishare_dsl.train.arguments import argument_names, is_flag
+            from bishare_dsl.train.errors import TrainError
+            from bishare_dsl.train.request import unknown_argument
+        before, own = self.params, {option.name for option in self.params}
+        theirs = [click.Option([f"--{name}"]) for name in argument_names() if name not in own]
+        switches = {name for name in argument_names() if is_flag(name)}
+        self.params = [*before, *theirs]
+        try:
+            return super().parse_args(ctx, list(_with_values(args, switches)))
+        except click.NoSuchOption as error:
+            name, known = _key(error.option_name), [option.name or "" for option in self.params]
+            raise TrainError(unknown_argument(name, known, shown=f"--{name}")) from None
+        finally:
+            self.params = before
 
 
-def _theirs(
-    key: str, value: str | None, words: deque[str], own: Mapping[str, object]
-) -> tuple[str, str]:
-    """Return an argument of transformers, and its value, which may be the next word."""
-    from bishare_dsl.train.arguments import argument_names, is_flag
-    from bishare_dsl.train.errors import TrainError
-    from bishare_dsl.train.request import unknown_argument
-
-    known = argument_names()
-    negated = key.removeprefix("no_")
-    if key not in known and negated in known and is_flag(negated) and value is None:
-        return negated, "false"
-    if key not in known:
-        raise TrainError(unknown_argument(key, [*known, *own], shown=f"--{key}"))
-    if value is not None:
-        return key, value
-    if is_flag(key):
-        return key, words.popleft() if words and words[0].lower() in _BOOLEANS else "true"
-    if not words:
-        raise click.BadOptionUsage(key, f"Option '--{key}' requires an argument.")
-    return key, words.popleft()
+def _with_values(args: Sequence[str], switches: Container[str]) -> Iterator[str]:
+    """Write the value of a switch of transformers behind it, which may be left out, or be the next word."""
+    words = deque(args)
+    while words:
+        word = words.popleft()
+        name, negated = _key(word), _key(word).removeprefix("no_")
+        if not word.startswith("--") or (name not in switches and negated not in switches):
+            yield word
+        elif name in switches:
+            said = words.popleft() if words and words[0].lower() in _BOOLEANS else "true"
+            yield f"--{name}={said}"
+        else:
+            yield f"--{negated}=false"
 
 
 def _their_names() -> list[str]:
@@ -137,8 +121,7 @@ def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     ctx.exit()
 
 
-_OWN: dict[str, tuple[str, str]] = {
-    "data": ("FILE", "Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."),
+_PLACES = {
     "output_dir": ("DIR", "The folder of the run."),
     "config": ("FILE", "YAML with any of these arguments, without dashes; flags win over it."),
     "resume": (
@@ -146,49 +129,31 @@ _OWN: dict[str, tuple[str, str]] = {
         "Go on with the run in a folder, or from a checkpoint; nothing else is needed.",
     ),
     "resume_from_checkpoint": ("last|DIR", "Go on with the run in --output_dir."),
-    "recipe": ("paper", "Warm up over 100 steps; by default over at most a tenth of the run."),
-    "lr_of": (
-        "NAME=RATE",
-        "Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3.",
-    ),
-    "weight_decay_of": ("NAME=DECAY", "Another weight decay, as --lr_of."),
-    "eval_data": ("FILE", "Held-out rows, to evaluate on during training."),
-    "eval_split": ("N|FRACTION", "Hold so many rows out, or such a part of them, below 1."),
-    "data_split": ("NAME", "The split of a Hub data set; by default train."),
-    "data_subset": ("NAME", "The configuration of a Hub data set."),
-    "eval_data_split": ("NAME", "The split for --eval_data; by default test."),
-    "format": (
-        "NAME",
-        "alpaca, prompt-completion, messages or text, where the columns fit several.",
-    ),
-    "train_on": ("completion|all", "Learn completions and the assistant's turns, or every token."),
-    "max_length": (
-        "N",
-        "Tokens of the longest example; by default 1024. Longer ones lose their end.",
-    ),
-    "packing": ("", "Put several examples into one sequence."),
-    "device_map": ("NAME", "Such as auto: spread and offload the base (accelerate)."),
-}
-_TYPES: dict[str, dict[str, Any]] = {
-    "eval_split": {"type": float},
-    "max_length": {"type": int},
-    "packing": {"is_flag": True, "default": None},
-    "lr_of": {"multiple": True},
-    "weight_decay_of": {"multiple": True},
 }
 
 
 def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add to a command the options of a run that are not transformers'."""
-    for name, (metavar, said) in reversed(_OWN.items()):
-        more = _TYPES.get(name, {})
-        command = click.option(f"--{name}", metavar=metavar or None, help=said, **more)(command)
+    """Give a command the options of a run that are not transformers'."""
+    from bishare_dsl.train.request import Settings
+
+    for name, field in reversed(Settings.model_fields.items()):
+        if name == "data":
+            for place, (metavar, about) in reversed(_PLACES.items()):
+                command = click.option(f"--{place}", metavar=metavar, help=about)(command)
+        # Neither type nor default: what is given is checked together with what a config says.
+        kind: dict[str, Any] = {"is_flag": True, "default": None}
+        about = str(field.description)
+        if field.annotation is not bool:
+            metavar, _, about = about.partition(": ")
+            kind = {"metavar": metavar, "multiple": isinstance(field.default, dict)}
+        command = click.option(f"--{name}", help=about, **kind)(command)
     return command
 
 
 @click.command(
     "train",
     cls=_TrainCommand,
+    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
     epilog=options.examples(
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --learning_rate 5e-4 --set r_inter=32",
@@ -239,7 +204,6 @@ def command(
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         report.quiet, report.as_json = True, False
-    theirs = context.meta[_THEIRS]
     if report.quiet or not sys.stderr.isatty():
         from transformers.utils import logging
 
@@ -250,7 +214,7 @@ def command(
     from bishare_dsl.train.run import run
 
     given = {name: None if value == () else value for name, value in given.items()}
-    given |= {**theirs, "spec": _spec(spec), "params": params or None}
+    given |= {"spec": _spec(spec), "params": params or None}
     try:
         reporter = Reporter(
             report.quiet, report.note, report.problem, partial(click.echo, err=True)

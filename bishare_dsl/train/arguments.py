@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from enum import Enum, EnumMeta
 from functools import cache
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -56,6 +56,7 @@ WARM_UP = 100
 """Steps over which the paper's learning rate rises."""
 _OF_TRL = ("loss_type", "router_aux_loss_coef")
 
+_TINY = 5e-324
 # What they are in every run, and why nothing else is taken.
 _FIXED: Mapping[str, tuple[bool, str]] = {
     "auto_find_batch_size": (
@@ -71,24 +72,16 @@ _FIXED: Mapping[str, tuple[bool, str]] = {
     "save_on_each_node": (False, "one process writes, to a folder that all of them see"),
     "use_liger_kernel": (False, "its kernels replace forwards that the adapter is part of"),
 }
-_HUGE = float("inf")
-_TINY = 5e-324
 _BOUNDS: Mapping[str, tuple[float, float]] = {
-    "adam_beta1": (0, 1),
-    "adam_beta2": (0, 1),
-    "adam_epsilon": (0, _HUGE),
-    "eval_steps": (_TINY, _HUGE),
-    "gradient_accumulation_steps": (1, _HUGE),
-    "learning_rate": (0, _HUGE),
-    "logging_steps": (_TINY, _HUGE),
-    "max_grad_norm": (0, _HUGE),
-    "max_steps": (-1, _HUGE),
-    "num_train_epochs": (_TINY, _HUGE),
-    "per_device_eval_batch_size": (1, _HUGE),
-    "per_device_train_batch_size": (1, _HUGE),
-    "save_steps": (_TINY, _HUGE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
+    **dict.fromkeys(("adam_epsilon", "learning_rate", "max_grad_norm", "weight_decay"), (0, inf)),
+    **dict.fromkeys(
+        ("eval_steps", "logging_steps", "num_train_epochs", "save_steps"), (_TINY, inf)
+    ),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, inf)),
+    "gradient_accumulation_steps": (1, inf),
+    "max_steps": (-1, inf),
     "seed": (0, 2**32 - 1),
-    "weight_decay": (0, _HUGE),
 }
 # It was a list of words once, and takes true or false now; which its type does not say.
 _SWITCHES = ("fsdp",)
@@ -325,9 +318,9 @@ def _check_reporting(args: TrainingArguments) -> None:
 
 
 def _between(least: float, most: float) -> str:
-    if least == _TINY:
-        return "above 0"
-    return f"at least {least:g}" if most == _HUGE else f"from {least:g} to {most:g}"
+    if most < inf:
+        return f"from {least:g} to {most:g}"
+    return "above 0" if least == _TINY else f"at least {least:g}"
 
 
 @cache
@@ -336,15 +329,7 @@ def _fields() -> dict[str, Field[Any]]:
     return {f.name: f for f in fields(Arguments) if f.init and f.name in known}
 
 
-_WHAT_THEY_RAISE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    ImportError,
-    NotImplementedError,
-    RuntimeError,
-    OSError,
-)
+_WHAT_THEY_RAISE = (ValueError, TypeError, KeyError, ImportError, RuntimeError, OSError)
 
 
 # argparse names the function that reads a value; this is what it reads.

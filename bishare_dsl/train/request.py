@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,38 +22,48 @@ if TYPE_CHECKING:
 
     from bishare_dsl.spec import Spec
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 _LAST = ("last", "true")
 
 
 class Settings(BaseModel):
     """The data, how the base is loaded, and what of the adapter learns at another rate.
 
-    ``data`` and ``eval_data`` are files or ids on the Hub. ``eval_split`` holds rows of ``data`` out: a
-    number of them, or a part below 1. ``format``, ``train_on`` and ``max_length`` are as in
-    `bishare_dsl.train.data.encode`, the ``*_split`` and ``subset`` as in `load_rows`. ``dtype`` is of the
-    base's weights; the adapter's are float32. ``device_map`` is as ``from_pretrained`` takes it.
-    ``lr_of`` and ``weight_decay_of`` are as `bishare_dsl.train.groups.regroup` takes them. The ``recipe``
-    ``"paper"`` warms up over 100 steps, however short the run is.
+    Each field is an argument of `train`, an option of ``bishare train`` and a line of a config, by one name.
+    What stands below it is shown by ``--help``: a word for the value, but for a switch, and what it does.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: str
-    data_split: str = "train"
-    data_subset: str | None = None
-    eval_data: str | None = None
-    eval_data_split: str = "test"
-    eval_split: int | float | None = Field(default=None, gt=0)
-    format: Format | None = None
-    train_on: Literal["completion", "all"] = "completion"
-    max_length: int = Field(default=1024, gt=1)
-    packing: bool = False
-    dtype: Dtype | None = None
-    device_map: str | None = None
+    """FILE: Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."""
     recipe: Literal["default", "paper"] = "default"
+    """paper: Warm up over 100 steps; by default over at most a tenth of the run."""
     lr_of: dict[str, str] = {}
+    """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
     weight_decay_of: dict[str, float] = {}
+    """NAME=DECAY: Another weight decay, as --lr_of."""
+    eval_data: str | None = None
+    """FILE: Held-out rows, to evaluate on during training."""
+    eval_split: int | float | None = Field(default=None, gt=0)
+    """N|FRACTION: Hold so many rows out, or such a part of them, below 1."""
+    data_split: str = "train"
+    """NAME: The split of a Hub data set; by default train."""
+    data_subset: str | None = None
+    """NAME: The configuration of a Hub data set."""
+    eval_data_split: str = "test"
+    """NAME: The split for --eval_data; by default test."""
+    format: Format | None = None
+    """NAME: alpaca, prompt-completion, messages or text, where the columns fit several."""
+    train_on: Literal["completion", "all"] = "completion"
+    """completion|all: Learn completions and the assistant's turns, or every token."""
+    max_length: int = Field(default=1024, gt=1)
+    """N: Tokens of the longest example; by default 1024. Longer ones lose their end."""
+    packing: bool = False
+    """Put several examples into one sequence."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """NAME: Of the base's weights, such as bfloat16; the adapter's are float32."""
+    device_map: str | None = None
+    """NAME: Such as auto: spread and offload the base (accelerate)."""
 
     @field_validator("data", "eval_data", mode="before")
     @classmethod
@@ -82,11 +92,10 @@ class Settings(BaseModel):
     @field_validator("lr_of")
     @classmethod
     def _rates(cls, value: dict[str, str]) -> dict[str, str]:
-        for said in value.values():
-            if not _RATE.fullmatch(said):
-                raise ValueError(
-                    f"`{said}` is neither a rate, such as 5e-4, nor a factor, such as 16x"
-                )
+        if wrong := [said for said in value.values() if not _RATE.fullmatch(said)]:
+            raise ValueError(
+                f"`{wrong[0]}` is neither a rate, such as 5e-4, nor a factor, such as 16x"
+            )
         return value
 
     @field_validator("weight_decay_of")
@@ -193,18 +202,15 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     file = {} if config is None else read_config(Path(config))
     before = _run_before({**file, **given}.get("resume"))
     merged = {**before, **file, **given}
-    problems = []
     params: dict[str, Any] = {}
-    for source in (file, given):
-        if not isinstance(source.get("params") or {}, Mapping):
+    for found in (file.get("params") or {}, given.get("params") or {}):
+        if not isinstance(found, Mapping):
             reason = "it is not a list of names and values"
-            raise TrainError(
-                codes.WRONG_VALUE(name="params", value=source["params"], reason=reason)
-            )
-        params |= source.get("params") or {}
+            raise TrainError(codes.WRONG_VALUE(name="params", value=found, reason=reason))
+        params |= found
     theirs = [name for name in arguments.argument_names() if name not in _OWN]
     known = {*_OWN, *Settings.model_fields, *theirs}
-    problems += [unknown_argument(name, known) for name in merged if name not in known]
+    problems = [unknown_argument(name, known) for name in merged if name not in known]
     spared = {"spec"} if before or not isinstance(merged.get("model", ""), str) else set()
     needed = [name for name in ("spec", "model", "data", "output_dir") if name not in spared]
     problems += [
@@ -217,9 +223,19 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
                 converted[name] = arguments.convert(name, merged[name])
             except TrainError as error:
                 problems += error.problems
-    settings, wrong = _settings(merged)
-    problems += wrong
-    if problems or settings is None:
+    own = {name: merged[name] for name in Settings.model_fields if name in merged}
+    try:
+        settings = Settings.model_validate(own)
+    except ValidationError as error:
+        for e in error.errors():
+            name, reason = str(e["loc"][0]), e["msg"].removeprefix("Value error, ")
+            if e["type"] != "missing":
+                problems.append(codes.WRONG_VALUE(name=name, value=own[name], reason=reason))
+        raise TrainError(problems) from None
+    if settings.eval_data is not None and settings.eval_split is not None:
+        reason = "`eval_data` names held-out rows, and `eval_split` would hold others out"
+        problems.append(codes.BAD_COMBINATION(reason=reason))
+    if problems:
         raise TrainError(problems)
     resume = merged.get("resume_from_checkpoint") or None
     return Request(
@@ -261,22 +277,19 @@ def read_config(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError as error:
         raise TrainError(codes.NEEDS_PACKAGE(what="reading a config", package="pyyaml")) from error
-    help: str | None = None
+    reason, help = "it is not a list of `name: value`", cast("str | None", None)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = {} if found is None else found
-    except OSError as error:
-        reason: object = error.strerror or error
+        if found is None:
+            return {}
+        if isinstance(found, dict) and all(isinstance(name, str) for name in found):
+            return found
     except yaml.MarkedYAMLError as error:
         reason, help = _not_yaml(error)
     except UnicodeDecodeError:
         reason, help = "it is not UTF-8", "save the file as UTF-8"
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = one_line(error)
-    else:
-        if isinstance(found, dict) and all(isinstance(name, str) for name in found):
-            return found
-        reason = "it is not a list of `name: value`"
     raise TrainError(codes.BAD_CONFIG(path=path, reason=reason, help=help))
 
 
@@ -292,23 +305,3 @@ def _not_yaml(error: Any) -> tuple[str, str | None]:
     if "\\t" in problem or "tab" in problem.lower():
         return place, "lines are indented with spaces, not with tabs"
     return place, None
-
-
-def _settings(merged: Mapping[str, Any]) -> tuple[Settings | None, list[Problem]]:
-    own = {name: merged[name] for name in Settings.model_fields if name in merged}
-    try:
-        settings = Settings.model_validate(own)
-    except ValidationError as error:
-        return None, [
-            codes.WRONG_VALUE(
-                name=e["loc"][0],
-                value=own[str(e["loc"][0])],
-                reason=e["msg"].removeprefix("Value error, "),
-            )
-            for e in error.errors()
-            if e["type"] != "missing"
-        ]
-    if settings.eval_data is not None and settings.eval_split is not None:
-        reason = "`eval_data` names held-out rows, and `eval_split` would hold others out"
-        return settings, [codes.BAD_COMBINATION(reason=reason)]
-    return settings, []

@@ -54,6 +54,7 @@ def test_flags_win_over_the_config(bishare, folder):
         "train", "--config", "train.yaml", "--set", "r=3", "--learning_rate", "2e-3", "--seed=4",
         "--max-length", 16, "--dataloader-num-workers=0", "--bf16", "--no_dataloader_pin_memory",
         "--gradient_checkpointing", "--lr_scheduler_type", "cosine", "--packing", "-q",
+        "--dtype", "float16",
     )  # fmt: skip
     assert (run.code, run.err) == (0, "")
     found = record()
@@ -66,6 +67,7 @@ def test_flags_win_over_the_config(bishare, folder):
     )
     assert arguments["lr_scheduler_type"] == "cosine"
     assert (found["settings"]["max_length"], found["settings"]["packing"]) == (16, True)
+    assert found["settings"]["dtype"] == "float16"
     assert found["batch"]["effective"] == 4
     assert read_adapter("out").plan.params == {"r": 3}
 
@@ -108,7 +110,7 @@ def test_json(bishare, folder):
         (["--config", "none.yaml"], "BS734", "No such file"),
         (["--data", "none.jsonl"], "BS701", "none.jsonl"),
         (["--learning_rate"], "BS901", "requires an argument"),
-        (["--max_length", "x"], "BS901", "max_length"),
+        (["--max_length", "x"], "BS731", "`max_length` cannot be `x`"),
         (["none.share"], "BS902", "none.share"),
         (["--set", "q=1"], "BS207", "`q`"),
         (["--resume_from_checkpoint", "last"], "BS742", "no folder `out`"),
