@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
-    from bishare_dsl.train.history import Run
+    from bishare_dsl.train.record import Run
 
 _COLUMNS = {
     "trainable": "{:,}",
@@ -56,7 +56,7 @@ def command(report: Report, folders: tuple[Path, ...], sort: str) -> None:
     runs differ. The losses are the first, the lowest and the last that were logged, and the lowest on
     held-out rows; a run that goes on is shown as far as it has come.
     """
-    from bishare_dsl.train.history import RUN, find_runs, read_run
+    from bishare_dsl.train.record import RUN, find_runs, read_run
 
     runs = []
     for folder in folders:

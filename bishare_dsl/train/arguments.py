@@ -23,6 +23,7 @@ from trl import SFTConfig
 from bishare_dsl.diagnostics import nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.record import effective_batch
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -244,12 +245,6 @@ def catch_refusals() -> Iterator[None]:
     except _WHAT_THEY_RAISE as error:
         reason = one_line(error)
         raise TrainError(codes.BAD_COMBINATION(reason=reason)) from error
-
-
-def effective_batch(args: TrainingArguments) -> int:
-    """Count the examples in an optimizer step, of all processes together."""
-    at_once: int = args.per_device_train_batch_size * args.world_size
-    return at_once * args.gradient_accumulation_steps
 
 
 def check_sharding(trainer: Trainer) -> None:

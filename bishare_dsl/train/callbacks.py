@@ -22,10 +22,14 @@ from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train import checkpoint as checkpoints
 from bishare_dsl.train.errors import TrainingInterrupted, refusal_told
 from bishare_dsl.train.guard import check_step
-from bishare_dsl.train.history import LOG
-from bishare_dsl.train.optimizer import check_options, load_optimizer, optimizer_state
-from bishare_dsl.train.record import division
-from bishare_dsl.train.state import generators, set_generators
+from bishare_dsl.train.record import LOG, division
+from bishare_dsl.train.state import (
+    check_options,
+    generators,
+    load_optimizer,
+    optimizer_state,
+    set_generators,
+)
 from bishare_dsl.writing import discard, move_into_place, replace_file, temporary_path
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from bishare_dsl.models.load import load_tokenizer
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import groups
 from bishare_dsl.train import record as records
-from bishare_dsl.train.arguments import Arguments, count_steps, effective_batch, warm_up_steps
+from bishare_dsl.train.arguments import Arguments, count_steps, warm_up_steps
 from bishare_dsl.train.checkpoint import Checkpoint
 from bishare_dsl.train.curve import can_draw
 from bishare_dsl.train.data import DataReport, Examples, Rows, encode, load_rows, pack, split_off
@@ -257,8 +257,8 @@ def _schedule(args: Arguments, steps: int) -> list[Problem]:
 
 def division_in_words(args: Arguments, steps: int) -> str:
     """Say how long a run is, and how a step is divided."""
+    devices = f"{args.world_size} device{'s' if args.world_size > 1 else ''}"
     return (
-        f"{steps:,} steps of {effective_batch(args):,} examples: {args.per_device_train_batch_size} at "
-        f"once, on {args.world_size} device{'s' if args.world_size > 1 else ''}, "
-        f"{args.gradient_accumulation_steps} times"
+        f"{steps:,} steps of {records.effective_batch(args):,} examples: {args.per_device_train_batch_size} "
+        f"at once, on {devices}, {args.gradient_accumulation_steps} times"
     )

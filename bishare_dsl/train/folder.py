@@ -24,7 +24,7 @@ from bishare_dsl.train.checkpoint import (
 )
 from bishare_dsl.train.curve import CURVE
 from bishare_dsl.train.errors import TrainError, refusal_told
-from bishare_dsl.train.history import LOG, RUN, read_record
+from bishare_dsl.train.record import LOG, RUN, read_record
 from bishare_dsl.writing import check_writable, remove_folder
 
 # The adapter's config first: without it there is no adapter, whatever else is left.

@@ -1,4 +1,4 @@
-"""The record of a run, ``run.json``: what it was made of, and what became of it."""
+"""What a run leaves to be read: its record, ``run.json``, and its log, ``log.jsonl``; without torch."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.plan import Plan
-from bishare_dsl.train.arguments import effective_batch
-from bishare_dsl.train.history import RUN
+from pydantic import AliasPath, BaseModel, ConfigDict, Field
+
 from bishare_dsl.version import __version__
 from bishare_dsl.writing import replace_file
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from bishare_dsl.plan import Plan
     from bishare_dsl.train.check import CheckedRun
     from bishare_dsl.train.data import DataReport
     from bishare_dsl.train.request import Request
 
+RUN, LOG = "run.json", "log.jsonl"
+_LARGEST = 1e300  # neither infinite nor NaN, nor a whole number that no float is
 _PACKAGES = (
     *("torch", "transformers", "accelerate", "trl", "datasets"),
     *("safetensors", "tokenizers", "numpy"),
@@ -60,6 +63,12 @@ def identity(
         **{name: _plain(getattr(args, name, None)) for name in _DECIDE},
         **{name: settings[name] for name in _DECIDE_OWN},
     }
+
+
+def effective_batch(args: TrainingArguments) -> int:
+    """Count the examples in an optimizer step, of all processes together."""
+    at_once: int = args.per_device_train_batch_size * args.world_size
+    return at_once * args.gradient_accumulation_steps
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -145,12 +154,101 @@ def utc_now() -> str:
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
+
+
+# Reading them ---------------------------------------------------------------------------------------
+
+
+class Run(BaseModel):
+    """What became of a run, in the words of a table; read off its ``run.json``.
+
+    ``settings`` is what was asked, params of the spec included. Losses are those that were logged;
+    ``held_out`` is the lowest on held-out rows. ``seconds`` is what the run took, as far as it is known.
+    """
+
+    model_config = ConfigDict(loc_by_alias=False)
+
+    folder: str
+    status: str
+    started: datetime
+    ended: datetime | None = Field(default=None, exclude=True)
+    spec: str = Field(validation_alias=AliasPath("spec", "name"))
+    params: dict[str, int | float | str] = Field(
+        default={}, validation_alias=AliasPath("spec", "params"), exclude=True
+    )
+    settings: dict[str, Any] = Field(default={}, validation_alias="asked")
+    trainable: int = Field(validation_alias=AliasPath("plan", "trainable"))
+    steps: int
+    first: float | None
+    best: float | None
+    last: float | None
+    held_out: float | None
+    seconds: float | None = Field(default=None, validation_alias=AliasPath("result", "seconds"))
+    tokens_per_second: float | None = Field(
+        default=None, validation_alias=AliasPath("result", "tokens_per_second")
+    )
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """List a folder, if it is a run's, or those that are in it, at any depth."""
+    if (folder / RUN).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"**/{RUN}"))
+
+
+def read_run(folder: Path) -> Run:
+    """Read what became of a run, finished or not.
+
+    Raises:
+        OSError: the system refused.
+        ValueError: the record is not one of bishare's.
+    """
+    record = json.loads((folder / RUN).read_bytes())
+    log = list(_logged(folder / LOG))
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    found = {
+        "folder": str(folder),
+        "steps": max((int(entry.get("step", 0)) for entry in log), default=0),
+        "first": losses[0] if losses else None,
+        "best": min(losses, default=None),
+        "last": losses[-1] if losses else None,
+        "held_out": min((e["eval_loss"] for e in log if "eval_loss" in e), default=None),
+    }
+    run = Run.model_validate({**record, **found} if isinstance(record, dict) else record)
+    run.settings |= run.params
+    if run.seconds is None and run.ended is not None:
+        run.seconds = (run.ended - run.started).total_seconds()
+    return run
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Read the record in a folder; None where there is no run, an empty one where it cannot be read."""
+    if not (folder / RUN).is_file():
+        return None
+    try:
+        found = json.loads((folder / RUN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _logged(path: Path) -> Iterator[dict[str, float]]:
+    """Read the numbers of each line that is whole: a run that goes on may be writing one."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield {
+                name: value
+                for name, value in entry.items()
+                if isinstance(value, (int, float)) and abs(value) < _LARGEST
+            }

@@ -253,7 +253,7 @@ def _run_before(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
     """Return what the run in a folder was asked, and where it is to go on."""
     if folder is None:
         return {}
-    from bishare_dsl.train.history import RUN, read_record
+    from bishare_dsl.train.record import RUN, read_record
 
     path = Path(folder).expanduser()
     within = (path / RUN).is_file()

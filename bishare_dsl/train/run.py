@@ -19,7 +19,7 @@ from bishare_dsl.models.hooks import is_offloaded, undo_prepare, uses_flash_atte
 from bishare_dsl.models.load import load_model
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import record as records
-from bishare_dsl.train.arguments import check_sharding, effective_batch, training_arguments
+from bishare_dsl.train.arguments import check_sharding, training_arguments
 from bishare_dsl.train.callbacks import Guards, LogFile, Resumes, Saves
 from bishare_dsl.train.check import CheckedRun, check, division_in_words
 from bishare_dsl.train.checkpoint import for_transformers, tidy
@@ -320,7 +320,7 @@ def _result(checked: CheckedRun, trainer: AdapterTrainer, seconds: float) -> Tra
         trainable=checked.plan.trainable,
         steps=state.global_step,
         epochs=float(state.epoch or 0),
-        batch=effective_batch(trainer.args),
+        batch=records.effective_batch(trainer.args),
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         eval_loss=held_out.get(kept, last) if kept else last,

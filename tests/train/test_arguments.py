@@ -3,7 +3,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from bishare_dsl.train import TrainError, arguments
-from bishare_dsl.train.arguments import convert, effective_batch, training_arguments
+from bishare_dsl.train.arguments import convert, training_arguments
+from bishare_dsl.train.record import effective_batch
 
 
 def args(tmp_path, evaluates=False, **given):

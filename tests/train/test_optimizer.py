@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from bishare_dsl.train.optimizer import load_optimizer, optimizer_state
-from bishare_dsl.train.state import from_bytes, to_bytes
+from bishare_dsl.train.state import from_bytes, load_optimizer, optimizer_state, to_bytes
 
 
 def tensors():
