@@ -140,3 +140,10 @@ def test_no_config(tmp_path, monkeypatch):
 def test_params_that_are_none(tmp_path):
     with pytest.raises(TrainError, match=r"BS731.*`params`"):
         make_request(NEEDED, config(tmp_path, "params: 3\n"))
+
+
+def test_every_setting_says_what_the_command_shows_of_it():
+    for name, field in Settings.model_fields.items():
+        metavar, colon, about = field.description.partition(": ")
+        switch = field.annotation is bool
+        assert switch or (colon and about and " " not in metavar), name
