@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench test-compat test-vllm dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test lint format bench claims test-compat test-vllm dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -63,8 +63,11 @@ format: $(STAMP) ## let ruff mend and format the code
 	@$(BIN)/ruff format
 
 bench: $(STAMP) ## the numbers: speed, what each pass buys, size, start-up
-	@set -e; for script in $(filter-out benchmarks/serving%,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
+	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/claims.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
+
+claims: $(STAMP) ## make again what README and docs say was counted or measured, in ten minutes, and compare
+	@BISHARE_CACHE=$(CACHE) $(BIN)/python benchmarks/claims.py
 
 test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## the oldest and the newest transformers
 	@set -e; for end in oldest newest; do \

