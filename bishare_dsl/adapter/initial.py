@@ -31,9 +31,8 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
     """Draw the first values of one tensor, float32 on the CPU.
 
     ``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
-    U(-a, a); and by its fan-in n,
-    ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as LoRA and `nn.Linear` start (a = sqrt(5)), and
-    ``kaiming_normal``: N(0, 2/n).
+    U(-a, a), ``positive``: U(0, a); and by its fan-in n, ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as
+    LoRA and `nn.Linear` start (a = sqrt(5)), and ``kaiming_normal``: N(0, 2/n).
     """
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
     random = torch.Generator("cpu").manual_seed(generator_seed(seed, tensor.name))
@@ -46,6 +45,8 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
             return values.normal_(0.0, tensor.amount, generator=random)
         case "uniform":
             return values.uniform_(-tensor.amount, tensor.amount, generator=random)
+        case "positive":
+            return values.uniform_(0.0, tensor.amount, generator=random)
         case "constant":
             return values.fill_(tensor.amount)
         case "kaiming_uniform":

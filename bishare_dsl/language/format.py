@@ -1,11 +1,11 @@
 """The formatter: one layout for every text, with each word and each comment of the text kept.
 
-It lays out tokens in the order of the text (only `A per ...` moves before `B per ...`), so it cannot change
-what a text says. A share is cut into *pieces*, its head and its clauses; any other statement is one piece. A
-piece is cut into *units*, the smallest parts that a line may consist of: a clause's first words, one item of
-a list. A statement is written on one line if it fits and no comment stands inside it, else a piece or a unit
-a line. A comment inside a unit moves to the unit's end. Params, and shares with their clauses, are aligned
-where they stand together.
+It lays out tokens in the order of the text, so it cannot change what that says; only keys move: `per ...`,
+`A per ...` and `B per ...` come in this order, before those of other roles. A share is cut into *pieces*, its
+head and its clauses; any other statement is one piece. A piece is cut into *units*, the smallest parts that a
+line may consist of: a clause's first words, one item of a list. A statement is written on one line if it fits
+and no comment stands inside it, else a piece or a unit a line. A comment inside a unit
+moves to the unit's end. Params, and shares with their clauses, are aligned where they stand together.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _INDENT = "    "
 _TIGHT_AFTER = {"(", ".."}
 _TIGHT_BEFORE = {")", ",", ";", ":", ".."}
 _CLOSE = {")", "}"}
+_KEY_ORDER = {None: 0, "A": 1, "B": 2}
 # Rules of lists: those of the second row end with a bracket.
 _LISTS = ("include", "exclude", "key", "init", "freeze", "gain")
 _BRACKETED = ("options", "arms")
@@ -133,9 +134,10 @@ _Piece: TypeAlias = list[_Unit]
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """A statement as it will be written, with the comments above it."""
+    """A statement as it will be written, with the comments above it; ``words`` begin its clauses."""
 
     kind: str
+    words: list[str]
     pieces: list[_Piece]
     before: list[_Comment]
     after_blank: bool
@@ -196,11 +198,13 @@ def _block(statement: Statement, words: list[_Word]) -> _Block:
         _piece(part.words, words[cuts[i] : cuts[i + 1]], level=min(i, 1))
         for i, part in enumerate(parts)
     ]
-    keys = [i for i, part in enumerate(parts) if part.keyword in ("A", "B")]
-    if len(keys) == 2 and parts[keys[0]].keyword == "B":
-        pieces[keys[0]], pieces[keys[1]] = pieces[keys[1]], pieces[keys[0]]
+    keys = [i for i, part in enumerate(parts) if part.keyword == "per"]
+    ordered = sorted(keys, key=lambda i: _KEY_ORDER.get(parts[i].role, len(_KEY_ORDER)))
+    moved = dict(zip(keys, [pieces[i] for i in ordered], strict=True))
+    pieces = [moved.get(i, piece) for i, piece in enumerate(pieces)]
     kind = "default" if statement.keyword in DEFAULTS else statement.keyword
-    return _Block(kind, pieces, before, first.after_blank)
+    words_of = [str(clause.keyword) for clause in statement.clauses]
+    return _Block(kind, words_of, pieces, before, first.after_blank)
 
 
 def _piece(tree: Words, words: list[_Word], level: int) -> _Piece:
@@ -247,12 +251,12 @@ def _lines(block: _Block) -> list[str]:
 def _aligned(group: list[_Block]) -> dict[_Block, str]:
     """Lay out those statements of a group that stand in columns."""
     rows = {block: cells for block in group if block.one_line and (cells := _cells(block))}
-    columns = [name for name in ("", "=", *CLAUSES) if any(name in row for row in rows.values())]
-    widths = {name: max(len(row.get(name, "")) for row in rows.values()) for name in columns}
+    columns = sorted({column for row in rows.values() for column in row})
+    widths = {column: max(len(row.get(column, "")) for row in rows.values()) for column in columns}
     made = {}
     for block, row in rows.items():
-        padded = [row.get(name, "").ljust(widths[name]) for name in columns]
-        made[block] = (" " if "=" in row else "  ").join(padded).rstrip()
+        padded = [row.get(column, "").ljust(widths[column]) for column in columns]
+        made[block] = (" " if block.kind == "param" else "  ").join(padded).rstrip()
     if any(len(code) > WIDTH for code in made.values()):
         return {}
     # Comments at the ends of neighbouring lines stand in one column.
@@ -263,16 +267,18 @@ def _aligned(group: list[_Block]) -> dict[_Block, str]:
     }
 
 
-def _cells(block: _Block) -> dict[str, str]:
-    """Return what stands in which column: nothing for a statement that is not aligned."""
+def _cells(block: _Block) -> dict[tuple[int, int], str]:
+    """Return what stands in which column: nothing for a statement that is not aligned.
+
+    The columns are those of `CLAUSES`, and of a share's keys the first, the second and so on.
+    """
     head, *clauses = map(_joined, block.pieces)
     if block.kind == "param":
         sign = [word.text for word in head.words].index("=")
-        return {"": _text(head.words[:sign]), "=": _text(head.words[sign:])}
-    # `A per layer  B per module` begins in the column of `per layer`.
-    cells = {
-        {"A": "per"}.get(unit.words[0].text, unit.words[0].text): unit.text for unit in clauses
-    }
-    if block.kind != "share" or list(cells) != sorted(cells, key=CLAUSES.index):
+        return {(-1, 0): _text(head.words[:sign]), (-1, 1): _text(head.words[sign:])}
+    columns = [
+        (CLAUSES.index(word), block.words[:i].count(word)) for i, word in enumerate(block.words)
+    ]
+    if block.kind != "share" or columns != sorted(columns):
         return {}
-    return {"": head.text, **cells}
+    return {(-1, 0): head.text, **dict(zip(columns, (c.text for c in clauses), strict=True))}

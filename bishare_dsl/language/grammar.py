@@ -17,7 +17,7 @@ END = "$END"
 BAD = "BAD"
 STATEMENTS = ("spec", "use", "param", "let", "target", "share", "replace")
 CLAUSES = (
-    *("where", "per", "A", "B", "rank", "via"),
+    *("where", "per", "rank", "via"),
     *("alpha", "scale", "dropout", "init", "freeze", "gain", "start"),
 )
 """In the order in which the formatter aligns them."""
@@ -29,7 +29,7 @@ IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "paren
 _OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 _OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
-CLAUSE_KINDS = frozenset(word.upper() for word in CLAUSES)
+CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B"))
 # What is said of tokens that may stand at a place: the first one that fits.
 _VALUES = {
     ("INT", "LPAR"): "a value",

@@ -103,11 +103,16 @@ class _Parts(Transformer[Token, _Part]):
 
 def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
     fields: dict[str, _Part] = {}
+    keys = _record({})
     for clause in clauses:
         made, name = _Parts().transform(clause.words), str(clause.keyword)
-        if name in ("A", "B"):
-            first = fields.get("per", _Part(None, clause.span))
-            name, made = "per", _record({**first.parts, name: made}, first.span)
+        if clause.role is not None:
+            made.parts = {**made.parts, "name": _Part(clause.role, span_of(clause.name_token))}
+            name, made = (
+                "keys",
+                _record({**keys.parts, clause.role: made}, keys.span or clause.span),
+            )
+            keys = made
         fields["nonzero_start" if name == "start" else name] = made
     return fields
 

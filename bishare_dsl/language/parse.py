@@ -208,7 +208,7 @@ class _Parser:
         """Read on at a position; the position to read at next."""
         if self.reads(position):
             return position + 1
-        if self.tokens[position].type in self.starters and self.ends(position):
+        if self.begins(position) and self.ends(position):
             return position
         return self.recover(position)
 
@@ -220,9 +220,9 @@ class _Parser:
     def reads(self, position: int) -> bool:
         """Read a token if it goes on with what is being read, or begins something."""
         token = self.tokens[position]
-        if token.type == END or (self.parser is None and token.type not in self.starters):
+        if token.type == END or (self.parser is None and not self.begins(position)):
             return False
-        if self.parser is not None and self.ends_range(position):
+        if self.parser is not None and (self.ends_range(position) or self.ends_key(position)):
             return False
         if self.parser is None:
             self.parser = lark().parse_interactive()
@@ -241,11 +241,24 @@ class _Parser:
         self.open -= token.type in ("RPAR", "RBRACE")
         return True
 
+    def begins(self, position: int) -> bool:
+        """Tell whether a token begins what may stand next: by its kind, or as a role that gets a key."""
+        kind = self.tokens[position].type
+        if kind in ("NAME", "STRING"):
+            return "PER" in self.starters and self.tokens[position + 1].type == "PER"
+        return kind in self.starters
+
     def ends_range(self, position: int) -> bool:
         """Tell whether a word that could be the end of a range, as in `24.. rank 8`, begins a clause."""
         previous, token = self.tokens[position - 1 : position + 1]
         open_range = previous.type == "DOTS" and token.type in ("RANK", "ALPHA")
         return open_range and self.tokens[position + 1].type in _BEGINNING
+
+    def ends_key(self, position: int) -> bool:
+        """Tell whether a name ends a key and gets the next one, as in `A per kind  core per layer`."""
+        key = any(token.type == "PER" for token in self.tokens[self.first : self.first + 2])
+        named = self.tokens[position].type in ("NAME", "STRING")
+        return key and named and self.begins(position) and END in self.allowed()
 
     def ends(self, position: int) -> bool:
         """Keep what is being read if it is whole before a token."""
@@ -270,7 +283,8 @@ class _Parser:
         start, end = span_of(tokens[0]).start, span_of(tokens[-1]).end
         words = cast(Words, tree.children[0]) if replaces else tree
         first = tokens[replaces]
-        keyword = Token.new_borrow_pos(first.type, spelled(first.type) or "", first)
+        word = "per" if tree.data == "role_per" else spelled(first.type) or ""
+        keyword = Token.new_borrow_pos(first.type, word, first)
         statement = Statement(keyword, words, start, end, replaces)
         if tokens[0].type in STATEMENT_KINDS or not self.starters >= CLAUSE_KINDS:
             self.statements.append(statement)
@@ -362,9 +376,8 @@ class _Parser:
         self.parser, self.open = None, 0
         first = position
         while True:
-            kind = self.tokens[position].type
-            if kind in STATEMENT_KINDS or (
-                kind in self.starters and (position == first or self.starts(position))
+            if self.tokens[position].type in STATEMENT_KINDS or (
+                self.begins(position) and (position == first or self.starts(position))
             ):
                 return position
             position += 1
@@ -375,7 +388,8 @@ class _Parser:
         if token.type in ("A", "B"):
             return after.type == "PER"
         if token.type == "INIT":
-            return after.type in ("A", "B")  # Otherwise it is a gain's.
+            gains = previous.type in ("GAIN", "RANK", "OUT")
+            return not gains and after.type in ("A", "B", "NAME")
         if token.type in ("RANK", "ALPHA"):
             return previous.type not in _OPEN and after.type != "INIT"
         return True

@@ -14,7 +14,6 @@ from bishare_dsl.language.parse import Problems, parse
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 
-_WORDS = {"A": "A per", "B": "B per", "start": "start nonzero"}
 # Rules whose parts begin with a name of their own, and what messages call such a part.
 _NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
@@ -99,17 +98,23 @@ def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:
 
 
 def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
-    said = [(_WORDS.get(clause.keyword, clause.keyword), clause.span) for clause in share.clauses]
+    said = [(_word(clause), clause.span) for clause in share.clauses]
     yield from _twice((f"`{word}` of share `{share.name}`", span) for word, span in said)
-    words = dict(said)
-    factors = words.keys() & {"A per", "B per"}
-    if factors and "per" in words:
-        yield codes.MIXED_KEYS(span=words["per"], share=share.name, help=_FACTORS)
-    keys = ["A per", "B per"] if factors and "per" not in words else ["per"]
+    words = [word for word, _ in said]
+    # Which other tensors a transform pools is its own affair.
+    factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
+    keyed = any(clause.keyword == "per" for clause in share.clauses)
+    keys = [] if "per" in words else factors if keyed else ["per"]
     for word in [*keys, "rank"] if whole else ():
         if word not in words:
             help_line = _ADVICE[word]
             yield codes.NO_CLAUSE(span=share.head, share=share.name, clause=word, help=help_line)
+
+
+def _word(clause: Statement) -> str:
+    """Give the words that begin a clause."""
+    role = f"{clause.role} " if clause.role else ""
+    return "start nonzero" if clause.keyword == "start" else f"{role}{clause.keyword}"
 
 
 def _check_tree(tree: Words) -> Iterator[Problem]:

@@ -44,7 +44,8 @@ def unquoted(token: Token) -> str:
 class Statement:
     """A statement with its clauses, or a clause; one of these at the top is a default for all shares.
 
-    ``keyword`` is its first word but for ``replace``; ``replaces`` says whether that stands before it.
+    ``keyword`` is its first word but for ``replace``, and ``per`` where that is a role; ``replaces`` says
+    whether ``replace`` stands before it.
     """
 
     keyword: Token
@@ -68,6 +69,11 @@ class Statement:
     def name(self) -> str:
         """The name, without its quotes."""
         return unquoted(self.name_token)
+
+    @property
+    def role(self) -> str | None:
+        """The role of the tensor that a clause `A per ...` gives a key of its own; None of any other."""
+        return self.name if self.words.data == "role_per" else None
 
     @property
     def head(self) -> Span:

@@ -95,12 +95,23 @@ def _statements(spec: m.Spec) -> Iterable[str]:
 
 
 def _clauses(part: m.Settings) -> Iterator[str]:
-    for word in CLAUSES:
+    keys = sorted(part.keys.items()) if isinstance(part, m.Share) else []
+    words = [*CLAUSES]
+    if keys and keys[0][0] not in ("A", "B"):
+        # Behind a condition a name could go on with it, as in `where kind core per layer`.
+        words.remove("per")
+        words.insert(0, "per")
+    for word in words:
         value = getattr(part, "nonzero_start" if word == "start" else word, None)
-        if isinstance(value, m.Keys):
-            yield from (f"{role} per {_said('per', key)}" for role, key in value)
-        elif said := _said(word, value):
+        if said := _said(word, value):
             yield f"{word} {said}"
+        if word == "per":
+            yield from (f"{_role(role)} per {_said('per', key)}" for role, key in keys)
+
+
+def _role(name: str) -> str:
+    """Write a role: A and B are words of the language where one stands, any other is a name."""
+    return name if name in ("A", "B") else spelled_name(name)
 
 
 def _said(word: str, value: Any) -> str:
@@ -119,12 +130,12 @@ def _said(word: str, value: Any) -> str:
         case m.Via(transform=transform, options=options):
             said = [f"{spelled_name(name)} = {_text(option)}" for name, option in options.items()]
             return spelled_name(transform) + (f"({', '.join(said)})" if said else "")
-        case m.Init() | m.Gain():
-            sign = " init" if word == "gain" else ""
-            return ", ".join(f"{name}{sign} {_text(v)}" for name, v in value if v is not None)
+        case dict():
+            return ", ".join(f"{_role(role)} {_text(start)}" for role, start in value.items())
+        case m.Gain():
+            return ", ".join(f"{name} init {_text(v)}" for name, v in value if v is not None)
         case tuple() if word == "freeze":
-            # A and B are roles where they stand, as is any other word in quotes.
-            return ", ".join(role if role in ("A", "B") else spelled_name(role) for role in value)
+            return ", ".join(map(_role, value))
         case tuple():
             return _list(value) or "model"
     return _text(value)
@@ -169,7 +180,7 @@ def _written(node: m.Range | m.Expression) -> tuple[str, int]:
         case m.If(then=then, condition=condition, otherwise=otherwise):
             chosen = f"{_text(then, _OR)} if {_text(condition, _OR)}"
             return f"{chosen} else {_text(otherwise)}", _IF
-        case m.Member(value=value, among=(m.Range() as only,)):
+        case m.Member(value=value, among=(m.Range(last=last) as only,)) if last is not None:
             return f"{_text(value, _SUM)} in {_text(only)}", _COMPARISON
         case m.Member(value=value, among=among):
             return f"{_text(value, _SUM)} in {{{_list(among)}}}", _COMPARISON

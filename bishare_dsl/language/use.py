@@ -26,7 +26,7 @@ from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
 from bishare_dsl.language.structure import check_complete, check_order, names_used, parse_and_check
-from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
+from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.resources import shipped_specs
 
 MAX_DEPTH = 16
@@ -272,7 +272,7 @@ def _overrides(part: Statement) -> bool:
 
 def _decides(part: Statement) -> bool:
     """Tell whether nothing is left of the used one: an `init` of one factor leaves that of the other."""
-    return _overrides(part) and (part.keyword != "init" or len(part.words.children) == 2)
+    return _overrides(part) and (part.keyword != "init" or len(part.words.children) > 1)
 
 
 def _declared(parts: list[Statement]) -> dict[str, Statement]:
@@ -284,7 +284,7 @@ def _with_used_inits(own: Statement, inherited: list[Statement]) -> Statement:
     if own.keyword != "init" or not inherited:
         return own
     pairs = [cast(Words, pair) for part in (own, *inherited) for pair in part.words.children]
-    first = {str(pair.children[0]): pair for pair in reversed(pairs)}
+    first = {unquoted(first_token(pair)): pair for pair in reversed(pairs)}
     return replace(own, words=Tree("init", [*first.values()], own.words.meta))
 
 

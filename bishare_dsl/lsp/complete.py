@@ -44,8 +44,11 @@ def completions(document: Document, position: lsp.Position) -> list[lsp.Completi
     written = _half_word(before)
     found = parse_open(Source(document.path, before[: len(before) - len(written)]))
     offered = {} if written.startswith('"') else {item.label: item for item in _keywords(found)}
+    names = _Names(document, found)
+    if "PER" in found.allowed:
+        offered |= {item.label: item for item in names.roles() if item.label not in ("A", "B")}
     if {"NAME", "STRING"} & found.allowed:
-        offered |= {item.label: item for item in _Names(document, found).items()}
+        offered |= {item.label: item for item in names.items()}
     return _written_over(document, offset, written, offered.values())
 
 
@@ -108,7 +111,8 @@ class _Names:
     def __init__(self, document: Document, found: Open) -> None:
         self.document, self.found = document, found
         words = [word for word in found.words if word != "replace"]
-        self.clause = str(words[0]) if words else ""
+        keyed = len(words) > 1 and words[1] == "per"
+        self.clause = "per" if keyed else str(words[0]) if words else ""
         self.last = words[-1] if words else None
         self.words = words
 
@@ -118,9 +122,9 @@ class _Names:
             "use": self._specs,
             "via": self._transforms,
             "init": self._starts,
-            "freeze": self._roles,
+            "freeze": self.roles,
             **dict.fromkeys(("target", "let", "where"), self._conditions),
-            **dict.fromkeys(("per", "A", "B"), self._keys),
+            "per": self._keys,
             "rank": self._ranks,
             **dict.fromkeys(("alpha", "scale", "dropout", "gain"), self._numbers),
             "param": self._numbers,
@@ -222,6 +226,7 @@ class _Names:
             if name in MEANINGS:  # What a gain starts as cannot be asked for by name.
                 yield _item(name, Kind.EnumMember, MEANINGS[name])
         yield from self._declared("param")
+        yield from self.roles()
 
     def _specs(self) -> Items:
         for name, path in shipped_specs().items():
@@ -255,12 +260,14 @@ class _Names:
                 yield _item(word, Kind.EnumMember)
             yield from self._declared("param")
 
-    def _roles(self) -> Items:
+    def roles(self) -> Items:
         """Yield the tensors of the share: those of the transform that it has, if it is read already."""
         share = self.found.statements[-1] if self.found.statements else None
         via = next((c for c in share.clauses if c.keyword == "via"), None) if share else None
+        named = self.words[1] if self.clause == "via" and len(self.words) > 1 else None
+        named = name_of(via) if via else named
         try:
-            kind = transform_kind(unquoted(name_of(via)) if via else "Identity")
+            kind = transform_kind(unquoted(named) if named else "Identity")
         except (KeyError, SpecError):
             return
         for role in (*kind.pooled, *kind.owned, GAIN_RANK, GAIN_OUT):

@@ -28,9 +28,10 @@ def _symbol(document: Document, part: Statement) -> lsp.DocumentSymbol:
     start = document.source.start
     text = " ".join(document.source.text[part.start - start : part.end - start].split())
     named = part.keyword in _KINDS
-    place = span_of(part.name_token) if named else Span(part.start, part.start + len(part.keyword))
+    word = part.role or part.keyword
+    place = span_of(part.name_token) if named else Span(part.start, part.start + len(word))
     return lsp.DocumentSymbol(
-        name=part.name if named else part.keyword,
+        name=part.name if named else word,
         kind=_KINDS.get(part.keyword, lsp.SymbolKind.Property),
         range=document.positions.range(part.span),
         selection_range=document.positions.range(place),

@@ -122,10 +122,14 @@ def _clauses(help_line: str, statement: Statement, clause: Statement) -> Iterato
     """Write each clause that the help names into the share, in place of its own such clause if it has one."""
     for text in _IN_CODE.findall(help_line) if statement.keyword == "share" else ():
         found = parse_open(Source("", f"share s {text}"))
-        if END not in found.allowed or not found.words or found.words[0] not in CLAUSES:
+        if END not in found.allowed or not found.words:
             continue
-        keyword = unquoted(found.words[0])
-        has = next((own for own in statement.clauses if own.keyword == keyword), None)
+        word, *rest = map(unquoted, found.words)
+        keyword, role = ("per", word) if rest[:1] == ["per"] else (word, None)
+        if keyword not in CLAUSES:
+            continue
+        same = (own for own in statement.clauses if (own.keyword, own.role) == (keyword, role))
+        has = next(same, None)
         span = has.span if has else Span(statement.end, statement.end)
         yield f"Write `{text}`", (Edit(span, text if has else f"  {text}"),)
 

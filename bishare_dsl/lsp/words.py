@@ -13,7 +13,7 @@ MEANINGS = {
     "replace": "Declares anew a `param`, `let` or `share` of a used file.",
     # clauses
     "where": "The targets that the share covers; without it all of them.",
-    "per": "Sites with equal values of these keys share one factor pair.",
+    "per": "Sites with equal values of these keys share one factor pair; behind a role, one tensor of it.",
     "A": "The factor on the side of the input, rank by `in`.",
     "B": "The factor on the side of the output, rank by `out`.",
     "rank": "Rows of the factors: a number, arithmetic, or `match`.",
@@ -21,7 +21,7 @@ MEANINGS = {
     "alpha": "Without a `scale` it means `scale alpha / rank`.",
     "scale": "The number that the term is multiplied by.",
     "dropout": "On the term's input, in training: at least 0, below 1.",
-    "init": "How A and B start; behind `rank` or `out` of a `gain`, what all of the diagonal starts at.",
+    "init": "How tensors start, by role; in a `gain`, what all of the diagonal starts at.",
     "freeze": "Tensors that keep their start, by role.",
     "gain": "Learned diagonals of each site, `diag(out) B diag(rank) A`.",
     "start": "`start nonzero` lets the model start different from its base.",
@@ -57,6 +57,7 @@ MEANINGS = {
     "ones": "All 1.",
     "normal": "Normal, with standard deviation 0.02.",
     "uniform": "Uniform from -1 to 1.",
+    "positive": "Uniform from 0 to 1.",
     "kaiming_uniform": "Uniform within `1 / sqrt(fan-in)`, as LoRA has it.",
     "kaiming_normal": "Normal, with standard deviation `sqrt(2 / fan-in)`.",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
@@ -14,7 +16,7 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites, located
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
-from bishare_dsl.spec import And, Expression, Keys, RankMatch, Ref, Selection, Share, Spec
+from bishare_dsl.spec import And, Expression, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -92,7 +94,7 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
     for place, selection in _selections(spec):
         yield from sites.selection_problems(selection, place)
     for i, share in enumerate(spec.shares):
-        for place, key in share.keys.items():
+        for place, key in share.placed_keys.items():
             for j, part in enumerate(key):
                 yield from sites.key_problems(part, ("shares", i, *place, j))
 
@@ -172,6 +174,25 @@ def _short(sites: Sequence[Site]) -> dict[str, str]:
     return {p: short_path(p) if count[short_path(p)] == 1 else p for p in paths}
 
 
+@dataclass(slots=True)
+class _Place:
+    """A share at a site: what it has there, shapes and names of tensors by role."""
+
+    site: Site
+    rank: int
+    resolved: Resolved
+    rows: int = 0
+    own: Mapping[str, Own] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def width(self) -> Width:
+        return Width(self.site.d_in, self.site.d_out)
+
+
+_Groups: TypeAlias = dict[tuple[Value, ...], list[_Place]]
+
+
 class _SharePlan:
     """What one share adds to a plan. Whatever is wrong with it goes to the resolver, and it ends there."""
 
@@ -205,21 +226,22 @@ class _SharePlan:
         resolved = {rank: settings for rank, settings in found.items() if settings is not None}
         if len(resolved) < len(found) or not found:
             return
-        covered = [site for site in target if ranks.get(site.path)]
-        tensors: dict[str, dict[str, str]] = {site.path: {} for site in covered}
+        places = [
+            _Place(site, rank, resolved[rank]) for site in target if (rank := ranks.get(site.path))
+        ]
+        for place in places:
+            self._own(place)
         # What a transform pools does not depend on the rank.
-        for role in next(iter(resolved.values())).transform.pooled:
-            groups = self._groups(role, covered)
+        pooled = next(iter(resolved.values())).transform.pooled
+        for role in dict.fromkeys((*pooled, *self.share.keys)):
+            groups = self._groups(role, [p for p in places if role in pooled or role in p.own])
             self._look_alone(role, groups)
             for key, members in groups.items():
-                name = self._pool(role, key, members, ranks, resolved)
-                for site in members:
-                    tensors[site.path][role] = name
-        for site in covered:
-            rank = ranks[site.path]
-            self._term(site, rank, resolved[rank], tensors[site.path])
+                self._pool(role, key, members)
+        for place in places:
+            self._term(place)
         for rank, settings in resolved.items():
-            widths = [_width(site) for site in covered if ranks[site.path] == rank]
+            widths = [place.width for place in places if place.rank == rank]
             self._review(rank, settings.transform, widths)
 
     def _covered(self, target: Sequence[Site]) -> Sequence[Site]:
@@ -242,23 +264,25 @@ class _SharePlan:
             help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
-    def _groups(self, role: str, covered: Sequence[Site]) -> dict[tuple[Value, ...], list[Site]]:
+    def _key_loc(self, role: str) -> Loc:
+        return (*self.loc, *(("keys", role) if role in self.share.keys else ("per",)))
+
+    def _groups(self, role: str, places: Sequence[_Place]) -> _Groups:
         """Return the sites of each distinct value of the key of a tensor."""
-        groups: dict[tuple[Value, ...], list[Site]] = {}
-        loc: Loc = (*self.loc, "per", *([role] if isinstance(self.share.per, Keys) else []))
-        for site in covered:
-            key = tuple(
-                self._key(site, part, (*loc, i)) for i, part in enumerate(self.share.key(role))
-            )
-            groups.setdefault(key, []).append(site)
+        groups: _Groups = {}
+        loc = self._key_loc(role)
+        for place in places:
+            parts = enumerate(self.share.key(role))
+            key = tuple(self._key(place.site, part, (*loc, i)) for i, part in parts)
+            groups.setdefault(key, []).append(place)
         return groups
 
-    def _look_alone(self, role: str, groups: Mapping[tuple[Value, ...], Sequence[Site]]) -> None:
+    def _look_alone(self, role: str, groups: _Groups) -> None:
         """Warn of a key that is there to share, and tells all sites apart."""
         key = self.share.key(role)
         own = any(ref.ref in ("module", "path") for _, ref in refs(key))
         if self.share.via and not own and 1 < len(groups) == sum(map(len, groups.values())):
-            loc: Loc = (*self.loc, "per", *([role] if isinstance(self.share.per, Keys) else []))
+            loc = self._key_loc(role)
             help_line = (
                 "a coarser key shares, such as `per layer`; `per module` says that nothing does"
             )
@@ -274,16 +298,10 @@ class _SharePlan:
         except EvaluationError as error:
             raise EvaluationError(located(error.problem, part, site)) from error
 
-    def _pool(
-        self,
-        role: str,
-        key: tuple[Value, ...],
-        members: Sequence[Site],
-        ranks: Mapping[str, int],
-        resolved: Mapping[int, Resolved],
-    ) -> str:
-        """Add a pool and its tensor, whose name is given back."""
-        shown = tuple(self.short[v] if v == members[0].path else v for v in key)
+    def _pool(self, role: str, key: tuple[Value, ...], members: Sequence[_Place]) -> None:
+        """Add a pool and its tensor."""
+        paths = tuple(place.site.path for place in members)
+        shown = tuple(self.short[v] if v == paths[0] else v for v in key)
         pool = ".".join(
             part for part in (self.share.name, key_name(self.share.key(role), shown)) if part
         )
@@ -291,29 +309,43 @@ class _SharePlan:
             pool += "_"
         name = f"{pool}.{role}"
         self._taken.add(attribute(name))
-        rank, *others = sorted({ranks[site.path] for site in members})
-        if others:
-            found = ", ".join(map(str, (rank, *others)))
+        ranks = sorted({place.rank for place in members})
+        if len(ranks) > 1:
+            found = ", ".join(map(str, ranks))
             raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=(*self.loc, "rank")))
-        transform = resolved[rank].transform
-        widths = [side for site in members for side in _width(site).sides(role)]
         try:
-            with guard(transform, "shared_shape", ValueError):
-                shape = transform.shared_shape(role, rank, widths)
-            shape = shape_of(transform, "shared_shape", shape)
-            with guard(transform, "fan_in", ValueError):
-                fan_in = transform.fan_in(role, rank, widths)
+            shape = self._shared_shape(role, members)
         except ValueError as error:
             what = f"share its {role} in the pool `{pool}`"
             if len(members) == 1:
-                what = f"have a factor {role} at `{members[0].path}`"
+                what = f"have a factor {role} at `{paths[0]}`"
             raise self._unfit(what, error) from error
-        paths = tuple(site.path for site in members)
-        self._tensor(name, role, Own(*shape, fan_in), members, resolved[rank])
+        self._tensor(name, role, shape, [place.site for place in members], members[0].resolved)
         self.pools.append(
             Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
         )
-        return name
+        for place in members:
+            place.tensors[role] = name
+
+    def _shared_shape(self, role: str, members: Sequence[_Place]) -> Own:
+        """Return the shape of the tensor that these sites share.
+
+        Raises:
+            ValueError: they cannot share it.
+        """
+        rank, transform = members[0].rank, members[0].resolved.transform
+        if role not in transform.pooled:
+            shape, *others = dict.fromkeys(place.own[role] for place in members)
+            if others:
+                sizes = ", ".join(f"{own.rows} x {own.columns}" for own in (shape, *others))
+                raise ValueError(f"its sites have different shapes of it ({sizes})")
+            return shape
+        widths = [side for place in members for side in place.width.sides(role)]
+        with guard(transform, "shared_shape", ValueError):
+            found = transform.shared_shape(role, rank, widths)
+        rows_columns = shape_of(transform, "shared_shape", found)
+        with guard(transform, "fan_in", ValueError):
+            return Own(*rows_columns, transform.fan_in(role, rank, widths))
 
     def _unfit(self, what: str, error: ValueError) -> PlanError:
         bare = self.share.via is None
@@ -348,34 +380,39 @@ class _SharePlan:
             )
         )
 
-    def _term(self, site: Site, rank: int, resolved: Resolved, tensors: dict[str, str]) -> None:
-        """Add a site's term, and the tensors that it has for itself."""
-        width, transform = _width(site), resolved.transform
+    def _own(self, place: _Place) -> None:
+        """Find the shapes of what a site has for itself, unless a key says otherwise."""
+        rank, width, transform = place.rank, place.width, place.resolved.transform
         try:
             with guard(transform, "own", ValueError):
                 own = dict(transform.own(rank, width))
         except ValueError as error:
-            raise self._unfit(f"be fitted to `{site.path}`", error) from error
+            raise self._unfit(f"be fitted to `{place.site.path}`", error) from error
         _check_own(transform, own)
         with guard(transform, "rows"):
-            rows = transform.rows(rank, width) if transform.linear else 0
-        lengths = {GAIN_RANK: rows, GAIN_OUT: width.d_out}
-        own |= {role: Own(1, lengths[role]) for role in resolved.gains}
-        for role, shape in own.items():
-            tensors[role] = f"{self.share.name}.{self.short[site.path]}.{role}"
-            self._tensor(tensors[role], role, shape, [site], resolved)
+            place.rows = transform.rows(rank, width) if transform.linear else 0
+        lengths = {GAIN_RANK: place.rows, GAIN_OUT: width.d_out}
+        place.own = own | {role: Own(1, lengths[role]) for role in place.resolved.gains}
+
+    def _term(self, place: _Place) -> None:
+        """Add a site's term, and the tensors that it has for itself."""
+        path, resolved = place.site.path, place.resolved
+        for role, shape in place.own.items():
+            if role not in place.tensors:
+                place.tensors[role] = f"{self.share.name}.{self.short[path]}.{role}"
+                self._tensor(place.tensors[role], role, shape, [place.site], resolved)
         self.terms.append(
             Term(
                 share=self.share.name,
-                site=site.path,
-                transform=transform.name,
-                options=transform.options(),
-                rank=rank,
-                rows=rows,
+                site=path,
+                transform=resolved.transform.name,
+                options=resolved.transform.options(),
+                rank=place.rank,
+                rows=place.rows,
                 scale=resolved.scale,
                 dropout=resolved.dropout,
-                linear=transform.linear,
-                tensors=tensors,
+                linear=resolved.transform.linear,
+                tensors=place.tensors,
             )
         )
 
@@ -466,7 +503,3 @@ def _check_own(transform: Transform, own: Mapping[str, object]) -> None:
         raise transform_error(transform, f"`own` gives the roles {found}, and `owned` says {said}")
     for shape in own.values():
         shape_of(transform, "own", tuple(shape)[:2] if isinstance(shape, tuple) else shape)
-
-
-def _width(site: Site) -> Width:
-    return Width(site.d_in, site.d_out)

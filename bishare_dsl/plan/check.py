@@ -143,7 +143,7 @@ def _keys(spec: Spec) -> Iterator[Problem]:
     """Find keys that tell apart all, or nothing."""
     constant = {"layers", *(param.name for param in spec.params)}
     for i, share in enumerate(spec.shares):
-        for place, key in share.keys.items():
+        for place, key in share.placed_keys.items():
             for j, part in enumerate(key):
                 names = {ref.ref for _, ref in refs(part)}
                 if names <= constant and not isinstance(part, Match):

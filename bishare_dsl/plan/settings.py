@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec import Expression, Initial, Keys, Ref, Share, Spec, Via, param_values
+from bishare_dsl.spec import Expression, Initial, Ref, Share, Spec, Via, param_values
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -99,10 +98,9 @@ class Resolver:
                 problems.append(error.problem)
                 return otherwise
 
-        def place(*names: str) -> Loc:
+        def place(name: str) -> Loc:
             """Return where a setting stands: in the share, or among the spec's defaults."""
-            own = reduce(getattr, names, share) is not None
-            return (*(at if own else ("defaults",)), *names)
+            return (*(at if getattr(share, name) is not None else ("defaults",)), name)
 
         alpha = number(settings.alpha, place("alpha"), rank)
         scale = alpha / rank
@@ -125,9 +123,10 @@ class Resolver:
                 )
             )
         starts = {
-            role: self._initial(given, place("init", role), problems)
-            for role in ("A", "B")
-            if (given := getattr(settings.init, role)) is not None
+            role: self._initial(
+                given, (*(at if role in share.init else ("defaults",)), "init", role), problems
+            )
+            for role, given in settings.init.items()
         }
         gains = {
             role: Start("constant", number(given, (*at, "gain", name), 0, rank=rank))
@@ -213,13 +212,31 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
             yield codes.UNKNOWN_ROLE(
                 share=share.name, role=role, what="freeze", loc=loc, help=help_line
             )
-    for role in ("A", "B"):
-        if getattr(share.init, role) is not None and role not in transform.pooled:
-            yield codes.UNKNOWN_ROLE(share=share.name, role=role, what="start", loc=("init", role))
-    if isinstance(share.per, Keys):
-        for role in transform.pooled:
-            if role not in ("A", "B"):
-                yield codes.ONE_KEY(transform=transform.name, role=role, loc=("per",))
+    for role in share.init:
+        if role not in transform.roles:
+            help_line = nearest(role, transform.roles)
+            yield codes.UNKNOWN_ROLE(
+                share=share.name, role=role, what="start", loc=("init", role), help=help_line
+            )
+    unknown = [role for role in share.keys if role not in roles]
+    for role in unknown:
+        yield codes.UNKNOWN_ROLE(
+            share=share.name,
+            role=role,
+            what="give a key",
+            loc=("keys", role, "name"),
+            help=nearest(role, roles),
+        )
+    keyless = [role for role in transform.pooled if role not in share.keys]
+    if keyless and share.per is None and not unknown:
+        yield codes.NO_KEY(
+            share=share.name,
+            role=keyless[0],
+            loc=("keys",),
+            help=f"say `{keyless[0]} per layer`, or `per layer` for all that have no key of their own",
+        )
+    elif not keyless and share.per is not None:
+        yield codes.UNUSED(what="key", name="per", loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
 
@@ -231,7 +248,7 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
     zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
     with guard(transform, "zeros"):
         parts = transform.zeros(zero) | (zero & resolved.gains)
-    loc: Loc = ("init",) if share.init.A is not None or share.init.B is not None else ()
+    loc: Loc = ("init",) if share.init else ()
     if len(parts) > 1:
         yield codes.START(
             share=share.name,

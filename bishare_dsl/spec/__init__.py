@@ -18,9 +18,7 @@ from bishare_dsl.spec.expression import Ref as Ref
 from bishare_dsl.spec.expression import Selection as Selection
 from bishare_dsl.spec.spec import Arm as Arm
 from bishare_dsl.spec.spec import Gain as Gain
-from bishare_dsl.spec.spec import Init as Init
 from bishare_dsl.spec.spec import Initial as Initial
-from bishare_dsl.spec.spec import Keys as Keys
 from bishare_dsl.spec.spec import Let as Let
 from bishare_dsl.spec.spec import Param as Param
 from bishare_dsl.spec.spec import RankMatch as RankMatch

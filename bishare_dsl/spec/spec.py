@@ -13,7 +13,14 @@ from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
 
 Initial = Literal[
-    "zeros", "ones", "normal", "uniform", "kaiming_uniform", "kaiming_normal", "constant"
+    "zeros",
+    "ones",
+    "normal",
+    "uniform",
+    "positive",
+    "kaiming_uniform",
+    "kaiming_normal",
+    "constant",
 ]
 """How a tensor starts; `bishare_dsl.adapter.initial` gives the distributions. ``constant`` is what a
 gain starts as; a spec cannot ask for it by name."""
@@ -63,23 +70,17 @@ class Via(Node):
     options: dict[str, Expression] = {}
 
 
-class Init(Node):
-    """``init A kaiming_uniform, B zeros``: how the two factors start."""
-
-    A: Expression | None = None
-    B: Expression | None = None
-
-
 class Settings(Node):
     """What a share says of its own, or a spec for every share that says nothing.
 
-    ``scale`` defaults to ``alpha / rank`` where ``alpha`` is given, and to 1 where neither is.
+    ``scale`` defaults to ``alpha / rank`` where ``alpha`` is given, and to 1 where neither is. ``init`` says
+    how tensors start, by role: ``init A kaiming_uniform, B zeros``.
     """
 
     alpha: Expression | None = None
     scale: Expression | None = None
     dropout: Expression | None = None
-    init: Init = Field(default_factory=Init)
+    init: dict[str, Expression] = {}
 
 
 def _key(value: Any) -> Any:
@@ -89,13 +90,6 @@ def _key(value: Any) -> Any:
 
 Key = Annotated[tuple[Expression, ...], BeforeValidator(_key)]
 """Modules with equal values of these share; an empty key has one value, so that all do."""
-
-
-class Keys(Node):
-    """``A per layer  B per module``: a key for each factor."""
-
-    A: Key
-    B: Key
 
 
 class Gain(Node):
@@ -111,13 +105,15 @@ class Gain(Node):
 class Share(Settings):
     """One low-rank term: *where* it stands, *per* which key, at what *rank*, *via* which transform.
 
-    One factor for each distinct value of its key. ``freeze`` names tensors that keep their start, by
-    role: ``A``, ``B``, or one of the transform's own. ``nonzero_start`` is the word that lets a model
-    start different from its base.
+    One tensor for each distinct value of its key: that of ``keys`` for its role, such as ``B per module``;
+    else ``per`` for what the transform pools, while each module has the rest for itself. ``freeze`` names
+    tensors that keep their start, by role: ``A``, ``B``, or one of the transform's own. ``nonzero_start``
+    is the word that lets a model start different from its base.
     """
 
     name: str
-    per: Keys | Key
+    per: Key | None = None
+    keys: dict[str, Key] = {}
     rank: RankMatch | Expression
     where: Selection | None = None
     via: Via | None = None
@@ -125,18 +121,15 @@ class Share(Settings):
     gain: Gain = Field(default_factory=Gain)
     nonzero_start: bool = False
 
-    @property
-    def keys(self) -> dict[Loc, Key]:
-        """Its keys, by their places in it."""
-        if isinstance(self.per, Keys):
-            return {("per", "A"): self.per.A, ("per", "B"): self.per.B}
-        return {("per",): self.per}
+    def key(self, role: str) -> Key:
+        """Return the key by which the tensors of a role are pooled, where they are."""
+        return self.keys.get(role, self.per or ())
 
-    def key(self, role: str) -> tuple[Expression, ...]:
-        """Return the key by which the tensors of a role are pooled."""
-        if isinstance(self.per, Keys):
-            return self.per.A if role == "A" else self.per.B
-        return self.per
+    @property
+    def placed_keys(self) -> dict[Loc, Key]:
+        """Its keys, by their places in it."""
+        keys: dict[Loc, Key] = {("keys", role): key for role, key in self.keys.items()}
+        return keys if self.per is None else {("per",): self.per} | keys
 
 
 class Spec(Node):
@@ -189,8 +182,7 @@ class Spec(Node):
     def settings(self, share: Share) -> Settings:
         """Settle what holds for a share: what it says itself, else what the spec says for all."""
         own = {name: getattr(share, name) for name in Settings.model_fields}
-        init = {role: start for role, start in share.init if start is not None}
-        own["init"] = self.defaults.init.model_copy(update=init)
+        own["init"] = self.defaults.init | share.init
         said = {name: value for name, value in own.items() if value is not None}
         return self.defaults.model_copy(update=said)
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
@@ -34,8 +34,6 @@ from bishare_dsl.spec import (
     Compare,
     Expression,
     Gain,
-    Init,
-    Keys,
     Let,
     Match,
     Member,
@@ -53,7 +51,7 @@ from bishare_dsl.spec import (
 )
 from bishare_dsl.spec.evaluate import Scope, Value
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
-from bishare_dsl.transforms import Width
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -327,11 +325,11 @@ class _Drawing:
             "scale": self.any(*scales),
             "dropout": self.any(None, 0, 0.0),
             "init": self.any(
-                Init(),
-                Init(A=Ref(ref="kaiming_normal")),
-                Init(A=Ref(ref="zeros"), B=Ref(ref="uniform")),
-                Init(A=Ref(ref="normal"), B=Ref(ref="zeros")),
-                Init(A=Ref(ref="ones")),
+                {},
+                {"A": Ref(ref="kaiming_normal")},
+                {"A": Ref(ref="zeros"), "B": Ref(ref="uniform")},
+                {"A": Ref(ref="normal"), "B": Ref(ref="zeros")},
+                {"A": Ref(ref="ones")},
             ),
         }
 
@@ -347,8 +345,8 @@ class _Drawing:
         key_b = self.any(None, self.per(covered)) if self.whole else None
         if key_b is not None and reads is not None:
             key_b = (*key_b, reads)
-        keys = Keys(A=per, B=per if key_b is None else key_b)
-        unequal = self._unequal(covered, keys)
+        keys = {"A": per, "B": key_b} if key_b is not None else {}
+        unequal = self._unequal(covered, per, per if key_b is None else key_b)
         via: Via | None = None
         form = "fitted" if unequal else self.any("plain", "fitted", "equal")
         settings = self.settings()
@@ -362,20 +360,34 @@ class _Drawing:
             if self.whole and self.any(False, False, True):
                 name, option = self.any(("Basis", "count"), ("Loadings", "vectors"))
                 via = Via(transform=name, options={option: self.any(2, 3)})
-                settings["init"] = Init()  # Its coefficients are what starts at zero.
+                settings["init"] = {}  # Its coefficients are what starts at zero.
         elif form == "equal" and self.whole:
             via = self.any(*self._equal_vias(covered))
         elif form == "bank":
             via = Via(transform="VectorBank", options=self._bank(covered))
-            settings |= {"init": Init(), "nonzero_start": True}
+            settings |= {"init": {}, "nonzero_start": True}
+        if self.whole:
+            settings |= self._gain_and_freeze(via, settings["init"])
+            own = self._own_roles(via, settings["gain"])
+            if self.any(False, True) and own:
+                width = (Ref(ref="in"), Ref(ref="out"))
+                keys[self.any(*own)] = width if reads is None else (*width, reads)
         return Share(
             name=f"{self.any('local', 'intra', 'inter')}_{index}",
             where=where,
-            per=per if key_b is None else keys,
+            per=per if key_b is None else None,
+            keys=keys,
             rank=rank,
             via=via,
-            **(settings | (self._gain_and_freeze(via, settings["init"]) if self.whole else {})),
+            **settings,
         )
+
+    def _own_roles(self, via: Via | None, gain: Gain) -> list[str]:
+        """Give tensors that each site has for itself where they have no key."""
+        kind = None if via is None or via.transform == "Mix" else transform_kind(via.transform)
+        roles = [*kind.owned] if kind else []
+        roles += [GAIN_RANK] * (gain.rank is not None) + [GAIN_OUT] * (gain.out is not None)
+        return roles
 
     def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
         """Draw transforms for pools whose sites are as wide as one another."""
@@ -400,7 +412,7 @@ class _Drawing:
     def _divisor(self, number: int) -> int:
         return self.any(*(d for d in range(1, number + 1) if number % d == 0))
 
-    def _gain_and_freeze(self, via: Via | None, init: Init) -> dict[str, Any]:
+    def _gain_and_freeze(self, via: Via | None, init: Mapping[str, Expression]) -> dict[str, Any]:
         """Draw gains that start above zero, and frozen tensors that leave something to train.
 
         Or, as in VeRA, random factors that are frozen beside an ``out`` gain that starts at zero.
@@ -410,18 +422,18 @@ class _Drawing:
         rank = None if name == "Experts" else self.any(None, None, 0.5)
         bases = dict.fromkeys(("Basis", "Loadings"), ("A", "B"))
         frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), **bases}
-        random = "B" if Ref(ref="zeros") == init.A else "A"  # The other one starts at zero.
+        random = "B" if init.get("A") == Ref(ref="zeros") else "A"  # The other one starts at zero.
         roles = frozen.get(name, (random,))
         if name not in frozen and self.any(False, False, False, True):
-            started = Init(A=Ref(ref="normal"), B=Ref(ref="uniform"))
+            started = {"A": Ref(ref="normal"), "B": Ref(ref="uniform")}
             return {"init": started, "freeze": ("A", "B"), "gain": Gain(rank=rank, out=0)}
         return {"freeze": self.any((), (), roles), "gain": Gain(rank=rank, out=out)}
 
-    def _unequal(self, sites: Sequence[Site], keys: Keys) -> bool:
+    def _unequal(self, sites: Sequence[Site], *keys: tuple[Expression, ...]) -> bool:
         """Tell whether some pool has sites of different widths, which only a transform can serve."""
         pools: dict[tuple[Value, ...], set[int]] = {}
         for site, scope in zip(sites, self.scopes(sites), strict=True):
-            for factor, key, width in (("A", keys.A, site.d_in), ("B", keys.B, site.d_out)):
+            for factor, key, width in zip("AB", keys, (site.d_in, site.d_out), strict=True):
                 values = (
                     scope.value(part)
                     if not isinstance(part, Ref) or part.ref in attributes(site)

@@ -11,6 +11,7 @@ handles specs as they are (printing, storing, checking), not what compiles them.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -110,8 +111,8 @@ def _maybe() -> st.SearchStrategy[m.Expression | None]:
 
 
 @cache
-def _inits() -> st.SearchStrategy[m.Init]:
-    return st.builds(m.Init, A=_maybe(), B=_maybe())
+def _inits() -> st.SearchStrategy[dict[str, m.Expression]]:
+    return st.dictionaries(names(), expressions(), max_size=2)
 
 
 @cache
@@ -121,20 +122,22 @@ def settings_of_shares() -> st.SearchStrategy[m.Settings]:
 
 
 @cache
-def keys() -> st.SearchStrategy[m.Keys | tuple[m.Expression, ...]]:
-    """Draw what ``per`` takes, or ``A per`` and ``B per``."""
+def keys() -> st.SearchStrategy[dict[str, Any]]:
+    """Draw ``per``, or keys for ``A``, ``B`` and other roles, or both: fields of a share."""
     key = st.lists(expressions(), max_size=2).map(tuple)
-    return key | st.builds(m.Keys, A=key, B=key)
+    several = st.fixed_dictionaries({"A": key, "B": key})
+    several |= st.dictionaries(st.just("core") | st.just("per"), key, min_size=1, max_size=1)
+    both = st.fixed_dictionaries({"per": key, "keys": several})
+    return both | several.map(lambda keys: {"keys": keys}) | key.map(lambda key: {"per": key})
 
 
 @cache
 def shares() -> st.SearchStrategy[m.Share]:
     """Draw one share, with any of its clauses."""
     options = st.dictionaries(names(), expressions(), max_size=2)
-    return st.builds(
+    made = st.builds(
         m.Share,
         name=names(),
-        per=keys(),
         rank=expressions() | rank_matches(),
         where=st.none() | selections(),
         via=st.none() | st.builds(m.Via, transform=names(), options=options),
@@ -146,6 +149,7 @@ def shares() -> st.SearchStrategy[m.Share]:
         dropout=_maybe(),
         init=_inits(),
     )
+    return st.builds(lambda share, keyed: share.model_copy(update=keyed), made, keys())
 
 
 def _values(unknown: list[str]) -> st.SearchStrategy[int | float | str | m.Binary | m.Call]:

@@ -55,12 +55,14 @@ class Mix(Transform):
         return rank if role == "B" else max(widths)
 
     def start(self, role: str) -> Start:
-        # Weights that differ from site to site: with equal ones, all matrices would get one gradient.
-        return Start("kaiming_uniform") if role in self.owned else super().start(role)
+        if role not in self.owned:
+            return super().start(role)
+        # They add up to about 1, as an even router's do; equal ones would give all matrices one gradient.
+        return Start("positive", 2 / self._count(role[-1]))
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         counts = {role: self._count(role) for role in self.mixed}
-        return {f"m_{role}": Own(1, count, fan_in=count) for role, count in counts.items()}
+        return {f"m_{role}": Own(1, count) for role, count in counts.items()}
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         matrices = tensors[role][..., :side]

@@ -18,8 +18,8 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 
 
 class Start(NamedTuple):
-    """How a tensor starts. ``amount`` is the deviation of ``normal``, the bound of ``uniform``, the
-    value of ``constant``; the others take none."""
+    """How a tensor starts. ``amount`` is the deviation of ``normal``, the bound of ``uniform`` and
+    ``positive``, the value of ``constant``; the others take none."""
 
     init: Initial
     amount: float = 1.0

@@ -9,7 +9,8 @@ module.exports = grammar({
 
   extras: ($) => [/[ \t\f\r\n]+/, $.comment],
   word: ($) => $.identifier,
-  conflicts: ($) => [[$.range]],
+  // `where kind q_proj per layer` has a pattern, and `A per kind core per layer` a role: taken for one too.
+  conflicts: ($) => [[$.range], [$.match, $.word]],
 
   rules: {
     source_file: ($) => repeat($._statement),
@@ -29,7 +30,7 @@ module.exports = grammar({
     _clause: ($) =>
       choice($.where, $.per, $.rank, $.via, $._default, $.freeze, $.gain, $.start_nonzero),
     where: ($) => seq('where', $.selection),
-    per: ($) => seq(optional(choice('A', 'B')), 'per', choice($.model, $.key)),
+    per: ($) => seq(optional($.role), 'per', choice($.model, $.key)),
     model: () => 'model',
     key: ($) => list($._expression),
     rank: ($) => seq('rank', choice($._expression, $.arms)),
@@ -40,7 +41,7 @@ module.exports = grammar({
     scale: ($) => seq('scale', $._expression),
     dropout: ($) => seq('dropout', $._expression),
     init: ($) => seq('init', list($.initial)),
-    initial: ($) => seq(choice('A', 'B'), $._expression),
+    initial: ($) => seq($.role, $._expression),
     freeze: ($) => seq('freeze', list($.role)),
     role: ($) => choice('A', 'B', $._name),
     gain: ($) => seq('gain', list($.diagonal)),
@@ -90,7 +91,7 @@ module.exports = grammar({
     _atom: ($) => choice($.number, $.negative, $.word, $.match, $.group, $.call),
     group: ($) => seq('(', $._expression, ')'),
     call: ($) => seq(field('function', $.identifier), '(', list($._expression), ')'),
-    match: ($) => seq(choice('path', 'kind', 'parent'), $._name),
+    match: ($) => prec.dynamic(1, seq(choice('path', 'kind', 'parent'), $._name)),
     negative: ($) => prec(MINUS, seq('-', $._atom)),
     // Some keywords also name what an expression may use: a setting, or an attribute of a site.
     word: ($) => choice($._name, 'alpha', 'rank', 'in', 'out', 'path', 'kind', 'parent'),

@@ -8,7 +8,6 @@ from bishare_dsl.spec import (
     Binary,
     Gain,
     If,
-    Keys,
     Match,
     Member,
     Or,
@@ -26,7 +25,7 @@ init A ones
 share s  where mlp and layer in {0, -2..-1}  per layer // 4, kind  rank match kind { q, k: r; else: 2 }
   via KE(size = r + 1)  scale alpha / sqrt(rank)
 share t  per model  rank -3  start nonzero
-share u  B per  model  A per layer, kind  rank r  freeze A, K_A  gain out init 0, rank init r / 10
+share u  K_A per kind  B per  model  A per layer, kind  rank r  freeze A, K_A  gain out init 0, rank init r / 10
 """
 
 
@@ -50,10 +49,11 @@ def test_every_part_is_found_in_the_text():
     assert at("shares", 1, "per") == "model"
     assert at("shares", 1, "rank") == "-3"
     assert at("shares", 1, "nonzero_start") == "start nonzero"
-    assert at("shares", 2, "per") == "B per  model"
-    assert at("shares", 2, "per", "A") == "layer, kind"
-    assert at("shares", 2, "per", "A", 1) == "kind"
-    assert at("shares", 2, "per", "B") == "model"
+    assert at("shares", 2, "keys", "A") == "layer, kind"
+    assert at("shares", 2, "keys", "A", 1) == "kind"
+    assert at("shares", 2, "keys", "B") == "model"
+    assert at("shares", 2, "keys", "K_A") == "kind"
+    assert at("shares", 2, "keys", "K_A", "name") == "K_A"
     assert at("shares", 2, "freeze") == "freeze A, K_A"
     assert at("shares", 2, "freeze", 1) == "K_A"
     assert at("shares", 2, "gain") == "gain out init 0, rank init r / 10"
@@ -87,7 +87,7 @@ def test_the_values():
     assert spec.shares[1] == Share(name="t", per="model", rank=-3, nonzero_start=True)
     assert spec.shares[2] == Share(
         name="u",
-        per=Keys(A=("layer", "kind"), B="model"),
+        keys={"A": ("layer", "kind"), "B": "model", "K_A": "kind"},
         rank="r",
         freeze=("A", "K_A"),
         gain=Gain(out=0, rank=Binary(op="/", left="r", right=10)),
@@ -158,3 +158,29 @@ def test_a_clause_behind_an_open_range_is_none_of_its_ends(clause):
 def test_a_quoted_keyword_is_a_name():
     assert expression('"model"') == Ref(ref="model")
     assert parse_spec("spec x target q share s per model rank 1").shares[0].per == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("A per in B per out core per layer", {"A": ("in",), "B": ("out",), "core": ("layer",)}),
+        # A name that gets a key does not go on with the key before it.
+        ("A per kind core per kind B per model", {"A": ("kind",), "core": ("kind",), "B": ()}),
+        (
+            'where kind q per layer "rank" per kind gain_out per in',
+            {"rank": ("kind",), "gain_out": ("in",)},
+        ),
+    ],
+)
+def test_a_role_is_a_name_before_per(keys, expected):
+    share = parse_spec(f"spec x target q share s {keys} rank 1").shares[0]
+    refs = {role: tuple(Ref(ref=name) for name in key) for role, key in expected.items()}
+    assert share.keys == refs
+
+
+def test_behind_an_open_range_too():
+    share = parse_spec(
+        "spec x target q share s A per layer in 4.. core per layer B per in rank 1"
+    ).shares[0]
+    assert [*share.keys] == ["A", "core", "B"]
+    assert share.keys["A"] == (Member(value="layer", among=(Range(first=4),)),)

@@ -6,8 +6,6 @@ from bishare_dsl.spec import (
     And,
     Arm,
     Gain,
-    Init,
-    Keys,
     Let,
     Member,
     Not,
@@ -34,21 +32,22 @@ def spec(**share):
 def test_every_clause_is_said():
     text = spec_text(
         spec(
-            per=Keys(A="model", B=("layer", "kind")),
+            per=None,
+            keys={"A": "model", "B": ("layer", "kind"), "K_A": "kind"},
             where=Q,
             via=Via(transform="KE", options={"size": 4}),
             alpha=1,
             scale=2,
             dropout=0.5,
-            init=Init(A="ones"),
+            init={"A": "ones", "K_B": "zeros"},
             freeze=("A", "K_A"),
             gain=Gain(rank=0.1, out=0),
             nonzero_start=True,
         )
     )
     clauses = (
-        "share s|where q_proj|A per model|B per layer, kind|rank 1|via KE(size = 4)|alpha 1|scale 2|"
-        "dropout 0.5|init A ones|freeze A, K_A|gain rank init 0.1, out init 0|start nonzero"
+        "share s|where q_proj|A per model|B per layer, kind|K_A per kind|rank 1|via KE(size = 4)|alpha 1|scale 2|"
+        "dropout 0.5|init A ones, K_B zeros|freeze A, K_A|gain rank init 0.1, out init 0|start nonzero"
     )
     # Too long for one line: a clause a line.
     assert text.split("\n\n")[-1] == clauses.replace("|", "\n    ") + "\n"
@@ -59,8 +58,8 @@ def test_every_clause_is_said():
     [
         (spec(per=(And(all_of=()),)), ("shares", 0, "per", 0)),
         (
-            spec(per=Keys(A=(Not(negated=And(all_of=("a",))),), B=())),
-            ("shares", 0, "per", "A", 0, "negated"),
+            spec(keys={"A": (Not(negated=And(all_of=("a",))),)}),
+            ("shares", 0, "keys", "A", 0, "negated"),
         ),
         (spec(alpha=Or(any_of=("a",))), ("shares", 0, "alpha")),
         (spec(where=Selection(include=())), ("shares", 0, "where")),

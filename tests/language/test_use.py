@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from bishare_dsl.diagnostics import SpecError, as_json
 from bishare_dsl.language import format_text, parse_spec, read, read_file, spec_text
 from bishare_dsl.language.parse import MAX_BYTES
-from bishare_dsl.spec import Init, Match, Ref, Settings
+from bishare_dsl.spec import Match, Ref, Settings
 from bishare_dsl.testing.specs import specs
 
 BASE = """spec base
@@ -62,7 +62,7 @@ def test_target_and_defaults_of_the_file_itself_go_before_those_used(folder):
     spec = parse_spec(using("target k_proj\nalpha 16\ninit B normal\n" + OWN))
     assert [part.ref for part in spec.target.include] == ["k_proj"]
     assert spec.defaults == Settings(
-        alpha=16, scale=2, dropout=0.1, init=Init(A="ones", B="normal")
+        alpha=16, scale=2, dropout=0.1, init={"A": "ones", "B": "normal"}
     )
 
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import parse_spec, read_file
 from bishare_dsl.resources import shipped_specs
-from bishare_dsl.spec import Init, Param, Ref, Selection, Settings, Share, Spec, Via
+from bishare_dsl.spec import Param, Ref, Selection, Settings, Share, Spec, Via
 
 SHARE = Share(name="local", per="module", rank="r")
 SPEC = Spec(
@@ -95,11 +95,11 @@ def test_a_param_is_a_finite_number_or_a_word(value):
 )
 def test_a_share_s_settings_and_the_defaults(share, settings):
     spec = SPEC.model_copy(
-        update={"defaults": Settings(alpha=8, scale=2, dropout=0.1, init=Init(A="normal"))}
+        update={"defaults": Settings(alpha=8, scale=2, dropout=0.1, init={"A": "normal"})}
     )
-    found = spec.settings(Share(name="s", per="module", rank=1, init=Init(B="ones"), **share))
+    found = spec.settings(Share(name="s", per="module", rank=1, init={"B": "ones"}, **share))
     assert (found.alpha, found.scale, found.dropout) == settings
-    assert found.init == Init(A="normal", B="ones")
+    assert found.init == {"A": Ref(ref="normal"), "B": Ref(ref="ones")}
 
 
 def test_options_may_be_words_and_numbers():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bishare_dsl.diagnostics import PlanError, SpecError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.spec import Keys, RankMatch
+from bishare_dsl.spec import RankMatch
 from bishare_dsl.testing.models import TINY_FAMILIES
 from bishare_dsl.testing.plans import architectures, meaningful_specs, pools, small_models
 from bishare_dsl.testing.specs import specs
@@ -78,7 +78,7 @@ WANTED = {
     "two owners": lambda plan, spec: len({t.owner for t in plan.tensors}) > 1,
     "two scales": lambda plan, spec: len({t.scale for t in plan.terms}) > 1,
     "A at zero": lambda plan, spec: any(t.init == "zeros" and t.name[-1] == "A" for t in plan.tensors),
-    "a key for each factor": lambda plan, spec: any(isinstance(s.per, Keys) for s in spec.shares),
+    "a key for each factor": lambda plan, spec: any("A" in s.keys for s in spec.shares),
     "frozen": lambda plan, spec: plan.frozen,
     "gain rank": lambda plan, spec: any("gain_rank" in t.tensors for t in plan.terms),
     "gain out": lambda plan, spec: any("gain_out" in t.tensors for t in plan.terms),

@@ -190,16 +190,6 @@ LATE_USE = Code(
     remedy="move it up, directly behind `spec`",
 )
 
-MIXED_KEYS = Code(
-    "BS128",
-    "a key for both factors and one for each",
-    "share `{share}` says `per` beside `A per` or `B per`",
-    "`per` gives both factors of a share one key. Where they have different ones, the share says `A per ...` "
-    "and `B per ...`, and no `per`.",
-    bad=_GOOD.replace("per module", "per module  A per layer"),
-    good=_GOOD.replace("per module", "A per layer  B per module"),
-)
-
 NOT_FOUND = Code(
     "BS130",
     "a used file that is not there",

@@ -144,11 +144,11 @@ UNKNOWN_ROLE = Code(
     "BS215",
     "a tensor that this share does not have",
     "share `{share}` has no tensor `{role}` to {what}",
-    "`freeze` and `init` name tensors by role: the factors `A` and `B` where the transform has them, or "
-    "one of the transform's own, such as `K_A` of KE.",
+    "Keys, `freeze` and `init` name tensors by role: the factors `A` and `B` where the transform has them, "
+    "or one of the transform's own, such as `K_A` of KE.",
     bad=f"{_HEAD}share inter per model rank 4 via KE freeze G_id",
     good=f"{_HEAD}share inter per model rank 4 via KE freeze A",
-    remedy="leave it out: the transform says how its own tensors start",
+    remedy="leave it out",
 )
 OUTDENTED = Code(
     "BS218",
@@ -189,14 +189,14 @@ CONSTANT_KEY = Code(
     severity="warning",
     remedy="for one pool of all write `per model`",
 )
-ONE_KEY = Code(
-    "BS216",
-    "two keys where the transform pools one tensor",
-    "{transform} pools `{role}` for both factors, so `A per` and `B per` cannot differ",
-    "Give one key: `per model`, say.",
-    bad=f"{_HEAD}share bank A per model B per layer rank 4 via VectorBank start nonzero",
+NO_KEY = Code(
+    "BS222",
+    "a shared tensor without a key",
+    "share `{share}` gives `{role}` no key",
+    "Each tensor that a transform pools has a key: its own, as in `A per layer`, or that of a plain `per`. "
+    "What a transform gives each module for itself needs none.",
+    bad=f"{_HEAD}share bank L_A per kind rank 4 via VectorBank start nonzero",
     good=f"{_HEAD}share bank per model rank 4 via VectorBank start nonzero",
-    remedy="give one key: `per model`, say",
 )
 NOT_LINEAR = Code(
     "BS217",
