@@ -206,7 +206,13 @@ def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weigh
     shape = any_weight.module.get_parameter(parameter).shape
     count, d_in, d_out = shape if any_weight.transposed else (shape[0], shape[2], shape[1])
     joined = {expert: _joined(members, d_out) for expert, members in experts.items()}
-    return Stack(owner, parameter, *of_all(joined, count, d_in, d_out))
+    down, up = of_all(joined, count, d_in, d_out)
+    if any_weight.transposed and not getattr(any_weight.module, "is_transposed", False):
+        down, up = (
+            up,
+            down,
+        )  # PEFT goes by that attribute, and takes what has it not the other way round.
+    return Stack(owner, parameter, down, up)
 
 
 def _joined(

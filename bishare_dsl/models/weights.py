@@ -26,6 +26,9 @@ _EXPERTS = {
 }
 """The parameters of experts, and the maps that each holds."""
 
+_LAYOUTS = {"Llama4TextExperts": (True, True), "LongcatFlashExperts": (True, False)}
+"""Of classes that do not tell their layout: whether gate and up are one behind the other, and transposed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Weight:
@@ -158,10 +161,13 @@ def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     """Find the maps of experts in the layout of transformers 5: ``(experts, ...)`` a parameter.
 
     What its modules say of themselves tells how: ``is_transposed``, and whether gate and up are one behind
-    the other (``is_concatenated``) or take turns.
+    the other (``is_concatenated``) or take turns. Those of `_LAYOUTS` say nothing.
     """
-    concatenated = getattr(module, "is_concatenated", None)
-    transposed = getattr(module, "is_transposed", None)
+    kind = getattr(type(module), "bishare_base", type(module))  # without an adapter
+    concatenated, transposed = _LAYOUTS.get(
+        kind.__name__,
+        (getattr(module, "is_concatenated", None), getattr(module, "is_transposed", None)),
+    )
     if not isinstance(concatenated, bool) or not isinstance(transposed, bool):
         return
     kept = {name: module._parameters.get(name) for name in _EXPERTS}
