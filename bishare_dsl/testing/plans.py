@@ -358,9 +358,9 @@ class _Drawing:
                 rows = self.any(*(a for a in range(1, rank + 1) if rank % a == 0))
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
             if self.whole and self.any(False, False, True):
-                name, option = self.any(("Basis", "count"), ("Loadings", "vectors"))
-                via = Via(transform=name, options={option: self.any(2, 3)})
-                settings["init"] = {}  # Its coefficients are what starts at zero.
+                name, option = self.any(("Basis", "count"), ("Loadings", "vectors"), ("Core", None))
+                via = Via(transform=name, options={option: self.any(2, 3)} if option else {})
+                settings["init"] = {}  # What it has for each site starts at zero.
         elif form == "equal" and self.whole:
             via = self.any(*self._equal_vias(covered))
         elif form == "bank":
@@ -420,7 +420,7 @@ class _Drawing:
         name = "Identity" if via is None else via.transform
         out = self.any(None, None, 1, 0.5)
         rank = None if name == "Experts" else self.any(None, None, 0.5)
-        bases = dict.fromkeys(("Basis", "Loadings"), ("A", "B"))
+        bases = dict.fromkeys(("Basis", "Core", "Loadings"), ("A", "B"))
         frozen: dict[str, tuple[str, ...]] = {"VectorBank": ("bank",), **bases}
         random = "B" if init.get("A") == Ref(ref="zeros") else "A"  # The other one starts at zero.
         roles = frozen.get(name, (random,))

@@ -219,6 +219,13 @@ def mix(term: TermValues) -> Factors:
     return mixed("B", term.d_out).T, mixed("A", term.d_in)
 
 
+@reference("Core")
+def core(term: TermValues) -> Factors:
+    """LoRA-XS: ``B R A``; of wider factors the front. R is stored transposed, as B is."""
+    b, r, a = term["B"].T[: term.d_out], term["core"].T, term["A"][:, : term.d_in]
+    return b @ r, a
+
+
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
     """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""

@@ -1,7 +1,7 @@
 """Mix: factors as mixtures of matrices that sites share, each with weights of its own (Lily, MASA).
 
 Zhong et al. 2025, "Low-Rank Interconnected Adaptation across Layers", whose router is here a vector of
-each site, so that the update is a matrix; Dong et al. 2025, "MASA" (arXiv 2510.06005), for several A.
+each site, so that the update is a matrix; for several A, after MASA (arXiv 2510.06005).
 """
 
 from __future__ import annotations

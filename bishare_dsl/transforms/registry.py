@@ -32,6 +32,7 @@ BUILT_IN = {
     "BlockDiagonal": "block_diagonal:BlockDiagonal",
     "Basis": "basis:Basis",
     "Mix": "mix:Mix",
+    "Core": "core:Core",
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }

@@ -11,6 +11,7 @@ from bishare_dsl.testing.plans import pools
 from bishare_dsl.transforms import Width
 from bishare_dsl.transforms.basis import Basis
 from bishare_dsl.transforms.block_diagonal import BlockDiagonal
+from bishare_dsl.transforms.core import Core
 from bishare_dsl.transforms.experts import Experts
 from bishare_dsl.transforms.loadings import Loadings
 from bishare_dsl.transforms.mix import Mix
@@ -51,6 +52,11 @@ def test_basis(widths, rank, count):
 def test_mix(widths, rank, counts):
     count_a, count_b = counts
     assert check_transform(Mix(count_A=count_a, count_B=count_b), rank, widths)
+
+
+@given(pools(), RANKS)
+def test_core(widths, rank):
+    assert check_transform(Core(), rank, widths)
 
 
 @given(pools(), RANKS, COUNTS)
