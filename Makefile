@@ -63,7 +63,7 @@ format: $(STAMP) ## let ruff mend and format the code
 	@$(BIN)/ruff format
 
 bench: $(STAMP) ## the numbers: speed, what each pass buys, size, start-up
-	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/claims.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
+	@set -e; for script in $(filter-out benchmarks/serving% benchmarks/claims.py benchmarks/families.py,$(wildcard benchmarks/*.py)) "benchmarks/speed.py --passes --specs bishare_ke --measure step memory"; do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
 claims: $(STAMP) ## make again what README and docs say was counted or measured, in ten minutes, and compare

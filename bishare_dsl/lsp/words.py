@@ -38,10 +38,11 @@ MEANINGS = {
     "out": "The width of a site's output.",
     # attributes of a site
     "layer": "The index of a site's block, from 0; a negative number counts from the last block.",
-    "layers": "The number of blocks of the model.",
+    "layers": "The number of blocks of the model, in each tower its own.",
     "kind": "A site's own name, such as `q_proj`; before a name or pattern, the sites of that kind.",
     "if": "Chooses between two values: `8 if late else 2`.",
     "parent": "The name of a site's nearest ancestor that is not a number, such as `self_attn`.",
+    "tower": "What a site's stack of blocks is of: `vision`, `encoder`, ...; `main` where no name says it.",
     "expert": "The number of the expert that a site belongs to; the word `none` outside of experts.",
     "adapter": "Which adapter of a library a site is of, for `bishare fit`; one value everywhere else.",
     "path": "A site's path in the model; before a pattern in quotes, the sites whose path fits.",

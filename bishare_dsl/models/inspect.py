@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -110,6 +110,18 @@ def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrain
     except Exception as error:  # whatever a family's own code raises on a config it cannot build
         raise ModelError(BAD_SIZES(name=name, reason=one_line(error))) from error
     raise ModelError(NOT_CAUSAL(name=name, family=config.model_type))
+
+
+def other_task(model: nn.Module) -> str | None:
+    """Return the name of a model's class if transformers has it for other than causal language models."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    classes = [
+        cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")
+    ]
+    known: Mapping[str, str | tuple[str, ...]] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    causal = {name for v in known.values() for name in ([v] if isinstance(v, str) else v)}
+    return None if not classes or causal & {c.__name__ for c in classes} else classes[0].__name__
 
 
 def linear_maps(model: nn.Module) -> dict[str, Weight]:

@@ -82,7 +82,11 @@ def require_weights(name: str | Source) -> Source:
 
 
 def load_model(
-    name: str | Source, *, dtype: torch.dtype | str | None = None, device: str | None = None
+    name: str | Source,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    four_bits: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Return a model with its weights, in eval mode, and its tokenizer where it has one.
 
@@ -92,13 +96,14 @@ def load_model(
         name: a checkpoint folder, a ``.gguf`` file or a Hub id.
         dtype: of the parameters; by default what the checkpoint says.
         device: as ``from_pretrained`` takes its ``device_map`` (``"cuda"``, ``"auto"``); by default the CPU.
+        four_bits: whether linear layers, but for the head, become bitsandbytes' NF4.
 
     Raises:
         ModelError: as `architecture_of` does; it has no weights (BS512), or they do not load (BS513).
     """
     source = require_weights(name)
 
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     from bishare_dsl.models.config import arguments, read_config
 
@@ -107,7 +112,14 @@ def load_model(
         raise ModelError(NOT_CAUSAL(name=source.name, family=config.model_type))
     place, extra = arguments(source)
     loading: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device}
-    if source.kind == "gguf":
+    if four_bits:
+        loading["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=_compute_dtype(config, dtype),
+        )
+    elif source.kind == "gguf":
         loading |= {"config": config, **_unpacked()}  # reading the config again would take seconds
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -125,6 +137,13 @@ def load_model(
         raise ModelError(BROKEN_WEIGHTS(name=source.place, reason=reason))
     model.config.name_or_path = source.place
     return model, _tokenizer(source, place, extra)
+
+
+def _compute_dtype(config: Any, dtype: torch.dtype | str | None) -> torch.dtype | str:
+    """Return in which type quantised layers compute: that of the others, which reach them as they are."""
+    import torch
+
+    return dtype or getattr(config, "dtype", None) or torch.float32
 
 
 def load_tokenizer(name: str | Source) -> PreTrainedTokenizerBase | None:

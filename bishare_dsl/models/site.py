@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -18,6 +19,32 @@ from pydantic import (
 
 MAX_SITES = 250_000
 """More than any model has; a few words in a file may ask for as many as they like."""
+
+
+_WORDS = {
+    "connector": "connector projector resampler perceiver merger qformer abstractor",
+    "vision": "vision visual image video vit",
+    "audio": "audio speech",
+    "language": "language text",
+    "encoder": "encoder",
+    "decoder": "decoder",
+}
+TOWERS = (*_WORDS, "main")
+"""The stacks that a model may have; one whose name says nothing is the main one."""
+
+
+@lru_cache(maxsize=1024)
+def _tower(place: str) -> str:
+    # `vision_tower.vision_model.encoder` is of vision, `model.language_model` of language. What joins towers
+    # is often inside of one.
+    found = [(tower, set(words.split())) for tower, words in _WORDS.items()]
+    parts = [set(part.split("_")) for part in place.split(".")]
+    named = [[tower for tower, words in found if words & part] for part in parts]
+    if any("connector" in towers for towers in named):
+        return "connector"
+    several = [towers[0] for towers in named if towers]
+    # That it encodes or decodes is said of a tower by itself, too.
+    return next(iter(sorted(several, key=("decoder", "encoder").__contains__)), "main")
 
 
 class Site(BaseModel):
@@ -68,6 +95,12 @@ class Site(BaseModel):
             int(n) for above, n in pairwise(parts) if n.isdecimal() and above.endswith("experts")
         )
         return next(own, None)
+
+    @property
+    def tower(self) -> str:
+        """What its stack of blocks is of, told by the names above it: one of `TOWERS`."""
+        block = block_of(self.path)
+        return _tower(self.path.rpartition(".")[0] if block is None else block[0])
 
     @classmethod
     def at(cls, path: str, d_in: int, d_out: int) -> Site | None:

@@ -42,6 +42,7 @@ def attributes(site: Site) -> dict[str, Value]:
         "layer": "none" if site.layer is None else site.layer,
         "kind": site.kind,
         "parent": site.parent,
+        "tower": site.tower,
         "expert": "none" if site.expert is None else site.expert,
         "in": site.d_in,
         "out": site.d_out,
@@ -100,6 +101,10 @@ class Sites:
         self.architecture = architecture
         self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
+        self.layers: dict[str, int] = {}
+        """How many blocks each tower has: in each of them they are counted from 0."""
+        for site in architecture.sites:
+            self.layers[site.tower] = max(site.block + 1, self.layers.get(site.tower, 0))
         self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
         self.named = _named(spec)
         own = {*self.architecture.kinds, *self.lets}
@@ -117,7 +122,7 @@ class Sites:
         played = parts(site)
         lets = {part: part in played for part in PARTS}
         lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several names.
-        layers = self.architecture.layers
+        layers = self.layers.get(site.tower, self.architecture.layers)
         scope = Scope(self.params | attributes(site) | {"layers": layers}, lets, layers)
         for let in spec.lets:  # In order: a let may name those above it.
             try:
@@ -270,12 +275,15 @@ class Sites:
     ) -> Iterator[Problem]:
         """Find what the subject never has, a value or range; a range of layers must lie inside the model."""
         if isinstance(item, Range) and self._is_layer(subject):
-            scope = self.scopes[sites[0].path]
-            first, last = scope.bounds(item, subject, loc)
-            if first > last and item.first is not None and item.last is not None:
+            towers = [
+                self.scopes[path] for path in {site.tower: site.path for site in sites}.values()
+            ]
+            ends = [(*scope.bounds(item, subject, loc), scope) for scope in towers]
+            if item.first is not None and item.last is not None and all(a > b for a, b, _ in ends):
+                scope = towers[0]
                 yield empty_range(scope.number(item.first), scope.number(item.last), loc)
                 return
-            if not 0 <= first <= last < self.architecture.layers:
+            if not any(0 <= first <= last < scope.layers for first, last, scope in ends):
                 yield self._no_such_layer("this range of layers", loc)
                 return
         scopes = [self.scopes[site.path] for site in sites]

@@ -27,13 +27,14 @@ ATTRIBUTES = (
     "layers",
     "kind",
     "parent",
+    "tower",
     "expert",
     "in",
     "out",
     "adapter",
 )
 """What every site has. ``module`` is its path under the name that reads well after ``per``; ``layers`` is the
-number of blocks of its model; ``expert`` is the word `none` where the site is not an expert's; ``adapter``
+number of blocks of its tower; ``expert`` is the word `none` where the site is not an expert's; ``adapter``
 tells the adapters of a library apart, and is `EACH_ADAPTER` in each."""
 
 EACH_ADAPTER = "each adapter"

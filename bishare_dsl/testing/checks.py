@@ -35,6 +35,7 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.rewrite import adapt
 from bishare_dsl.spec import Spec
+from bishare_dsl.testing.models import tiny_inputs
 from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -66,7 +67,7 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
     Args:
         spec: one that fits the model, without dropout.
-        model: any causal language model with dense linears; not adapted, and left as it is.
+        model: one of `tiny_model`, or another with dense linears; not adapted, and left as it is.
         seed: of the adapter and of the inputs.
 
     Raises:
@@ -88,14 +89,14 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
     The model stays of its class; disabling the adapter, or taking it out, gives the base back.
     """
-    inputs = _inputs(model, seed)
+    inputs = tiny_inputs(model, seed)
     expected = _logits(model, inputs)
     adapted = _adapted(spec, model, seed)
     _same(type(adapted), type(model), "the class of the adapted model")
     if not any(share.nonzero_start for share in spec.shares):
         _identical(_logits(adapted, inputs), expected, "logits of a fresh adapter")
         # With gradients the forward takes another way: factors are not kept.
-        _identical(adapted(**inputs).logits, expected, "logits of a fresh adapter, with gradients")
+        _identical(_run(adapted, inputs), expected, "logits of a fresh adapter, with gradients")
     randomize(adapted, seed)
     with adapted.bishare.disable_adapter():
         _identical(_logits(adapted, inputs), expected, "logits with the adapter disabled")
@@ -134,7 +135,7 @@ def check_against_reference(
         dtype: in which base and adapter compute. The reference keeps the adapter in float32 at least.
     """
     model = _in_type(model, dtype)
-    inputs = _inputs(model, seed)
+    inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if dtype == torch.float64:
         adapted.to(dtype)  # Adapters are float32 otherwise.
@@ -146,12 +147,10 @@ def check_against_reference(
     }
     plan: Plan = adapted.bishare.plan
     trained = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    weights = torch.randn(
-        (*inputs["input_ids"].shape, model.config.vocab_size), generator=_random(seed), dtype=wide
-    )
 
     def run(some: Any, values: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        logits = some(**inputs).logits
+        logits = _run(some, inputs)
+        weights = torch.randn(logits.shape, generator=_random(seed), dtype=wide)
         return logits, _gradients((logits * weights).sum(), [values[name] for name in trained])
 
     expected, references = run(reference_model(_in_type(model, wide), plan, leaves), leaves)
@@ -190,7 +189,11 @@ def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed: int) -> None:
     from safetensors.torch import load_file
 
-    plan, tensors, inputs = adapted.bishare.plan, adapted.bishare.tensors(), _inputs(model, seed)
+    plan, tensors, inputs = (
+        adapted.bishare.plan,
+        adapted.bishare.tensors(),
+        tiny_inputs(model, seed),
+    )
     with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.save_pretrained(folder)
         stored = load_file(Path(folder) / "adapter.safetensors")
@@ -211,7 +214,7 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
 
 def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     """Check that what is saved compactly, where a transform can, has the same logits and does not train."""
-    inputs = _inputs(model, seed)
+    inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     tensors = randomize(adapted, seed)
     if not compact_tensors(adapted.bishare.plan, tensors):
@@ -228,7 +231,7 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
     An adapter whose updates are not matrices is refused, and stays as it was.
     """
-    inputs = _inputs(model, seed)
+    inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if not _linear(adapted):
         expected = _logits(adapted, inputs)
@@ -259,7 +262,7 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     """
     from peft import PeftModel
 
-    inputs = _inputs(model, seed)
+    inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if not _linear(adapted):
         _refused(lambda: adapted.bishare.export("never-written"), "exporting what is not a matrix")
@@ -592,19 +595,17 @@ def _random(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _inputs(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
-    """Draw two short sequences, one of them padded."""
-    ids = torch.randint(3, model.config.vocab_size, (2, 5), generator=_random(seed))
-    mask = torch.ones_like(ids)
-    mask[1, -2:] = (
-        0  # On the right: on the left, some families give NaN at what nothing attends to.
-    )
-    return {"input_ids": ids, "attention_mask": mask}
-
-
 def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(**inputs).logits
+        return _run(model, inputs)
+
+
+def _run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    outputs = model(**cast)
+    # A CLIP compares images with texts.
+    logits: Tensor = outputs["logits" if "logits" in outputs else "logits_per_image"]
     return logits
 
 

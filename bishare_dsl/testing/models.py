@@ -1,4 +1,4 @@
-"""Tiny random causal language models, one per Hugging Face family.
+"""Tiny random models, one per Hugging Face family: causal language models, and others with what they read.
 
 They are small enough to build in a millisecond, and awkward enough to catch mistakes: wherever the
 architecture allows it the widths differ from one another (hidden 32, query 40, key and value 20,
@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 _SPECIAL_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -39,10 +40,14 @@ _GROUPED = {**_COMMON, "num_key_value_heads": 2, "head_dim": 10}
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """How to build one family: `model_type` is Hugging Face's name, `config` the tiny sizes."""
+    """How to build one family.
+
+    `model_type` is Hugging Face's name, `config` the tiny sizes, `task` the end of the auto class's name.
+    """
 
     model_type: str
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    task: str = "ForCausalLM"
 
 
 TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
@@ -102,29 +107,162 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
     }
 )
 
+_PLAIN = {k: v for k, v in _COMMON.items() if k != "initializer_range"}
+_VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_SEQUENCES = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "decoder_start_token_id": 2,
+    "init_std": 0.2,
+    **_SPECIAL_TOKENS,
+}
+_IMAGE_TOKENS = {
+    "image_token_id": 60,
+    "video_token_id": 61,
+    "vision_start_token_id": 62,
+    "vision_end_token_id": 63,
+}
+
+
+def _text(*mrope: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(mrope)}
+    return {**_PLAIN, "num_key_value_heads": 2, "rope_parameters": rope}
+
+
+TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "bert": TinyFamily("bert", _COMMON, "ForMaskedLM"),
+        "roberta": TinyFamily("roberta", _COMMON, "ForMaskedLM"),
+        "modernbert": TinyFamily(
+            "modernbert", {**_PLAIN, "cls_token_id": 1, "sep_token_id": 2}, "ForMaskedLM"
+        ),
+        "deberta": TinyFamily("deberta-v2", _COMMON, "ForMaskedLM"),
+        "t5": TinyFamily(
+            "t5",
+            {
+                "vocab_size": 64,
+                "d_model": 32,
+                "d_kv": 10,
+                "d_ff": 48,
+                "num_layers": 2,
+                "num_heads": 4,
+                "decoder_start_token_id": 0,
+            },
+            "ForSeq2SeqLM",
+        ),
+        "bart": TinyFamily("bart", {**_SEQUENCES, "max_position_embeddings": 64}, "ForSeq2SeqLM"),
+        "whisper": TinyFamily(
+            "whisper",
+            {
+                **_SEQUENCES,
+                "num_mel_bins": 8,
+                "max_source_positions": 6,
+                "max_target_positions": 16,
+                "suppress_tokens": None,
+                "begin_suppress_tokens": None,
+            },
+            "ForSpeechSeq2Seq",
+        ),
+        "vit": TinyFamily("vit", {**_VISION, "num_labels": 3}, "ForImageClassification"),
+        "clip": TinyFamily(
+            "clip", {"text_config": _PLAIN, "vision_config": _VISION, "projection_dim": 16}, ""
+        ),
+        "siglip": TinyFamily(
+            "siglip",
+            {
+                "text_config": {**_PLAIN, "projection_size": 32},
+                "vision_config": {**_VISION, "hidden_size": 32},
+            },
+            "",
+        ),
+        "llava": TinyFamily(
+            "llava",
+            {
+                "text_config": {**_PLAIN, "num_key_value_heads": 2, "model_type": "llama"},
+                "vision_config": {**_VISION, "model_type": "clip_vision_model"},
+                "image_token_index": 60,
+                "vision_feature_layer": -1,
+            },
+            "ForImageTextToText",
+        ),
+        "qwen2_vl": TinyFamily(
+            "qwen2_vl",
+            {
+                "text_config": _text(1, 1, 2),
+                "vision_config": {
+                    "depth": 2,
+                    "embed_dim": 24,
+                    "hidden_size": 32,
+                    "num_heads": 2,
+                    "mlp_ratio": 2,
+                    "patch_size": 4,
+                    "spatial_merge_size": 1,
+                },
+                **_IMAGE_TOKENS,
+            },
+            "ForImageTextToText",
+        ),
+        "qwen3_vl": TinyFamily(
+            "qwen3_vl",
+            {
+                "text_config": {**_text(2, 2, 1), "head_dim": 10},
+                "vision_config": {
+                    "depth": 3,
+                    "hidden_size": 24,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 40,
+                    "num_heads": 2,
+                    "patch_size": 4,
+                    "spatial_merge_size": 1,
+                    "num_position_embeddings": 16,
+                    "deepstack_visual_indexes": [1],
+                },
+                **_IMAGE_TOKENS,
+            },
+            "ForImageTextToText",
+        ),
+    }
+)
+"""Families that are not, or not only, causal language models; `tiny_inputs` gives what they read."""
+
 
 def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a tiny float32 causal language model of `family`, on the CPU and in eval mode.
+    """Return a tiny float32 model of `family`, on the CPU and in eval mode.
 
     Args:
-        family: a key of `TINY_FAMILIES`.
+        family: a key of `TINY_FAMILIES`, for a causal language model, or of `TINY_TOWERS`.
         seed: of the weights; the same seed gives the same weights, and torch's global generator is
             left as it was.
         **overrides: configuration fields in the family's own words, such as `num_hidden_layers=3`
             (GPT-2 says `n_layer`) or `attn_implementation="eager"`.
 
     Raises:
-        KeyError: the family is not in `TINY_FAMILIES`.
+        KeyError: the family is in neither.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
-    tiny = TINY_FAMILIES[family]
+    tiny = TINY_FAMILIES[family] if family in TINY_FAMILIES else TINY_TOWERS[family]
+    auto = getattr(transformers, f"AutoModel{tiny.task}")
     attention = overrides.pop("attn_implementation", None)
     config = AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = auto.from_config(
             config, attn_implementation=attention, dtype=torch.float32
         )
         # Fresh biases are zero and fresh norms one: a mistake with either would go unseen.
@@ -133,6 +271,52 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMod
                 if parameter.ndim == 1:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
     # One end-of-sequence token drawn by chance must not shorten what a test generates.
-    model.generation_config.eos_token_id = None
+    if model.can_generate():
+        model.generation_config.eos_token_id = None
     model.eval()
     return model
+
+
+def tiny_inputs(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
+    """Return what a tiny model reads, by keyword: two inputs, of which one is padded where they are tokens.
+
+    Args:
+        model: of `tiny_model`.
+        seed: of the values.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (2, 5), ``decoder_input_ids`` (2, 4), ``pixel_values``,
+        ``input_features`` (2, 8, 12): those that its forward takes.
+    """
+    import torch
+
+    random, config = torch.Generator().manual_seed(seed), model.config
+    vision = getattr(config, "vision_config", config)
+    text = config.get_text_config()
+    inputs: dict[str, Tensor] = {}
+    if model.main_input_name == "input_ids":
+        image = getattr(config, "image_token_id", text.vocab_size)
+        ids = torch.randint(3, min(text.vocab_size, image), (2, 5), generator=random)
+        mask = torch.ones_like(ids)
+        mask[1, -2:] = (
+            0  # On the right: on the left, some families give NaN at what nothing attends to.
+        )
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if image < text.vocab_size:  # Four tokens stand for an image.
+            images = torch.full((2, 4), image)
+            inputs["input_ids"] = torch.cat([images, ids], 1)
+            inputs["attention_mask"] = torch.cat([torch.ones_like(images), mask], 1)
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(3, text.vocab_size, (2, 4), generator=random)
+    if model.main_input_name == "input_features":
+        frames = 2 * config.max_source_positions
+        inputs["input_features"] = torch.randn(2, config.num_mel_bins, frames, generator=random)
+    elif hasattr(vision, "image_size"):
+        side = vision.image_size
+        inputs["pixel_values"] = torch.randn(2, 3, side, side, generator=random)
+    elif hasattr(vision, "spatial_merge_size"):  # Qwen's: patches of images of any size.
+        size = 3 * vision.temporal_patch_size * vision.patch_size**2
+        inputs["pixel_values"] = torch.randn(2 * 4, size, generator=random)
+        inputs["image_grid_thw"] = torch.tensor([[1, 2, 2]] * 2)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == config.image_token_id).int()
+    return inputs

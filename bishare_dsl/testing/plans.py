@@ -228,8 +228,9 @@ class _Drawing:
     def atom(self, sites: Sequence[Site]) -> Expression:
         """Draw a predicate that some of ``sites`` fit."""
         site: Site = self.any(*sites)
-        layer = self.any(site.block, site.block - self.architecture.layers)
-        edge = self.draw(st.integers(site.block, self.architecture.layers - 1))
+        layers = self.scopes([site])[0].layers
+        layer = self.any(site.block, site.block - layers)
+        edge = self.draw(st.integers(site.block, layers - 1))
         atoms: list[Expression] = [
             Ref(ref=site.kind),
             Match(attribute="kind", pattern=site.kind),

@@ -16,6 +16,7 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
 from bishare_dsl.models import Source, architecture_of, resolve
+from bishare_dsl.models.inspect import other_task
 from bishare_dsl.models.load import load_tokenizer
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train import groups
@@ -97,6 +98,8 @@ def check(
     """
     resumed = _resumed(request, force)
     base = resolve(request.model) if isinstance(request.model, str) else request.model
+    if not isinstance(base, Source) and (other := other_task(base)) is not None:
+        raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
     made, problems = _made(request, base, resumed)
     if wrong := [*groups.problems(made.plan, request.settings)]:
         raise TrainError(wrong)

@@ -45,6 +45,7 @@ _DECIDE = (
 )
 _DECIDE_OWN = (
     *("format", "train_on", "max_length", "packing", "eval_split", "data_split", "dtype"),
+    "load_in_4bit",
     *("lr_of", "weight_decay_of"),
 )
 

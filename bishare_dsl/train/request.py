@@ -62,6 +62,8 @@ class Settings(BaseModel):
     """Put several examples into one sequence."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """NAME: Of the base's weights, such as bfloat16; the adapter's are float32."""
+    load_in_4bit: bool = False
+    """Keep the base's linear layers in four bits, as QLoRA does (bitsandbytes)."""
     device_map: str | None = None
     """NAME: Such as auto: spread and offload the base (accelerate)."""
 
@@ -173,10 +175,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("steps", "num_steps", "total_steps", "iters"), "it is `max_steps`"),
     **dict.fromkeys(("out", "output", "save_dir"), "it is `output_dir`"),
     "warmup_ratio": "it is `warmup_steps`, which is a part of the run below 1",
-    **dict.fromkeys(
-        ("load_in_4bit", "load_in_8bit", "qlora"),
-        "give a quantised model in Python; `--dtype bfloat16` halves the base",
-    ),
+    "qlora": "it is `load_in_4bit`",
+    "load_in_8bit": "`--load_in_4bit` takes less; a model in eight bits can be given in Python",
 }
 
 

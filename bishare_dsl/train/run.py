@@ -168,7 +168,8 @@ def _adapted(checked: CheckedRun, reporter: Reporter) -> PreTrainedModel:
     """
     base, settings = checked.base, checked.request.settings
     if isinstance(base, Source):
-        base = load_model(base, dtype=settings.dtype, device=settings.device_map)[0]
+        four = settings.load_in_4bit
+        base = load_model(base, dtype=settings.dtype, device=settings.device_map, four_bits=four)[0]
     if isinstance(checked.made, (Planned, StoredAdapter)):
         for note in install(base, checked.made, checked.args.seed):
             reporter.warn(note)

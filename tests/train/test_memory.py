@@ -6,6 +6,7 @@ from accelerate import cpu_offload, dispatch_model
 
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.train.errors import TrainError
 from tests.train.conftest import losses, values
 
 
@@ -79,3 +80,27 @@ def test_a_quantised_base(start, tmp_path):
     model.hf_quantizer = type("Quantizer", (), {"is_trainable": True, "is_qat_trainable": False})()
     assert start(tmp_path / "it", model=model).steps == 6
     assert not getattr(model, "_hf_peft_config_loaded", False)
+
+
+def test_four_bits(start, tmp_path):
+    """The base is loaded in NF4 and trains no other tensors; what is saved fits any base."""
+    from bitsandbytes.nn import Linear4bit
+
+    tiny_model("llama", hidden_size=128, head_dim=32, intermediate_size=256).save_pretrained(
+        folder := tmp_path / "model"
+    )
+    result = start(tmp_path / "it", model=str(folder), load_in_4bit=True, logging_steps=1)
+    layers = [m for m in result.model.modules() if isinstance(m, Linear4bit)]
+    assert len(layers) == 14
+    assert not isinstance(result.model.lm_head, Linear4bit)
+    first, *_, last = [loss for loss, *_ in shown(result)]
+    assert last < first
+    assert {tensor.dtype for tensor in values(result).values()} == {torch.float32}
+
+
+def test_a_model_that_is_not_causal_is_refused(start, tmp_path):
+    with pytest.raises(TrainError) as caught:
+        start(tmp_path / "it", model=tiny_model("bert"))
+    [problem] = caught.value.problems
+    assert problem.code == "BS756"
+    assert "`BertForMaskedLM`" in problem.message

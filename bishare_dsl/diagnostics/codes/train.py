@@ -175,6 +175,12 @@ NOT_SHARDED = Code.brief(
     "the model would not be sharded with FSDP2: {reason}",
     "start several processes on GPUs, and let accelerate's config say `fsdp_version: 2`",
 )
+NOT_A_CAUSAL_CLASS = Code.brief(
+    "BS756",
+    "training another model than a causal language model",
+    "`{name}` is not a causal language model, and `train` trains no other",
+    "adapt it with `compile_spec`, and train it in a loop or by a Trainer of your own: any model adapts",
+)
 LONGER = Code.brief(
     "BS755",
     "a run that is made longer",

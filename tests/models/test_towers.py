@@ -1,0 +1,111 @@
+"""Models of several stacks, and of other tasks than a causal language model's: adapted, trained, kept, exported."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.diagnostics import PlanError
+from bishare_dsl.models import Site, inspect_model
+from bishare_dsl.testing.checks import check_spec
+from bishare_dsl.testing.models import TINY_TOWERS, tiny_inputs, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+
+TOWERS = {
+    **{key: {"encoder": 2} for key in ("bert", "roberta", "deberta")},
+    "modernbert": {"main": 2},
+    "t5": {"encoder": 2, "decoder": 2},
+    **{key: {"encoder": 2, "decoder": 3} for key in ("bart", "whisper")},
+    "vit": {"vision": 2},
+    **{key: {"language": 2, "vision": 2} for key in ("clip", "siglip", "llava", "qwen2_vl")},
+    "qwen3_vl": {"language": 2, "vision": 3, "connector": 1},
+}
+SPEC = """
+spec towers
+target kind "*"
+share block  A per tower, layer, in  B per module  rank 2
+share local  per module  rank 1  where layer == -1
+"""
+
+
+@pytest.mark.parametrize("family", TINY_TOWERS)
+def test_each_stack_counts_its_own_layers(family: str) -> None:
+    found: dict[str, set[int]] = {}
+    for site in inspect_model(tiny_model(family)).sites:
+        found.setdefault(site.tower, set()).add(site.layer)
+    assert {tower: len(layers) for tower, layers in found.items()} == TOWERS[family]
+
+
+@pytest.mark.parametrize("family", TINY_TOWERS)
+def test_every_invariant(family: str) -> None:
+    check_spec(parse_spec(SPEC), tiny_model(family))
+
+
+@pytest.mark.parametrize("family", TINY_TOWERS)
+def test_it_trains_and_is_kept(family: str, tmp_path: Any) -> None:
+    base = tiny_model(family)
+    model: Any = compile_spec(parse_spec(SPEC), copy.deepcopy(base)).train()
+    inputs = tiny_inputs(base)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+
+    def loss() -> torch.Tensor:
+        outputs = model(**inputs)
+        logits = outputs["logits" if "logits" in outputs else "logits_per_image"].flatten(0, -2)
+        wanted = torch.arange(len(logits)) % logits.shape[-1]
+        return torch.nn.functional.cross_entropy(logits, wanted)
+
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        losses.append(loss())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    heard = {n for n, t in model.bishare.tensors().items() if t.grad is not None and t.grad.any()}
+    assert heard == set(model.bishare.tensors())
+    model.eval().bishare.save_pretrained(tmp_path / "adapter")
+    again: Any = load_adapter(tmp_path / "adapter", base)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again(**inputs).values(), model(**inputs).values(), strict=True)
+        if isinstance(a, torch.Tensor)
+    )
+
+
+def plan(family: str, target: str) -> list[Site]:
+    text = f"spec s\ntarget {target}\nshare x per tower, layer, kind rank 1"
+    return [*plan_spec(text, tiny_model(family)).sites]
+
+
+def test_conditions_on_towers() -> None:
+    assert {(s.tower, s.layer) for s in plan("whisper", "tower == decoder and layer in -2..")} == {
+        ("decoder", 1),
+        ("decoder", 2),
+    }
+    # In each tower the last layer is its own.
+    assert {(s.tower, s.layer) for s in plan("whisper", "layer == layers - 1")} == {
+        ("encoder", 1),
+        ("decoder", 2),
+    }
+    assert {s.tower for s in plan("qwen3_vl", "tower in {vision, connector}")} == {
+        "vision",
+        "connector",
+    }
+
+
+def test_what_no_tower_has_is_told() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan("whisper", "tower == vision")
+    assert {problem.code for problem in caught.value.problems} == {"BS301"}
+    with pytest.raises(PlanError) as caught:
+        plan("whisper", "layer in 2..3")
+    assert {problem.code for problem in caught.value.problems} == {"BS302"}
+
+
+def test_names_tell_towers_apart() -> None:
+    text = "spec s\ntarget q_proj\nshare x per tower, layer rank 1"
+    names = {tensor.name for tensor in plan_spec(text, tiny_model("bart")).tensors}
+    assert {"x.encoder.layer_0.A", "x.decoder.layer_2.B"} <= names
