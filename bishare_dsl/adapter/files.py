@@ -90,7 +90,7 @@ class StoredAdapter:
         """
         from safetensors.torch import load
 
-        from bishare_dsl.adapter.stored import draw_again, restore_tensors, widen_tensor
+        from bishare_dsl.adapter.stored import redraw_tensors, restore_tensors, widen_tensor
 
         # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
         # other last bits.
@@ -103,7 +103,7 @@ class StoredAdapter:
         whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
         with _reading(self.folder / TENSORS):
             whole |= restore_tensors(self.plan, self.config, stored)
-        whole |= draw_again(self.plan, self.config)
+        whole |= redraw_tensors(self.plan, self.config)
         return {name: tensor.to(device) for name, tensor in whole.items()}
 
 

@@ -26,7 +26,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import reshard, resident
+from bishare_dsl.models.hooks import reshard, resident_tensor
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
@@ -121,7 +121,7 @@ class Handle(AdapterRoot):
         found = {}
         for _, store in self.placement.owned:
             for name in store.names:
-                value = resident(store, attribute(name))
+                value = resident_tensor(store, attribute(name))
                 assert value is not None, name
                 found[name] = value
         return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}

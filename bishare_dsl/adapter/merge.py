@@ -13,7 +13,7 @@ from bishare_dsl.adapter.probe import Probe
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
-from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor, resident
+from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor, resident_tensor
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
@@ -217,7 +217,7 @@ def _users(model: PreTrainedModel) -> dict[int, list[str]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if ADAPTER not in path.split("."):
             for name in module._parameters:
-                if (tensor := resident(module, name)) is not None:
+                if (tensor := resident_tensor(module, name)) is not None:
                     users.setdefault(_identity(tensor), []).append(path)
     return users
 

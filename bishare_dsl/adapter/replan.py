@@ -12,7 +12,7 @@ from bishare_dsl.language import read
 from bishare_dsl.models.site import MAX_SITES, Architecture
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.spec import Spec
-from bishare_dsl.transforms.registry import installed_as, transform_names
+from bishare_dsl.transforms.registry import package_version, transform_names
 from bishare_dsl.version import __version__
 
 
@@ -60,7 +60,7 @@ def plan_of_text(spec_text: str, base: Architecture) -> Plan:
 
 def packages_of(plan: Plan) -> dict[str, str]:
     """Return the packages that the plan's transforms are from, but for our own."""
-    found = {name: installed_as(name) for name in sorted({t.transform for t in plan.terms})}
+    found = {name: package_version(name) for name in sorted({t.transform for t in plan.terms})}
     return {name: package for name, package in found.items() if package}
 
 

@@ -62,7 +62,7 @@ def find_drawn(
     return found
 
 
-def draw_again(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Draw the tensors that were not stored, by name.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bishare_dsl.analyse.batches import on_device
-from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.rmi import rmi
 from bishare_dsl.analyse.similarity import Blocks, cka_of
 from bishare_dsl.analyse.update import Factored, Update
@@ -75,7 +75,7 @@ def activities(
     model: PreTrainedModel,
     looks: Mapping[str, Sequence[Update]],
     batches: Sequence[dict[str, torch.Tensor]],
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> dict[str, list[Activity]]:
     """Run the data through a model and keep what several sets of updates add to the same inputs.
 
@@ -147,7 +147,7 @@ class _Inputs:
 def worth(
     handle: Handle,
     batches: Sequence[dict[str, torch.Tensor]],
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> Worth:
     """Measure what each share is worth: the loss without it, its tensors all zero for that time.
 

@@ -12,7 +12,7 @@ from bishare_dsl.analyse import energy, ranks
 from bishare_dsl.analyse.activations import Worth, activities, activity_similarity, worth
 from bishare_dsl.analyse.keys import Grouping
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
-from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.similarity import similarity
 from bishare_dsl.analyse.update import Update
@@ -71,7 +71,7 @@ class Analysis:
 
 
 def analyse(
-    adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0, watch: Watch = unwatched
+    adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0, watch: Watch = no_progress
 ) -> Analysis:
     """Measure an adapter.
 
@@ -114,7 +114,7 @@ def add_data(
     batches: Sequence[dict[str, torch.Tensor]],
     *,
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> Analysis:
     """Add to an analysis what is seen on data.
 

@@ -15,6 +15,6 @@ class Watch(Protocol):
         """Return the items in their order."""
 
 
-def unwatched(items: Sequence[_Item], description: str) -> Iterable[_Item]:
+def no_progress(items: Sequence[_Item], description: str) -> Iterable[_Item]:
     """Return the items, and show nothing."""
     return items

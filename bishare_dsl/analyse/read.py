@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.update import Factored, Update
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import analyse as codes
@@ -48,7 +48,7 @@ class AdapterUpdates:
 
 
 def read_updates(
-    name: str, stored: StoredAdapter, *, keep_starts: bool = False, watch: Watch = unwatched
+    name: str, stored: StoredAdapter, *, keep_starts: bool = False, watch: Watch = no_progress
 ) -> AdapterUpdates:
     """Work out the updates of an adapter, module by module.
 

@@ -87,9 +87,9 @@ def command(
     The LoRA adds to the base exactly what the adapter adds, unless a rank or a type is asked for that cannot.
     Every module has the rank that it needs. Scales are folded into B. The model's shapes are enough.
     """
-    from bishare_dsl.cli.reading import adapter_for
+    from bishare_dsl.cli.reading import read_adapter_for
 
-    stored = adapter_for(folder, model, report)
+    stored = read_adapter_for(folder, model, report)
     report.note("exporting ...")
     from bishare_dsl.export.export import export_adapter
     from bishare_dsl.models.load import meta_model

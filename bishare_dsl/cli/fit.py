@@ -102,7 +102,7 @@ def command(
     """
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out
-    from bishare_dsl.cli.reading import adapter_for, plan_of
+    from bishare_dsl.cli.reading import plan_of, read_adapter_for
     from bishare_dsl.models.load import require_weights
 
     check_out(out, force=force, mark=CONFIG)
@@ -115,7 +115,7 @@ def command(
     if data is not None:
         require_weights(model_name)
     made = plan_of(spec, base, params, report)
-    first = adapter_for(folders[0], base, report)
+    first = read_adapter_for(folders[0], base, report)
     report.note("fitting ...")
     import torch
 
@@ -128,7 +128,7 @@ def command(
         report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
 
     read = (
-        (name, first if folder == folders[0] else adapter_for(folder, base, report))
+        (name, first if folder == folders[0] else read_adapter_for(folder, base, report))
         for name, folder in named.items()
     )
     with open_pairs(read) as found:

@@ -53,12 +53,12 @@ def command(
     """
     from dataclasses import asdict
 
-    from bishare_dsl.cli.reading import adapter_for
+    from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.export.effective import check_linear
 
     check_out(out, force=force, mark=MARK, only_listed=True)
     # What does not fit is found before the weights are loaded.
-    stored = adapter_for(folder, model, report)
+    stored = read_adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
     from transformers.utils import logging

@@ -98,7 +98,9 @@ def read_specs(
     return found
 
 
-def adapter_for(folder: Path, model: str | Source | Architecture, report: Report) -> StoredAdapter:
+def read_adapter_for(
+    folder: Path, model: str | Source | Architecture, report: Report
+) -> StoredAdapter:
     """Return the adapter in a folder, which fits a model; warnings go to the report.
 
     Raises:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.cli.reading import adapter_for
+from bishare_dsl.cli.reading import read_adapter_for
 from bishare_dsl.cli.report import Report
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_adapters(
 
     architecture = architecture_of(model)
     stored = {
-        folder: adapter_for(folder, architecture, report) for folder in dict.fromkeys(folders)
+        folder: read_adapter_for(folder, architecture, report) for folder in dict.fromkeys(folders)
     }
     watch = progress_bar(report)
     found = []

@@ -100,7 +100,7 @@ class SpecServer(LanguageServer):
         self._documents.pop(uri, None)
         self.publish(uri, [])
 
-    async def settle(self, settings: Any) -> None:
+    async def apply_settings(self, settings: Any) -> None:
         """Take settings, such as ``{"model": "llama-7b", "allowUse": true}``, alone or under ``bishare``.
 
         What they do not mention stays as it is.
@@ -164,11 +164,11 @@ def make_server() -> SpecServer:
 
     @server.feature(lsp.INITIALIZED)
     async def initialized(params: lsp.InitializedParams) -> None:
-        await server.settle(server.first_settings)
+        await server.apply_settings(server.first_settings)
 
     @server.feature(lsp.WORKSPACE_DID_CHANGE_CONFIGURATION)
     async def configured(params: lsp.DidChangeConfigurationParams) -> None:
-        await server.settle(params.settings)
+        await server.apply_settings(params.settings)
 
     @server.feature(lsp.TEXT_DOCUMENT_DID_OPEN)
     async def did_open(params: lsp.DidOpenTextDocumentParams) -> None:

@@ -36,7 +36,7 @@ def is_offloaded(module: nn.Module) -> bool:
     return any(True for _ in _weight_maps(module))
 
 
-def resident(module: nn.Module, name: str) -> torch.Tensor | None:
+def resident_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
     """Return the tensor that holds a parameter's values, so that writing into it changes the parameter.
 
     accelerate's offload leaves a parameter on the meta device and keeps its values in a map; the tensor

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.models.hooks import is_sharded_tensor, resident
+from bishare_dsl.models.hooks import is_sharded_tensor, resident_tensor
 from bishare_dsl.models.site import block_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Weight:
 
     def kept(self) -> torch.Tensor | None:
         """Return the tensor that holds the parameter's values; None where something else stands for it."""
-        return resident(self.module, self.parameter)
+        return resident_tensor(self.module, self.parameter)
 
     def matrix(self) -> torch.Tensor:
         """Return the weight ``(d_out, d_in)``, so that writing into it changes the model.

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from bishare_dsl.models.hooks import own_part
 from bishare_dsl.train import checkpoint as checkpoints
-from bishare_dsl.train.errors import TrainingInterrupted, refusal_told
+from bishare_dsl.train.errors import TrainingInterrupted, translate_refusals
 from bishare_dsl.train.guard import check_step
 from bishare_dsl.train.record import LOG, division
 from bishare_dsl.train.state import (
@@ -121,7 +121,7 @@ class Saves(TrainerCallback):
         with self._trainer.counts.pause():
             content = None if self._adapter_only else self._state(**made)
             if args.should_save:
-                with refusal_told(folder):
+                with translate_refusals(folder):
                     state.best_model_checkpoint = None if self.best is None else str(self.best)
                     state.save_to_json(str(new / checkpoints.TRAINER))
                     checkpoints.write_state(new, content, state.global_step, self._run)
@@ -129,7 +129,7 @@ class Saves(TrainerCallback):
             state.best_model_checkpoint, args.output_dir = None, str(self._folder)
             self._trainer.accelerator.wait_for_everyone()
             if args.should_save:
-                with refusal_told(self._folder):
+                with translate_refusals(self._folder):
                     checkpoints.rotate(self._folder, self._keep, self.best)
         if self._leaving:
             raise TrainingInterrupted(state.global_step, state.max_steps, folder)
@@ -234,11 +234,11 @@ class LogFile(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
         # What came after the checkpoint will come again.
         lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
-        with refusal_told(self._path):
+        with translate_refusals(self._path):
             replace_file(self._path, lines.encode())
 
     def on_log(self, args: Args, state: State, control: Control, **said: Any) -> None:
-        with refusal_told(self._path), self._path.open("a", encoding="utf-8") as file:
+        with translate_refusals(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**said["logs"], "step": state.global_step}) + "\n")
 
 

@@ -147,7 +147,7 @@ def _resumed(request: Request, force: bool) -> Checkpoint | None:
     if force:
         reason = "`force` begins anew, and `resume_from_checkpoint` goes on"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
-    checkpoint = folders.found_checkpoint(folder, request.resume)
+    checkpoint = folders.find_checkpoint(folder, request.resume)
     if not folders.is_in(folder, checkpoint):
         folders.check_new(folder, force=False)
     return checkpoint

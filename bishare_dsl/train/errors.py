@@ -29,7 +29,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def refusal_told(folder: Path) -> Iterator[None]:
+def translate_refusals(folder: Path) -> Iterator[None]:
     """Turn into our own error what the system refuses to do with a folder.
 
     Raises:

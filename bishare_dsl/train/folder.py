@@ -23,7 +23,7 @@ from bishare_dsl.train.checkpoint import (
     read_checkpoint,
 )
 from bishare_dsl.train.curve import CURVE
-from bishare_dsl.train.errors import TrainError, refusal_told
+from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.train.record import LOG, RUN, read_record
 from bishare_dsl.writing import check_writable, remove_folder
 
@@ -42,7 +42,7 @@ def check_new(folder: Path, *, force: bool) -> None:
         TrainError: it holds a run (BS740), or other files of a run's names (BS741), or cannot be
             written (BS747).
     """
-    with refusal_told(folder):
+    with translate_refusals(folder):
         _check_new(folder, force=force)
         check_writable(folder)
 
@@ -80,7 +80,7 @@ def clear(folder: Path) -> None:
     (folder / RUN).unlink(missing_ok=True)
 
 
-def found_checkpoint(folder: Path, which: str) -> Checkpoint:
+def find_checkpoint(folder: Path, which: str) -> Checkpoint:
     """Find the checkpoint that a run is to go on from.
 
     Args:

@@ -25,7 +25,7 @@ from bishare_dsl.train.check import CheckedRun, check, division_in_words
 from bishare_dsl.train.checkpoint import for_transformers, tidy
 from bishare_dsl.train.curve import can_draw, draw_curve
 from bishare_dsl.train.data import Collator, check_packing
-from bishare_dsl.train.errors import TrainError, TrainingInterrupted, refusal_told
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
 from bishare_dsl.train.guard import NotFiniteError
 from bishare_dsl.train.progress import progress
 from bishare_dsl.train.reporter import Reporter
@@ -149,13 +149,13 @@ def run(
         args.kept_elsewhere = any(map(is_offloaded, model.modules()))
         trainer, guards = _trainer(checked, model, collator, callbacks)
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
-        with refusal_told(request.output_dir):
+        with translate_refusals(request.output_dir):
             if args.should_save:
                 _prepare(checked, force, reporter)
             record.add(status="running", **records.describe_run(checked))
         _train(trainer, guards, checked, record, reporter)
     result = _result(checked, trainer, time.monotonic() - began)
-    with refusal_told(request.output_dir):
+    with translate_refusals(request.output_dir):
         record.add(status="finished", ended=records.utc_now(), result=result.as_dict())
     return result
 
@@ -234,7 +234,7 @@ def _train(
     shown = None if reporter.quiet else progress()
     status = "failed"
     try:
-        with ExitStack() as stack, refusal_told(folder):
+        with ExitStack() as stack, translate_refusals(folder):
             stop = stack.enter_context(Stop(says=not reporter.quiet))
             guards.asked = lambda: stop.requested
             saves = Saves(trainer, guards, dict(checked.identity))

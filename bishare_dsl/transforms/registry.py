@@ -94,7 +94,7 @@ def package_of(kind: type[Transform]) -> str:
     return _package(points[0]) if points else kind.__module__.partition(".")[0]
 
 
-def installed_as(name: str) -> str | None:
+def package_version(name: str) -> str | None:
     """Return ``package version`` of the installed package that registers a transform; None for the others."""
     for point in _entry_points().get(name, ()):
         return f"{point.dist.name} {point.dist.version}" if point.dist else point.module

@@ -11,13 +11,13 @@ SHARE = "share intra per layer rank double via KE(size = 64)\n"
 
 
 @pytest.fixture
-def told(at):
-    def told(text, **settings):
+def hover_text(at):
+    def hover_text(text, **settings):
         document, position = at(text, **settings)
         found = hover(document, position)
         return found.contents.value if found else ""
 
-    return told
+    return hover_text
 
 
 @pytest.mark.parametrize(
@@ -41,24 +41,24 @@ def told(at):
         (HEAD.replace("param r", "par|am r") + SHARE, "A value that"),
     ],
 )  # fmt: skip
-def test_what_is_told(told, text, expected):
-    assert expected in told(text)
+def test_what_is_told(hover_text, text, expected):
+    assert expected in hover_text(text)
 
 
-def test_the_model_of_the_settings_counts_where_no_comment_names_one(told):
+def test_the_model_of_the_settings_counts_where_no_comment_names_one(hover_text):
     text = HEAD.removeprefix(MODEL) + SHARE.replace("intra", "int|ra")
-    assert "on qwen2.5-7b: 84 modules" in told(text, model="qwen2.5-7b")
-    assert "on llama-7b" in told(MODEL + text, model="qwen2.5-7b")
+    assert "on qwen2.5-7b: 84 modules" in hover_text(text, model="qwen2.5-7b")
+    assert "on llama-7b" in hover_text(MODEL + text, model="qwen2.5-7b")
 
 
 @pytest.mark.parametrize("text", ["|\n" + HEAD + SHARE, HEAD.replace("# mod", "# m|od") + SHARE])
-def test_there_is_not_always_something_to_tell(told, text):
-    assert told(text) == ""
+def test_there_is_not_always_something_to_tell(hover_text, text):
+    assert hover_text(text) == ""
 
 
-def test_a_broken_text_still_tells_what_it_can(told):
+def test_a_broken_text_still_tells_what_it_can(hover_text):
     text = HEAD + SHARE.replace("KE", "K|E") + "share broken per\n"
-    assert "Kronecker" in told(text)
+    assert "Kronecker" in hover_text(text)
 
 
 @pytest.mark.parametrize("name", transform_names())

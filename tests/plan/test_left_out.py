@@ -19,7 +19,7 @@ def stacked() -> Any:
     return model
 
 
-def told(model: Any, target: str) -> list[str]:
+def warnings_of(model: Any, target: str) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plan_spec(f"spec s\ntarget {target}\nshare x per module rank 1", model)
@@ -31,7 +31,7 @@ def told(model: Any, target: str) -> list[str]:
 @pytest.mark.parametrize("target", ['kind "*"', 'path "*_proj"', "not q_proj"])
 def test_experts_under_a_condition(target: str) -> None:
     why = "it is several matrices in one parameter"
-    assert told(stacked(), target) == [
+    assert warnings_of(stacked(), target) == [
         f"`model.layers.*.mlp.experts.gate_up_proj` (24,576 parameters): {why}",
         f"`model.layers.*.mlp.experts.down_proj` (12,288 parameters): {why}",
     ]
@@ -39,26 +39,26 @@ def test_experts_under_a_condition(target: str) -> None:
 
 def test_what_was_not_meant_is_not_told() -> None:
     model = stacked()
-    assert told(model, "q_proj") == []
-    assert told(model, "parent self_attn") == []
-    assert told(tiny_model("llama"), 'kind "*"') == []
+    assert warnings_of(model, "q_proj") == []
+    assert warnings_of(model, "parent self_attn") == []
+    assert warnings_of(tiny_model("llama"), 'kind "*"') == []
 
 
 def test_experts_that_are_sites_are_not_left_out() -> None:
-    assert told(tiny_model("mixtral"), 'kind "*"') == []
+    assert warnings_of(tiny_model("mixtral"), 'kind "*"') == []
 
 
 def test_a_layer_with_a_second_name() -> None:
     model: Any = tiny_model("llama")
     model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
-    assert told(model, "q_proj, up_proj") == [
+    assert warnings_of(model, "q_proj, up_proj") == [
         "`model.layers.1.mlp.up_proj` (1,536 parameters): it is `model.layers.0.mlp.up_proj` again"
     ]
-    assert told(model, "q_proj") == []
+    assert warnings_of(model, "q_proj") == []
 
 
 def test_shapes_keep_it() -> None:
     architecture = inspect_model(stacked())
     again = Architecture.model_validate_json(architecture.model_dump_json())
     assert again == architecture
-    assert told(again, 'kind "*"') == told(architecture, 'kind "*"') != []
+    assert warnings_of(again, 'kind "*"') == warnings_of(architecture, 'kind "*"') != []

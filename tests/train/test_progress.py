@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def told(stream):
+def progress_output(stream):
     """What a run of four steps tells."""
     shown = progress(stream)
     state, control = TrainerState(max_steps=4), TrainerControl()
@@ -32,7 +32,7 @@ def told(stream):
 
 
 def test_lines():
-    lines = told(io.StringIO()).splitlines()
+    lines = progress_output(io.StringIO()).splitlines()
     assert lines[0].startswith(
         "step 1/4 · loss 2.0000 · gradient 2 · lr 1.00e-04 · 1,234 tokens/s · 0:0"
     )
@@ -43,7 +43,7 @@ def test_lines():
 def test_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    text = told(Terminal())
+    text = progress_output(Terminal())
     assert "step 4: held-out loss 0.7500" in text
     last = text.rsplit("training", 1)[1]
     assert "4/4" in last

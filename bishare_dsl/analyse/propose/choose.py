@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bishare_dsl.analyse.keys import Grouping
-from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.propose.candidates import Candidate, Unit, units
 from bishare_dsl.analyse.propose.evidence import Evidence
 from bishare_dsl.analyse.propose.residual import Residual
@@ -97,7 +97,7 @@ def score_candidates(
     residual: Residual,
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
     budget: int,
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> list[ScoredCandidate]:
     """Score what each candidate keeps alone, at the ranks that the budget allows; the best is first."""
     found = []
@@ -114,7 +114,7 @@ def choose(
     budget: int,
     *,
     shares: int = SHARES,
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> Choice:
     """Spend a budget: the candidate that keeps most, then one more as long as it is worth it.
 

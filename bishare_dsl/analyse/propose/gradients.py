@@ -15,7 +15,7 @@ import torch
 
 from bishare_dsl.adapter.initial import generator_seed
 from bishare_dsl.analyse.batches import on_device
-from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.propose.evidence import RANK
 from bishare_dsl.analyse.update import Factored
 from bishare_dsl.models.site import Site
@@ -56,7 +56,7 @@ def gradients(
     batches: Sequence[dict[str, torch.Tensor]],
     *,
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> Mapping[Site, Factored]:
     """Return the gradient of each module's weight, summed over batches, by its strongest directions.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bishare_dsl.analyse.keys import Grouping
-from bishare_dsl.analyse.progress import Watch, unwatched
+from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.propose import intervals
 from bishare_dsl.analyse.propose.candidates import Candidate, Unit, candidates
 from bishare_dsl.analyse.propose.choose import (
@@ -85,7 +85,7 @@ def propose(
     *,
     shares: int = SHARES,
     seed: int = 0,
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
 ) -> Proposal:
     """Propose who should share what, within a budget of parameters.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, slots=True)
-class Resident:
+class AdapterInMemory:
     """An adapter in memory. It has modules, and a handle, once it has been active."""
 
     name: str
@@ -43,7 +43,7 @@ class Adapters:
         self.changes = 0  # Of what is in the banks, but for what is written through parameters.
         self.lock = threading.RLock()
         self._compiled = [compiled]
-        self._residents: dict[str, Resident] = {}
+        self._residents: dict[str, AdapterInMemory] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._residents)
@@ -51,7 +51,7 @@ class Adapters:
     def __contains__(self, name: object) -> bool:
         return name in self._residents
 
-    def __getitem__(self, name: str) -> Resident:
+    def __getitem__(self, name: str) -> AdapterInMemory:
         """Return an adapter.
 
         Raises:
@@ -63,7 +63,7 @@ class Adapters:
 
     def join(self, handle: AdapterHandle) -> None:
         """Take in an adapter that has its modules already."""
-        self._residents[handle.name] = Resident(
+        self._residents[handle.name] = AdapterInMemory(
             handle.name, handle.plan, handle.spec_text, handle.seed, handle=handle
         )
 
@@ -103,7 +103,7 @@ class Adapters:
         notes = () if self.knows(plan) else self.compiled(plan).notes
         plan = self.compiled(plan).plan  # One object for all that are equal.
         twin = next((r for r in self._residents.values() if r.spec_text == spec_text), None)
-        resident = Resident(name, plan, twin.spec_text if twin else spec_text, seed, compact)
+        resident = AdapterInMemory(name, plan, twin.spec_text if twin else spec_text, seed, compact)
         with self.lock:
             self._put(resident, tensors)
             self._residents[name] = resident
@@ -141,7 +141,7 @@ class Adapters:
             self._give_back(resident)
             return resident.handle
 
-    def settle(self, resident: Resident) -> bool:
+    def settle(self, resident: AdapterInMemory) -> bool:
         """Ensure that an adapter's row holds its values, and that its parameters are views of it.
 
         Returns:
@@ -166,7 +166,7 @@ class Adapters:
                 parameters[name].data = view
         return True
 
-    def values(self, resident: Resident) -> dict[str, Tensor]:
+    def values(self, resident: AdapterInMemory) -> dict[str, Tensor]:
         """Return the tensors of an adapter by their names."""
         if resident.handle is not None:
             return resident.handle.tensors()
@@ -184,7 +184,7 @@ class Adapters:
                 if resident.handle is not None and resident.slot is not None:
                     self.settle(resident)
 
-    def _put(self, resident: Resident, tensors: Mapping[str, Tensor]) -> Slot:
+    def _put(self, resident: AdapterInMemory, tensors: Mapping[str, Tensor]) -> Slot:
         """Copy values into a row of the bank that is for such tensors."""
         # Outside inference mode, where tensors would be such that no one may train.
         with torch.inference_mode(False), torch.no_grad():
@@ -196,7 +196,7 @@ class Adapters:
         self.changes += 1
         return slot
 
-    def _give_back(self, resident: Resident) -> None:
+    def _give_back(self, resident: AdapterInMemory) -> None:
         if resident.slot is not None:
             resident.slot.bank.give_back(resident.slot)
             self.changes += 1

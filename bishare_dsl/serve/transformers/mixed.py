@@ -19,7 +19,7 @@ from bishare_dsl.rewrite.compile_regions import RegionCompiler
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, restore_forward
-from bishare_dsl.serve.transformers.adapters import Adapters, Resident
+from bishare_dsl.serve.transformers.adapters import AdapterInMemory, Adapters
 from bishare_dsl.serve.transformers.banks import Bank, kinds_of
 from bishare_dsl.serve.transformers.read_rows import ReadRows
 from bishare_dsl.serve.transformers.rows import (
@@ -45,12 +45,12 @@ BASE = "__base__"
 class _Kept:
     """The batch that was made last, and what it was made of."""
 
-    members: tuple[Resident | None, ...]
+    members: tuple[AdapterInMemory | None, ...]
     changes: int
     rows: list[tuple[Tensor, Tensor]]
     batch: RowBatch
 
-    def holds(self, members: tuple[Resident | None, ...], changes: int) -> bool:
+    def holds(self, members: tuple[AdapterInMemory | None, ...], changes: int) -> bool:
         """Tell whether these are its members, and what it was made of has the same bytes as then."""
         return (
             members == self.members
@@ -177,10 +177,10 @@ class MixedBatches:
     def _active(self) -> AdapterHandle:
         return self.adapters.model.get_submodule(ADAPTER)  # type: ignore[return-value]
 
-    def _members(self, names: Names) -> tuple[Resident | None, ...]:
+    def _members(self, names: Names) -> tuple[AdapterInMemory | None, ...]:
         if isinstance(names, str) or not len(names):
             raise AdapterError(codes.MIXED_ROWS(names=0, rows="some"))
-        members: list[Resident | None] = []
+        members: list[AdapterInMemory | None] = []
         problems: list[Problem] = []
         for row, name in enumerate(names):
             if name is None or name == BASE:
@@ -205,7 +205,7 @@ class MixedBatches:
                     )
         return tuple(members)
 
-    def _make(self, members: tuple[Resident | None, ...], active: AdapterHandle) -> RowBatch:
+    def _make(self, members: tuple[AdapterInMemory | None, ...], active: AdapterHandle) -> RowBatch:
         model = self.adapters.model
         unique = tuple(dict.fromkeys(members))
         number = {member: i for i, member in enumerate(unique)}
@@ -248,7 +248,7 @@ class MixedBatches:
             )
         return self._codes[key]
 
-    def _gather(self, plan: Plan, members: Sequence[Resident | None]) -> dict[str, Tensor]:
+    def _gather(self, plan: Plan, members: Sequence[AdapterInMemory | None]) -> dict[str, Tensor]:
         """Copy the tensors of a plan side by side, ``(members, *shape)``; zero for those not of it.
 
         What a linear term adds is zero where all of its tensors are.
@@ -318,7 +318,7 @@ def _of_many(assembly: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     return many
 
 
-def _rows(members: tuple[Resident | None, ...]) -> list[tuple[Tensor, Tensor]]:
+def _rows(members: tuple[AdapterInMemory | None, ...]) -> list[tuple[Tensor, Tensor]]:
     """Return the rows of members whose parameters somebody may write to, and copies of them."""
     return [
         (row, row.clone())
