@@ -226,6 +226,15 @@ def core(term: TermValues) -> Factors:
     return b @ r, a
 
 
+@reference("MiSS")
+def miss(term: TermValues) -> Factors:
+    """MiSS: column j of the update is row ``j mod r`` of the matrix."""
+    a = torch.zeros(term.rank, term.d_in, dtype=term["B"].dtype)
+    for j in range(term.d_in):
+        a[j % term.rank, j] = 1
+    return term["B"].T[: term.d_out], a
+
+
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
     """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""

@@ -33,6 +33,7 @@ BUILT_IN = {
     "Basis": "basis:Basis",
     "Mix": "mix:Mix",
     "Core": "core:Core",
+    "MiSS": "miss:MiSS",
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }

@@ -24,6 +24,7 @@ TINY = {
     "lora": {"r": 3},
     "masa": {"r": 2, "groups": 2},
     "melora": {"r": 2},
+    "miss": {"r": 5},
     "multilora": {"r": 2},
     "nola": {"r": 2, "count": 5},
     "prolora": {"r_shared": 5, "chunks_B": 3},

@@ -14,6 +14,7 @@ from bishare_dsl.transforms.block_diagonal import BlockDiagonal
 from bishare_dsl.transforms.core import Core
 from bishare_dsl.transforms.experts import Experts
 from bishare_dsl.transforms.loadings import Loadings
+from bishare_dsl.transforms.miss import MiSS
 from bishare_dsl.transforms.mix import Mix
 from bishare_dsl.transforms.rotation import Rotation
 from bishare_dsl.transforms.vector_bank import VectorBank
@@ -57,6 +58,11 @@ def test_mix(widths, rank, counts):
 @given(pools(), RANKS)
 def test_core(widths, rank):
     assert check_transform(Core(), rank, widths)
+
+
+@given(pools(), RANKS)
+def test_miss(widths, rank):
+    assert check_transform(MiSS(), rank, widths)
 
 
 @given(pools(), RANKS, COUNTS)

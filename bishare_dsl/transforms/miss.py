@@ -1,0 +1,38 @@
+"""MiSS: the columns of an update are rows of one matrix, over and over (MiSS, Bone).
+
+Kang and Yin 2024, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure"
+(arXiv 2409.15371); PEFT's default variant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from bishare_dsl.transforms.transform import Tensors, Transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MiSS(Transform):
+    """``dW = B^T [I, I, ...]``: inputs whose places are equal modulo ``r`` are added up, then meet B.
+
+    The pool shares ``B (r, max d_out)`` alone, of which a narrower site takes the leading columns. In the
+    place of A stands the identity ``(r, r)``, side by side and cut to ``d_in``: nothing to train or store.
+    """
+
+    name: ClassVar[str] = "MiSS"
+    title: ClassVar[str] = "Matrix Shard Sharing"
+    pooled: ClassVar[tuple[str, ...]] = ("B",)
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        return rank, max(widths)
+
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        shared = tensors["B"]
+        if role == "B":
+            return shared[:, :side]
+        copies = math.ceil(side / rank)
+        return shared.new_ones(rank).diag().repeat(1, copies)[:, :side]
