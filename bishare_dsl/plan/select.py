@@ -199,7 +199,8 @@ class Sites:
         site = None
         try:
             yield from self._predicate(part, loc)
-            for site in self.sites:  # So that no later evaluation can fail at one site.
+            # So that no later evaluation can fail at one site, as that of a name cannot.
+            for site in () if isinstance(part, Ref) else self.sites:
                 self.scopes[site.path].holds(part, loc)
         except EvaluationError as error:
             yield error.problem if site is None else located(error.problem, part, site)
