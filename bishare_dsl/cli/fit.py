@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(allow_dash=True),
     metavar="SPEC",
+    shell_complete=options.complete_specs,
     help="What is fitted.",
 )
 @options.model(required=False)

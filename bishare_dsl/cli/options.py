@@ -152,9 +152,10 @@ def complete_shipped(
     ]
 
 
-def _specs(
+def complete_specs(
     ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
+    """Offer the specs that ship, and files."""
     from click.shell_completion import CompletionItem
 
     shipped = complete_shipped(ctx, parameter, incomplete)
@@ -166,7 +167,9 @@ def spec(
 ) -> Callable[[_Decorated], _Decorated]:
     """Take an argument that names a spec: a file, one that ships, or ``-``."""
     kind = click.Path(allow_dash=True)
-    return click.argument(name, type=kind, metavar=metavar, shell_complete=_specs, **settings)
+    return click.argument(
+        name, type=kind, metavar=metavar, shell_complete=complete_specs, **settings
+    )
 
 
 specs = spec("files", "FILE...", nargs=-1, required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -125,4 +126,6 @@ def _no_such_spec(name: str) -> Problem:
     help = nearest(Path(name).stem, shipped_specs())
     if "=" in name:
         help = f"a param is given by `--set {name}`"
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".share"):
+        help = f"an adapter of the Hub is fetched first: `hf download {name} --local-dir adapter`"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

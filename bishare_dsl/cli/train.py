@@ -163,7 +163,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
 )
-@click.argument("spec", required=False, type=click.Path(allow_dash=True), metavar="[SPEC]")
+@options.spec("spec", "[SPEC]", required=False)
 @options.model(required=False, weights=True)
 @options.values
 @_own_options

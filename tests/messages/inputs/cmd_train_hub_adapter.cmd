@@ -1,0 +1,1 @@
+bishare train owner/adapter --model tiny --data rows.jsonl --output_dir out
