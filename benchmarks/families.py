@@ -53,7 +53,7 @@ SPEC = "spec every\ntarget {target}\nshare term per module rank 2"
 
 
 def families() -> dict[str, tuple[str, str]]:
-    """Give each family what it is, and the class that is built: that of the first task that it does."""
+    """Return what each family is, and the class that is built: that of the first task that it does."""
     found: dict[str, tuple[str, str]] = {}
     for task, mappings in TASKS.items():
         for mapping in mappings:
@@ -91,7 +91,7 @@ QUIRKS: dict[str, dict[str, Any]] = {}
 
 
 def small(config: type[Any], *, narrow: bool) -> dict[str, Any]:
-    """Give the arguments of a config class that make a small model of it."""
+    """Return the arguments of a config class that make a small model of it."""
     tables = SIZES | (WIDTHS if narrow else {})
     default = config()
     names = [field.name for field in dataclasses.fields(config)]
@@ -211,7 +211,7 @@ def measure(family: str) -> dict[str, Any]:
 
 
 def left_out(blocks: dict[str, nn.Parameter], kept: set[str], total: int) -> list[str]:
-    """Name the largest parameters of blocks that are no sites' weights, with their share."""
+    """Name the largest parameters of blocks that are not the weights of sites, with their share."""
     sizes = Counter[str]()
     for name, parameter in blocks.items():
         if name not in kept:

@@ -133,7 +133,7 @@ _PLACES = {
 
 
 def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a run that are not transformers'."""
+    """Add to a command the options of a run that are not transformers'."""
     from bishare_dsl.train.request import Settings
 
     for name, field in reversed(Settings.model_fields.items()):

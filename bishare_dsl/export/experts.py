@@ -98,7 +98,7 @@ def wrappers_of(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, str]:
 def each_expert(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
-    """Give a pair for each map of each expert: vLLM wants all, and of one kind in a layer all of one rank."""
+    """Return a pair for each map of each expert: vLLM wants all; of one kind in a layer all of one rank."""
     names = _in_checkpoints(model, maps)
     return [
         Named(names[f"{owner}.{expert}.{kind}"], kind, *one)
@@ -110,7 +110,7 @@ def each_expert(
 def shared_outer(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight], model: nn.Module
 ) -> list[Named]:
-    """Give three pairs for all experts of a layer, in which the outer factor is there once.
+    """Return three pairs for all experts of a layer, in which the outer factor is there once.
 
     Raises:
         AdapterError: that factor is not the same for all experts (BS685).
@@ -143,7 +143,7 @@ _Pairs = dict[int, tuple[torch.Tensor, torch.Tensor]]
 def _by_kind(
     pairs: Sequence[tuple[Pair, Weight]], maps: Mapping[str, Weight]
 ) -> list[tuple[str, str, Weight, _Pairs]]:
-    """Give for each kind of map of a layer's experts a weight of it, and their pairs by the expert."""
+    """Return for each kind of map of a layer's experts a weight of it, and their pairs by the expert."""
     given: dict[tuple[str, str], _Pairs] = {}
     for pair, weight in pairs:
         experts = given.setdefault((weight.owner, pair.site.kind), {})
@@ -164,7 +164,7 @@ def _of_all(given: _Pairs, weight: Weight) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _in_checkpoints(model: nn.Module, maps: Mapping[str, Weight]) -> dict[str, str]:
-    """Give the names that checkpoints have for the maps of experts, whose names engines go by.
+    """Return the names that checkpoints have for the maps of experts, whose names engines go by.
 
     transformers itself tells: it writes checkpoints in which experts are one by one. It is given a tensor in
     which each map is a number, and what comes out with one number in it is that map's.

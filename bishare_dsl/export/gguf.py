@@ -99,7 +99,7 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
         for site in plan.sites
         if plan.rows(site.path)
     }
-    # Of an embedding llama.cpp has no LoRA, and a head that is tied to one is no weight of its file.
+    # Of an embedding llama.cpp has no LoRA, and a head that is tied to one is not a weight of its file.
     names |= {s.path: None for s in plan.sites if s.tied or maps[s.path].looks_up}
     if missing := [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]:
         raise AdapterError(missing[:5])

@@ -112,7 +112,7 @@ def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
 
 
 def _word(clause: Statement) -> str:
-    """Give the words that begin a clause."""
+    """Return the words that begin a clause."""
     role = f"{clause.role} " if clause.role else ""
     return "start nonzero" if clause.keyword == "start" else f"{role}{clause.keyword}"
 

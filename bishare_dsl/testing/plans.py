@@ -384,7 +384,7 @@ class _Drawing:
         )
 
     def _own_roles(self, via: Via | None, gain: Gain) -> list[str]:
-        """Give tensors that each site has for itself where they have no key."""
+        """Return tensors that each site has for itself where they have no key."""
         kind = None if via is None or via.transform == "Mix" else transform_kind(via.transform)
         roles = [*kind.owned] if kind else []
         roles += [GAIN_RANK] * (gain.rank is not None) + [GAIN_OUT] * (gain.out is not None)

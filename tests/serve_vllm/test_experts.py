@@ -31,7 +31,7 @@ share some  per module  rank 2  where expert in 1..2
 
 
 def slots(model: Any) -> dict[str, list[torch.Tensor]]:
-    """Give of each layer the slots of the first adapter: A and B of gate, down and up, experts in front."""
+    """Return, for each layer, the slots of the first adapter: A and B of gate, down and up, experts in front."""
     found = {}
     for name, module in model.named_modules():
         if (wide := getattr(module, "w13_lora_a_stacked", None)) is not None:

@@ -50,7 +50,7 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
 
 def _check_outside(folder: str | Path, plan: Plan) -> None:
-    """See that vLLM has a layer for each site that has terms."""
+    """Check that vLLM has a layer for each site that has terms."""
     paths = [site.path for site in plan.sites if site.layer is None and plan.terms_of[site.path]]
     if paths:
         raise AdapterError(codes.NOT_SERVED(folder=folder, what=f"terms at `{paths[0]}`"))
