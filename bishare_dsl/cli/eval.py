@@ -171,19 +171,14 @@ def command(
     if list_tasks:
         _list(report)
         return
-    files, turns = settings["log_samples"], settings["fewshot_as_multiturn"]
-    wrong = {
-        ("missing option `--model`", "such as `--model ./my-checkpoint`"): model is None,
-        (
-            "missing option `--tasks`",
-            "such as `--tasks boolq,arc_easy`; `--list` has all",
-        ): not tasks,
-        ("`--log_samples` has nowhere to write", "give `--output_path DIR`"): files
-        and settings["output_path"] is None,
-        ("`--fewshot_as_multiturn` has no turns", "give `--apply_chat_template`"): turns
-        and template is None,
-    }
-    for (what, help), is_wrong in wrong.items():
+    unwritten = settings["log_samples"] and settings["output_path"] is None
+    no_turns = settings["fewshot_as_multiturn"] and template is None
+    for is_wrong, what, help in (
+        (model is None, "missing option `--model`", "such as `--model ./my-checkpoint`"),
+        (not tasks, "missing option `--tasks`", "such as `--tasks boolq`; `--list-tasks` has all"),
+        (unwritten, "`--log_samples` has nowhere to write", "give `--output_path DIR`"),
+        (no_turns, "`--fewshot_as_multiturn` has no turns", "give `--apply_chat_template`"),
+    ):
         if is_wrong:
             raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     assert model is not None

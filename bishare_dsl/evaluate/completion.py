@@ -59,8 +59,15 @@ def complete(
 
     name = model.config.name_or_path or type(model).__name__
     tokenizer = require_tokenizer(tokenizer, name, chat=bool(chat) or system is not None)
-    encoded = _encoded(tokenizer, prompt, chat, system).to(model.device)
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    if chat or (chat is None and tokenizer.chat_template):
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        turns.append({"role": "user", "content": prompt})
+        encoded: Any = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        encoded = tokenizer(prompt, return_tensors="pt")
+    inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
     length = inputs["input_ids"].shape[1]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and length + max_new_tokens > limit:
@@ -91,19 +98,3 @@ def complete(
         or any(string in text for string in stop)
     )
     return Completion(text, len(new), "stop" if ended else "length")
-
-
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | None, system: str | None
-) -> Any:
-    if chat is None:
-        chat = bool(tokenizer.chat_template)
-    if not chat:
-        return tokenizer(prompt, return_tensors="pt")
-    turns = [{"role": "system", "content": system}] if system is not None else []
-    return tokenizer.apply_chat_template(
-        [*turns, {"role": "user", "content": prompt}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )

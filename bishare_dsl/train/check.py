@@ -103,19 +103,29 @@ def check(
     made, problems = _made(request, base, resumed)
     if wrong := [*groups.problems(made.plan, request.settings)]:
         raise TrainError(wrong)
-    tokenizer = _tokenizer(base, tokenizer)
+    if tokenizer is None and isinstance(base, Source):
+        tokenizer = load_tokenizer(base)
+    if tokenizer is None:
+        name = base.place if isinstance(base, Source) else architecture_of(base).name
+        raise TrainError(NO_TOKENIZER(model=name))
     rows, held_out = _rows(request.settings, args.seed)
     note(f"encoding {len(rows) + len(held_out or ()):,} rows ...")
-    examples, reports = {}, {}
+    settings, examples, reports = request.settings, {}, {}
     for name, part in {"train": rows, "eval": held_out}.items():
         if part is not None:
-            examples[name], reports[name] = _encoded(part, tokenizer, request.settings)
+            found = encode(
+                part,
+                tokenizer,
+                max_length=settings.max_length,
+                train_on=settings.train_on,
+                format=settings.format,
+            )
+            whole, reports[name] = found.examples, found.report
+            examples[name] = pack(whole, settings.max_length) if settings.packing else whole
     steps = count_steps(args, len(examples["train"]))
     if "warmup_steps" not in request.arguments:
         known = None if resumed is None else resumed.run.get("warmup_steps")
-        args.warmup_steps = (
-            warm_up_steps(steps, request.settings.recipe) if known is None else known
-        )
+        args.warmup_steps = warm_up_steps(steps, settings.recipe) if known is None else known
     identity = records.identity(request, made.plan, reports["train"], args, steps)
     if resumed is not None:
         problems += [(problem, None) for problem in _changes(resumed, identity, args, steps)]
@@ -186,17 +196,6 @@ def _is_adapter(spec: Spec | str | None) -> TypeGuard[str]:
     return isinstance(spec, str) and "\n" not in spec and (place_of(spec)[0] / CONFIG).is_file()
 
 
-def _tokenizer(
-    base: PreTrainedModel | Source, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedTokenizerBase:
-    if tokenizer is None and isinstance(base, Source):
-        tokenizer = load_tokenizer(base)
-    if tokenizer is None:
-        name = base.place if isinstance(base, Source) else architecture_of(base).name
-        raise TrainError(NO_TOKENIZER(model=name))
-    return tokenizer
-
-
 def _rows(settings: Settings, seed: int) -> tuple[Rows, Rows | None]:
     """Read the rows to train on, and those held out."""
     rows = load_rows(settings.data, split=settings.data_split, subset=settings.data_subset)
@@ -206,21 +205,6 @@ def _rows(settings: Settings, seed: int) -> tuple[Rows, Rows | None]:
     if settings.eval_split is not None:
         return split_off(rows, settings.eval_split, seed, format=settings.format)
     return rows, None
-
-
-def _encoded(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, settings: Settings
-) -> tuple[Examples, DataReport]:
-    """Make examples of rows, packed if that is wanted."""
-    found = encode(
-        rows,
-        tokenizer,
-        max_length=settings.max_length,
-        train_on=settings.train_on,
-        format=settings.format,
-    )
-    packed = pack(found.examples, settings.max_length) if settings.packing else found.examples
-    return packed, found.report
 
 
 def _changes(
