@@ -66,7 +66,7 @@ def test_it_ends_where_it_is_told_to(model, tokenizer):
         ("hi", {"chat": True}, "BS807", "leave out `--apply_chat_template`"),
         ("hi", {"system": "be good"}, "BS807", "leave out `--apply_chat_template`"),
         ("hi", {"max_new_tokens": 127}, "BS810", "`--max_new_tokens 126` fits"),
-        ("hi" * 64, {"max_new_tokens": 1}, "BS810", "Shorten the prompt"),
+        ("hi" * 64, {"max_new_tokens": 1}, "BS810", "shorten the prompt"),
     ],
 )
 def test_what_cannot_be(model, tokenizer, prompt, settings, code, help):
