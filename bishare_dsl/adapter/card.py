@@ -37,7 +37,7 @@ model = load_adapter("{folder}", model)
 
 `model.bishare.merge_and_unload()` gives a plain model with the adapter merged in, and
 `model.bishare.export(folder, format="peft")` a LoRA that PEFT and vLLM load. With
-`pip install "bishare[vllm]"`, `vllm serve BASE --enable-lora --lora-modules name={folder}` serves it.
+`pip install "bishare[vllm]"`, `vllm serve {served} --enable-lora --lora-modules name={folder}` serves it.
 
 ## Spec
 
@@ -69,5 +69,6 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         what=f"A library of {len(names)} adapters" if names else "An adapter",
         folder=f"{FOLDER}#{names[0]}" if names else FOLDER,
         load_from=json.dumps(name),
+        served=name,
         text=spec_text.strip(),
     )

@@ -107,7 +107,10 @@ def _training(folder: Path) -> str:
         lines = [
             (
                 "data",
-                ", ".join(f"{part['name']} ({part['kept']:,} rows)" for part in data.values()),
+                ", ".join(
+                    f"{_public(part['name'])} ({part['kept']:,} rows{', held out' * (use == 'eval')})"
+                    for use, part in data.items()
+                ),
             ),
             ("steps", f"{result['steps']:,} of {result['batch']} rows"),
             ("loss", f"{result['loss_first']:.4g} to {result['loss_last']:.4g}"),
@@ -121,6 +124,12 @@ def _training(folder: Path) -> str:
         return ""
     table = "".join(f"| {name} | {_markdown(value)} |\n" for name, value in lines)
     return f"\n## Training\n\n| | |\n|---|---|\n{table}"
+
+
+def _public(name: str) -> str:
+    """Return the name of data without the folders of the machine that it is on; an id of the Hub as it is."""
+    kinds = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+    return Path(name).name if Path(name).suffix.lower() in kinds else name
 
 
 def _markdown(text: str) -> str:

@@ -223,7 +223,10 @@ def test_a_folder_wins_over_an_id(hub, bishare, adapter, tmp_path):
 
 def test_a_run_is_told_on_the_card(hub, bishare, adapter):
     run = {
-        "data": {"train": {"name": "r|ows.jsonl", "kept": 1200}},
+        "data": {
+            "train": {"name": "/home/me/r|ows.jsonl", "kept": 1200},
+            "eval": {"name": "owner/set-1.5", "kept": 10},
+        },
         "result": {
             "steps": 75,
             "batch": 16,
@@ -235,5 +238,7 @@ def test_a_run_is_told_on_the_card(hub, bishare, adapter):
     (adapter / "run.json").write_text(json.dumps(run))
     assert bishare("push", adapter, "me/shared").returncode == 0
     card = hub.repositories["me/shared"]["README.md"].decode()
-    assert "| data | r\\|ows.jsonl (1,200 rows) |" in card
+    data = "r\\|ows.jsonl (1,200 rows), owner/set-1.5 (10 rows, held out)"
+    assert f"| data | {data} |" in card
+    assert "/home/me" not in card  # The folders of a machine are nobody's business.
     assert "| loss | 2.5 to 1.25 |" in card
