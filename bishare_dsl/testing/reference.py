@@ -235,6 +235,14 @@ def miss(term: TermValues) -> Factors:
     return term["B"].T[: term.d_out], a
 
 
+@reference("Hadamard")
+def hadamard(term: TermValues) -> Factors:
+    """LoHa: ``(B_1 A_1) * (B_2 A_2)``, in full."""
+    first = term["B"].T[: term.d_out] @ term["A"][:, : term.d_in]
+    update = first * (term["B_2"].T @ term["A_2"])
+    return update, torch.eye(term.d_in, dtype=update.dtype)
+
+
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
     """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""

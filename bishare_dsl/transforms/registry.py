@@ -34,6 +34,7 @@ BUILT_IN = {
     "Mix": "mix:Mix",
     "Core": "core:Core",
     "MiSS": "miss:MiSS",
+    "Hadamard": "hadamard:Hadamard",
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }

@@ -21,6 +21,7 @@ TINY = {
     "ladder": {"r": 1, "group": 2, "size": 8},
     "late_own": {"first": -1, "r_own": 2, "r_early": 3},
     "lily": {"r": 3},
+    "loha": {"r": 2},
     "lora": {"r": 3},
     "masa": {"r": 2, "groups": 2},
     "melora": {"r": 2},

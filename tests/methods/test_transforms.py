@@ -13,6 +13,7 @@ from bishare_dsl.transforms.basis import Basis
 from bishare_dsl.transforms.block_diagonal import BlockDiagonal
 from bishare_dsl.transforms.core import Core
 from bishare_dsl.transforms.experts import Experts
+from bishare_dsl.transforms.hadamard import Hadamard
 from bishare_dsl.transforms.loadings import Loadings
 from bishare_dsl.transforms.miss import MiSS
 from bishare_dsl.transforms.mix import Mix
@@ -63,6 +64,11 @@ def test_core(widths, rank):
 @given(pools(), RANKS)
 def test_miss(widths, rank):
     assert check_transform(MiSS(), rank, widths)
+
+
+@given(pools(), st.integers(1, 4))
+def test_hadamard(widths, rank):
+    assert check_transform(Hadamard(), rank, widths)
 
 
 @given(pools(), RANKS, COUNTS)
