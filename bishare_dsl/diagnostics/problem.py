@@ -85,8 +85,8 @@ class Code:
         return Problem(self.code, message, loc, help, self.severity, span, edits, also)
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """Write a help line naming the nearest valid name, or all of them where they are few."""
+def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
+    """Write a help line naming the nearest valid name, or all of them where they are ``few`` or fewer."""
     names = sorted({*valid} - {name})
     small = {valid_name.lower(): valid_name for valid_name in reversed(names)}
     close = get_close_matches(name, names, n=1, cutoff=0.6)
@@ -94,6 +94,6 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
         small[n] for n in get_close_matches(name.lower(), small, n=1, cutoff=0.8)
     ]:
         return f"did you mean `{close[0]}`?"
-    if 0 < len(names) <= 12:
+    if 0 < len(names) <= few:
         return "valid here: " + ", ".join(f"`{valid_name}`" for valid_name in names)
     return None
