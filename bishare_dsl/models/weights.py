@@ -121,6 +121,30 @@ class Weight:
         # Every tensor has the method, and one of plain integers answers with these integers.
         if kept is not None and type(kept).dequantize is not torch.Tensor.dequantize:
             yield kept.dequantize()
+        if self.expert is None and not self.looks_up:
+            yield from self._of_unit_vectors()
+
+    def _of_unit_vectors(self) -> Iterator[Any]:
+        """Yield what the layer makes of unit vectors: its weight, in whatever form it keeps that."""
+        import torch
+
+        module, kind = self.module, getattr(type(self.module), "bishare_base", type(self.module))
+        held = next(iter([*module.parameters(), *module.buffers()]), None)
+        bias, training = getattr(module, "bias", None), module.training
+        module.training = True  # In eval mode bitsandbytes packs four bits anew, and rounds them.
+        try:
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                unit = torch.eye(
+                    self.d_in, dtype=dtype, device=None if held is None else held.device
+                )
+                try:
+                    with torch.no_grad():
+                        made = kind.forward(module, unit)
+                        yield (made if bias is None else made - bias.to(made)).T.contiguous()
+                except Exception:  # noqa: BLE001 - one that does not run here, or in this type
+                    continue
+        finally:
+            module.training = training
 
 
 def weights_in(path: str, module: nn.Module) -> list[Weight]:

@@ -327,14 +327,23 @@ def test_a_quantised_base_is_refused(kind: type[Int8Linear]) -> None:
     assert not model.bishare.merged
 
 
+class Cryptic(Int8Linear):
+    """Takes batches of sequences only, so that unit vectors tell nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, sequence, _ = x.shape
+        return super().forward(x).view(batch, sequence, -1)
+
+
 def test_a_layer_that_cannot_be_dequantised() -> None:
-    model = quantised(Int8Linear)
+    model = quantised(Cryptic)
     with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
         model.bishare.merge(dequantize=True)
 
 
-def test_a_quantised_base_is_dequantised_on_request(ids: torch.Tensor) -> None:
-    model = quantised(Dequantisable)
+@pytest.mark.parametrize("kind", [Dequantisable, Int8Linear])  # told; by what it computes
+def test_a_quantised_base_is_dequantised_on_request(kind: Any, ids: torch.Tensor) -> None:
+    model = quantised(kind)
     want, layer = logits(model, ids), model.model.layers[0].self_attn.q_proj
     report = model.bishare.merge(dequantize=True)
     assert report.dequantized == 4

@@ -1,0 +1,238 @@
+"""Bases that bitsandbytes, torchao and GPTQ keep in few bits: adapted, trained, kept, exported, made dense."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.models import inspect_model
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.models import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SPEC = """
+spec s
+target attention_inputs, mlp_gates, mlp_ups, mlp_downs
+share block  A per layer, in  B per module  rank 2
+"""
+IDS = torch.arange(3, 19).view(2, 8)
+
+
+def dense() -> Any:
+    # bitsandbytes takes no narrower layers on a CPU, and GPTQ no others than multiples of 32.
+    return tiny_model("llama", hidden_size=128, head_dim=32, intermediate_size=256)
+
+
+def replaced(make: Callable[[nn.Linear], nn.Module]) -> Any:
+    model = dense()
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and path != "lm_head":
+            model.set_submodule(path, make(module))
+    return model.requires_grad_(False)
+
+
+def bitsandbytes_4() -> Any:
+    bnb = pytest.importorskip("bitsandbytes")
+
+    def make(linear: nn.Linear) -> nn.Module:
+        small = bnb.nn.Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            compute_dtype=torch.float32,
+            quant_type="nf4",
+        )
+        small.weight = bnb.nn.Params4bit(
+            linear.weight.detach(), requires_grad=False, quant_type="nf4"
+        )
+        return small.to("cpu")
+
+    return replaced(make)
+
+
+def bitsandbytes_8() -> Any:
+    bnb = pytest.importorskip("bitsandbytes")
+
+    def make(linear: nn.Linear) -> nn.Module:
+        small = bnb.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, bias=False, has_fp16_weights=False
+        )
+        small.weight = bnb.nn.Int8Params(
+            linear.weight.detach(), requires_grad=False, has_fp16_weights=False
+        )
+        return small.to("cpu")
+
+    return replaced(make)
+
+
+def torchao(config: Callable[[Any], Any]) -> Any:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = dense()
+    quantization.quantize_(
+        model,
+        config(quantization),
+        filter_fn=lambda module, path: isinstance(module, nn.Linear) and path != "lm_head",
+    )
+    return model.requires_grad_(False)
+
+
+def torchao_8() -> Any:
+    return torchao(lambda q: q.Int8WeightOnlyConfig())
+
+
+def torchao_4() -> Any:
+    from torchao.quantization.granularity import PerGroup
+
+    # `Int4WeightOnlyConfig` needs kernels that are for GPUs.
+    return torchao(
+        lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    )
+
+
+def gptq_4() -> Any:
+    gptq = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch")
+
+    def make(linear: nn.Linear) -> nn.Module:
+        d_in, d_out = linear.in_features, linear.out_features
+        small = gptq.TorchLinear(
+            bits=4, group_size=32, sym=True, desc_act=False, in_features=d_in, out_features=d_out
+        )
+        groups = linear.weight.detach().view(d_out, -1, 32)
+        scales = groups.abs().amax(2) / 7
+        zeros = torch.full_like(scales, 8)
+        group = torch.arange(d_in) // 32
+        small.pack(linear, scales, zeros, group)
+        small.post_init()
+        return small
+
+    return replaced(make)
+
+
+KINDS = (bitsandbytes_4, bitsandbytes_8, torchao_8, torchao_4, gptq_4)
+# How far the layers compute from products with their weights made dense: eight bits of
+# bitsandbytes round the input too, and GPTQ computes in half precision.
+ROUNDING = {bitsandbytes_8: 0.1, gptq_4: 0.05}
+# In eval mode bitsandbytes packs four bits anew for a CPU, and eight bits depend on what came before.
+REPEATED = {bitsandbytes_4: 0.05, bitsandbytes_8: 0.1}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def near(found: torch.Tensor, wanted: torch.Tensor, part: float) -> None:
+    assert (found - wanted).norm() <= part * wanted.norm()
+
+
+def oracle(quantised: Any) -> Any:
+    """The same model with dense weights."""
+    model = dense()
+    for path, weight in linear_maps(quantised).items():
+        if path != "lm_head" and weight.replacement() is not None:
+            made = weight.dequantized()
+            assert made is not None, path
+            model.get_submodule(path).weight.data = made.float()
+    return model
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def kind(request: Any) -> Callable[[], Any]:
+    request.param()  # Whoever lacks the package is told so here.
+    return request.param
+
+
+def test_it_computes_what_a_dense_base_does(kind: Callable[[], Any]) -> None:
+    base = kind()
+    twin = oracle(base)
+    assert {w.replacement() for p, w in linear_maps(base).items() if p != "lm_head"} != {None}
+    plain = logits(base)
+    model = compile_spec(parse_spec(SPEC), base, seed=3)
+    assert torch.equal(logits(model), plain)
+    other = compile_spec(parse_spec(SPEC), twin, seed=3)
+    for adapted in (model, other):
+        randomize(adapted)
+    wanted = logits(other)
+    near(logits(model), wanted, ROUNDING.get(kind, 1e-4))
+    assert (wanted - plain).norm() > 0.1 * plain.norm()
+
+
+def test_its_terms_are_exact(kind: Callable[[], Any]) -> None:
+    model = compile_spec(parse_spec("spec s target down_proj share x per module rank 2"), kind())
+    tensors = randomize(model)
+    mlp, x = model.model.layers[0].mlp, torch.randn(3, 5, 128)
+    with torch.no_grad():
+        with model.bishare.disable_adapter():
+            plain = mlp(x)
+            hidden = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+        a, b = (tensors[f"x.layers.0.mlp.down_proj.{role}"] for role in "AB")
+        torch.testing.assert_close(mlp(x), plain + hidden @ a.T @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_it_trains_and_is_kept(kind: Callable[[], Any], tmp_path: Path) -> None:
+    model = compile_spec(parse_spec(SPEC), kind()).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        losses.append(float(loss))
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.1
+    assert all(t.grad.any() for t in model.bishare.tensors().values())
+    model.eval()
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter", kind())
+    near(logits(loaded), logits(model), REPEATED.get(kind, 0.0))
+    assert all(
+        torch.equal(tensor, loaded.bishare.tensors()[name])
+        for name, tensor in model.bishare.tensors().items()
+    )
+    assert loaded.bishare.plan.base.parameters == inspect_model(dense()).parameters
+    model.bishare.export(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["r"] == 2
+    # The export is of the adapter alone, and so fits the dense base too.
+    peft = pytest.importorskip("peft")
+    exported = peft.PeftModel.from_pretrained(oracle(kind()), tmp_path / "peft")
+    there = load_adapter(tmp_path / "adapter", oracle(kind()))
+    torch.testing.assert_close(logits(exported), logits(there), rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:
+    base = kind()
+    twin = compile_spec(parse_spec(SPEC), oracle(base), seed=3)
+    model = compile_spec(parse_spec(SPEC), base, seed=3)
+    for adapted in (model, twin):
+        randomize(adapted)
+    before = logits(model)
+    with pytest.raises(AdapterError, match="BS622"):
+        model.bishare.merge()
+    assert torch.equal(logits(model), before)
+    report = model.bishare.merge(dequantize=True)
+    assert report.dequantized == len(model.bishare.plan.sites)
+    twin.bishare.merge()
+    # What bitsandbytes has packed for a CPU that computes in bfloat16 is rounded.
+    places = ("self_attn.q_proj", "mlp.down_proj")
+    for layer, other in zip(model.model.layers, twin.model.layers, strict=True):
+        for place in places:
+            weight = layer.get_submodule(place).weight
+            assert type(layer.get_submodule(place)) is nn.Linear
+            torch.testing.assert_close(
+                weight.float(), other.get_submodule(place).weight, rtol=1e-2, atol=5e-3
+            )
+    model.bishare.unmerge()
+    assert torch.equal(logits(model), before)
+    copied = copy.deepcopy(model.bishare.tensors())
+    plain = model.bishare.merge_and_unload(dequantize=True)
+    assert copied
+    assert not any("bishare" in name for name, _ in plain.named_modules())
