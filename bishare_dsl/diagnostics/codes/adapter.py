@@ -227,8 +227,8 @@ NOT_DENSE = Code(
     "a layer that cannot be dequantised",
     "`{path}` ({found}) offers no way to dequantise it",
     "A layer is dequantised through `dequantize()` of the layer or of its weight, which must give the dense "
-    "(d_out, d_in) weight, or else by what it makes of unit vectors `(d_in, d_in)`. Load the base in 16 or 32 "
-    "bits and merge there.",
+    "(d_out, d_in) weight, or else by what it makes of unit vectors `(d_in, d_in)`. Load the base in 16 or "
+    "32 bits and merge there.",
 )
 NO_WEIGHT = Code(
     "BS624",
