@@ -243,6 +243,20 @@ def hadamard(term: TermValues) -> Factors:
     return update, torch.eye(term.d_in, dtype=update.dtype)
 
 
+@reference("Grid")
+def grid(term: TermValues) -> Factors:
+    """GraLoRA: block by block, ``B_mn A_mn``, in full."""
+    k, r = term.options["blocks"], term.rank // term.options["blocks"]
+    rows, columns = term.d_out // k, term.d_in // k
+    update = torch.zeros(term.d_out, term.d_in, dtype=term["A"].dtype)
+    for m in range(k):
+        for n in range(k):
+            of_m, of_n = slice(m * rows, (m + 1) * rows), slice(n * columns, (n + 1) * columns)
+            b, a = term["B"][n * r : (n + 1) * r, of_m], term["A"][m * r : (m + 1) * r, of_n]
+            update[of_m, of_n] = b.T @ a
+    return update, torch.eye(term.d_in, dtype=update.dtype)
+
+
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
     """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""

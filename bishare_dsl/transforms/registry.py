@@ -35,6 +35,7 @@ BUILT_IN = {
     "Core": "core:Core",
     "MiSS": "miss:MiSS",
     "Hadamard": "hadamard:Hadamard",
+    "Grid": "grid:Grid",
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }

@@ -17,6 +17,7 @@ TINY = {
     "bishare_ke_ab": {"size": 4, "shared_rank": 2},
     "bishare_ke_rowwise": {"size": 4},
     "bishare_ss": {},
+    "gralora": {"r": 2},
     "hydralora": {"r": 2},
     "ladder": {"r": 1, "group": 2, "size": 8},
     "late_own": {"first": -1, "r_own": 2, "r_early": 3},

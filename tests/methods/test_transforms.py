@@ -13,6 +13,7 @@ from bishare_dsl.transforms.basis import Basis
 from bishare_dsl.transforms.block_diagonal import BlockDiagonal
 from bishare_dsl.transforms.core import Core
 from bishare_dsl.transforms.experts import Experts
+from bishare_dsl.transforms.grid import Grid
 from bishare_dsl.transforms.hadamard import Hadamard
 from bishare_dsl.transforms.loadings import Loadings
 from bishare_dsl.transforms.miss import MiSS
@@ -69,6 +70,11 @@ def test_miss(widths, rank):
 @given(pools(), st.integers(1, 4))
 def test_hadamard(widths, rank):
     assert check_transform(Hadamard(), rank, widths)
+
+
+@given(pools(), st.integers(1, 3), st.integers(1, 3))
+def test_grid(widths, rank, blocks):
+    assert check_transform(Grid(blocks=blocks), rank * blocks, multiples(widths[:1], blocks))
 
 
 @given(pools(), RANKS, COUNTS)

@@ -1,0 +1,62 @@
+"""Grid: a small LoRA for each block of a grid over the weight (GraLoRA).
+
+Jung et al. 2025, "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning" (arXiv
+2505.20355).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, PositiveInt
+
+from bishare_dsl.transforms.transform import Tensors, Transform, Width, one_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Grid(Transform):
+    """``dW[m, n] = B_mn^T A_mn`` for each of ``blocks ** 2`` blocks, of rank ``r / blocks`` each.
+
+    ``A (r, d_in)`` has in the columns of input part n the ``A_mn`` one below the other, by the output part
+    m; ``B (r, d_out)`` in those of output part m the ``B_mn``, by n. So there are the parameters of a LoRA
+    of rank r, and an update of rank up to ``blocks * r``.
+    """
+
+    name: ClassVar[str] = "Grid"
+    title: ClassVar[str] = "Grid of Blocks"
+
+    blocks: PositiveInt = Field(
+        2, description="parts of input and of output; they divide the rank and every width"
+    )
+
+    def check_rank(self, rank: int) -> None:
+        if rank % self.blocks:
+            raise ValueError(f"it is not a multiple of blocks = {self.blocks}")
+
+    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
+        if (width := one_width(widths)) % self.blocks:
+            raise ValueError(f"a width of {width} does not divide into {self.blocks} blocks")
+        return rank, width
+
+    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
+        return rank if role == "B" else one_width(widths) // self.blocks
+
+    def rows(self, rank: int, width: Width) -> int:
+        return self.blocks * rank
+
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        import torch
+
+        part, rows = side // self.blocks, rank // self.blocks
+        columns = [tensors[role][:, i * part : (i + 1) * part] for i in range(self.blocks)]
+        if role == "A":
+            diagonal: Tensor = torch.block_diag(*columns)
+            return diagonal
+        stacked = [
+            torch.block_diag(*(column[n * rows : (n + 1) * rows] for column in columns))
+            for n in range(self.blocks)
+        ]
+        return torch.cat(stacked)
