@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bishare_dsl.analyse.keys import Grouping, share_of
-from bishare_dsl.export.from_peft import is_kind
-from bishare_dsl.spec import Selection, Share
+from bishare_dsl.plan import Pool
+from bishare_dsl.spec import Share
 
 Role = Literal["A", "B", "pair"]
 """Which factor is common to the modules of a pool; of a ``pair`` both, so that all add the same."""
@@ -87,18 +87,25 @@ def units(candidate: Candidate, grouping: Grouping) -> list[Unit]:
     Raises:
         BishareError: the share does not fit the model.
     """
-    share = candidate.share()
-    kinds: list[str | None] = [None]
-    if candidate.by_kind:
-        kinds = list(dict.fromkeys(site.kind for site in grouping.sites))
-    found = []
-    for kind in kinds:
-        where = None if kind is None else Selection(include=(is_kind(kind),))
-        plan = grouping.plan(share.model_copy(update={"where": where}))
-        role = "B" if candidate.role == "B" else "A"
+    plan = grouping.plan(candidate.share())
+    role = "B" if candidate.role == "B" else "A"
+    if not candidate.by_kind:
         pools = tuple(pool.members for pool in plan.pools if pool.role == role)
-        found.append(Unit(candidate, kind, pools, plan.trainable))
-    return found
+        return [Unit(candidate, None, pools, plan.trainable)]
+    kind_of = {site.path: site.kind for site in grouping.sites}
+    found: dict[str, dict[str, Pool]] = {}
+    for pool in plan.pools:  # None has modules of two kinds.
+        found.setdefault(kind_of[pool.members[0]], {})[pool.tensor] = pool
+    return [
+        Unit(
+            candidate,
+            kind,
+            tuple(pool.members for pool in pools.values() if pool.role == role),
+            sum(plan.tensor[tensor].size for tensor in pools),
+        )
+        for kind in dict.fromkeys(kind_of.values())
+        for pools in [found[kind]]
+    ]
 
 
 def _word(key: str) -> str:

@@ -104,7 +104,12 @@ def score_candidates(
     for candidate, parts in watch(offered, "weighing keys"):
         ranks, kept = _best_ranks(residual, parts, budget)
         found.append(ScoredCandidate(candidate, ranks, kept))
-    return sorted(found, key=lambda w: (-round(w.kept, 4), w.parameters, w.candidate.name))
+    return sorted(found, key=_order)
+
+
+def _order(scored: ScoredCandidate) -> tuple[float, int, str]:
+    """Return what puts the best first; of those as good, the smallest."""
+    return -round(scored.kept, 4), scored.parameters, scored.candidate.name
 
 
 def choose(
@@ -133,12 +138,14 @@ def choose(
     starts = [Choice(one.ranks, one.kept) for one in _of_each_role(alone)]
     first = {one.candidate for one in alone[:_FOR_MORE]}
     best = [one for one in offered if one[0] in first or not one[0].of_groups]
+    bounds = {one.candidate: one.kept for one in alone}
+    best.sort(key=lambda one: -bounds[one[0]])
     for _ in range(1, shares):
         if chosen.kept > 1 - _WORTH:
             break
         tried = [(start, part) for start in starts for part in _GIVEN_UP]
         more = [
-            _with_one_more(evidence, best, start, part, budget)
+            _with_one_more(evidence, best, bounds, start, part, budget)
             for start, part in watch(tried, "weighing one more")
         ]
         better = max(more, key=lambda other: other.kept, default=chosen)
@@ -191,15 +198,28 @@ def kept_by(evidence: Evidence, ranks: Ranks) -> float:
 def _with_one_more(
     evidence: Evidence,
     offered: Sequence[tuple[Candidate, tuple[Unit, ...]]],
+    bounds: Mapping[Candidate, float],
     chosen: Choice,
     part: float,
     budget: int,
 ) -> Choice:
+    """Add the candidate that keeps most of what is left by those that are chosen, at a part of their ranks.
+
+    Args:
+        offered: in the order of ``bounds``: what each keeps of everything, and more than that of nothing.
+    """
     ranks = {unit: some for unit, r in chosen.ranks.items() if (some := round(r * (1 - part)))}
     residual = Residual(evidence.sets)
     kept = sum(residual.spend(unit, rank) for unit, rank in ranks.items())
     others = [one for one in offered if one[0] not in chosen.candidates]
-    best = score_candidates(residual, others, budget - cost(ranks))[0]
+    best: ScoredCandidate | None = None
+    for one in others:
+        if best is not None and bounds[one[0]] < best.kept:
+            break
+        found = score_candidates(residual, [one], budget - cost(ranks))
+        best = min(found if best is None else [best, *found], key=_order)
+    if best is None:
+        return Choice({}, 0.0)
     return Choice({**ranks, **best.ranks}, kept + best.kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ import torch
 from bishare_dsl.analyse.propose.candidates import Role
 from bishare_dsl.analyse.update import Factored
 
-_DIRECT, _SMALL = 700, 128
-"""Up to how many rows eigenvectors are worked out directly, and those of a pair."""
+_DIRECT = 700
+"""Up to how many rows eigenvectors are worked out directly."""
+_NOTHING = 1e-6
+"""The part of the most energy below which a direction is what float32 makes of inner products."""
 _MORE, _ROUNDS = 8, 6
 _KEPT = 32
 """The most ranks of what is left that are looked at further."""
@@ -125,20 +128,38 @@ def _pair(updates: Sequence[Factored], count: int) -> CommonFactors:
     A direction ``u v^T`` of the sum, at the length that suits the updates best, keeps
     ``<sum, u v^T>^2 / sum |u_i|^2 |v_i|^2`` of them, ``u_i`` and ``v_i`` being a module's slices.
     """
-    wide_out = max(u.left.shape[1] for u in updates)
-    wide_in = max(u.right.shape[1] for u in updates)
+    widths = Counter((u.left.shape[1], u.right.shape[1]) for u in updates)
+    wide_out, wide_in = (max(both) for both in zip(*widths, strict=True))
     left = torch.cat([_padded(u.values[:, None] * u.left, wide_out) for u in updates])
     right = torch.cat([_padded(u.right, wide_in) for u in updates])
-    total = _largest(left, right, count) if len(left) > _SMALL else Factored.of(right, left)
-    us, vs, values = total.left[:count], total.right[:count], total.values[:count]
+    total = _largest(left, right, count) if len(left) > _DIRECT else _product(left, right, count)
+    us, vs, values = total.left, total.right, total.values
     shares = torch.zeros(len(values), dtype=torch.float64)
-    for u in updates:
-        of_left = _window(us, u.left.shape[1]).double().square().sum(dim=1)
-        of_right = _window(vs, u.right.shape[1]).double().square().sum(dim=1)
-        shares += of_left * of_right
+    for (of_out, of_in), modules in widths.items():
+        of_left = _window(us, of_out).double().square().sum(dim=1)
+        of_right = _window(vs, of_in).double().square().sum(dim=1)
+        shares += modules * of_left * of_right
     shares = shares.clamp(min=1e-12)
     return CommonFactors(
         values.double().square() / shares, us, vs, (values.double() / shares).float()
+    )
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
+    """Give the strongest directions of ``left^T right``, of few rows, by the inner products of the rows."""
+    lengths, turn = torch.linalg.eigh((left @ left.t()).double())
+    kept = lengths > float(lengths[-1]) * _NOTHING
+    lengths, turn = lengths[kept].sqrt(), turn[:, kept]
+    # In orthonormal coordinates of the outputs the matrix is `rows^T right`.
+    rows = turn * lengths
+    energies, vectors = torch.linalg.eigh(rows.t() @ (right @ right.t()).double() @ rows)
+    energies, vectors = energies.flip(0)[:count], vectors.flip(1)[:, :count]
+    kept = energies > float(energies[:1].sum()) * _NOTHING
+    values, vectors = energies[kept].sqrt(), vectors[:, kept]
+    return Factored(
+        values.float(),
+        (turn / lengths @ vectors).float().t() @ left,
+        (rows @ vectors / values).float().t() @ right,
     )
 
 
@@ -152,7 +173,8 @@ def _largest(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
         out = torch.linalg.qr(left.t() @ (right @ basis)).Q
         basis = torch.linalg.qr(right.t() @ (left @ out)).Q
     small_left, values, small_right = torch.linalg.svd((left @ out).t() @ (right @ basis))
-    return Factored(values, (out @ small_left).t(), (basis @ small_right.t()).t())
+    left, values, right = (out @ small_left).t(), values, (basis @ small_right.t()).t()
+    return Factored(values[:count], left[:count], right[:count])
 
 
 def _padded(rows: torch.Tensor, width: int) -> torch.Tensor:
