@@ -54,7 +54,7 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
     front_matter = [
         "library_name: bishare",
         *(base if plan.base.model_id else []),
-        "pipeline_tag: text-generation",
+        *([] if plan.base.head else ["pipeline_tag: text-generation"]),
         "tags:",
         *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]

@@ -45,8 +45,9 @@ class AdapterConfig(BaseModel):
     adapter, and ``digest`` is that of the config itself.
 
     ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for
-    a tensor, each as ``TENSOR:PART``. ``packages`` says for each transform that is not bishare's own which
-    package, and which version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
+    a tensor, each as ``TENSOR:PART``. ``of_base`` are those that are what the base has, and that nobody has
+    trained. ``packages`` says for each transform that is not bishare's own which package, and which
+    version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
     the file; loaded, they are float32 again.
 
     Of a library ``adapters`` are the files that each adapter has for itself, by its name; ``files`` are those
@@ -66,6 +67,7 @@ class AdapterConfig(BaseModel):
     plan: str | None = None
     drawn: dict[str, DrawnTensor] = {}
     compact: dict[str, tuple[str, ...]] = {}
+    of_base: tuple[str, ...] = ()
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     files: dict[str, Digest]

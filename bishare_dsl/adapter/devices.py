@@ -24,7 +24,8 @@ def devices(plan: Plan, model: nn.Module) -> dict[str, torch.device]:
     """
     sites = dict.fromkeys(plan.first_site.values())
     where = {path: _device(model, path) for path in sites}
-    return {name: where[path] for name, path in plan.first_site.items()}
+    found = {name: where[path] for name, path in plan.first_site.items()}
+    return found | {t.tensor: _device(model, t.parameter) for t in plan.trained}
 
 
 def move_tensors(tensors: Mapping[str, torch.Tensor], where: Mapping[str, torch.device]) -> None:
@@ -45,7 +46,9 @@ def gather_tensors(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     Raises:
         AdapterError: a tensor has no values here, or not all of them (BS617).
     """
-    return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in plan.tensors}
+    # What is trained in full is the base's until it is, and a plan alone has no base.
+    present = (t for t in plan.tensors if t.init != "base" or t.name in tensors)
+    return {t.name: _whole(t.name, t.shape, tensors[t.name].detach()) for t in present}
 
 
 def on_first_process(tensors: Mapping[str, torch.Tensor], act: Callable[[], T]) -> T:

@@ -186,6 +186,7 @@ def save_adapter(
         base_revision=base_revision,
         drawn=left_out,
         compact={name: tuple(made) for name, made in parts.items()},
+        of_base=tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in values),
         rounded=dtype,
     )
     write_files(folder, files, config)
@@ -290,9 +291,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
         spec_text = files[SPEC].decode()
         plan = replan(spec_text, config, files.get(PLAN))
     _check_names(place / CONFIG, plan, config)
-    stored = [
-        t for t in plan.tensors if t.name not in config.drawn and t.name not in config.compact
-    ]
+    elsewhere = {*config.drawn, *config.compact, *config.of_base}
+    stored = [tensor for tensor in plan.tensors if tensor.name not in elsewhere]
     shared = [t for t in stored if name is None or t.name in plan.common]
     parts = {TENSORS: shared}
     if name is not None:
@@ -463,7 +463,13 @@ def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
     """Check that what the config says is not stored whole are tensors that need not be."""
     frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
-    for names, allowed in ((config.drawn, frozen), (config.compact, used - config.drawn.keys())):
+    base = {tensor.name for tensor in plan.tensors if tensor.init == "base"}
+    compact = used - config.drawn.keys()
+    for names, allowed in (
+        (config.drawn, frozen),
+        (config.compact, compact),
+        (config.of_base, base),
+    ):
         if wrong := sorted(set(names) - allowed):
             reason = f"`{wrong[0]}` must be in the file"
             raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))

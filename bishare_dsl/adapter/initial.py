@@ -6,12 +6,14 @@ import hashlib
 import math
 
 import torch
+from torch import nn
 
+from bishare_dsl.models.hooks import gather, resident
 from bishare_dsl.plan import Plan, Tensor
 
 
 def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Draw the plan's tensors, by name, float32, each from a generator of its own.
+    """Draw the plan's tensors, by name, float32, each from a generator of its own; but for the base's.
 
     A generator is seeded by the run's seed and the tensor's name, so neither the order nor the number
     of the other tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives
@@ -22,9 +24,26 @@ def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str,
         seed: any integer.
         device: where the tensors go.
     """
+    drawn = [tensor for tensor in plan.tensors if tensor.init != "base"]
     if torch.device(device).type == "meta":
-        return {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
-    return {t.name: draw_tensor(t, seed).to(device) for t in plan.tensors}
+        return {t.name: torch.empty(t.shape, device="meta") for t in drawn}
+    return {t.name: draw_tensor(t, seed).to(device) for t in drawn}
+
+
+def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the first values of what is trained in full, by the names of the tensors: the base's.
+
+    Float32, or wider where the base is.
+    """
+    found = {}
+    for trained in plan.trained:
+        module, _, name = trained.parameter.rpartition(".")
+        kept = resident(model.get_submodule(module), name)
+        assert kept is not None, trained.parameter
+        wide = torch.promote_types(kept.dtype, torch.float32)
+        values = gather(kept.detach()).to(wide, copy=True)
+        found[trained.tensor] = values.reshape(plan.tensor[trained.tensor].shape)
+    return found
 
 
 def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
@@ -54,6 +73,8 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
             return values.uniform_(-bound, bound, generator=random)
         case "kaiming_normal":
             return values.normal_(0.0, math.sqrt(2.0 / tensor.fan_in), generator=random)
+        case "base":
+            raise ValueError(f"`{tensor.name}` starts as the base has it")
 
 
 def generator_seed(seed: int, name: str) -> int:

@@ -17,7 +17,7 @@ from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor, resident_t
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
-from bishare_dsl.plan import Plan
+from bishare_dsl.plan.plan import Plan, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,8 @@ class Merged:
     """What a merged model was before: `swap` exchanges that with what it is.
 
     ``weights`` are exact copies on the CPU, by path, and ``layers`` the quantised layers that dense ones
-    replace. Both are empty where the base was not to be kept.
+    replace; ``parameters`` are copies of those that were trained in full. All are empty where the base was
+    not to be kept.
     """
 
     kept: bool
@@ -75,6 +76,7 @@ class Merged:
     dequantized: int = 0
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     layers: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def swap(self, model: PreTrainedModel) -> None:
         """Exchange, bit by bit, the merged weights and the base's."""
@@ -84,6 +86,11 @@ class Merged:
             self.weights[path] = weight.to("cpu", copy=True)
             with torch.no_grad():
                 weight.copy_(other)
+        for path, other in self.parameters.items():
+            kept = _kept(model, path)
+            self.parameters[path] = kept.detach().to("cpu", copy=True)
+            with torch.no_grad():
+                kept.copy_(other)
         for path, layer in self.layers.items():
             self.layers[path] = model.get_submodule(path)
             model.set_submodule(path, layer)
@@ -111,6 +118,8 @@ def merge(
     try:
         for site, weight in targets:
             _merge_site(model, weight, delta(plan, tensors, site), merged)
+        for trained in plan.trained:
+            _merge_whole(model, trained, tensors[trained.tensor], merged)
     except BaseException:  # out of memory, interrupted: what was changed goes back
         merged.swap(model)
         raise
@@ -131,6 +140,13 @@ def check(
     check_linear(plan.terms, "merge the adapter")
     targets = _targets(model, plan)
     _check_weights(model, targets, dequantize)
+    for trained in plan.trained:
+        kept = _kept(model, trained.parameter)
+        if kept.is_meta or is_sharded_tensor(kept):
+            where = "on the meta device" if kept.is_meta else "sharded over several processes"
+            raise AdapterError(codes.NO_WEIGHT(path=trained.parameter, reason=f"it is {where}"))
+        if not torch.isfinite(tensors[trained.tensor].to(kept.dtype)).all():
+            raise AdapterError(codes.NOT_FINITE(action="merging", path=trained.parameter))
     for site, weight in targets:
         _summed(model, weight, delta(plan, tensors, site))
 
@@ -175,6 +191,27 @@ def _merge_site(
         if merged.kept:
             merged.layers[weight.path] = weight.module
         model.set_submodule(weight.path, _dense_layer(weight.module, rounded))
+
+
+def _merge_whole(
+    model: PreTrainedModel, trained: Trained, value: torch.Tensor, merged: Merged
+) -> None:
+    kept = _kept(model, trained.parameter)
+    rounded = value.view(kept.shape).to(kept)
+    lost = (value.view(kept.shape).to(kept.device) - rounded).abs().max().item()
+    merged.max_rounding = max(merged.max_rounding, lost)
+    if merged.kept:
+        merged.parameters[trained.parameter] = kept.detach().to("cpu", copy=True)
+    with torch.no_grad():
+        kept.copy_(rounded)
+
+
+def _kept(model: PreTrainedModel, path: str) -> torch.Tensor:
+    """Return the tensor that holds the values of a parameter of the base."""
+    module, _, name = path.rpartition(".")
+    kept = resident(model.get_submodule(module), name)
+    assert kept is not None, path
+    return kept
 
 
 def _check_weights(

@@ -160,7 +160,8 @@ def worth(
     with handle.disable_adapter():
         base = _loss(model, batches)
     adapted, without = _loss(model, batches), {}
-    for share in watch(tuple(handle.plan.shares), "leaving out shares"):
+    shares = tuple(dict.fromkeys(term.share for term in handle.plan.terms))
+    for share in watch(shares, "leaving out shares"):
         with _left_out(handle, share):
             without[share] = _loss(model, batches)
     return Worth(base, adapted, without)

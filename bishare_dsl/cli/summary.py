@@ -19,7 +19,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
     return {
         "spec": plan.spec,
         "params": plan.params,
-        "model": plan.base.model_dump(exclude={"sites"}),
+        "model": plan.base.model_dump(exclude={"sites", "outside", "others", "head"}),
         "trainable": plan.trainable,
         "frozen": plan.frozen,
         "all": plan.all,
@@ -30,6 +30,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "roles": [asdict(row) for row in rows.roles(plan)],
         "kinds": [asdict(row) for row in rows.kinds(plan)],
         "layers": [asdict(row) for row in rows.layers(plan)],
+        **({"whole": [asdict(row) for row in rows.whole(plan)]} if plan.trained else {}),
         "sites": [site.model_dump() for site in plan.sites],
         "pools": [pool.model_dump() for pool in plan.pools],
         "tensors": [tensor.model_dump() for tensor in plan.tensors],
@@ -105,7 +106,20 @@ def as_text(plan: Plan) -> str:
         left={0},
     )
     parts = [escaped(head), *([f"params: {escaped(params)}"] if params else [])]
-    for drawn in (by_share, by_role, by_kind, by_layer):
+    in_full = table(
+        ["trained in full", "parameters", "shape", "count"],
+        [
+            [
+                row.path,
+                f"{row.parameters:,}",
+                " x ".join(map("{:,}".format, row.shape)),
+                f"{row.count:,}",
+            ]
+            for row in rows.whole(plan)
+        ],
+        left={0},
+    )
+    for drawn in (by_share, by_role, by_kind, by_layer, *([in_full] if plan.trained else [])):
         parts += ["", drawn]
     return "\n".join([*parts, "", _adapter_size(plan), _memory(plan), plan.parameters_line])
 

@@ -57,6 +57,16 @@ def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.
     return up.t() @ down
 
 
+def check_low_rank(plan: Plan, action: str) -> None:
+    """See that nothing is trained in full, which an action cannot have.
+
+    Raises:
+        AdapterError: something is (BS686).
+    """
+    if plan.trained:
+        raise AdapterError(codes.NOT_LOW_RANK(action=action, path=plan.trained[0].parameter))
+
+
 def check_linear(terms: Sequence[Term], action: str) -> None:
     """Check that what terms add is a matrix, which an action needs.
 

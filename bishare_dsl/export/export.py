@@ -87,7 +87,10 @@ def export_adapter(
         write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
     else:
         check_folder(out, force)
-        write = partial(write_peft, out, plan, model, uniform=uniform_rank, experts=experts)
+        whole = {t.tensor: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
+        write = partial(
+            write_peft, out, plan, model, whole=whole, uniform=uniform_rank, experts=experts
+        )
     options = {"rank": rank, "dtype": getattr(torch, named), "watch": watch}
     pairs = tuple(plain_lora(plan, tensors, **options))
     try:
@@ -103,4 +106,5 @@ def export_adapter(
         tuple(ExportedSite(pair.site.path, pair.rank, pair.rows, pair.error) for pair in pairs),
         total_error(pairs) if inexact else None,
     )
-    return report if highest is None else served_by_vllm(report, highest)
+    # vLLM takes low-rank terms alone.
+    return report if highest is None or plan.trained else served_by_vllm(report, highest)

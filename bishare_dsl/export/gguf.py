@@ -20,6 +20,7 @@ from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.export.effective import check_low_rank
 from bishare_dsl.export.experts import of_all
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.models.inspect import linear_maps
@@ -86,6 +87,7 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
     """
     if find_spec("gguf") is None:
         raise AdapterError(codes.EXPORT_NEEDS_GGUF(help="run `pip install 'bishare[gguf]'`"))
+    check_low_rank(plan, "export the adapter in GGUF")
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     config: Any = getattr(model, "config", None)

@@ -65,6 +65,7 @@ def write_peft(
     plan: Plan,
     model: nn.Module,
     pairs: Sequence[Pair],
+    whole: Mapping[str, torch.Tensor],
     *,
     uniform: bool = False,
     experts: str = "fused",
@@ -74,7 +75,15 @@ def write_peft(
     What experts have in one parameter is a target parameter of PEFT's, A ``(experts * rank, d_in)`` and B
     ``(d_out, rank * experts)``. Where a module has several, PEFT wraps one round the other.
 
+    What is trained in full is one of PEFT's ``modules_to_save``, but for a bias of a linear layer, which PEFT
+    keeps where the layer has it.
+
     Args:
+        folder: new, or an export to be replaced.
+        plan: the adapter's.
+        model: the base, adapted or not.
+        pairs: what is added to its modules.
+        whole: what is trained in full, by the names of the tensors.
         uniform: fill all pairs up with zeros to the highest rank.
         experts: one of `EXPERTS`; all but ``fused`` is for vLLM and SGLang.
 
@@ -109,18 +118,39 @@ def write_peft(
         key = f"base_model.model.{wrappers.get(target.name, target.name)}"
         factors[f"{key}.lora_A.weight"] = down.contiguous()
         factors[f"{key}.lora_B.weight"] = up.contiguous()
-    for path, value in _head(model).items():
-        factors[f"base_model.model.{path}"] = value
     ranks = {
         path: highest if uniform else target.rank
         for target in targets
         for path in (target.site.paths if isinstance(target, Pair) else [target.name])
     }
+    trained = {
+        path: whole[t.tensor].view(t.shape).to(_parameter(model, path).dtype).cpu().clone()
+        for t in plan.trained
+        for path in (t.paths if t.tensor in whole else ())
+    }
+    biases = {path for path in trained if path.endswith(".bias") and path[:-5] in maps}
+    head = _head(model, trained)
+    biases -= head.keys()
+    modules = {path.rpartition(".")[0] for path in trained.keys() - biases - head.keys()}
+    base = {  # PEFT keeps whole modules.
+        path: value
+        for module in sorted(modules)
+        for name in model.get_submodule(module)._parameters
+        if (path := f"{module}.{name}") not in trained
+        and (value := model.get_submodule(module)._parameters[name]) is not None
+    }
+    head |= {path: _value(path, value) for path, value in base.items()}
+    for path, kept in (head | trained).items():
+        module, _, name = path.rpartition(".")
+        inner = ".base_layer" if path in biases and module in ranks else ""
+        factors[f"base_model.model.{module}{inner}.{name}"] = kept
     config = _config(plan, model, ranks, maps)
     if named:  # Programs that read such a folder go by last names.
         kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
         config |= {"target_modules": sorted(kinds)}
         config.pop("target_parameters", None)
+    saved = [*_HEADS.get(config["task_type"] or "", ()), *sorted(modules)]
+    config |= {"modules_to_save": saved or None, "bias": "all" if biases else "none"}
     with new_folder(folder) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
@@ -174,10 +204,8 @@ def _config(
         **({"target_parameters": parameters} if parameters else {}),
         "fan_in_fan_out": bool(linears) and all(maps[path].transposed for path in linears),
         "lora_dropout": 0.0,
-        "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": list(_HEADS.get(task or "", ())) or None,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,  # alpha over rank is 1
         "inference_mode": True,
@@ -190,8 +218,20 @@ def _task_type(model: nn.Module) -> str | None:
     return next((task for task, known in _TASKS.items() if names & _class_names(known)), None)
 
 
-def _head(model: nn.Module) -> dict[str, torch.Tensor]:
+def _parameter(model: nn.Module, path: str) -> nn.Parameter:
+    """Return a parameter of the base, whatever stands in its place."""
+    module, _, name = path.rpartition(".")
+    kept = model.get_submodule(module)._parameters[name]
+    assert kept is not None, path
+    return kept
+
+
+def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of the head that PEFT keeps with an adapter for the model's task.
+
+    Args:
+        model: the base.
+        trained: those that the adapter has, by their paths in the base.
 
     Raises:
         AdapterError: they have no values here (BS617).
@@ -201,12 +241,24 @@ def _head(model: nn.Module) -> dict[str, torch.Tensor]:
     for path, value in model.state_dict().items():
         parts = path.split(".")
         if ADAPTER not in parts and any(part in names for part in parts[:-1]):
-            sharded = is_sharded_tensor(value)
-            if value.is_meta or sharded:
-                where = "sharded over several processes" if sharded else "on the meta device"
-                raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))
-            found[path] = value.cpu().clone()
+            if path in trained:
+                found[path] = trained[path]
+                continue
+            found[path] = _value(path, value)
     return found
+
+
+def _value(path: str, value: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a tensor of the base.
+
+    Raises:
+        AdapterError: it has no values here (BS617).
+    """
+    sharded = is_sharded_tensor(value)
+    if value.is_meta or sharded:
+        where = "sharded over several processes" if sharded else "on the meta device"
+        raise AdapterError(codes.NO_VALUES(name=path, reason=f"it is {where}"))
+    return value.detach().cpu().clone()
 
 
 def _class_names(known: Mapping[str, str | tuple[str, ...]]) -> set[str]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from bishare_dsl.export.effective import check_linear
+from bishare_dsl.export.effective import check_linear, check_low_rank
 from bishare_dsl.fit.family import Family, Values
 from bishare_dsl.fit.linear import solve
 from bishare_dsl.fit.nonlinear import descend, nonlinear_blocks
@@ -58,6 +58,7 @@ def fit(
         AdapterError: an update of the plan is not a matrix (BS633).
     """
     check_linear(plan.terms, "fit the spec")
+    check_low_rank(plan, "fit the spec")
     family = Family(plan, given.names)
     problem = Problem(family, given, family.draw(seed))
     curved = nonlinear_blocks(problem)

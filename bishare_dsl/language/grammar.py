@@ -15,7 +15,7 @@ from bishare_dsl.resources import cache_folder, grammar
 END = "$END"
 """What Lark calls the end of a text."""
 BAD = "BAD"
-STATEMENTS = ("spec", "use", "param", "let", "target", "share", "replace")
+STATEMENTS = ("spec", "use", "param", "let", "target", "train", "share", "replace")
 CLAUSES = (
     *("where", "per", "rank", "via"),
     *("alpha", "scale", "dropout", "init", "freeze", "gain", "start"),

@@ -35,8 +35,8 @@ _ELSEWHERE = {
     "exclude_modules": "it is `except`, behind what `target` names",
     "lr": "a spec says nothing of training: `bishare train --learning_rate 1e-4` does",
     **dict.fromkeys(("dora", "use_dora"), _DORA),
-    "bias": "leave it out: no biases train, only low-rank terms",
-    "modules_to_save": "leave it out: no whole modules train, only low-rank terms",
+    "bias": "`train biases`, a statement of its own, trains the biases",
+    "modules_to_save": "it is `train`, a statement of its own: `train lm_head, norms`",
 }
 # What a clause or statement looks like, where nothing better is known.
 _SUCH = {
@@ -47,6 +47,7 @@ _SUCH = {
     "PARAM": "`param r = 8`",
     "LET": "`let attention = q_proj, k_proj, v_proj`",
     "TARGET": "`target q_proj, v_proj`",
+    "TRAIN": "`train norms, lm_head`",
     "SHARE": "`share local per module rank 8`",
     "WHERE": "`where layer in 0..15 and not down_proj`",
     "PER": "`per module`, `per layer` or `per layer // 4, kind`; `per model` stands alone",

@@ -59,7 +59,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
                 _moved(syntax, statement, statements[first_share]),
             )
             yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
-        elif word in ("spec", "target"):
+        elif word in ("spec", "target", "train"):
             said.append((f"`{word}`", span_of(statement.keyword)))
         elif word == "use":
             said.append((f"`use {statement.name}`", statement.span))

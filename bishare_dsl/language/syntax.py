@@ -62,7 +62,7 @@ class Statement:
 
     @property
     def name_token(self) -> Token:
-        """The name of a statement that has one: all but ``target`` and the clauses."""
+        """The name of a statement that has one: all but ``target``, ``train`` and the clauses."""
         return first_token(self.words)
 
     @property

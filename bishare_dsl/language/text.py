@@ -88,6 +88,8 @@ def _statements(spec: m.Spec) -> Iterable[str]:
     for let in spec.lets:
         yield f"let {spelled_name(let.name)} = {_selection(let.selection)}"
     yield f"target {_selection(spec.target)}"
+    if spec.train is not None:
+        yield f"train {_selection(spec.train)}"
     yield from _clauses(spec.defaults)
     for share in spec.shares:
         yield f"share {spelled_name(share.name)}"

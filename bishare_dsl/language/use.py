@@ -35,6 +35,9 @@ MAX_FILES = 64
 """How many files a spec may use, through others or not."""
 
 _ALLOW = "`--allow-use` lets a spec use any file; in Python, `allow_use=True` of `parse_spec` does"
+_SINGLE = ("target", "train")
+"""Of these there is one at most, and a file's own is meant."""
+
 # How a spec begins: comments, then its header.
 _HEADER = re.compile(r"(?:[ \t\f\n]|#[^\n]*\n)*spec\s")
 _Key: TypeAlias = tuple[str, str]
@@ -262,12 +265,14 @@ def _key(part: Statement) -> _Key:
 def _what(part: Statement) -> str:
     if part.keyword in DEFAULTS:
         return f"default `{part.keyword}`"
-    return "`target`" if part.keyword == "target" else f"{part.keyword} `{part.name}`"
+    if part.keyword in _SINGLE:
+        return f"`{part.keyword}`"
+    return f"{part.keyword} `{part.name}`"
 
 
 def _overrides(part: Statement) -> bool:
     """Tell whether a statement goes before the used one without saying so."""
-    return part.keyword == "target" or part.keyword in DEFAULTS
+    return part.keyword in _SINGLE or part.keyword in DEFAULTS
 
 
 def _decides(part: Statement) -> bool:

@@ -123,7 +123,7 @@ class _Names:
             "via": self._transforms,
             "init": self._starts,
             "freeze": self.roles,
-            **dict.fromkeys(("target", "let", "where"), self._conditions),
+            **dict.fromkeys(("target", "let", "where", "train"), self._conditions),
             "per": self._keys,
             "rank": self._ranks,
             **dict.fromkeys(("alpha", "scale", "dropout", "gain"), self._numbers),

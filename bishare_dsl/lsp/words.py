@@ -9,6 +9,7 @@ MEANINGS = {
     "param": "A value that `--set` on the command line or `params` in Python may replace.",
     "let": "A name for a selection of sites.",
     "target": "The sites that may be adapted.",
+    "train": "What is trained in full beside the shares: norms, biases, heads; saved with the adapter.",
     "share": "One low-rank term, `scale * B A x`, at each site that it covers.",
     "replace": "Declares anew a `param`, `let` or `share` of a used file.",
     # clauses

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.site import Architecture, Parameter, Site
 
 
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
@@ -45,30 +45,49 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         for layer in range(layers)
         for linear, (d_in, d_out) in linears.items()
     )
-    weights = sum(d_in * d_out for d_in, d_out in linears.values())
-    weights += experts * hidden  # The router is not a site.
-    biases = query + 2 * key_value if family == "qwen2" else 0
-    norms = (4 if family == "gemma3_text" else 2) * hidden
+    blocks: dict[str, tuple[int, ...]] = {
+        f"{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")
+    }
+    if family == "gemma3_text":
+        for side in ("pre", "post"):
+            blocks[f"{side}_feedforward_layernorm.weight"] = (hidden,)
     if family in (
         "qwen3",
         "qwen3_moe",
         "gemma3_text",
     ):  # Queries and keys are normed, head by head.
-        norms += 2 * head_dim
+        blocks |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
+    if family == "qwen2":
+        widths = {"q": query, "k": key_value, "v": key_value}
+        blocks |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
+    if experts:
+        blocks["mlp.gate.weight"] = (experts, hidden)  # The router is no site.
+    others = [
+        Parameter(path=f"model.layers.{layer}.{name}", shape=shape)
+        for layer in range(layers)
+        for name, shape in blocks.items()
+    ]
     vocabulary = config["vocab_size"]
-    outside = [Site.outside("lm_head", hidden, vocabulary, ["model.embed_tokens"])]
-    if not config["tie_word_embeddings"]:
-        outside = [
-            Site.outside("model.embed_tokens", vocabulary, hidden),
-            Site.outside("lm_head", hidden, vocabulary),
-        ]
-    embeddings = len(outside) * vocabulary * hidden
+    embedding, head = "model.embed_tokens", "lm_head"
+    tied = config["tie_word_embeddings"]
+    outside = [Site.outside(head, hidden, vocabulary, [embedding] if tied else [])]
+    rows = Parameter(
+        path=f"{embedding}.weight",
+        shape=(vocabulary, hidden),
+        tied=(f"{head}.weight",) if tied else (),
+    )
+    others = [rows, *others, Parameter(path="model.norm.weight", shape=(hidden,))]
+    if not tied:
+        outside.insert(0, Site.outside(embedding, vocabulary, hidden))
+        others.append(Parameter(path=f"{head}.weight", shape=(vocabulary, hidden)))
     return Architecture(
         name=name,
         family=family,
         model_id=model_id,
         layers=layers,
-        parameters=embeddings + layers * (weights + biases + norms) + hidden,
+        parameters=layers * sum(d_in * d_out for d_in, d_out in linears.values())
+        + sum(other.size for other in others),
         sites=tuple(site for site in sites if site is not None),
         outside=tuple(outside),
+        others=tuple(others),
     )

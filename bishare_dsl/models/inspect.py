@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import ModelError, one_line
 from bishare_dsl.diagnostics.codes.models import BAD_SIZES, NO_SITES, NOT_CAUSAL
-from bishare_dsl.models.site import Architecture, LeftOut, Site, block_of
+from bishare_dsl.models.site import Architecture, LeftOut, Parameter, Site, block_of
 from bishare_dsl.models.source import Source, resolve
 from bishare_dsl.models.weights import Weight, linear_widths, weights_in
 
@@ -44,7 +44,8 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
     outside: dict[int, list[Weight]] = {}
     counted: set[int] = set()
     parameters = 0
-    for module, weights in _base_modules(model):
+    others: dict[int, tuple[list[str], tuple[int, ...]]] = {}
+    for path, module, weights in _base_modules(model):
         owned = list(module._parameters.values())
         for weight in weights:
             sites += filter(None, [Site.at(weight.path, weight.d_in, weight.d_out)])
@@ -63,6 +64,14 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
             if parameter is not None and id(parameter) not in counted:
                 counted.add(id(parameter))
                 parameters += parameter.numel()
+        in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
+        for name, kept in module._parameters.items():
+            linear = weights and weights[0].owner == weights[0].path
+            if kept is None or name in in_block or not kept.is_floating_point():
+                continue
+            if not linear or name in (weights[0].parameter, "bias"):
+                names, _ = others.setdefault(id(kept), ([], tuple(kept.shape)))
+                names.append(f"{path}.{name}".removeprefix("."))
     if not sites:
         raise ModelError(NO_SITES(name=name))
     return Architecture(
@@ -73,6 +82,12 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         parameters=parameters,
         sites=tuple(sites),
         outside=tuple(map(_outside, outside.values())),
+        others=tuple(
+            Parameter(path=names[0], shape=shape, tied=tuple(names[1:]))
+            for names, shape in others.values()
+            if all(shape)
+        ),
+        head=_head(model, {key: names[0] for key, (names, _) in others.items()}),
         left_out=tuple(_left_out(model)),
     )
 
@@ -126,10 +141,22 @@ def other_task(model: nn.Module) -> str | None:
 
 def linear_maps(model: nn.Module) -> dict[str, Weight]:
     """Find the linear maps of a model's base, by path; each is a site, or tied to one."""
-    return {weight.path: weight for _, weights in _base_modules(model) for weight in weights}
+    return {weight.path: weight for *_, weights in _base_modules(model) for weight in weights}
 
 
-def _base_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list[Weight]]]:
+def _head(model: Any, names: Mapping[int, str]) -> tuple[str, ...]:
+    """Find the parameters of a task's head: what a model without a vocabulary has round its base."""
+    base = getattr(model, getattr(model, "base_model_prefix", None) or "", None)
+    try:
+        if base is None or model.get_output_embeddings() is not None:
+            return ()
+    except (AttributeError, NotImplementedError):
+        return ()
+    inner = {id(parameter) for parameter in base.parameters()}
+    return tuple(name for key, name in names.items() if key not in inner)
+
+
+def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[Weight]]]:
     """Yield the modules of a model's base, each with the linear maps whose weights it keeps."""
     inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
     for path, module in model.named_modules():
@@ -138,7 +165,7 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list[Weight]]]:
         weights = weights_in(path, module)
         if any(weight.owner == weight.path for weight in weights):
             inside = f"{path}."
-        yield module, weights
+        yield path, module, weights
 
 
 def _left_out(model: nn.Module) -> Iterator[LeftOut]:

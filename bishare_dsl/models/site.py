@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
+from math import prod
 from typing import Any
 
 from pydantic import (
@@ -123,6 +124,29 @@ class Site(BaseModel):
         )
 
 
+class Parameter(BaseModel):
+    """A parameter that is not the weight of a site in a block, and may be trained in full.
+
+    A norm, a bias, a router, a head or an embedding. ``path`` is its name in the model, ``shape`` its shape,
+    and ``tied`` are its other names there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    shape: tuple[PositiveInt, ...]
+    tied: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of its names."""
+        return (self.path, *self.tied)
+
+
 class LeftOut(BaseModel):
     """What is in a block and looks like a place for a share, and why it is not a site."""
 
@@ -141,6 +165,8 @@ class Architecture(BaseModel):
     number of base parameters, a tied tensor counted once. ``sites`` are those in blocks, in the model's
     own order; they are not ``complete`` in what bishare 0.1 saved, which has only those that the adapter
     covers. ``outside`` are the sites in no block, which a spec has to name: heads and embeddings.
+    ``others`` are the parameters that are of no site in a block; ``head`` are the paths of those that the
+    model has for a task, such as classifying, and that start random on a new task.
     ``left_out`` is what a condition on paths or kinds may mean and not get.
     """
 
@@ -153,6 +179,8 @@ class Architecture(BaseModel):
     parameters: PositiveInt
     sites: tuple[Site, ...]
     outside: tuple[Site, ...] = ()
+    others: tuple[Parameter, ...] = ()
+    head: tuple[str, ...] = ()
     complete: bool = True
     left_out: tuple[LeftOut, ...] = ()
 
@@ -195,6 +223,41 @@ class Architecture(BaseModel):
             for linear, (d_in, d_out) in run.linears.items()
         )
 
+    @field_serializer("others")
+    def _as_parameters(self, others: Sequence[Parameter]) -> list[dict[str, Any]]:
+        """Write blocks that follow each other and are alike as one, as those of sites."""
+        runs: list[dict[str, Any]] = []
+        named = ((block_of(other.path) if not other.tied else None, other) for other in others)
+        for block, group in groupby(named, lambda part: part[0] and part[0][:2]):
+            if block is None:
+                runs += (other.model_dump(exclude_defaults=True) for _, other in group)
+                continue
+            place, number = block[0], int(block[1])
+            shapes = {block_of(other.path)[2]: list(other.shape) for _, other in group}  # type: ignore[index]
+            last = runs[-1] if runs else {}
+            alike = (last.get("blocks"), last.get("shapes")) == (place, shapes)
+            if alike and last["first"] + last["count"] == number:
+                last["count"] += 1
+            else:
+                runs.append({"blocks": place, "first": number, "count": 1, "shapes": shapes})
+        return runs
+
+    @field_validator("others", mode="before")
+    @classmethod
+    def _from_parameters(cls, value: Any) -> Any:
+        if not (isinstance(value, Sequence) and any(isinstance(part, dict) for part in value)):
+            return value
+        runs = [_Parameters.model_validate(part) for part in value if "blocks" in part]
+        if sum(run.count * len(run.shapes) for run in runs) > MAX_SITES:
+            raise ValueError(f"it has more than {MAX_SITES:,} parameters")
+        return tuple(
+            parameter
+            for part in value
+            for parameter in (
+                _Parameters.model_validate(part).each() if "blocks" in part else [part]
+            )
+        )
+
     @property
     def every_site(self) -> tuple[Site, ...]:
         """The sites in blocks, then those outside."""
@@ -213,6 +276,21 @@ class _Run(BaseModel):
     first: NonNegativeInt
     count: PositiveInt
     linears: dict[str, tuple[PositiveInt, PositiveInt]]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: str
+    first: NonNegativeInt
+    count: PositiveInt
+    shapes: dict[str, tuple[PositiveInt, ...]]
+
+    def each(self) -> Iterator[Parameter]:
+        for number in range(self.first, self.first + self.count):
+            for name, shape in self.shapes.items():
+                path = f"{self.blocks}.{number}.{name}".removeprefix(".")
+                yield Parameter(path=path, shape=shape)
 
 
 def layers_of(sites: Iterable[Site]) -> list[int | None]:

@@ -16,6 +16,7 @@ from bishare_dsl.plan.names import attribute, key_name, owner, short_path
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites, located
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
+from bishare_dsl.plan.train import train
 from bishare_dsl.spec import And, Expression, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.transforms import (
@@ -76,15 +77,19 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         raise PlanError(
             codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares", 0, "freeze"))
         )
+    trained, whole, problems = train(spec, sites, {term.site for term in terms})
+    resolver.add(problems)
+    raise_errors(PlanError, resolver.problems)
     resolver.add(_uncovered(target, {term.site for term in terms}, without_rank))
     plan = Plan(
         spec=spec.name,
         params=spec.values,
         base=architecture,
         sites=tuple(target),
-        tensors=tuple(tensors),
+        tensors=(*tensors, *whole),
         pools=tuple(pools),
         terms=tuple(terms),
+        trained=tuple(trained),
     )
     return plan, tuple(resolver.problems)
 

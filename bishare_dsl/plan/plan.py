@@ -28,13 +28,14 @@ class Tensor(_Data):
     """One tensor of the adapter, stored rank-major: ``shape`` is ``(rows, columns)``.
 
     ``owner`` is the path of the module that holds it: the parent of its sites, their block, or ``""``,
-    the model itself; the nearest that contains every site that uses it.
+    the model itself; the nearest that contains every site that uses it. One that is trained in full starts as
+    the ``base`` has it.
     """
 
     name: str
     share: str
     shape: tuple[int, int]
-    init: Initial
+    init: Initial | Literal["base"]
     amount: float = 1.0
     fan_in: int
     trainable: bool = True
@@ -43,6 +44,23 @@ class Tensor(_Data):
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+
+class Trained(_Data):
+    """A parameter of the base that is trained in full: ``tensor`` stands in its place, in its ``shape``.
+
+    ``parameter`` is its path in the model, ``tied`` its other names there.
+    """
+
+    parameter: str
+    tied: tuple[str, ...] = ()
+    shape: tuple[int, ...]
+    tensor: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All names of the parameter."""
+        return (self.parameter, *self.tied)
 
 
 class Pool(_Data):
@@ -89,6 +107,7 @@ class Plan(_Data):
     tensors: tuple[Tensor, ...]
     pools: tuple[Pool, ...]
     terms: tuple[Term, ...]
+    trained: tuple[Trained, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +126,9 @@ class Plan(_Data):
             (t.share, t.site, t.tensors, t.transform, t.options, t.rank, t.scale, t.dropout)
             for t in self.terms
         ]
-        text = json.dumps((tensors, terms), sort_keys=True)
+        trained = [(t.parameter, t.tied, t.tensor) for t in self.trained]
+        said = (tensors, terms, trained) if trained else (tensors, terms)
+        text = json.dumps(said, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:

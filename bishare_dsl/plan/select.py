@@ -62,21 +62,6 @@ def located(problem: Problem, part: Expression, site: Site) -> Problem:
     return problem
 
 
-def _named(spec: Spec) -> frozenset[str]:
-    """Return the words of a spec's target, of the lets in it, and the kinds and paths in full."""
-    lets = {let.name: let.selection for let in spec.lets}
-    words: set[str] = set()
-    waiting = [spec.target]
-    while waiting:
-        selection = waiting.pop()
-        found = {ref.ref for _, ref in refs(selection)}
-        waiting += (lets[name] for name in found - words if name in lets)
-        words |= found
-        matches = [match for _, match in parts_of(selection, Match) if match.attribute != "parent"]
-        words |= {match.pattern for match in matches if not match.is_glob}
-    return frozenset(words)
-
-
 def _matched(pattern: str, known: Collection[str]) -> list[str]:
     """List the few words that a pattern would match, were it a regular expression with alternatives."""
     # What could take long to match is not tried.
@@ -106,7 +91,8 @@ class Sites:
         for site in architecture.sites:
             self.layers[site.tower] = max(site.block + 1, self.layers.get(site.tower, 0))
         self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
-        self.named = _named(spec)
+        self._lets = {let.name: let.selection for let in spec.lets}
+        self.named = self.words_of(spec.target)
         own = {*self.architecture.kinds, *self.lets}
         self.outside = tuple(
             site
@@ -118,12 +104,46 @@ class Sites:
             site.path: self._scope(spec, site) for site in self.sites
         }
 
+    def words_of(self, selection: Selection) -> frozenset[str]:
+        """Return the words of a selection, of the lets in it, and its kinds and paths in full."""
+        words: set[str] = set()
+        waiting = [selection]
+        while waiting:
+            one = waiting.pop()
+            found = {ref.ref for _, ref in refs(one)}
+            waiting += (self._lets[name] for name in found - words if name in self._lets)
+            words |= found
+            matches = [match for _, match in parts_of(one, Match) if match.attribute != "parent"]
+            words |= {match.pattern for match in matches if not match.is_glob}
+        return frozenset(words)
+
     def _scope(self, spec: Spec, site: Site) -> Scope:
         played = parts(site)
         lets = {part: part in played for part in PARTS}
         lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several names.
+        return self.scope_of(spec, site, lets, {}, by_name=site.layer is None)
+
+    def scope_of(
+        self,
+        spec: Spec,
+        site: Site,
+        lets: dict[str, bool],
+        more: Mapping[str, Value],
+        *,
+        by_name: bool = False,
+    ) -> Scope:
+        """Make what expressions may read of a site, with other attributes than it has.
+
+        Args:
+            spec: with its lets.
+            site: which need not be one of the model's.
+            lets: what selects it whatever the spec says.
+            more: attributes.
+            by_name: whether no glob means it.
+        """
         layers = self.layers.get(site.tower, self.architecture.layers)
-        scope = Scope(self.params | attributes(site) | {"layers": layers}, lets, layers)
+        values = self.params | attributes(site) | {"layers": layers, **more}
+        scope = Scope(values, lets, layers, by_name)
         for let in spec.lets:  # In order: a let may name those above it.
             try:
                 lets[let.name] = scope.selects(let.selection)
@@ -144,6 +164,7 @@ class Sites:
                 yield codes.TIED(
                     names=" and ".join(f"`{kind}`" for kind in kinds),
                     model=self.architecture.name,
+                    statement="target",
                     unnamed=" and ".join(f"`{path}`" for path in unnamed),
                     loc=("target",),
                     help=f"`target {', '.join(kinds)}` adapts it for all of them; to adapt one alone, give "

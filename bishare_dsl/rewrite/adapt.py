@@ -20,6 +20,7 @@ from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.placement import AdapterRoot, CompiledPlan, Placement
 from bishare_dsl.rewrite.region import FACTORS, Pass
 from bishare_dsl.rewrite.rewritten import restore_forward, set_code
+from bishare_dsl.rewrite.whole import WholeTensors, set_whole_enabled
 from bishare_dsl.transforms import Width, check_term, load_transform
 
 RootT = TypeVar("RootT", bound=AdapterRoot)
@@ -106,9 +107,23 @@ def place(
             (model.get_submodule(path), EffectiveFactors(code, [sources[name] for name in names]))
             for path, code, names in compiled.regions
         ),
+        tuple(_whole_tensors(model, plan, sources)),
     )
     top.compiled = compiled
     return top
+
+
+def _whole_tensors(
+    model: nn.Module, plan: Plan, sources: Mapping[str, tuple[OwnedTensors, int]]
+) -> Iterator[tuple[nn.Module, WholeTensors]]:
+    """Make what gives the tensors in the place of parameters, of each module that has some."""
+    found: dict[str, dict[str, tuple[OwnedTensors, int]]] = {}
+    for trained in plan.trained:
+        for path in trained.paths:
+            module, _, name = path.rpartition(".")
+            found.setdefault(module, {})[name] = sources[trained.tensor]
+    for module, tensors in found.items():
+        yield model.get_submodule(module), WholeTensors(tensors)
 
 
 def check_terms(plan: Plan) -> None:
@@ -143,6 +158,7 @@ def set_enabled(model: nn.Module, enabled: bool) -> None:
             set_code(region, cast(EffectiveFactors, region.get_submodule(FACTORS)).code.forward)
         else:
             restore_forward(region)
+    set_whole_enabled(model, enabled)
 
 
 def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -170,8 +186,23 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
             expected, found = _users(site.paths), _users(_tied_to(weight, maps))
         if found != expected:
             wrong.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
+    for trained in plan.trained:
+        kept = [_parameter(model, path) for path in trained.paths]
+        shapes = {None if k is None else tuple(k.shape) for k in kept}
+        if shapes != {trained.shape} or len(set(map(id, kept))) > 1:
+            expected = f"one parameter {trained.shape} under {len(kept)} names"
+            found = ", ".join(map(str, shapes))
+            wrong.append(codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=found))
     if wrong:
         raise ModelError(wrong[:5])
+
+
+def _parameter(model: nn.Module, path: str) -> nn.Parameter | None:
+    module, _, name = path.rpartition(".")
+    try:
+        return model.get_submodule(module)._parameters.get(name)
+    except AttributeError:
+        return None
 
 
 def _tied_to(weight: Weight, maps: Mapping[str, Weight]) -> Iterator[str]:

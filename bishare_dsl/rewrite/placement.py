@@ -13,11 +13,13 @@ from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code
+from bishare_dsl.rewrite.whole import WholeTensors, insert_whole, remove_whole
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Each owner beside the tensors that it owns, and each region beside its factors.
+    """Each owner beside the tensors that it owns, each region beside its factors, and each module of which
+    parameters are trained in full beside what gives these.
 
     Out of the model, an adapter stays in memory, and nothing that walks the model sees it. At any time one
     of a model's adapters is in it.
@@ -25,6 +27,7 @@ class Placement:
 
     owned: tuple[tuple[nn.Module, OwnedTensors], ...] = ()
     regions: tuple[tuple[nn.Module, EffectiveFactors], ...] = ()
+    whole: tuple[tuple[nn.Module, WholeTensors], ...] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters by their names in the plan, each once."""
@@ -43,9 +46,13 @@ class Placement:
             factors.train(region.training)
             region.add_module(FACTORS, factors)
             set_code(region, factors.code.forward)
+        for module, tensors in self.whole:
+            insert_whole(module, tensors)
 
     def remove(self) -> None:
         """Take the adapter out of its model. The factors that it keeps go: they may be large."""
+        for module, _ in self.whole:
+            remove_whole(module)
         for region, factors in self.regions:
             restore_forward(region)
             delattr(region, FACTORS)

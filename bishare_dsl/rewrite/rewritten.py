@@ -104,6 +104,7 @@ class Rewritten(nn.Module):
     bishare_base: type[nn.Module]
     bishare_code: GraphCode | None
     bishare_wrap: Wrap | None
+    bishare_names: tuple[str, ...]
 
     @property
     def bishare_self(self) -> nn.Module:
@@ -118,7 +119,7 @@ class Rewritten(nn.Module):
                 "take the adapter out before copying or pickling the module"
             )
         cls = type(self)  # Of which `bishare_wrap` is not a method.
-        how = (cls.bishare_base, cls.bishare_code, cls.bishare_wrap)
+        how = (cls.bishare_base, cls.bishare_code, cls.bishare_wrap, cls.bishare_names)
         return (_restore, how, *reduced[2:])
 
 
@@ -132,14 +133,34 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
     module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
     """
-    _swap(module, _generated_class(base_class(type(module)), code))
+    cls = type(module)
+    _swap(module, _generated_class(base_class(cls), code, names=_names(cls)))
+
+
+def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Let what `module` reads under the names of its parameters be given by its child ``bishare_whole``."""
+    cls = type(module)
+    base, code, wrap = (
+        base_class(cls),
+        getattr(cls, "bishare_code", None),
+        getattr(cls, "bishare_wrap", None),
+    )
+    if names or code or wrap:
+        _swap(module, _generated_class(base, code, wrap, names))
+    else:
+        _swap(module, base)
+
+
+def _names(cls: type[nn.Module]) -> tuple[str, ...]:
+    return getattr(cls, "bishare_names", ())
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
     """Put `wrap`, once, round what a module runs now; it pickles by its name."""
     cls = type(module)
     if getattr(cls, "bishare_wrap", None) is not wrap:
-        _swap(module, _generated_class(base_class(cls), getattr(cls, "bishare_code", None), wrap))
+        code = getattr(cls, "bishare_code", None)
+        _swap(module, _generated_class(base_class(cls), code, wrap, _names(cls)))
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
@@ -150,7 +171,9 @@ def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
 
 def restore_forward(module: nn.Module) -> None:
     """Restore the class and the forward that `module` had; without a graph, do nothing."""
-    _swap(module, base_class(type(module)))
+    cls = type(module)
+    base = base_class(cls)
+    _swap(module, _generated_class(base, None, names=_names(cls)) if _names(cls) else base)
 
 
 def is_rewritten(module: nn.Module) -> bool:
@@ -198,10 +221,13 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def _generated_class(
-    base: type[nn.Module], code: GraphCode | None, wrap: Wrap | None = None
+    base: type[nn.Module],
+    code: GraphCode | None,
+    wrap: Wrap | None = None,
+    names: tuple[str, ...] = (),
 ) -> type[Rewritten]:
     parts = code and (code.source, *code.names.items(), *code.modules.items())
-    key = (base, base.forward, parts, wrap)
+    key = (base, base.forward, parts, wrap, names)
     cls = _classes.get(key)
     if cls is None:
         forward: Callable[..., Any] = base.forward
@@ -214,6 +240,8 @@ def _generated_class(
             "bishare_base": base,
             "bishare_code": code,
             "bishare_wrap": wrap,
+            "bishare_names": names,
+            **{name: _read_whole(name) for name in names},
             # The name stays, because `_no_split_modules` and its like go by it.
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
@@ -223,7 +251,21 @@ def _generated_class(
     return cls
 
 
-def _restore(base: type[nn.Module], code: GraphCode | None, wrap: Wrap | None) -> Rewritten:
+def _read_whole(name: str) -> property:
+    """Make the property that gives what stands in the place of a parameter."""
+
+    def read(self: Any) -> Any:
+        return self.bishare_whole(name, self._parameters[name])
+
+    return property(read)
+
+
+def _restore(
+    base: type[nn.Module],
+    code: GraphCode | None,
+    wrap: Wrap | None,
+    names: tuple[str, ...] = (),
+) -> Rewritten:
     """Make an empty module of the generated class; unpickling and copying fill it."""
-    cls = _generated_class(base, code, wrap)
+    cls = _generated_class(base, code, wrap, names)
     return cls.__new__(cls)

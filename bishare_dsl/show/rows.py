@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.plan.train import TRAIN
 from bishare_dsl.transforms import Width
 
 BYTES = 4
@@ -33,6 +36,16 @@ class ShareRow:
     dropout: float
     trainable: int
     of_total: float
+
+
+@dataclass(frozen=True)
+class WholeRow:
+    """Parameters of the base, ``count`` of one ``shape``, that are trained in full."""
+
+    path: str
+    count: int
+    shape: tuple[int, ...]
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,8 @@ def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
 
 def shares(plan: Plan) -> list[ShareRow]:
     """Make a row for each share that has parameters, in the spec's order."""
-    terms: dict[str, list[Term]] = {name: [] for name in plan.shares}
+    # In the order of their tensors. What is trained in full is no share.
+    terms: dict[str, list[Term]] = {name: [] for name in plan.shares if name != TRAIN}
     for term in plan.terms:
         terms[term.share].append(term)
     return [
@@ -126,11 +140,20 @@ def shares(plan: Plan) -> list[ShareRow]:
             ranks=tuple(sorted({term.rank for term in terms[name]})),
             scales=tuple(sorted({term.scale for term in terms[name]})),
             dropout=terms[name][0].dropout,
-            trainable=trainable,
-            of_total=trainable / plan.trainable,
+            trainable=plan.shares[name],
+            of_total=plan.shares[name] / plan.trainable,
         )
-        for name, trainable in plan.shares.items()
+        for name in terms
     ]
+
+
+def whole(plan: Plan) -> list[WholeRow]:
+    """Make a row for parameters trained in full that are alike but for their layer, in the model's order."""
+    found: dict[tuple[str, tuple[int, ...]], int] = {}
+    for trained in plan.trained:
+        uses = " = ".join(re.sub(r"\.\d+(?=\.)", ".*", path) for path in trained.paths)
+        found[uses, trained.shape] = found.get((uses, trained.shape), 0) + 1
+    return [WholeRow(uses, n, shape, n * prod(shape)) for (uses, shape), n in found.items()]
 
 
 def via(transform: str, options: Mapping[str, Any]) -> str:

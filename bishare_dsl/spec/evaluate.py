@@ -69,12 +69,13 @@ class Scope:
 
     A bare name is looked up in ``values`` (params, a site's attributes, ``rank``) and, where truth is
     asked for, in ``lets`` (whether each let selects the site); then it is a kind. ``layers`` resolves
-    negative layers.
+    negative layers. What is ``by_name`` fits no glob.
     """
 
     values: Mapping[str, Value]
     lets: Mapping[str, bool] = field(default_factory=dict)
     layers: int = 0
+    by_name: bool = False
 
     def value(self, expression: Expression, loc: Loc = ()) -> Value:
         """Evaluate an expression; a name that stands for nothing here is a plain word.
@@ -145,7 +146,7 @@ class Scope:
                     return self.lets[name]
                 return self._attribute("kind", loc) == name
             case Match(attribute=attribute, pattern=pattern):
-                if predicate.is_glob and self.values.get("layer") == "none":
+                if predicate.is_glob and self.by_name:
                     return False  # What is in no block is meant by its name alone.
                 return _glob(pattern).fullmatch(str(self._attribute(attribute, loc))) is not None
             case And(all_of=parts):

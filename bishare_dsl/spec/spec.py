@@ -133,12 +133,16 @@ class Share(Settings):
 
 
 class Spec(Node):
-    """A whole `.share` file. Pure data: it knows no text, no model and no tensor."""
+    """A whole `.share` file. Pure data: it knows no text, no model and no tensor.
+
+    ``train`` selects parameters of the base that are trained in full: norms, biases, heads, embeddings.
+    """
 
     name: str
     params: tuple[Param, ...] = ()
     lets: tuple[Let, ...] = ()
     target: Selection
+    train: Selection | None = None
     defaults: Settings = Field(default_factory=Settings)
     shares: tuple[Share, ...]
 

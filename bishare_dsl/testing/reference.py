@@ -346,6 +346,11 @@ def reference_model(
             for path in site.paths:
                 update = partial(_add_update, term, tensors, (site.d_in, site.d_out), dropped)
                 dense.get_submodule(path).register_forward_hook(update)
+    for trained in plan.trained:
+        for path in trained.paths:
+            name, _, parameter = path.rpartition(".")
+            module, instead = dense.get_submodule(name), _Instead(trained.tensor, tensors)
+            parametrize.register_parametrization(module, parameter, instead, unsafe=True)
     for (owner, parameter), terms in inside.items():
         # Unsafe only skips a trial run, which would be one more evaluation of the update.
         module, delta = dense.get_submodule(owner), _Update(terms, tensors)
@@ -378,6 +383,17 @@ def _add_update(
     else:
         update = term.scale * UPDATES[term.transform](values, x) @ _gained(values)
     return output + update.to(output.dtype)
+
+
+class _Instead(nn.Module):
+    """Gives a tensor of the adapter in the place of a parameter."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self.name, self.shared = name, [tensors]
+
+    def forward(self, kept: Tensor) -> Tensor:
+        return self.shared[0][self.name].view(kept.shape).to(kept.dtype)
 
 
 class _Update(nn.Module):

@@ -188,6 +188,7 @@ def specs(draw: st.DrawFn) -> m.Spec:
         params=tuple(params),
         lets=tuple(lets),
         target=draw(selections()),
+        train=draw(st.none() | selections()),
         defaults=draw(settings_of_shares()),
         shares=tuple(draw(st.lists(shares(), min_size=1, max_size=2))),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import Problem, nearest
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.plan.train import TRAIN
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 
 def names_of(plan: Plan) -> dict[str, set[str]]:
-    """Return what may name each tensor that trains: its share, its role, or both as ``share.role``."""
+    """Return what may name each tensor that trains: its share, its role, or both as ``share.role``; ``train``
+    for what is trained in full."""
     roles = {tensor: role for term in plan.terms for role, tensor in term.tensors.items()}
     return {
         t.name: {t.share, roles[t.name], f"{t.share}.{roles[t.name]}"}
         for t in plan.tensors
         if t.trainable and t.name in roles
-    }
+    } | {t.tensor: {TRAIN} for t in plan.trained}
 
 
 def problems(plan: Plan, settings: Settings) -> Iterator[Problem]:

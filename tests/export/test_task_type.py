@@ -81,7 +81,7 @@ def test_peft_loads_it(
 def test_a_head_without_values_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = hf.BertForSequenceClassification(BERT)
-    spec = parse_spec("spec s target query share x per module rank 2")
+    spec = parse_spec("spec s target query train none share x per module rank 2")
     handle = compile_spec(spec, hf.BertForSequenceClassification(BERT)).bishare
     with pytest.raises(AdapterError, match=r"BS617.*classifier\.weight.*meta device"):
         export_adapter(tmp_path / "peft", handle.plan, handle.tensors(), shapes)

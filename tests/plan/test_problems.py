@@ -176,7 +176,16 @@ def test_problem(text, code, underlined, help):
 
 
 def test_every_code_of_a_spec_and_of_a_plan_is_tested():
-    tested = {case[1] for case in ERRORS + WARNINGS} | {"BS207", "BS214", "BS218", "BS313", "BS315"}
+    tested = {case[1] for case in ERRORS + WARNINGS} | {
+        "BS207",
+        "BS214",
+        "BS218",
+        "BS313",
+        "BS315",
+        "BS316",
+        "BS317",
+        "BS318",
+    }
     assert {code for code in registry() if code.startswith(("BS2", "BS3"))} <= tested
 
 

@@ -372,6 +372,20 @@ NOT_SERVED = Code(
     "vLLM adds to the linear layers of blocks, and to no head or embedding. `bishare merge` writes a model "
     "that it serves; in transformers the adapter runs as it is.",
 )
+NOT_LOW_RANK = Code(
+    "BS686",
+    "a parameter that is trained in full, where a low-rank update is meant",
+    "cannot {action}: `{path}` is trained in full",
+    "What `train` names in a spec is no product of two factors. PEFT takes it (`modules_to_save`), and "
+    "`bishare merge` writes it into the base's weights.",
+)
+MIXED_WHOLE = Code(
+    "BS687",
+    "a mixed batch with parameters trained in full",
+    "adapter `{name}` cannot be active or run in a mixed batch: its `{path}` is trained in full",
+    "A norm or a head of its own stands in the place of the base's, for all rows of a call. Make the adapter "
+    "active with `set_adapter`, and run its rows by themselves.",
+)
 COMPACT_FOR_GOOD = Code(
     "BS637",
     "training a compact adapter",

@@ -133,10 +133,39 @@ ALONE = Code(
 TIED = Code(
     "BS315",
     "one of several modules that have one weight",
-    "{names} are one weight in {model}, and `target` does not name {unnamed}",
+    "{names} are one weight in {model}, and `{statement}` does not name {unnamed}",
     "A head may be tied to the embedding: both modules use one weight. It is one site, and what is added to "
     "it is heard in both, so that the target has to name both. On a model in which they are not tied the "
     "same target means two sites.",
+)
+TRAINED_TWICE = Code(
+    "BS316",
+    "a weight that is trained in full and has a term",
+    "`{path}` is trained in full, and a share adds a term to it",
+    "What a term adds, training in full can add too, and of the two the sum alone is told by a loss.",
+    bad="spec example\ntarget q_proj, lm_head\ntrain lm_head\nshare local per module rank 4",
+    good="spec example\ntarget q_proj\ntrain lm_head\nshare local per module rank 4",
+    remedy="take it out of `train`, or out of `target`",
+)
+TRAINS_SITE = Code(
+    "BS317",
+    "a layer of a block that is to be trained in full",
+    "`{kind}` is a linear layer of a block: shares adapt it, and `train` is for the rest",
+    "`train` takes norms, biases, routers, heads and embeddings. The weights of linear layers in blocks are "
+    "nearly all of a model, and what shares are for. `biases and q_proj` means the biases of such layers.",
+    bad="spec example\ntarget q_proj\ntrain v_proj\nshare local per module rank 4",
+    good="spec example\ntarget q_proj, v_proj\ntrain norms\nshare local per module rank 4",
+    remedy="name it in `target`",
+)
+FRESH_HEAD = Code(
+    "BS318",
+    "a head that is trained with the adapter",
+    "the head {what} is trained too, and saved with the adapter ({size:,} parameters)",
+    "A model for classifying, answering or rewards has a head of its own for the task, which starts random "
+    "on a new one: frozen, nothing could be learned. `train heads` says so itself, and `train none` keeps it "
+    "as it is.",
+    severity="note",
+    remedy="`train heads` says that it is meant, `train none` leaves the head as it is",
 )
 GATE_RANK = Code(
     "BS350",

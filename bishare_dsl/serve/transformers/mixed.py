@@ -192,6 +192,11 @@ class MixedBatches:
                 problems.append(codes.MIXED_UNKNOWN(row=row, name=name, help=help))
         if problems:
             raise AdapterError(problems)
+        active = self.adapters[self._active().name]
+        for member in filter(None, dict.fromkeys((*members, active))):
+            if member.plan.trained:
+                path = member.plan.trained[0].parameter
+                raise AdapterError(codes.MIXED_WHOLE(name=member.name, path=path))
         for member in filter(None, dict.fromkeys(members)):
             for site in member.plan.sites:
                 if site.expert is not None and member.plan.terms_of[site.path]:

@@ -50,8 +50,11 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
 
 def _check_outside(folder: str | Path, plan: Plan) -> None:
-    """Check that vLLM has a layer for each site that has terms."""
+    """Check that vLLM has a layer for all that the adapter adds."""
     paths = [site.path for site in plan.sites if site.layer is None and plan.terms_of[site.path]]
+    if plan.trained:
+        what = f"`{plan.trained[0].parameter}`, trained in full"
+        raise AdapterError(codes.NOT_SERVED(folder=folder, what=what))
     if paths:
         raise AdapterError(codes.NOT_SERVED(folder=folder, what=f"terms at `{paths[0]}`"))
 

@@ -4,7 +4,7 @@
 (string) @string
 (number) @number
 
-["spec" "use" "param" "let" "target" "share" "replace"] @keyword
+["spec" "use" "param" "let" "target" "train" "share" "replace"] @keyword
 ["where" "per" "rank" "via" "alpha" "scale" "dropout" "init" "freeze" "gain" "start" "nonzero" "out" "A" "B"] @keyword
 ["except" "match" "else"] @keyword
 (model) @keyword

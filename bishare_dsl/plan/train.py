@@ -1,0 +1,175 @@
+"""Which parameters of the base a spec trains in full, beside its shares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from math import prod
+
+from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.models.parts import parts_outside
+from bishare_dsl.models.site import Parameter, Site
+from bishare_dsl.plan.names import owner, short_path
+from bishare_dsl.plan.plan import Tensor, Trained
+from bishare_dsl.plan.select import Sites
+from bishare_dsl.spec import Match, Ref, Selection, Spec
+from bishare_dsl.spec.evaluate import EvaluationError, Scope
+
+TRAIN = "train"
+"""What the tensors of these parameters have for a share, and begin with."""
+NONE = Selection(include=(Ref(ref="none"),))
+"""``train none``: nothing is, a fresh head included."""
+_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)
+_PARTS = ("norms", "biases", "heads", "embeddings")
+
+
+def train(
+    spec: Spec, sites: Sites, adapted: Collection[str]
+) -> tuple[list[Trained], list[Tensor], list[Problem]]:
+    """Find the parameters that a spec trains in full, and what is wrong with what it says of them.
+
+    A head that the model has for its task is trained where the spec says nothing of it, which is told.
+
+    Args:
+        spec: the spec.
+        sites: the model's, as the spec sees them.
+        adapted: the paths of the modules that have terms.
+    """
+    everything = sites.architecture.others
+    chosen: list[Parameter] = []
+    problems: list[Problem] = []
+    if spec.train is not None and spec.train != NONE:
+        chosen, problems = _selected(spec, spec.train, sites)
+        for other in chosen:
+            if also := next((p for p in map(_weight_of, other.paths) if p in adapted), None):
+                problems.append(codes.TRAINED_TWICE(path=also, loc=("train",)))
+    if spec.train != NONE:
+        head = {path for path in sites.architecture.head if _weight_of(path) not in adapted}
+        fresh = [p for p in everything if p.path in head and p not in chosen]
+        if fresh:
+            size = sum(other.size for other in fresh)
+            modules = ", ".join(dict.fromkeys(f"`{_module(other.path)}`" for other in fresh))
+            problems.append(codes.FRESH_HEAD(what=modules, size=size, loc=("train",)))
+        chosen = [p for p in everything if p in chosen or p in fresh]
+    short = [short_path(other.path) for other in chosen]
+    trained, tensors = [], []
+    for other, name in zip(chosen, short, strict=True):
+        name = f"{TRAIN}.{name if short.count(name) == 1 else other.path}"
+        trained.append(
+            Trained(parameter=other.path, tied=other.tied, shape=other.shape, tensor=name)
+        )
+        rows = other.shape[0] if len(other.shape) > 1 else 1
+        tensors.append(
+            Tensor(
+                name=name,
+                share=TRAIN,
+                shape=(rows, prod(other.shape) // rows),
+                init="base",
+                fan_in=1,
+                owner=owner(other.paths),
+            )
+        )
+    return trained, tensors, problems
+
+
+def _selected(
+    spec: Spec, selection: Selection, sites: Sites
+) -> tuple[list[Parameter], list[Problem]]:
+    """Find the parameters that a selection selects; each of its conditions must fit one."""
+    scopes = [(other, _scope(spec, sites, other)) for other in sites.architecture.others]
+    problems: list[Problem] = []
+    for name in ("include", "exclude"):
+        for i, part in enumerate(getattr(selection, name)):
+            loc: Loc = (TRAIN, name, i)
+            try:
+                held = [scope.holds(part, loc) for _, scope in scopes]
+            except EvaluationError as error:
+                help = "`layer != none` leaves out what is in no layer"
+                problems.append(replace(error.problem, help=help))
+                continue
+            weight = isinstance(part, Ref) and part.ref in sites.architecture.kinds
+            if name == "include" and weight:
+                problems.append(codes.TRAINS_SITE(kind=part.ref, loc=loc))
+            elif not any(held):
+                problems.append(_no_such(part, sites, loc))
+    if problems:
+        return [], problems
+    chosen = [other for other, scope in scopes if scope.selects(selection, (TRAIN,))]
+    if not chosen:
+        model, help = sites.architecture.name, "`except` takes away all that stands before it"
+        what = "`train`"
+        problems.append(codes.COVERS_NOTHING(what=what, model=model, loc=(TRAIN,), help=help))
+    problems += _tied_problems(spec, chosen, sites)
+    return chosen, problems
+
+
+def _tied_problems(spec: Spec, chosen: list[Parameter], sites: Sites) -> Iterator[Problem]:
+    words = sites.words_of(spec.train) if spec.train else frozenset()
+    for other in chosen:
+        kinds = [_module(path).rpartition(".")[2] for path in other.paths]
+        unnamed = [
+            path
+            for path, kind in zip(other.paths, kinds, strict=True)
+            if not {path, kind, *parts_outside(kind)} & words
+        ]
+        if other.tied and unnamed:
+            yield codes.TIED(
+                names=" and ".join(f"`{kind}`" for kind in dict.fromkeys(kinds)),
+                model=sites.architecture.name,
+                statement=TRAIN,
+                unnamed=" and ".join(f"`{path}`" for path in unnamed),
+                loc=(TRAIN,),
+                help=f"`train {', '.join(dict.fromkeys(kinds))}` trains it for all of them",
+            )
+
+
+def _scope(spec: Spec, sites: Sites, other: Parameter) -> Scope:
+    """Make what expressions may read of a parameter: what is known of its module, and its own path."""
+    kinds = {_module(path).rpartition(".")[2] for path in other.paths}
+    site = Site.outside(_module(other.path) or other.path, 1, 1)
+    name = other.path.rpartition(".")[2]
+    played = {
+        "norms": bool(_NORM.search(site.kind)),
+        "biases": name == "bias" or name.endswith("_bias"),
+        **dict.fromkeys(("heads", "embeddings"), False),
+        **dict.fromkeys((part for kind in kinds for part in parts_outside(kind)), True),
+        "heads": any(map(_in_head, other.paths)) or other.path in sites.architecture.head,
+    }
+    if site.layer is not None:
+        played |= {"heads": False, "embeddings": False}
+    alias = dict.fromkeys(kinds - {site.kind}, True)
+    return sites.scope_of(spec, site, played | alias, {"path": other.path, "module": other.path})
+
+
+def _in_head(path: str) -> bool:
+    return any("heads" in parts_outside(part) for part in path.split("."))
+
+
+def _no_such(part: object, sites: Sites, loc: Loc) -> Problem:
+    what = "this condition"
+    help = None
+    if isinstance(part, Ref | Match):
+        word = part.ref if isinstance(part, Ref) else part.pattern
+        what = f"`{word}`" if isinstance(part, Ref) else f"`{part.attribute} {word}`"
+        known = {_module(other.path).rpartition(".")[2] for other in sites.architecture.others}
+        attribute = part.attribute if isinstance(part, Match) else "kind"
+        if attribute == "path":
+            known = {other.path for other in sites.architecture.others}
+        help = nearest(word, {*known, *(_PARTS if attribute == "kind" else ())})
+        help = (
+            help
+            or f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
+        )
+    return codes.NO_SUCH_SITE(what=what, model=sites.architecture.name, loc=loc, help=help)
+
+
+def _module(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _weight_of(path: str) -> str | None:
+    """Return the module whose weight a parameter is."""
+    module, _, name = path.rpartition(".")
+    return module if name == "weight" else None

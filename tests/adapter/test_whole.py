@@ -1,0 +1,221 @@
+"""Parameters that are trained in full: every invariant, switching, copies, fresh heads, and what PEFT makes of them."""
+
+import copy
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.testing.checks import check_spec, randomize
+from bishare_dsl.testing.models import tiny_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+TEXT = "spec s\ntarget q_proj\ntrain norms, lm_head\nshare x per module rank 3 scale 2\n"
+IDS = torch.randint(3, 64, (3, 6), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(IDS).logits
+    return found
+
+
+def trained(seed: int = 0, base: Any = None, text: str = TEXT) -> Any:
+    model = compile_spec(text, copy.deepcopy(base or tiny_model("llama")))
+    randomize(model, seed)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "train"),
+    [
+        ("llama", False, "norms, lm_head"),
+        ("gemma2", True, "norms, heads, embeddings"),
+        ("qwen2", False, "biases, norm"),
+        ("gpt2", True, "norms and layer != none, biases"),
+        ("mixtral", False, "gate, norm"),
+    ],
+)
+def test_every_invariant(family: str, tied: bool, train: str) -> None:
+    text = f"spec s\ntarget mlp_downs\ntrain {train}\nshare x per module rank 3 scale 2"
+    check_spec(parse_spec(text), tiny_model(family, tie_word_embeddings=tied))
+
+
+def test_a_step_changes_it_and_not_the_base() -> None:
+    model = compile_spec(TEXT, tiny_model("llama"))
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    fresh = {n: t.clone() for n, t in model.bishare.tensors().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    moved = {n for n, t in model.bishare.tensors().items() if not torch.equal(t, fresh[n])}
+    assert {t.tensor for t in model.bishare.plan.trained} <= moved
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    model.bishare.unload()
+    assert torch.equal(logits(model.eval()), logits(tiny_model("llama")))
+    assert [type(m) for m in model.modules()] == [type(m) for m in tiny_model("llama").modules()]
+
+
+def test_it_trains_in_float32_on_a_base_of_bfloat16() -> None:
+    base = tiny_model("llama").bfloat16()
+    model = compile_spec(TEXT, copy.deepcopy(base))
+    assert torch.equal(logits(model), logits(base))
+    tensors = model.bishare.tensors()
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    model.train()(IDS, labels=IDS).loss.backward()
+    assert tensors["train.model.norm.weight"].grad.dtype == torch.float32
+    assert model.model.norm.weight.dtype == torch.bfloat16
+
+
+def test_adapters_beside_each_other(tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    alone = {}
+    for seed, name in enumerate("ab"):
+        one = trained(seed, base)
+        one.bishare.save_pretrained(tmp_path / name)
+        alone[name] = logits(one)
+    model = copy.deepcopy(base)
+    for name in alone:
+        load_adapter(tmp_path / name, model, name=name)
+    compile_spec("spec s\ntarget q_proj\nshare x per module rank 3", model, name="plain")
+    alone["plain"] = logits(base)
+    for name in ("b", "plain", "a", "b"):
+        model.bishare.set_adapter(name)
+        assert torch.equal(logits(model), alone[name])
+    with model.bishare.disable_adapter():
+        assert torch.equal(logits(model), logits(base))
+    for names in (["a", None, None], ["plain", None, None]):  # `b` is active.
+        with pytest.raises(AdapterError, match=r"BS687.*input_layernorm"):
+            model(IDS, adapter_names=names)
+
+
+def test_copies_pickles_references_and_compiled_code() -> None:
+    model = trained()
+    for other in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        model.bishare.reference(),
+        torch.compile(model, backend="eager", fullgraph=True),
+    ):
+        assert torch.equal(logits(other), logits(model))
+
+
+def test_what_was_not_trained_yet_is_the_bases(tmp_path: Path) -> None:
+    """An adapter that is made without weights has no values for it."""
+    model = compile_spec(TEXT, tiny_model("llama"))
+    plan = model.bishare.plan
+    save_adapter(tmp_path / "a", plan, draw(plan, 0), TEXT, seed=0)
+    assert not [
+        name for name in load_file(tmp_path / "a" / "adapter.safetensors") if "train" in name
+    ]
+    other = tiny_model("llama", seed=3)
+    loaded = load_adapter(tmp_path / "a", copy.deepcopy(other))
+    assert torch.equal(logits(loaded), logits(other))
+    assert read_adapter(tmp_path / "a").config.of_base == tuple(t.tensor for t in plan.trained)
+
+
+def test_merging_says_how_far_it_rounds_and_gives_all_back() -> None:
+    base = tiny_model("llama").bfloat16()
+    model = trained(base=base)
+    report = model.bishare.merge()
+    assert report.max_rounding > 0
+    assert torch.equal(
+        model.model.norm.weight,
+        model.bishare.tensors()["train.model.norm.weight"][0].bfloat16(),
+    )
+    model.bishare.unmerge()
+    assert torch.equal(logits(model.bishare.unload()), logits(base))
+
+
+# Fresh heads --------------------------------------------------------------------------------------
+
+WIDTHS = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+BERT = hf.BertConfig(vocab_size=64, max_position_embeddings=64, num_labels=2, **WIDTHS)
+ROBERTA = hf.RobertaConfig(
+    vocab_size=64, max_position_embeddings=64, num_labels=2, pad_token_id=1, **WIDTHS
+)
+LLAMA = hf.LlamaConfig(vocab_size=64, num_labels=3, pad_token_id=0, **WIDTHS)
+SHARE = "spec s\ntarget attention_inputs\nshare x per module rank 2\n"
+HEADS = [
+    (hf.BertForSequenceClassification, BERT, {"classifier"}, "SEQ_CLS"),
+    (hf.RobertaForSequenceClassification, ROBERTA, {"classifier"}, "SEQ_CLS"),
+    (hf.LlamaForSequenceClassification, LLAMA, {"score"}, "SEQ_CLS"),
+    (hf.BertForTokenClassification, BERT, {"classifier"}, "TOKEN_CLS"),
+    (hf.BertForQuestionAnswering, BERT, {"qa_outputs"}, "QUESTION_ANS"),
+]
+
+
+def fresh(cls: Any, config: Any, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return cls(copy.deepcopy(config)).eval()
+
+
+def first(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(input_ids=IDS)[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "heads", "task"), HEADS, ids=[h[0].__name__ for h in HEADS]
+)
+def test_a_fresh_head_is_trained_saved_and_exported(
+    cls: Any, config: Any, heads: set[str], task: str, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    base = fresh(cls, config)
+    with pytest.warns(BishareWarning, match=r"BS318.*is trained too, and saved with the adapter"):
+        model = compile_spec(SHARE, copy.deepcopy(base))
+    assert {t.parameter.split(".")[0] for t in model.bishare.plan.trained} == heads
+    assert torch.equal(first(model), first(base))
+    randomize(model)
+    model.bishare.save_pretrained(tmp_path / "ours")
+    other = fresh(cls, config)  # The body is the same, and another head is drawn for it.
+    for head in heads:
+        for parameter in other.get_submodule(head).parameters():
+            torch.nn.init.normal_(parameter)
+    assert torch.equal(first(load_adapter(tmp_path / "ours", other)), first(model))
+    model.bishare.export(tmp_path / "theirs")
+    saved = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    assert saved["task_type"] == task
+    assert heads <= {*saved["modules_to_save"]}
+    exported = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "theirs")
+    torch.testing.assert_close(first(exported), first(model), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [("train heads", 2), ("train none", 0), ("train norms", 12)]
+)
+def test_a_spec_may_say_what_becomes_of_the_head(said: str, count: int) -> None:
+    text = SHARE.replace("share", f"{said}\nshare")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", BishareWarning)
+        model = compile_spec(text, fresh(hf.BertForSequenceClassification, BERT))
+    assert len(model.bishare.plan.trained) == count
+    assert any("BS318" in str(w.message) for w in told) == (said == "train norms")
+
+
+def test_a_share_may_adapt_the_head_instead() -> None:
+    text = SHARE.replace("attention_inputs", "attention_inputs, classifier")
+    model = compile_spec(text, fresh(hf.BertForSequenceClassification, BERT))
+    assert [t.parameter for t in model.bishare.plan.trained] == ["classifier.bias"]

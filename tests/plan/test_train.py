@@ -1,0 +1,118 @@
+"""What `train` says: which parameters are trained in full, how they are counted, and what is refused."""
+
+import pytest
+
+from bishare_dsl import Plan, parse_spec, plan_spec
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.language import spec_text
+from bishare_dsl.models import inspect_model
+from bishare_dsl.testing.models import tiny_model
+
+UNTIED, TIED = "llama-7b", "smollm2-135m"
+
+
+def planned(train: str, model: object = UNTIED, target: str = "q_proj") -> Plan:
+    text = f"spec s\ntarget {target}\ntrain {train}\nshare x per module rank 4"
+    return plan_spec(text, model)  # type: ignore[arg-type]
+
+
+def refused(train: str, model: object = UNTIED, target: str = "q_proj") -> str:
+    with pytest.raises(BishareError) as info:
+        planned(train, model, target)
+    return str(info.value)
+
+
+NORMS = 32 * 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("train", "count", "size"),
+    [
+        ("norms", NORMS, NORMS * 4096),
+        ("norm", 1, 4096),
+        ("lm_head", 1, 32000 * 4096),
+        ("heads, embeddings", 2, 2 * 32000 * 4096),
+        ("input_layernorm and layer in -4..", 4, 4 * 4096),
+        ('kind "*norm" except input_layernorm', 33, 33 * 4096),
+        ('path "model.layers.?.input_layernorm.weight"', 10, 10 * 4096),
+        ("norms and layer != none", 64, 64 * 4096),
+    ],
+)
+def test_what_is_selected_and_counted(train: str, count: int, size: int) -> None:
+    plan = planned(train)
+    assert len(plan.trained) == count
+    assert plan.shares["train"] == size
+    assert plan.trainable == size + plan.shares["x"]
+    assert all(plan.tensor[t.tensor].init == "base" for t in plan.trained)
+    assert all(t.name.startswith("train.") == (t.share == "train") for t in plan.tensors)
+
+
+def test_biases_where_a_model_has_some() -> None:
+    plan = planned("biases", "qwen2.5-7b")
+    assert {t.parameter.rpartition(".")[0].rpartition(".")[2] for t in plan.trained} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    }
+    assert len(planned("biases and q_proj", "qwen2.5-7b").trained) == 28
+    assert "BS301" in refused("biases")
+
+
+def test_a_router_and_what_a_norm_is_called_elsewhere() -> None:
+    mixture = inspect_model(tiny_model("mixtral"))
+    assert [t.shape for t in planned("gate", mixture).trained] == 2 * [(4, 32)]
+    gpt2 = planned("norms", inspect_model(tiny_model("gpt2")), "c_attn")
+    assert {t.parameter.split(".")[-2] for t in gpt2.trained} == {"ln_1", "ln_2", "ln_f"}
+    assert len(gpt2.trained) == 10
+
+
+def test_tied_ones_are_one_parameter() -> None:
+    (trained,) = planned("heads, embeddings", TIED).trained
+    assert trained.paths == ("model.embed_tokens.weight", "lm_head.weight")
+    said = refused("lm_head", TIED)
+    assert "BS315" in said
+    assert "`train` does not name `model.embed_tokens.weight`" in said
+
+
+@pytest.mark.parametrize(
+    ("train", "target", "code", "words"),
+    [
+        ("nrom", "q_proj", "BS301", "did you mean `norm`?"),
+        ("norms, nothing", "q_proj", "BS301", "`nothing`"),
+        ('path "model.nrom.*"', "q_proj", "BS301", "`path model.nrom.*`"),
+        ("v_proj", "q_proj", "BS317", "shares adapt it"),
+        ("lm_head", "q_proj, lm_head", "BS316", "take it out of `train`"),
+        ("norms except norms", "q_proj", "BS303", "`except` takes away all"),
+        ("layer > 3", "q_proj", "BS210", "`layer != none` leaves out"),
+        ("nrom and norms", "q_proj", "BS301", "this condition"),
+    ],
+)
+def test_what_is_wrong_is_told_at_its_place(train: str, target: str, code: str, words: str) -> None:
+    said = refused(train, target=target)
+    assert code in said
+    assert words in said
+    assert ":3:" in said  # the line of `train`
+
+
+def test_a_word_of_the_language() -> None:
+    spec = parse_spec(
+        "spec s target q_proj train norms, lm_head except norm share x per module rank 4"
+    )
+    assert spec.train is not None
+    assert "train norms, lm_head except norm\n" in spec_text(spec)
+    assert parse_spec(spec_text(spec)) == spec
+    with pytest.raises(BishareError, match=r"BS124"):
+        parse_spec("spec s target q_proj train norm train norms share x per module rank 4")
+
+
+def test_the_own_statement_goes_before_a_used_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.share").write_text("spec a target q_proj train norm share x per module rank 4")
+    for own, count in (("", 1), ("train norms", NORMS)):
+        (tmp_path / "b.share").write_text(f'spec b use "a.share" {own}')
+        assert len(plan_spec(tmp_path / "b.share", UNTIED).trained) == count
+
+
+def test_json() -> None:
+    plan = planned("norms, heads, embeddings", TIED)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert plan.digest != planned("norms", TIED).digest
