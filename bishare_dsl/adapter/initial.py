@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from bishare_dsl.models.hooks import gather, resident
+from bishare_dsl.models.hooks import gather, resident_tensor
 from bishare_dsl.plan import Plan, Tensor
 
 
@@ -38,7 +38,7 @@ def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for trained in plan.trained:
         module, _, name = trained.parameter.rpartition(".")
-        kept = resident(model.get_submodule(module), name)
+        kept = resident_tensor(model.get_submodule(module), name)
         assert kept is not None, trained.parameter
         wide = torch.promote_types(kept.dtype, torch.float32)
         values = gather(kept.detach()).to(wide, copy=True)

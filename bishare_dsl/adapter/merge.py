@@ -209,7 +209,7 @@ def _merge_whole(
 def _kept(model: PreTrainedModel, path: str) -> torch.Tensor:
     """Return the tensor that holds the values of a parameter of the base."""
     module, _, name = path.rpartition(".")
-    kept = resident(model.get_submodule(module), name)
+    kept = resident_tensor(model.get_submodule(module), name)
     assert kept is not None, path
     return kept
 
