@@ -65,13 +65,13 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
                 counted.add(id(parameter))
                 parameters += parameter.numel()
         in_block = {weight.parameter for weight in weights if block_of(weight.path) is not None}
-        for name, kept in module._parameters.items():
+        for own, kept in module._parameters.items():
             linear = weights and weights[0].owner == weights[0].path
-            if kept is None or name in in_block or not kept.is_floating_point():
+            if kept is None or own in in_block or not kept.is_floating_point():
                 continue
-            if not linear or name in (weights[0].parameter, "bias"):
+            if not linear or own in (weights[0].parameter, "bias"):
                 names, _ = others.setdefault(id(kept), ([], tuple(kept.shape)))
-                names.append(f"{path}.{name}".removeprefix("."))
+                names.append(f"{path}.{own}".removeprefix("."))
     if not sites:
         raise ModelError(NO_SITES(name=name))
     return Architecture(

@@ -83,7 +83,7 @@ def unique_parameters(model: nn.Module) -> int:
 def test_sites_of_every_family(family: str) -> None:
     model = tiny_model(family)
     architecture = inspect_model(model)
-    assert architecture.family == family
+    assert architecture.family == architecture.name == family
     assert architecture.layers == 2
     for layer in range(2):
         found = {
