@@ -369,7 +369,7 @@ def page(rows: Mapping[str, dict[str, Any]]) -> str:
     built = [row for row in rows.values() if "parameters" in row]
     most = [row for row in adapted if row["sites"] >= 0.8]
     told = [row for row in adapted if row["sites"] >= 0.8 or row.get("left") or row["refused"]]
-    wrong = [row["family"] for row in adapted if same(row) == "no"]
+    wrong = sorted(row["family"] for row in adapted if same(row) == "no")
     summary = (
         f"Of {len(rows)} families {len(built)} can be built here, and {len(adapted)} of them adapt. "
         f"In {len(most)} the sites are at least 80% of the block parameters; in {len(told)} they are "
