@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench claims test-compat test-vllm dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test lint format bench claims test-compat test-vllm test-quantised dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -82,6 +82,17 @@ test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## th
 	$(call install,.venv-compat/newest,--upgrade -e '.[dev]' '$(TRANSFORMERS)')
 	@touch $@
 
+test-quantised: $(STAMP) .quantised/.installed ## bases that torchao and GPTQ keep in few bits, which `make test` skips
+	@$(PYTEST) PYTHONPATH=.quantised $(BIN)/python -m pytest -q $(or $(ARGS),tests/adapter/test_quantised.py)
+
+# Beside .venv, not in it: transformers imports both with every model, and torchao warns each time of kernels that a
+# CPU lacks. GPTQModel asks for a newer PyTorch than it needs here, so what it imports is named.
+.quantised/.installed: pyproject.toml
+	@rm -rf .quantised
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target .quantised --no-deps \
+	  'torchao>=0.18' 'gptqmodel>=7.7' defuser device-smi logbar optimum pypcre threadpoolctl tokenicer
+	@touch $@
+
 test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the CPU (3.3 GB, minutes the first time)
 	@$(PYTEST) .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
 
@@ -119,5 +130,5 @@ vscode: $(STAMP) ## test the extension for VS Code, and pack it into dist (needs
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all that make has made, downloads in .cache apart
-	rm -rf .venv .venv-compat .venv-vllm build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-vllm .quantised build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

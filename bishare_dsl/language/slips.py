@@ -176,7 +176,7 @@ def known_slip(tokens: Sequence[Token], position: int, allowed: Set[str]) -> Sli
         return Slip(f"a name is one word: `{name}`", edits=edits, joined=name, reach=(-1, 0))
     if token == "is" and "EQ" in allowed:
         return Slip("a comparison is written `==`", kind="EQ")
-    if token.type == "NOT" and after[:1] == ["in"]:
+    if token.type == "NOT" and after[:1] == ["in"] and before:
         return Slip(f"`not` stands before the whole: `not {before[0]} in ...`")
     if token.type == "INT" and len(token) < 6 and before and before[0] in ("first", "last"):
         layers = f"0..{int(token) - 1}" if before[0] == "first" else f"-{token}..-1"

@@ -88,12 +88,10 @@ def torchao_8() -> Any:
 
 
 def torchao_4() -> Any:
-    from torchao.quantization.granularity import PerGroup
-
+    granularity = pytest.importorskip("torchao.quantization.granularity")
     # `Int4WeightOnlyConfig` needs kernels that are for GPUs.
-    return torchao(
-        lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
-    )
+    groups = granularity.PerGroup(32)
+    return torchao(lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=groups))
 
 
 def gptq_4() -> Any:

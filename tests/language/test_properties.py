@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import SpecError
@@ -36,6 +36,7 @@ def test_anything_gives_a_spec_or_located_errors(text):
 
 
 @given(st.lists(st.sampled_from([*WORDS, "\n", "# comment\n"]), max_size=60))
+@example(["not", "in"])
 def test_any_words_give_a_spec_or_located_errors(words):
     _outcome(" ".join(words))
 
