@@ -161,8 +161,8 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     if _is_conv1d(module):
         return module.weight.shape[0], module.weight.shape[1]  # type: ignore[index, return-value]
     d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if not (isinstance(d_in, int) and isinstance(d_out, int)):
-        return None
+    if not (isinstance(d_in, int) and isinstance(d_out, int) and d_in and d_out):
+        return None  # A width of 0, as MobileBERT's predictions may have, is not a map.
     return (d_in, d_out) if _is_linear(module, d_in, d_out) else None
 
 

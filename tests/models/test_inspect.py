@@ -176,6 +176,12 @@ def test_the_parts_of_a_wrapped_linear_are_no_sites() -> None:
     assert inspect_model(model) == plain
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_linear_without_outputs_is_not_a_site() -> None:
+    model = nn.Sequential(nn.ModuleList([nn.Linear(4, 0), nn.Linear(4, 8)]))
+    assert [site.path for site in inspect_model(model).sites] == ["0.1"]
+
+
 def test_the_name_is_the_hub_id_or_else_the_family() -> None:
     model = tiny_model("llama")
     assert (inspect_model(model).name, inspect_model(model).model_id) == ("llama", None)
