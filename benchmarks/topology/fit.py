@@ -152,7 +152,8 @@ def main() -> None:
     start, gained = (row["test accuracy"] for row in rows[:2])
     for row in rows:
         row["of the gain"] = round((row["test accuracy"] - start) / ((gained - start) or 1), 3)
-    write("topology-fit", rows, task=options.task, seed=options.seed, steps=steps, rows_=len(test))
+    name = f"topology-fit-{options.task}-{options.seed}"
+    write(name, rows, task=options.task, seed=options.seed, steps=steps, test_rows=len(test))
 
 
 if __name__ == "__main__":
