@@ -196,14 +196,7 @@ class Architecture(BaseModel):
         for (place, digits), group in groupby(found, lambda part: part[:2]):
             number = int(digits)
             linears = {rest: [site.d_in, site.d_out] for _, _, rest, site in group}
-            last = runs[-1] if runs else {}
-            if (last.get("blocks"), last.get("linears")) == (place, linears) and (
-                # Dicts are equal in any order, and the order of sites counts.
-                list(last["linears"]) == list(linears) and last["first"] + last["count"] == number
-            ):
-                last["count"] += 1
-            else:
-                runs.append({"blocks": place, "first": number, "count": 1, "linears": linears})
+            _add_block(runs, place, number, "linears", linears)
         return runs
 
     @field_validator("sites", mode="before")
@@ -234,12 +227,7 @@ class Architecture(BaseModel):
                 continue
             place, number = block[0], int(block[1])
             shapes = {block_of(other.path)[2]: list(other.shape) for _, other in group}  # type: ignore[index]
-            last = runs[-1] if runs else {}
-            alike = (last.get("blocks"), last.get("shapes")) == (place, shapes)
-            if alike and last["first"] + last["count"] == number:
-                last["count"] += 1
-            else:
-                runs.append({"blocks": place, "first": number, "count": 1, "shapes": shapes})
+            _add_block(runs, place, number, "shapes", shapes)
         return runs
 
     @field_validator("others", mode="before")
@@ -303,3 +291,17 @@ def block_of(path: str) -> tuple[str, str, str] | None:
     """Return the list of blocks that a path goes through, which of them it is in, and what is behind it."""
     found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
     return None if found is None else (found[1] or "", found[2], found[3])
+
+
+def _add_block(
+    runs: list[dict[str, Any]], place: str, number: int, what: str, found: dict[str, list[int]]
+) -> None:
+    """Add a block to runs of alike ones: to the last run, where the block goes on with that."""
+    last = runs[-1] if runs else {}
+    if (last.get("blocks"), last.get(what)) == (place, found) and (
+        # Dicts are equal in any order, and the order counts.
+        list(last[what]) == list(found) and last["first"] + last["count"] == number
+    ):
+        last["count"] += 1
+    else:
+        runs.append({"blocks": place, "first": number, "count": 1, what: found})
