@@ -359,8 +359,10 @@ class _Drawing:
                 rows = self.any(*(a for a in range(1, rank + 1) if rank % a == 0))
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
             if self.whole and self.any(False, False, True):
-                name, option = self.any(("Basis", "count"), ("Loadings", "vectors"), ("Core", None))
-                via = Via(transform=name, options={option: self.any(2, 3)} if option else {})
+                name, option = self.any(
+                    ("Basis", "count"), ("Loadings", "vectors"), ("Core", "cores")
+                )
+                via = Via(transform=name, options={option: self.any(2, 3, 1)})
                 settings["init"] = {}  # What it has for each site starts at zero.
         elif form == "equal" and self.whole:
             via = self.any(*self._equal_vias(covered))
@@ -385,8 +387,12 @@ class _Drawing:
 
     def _own_roles(self, via: Via | None, gain: Gain) -> list[str]:
         """Return tensors that each site has for itself where they have no key."""
-        kind = None if via is None or via.transform == "Mix" else transform_kind(via.transform)
-        roles = [*kind.owned] if kind else []
+        roles: list[str] = []
+        if via is not None:
+            plain = {name: value for name, value in via.options.items() if type(value) is int}
+            kind = transform_kind(via.transform)
+            has = kind.model_validate(plain).roles
+            roles = [role for role in kind.owned if role in has]
         roles += [GAIN_RANK] * (gain.rank is not None) + [GAIN_OUT] * (gain.out is not None)
         return roles
 

@@ -221,9 +221,11 @@ def mix(term: TermValues) -> Factors:
 
 @reference("Core")
 def core(term: TermValues) -> Factors:
-    """LoRA-XS: ``B R A``; of wider factors the front. R is stored transposed, as B is."""
-    b, r, a = term["B"].T[: term.d_out], term["core"].T, term["A"][:, : term.d_in]
-    return b @ r, a
+    """LoRA-XS: ``B R A``; MetaTT: ``B R_n ... R_1 A``. Of wider factors the front; R is stored transposed."""
+    b, a = term["B"].T[: term.d_out], term["A"][:, : term.d_in]
+    for i in range(term.options.get("cores", 1), 0, -1):
+        b = b @ term["core" if i == 1 else f"core_{i}"].T
+    return b, a
 
 
 @reference("MiSS")

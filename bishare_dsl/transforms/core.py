@@ -1,12 +1,15 @@
-"""Core: a small matrix between two factors, each of the three shared as its key says (LoRA-XS, DenseLoRA).
+"""Core: small matrices between two factors, each of them all shared as its key says (LoRA-XS, MetaTT).
 
 Bałazy et al. 2024, "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters", Eq. 2.
+Lopez-Piqueres et al. 2025, "MetaTT: A Global Tensor-Train Adapter for Parameter-Efficient Fine-Tuning".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
@@ -15,16 +18,29 @@ if TYPE_CHECKING:
 
 
 class Core(Transform):
-    """``dW = B^T core^T A``: the paper's ``B R A``, with ``core (r, r)`` its R transposed, as B is stored.
+    """``dW = B^T core_n^T ... core^T A``: of one core the paper's ``B R A``, with its R transposed, as B is.
 
     The pools share ``A (r, max d_in)`` and ``B (r, max d_out)``; a narrower site takes the leading
-    columns. The core is each site's own, unless it has a key. It starts at zero, so A and B may be random.
+    columns. A core ``(r, r)`` is each site's own, unless it has a key; with keys for all of them this is a
+    tensor train. The first core starts at zero, so A, B and the other cores may be random.
     """
 
     name: ClassVar[str] = "Core"
-    title: ClassVar[str] = "Core between Factors"
-    owned: ClassVar[tuple[str, ...]] = ("core",)
+    title: ClassVar[str] = "Cores between Factors"
+    owned: ClassVar[tuple[str, ...]] = ("core", "core_2", "core_3")
     batched: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("cores",)
+
+    cores: int = Field(1, ge=1, le=3, description="matrices between A and B, 1 to 3")
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """The roles of the cores, from A to B."""
+        return self.owned[: self.cores]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (*self.pooled, *self.between)
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)
@@ -33,9 +49,14 @@ class Core(Transform):
         return Start("zeros" if role == "core" else "kaiming_uniform")
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        return {"core": Own(rank, rank, fan_in=rank)}
+        return dict.fromkeys(self.between, Own(rank, rank, fan_in=rank))
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         factor = tensors[role][..., :side]
-        # On the side of B, so that sites of one A project their input once.
-        return factor if role == "A" else tensors["core"] @ factor
+        if role == "A":
+            return factor
+        # On the side of B, so that sites of one A project their input once; the small products first.
+        product, *others = (tensors[core] for core in self.between)
+        for core in others:
+            product = product @ core
+        return product @ factor

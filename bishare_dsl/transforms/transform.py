@@ -74,6 +74,8 @@ class Transform(BaseModel):
             `roles` says which there are.
         linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
             and can be trained, saved and run, but neither merged nor exported.
+        later: the names of options that came later. A plan does not say them where they have their defaults,
+            so that it stays the plan of adapters that were saved before.
         batched: whether `factor` also takes tensors with more dimensions in front.
     """
 
@@ -85,6 +87,7 @@ class Transform(BaseModel):
     owned: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = False
+    later: ClassVar[tuple[str, ...]] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -201,5 +204,7 @@ class Transform(BaseModel):
         return ()
 
     def options(self) -> dict[str, Any]:
-        """Return the options as plain values, defaults included."""
-        return self.model_dump(by_alias=True)
+        """Return the options as plain values, defaults included but for those of `later`."""
+        defaults = type(self).model_fields
+        same = {name for name in self.later if getattr(self, name) == defaults[name].default}
+        return self.model_dump(by_alias=True, exclude=same)

@@ -26,6 +26,7 @@ TINY = {
     "lora": {"r": 3},
     "masa": {"r": 2, "groups": 2},
     "melora": {"r": 2},
+    "metatt": {"r": 3},
     "miss": {"r": 5},
     "multilora": {"r": 2},
     "nola": {"r": 2, "count": 5},

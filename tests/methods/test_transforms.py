@@ -57,9 +57,9 @@ def test_mix(widths, rank, counts):
     assert check_transform(Mix(count_A=count_a, count_B=count_b), rank, widths)
 
 
-@given(pools(), RANKS)
-def test_core(widths, rank):
-    assert check_transform(Core(), rank, widths)
+@given(pools(), RANKS, st.integers(1, 3))
+def test_core(widths, rank, cores):
+    assert check_transform(Core(cores=cores), rank, widths)
 
 
 @given(pools(), RANKS)
@@ -98,6 +98,8 @@ def test_experts(widths, rank, count):
         (Rotation, {"stride": -1}),
         (BlockDiagonal, {"blocks": 0}),
         (Basis, {"count": 0}),
+        (Core, {"cores": 0}),
+        (Core, {"cores": 4}),
         (Loadings, {"vectors": 0}),
         (Mix, {}),  # Nothing would be mixed.
         (Mix, {"count_A": 1, "count_B": 0}),
