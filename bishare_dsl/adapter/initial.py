@@ -51,7 +51,9 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
 
     ``zeros``, ``ones``; by the tensor's amount a, ``constant``: a, ``normal``: N(0, a^2), ``uniform``:
     U(-a, a), ``positive``: U(0, a); and by its fan-in n, ``kaiming_uniform``: U(-1/sqrt(n), 1/sqrt(n)), as
-    LoRA and `nn.Linear` start (a = sqrt(5)), and ``kaiming_normal``: N(0, 2/n).
+    LoRA and `nn.Linear` start (a = sqrt(5)), and ``kaiming_normal``: N(0, 2/n). ``choice``: whole numbers
+    below n, a row each, none of them twice; the two columns are digits to the base 256, which also a type
+    of 16 bits, in which tensors may be served, has exactly.
     """
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
     random = torch.Generator("cpu").manual_seed(generator_seed(seed, tensor.name))
@@ -73,6 +75,9 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
             return values.uniform_(-bound, bound, generator=random)
         case "kaiming_normal":
             return values.normal_(0.0, math.sqrt(2.0 / tensor.fan_in), generator=random)
+        case "choice":
+            chosen = torch.randperm(tensor.fan_in, generator=random)[: len(values)]
+            return values.copy_(torch.stack((chosen // 256, chosen % 256), 1))
         case "base":
             raise ValueError(f"`{tensor.name}` starts as the base has it")
 

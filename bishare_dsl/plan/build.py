@@ -372,6 +372,7 @@ class _SharePlan:
     ) -> None:
         """Add a tensor that some sites use."""
         start = resolved.starts[role]
+        kept = {*resolved.frozen.values(), *resolved.transform.fixed}
         self.tensors.append(
             Tensor(
                 name=name,
@@ -380,7 +381,7 @@ class _SharePlan:
                 init=start.init,
                 amount=start.amount,
                 fan_in=shape.fan_in,
-                trainable=role not in resolved.frozen.values(),
+                trainable=role not in kept,
                 owner=owner([path for site in users for path in site.paths]),
             )
         )

@@ -26,7 +26,7 @@ from bishare_dsl.transforms import (
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
     for name in get_args(Initial)
-    if name != "constant"
+    if name not in ("constant", "choice")
 }
 """What a spec can ask a factor to start as."""
 
@@ -167,7 +167,9 @@ def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, S
     """Return how a transform's tensors start that the share says nothing of, by role."""
     with guard(transform, "start"):
         return {
-            role: Start(*transform.start(role)) for role in transform.roles if role not in given
+            role: Start(*transform.start(role))
+            for role in transform.roles
+            if role not in given or role in transform.fixed
         }
 
 
@@ -212,9 +214,10 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
             yield codes.UNKNOWN_ROLE(
                 share=share.name, role=role, what="freeze", loc=loc, help=help_line
             )
+    started = [role for role in transform.roles if role not in transform.fixed]
     for role in share.init:
-        if role not in transform.roles:
-            help_line = nearest(role, transform.roles)
+        if role not in started:
+            help_line = nearest(role, started)
             yield codes.UNKNOWN_ROLE(
                 share=share.name, role=role, what="start", loc=("init", role), help=help_line
             )

@@ -21,9 +21,10 @@ Initial = Literal[
     "kaiming_uniform",
     "kaiming_normal",
     "constant",
+    "choice",
 ]
 """How a tensor starts; `bishare_dsl.adapter.initial` gives the distributions. ``constant`` is what a
-gain starts as; a spec cannot ask for it by name."""
+gain starts as, ``choice`` what a transform draws indices by; a spec cannot ask for these by name."""
 
 
 def _bare(value: Any) -> Any:

@@ -28,6 +28,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, fx, nn
 
+from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
@@ -434,7 +435,8 @@ def _check_learning(
 ) -> None:
     """Check that every tensor gets a gradient, and that `zeros` is right whichever tensors are zero."""
     gradients = _gradients(update(values).square().sum(), list(values.values()))
-    missed = [role for role, gradient in zip(values, gradients, strict=True) if not gradient.any()]
+    pairs = zip(values, gradients, strict=True)
+    missed = [role for role, g in pairs if not (g.any() or role in transform.fixed)]
     _same(missed, [], f"tensors that no gradient reaches {where}")
     for zero in chain.from_iterable(combinations(values, n) for n in range(len(values) + 1)):
         parts = sorted(transform.zeros(frozenset(zero)))
@@ -532,10 +534,14 @@ def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict
         frozen: whether frozen tensors get new values too.
     """
     tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
+    plan: Plan = adapted.bishare.plan  # type: ignore[union-attr, assignment]
     random = _random(seed)
     with torch.no_grad():
         for name in sorted(tensors):
             if not (frozen or tensors[name].requires_grad):
+                continue
+            if (tensor := plan.tensor[name]).init == "choice":
+                tensors[name].copy_(draw_tensor(tensor, seed + 1))
                 continue
             drawn = torch.randn(tensors[name].shape, generator=random, dtype=torch.float64)
             # So that an update is as large as what it is added to, whatever the rank.

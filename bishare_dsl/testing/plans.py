@@ -403,6 +403,7 @@ class _Drawing:
             Via(transform="Rotation", options={"chunks_A": self.any(1, 2, 3), "chunks_B": 2}),
             Via(transform="BlockDiagonal", options={"blocks": self._divisor(blocks)}),
             Via(transform="Mix", options={f"count_{self.any('A', 'B')}": self.any(2, 3)}),
+            Via(transform="Shards", options={"rows": 1, "shards": self._divisor(blocks)}),
             # What is added to an expert of the model is a matrix.
             *(
                 [Via(transform="Experts", options={"count": self.any(2, 3)})]

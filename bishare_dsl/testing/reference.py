@@ -259,6 +259,27 @@ def grid(term: TermValues) -> Factors:
     return update, torch.eye(term.d_in, dtype=update.dtype)
 
 
+@reference("Shards")
+def shards(term: TermValues) -> Factors:
+    """MoS: row by row and shard by shard, those of the pool that the site has drawn."""
+    count, pool = term.options["shards"], term.rank * term.options["shards"]
+
+    def rows(role: str, width: int) -> Tensor:
+        piece = width // count
+        drawn = iter(term[f"I_{role}"].detach().tolist())
+        made = []
+        for _ in range(term.options["rows"]):
+            row = []
+            for _ in range(count):
+                high, low = next(drawn)
+                which, place = divmod((int(high) * 256 + int(low)) % pool, count)
+                row.append(term[role][which, place * piece : (place + 1) * piece])
+            made.append(torch.cat(row))
+        return torch.stack(made)
+
+    return rows("B", term.d_out).T, rows("A", term.d_in)
+
+
 @reference("Loadings")
 def loadings(term: TermValues) -> Factors:
     """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""

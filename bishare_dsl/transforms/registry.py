@@ -36,6 +36,7 @@ BUILT_IN = {
     "MiSS": "miss:MiSS",
     "Hadamard": "hadamard:Hadamard",
     "Grid": "grid:Grid",
+    "Shards": "shards:Shards",
     "Loadings": "loadings:Loadings",
     "Experts": "experts:Experts",
 }

@@ -72,6 +72,8 @@ class Transform(BaseModel):
         pooled: the roles of the tensors that are shared; each is pooled by itself.
         owned: the roles of the tensors that each site has for itself; where options leave some out,
             `roles` says which there are.
+        fixed: the roles of tensors that are never trained, such as random indices: the transform says alone
+            how they start.
         linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
             and can be trained, saved and run, but neither merged nor exported.
         later: the names of options that came later. A plan does not say them where they have their defaults,
@@ -85,6 +87,7 @@ class Transform(BaseModel):
     title: ClassVar[str]
     pooled: ClassVar[tuple[str, ...]] = ("A", "B")
     owned: ClassVar[tuple[str, ...]] = ()
+    fixed: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = False
     later: ClassVar[tuple[str, ...]] = ()
@@ -131,7 +134,7 @@ class Transform(BaseModel):
         A part is called by the role of its tensor; an effective factor that no tensor stands for is called A
         or B. One zero part makes the update start at zero; of two, neither ever gets a gradient.
         """
-        return zero
+        return zero.difference(self.fixed)
 
     def rows(self, rank: int, width: Width) -> int:
         """Count the rows of the effective factors."""

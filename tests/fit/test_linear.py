@@ -17,7 +17,12 @@ from bishare_dsl.fit.problem import Problem
 from bishare_dsl.models import Architecture
 from bishare_dsl.resources import shipped_specs
 
-SMALL = {"vb_lora": {"length": 4}, "bishare_gt": {"size": 16}, "late_own": {"first": -1}}
+SMALL = {
+    "mos": {"r": 3},
+    "vb_lora": {"length": 4},
+    "bishare_gt": {"size": 16},
+    "late_own": {"first": -1},
+}
 
 
 def test_it_solves_separate_systems_at_once() -> None:

@@ -28,6 +28,7 @@ TINY = {
     "melora": {"r": 2},
     "metatt": {"r": 3},
     "miss": {"r": 5},
+    "mos": {"r": 3},
     "multilora": {"r": 2},
     "nola": {"r": 2, "count": 5},
     "prolora": {"r_shared": 5, "chunks_B": 3},

@@ -19,6 +19,7 @@ from bishare_dsl.transforms.loadings import Loadings
 from bishare_dsl.transforms.miss import MiSS
 from bishare_dsl.transforms.mix import Mix
 from bishare_dsl.transforms.rotation import Rotation
+from bishare_dsl.transforms.shards import Shards
 from bishare_dsl.transforms.vector_bank import VectorBank
 
 RANKS = st.integers(1, 6)
@@ -75,6 +76,12 @@ def test_hadamard(widths, rank):
 @given(pools(), st.integers(1, 3), st.integers(1, 3))
 def test_grid(widths, rank, blocks):
     assert check_transform(Grid(blocks=blocks), rank * blocks, multiples(widths[:1], blocks))
+
+
+@given(pools(), RANKS, st.integers(1, 6), COUNTS)
+def test_shards(widths, rank, rows, shards):
+    transform = Shards(rows=rows, shards=shards)
+    assert check_transform(transform, rank, multiples(widths[:1], shards)) == (rows <= rank)
 
 
 @given(pools(), RANKS, COUNTS)

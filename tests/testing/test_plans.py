@@ -66,7 +66,7 @@ def test_any_share_beside_a_sound_one_has_a_plan_or_problems(drawn, other):
 WANTED = {
     **{
         name: lambda plan, spec, name=name: any(t.transform == name for t in plan.terms)
-        for name in ("Identity", "SS", "GT", "KE", "VectorBank", "Rotation", "BlockDiagonal", "Basis", "Core", "Mix", "Loadings", "Experts")
+        for name in ("Identity", "SS", "GT", "KE", "VectorBank", "Rotation", "BlockDiagonal", "Basis", "Core", "Mix", "Shards", "Loadings", "Experts")
     },
     "rowwise": lambda plan, spec: any(t.options.get("rowwise") for t in plan.terms),
     "a_b": lambda plan, spec: any((t.options.get("shared_rank") or 0) > 1 for t in plan.terms),
