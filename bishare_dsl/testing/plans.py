@@ -303,7 +303,7 @@ class _Drawing:
             "kind": [Ref(ref=site.kind)],
             "layer": [
                 site.block,
-                site.block - self.architecture.layers,
+                site.block - self.scopes([site])[0].layers,
                 Range(first=site.block, last=site.block),
                 Range(first=0, last=-1),
             ],
@@ -401,7 +401,7 @@ class _Drawing:
         blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return [
             Via(transform="Rotation", options={"chunks_A": self.any(1, 2, 3), "chunks_B": 2}),
-            Via(transform="BlockDiagonal", options={"blocks": self._divisor(blocks)}),
+            Via(transform="BlockDiagonal", options=self._blocks(blocks)),
             Via(transform="Mix", options={f"count_{self.any('A', 'B')}": self.any(2, 3)}),
             Via(transform="Shards", options={"rows": 1, "shards": self._divisor(blocks)}),
             # What is added to an expert of the model is a matrix.
@@ -416,6 +416,12 @@ class _Drawing:
         """Draw options of a vector bank whose vectors tile every width."""
         common = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
         return {"vectors": self.any(3, 4), "length": self._divisor(common), "top_k": 2}
+
+    def _blocks(self, common: int) -> dict[str, Expression]:
+        """Draw options of block-diagonal factors, of sides that ``common`` divides."""
+        cut = self.any("both", "in", "out")
+        options: dict[str, Expression] = {"blocks": self._divisor(common)}
+        return options if cut == "both" else options | {"cut": Ref(ref=cut)}
 
     def _divisor(self, number: int) -> int:
         return self.any(*(d for d in range(1, number + 1) if number % d == 0))

@@ -178,17 +178,17 @@ def rotation(term: TermValues) -> Factors:
 
 @reference("BlockDiagonal")
 def block_diagonal(term: TermValues) -> Factors:
-    """Compute MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``."""
-    n = term.options["blocks"]
+    """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``; BD-LoRA: one of the two is whole."""
+    n, cut = term.options["blocks"], term.options.get("cut", "both")
     a = torch.zeros(n * term.rank, term.d_in, dtype=term["A"].dtype)
     b = torch.zeros(term.d_out, n * term.rank, dtype=term["B"].dtype)
     d_in, d_out = term.d_in // n, term.d_out // n
     for i in range(n):
         ranks = slice(i * term.rank, (i + 1) * term.rank)
         columns, rows = slice(i * d_in, (i + 1) * d_in), slice(i * d_out, (i + 1) * d_out)
-        a[ranks, columns] = term["A"][:, columns]
-        b[rows, ranks] = term["B"].T[rows, :]
-    return b, a
+        a[ranks, columns] = term["A"][:, columns] if cut != "out" else 0
+        b[rows, ranks] = term["B"].T[rows, :] if cut != "in" else 0
+    return term["B"].T if cut == "in" else b, term["A"] if cut == "out" else a
 
 
 @reference("Basis")

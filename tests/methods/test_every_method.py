@@ -12,6 +12,7 @@ from tests.methods.conftest import LAYERS, spec
 
 # Sizes that fit a tiny model: where a param sets none, the shipped value fits.
 TINY = {
+    "bd_lora": {"r": 4},
     "bishare_gt": {"size": 8, "gate_rank": 2},
     "bishare_ke": {"size": 4},
     "bishare_ke_ab": {"size": 4, "shared_rank": 2},

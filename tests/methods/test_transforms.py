@@ -36,9 +36,10 @@ def test_rotation(widths, rank, chunks_a, chunks_b, stride):
     assert check_transform(rotation, rank, widths[:1])
 
 
-@given(pools(), RANKS, COUNTS)
-def test_block_diagonal(widths, rank, blocks):
-    assert check_transform(BlockDiagonal(blocks=blocks), rank, multiples(widths[:1], blocks))
+@given(pools(), RANKS, COUNTS, st.sampled_from(["both", "in", "out"]))
+def test_block_diagonal(widths, rank, blocks, cut):
+    transform = BlockDiagonal(blocks=blocks, cut=cut)
+    assert check_transform(transform, rank, multiples(widths[:1], blocks))
 
 
 @given(pools(), st.integers(1, 3), COUNTS, st.integers(2, 6), st.integers(2, 6))
