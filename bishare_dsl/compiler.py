@@ -161,6 +161,7 @@ def install(
     """
     from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.initial import copy_base, draw
+    from bishare_dsl.adapter.singular import singular_starts
     from bishare_dsl.adapter.stored import not_finite
     from bishare_dsl.rewrite.adapt import adapt
     from bishare_dsl.serve.transformers.handle import AdapterHandle
@@ -173,8 +174,12 @@ def install(
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
         tensors = made.tensors()
-    if missing := plan.tensor.keys() - tensors.keys():  # What is trained in full, and is not yet.
+    if (
+        missing := plan.tensor.keys() - tensors.keys()
+    ):  # Not stored yet: it starts as the base says.
         base = copy_base(plan, model)
+        if any(plan.tensor[name].init != "base" for name in missing):
+            base |= singular_starts(plan, model)
         tensors = {**tensors, **{name: base[name] for name in missing}}
     worth_knowing = [render(problem) for problem in not_finite(tensors)]
     tensors = {n: t.to(where[n]) for n, t in tensors.items()}

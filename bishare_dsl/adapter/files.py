@@ -162,7 +162,8 @@ def save_adapter(
     values, warnings = gather_tensors(plan, tensors), []
     warnings += not_finite(values)
     left_out = find_drawn(plan, values, seed) if frozen == "seed" else {}
-    changed = [t.name for t in plan.tensors if not t.trainable and t.name not in left_out]
+    left = [t.name for t in plan.tensors if t.drawn and not t.trainable]
+    changed = [name for name in left if name not in left_out]
     if changed and frozen == "seed":
         warnings.append(codes.FROZEN_CHANGED(seed=seed, names=_some(changed)))
     for name in left_out:
@@ -461,7 +462,7 @@ def _content(folder: Path, name: str, digest: Digest) -> bytes:
 
 def _check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
     """Check that what the config says is not stored whole are tensors that need not be."""
-    frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
+    frozen = {tensor.name for tensor in plan.tensors if tensor.drawn and not tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
     base = {tensor.name for tensor in plan.tensors if tensor.init == "base"}
     compact = used - config.drawn.keys()

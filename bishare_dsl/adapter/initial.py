@@ -8,12 +8,16 @@ import math
 import torch
 from torch import nn
 
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import gather, resident_tensor
 from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.spec import SINGULAR
 
 
 def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Draw the plan's tensors, by name, float32, each from a generator of its own; but for the base's.
+    """Draw the plan's tensors, by name, float32, each from a generator of its own; but for those that start
+    as the base says.
 
     A generator is seeded by the run's seed and the tensor's name, so neither the order nor the number
     of the other tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives
@@ -24,10 +28,23 @@ def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str,
         seed: any integer.
         device: where the tensors go.
     """
-    drawn = [tensor for tensor in plan.tensors if tensor.init != "base"]
+    drawn = [tensor for tensor in plan.tensors if tensor.drawn]
     if torch.device(device).type == "meta":
         return {t.name: torch.empty(t.shape, device="meta") for t in drawn}
     return {t.name: draw_tensor(t, seed).to(device) for t in drawn}
+
+
+def check_drawn(plan: Plan, action: str) -> None:
+    """See that the seed draws all that the terms use, which an action without the base needs.
+
+    Raises:
+        AdapterError: something starts as the base's weights say (BS688).
+    """
+    for tensor in plan.tensors:
+        if tensor.init in SINGULAR:
+            raise AdapterError(
+                codes.READS_WEIGHTS(tensor=tensor.name, start=tensor.init, action=action)
+            )
 
 
 def copy_base(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -56,7 +73,7 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
     of 16 bits, in which tensors may be served, has exactly.
     """
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
-    random = torch.Generator("cpu").manual_seed(generator_seed(seed, tensor.name))
+    random = torch.Generator("cpu").manual_seed(generator_seed(seed, tensor.like or tensor.name))
     match tensor.init:
         case "zeros":
             return values.zero_()
@@ -78,8 +95,8 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
         case "choice":
             chosen = torch.randperm(tensor.fan_in, generator=random)[: len(values)]
             return values.copy_(torch.stack((chosen // 256, chosen % 256), 1))
-        case "base":
-            raise ValueError(f"`{tensor.name}` starts as the base has it")
+        case _:
+            raise ValueError(f"`{tensor.name}` starts as the base says")
 
 
 def generator_seed(seed: int, name: str) -> int:

@@ -51,7 +51,7 @@ def find_drawn(
     """Find the frozen tensors that are, bit for bit, what the seed draws; one is drawn at a time."""
     found = {}
     for tensor in plan.tensors:
-        if not tensor.trainable:
+        if tensor.drawn and not tensor.trainable:
             value = tensors[tensor.name].detach().cpu()
             again = draw_tensor(tensor, seed).to(value.dtype)
             if torch.equal(again, value):

@@ -15,6 +15,7 @@ from bishare_dsl.analyse.rmi import rmi
 from bishare_dsl.analyse.similarity import Blocks, cka_of
 from bishare_dsl.analyse.update import Factored, Update
 from bishare_dsl.models.site import Site
+from bishare_dsl.plan.names import without_start
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,7 +161,7 @@ def worth(
     with handle.disable_adapter():
         base = _loss(model, batches)
     adapted, without = _loss(model, batches), {}
-    shares = tuple(dict.fromkeys(term.share for term in handle.plan.terms))
+    shares = tuple(dict.fromkeys(without_start(term.share) for term in handle.plan.terms))
     for share in watch(shares, "leaving out shares"):
         with _left_out(handle, share):
             without[share] = _loss(model, batches)
@@ -169,7 +170,7 @@ def worth(
 
 @contextmanager
 def _left_out(handle: Handle, share: str) -> Iterator[None]:
-    names = [tensor.name for tensor in handle.plan.tensors if tensor.share == share]
+    names = [tensor.name for tensor in handle.plan.tensors if without_start(tensor.share) == share]
     tensors = {name: handle.tensors()[name] for name in names}
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     try:

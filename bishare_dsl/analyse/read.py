@@ -18,6 +18,8 @@ from bishare_dsl.diagnostics.codes import analyse as codes
 from bishare_dsl.export.effective import check_linear, effective_factors
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.names import without_start
+from bishare_dsl.spec import SINGULAR
 
 if TYPE_CHECKING:
     from bishare_dsl.adapter.files import StoredAdapter
@@ -64,8 +66,9 @@ def read_updates(
     """
     plan, tensors = stored.plan, stored.tensors()
     check_linear(plan.terms, "analyse the adapter")
-    starts = {} if keep_starts else draw(plan, stored.config.seed)
-    known = not keep_starts and _began_as(starts, tensors)
+    of_base = any(tensor.init in SINGULAR for tensor in plan.tensors)
+    starts = {} if keep_starts or of_base else draw(plan, stored.config.seed)
+    known = _began_as(starts, tensors)
     updates: list[Update] = []
     parts: dict[str, dict[str, float]] = {}
     covered = [site for site in plan.sites if plan.rows(site.path)]
@@ -120,12 +123,13 @@ def _change(
 
 def _parts(plan: Plan, site: Site, down: torch.Tensor, up: torch.Tensor) -> dict[str, float]:
     """Return the Frobenius norm of what each share adds; terms follow each other in the factors' rows."""
-    found, first = {}, 0
+    rows: dict[str, list[int]] = {}
+    first = 0
     for term in plan.terms_of[site.path]:
-        rows = slice(first, first + term.rows)
+        rows.setdefault(without_start(term.share), []).extend(range(first, first + term.rows))
         first += term.rows
-        grams = (up[rows].double() @ up[rows].double().t()) * (
-            down[rows].double() @ down[rows].double().t()
-        )
-        found[term.share] = float(grams.sum().clamp(min=0).sqrt())
+    found = {}
+    for share, own in rows.items():
+        a, b = down[own].double(), up[own].double()
+        found[share] = float(((b @ b.t()) * (a @ a.t())).sum().clamp(min=0).sqrt())
     return found

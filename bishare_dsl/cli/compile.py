@@ -128,11 +128,12 @@ def command(
 def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -> None:
     report.note("drawing the tensors ...")
     from bishare_dsl.adapter.files import save_adapter
-    from bishare_dsl.adapter.initial import draw
+    from bishare_dsl.adapter.initial import check_drawn, draw
     from bishare_dsl.rewrite.adapt import check_terms
     from bishare_dsl.writing import new_folder
 
     check_terms(plan)
+    check_drawn(plan, "this command")
     tensors = draw(plan, seed)
     if out.exists():  # Replaces the adapter in one step.
         save_adapter(out, plan, tensors, seed=seed, **saving)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from bishare_dsl.adapter.initial import check_drawn
 from bishare_dsl.export.effective import check_linear, check_low_rank
 from bishare_dsl.fit.family import Family, Values
 from bishare_dsl.fit.linear import solve
@@ -55,10 +56,12 @@ def fit(
         watch: is told of each sweep.
 
     Raises:
-        AdapterError: an update of the plan is not a matrix (BS633).
+        AdapterError: an update of the plan is not a matrix (BS633), or a tensor starts as the base's weights
+            say (BS688).
     """
     check_linear(plan.terms, "fit the spec")
     check_low_rank(plan, "fit the spec")
+    check_drawn(plan, "a fit")
     family = Family(plan, given.names)
     problem = Problem(family, given, family.draw(seed))
     curved = nonlinear_blocks(problem)

@@ -62,5 +62,10 @@ MEANINGS = {
     "positive": "Uniform from 0 to 1.",
     "kaiming_uniform": "Uniform within `1 / sqrt(fan-in)`, as LoRA has it.",
     "kaiming_normal": "Normal, with standard deviation `sqrt(2 / fan-in)`.",
+    "svd": "The largest singular directions of the weight, so that `scale * B A` is that part of it.",
+    "svd_bottom": "As `svd`, of the smallest singular values.",
+    "svd_vectors": "The largest singular directions of the weight, each of length 1.",
+    "svd_vectors_bottom": "As `svd_vectors`, of the smallest singular values.",
+    "svd_scaled": "The largest singular directions of the weight, times the singular values.",
 }
 """Of each keyword, attribute of a site, function and start, by its spelling."""

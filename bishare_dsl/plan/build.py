@@ -12,12 +12,12 @@ from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_er
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
-from bishare_dsl.plan.names import attribute, key_name, owner, short_path
+from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites, located
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
 from bishare_dsl.plan.train import train
-from bishare_dsl.spec import And, Expression, RankMatch, Ref, Selection, Share, Spec
+from bishare_dsl.spec import SINGULAR, And, Expression, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -245,6 +245,8 @@ class _SharePlan:
                 self._pool(role, key, members)
         for place in places:
             self._term(place)
+        if places[0].resolved.subtracted:  # At one rank, and so at all.
+            self._subtract([*self.terms])
         for rank, settings in resolved.items():
             widths = [place.width for place in places if place.rank == rank]
             self._review(rank, settings.transform, widths)
@@ -325,6 +327,8 @@ class _SharePlan:
             if len(members) == 1:
                 what = f"have a factor {role} at `{paths[0]}`"
             raise self._unfit(what, error) from error
+        if members[0].resolved.starts[role].init in SINGULAR:
+            self._singular(role, shape, members)
         self._tensor(name, role, shape, [place.site for place in members], members[0].resolved)
         self.pools.append(
             Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
@@ -351,6 +355,34 @@ class _SharePlan:
         rows_columns = shape_of(transform, "shared_shape", found)
         with guard(transform, "fan_in", ValueError):
             return Own(*rows_columns, transform.fan_in(role, rank, widths))
+
+    def _singular(self, role: str, shape: Own, members: Sequence[_Place]) -> None:
+        """Check that the weights of these sites have directions for a tensor.
+
+        Raises:
+            PlanError: they are narrower than the tensor, or of a lower rank (BS319).
+        """
+        side, other = ("d_in", "d_out") if role == "A" else ("d_out", "d_in")
+        rank = min(shape.columns, sum(getattr(place.site, other) for place in members))
+        for place in members:
+            if (width := getattr(place.site, side)) != shape.columns:
+                why = f"it is {shape.columns} wide, and `{place.site.path}` {width}"
+                help = "give it a key under which widths are equal"
+                break
+        else:
+            if shape.rows <= rank:
+                return
+            why = (
+                f"it has {shape.rows} rows, and the weight at `{members[0].site.path}` rank {rank}"
+            )
+            help = f"take a rank of {rank} at most there"
+        share = self.share
+        at = self.loc if role in share.init else ("defaults",)
+        raise PlanError(
+            codes.NO_DIRECTIONS(
+                share=share.name, role=role, why=why, loc=(*at, "init", role), help=help
+            )
+        )
 
     def _unfit(self, what: str, error: ValueError) -> PlanError:
         bare = self.share.via is None
@@ -421,6 +453,24 @@ class _SharePlan:
                 tensors=place.tensors,
             )
         )
+
+    def _subtract(self, terms: Sequence[Term]) -> None:
+        """Add frozen terms that take away what these start as."""
+        known = {tensor.name: tensor for tensor in self.tensors}
+        kept: dict[str, Tensor] = {}
+        for term in terms:
+            for name in term.tensors.values():
+                if known[name].trainable:  # Else it keeps its start itself.
+                    away = {"name": start_name(name), "share": start_name(term.share)}
+                    kept[name] = known[name].model_copy(
+                        update={**away, "like": name, "trainable": False}
+                    )
+            tensors = {r: kept[n].name if n in kept else n for r, n in term.tensors.items()}
+            # Without dropout: it stands for a part of the base, which has none.
+            share, scale = start_name(term.share), -term.scale
+            changed = {"share": share, "scale": scale, "dropout": 0.0, "tensors": tensors}
+            self.terms.append(term.model_copy(update=changed))
+        self.tensors += kept.values()
 
     def _ranks(self, covered: Sequence[Site]) -> dict[str, int]:
         """Return the rank of the share at each site, by path.

@@ -39,6 +39,16 @@ _WORDS = {
 }
 
 
+def start_name(name: str) -> str:
+    """Name what takes away the start of a share or of a tensor: no name of a share has a dot."""
+    return f"{name}.start"
+
+
+def without_start(share: str) -> str:
+    """Return the spec's own name of a share, of one that takes away the start of another too."""
+    return share.partition(".")[0]
+
+
 def key_name(per: tuple[Expression, ...], values: tuple[Value, ...]) -> str:
     """Name the key of a pool: ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 

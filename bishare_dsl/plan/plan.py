@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.spec.expression import EACH_ADAPTER
-from bishare_dsl.spec.spec import Initial
+from bishare_dsl.spec.spec import SINGULAR, Initial
 
 
 class _Data(BaseModel):
@@ -29,7 +29,7 @@ class Tensor(_Data):
 
     ``owner`` is the path of the module that holds it: the parent of its sites, their block, or ``""``,
     the model itself; the nearest that contains every site that uses it. One that is trained in full starts as
-    the ``base`` has it.
+    the ``base`` has it. One that is there to be subtracted keeps the start of the tensor ``like``.
     """
 
     name: str
@@ -40,10 +40,16 @@ class Tensor(_Data):
     fan_in: int
     trainable: bool = True
     owner: str
+    like: str | None = None
 
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the seed gives the start, and not the base."""
+        return self.init != "base" and self.init not in SINGULAR
 
 
 class Trained(_Data):

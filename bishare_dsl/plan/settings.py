@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec import Expression, Initial, Ref, Share, Spec, Via, param_values
+from bishare_dsl.spec import SINGULAR, Expression, Initial, Ref, Share, Spec, Via, param_values
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.transforms import (
     GAIN_OUT,
@@ -31,6 +31,9 @@ _INITIALS: dict[str, Start] = {
 """What a spec can ask a factor to start as."""
 
 
+_HALVES = ("svd", "svd_bottom")
+"""Starts of a factor that make, of both factors and the scale, a part of the weight."""
+
 _Part = TypeVar("_Part", bound=BaseModel)
 _ZERO = (Start("zeros"), Start("constant", 0.0))
 
@@ -40,7 +43,8 @@ class Resolved:
     """A share's settings at one rank.
 
     ``starts`` says how each tensor of the term starts, by role; ``gains`` are the roles of its gains, and
-    ``frozen`` those that keep their start, by the places that name them.
+    ``frozen`` those that keep their start, by the places that name them. ``subtracted`` says that the term
+    starts as what is in the base already, and so has to be taken away.
     """
 
     transform: Transform
@@ -49,6 +53,7 @@ class Resolved:
     starts: Mapping[str, Start]
     gains: Set[str]
     frozen: Mapping[Loc, str]
+    subtracted: bool = False
 
 
 class Resolver:
@@ -122,10 +127,12 @@ class Resolver:
                     what="dropout", value=dropout, why=why, loc=place("dropout"), help=help
                 )
             )
+        places: dict[str, Loc] = {
+            role: (*(at if role in share.init else ("defaults",)), "init", role)
+            for role in settings.init
+        }
         starts = {
-            role: self._initial(
-                given, (*(at if role in share.init else ("defaults",)), "init", role), problems
-            )
+            role: self._initial(given, scale, places[role], problems)
             for role, given in settings.init.items()
         }
         gains = {
@@ -142,14 +149,19 @@ class Resolver:
             resolved = Resolved(transform, scale, dropout, starts, gains.keys(), frozen)
             if not any(problem.severity == "error" for problem in (*problems, *found)):
                 found += _roles(share, resolved)
-                found += _start(share, resolved)
+                problems += _singular(share, resolved, places)
+                zero = _zeros(resolved)
+                found += _start(share, resolved, zero)
+                subtracted = not zero and not share.nonzero_start
+                resolved = replace(resolved, subtracted=subtracted)
         problems += (problem.within(*at) for problem in found)
         return resolved
 
-    def _initial(self, given: Expression, loc: Loc, problems: list[Problem]) -> Start:
+    def _initial(self, given: Expression, scale: float, loc: Loc, problems: list[Problem]) -> Start:
         name = self.params.get(given.ref, given.ref) if isinstance(given, Ref) else given
         if isinstance(name, str) and name in _INITIALS:
-            return _INITIALS[name]
+            start = _INITIALS[name]
+            return start._replace(amount=abs(scale or 1) ** -0.5) if name in _HALVES else start
         problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
         return Start("zeros")
 
@@ -244,13 +256,37 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
 
 
-def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
-    """Tell whether the term starts at zero, and can leave it."""
+def _singular(share: Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:
+    """Find tensors that cannot start as directions of a weight, whatever the model."""
+    transform = resolved.transform
+    for role, loc in places.items():
+        start = resolved.starts[role].init
+        if start in SINGULAR and role in transform.roles and role not in transform.plain:
+            yield codes.NOT_PLAIN(
+                share=share.name,
+                role=role,
+                start=start,
+                transform=transform.name,
+                loc=loc,
+                help=f"these can: {' and '.join(f'`{role}`' for role in transform.plain)}"
+                if transform.plain
+                else None,
+            )
+
+
+def _zeros(resolved: Resolved) -> frozenset[str]:
+    """Return which parts of the product that is the term start at zero."""
     transform = resolved.transform
     roles = (*transform.roles, *resolved.gains)
     zero = frozenset(role for role in roles if resolved.starts[role] in _ZERO)
     with guard(transform, "zeros"):
-        parts = transform.zeros(zero) | (zero & resolved.gains)
+        return transform.zeros(zero) | (zero & resolved.gains)
+
+
+def _start(share: Share, resolved: Resolved, parts: frozenset[str]) -> Iterator[Problem]:
+    """Tell whether the term starts at zero, and can leave it; or as what is subtracted."""
+    transform = resolved.transform
+    starts = (resolved.starts[role].init for role in transform.roles)
     loc: Loc = ("init",) if share.init else ()
     if len(parts) > 1:
         yield codes.START(
@@ -267,7 +303,7 @@ def _start(share: Share, resolved: Resolved) -> Iterator[Problem]:
             loc=("freeze",),
             help=f"leave `{frozen[0]}` out of `freeze`",
         )
-    elif not parts and not share.nonzero_start:
+    elif not parts and not share.nonzero_start and SINGULAR.isdisjoint(starts):
         yield codes.START(
             share=share.name,
             what="does not start at zero, so that the model starts different from its base",

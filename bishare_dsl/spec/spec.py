@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -11,6 +11,11 @@ from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest, raise_erro
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.expression import Expression, Node, Number, Range, Ref, Selection
+
+Singular = Literal["svd", "svd_bottom", "svd_vectors", "svd_vectors_bottom", "svd_scaled"]
+"""Starts that are read from the base's weights."""
+
+SINGULAR: frozenset[str] = frozenset(get_args(Singular))
 
 Initial = Literal[
     "zeros",
@@ -22,9 +27,11 @@ Initial = Literal[
     "kaiming_normal",
     "constant",
     "choice",
+    Singular,
 ]
-"""How a tensor starts; `bishare_dsl.adapter.initial` gives the distributions. ``constant`` is what a
-gain starts as, ``choice`` what a transform draws indices by; a spec cannot ask for these by name."""
+"""How a tensor starts; `bishare_dsl.adapter.initial` gives the distributions, and
+`bishare_dsl.adapter.singular` what is read from the base. ``constant`` is what a gain starts as, ``choice``
+what a transform draws indices by; a spec cannot ask for these by name."""
 
 
 def _bare(value: Any) -> Any:

@@ -28,6 +28,7 @@ class Core(Transform):
     name: ClassVar[str] = "Core"
     title: ClassVar[str] = "Cores between Factors"
     owned: ClassVar[tuple[str, ...]] = ("core", "core_2", "core_3")
+    plain: ClassVar[tuple[str, ...]] = ("A", "B")
     batched: ClassVar[bool] = True
     later: ClassVar[tuple[str, ...]] = ("cores",)
 

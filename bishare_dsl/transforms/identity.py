@@ -16,6 +16,7 @@ class Identity(Transform):
 
     name: ClassVar[str] = "Identity"
     title: ClassVar[str] = "no transform"
+    plain: ClassVar[tuple[str, ...]] = ("A", "B")
     batched: ClassVar[bool] = True
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:

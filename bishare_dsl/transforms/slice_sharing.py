@@ -25,6 +25,7 @@ class SliceSharing(Transform):
 
     name: ClassVar[str] = "SS"
     title: ClassVar[str] = "Slice Sharing"
+    plain: ClassVar[tuple[str, ...]] = ("A", "B")
     batched: ClassVar[bool] = True
 
     window: Literal["centre", "leading", "trailing"] = Field(

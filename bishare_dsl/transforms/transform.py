@@ -74,6 +74,8 @@ class Transform(BaseModel):
             `roles` says which there are.
         fixed: the roles of tensors that are never trained, such as random indices: the transform says alone
             how they start.
+        plain: the roles of pooled tensors that meet a site's features as they are, where it is as wide: A
+            those of the input, B those of the output. These may start as directions of the site's weight.
         linear: whether the update is a matrix. One that is not gives `update` instead of `factors`,
             and can be trained, saved and run, but neither merged nor exported.
         later: the names of options that came later. A plan does not say them where they have their defaults,
@@ -88,6 +90,7 @@ class Transform(BaseModel):
     pooled: ClassVar[tuple[str, ...]] = ("A", "B")
     owned: ClassVar[tuple[str, ...]] = ()
     fixed: ClassVar[tuple[str, ...]] = ()
+    plain: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
     batched: ClassVar[bool] = False
     later: ClassVar[tuple[str, ...]] = ()

@@ -234,11 +234,11 @@ NO_WEIGHT = Code(
     "BS624",
     "a weight that is not here",
     "the weight of `{path}` is not here: {reason}",
-    "Merging changes the base's weights, so they must be in memory. Weights that accelerate keeps in CPU "
-    "memory are; weights on the meta device, offloaded to disk or sharded over several processes are not. "
-    "Save the adapter, and merge it where the base is whole. A layer that is pruned, weight-normed or "
-    "parametrised has no weight of its own: make that permanent first (`torch.nn.utils.prune.remove`, "
-    "`remove_parametrizations`).",
+    "Merging changes the base's weights, and starts such as `svd` read them, so they must be in memory. "
+    "Weights that accelerate keeps in CPU memory are; weights on the meta device, offloaded to disk or "
+    "sharded over several processes are not. Save the adapter, and merge it where the base is whole. A layer "
+    "that is pruned, weight-normed or parametrised has no weight of its own: make that permanent first "
+    "(`torch.nn.utils.prune.remove`, `remove_parametrizations`).",
 )
 SHARED_WEIGHT = Code(
     "BS625",
@@ -385,6 +385,17 @@ MIXED_WHOLE = Code(
     "adapter `{name}` cannot be active or run in a mixed batch: its `{path}` is trained in full",
     "A norm or a head of its own stands in the place of the base's, for all rows of a call. Make the adapter "
     "active with `set_adapter`, and run its rows by themselves.",
+)
+READS_WEIGHTS = Code(
+    "BS688",
+    "a start that needs the base's weights",
+    "`{tensor}` starts as the base's weights say (`{start}`), and {action} has their shapes alone",
+    "`svd` and its variants start a factor as singular directions of the base's weights. A plan, a count and "
+    "a graph need shapes alone, but not the tensors themselves.",
+    bad="bishare compile pissa --model llama-7b",
+    good="bishare plan pissa --model llama-7b",
+    shell=True,
+    remedy="adapt the model with its weights: `compile_spec(spec, model)`, or `bishare train`",
 )
 COMPACT_FOR_GOOD = Code(
     "BS637",

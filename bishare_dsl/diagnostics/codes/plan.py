@@ -157,6 +157,16 @@ TRAINS_SITE = Code(
     good="spec example\ntarget q_proj, v_proj\ntrain norms\nshare local per module rank 4",
     remedy="name it in `target`",
 )
+NO_DIRECTIONS = Code(
+    "BS319",
+    "a start that the weights do not have",
+    "`{role}` of share `{share}` cannot start as directions of the weights: {why}",
+    "A weight has as many singular directions as its smaller side, and they are as wide as its features. "
+    "So modules that share such a factor are equally wide on its side, and the rank is no higher than "
+    "their weights have, side by side.",
+    bad=f"{_HEAD}share slices per layer rank 4 via SS init A svd",
+    good=f"{_HEAD}share slices per layer, in, out rank 4 init A svd",
+)
 FRESH_HEAD = Code(
     "BS318",
     "a head that is trained with the adapter",

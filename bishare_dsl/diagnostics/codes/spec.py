@@ -74,8 +74,9 @@ UNKNOWN_INIT = Code(
     "unknown start",
     "no tensor can start as `{name}`",
     "A factor starts as `zeros`, `ones`, `normal` (standard deviation 0.02), `uniform` (-1 to 1), "
-    "`kaiming_uniform` (plus or minus 1/sqrt(fan-in), as in LoRA) or `kaiming_normal` (standard "
-    "deviation sqrt(2/fan-in)).",
+    "`kaiming_uniform` (plus or minus 1/sqrt(fan-in), as in LoRA), `kaiming_normal` (standard deviation "
+    "sqrt(2/fan-in)), or as the base's weights say: `svd`, `svd_vectors`, `svd_scaled`, `svd_bottom`, "
+    "`svd_vectors_bottom`.",
     bad=f"{_HEAD}share local per module rank 4 init A kaiming",
     good=f"{_HEAD}share local per module rank 4 init A kaiming_uniform",
 )
@@ -197,6 +198,16 @@ NO_KEY = Code(
     "What a transform gives each module for itself needs none.",
     bad=f"{_HEAD}share bank L_A per kind rank 4 via VectorBank start nonzero",
     good=f"{_HEAD}share bank per model rank 4 via VectorBank start nonzero",
+)
+NOT_PLAIN = Code(
+    "BS223",
+    "a start that is read from a weight, for a tensor of another shape",
+    "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
+    "`svd` and its variants start a factor as singular directions of the weight, so it must be a factor as "
+    "wide as that. A tensor from which a transform makes factors of other widths has no such directions.",
+    bad=f"{_HEAD}share inter per layer rank 4 via KE(size = 64) init A svd",
+    good=f"{_HEAD}share inter per layer, in, out rank 4 init A svd",
+    remedy="start it otherwise, or take another transform",
 )
 NOT_LINEAR = Code(
     "BS217",

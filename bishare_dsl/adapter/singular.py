@@ -1,0 +1,190 @@
+"""Starts that read the base: singular directions of its weights.
+
+Of a weight ``W = U diag(S) V^T`` a factor A starts as rows of V^T, and B, as it is stored, as rows of U^T:
+those of the largest singular values, or of the smallest.
+
+| start | the rows are multiplied by | |
+|---|---|---|
+| ``svd``, ``svd_bottom`` | ``sqrt(S / scale)`` | so that ``scale * B A`` is that part of W (PiSSA, MiLoRA) |
+| ``svd_vectors``, ``svd_vectors_bottom`` | 1 | |
+| ``svd_scaled`` | ``S`` | so that ``B A`` is, where the other starts as ``svd_vectors`` (LoRA-XS) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.hooks import gather, is_offloaded
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.weights import Weight
+from bishare_dsl.plan import Plan, Pool, Tensor
+from bishare_dsl.spec import SINGULAR
+
+_POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
+"""Of the singular values; of the others it is a half."""
+
+_ROUNDS = 12
+"""Of Krylov iteration, after which 1e-6 of the energy of the largest directions is lost, or less."""
+
+_SPARE = 8
+"""Directions beyond those wanted, which such iteration is carried out with."""
+
+
+class Directions(NamedTuple):
+    """Singular directions of a matrix ``(m, n)``: ``U^T (count, m)``, ``S (count)``, ``V^T (count, n)``."""
+
+    left: torch.Tensor
+    values: torch.Tensor
+    right: torch.Tensor
+
+
+def singular_starts(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Compute the tensors of a plan that start as directions of the base's weights, by name, float32.
+
+    Each is on the device of the first weight that it is read from; on the meta device it has its shape only.
+    The same weights give the same tensors. A bar on a terminal tells how far it is.
+
+    - A factor of one site: directions of its weight.
+    - One that several share: those of their weights side by side, ``[W_1; W_2; ...]`` for A and
+      ``[W_1, W_2, ...]`` for B.
+    - If a site's own factor and one that it shares both start as ``svd``, its own is fitted to the shared
+      one: ``scale * B A = W V V^T``, the part of W along the shared directions, and for A likewise.
+
+    Raises:
+        AdapterError: a weight is not in memory (BS624), or cannot be dequantised (BS623).
+    """
+    starts = _Starts(plan, model)
+    order = {path: i for i, path in enumerate(plan.terms_of)}
+    pools = [pool for pool in plan.pools if plan.tensor[pool.tensor].init in SINGULAR]
+    pools.sort(key=lambda pool: (len(pool.members) == 1, order[pool.members[0]]))
+    for pool in _watch(pools):
+        # As a loaded one lies in memory, so that kernels give the same last bits.
+        starts.found[pool.tensor] = starts.make(pool).contiguous()
+    found = starts.found
+    copies = {t.name: found[t.like].clone() for t in plan.tensors if t.like in found}
+    return found | copies
+
+
+class _Starts:
+    """The starts that are known so far, and what they are made from."""
+
+    def __init__(self, plan: Plan, model: nn.Module):
+        self.plan, self.maps = plan, linear_maps(model)
+        self.shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
+        self.found: dict[str, torch.Tensor] = {}
+        self._last: tuple[object, Directions] | None = None  # A and B of a site follow each other.
+
+    def make(self, pool: Pool) -> torch.Tensor:
+        """Make the tensor of a pool; those of pools with several members come first."""
+        tensor, path = self.plan.tensor[pool.tensor], pool.members[0]
+        is_down = pool.role == "A"
+        if len(pool.members) > 1:
+            read = (self._weight(path) for path in pool.members)
+            stacked = _stack(w if is_down else w.T for w in read)
+            found = directions(stacked, tensor.shape[0], bottom=_is_bottom(tensor))
+            return _scaled(tensor, found.values, found.right)
+        if (shared := self._shared_partner(pool)) is not None:
+            weight = self._weight(path)
+            return _fitted(tensor, shared.to(weight.device), weight if is_down else weight.T)
+        key = path, tensor.shape[0], _is_bottom(tensor)
+        if self._last is None or self._last[0] != key:
+            self._last = key, directions(self._weight(path), *key[1:])
+        found = self._last[1]
+        return _scaled(tensor, found.values, found.right if is_down else found.left)
+
+    def _shared_partner(self, pool: Pool) -> torch.Tensor | None:
+        """Return the other factor of a site's term, if the site's own is to be fitted to it."""
+        mine = self.plan.tensor[pool.tensor]
+        if mine.init in _POWERS:
+            return None
+        terms = self.plan.terms_of[pool.members[0]]
+        term = next(term for term in terms if term.tensors.get(pool.role) == mine.name)
+        other = self.plan.tensor[term.tensors["B" if pool.role == "A" else "A"]]
+        fits = other.init == mine.init and other.name in self.shared
+        return self.found[other.name] if fits else None
+
+    def _weight(self, path: str) -> torch.Tensor:
+        return read_weight(self.maps[path]).to(torch.float32)
+
+
+def read_weight(weight: Weight) -> torch.Tensor:
+    """Return the ``(d_out, d_in)`` weight of a linear map, or what a quantised one stands for.
+
+    Raises:
+        AdapterError: it is not in memory (BS624), or cannot be dequantised (BS623).
+    """
+    if (found := weight.replacement()) is None:
+        matrix = weight.matrix()
+        if matrix.is_meta and is_offloaded(weight.module):
+            raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))
+        return gather(matrix)  # type: ignore[no-any-return]
+    if (dense := weight.dequantized()) is None:
+        raise AdapterError(codes.NOT_DENSE(path=weight.path, found=found))
+    return dense
+
+
+def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:
+    """Find the singular directions of the ``count`` largest singular values of a matrix, or the smallest.
+
+    Exactly, where these are the smallest or many; else by block Krylov iteration, which begins with the same
+    random numbers each time (Musco and Musco 2015, Algorithm 2).
+    """
+    m, n = matrix.shape
+    if bottom or 2 * _ROUNDS * (count + _SPARE) > min(m, n):
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        random = torch.Generator().manual_seed(0)
+        blocks = [torch.randn(n, count + _SPARE, generator=random).to(matrix)]
+        for _ in range(_ROUNDS):
+            blocks.append(torch.linalg.qr(matrix.T @ (matrix @ blocks[-1])).Q)
+        q = torch.linalg.qr(torch.cat(blocks[1:], 1)).Q
+        u, s, vh = torch.linalg.svd(matrix @ q, full_matrices=False)
+        vh = vh @ q.T
+    chosen = slice(-count, None) if bottom else slice(count)
+    return Directions(u.T[chosen], s[chosen], vh[chosen])
+
+
+def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return a matrix with the right singular directions and values of all of these, one below the other."""
+    first, *others = matrices
+    for matrix in others:
+        both = torch.cat([first, matrix.to(first.device)])
+        # What rotates rows changes neither, and R has no more of them than columns.
+        first = torch.linalg.qr(both, mode="r").R if both.shape[0] > both.shape[1] else both
+    return first
+
+
+def _scaled(tensor: Tensor, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    power = _POWERS.get(tensor.init, 0.5)
+    return (values.pow(power) * tensor.amount).unsqueeze(1) * vectors
+
+
+def _fitted(tensor: Tensor, shared: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the factor F for which ``scale * F^T shared = W^T V V^T``, with ``shared = D V^T``.
+
+    Args:
+        tensor: F; its amount is ``scale ** -0.5``.
+        shared: the other factor, ``(rank, m)``.
+        weight: ``(m, n)``, on whose rows the other factor stands.
+    """
+    squares = shared.square().sum(1, keepdim=True)  # 0 where the weights have no direction more.
+    return tensor.amount**2 * (shared @ weight) / squares.clamp(min=torch.finfo().tiny)
+
+
+def _is_bottom(tensor: Tensor) -> bool:
+    return tensor.init.endswith("_bottom")
+
+
+def _watch(pools: Sequence[Pool]) -> Iterable[Pool]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    text = "reading the base's weights"
+    return track(pools, text, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,375 @@
+"""Starts that are singular directions of the base's weights, against torch's own decomposition."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
+from bishare_dsl.adapter import singular
+from bishare_dsl.adapter.files import save_adapter
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.adapter.singular import directions
+from bishare_dsl.analyse.read import read_updates
+from bishare_dsl.cli.main import main
+from bishare_dsl.compiler import read_fitting
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.effective import delta
+from bishare_dsl.fit.fit import fit
+from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.models.inspect import inspect_model, linear_maps
+from bishare_dsl.testing.checks import check_spec, randomize
+from bishare_dsl.testing.models import tiny_inputs, tiny_model
+from tests.adapter.test_files import refused, reseal
+
+PISSA = "share s per module rank 3 init A svd, B svd"
+XS = "share s per module rank 3 via Core init A svd_vectors, B svd_scaled freeze A, B"
+TARGETS = {
+    "llama": "attention_inputs, mlp_ups, mlp_downs",
+    "qwen2": "q_proj, o_proj",
+    "gpt2": "c_attn, c_fc",
+    "mixtral": "v_proj, up_proj",
+}
+
+
+def spec(share: str, family: str = "llama") -> Any:
+    return parse_spec(f"spec x\ntarget {TARGETS[family]}\n{share}")
+
+
+def adapted(share: str, family: str = "llama", **settings: Any) -> Any:
+    return compile_spec(spec(share, family), tiny_model(family), **settings)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(**tiny_inputs(model)).logits
+    return found
+
+
+def part(weight: torch.Tensor, rows: slice) -> torch.Tensor:
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    return u[:, rows] * s[rows] @ vh[rows]
+
+
+@pytest.mark.parametrize("share", [PISSA, XS])
+@pytest.mark.parametrize("family", TARGETS)
+def test_invariants(family: str, share: str) -> None:
+    check_spec(spec(share, family), tiny_model(family))
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        "share s A per layer, in B per module rank 3 scale 2 init A svd, B svd",
+        "share s B per layer, out A per module rank 3 init A svd_bottom, B svd_bottom",
+        "share s per module rank 3 init A zeros, B svd_vectors_bottom freeze B",
+        "share s per module rank 3 init A svd, B svd freeze A, B gain rank init 1",
+        "share s per module rank 3 init A svd, B kaiming_uniform freeze B",
+        "share s A per in B per out rank 3 via Core init A svd_vectors, B svd_vectors",
+        "share s A per layer, in B per module rank 3 via Experts init B zeros",
+        "share s per module rank 3 init A svd, B svd start nonzero",
+    ],
+)
+def test_invariants_of_others(share: str) -> None:
+    check_spec(spec(share), tiny_model("llama"))
+
+
+@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize("bottom", ["", "_bottom"])
+@pytest.mark.parametrize("scale", [1, 4, -0.5])
+def test_scale_times_the_product_is_a_part_of_the_weight(
+    family: str, bottom: str, scale: float
+) -> None:
+    start = f"svd{bottom}"
+    model = adapted(f"share s per module rank 3 scale {scale} init A {start}, B {start}", family)
+    tensors, maps = model.bishare.tensors(), linear_maps(model)
+    rows = slice(-3, None) if bottom else slice(3)
+    for term in model.bishare.plan.terms:
+        a, b = (tensors[term.tensors[role]].detach() for role in "AB")
+        sign = 1 if term.scale == scale else -1
+        assert term.scale == sign * scale
+        expected = part(maps[term.site].matrix(), rows) * (1 if scale > 0 else -1)
+        close(sign * term.scale * b.T @ a, sign * expected * sign)
+        squares = (a.square().sum(1), b.square().sum(1))
+        close(*squares)  # Either has its half of the singular values.
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_directions_and_values(family: str) -> None:
+    text = "share s per module rank 3 via Core init A {}, B {}"
+    for starts, rows, powers in (
+        (("svd_vectors", "svd_scaled"), slice(3), (0, 1)),
+        (("svd_vectors_bottom", "svd_vectors_bottom"), slice(-3, None), (0, 0)),
+    ):
+        model = adapted(text.format(*starts), family)
+        tensors, maps = model.bishare.tensors(), linear_maps(model)
+        for term in model.bishare.plan.terms:
+            a, b = (tensors[term.tensors[role]].detach() for role in "AB")
+            u, s, vh = torch.linalg.svd(maps[term.site].matrix(), full_matrices=False)
+            close((a * vh[rows]).sum(1).abs(), s[rows] ** powers[0])
+            close((b * u.T[rows]).sum(1).abs(), s[rows] ** powers[1])
+            close(a.square().sum(1), s[rows] ** (2 * powers[0]))
+            close(b.square().sum(1), s[rows] ** (2 * powers[1]))
+
+
+def test_what_is_shared_has_the_directions_of_all_and_each_is_fitted_to_it() -> None:
+    model = adapted("share s A per layer, in B per module rank 3 scale 2 init A svd, B svd")
+    plan, tensors, maps = model.bishare.plan, model.bishare.tensors(), linear_maps(model)
+    pool = next(pool for pool in plan.pools if pool.role == "A" and len(pool.members) > 2)
+    weights = [maps[path].matrix() for path in pool.members]
+    _, s, vh = torch.linalg.svd(torch.cat(weights), full_matrices=False)
+    a = tensors[pool.tensor].detach()
+    close((a * vh[:3]).sum(1).abs(), (s[:3] / 2).sqrt())
+    for path, weight in zip(pool.members, weights, strict=True):
+        term = next(term for term in plan.terms_of[path] if term.share == "s")
+        b = tensors[term.tensors["B"]].detach()
+        close(2 * b.T @ a, weight @ vh[:3].T @ vh[:3])
+
+
+def test_a_shared_b() -> None:
+    model = adapted("share s B per layer, out A per module rank 3 init A svd, B svd")
+    plan, tensors, maps = model.bishare.plan, model.bishare.tensors(), linear_maps(model)
+    pool = next(pool for pool in plan.pools if pool.role == "B" and len(pool.members) > 1)
+    weights = [maps[path].matrix() for path in pool.members]
+    u, _, _ = torch.linalg.svd(torch.cat(weights, 1), full_matrices=False)
+    for path, weight in zip(pool.members, weights, strict=True):
+        term = next(term for term in plan.terms_of[path] if term.share == "s")
+        a, b = (tensors[term.tensors[role]].detach() for role in "AB")
+        close(b.T @ a, u[:, :3] @ u[:, :3].T @ weight)
+
+
+def test_of_a_large_weight() -> None:
+    """Krylov iteration, held to the whole decomposition; the same each time."""
+    random = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(700, 600, generator=random))
+    v, _ = torch.linalg.qr(torch.randn(600, 600, generator=random))
+    weight = u * torch.arange(1, 601).pow(-0.5) @ v.T  # Falls off as slowly as those of models.
+    found = directions(weight, 8)
+    close(found.values, torch.arange(1, 9).pow(-0.5))
+    close(found.left.T * found.values @ found.right, part(weight, slice(8)))
+    assert all(map(torch.equal, found, directions(weight, 8)))
+    close(directions(weight.T, 8).values, found.values)
+    close(directions(weight, 3, bottom=True).values, torch.arange(598, 601).pow(-0.5))
+
+
+def test_the_seed_does_not_matter() -> None:
+    one, other = (adapted(PISSA, seed=seed).bishare.tensors() for seed in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_model_is_its_base_up_to_rounding(dtype: torch.dtype) -> None:
+    base = tiny_model("llama").to(dtype)
+    expected, reach = logits(base), 8 * torch.finfo(dtype).eps
+    model = compile_spec(spec(PISSA), copy.deepcopy(base))
+    assert (logits(model) - expected).abs().max() <= reach * expected.abs().max()
+    model.bishare.unload()
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_core_at_zero_is_the_base_bit_for_bit() -> None:
+    base = tiny_model("llama").bfloat16()
+    expected = logits(base)
+    assert torch.equal(logits(compile_spec(spec(XS), base)), expected)
+
+
+@pytest.mark.parametrize("share", [PISSA, XS])
+def test_it_is_stored_and_never_computed_again(
+    share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(share)
+    model.bishare.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter.safetensors")
+    assert saved.keys() == model.bishare.plan.tensor.keys()
+    monkeypatch.setattr(singular, "directions", pytest.fail)
+    other = tiny_model("llama")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    found = load_adapter(tmp_path, other).bishare.tensors()
+    for name, tensor in model.bishare.tensors().items():
+        assert torch.equal(found[name], tensor)
+        assert torch.equal(saved[name], tensor)
+        assert found[name].requires_grad is tensor.requires_grad
+
+
+def test_what_the_base_says_is_not_drawn(tmp_path: Path) -> None:
+    adapted(XS).bishare.save_pretrained(tmp_path)
+    entry = {"dtype": "float32", "sha256": "0" * 64}
+    reseal(tmp_path, drawn={"s.layers.0.self_attn.q_proj.A": entry})
+    refused(tmp_path, "BS604", "must be in the file")
+
+
+def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path: Path) -> None:
+    model = adapted("share s per module rank 3 init A svd, B kaiming_uniform")
+    tensors = model.bishare.tensors()
+    name = "s.layers.0.self_attn.q_proj.B"
+    assert torch.equal(tensors[f"{name}.start"], tensors[name])
+    randomize(model, frozen=False)
+    model.bishare.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter.safetensors").keys()
+    assert not any(stored.endswith("B.start") for stored in saved)
+    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
+
+
+def test_several_on_one_base() -> None:
+    """None has touched the base, so others run beside it, in one batch too."""
+    base = tiny_model("llama")
+    names: list[Any] = ["a", "b", None, "c"]
+    model = compile_spec(spec(PISSA), copy.deepcopy(base), name="a")
+    for name, share in (("b", XS), ("c", "share s per module rank 2")):
+        compile_spec(spec(share), model, name=name)
+    ids = torch.arange(3, 35).view(4, 8)
+    expected = []
+    for name, row in zip(names, ids, strict=True):
+        if name is None:
+            expected.append(base(row[None]).logits)
+            continue
+        model.bishare.set_adapter(name)
+        randomize(model, seed=1)
+        expected.append(model(row[None]).logits)
+    close(model(ids, adapter_names=names).logits, torch.cat(expected))
+
+
+class Opaque(nn.Module):
+    """A layer as a quantiser makes one: it has another weight than it was given, and tells it by request."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("codes", (linear.weight * 8).round().to(torch.int8))
+
+    def dequantize(self) -> torch.Tensor:
+        return self.codes.float() / 8
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.dequantize().to(x).T
+
+
+class Silent(Opaque):
+    dequantize = None  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-2] == self.in_features:
+            raise ValueError("unit vectors are not taken")
+        return x @ (self.codes / 8).to(x).T
+
+
+def replaced(kind: type[nn.Module]) -> Any:
+    model = tiny_model("llama")
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and path != "lm_head":
+            model.set_submodule(path, kind(module))
+    return model.requires_grad_(False)
+
+
+def test_of_a_quantised_base_the_directions_are_those_of_what_it_computes_with() -> None:
+    base = replaced(Opaque)
+    model = compile_spec(spec(PISSA), copy.deepcopy(base))
+    close(logits(model), logits(base))
+    tensors = model.bishare.tensors()
+    for term in model.bishare.plan.terms:
+        a, b = (tensors[term.tensors[role]].detach() for role in "AB")
+        close(b.T @ a, part(model.get_submodule(term.site).dequantize(), slice(3)))
+    randomize(model, frozen=False)
+    expected = logits(model)
+    model.bishare.merge(dequantize=True)
+    close(logits(model), expected)
+
+
+def test_of_a_head_and_an_embedding() -> None:
+    text = "spec x\ntarget lm_head, embed_tokens\n" + PISSA
+    base = tiny_model("llama")
+    check_spec(parse_spec(text), base)
+    model = compile_spec(parse_spec(text), base)
+    tensors, maps = model.bishare.tensors(), linear_maps(model)
+    for term in model.bishare.plan.terms:
+        a, b = (tensors[term.tensors[role]].detach() for role in "AB")
+        close(b.T @ a, part(maps[term.site].matrix(), slice(3)))
+
+
+def test_on_the_meta_device_there_are_shapes() -> None:
+    with torch.device("meta"):
+        base = type(tiny_model("llama"))(tiny_model("llama").config)
+    model = compile_spec(spec(PISSA), base)
+    assert all(tensor.is_meta for tensor in model.bishare.tensors().values())
+
+
+def test_a_layer_that_does_not_tell_its_weight() -> None:
+    base = replaced(Silent)
+    with pytest.raises(AdapterError, match=r"BS623.*q_proj"):
+        compile_spec(spec(PISSA), base)
+    assert not hasattr(base, "bishare")
+
+
+def test_a_weight_on_disk(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    base = tiny_model("llama")
+    devices = {name: "cpu" for name, _ in base.named_children()}
+    devices |= {"model": "disk"}
+    accelerate.dispatch_model(base, devices, main_device="cpu", offload_dir=tmp_path)
+    with pytest.raises(AdapterError, match=r"BS624.*q_proj.*disk"):
+        compile_spec(spec(PISSA), base)
+    assert not hasattr(base, "bishare")
+
+
+def test_shapes_alone_give_no_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.share"
+    file.write_text(f"spec x\ntarget q_proj\n{PISSA}\n")
+    arguments = ["compile", str(file), "--model", "smollm2-135m", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "[BS688]: `s.layers.0.self_attn.q_proj.A` starts as" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["plan", str(file), "--model", "smollm2-135m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frozen"] > 0
+    assert main([*arguments[:-2], "--emit", "graph"]) == 0
+
+
+def test_a_plan_says_what_cannot_be_drawn() -> None:
+    plan = plan_spec(spec(PISSA), tiny_model("llama"))
+    assert draw(plan, 0) == {}
+    assert {tensor.drawn for tensor in plan.tensors} == {False}
+
+
+@pytest.mark.parametrize("share", [PISSA, XS])
+def test_its_updates_are_read(share: str, tmp_path: Path) -> None:
+    model = adapted(share)
+    randomize(model, frozen=False)
+    model.bishare.save_pretrained(tmp_path)
+    stored, _ = read_fitting(tmp_path, inspect_model(tiny_model("llama")))
+    found = read_updates("x", stored)
+    assert not found.starts_known
+    sites = {site.path: site for site in stored.plan.sites}
+    for update in found.updates:
+        expected = delta(stored.plan, stored.tensors(), sites[update.site.path])
+        norm = float(expected.norm())
+        assert found.parts[update.site.path] == {"s": pytest.approx(norm, rel=1e-4)}
+
+
+def test_a_fit_has_no_weights(tmp_path: Path) -> None:
+    model = adapted("share s per module rank 2")
+    randomize(model)
+    model.bishare.save_pretrained(tmp_path / "given")
+    file = tmp_path / "x.share"
+    file.write_text(f"spec x\ntarget q_proj\n{PISSA}\n")
+    stored, _ = read_fitting(tmp_path / "given", inspect_model(tiny_model("llama")))
+    plan = plan_spec(file, tiny_model("llama"))
+    with open_pairs([("a", stored)]) as given, pytest.raises(AdapterError, match="BS688"):
+        fit(plan, given)
+
+
+def test_saving_another_plan_of_it_stays_refused(tmp_path: Path) -> None:
+    """What is subtracted is in the plan's digest: a text without it does not mean these tensors."""
+    model = adapted(PISSA)
+    text = model.bishare.spec_text.replace("B svd", "B svd start nonzero")
+    with pytest.raises(AdapterError, match="BS661"):
+        save_adapter(tmp_path, model.bishare.plan, model.bishare.tensors(), text, seed=0)
