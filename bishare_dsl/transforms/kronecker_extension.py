@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Offer, Own, Start, Tensors, Transform, Width, divisors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,14 @@ class KroneckerExtension(Transform):
         if self.rowwise and self.shared_rank is not None:
             raise ValueError("`rowwise` and `shared_rank` are two forms of the kernel: give one")
         return self
+
+    @classmethod
+    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
+        common = divisors(side for width in widths for side in width)
+        # The largest, and one that makes kernels and shared factors more alike.
+        for size in dict.fromkeys([common[-1], *[d for d in common if 3 * d <= common[-1]][-1:]]):
+            yield Offer(f"size = {size}", "kernels", size)
+            yield Offer(f"size = {size}, shared_rank = 1", "kernels", size, many=True)
 
     def check_rank(self, rank: int) -> None:
         if self.shared_rank is not None and rank % self.shared_rank:
@@ -138,9 +146,7 @@ class KroneckerExtension(Transform):
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         sides = sorted({side for width in widths for side in width})
         if odd := [side for side in sides if side % self.size]:
-            common = math.gcd(*sides)
-            divisors = [d for d in range(1, common + 1) if common % d == 0]
-            near = sorted(sorted(divisors, key=lambda d: abs(d - self.size))[:6])
+            near = sorted(sorted(divisors(sides), key=lambda d: abs(d - self.size))[:6])
             large = "no width is so large; " if self.size > max(sides) else ""
             yield codes.KERNEL_CROPS(
                 size=self.size,

@@ -5,12 +5,12 @@ Section 3.2.1, Equation 3, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Tensors, Transform
+from bishare_dsl.transforms.transform import Offer, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,10 @@ class SliceSharing(Transform):
         alias="slice",
         description="where in the shared factor a narrower site's part lies",
     )
+
+    @classmethod
+    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
+        yield Offer("", "pair")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +48,23 @@ class Width(NamedTuple):
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
 
 
+class Offer(NamedTuple):
+    """What `bishare propose` weighs of a transform.
+
+    Attributes:
+        options: as a spec writes them between brackets.
+        keeps: what a share keeps of updates: that of slices in the middle of one ``pair``; that of
+            ``kernels`` times one pair; or, with ``own``, that of any update of the share's rank.
+        size: columns of the shared pair, where there are kernels.
+        many: whether the rank is that of the kernels, and not that of the shared pair, which then is 1.
+    """
+
+    options: str
+    keeps: Literal["pair", "kernels", "own"]
+    size: int = 0
+    many: bool = False
+
+
 def one_width(widths: Sequence[int]) -> int:
     """Return the width of sites that must all be as wide.
 
@@ -57,6 +75,12 @@ def one_width(widths: Sequence[int]) -> int:
         found = ", ".join(str(width) for width in sorted(set(widths)))
         raise ValueError(f"its sites have different widths ({found})")
     return widths[0]
+
+
+def divisors(sides: Iterable[int]) -> list[int]:
+    """Return the numbers that divide every one of some widths, rising."""
+    common = math.gcd(*sides)
+    return [d for d in range(1, common + 1) if common % d == 0]
 
 
 class Transform(BaseModel):
@@ -207,6 +231,11 @@ class Transform(BaseModel):
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         """Return warnings about a share of this transform over sites of these widths."""
+        return ()
+
+    @classmethod
+    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
+        """Return what `bishare propose` weighs over sites of these widths; by default nothing."""
         return ()
 
     def options(self) -> dict[str, Any]:

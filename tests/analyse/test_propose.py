@@ -5,10 +5,14 @@ import re
 import pytest
 import torch
 
+from bishare_dsl.analyse.keys import Grouping, share_of
+from bishare_dsl.analyse.propose.candidates import candidates
+from bishare_dsl.analyse.propose.choose import units_of
 from bishare_dsl.analyse.propose.evidence import Evidence, of_adapters, of_gradients
 from bishare_dsl.analyse.propose.gradients import gradients
 from bishare_dsl.analyse.propose.intervals import partitions
 from bishare_dsl.analyse.propose.proposal import propose
+from bishare_dsl.analyse.propose.residual import Residual
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.language import format_text, parse_spec
@@ -43,15 +47,21 @@ def partition(plan, role):
         ("A per in B per module rank 4", "A"),
         ("per kind, layer // 2 rank 4", "A"),
         ("per module rank 4", "A"),
+        ("A per layer, in B per kind rank 4", "AB"),
+        ("A per kind B per layer, out rank 4", "AB"),
+        ("A per kind B per kind, layer // 2 rank 4", "AB"),
+        ("per layer via KE(size = 32) rank 3", "A"),
+        ("per kind via KE(size = 32, shared_rank = 1) rank 3", "A"),
     ],
 )
 def test_the_planted_key_is_found_at_its_rank(read, share, role):
     found = propose(evidence(read, share), size(share))
     planned = make_plan(f"{planted(share)}\n", architecture()).plan
-    assert partition(found.made.plan, role) == partition(planned, role)
+    for one in role:
+        assert partition(found.made.plan, one) == partition(planned, one)
     assert found.kept == pytest.approx(1, abs=1e-3)
     assert found.made.plan.trainable <= size(share)
-    if "module rank" not in share or "A per" in share:
+    if "per module rank" not in share or "A per" in share:
         assert found.chance < 0.9
 
 
@@ -74,7 +84,8 @@ def test_two_tiers_are_found_together(read):
     tiers = "A per layer, in B per module rank 2 share two A per module B per kind rank 1 scale 0.3"
     found = propose(evidence(read, tiers), size(tiers))
     # In this model these two differ in the A of up_proj.
-    assert {part.share for part in found.parts} - {"a_layer", "a_parent_layer"} == {"b_kind"}
+    (second,) = {part.share for part in found.parts} - {"a_layer", "a_parent_layer"}
+    assert second in ("b_kind", "a_parent_layer_b_kind")
     assert found.kept > 0.97 > found.chance + 0.2
 
 
@@ -85,6 +96,50 @@ def test_ranks_follow_the_kinds_that_need_them(read):
     plan = found.made.plan
     ranks = {term.site.rsplit(".", 1)[1]: term.rank for term in plan.terms}
     assert ranks["v_proj"] > ranks["q_proj"]
+
+
+@pytest.fixture
+def weighed(read):
+    """Return independent updates, and the units of all that is weighed for them, by their shares' texts."""
+    found = of_adapters([read(INDEPENDENT)])
+    offered = units_of(candidates([], found.sites), Grouping(found.architecture, found.sites))
+    return found, {candidate.text: parts for candidate, parts in offered}
+
+
+@pytest.mark.parametrize("text", ["A per layer, in  B per kind", "per layer  via KE(size = 32)"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_foretold_is_kept(weighed, text, count):
+    found, offered = weighed
+    (unit,) = offered[text]
+    foretold = Residual(found.sets).gains(unit, count)
+    assert Residual(found.sets).spend(unit, count) == pytest.approx(foretold[-1], rel=1e-3)
+    assert foretold[-1] > foretold[0]
+
+
+def test_what_is_foretold_of_kernels_is_kept(weighed):
+    found, offered = weighed
+    (unit,) = offered["per model  via KE(size = 32, shared_rank = 1)"]
+    foretold = Residual(found.sets).gains(unit, 12)
+    for count in (1, 2, 12):  # Of k_proj there are 3, and 12 of none.
+        assert Residual(found.sets).spend(unit, count) == pytest.approx(foretold[count], rel=1e-3)
+
+
+def test_a_cost_is_what_the_compiler_says(weighed):
+    found, offered = weighed
+    grouping = Grouping(found.architecture, found.sites)
+    for text, parts in offered.items():
+        for rank in (1, 3):
+            plan = grouping.plan(share_of(f"share x {text} rank {rank}"))
+            assert sum(unit.price(rank) for unit in parts) == plan.trainable, text
+
+
+def test_gates_keep_what_each_module_keeps_by_itself(weighed):
+    found, offered = weighed
+    (gates,) = offered["per model  via GT(size = 32, gate_rank = rank)"]
+    plain = offered["per module"]
+    kept = Residual(found.sets).gains(gates, 2)[-1]
+    assert kept == pytest.approx(sum(Residual(found.sets).gains(u, 2)[-1] for u in plain))
+    assert gates.price(2) > sum(unit.price(2) for unit in plain)
 
 
 def test_several_adapters_are_kept_alike(read):
@@ -103,7 +158,7 @@ def test_the_text_is_formatted_and_says_why(read):
     comment = " ".join(re.sub(r"\n# ?", " ", one.text.partition("spec ")[0]).split())
     assert "The shares keep 100.0% of its energy" in comment
     assert "A plain LoRA within the budget has rank" in comment
-    assert "keys were weighed" in comment
+    assert "ways to share were weighed" in comment
     assert "Alone it keeps 100.0%; of independent updates" in one.text
     again = propose(evidence(read, share, name="again"), size(share))
     assert again.text.replace("again", "adapter") == one.text

@@ -16,6 +16,7 @@ SHARES = 3
 """The most shares of a proposal, as many as the paper's tiers."""
 _GIVEN_UP = (0.25, 0.5)
 """The parts of their ranks that the shares there are give up for one more."""
+_BEGUN = 0.5
 _FOR_MORE = 8
 """Groups of layers are many: those among so many best are weighed for further shares."""
 _WORTH = 0.01
@@ -71,7 +72,7 @@ class Choice:
         """The candidates that were chosen, what costs most first."""
         costs: dict[Candidate, int] = {}
         for unit, rank in self.ranks.items():
-            costs[unit.candidate] = costs.get(unit.candidate, 0) + unit.cost * rank
+            costs[unit.candidate] = costs.get(unit.candidate, 0) + unit.price(rank)
         return sorted(costs, key=lambda candidate: (-costs[candidate], candidate.name))
 
     @property
@@ -134,10 +135,15 @@ def choose(
         shares: the most candidates that are chosen.
         watch: goes over the candidates.
     """
-    chosen = Choice(alone[0].ranks, alone[0].kept)
+    chosen = Choice(alone[0].ranks, kept_by(evidence, alone[0].ranks))
     starts = [Choice(one.ranks, one.kept) for one in _of_each_role(alone)]
     first = {one.candidate for one in alone[:_FOR_MORE]}
-    best = [one for one in offered if one[0] in first or not one[0].of_groups]
+    best = [
+        one
+        for one in offered
+        if one[0] in first
+        or not (one[0].of_groups or one[0].alone)  # The same costs less by itself.
+    ]
     bounds = {one.candidate: one.kept for one in alone}
     best.sort(key=lambda one: -bounds[one[0]])
     for _ in range(1, shares):
@@ -161,8 +167,9 @@ def _best_ranks(
 ) -> tuple[dict[Unit, int], float]:
     """Assign ranks to the units of a candidate, each rank where it keeps most for a parameter."""
     worth = []
+    budget -= sum(unit.base for unit in parts)
     for unit in parts:
-        sums = residual.gains(unit, min(budget // unit.cost, _LOOK))
+        sums = residual.gains(unit, max(0, min(budget // unit.cost, _LOOK)))
         worth += [
             ((sums[k] - sums[k - 1]) / unit.cost, -k, unit)
             for k in range(1, len(sums))
@@ -180,10 +187,13 @@ def _best_ranks(
 
 
 def _of_each_role(alone: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """Return the best candidate of each role, and that in which nothing is common."""
+    """Return the best candidate of each role, and that in which nothing is common.
+
+    Of what keeps less than half of what the best does, nothing is begun with.
+    """
     found: dict[tuple[str, bool], ScoredCandidate] = {}
     for one in alone:
-        if one.ranks:
+        if one.ranks and one.kept > _BEGUN * alone[0].kept:
             common = any(len(pool) > 1 for unit in one.ranks for pool in unit.pools)
             found.setdefault((one.candidate.role, common), one)
     return list(found.values())
@@ -220,7 +230,8 @@ def _with_one_more(
         best = min(found if best is None else [best, *found], key=_order)
     if best is None:
         return Choice({}, 0.0)
-    return Choice({**ranks, **best.ranks}, kept + best.kept)
+    kept += sum(residual.spend(unit, rank) for unit, rank in best.ranks.items())
+    return Choice({**ranks, **best.ranks}, kept)
 
 
 def _rank_by_rank(
@@ -230,10 +241,12 @@ def _rank_by_rank(
     budget: int,
 ) -> Choice:
     """Assign the ranks of the chosen candidates, kind by kind where they may differ."""
-    open_to = [unit for c, parts in offered if c in chosen.candidates for unit in parts]
+    every = [unit for c, parts in offered if c in chosen.candidates for unit in parts]
     residual = Residual(evidence.sets)
-    ranks: dict[Unit, int] = {}
-    kept = 0.0
+    # One rank more of these would change those that were given out.
+    ranks = {unit: rank for unit, rank in chosen.ranks.items() if unit.base}
+    kept = sum(residual.spend(unit, rank) for unit, rank in ranks.items())
+    open_to = [unit for unit in every if not unit.base]
     # What a rank keeps only falls while others are given out: what it was once is a bound.
     bound = {unit: float("inf") for unit in open_to}
     fresh: set[Unit] = set()
@@ -256,4 +269,4 @@ def _rank_by_rank(
 
 def cost(ranks: Ranks) -> int:
     """Count the parameters of units at their ranks."""
-    return sum(unit.cost * rank for unit, rank in ranks.items())
+    return sum(unit.price(rank) for unit, rank in ranks.items())

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 
 from bishare_dsl.analyse.propose.candidates import Role
 from bishare_dsl.analyse.update import Factored
 
-_DIRECT = 700
+DIRECT = 700
 """Up to how many rows eigenvectors are worked out directly."""
 _NOTHING = 1e-6
 """The part of the most energy below which a direction is what float32 makes of inner products."""
@@ -20,85 +22,135 @@ _KEPT = 32
 """The most ranks of what is left that are looked at further."""
 
 
+class Common(Protocol):
+    """Common factors of a pool."""
+
+    @property
+    def gains(self) -> torch.Tensor:
+        """Return the energy that each further rank keeps, as long as the ranks before it."""
+
+    def rest(self, place: int, update: Factored, count: int) -> Factored:
+        """Return what the first ``count`` ranks leave of an update, which has this place in the pool."""
+
+
 @dataclass(frozen=True)
-class CommonFactors:
-    """Common factors of a pool.
+class OneFactor:
+    """The common A or B that keeps most.
 
     Attributes:
-        gains: the energy that each further rank keeps, as long as the ranks before it.
-        left: directions of the output, (count, widest), for a B or a pair; else empty.
-        right: directions of the input, for an A or a pair; else empty.
-        amounts: of a pair, what its directions are multiplied by.
-    """
-
-    gains: torch.Tensor
-    left: torch.Tensor
-    right: torch.Tensor
-    amounts: torch.Tensor
-
-
-_NONE = torch.empty(0)
-
-
-def find_common(updates: Sequence[Factored], role: Role, count: int) -> CommonFactors:
-    """Find the common factors that keep most.
-
-    Args:
         updates: of the pool.
         role: what is common.
         count: of ranks.
     """
-    if role == "pair":
-        return _pair(updates, count)
-    sides = [u.right if role == "A" else u.left for u in updates]
-    rows = torch.cat([u.values[:, None] * side for u, side in zip(updates, sides, strict=True)])
-    if len(updates) == 1:
-        directions = sides[0][:count]
-        gains = updates[0].values[:count].double().square()
-    else:
-        gains, directions = _directions(rows, count)
-    return CommonFactors(
-        gains,
-        directions if role == "B" else _NONE,
-        directions if role == "A" else _NONE,
-        _NONE,
-    )
 
+    updates: Sequence[Factored]
+    role: Role
+    count: int
 
-def remove_common(
-    update: Factored, found: CommonFactors, role: Role, count: int, alone: bool
-) -> Factored:
-    """Take from an update what the first common factors keep of it.
+    @property
+    def gains(self) -> torch.Tensor:
+        """Return what each rank keeps."""
+        if len(self.updates) == 1:
+            return self.updates[0].values[: self.count].double().square()
+        return energies(self._rows(), self.count)
 
-    Args:
-        update: of the pool.
-        found: its common factors.
-        role: what is common.
-        count: how many of the factors.
-        alone: whether the update is the pool's only one.
-    """
-    if alone and role != "pair":
-        return Factored(update.values[count:], update.left[count:], update.right[count:])
-    down, up = update.values[:, None] * update.right, update.left
-    if role == "A":
-        basis = found.right[:count]
-        return Factored.of(down - (down @ basis.t()) @ basis, up)
-    if role == "B":
-        basis = found.left[:count]
+    def rest(self, place: int, update: Factored, count: int) -> Factored:
+        """Return what is left of an update."""
+        if len(self.updates) == 1:
+            return Factored(update.values[count:], update.left[count:], update.right[count:])
+        basis = self._basis[:count]
+        if self.role == "A":
+            down = update.values[:, None] * update.right
+            return Factored.of(down - (down @ basis.t()) @ basis, update.left)
         up = update.values[:, None] * update.left
         return Factored.of(update.right, up - (up @ basis.t()) @ basis)
-    left = _window(found.left[:count], update.left.shape[1])
-    right = _window(found.right[:count], update.right.shape[1])
+
+    @cached_property
+    def _basis(self) -> torch.Tensor:
+        return directions(self._rows(), self.count)[1]
+
+    def _rows(self) -> torch.Tensor:
+        sides = [u.right if self.role == "A" else u.left for u in self.updates]
+        both = zip(self.updates, sides, strict=True)
+        return torch.cat([u.values[:, None] * side for u, side in both])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The common pair that keeps most, by the sum of all updates, each in the middle of the widest: slices
+    of it are their pairs.
+
+    A direction ``u v^T`` of the sum, at the length that suits the updates best, keeps
+    ``<sum, u v^T>^2 / sum |u_i|^2 |v_i|^2`` of them, ``u_i`` and ``v_i`` being a module's slices.
+    """
+
+    updates: Sequence[Factored]
+    count: int
+
+    @property
+    def gains(self) -> torch.Tensor:
+        """Return what each rank keeps."""
+        if len(self._widths) == 1 and len(left := self._left) <= DIRECT:
+            squares: torch.Tensor = torch.linalg.eigvalsh(_turned(left, self._right)[2])
+            return squares.flip(0)[: self.count].clamp(min=0) / len(self.updates)
+        total, shares = self._found
+        gains: torch.Tensor = total.values.double().square() / shares
+        return gains
+
+    def rest(self, place: int, update: Factored, count: int) -> Factored:
+        """Return what is left of an update."""
+        total, shares = self._found
+        amounts = (total.values.double() / shares).float()[:count, None]
+        right = amounts * _window(total.right[:count], update.right.shape[1])
+        return without(update, right, _window(total.left[:count], update.left.shape[1]))
+
+    @cached_property
+    def _found(self) -> tuple[Factored, torch.Tensor]:
+        left, right = self._left, self._right
+        total = (_largest if len(left) > DIRECT else _product)(left, right, self.count)
+        shares = torch.zeros(len(total.values), dtype=torch.float64)
+        for (of_out, of_in), modules in self._widths.items():
+            of_left = _window(total.left, of_out).double().square().sum(dim=1)
+            of_right = _window(total.right, of_in).double().square().sum(dim=1)
+            shares += modules * of_left * of_right
+        return total, shares.clamp(min=1e-12)
+
+    @cached_property
+    def _widths(self) -> Counter[tuple[int, int]]:
+        return Counter((u.left.shape[1], u.right.shape[1]) for u in self.updates)
+
+    @property
+    def _left(self) -> torch.Tensor:
+        widest = max(width for width, _ in self._widths)
+        return torch.cat([_padded(u.values[:, None] * u.left, widest) for u in self.updates])
+
+    @property
+    def _right(self) -> torch.Tensor:
+        widest = max(width for _, width in self._widths)
+        return torch.cat([_padded(u.right, widest) for u in self.updates])
+
+
+def without(update: Factored, down: torch.Tensor, up: torch.Tensor) -> Factored:
+    """Subtract ``up^T down`` from an update."""
     rest = Factored.of(
-        torch.cat([down, -found.amounts[:count, None] * right]), torch.cat([up, left])
+        torch.cat([update.values[:, None] * update.right, -down]), torch.cat([update.left, up])
     )
     return Factored(rest.values[:_KEPT], rest.left[:_KEPT], rest.right[:_KEPT])
 
 
-def _directions(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def energies(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the largest squared singular values of a matrix."""
+    if min(rows.shape) > DIRECT:
+        return directions(rows, count)[0]
+    gram = rows.t() @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.t()
+    values: torch.Tensor = torch.linalg.eigvalsh(gram.double())
+    return values.flip(0)[:count].clamp(min=0)
+
+
+def directions(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest squared singular values of a matrix, and its right singular vectors."""
     count = min(count, *rows.shape)
-    if min(rows.shape) > _DIRECT:
+    if min(rows.shape) > DIRECT:
         basis = _iterated(rows, count)
         small = rows @ basis
         values, vectors = torch.linalg.eigh((small.t() @ small).double())
@@ -122,43 +174,32 @@ def _iterated(rows: torch.Tensor, count: int) -> torch.Tensor:
     return basis
 
 
-def _pair(updates: Sequence[Factored], count: int) -> CommonFactors:
-    """Find a pair by the sum of all updates, each in the middle of the widest: slices of it are their pairs.
+def _turned(
+    left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return orthonormal coordinates of the outputs, by inner products of rows.
 
-    A direction ``u v^T`` of the sum, at the length that suits the updates best, keeps
-    ``<sum, u v^T>^2 / sum |u_i|^2 |v_i|^2`` of them, ``u_i`` and ``v_i`` being a module's slices.
+    Returns:
+        ``rows`` and ``turn``: in coordinates ``turn^T left`` the matrix ``M = left^T right`` is
+        ``rows^T right``; and its ``M M^T``.
     """
-    widths = Counter((u.left.shape[1], u.right.shape[1]) for u in updates)
-    wide_out, wide_in = (max(both) for both in zip(*widths, strict=True))
-    left = torch.cat([_padded(u.values[:, None] * u.left, wide_out) for u in updates])
-    right = torch.cat([_padded(u.right, wide_in) for u in updates])
-    total = _largest(left, right, count) if len(left) > _DIRECT else _product(left, right, count)
-    us, vs, values = total.left, total.right, total.values
-    shares = torch.zeros(len(values), dtype=torch.float64)
-    for (of_out, of_in), modules in widths.items():
-        of_left = _window(us, of_out).double().square().sum(dim=1)
-        of_right = _window(vs, of_in).double().square().sum(dim=1)
-        shares += modules * of_left * of_right
-    shares = shares.clamp(min=1e-12)
-    return CommonFactors(
-        values.double().square() / shares, us, vs, (values.double() / shares).float()
-    )
-
-
-def _product(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
-    """Give the strongest directions of ``left^T right``, of few rows, by the inner products of the rows."""
     lengths, turn = torch.linalg.eigh((left @ left.t()).double())
     kept = lengths > float(lengths[-1]) * _NOTHING
     lengths, turn = lengths[kept].sqrt(), turn[:, kept]
-    # In orthonormal coordinates of the outputs the matrix is `rows^T right`.
     rows = turn * lengths
-    energies, vectors = torch.linalg.eigh(rows.t() @ (right @ right.t()).double() @ rows)
-    energies, vectors = energies.flip(0)[:count], vectors.flip(1)[:, :count]
-    kept = energies > float(energies[:1].sum()) * _NOTHING
-    values, vectors = energies[kept].sqrt(), vectors[:, kept]
+    return rows, turn / lengths, rows.t() @ (right @ right.t()).double() @ rows
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
+    """Return the strongest directions of ``left^T right``, of few rows."""
+    rows, turn, square = _turned(left, right)
+    found, vectors = torch.linalg.eigh(square)
+    found, vectors = found.flip(0)[:count], vectors.flip(1)[:, :count]
+    kept = found > float(found[:1].sum()) * _NOTHING
+    values, vectors = found[kept].sqrt(), vectors[:, kept]
     return Factored(
         values.float(),
-        (turn / lengths @ vectors).float().t() @ left,
+        (turn @ vectors).float().t() @ left,
         (rows @ vectors / values).float().t() @ right,
     )
 
@@ -178,6 +219,8 @@ def _largest(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
 
 
 def _padded(rows: torch.Tensor, width: int) -> torch.Tensor:
+    if rows.shape[1] == width:
+        return rows
     before = (width - rows.shape[1]) // 2
     return torch.nn.functional.pad(rows, (before, width - rows.shape[1] - before))
 

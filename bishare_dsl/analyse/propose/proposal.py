@@ -16,6 +16,7 @@ from bishare_dsl.analyse.propose.choose import (
     Choice,
     ScoredCandidate,
     choose,
+    cost,
     kept_by,
     score_candidates,
     units_of,
@@ -100,11 +101,13 @@ def propose(
         AdapterError: nothing fits into the budget (BS851).
     """
     grouping = Grouping(evidence.architecture, evidence.sites)
-    offered = units_of(candidates(intervals.groups(evidence, _GROUPS_RANK)), grouping)
+    offered = units_of(
+        candidates(intervals.groups(evidence, _GROUPS_RANK), evidence.sites), grouping
+    )
     weighed = score_candidates(Residual(evidence.sets), offered, budget, watch)
     chosen = choose(evidence, offered, weighed, budget, shares=shares, watch=watch)
     if not chosen.ranks:
-        least = min(unit.cost for _, parts in offered for unit in parts)
+        least = min(unit.price(1) for _, parts in offered for unit in parts)
         raise AdapterError(codes.SMALL_BUDGET(budget=f"{budget:,}", least=f"{least:,}"))
     null = evidence.independent(seed)
     weighed[:BEST] = [replace(w, chance=kept_by(null, w.ranks)) for w in weighed[:BEST]]
@@ -120,7 +123,7 @@ def _part(candidate: Candidate, chosen: Choice, evidence: Evidence, null: Eviden
     ranks = _ranks(candidate, chosen)
     return Part(
         share=candidate.name,
-        parameters=sum(unit.cost * rank for unit, rank in ranks.items()),
+        parameters=cost(ranks),
         kept=kept_by(evidence, ranks),
         chance=kept_by(null, ranks),
     )
@@ -169,19 +172,23 @@ def _text(
 
 
 def _left(weighed: Sequence[ScoredCandidate], chosen: Choice) -> list[str]:
-    """Describe what was weighed and left, the best first, and a plain LoRA."""
+    """Describe what was weighed and left, the best first, and the best of each other way."""
+    left = [w for w in weighed if w.candidate not in chosen.candidates and w.ranks]
+    ways: dict[tuple[str, str], ScoredCandidate] = {}
+    for w in [*left[:_TOLD], *left]:
+        ways.setdefault((w.candidate.role, w.candidate.via), w)
+    told = [*left[:_TOLD], *(w for w in ways.values() if w not in left[:_TOLD])]
     lines = [
         f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%}"
         + (")" if w.chance is None else f", by chance {w.chance:.1%})")
-        for w in weighed
-        if w.candidate not in chosen.candidates
-    ][:_TOLD]
+        for w in told
+    ]
     (own,) = [w for w in weighed if w.candidate.name == "own"]
     found = [f"A plain LoRA within the budget has rank {own.rank} and keeps {own.kept:.1%}."]
     if lines:
         found.append(
-            f"{len(weighed)} keys were weighed, each alone with the whole budget. The best of those "
-            f"that were left: {'; '.join(lines)}."
+            f"{len(weighed)} ways to share were weighed, each alone with the whole budget. The best of those "
+            f"that were left, and of each further kind: {'; '.join(lines)}."
         )
     return found
 
