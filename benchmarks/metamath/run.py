@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
 
 import torch
 from comparison.data import Rows, asdiv, metamath
@@ -26,7 +28,8 @@ from comparison.methods import experiment, experiments
 from comparison.protocol import Run, Training, shuffled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-HERE = Path(__file__).parent
+from bishare_dsl.resources import cache_folder
+
 # PEFT's numbers are of 5,000 steps with an accelerator; this is what a core does in minutes.
 SMALL = {
     "model_id": "SmolLM2-135M-Instruct",
@@ -54,8 +57,7 @@ def arguments() -> argparse.Namespace:
         "--results", type=Path, help="a folder; results or results-small by default"
     )
     parser.add_argument("--table", action="store_true", help="only print what there is")
-    cache = Path(os.environ.get("BISHARE_CACHE") or "~/.cache/bishare").expanduser()
-    parser.add_argument("--cache", type=Path, default=cache)
+    parser.add_argument("--cache", type=Path, default=cache_folder())
     options = parser.parse_args()
     options.results = options.results or HERE / ("results-small" if options.small else "results")
     files = (options.train, options.gsm8k_train, options.gsm8k_test, options.texts)

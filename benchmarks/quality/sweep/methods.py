@@ -3,87 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 HERE = Path(__file__).parent
-# The paper's largest fraction of LoRA's parameters, in per cent.
-BUDGET = 44.59
 # One grid for all, in steps of 2 to 2.5.
 GRID = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A method, and where on the grid its search begins.
 
     Attributes:
         spec: of bishare's, the spec; of PEFT's, the name of its config class.
         params: of the spec, or of the config.
-        bishare: whether it is one of the specs that must stay within `BUDGET`.
     """
 
-    name: str
     label: str
     spec: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = {}
     start: float = 2e-3
     peft: bool = False
-    bishare: bool = False
 
 
-_KE = {"size": 64}
+def _tiers(label: str, spec: str, *ranks: int, **params: Any) -> Method:
+    tiers = dict(zip(("r_local", "r_intra", "r_inter"), ranks, strict=True))
+    return Method(f"{label} {{{','.join(map(str, ranks))}}}", spec, tiers | params)
 
 
-def _named(*methods: Method) -> dict[str, Method]:
-    return {method.name: method for method in methods}
-
-
-MAIN = _named(
-    Method("lora", "LoRA r=8", "lora"),
-    Method("ss", "SS {2,2,32}", "bishare_ss", {"r_intra": 2}, bishare=True),
-    Method("gt", "GT {1,8,16} size 96", "bishare_gt", {"r_local": 1, "size": 96}, bishare=True),
-    Method("ke_r_1", "KE `r_1` {2,4,16} size 64", "bishare_ke", _KE, bishare=True),
-    Method("ke_1_r", "KE `1_r` {2,4,16} size 64", "bishare_ke_ab", _KE, bishare=True),
-    Method("rasa", "RaSA r=3", "rasa", {"r": 3}, bishare=True),
-    Method("lily", "Lily r=48", "lily", {"r": 48}, bishare=True),
+MAIN = {
+    "lora": Method("LoRA r=8", "lora"),
+    "ss": Method("SS {2,2,32}", "bishare_ss", {"r_intra": 2}),
+    "gt": Method("GT {1,8,16} size 96", "bishare_gt", {"r_local": 1, "size": 96}),
+    "ke_r_1": Method("KE `r_1` {2,4,16} size 64", "bishare_ke", {"size": 64}),
+    "ke_1_r": Method("KE `1_r` {2,4,16} size 64", "bishare_ke_ab", {"size": 64}),
+    "rasa": Method("RaSA r=3", "rasa", {"r": 3}),
+    "lily": Method("Lily r=48", "lily", {"r": 48}),
     # Gates of rank 4 alone are half of LoRA's parameters on a model as narrow as this, so that
     # one shared term is all that can have them.
-    Method(
-        "gt_4",
+    "gt_4": Method(
         "GT {0,8,0} size 64, gates of rank 4",
         "bishare_gt",
         {"r_local": 0, "r_inter": 0, "size": 64, "gate_rank": 4},
     ),
-    Method("peft_lora", "PEFT LoRA r=8", "LoraConfig", {"r": 8, "lora_alpha": 16}, peft=True),
-    Method(
-        "peft_vera",
+    "peft_lora": Method("PEFT LoRA r=8", "LoraConfig", {"r": 8, "lora_alpha": 16}, peft=True),
+    "peft_vera": Method(
         "PEFT VeRA r=64",
         "VeraConfig",
         # Its frozen factors come from the seed, so they need not be in the file.
         {"r": 64, "d_initial": 0.1, "save_projection": False},
-        2e-2,
+        start=2e-2,
         peft=True,
     ),
-    Method(
-        "peft_vb_lora",
+    "peft_vb_lora": Method(
         "PEFT VB-LoRA r=4, 90 vectors of 192",
         "VBLoRAConfig",
         # 256 of the paper divides none of the widths 576, 192 and 1536.
         {"r": 4, "num_vectors": 90, "vector_length": 192, "topk": 2},
-        2e-2,
+        start=2e-2,
         peft=True,
     ),
-)
-
-_TIERS = ("r_local", "r_intra", "r_inter")
-
-
-def _point(name: str, label: str, spec: str, tiers: tuple[int, ...] = (), **params: Any) -> Method:
-    return Method(name, label, spec, {**dict(zip(_TIERS, tiers, strict=False)), **params})
-
+}
 
 SIZES = ("1.6M", "0.7M", "0.4M", "0.15M", "0.05M")
 FRONT = {
@@ -94,24 +75,26 @@ FRONT = {
 }
 """Methods of about as many parameters as `SIZES`; below its rank 1 on all modules, LoRA is on fewer."""
 
-METHODS = MAIN | _named(
-    _point("lora_3", "LoRA r=3", "lora", r=3),
-    _point("lora_2", "LoRA r=2", "lora", r=2),
-    _point("lora_no_downs", "LoRA r=1, no down_proj", str(HERE / "lora_no_downs.share")),
-    _point("lora_qv", "LoRA r=1, q and v", str(HERE / "lora_qv.share")),
-    _point("ss_1.6M", "SS {6,3,32}", "bishare_ss", (6, 3, 32)),
-    _point("ss_0.4M", "SS {1,1,32}", "bishare_ss", (1, 1, 32)),
-    _point("ss_0.15M", "SS {0,1,16}", "bishare_ss", (0, 1, 16)),
-    _point("ss_0.05M", "SS {0,0,16}", "bishare_ss", (0, 0, 16)),
-    _point("ke_1.6M", "KE `r_1` {7,24,64}", "bishare_ke", (7, 24, 64), size=64),
-    _point("ke_0.7M", "KE `r_1` {3,16,16}", "bishare_ke", (3, 16, 16), size=64),
-    _point("ke_0.15M", "KE `r_1` {0,32,64}", "bishare_ke", (0, 32, 64), size=64),
-    _point("ke_0.05M", "KE `r_1` {0,8,64}", "bishare_ke", (0, 8, 64), size=64),
-    *(_point(f"lily_{r}", f"Lily r={r}", "lily", r=r) for r in (120, 30, 11, 4)),
-)
+METHODS = MAIN | {
+    "lora_3": Method("LoRA r=3", "lora", {"r": 3}),
+    "lora_2": Method("LoRA r=2", "lora", {"r": 2}),
+    "lora_no_downs": Method("LoRA r=1, no down_proj", str(HERE / "lora_no_downs.share")),
+    "lora_qv": Method("LoRA r=1, q and v", str(HERE / "lora_qv.share")),
+    "ss_1.6M": _tiers("SS", "bishare_ss", 6, 3, 32),
+    "ss_0.4M": _tiers("SS", "bishare_ss", 1, 1, 32),
+    "ss_0.15M": _tiers("SS", "bishare_ss", 0, 1, 16),
+    "ss_0.05M": _tiers("SS", "bishare_ss", 0, 0, 16),
+    "ke_1.6M": _tiers("KE `r_1`", "bishare_ke", 7, 24, 64, size=64),
+    "ke_0.7M": _tiers("KE `r_1`", "bishare_ke", 3, 16, 16, size=64),
+    "ke_0.15M": _tiers("KE `r_1`", "bishare_ke", 0, 32, 64, size=64),
+    "ke_0.05M": _tiers("KE `r_1`", "bishare_ke", 0, 8, 64, size=64),
+    **{f"lily_{r}": Method(f"Lily r={r}", "lily", {"r": r}) for r in (120, 30, 11, 4)},
+}
 
-# The paper's ablations that fit this model: a method, and what is set on top of its params.
-ABLATIONS: dict[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
+MANY = {"lora": 2e-3, "ke_1_r": 5e-3}
+"""Of many tasks, each at the rate that it was given on the headlines."""
+
+ABLATIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "window (Table 4)": (("ss", {"slice": "leading"}), ("ss", {"slice": "trailing"})),
     "start of the gates (Table 5)": (
         ("gt", {"gates": "kaiming_normal"}),
@@ -136,14 +119,15 @@ ABLATIONS: dict[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {
         ("ke_1_r", {"shared_rank": 4}),
     ),
 }
+"""The paper's ablations that fit this model: a method, and what is set on top of its params."""
 
 
 def adapt(method: Method, params: Mapping[str, Any], model: Any, seed: int) -> Any:
-    """The model with the method's adapter; the base's weights are frozen, the adapter's are float32."""
+    """Return the model with the method's adapter: the base's weights frozen, the adapter's in float32."""
     if not method.peft:
         from bishare_dsl import compile_spec
 
-        return compile_spec(method.spec, model, params=dict(params), seed=seed)
+        return compile_spec(method.spec, model, params=params, seed=seed)
     import peft
     from transformers import set_seed
 
@@ -152,27 +136,3 @@ def adapt(method: Method, params: Mapping[str, Any], model: Any, seed: int) -> A
         params = {**params, "projection_prng_key": seed}
     config = getattr(peft, method.spec)(target_modules=KINDS, task_type="CAUSAL_LM", **params)
     return peft.get_peft_model(model, config)
-
-
-def save(method: Method, model: Any, folder: Path) -> None:
-    """Save the adapter alone, each library its own way."""
-    (model if method.peft else model.bishare).save_pretrained(folder)
-
-
-def counts(model: Path) -> dict[str, int]:
-    """Trainable parameters of bishare's methods, from their plans.
-
-    Raises:
-        ValueError: a Bi-Share method has more than its budget.
-    """
-    from bishare_dsl import plan_spec
-
-    found = {
-        name: plan_spec(method.spec, str(model), params=dict(method.params)).trainable
-        for name, method in METHODS.items()
-        if not method.peft
-    }
-    for name, count in found.items():
-        if METHODS[name].bishare and (share := 100 * count / found["lora"]) > BUDGET:
-            raise ValueError(f"{name} has {share:.2f}% of LoRA's parameters, more than {BUDGET}%")
-    return found

@@ -9,43 +9,41 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sweep.methods import GRID, METHODS
-from sweep.results import Job, Results
+from sweep.results import Job, Results, Row
 
-Found = Mapping[float, Sequence[Mapping[str, Any]]]
+Found = Mapping[float, Sequence[Row]]
 """By rate, the runs at it."""
+Chain = tuple[list[Job], int]
+"""The jobs of a series that can start now, and about how many are left of it."""
 
 
-def rates(results: Results, task: str, method: str, size: str) -> Found:
-    """The runs of a method on a task, of seed 0 first; of rates that have one of seed 0."""
-    own = [
-        row
-        for row in results.rows.values()
-        if (row["task"], row["method"], row["size"], row["params"]) == (task, method, size, {})
-    ]
-    own.sort(key=lambda row: row["seed"])
-    found = {rate: [row for row in own if row["rate"] == rate] for rate in GRID}
-    return {rate: rows for rate, rows in found.items() if rows and rows[0]["seed"] == 0}
+def rates(results: Results, task: str, method: str) -> Found:
+    """Return the runs of a method on a task, of seed 0 first; of rates that have one of seed 0."""
+    wanted = task, method, "small", {}
+    own = [job for job in results if (job.task, job.method, job.size, job.params) == wanted]
+    own.sort(key=lambda job: job.seed)
+    return {
+        rate: [results[job] for job in own if job.rate == rate]
+        for rate in sorted(job.rate for job in own if job.seed == 0)
+    }
 
 
-def score(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """What a larger one of is better: validation accuracy, then a lower validation loss."""
+def score(rows: Sequence[Row]) -> tuple[float, float]:
+    """Return what a larger one of is better: validation accuracy, then a lower validation loss."""
     # A run that diverged has no loss.
-    losses = [
-        math.inf if row["validation_loss"] is None else row["validation_loss"] for row in rows
-    ]
-    return statistics.fmean(row["validation_accuracy"] for row in rows), -statistics.fmean(losses)
+    losses = [math.inf if r["validation_loss"] is None else r["validation_loss"] for r in rows]
+    return statistics.fmean(r["validation_accuracy"] for r in rows), -statistics.fmean(losses)
 
 
 def best_rate(found: Found) -> float:
-    """The best of the rates that were tried."""
+    """Return the best of the rates that were tried."""
     return max(found, key=lambda rate: score(found[rate]))
 
 
 def untried(found: Found, start: float, grid: Sequence[float] = GRID) -> list[float]:
-    """The rates to try next; none when the best one so far is worse than neither of its neighbours.
+    """Return the rates to try next; none when the best one so far is worse than neither of its neighbours.
 
     Args:
         start: below the rates at which training breaks down: among those chance decides which is the
@@ -64,26 +62,30 @@ def untried(found: Found, start: float, grid: Sequence[float] = GRID) -> list[fl
     return [rate for rate in (grid[place + 1], grid[place - 1]) if rate not in found]
 
 
-def chosen(results: Results, task: str, method: str, size: str) -> float | None:
-    """The rate of a search that is over, or None."""
-    found = rates(results, task, method, size)
-    return None if untried(found, METHODS[method].start) else best_rate(found)
+def finished(results: Results, task: str) -> dict[str, Sequence[Row]]:
+    """Return by method the runs at the chosen rate, of those whose search is over."""
+    found = {name: rates(results, task, name) for name in METHODS}
+    return {
+        name: tried[best_rate(tried)]
+        for name, tried in found.items()
+        if not untried(tried, METHODS[name].start)
+    }
 
 
-def open_jobs(
-    results: Results, task: str, method: str, size: str, seeds: int
-) -> tuple[list[Job], int]:
-    """The jobs of a method on a task that can start now, and about how many are left.
+def left(results: Results, *jobs: Job) -> Chain:
+    """Return those of some jobs that are not done."""
+    missing = [job for job in jobs if job not in results]
+    return missing, len(missing)
 
-    Those are the search's, or the other seeds at its rate.
-    """
-    found = rates(results, task, method, size)
+
+def search(results: Results, task: str, method: str, seeds: int) -> Chain:
+    """Return the chain of a method on a task: a search, then the other seeds at its rate."""
+    found = rates(results, task, method)
     tries = untried(found, METHODS[method].start)
     best = best_rate(found) if found else tries[0]
-    at_best = [Job(task, method, best, seed, size) for seed in range(seeds)]
-    left = [job for job in at_best if results.get(job) is None]
+    others = left(results, *(Job(task, method, best, seed) for seed in range(seeds)))
     if not tries:
-        return left, len(left)
+        return others
     # Around the first rate there will be two neighbours.
-    number = len(left) + len(tries) if found else seeds + 2
-    return [Job(task, method, rate, 0, size) for rate in tries], number
+    number = others[1] + len(tries) if found else seeds + 2
+    return [Job(task, method, rate, 0) for rate in tries], number

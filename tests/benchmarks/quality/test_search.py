@@ -1,13 +1,15 @@
 """The search of a learning rate ends where neither neighbour is better, and the other seeds follow."""
 
+import argparse
 import json
-import math
 
 import pytest
-from sweep.methods import ABLATIONS, GRID, METHODS, Method, counts
+from sweep.methods import ABLATIONS, FRONT, GRID, METHODS, SIZES
 from sweep.results import Job, Results
-from sweep.search import best_rate, chosen, open_jobs, untried
-from sweep.tasks import TASKS
+from sweep.running import chains, sweep
+from sweep.search import best_rate, finished, search, untried
+
+from bishare_dsl import plan_spec
 
 TINY = (1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -72,11 +74,12 @@ def test_the_other_seeds_start_when_the_search_is_over(tmp_path):
         ([(start, 1), (start, 2)], 2, 0.8),
         ([], 0, 0),
     ):
-        assert open_jobs(results, "boolq", "ss", "small", 3) == (
+        assert search(results, "boolq", "ss", 3) == (
             [Job("boolq", "ss", rate, seed) for rate, seed in jobs],
             left,
         )
-        assert chosen(results, "boolq", "ss", "small") == (start if left <= 2 else None)
+        over = finished(results, "boolq").get("ss", [{}])
+        assert over[0].get("rate") == (start if left <= 2 else None)
         for rate, seed in jobs:
             results.add(Job("boolq", "ss", rate, seed), measured(accuracy))
 
@@ -85,46 +88,106 @@ def test_an_ablation_is_no_part_of_the_search(tmp_path):
     results = Results(tmp_path / "results.jsonl")
     start = METHODS["ss"].start
     results.add(Job("boolq", "ss", start, 0, params={"slice": "leading"}), measured(0.9))
-    assert open_jobs(results, "boolq", "ss", "small", 3)[0] == [Job("boolq", "ss", start, 0)]
+    assert search(results, "boolq", "ss", 3)[0] == [Job("boolq", "ss", start, 0)]
 
 
 def test_what_is_done_is_done_after_a_restart_and_a_torn_line_is_not(tmp_path):
     path = tmp_path / "results.jsonl"
     job, other = Job("boolq", "ss", 1e-3, 0), Job("boolq", "ss", 1e-3, 1, params={"r_intra": 4})
-    Results(path).add(job, {**measured(0.5), "test_loss": math.nan})
+    Results(path).add(job, measured(0.5))
     with path.open("a") as file:
         file.write('{"task": "boolq", "method"')
     results = Results(path)
-    assert results.get(job)["test_loss"] is None
-    assert results.get(other) is None
+    assert list(results) == [job]
     results.add(other, measured(0.6))
     again = Results(path)
-    assert again.rows == results.rows
-    assert again.get(other)["validation_accuracy"] == 0.6
+    assert again == results
+    assert again[other]["validation_accuracy"] == 0.6
     assert json.loads(path.read_text().splitlines()[-1])["params"] == {"r_intra": 4}
 
 
-def test_a_run_of_another_number_of_steps_does_not_count(tmp_path):
-    path = tmp_path / "results.jsonl"
-    steps = TASKS["boolq"].sizes["small"].steps
-    now, before = Job("boolq", "ss", 1e-3, 0), Job("boolq", "ss", 1e-3, 1)
-    Results(path).add(now, {**measured(0.5), "steps": steps})
-    Results(path).add(before, {**measured(0.5), "steps": steps - 1})
-    assert list(Results(path).rows) == [now.key]
+def options(**settings):
+    return argparse.Namespace(**{"many": False, "ablations": False, "seeds": 1, **settings})
 
 
-def test_every_method_and_ablation_can_be_planned():
-    from bishare_dsl import plan_spec
+def test_an_ablation_waits_for_the_rate_of_its_method(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    wanted = options(tasks=["headlines"], ablations=True, seeds=2)
+    assert list(chains(results, wanted)) == []
+    for job in (Job("headlines", "gt", rate, 0) for rate in (1e-3, 2e-3, 5e-3)):
+        results.add(job, measured(0.8 if job.rate == 2e-3 else 0.7))
+    (first, _), (second, _) = chains(results, wanted)
+    assert first == [
+        Job("headlines", "gt", 2e-3, seed, params={"gates": "kaiming_normal"}) for seed in (0, 1)
+    ]
+    results.add(second[0], measured(0.8))
+    assert [jobs for jobs, _ in chains(results, wanted)] == [first, second[1:]]
 
-    assert counts("llama-7b")["lora"] == 14_024_704
+
+def test_of_many_tasks_each_is_run_once_by_each_method(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    found = [jobs for jobs, _ in chains(results, options(many=True))]
+    assert len(found) == 12
+    assert found[0] == [
+        Job("headlines", "base", 0.0, 0, "many"),
+        Job("headlines", "lora", 2e-3, 0, "many"),
+        Job("headlines", "ke_1_r", 5e-3, 0, "many"),
+    ]
+
+
+def counts(model):
+    return {
+        name: plan_spec(method.spec, model, params=dict(method.params)).trainable
+        for name, method in METHODS.items()
+        if not method.peft
+    }
+
+
+def test_the_specs_of_bishare_stay_within_the_largest_budget_of_the_paper():
+    found = counts("smollm2-135m")
+    for name in ("ss", "gt", "ke_r_1", "ke_1_r", "rasa", "lily"):
+        assert found[name] <= 0.4459 * found["lora"], name
+
+
+def test_a_point_of_the_front_is_near_its_size():
+    """On SmolLM2-135M, whose LoRA of rank 8 is the largest."""
+    found = counts("smollm2-135m")
+    for names in FRONT.values():
+        for name, size in zip(names, SIZES, strict=True):
+            assert found[name] == pytest.approx(float(size[:-1]) * 1e6, rel=0.2), name
+
+
+def test_every_ablation_can_be_planned():
     for variants in ABLATIONS.values():
         for name, params in variants:
             method = METHODS[name]
             assert plan_spec(method.spec, "llama-7b", params={**method.params, **params}).trainable
 
 
-def test_a_method_over_its_budget_is_an_error(monkeypatch):
-    big = Method("ss", "SS", "bishare_ss", {"r_local": 8}, bishare=True)
-    monkeypatch.setitem(METHODS, "ss", big)
-    with pytest.raises(ValueError, match=r"ss has .*% of LoRA's parameters, more than 44\.59%"):
-        counts("llama-7b")
+def run_in_a_worker(job, base, cache):
+    """Stand for a run; the highest rate breaks down, with an error."""
+    if job.rate == 5e-3:
+        raise ArithmeticError("too high")
+    return {**measured(0.8 if job.rate == 2e-3 else 0.7), "cpu_s": 1}
+
+
+def test_a_sweep_does_what_is_left_and_one_run_that_fails_does_not_end_it(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr("sweep.training.run", run_in_a_worker)
+    monkeypatch.setattr("bishare_dsl.testing.fetch.smollm2_folder", lambda cache: cache)
+    results = Results(tmp_path / "results.jsonl")
+    results.add(Job("headlines", "base", 0.0, 0), measured(0.5))
+    wanted = options(tasks=["headlines"], methods=["ss"], workers=2, cache=tmp_path)
+    sweep(results, wanted)
+    assert [(job.method, job.rate) for job in Results(results.path)] == [
+        ("base", 0.0),
+        ("ss", 2e-3),
+        ("ss", 1e-3),
+    ]
+    row = results[Job("headlines", "ss", 2e-3, 0)]
+    assert row["machine"].endswith("2 runs at a time")
+    assert {"python", "bishare", "torch"} < set(row["versions"])
+    shown = capsys.readouterr()
+    assert "FAILED headlines ss lr 0.005 seed 0" in shown.out
+    assert "ArithmeticError: too high" in shown.err

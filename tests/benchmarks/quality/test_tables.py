@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from sweep.methods import FRONT, GRID, METHODS, SIZES, counts
+from sweep.methods import GRID, METHODS
 from sweep.results import Job, Results
-from sweep.tables import put, tables
+from sweep.tables import tables, write
 from sweep.training import bitmask
 
 README = Path(__file__).parents[3] / "benchmarks" / "quality" / "README.md"
@@ -44,7 +44,7 @@ def results(tmp_path):
 
 
 def test_a_task(results):
-    text = tables(results, "small")
+    text = tables(results)
     line = next(line for line in text.splitlines() if line.startswith("| SS"))
     assert "| 400 | 40.0% | 1,600 | 0.002 | 70.0 | 62.5 ± 2.5 (3) | +10.0 |" in line
     assert "0.0005: 10.0" not in text
@@ -55,7 +55,7 @@ def test_a_task(results):
 
 def test_the_front_is_beside_lora_of_the_same_size(results):
     fill(results, "headlines", "lora_3", 420, 10)
-    text = tables(results, "small").partition("against parameters")[2]
+    text = tables(results).partition("against parameters")[2]
     line = next(line for line in text.splitlines() if "| SS" in line)
     assert line.startswith("| 0.7M | SS {2,2,32} | 400 | 0.002 | 62.5 ± 2.5 (3) | +35.0 |")
 
@@ -64,27 +64,21 @@ def test_many_tasks(results):
     for task in ("quartz", "heart"):
         for method, parameters, hits in (("lora", 1000, 30), ("ke_1_r", 300, 28)):
             fill(results, task, method, parameters, hits, "many", seeds=1)
-    text = tables(results, "small").partition("### Many tasks")[2].partition("###")[0]
+    text = tables(results).partition("### Many tasks")[2].partition("###")[0]
     assert "| quartz | 75.0 | 70.0 |" in text
     assert "| **mean** | **75.0** | **70.0** |" in text
     assert "| bytes of all adapters | 8,000 | 2,400 |" in text
 
 
-def test_a_point_of_the_front_is_near_its_size():
-    """On SmolLM2-135M, whose LoRA of rank 8 is the largest."""
-    found = counts("smollm2-135m")
-    for names in FRONT.values():
-        for name, size in zip(names, SIZES, strict=True):
-            assert found[name] == pytest.approx(float(size[:-1]) * 1e6, rel=0.2), name
-
-
-def test_put_leaves_the_rest_alone(tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text("a\n<!-- tables -->\nold\n<!-- /tables -->\nb\n")
-    put(path, "new\nlines")
-    assert path.read_text() == "a\n<!-- tables -->\nnew\nlines\n<!-- /tables -->\nb\n"
+def test_tables_are_put_between_the_marks_of_the_page_and_the_rest_is_left_alone(results, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- tables -->\nold\n<!-- /tables -->\nb\n")
+    write(results, tmp_path)
+    text = tables(results)
+    assert page.read_text() == f"a\n<!-- tables -->\n{text}\n<!-- /tables -->\nb\n"
+    assert "svg" in (tmp_path / "front.svg").read_text()
 
 
 def test_the_page_has_the_tables_of_the_results():
     text = README.read_text(encoding="utf-8")
-    assert tables(Results(README.with_name("results.jsonl")), "small") in text
+    assert tables(Results(README.with_name("results.jsonl"))) in text

@@ -9,8 +9,7 @@ import bishare_dsl
 from bishare_dsl import plan_spec
 
 sys.path.insert(0, str(Path(bishare_dsl.__file__).parents[1] / "benchmarks" / "topology"))
-from compare import DRAWS, MODEL, PARTS, SHIPPED, drawn, methods
-from sweep.methods import METHODS
+from compare import DRAWS, MODEL, PARTS, SHIPPED, drawn, main, methods
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -31,13 +30,34 @@ def test_draws_differ_and_are_drawn_alike():
     assert len({drawn(budget, seed) for seed in range(DRAWS)}) == DRAWS
 
 
-def test_the_stored_draws_are_those_of_the_code(monkeypatch, tmp_path):
-    monkeypatch.setattr("compare.METHODS", dict(METHODS))
-    names = methods("headlines", list(PARTS), tmp_path, make=False)
+def test_the_stored_draws_are_those_of_the_code():
+    found = methods("headlines", list(PARTS))
     for part, budget in PARTS.items():
         for seed in range(DRAWS):
-            import compare
+            assert Path(found[f"drawn{seed}@{part}"].spec).read_text() == drawn(budget, seed)
+    assert {name.partition("@")[2] for name in found} == set(PARTS)
 
-            path = Path(compare.METHODS[f"drawn{seed}@{part}"].spec)
-            assert path.read_text() == drawn(budget, seed)
-    assert {name.partition("@")[2] for name in names} == set(PARTS)
+
+@pytest.mark.parametrize(
+    ("prefixes", "chosen"),
+    [
+        ("ss,drawn1", ["ss@15", "drawn1@15"]),
+        ("proposed", ["proposed@15"]),
+    ],
+)
+def test_methods_limit_what_runs_and_a_proposal_is_made_when_it_is_wanted(
+    monkeypatch, tmp_path, prefixes, chosen
+):
+    swept = []
+    monkeypatch.setattr("compare.HERE", tmp_path)
+    (tmp_path / "specs").mkdir()
+    monkeypatch.setattr("compare.METHODS", {})
+    monkeypatch.setattr("compare.proposed", lambda *_: "a proposal")
+    monkeypatch.setattr("compare.sweep", lambda _, options: swept.append(options))
+    monkeypatch.setattr(
+        "sys.argv", ["compare.py", "--tasks", "languages", "--parts", "15", "--methods", prefixes]
+    )
+    main()
+    assert [(o.tasks, o.methods) for o in swept] == [(["languages"], chosen)]
+    made = tmp_path / "specs" / "proposed-languages-15.share"
+    assert made.exists() == (prefixes == "proposed")

