@@ -6,7 +6,7 @@ What is worth a warning is given back: `api` warns of it, commands and training 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -167,13 +167,14 @@ def install(
     from bishare_dsl.serve.transformers.handle import AdapterHandle
 
     plan, where = made.plan, devices(made.plan, model)
+    restored: Collection[str] = ()
     if isinstance(made, Planned):
         text, compact = made.text(), False
         on_meta = all(device.type == "meta" for device in where.values())
         tensors = draw(plan, seed, "meta" if on_meta else "cpu")
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
-        tensors = made.tensors()
+        tensors, restored = made.tensors(), made.config.compact
     if (
         missing := plan.tensor.keys() - tensors.keys()
     ):  # Not stored yet: it starts as the base says.
@@ -181,7 +182,9 @@ def install(
         if any(plan.tensor[name].init != "base" for name in missing):
             base |= singular_starts(plan, model)
         tensors = {**tensors, **{name: base[name] for name in missing}}
-    worth_knowing = [render(problem) for problem in not_finite(tensors)]
+    # What a compact adapter leaves out is below everything.
+    looked_at = {n: t.clamp(min=0) if n in restored else t for n, t in tensors.items()}
+    worth_knowing = [render(problem) for problem in not_finite(looked_at)]
     tensors = {n: t.to(where[n]) for n, t in tensors.items()}
     beside = getattr(model, "bishare", None)
     if name is not None and isinstance(beside, AdapterHandle):

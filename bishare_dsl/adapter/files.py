@@ -160,7 +160,6 @@ def save_adapter(
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     values, warnings = gather_tensors(plan, tensors), []
-    warnings += not_finite(values)
     left_out = find_drawn(plan, values, seed) if frozen == "seed" else {}
     left = [t.name for t in plan.tensors if t.drawn and not t.trainable]
     changed = [name for name in left if name not in left_out]
@@ -174,6 +173,7 @@ def save_adapter(
     for name, made in parts.items():
         del values[name]
         values |= {part_name(name, label): part for label, part in made.items()}
+    warnings += not_finite(values)
     # Clones, because a tensor that is a view of another cannot be written as it is.
     values = {name: round_tensor(t.cpu(), dtype).clone().contiguous() for name, t in values.items()}
     files = {

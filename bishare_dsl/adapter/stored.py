@@ -85,14 +85,14 @@ def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, tor
 def compact_tensors(
     plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Make the parts of those tensors that have a compact form.
+    """Make the parts of those tensors that have a compact form. A gain, which is no transform's, has none.
 
     Raises:
         SpecError: a package's transform fails (BS214).
     """
     found = {}
     for name, (transform, role) in _users(plan).items():
-        if name in tensors:
+        if name in tensors and role in transform.roles:
             with guard(transform, "compact"):
                 parts = transform.compact(role, tensors[name].detach())
             if parts is not None:

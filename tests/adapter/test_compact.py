@@ -114,6 +114,22 @@ def test_trainer_is_refused(folder: Path, tmp_path: Path) -> None:
         Trainer(model, arguments, train_dataset=rows).train()
 
 
+@pytest.mark.filterwarnings("error::bishare_dsl.diagnostics.BishareWarning")
+def test_what_is_left_out_is_not_told_as_a_fault(folder: Path, tmp_path: Path) -> None:
+    model: Any = load_adapter(folder, tiny_model("llama"))
+    model.bishare.save_pretrained(tmp_path / "again", compact=True)
+
+
+def test_gains_are_kept_whole(tmp_path: Path) -> None:
+    """They are no logits, of which the largest would do."""
+    model = compile_spec(
+        TEXT.format(vectors=20, top_k=2) + "gain rank init 1, out init 1", tiny_model("llama")
+    )
+    randomize(model)
+    model.bishare.save_pretrained(tmp_path, compact=True)
+    assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
+
+
 def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path) -> None:
     model: Any = load_adapter(folder, tiny_model("llama"))
     model.bishare.save_pretrained(tmp_path / "again")  # There is nothing more to save.
