@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,8 @@ def write_peft(
     What experts have in one parameter is a target parameter of PEFT's, A ``(experts * rank, d_in)`` and B
     ``(d_out, rank * experts)``. Where a module has several, PEFT wraps one round the other.
 
-    What is trained in full is one of PEFT's ``modules_to_save``, but for a bias of a linear layer, which PEFT
-    keeps where the layer has it.
+    What is trained in full is in one of PEFT's ``modules_to_save``, but for biases, which PEFT keeps where
+    their modules have them.
 
     Args:
         folder: new, or an export to be replaced.
@@ -88,7 +89,8 @@ def write_peft(
         experts: one of `EXPERTS`; all but ``fused`` is for vLLM and SGLang.
 
     Raises:
-        AdapterError: the experts have no factor in common (BS685).
+        AdapterError: the experts have no factor in common (BS685), or PEFT cannot keep what is trained in
+            full (BS692).
         OSError: the system refused.
     """
     maps = linear_maps(model)
@@ -128,22 +130,25 @@ def write_peft(
         for t in plan.trained
         for path in (t.paths if t.tensor in whole else ())
     }
-    biases = {path for path in trained if path.endswith(".bias") and path[:-5] in maps}
     head = _head(model, trained)
-    biases -= head.keys()
-    modules = {path.rpartition(".")[0] for path in trained.keys() - biases - head.keys()}
-    base = {  # PEFT keeps whole modules.
-        path: value
-        for module in sorted(modules)
-        for name in model.get_submodule(module)._parameters
-        if (path := f"{module}.{name}") not in trained
-        and (value := model.get_submodule(module)._parameters[name]) is not None
-    }
-    head |= {path: _value(path, value) for path, value in base.items()}
+    # PEFT keeps biases by their names, as they are, and anything else in whole modules.
+    modules: dict[str, str] = {}
+    for path in trained.keys() - head.keys():
+        module, _, name = path.rpartition(".")
+        if "bias" not in name:
+            modules[module] = path
+    _check_modules(model, modules, ranks)
+    biases = {p for p in trained if p not in head and p.rpartition(".")[0] not in modules}
+    for module in sorted(modules):
+        for path, value in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
+            if path not in trained and ADAPTER not in path.split("."):
+                head[path] = _value(path, value)
+    # PEFT wraps a module once for each of its parameters.
+    wraps = Counter(path if path in maps else path.rpartition(".")[0] for path in ranks)
     for path, kept in (head | trained).items():
         module, _, name = path.rpartition(".")
-        inner = ".base_layer" if path in biases and module in ranks else ""
-        factors[f"base_model.model.{module}{inner}.{name}"] = kept
+        inner = ".base_layer" * (wraps[module] if path in biases else 0)
+        factors[".".join(filter(None, ["base_model.model", f"{module}{inner}", name]))] = kept
     config = _config(plan, model, ranks, maps)
     if named:  # Programs that read such a folder go by last names.
         kinds = {_kind(pair.name) for pair in single} | {one.kind for one in named}
@@ -155,6 +160,35 @@ def write_peft(
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (new / TENSORS).write_bytes(save(factors, {"format": "pt"}))
     return highest
+
+
+def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collection[str]) -> None:
+    """See that PEFT can keep modules whole: it wraps every one whose path ends like that of one of them.
+
+    Args:
+        model: the base.
+        saved: the modules, each with a parameter in it that is trained in full.
+        targets: the paths of what the LoRA adapts.
+
+    Raises:
+        AdapterError: it would wrap another, or one that has a target in it (BS692).
+    """
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    problems = []
+    for module, parameter in sorted(saved.items()):
+        inside = [path for path in targets if f"{path}.".startswith(f"{module}.")]
+        alike = [path for path in paths if path.endswith(module) and path not in saved]
+        if not module:
+            reason = "the module that has it is the model"
+        elif inside:
+            reason = f"the module that has it has `{inside[0]}`, which the LoRA adapts"
+        elif alike:
+            reason = f"PEFT would take `{alike[0]}` for the module that has it, too"
+        else:
+            continue
+        problems.append(codes.NOT_KEPT_BY_PEFT(path=parameter, reason=reason))
+    if problems:
+        raise AdapterError(problems)
 
 
 def _outside(

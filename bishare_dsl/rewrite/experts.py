@@ -149,7 +149,9 @@ def experts_forward(
         name: ExpertWeight.of(getattr(module, name), some) for name, some in additions.items()
     }
     view: nn.Module = object.__new__(base)
-    state = {**vars(module), "_parameters": {**module._parameters, **weights}}
+    # Read of the module: a tensor of the adapter may stand in the place of a bias.
+    read = {name: getattr(module, name) for name in module._parameters}
+    state = {**vars(module), "_parameters": {**read, **weights}}
     object.__setattr__(view, "__dict__", state)
     try:
         return base.forward(view, *args, **kwargs)

@@ -18,7 +18,7 @@ from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.testing.checks import check_spec, randomize
-from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.models import tiny_inputs, tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning"),
@@ -48,6 +48,7 @@ def trained(seed: int = 0, base: Any = None, text: str = TEXT) -> Any:
         ("qwen2", False, "biases, norm"),
         ("gpt2", True, "norms and layer != none, biases"),
         ("mixtral", False, "gate, norm"),
+        ("gpt_oss", False, "biases"),  # of experts whose products are adapted
     ],
 )
 def test_every_invariant(family: str, tied: bool, train: str) -> None:
@@ -219,3 +220,79 @@ def test_a_share_may_adapt_the_head_instead() -> None:
     text = SHARE.replace("attention_inputs", "attention_inputs, classifier")
     model = compile_spec(text, fresh(hf.BertForSequenceClassification, BERT))
     assert [t.parameter for t in model.bishare.plan.trained] == ["classifier.bias"]
+
+
+# What PEFT keeps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "train", "saved"),
+    [
+        ("qwen2", "biases", None),  # three of each layer, two of them adapted
+        (
+            "siglip",
+            "biases",
+            None,
+        ),  # of the model itself, of norms, of an attention's own parameter
+        ("siglip", "in_proj_weight", ["vision_model.head.attention"]),  # which has a layer inside
+        ("bert", "norms", None),
+    ],
+)
+def test_peft_keeps_what_is_trained_in_full(
+    family: str, train: str, saved: list[str] | None, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    train = train if "_" not in train else f'path "*{train}"'
+    text = f"spec s\ntarget attention_inputs\ntrain {train}\nshare x per module rank 2"
+    base = tiny_model(family)
+    model = trained(base=base, text=text)
+    model.bishare.export(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    assert config["bias"] == ("all" if train == "biases" else "none")
+    if train != "norms":
+        assert config["modules_to_save"] == saved
+    exported = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "theirs")
+    inputs = tiny_inputs(base)
+    found, expected = exported(**inputs), model(**inputs)
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+class Alike(torch.nn.Module):
+    """A norm, and another whose path ends as its does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = {"fc": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4)}
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict(block)])
+        self.norm = torch.nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.layers[0]
+        return self.norm(block["norm"](block["fc"](x)))  # type: ignore[index, operator]
+
+
+@pytest.mark.parametrize(
+    ("family", "train", "says"),
+    [
+        ("siglip", 'path "logit_scale"', "`logit_scale`.*the module that has it is the model"),
+        (
+            "gpt_oss",
+            'path "*sinks"',
+            r"layers.0.self_attn.sinks`.*`model.layers.0.self_attn.q_proj`",
+        ),
+        ("", 'path "norm.weight"', "`norm.weight`.*PEFT would take `layers.0.norm`"),
+    ],
+)
+def test_what_peft_cannot_keep_is_refused(
+    family: str, train: str, says: str, tmp_path: Path
+) -> None:
+    base: Any = tiny_model(family) if family else Alike()
+    text = (
+        f"spec s\ntarget {'q_proj' if family else 'fc'}\ntrain {train}\nshare x per module rank 2"
+    )
+    model = trained(base=base, text=text)
+    with pytest.raises(AdapterError, match=f"BS692.*{says}"):
+        model.bishare.export(tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()

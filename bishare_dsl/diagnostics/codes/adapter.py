@@ -379,6 +379,14 @@ NOT_LOW_RANK = Code(
     "What `train` names in a spec is no product of two factors. PEFT takes it (`modules_to_save`), and "
     "`bishare merge` writes it into the base's weights.",
 )
+NOT_KEPT_BY_PEFT = Code(
+    "BS692",
+    "a parameter that is trained in full, and that PEFT cannot keep",
+    "cannot export `{path}` for PEFT, which is trained in full: {reason}",
+    "PEFT keeps whole modules beside a LoRA (`modules_to_save`), each by the end of its path, and none that "
+    "is adapted or has adapted ones in it; only biases by themselves. Train it in another way, or merge the "
+    "adapter: `bishare merge` writes it into the base's weights.",
+)
 MIXED_WHOLE = Code(
     "BS687",
     "a mixed batch with parameters trained in full",
