@@ -3,6 +3,7 @@
 | module | |
 |---|---|
 | `models` | tiny random models, one a family |
+| `quantised` | layers of few bits for them |
 | `fetch` | SmolLM2-135M, the real model of the demo and of the end-to-end tests |
 | `tokenizer` | a tokenizer for them |
 | `tasks` | tasks of lm_eval for them, with local data |

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, combinations
@@ -33,7 +33,7 @@ from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.rewrite import adapt
 from bishare_dsl.spec import Spec
@@ -69,7 +69,7 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 
     Args:
         spec: one that fits the model, without dropout.
-        model: one of `tiny_model`, or another with dense linears; not adapted, and left as it is.
+        model: one of `tiny_model`, or another, dense or quantised; not adapted, and left as it is.
         seed: of the adapter and of the inputs.
 
     Raises:
@@ -95,7 +95,7 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     inputs = tiny_inputs(model, seed)
     expected = _logits(model, inputs)
     adapted = _adapted(spec, model, seed)
-    _same(type(adapted), type(model), "the class of the adapted model")
+    _same(isinstance(adapted, type(model)), True, "that the adapted model is of its class")
     if not any(share.nonzero_start for share in spec.shares):
         subtracts = any(tensor.like for tensor in adapted.bishare.plan.tensors)
         same = partial(_close, dtype=model.dtype) if subtracts else _identical
@@ -234,33 +234,44 @@ def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
 def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     """Check that merging changes logits by rounding only; unmerging gives the base back bit for bit.
 
-    An adapter whose updates are not matrices is refused, and stays as it was.
+    An adapter whose updates are not matrices is refused, and stays as it was; so is one of quantised layers,
+    unless they are to be made dense.
     """
     inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if not _linear(adapted):
         expected = _logits(adapted, inputs)
-        _refused(adapted.bishare.merge, "merging what is not a matrix")
-        _refused(adapted.bishare.merge_and_unload, "merging what is not a matrix")
+        _refused(adapted.bishare.merge, "merging what is not a matrix", "BS633")
+        _refused(adapted.bishare.merge_and_unload, "merging what is not a matrix", "BS633")
         _identical(_logits(adapted, inputs), expected, "logits after a merge that was refused")
         return
     base = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
     randomize(adapted, seed)
     expected = _logits(adapted, inputs)
-    adapted.bishare.merge()
+    plan, maps = adapted.bishare.plan, linear_maps(adapted)
+    coded = [s.path for s in plan.sites if plan.rows(s.path) and maps[s.path].replacement()]
+    if coded:
+        _refused(adapted.bishare.merge, "merging into quantised layers", "BS622")
+        _identical(_logits(adapted, inputs), expected, "logits after a merge that was refused")
+    report = adapted.bishare.merge(dequantize=bool(coded))
+    _same(report.dequantized, len(coded), "layers made dense")
     _close(_logits(adapted, inputs), expected, model.dtype, "logits of the merged model")
     adapted.bishare.unmerge()
     _identical(_logits(adapted, inputs), expected, "logits after unmerging")
     for name, tensor in adapted.state_dict().items():
         if "bishare" not in name.split("."):
             _identical(tensor, base[name], f"{name} after unmerging")
-    plain = adapted.bishare.merge_and_unload()
+    plain = adapted.bishare.merge_and_unload(dequantize=bool(coded))
     _close(_logits(plain, inputs), expected, model.dtype, "logits of the merged, unloaded model")
-    _same(set(plain.state_dict()), set(model.state_dict()), "the merged model's tensors")
+    dense = set(_dense(model, coded).state_dict())
+    _same(set(plain.state_dict()), dense, "the merged model's tensors")
 
 
 def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Check that PEFT loads the export, and computes the same logits; what cannot be exported is refused.
+    """Check that PEFT loads the export, and computes the same logits; what it cannot have is refused.
+
+    Where the base is quantised, by layers that PEFT need not know, it loads into a dense base of the same
+    weights.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -270,12 +281,19 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     inputs = tiny_inputs(model, seed)
     adapted = _adapted(spec, model, seed)
     if not _linear(adapted):
-        _refused(lambda: adapted.bishare.export("never-written"), "exporting what is not a matrix")
+        export = partial(adapted.bishare.export, "never-written")
+        _refused(export, "exporting what is not a matrix", "BS633")
         return
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
-        adapted.bishare.export(folder, format="peft", force=True)
-        exported = PeftModel.from_pretrained(copy.deepcopy(model), folder)
+        try:
+            adapted.bishare.export(folder, format="peft", force=True)
+        except AdapterError as error:  # PEFT does not keep every parameter that is trained in full.
+            codes = {problem.code for problem in error.problems}
+            _same((codes, bool(adapted.bishare.plan.trained)), ({"BS692"}, True), "what is refused")
+            return
+        base = _dense(model, [site.path for site in adapted.bishare.plan.sites])
+        exported = PeftModel.from_pretrained(base, folder)
     _close(
         _logits(exported, inputs), _logits(adapted, inputs), model.dtype, "logits of PEFT's model"
     )
@@ -572,11 +590,24 @@ def _linear(adapted: Any) -> bool:
     return all(term.linear for term in adapted.bishare.plan.terms)
 
 
-def _refused(action: Callable[[], object], what: str) -> None:
+def _dense(model: PreTrainedModel, paths: Iterable[str]) -> PreTrainedModel:
+    """Return a copy of a model, in which those of some linear layers are dense that were quantised."""
+    other, maps = copy.deepcopy(model), linear_maps(model)
+    for weight in (maps[path] for path in paths if maps[path].replacement()):
+        value, bias = weight.dequantized(), getattr(weight.module, "bias", None)
+        assert value is not None, weight.path
+        dense = nn.Linear(weight.d_in, weight.d_out, bias is not None, dtype=value.dtype)
+        dense.weight.data = value
+        dense.register_parameter("bias", bias)
+        other.set_submodule(weight.path, dense)
+    return other
+
+
+def _refused(action: Callable[[], object], what: str, code: str) -> None:
     try:
         action()
     except AdapterError as error:
-        _same({problem.code for problem in error.problems}, {"BS633"}, f"the error of {what}")
+        _same({problem.code for problem in error.problems}, {code}, f"the error of {what}")
     else:
         raise AssertionError(f"{what} must be refused")
 

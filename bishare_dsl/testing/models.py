@@ -107,6 +107,56 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
     }
 )
 
+_EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
+_UNIFORM = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+
+TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "qwen2_moe": TinyFamily(
+            "qwen2_moe",
+            {
+                **_EXPERTS,
+                "num_experts": 4,
+                "moe_intermediate_size": 12,
+                "shared_expert_intermediate_size": 20,
+            },
+        ),
+        "qwen3_moe": TinyFamily(
+            "qwen3_moe", {**_EXPERTS, "num_experts": 5, "moe_intermediate_size": 12}
+        ),
+        "gpt_oss": TinyFamily(
+            "gpt_oss",
+            {
+                **_EXPERTS,
+                "num_local_experts": 4,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+        "olmoe": TinyFamily("olmoe", {**_UNIFORM, "num_experts": 4}),
+        "granitemoe": TinyFamily("granitemoe", {**_UNIFORM, "num_local_experts": 4}),
+        # The first block is dense; in the others a shared expert stands beside groups of routed ones.
+        "deepseek_v3": TinyFamily(
+            "deepseek_v3",
+            {
+                **_COMMON,
+                "num_key_value_heads": 4,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_group": 2,
+                "topk_group": 1,
+                "moe_intermediate_size": 12,
+                "first_k_dense_replace": 1,
+                "q_lora_rank": 12,
+                "kv_lora_rank": 20,
+                "qk_nope_head_dim": 6,
+                "qk_rope_head_dim": 4,
+                "v_head_dim": 8,
+            },
+        ),
+    }
+)
+"""Mixtures of experts, besides Mixtral: with shared experts, biases, transposed weights, dense blocks."""
+
 _PLAIN = {k: v for k, v in _COMMON.items() if k != "initializer_range"}
 _VISION = {
     "hidden_size": 24,
@@ -243,20 +293,21 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMod
     """Return a tiny float32 model of `family`, on the CPU and in eval mode.
 
     Args:
-        family: a key of `TINY_FAMILIES`, for a causal language model, or of `TINY_TOWERS`.
+        family: a key of `TINY_FAMILIES` or `TINY_MIXTURES`, for a causal language model, or of
+            `TINY_TOWERS`.
         seed: of the weights; the same seed gives the same weights, and torch's global generator is
             left as it was.
         **overrides: configuration fields in the family's own words, such as `num_hidden_layers=3`
             (GPT-2 says `n_layer`) or `attn_implementation="eager"`.
 
     Raises:
-        KeyError: the family is in neither.
+        KeyError: the family is in none of them.
     """
     import torch
     import transformers
     from transformers import AutoConfig
 
-    tiny = TINY_FAMILIES[family] if family in TINY_FAMILIES else TINY_TOWERS[family]
+    tiny = {**TINY_FAMILIES, **TINY_MIXTURES, **TINY_TOWERS}[family]
     auto = getattr(transformers, f"AutoModel{tiny.task}")
     attention = overrides.pop("attn_implementation", None)
     config = AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})
@@ -267,8 +318,8 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMod
         )
         # Fresh biases are zero and fresh norms one: a mistake with either would go unseen.
         with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1 or name.endswith("bias"):  # An expert's is a row.
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
     # One end-of-sequence token drawn by chance must not shorten what a test generates.
     if model.can_generate():

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models.decoder import decoder
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.site import Architecture, Parameter, Site, block_of
 from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.select import Sites, attributes
 from bishare_dsl.spec import (
@@ -50,7 +51,8 @@ from bishare_dsl.spec import (
     Via,
 )
 from bishare_dsl.spec.evaluate import Scope, Value
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+from bishare_dsl.testing.models import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_model
+from bishare_dsl.testing.quantised import quantise
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
 
 if TYPE_CHECKING:
@@ -58,8 +60,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-LAYER, KIND, PARENT, IN, OUT, RANK, ALPHA = (
-    Ref(ref=name) for name in ("layer", "kind", "parent", "in", "out", "rank", "alpha")
+LAYER, KIND, PARENT, TOWER, EXPERT, IN, OUT, RANK, ALPHA = (
+    Ref(ref=name)
+    for name in ("layer", "kind", "parent", "tower", "expert", "in", "out", "rank", "alpha")
 )
 _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn")
 
@@ -71,53 +74,54 @@ def _cached_model(family: str, overrides: tuple[tuple[str, Any], ...]) -> PreTra
 
 @st.composite
 def small_models(
-    draw: st.DrawFn, families: Sequence[str] = tuple(TINY_FAMILIES)
+    draw: st.DrawFn, families: Sequence[str] = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
 ) -> PreTrainedModel:
-    """Draw tiny causal language models of any family, float32 in eval mode: each draw a copy of its own.
+    """Draw tiny models of any family, float32 in eval mode: each draw a copy of its own.
 
-    The head is tied to the embedding, or not.
+    Causal language models, mixtures of experts, encoders, encoder-decoders and models of images. The head is
+    tied to the embedding, or not; now and then some of the linear layers are quantised.
 
-    Layers (1 to 3), heads, and widths vary; attention is grouped-query where the family has it, and
-    widths differ from one another.
+    Layers (1 to 3), heads, and widths vary where the family lets them; attention is grouped-query where
+    the family has it, and widths differ from one another.
 
     Args:
         draw: given by hypothesis.
-        families: which of `TINY_FAMILIES` to draw from.
+        families: which of `TINY_FAMILIES`, `TINY_MIXTURES` and `TINY_TOWERS` to draw from.
     """
     family = draw(st.sampled_from(families))
+    sizes = _sizes(draw, family) if family in TINY_FAMILIES else {}
+    if family in TINY_MIXTURES:
+        sizes["num_hidden_layers"] = draw(st.integers(1, 3))
+    sizes["tie_word_embeddings"] = draw(st.booleans())
+    model = copy.deepcopy(_cached_model(family, tuple(sorted(sizes.items()))))
+    if draw(st.sampled_from([False, False, False, True])):
+        kinds = {site.kind for site in inspect_model(model).sites}
+        few = draw(st.sets(st.sampled_from(sorted(kinds)), min_size=1))
+        quantise(model, lambda path: path.rpartition(".")[2] in few and block_of(path) is not None)
+    return model
+
+
+def _sizes(draw: st.DrawFn, family: str) -> dict[str, Any]:
     layers, heads = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4]))
     hidden, inner = draw(st.sampled_from([16, 24, 32])), draw(st.sampled_from([20, 36, 48]))
-    sizes: dict[str, Any]
-    match family:
-        case "gpt2":
-            sizes = {"n_layer": layers, "n_head": heads, "n_embd": hidden, "n_inner": inner}
-        case "opt":
-            sizes = {"word_embed_proj_dim": hidden, "ffn_dim": inner}
-        case "falcon":
-            sizes = {"ffn_hidden_size": inner}
-        case _:
-            head_dim = draw(st.sampled_from([6, 10]))
-            sizes = {
-                "intermediate_size": inner,
-                "head_dim": head_dim,
-                "num_key_value_heads": draw(st.sampled_from([1, 2])),
-            }
-            if family == "gemma2":
-                sizes["query_pre_attn_scalar"] = head_dim
-    if family != "gpt2":
-        sizes |= {
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "hidden_size": hidden,
-        }
-    sizes["tie_word_embeddings"] = draw(st.booleans())
-    return copy.deepcopy(_cached_model(family, tuple(sorted(sizes.items()))))
+    if family == "gpt2":
+        return {"n_layer": layers, "n_head": heads, "n_embd": hidden, "n_inner": inner}
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": hidden}
+    if family == "opt":
+        return {**sizes, "word_embed_proj_dim": hidden, "ffn_dim": inner}
+    if family == "falcon":
+        return {**sizes, "ffn_hidden_size": inner}
+    head_dim = draw(st.sampled_from([6, 10]))
+    sizes |= {"intermediate_size": inner, "head_dim": head_dim}
+    sizes["num_key_value_heads"] = draw(st.sampled_from([1, 2]))
+    return sizes | ({"query_pre_attn_scalar": head_dim} if family == "gemma2" else {})
 
 
 def architectures() -> st.SearchStrategy[Architecture]:
     """Draw architectures with few and small sites; no model is built.
 
-    Half of them are decoders; the others have any kinds in any layer, at any widths, as no family does.
+    Half of them are decoders; the others have any kinds in any layer of one tower or two, with experts or
+    without, at any widths, as no family does.
     """
     return _decoders() | _irregular()
 
@@ -145,20 +149,31 @@ def _decoders(draw: st.DrawFn) -> Architecture:
 @st.composite
 def _irregular(draw: st.DrawFn) -> Architecture:
     layers = draw(st.integers(1, 4))
-    parents = st.sampled_from(["self_attn.", "mlp.", "mlp.experts.0.", "mlp.experts.1.", ""])
-    places = st.tuples(st.integers(0, layers - 1), parents, st.sampled_from(_KINDS))
+    experts = draw(st.integers(0, 3))
+    parents = ["self_attn.", "mlp.", "", *(f"mlp.experts.{expert}." for expert in range(experts))]
+    towers = st.sampled_from(["model.layers", *(["vision_tower.blocks"] * draw(st.booleans()))])
+    place = st.tuples(
+        towers, st.integers(0, layers - 1), st.sampled_from(parents), st.sampled_from(_KINDS)
+    )
     width = st.integers(1, 16)
-    drawn = draw(st.dictionaries(places, st.tuples(width, width), min_size=1, max_size=10))
+    drawn = draw(st.dictionaries(place, st.tuples(width, width), min_size=1, max_size=10))
     sites = [
-        Site.at(f"model.layers.{layer}.{parent}{kind}", *widths)
-        for (layer, parent, kind), widths in sorted(drawn.items())
+        Site.outside(f"{tower}.{layer}.{parent}{kind}", *widths)
+        for (tower, layer, parent, kind), widths in sorted(drawn.items())
     ]
+    tied = draw(st.booleans())
+    outside = [Site.outside("lm_head", 4, 9, ["model.embed_tokens"] * tied)]
+    outside += [Site.outside("model.embed_tokens", 9, 4)] * (not tied)
+    norms = [f"{site.path.rpartition('.')[0]}.norm.weight" for site in sites]
+    shapes = {**dict.fromkeys(norms, (4,)), "model.norm.weight": (4,), "lm_head.bias": (9,)}
     return Architecture(
         name="drawn",
         family="drawn",
         layers=layers,
         parameters=draw(st.integers(1, 10**12)),
-        sites=tuple(site for site in sites if site is not None),
+        sites=tuple(sites),
+        outside=tuple(outside),
+        others=tuple(Parameter(path=path, shape=shape) for path, shape in shapes.items()),
     )
 
 
@@ -253,6 +268,17 @@ class _Drawing:
         if site.parent not in ATTRIBUTES:  # As a word `layers` is a number.
             atoms.append(Compare(op="==", left=PARENT, right=Ref(ref=site.parent)))
         scopes = self.scopes(sites)
+        if len({site.tower for site in sites}) > 1:
+            atoms.append(Compare(op="==", left=TOWER, right=Ref(ref=site.tower)))
+        if site.expert is not None and any(s.expert is None for s in self.architecture.sites):
+            some = Compare(op="!=", left=EXPERT, right=Ref(ref="none"))
+            few = Compare(op="<=", left=EXPERT, right=site.expert)
+            atoms += [
+                some,
+                And(all_of=(some, few)),
+                Member(value=EXPERT, among=(site.expert,)),
+                Member(value=EXPERT, among=(Range(first=0, last=site.expert),)),
+            ]
         names = [Ref(ref=let.name) for let in self.lets]
         atoms += [name for name in names if any(scope.holds(name) for scope in scopes)]
         return self.any(*atoms)
@@ -284,10 +310,15 @@ class _Drawing:
         """Keys: none is one pool for all."""
         keys: list[Expression] = [
             *(Ref(ref=name) for name in ("module", "layer", "kind", "parent", "path", "in")),
+            *(TOWER for _ in range(len({site.tower for site in sites}) > 1)),
             Binary(op="//", left=LAYER, right=self.number(self.any(2, 3))),
             Binary(op="%", left=LAYER, right=2),
             self.atom(sites),
         ]
+        if any(site.expert is not None for site in sites):
+            keys.append(EXPERT)
+        if all(site.expert is not None for site in sites):
+            keys += [Binary(op="//", left=EXPERT, right=2), Binary(op="%", left=EXPERT, right=2)]
         count = self.any(1, 0, 1, 2)
         return tuple(self.any(*keys) for _ in range(count))
 
@@ -503,27 +534,59 @@ def meaningful_specs(
         shares=(first, *others),
     )
     if vias is None and architecture.outside and drawing.any(False, False, True):
-        return _with_ends(draw, spec, architecture)
+        spec = _with_ends(draw, spec, architecture)
+    if vias is None and architecture.others and drawing.any(False, False, True):
+        spec = _with_train(draw, spec, architecture)
     return spec
 
 
 def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     """Let a spec adapt heads and embeddings too, if it says nothing that these have no answer to."""
     kinds = {kind for site in architecture.outside for kind in site.kinds}
+    # A model may read the table of its positions past the module that has it.
+    kinds = {kind for kind in kinds if "position" not in kind}
+    if not kinds or any(share.via and share.via.transform == "Experts" for share in spec.shares):
+        return spec  # What is added to an embedding is a matrix.
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
     include = (*spec.target.include, *named)
-    ways: list[tuple[tuple[Expression, ...], Via | None]]
-    ways = [((Ref(ref="module"),), None), ((Ref(ref="kind"),), None), ((), _SLICE)]
-    per, via = draw(st.sampled_from(ways))
-    share = Share(name="ends", where=Selection(include=named), per=per, rank=2, via=via)
+    ways: list[dict[str, Any]] = [
+        {"per": (Ref(ref="module"),)},
+        {"per": (KIND,), "gain": Gain(out=1)},
+        {"per": (), "via": Via(transform="SS")},
+        {"per": (), "via": Via(transform="KE", options={"size": 8})},
+        {"keys": {"A": (IN,), "B": (OUT,)}, "freeze": ("A",)},
+    ]
+    way = draw(st.sampled_from(ways))
+    share = Share(name="ends", where=Selection(include=named), rank=2, **way)
     target = spec.target.model_copy(update={"include": include})
     wider = spec.model_copy(update={"target": target, "shares": (*spec.shares, share)})
+    # A key of another share may read `layer`, say.
+    return wider if _fits(wider, architecture) else spec
+
+
+def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
+    """Let a spec train some parameters in full too, where its shares do not adapt these."""
+    parts = [Ref(ref=part) for part in ("norms", "biases", "heads", "embeddings")]
+    others = [other.path.split(".") for other in architecture.others]
+    kinds = [Ref(ref=kind) for kind in sorted({path[-2] for path in others if path[1:]})]
+    some: st.SearchStrategy[Expression] = st.sampled_from([*parts, *kinds]) | st.builds(
+        Match, attribute=st.just("path"), pattern=st.sampled_from([".".join(p) for p in others])
+    )
+    inside = Compare(op="!=", left=LAYER, right=Ref(ref="none"))
+    some |= st.builds(lambda part: And(all_of=(part, inside)), some)
+    include = draw(st.lists(some, min_size=1, max_size=3, unique_by=str))
+    exclude = draw(st.lists(some, max_size=1))
+    train = Selection(include=tuple(include), exclude=tuple(exclude))
+    trained = spec.model_copy(update={"train": train})
+    return trained if _fits(trained, architecture) else spec
+
+
+def _fits(spec: Spec, architecture: Architecture) -> bool:
     try:
-        build_plan(wider, architecture)
-    except BishareError:  # A key or a rank of another share reads `layer`, say.
-        return spec
-    return wider
+        build_plan(spec, architecture)
+    except BishareError:
+        return False
+    return True
 
 
-_SLICE = Via(transform="SS")
 _VIAS = vias()

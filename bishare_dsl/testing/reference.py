@@ -344,7 +344,8 @@ def reference_model(
 ) -> ModelT:
     """Return a copy of a base model whose weights are ``W + sum of dW``, dense.
 
-    What is not linear, and what reads a dropped input, is added to the output.
+    What is not linear, what reads a dropped input, and what is beside a quantised weight is added to the
+    output.
 
     Args:
         model: the base, not adapted; it is not changed.
@@ -361,7 +362,8 @@ def reference_model(
         weights = [maps[site.path].of(maps[path]) for path in site.paths]
         for term in plan.terms_of[site.path]:
             dropped = drop if term.dropout else None
-            if term.linear and dropped is None:
+            dense_weight = maps[site.path].replacement() is None
+            if term.linear and dropped is None and dense_weight:
                 for weight in weights:
                     of_parameter = inside.setdefault((weight.owner, weight.parameter), {})
                     of_parameter.setdefault(weight, []).append(term)

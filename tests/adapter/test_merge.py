@@ -12,6 +12,7 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.quantised import Int8Linear, quantise
 from tests.adapter.conftest import GPT2, SPEC
 
 Adapted = Callable[..., Any]
@@ -282,32 +283,13 @@ def logits_disabled(model: Any, ids: torch.Tensor) -> torch.Tensor:
 # Quantised bases ----------------------------------------------------------------------------------
 
 
-class Int8Linear(nn.Module):
-    """A quantised linear as libraries write them: integers, a scale for each row, their own class."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        scale = linear.weight.abs().amax(1, keepdim=True) / 127
-        whole = (linear.weight / scale).round().to(torch.int8)
-        self.weight = nn.Parameter(whole, requires_grad=False)
-        self.register_buffer("scale", scale)
-        self.bias = linear.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight * self.scale, self.bias)
-
-
 class Dequantisable(Int8Linear):
     def dequantize(self) -> torch.Tensor:
         return self.weight * self.scale
 
 
 def quantised(kind: type[Int8Linear], family: str = "qwen2") -> Any:
-    model = tiny_model(family)
-    for layer in model.model.layers:
-        for parent, name in ((layer.self_attn, "q_proj"), (layer.mlp, "up_proj")):
-            setattr(parent, name, kind(getattr(parent, name)))
+    model = quantise(tiny_model(family), lambda path: path.endswith((".q_proj", ".up_proj")), kind)
     compile_spec(parse_spec(SPEC), model, seed=3)
     with torch.no_grad():
         for tensor in model.bishare.tensors().values():

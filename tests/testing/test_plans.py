@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from bishare_dsl.diagnostics import PlanError, SpecError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.spec import RankMatch
-from bishare_dsl.testing.models import TINY_FAMILIES
+from bishare_dsl.spec import RankMatch, Ref
+from bishare_dsl.testing.models import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS
 from bishare_dsl.testing.plans import architectures, meaningful_specs, pools, small_models
+from bishare_dsl.testing.quantised import Int8Linear
 from bishare_dsl.testing.specs import specs
 
 
@@ -27,7 +28,8 @@ def test_a_meaningful_spec_has_a_plan(drawn):
     assert all(problem.severity == "warning" for problem in warnings)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
     assert len(plan.tensor) == len(plan.tensors)
-    assert {name for term in plan.terms for name in term.tensors.values()} == set(plan.tensor)
+    used = {name for term in plan.terms for name in term.tensors.values()}
+    assert used | {trained.tensor for trained in plan.trained} == set(plan.tensor)
 
 
 @given(fitting(), st.randoms(use_true_random=False))
@@ -84,6 +86,15 @@ WANTED = {
     "gain out": lambda plan, spec: any("gain_out" in t.tensors for t in plan.terms),
     "frozen random factors": lambda plan, spec: any({"A", "B"} <= set(s.freeze) and s.gain.out == 0 for s in spec.shares),
     "a start that is not the base": lambda plan, spec: any(s.nonzero_start for s in spec.shares),
+    "heads and embeddings": lambda plan, spec: any(site.layer is None for site in plan.sites),
+    "a tied one": lambda plan, spec: any(site.tied for site in plan.sites),
+    "train": lambda plan, spec: spec.train and plan.trained,
+    "norms": lambda plan, spec: spec.train and Ref(ref="norms") in spec.train.include,
+    "except in train": lambda plan, spec: spec.train and spec.train.exclude,
+    "per expert": lambda plan, spec: any(Ref(ref="expert") in key for s in spec.shares for key in s.placed_keys.values()),
+    "experts together": lambda plan, spec: '"ref":"expert"},"right":2' in spec.model_dump_json(),
+    "per tower": lambda plan, spec: any(Ref(ref="tower") in key for s in spec.shares for key in s.placed_keys.values()),
+    "where expert": lambda plan, spec: any(s.where and '"expert"' in s.where.model_dump_json() for s in spec.shares),
     "a crop": lambda plan, spec: any(
         t.transform == "KE" and plan.sites[0].d_in % t.options["size"] for t in plan.terms
     ),
@@ -105,17 +116,23 @@ def test_what_is_drawn_covers_the_language():
 
 
 def test_drawn_models_cover_the_families():
-    seen = set()
+    seen, quantised, tied = set(), set(), set()
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, deadline=None, derandomize=True, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck), database=None)  # fmt: skip
     @given(small_models())
     def draw(model):
         seen.add(model.config.model_type)
         assert not model.training
-        inspect_model(model)
+        architecture = inspect_model(model)
+        quantised.add(any(isinstance(module, Int8Linear) for module in model.modules()))
+        tied.add(any(site.tied for site in architecture.outside))
 
     draw()
-    assert len(seen) >= len(TINY_FAMILIES) - 2
+    families = [*TINY_FAMILIES.values(), *TINY_MIXTURES.values(), *TINY_TOWERS.values()]
+    assert len(seen) >= len({family.model_type for family in families}) - 6
+    assert seen & set(TINY_MIXTURES)
+    assert quantised == tied == {True, False}
 
 
 def test_a_drawn_model_is_a_copy():
