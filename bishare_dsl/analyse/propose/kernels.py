@@ -114,5 +114,6 @@ def _strongest(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def _cut(rows: torch.Tensor, size: int) -> torch.Tensor:
     """Cut rows (rank, width) into blocks, (rank, blocks, size)."""
     whole = math.ceil(rows.shape[1] / size) * size
-    blocks: torch.Tensor = torch.nn.functional.pad(rows, (0, whole - rows.shape[1]))
-    return blocks.unflatten(1, (-1, size))
+    padded = torch.nn.functional.pad(rows, (0, whole - rows.shape[1]))
+    blocks: torch.Tensor = padded.unflatten(1, (-1, size))
+    return blocks
