@@ -73,6 +73,7 @@ _SIGNS = {
 _IN_CLAUSE = {
     ("VIA", "COMMA"): "a share has one transform; two shares add up",
     ("USE", "COMMA"): "each file has a `use` of its own",
+    ("FREEZE", "IF"): "a param says it: `freeze kept`, where `param kept = none` is nothing",
     ("RANK", "DOTS"): "a rank is one number; by depth it reads `rank 4 if layer < 16 else 8`",
     ("RANK", "LBRACE"): "by kind it reads `rank match kind { q_proj: 8; else: 4 }`",
 }

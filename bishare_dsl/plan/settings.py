@@ -222,7 +222,8 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
     roles = [*transform.roles, *resolved.gains]
     for loc, role in resolved.frozen.items():
         if role not in roles:
-            help_line = nearest(role, roles)
+            by_param = role != share.freeze[int(loc[-1])]
+            help_line = nearest(role, [*roles, *(["none"] if by_param else [])])
             yield codes.UNKNOWN_ROLE(
                 share=share.name, role=role, what="freeze", loc=loc, help=help_line
             )
