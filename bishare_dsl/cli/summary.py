@@ -24,7 +24,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "frozen": plan.frozen,
         "all": plan.all,
         "trainable_percent": 100 * plan.trainable / plan.all,
-        "bytes": BYTES * plan.trainable,
+        "bytes": BYTES * plan.stored,
         "memory": asdict(rows.memory(plan)),
         "shares": [asdict(row) for row in rows.shares(plan)],
         "roles": [asdict(row) for row in rows.roles(plan)],
@@ -125,9 +125,11 @@ def as_text(plan: Plan) -> str:
 
 
 def _adapter_size(plan: Plan) -> str:
-    size = BYTES * plan.trainable
+    size, left_out = BYTES * plan.stored, plan.trainable + plan.frozen - plan.stored
     line = f"adapter: {size:,} bytes ({mib(size)} MiB) in float32"
-    return f"{line}, without {plan.frozen:,} frozen parameters" if plan.frozen else line
+    if stored := plan.stored - plan.trainable:
+        line += f", with {stored:,} frozen parameters that start as the base's weights say"
+    return f"{line}, without {left_out:,} frozen parameters" if left_out else line
 
 
 def _memory(plan: Plan) -> str:

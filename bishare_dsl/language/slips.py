@@ -31,7 +31,7 @@ _ELSEWHERE = {
     "use_rslora": "it is `scale alpha / sqrt(rank)`",
     "rslora": "it is `scale alpha / sqrt(rank)`",
     "layers_to_transform": "it is `where layer in {0, 2}`",
-    "init_lora_weights": "it is `init A kaiming_uniform, B zeros`",
+    "init_lora_weights": "it is `init A kaiming_uniform, B zeros`; PiSSA's is `init A svd, B svd`",
     "exclude_modules": "it is `except`, behind what `target` names",
     "lr": "a spec says nothing of training: `bishare train --learning_rate 1e-4` does",
     **dict.fromkeys(("dora", "use_dora"), _DORA),

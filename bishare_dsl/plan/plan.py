@@ -163,6 +163,12 @@ class Plan(_Data):
         return sum(tensor.size for tensor in self.tensors if not tensor.trainable)
 
     @property
+    def stored(self) -> int:
+        """Parameters in the adapter's file: but for the frozen ones that the seed draws again."""
+        kept = (tensor for tensor in self.tensors if tensor.trainable or not tensor.drawn)
+        return sum(tensor.size for tensor in kept)
+
+    @property
     def all(self) -> int:
         """All parameters, of the base and of the adapter."""
         return self.base.parameters + sum(tensor.size for tensor in self.tensors)

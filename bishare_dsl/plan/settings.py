@@ -162,7 +162,9 @@ class Resolver:
         if isinstance(name, str) and name in _INITIALS:
             start = _INITIALS[name]
             return start._replace(amount=abs(scale or 1) ** -0.5) if name in _HALVES else start
-        problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=nearest(str(name), _INITIALS)))
+        few = [start for start in _INITIALS if not start.startswith("svd_")]
+        help = nearest(str(name), _INITIALS, few=0) or nearest(str(name), few)
+        problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=help))
         return Start("zeros")
 
 

@@ -38,7 +38,7 @@ def figures(plan: Plan) -> Figures:
         modules=len(adapted),
         trainable=plan.trainable,
         frozen=plan.frozen,
-        bytes=BYTES * plan.trainable,
+        bytes=BYTES * plan.stored,
         effective_rank=rank_bounds(ranks[path] for path in adapted),
         of_lora=plan.trainable / lora_size(plan),
     )

@@ -43,7 +43,7 @@ def _body(drawn: Picture) -> str:
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
     facts = [
         f"<b>{plan.trainable:,}</b> trainable parameters",
-        f"{mib(BYTES * plan.trainable)} MiB",
+        f"{mib(BYTES * plan.stored)} MiB",
         f"<b>{adapted:,}</b> modules in {len(drawn.grid.layers):,} layers",
         *([escape(params)] if params else []),
     ]

@@ -330,7 +330,12 @@ def test_shapes_alone_give_no_tensors(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "[BS688]: `s.layers.0.self_attn.q_proj.A` starts as" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["plan", str(file), "--model", "smollm2-135m", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["frozen"] > 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["frozen"] == planned["trainable"] > 0
+    assert planned["bytes"] == 4 * (planned["frozen"] + planned["trainable"])
+    assert main(["plan", str(file), "--model", "smollm2-135m"]) == 0
+    frozen = f"with {planned['frozen']:,} frozen parameters that start as the base's weights say"
+    assert frozen in capsys.readouterr().out
     assert main([*arguments[:-2], "--emit", "graph"]) == 0
 
 
