@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from bishare_dsl.analyse.propose.proposal import Proposal
     from bishare_dsl.models import Architecture, Site
 
+_ROWS = 64
+"""Of data, how many give gradients."""
+
 
 @click.command(
     "propose",
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
         "bishare propose --model llama-7b --budget 44% --from my-lora --out my.share",
         "bishare propose --model ./my-checkpoint --budget 3M --from task-a --from task-b --out my.share",
         "bishare propose --model ./my-checkpoint --budget 12MiB --data rows.jsonl --out my.share",
+        "bishare propose --model ./my-checkpoint --budget 44% --data rows.jsonl --steps 50 --out my.share",
     ),
 )
 @options.model()
@@ -47,10 +52,10 @@ if TYPE_CHECKING:
 @options.data
 @click.option(
     "--steps",
-    type=click.IntRange(min=1),
-    default=8,
+    type=click.IntRange(min=0),
     metavar="N",
-    help="Of --data, how many batches of 8 rows give gradients; by default 8.",
+    help="With --data, train a LoRA of rank 8 for so many steps of 8 rows, and take its updates; by default "
+    "0: the gradients of the first 64 rows, at the base.",
 )
 @click.option(
     "--target",
@@ -79,7 +84,7 @@ def command(
     budget: str,
     folders: tuple[Path, ...],
     data: str | None,
-    steps: int,
+    steps: int | None,
     target: str | None,
     shares: int,
     out: Path | None,
@@ -92,8 +97,8 @@ def command(
     """Propose a spec within a budget: keys of the language, one factor or both, and ranks.
 
     Shares are chosen rank by rank, by the energy that a parameter keeps: of the updates of trained
-    adapters (--from), whose small factors are enough, or of the gradients of a few batches (--data), for
-    which the weights are loaded.
+    adapters (--from), whose small factors are enough; or, for which the weights are loaded, of the gradients
+    of some rows (--data), or of a LoRA that is trained on them for a few steps (--data with --steps).
 
     The spec says in comments what each share keeps, what chance would keep, and what was weighed and left.
     """
@@ -104,8 +109,19 @@ def command(
 
     if bool(folders) == (data is not None):
         raise CommandError(codes.WRONG_USAGE(what="give either --from or --data"))
-    if target is not None and data is None:
-        raise CommandError(codes.WRONG_USAGE(what="--target goes with --data"))
+    for name, given in (("--target", target), ("--steps", steps)):
+        if given is not None and data is None:
+            raise CommandError(codes.WRONG_USAGE(what=f"{name} goes with --data"))
+    if steps == 1:
+        reason = (
+            "--steps 1 changes no A, which has no gradient before B has changed; 2 is the least"
+        )
+        raise CommandError(codes.WRONG_USAGE(what=reason))
+    if steps and device not in (None, "auto", "cpu", "cuda"):
+        reason = (
+            "with --steps, --device is cpu, cuda or auto; CUDA_VISIBLE_DEVICES chooses among GPUs"
+        )
+        raise CommandError(codes.WRONG_USAGE(what=reason))
     if out is not None and out.exists() and not force:
         raise CommandError(codes.FILE_EXISTS(path=out))
     parameters(budget, architecture := architecture_of(model), ())  # Before long work.
@@ -113,7 +129,12 @@ def command(
         evidence = _of_adapters(folders, model, report, keep_starts=keep_starts)
     else:
         sites = _sites(target, architecture)
-        evidence = _of_data(model, data, steps, sites, dtype, device, seed, report)
+        if steps:
+            evidence = _of_steps(
+                model, data, steps, sites, dtype, device, seed, report, keep_starts=keep_starts
+            )
+        else:
+            evidence = _of_data(model, data, sites, dtype, device, seed, report)
     allowed = parameters(budget, evidence.architecture, evidence.sites)
     found = propose(evidence, allowed, shares=shares, seed=seed, watch=progress_bar(report))
     report.all(found.made.problems, found.made.where)
@@ -135,7 +156,7 @@ def _of_adapters(
     return of_adapters(read_adapters(folders, model, report, keep_starts=keep_starts))
 
 
-def _of_data(
+def _of_steps(
     model: str,
     data: str,
     steps: int,
@@ -144,15 +165,46 @@ def _of_data(
     device: str | None,
     seed: int,
     report: Report,
+    *,
+    keep_starts: bool,
 ) -> Evidence:
-    from bishare_dsl.analyse.batches import SIZE, batches_of
+    from transformers.utils import logging
+
+    from bishare_dsl.analyse.propose.warm_up import warm_up
+    from bishare_dsl.train.reporter import Reporter
+
+    logging.disable_progress_bar()
+    report.note(f"training a LoRA for {steps:,} steps ...")
+    return warm_up(
+        model,
+        sites,
+        data,
+        steps,
+        seed=seed,
+        dtype=dtype,
+        on_cpu=device == "cpu",
+        keep_starts=keep_starts,
+        reporter=Reporter(report.quiet, report.note, report.problem, partial(click.echo, err=True)),
+    )
+
+
+def _of_data(
+    model: str,
+    data: str,
+    sites: Sequence[Site],
+    dtype: str | None,
+    device: str | None,
+    seed: int,
+    report: Report,
+) -> Evidence:
+    from bishare_dsl.analyse.batches import batches_of
     from bishare_dsl.analyse.propose.evidence import of_gradients
     from bishare_dsl.analyse.propose.gradients import gradients
     from bishare_dsl.cli.updates import load_for_analysis, progress_bar
     from bishare_dsl.models import architecture_of
 
     with load_for_analysis(model, dtype, device, report) as (live, tokenizer):
-        batches = batches_of(data, tokenizer, steps * SIZE)
+        batches = batches_of(data, tokenizer, _ROWS)
         found = gradients(live, sites, batches, seed=seed, watch=progress_bar(report))
         source = f"the gradients of {len(batches)} batches of {Path(data).name}"
         return of_gradients(architecture_of(model), found, source)

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -75,19 +76,60 @@ def test_budgets(bishare, here, checkpoint, lora):
     assert budget("50% of lora.share r=8") == lora_8 // 2
 
 
-def test_from_data(bishare, here, checkpoint):
+@pytest.fixture
+def on_rows(here, checkpoint):
+    """Arguments for a checkpoint with a tokenizer and 24 rows."""
     shutil.copytree(checkpoint, here / "model")
     tiny_tokenizer().save_pretrained(here / "model")
     rows = [{"text": f"the sum of {i} and {i + 1} is {2 * i + 1}."} for i in range(24)]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("propose", "--model", here / "model", "--budget", "40%", "--data", "rows.jsonl")
-    arguments = (*arguments, "--target", "q_proj, v_proj, up_proj", "--steps", 2)
-    run = bishare(*arguments, "--out", "my.share")
+    return (*arguments, "--target", "q_proj, v_proj, up_proj")
+
+
+def test_from_data(bishare, here, checkpoint, on_rows):
+    run = bishare(*on_rows, "--out", "my.share")
     assert run.code == 0, run.err
     text = (here / "my.share").read_text()
-    assert "the gradients of 2 batches of rows.jsonl" in " ".join(text.replace("#", "").split())
+    assert "the gradients of 3 batches of rows.jsonl" in " ".join(text.replace("#", "").split())
     assert bishare("check", "my.share", "--model", checkpoint).code == 0
-    assert bishare(*arguments).out == text
+    assert bishare(*on_rows, "--steps", 0).out == text
+
+
+def test_from_steps_of_training(bishare, here, checkpoint, on_rows, monkeypatch):
+    (here / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(here / "tmp"))
+    run = bishare(*on_rows, "--steps", 3, "--out", "my.share")
+    assert run.code == 0, run.err
+    assert "training a LoRA for 3 steps" in run.err
+    text = (here / "my.share").read_text()
+    said = "the updates of a LoRA of rank 8 after 3 steps on rows.jsonl (starts taken away)"
+    assert said in " ".join(text.replace("#", "").split())
+    assert bishare("check", "my.share", "--model", checkpoint).code == 0
+    assert not [*(here / "tmp").iterdir()]
+    again = bishare(*on_rows, "--steps", 3, "--json")
+    assert json.loads(again.out)["spec"] == text
+    other = json.loads(bishare(*on_rows, "--steps", 3, "--seed", 1, "--json").out)
+    assert other["kept"] != json.loads(again.out)["kept"]
+
+
+def test_training_that_is_interrupted_leaves_nothing(bishare, here, on_rows, monkeypatch):
+    from bishare_dsl.train.trainer import AdapterTrainer
+
+    (here / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(here / "tmp"))
+    train_step = AdapterTrainer.training_step
+
+    def step(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return train_step(self, *arguments)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", step)
+    run = bishare(*on_rows, "--steps", 3, "--out", "my.share")
+    assert run.code == 130
+    assert "error: interrupted" in run.err
+    assert not (here / "my.share").exists()
+    assert not [*(here / "tmp").iterdir()]
 
 
 def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, lora):
@@ -107,5 +149,13 @@ def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, lora):
     assert (code, "BS851" in said) == (2, True)
     code, said = run("--from", lora, "--target", "q_proj")
     assert (code, "--target goes with --data" in said) == (2, True)
+    code, said = run("--from", lora, "--steps", "5")
+    assert (code, "BS901" in said, "--steps goes with --data" in said) == (2, True, True)
+    code, said = run("--data", "rows.jsonl", "--steps", "-1")
+    assert (code, "BS901" in said, "-1 is not in the range" in said) == (2, True, True)
+    code, said = run("--data", "rows.jsonl", "--steps", "1")
+    assert (code, "2 is the least" in said) == (2, True)
+    code, said = run("--data", "rows.jsonl", "--steps", "5", "--device", "cuda:1")
+    assert (code, "--device is cpu, cuda or auto" in said) == (2, True)
     code, said = run("--data", "rows.jsonl", "--target", "q_porj")
     assert (code, "BS301" in said) == (1, True)
