@@ -118,8 +118,7 @@ def report(results: Results, task: str, parts: list[str]) -> str:
     found, lines = finished(results, task), []
     for part in parts:
         runs = {name: rows for name, rows in found.items() if name.endswith(f"@{part}")}
-        first = f"proposed@{part}"
-        versus = compared(runs, {name: first for name in runs if name != first and first in runs})
+        versus = compared(runs, dict.fromkeys(runs, f"proposed@{part}"))
         lines += [[*columns(name, rows), *versus[name]] for name, rows in runs.items()]
     return table(task, "spec | parameters | lr | test | to the proposed | 95% | p | seeds", lines)
 

@@ -55,11 +55,15 @@ def gap_of(rows: Sequence[Row], others: Sequence[Row]) -> Gap:
 
 
 def compared(found: Runs, references: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return each method's difference to its reference, empty without one.
+    """Return each method's difference to its reference, empty where it is its own or has not run.
 
     That is points, their interval, the corrected probability, and the seeds that would decide it.
     """
-    gaps = {name: gap_of(found[name], found[other]) for name, other in references.items()}
+    gaps = {
+        name: gap_of(rows, found[references[name]])
+        for name, rows in found.items()
+        if references.get(name, name) in found.keys() - {name}
+    }
     texts = {name: [""] * 4 for name in found}
     for name, p in zip(gaps, holm([gap.p for gap in gaps.values()]), strict=True):
         low, high = (f"{100 * end:+.1f}" for end in gaps[name].interval())
@@ -80,7 +84,7 @@ def task_table(results: Results, task: str) -> str:
     found = {name: rows for name, rows in finished(results, task).items() if name in MAIN}
     if REFERENCE not in found:
         return ""
-    versus = compared(found, {name: REFERENCE for name in found if name != REFERENCE})
+    versus = compared(found, dict.fromkeys(found, REFERENCE))
     most = found[REFERENCE][0]["parameters"]
     lines = []
     for name, rows in found.items():
@@ -103,15 +107,7 @@ def front_table(results: Results) -> str:
     """Return accuracy on the headlines by parameters, each method beside LoRA of about as many."""
     found = finished(results, "headlines")
     places = dict(zip(SIZES, zip(*FRONT.values(), strict=True), strict=True))
-    versus = compared(
-        found,
-        {
-            name: lora
-            for lora, *others in places.values()
-            for name in others
-            if name in found and lora in found
-        },
-    )
+    versus = compared(found, {name: lora for lora, *others in places.values() for name in others})
     lines = [
         [place, *columns(name, found[name]), *versus[name]]
         for place, names in places.items()
@@ -132,17 +128,13 @@ def many_table(results: Results) -> str:
     runs = {n: [found[n][task] for task in tasks] for n in ("base", *MANY) if n in found}
     if REFERENCE not in runs or not tasks:
         return ""
-    lines = [
-        [task, *(f"{100 * rows[i]['test_accuracy']:.1f}" for rows in runs.values())]
-        for i, task in enumerate(tasks)
-    ]
-    lines.append(
-        ["**mean**", *(f"**{mean(rows, 'test_accuracy'):.1f}**" for rows in runs.values())]
-    )
+    tested = [[f"{mean([row], 'test_accuracy'):.1f}" for row in rows] for rows in runs.values()]
     weights = [sum(row.get("bytes", 0) for row in rows) for rows in runs.values()]
-    lines.append(
-        ["bytes of all adapters", *(f"{weight:,}" if weight else "" for weight in weights)]
-    )
+    lines = [
+        *zip(tasks, *tested, strict=True),
+        ["**mean**", *(f"**{mean(rows, 'test_accuracy'):.1f}**" for rows in runs.values())],
+        ["bytes of all adapters", *(f"{weight:,}" if weight else "" for weight in weights)],
+    ]
     labels = [METHODS[name].label if name in METHODS else "untrained" for name in runs]
     parts = [table("Many tasks on one base", " | ".join(["task", *labels]), lines)]
     for name, rows in runs.items():
