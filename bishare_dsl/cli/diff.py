@@ -78,7 +78,8 @@ def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> s
     lines = [
         [pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")] for pair in found.shares
     ]
-    parts.append(table(head, lines, left={0, 3, 6}))
+    if lines:
+        parts.append(table(head, lines, left={0, 3, 6}))
     if found.regrouped:
         head = ["share", "role", "regrouped", "of", "modules each", "", "", "where"]
         lines = [
@@ -101,7 +102,11 @@ def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> s
             [s.share, s.what, f"{s.modules:,}", s.before, "->", s.after] for s in found.settings
         ]
         parts.append(table(head, lines, left={0, 1, 3, 5}))
-    if not found.modules:
+    if found.whole:
+        head = ["trained in full", "parameters", "", ""]
+        lines = [[row.path, f"{row.before:,}", "->", f"{row.after:,}"] for row in found.whole]
+        parts.append(table(head, lines, left={0, 3}))
+    if not found.modules and not found.whole:
         parts.append("the same modules share, at the same settings")
     return "\n\n".join(parts)
 

@@ -164,6 +164,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
             line += [row["error"], "", "", ""]
         else:
             line += [f"{row['trainable']:,}", mib(row["bytes"]), span(row["effective_rank"])]
-            line += [f"{row['of_lora']:.2%}"]
+            line += ["-" if row["of_lora"] is None else f"{row['of_lora']:.2%}"]
         lines.append(line)
     return table(head, lines, left={0, 1})

@@ -30,7 +30,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "roles": [asdict(row) for row in rows.roles(plan)],
         "kinds": [asdict(row) for row in rows.kinds(plan)],
         "layers": [asdict(row) for row in rows.layers(plan)],
-        **({"whole": [asdict(row) for row in rows.whole(plan)]} if plan.trained else {}),
+        **({"whole": [asdict(row) for row in rows.trained_in_full(plan)]} if plan.trained else {}),
         "sites": [site.model_dump() for site in plan.sites],
         "pools": [pool.model_dump() for pool in plan.pools],
         "tensors": [tensor.model_dump() for tensor in plan.tensors],
@@ -115,12 +115,13 @@ def as_text(plan: Plan) -> str:
                 " x ".join(map("{:,}".format, row.shape)),
                 f"{row.count:,}",
             ]
-            for row in rows.whole(plan)
+            for row in rows.trained_in_full(plan)
         ],
         left={0},
     )
-    for drawn in (by_share, by_role, by_kind, by_layer, *([in_full] if plan.trained else [])):
-        parts += ["", drawn]
+    drawn = [by_share, by_role, by_kind, by_layer] if plan.terms else []
+    for shown in (*drawn, *([in_full] if plan.trained else [])):
+        parts += ["", shown]
     return "\n".join([*parts, "", _adapter_size(plan), _memory(plan), plan.parameters_line])
 
 

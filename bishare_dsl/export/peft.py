@@ -104,6 +104,9 @@ def write_peft(
         form = each_expert if experts == "each" else shared_outer
         named = form(of_experts, maps, model)
     targets: list[Pair | Stack | Named] = [*single, *stacked, *named]
+    if not targets:
+        reason = "there is no low-rank term, and PEFT keeps it beside one alone"
+        raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter, reason=reason))
     highest = max(target.rank for target in targets)
     wrappers = wrappers_of(model, stacked)
     factors: dict[str, torch.Tensor] = {}

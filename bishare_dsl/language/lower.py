@@ -131,13 +131,12 @@ def _spec(statements: list[Statement]) -> _Part:
     def rows(keyword: str) -> _Part:
         return _row([_part(s) for s in statements if s.keyword == keyword])
 
-    train = rows("train").parts.get(0)
+    selections = ((word, rows(word).parts.get(0)) for word in ("target", "train"))
     fields = {
         "name": _part(statements[0]),
         "params": rows("param"),
         "lets": rows("let"),
-        "target": rows("target").parts[0],
-        **({} if train is None else {"train": train}),
+        **{word: part for word, part in selections if part is not None},
         "defaults": _record(_settings(s for s in statements if s.keyword in DEFAULTS)),
         "shares": rows("share"),
     }

@@ -81,10 +81,13 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
         return  # That this is not a spec is said.
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
-    if "TARGET" not in kinds:
+    alone = "TRAIN" in kinds and "SHARE" not in kinds  # It may stand by itself.
+    if "TARGET" not in kinds and not alone:
         yield codes.NO_TARGET(span=place, spec=name, help="such as `target q_proj, v_proj`")
-    if "SHARE" not in kinds:
+    if "SHARE" not in kinds and ("TARGET" in kinds or not alone):
         help_line = "such as `share lora  per module  rank 8`"
+        if alone:
+            help_line = "leave `target` out, and what `train` names is all that trains"
         yield codes.NO_SHARE(span=place, spec=name, help=help_line)
 
 

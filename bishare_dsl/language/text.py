@@ -71,8 +71,12 @@ def _unsaid(part: object) -> str | None:
             return "an empty list"
         case m.RankMatch(arms=(), otherwise=None):
             return "a `match` with no case"
-        case m.Spec(shares=()):
+        case m.Spec(shares=(), train=None):
             return "a spec with no share"
+        case m.Spec(shares=(_, *_), target=None):
+            return "a spec with shares and no target"
+        case m.Spec(shares=(), target=m.Selection()):
+            return "a target with no share"
         case float() if not isfinite(part):
             return f"the number {part}"
     return None
@@ -87,7 +91,8 @@ def _statements(spec: m.Spec) -> Iterable[str]:
         yield f"param {spelled_name(param.name)} = {value}"
     for let in spec.lets:
         yield f"let {spelled_name(let.name)} = {_selection(let.selection)}"
-    yield f"target {_selection(spec.target)}"
+    if spec.target is not None:
+        yield f"target {_selection(spec.target)}"
     if spec.train is not None:
         yield f"train {_selection(spec.train)}"
     yield from _clauses(spec.defaults)

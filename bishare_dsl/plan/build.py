@@ -46,14 +46,14 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         resolver.add(_names(spec, sites))
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
-    target = sites.select(sites.sites, spec.target, ("target",))
+    target = [] if spec.target is None else sites.select(sites.sites, spec.target, ("target",))
     tensors: list[Tensor] = []
     pools: list[Pool] = []
     terms: list[Term] = []
     without_rank: dict[str, str] = {}  # the share whose rank is 0 at a site
-    if not target:
+    if not target and (spec.target is not None or spec.shares):
         what = "`target`"
-        help = _nothing_left(spec.target)
+        help = "name linear layers" if spec.target is None else _nothing_left(spec.target)
         problem = codes.COVERS_NOTHING
         resolver.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
@@ -69,17 +69,17 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             terms += planned.terms
             without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
     raise_errors(PlanError, resolver.problems)
-    if not terms:
-        why = "no share has a rank above 0"
-        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares", 0, "rank")))
-    if not any(tensor.trainable for tensor in tensors):
-        why = "every tensor is frozen"
-        raise PlanError(
-            codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=("shares", 0, "freeze"))
-        )
     trained, whole, problems = train(spec, sites, {term.site for term in terms})
     resolver.add(problems)
     raise_errors(PlanError, resolver.problems)
+    if not any(tensor.trainable for tensor in (*tensors, *whole)) or not (terms or spec.train):
+        loc: Loc
+        why, loc = "no share has a rank above 0", ("shares", 0, "rank")
+        if terms:
+            why, loc = "every tensor is frozen", ("shares", 0, "freeze")
+        elif not spec.shares:
+            why, loc = "`train none` trains no parameter, and there is no share", ("train",)
+        raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=loc))
     resolver.add(_uncovered(target, {term.site for term in terms}, without_rank))
     plan = Plan(
         spec=spec.name,
@@ -106,7 +106,8 @@ def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
     """Yield every selection of the spec, with its place."""
-    yield ("target",), spec.target
+    if spec.target is not None:
+        yield ("target",), spec.target
     yield from ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
     for i, share in enumerate(spec.shares):
         if share.where is not None:

@@ -92,7 +92,7 @@ class Sites:
             self.layers[site.tower] = max(site.block + 1, self.layers.get(site.tower, 0))
         self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
         self._lets = {let.name: let.selection for let in spec.lets}
-        self.named = self.words_of(spec.target)
+        self.named = frozenset() if spec.target is None else self.words_of(spec.target)
         own = {*self.architecture.kinds, *self.lets}
         self.outside = tuple(
             site
@@ -177,9 +177,11 @@ class Sites:
 
     def would_select(self, path: str, spec: Spec) -> bool:
         """Tell whether the target would select what is at a path, were it a site."""
-        site = Site.at(path, 1, 1)
+        site, target = Site.at(path, 1, 1), spec.target
+        if site is None or target is None:
+            return False
         try:
-            return site is not None and self._scope(spec, site).selects(spec.target)
+            return self._scope(spec, site).selects(target)
         except EvaluationError:
             return False
 

@@ -112,7 +112,7 @@ def _tied_problems(spec: Spec, chosen: list[Parameter], sites: Sites) -> Iterato
         unnamed = [
             path
             for path, kind in zip(other.paths, kinds, strict=True)
-            if not {path, kind, *parts_outside(kind)} & words
+            if not {path, kind, *parts_outside(kind), *_parts(path)} & words
         ]
         if other.tied and unnamed:
             yield codes.TIED(
@@ -129,10 +129,8 @@ def _scope(spec: Spec, sites: Sites, other: Parameter) -> Scope:
     """Make what expressions may read of a parameter: what is known of its module, and its own path."""
     kinds = {_module(path).rpartition(".")[2] for path in other.paths}
     site = Site.outside(_module(other.path) or other.path, 1, 1)
-    name = other.path.rpartition(".")[2]
     played = {
-        "norms": bool(_NORM.search(site.kind)),
-        "biases": name == "bias" or name.endswith("_bias"),
+        **{part: part in _parts(other.path) for part in ("norms", "biases")},
         **dict.fromkeys(("heads", "embeddings"), False),
         **dict.fromkeys((part for kind in kinds for part in parts_outside(kind)), True),
         "heads": any(map(_in_head, other.paths)) or other.path in sites.architecture.head,
@@ -141,6 +139,15 @@ def _scope(spec: Spec, sites: Sites, other: Parameter) -> Scope:
         played |= {"heads": False, "embeddings": False}
     alias = dict.fromkeys(kinds - {site.kind}, True)
     return sites.scope_of(spec, site, played | alias, {"path": other.path, "module": other.path})
+
+
+def _parts(path: str) -> Iterator[str]:
+    """Yield what a parameter is, by its name and that of its module."""
+    module, _, name = path.rpartition(".")
+    if _NORM.search(module.rpartition(".")[2]):
+        yield "norms"
+    if name == "bias" or name.endswith("_bias"):
+        yield "biases"
 
 
 def _in_head(path: str) -> bool:

@@ -19,7 +19,8 @@ class Figures:
     """What a plan costs and gives.
 
     ``effective_rank`` is that of the adapted modules, None where an update is not a matrix;
-    ``of_lora`` the trainable parameters as a fraction of those of LoRA r=8 on the same modules.
+    ``of_lora`` the trainable parameters as a fraction of those of LoRA r=8 on the same modules, None where
+    there are none.
     """
 
     modules: int
@@ -27,7 +28,7 @@ class Figures:
     frozen: int
     bytes: int
     effective_rank: Bounds | None
-    of_lora: float
+    of_lora: float | None
 
 
 def figures(plan: Plan) -> Figures:
@@ -40,7 +41,7 @@ def figures(plan: Plan) -> Figures:
         frozen=plan.frozen,
         bytes=BYTES * plan.stored,
         effective_rank=rank_bounds(ranks[path] for path in adapted),
-        of_lora=plan.trainable / lora_size(plan),
+        of_lora=plan.trainable / lora if (lora := lora_size(plan)) else None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bishare_dsl.plan import Plan, Pool, Term
-from bishare_dsl.show.rows import Bounds, ShareRow, bounds, shares, via
+from bishare_dsl.show.rows import Bounds, ShareRow, bounds, shares, trained_in_full, via
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,24 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Retrained:
+    """Parameters of the base that one of the plans trains in full, or both do: how many each."""
+
+    path: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class Difference:
-    """All that differs. ``modules`` counts the modules that a change of any kind is about."""
+    """All that differs. ``modules`` counts the modules that a change of any kind is about; ``whole`` is what
+    they do not train alike in full."""
 
     modules: int
     shares: tuple[Pair, ...]
     regrouped: tuple[Regrouped, ...]
     settings: tuple[Setting, ...]
+    whole: tuple[Retrained, ...]
 
 
 def difference(before: Plan, after: Plan) -> Difference:
@@ -90,7 +101,20 @@ def difference(before: Plan, after: Plan) -> Difference:
         if pair.before and pair.after:
             regrouped += _regrouped(before, after, pair.before.name, pair.after.name, pair.name)
     paths.update(path for change in regrouped for path in change.sites)
-    return Difference(len(paths), tuple(pairs), tuple(regrouped), tuple(settings))
+    return Difference(
+        len(paths),
+        tuple(pairs),
+        tuple(regrouped),
+        tuple(settings),
+        tuple(_retrained(before, after)),
+    )
+
+
+def _retrained(before: Plan, after: Plan) -> Iterator[Retrained]:
+    old, new = ({row.path: row.parameters for row in trained_in_full(p)} for p in (before, after))
+    for path in dict.fromkeys((*old, *new)):
+        if old.get(path) != new.get(path):
+            yield Retrained(path, old.get(path, 0), new.get(path, 0))
 
 
 def _regrouped(

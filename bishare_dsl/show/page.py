@@ -9,7 +9,7 @@ from typing import Any
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.show.picture import Grid, Panel, Picture, Section, picture
-from bishare_dsl.show.rows import BYTES, mib
+from bishare_dsl.show.rows import BYTES, mib, trained_in_full
 from bishare_dsl.show.shell import header, shell, tab_list
 from bishare_dsl.show.svg import Scale, panel_body, settings, summary
 from bishare_dsl.spec import Spec
@@ -28,7 +28,7 @@ def frame(plan: Plan, spec: Spec | None = None) -> str:
     """Put the page inside a frame, for a notebook: neither's style nor script meets the other's."""
     drawn = picture(plan, spec)
     width, height = Scale.of(drawn.grid).size(drawn.grid)
-    roles = max(len(section.panels) for section in drawn.sections)
+    roles = max((len(section.panels) for section in drawn.sections), default=1)
     stacked = 1 if roles * (width + 60) <= 1000 else roles
     tall = min(300 + stacked * (height + 130), 900)
     return (
@@ -47,6 +47,8 @@ def _body(drawn: Picture) -> str:
         f"<b>{adapted:,}</b> modules in {len(drawn.grid.layers):,} layers",
         *([escape(params)] if params else []),
     ]
+    trained = ", ".join(map(str, trained_in_full(plan)))
+    in_full = f'<p class="facts">trained in full: {escape(trained)}</p>\n' if trained else ""
     tabs = tab_list(
         "Shares", [(section.row.name, f"{section.row.trainable:,}") for section in drawn.sections]
     )
@@ -54,7 +56,7 @@ def _body(drawn: Picture) -> str:
     return (
         f"{header(plan.spec, f'on {plan.base.name}')}\n"
         f'<p class="facts">{" · ".join(facts)}</p>\n'
-        f"{tabs}\n{sections}\n"
+        f"{in_full}{tabs}\n{sections}\n"
         "<footer>Modules of one colour use one tensor. Where tensors are many, colours tell neighbours "
         "apart: point at a module to see who shares with it, click to keep that.</footer>"
     )

@@ -47,6 +47,9 @@ class WholeRow:
     shape: tuple[int, ...]
     parameters: int
 
+    def __str__(self) -> str:
+        return f"{self.path}  {self.parameters:,}"
+
 
 @dataclass(frozen=True)
 class RoleRow:
@@ -119,10 +122,10 @@ def lora_size(plan: Plan, rank: int = 8) -> int:
 
 
 def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
-    """Return the least and the most of some sites' ranks; None where one has none."""
+    """Return the least and the most of some sites' ranks; None where one has none, or there is no site."""
     found = list(ranks)
     known = [rank for rank in found if rank is not None]
-    return bounds(known) if len(known) == len(found) else None
+    return bounds(known) if found and len(known) == len(found) else None
 
 
 def shares(plan: Plan) -> list[ShareRow]:
@@ -147,7 +150,7 @@ def shares(plan: Plan) -> list[ShareRow]:
     ]
 
 
-def whole(plan: Plan) -> list[WholeRow]:
+def trained_in_full(plan: Plan) -> list[WholeRow]:
     """Make a row for parameters trained in full that are alike but for their layer, in the model's order."""
     found: dict[tuple[str, tuple[int, ...]], int] = {}
     for trained in plan.trained:

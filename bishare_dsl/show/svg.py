@@ -7,7 +7,7 @@ from html import escape
 from math import ceil
 
 from bishare_dsl.show.picture import Grid, Panel, Patch, Picture, Section
-from bishare_dsl.show.rows import bounds, span, via
+from bishare_dsl.show.rows import bounds, span, trained_in_full, via
 
 CHARACTER = 6.7
 """The width of a character of 11 pixels in most monospaced fonts."""
@@ -47,7 +47,7 @@ class Scale:
             top += _GAP_OF_GROUPS if i and grid.groups[i] != grid.groups[i - 1] else 0
             tops.append(top)
             top += down
-        longest = max(map(len, grid.rows))
+        longest = max(map(len, grid.rows), default=0)
         gap = 1 if min(across, down) < 13 else 2
         return cls(across, down, gap, ceil(longest * CHARACTER) + 10, (*tops, top))
 
@@ -111,7 +111,7 @@ def whole(picture: Picture) -> str:
     grid = picture.grid
     width, height = Scale.of(grid).size(grid)
     margin, space = 24, 36
-    boxes = []
+    boxes: list[tuple[list[tuple[str, str]], Panel | None]] = []
     for section in picture.sections:
         for panel in section.panels:
             roles = f"  {', '.join(panel.roles)}" if len(section.panels) > 1 else ""
@@ -119,20 +119,24 @@ def whole(picture: Picture) -> str:
             head += [(section.key, "")] if section.key else []
             head += [(settings(section), "muted"), (summary(panel), "muted")]
             boxes.append((head, panel))
+    if trained := trained_in_full(picture.plan):
+        lines = [(str(row), "") for row in trained]
+        more = [(f"and {len(lines) - 6} more", "muted")] if len(lines) > 7 else []
+        boxes.append(([("trained in full", "title"), *(lines[:6] if more else lines), *more], None))
     room = max(width, *(ceil(len(line) * CHARACTER) for head, _ in boxes for line, _ in head))
     columns = max(1, min(len(boxes), (_WIDTH - 2 * margin + space) // (room + space)))
     top = 17 * max(len(head) for head, _ in boxes) + 6
     drawn = []
-    for i, (head, panel) in enumerate(boxes):
+    for i, (head, shown) in enumerate(boxes):
         x = margin + i % columns * (room + space)
         y = margin + i // columns * (top + height + space)
-        lines = "".join(
+        words = "".join(
             f'<text class="{kind}" y="{17 * j + 12}">{_words(line)}</text>'
             for j, (line, kind) in enumerate(head)
         )
-        body = panel_body(panel, grid, titles=True)
+        body = "" if shown is None else panel_body(shown, grid, titles=True)
         drawn.append(
-            f'<g transform="translate({x},{y})">{lines}<g transform="translate(0,{top})">{body}</g></g>'
+            f'<g transform="translate({x},{y})">{words}<g transform="translate(0,{top})">{body}</g></g>'
         )
     full = 2 * margin + columns * (room + space) - space
     tall = 2 * margin + ceil(len(boxes) / columns) * (top + height + space) - space

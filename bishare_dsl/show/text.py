@@ -5,6 +5,7 @@ from __future__ import annotations
 from string import ascii_letters, digits
 
 from bishare_dsl.show.picture import Grid, Panel, Picture
+from bishare_dsl.show.rows import trained_in_full
 from bishare_dsl.show.svg import settings, summary
 
 _CHARACTERS = ascii_letters + digits
@@ -21,6 +22,8 @@ def text(picture: Picture) -> str:
             if len(panel.patches) > len(_CHARACTERS) and not panel.alone:
                 head += f"; after {len(_CHARACTERS)} the letters begin again"
             parts.append("\n".join([head, *_drawn(panel, picture.grid)]))
+    if trained := trained_in_full(picture.plan):
+        parts.append("\n".join(["trained in full:", *map(str, trained)]))
     return "\n\n".join(parts)
 
 

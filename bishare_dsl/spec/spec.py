@@ -143,16 +143,17 @@ class Share(Settings):
 class Spec(Node):
     """A whole `.share` file. Pure data: it knows no text, no model and no tensor.
 
-    ``train`` selects parameters of the base that are trained in full: norms, biases, heads, embeddings.
+    ``train`` selects parameters of the base that are trained in full: norms, biases, heads, embeddings. It
+    may stand by itself; with shares there is a ``target``.
     """
 
     name: str
     params: tuple[Param, ...] = ()
     lets: tuple[Let, ...] = ()
-    target: Selection
+    target: Selection | None = None
     train: Selection | None = None
     defaults: Settings = Field(default_factory=Settings)
-    shares: tuple[Share, ...]
+    shares: tuple[Share, ...] = ()
 
     @property
     def values(self) -> dict[str, int | float | str]:

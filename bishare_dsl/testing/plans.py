@@ -548,6 +548,7 @@ def _with_ends(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec:
     if not kinds or any(share.via and share.via.transform == "Experts" for share in spec.shares):
         return spec  # What is added to an embedding is a matrix.
     named = tuple(Ref(ref=kind) for kind in sorted(kinds - {*architecture.kinds}))
+    assert spec.target is not None
     include = (*spec.target.include, *named)
     ways: list[dict[str, Any]] = [
         {"per": (Ref(ref="module"),)},
@@ -578,6 +579,8 @@ def _with_train(draw: st.DrawFn, spec: Spec, architecture: Architecture) -> Spec
     exclude = draw(st.lists(some, max_size=1))
     train = Selection(include=tuple(include), exclude=tuple(exclude))
     trained = spec.model_copy(update={"train": train})
+    if draw(st.sampled_from([False, False, False, True])):  # That alone.
+        trained = trained.model_copy(update={"target": None, "shares": ()})
     return trained if _fits(trained, architecture) else spec
 
 

@@ -183,14 +183,16 @@ def specs(draw: st.DrawFn) -> m.Spec:
         m.Let(name=f"let_{i}", selection=selection)
         for i, selection in enumerate(draw(st.lists(selections(), max_size=1)))
     ]
+    # Without shares, `train` stands by itself.
+    found = draw(st.lists(shares(), min_size=draw(st.sampled_from([1, 1, 1, 0])), max_size=2))
     return m.Spec(
         name=draw(names()),
         params=tuple(params),
         lets=tuple(lets),
-        target=draw(selections()),
-        train=draw(st.none() | selections()),
+        target=draw(selections()) if found else None,
+        train=draw(st.none() | selections() if found else selections()),
         defaults=draw(settings_of_shares()),
-        shares=tuple(draw(st.lists(shares(), min_size=1, max_size=2))),
+        shares=tuple(found),
     )
 
 

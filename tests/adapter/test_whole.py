@@ -56,6 +56,20 @@ def test_every_invariant(family: str, tied: bool, train: str) -> None:
     check_spec(parse_spec(text), tiny_model(family, tie_word_embeddings=tied))
 
 
+@pytest.mark.parametrize(
+    ("family", "train"), [("llama", "norms"), ("bert", "biases"), ("gpt2", "heads, embeddings")]
+)
+def test_without_a_share(family: str, train: str) -> None:
+    """Only norms, BitFit, a head: every invariant, and an export that PEFT has no form for."""
+    base, spec = tiny_model(family), parse_spec(f"spec s\ntrain {train}")
+    check_spec(spec, base)
+    model: Any = compile_spec(spec, copy.deepcopy(base))
+    assert not model.bishare.plan.terms
+    with pytest.raises(AdapterError, match=r"BS692.*no low-rank term"):
+        model.bishare.export("never-written")
+    assert "trained in full" in model.bishare._repr_html_()
+
+
 def test_a_step_changes_it_and_not_the_base() -> None:
     model = compile_spec(TEXT, tiny_model("llama"))
     before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}

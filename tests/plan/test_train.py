@@ -74,6 +74,12 @@ def test_tied_ones_are_one_parameter() -> None:
     assert "`train` does not name `model.embed_tokens.weight`" in said
 
 
+def test_a_bias_of_two_names_is_a_bias_by_both() -> None:
+    trained = planned("biases", inspect_model(tiny_model("bert")), "query").trained
+    (tied,) = [t for t in trained if t.tied]
+    assert tied.paths == ("cls.predictions.bias", "cls.predictions.decoder.bias")
+
+
 @pytest.mark.parametrize(
     ("train", "target", "code", "words"),
     [

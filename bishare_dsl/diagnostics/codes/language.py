@@ -123,7 +123,8 @@ NO_TARGET = Code(
     "BS121",
     "no `target`",
     "spec `{spec}` has no target",
-    "`target` selects the linear layers that may be adapted; every share covers some of them.",
+    "`target` selects the linear layers that may be adapted; every share covers some of them. A spec without "
+    "shares, which trains parameters of the base alone (`train norms`), has none.",
     bad=_GOOD.replace("target q_proj, v_proj\n", ""),
     good=_GOOD,
 )
@@ -132,7 +133,8 @@ NO_SHARE = Code(
     "BS122",
     "no `share`",
     "spec `{spec}` has no share, so it would adapt nothing",
-    "Every low-rank term is a `share` statement. `share local per module rank 4` is plain LoRA.",
+    "Every low-rank term is a `share` statement. `share local per module rank 4` is plain LoRA. A spec that "
+    "trains parameters of the base alone, by `train`, has no `target` either.",
     bad="spec example\ntarget q_proj, v_proj\n",
     good=_GOOD,
 )
