@@ -270,8 +270,10 @@ class _Names:
             kind = transform_kind(unquoted(named) if named else "Identity")
         except (KeyError, SpecError):
             return
+        fixed = kind.fixed if self.clause in ("init", "freeze") else ()
         for role in (*kind.pooled, *kind.owned, GAIN_RANK, GAIN_OUT):
-            yield _item(role, Kind.Field, insert=role)
+            if role not in fixed:
+                yield _item(role, Kind.Field, insert=role)
 
 
 def _title(name: str) -> str | None:
