@@ -318,7 +318,8 @@ class _Drawing:
         if any(site.expert is not None for site in sites):
             keys.append(EXPERT)
         if all(site.expert is not None for site in sites):
-            keys += [Binary(op="//", left=EXPERT, right=2), Binary(op="%", left=EXPERT, right=2)]
+            # Where nothing but experts is covered, which is rare, they are told apart often.
+            keys += 4 * [Binary(op=op, left=EXPERT, right=2) for op in ("//", "%")]
         count = self.any(1, 0, 1, 2)
         return tuple(self.any(*keys) for _ in range(count))
 
@@ -391,7 +392,10 @@ class _Drawing:
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
             if self.whole and self.any(False, False, True):
                 name, option = self.any(
-                    ("Basis", "count"), ("Loadings", "vectors"), ("Core", "cores")
+                    ("Core", "count"),
+                    ("Loadings", "vectors"),
+                    ("Core", "cores"),
+                    ("Basis", "count"),
                 )
                 via = Via(transform=name, options={option: self.any(2, 3, 1)})
                 settings["init"] = {}  # What it has for each site starts at zero.

@@ -221,11 +221,18 @@ def mix(term: TermValues) -> Factors:
 
 @reference("Core")
 def core(term: TermValues) -> Factors:
-    """LoRA-XS: ``B R A``; MetaTT: ``B R_n ... R_1 A``. Of wider factors the front; R is stored transposed."""
+    """LoRA-XS: ``B R A``; MetaTT: ``B R_n ... R_1 A``; TinyLoRA: ``R_1 = sum_i v_i P_i``.
+
+    Of wider factors the front; R and P are stored transposed.
+    """
     b, a = term["B"].T[: term.d_out], term["A"][:, : term.d_in]
-    for i in range(term.options.get("cores", 1), 0, -1):
-        b = b @ term["core" if i == 1 else f"core_{i}"].T
-    return b, a
+    for i in range(term.options.get("cores", 1), 1, -1):
+        b = b @ term[f"core_{i}"].T
+    first = term["core"]
+    if count := term.options.get("count", 0):
+        p = [first[i * term.rank : (i + 1) * term.rank] for i in range(count)]
+        first = torch.stack([v * p_i for v, p_i in zip(term["c"][0], p, strict=True)]).sum(0)
+    return b @ first.T, a
 
 
 @reference("MiSS")

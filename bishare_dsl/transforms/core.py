@@ -2,6 +2,7 @@
 
 Bałazy et al. 2024, "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters", Eq. 2.
 Lopez-Piqueres et al. 2025, "MetaTT: A Global Tensor-Train Adapter for Parameter-Efficient Fine-Tuning".
+"Learning to Reason in 13 Parameters" (arXiv 2602.04118), for cores that are combined: TinyLoRA.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
@@ -23,16 +24,22 @@ class Core(Transform):
     The pools share ``A (r, max d_in)`` and ``B (r, max d_out)``; a narrower site takes the leading
     columns. A core ``(r, r)`` is each site's own, unless it has a key; with keys for all of them this is a
     tensor train. The first core starts at zero, so A, B and the other cores may be random.
+
+    With a ``count`` the first core is ``sum_i c[i] core_i``, of matrices ``(r, r)`` stacked in
+    ``core (count * r, r)``, as a rule frozen, and coefficients ``c (1, count)``, which start at zero.
     """
 
     name: ClassVar[str] = "Core"
     title: ClassVar[str] = "Cores between Factors"
-    owned: ClassVar[tuple[str, ...]] = ("core", "core_2", "core_3")
+    owned: ClassVar[tuple[str, ...]] = ("core", "core_2", "core_3", "c")
     plain: ClassVar[tuple[str, ...]] = ("A", "B")
     batched: ClassVar[bool] = True
-    later: ClassVar[tuple[str, ...]] = ("cores",)
+    later: ClassVar[tuple[str, ...]] = ("cores", "count")
 
     cores: int = Field(1, ge=1, le=3, description="matrices between A and B, 1 to 3")
+    count: NonNegativeInt = Field(
+        0, description="matrices that the first core is a combination of; 0 if it is one itself"
+    )
 
     @property
     def between(self) -> tuple[str, ...]:
@@ -41,16 +48,21 @@ class Core(Transform):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (*self.pooled, *self.between)
+        return (*self.pooled, *self.between, *(["c"] if self.count else []))
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)
 
     def start(self, role: str) -> Start:
-        return Start("zeros" if role == "core" else "kaiming_uniform")
+        if role == "core" and self.count:
+            return Start("kaiming_normal")
+        return Start("zeros" if role in ("core", "c") else "kaiming_uniform")
 
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
-        return dict.fromkeys(self.between, Own(rank, rank, fan_in=rank))
+        own = dict.fromkeys(self.between, Own(rank, rank, fan_in=rank))
+        if self.count:  # The matrices are N(0, 1 / r).
+            own |= {"core": Own(self.count * rank, rank, fan_in=2 * rank), "c": Own(1, self.count)}
+        return own
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         factor = tensors[role][..., :side]
@@ -58,6 +70,9 @@ class Core(Transform):
             return factor
         # On the side of B, so that sites of one A project their input once; the small products first.
         product, *others = (tensors[core] for core in self.between)
+        if self.count:
+            apart = product.unflatten(-2, (self.count, rank))  # (..., count, r, r)
+            product = (tensors["c"].mT.unsqueeze(-1) * apart).sum(-3)
         for core in others:
             product = product @ core
         return product @ factor

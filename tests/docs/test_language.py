@@ -61,7 +61,8 @@ def test_transforms_and_their_options(kind):
     """The table has each option with its default first."""
     row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{kind.name}`"))
     for name, field in kind.model_fields.items():
-        option, default = field.alias or name, {False: "false"}.get(field.default, field.default)
+        option = field.alias or name
+        default = "false" if field.default is False else field.default
         # Where the default depends on the rank, the row says how in words or in place of a value.
         said_so = f"`{option} = {default}`" if default is not None else f"`{option}"
         assert said_so in row

@@ -41,6 +41,7 @@ TINY = {
     "shared_core": {"r": 3},
     "shared_input": {"r": 3},
     "tied_lora": {"r": 3},
+    "tiny_lora": {"count": 5},
     "vb_lora": {"vectors": 9, "length": 4},
     "vera": {"r": 6},
 }

@@ -59,9 +59,9 @@ def test_mix(widths, rank, counts):
     assert check_transform(Mix(count_A=count_a, count_B=count_b), rank, widths)
 
 
-@given(pools(), RANKS, st.integers(1, 3))
-def test_core(widths, rank, cores):
-    assert check_transform(Core(cores=cores), rank, widths)
+@given(pools(), RANKS, st.integers(1, 3), st.integers(0, 3))
+def test_core(widths, rank, cores, count):
+    assert check_transform(Core(cores=cores, count=count), rank, widths)
 
 
 @given(pools(), RANKS)
