@@ -159,6 +159,10 @@ def test_the_text_is_formatted_and_says_why(read):
     assert "The shares keep 100.0% of its energy" in comment
     assert "A plain LoRA within the budget has rank" in comment
     assert "ways to share were weighed" in comment
+    left = re.findall(r"\(rank [^)]*\)", comment)
+    assert len(left) > 5
+    assert all(", by chance " in one for one in left)
+    assert all(f"via {name}" in comment for name in ("SS", "GT", "KE"))
     assert "Alone it keeps 100.0%; of independent updates" in one.text
     again = propose(evidence(read, share, name="again"), size(share))
     assert again.text.replace("again", "adapter") == one.text

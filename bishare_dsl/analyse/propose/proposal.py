@@ -35,7 +35,7 @@ SCALE = 2
 """As in the paper's specs."""
 _GROUPS_RANK = 8
 BEST = 12
-"""Of so many of what was weighed it is told what chance gives."""
+"""Of so many of what was weighed, and of what the spec tells, it is told what chance gives."""
 _TOLD = 5
 _WIDTH = 98
 
@@ -110,7 +110,10 @@ def propose(
         least = min(unit.price(1) for _, parts in offered for unit in parts)
         raise AdapterError(codes.SMALL_BUDGET(budget=f"{budget:,}", least=f"{least:,}"))
     null = evidence.independent(seed)
-    weighed[:BEST] = [replace(w, chance=kept_by(null, w.ranks)) for w in weighed[:BEST]]
+    told = {w.candidate for w in [*weighed[:BEST], *_told(weighed, chosen)]}
+    weighed = [
+        replace(w, chance=kept_by(null, w.ranks)) if w.candidate in told else w for w in weighed
+    ]
     parts = tuple(_part(candidate, chosen, evidence, null) for candidate in chosen.candidates)
     chance = kept_by(null, chosen.ranks)
     text = _text(evidence, grouping, chosen, parts, chance, weighed, budget)
@@ -171,17 +174,20 @@ def _text(
     return format_text(text)
 
 
-def _left(weighed: Sequence[ScoredCandidate], chosen: Choice) -> list[str]:
-    """Describe what was weighed and left, the best first, and the best of each other way."""
+def _told(weighed: Sequence[ScoredCandidate], chosen: Choice) -> list[ScoredCandidate]:
+    """Return the best of what was left, then the best of each further kind."""
     left = [w for w in weighed if w.candidate not in chosen.candidates and w.ranks]
-    ways: dict[tuple[str, str], ScoredCandidate] = {}
-    for w in [*left[:_TOLD], *left]:
-        ways.setdefault((w.candidate.role, w.candidate.via), w)
-    told = [*left[:_TOLD], *(w for w in ways.values() if w not in left[:_TOLD])]
+    kinds: dict[tuple[str, str], ScoredCandidate] = {}
+    for w in left:
+        kinds.setdefault((w.candidate.role, w.candidate.via), w)
+    return [*left[:_TOLD], *(w for w in kinds.values() if w not in left[:_TOLD])]
+
+
+def _left(weighed: Sequence[ScoredCandidate], chosen: Choice) -> list[str]:
+    """Describe what was weighed and left, and a plain LoRA."""
     lines = [
-        f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%}"
-        + (")" if w.chance is None else f", by chance {w.chance:.1%})")
-        for w in told
+        f"{w.candidate.text} (rank {w.rank}, {w.kept:.1%}, by chance {w.chance:.1%})"
+        for w in _told(weighed, chosen)
     ]
     (own,) = [w for w in weighed if w.candidate.name == "own"]
     found = [f"A plain LoRA within the budget has rank {own.rank} and keeps {own.kept:.1%}."]
