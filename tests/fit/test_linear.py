@@ -59,7 +59,11 @@ def test_behind_a_step_the_gradient_of_its_block_is_zero(trained: Any, base: Arc
         assert after[v].norm() < 1e-5 * before[v].norm()
 
 
-@pytest.mark.parametrize("spec", [s for s in shipped_specs() if s != "hydralora"])
+# An update that is no matrix, and starts that read the base's weights, are refused by a fit.
+NOT_FITTED = {"hydralora", "lora_xs", "pissa", "tiny_lora"}
+
+
+@pytest.mark.parametrize("spec", sorted({*shipped_specs()} - NOT_FITTED))
 def test_only_a_bank_of_vectors_has_no_closed_step(
     spec: str, trained: Any, base: Architecture
 ) -> None:
