@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Offer, Own, Start, Tensors, Transform, Width, divisors
+from bishare_dsl.transforms.transform import Offer, Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +41,9 @@ class GateTransformation(Transform):
 
     @classmethod
     def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
-        # With gates of the share's rank the core between them is any matrix: they reach what a LoRA does.
-        size = divisors(side for width in widths for side in width)[-1]
-        yield Offer(f"size = {size}, gate_rank = rank", "own")
+        # With gates of the share's rank, which is at most the size, the core between them is any matrix: they
+        # reach what a LoRA does. No larger size is of use.
+        yield Offer("size = 64, gate_rank = rank", "own")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, self.size

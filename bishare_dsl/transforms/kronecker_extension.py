@@ -18,6 +18,9 @@ from bishare_dsl.transforms.transform import Offer, Own, Start, Tensors, Transfo
 if TYPE_CHECKING:
     from torch import Tensor
 
+_BLOCKS = 256
+"""The most columns of a kernel that is weighed: with more it would cost what a module's own factors do."""
+
 
 class KroneckerExtension(Transform):
     """``A = K_A (x) A_s`` and ``B = K_B (x) B_s``, with shared factors ``size`` wide.
@@ -54,9 +57,10 @@ class KroneckerExtension(Transform):
 
     @classmethod
     def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
-        common = divisors(side for width in widths for side in width)
+        sides = {side for width in widths for side in width}
+        sizes = [d for d in divisors(sides) if max(sides) <= _BLOCKS * d]
         # The largest, and one that makes kernels and shared factors more alike.
-        for size in dict.fromkeys([common[-1], *[d for d in common if 3 * d <= common[-1]][-1:]]):
+        for size in [*sizes[-1:], *[d for d in sizes if 3 * d <= sizes[-1]][-1:]]:
             yield Offer(f"size = {size}", "kernels", size)
             yield Offer(f"size = {size}, shared_rank = 1", "kernels", size, many=True)
 

@@ -18,6 +18,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.language import format_text, parse_spec
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.transforms import Width, transform_kind
 from tests.analyse.conftest import INDEPENDENT, TARGET, architecture
 
 
@@ -133,9 +134,22 @@ def test_a_cost_is_what_the_compiler_says(weighed):
             assert sum(unit.price(rank) for unit in parts) == plan.trainable, text
 
 
+@pytest.mark.parametrize(
+    ("widths", "sizes"),
+    [
+        ([(4096, 4096), (4096, 11008)], {256, 64}),
+        ([(576, 192), (1536, 576)], {192, 64}),
+        ([(768, 2304), (768, 50257)], set()),
+    ],
+)
+def test_sizes_of_kernels_divide_every_width(widths, sizes):
+    offers = transform_kind("KE").offers([Width(*width) for width in widths])
+    assert {offer.size for offer in offers} == sizes
+
+
 def test_gates_keep_what_each_module_keeps_by_itself(weighed):
     found, offered = weighed
-    (gates,) = offered["per model  via GT(size = 32, gate_rank = rank)"]
+    (gates,) = offered["per model  via GT(size = 64, gate_rank = rank)"]
     plain = offered["per module"]
     kept = Residual(found.sets).gains(gates, 2)[-1]
     assert kept == pytest.approx(sum(Residual(found.sets).gains(u, 2)[-1] for u in plain))
