@@ -30,7 +30,7 @@ _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
 """Of the singular values; of the others it is a half."""
 
 _ROUNDS = 12
-"""Of Krylov iteration, after which 1e-6 of the energy of the largest directions is lost, or less."""
+"""Of Krylov iteration; `benchmarks/singular.py` says how near they come."""
 
 _SPARE = 8
 """Directions beyond those wanted, which such iteration is carried out with."""
@@ -135,12 +135,11 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
     Exactly, where these are the smallest or many; else by block Krylov iteration, which begins with the same
     random numbers each time (Musco and Musco 2015, Algorithm 2).
     """
-    m, n = matrix.shape
-    if bottom or 2 * _ROUNDS * (count + _SPARE) > min(m, n):
+    if bottom or is_exact(matrix, count):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
         random = torch.Generator().manual_seed(0)
-        blocks = [torch.randn(n, count + _SPARE, generator=random).to(matrix)]
+        blocks = [torch.randn(matrix.shape[1], count + _SPARE, generator=random).to(matrix)]
         for _ in range(_ROUNDS):
             blocks.append(torch.linalg.qr(matrix.T @ (matrix @ blocks[-1])).Q)
         q = torch.linalg.qr(torch.cat(blocks[1:], 1)).Q
@@ -148,6 +147,11 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
         vh = vh @ q.T
     chosen = slice(-count, None) if bottom else slice(count)
     return Directions(u.T[chosen], s[chosen], vh[chosen])
+
+
+def is_exact(matrix: torch.Tensor, count: int) -> bool:
+    """Tell whether so many of the largest directions of a matrix come from its whole decomposition."""
+    return 2 * _ROUNDS * (count + _SPARE) > min(matrix.shape)
 
 
 def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:

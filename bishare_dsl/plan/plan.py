@@ -183,7 +183,7 @@ class Plan(_Data):
         """The names of the tensors that all adapters of a library share.
 
         Those of pools whose key does not name ``adapter``; what a site has of its own is each adapter's. What
-        is frozen is drawn, and alike in all.
+        is frozen comes from the seed or the base, and is alike in all.
         """
         frozen = frozenset(tensor.name for tensor in self.tensors if not tensor.trainable)
         return frozen.union(pool.tensor for pool in self.pools if EACH_ADAPTER not in pool.key)

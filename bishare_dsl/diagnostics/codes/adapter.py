@@ -580,7 +580,8 @@ OTHER_FROZEN = Code(
     "an adapter with other frozen tensors",
     "the frozen tensor `{name}` of `{folder}` is not the server's",
     "In compact mode frozen tensors are held once for all adapters: those of the adapter that the server was "
-    "started with. Adapters compiled with the same seed have the same. Serve others in expanded mode.",
+    "started with. Adapters compiled with the same seed have the same; what starts from the base's weights "
+    "differs in its last bits between machines. Serve others in expanded mode.",
 )
 NOT_IN_COMPACT_MODE = Code(
     "BS654",
