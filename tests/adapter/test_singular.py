@@ -340,6 +340,31 @@ def test_shapes_alone_give_no_tensors(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*arguments[:-2], "--emit", "graph"]) == 0
 
 
+def test_what_is_subtracted_stands_in_the_plan() -> None:
+    plan = plan_spec(spec(f"{PISSA} dropout 0.5 scale 2"), tiny_model("llama"))
+    for terms in plan.terms_of.values():
+        learned, away = terms
+        assert (learned.share, learned.scale, learned.dropout) == ("s", 2, 0.5)
+        assert (away.share, away.scale, away.dropout) == ("s.start", -2, 0)
+        for role, name in learned.tensors.items():
+            tensor, start = plan.tensor[name], plan.tensor[away.tensors[role]]
+            assert (start.name, start.like, start.trainable) == (f"{name}.start", name, False)
+            assert (start.shape, start.init, start.owner) == (tensor.shape, "svd", tensor.owner)
+
+
+def test_what_is_frozen_is_subtracted_by_itself() -> None:
+    plan = plan_spec(spec(f"{PISSA} freeze A"), tiny_model("llama"))
+    for learned, away in plan.terms_of.values():
+        assert learned.tensors["A"] == away.tensors["A"]
+        assert f"{learned.tensors['B']}.start" == away.tensors["B"]
+
+
+@pytest.mark.parametrize("share", [XS, f"{PISSA} start nonzero"])
+def test_nothing_is_subtracted_that_need_not_be(share: str) -> None:
+    plan = plan_spec(spec(share), tiny_model("llama"))
+    assert {len(terms) for terms in plan.terms_of.values()} == {1}
+
+
 def test_a_plan_says_what_cannot_be_drawn() -> None:
     plan = plan_spec(spec(PISSA), tiny_model("llama"))
     assert draw(plan, 0) == {}
