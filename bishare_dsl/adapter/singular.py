@@ -158,9 +158,8 @@ def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return a matrix with the right singular directions and values of all of these, one below the other."""
     first, *others = matrices
     for matrix in others:
-        both = torch.cat([first, matrix.to(first.device)])
         # What rotates rows changes neither, and R has no more of them than columns.
-        first = torch.linalg.qr(both, mode="r").R if both.shape[0] > both.shape[1] else both
+        first = torch.linalg.qr(torch.cat([first, matrix.to(first.device)]), mode="r").R
     return first
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bishare_dsl.analyse.activations import worth
 from bishare_dsl.analyse.read import read_updates
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import read_fitting
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import open_pairs
@@ -188,7 +189,9 @@ def test_it_is_stored_and_never_computed_again(
     share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = adapted(share)
-    model.bishare.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BishareWarning)
+        model.bishare.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter.safetensors")
     assert saved.keys() == model.bishare.plan.tensor.keys()
     monkeypatch.setattr(singular, "directions", pytest.fail)
@@ -371,7 +374,7 @@ def test_a_plan_says_what_cannot_be_drawn() -> None:
     assert {tensor.drawn for tensor in plan.tensors} == {False}
 
 
-@pytest.mark.parametrize("share", [PISSA, XS])
+@pytest.mark.parametrize("share", [PISSA, XS, "share s per module rank 3 init A svd, B normal"])
 def test_its_updates_are_read(share: str, tmp_path: Path) -> None:
     model = adapted(share)
     randomize(model, frozen=False)
