@@ -5,7 +5,8 @@ those of the largest singular values, or of the smallest.
 
 | start | the rows are multiplied by | |
 |---|---|---|
-| ``svd``, ``svd_bottom`` | ``sqrt(S / scale)`` | so that ``scale * B A`` is that part of W (PiSSA, MiLoRA) |
+| ``svd``, ``svd_bottom`` | ``sqrt(S / scale)`` | so that ``scale * B A`` is that part of W (PiSSA, MiLoRA); |
+| | | ``sqrt(S)`` where the term starts at zero, whose scale is free then |
 | ``svd_vectors``, ``svd_vectors_bottom`` | 1 | |
 | ``svd_scaled`` | ``S`` | so that ``B A`` is, where the other starts as ``svd_vectors`` (LoRA-XS) |
 """

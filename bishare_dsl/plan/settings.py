@@ -132,7 +132,7 @@ class Resolver:
             for role in settings.init
         }
         starts = {
-            role: self._initial(given, scale, places[role], problems)
+            role: self._initial(given, places[role], problems)
             for role, given in settings.init.items()
         }
         gains = {
@@ -152,16 +152,17 @@ class Resolver:
                 problems += _singular(share, resolved, places)
                 zero = _zeros(resolved)
                 found += _start(share, resolved, zero)
-                subtracted = not zero and not share.nonzero_start
-                resolved = replace(resolved, subtracted=subtracted)
+                if not zero:
+                    halves = {r: _half(start, scale) for r, start in starts.items()}
+                    subtracted = not share.nonzero_start
+                    resolved = replace(resolved, starts=halves, subtracted=subtracted)
         problems += (problem.within(*at) for problem in found)
         return resolved
 
-    def _initial(self, given: Expression, scale: float, loc: Loc, problems: list[Problem]) -> Start:
+    def _initial(self, given: Expression, loc: Loc, problems: list[Problem]) -> Start:
         name = self.params.get(given.ref, given.ref) if isinstance(given, Ref) else given
         if isinstance(name, str) and name in _INITIALS:
-            start = _INITIALS[name]
-            return start._replace(amount=abs(scale or 1) ** -0.5) if name in _HALVES else start
+            return _INITIALS[name]
         few = [start for start in _INITIALS if not start.startswith("svd_")]
         help = nearest(str(name), _INITIALS, few=0) or nearest(str(name), few)
         problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=help))
@@ -257,6 +258,11 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
         yield codes.UNUSED(what="key", name="per", loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
+
+
+def _half(start: Start, scale: float) -> Start:
+    """Return a start of a term that does not start at zero: so that its product, scaled, is a part of W."""
+    return start._replace(amount=abs(scale) ** -0.5) if start.init in _HALVES else start
 
 
 def _singular(share: Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:

@@ -123,6 +123,12 @@ def test_directions_and_values(family: str) -> None:
             close(b.square().sum(1), s[rows] ** (2 * powers[1]))
 
 
+def test_a_term_that_starts_at_zero_keeps_its_scale() -> None:
+    text = "share s per module rank 3 scale {} via Core init A svd, B svd freeze A, B"
+    one, other = (adapted(text.format(scale)).bishare.tensors() for scale in (1, 4))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_what_is_shared_has_the_directions_of_all_and_each_is_fitted_to_it() -> None:
     model = adapted("share s A per layer, in B per module rank 3 scale 2 init A svd, B svd")
     plan, tensors, maps = model.bishare.plan, model.bishare.tensors(), linear_maps(model)
