@@ -126,6 +126,16 @@ class Handle(AdapterRoot):
                 found[name] = value
         return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the adapter's tensors, each once, wherever in the model they live, for an optimizer.
+
+        Without ``recurse`` those alone that the model itself owns.
+        """
+        if recurse:
+            yield from self.placement.tensors().values()
+        else:
+            yield from super().parameters(recurse=False)
+
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, counted in the model, in the words of the field."""
         model = self._here("count what trains")

@@ -1,4 +1,7 @@
-"""A LoRA of PEFT as an adapter of bishare: an exact spec, each module's pair a pool of its own."""
+"""A LoRA of PEFT as an adapter of bishare: an exact spec, each module's pair a pool of its own.
+
+What PEFT has trained in full beside it (``modules_to_save``, ``bias``) is what the spec trains in full.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.diagnostics import AdapterError, one_line
+from bishare_dsl.diagnostics import AdapterError, PlanError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft import CONFIG, TENSORS
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.plan.train import NONE
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -35,12 +40,12 @@ if TYPE_CHECKING:
 
 # What makes of a LoRA something else, or changes the base; PEFT's words.
 _REFUSED = (
-    "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters",
     "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config",
 )  # fmt: skip
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+_TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def read_peft(
 ) -> tuple[Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
 
-    A share for each rank and scale that there is. Values become float32, which holds them all.
+    A share for each rank and scale that there is, and ``train`` for what PEFT has saved whole. Values become
+    float32, which holds them all.
 
     Args:
         folder: that PEFT has written.
@@ -80,19 +86,29 @@ def read_peft(
     folder = Path(folder)
     config = _config(folder)
     _check_plain(folder, config)
-    pairs = _pairs(folder, config, architecture)
+    tensors = _stored(folder)
+    saved = _saved(folder, config, tensors, architecture)
+    pairs = _pairs(folder, config, tensors, architecture)
+    if not pairs and not saved:
+        raise AdapterError(
+            codes.BROKEN_FILE(path=folder / TENSORS, reason="there are no tensors in it")
+        )
     groups: dict[tuple[int, float], list[Site]] = {}
     for site, (down, _, scale) in pairs.items():
         groups.setdefault((len(down), scale), []).append(site)
     found = [_Group(rank, scale, tuple(sites)) for (rank, scale), sites in groups.items()]
     spec = _spec(found, float(config.get("lora_dropout") or 0), architecture)
-    plan, _ = build_plan(spec, architecture)
-    tensors = {}
+    spec, plan = _trained(spec, saved, architecture)
+    values = {
+        trained.tensor: saved[trained.parameter].float().reshape(plan.tensor[trained.tensor].shape)
+        for trained in plan.trained
+        if trained.parameter in saved
+    }
     for site, (down, up, _) in pairs.items():
         (term,) = plan.terms_of[site.path]
-        tensors[term.tensors["A"]] = down.float()
-        tensors[term.tensors["B"]] = up.t().float().contiguous()
-    return spec, plan, tensors
+        values[term.tensors["A"]] = down.float()
+        values[term.tensors["B"]] = up.t().float().contiguous()
+    return spec, plan, values
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -111,18 +127,14 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
     reasons = [f"it has `{name}`" for name in _REFUSED if config.get(name)]
     if config.get("peft_type") != "LORA":
         reasons.append(f"its `peft_type` is {config.get('peft_type')}")
-    if config.get("bias", "none") != "none":
-        reasons.append("it has `bias`")
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
         reasons.append(f"`init_lora_weights` is {start}, which changes the base")
     if reasons:
         raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason) for reason in reasons)
 
 
-def _pairs(
-    folder: Path, config: Mapping[str, Any], architecture: Architecture
-) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
-    """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
+def _stored(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a folder by their names, each without what PEFT puts before it."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -131,21 +143,100 @@ def _pairs(
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    kept = {
-        f"base_model.model.{path}.base_layer.weight"
-        for site in architecture.outside
-        for path in site.paths
-    }
-    for name, tensor in tensors.items():
-        if name in kept:
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+
+
+def _saved(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+) -> dict[str, torch.Tensor]:
+    """Return the values of parameters that PEFT has trained in full, by their paths in the base."""
+    others = {path: other for other in architecture.others for path in other.paths}
+    whole = _whole(config)
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in sorted(tensors.items()):
+        path = name.replace(".base_layer.", ".")
+        if _TENSOR.fullmatch(name) or (path != name and not whole(path)):
             continue  # PEFT keeps the base's own weight, frozen, for a vocabulary that has grown.
-        if (match := _TENSOR.fullmatch(name)) is None:
-            reason = f"`{name}` is not a factor of a linear layer"
+        if path not in others:
+            reason = f"`{name}` is neither a factor of a linear layer nor a parameter that `train` can name"
             raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
-        factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
-    if not factors:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason="there are no tensors in it"))
+        if tuple(tensor.shape) != others[path].shape:
+            reason = (
+                f"`{path}` is {others[path].shape} in it, and {tuple(tensor.shape)} in the LoRA"
+            )
+            base = config.get("base_model_name_or_path") or "another base"
+            raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
+        found[path] = tensor
+    for other in {others[path].path: others[path] for path in found}.values():
+        values = [found[path] for path in other.paths if path in found]
+        if len(values) < len(other.paths) or not all(v.equal(values[0]) for v in values):
+            paths = " and ".join(f"`{path}`" for path in other.paths)
+            reason = (
+                f"{paths} are one parameter in {architecture.name}, and its values of them differ"
+            )
+            raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+    return {other.path: found[other.path] for other in architecture.others if other.path in found}
+
+
+def _whole(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Tell what of a wrapped module's own is trained: its bias, where the config says so."""
+    biases = config.get("bias", "none") != "none"
+    return lambda path: biases and "bias" in path.rpartition(".")[2]
+
+
+def _trained(
+    spec: Spec, saved: Mapping[str, torch.Tensor], architecture: Architecture
+) -> tuple[Spec, Plan]:
+    """Return a spec that trains these parameters too, and its plan: named by kind, else each by its path."""
+    if not saved:
+        exact = NONE if architecture.head else None
+    else:
+        paths = [path for o in architecture.others if o.path in saved for path in o.paths]
+        exact = Selection(include=tuple(Match(attribute="path", pattern=path) for path in paths))
+        short = spec.model_copy(update={"train": _train_of(saved, architecture)})
+        with suppress(PlanError):
+            plan, _ = build_plan(short, architecture)
+            found = {trained.parameter for trained in plan.trained}
+            if saved.keys() <= found <= {*saved, *architecture.head}:
+                return short, plan
+    spec = spec.model_copy(update={"train": exact})
+    return spec, build_plan(spec, architecture)[0]
+
+
+def _train_of(saved: Collection[str], architecture: Architecture) -> Selection:
+    """Return what selects these parameters: all biases, all of a kind, and paths."""
+    parts: list[Expression] = []
+    left = [other for other in architecture.others if other.path in saved]
+    biases = [other for other in architecture.others if other.path.endswith("bias")]
+    if biases and all(other in left for other in biases):
+        parts.append(Ref(ref="biases"))
+        left = [other for other in left if other not in biases]
+    kinds = {path: path.split(".")[-2:][0] for other in left for path in other.paths}
+    for other in left:
+        for path in other.paths:
+            kind = kinds[path]
+            alike = (
+                o for o in architecture.others if kind in (p.split(".")[-2:][0] for p in o.paths)
+            )
+            whole = kind not in architecture.kinds and all(o.path in saved for o in alike)
+            parts.append(is_kind(kind) if whole else Match(attribute="path", pattern=path))
+    return Selection(include=tuple(dict.fromkeys(parts)))
+
+
+def _pairs(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
+    """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := _TENSOR.fullmatch(name):
+            factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     _join_tied(folder, factors, architecture)
     sites = {site.path: site for site in architecture.every_site}
     base = config.get("base_model_name_or_path") or "another base"
@@ -215,7 +306,7 @@ def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) 
     everything = tuple(part for group in groups for part in selection_of(group.sites, architecture))
     return Spec(
         name="imported",
-        target=Selection(include=tuple(dict.fromkeys(everything))),
+        target=Selection(include=tuple(dict.fromkeys(everything))) if groups else None,
         defaults=Settings(dropout=dropout) if dropout else Settings(),
         shares=tuple(
             Share(

@@ -67,6 +67,23 @@ def test_tensors_are_the_parameters_each_once(adapted: Adapted) -> None:
     assert len(tensors) == len(trained)
 
 
+def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.Tensor) -> None:
+    """Whoever owns its tensors in the model."""
+    model = adapted().train()
+    optimizer = torch.optim.SGD(model.bishare.parameters(), lr=0.1)
+    (group,) = optimizer.param_groups
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert [*map(id, group["params"])] == [*{id(p): p for p in group["params"]}]
+    assert {*map(id, group["params"])} == {*map(id, trained)}
+    assert {t.owner for t in model.bishare.plan.tensors} > {""}
+    own = [*model.bishare.parameters(recurse=False)]
+    assert 0 < len(own) < len(trained)
+    model(input_ids=ids, labels=ids).loss.backward()
+    before = {name: t.clone() for name, t in model.bishare.tensors().items()}
+    optimizer.step()
+    assert any(not torch.equal(t, before[name]) for name, t in model.bishare.tensors().items())
+
+
 def test_the_handle_says_what_it_is(adapted: Adapted) -> None:
     model = adapted()
     assert "mixed: " in repr(model.bishare)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
@@ -46,15 +47,17 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def saved(folder: Path, family: str, **settings: Any) -> Any:
-    """A PEFT model whose LoRA does something, in a folder too."""
+def saved(folder: Path, base: str | Any, **settings: Any) -> Any:
+    """A PEFT model whose LoRA, and whatever else it trains, does something, in a folder too."""
     torch.manual_seed(0)
     config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
-    model = peft.get_peft_model(tiny_model(family), config)
+    model = peft.get_peft_model(tiny_model(base) if isinstance(base, str) else base, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:
                 parameter.normal_(0, 0.2)
+            elif parameter.requires_grad and "lora_" not in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
     model.save_pretrained(folder)
     return model.eval()
 
@@ -110,6 +113,70 @@ def test_groups_of_a_spec_are_told_apart_by_kind_and_layer(tmp_path: Path) -> No
     assert {len(terms) for path, terms in plan.terms_of.items()} == {1}
 
 
+# What PEFT has trained in full ----------------------------------------------------------------------
+
+
+def classifier() -> Any:
+    torch.manual_seed(1)
+    config = tiny_model("bert", num_labels=3).config
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+WHOLE: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a head": ("llama", {"modules_to_save": ["lm_head"]}, "train lm_head"),
+    "norms": (
+        "llama",
+        {"modules_to_save": ["input_layernorm", "model.norm"]},
+        "train input_layernorm, norm",
+    ),
+    "biases": ("qwen2", {"bias": "all"}, "train biases"),
+    "biases of targets": ("qwen2", {"bias": "lora_only"}, "layers.1.self_attn.q_proj.bias"),
+    "some": (
+        "llama",
+        {"modules_to_save": ["layers.1.input_layernorm"]},
+        "layers.1.input_layernorm",
+    ),
+    "a classifier": (classifier, {"task_type": "SEQ_CLS"}, "train classifier"),
+    "no task": (classifier, {"task_type": None}, "train none"),
+}
+
+
+@pytest.mark.parametrize(("family", "settings", "said"), WHOLE.values(), ids=WHOLE)
+@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+def test_what_it_trains_in_full_comes_along(
+    family: Any, settings: Any, said: str, tmp_path: Path
+) -> None:
+    def base() -> Any:
+        return tiny_model(family) if isinstance(family, str) else family()
+
+    targets = ["query"] if family is classifier else ["q_proj", "down_proj"]
+    theirs = saved(tmp_path / "peft", base(), r=2, target_modules=targets, **settings)
+    other = base()  # Another classifier is drawn for it: the adapter has its own.
+    if settings.get("task_type") == "SEQ_CLS":
+        torch.nn.init.normal_(other.classifier.weight)
+    ours = load_adapter(tmp_path / "peft", other)
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-5)
+    assert said in " ".join(ours.bishare.spec_text.split())
+    ours.bishare.save_pretrained(tmp_path / "ours")
+    assert torch.equal(logits(load_adapter(tmp_path / "ours", base())), logits(ours))
+
+
+@pytest.mark.parametrize(
+    ("tied", "module", "said"),
+    [
+        (False, "mlp", "layers.0.mlp.down_proj.weight` is neither"),
+        (True, "lm_head", "are one parameter in llama, and its values of them differ"),
+    ],
+)
+def test_what_train_cannot_name_is_refused(
+    tied: bool, module: str, said: str, tmp_path: Path
+) -> None:
+    base = tiny_model("llama", tie_word_embeddings=tied)
+    saved(tmp_path / "peft", base, r=2, target_modules=["q_proj"], modules_to_save=[module])
+    with pytest.raises(AdapterError, match=f"BS656.*{said}"):
+        load_adapter(tmp_path / "peft", tiny_model("llama", tie_word_embeddings=tied))
+
+
 def test_an_export_is_imported(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **PATTERNS)
     ours = load_adapter(tmp_path / "peft", tiny_model("llama"))
@@ -148,8 +215,7 @@ def test_an_adapter_that_trains_on(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"use_dora": True}, "it has `use_dora`"),
-        ({"bias": "all"}, "it has `bias`"),
-        ({"modules_to_save": ["lm_head"]}, "it has `modules_to_save`"),
+        ({"lora_bias": True}, "it has `lora_bias`"),
         ({"peft_type": "LOHA"}, "its `peft_type` is LOHA"),
         ({"init_lora_weights": "pissa"}, "`init_lora_weights` is pissa"),
     ],
@@ -201,7 +267,9 @@ def test_broken_files(tmp_path: Path) -> None:
     broken(b"not safetensors", "adapter_model.safetensors", "BS608")
     broken({}, "adapter_model.safetensors", "BS608.*no tensors")
     broken(one_less, "adapter_model.safetensors", r"BS613.*factors .*\(\)")
-    broken(other, "adapter_model.safetensors", "BS656.*lm_head")
+    broken(other, "adapter_model.safetensors", r"BS613.*`lm_head.weight` is \(64, 32\) in it")
+    other = {**tensors, "base_model.model.rotary": torch.ones(1)}
+    broken(other, "adapter_model.safetensors", "BS656.*`rotary` is neither")
     for key, value in (("r", 0), ("r", None), ("rank_pattern", {"(": 1})):
         broken(
             json.dumps({**config, key: value}).encode(),

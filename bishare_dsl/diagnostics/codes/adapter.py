@@ -345,8 +345,9 @@ NOT_PLAIN_LORA = Code(
     "BS656",
     "a PEFT adapter that is more than a plain LoRA",
     "cannot import `{folder}`: {reason}",
-    "A plain LoRA of linear layers is imported: any ranks and alphas, rsLoRA, dropout. What scales, replaces "
-    "or saves more than that, such as DoRA or a trained head, would be lost.",
+    "A plain LoRA of linear layers is imported: any ranks and alphas, rsLoRA, dropout, and what a spec can "
+    "train in full beside it: heads, embeddings, norms, biases. What scales, replaces or saves more than "
+    "that, such as DoRA or a trained linear layer, would be lost.",
 )
 
 # What an adapter cannot do ------------------------------------------------------------------------
