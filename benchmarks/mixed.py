@@ -22,14 +22,13 @@ from typing import Any
 
 import peft
 import torch
-from harness import interleave, write
+from harness import KINDS, interleave, write
 from speed import twin
 from transformers import AutoModelForCausalLM, LlamaConfig, logging
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.testing.checks import randomize
 
-KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 SMOLLM2 = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -104,7 +103,7 @@ def decode(
         {
             "decoding": name,
             "ms a step": round(1e3 * timing.median / STEPS, 2),
-            "quartiles, ms": " to ".join(f"{1e3 * q / STEPS:.1f}" for q in timing.quartiles),
+            "quartiles, ms": timing.quartiles(1e3 / STEPS, 1),
             "x base": round(timing.ratio(timings[BASE]), 3),
             "PEFT's is x this": round(1 / timing.ratio(timings[PEFT]), 2),
             "beyond the base, PEFT's is x this": (

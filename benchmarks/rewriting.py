@@ -14,7 +14,7 @@ from functools import partial
 
 import peft
 import torch
-from harness import interleave, write
+from harness import KINDS, interleave, write
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bishare_dsl import compile_spec
@@ -22,7 +22,6 @@ from bishare_dsl.models.load import meta_model
 
 MODEL = "llama-7b"
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
-KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 LAYERS = (32, 160)
 GOAL = 0.5
 ROUNDS = 11
@@ -70,7 +69,7 @@ def main() -> None:
             "adapted by": name,
             "layers": layers,
             "median, s": round(timing.median, 4),
-            "quartiles, s": " to ".join(f"{q:.3f}" for q in timing.quartiles),
+            "quartiles, s": timing.quartiles(),
             "x PEFT": round(timing.ratio(timings[reference, layers]), 3),
             "x PEFT low_cpu_mem": round(timing.ratio(timings[lean, layers]), 3),
             "goal": f"<= {GOAL}" if name in SPECS else "",

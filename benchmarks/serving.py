@@ -32,7 +32,6 @@ from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.models import load_model
 from bishare_dsl.testing.fetch import smollm2_folder
 
-ROOT = Path(__file__).parents[1]
 PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
 BYTES = 80 * 10**9
 KINDS = {"compact": "bishare_ke", "plain": "lora"}

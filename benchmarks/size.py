@@ -33,14 +33,11 @@ def row(model: str, spec: str, params: dict[str, int], dtype: str) -> dict[str, 
             BISHARE,
             "compile",
             spec,
-            "--model",
-            model,
-            "--out",
-            str(folder),
-            "--dtype",
-            dtype,
+            f"--model={model}",
+            f"--out={folder}",
+            f"--dtype={dtype}",
         ]
-        command += [word for name, value in params.items() for word in ("--set", f"{name}={value}")]
+        command += [f"--set={name}={value}" for name, value in params.items()]
         subprocess.run(command, check=True, capture_output=True)
         size = {path.name: path.stat().st_size for path in folder.iterdir()}
     plan = plan_spec(spec, model, params)

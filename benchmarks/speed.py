@@ -20,7 +20,7 @@ from typing import Any
 
 import peft
 import torch
-from harness import Timing, interleave, write
+from harness import KINDS, Timing, interleave, write
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
 from bishare_dsl import compile_spec, plan_spec
@@ -31,7 +31,6 @@ from bishare_dsl.rewrite.region import Pass
 from bishare_dsl.testing.fetch import smollm2_folder
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
-KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 LLAMA = {
     "hidden_size": 1024,
     "intermediate_size": 2816,

@@ -43,7 +43,7 @@ def main() -> None:
         {
             "command": name,
             "median, s": round(timings[name].median, 4),
-            "quartiles, s": " to ".join(f"{q:.3f}" for q in timings[name].quartiles),
+            "quartiles, s": timings[name].quartiles(),
             "x the imports": round(timings[name].ratio(reference), 3),
             "goal": "" if goal is None else f"<= {goal}",
         }

@@ -14,13 +14,12 @@ from typing import Any
 
 import peft
 import torch
-from harness import interleave, write
+from harness import KINDS, interleave, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bishare_dsl import compile_spec
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
-KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 LAYERS = (32, 160)
 GOAL = 0.5
 ROUNDS = 21
@@ -76,7 +75,7 @@ def main() -> None:
             "adapters": name,
             "layers": layers,
             "median of a switch, ms": round(1e3 * timing.median / SWITCHES, 3),
-            "quartiles, ms": " to ".join(f"{1e3 * q / SWITCHES:.2f}" for q in timing.quartiles),
+            "quartiles, ms": timing.quartiles(1e3 / SWITCHES, 2),
             "x PEFT": round(timing.ratio(timings[reference, layers]), 3),
             "goal": f"<= {GOAL}" if name in SPECS else "",
             f"x its {LAYERS[0]} layers": round(timing.ratio(timings[name, LAYERS[0]]), 2),

@@ -23,10 +23,10 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        first, _, third = statistics.quantiles(self.seconds, n=4)
-        return first, third
+    def quartiles(self, scale: float = 1, digits: int = 3) -> str:
+        """Return the first and the third, in seconds or another unit."""
+        first, _, third = (scale * q for q in statistics.quantiles(self.seconds, n=4))
+        return f"{first:.{digits}f} to {third:.{digits}f}"
 
     def ratio(self, other: Timing) -> float:
         """The median over rounds of this time by the other's in the same round.

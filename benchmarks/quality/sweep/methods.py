@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-KINDS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+from harness import KINDS
+
 HERE = Path(__file__).parent
 # One grid for all, in steps of 2 to 2.5.
 GRID = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
