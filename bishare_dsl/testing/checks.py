@@ -290,6 +290,8 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         export = partial(adapted.bishare.export, "never-written")
         _refused(export, "exporting what is not a matrix", "BS633")
         return
+    if _mistaken_by_peft(adapted.bishare.plan):
+        return
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
@@ -303,6 +305,15 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     _close(
         _logits(exported, inputs), _logits(adapted, inputs), model.dtype, "logits of PEFT's model"
     )
+
+
+def _mistaken_by_peft(plan: Plan) -> bool:
+    """Tell whether PEFT may take linear layers for those of experts, by their names, and adapt these instead.
+
+    It does so in families whose experts were modules before transformers 5, such as DeepSeek-V3.
+    """
+    kinds = {site.kind for site in plan.base.sites if site.expert is not None}
+    return any(site.expert is None and site.kind in kinds for site in plan.sites)
 
 
 def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
