@@ -223,14 +223,16 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
     """Yield what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
     roles = [*transform.roles, *resolved.gains]
+    # What never trains has neither a start of the user's nor a `freeze`.
+    trained = [role for role in roles if role not in transform.fixed]
     for loc, role in resolved.frozen.items():
-        if role not in roles:
+        if role not in trained:
             by_param = role != share.freeze[int(loc[-1])]
-            help_line = nearest(role, [*roles, *(["none"] if by_param else [])])
+            help_line = nearest(role, [*trained, *(["none"] if by_param else [])])
             yield codes.UNKNOWN_ROLE(
                 share=share.name, role=role, what="freeze", loc=loc, help=help_line
             )
-    started = [role for role in transform.roles if role not in transform.fixed]
+    started = [role for role in trained if role not in resolved.gains]
     for role in share.init:
         if role not in started:
             help_line = nearest(role, started)

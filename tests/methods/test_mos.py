@@ -126,6 +126,7 @@ def test_invariants_on_grouped_queries():
         ("rank 20000 via Shards(rows = 5)", "BS206", "more than 65,536 shards"),
         ("rank 8 via Shards(shards = 3)", "BS305", "does not divide into 3 shards"),
         ("rank 8 via Shards init I_A ones", "BS215", "I_A"),
+        ("rank 8 via Shards freeze I_A", "BS215", "I_A"),
     ],
 )
 def test_what_cannot_be(share, code, says):
