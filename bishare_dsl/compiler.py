@@ -175,9 +175,8 @@ def install(
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
         tensors, restored = made.tensors(), made.config.compact
-    if (
-        missing := plan.tensor.keys() - tensors.keys()
-    ):  # Not stored yet: it starts as the base says.
+    # What is not stored yet, and no seed draws, starts as the base says.
+    if missing := plan.tensor.keys() - tensors.keys():
         base = copy_base(plan, model)
         if any(plan.tensor[name].init != "base" for name in missing):
             base |= singular_starts(plan, model)
