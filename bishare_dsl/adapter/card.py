@@ -16,8 +16,7 @@ _CARD = """\
 
 # {spec}
 
-{what} for {base}, made by [bishare](https://pypi.org/project/bishare/): low-rank factors that \
-modules share.
+{what} for {base}, made by [bishare](https://pypi.org/project/bishare/): {kind}.
 
     {parameters}
 
@@ -35,9 +34,7 @@ model = AutoModelForCausalLM.from_pretrained({load_from})
 model = load_adapter("{folder}", model)
 ```
 
-`model.bishare.merge_and_unload()` gives a plain model with the adapter merged in, and
-`model.bishare.export(folder, format="peft")` a LoRA that PEFT and vLLM load. With
-`pip install "bishare[vllm]"`, `vllm serve {served} --enable-lora --lora-modules name={folder}` serves it.
+`model.bishare.merge_and_unload()` gives a plain model with the adapter merged in{elsewhere}
 
 ## Spec
 
@@ -45,6 +42,14 @@ model = load_adapter("{folder}", model)
 {text}
 ```
 """
+
+_FACTORS = "low-rank factors that modules share"
+_WHOLE = "parameters of its own, trained in full"
+_EXPORTED = ', and\n`model.bishare.export(folder, format="peft")` a LoRA that PEFT {loads}.'
+_SERVED = """\
+ With
+`pip install "bishare[vllm]"`, `vllm serve {base} --enable-lora --lora-modules name={folder}` serves it."""
+_MERGED = ".\nThere is no LoRA in it to export: PEFT and vLLM load the merged model alone."
 
 
 def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
@@ -60,6 +65,16 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
     ]
     shares = (f"| {name} | {count:,} |" for name, count in plan.shares.items())
     name = plan.base.model_id or plan.base.name
+    folder = f"{FOLDER}#{names[0]}" if names else FOLDER
+    if not plan.terms:
+        elsewhere = _MERGED
+    elif plan.trained:  # vLLM takes low-rank terms alone.
+        elsewhere = _EXPORTED.format(loads="loads")
+    else:
+        elsewhere = _EXPORTED.format(loads="and vLLM load") + _SERVED.format(
+            base=name, folder=folder
+        )
+    kinds = [_FACTORS] * bool(plan.terms) + [_WHOLE] * bool(plan.trained)
     return _CARD.format(
         front_matter="\n".join(front_matter),
         spec=plan.spec,
@@ -67,8 +82,9 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         parameters=plan.parameters_line,
         shares="\n".join(shares),
         what=f"A library of {len(names)} adapters" if names else "An adapter",
-        folder=f"{FOLDER}#{names[0]}" if names else FOLDER,
+        kind=", and ".join(kinds),
+        folder=folder,
         load_from=json.dumps(name),
-        served=name,
+        elsewhere=elsewhere,
         text=spec_text.strip(),
     )

@@ -246,9 +246,12 @@ class Handle(AdapterRoot):
         """
         settings: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "force": force}
         settings["experts"] = experts
-        return self._by_one(
+        report = self._by_one(
             lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **settings)
         )
+        for problem in report.warnings:
+            warnings.warn(render(problem), BishareWarning, stacklevel=2)
+        return report
 
     def _by_one(self, write: Callable[[dict[str, torch.Tensor]], T]) -> T:
         """Return what ``write`` returns for whole tensors; of several processes with parts, one calls it."""

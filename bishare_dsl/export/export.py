@@ -16,7 +16,7 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.gguf import check_file, gguf_names, write_gguf
 from bishare_dsl.export.lora import Pair, Watch, plain_lora, total_error
-from bishare_dsl.export.peft import check_folder, served_by_vllm, write_peft
+from bishare_dsl.export.peft import check_folder, served_by_vllm, taken_for_experts, write_peft
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.plan import Plan
 
@@ -99,12 +99,14 @@ def export_adapter(
         raise AdapterError(
             codes.CANNOT_WRITE(path=error.filename or out, reason=error.strerror or error)
         ) from error
+    for_peft = format == "peft" and experts == "fused"
     inexact = rank is not None or named != "float32"
     report = ExportReport(
         out,
         format,
         tuple(ExportedSite(pair.site.path, pair.rank, pair.rows, pair.error) for pair in pairs),
         total_error(pairs) if inexact else None,
+        warnings=tuple(taken_for_experts(model, [pair.site for pair in pairs]) if for_peft else ()),
     )
     # vLLM takes low-rank terms alone.
     return report if highest is None or plan.trained else served_by_vllm(report, highest)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import (
     Named,
@@ -59,6 +59,33 @@ _HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+
+# The families whose experts PEFT 0.21 knows by the names that they had as modules, before transformers 5.
+_WERE_MODULES = """
+    afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo
+    glm4_moe glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum olmoe qwen3_moe
+    qwen3_next qwen3_omni_moe qwen3_omni_moe_text qwen3_omni_moe_thinker sarvam_mla solar_open
+"""
+# The names. By `gate`, a router's, PEFT finds its weight; Mixtral's `w1`, `w2` and `w3` only experts had.
+_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+
+
+def taken_for_experts(model: nn.Module, sites: Iterable[Site]) -> list[Problem]:
+    """Warn of the modules that PEFT, which goes by their last names, takes for a family's experts (BS693).
+
+    Args:
+        model: the base, adapted or not.
+        sites: what a folder in PEFT's form has pairs for.
+    """
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    if family not in _WERE_MODULES.split():
+        return []
+    paths = [path for site in sites if site.expert is None for path in site.paths]
+    taken = [path for path in paths if _kind(path) in _OF_EXPERTS]
+    if not taken:
+        return []
+    more = f" and {len(taken) - 1} more" if taken[1:] else ""
+    return [codes.TAKEN_FOR_EXPERTS(path=taken[0], more=more, family=family)]
 
 
 def write_peft(
@@ -218,7 +245,7 @@ def served_by_vllm(report: ExportReport, rank: int) -> ExportReport:
     if enough := next((allowed for allowed in VLLM_RANKS if allowed >= rank), None):
         return replace(report, max_lora_rank=enough)
     limit = codes.RANK_FOR_VLLM(rank=rank, limit=VLLM_RANKS[-1])
-    return replace(report, warnings=(limit,))
+    return replace(report, warnings=(*report.warnings, limit))
 
 
 def _config(

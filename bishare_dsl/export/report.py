@@ -37,6 +37,7 @@ class ExportReport:
             makes one.
         max_lora_rank: what vLLM's ``--max-lora-rank`` must be; None where it has no such rank, which
             ``warnings`` say (BS632), or where the export is not for vLLM.
+        warnings: what programs that it is for cannot do with it, or do otherwise (BS632, BS693).
     """
 
     out: Path

@@ -290,30 +290,21 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         export = partial(adapted.bishare.export, "never-written")
         _refused(export, "exporting what is not a matrix", "BS633")
         return
-    if _mistaken_by_peft(adapted.bishare.plan):
-        return
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
-            adapted.bishare.export(folder, format="peft", force=True)
+            report = adapted.bishare.export(folder, format="peft", force=True)
         except AdapterError as error:  # PEFT does not keep every parameter that is trained in full.
             codes = {problem.code for problem in error.problems}
             _same((codes, bool(adapted.bishare.plan.trained)), ({"BS692"}, True), "what is refused")
             return
+        if "BS693" in {problem.code for problem in report.warnings}:
+            return  # PEFT takes what was adapted for something else.
         base = _dense(model, [site.path for site in adapted.bishare.plan.sites])
         exported = PeftModel.from_pretrained(base, folder)
     _close(
         _logits(exported, inputs), _logits(adapted, inputs), model.dtype, "logits of PEFT's model"
     )
-
-
-def _mistaken_by_peft(plan: Plan) -> bool:
-    """Tell whether PEFT may take linear layers for those of experts, by their names, and adapt these instead.
-
-    It does so in families whose experts were modules before transformers 5, such as DeepSeek-V3.
-    """
-    kinds = {site.kind for site in plan.base.sites if site.expert is not None}
-    return any(site.expert is None and site.kind in kinds for site in plan.sites)
 
 
 def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:

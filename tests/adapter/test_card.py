@@ -33,3 +33,23 @@ def test_a_base_that_is_not_on_the_hub_is_not_named_as_if_it_were() -> None:
 def test_a_spec_with_braces_is_only_text() -> None:
     text = "spec s target q_proj share x per module rank match kind { q_proj: 1 }"
     assert text in model_card(plan_spec(parse_spec(text), preset("smollm2-135m")), text)
+
+
+def test_a_card_says_who_loads_what_is_trained_in_full() -> None:
+    """PEFT beside low-rank terms alone, and vLLM never: BS692, BS686."""
+
+    def card(text: str) -> str:
+        return model_card(plan_spec(parse_spec(text), tiny_model("llama")), text)
+
+    alone = card("spec s train norms")
+    assert "/): parameters of its own, trained in full." in alone
+    assert "PEFT and vLLM load the merged model alone" in alone
+    assert not any(words in alone for words in ("low-rank", "export(", "vllm serve"))
+    both = card(f"{TEXT} train norms")
+    assert "/): low-rank factors that modules share, and parameters of its own" in both
+    assert "a LoRA that PEFT loads." in both
+    assert "vLLM" not in both
+    assert "vllm serve" not in both
+    assert "a LoRA that PEFT and vLLM load. With" in card(TEXT)
+    assert "serves it.\n" in card(TEXT)
+    assert "in full" not in card(TEXT)

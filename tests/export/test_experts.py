@@ -4,18 +4,22 @@ import copy
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from bishare_dsl import Plan, plan_spec
+from bishare_dsl import Plan, compile_spec, parse_spec, plan_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
+from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.reference import reference_model
 from tests.models.test_weights import GATES, mixture
 
@@ -178,3 +182,72 @@ def test_an_option_that_makes_no_sense(form: str, experts: str, tmp_path: Path) 
     plan, tensors = adapter(model, "some of them")
     with pytest.raises(AdapterError, match="BS646"):
         export_adapter(tmp_path / "x", plan, tensors, model, form, experts=experts)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("family", "more", "target", "taken"),
+    [
+        (
+            "deepseek_v3",
+            {},
+            "down_proj where expert == none",
+            2,
+        ),  # A dense block, and shared experts.
+        ("deepseek_v3", {}, "gate_proj, up_proj where expert == none", 4),
+        ("deepseek_v3", {}, "q_b_proj, o_proj, parent experts", 0),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "down_proj where expert == none", 1),
+        ("qwen3_moe", {}, "q_proj, parent experts", 0),
+        ("qwen2_moe", {}, "down_proj where expert == none", 0),  # PEFT leaves them as they are.
+        ("llama", {}, "gate_proj, up_proj, down_proj", 0),
+    ],
+)
+def test_what_peft_takes_for_experts_is_told(
+    family: str, more: dict[str, Any], target: str, taken: int, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny_model(family, **more)
+    target, _, where = target.partition(" where ")
+    where = f"where {where}" if where else ""
+    adapted = compile_spec(
+        parse_spec(f"spec s target {target} share x {where} per module rank 2"),
+        copy.deepcopy(model),
+    )
+    with torch.no_grad():
+        for tensor in adapted.bishare.tensors().values():
+            tensor += 0.3
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = adapted.bishare.export(tmp_path / "peft")
+    told = [str(w.message) for w in caught if issubclass(w.category, BishareWarning)]
+    assert [problem.code for problem in report.warnings] == ["BS693"] * bool(taken)
+    if taken:
+        (message,) = told
+        first = report.sites[0].path
+        more_of_them = f" and {taken - 1} more" if taken > 1 else ""
+        assert "BS693" in message
+        assert f"`{first}`{more_of_them} for experts of this" in message
+    else:
+        assert not told
+    loaded = peft.PeftModel.from_pretrained(model, tmp_path / "peft").eval()
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        same = torch.allclose(loaded(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+    assert same == (not taken)
+    each = adapted.bishare.export(tmp_path / "each", experts="each")
+    assert not each.warnings  # PEFT is not who loads it.
+
+
+def test_the_families_are_those_whose_experts_peft_renames() -> None:
+    peft = pytest.importorskip("peft")
+    conversion = pytest.importorskip("peft.utils.transformers_weight_conversion")
+    names = {"gate_proj", "up_proj", "down_proj", "q_proj"}
+    renamed = set()
+    for family in CONFIG_MAPPING_NAMES:
+        config = peft.LoraConfig(target_modules=sorted(names))
+        model = SimpleNamespace(config=SimpleNamespace(model_type=family))
+        conversion.convert_peft_config_for_transformers(config, model, None)
+        assert set(config.target_modules) in (names, {"q_proj"})
+        if set(config.target_modules) != names:
+            renamed.add(family)
+    assert renamed == set(exporting._WERE_MODULES.split())

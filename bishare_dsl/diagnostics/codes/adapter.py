@@ -302,6 +302,19 @@ RANK_FOR_VLLM = Code(
     "adapter instead, or use smaller ranks.",
     severity="warning",
 )
+TAKEN_FOR_EXPERTS = Code(
+    "BS693",
+    "a layer that PEFT takes for experts",
+    "PEFT takes `{path}`{more} for experts of this `{family}`, and fails or computes something else",
+    "In families whose experts were modules before transformers 5, PEFT 0.21 maps the names `gate_proj`, "
+    "`up_proj` and `down_proj` to what the experts have now, also where a dense block, a shared expert, an "
+    "attention or a tower has them, and whatever paths the folder names. It refuses gate without up, and "
+    "otherwise drops these layers' pairs. Leave them out of `target`, and adapt the attention's other "
+    "layers and the experts alone; or `bishare merge` the adapter. `--experts each` is for vLLM and SGLang, "
+    "which go by the names of the tensors.",
+    severity="warning",
+    remedy="leave these layers out of `target`, or merge the adapter; vLLM takes `--experts each`",
+)
 
 EXPORT_OPTION = Code(
     "BS646",
