@@ -348,7 +348,8 @@ class Handle(AdapterRoot):
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
         """Merge for good, and return the model without any trace of bishare.
 
-        The other adapters in memory are dropped.
+        The other adapters in memory are dropped. Where layers are dequantised, so are those that the
+        adapter does not touch: the model saves and loads as a dense one.
 
         Raises:
             AdapterError: as `merge` does.
@@ -356,6 +357,9 @@ class Handle(AdapterRoot):
         model = self._enabled("merge")
         if self._merged is None:
             self.merge(keep_base=False, dequantize=dequantize)
+        assert self._merged is not None
+        if dequantize or self._merged.dequantized:
+            merging.make_dense(model)
         return self._leave(model)
 
     def unload(self) -> PreTrainedModel:

@@ -151,6 +151,25 @@ def check(
         _summed(model, weight, delta(plan, tensors, site))
 
 
+def make_dense(model: PreTrainedModel) -> None:
+    """Make dense what a merge left quantised, so that the model saves and loads as a dense one.
+
+    A checkpoint's config tells of all its layers at once whether, and how, they are quantised.
+
+    Raises:
+        AdapterError: a layer cannot be dequantised (BS623).
+    """
+    for path, weight in linear_maps(model).items():
+        if (found := weight.replacement()) is None or weight.is_computed():
+            continue
+        if weight.owner != path or weight.looks_up or (dense := weight.dequantized()) is None:
+            raise AdapterError(codes.NOT_DENSE(path=path, found=found))
+        value = dense.to(_compute_dtype(model))
+        model.set_submodule(path, _dense_layer(weight.module, value))
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        quantizer.remove_quantization_config(model)
+
+
 def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
     """Report how a merge changed the model: what it gave `before` and `after`, for the same inputs."""
     max_difference = relative_difference = None

@@ -75,7 +75,7 @@ def command(
     handle = base.bishare
     assert isinstance(handle, Handle)
     merged = handle.merge(keep_base=False, dequantize=dequantize)
-    plain = handle.merge_and_unload()
+    plain = handle.merge_and_unload(dequantize=dequantize)
     report.note("saving ...")
     with new_folder(out.resolve()) as new:
         plain.save_pretrained(new)

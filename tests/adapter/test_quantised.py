@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.inspect import linear_maps
@@ -83,15 +86,21 @@ def torchao(config: Callable[[Any], Any]) -> Any:
     return model.requires_grad_(False)
 
 
+def int_8(q: Any) -> Any:
+    return q.Int8WeightOnlyConfig()
+
+
+def int_4(q: Any) -> Any:
+    # `Int4WeightOnlyConfig` needs kernels that are for GPUs.
+    return q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=q.granularity.PerGroup(32))
+
+
 def torchao_8() -> Any:
-    return torchao(lambda q: q.Int8WeightOnlyConfig())
+    return torchao(int_8)
 
 
 def torchao_4() -> Any:
-    granularity = pytest.importorskip("torchao.quantization.granularity")
-    # `Int4WeightOnlyConfig` needs kernels that are for GPUs.
-    groups = granularity.PerGroup(32)
-    return torchao(lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=groups))
+    return torchao(int_4)
 
 
 def gptq_4() -> Any:
@@ -119,6 +128,49 @@ KINDS = (bitsandbytes_4, bitsandbytes_8, torchao_8, torchao_4, gptq_4)
 ROUNDING = {bitsandbytes_8: 0.1, gptq_4: 0.05}
 # In eval mode bitsandbytes packs four bits anew for a CPU, and eight bits depend on what came before.
 REPEATED = {bitsandbytes_4: 0.05, bitsandbytes_8: 0.1}
+
+
+def torchao_config(config: Callable[[Any], Any]) -> Any:
+    return TorchAoConfig(config(pytest.importorskip("torchao.quantization")))
+
+
+# What transformers takes to load a dense checkpoint so, and to save it so.
+CONFIGS: dict[Callable[[], Any], Callable[[], Any]] = {
+    bitsandbytes_4: lambda: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    ),
+    bitsandbytes_8: lambda: BitsAndBytesConfig(load_in_8bit=True),
+    torchao_8: lambda: torchao_config(int_8),
+    torchao_4: lambda: torchao_config(int_4),
+}
+
+
+def checkpoint(kind: Callable[[], Any], folder: Path) -> Path:
+    """Write a quantised checkpoint."""
+    if make := CONFIGS.get(kind):
+        dense().save_pretrained(folder / "dense")
+        model = load(folder / "dense", quantization_config=make())
+        model.save_pretrained(folder / "base")
+    else:  # GPTQ would want data to calibrate on.
+        model = kind()
+        model.config.save_pretrained(folder / "base")
+        said = folder / "base" / "config.json"
+        config = json.loads(said.read_text())
+        config["quantization_config"] = {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": 32,
+            "sym": True,
+            "desc_act": False,
+        }
+        said.write_text(json.dumps(config))
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    return folder / "base"
+
+
+def load(folder: Path, **loading: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, **loading)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -231,3 +283,30 @@ def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:
     near(logits(model), before, REPEATED.get(kind, 0.0))
     plain = model.bishare.merge_and_unload(dequantize=True)
     assert not any("bishare" in name for name, _ in plain.named_modules())
+
+
+def test_the_command_merges_it_into_a_dense_checkpoint(
+    kind: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter, out = checkpoint(kind, tmp_path), tmp_path / "adapter", tmp_path / "merged"
+    model = compile_spec(parse_spec(SPEC), load(base), seed=3)
+    plain = logits(model)
+    randomize(model)
+    model.bishare.save_pretrained(adapter)
+    wanted = logits(model)
+    assert (wanted - plain).norm() > 0.1 * plain.norm()
+
+    command = ["merge", str(adapter), "--model", str(base), "--out", str(out)]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "BS622" in said
+    assert "--dequantize" in said
+    assert not out.exists()
+    assert main([*command, "--dequantize"]) == 0
+    assert f"({len(model.bishare.plan.sites)} dequantised)" in capsys.readouterr().out
+    merged = load(out)
+    # The layers that the adapter does not touch are dense too: one config speaks for all.
+    assert not hasattr(merged.config, "quantization_config")
+    assert {w.replacement() for w in linear_maps(merged).values()} == {None}
+    assert {type(w.module) for w in linear_maps(merged).values()} <= {nn.Linear, nn.Embedding}
+    near(logits(merged), wanted, max(REPEATED.get(kind, 1e-4), ROUNDING.get(kind, 1e-4)))
