@@ -13,7 +13,12 @@ from bishare_dsl.adapter.probe import Probe
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
-from bishare_dsl.models.hooks import is_offloaded, is_sharded_tensor, resident_tensor
+from bishare_dsl.models.hooks import (
+    forget_loading,
+    is_offloaded,
+    is_sharded_tensor,
+    resident_tensor,
+)
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
@@ -168,6 +173,7 @@ def make_dense(model: PreTrainedModel) -> None:
         model.set_submodule(path, _dense_layer(weight.module, value))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
         quantizer.remove_quantization_config(model)
+        forget_loading(model)
 
 
 def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:

@@ -1,4 +1,4 @@
-"""What accelerate and FSDP keep on modules and tensors: their private names stand here and nowhere else."""
+"""What accelerate, FSDP and transformers keep on modules and tensors: private names of theirs, here alone."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ def resident_tensor(module: nn.Module, name: str) -> torch.Tensor | None:
         if name in values and values[name] is values[name]:
             return values[name]
     return parameter
+
+
+def forget_loading(model: nn.Module) -> None:
+    """Drop what transformers turned around, when it loaded a quantised model, and turns back when it saves.
+
+    Newer versions of it do so themselves when a model is not quantised any more; 5.4 does not.
+    """
+    vars(model).pop("_weight_conversions", None)
 
 
 @contextmanager
