@@ -341,9 +341,8 @@ def _transform(
     try:
         kind = transform_kind(name)
     except KeyError:
-        help = nearest(
-            name, {*transform_names()} - {"Identity"}, few=16
-        )  # what a share without `via` has
+        # Identity is what a share without `via` has.
+        help = nearest(name, {*transform_names()} - {"Identity"}, few=24)
         problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=help))
         return None
     except SpecError as error:

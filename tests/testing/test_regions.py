@@ -19,7 +19,7 @@ def test_regions_are_of_all_kinds():
     seen = Counter()
 
     @settings(
-        max_examples=100,
+        max_examples=150,
         derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
