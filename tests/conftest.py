@@ -5,8 +5,12 @@ HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
 
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from bishare_dsl.transforms.registry import _REGISTERED
 
 # No test is timed: drawing a model, or compiling, takes as long as the machine takes.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -20,3 +24,12 @@ def pytest_configure() -> None:
     """Started in the background, a process ignores Ctrl-C, and so would what the tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """What a test registers is gone after it: answers list the transforms that there are."""
+    before = dict(_REGISTERED)
+    yield
+    _REGISTERED.clear()
+    _REGISTERED.update(before)

@@ -36,8 +36,6 @@ def test_an_answer_reads_as_it_should(path, tmp_path, monkeypatch, capsys):
         shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    # Other tests have registered transforms of their own.
-    monkeypatch.setattr("bishare_dsl.transforms.registry._REGISTERED", {})
     codes = [main(arguments) for arguments in commands(path)]
     out, err = capsys.readouterr()
     shipped = str(shipped_specs()["lora"].parent)
