@@ -11,6 +11,7 @@ from bishare_dsl.compiler import Params, install, install_all, make_plan, read_f
 from bishare_dsl.diagnostics import BishareWarning, render
 from bishare_dsl.models import Architecture
 from bishare_dsl.plan import Plan
+from bishare_dsl.progress import track
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
@@ -122,17 +123,7 @@ def load_adapters(folder: str | os.PathLike[str], model: Model, *, progress: boo
     Raises:
         BishareError: there is no adapter (BS675), or as in `load_adapter`; nothing was changed.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    watch = partial(
-        track,
-        description="loading adapters",
-        console=console,
-        transient=True,
-        disable=not (progress and console.is_terminal),
-    )
+    watch = partial(track, description="loading adapters", hidden=not progress)
     _warn(*install_all(model, folder, watch))
     return model
 

@@ -13,18 +13,20 @@ those of the largest singular values, or of the smallest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.merge import dequantize
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import gather, is_offloaded
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan, Pool, Tensor
+from bishare_dsl.progress import track
 from bishare_dsl.spec import SINGULAR
 
 _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
@@ -64,7 +66,7 @@ def singular_starts(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
     order = {path: i for i, path in enumerate(plan.terms_of)}
     pools = [pool for pool in plan.pools if plan.tensor[pool.tensor].init in SINGULAR]
     pools.sort(key=lambda pool: (len(pool.members) == 1, order[pool.members[0]]))
-    for pool in _watch(pools):
+    for pool in track(pools, "reading the base's weights"):
         # As a loaded one lies in memory, so that kernels give the same last bits.
         starts.found[pool.tensor] = starts.make(pool).contiguous()
     found = starts.found
@@ -120,14 +122,12 @@ def read_weight(weight: Weight) -> torch.Tensor:
     Raises:
         AdapterError: it is not in memory (BS624), or cannot be dequantised (BS623).
     """
-    if (found := weight.replacement()) is None:
-        matrix = weight.matrix()
-        if matrix.is_meta and is_offloaded(weight.module):
-            raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))
-        return gather(matrix)  # type: ignore[no-any-return]
-    if (dense := weight.dequantized()) is None:
-        raise AdapterError(codes.NOT_DENSE(path=weight.path, found=found))
-    return dense
+    if weight.replacement() is not None:
+        return dequantize(weight)
+    matrix = weight.matrix()
+    if matrix.is_meta and is_offloaded(weight.module):
+        raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))
+    return gather(matrix)  # type: ignore[no-any-return]
 
 
 def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:
@@ -183,12 +183,3 @@ def _fitted(tensor: Tensor, shared: torch.Tensor, weight: torch.Tensor) -> torch
 
 def _is_bottom(tensor: Tensor) -> bool:
     return tensor.init.endswith("_bottom")
-
-
-def _watch(pools: Sequence[Pool]) -> Iterable[Pool]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    text = "reading the base's weights"
-    return track(pools, text, console=console, transient=True, disable=not console.is_terminal)

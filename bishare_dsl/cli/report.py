@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, render
+from bishare_dsl.progress import is_shown, track
 
 _Item = TypeVar("_Item")
 
@@ -84,14 +85,9 @@ class Report:
         self, items: Sequence[_Item], description: str, *, told: bool = False
     ) -> Iterable[_Item]:
         """Go over items with a bar, where standard error is a terminal; elsewhere ``told`` by a note."""
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        hidden = self.quiet or not console.is_terminal
-        if hidden and told:
+        if told and not is_shown():
             self.note(f"{description} ...")
-        return track(items, description, console=console, transient=True, disable=hidden)
+        return track(items, description, hidden=self.quiet)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding; an error decides the exit code."""

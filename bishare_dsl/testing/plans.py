@@ -54,6 +54,7 @@ from bishare_dsl.spec.evaluate import Scope, Value
 from bishare_dsl.testing.models import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_model
 from bishare_dsl.testing.quantised import quantise
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
+from bishare_dsl.transforms.transform import divisors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -388,7 +389,7 @@ class _Drawing:
         if form == "fitted":
             via = self.draw(self.vias)
             if via.transform == "KE" and "rowwise" not in via.options and isinstance(rank, int):
-                rows = self.any(*(a for a in range(1, rank + 1) if rank % a == 0))
+                rows = self.any(*divisors([rank]))
                 via = Via(transform="KE", options={**via.options, "shared_rank": rows})
             if self.whole and self.any(False, False, True):
                 name, option = self.any(
@@ -459,7 +460,7 @@ class _Drawing:
         return options if cut == "both" else options | {"cut": Ref(ref=cut)}
 
     def _divisor(self, number: int) -> int:
-        return self.any(*(d for d in range(1, number + 1) if number % d == 0))
+        return self.any(*divisors([number]))
 
     def _gain_and_freeze(self, via: Via | None, init: Mapping[str, Expression]) -> dict[str, Any]:
         """Draw gains that start above zero, and frozen tensors that leave something to train.

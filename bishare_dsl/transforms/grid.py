@@ -37,9 +37,7 @@ class Grid(Transform):
             raise ValueError(f"it is not a multiple of blocks = {self.blocks}")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        if (width := one_width(widths)) % self.blocks:
-            raise ValueError(f"a width of {width} does not divide into {self.blocks} blocks")
-        return rank, width
+        return rank, one_width(widths, self.blocks, "blocks")
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
         return rank if role == "B" else one_width(widths) // self.blocks

@@ -42,9 +42,7 @@ class Shards(Transform):
             raise ValueError(f"{rank} rows of {self.shards} shards are more than 65,536 shards")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        if (width := one_width(widths)) % self.shards:
-            raise ValueError(f"a width of {width} does not divide into {self.shards} shards")
-        return rank, width
+        return rank, one_width(widths, self.shards, "shards")
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
         return self.site_rows if role == "B" else one_width(widths)

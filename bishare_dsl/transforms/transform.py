@@ -65,15 +65,17 @@ class Offer(NamedTuple):
     many: bool = False
 
 
-def one_width(widths: Sequence[int]) -> int:
-    """Return the width of sites that must all be as wide.
+def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int:
+    """Return the width of sites that must all be as wide, and that divides into parts of this name.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not, or it does not.
     """
     if len(set(widths)) > 1:
         found = ", ".join(str(width) for width in sorted(set(widths)))
         raise ValueError(f"its sites have different widths ({found})")
+    if widths[0] % parts:
+        raise ValueError(f"a width of {widths[0]} does not divide into {parts} {name}")
     return widths[0]
 
 

@@ -144,9 +144,8 @@ def units(candidate: Candidate, grouping: Grouping) -> list[Unit]:
     plan = grouping.plan(candidate.share())
     if not candidate.by_kind:
         cost, base = plan.trainable, 0
-        if (
-            candidate.role == "kernels"
-        ):  # Of kernels and pair one has the rank, and the other is there anyway.
+        # Of kernels and pair one has the rank, and the other is there anyway.
+        if candidate.role == "kernels":
             common = sum(plan.tensor[pool.tensor].size for pool in plan.pools)
             cost, base = (cost - common, common) if candidate.many else (common, cost - common)
         return [_unit(candidate, None, plan.pools, plan, cost, base)]

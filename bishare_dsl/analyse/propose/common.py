@@ -15,7 +15,7 @@ from bishare_dsl.analyse.update import Factored
 
 DIRECT = 700
 """Up to how many rows eigenvectors are worked out directly."""
-_NOTHING = 1e-6
+NOTHING = 1e-6
 """The part of the most energy below which a direction is what float32 makes of inner products."""
 _MORE, _ROUNDS = 8, 6
 _KEPT = 32
@@ -174,6 +174,18 @@ def _iterated(rows: torch.Tensor, count: int) -> torch.Tensor:
     return basis
 
 
+def coordinates(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows, of which there are few, in orthonormal coordinates, strongest last, in float64.
+
+    Returns:
+        ``found`` and ``turn``: ``rows`` is ``found turn^T rows``, and ``turn^T rows`` is orthonormal.
+    """
+    lengths, vectors = torch.linalg.eigh((rows @ rows.t()).double())
+    some = lengths > float(lengths[-1]) * NOTHING
+    lengths, vectors = lengths[some].sqrt(), vectors[:, some]
+    return vectors * lengths, vectors / lengths
+
+
 def _turned(
     left: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -183,11 +195,8 @@ def _turned(
         ``rows`` and ``turn``: in coordinates ``turn^T left`` the matrix ``M = left^T right`` is
         ``rows^T right``; and its ``M M^T``.
     """
-    lengths, turn = torch.linalg.eigh((left @ left.t()).double())
-    kept = lengths > float(lengths[-1]) * _NOTHING
-    lengths, turn = lengths[kept].sqrt(), turn[:, kept]
-    rows = turn * lengths
-    return rows, turn / lengths, rows.t() @ (right @ right.t()).double() @ rows
+    rows, turn = coordinates(left)
+    return rows, turn, rows.t() @ (right @ right.t()).double() @ rows
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
@@ -195,7 +204,7 @@ def _product(left: torch.Tensor, right: torch.Tensor, count: int) -> Factored:
     rows, turn, square = _turned(left, right)
     found, vectors = torch.linalg.eigh(square)
     found, vectors = found.flip(0)[:count], vectors.flip(1)[:, :count]
-    kept = found > float(found[:1].sum()) * _NOTHING
+    kept = found > float(found[:1].sum()) * NOTHING
     values, vectors = found[kept].sqrt(), vectors[:, kept]
     return Factored(
         values.float(),

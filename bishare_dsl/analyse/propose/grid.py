@@ -12,11 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.analyse.propose.common import DIRECT, directions, without
+from bishare_dsl.analyse.propose.common import DIRECT, NOTHING, coordinates, directions, without
 from bishare_dsl.analyse.update import Factored
-
-_NOTHING = 1e-6
-"""The part of the most energy below which a direction is what float32 makes of inner products."""
 
 
 class _Side:
@@ -38,10 +35,7 @@ class _Side:
             stack = torch.cat([rows[i] for i in here])
             found = turned = None
             if len(stack) <= min(DIRECT, stack.shape[1]):
-                values, vectors = torch.linalg.eigh((stack @ stack.t()).double())
-                some = values > float(values[-1]) * _NOTHING
-                lengths, vectors = values[some].sqrt(), vectors[:, some]
-                found, turned = (vectors * lengths).float(), (vectors / lengths).float()
+                found, turned = (part.float() for part in coordinates(stack))
             self._stacks[group], self._turns[group] = stack, turned
             parts = (stack if found is None else found).split([len(rows[i]) for i in here])
             for i, part in zip(here, parts, strict=True):
@@ -91,7 +85,7 @@ def find_grid(updates: Sequence[Factored], places: Sequence[tuple[int, int]], co
     for i in range(len(updates)):
         sums[out.place(i), into.place(i)] += out.coordinates[i].t() @ into.coordinates[i]
     energies, right = directions(sums, count)
-    some = energies > float(energies[:1].sum()) * _NOTHING
+    some = energies > float(energies[:1].sum()) * NOTHING
     values, right = energies[some].sqrt(), right[some]
     left = ((sums @ right.t()) / values.float()).t()
     shares = torch.zeros(len(values), dtype=torch.float64)

@@ -16,7 +16,7 @@ import torch
 from bishare_dsl.analyse.propose.common import without
 from bishare_dsl.analyse.update import Factored
 
-_ROUNDS, _TURNS = 5, 1
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,12 @@ def find_kernels(updates: Sequence[Factored], size: int, many: bool, count: int)
         return Kernels(gains, kernels, (u.expand(count, -1), v.expand(count, -1)))
     strongest = [_strongest(block) for block in blocks]
     left, values, right = _pair(lefts, rights, strongest)
-    for _ in range(_TURNS):
-        pair = (left[:count].t() * values[:count]) @ right[:count]
-        strongest = [
-            _strongest(torch.einsum("rks,rls->kl", one @ pair, other))
-            for one, other in zip(lefts, rights, strict=True)
-        ]
-        left, values, right = _pair(lefts, rights, strongest)
+    pair = (left[:count].t() * values[:count]) @ right[:count]
+    strongest = [
+        _strongest(torch.einsum("rks,rls->kl", one @ pair, other))
+        for one, other in zip(lefts, rights, strict=True)
+    ]
+    left, values, right = _pair(lefts, rights, strongest)
     whole = sum(float(s.square()) for _, s, _ in strongest)
     kernels = [(a.expand(count, -1), (s * b).expand(count, -1)) for a, s, b in strongest]
     gains = values[:count].double().square() / whole
