@@ -83,15 +83,34 @@ def paired(mine: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> Ga
     of_seeds, of_rows, of_rest = squares
     # The difference of noisy squares: never below what either of them alone would give.
     total = max(of_seeds + of_rows - of_rest, of_seeds, of_rows)
-    degrees = (count - 1, width - 1, (count - 1) * (width - 1))
-    spread = sum(square**2 / free for square, free in zip(squares, degrees, strict=True))
-    freedom = total**2 / spread if spread else 1.0
+    freedom = _freedom(total, squares, (count - 1, width - 1, (count - 1) * (width - 1)))
     parts = (
         max(0.0, of_seeds - of_rest) / width,
         max(0.0, of_rows - of_rest) / count / width,
         of_rest / width,
     )
     return Gap(mean, math.sqrt(total / count / width), freedom, parts)
+
+
+def average(gaps: Sequence[Gap]) -> Gap:
+    """Return the mean of differences that were drawn apart, such as those of several tasks."""
+    count = len(gaps)
+    squares = [gap.error**2 for gap in gaps]
+    seeds, rows, rest = (
+        math.fsum(part) / count**2 for part in zip(*(g.parts for g in gaps), strict=True)
+    )
+    return Gap(
+        math.fsum(gap.mean for gap in gaps) / count,
+        math.sqrt(sum(squares)) / count,
+        _freedom(sum(squares), squares, [gap.freedom for gap in gaps]),
+        (seeds, rows, rest),
+    )
+
+
+def _freedom(total: float, squares: Sequence[float], degrees: Sequence[float]) -> float:
+    """Return Satterthwaite's degrees of freedom of a sum of squares."""
+    spread = sum(square**2 / free for square, free in zip(squares, degrees, strict=True))
+    return total**2 / spread if spread else 1.0
 
 
 def holm(values: Sequence[float]) -> list[float]:

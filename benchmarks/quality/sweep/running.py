@@ -19,12 +19,11 @@ from bishare_dsl.resources import cache_folder
 from sweep.methods import ABLATIONS, MANY
 from sweep.results import Job, Results
 from sweep.search import Chain, finished, left, search
-from sweep.tasks import MANY_TASKS, TASKS
+from sweep.tasks import DECIDING, MANY_TASKS, TASKS
 
 # Before torch is loaded: a run has one thread, and runs are forked off this process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 PACKAGES = ("python", "bishare", "torch", "transformers", "peft")
-DECIDING = ("headlines", "social_iqa", "languages")
 
 
 def names(text: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import statistics
 from collections import Counter
@@ -12,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweep.methods import ABLATIONS, FRONT, MAIN, MANY, METHODS, SIZES
-from sweep.paired import Gap, holm, paired
+from sweep.paired import Gap, average, holm, paired
 from sweep.results import Job, Results, Row
 from sweep.search import finished, rates, score
-from sweep.tasks import MANY_TASKS, TASKS
+from sweep.tasks import DECIDING, MANY_TASKS, TASKS
 
 Runs = Mapping[str, Sequence[Row]]
 """By method, its runs at one rate."""
@@ -55,16 +54,21 @@ def gap_of(rows: Sequence[Row], others: Sequence[Row]) -> Gap:
 
 
 def compared(found: Runs, references: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return each method's difference to its reference, empty where it is its own or has not run.
-
-    That is points, their interval, the corrected probability, and the seeds that would decide it.
-    """
+    """Return each method's difference to its reference, empty where it is its own or has not run."""
     gaps = {
         name: gap_of(rows, found[references[name]])
         for name, rows in found.items()
         if references.get(name, name) in found.keys() - {name}
     }
-    texts = {name: [""] * 4 for name in found}
+    return {name: [""] * 4 for name in found} | told(gaps)
+
+
+def told(gaps: Mapping[str, Gap]) -> dict[str, list[str]]:
+    """Return each difference in points, its interval, its probability and the seeds that would decide it.
+
+    The probability is corrected for the number of differences.
+    """
+    texts = {}
     for name, p in zip(gaps, holm([gap.p for gap in gaps.values()]), strict=True):
         low, high = (f"{100 * end:+.1f}" for end in gaps[name].interval())
         needed = gaps[name].seeds_needed(len(gaps))
@@ -101,6 +105,27 @@ def task_table(results: Results, task: str) -> str:
             f" commonest answer is on {100 * base['commonest_answer']:.1f}%."
         )
     return text
+
+
+def overall_table(results: Results) -> str:
+    """Return the mean over the tasks that decide, of the methods that ran on each of them."""
+    found = {task: finished(results, task) for task in DECIDING}
+    found = {task: runs for task, runs in found.items() if REFERENCE in runs}
+    names = [name for name in MAIN if all(name in runs for runs in found.values())]
+    if len(found) < 2:
+        return ""
+    gaps = {
+        name: average([gap_of(runs[name], runs[REFERENCE]) for runs in found.values()])
+        for name in names
+        if name != REFERENCE
+    }
+    versus = {REFERENCE: [""] * 4} | told(gaps)
+    lines = []
+    for name in names:
+        points = statistics.fmean(mean(runs[name], "test_accuracy") for runs in found.values())
+        lines.append([METHODS[name].label, f"{points:.1f}", *versus[name]])
+    heads = "method | test | to LoRA | 95% | p | seeds"
+    return table(f"In the mean over {', '.join(found)}", heads, lines)
 
 
 def front_table(results: Results) -> str:
@@ -140,11 +165,10 @@ def many_table(results: Results) -> str:
     for name, rows in runs.items():
         if name not in ("base", REFERENCE):
             gaps = [gap_of([a], [b]) for a, b in zip(rows, runs[REFERENCE], strict=True)]
-            points = 100 * statistics.fmean(gap.mean for gap in gaps)
-            error = 100 * math.hypot(*(gap.error for gap in gaps)) / len(gaps)
+            gap = average(gaps)
             parts.append(
-                f"{METHODS[name].label} differs from LoRA by {points:+.1f} ± {error:.1f} points in the mean"
-                " over tasks (for rows alone: one seed)."
+                f"{METHODS[name].label} differs from LoRA by {100 * gap.mean:+.1f} ± {100 * gap.error:.1f}"
+                " points in the mean over tasks (for rows alone: one seed)."
             )
     return "\n\n".join(parts)
 
@@ -224,6 +248,7 @@ def tables(results: Results) -> str:
     """Return all of them."""
     parts = [
         *(task_table(results, task) for task in TASKS),
+        overall_table(results),
         front_table(results),
         many_table(results),
         ablation_table(results),

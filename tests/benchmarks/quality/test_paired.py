@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from sweep.paired import Gap, holm, paired
+from sweep.paired import Gap, average, holm, paired
 
 
 def draws(rng, seeds, rows, sides=(0.8, 0.8), spread=0.0):
@@ -46,6 +46,26 @@ def test_the_parts_add_up_to_the_square_of_the_error():
     assert rows >= 0
     if rows and seeds:
         assert gap.error**2 == pytest.approx((seeds + rest) / 5 + rows)
+
+
+def test_the_mean_of_tasks_is_surer_than_each_of_them():
+    rng = np.random.default_rng(3)
+    gaps = [paired(*draws(rng, 6, 300, (0.8, 0.78), 0.02)) for _ in range(3)]
+    gap = average(gaps)
+    assert gap.mean == pytest.approx(np.mean([g.mean for g in gaps]))
+    assert gap.error == pytest.approx(np.sqrt(sum(g.error**2 for g in gaps)) / 3)
+    assert max(g.freedom for g in gaps) < gap.freedom < sum(g.freedom for g in gaps) + 1e-9
+    assert average(gaps[:1]).interval() == pytest.approx(gaps[0].interval())
+
+
+def test_the_interval_of_a_mean_of_tasks_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    covered = 0
+    for _ in range(300):
+        gap = average([paired(*draws(rng, 4, 200, spread=0.03)) for _ in range(2)])
+        low, high = gap.interval()
+        covered += low <= 0 <= high
+    assert covered / 300 > 0.93
 
 
 def test_how_many_seeds_would_do_it():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sweep.methods import GRID, METHODS
 from sweep.results import Job, Results
-from sweep.tables import tables, write
+from sweep.tables import overall_table, tables, write
 from sweep.training import bitmask
 
 README = Path(__file__).parents[3] / "benchmarks" / "quality" / "README.md"
@@ -51,6 +51,18 @@ def test_a_task(results):
     assert "SS {2,2,32} | 0.001: 10.0, **0.002**: 70.0 (3 seeds), 0.005: 10.0 |" in text
     assert "5 rows" not in text
     assert "- 10 rows: a machine (python 3)." in text
+
+
+def test_the_mean_over_tasks_is_of_the_methods_that_ran_on_each_of_them(results):
+    assert not overall_table(results)
+    fill(results, "social_iqa", "lora", 1000, 30)
+    assert "SS" not in overall_table(results)
+    fill(results, "social_iqa", "ss", 400, 32)
+    text = overall_table(results)
+    assert "### In the mean over headlines, social_iqa\n" in text
+    assert "| LoRA r=8 | 65.0 |  |  |  |  |" in text
+    # Ahead by 10 and by 5 points.
+    assert "| SS {2,2,32} | 72.5 | +7.5 |" in text
 
 
 def test_the_front_is_beside_lora_of_the_same_size(results):
