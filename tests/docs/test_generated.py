@@ -56,7 +56,8 @@ def test_numbers_of_the_readme():
         for name in ("README.md", "benchmarks/quality/README.md")
     )
     table = readme[readme.index("| | of LoRA's parameters") :].split("\n\n")[0].splitlines()[2:]
-    figures = [f for row in table for f in re.findall(r"\d+\.\d ± \d+\.\d|\d+\.\d%", row)]
+    figure = r"\d+\.\d ± \d+\.\d|\d+\.\d%|[-+]\d+\.\d to [-+]\d+\.\d"
+    figures = [found for row in table for found in re.findall(figure, row)]
     assert len(figures) >= 30
     assert not [figure for figure in figures if figure not in report]
 

@@ -7,7 +7,6 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from sweep.methods import ABLATIONS, FRONT, MAIN, MANY, METHODS, SIZES
@@ -174,21 +173,25 @@ def many_table(results: Results) -> str:
 
 
 def ablation_table(results: Results) -> str:
-    """Return each ablation beside the method that it changes, at the same rate and seeds."""
-    found = {task: finished(results, task) for task in TASKS}
+    """Return each ablation beside the method that it changes, at the same rate and seeds.
+
+    It is told for each rate at which it ran: seeds that came later may have turned the choice.
+    """
     lines = []
     for group, variants in ABLATIONS.items():
         for task, (name, params) in itertools.product(TASKS, variants):
-            same = found[task].get(name, [{}])
-            wanted = Job(task, name, same[0].get("rate"), 0, params=params)
-            changed = [row for job, row in results.items() if replace(job, seed=0) == wanted]
-            if changed:
-                gap = gap_of(changed, same)
-                label, count, _, test = columns(name, changed)
+            wanted = task, name, params
+            ran = [
+                row for job, row in results.items() if (job.task, job.method, job.params) == wanted
+            ]
+            for rate in sorted({row["rate"] for row in ran}):
+                changed = [row for row in ran if row["rate"] == rate]
+                gap = gap_of(changed, rates(results, task, name)[rate])
+                label, *middle = columns(name, changed)
                 sets = ", ".join(f"`{key}={value}`" for key, value in params.items())
                 points = f"{100 * gap.mean:+.1f} ± {100 * gap.error:.1f}"
-                lines.append([group, task, label, sets, count, test, points])
-    heads = "ablation | task | method | set | parameters | test | against the method, paired"
+                lines.append([group, task, label, sets, *middle, points])
+    heads = "ablation | task | method | set | parameters | lr | test | against the method, paired"
     return table("The paper's ablations", heads, lines)
 
 

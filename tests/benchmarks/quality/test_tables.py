@@ -72,6 +72,17 @@ def test_the_front_is_beside_lora_of_the_same_size(results):
     assert line.startswith("| 0.7M | SS {2,2,32} | 400 | 0.002 | 62.5 ± 2.5 (3) | +35.0 |")
 
 
+def test_an_ablation_is_beside_the_method_at_its_own_rate_though_another_was_chosen_since(results):
+    row = results[Job("headlines", "ss", 1e-3, 0)]
+    params = {"slice": "leading"}
+    results.add(Job("headlines", "ss", 1e-3, 0, params=params), {**row, "test_right": "0" * 10})
+    text = tables(results).partition("### The paper's ablations")[2].partition("###")[0]
+    [line] = [line for line in text.splitlines() if "SS" in line]
+    # The method itself is right on 24 of 40 rows at that rate.
+    assert "`slice=leading` | 400 | 0.001 |" in line
+    assert "| -60.0 ± " in line
+
+
 def test_many_tasks(results):
     for task in ("quartz", "heart"):
         for method, parameters, hits in (("lora", 1000, 30), ("ke_1_r", 300, 28)):
