@@ -96,13 +96,14 @@ def average(gaps: Sequence[Gap]) -> Gap:
     """Return the mean of differences that were drawn apart, such as those of several tasks."""
     count = len(gaps)
     squares = [gap.error**2 for gap in gaps]
+    total = math.fsum(squares)
     seeds, rows, rest = (
         math.fsum(part) / count**2 for part in zip(*(g.parts for g in gaps), strict=True)
     )
     return Gap(
         math.fsum(gap.mean for gap in gaps) / count,
-        math.sqrt(sum(squares)) / count,
-        _freedom(sum(squares), squares, [gap.freedom for gap in gaps]),
+        math.sqrt(total) / count,
+        _freedom(total, squares, [gap.freedom for gap in gaps]),
         (seeds, rows, rest),
     )
 
