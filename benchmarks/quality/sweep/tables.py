@@ -6,7 +6,7 @@ import itertools
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sweep.methods import ABLATIONS, FRONT, MAIN, MANY, METHODS, SIZES
@@ -107,24 +107,37 @@ def task_table(results: Results, task: str) -> str:
 
 
 def overall_table(results: Results) -> str:
-    """Return the mean over the tasks that decide, of the methods that ran on each of them."""
+    """Return each method's mean over those tasks that decide on which it ran, beside LoRA's over the same."""
     found = {task: finished(results, task) for task in DECIDING}
-    found = {task: runs for task, runs in found.items() if REFERENCE in runs}
-    names = [name for name in MAIN if all(name in runs for runs in found.values())]
-    if len(found) < 2:
-        return ""
-    gaps = {
-        name: average([gap_of(runs[name], runs[REFERENCE]) for runs in found.values()])
-        for name in names
+    pairs = {
+        name: {
+            task: (runs[name], runs[REFERENCE])
+            for task, runs in found.items()
+            if {name, REFERENCE} <= runs.keys()
+        }
+        for name in MAIN
         if name != REFERENCE
     }
-    versus = {REFERENCE: [""] * 4} | told(gaps)
-    lines = []
-    for name in names:
-        points = statistics.fmean(mean(runs[name], "test_accuracy") for runs in found.values())
-        lines.append([METHODS[name].label, f"{points:.1f}", *versus[name]])
-    heads = "method | test | to LoRA | 95% | p | seeds"
-    return table(f"In the mean over {', '.join(found)}", heads, lines)
+    pairs = {name: both for name, both in pairs.items() if len(both) > 1}
+    if not pairs:
+        return ""
+    versus = told(
+        {name: average([gap_of(*p) for p in both.values()]) for name, both in pairs.items()}
+    )
+    lines = [
+        [METHODS[name].label, ", ".join(both), *means(both.values()), *versus[name]]
+        for name, both in pairs.items()
+    ]
+    heads = "method | over | test | LoRA's | to LoRA | 95% | p | seeds"
+    return table("In the mean over tasks", heads, lines)
+
+
+def means(pairs: Collection[tuple[Sequence[Row], Sequence[Row]]]) -> list[str]:
+    """Return the mean over tasks of a method's accuracy, and of its reference's."""
+    return [
+        f"{statistics.fmean(mean(rows, 'test_accuracy') for rows in side):.1f}"
+        for side in zip(*pairs, strict=True)
+    ]
 
 
 def front_table(results: Results) -> str:
