@@ -1,1 +1,0 @@
-bishare check t.share --verbose

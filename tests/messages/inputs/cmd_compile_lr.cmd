@@ -1,1 +1,0 @@
-bishare compile t.share --model llama-7b --lr 1

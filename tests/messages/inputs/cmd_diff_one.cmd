@@ -1,1 +1,0 @@
-bishare diff t.share --model llama-7b

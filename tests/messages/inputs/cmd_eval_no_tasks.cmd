@@ -1,1 +1,0 @@
-bishare eval nowhere --model llama-7b

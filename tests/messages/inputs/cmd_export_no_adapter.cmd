@@ -1,1 +1,0 @@
-bishare export t.share --out x

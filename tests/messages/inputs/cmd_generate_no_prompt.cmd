@@ -1,1 +1,0 @@
-bishare generate nowhere --model llama-7b

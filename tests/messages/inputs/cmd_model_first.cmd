@@ -1,1 +1,0 @@
-bishare plan llama-7b t.share

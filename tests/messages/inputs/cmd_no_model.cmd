@@ -1,1 +1,0 @@
-bishare plan t.share

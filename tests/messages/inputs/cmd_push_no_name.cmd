@@ -1,1 +1,0 @@
-bishare push nowhere

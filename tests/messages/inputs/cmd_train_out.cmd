@@ -1,1 +1,0 @@
-bishare train lora --model tiny --data rows.jsonl --out out
