@@ -109,8 +109,7 @@ dist: $(STAMP) ## build the sdist and the wheel into dist, check them, and try t
 	@$(BIN)/twine check --strict dist/*.tar.gz dist/*.whl
 	@BISHARE_DIST=dist $(BIN)/python -m pytest -q tests/test_wheel.py
 
-docs: $(STAMP) ## write docs/errors from the registry of error codes, the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
-	@$(BIN)/python -m bishare_dsl.diagnostics.pages docs/errors
+docs: $(STAMP) ## write the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
 	@$(BIN)/python -m bishare_dsl.highlight.textmate editors/vscode/syntaxes/share.tmLanguage.json
 	@$(BIN)/python -m bishare_dsl.spec.schema editors/spec.schema.json
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg

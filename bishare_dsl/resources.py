@@ -1,4 +1,4 @@
-"""Where the files that ship with bishare are: grammars and specs.
+"""Where the files that ship with bishare are: grammars, specs and the pages of error codes.
 
 They stand at the top of a checkout and inside an installed package. Both are plain folders, so
 paths are enough; ``importlib.resources`` would cost more to import than the rest of a command.
@@ -22,6 +22,11 @@ def cache_folder() -> Path:
 def grammar(name: str) -> Path:
     """Return the path of the grammar file ``name``, such as ``share.lark``."""
     return _HOME / "grammars" / name
+
+
+def error_page(code: str) -> Path:
+    """Return the path of the page of an error code, such as ``BS201``; not every code has one."""
+    return _HOME / "docs" / "errors" / f"{code}.md"
 
 
 def shipped_specs() -> dict[str, Path]:

@@ -19,7 +19,7 @@ from bishare_dsl import __version__
 ROOT = Path(__file__).parents[1]
 FILES = {
     path.relative_to(ROOT).as_posix()
-    for part in ("bishare_dsl", "grammars", "specs")
+    for part in ("bishare_dsl", "docs/errors", "grammars", "specs")
     for path in (ROOT / part).rglob("*")
     if path.is_file() and "__pycache__" not in path.parts
 }
@@ -71,7 +71,7 @@ def bishare(installed: Path, folder: Path, *arguments: str) -> str:
 
 def test_the_wheel_holds_all_files_of_the_package_and_no_other(wheel: Path) -> None:
     inside = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    # Grammars and specs stand at the top of a checkout.
+    # Grammars, specs and the pages of error codes stand at the top of a checkout.
     assert inside == {f"bishare_dsl/{name.removeprefix('bishare_dsl/')}" for name in FILES}
     assert {
         "bishare_dsl/py.typed",
@@ -101,6 +101,11 @@ def test_the_version_is_the_same_wherever_it_is_told(installed: Path, tmp_path: 
 def test_a_spec_that_ships_is_checked_from_any_folder(installed: Path, tmp_path: Path) -> None:
     checked = json.loads(bishare(installed, tmp_path, "check", "bishare_ke", "--json"))
     assert checked["problems"] == []
+
+
+def test_an_error_code_is_explained_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "errors" / "BS201.md").read_text(encoding="utf-8")
+    assert bishare(installed, tmp_path, "explain", "BS201") == page
 
 
 def test_a_spec_that_ships_is_planned_from_any_folder(installed: Path, tmp_path: Path) -> None:

@@ -34,14 +34,17 @@ def command(report: Report, code: str) -> None:
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import registry
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.diagnostics.pages import pages
+    from bishare_dsl.resources import error_page
 
     known = registry()
     name = code.upper()
     if name not in known:
         raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
     found = known[name]
-    line = " ".join(filter(None, (f"{name}, {found.title}: {found.message}.", found.remedy)))
-    page = pages({name: found}).get(f"{name}.md", line).rstrip()
-    report.data(code=name, title=known[name].title, page=page)
+    if (file := error_page(name)).is_file():
+        page = file.read_text(encoding="utf-8").rstrip()
+    else:
+        line = f"{name}, {found.title}: {found.message}."
+        page = " ".join(filter(None, (line, found.remedy)))
+    report.data(code=name, title=found.title, page=page)
     report.result(page)

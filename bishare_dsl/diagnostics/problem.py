@@ -45,29 +45,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """An entry of the registry: what a code means, and a spec that has the problem and one that has not.
+    """An entry of the registry: what a code means.
 
-    `bad` and `good` are whole specs, or shell commands where ``shell`` is true; the tests run them.
-    A code without an ``explanation`` has no page. ``remedy`` is the help of a problem that brings none of
-    its own.
+    ``remedy`` is the help of a problem that brings none of its own. What there is to say beyond that, with
+    examples, is the code's page in `docs/errors`, if it has one.
     """
 
     code: str
     title: str
     message: str
-    explanation: str = ""
-    bad: str = ""
-    good: str = ""
-    severity: Severity = "error"
-    shell: bool = False
     remedy: str | None = None
-
-    @classmethod
-    def brief(
-        cls, code: str, title: str, message: str, remedy: str, severity: Severity = "error"
-    ) -> Code:
-        """Make a code without a page: its remedy says all that there is to say."""
-        return cls(code, title, message, remedy=remedy, severity=severity)
+    severity: Severity = "error"
 
     def __call__(
         self,

@@ -14,12 +14,11 @@ from click.testing import CliRunner
 
 from bishare_dsl.cli import main as cli
 from bishare_dsl.cli.main import COMMANDS
-from bishare_dsl.diagnostics import Code
 from bishare_dsl.diagnostics.codes import registry
-from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.models import PRESETS
-from bishare_dsl.resources import shipped_specs
+from bishare_dsl.resources import error_page, shipped_specs
 from bishare_dsl.version import __version__
+from tests.diagnostics.pages import shown
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -138,9 +137,12 @@ def test_specs_lists_what_ships(bishare):
 def test_explain(bishare, code):
     run = bishare("explain", code.lower())
     assert run.code == 0
-    title, message = registry()[code].title, registry()[code].message
-    line = f"{code}, {title}: {message}."
-    assert run.out.startswith(f"# {code}: {title}\n" if registry()[code].explanation else line)
+    known = registry()[code]
+    if error_page(code).is_file():
+        assert run.out == error_page(code).read_text(encoding="utf-8")
+    else:
+        line = f"{code}, {known.title}: {known.message}. {known.remedy or ''}"
+        assert run.out == f"{line.rstrip()}\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -233,16 +235,13 @@ def test_the_group_is_a_plain_click_command():
     assert "check" in result.output
 
 
-EXAMPLES = [code for code in vars(codes).values() if isinstance(code, Code) and code.bad]
-
-
-@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.code)
-def test_examples_of_usage_codes(bishare, monkeypatch, code):
+@pytest.mark.parametrize("page", shown("console", "BS9"), ids=lambda page: page.code)
+def test_examples_of_usage_codes(bishare, monkeypatch, page):
     monkeypatch.chdir(Path(__file__).parents[2])
-    bad = bishare(*code.bad.split()[1:])
+    bad = bishare(*page.bad.split()[1:])
     assert bad.code == 2
-    assert f"error[{code.code}]" in bad.out + bad.err
-    assert bishare(*code.good.split()[1:]).code == 0
+    assert f"error[{page.code}]" in bad.out + bad.err
+    assert bishare(*page.good.split()[1:]).code == 0
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "lsp"}))

@@ -8,17 +8,12 @@ import jsonschema
 import pytest
 
 from bishare_dsl.cli.main import main as bishare
-from bishare_dsl.diagnostics.pages import main
 from bishare_dsl.highlight.textmate import grammar
 from bishare_dsl.language import read_file
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec.schema import schema
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_pages_of_the_error_codes(capsys):
-    assert main(["--check", str(ROOT / "docs" / "errors")]) == 0, capsys.readouterr().err
 
 
 def test_picture(tmp_path):

@@ -4,37 +4,37 @@ from bishare_dsl.diagnostics.problem import Code
 
 # Finding and reading a set ------------------------------------------------------------------------
 
-NO_SUCH_DATA = Code.brief(
+NO_SUCH_DATA = Code(
     "BS701",
     "no such data",
     "there is no file `{source}`",
     "give a .json, .jsonl, .csv or .parquet file, or the id of a data set on the Hub, `owner/name`",
 )
-NO_SUCH_PART = Code.brief(
+NO_SUCH_PART = Code(
     "BS703",
     "a data set that cannot be loaded",
     "the data set `{name}` cannot be loaded: {reason}",
     "data sets on the Hub have splits, such as `train`, and some have configurations: name one",
 )
-UNKNOWN_FILE = Code.brief(
+UNKNOWN_FILE = Code(
     "BS704",
     "a file of an unknown kind",
     "`{path}` is not a kind of file that training data is read from",
     "give .json, .jsonl or .ndjson, .csv with a header, or .parquet",
 )
-UNREADABLE = Code.brief(
+UNREADABLE = Code(
     "BS705",
     "a data file that cannot be read",
     "`{path}` cannot be read: {reason}",
     "the file as a whole is broken, or the system refuses to open it",
 )
-BAD_LINE = Code.brief(
+BAD_LINE = Code(
     "BS706",
     "a row that cannot be read",
     "{place}: {reason}",
     "JSON Lines has one whole object a line, a CSV file a field for each column; all text is UTF-8",
 )
-NO_ROWS = Code.brief(
+NO_ROWS = Code(
     "BS707",
     "an empty data set",
     "`{name}` has no rows",
@@ -43,71 +43,71 @@ NO_ROWS = Code.brief(
 
 # Rows ---------------------------------------------------------------------------------------------
 
-NO_FORMAT = Code.brief(
+NO_FORMAT = Code(
     "BS709",
     "columns of no known format",
     "`{name}` has the columns {found}, and no format has these",
     "rename columns: `instruction` and `output`; `prompt` and `completion`; `messages`; or `text`",
 )
-SEVERAL_FORMATS = Code.brief(
+SEVERAL_FORMATS = Code(
     "BS710",
     "columns of several formats",
     "the columns of `{name}` fit several formats: {formats}",
     "say which is meant by `--format`, or leave out the columns of the others",
 )
-MISSING_FIELD = Code.brief(
+MISSING_FIELD = Code(
     "BS711",
     "a row without a field",
     "{place}: `{field}` is missing",
     "every row has the fields of the first row's format",
 )
-WRONG_TYPE = Code.brief(
+WRONG_TYPE = Code(
     "BS712",
     "a field of the wrong type",
     "{place}: `{field}` is {found}; {expected} is expected",
     "write text as text: `null` and numbers are not turned into it",
 )
-UNKNOWN_ROLE = Code.brief(
+UNKNOWN_ROLE = Code(
     "BS713",
     "an unknown role",
     "{place}: `{field}` is `{found}`, which is not a role",
     "the roles are `system`, `developer`, `user`, `assistant` and `tool`, or `human` and `gpt`",
 )
-EMPTY_FIELD = Code.brief(
+EMPTY_FIELD = Code(
     "BS714",
     "an empty field",
     "{place}: `{field}` is empty",
     "say what the model is to answer; for text without a prompt use the column `text`",
 )
-TOOL_CALLS = Code.brief(
+TOOL_CALLS = Code(
     "BS715",
     "tool calls apart from the text",
     "{place}: `{field}` has tool calls",
     "write the calls into `content`, as the model is to write them",
 )
-NOTHING_BEFORE = Code.brief(
+NOTHING_BEFORE = Code(
     "BS716",
     "a chat that the assistant opens",
     "{place}: `{field}` begins with the assistant's turn",
     "leave the turn out, or put a turn of the system or of the user before it",
 )
-MORE_PROBLEMS = Code.brief(
+MORE_PROBLEMS = Code(
     "BS717",
     "more rows have problems",
     "{count:,} more like these in `{name}`",
     "mend these first: the others may well be of the same kind",
-    "note",
+    severity="note",
 )
 
 # Encoding -----------------------------------------------------------------------------------------
 
-NO_CHAT_TEMPLATE = Code.brief(
+NO_CHAT_TEMPLATE = Code(
     "BS718",
     "a tokenizer without a chat template",
     "the rows of `{name}` are chats, and the tokenizer has no chat template",
     "use the tokenizer of the instruct version, or write chats as `prompt` and `completion`",
 )
-TEMPLATE_REFUSES = Code.brief(
+TEMPLATE_REFUSES = Code(
     "BS719",
     "a chat that the template refuses",
     "{place}: the chat template refuses: {reason}",
@@ -117,30 +117,26 @@ TURNS_NOT_FOUND = Code(
     "BS720",
     "a chat template that hides the assistant's turns",
     "{place}: what the assistant says cannot be told apart in the chat template's text: {reason}",
-    "Loss is on the assistant's turns only, so it must be known where they begin and end. That is read off "
-    "the template's `{% generation %}` markers, or off what it writes with and without a generation prompt. "
-    "This template allows neither. Put `{% generation %}` and `{% endgeneration %}` around what it writes "
-    "for the assistant, or learn all tokens (`train_on` is `all`).",
 )
-NO_END_TOKEN = Code.brief(
+NO_END_TOKEN = Code(
     "BS721",
     "a tokenizer without an end-of-sequence token",
     "the tokenizer has no end-of-sequence token to put behind a completion",
     "set `tokenizer.eos_token` to the token that the model ends with",
 )
-NO_OFFSETS = Code.brief(
+NO_OFFSETS = Code(
     "BS722",
     "a tokenizer that does not say where its tokens are",
     "the tokenizer ({kind}) is written in Python and does not say which characters a token is of",
     "load a tokenizer of the package `tokenizers`, as `AutoTokenizer` gives for almost every model",
 )
-NOTHING_TO_LEARN = Code.brief(
+NOTHING_TO_LEARN = Code(
     "BS723",
     "no row has anything to learn",
     "none of the {rows:,} rows of `{name}` has anything to learn: {reason}",
     "give rows with a completion, or raise `--max_length`",
 )
-TOO_FEW_TO_SPLIT = Code.brief(
+TOO_FEW_TO_SPLIT = Code(
     "BS724",
     "too few rows to hold some out",
     "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}",
@@ -150,8 +146,4 @@ LEAKY_PACKING = Code(
     "BS725",
     "a model that does not keep packed examples apart",
     "examples cannot be packed for {model}: {reason}",
-    "Packed examples must not see each other, and their positions start at 0. Transformers does both for "
-    "models that build their masks from `position_ids`; recurrent layers and some older models do not. Train "
-    "without packing. (Flash attention keeps them apart only in a batch of one row: `Collator` with "
-    "`flatten=True`.)",
 )

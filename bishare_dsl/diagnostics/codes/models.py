@@ -2,140 +2,89 @@
 
 from bishare_dsl.diagnostics.problem import Code
 
-_PLAN = "bishare plan specs/lora.share --model "
-
-UNKNOWN_MODEL = Code(
-    "BS501",
-    "unknown model",
-    "no model is called `{name}`",
-    "`--model` takes the name of a preset, a checkpoint folder, a `config.json`, a `.gguf` file or a Hub "
-    "id, which reads `owner/name`. What was given is none of these: no preset has that name and no file "
-    "is there.",
-    bad=_PLAN + "lama-7b",
-    good=_PLAN + "llama-7b",
-    shell=True,
-)
-
-NO_SUCH_FILE = Code(
-    "BS502",
-    "no such model file",
-    "there is no file or folder `{path}`",
-    "The model was given as a path, and nothing is there. A relative path starts at the folder that the "
-    "command is run in.",
-    bad=_PLAN + "./no-such-folder",
-    good=_PLAN + "llama-7b",
-    shell=True,
-)
-
-NOT_A_MODEL = Code(
-    "BS503",
-    "not a model",
-    "`{path}` holds no model: {reason}",
-    "A model is a folder with a `config.json` (and, where its weights are needed, with safetensors "
-    "files), the `config.json` itself, or a `.gguf` file. An adapter is none of these: name the model "
-    "that it was made for.",
-    bad=_PLAN + ".",
-    good=_PLAN + "llama-7b",
-    shell=True,
-)
-
+UNKNOWN_MODEL = Code("BS501", "unknown model", "no model is called `{name}`")
+NO_SUCH_FILE = Code("BS502", "no such model file", "there is no file or folder `{path}`")
+NOT_A_MODEL = Code("BS503", "not a model", "`{path}` holds no model: {reason}")
 HUB_UNREACHABLE = Code(
     "BS504",
     "the Hub cannot be reached",
     "`{name}` is not in the local cache, and the Hugging Face Hub cannot be reached ({reason})",
-    "A Hub id needs a connection the first time, and afterwards the copy in the Hugging Face cache is "
-    "used. Without a connection these work: a preset (shapes only, nothing is downloaded), a checkpoint "
-    "folder, a `config.json` (shapes only), a `.gguf` file, and any Hub id whose files are in the cache "
-    "already. With `HF_HUB_OFFLINE=1` the Hub is not even asked.",
 )
-
 HUB_REFUSED = Code(
     "BS505",
     "the Hub does not give this out",
     "the Hugging Face Hub does not give out `{name}`: {reason}",
-    remedy="check the name; accept a gated model's licence on its page, and log in: `hf auth login`",
+    "check the name; accept a gated model's licence on its page, and log in: `hf auth login`",
 )
-
 BROKEN_CONFIG = Code(
     "BS506",
     "a config.json that cannot be read",
     "`{path}` cannot be read: {reason}",
-    remedy="a model's `config.json` is one JSON object in UTF-8. This one is not, or it cannot be opened",
+    "a model's `config.json` is one JSON object in UTF-8. This one is not, or it cannot be opened",
 )
-
 UNKNOWN_FAMILY = Code(
     "BS507",
     "unknown model_type",
     "`{path}` {reason}",
-    remedy="use a family that the installed transformers knows; a checkpoint's own code is never run",
+    "use a family that the installed transformers knows; a checkpoint's own code is never run",
 )
-
 NOT_CAUSAL = Code(
     "BS508",
     "not a causal language model",
     "`{name}` is a `{family}` model, and that is not a causal language model",
-    remedy="use a decoder that predicts the next token, which `AutoModelForCausalLM` can build",
+    "use a decoder that predicts the next token, which `AutoModelForCausalLM` can build",
 )
-
 BAD_SIZES = Code(
     "BS509",
     "a config that describes no model",
     "no model can be built from the config of `{name}`: {reason}",
-    remedy="correct its fields: they contradict each other, or the family does not allow one's value",
+    "correct its fields: they contradict each other, or the family does not allow one's value",
 )
-
 GGUF_MISSING = Code(
     "BS510",
     "the package gguf is not installed",
     "reading `{path}` needs the package `gguf`",
-    remedy="`pip install 'bishare[gguf]'` brings what reads GGUF files",
+    "`pip install 'bishare[gguf]'` brings what reads GGUF files",
 )
-
 GGUF_BROKEN = Code(
     "BS511",
     "a GGUF file that cannot be read",
     "`{path}` cannot be read as a GGUF model: {reason}",
-    remedy="fetch the file again; or give the checkpoint, if transformers cannot read this family from GGUF",
+    "fetch the file again; or give the checkpoint, if transformers cannot read this family from GGUF",
 )
-
 NO_WEIGHTS = Code(
     "BS512",
     "weights are needed and there are none",
     "`{name}` has shapes but no weights",
-    remedy="give the weights: a checkpoint folder, a `.gguf` file or a Hub id",
+    "give the weights: a checkpoint folder, a `.gguf` file or a Hub id",
 )
-
 BROKEN_WEIGHTS = Code(
     "BS513",
     "weights that do not load",
     "the weights of `{name}` do not load: {reason}",
-    remedy="fetch the checkpoint again: its weights are missing, damaged, or do not belong to its config",
+    "fetch the checkpoint again: its weights are missing, damaged, or do not belong to its config",
 )
-
 NO_SITES = Code(
     "BS514",
     "no linear layers in blocks",
     "`{name}` has no linear layer inside a numbered block",
-    remedy="give a model with linear layers in numbered blocks, such as `model.layers.0.self_attn.q_proj`",
+    "give a model with linear layers in numbered blocks, such as `model.layers.0.self_attn.q_proj`",
 )
-
 DOWNLOAD_FAILED = Code(
     "BS515",
     "a download failed",
     "`{package}` could not be downloaded from PyPI: {reason}",
-    remedy="it is fetched once, by pip from PyPI, into `~/.cache/bishare` or the folder of `BISHARE_CACHE`",
+    "it is fetched once, by pip from PyPI, into `~/.cache/bishare` or the folder of `BISHARE_CACHE`",
 )
-
 WRONG_DIGEST = Code(
     "BS516",
     "a download that is not what was asked for",
     "`{package}` gave a file with another digest: sha256 {found} where {expected} was expected",
-    remedy="the file has been deleted: look at where pip downloads from, which may be a mirror",
+    "the file has been deleted: look at where pip downloads from, which may be a mirror",
 )
-
 HUB_UNTAKEN = Code(
     "BS517",
     "the Hub does not take an adapter",
     "the Hugging Face Hub does not take `{name}`: {reason}",
-    remedy="log in with a token that may write (`hf auth login`), and name a repository of your own",
+    "log in with a token that may write (`hf auth login`), and name a repository of your own",
 )
