@@ -170,7 +170,8 @@ class RegionCompiler:
                     codes.CANNOT_ADAPT(path=weight.path, why=NO_MATRIX.format("an expert"))
                 )
             uses.append((weight, term.share, self._use(term, slots)))
-        assembly = experts_assembly(module, uses)
+        shapes = [self.plan.tensor[name].shape for name in slots]
+        assembly = experts_assembly(module, uses, shapes)
         code = self._expert_code.setdefault(assembly, RegionCode(experts_code(assembly), assembly))
         return code, list(slots)
 

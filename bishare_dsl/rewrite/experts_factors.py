@@ -27,6 +27,7 @@ class ExpertTerms:
     Attributes:
         parameter: which keeps the map's weights.
         outputs: which of the parameter's outputs are the map's: start, stop and step.
+        shapes: by role, of the tensors: a pool of narrow maps stores less than one that has wide ones, too.
         experts: the experts.
         slots: by role, which of the region's tensors each expert reads.
     """
@@ -39,6 +40,7 @@ class ExpertTerms:
     scale: float
     dropout: float
     width: Width
+    shapes: tuple[tuple[str, tuple[int, int]], ...]
     experts: tuple[int, ...] = ()
     slots: tuple[tuple[str, Slots], ...] = ()
 
@@ -143,12 +145,15 @@ def _beside(factors: Sequence[Tensor]) -> Tensor:
 
 
 def experts_assembly(
-    module: nn.Module, uses: Sequence[tuple[Weight, str, TermUse]]
+    module: nn.Module,
+    uses: Sequence[tuple[Weight, str, TermUse]],
+    shapes: Sequence[tuple[int, int]],
 ) -> ExpertsAssembly:
     """Put the terms of a module's experts together: those that one share adds at one map are one.
 
     Args:
         uses: each with the weight that it is added to and its share.
+        shapes: of the region's tensors, by slot.
     """
     groups: dict[ExpertTerms, list[tuple[Weight, TermUse]]] = {}
     for weight, share, use in uses:
@@ -162,6 +167,7 @@ def experts_assembly(
             use.scale,
             use.dropout,
             Width(weight.d_in, weight.d_out),
+            tuple((role, shapes[slot]) for role, slot in use.slots),
         )
         groups.setdefault(alike, []).append((weight, use))
     terms = []

@@ -6,12 +6,18 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import BishareWarning, ModelError
+from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.rewrite import regions
+from bishare_dsl.spec import Via
+from bishare_dsl.testing.plans import vias
+from bishare_dsl.testing.reference import reference_model
 from bishare_dsl.transforms import Width, effective_pair, load_transform
 
 COMMON = {
@@ -47,9 +53,10 @@ def mixture(family="qwen3_moe", implementation="eager", dtype=torch.float32):
 
 
 def adapt(model, terms="share x per module rank 2", target="gate_proj, up_proj, down_proj"):
+    spec = f"spec s\ntarget {target}\nscale 2\n{terms}" if isinstance(terms, str) else terms
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compile_spec(f"spec s\ntarget {target}\nscale 2\n{terms}", model)
+        compile_spec(spec, model)
     return model
 
 
@@ -139,6 +146,47 @@ def test_any_sharing(terms, implementation):
     base = copy.deepcopy(model)
     trained(adapt(model, terms))
     logits, expected = model(IDS).logits, dense(base, model)
+    assert_close(logits, expected)
+    for one, other in zip(gradients(logits, model), gradients(expected, model), strict=True):
+        assert_close(one, other)
+
+
+UNEQUAL = {
+    "gates of some, downs of all": (
+        "(gate_proj and expert in 0..1), (down_proj and expert != none)",
+        "per expert",
+    ),
+    "all of one, downs of all": (
+        "(expert != none and expert == 0), (down_proj and expert != none)",
+        "per layer, expert % 2",
+    ),
+    "a key for each factor": (
+        "gate_proj, up_proj, down_proj",
+        "A per expert // 2 B per expert % 2",
+    ),
+}
+OF_BASES = [("Loadings", "vectors"), ("Core", "count"), ("Core", "cores"), ("Basis", "count")]
+
+
+@settings(max_examples=max(10, settings().max_examples // 4))
+@given(
+    st.sampled_from(["qwen3_moe", "gpt_oss", "mixtral"]),
+    st.sampled_from([*UNEQUAL]),
+    vias() | st.sampled_from([Via(transform=t, options={o: 2}) for t, o in OF_BASES]),
+)
+def test_pools_of_unequal_widths(family, pools, via):
+    """Whose tensors are as wide as the widest of their sites: one expert's pool may be wider than another's."""
+    target, keys = UNEQUAL[pools]
+    spec = parse_spec(f"spec s\ntarget {target}\nscale 2\nshare x {keys} rank 2 via SS")
+    spec = spec.model_copy(update={"shares": (spec.shares[0].model_copy(update={"via": via}),)})
+    model = mixture(family)
+    base = copy.deepcopy(model)
+    fresh = base(IDS).logits
+    adapt(model, spec)
+    assert torch.equal(model(IDS).logits, fresh)
+    trained(model)
+    logits = model(IDS).logits
+    expected = reference_model(base, model.bishare.plan, tensors_of(model))(IDS).logits
     assert_close(logits, expected)
     for one, other in zip(gradients(logits, model), gradients(expected, model), strict=True):
         assert_close(one, other)
