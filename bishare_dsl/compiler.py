@@ -166,6 +166,8 @@ def install(
     from bishare_dsl.rewrite.adapt import adapt
     from bishare_dsl.serve.transformers.handle import AdapterHandle
 
+    if name == "":
+        raise AdapterError(codes.NO_NAME())
     plan, where = made.plan, devices(made.plan, model)
     restored: Collection[str] = ()
     if isinstance(made, Planned):

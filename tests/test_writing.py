@@ -68,8 +68,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
 
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
-    with pytest.warns(UserWarning, match="BS308"):
-        return [plan_spec(parse_spec(text), preset("smollm2-135m")) for text in TEXTS]
+    return [plan_spec(parse_spec(text), preset("smollm2-135m")) for text in TEXTS]
 
 
 def save(folder: Path, plans: list[Plan], version: int) -> None:

@@ -62,11 +62,13 @@ def _cache_file() -> str | None:
         folder = cache_folder() / "grammar"
         file = folder / f"share.{sys.implementation.cache_tag}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.lstat()
-        closed = stat.S_ISDIR(info.st_mode) and not info.st_mode & 0o077 and not file.is_symlink()
+        parts = [folder.lstat(), *(path.lstat() for path in folder.glob(file.name))]
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where the user's home is
         return None
-    return str(file) if closed and info.st_uid == os.geteuid() else None
+    closed = stat.S_ISDIR(parts[0].st_mode) and not parts[0].st_mode & 0o077
+    whole = all(stat.S_ISREG(part.st_mode) for part in parts[1:])
+    own = all(part.st_uid == os.geteuid() for part in parts)
+    return str(file) if closed and whole and own else None
 
 
 @cache

@@ -132,7 +132,7 @@ def parse(source: Source, problems: Problems) -> Syntax:
 
 def _foreign(text: str) -> str | None:
     """Say what a text is that was not written as a spec."""
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in text.split("\n"))
     first = next((line for line in lines if line and not line.startswith("#")), None)
     if first is None:
         return "there is nothing in this text"

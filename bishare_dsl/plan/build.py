@@ -69,7 +69,8 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
             terms += planned.terms
             without_rank |= dict.fromkeys(planned.without_rank, planned.share.name)
     raise_errors(PlanError, resolver.problems)
-    trained, whole, problems = train(spec, sites, {term.site for term in terms})
+    adapted = {term.site for term in terms}
+    trained, whole, problems = train(spec, sites, adapted)
     resolver.add(problems)
     raise_errors(PlanError, resolver.problems)
     if not any(tensor.trainable for tensor in (*tensors, *whole)) or not (terms or spec.train):
@@ -80,7 +81,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         elif not spec.shares:
             why, loc = "`train none` trains no parameter, and there is no share", ("train",)
         raise PlanError(codes.NOTHING_TO_TRAIN(spec=spec.name, why=why, loc=loc))
-    resolver.add(_uncovered(target, {term.site for term in terms}, without_rank))
+    resolver.add(_uncovered(target, adapted, without_rank, alone=len(spec.shares) == 1))
     plan = Plan(
         spec=spec.name,
         params=spec.values,
@@ -152,9 +153,13 @@ def _nothing_left(selection: Selection) -> str:
 
 
 def _uncovered(
-    target: Sequence[Site], covered: set[str], without_rank: Mapping[str, str]
+    target: Sequence[Site], covered: set[str], without_rank: Mapping[str, str], *, alone: bool
 ) -> Iterator[Problem]:
+    """Find targets without a term, where the spec has one share ``alone`` or several."""
     missing = [site for site in target if site.path not in covered]
+    if alone:  # What it leaves out of a kind that it covers is what its `where` is for.
+        kinds = {site.kind for site in target if site.path in covered}
+        missing = [s for s in missing if s.kind not in kinds or s.path in without_rank]
     if missing:
         counts = Counter(site.kind for site in missing)
         what = ", ".join(f"`{kind}` ({n} module{'s' * (n > 1)})" for kind, n in counts.items())

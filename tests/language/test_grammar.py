@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_a_damaged_table_is_made_anew(tables):
     assert parse_spec("spec x target q share s per layer rank 1")
 
 
-@pytest.mark.parametrize("how", ["open", "other", "link", "file", "linked table"])
+@pytest.mark.parametrize("how", ["open", "other", "link", "file", "linked table", "other's table"])
 def test_a_folder_that_others_may_write_is_not_used(tables, how, monkeypatch, tmp_path):
     planted = tmp_path / "planted"
     tables.parent.mkdir()
@@ -65,6 +66,17 @@ def test_a_folder_that_others_may_write_is_not_used(tables, how, monkeypatch, tm
     if how == "linked table":
         planted.write_bytes(b"")
         (tables / f"share.{sys.implementation.cache_tag}").symlink_to(planted)
+    if how == "other's table":
+        table = tables / f"share.{sys.implementation.cache_tag}"
+        table.write_bytes(b"")
+        real = Path.lstat
+
+        def owned(path, info=None):
+            found = list(real(path))
+            found[stat.ST_UID] += path == table
+            return os.stat_result(found)
+
+        monkeypatch.setattr(Path, "lstat", owned)
     read = []
     monkeypatch.setattr("pickle.load", lambda *_: read.append(1))
     assert parse_spec("spec x target q share s per layer rank 1")

@@ -24,6 +24,8 @@ def codes(text):
         (HEAD + "1e999", "BS107"),
         (HEAD + "1e-999", "BS107"),
         (HEAD + "\0", "BS103"),
+        ("#a\fb", "BS120"),
+        ("# a\x85b\n", "BS120"),
         (HEAD + "x" * 60_000 + " §", "BS103"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) == 5 else "",

@@ -11,6 +11,7 @@ target q_proj, down_proj
 share own     per adapter, kind              rank 2
 share halves  A per module  B per adapter, module  rank 1
 share stretched  per layer  rank 4  via KE(size = 64)
+share fixed  per adapter, layer  rank 4  via KE(size = 64)  freeze A, K_A
 share frozen  per module  rank 4  init B kaiming_normal  freeze A, B  gain rank init 1, out init 0
 """
 
@@ -28,6 +29,11 @@ def test_outside_of_a_library_the_key_says_nothing(plan: Plan) -> None:
     }
 
 
+def test_what_is_frozen_is_another_plan(plan: Plan) -> None:
+    trained = SPEC.replace("freeze A, K_A", "freeze A")
+    assert plan.digest != plan_spec(trained, "smollm2-135m").digest
+
+
 def test_what_adapters_share(plan: Plan) -> None:
     first = {name for name in plan.tensor if ".layers.0." in name or ".layer_0." in name}
     assert {name for name in first & plan.common if "q_proj" in name or "layer_0" in name} == {
@@ -36,6 +42,9 @@ def test_what_adapters_share(plan: Plan) -> None:
         "stretched.layer_0.B",
         "frozen.layers.0.self_attn.q_proj.A",
         "frozen.layers.0.self_attn.q_proj.B",
+        # What the seed draws is alike in all: of pools whose key names it, and of each site's own.
+        "fixed.layer_0.A",
+        "fixed.layers.0.self_attn.q_proj.K_A",
     }
     # Pools whose key names it, and what each site has of its own.
     assert {name for name in first - plan.common if "q_proj" in name} == {
@@ -44,6 +53,7 @@ def test_what_adapters_share(plan: Plan) -> None:
         "stretched.layers.0.self_attn.q_proj.K_B",
         "frozen.layers.0.self_attn.q_proj.gain_rank",
         "frozen.layers.0.self_attn.q_proj.gain_out",
+        "fixed.layers.0.self_attn.q_proj.K_B",
     }
     assert not any(name.startswith("own.") for name in plan.common)
 

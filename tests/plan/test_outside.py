@@ -1,5 +1,7 @@
 """Heads and embeddings as sites: named, never meant by chance; tied ones are one."""
 
+from typing import Any
+
 import pytest
 
 from bishare_dsl import Plan, plan_spec
@@ -117,6 +119,21 @@ def test_a_kind_that_blocks_have_means_those_and_a_path_the_other() -> None:
     ] == ["layers.0.dense"]
     plan = planned('target dense, path "pooler.dense" share x per module rank 1', architecture)
     assert [s.path for s in plan.sites] == ["layers.0.dense", "pooler.dense"]
+
+
+@pytest.mark.parametrize("option", ["max_norm", "sparse"])
+def test_an_embedding_that_does_more_than_give_its_rows_is_none(option: str) -> None:
+    """With ``max_norm`` it changes its weight as it reads it, so that what is added to a row is not heard alone."""
+    from torch import nn
+
+    def outside(**options: Any) -> list[str]:
+        model = nn.Module()
+        model.layers = nn.ModuleList([nn.ModuleDict({"dense": nn.Linear(4, 4)})])
+        model.wte = nn.Embedding(5, 4, **options)
+        return [site.path for site in inspect_model(model).outside]
+
+    assert outside() == ["wte"]
+    assert outside(**{option: 1}) == []
 
 
 @pytest.mark.parametrize(

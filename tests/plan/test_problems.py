@@ -182,6 +182,17 @@ def test_problem(text, code, underlined, help):
         assert help in found[0].help
 
 
+RIGHT = [
+    # What the only share leaves out of a kind is what its condition is for.
+    "target attention_inputs\nshare ends where layer < layers // 4 per module rank 4",
+]
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_nothing_is_said_of(text):
+    assert problems_of(text)[0] == ()
+
+
 def test_every_code_of_a_spec_and_of_a_plan_is_tested():
     tested = {case[1] for case in ERRORS + WARNINGS} | {
         "BS207",

@@ -219,6 +219,12 @@ COMPACT_FOR_GOOD = Code(
 
 UNKNOWN_ADAPTER = Code("BS640", "no adapter of that name", "the model has no adapter `{name}`")
 NAME_IN_USE = Code("BS641", "two adapters of one name", "the model has an adapter `{name}` already")
+NO_NAME = Code(
+    "BS638",
+    "an adapter with an empty name",
+    "an adapter cannot be called by an empty name",
+    "give it another `name`, or none",
+)
 DELETES_ACTIVE = Code(
     "BS642", "deleting the active adapter", "cannot delete `{name}`: it is the active adapter"
 )

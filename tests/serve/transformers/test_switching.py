@@ -520,6 +520,12 @@ def test_names_in_use(both: Any, folders: Folders) -> None:
         refused(model, "BS641", lambda n=name, s=spec: compile_spec(s, model, name=n))
 
 
+def test_a_name_is_not_empty(alone: Any, both: Any, folders: Folders) -> None:
+    refused(both(), "BS638", lambda: load_adapter(folders()["b"], both(), name=""))
+    with pytest.raises(AdapterError, match="BS638"):
+        load_adapter(folders()["a"], tiny_model("llama"), name="")
+
+
 def test_a_second_adapter_needs_a_name(alone: Any, folders: Folders) -> None:
     with pytest.raises(ModelError, match="BS401"):
         load_adapter(folders()["b"], alone("a"))
