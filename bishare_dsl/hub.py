@@ -28,7 +28,10 @@ _ADAPTER_OFFLINE = (
     "are in the Hugging Face cache already (`HF_HOME`)"
 )
 
-_ADAPTER_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?:#(.*))?", re.ASCII)
+# A revision is the name of a file in the Hub's cache: none of its parts begins with a dot.
+_ADAPTER_ID = re.compile(
+    r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w.-]*(?:/[\w-][\w.-]*)*))?(?:#(.*))?", re.ASCII
+)
 
 _MARKS = ("bishare_config.json", "adapter_config.json")
 _FILES = (
@@ -87,7 +90,7 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
 
     path = Path(place)
     match = _ADAPTER_ID.fullmatch(os.fspath(place))
-    if match is None or path.exists() or path.parent.is_dir():
+    if match is None or os.path.exists(path) or path.parent.is_dir():  # noqa: PTH110 - a long name is none
         return path
     name, revision, adapter = match.groups()
     # What is not a name is looked for in vain, and said to be none.
@@ -156,8 +159,17 @@ def push_adapter(
 def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
     """Turn what goes wrong while the Hub is asked into our own error, of the class ``raised``."""
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise raised(HUB_REFUSED(name=name, reason=one_line(error))) from None
     if is_offline_mode():
         reason = "HF_HUB_OFFLINE is set"
         raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline))

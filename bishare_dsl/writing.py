@@ -28,6 +28,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from bishare_dsl.reading import read_file
+
 SUFFIX = ".new"
 
 _ASIDE = re.compile(r"\.(.+?)(?:\.[0-9a-f]{8})?\.(new|old|gone)")
@@ -186,7 +188,7 @@ def content_of(folder: Path, name: str, digest: Digest) -> bytes | None:
     ):  # It may have been renamed in the meantime.
         with suppress(FileNotFoundError):
             if path.is_file() and path.stat().st_size == digest.bytes:
-                content = path.read_bytes()
+                content = read_file(folder, str(path.relative_to(folder)), digest.bytes)
                 if digest_of(content) == digest:
                     return content
     return None

@@ -40,8 +40,9 @@ from bishare_dsl.diagnostics import (
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
-from bishare_dsl.models.site import Architecture
+from bishare_dsl.models.site import Architecture, most_parameters
 from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.reading import MAX_CONFIG, read_file
 from bishare_dsl.writing import Digest, commit, content_of, digest_of, finish_commit, lock_folder
 
 if TYPE_CHECKING:
@@ -57,9 +58,6 @@ SPEC = "spec.share"
 MEMBERS = "adapters"
 """The folder, in that of a library, of what each adapter has for itself."""
 CARD = "README.md"
-
-_ALWAYS_FITS = 2**28
-"""Parameters of an adapter for which no base is too small."""
 
 _DTYPES = ("F64", "F32", "BF16", "F16")
 
@@ -333,7 +331,7 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
             )
     # What a seed draws, or a part stands for, is not in the file, and may be of any size.
     size = sum(tensor.size for tensor in plan.tensors)
-    if reason is None and size > max(_ALWAYS_FITS, 4 * architecture.parameters):
+    if reason is None and size > most_parameters(architecture):
         reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
     if reason is not None:
         yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
@@ -347,7 +345,7 @@ def is_own_card(folder: Path, listed: Mapping[str, Digest]) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    return CARD in listed and digest_of((folder / CARD).read_bytes()) == listed[CARD]
+    return CARD in listed and content_of(folder, CARD, listed[CARD]) is not None
 
 
 def listed_files(folder: Path) -> Mapping[str, Digest]:
@@ -366,7 +364,7 @@ def _read_config(folder: Path) -> AdapterConfig:
     try:
         if not path.is_file():
             raise AdapterError(_not_an_adapter(folder))
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_file(folder, CONFIG, MAX_CONFIG))
         # A newer format may have fields that this version does not know, so this comes first.
         found = fields.get("format") if isinstance(fields, dict) else None
         if type(found) is int and found > LIBRARY:

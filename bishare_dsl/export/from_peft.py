@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.diagnostics import AdapterError, PlanError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.peft import CONFIG, TENSORS
-from bishare_dsl.models.site import Architecture, Site
+from bishare_dsl.models.site import Architecture, Site, most_parameters
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.train import NONE
+from bishare_dsl.reading import MAX_CONFIG, read_file
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -44,6 +45,7 @@ _REFUSED = (
     "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config",
 )  # fmt: skip
+_BYTES_EACH = 8
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
@@ -86,7 +88,7 @@ def read_peft(
     folder = Path(folder)
     config = _config(folder)
     _check_plain(folder, config)
-    tensors = _stored(folder)
+    tensors = _stored(folder, architecture)
     saved = _saved(folder, config, tensors, architecture)
     pairs = _pairs(folder, config, tensors, architecture)
     if not pairs and not saved:
@@ -114,7 +116,7 @@ def read_peft(
 def _config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_file(folder, CONFIG, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
     if not isinstance(config, dict):
@@ -133,14 +135,14 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
         raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason) for reason in reasons)
 
 
-def _stored(folder: Path) -> dict[str, torch.Tensor]:
+def _stored(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
     """Return the tensors of a folder by their names, each without what PEFT puts before it."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / TENSORS
     try:
-        tensors = load(path.read_bytes())
+        tensors = load(read_file(folder, TENSORS, _BYTES_EACH * most_parameters(architecture)))
     except (OSError, SafetensorError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
     return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}

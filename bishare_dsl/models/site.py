@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import compress, groupby, pairwise
 from math import prod
 from typing import Any
 
@@ -21,6 +21,8 @@ from pydantic import (
 MAX_SITES = 250_000
 """More than any model has; a few words in a file may ask for as many as they like."""
 
+_ALWAYS_FITS = 2**28
+"""Parameters of an adapter for which no base is too small."""
 
 _WORDS = {
     "connector": "connector projector resampler perceiver merger qformer abstractor",
@@ -235,15 +237,14 @@ class Architecture(BaseModel):
     def _from_parameters(cls, value: Any) -> Any:
         if not (isinstance(value, Sequence) and any(isinstance(part, dict) for part in value)):
             return value
-        runs = [_Parameters.model_validate(part) for part in value if "blocks" in part]
+        in_blocks = [isinstance(part, dict) and "blocks" in part for part in value]
+        runs = [_Parameters.model_validate(part) for part in compress(value, in_blocks)]
         if sum(run.count * len(run.shapes) for run in runs) > MAX_SITES:
             raise ValueError(f"it has more than {MAX_SITES:,} parameters")
         return tuple(
             parameter
-            for part in value
-            for parameter in (
-                _Parameters.model_validate(part).each() if "blocks" in part else [part]
-            )
+            for part, is_run in zip(value, in_blocks, strict=True)
+            for parameter in (_Parameters.model_validate(part).each() if is_run else [part])
         )
 
     @property
@@ -279,6 +280,11 @@ class _Parameters(BaseModel):
             for name, shape in self.shapes.items():
                 path = f"{self.blocks}.{number}.{name}".removeprefix(".")
                 yield Parameter(path=path, shape=shape)
+
+
+def most_parameters(base: Architecture) -> int:
+    """Return how many parameters an adapter of a base may have: more than any has."""
+    return max(_ALWAYS_FITS, 4 * base.parameters)
 
 
 def layers_of(sites: Iterable[Site]) -> list[int | None]:

@@ -136,6 +136,7 @@ def test_views_and_transposes_are_saved_as_they_look(tmp_path: Path) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "nothing", "BS601", "nothing")
+    refused(Path("-x/y"), "BS505", "-x/y")  # No id of the Hub either.
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
@@ -173,6 +174,14 @@ def test_a_broken_config(folder: Path, text: bytes) -> None:
 )
 def test_a_config_with_other_fields(folder: Path, fields: dict[str, Any]) -> None:
     reseal(folder, **fields)
+    refused(folder, "BS604")
+
+
+@pytest.mark.parametrize("part", ["sites", "outside", "others", "left_out"])
+@pytest.mark.parametrize("value", [-1, [1], {"blocks": 1}])
+def test_a_base_with_something_else_in_it(folder: Path, part: str, value: Any) -> None:
+    base = json.loads((folder / "bishare_config.json").read_text())["base"]
+    reseal(folder, base={**base, part: [*base.get(part, []), value]})
     refused(folder, "BS604")
 
 

@@ -171,6 +171,9 @@ assert all(torch.equal(one[name], other[name]) for name in one)
         ("me/model", "BS505", "not an adapter"),
         ("me/gated", "BS505", "it is gated"),
         ("me/shared@v9", "BS505", "no revision `v9`"),
+        ("me/shared--x", "BS505", "Cannot have --"),
+        ("me/shared@../../../../stolen", "BS601", "there is no folder"),
+        ("me/shared@/etc/stolen", "BS601", "there is no folder"),
     ],
 )
 def test_what_the_hub_does_not_give_out(hub, bishare, name, code, words):
