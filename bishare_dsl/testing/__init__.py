@@ -6,10 +6,7 @@
 | `quantised` | layers of few bits for them |
 | `fetch` | SmolLM2-135M, the real model of the demo and of the end-to-end tests |
 | `tokenizer` | a tokenizer for them |
-| `tasks` | tasks of lm_eval for them, with local data |
-| `specs` | strategies for specs that need not make sense |
-| `plans` | strategies for models, architectures, pools, and specs that fit |
-| `regions` | a strategy for linear layers wired at random, with a spec and passes for them |
+| `plans` | strategies for models, pools, and specs that fit |
 | `reference` | dense references of the transforms, from the paper's equations |
 | `checks` | `check_spec(spec, model)`, `check_transform(transform, rank, widths)` and their parts |
 

@@ -24,7 +24,6 @@ from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,9 +32,8 @@ from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.models.inspect import inspect_model, linear_maps
-from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.rewrite import adapt
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
 from bishare_dsl.testing.models import tiny_inputs
 from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
@@ -50,8 +48,6 @@ from bishare_dsl.transforms import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from bishare_dsl.testing.regions import DrawnRegion
 
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,
@@ -515,62 +511,6 @@ class _Factors(nn.Module):
         # Traced, `tensors` is one proxy that stands for all of them.
         values = {role: tensors[i] for i, role in enumerate(self.roles)}
         return self.transform.factors(values, self.rank, self.width)
-
-
-def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
-    """Check that what a drawn region gives, and every gradient, is what the dense reference does.
-
-    Dropout is stood in for by a mask that depends on places alone, here and there.
-
-    Raises:
-        AssertionError: something differs, or the region was not traced.
-    """
-    plan, _ = build_plan(drawn.spec, inspect_model(drawn.model))
-    random, dtype = _random(seed), torch.float64
-    tensors = {
-        t.name: torch.randn(t.shape, generator=random, dtype=dtype) * t.shape[0] ** -0.5 * 0.3
-        for t in plan.tensors
-    }
-    leaves = {t.name: tensors[t.name].clone().requires_grad_(t.trainable) for t in plan.tensors}
-    x = torch.randn((2, 3, drawn.width), generator=random, dtype=dtype)
-    drop = _masked if drawn.training else None
-    dense = reference_model(drawn.model, plan, leaves, drop).train(drawn.training)
-    adapted = copy.deepcopy(drawn.model).train(drawn.training)
-    weights = [torch.randn(y.shape, generator=random, dtype=dtype) for y in adapted(x)]
-
-    def run(
-        model: nn.Module, parameters: Mapping[str, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        read = x.clone().requires_grad_()
-        ys = model(read)
-        loss = torch.stack([(y * w).sum() for y, w in zip(ys, weights, strict=True)]).sum()
-        trained = [parameters[t.name] for t in plan.tensors if t.trainable]
-        return ys, _gradients(loss, [read, *trained])
-
-    def stand_in(x: Tensor, p: float, training: bool) -> Tensor:
-        return _masked(x, p) if training else x
-
-    with patch.object(torch.nn.functional, "dropout", stand_in):
-        notes = adapt(adapted, plan, tensors, optimisations=drawn.optimisations)
-        _same(notes, (), "notes")
-        parameters = adapted.get_submodule("bishare").placement.tensors()  # type: ignore[operator, union-attr]
-        found, gradients = run(adapted, parameters)
-        with torch.no_grad():
-            again = [adapted(x) for _ in range(2)]
-    expected, references = run(dense, leaves)
-    for i, y in enumerate(expected):
-        for ys in (found, *again):
-            _close(ys[i], y, dtype, f"value {i}")
-    names = ("the input", *(t.name for t in plan.tensors if t.trainable))
-    scale = max(float(gradient.abs().max()) for gradient in references)
-    for name, gradient, reference in zip(names, gradients, references, strict=True):
-        _close(gradient, reference, dtype, f"the gradient of {name}", scale=scale)
-
-
-def _masked(x: Tensor, p: float) -> Tensor:
-    """Return ``x`` with about a share ``p`` of its values dropped, the same for every input of a shape."""
-    kept = torch.rand(x.shape, generator=_random(x[0].numel())) >= p
-    return x * kept.to(x) / (1 - p)
 
 
 def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:

@@ -1,12 +1,10 @@
-"""Hypothesis strategies for what gets compiled: models, their architectures, specs that fit them, pools.
+"""Hypothesis strategies for what gets compiled: models, specs that fit them, pools.
 
-    @given(st.data())
-    def test_my_transform(data):
-        model = data.draw(small_models())
-        spec = data.draw(meaningful_specs(inspect_model(model), vias=my_vias()))
-        check_spec(spec, model)
-
-`bishare_dsl.testing.specs` draws specs that need not make sense.
+@given(st.data())
+def test_my_transform(data):
+    model = data.draw(small_models())
+    spec = data.draw(meaningful_specs(inspect_model(model), vias=my_vias()))
+    check_spec(spec, model)
 """
 
 from __future__ import annotations
@@ -21,9 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hypothesis import strategies as st
 
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.models.decoder import decoder
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.models.site import Architecture, Parameter, Site, block_of
+from bishare_dsl.models.site import Architecture, Site, block_of
 from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.select import Sites, attributes
 from bishare_dsl.spec import (
@@ -65,7 +62,6 @@ LAYER, KIND, PARENT, TOWER, EXPERT, IN, OUT, RANK, ALPHA = (
     Ref(ref=name)
     for name in ("layer", "kind", "parent", "tower", "expert", "in", "out", "rank", "alpha")
 )
-_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn")
 
 
 @lru_cache(maxsize=256)
@@ -116,66 +112,6 @@ def _sizes(draw: st.DrawFn, family: str) -> dict[str, Any]:
     sizes |= {"intermediate_size": inner, "head_dim": head_dim}
     sizes["num_key_value_heads"] = draw(st.sampled_from([1, 2]))
     return sizes | ({"query_pre_attn_scalar": head_dim} if family == "gemma2" else {})
-
-
-def architectures() -> st.SearchStrategy[Architecture]:
-    """Draw architectures with few and small sites; no model is built.
-
-    Half of them are decoders; the others have any kinds in any layer of one tower or two, with experts or
-    without, at any widths, as no family does.
-    """
-    return _decoders() | _irregular()
-
-
-@st.composite
-def _decoders(draw: st.DrawFn) -> Architecture:
-    heads = draw(st.sampled_from([2, 4]))
-    return decoder(
-        "drawn",
-        None,
-        {
-            "model_type": "llama",
-            "hidden_size": draw(st.integers(2, 24)),
-            "intermediate_size": draw(st.integers(2, 24)),
-            "num_hidden_layers": draw(st.integers(1, 4)),
-            "num_attention_heads": heads,
-            "num_key_value_heads": draw(st.sampled_from([1, 2])),
-            "head_dim": draw(st.integers(2, 6)),
-            "vocab_size": 8,
-            "tie_word_embeddings": draw(st.booleans()),
-        },
-    )
-
-
-@st.composite
-def _irregular(draw: st.DrawFn) -> Architecture:
-    layers = draw(st.integers(1, 4))
-    experts = draw(st.integers(0, 3))
-    parents = ["self_attn.", "mlp.", "", *(f"mlp.experts.{expert}." for expert in range(experts))]
-    towers = st.sampled_from(["model.layers", *(["vision_tower.blocks"] * draw(st.booleans()))])
-    place = st.tuples(
-        towers, st.integers(0, layers - 1), st.sampled_from(parents), st.sampled_from(_KINDS)
-    )
-    width = st.integers(1, 16)
-    drawn = draw(st.dictionaries(place, st.tuples(width, width), min_size=1, max_size=10))
-    sites = [
-        Site.outside(f"{tower}.{layer}.{parent}{kind}", *widths)
-        for (tower, layer, parent, kind), widths in sorted(drawn.items())
-    ]
-    tied = draw(st.booleans())
-    outside = [Site.outside("lm_head", 4, 9, ["model.embed_tokens"] * tied)]
-    outside += [Site.outside("model.embed_tokens", 9, 4)] * (not tied)
-    norms = [f"{site.path.rpartition('.')[0]}.norm.weight" for site in sites]
-    shapes = {**dict.fromkeys(norms, (4,)), "model.norm.weight": (4,), "lm_head.bias": (9,)}
-    return Architecture(
-        name="drawn",
-        family="drawn",
-        layers=layers,
-        parameters=draw(st.integers(1, 10**12)),
-        sites=tuple(sites),
-        outside=tuple(outside),
-        others=tuple(Parameter(path=path, shape=shape) for path, shape in shapes.items()),
-    )
 
 
 def pools() -> st.SearchStrategy[list[Width]]:

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tasks import tiny_tasks
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.support.tasks import tiny_tasks
 
 
 @pytest.fixture(autouse=True)

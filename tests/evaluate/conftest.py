@@ -10,8 +10,8 @@ import torch
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tasks import tiny_tasks
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.support.tasks import tiny_tasks
 
 SPEC = """
 spec mixed

@@ -11,7 +11,7 @@ from bishare_dsl import load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, ModelError
 from bishare_dsl.evaluate import EvaluateError, evaluate
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tasks import tiny_tasks, write_task
+from tests.support.tasks import tiny_tasks, write_task
 
 BOTH = "tiny_choose,tiny_write"
 

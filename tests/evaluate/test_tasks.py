@@ -7,7 +7,7 @@ import pytest
 
 from bishare_dsl.evaluate import EvaluateError
 from bishare_dsl.evaluate.tasks import load_tasks
-from bishare_dsl.testing.tasks import tiny_tasks, write_task
+from tests.support.tasks import tiny_tasks, write_task
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from tree_sitter import Language, Parser, Query, QueryCursor
 from bishare_dsl.highlight.rules import COMMENT, tokens
 from bishare_dsl.language import spec_text
 from bishare_dsl.language.grammar import words
-from bishare_dsl.testing.specs import specs
 from tests.highlight.test_rules import TEXTS
+from tests.support.specs import specs
 
 FOLDER = Path(__file__).parents[2] / "editors" / "tree-sitter"
 

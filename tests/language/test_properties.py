@@ -6,7 +6,7 @@ from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import format_text, parse_spec, read, spec_text
 from bishare_dsl.language.grammar import words
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.specs import layouts, specs
+from tests.support.specs import layouts, specs
 
 WORDS = [
     *words(),

@@ -7,7 +7,7 @@ from bishare_dsl.diagnostics import SpecError, as_json
 from bishare_dsl.language import format_text, parse_spec, read, read_file, spec_text
 from bishare_dsl.language.parse import MAX_BYTES
 from bishare_dsl.spec import Match, Ref, Settings
-from bishare_dsl.testing.specs import specs
+from tests.support.specs import specs
 
 BASE = """spec base
 param r = 2

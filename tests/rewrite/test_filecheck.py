@@ -21,8 +21,7 @@ from bishare_dsl.plan import build_plan
 from bishare_dsl.rewrite import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.serve.transformers.read_rows import ReadRows
-from bishare_dsl.testing.checks import check_region
-from bishare_dsl.testing.regions import DrawnRegion, Layers
+from tests.support.regions import DrawnRegion, Layers, check_region
 
 CASES = sorted((Path(__file__).parent / "filecheck").glob("*.txt"))
 PASSES = {type(step).__name__: step for step in (*OPTIMISATIONS, ReadRows())}

@@ -7,19 +7,25 @@ def test_my_pass(drawn):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.plan import build_plan
+from bishare_dsl.rewrite import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
 from bishare_dsl.spec import Spec
+from bishare_dsl.testing.checks import _close, _gradients, _random, _same
 from bishare_dsl.testing.plans import meaningful_specs
+from bishare_dsl.testing.reference import reference_model
 
 Step = tuple[str, str, tuple[int, ...]]
 """What is done, the name of the layer that does it, and which of the values so far are read."""
@@ -182,3 +188,59 @@ def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
         tuple(step for step in OPTIMISATIONS if step in passes),
         draw(st.booleans()),
     )
+
+
+def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
+    """Check that what a drawn region gives, and every gradient, is what the dense reference does.
+
+    Dropout is stood in for by a mask that depends on places alone, here and there.
+
+    Raises:
+        AssertionError: something differs, or the region was not traced.
+    """
+    plan, _ = build_plan(drawn.spec, inspect_model(drawn.model))
+    random, dtype = _random(seed), torch.float64
+    tensors = {
+        t.name: torch.randn(t.shape, generator=random, dtype=dtype) * t.shape[0] ** -0.5 * 0.3
+        for t in plan.tensors
+    }
+    leaves = {t.name: tensors[t.name].clone().requires_grad_(t.trainable) for t in plan.tensors}
+    x = torch.randn((2, 3, drawn.width), generator=random, dtype=dtype)
+    drop = _masked if drawn.training else None
+    dense = reference_model(drawn.model, plan, leaves, drop).train(drawn.training)
+    adapted = copy.deepcopy(drawn.model).train(drawn.training)
+    weights = [torch.randn(y.shape, generator=random, dtype=dtype) for y in adapted(x)]
+
+    def run(
+        model: nn.Module, parameters: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        read = x.clone().requires_grad_()
+        ys = model(read)
+        loss = torch.stack([(y * w).sum() for y, w in zip(ys, weights, strict=True)]).sum()
+        trained = [parameters[t.name] for t in plan.tensors if t.trainable]
+        return ys, _gradients(loss, [read, *trained])
+
+    def stand_in(x: Tensor, p: float, training: bool) -> Tensor:
+        return _masked(x, p) if training else x
+
+    with patch.object(torch.nn.functional, "dropout", stand_in):
+        notes = adapt(adapted, plan, tensors, optimisations=drawn.optimisations)
+        _same(notes, (), "notes")
+        parameters = adapted.get_submodule("bishare").placement.tensors()  # type: ignore[operator, union-attr]
+        found, gradients = run(adapted, parameters)
+        with torch.no_grad():
+            again = [adapted(x) for _ in range(2)]
+    expected, references = run(dense, leaves)
+    for i, y in enumerate(expected):
+        for ys in (found, *again):
+            _close(ys[i], y, dtype, f"value {i}")
+    names = ("the input", *(t.name for t in plan.tensors if t.trainable))
+    scale = max(float(gradient.abs().max()) for gradient in references)
+    for name, gradient, reference in zip(names, gradients, references, strict=True):
+        _close(gradient, reference, dtype, f"the gradient of {name}", scale=scale)
+
+
+def _masked(x: Tensor, p: float) -> Tensor:
+    """Return ``x`` with about a share ``p`` of its values dropped, the same for every input of a shape."""
+    kept = torch.rand(x.shape, generator=_random(x[0].numel())) >= p
+    return x * kept.to(x) / (1 - p)

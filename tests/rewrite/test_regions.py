@@ -5,8 +5,7 @@ from collections import Counter
 from hypothesis import HealthCheck, Phase, given, settings
 
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.testing.checks import check_region
-from bishare_dsl.testing.regions import regions
+from tests.support.regions import check_region, regions
 
 
 @settings(max_examples=max(100, settings().max_examples))
