@@ -111,7 +111,7 @@ class RegionCompiler:
     ) -> tuple[str, RegionCode, list[str]]:
         """Return the region of a head or an embedding, of a site that is tied to others or not."""
         weight, parent = maps[path], path.rpartition(".")[0]
-        if reads_tensors(self.model.get_submodule(parent), weight.path.removeprefix(f"{parent}.")):
+        if reads_tensors(self.model, parent, weight.path.removeprefix(f"{parent}.")):
             why = "its parent computes with its weight itself"
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=why))
         slots: dict[str, int] = {}
@@ -151,7 +151,9 @@ class RegionCompiler:
             try:
                 self._compiled[key] = self._compile(path, module, expand)
             except UntraceableRegion as reason:
-                read = [t.path for t in targets if t.path and reads_tensors(module, t.path)]
+                read = [
+                    t.path for t in targets if t.path and reads_tensors(self.model, path, t.path)
+                ]
                 self._compiled[key] = BypassedTarget(read[0]) if read else reason
         return self._compiled[key]
 
