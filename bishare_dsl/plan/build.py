@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
 from bishare_dsl.plan.train import train
 from bishare_dsl.spec import SINGULAR, And, Expression, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
+from bishare_dsl.spec.spec import Key
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -245,10 +247,10 @@ class _SharePlan:
         # What a transform pools does not depend on the rank.
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
-            groups = self._groups(role, [p for p in places if role in pooled or role in p.own])
+            groups = self._groups(role, self.share.key(role), places)
             self._look_alone(role, groups)
             for key, members in groups.items():
-                self._pool(role, key, members)
+                self._pool(role, key, members, places)
         for place in places:
             self._term(place)
         if places[0].resolved.subtracted:  # At one rank, and so at all.
@@ -280,14 +282,15 @@ class _SharePlan:
     def _key_loc(self, role: str) -> Loc:
         return (*self.loc, *(("keys", role) if role in self.share.keys else ("per",)))
 
-    def _groups(self, role: str, places: Sequence[_Place]) -> _Groups:
-        """Return the sites of each distinct value of the key of a tensor."""
+    def _groups(self, role: str, key: Key, places: Sequence[_Place]) -> _Groups:
+        """Return the sites that have a tensor, for each distinct value of a key of it."""
         groups: _Groups = {}
         loc = self._key_loc(role)
         for place in places:
-            parts = enumerate(self.share.key(role))
-            key = tuple(self._key(place.site, part, (*loc, i)) for i, part in parts)
-            groups.setdefault(key, []).append(place)
+            if role not in place.resolved.transform.pooled and role not in place.own:
+                continue
+            values = tuple(self._key(place.site, part, (*loc, i)) for i, part in enumerate(key))
+            groups.setdefault(values, []).append(place)
         return groups
 
     def _look_alone(self, role: str, groups: _Groups) -> None:
@@ -311,8 +314,14 @@ class _SharePlan:
         except EvaluationError as error:
             raise EvaluationError(located(error.problem, part, site)) from error
 
-    def _pool(self, role: str, key: tuple[Value, ...], members: Sequence[_Place]) -> None:
-        """Add a pool and its tensor."""
+    def _pool(
+        self,
+        role: str,
+        key: tuple[Value, ...],
+        members: Sequence[_Place],
+        places: Sequence[_Place],
+    ) -> None:
+        """Add a pool and its tensor; ``places`` are all sites of the share."""
         paths = tuple(place.site.path for place in members)
         shown = tuple(self.short[v] if v == paths[0] else v for v in key)
         pool = ".".join(
@@ -332,7 +341,7 @@ class _SharePlan:
             what = f"share its {role} in the pool `{pool}`"
             if len(members) == 1:
                 what = f"have a factor {role} at `{paths[0]}`"
-            raise self._unfit(what, error) from error
+            raise self._unfit(what, error, self._finer(role, places)) from error
         if members[0].resolved.starts[role].init in SINGULAR:
             self._singular(role, shape, members)
         self._tensor(name, role, shape, [place.site for place in members], members[0].resolved)
@@ -390,19 +399,33 @@ class _SharePlan:
             )
         )
 
-    def _unfit(self, what: str, error: ValueError) -> PlanError:
+    def _finer(self, role: str, places: Sequence[_Place]) -> str | None:
+        """Find what makes the key of a tensor one under which all that have it fit, and say it."""
+        key, name = self.share.key(role), f"{role} " if role in self.share.keys else ""
+        pooled = places[0].resolved.transform.pooled
+        alike = [role] if name else [role for role in pooled if role not in self.share.keys]
+        for more in (("kind",), ("parent",), ("kind", "parent"), ("in",), ("out",), ("in", "out")):
+            finer = (*key, *(Ref(ref=word) for word in more))
+            if len({*map(str, finer)}) < len(finer):
+                continue
+            with suppress(ValueError):
+                for other in alike:
+                    for members in self._groups(other, finer, places).values():
+                        self._shared_shape(other, members)
+                words = [part.ref for part in finer if isinstance(part, Ref)]
+                if len(words) == len(finer):
+                    return f"the key `{name}per {', '.join(words)}`"
+                return f"`{', '.join(more)}` as a further part of its key"
+        return None
+
+    def _unfit(self, what: str, error: ValueError, finer: str | None = None) -> PlanError:
         bare = self.share.via is None
+        help = "give it a transform (`via SS`, `via KE`, `via GT`)" if bare else None
+        if finer:
+            help = f"{help or 'take an option that fits these widths'}, or {finer}"
+        loc: Loc = (*self.loc, "per" if bare else "via")
         return PlanError(
-            codes.SHAPES(
-                share=self.share.name,
-                what=what,
-                why=str(error),
-                loc=(*self.loc, "per" if bare else "via"),
-                help="give it a transform (`via SS`, `via KE`, `via GT`), or a key under which widths "
-                "are equal (`per layer, kind`)"
-                if bare
-                else None,
-            )
+            codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         )
 
     def _tensor(

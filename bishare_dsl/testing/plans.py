@@ -371,8 +371,12 @@ class _Drawing:
     def _equal_vias(self, sites: Sequence[Site]) -> list[Via]:
         """Draw transforms for pools whose sites are as wide as one another."""
         blocks = gcd(*(side for site in sites for side in (site.d_in, site.d_out)))
+        chunks = (
+            min(self.any(1, 2, 3), *(site.d_in for site in sites)),
+            min(2, *(site.d_out for site in sites)),
+        )
         return [
-            Via(transform="Rotation", options={"chunks_A": self.any(1, 2, 3), "chunks_B": 2}),
+            Via(transform="Rotation", options={"chunks_A": chunks[0], "chunks_B": chunks[1]}),
             Via(transform="BlockDiagonal", options=self._blocks(blocks)),
             Via(transform="Mix", options={f"count_{self.any('A', 'B')}": self.any(2, 3)}),
             Via(transform="Shards", options={"rows": 1, "shards": self._divisor(blocks)}),

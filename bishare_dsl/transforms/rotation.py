@@ -38,7 +38,10 @@ class Rotation(Transform):
     )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, math.ceil(one_width(widths) / self._chunks(role))
+        width, chunks = one_width(widths), self._chunks(role)
+        if chunks > width:
+            raise ValueError(f"{chunks:,} chunks are more than its {width:,} columns")
+        return rank, math.ceil(width / chunks)
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
         # The paper's rectified start: a chunk starts as the whole factor would.

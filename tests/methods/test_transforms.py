@@ -32,7 +32,8 @@ def multiples(widths, of):
 
 @given(pools(), RANKS, COUNTS, COUNTS, st.none() | st.integers(0, 7))
 def test_rotation(widths, rank, chunks_a, chunks_b, stride):
-    rotation = Rotation(chunks_A=chunks_a, chunks_B=chunks_b, stride=stride)
+    chunks = {"chunks_A": min(chunks_a, widths[0].d_in), "chunks_B": min(chunks_b, widths[0].d_out)}
+    rotation = Rotation(**chunks, stride=stride)
     assert check_transform(rotation, rank, widths[:1])
 
 
@@ -124,6 +125,7 @@ def test_options_that_mean_nothing(kind, options):
         (VectorBank(length=5), [Width(10, 12)], "vectors of length 5 cannot tile a width of 12"),
         (BlockDiagonal(blocks=4), [Width(8, 6)], "a width of 6 does not divide into 4 blocks"),
         (Rotation(), [Width(8, 8), Width(8, 6)], "different widths"),
+        (Rotation(chunks_B=9), [Width(12, 8)], "9 chunks are more than its 8 columns"),
         (Experts(), [Width(8, 8), Width(8, 6)], "different widths"),
     ],
 )

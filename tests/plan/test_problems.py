@@ -7,8 +7,9 @@ import pytest
 from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import read
-from bishare_dsl.models import preset
+from bishare_dsl.models import inspect_model, preset
 from bishare_dsl.plan import build_plan
+from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.registry import _REGISTERED as registry_of_transforms
 from bishare_dsl.transforms.slice_sharing import SliceSharing
@@ -191,6 +192,36 @@ RIGHT = [
 @pytest.mark.parametrize("text", RIGHT)
 def test_nothing_is_said_of(text):
     assert problems_of(text)[0] == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "advised"),
+    [
+        ("{}", "per layer, kind", "per layer, kind, parent"),
+        ("{} B per module", "A per kind", "A per kind, parent"),
+        ("{}", "per kind, layer // 2", None),
+        ("B per module {}", "A per model", "A per parent"),
+    ],
+)
+def test_the_key_that_is_advised_fits(keys, given, advised):
+    """In BERT up and down projections are both called `dense`; what the key has already is no advice."""
+    model = inspect_model(tiny_model("bert"))
+
+    def helps(key):
+        spec, _ = read(f"spec s target mlp_ups, mlp_downs share x {keys.format(key)} rank 2")
+        try:
+            build_plan(spec, model)
+        except PlanError as error:
+            return [problem.help for problem in error.problems]
+        return []
+
+    (help,) = helps(given)
+    if advised is None:
+        assert help.endswith(", or `parent` as a further part of its key")
+        advised = f"{given}, parent"
+    else:
+        assert help.endswith(f", or the key `{advised}`")
+    assert not helps(advised)
 
 
 def test_every_code_of_a_spec_and_of_a_plan_is_tested():

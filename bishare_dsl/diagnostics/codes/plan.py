@@ -26,7 +26,7 @@ SHAPES = Code(
     "BS305",
     "a factor that cannot be shared between these modules",
     "share `{share}` cannot {what}: {why}",
-    "take an option that fits these widths, or a key under which fewer modules share",
+    "take an option that fits these widths",
 )
 ARM_NOTHING = Code(
     "BS306",
