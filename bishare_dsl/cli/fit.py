@@ -139,23 +139,23 @@ def command(
         )
         tensors = family.tensors(values, next(iter(named)))
         if data is not None:
-            from bishare_dsl.cli.updates import load_for_analysis
+            from bishare_dsl.cli.candidates import load_base
             from bishare_dsl.fit.distil import distil, read_examples
 
-            with load_for_analysis(model_name, None, device, report) as (live, tokenizer):
-                examples, collator = read_examples(data, tokenizer)
-                report.note("training towards what the LoRA makes of the data ...")
-                distilled = distil(
-                    live,
-                    first,
-                    made,
-                    tensors,
-                    examples,
-                    collator,
-                    steps=steps or 100,
-                    rate=learning_rate or 1e-4,
-                    seed=seed,
-                )
+            live, tokenizer = load_base(model_name, None, device, report)
+            examples, collator = read_examples(data, tokenizer)
+            report.note("training towards what the LoRA makes of the data ...")
+            distilled = distil(
+                live,
+                first,
+                made,
+                tensors,
+                examples,
+                collator,
+                steps=steps or 100,
+                rate=learning_rate or 1e-4,
+                seed=seed,
+            )
             tensors = distilled.tensors
             report.data(distilled={"before": distilled.before, "after": distilled.after})
             report.note(str(distilled))

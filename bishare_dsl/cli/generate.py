@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics.codes import usage as codes
-
-_SHOWN = 60
+from bishare_dsl.diagnostics import one_line
+from bishare_dsl.diagnostics.codes.evaluate import RUN_FAILED
+from bishare_dsl.diagnostics.codes.usage import CANNOT_READ, WRONG_USAGE
 
 
 @click.command(
@@ -21,67 +21,29 @@ _SHOWN = 60
         'bishare generate my-adapter --model ./my-checkpoint --prompt "Why is the sky blue?"',
         "bishare generate a b --base --model ./my-checkpoint --prompt-file question.txt --json",
         "echo 2 + 2 = | bishare generate my-adapter --model ./my-checkpoint --prompt-file - --no-chat",
+        'bishare generate my-adapter --model ./my-checkpoint --prompt "Name a fruit." --set num_beams=4',
     ),
 )
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
 @options.model(weights=True)
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.")
+@click.option("--prompt", metavar="TEXT", help="What the model answers, or goes on from.")
 @click.option(
     "--prompt-file",
-    "files",
-    multiple=True,
-    type=click.Path(allow_dash=True),
+    type=click.File(encoding="utf-8"),
     metavar="FILE",
-    help="A prompt in a file, or - for standard input; may be repeated.",
+    help="The same; - for stdin.",
 )
 @click.option("--base", is_flag=True, help="Let the base without an adapter answer too, first.")
+@click.option("--chat/--no-chat", default=None, help="By default if there is a chat template.")
+@click.option("--system", metavar="TEXT", help="What the chat template says before.")
+@click.option("--max_new_tokens", default=256, metavar="N", help="The most; by default 256.")
 @click.option(
-    "--chat/--no-chat",
-    default=None,
-    help="Put the prompt into the tokenizer's chat template; by default if it has one.",
+    "--do_sample/--no_do_sample", default=None, help="Draw tokens, or take the likeliest."
 )
-@click.option("--system", metavar="TEXT", help="What the chat template says before the prompt.")
-@click.option(
-    "--max_new_tokens",
-    type=click.IntRange(min=1),
-    default=256,
-    metavar="N",
-    help="The most that are generated; by default 256.",
-)
-@click.option(
-    "--do_sample/--no_do_sample",
-    default=None,
-    help="Draw tokens, or take the most likely; by default as the model's generation config says.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    metavar="T",
-    help="Draw tokens at this temperature; 0 takes the most likely.",
-)
-@click.option(
-    "--top_p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    metavar="P",
-    help="Draw from the most likely tokens that have this share.",
-)
-@click.option(
-    "--top_k",
-    type=click.IntRange(min=1),
-    metavar="K",
-    help="Draw from this many most likely tokens.",
-)
-@click.option("--num_beams", type=click.IntRange(min=1), metavar="N", help="Beam search.")
-@click.option(
-    "--stop", multiple=True, metavar="TEXT", help="End where this is written; may be repeated."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    metavar="N",
-    help="Set before each answer; by default 0.",
-)
+@click.option("--temperature", type=float, metavar="T", help="Draw tokens at this temperature.")
+@click.option("--top_p", type=float, metavar="P", help="Draw from the likeliest with this share.")
+@options.keywords
+@options.seed
 @options.dtype
 @options.device
 @options.as_json
@@ -92,114 +54,72 @@ def command(
     /,
     folders: tuple[Path, ...],
     model: str,
-    prompts: tuple[str, ...],
-    files: tuple[str, ...],
+    prompt: str | None,
+    prompt_file: TextIO | None,
     base: bool,
     chat: bool | None,
     system: str | None,
-    max_new_tokens: int,
-    stop: tuple[str, ...],
     seed: int,
     dtype: str | None,
     device: str | None,
-    **sampling: Any,
+    keywords: dict[str, Any],
+    **generation: Any,
 ) -> None:
-    """Let models answer prompts: each adapter in turn, on one base that is loaded once.
+    """Let models answer a prompt: each adapter in turn, on one base that is loaded once.
 
-    Without DIR the base alone answers. Options with underscores are those of generate() in transformers.
-    On a terminal the text is shown as it comes.
+    Without DIR the base alone answers. Options with underscores are those of generate() in transformers, and
+    --set gives its others. What is not given is as the model's generation config says, but that tokens are
+    drawn where --temperature or --top_p is given. On a terminal the text is shown as it comes.
     """
-    asked = [*prompts, *map(_read, files)]
-    if not asked:
-        help = 'such as `--prompt "What is shared?"`'
-        what = "missing option `--prompt` or `--prompt-file`"
-        raise CommandError(codes.WRONG_USAGE(what=what, help=help))
-    if not all(asked):
-        raise CommandError(
-            codes.WRONG_USAGE(what="a prompt is empty", help="write what the model is to answer")
-        )
-    if system is not None and chat is False:
-        raise CommandError(codes.WRONG_USAGE(what="`--system` needs the chat template"))
-    generation = _generation(**sampling)
-    from bishare_dsl.evaluate.candidates import activate_candidate, check_candidates, load_base
+    text: Any = prompt
+    if prompt_file is not None:
+        try:
+            text = prompt_file.read().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise CommandError(CANNOT_READ(path=prompt_file.name, reason=error.reason)) from None
+    if not text or (prompt and prompt_file):
+        what = "the prompt is what either `--prompt` or `--prompt-file` gives, and is not empty"
+        raise CommandError(WRONG_USAGE(what=what, help='such as `--prompt "What is shared?"`'))
+    generation = {name: value for name, value in generation.items() if value is not None} | keywords
+    if generation.keys() & {"temperature", "top_p"}:
+        generation.setdefault("do_sample", True)
+    from transformers import TextStreamer, set_seed
 
-    templated = bool(chat) or system is not None
-    source, models, problems = check_candidates(model, folders, base=base, chat=templated)
-    report.all(problems)
-    report.note(f"loading {model} ...")
-    from dataclasses import asdict
+    from bishare_dsl.cli.candidates import adapted, load_base, read_adapters, with_base
+    from bishare_dsl.evaluate.errors import EvaluateError
 
-    from transformers import TextStreamer
-    from transformers.utils import logging
-
-    from bishare_dsl.evaluate.completion import complete
-
-    if report.quiet or not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    live, tokenizer = load_base(source, dtype=dtype, device=device, chat=templated)
-    streaming = sys.stdout.isatty() and not report.as_json and (sampling["num_beams"] or 1) == 1
-    answers: list[dict[str, Any]] = []
-    for candidate in models:
-        with activate_candidate(live, candidate) as notes:
-            for note in notes:
-                report.note(note)
-            for prompt in asked:
-                if len(models) * len(asked) > 1:
-                    report.result(
-                        f"{'' if not answers else chr(10)}== {_title(candidate.label, prompt)}"
-                    )
-                streamer = None
-                if streaming:
-                    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-                answer = complete(
-                    live,
-                    tokenizer,
-                    prompt,
-                    chat=chat,
-                    system=system,
-                    stop=stop,
-                    seed=seed,
-                    max_new_tokens=max_new_tokens,
+    models = with_base(read_adapters(folders, model, report), base=base)
+    live, tokenizer = load_base(model, dtype, device, report)
+    chat = bool(tokenizer.chat_template) if chat is None else chat
+    if (chat and not tokenizer.chat_template) or (system is not None and not chat):
+        raise CommandError(WRONG_USAGE(what="`--chat` and `--system` need a chat template"))
+    if chat:
+        turns = [] if system is None else [{"role": "system", "content": system}]
+        turns.append({"role": "user", "content": text})
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not chat).to(live.device)
+    streamer = None
+    if sys.stdout.isatty() and not report.as_json and generation.get("num_beams", 1) == 1:
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answers = []
+    for label, adapter in models.items():
+        if len(models) > 1:
+            report.result(f"== {label}")
+        set_seed(seed)
+        with adapted(live, adapter, report):
+            try:
+                output = live.generate(  # type: ignore[operator]
+                    inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    tokenizer=tokenizer,
                     streamer=streamer,
                     **generation,
                 )
-                if streamer is None:
-                    report.result(answer.text)
-                answers.append({"model": candidate.label, "prompt": prompt, **asdict(answer)})
+                new = output[:, inputs["input_ids"].shape[1] :]
+            except Exception as error:  # of any type, where an argument is none of the model's
+                raise EvaluateError(RUN_FAILED(model=label, reason=one_line(error))) from error
+        for answer in tokenizer.batch_decode(new, skip_special_tokens=True):
+            answers.append({"model": label, "text": answer})
+            if streamer is None:
+                report.result(answer)
     report.data(model=model, answers=answers)
-
-
-def _read(file: str) -> str:
-    """Return a prompt from a file, without the line end that editors put at its end."""
-    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        return data.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise CommandError(codes.CANNOT_READ(path=file, reason="it is not text in UTF-8")) from None
-
-
-def _title(label: str, prompt: str) -> str:
-    words = " ".join(prompt.split())
-    return f"{label}: {words if len(words) <= _SHOWN else words[: _SHOWN - 3] + '...'}"
-
-
-def _generation(
-    do_sample: bool | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    num_beams: int | None,
-) -> dict[str, Any]:
-    """Return keywords for ``generate()``: whoever sets how to draw wants tokens drawn."""
-    if do_sample is False and (temperature or top_p or top_k):
-        what = "`--no_do_sample` leaves nothing for `--temperature`, `--top_p` and `--top_k` to do"
-        raise CommandError(codes.WRONG_USAGE(what=what))
-    if do_sample and temperature == 0:
-        raise CommandError(codes.WRONG_USAGE(what="`--temperature 0` draws nothing"))
-    drawing = {"temperature": temperature or None, "top_p": top_p, "top_k": top_k}
-    if do_sample is None and temperature == 0:
-        do_sample = False
-    if do_sample is None and any(value is not None for value in drawing.values()):
-        do_sample = True
-    given = {"do_sample": do_sample, "num_beams": num_beams, **(drawing if do_sample else {})}
-    return {name: value for name, value in given.items() if value is not None}

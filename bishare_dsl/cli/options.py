@@ -297,6 +297,35 @@ many_values = click.option(
 )
 
 
+def _keywords(
+    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any]:
+    """Read ``("num_beams=4", "cache=static")`` as ``{"num_beams": 4, "cache": "static"}``."""
+    import json
+
+    found: dict[str, Any] = {}
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise click.BadParameter(f"`{setting}` is not of the form name=value")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+keywords = click.option(
+    "-s",
+    "--set",
+    "keywords",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_keywords,
+    help="Any other argument, as JSON or a word; may be repeated.",
+)
+
+
 def examples(*lines: str) -> str:
     """Write the end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

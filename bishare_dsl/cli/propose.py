@@ -200,14 +200,15 @@ def _of_data(
     from bishare_dsl.analyse.batches import batches_of
     from bishare_dsl.analyse.propose.evidence import of_gradients
     from bishare_dsl.analyse.propose.gradients import gradients
-    from bishare_dsl.cli.updates import load_for_analysis, progress_bar
+    from bishare_dsl.cli.candidates import load_base
+    from bishare_dsl.cli.updates import progress_bar
     from bishare_dsl.models import architecture_of
 
-    with load_for_analysis(model, dtype, device, report) as (live, tokenizer):
-        batches = batches_of(data, tokenizer, _ROWS)
-        found = gradients(live, sites, batches, seed=seed, watch=progress_bar(report))
-        source = f"the gradients of {len(batches)} batches of {Path(data).name}"
-        return of_gradients(architecture_of(model), found, source)
+    live, tokenizer = load_base(model, dtype, device, report)
+    batches = batches_of(data, tokenizer, _ROWS)
+    found = gradients(live, sites, batches, seed=seed, watch=progress_bar(report))
+    source = f"the gradients of {len(batches)} batches of {Path(data).name}"
+    return of_gradients(architecture_of(model), found, source)
 
 
 def _sites(target: str | None, architecture: Architecture) -> list[Site]:

@@ -34,8 +34,7 @@ _USAGE_CODES = frozenset(
         *(f"BS{number}" for number in (*range(730, 739), 740, 741, 742, 744, 746)),
         *("BS701", "BS703", "BS704"),
         "BS851",  # A budget for no share.
-        # What an evaluation needs: lm_eval, its tasks, a tokenizer, a flag, a prompt that fits.
-        *("BS802", "BS803", "BS804", "BS805", "BS807", "BS808", "BS810"),
+        *("BS802", "BS803", "BS805"),  # What an evaluation needs: its tasks, a tokenizer.
     ]
 )
 # What a terminal acts on, but for tabs and line breaks.

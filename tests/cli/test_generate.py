@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
-from bishare_dsl import compile_spec
+from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
@@ -41,57 +42,60 @@ def generate(bishare, made, monkeypatch):
     return run
 
 
-def test_one_answer_is_the_text_alone(generate):
+def test_one_answer_is_the_text_alone_of_the_model_s_own_generate(generate):
     run = generate("one", "--prompt", "hello")
-    answer = json.loads(generate("one", "--prompt", "hello", "--json").out)["answers"][0]
-    assert (run.code, run.out) == (0, answer["text"] + "\n")
-    assert run.err == "loading tiny ...\n"
-    assert (answer["model"], answer["tokens"], answer["finish"]) == ("one", 8, "length")
+    answers = json.loads(generate("one", "--prompt", "hello", "--json").out)["answers"]
+    assert (run.code, run.err) == (0, "loading tiny ...\n")
+    assert answers == [{"model": "one", "text": run.out.removesuffix("\n")}]
+    tokenizer = tiny_tokenizer()
+    model = load_adapter("one", LlamaForCausalLM.from_pretrained("tiny"))
+    inputs = tokenizer("hello", return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    assert answers[0]["text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_models_and_prompts_are_told_apart(generate, made):
+def test_models_are_told_apart_and_a_prompt_is_a_file_or_typed(generate, made):
     (made / "prompt.txt").write_text("from a\nfile\n")
-    command = ["one", "--base", "--prompt", "hello", "--prompt-file", "prompt.txt"]
-    run = generate(*command, "--prompt-file", "-", stdin=b"typed\n")
+    run = generate("one", "--base", "--prompt-file", "prompt.txt")
     heads = [line for line in run.out.splitlines() if line.startswith("== ")]
-    assert heads == [
-        f"== {model}: {prompt}"
-        for model in ("base", "one")
-        for prompt in ("hello", "from a file", "typed")
-    ]
-    run = generate(*command, "--json")
-    answers = json.loads(run.out)["answers"]
-    assert [answer["prompt"] for answer in answers] == ["hello", "from a\nfile"] * 2
-    assert answers[0]["text"] != answers[2]["text"]
+    assert heads == ["== base", "== one"]
+    typed = generate("one", "--base", "--prompt-file", "-", "--json", stdin=b"from a\nfile\n")
+    base, one = (answer["text"] for answer in json.loads(typed.out)["answers"])
+    assert run.out == f"== base\n{base}\n== one\n{one}\n"
+    assert base != one
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ([], {}),
-        (["--do_sample"], {"do_sample": True}),
-        (["--no_do_sample"], {"do_sample": False}),
-        (["--temperature", "0"], {"do_sample": False}),
+        (["--no_do_sample", "--set", "num_beams=2"], {"do_sample": False, "num_beams": 2}),
         (["--temperature", "0.5"], {"do_sample": True, "temperature": 0.5}),
-        (["--top_k", "3", "--top_p", "0.9"], {"do_sample": True, "top_k": 3, "top_p": 0.9}),
-        (["--num_beams", "2"], {"num_beams": 2}),
+        (["--top_p", "0.9", "--set", "top_k=3"], {"do_sample": True, "top_k": 3, "top_p": 0.9}),
+        (["--set", "stop_strings=x"], {"stop_strings": "x"}),
     ],
 )
 def test_options_are_those_of_generate(generate, monkeypatch, given, expected):
-    from transformers import LlamaForCausalLM
-
     seen = {}
     real = LlamaForCausalLM.generate
 
-    def watch(self, **settings):
+    def watch(self, inputs, **settings):
         seen.update(settings)
-        return real(self, **settings)
+        return real(self, inputs, **settings)
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", watch)
     assert generate("--prompt", "a", *given).code == 0
-    for name in ("input_ids", "attention_mask", "streamer"):
+    for name in ("attention_mask", "streamer", "tokenizer"):
         seen.pop(name)
     assert seen == {"max_new_tokens": 8, **expected}
+
+
+def test_models_that_draw_draw_alike(generate):
+    drawn = ("--prompt", "hello", "--temperature", "2", "--seed", "3", "--json")
+    again, once = (json.loads(generate(*drawn).out) for _ in range(2))
+    assert once == again
+    many = json.loads(generate(*drawn, "--set", "num_return_sequences=2").out)["answers"]
+    assert len({answer["text"] for answer in many}) == 2
 
 
 def test_on_a_terminal_the_text_comes_as_it_is_made(generate, monkeypatch):
@@ -107,7 +111,7 @@ def test_on_a_terminal_the_text_comes_as_it_is_made(generate, monkeypatch):
     assert "".join(seen) == plain.removesuffix("\n")
 
 
-def test_the_chat_template_is_the_default(generate, made, tmp_path, monkeypatch, bishare):
+def test_the_chat_template_is_the_default(tmp_path, monkeypatch, bishare):
     tiny_model("llama", max_position_embeddings=128).save_pretrained(tmp_path / "tiny")
     tiny_tokenizer(TEMPLATE).save_pretrained(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
@@ -122,18 +126,16 @@ def test_the_chat_template_is_the_default(generate, made, tmp_path, monkeypatch,
     [
         ([], "BS901"),
         (["--prompt", ""], "BS901"),
-        (["--prompt", "a", "--no-chat", "--system", "b"], "BS901"),
-        (["--prompt", "a", "--do_sample", "--temperature", "0"], "BS901"),
-        (["--prompt", "a", "--no_do_sample", "--top_k", "3"], "BS901"),
-        (["--prompt-file", "nowhere"], "BS904"),
+        (["--prompt", "a", "--prompt-file", "tiny/config.json"], "BS901"),
+        (["--prompt", "a", "--system", "b"], "BS901"),
+        (["--prompt", "a", "--chat"], "BS901"),
+        (["--prompt-file", "nowhere"], "BS901"),
         (["--prompt-file", "one/adapter.safetensors"], "BS904"),
         (["nowhere", "--prompt", "a"], "BS601"),
-        (["--prompt", "a", "--chat"], "BS807"),
-        (["--prompt", "a", "--max_new_tokens", "500"], "BS810"),
+        (["--prompt", "a", "--set", "warm=1"], "BS806"),
     ],
 )
-def test_what_cannot_be_is_wrong_usage(generate, arguments, code):
+def test_what_cannot_be_is_told(generate, arguments, code):
     run = generate(*arguments)
-    assert (run.code, run.out) == (2, "")
+    assert (run.code, run.out) == (1 if code == "BS806" else 2, "")
     assert f"error[{code}]" in run.err
-    assert ("loading" in run.err) == (code == "BS810")

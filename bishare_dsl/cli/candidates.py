@@ -1,0 +1,87 @@
+"""The adapters of a command line: read before their base is loaded, and put into it one after another."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bishare_dsl.cli.reading import read_adapter_for
+from bishare_dsl.cli.report import Report
+from bishare_dsl.diagnostics.codes import evaluate as codes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bishare_dsl.adapter.files import StoredAdapter
+
+BASE = "base"
+
+
+def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[str, StoredAdapter]:
+    """Read adapters of a model.
+
+    Each is called after its folder, and by its whole path where that says more than one thing, or `BASE`.
+
+    Raises:
+        BishareError: one cannot be read or does not fit, or the model cannot be found.
+    """
+    from bishare_dsl.models import architecture_of
+
+    architecture = architecture_of(model)
+    names = {folder: folder.resolve().name for folder in folders}
+    count = Counter([BASE, *names.values()])
+    return {
+        name if count[name] == 1 else str(folder): read_adapter_for(folder, architecture, report)
+        for folder, name in names.items()
+    }
+
+
+def with_base(stored: dict[str, StoredAdapter], *, base: bool) -> dict[str, StoredAdapter | None]:
+    """Put the base, as None, before adapters: where it is asked for, or where there is nothing else."""
+    first: dict[str, StoredAdapter | None] = {BASE: None} if base or not stored else {}
+    return first | stored
+
+
+def load_base(
+    model: str, dtype: str | None, device: str | None, report: Report
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model, by default to the GPU where there is one, and its tokenizer.
+
+    Raises:
+        BishareError: as `load_model` does, or there is no tokenizer (BS805).
+    """
+    import torch
+    from transformers.utils import logging
+
+    from bishare_dsl.evaluate.errors import EvaluateError
+    from bishare_dsl.models.load import load_model, require_weights
+
+    source = require_weights(model)
+    if report.quiet or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    report.note(f"loading {model} ...")
+    default = "cuda" if torch.cuda.is_available() else None
+    live, tokenizer = load_model(source, dtype=dtype, device=device or default)
+    if tokenizer is None:
+        raise EvaluateError(codes.NO_TOKENIZER(model=model))
+    return live, tokenizer
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, stored: StoredAdapter | None, report: Report) -> Iterator[None]:
+    """Put an adapter, if one is given, into a model for a block."""
+    from bishare_dsl.compiler import install
+
+    if stored is None:
+        yield
+        return
+    for note in install(model, stored):
+        report.note(note)
+    try:
+        yield
+    finally:
+        model.bishare.unload()  # type: ignore[union-attr, operator]
