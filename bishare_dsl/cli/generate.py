@@ -34,7 +34,7 @@ from bishare_dsl.diagnostics.codes.usage import CANNOT_READ, WRONG_USAGE
     help="The same; - for stdin.",
 )
 @click.option("--base", is_flag=True, help="Let the base without an adapter answer too, first.")
-@click.option("--chat/--no-chat", default=None, help="By default if there is a chat template.")
+@click.option("--chat/--no-chat", default=None, help="Use the chat template; by default if any.")
 @click.option("--system", metavar="TEXT", help="What the chat template says before.")
 @click.option("--max_new_tokens", default=256, metavar="N", help="The most; by default 256.")
 @click.option(
