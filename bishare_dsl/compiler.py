@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
@@ -100,11 +101,13 @@ def make_plan(
 
 
 def read_fitting(
-    folder: str | os.PathLike[str], model: nn.Module | Architecture | Source | str
+    folder: str | os.PathLike[str],
+    model: nn.Module | Architecture | Source | str,
+    named: Source | str | None = None,
 ) -> tuple[StoredAdapter, list[Problem]]:
     """Read an adapter that fits a model, bishare's or a LoRA of PEFT, and find what to warn of.
 
-    One that the Hub has is fetched.
+    One that the Hub has is fetched. ``named`` is what names the model, where ``model`` is its shapes.
 
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
@@ -115,7 +118,7 @@ def read_fitting(
     folder = adapter_folder(folder)
     if is_peft(folder):
         with TemporaryDirectory() as scratch:
-            import_peft(folder, architecture_of(model), scratch)
+            import_peft(folder, model, scratch, named)
             stored = replace(read_adapter(scratch), folder=Path(folder))
     else:
         stored = read_adapter(folder)
@@ -125,18 +128,29 @@ def read_fitting(
 
 
 def import_peft(
-    folder: str | os.PathLike[str], architecture: Architecture, out: str | os.PathLike[str]
+    folder: str | os.PathLike[str],
+    model: nn.Module | Architecture | Source | str,
+    out: str | os.PathLike[str],
+    named: Source | str | None = None,
 ) -> str:
     """Write an adapter that adds to each module what a LoRA of PEFT adds; give the text of its spec.
 
+    Arguments as in `read_fitting`.
+
     Raises:
-        AdapterError: as `read_peft` and `save_adapter` do.
+        BishareError: as `read_peft` and `save_adapter` do, or the model cannot be found.
     """
     from bishare_dsl.adapter.files import save_adapter
     from bishare_dsl.export.from_peft import read_peft
     from bishare_dsl.language import spec_text
+    from bishare_dsl.models.load import meta_model
+    from bishare_dsl.models.source import Source
 
-    spec, plan, tensors = read_peft(folder, architecture)
+    source = named if isinstance(model, Architecture) else model
+    live = None
+    if source is not None:
+        live = partial(meta_model, source) if isinstance(source, (str, Source)) else lambda: source
+    spec, plan, tensors = read_peft(folder, architecture_of(model), live)
     text = spec_text(spec)
     save_adapter(out, plan, tensors, text, seed=0)
     return text

@@ -35,7 +35,9 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
     names = {folder: folder.resolve().name for folder in folders}
     count = Counter([BASE, *names.values()])
     return {
-        name if count[name] == 1 else str(folder): read_adapter_for(folder, architecture, report)
+        name if count[name] == 1 else str(folder): read_adapter_for(
+            folder, architecture, report, model
+        )
         for folder, name in names.items()
     }
 

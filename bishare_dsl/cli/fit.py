@@ -116,7 +116,7 @@ def command(
     if data is not None:
         require_weights(model_name)
     made = plan_of(spec, base, params, report)
-    first = read_adapter_for(folders[0], base, report)
+    first = read_adapter_for(folders[0], base, report, model_name)
     report.note("fitting ...")
     import torch
 
@@ -129,7 +129,10 @@ def command(
         report.note(f"sweep {sweep}: relative error {100 * error:.3g}%")
 
     read = (
-        (name, first if folder == folders[0] else read_adapter_for(folder, base, report))
+        (
+            name,
+            first if folder == folders[0] else read_adapter_for(folder, base, report, model_name),
+        )
         for name, folder in named.items()
     )
     with open_pairs(read) as found:
@@ -210,7 +213,7 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
 def _base(folder: Path, model: str | None) -> tuple[Architecture, str]:
     """Return the shapes and the name of the base: the one that is named, or that the adapter names."""
     from bishare_dsl.adapter.files import is_peft, read_adapter
-    from bishare_dsl.export.from_peft import base_of
+    from bishare_dsl.export.peft_config import read_config
     from bishare_dsl.hub import adapter_folder
     from bishare_dsl.models import architecture_of
 
@@ -218,7 +221,7 @@ def _base(folder: Path, model: str | None) -> tuple[Architecture, str]:
     if model is None and not is_peft(folder):
         plan = read_adapter(folder).plan
         return plan.base, plan.base.model_id or plan.base.name
-    name = model or base_of(folder)
+    name = model or read_config(folder).base_model_name_or_path
     if name is None:
         raise CommandError(codes.WRONG_USAGE(what="the LoRA names no base: give --model"))
     return architecture_of(name), name

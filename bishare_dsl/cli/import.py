@@ -34,15 +34,14 @@ def command(report: Report, folder: Path, model: str | None, out: Path, force: b
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.compiler import import_peft
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.export.from_peft import base_of
-    from bishare_dsl.models import architecture_of
+    from bishare_dsl.export.peft_config import read_config
 
     check_out(out, force=force, mark=CONFIG)
-    base = model or base_of(folder)
+    base = model or read_config(folder).base_model_name_or_path
     if base is None:
         raise CommandError(codes.WRONG_USAGE(what="the LoRA names no base: give --model"))
     report.note(f"importing for {base} ...")
-    text = import_peft(folder, architecture_of(base), out)
+    text = import_peft(folder, base, out)
     report.data(out=str(out), spec=text)
     report.result(text.rstrip())
     report.note(f"saved in {out}")

@@ -263,7 +263,7 @@ def _tell(found: Proposal, report: Report) -> None:
         for w in found.weighed[:BEST]
     ]
     head = ["weighed, each alone", "rank", "parameters", "kept", "by chance"]
-    report.note(table(head, rows, left={0}))
+    report.note(*table(head, rows, left={0}).split("\n"))
     if (more := len(found.weighed) - BEST) > 0:
         report.note(f"and {more} more, which --json has")
     report.note(

@@ -100,16 +100,18 @@ def read_specs(
 
 
 def read_adapter_for(
-    folder: Path, model: str | Source | Architecture, report: Report
+    folder: Path, model: str | Source | Architecture, report: Report, named: str | None = None
 ) -> StoredAdapter:
     """Return the adapter in a folder, which fits a model; warnings go to the report.
+
+    ``named`` is what names the model, where ``model`` is its shapes.
 
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
     from bishare_dsl.compiler import read_fitting
 
-    stored, problems = read_fitting(folder, model)
+    stored, problems = read_fitting(folder, model, named)
     report.all(problems)
     return stored
 

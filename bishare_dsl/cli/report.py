@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
-from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, render
+from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
 from bishare_dsl.progress import is_shown, track
 
 _Item = TypeVar("_Item")
@@ -75,10 +75,10 @@ class Report:
         """Add fields to the result, for machines."""
         self._data |= values
 
-    def note(self, text: str) -> None:
-        """Write what happens, or what to know; never needed to use the result."""
+    def note(self, *lines: str) -> None:
+        """Write what happens, or what to know; never needed to use the result. No name in a line adds one."""
         if not self.quiet:
-            sys.stderr.write(text.translate(_CONTROLS) + "\n")
+            sys.stderr.writelines(f"{escaped(line)}\n" for line in lines)
 
     def track(
         self, items: Sequence[_Item], description: str, *, told: bool = False

@@ -7,7 +7,7 @@ hidden state, A of gate and up and B of down, is there once for all of them (`sh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.lora import Pair
+from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import Weight
 
 if TYPE_CHECKING:
@@ -80,19 +81,68 @@ def stacks(pairs: Iterable[tuple[Pair, Weight]]) -> list[Stack]:
     return [_stack(*place, experts) for place, experts in found.items()]
 
 
-def wrappers_of(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, str]:
+def wrappers_of(model: nn.Module, places: Collection[tuple[str, str]]) -> dict[str, str]:
     """Return the path of the wrapper that PEFT makes for each parameter, which has its factors.
 
     It wraps a module's parameters in their order there, the last one outermost.
+
+    Args:
+        model: the base.
+        places: each parameter by its module's path and its name there.
     """
     found: dict[str, str] = {}
-    for owner in dict.fromkeys(stack.owner for stack in stacks):
-        ours = {stack.parameter for stack in stacks if stack.owner == owner}
+    for owner in dict.fromkeys(owner for owner, _ in places):
+        ours = {parameter for of, parameter in places if of == owner}
         inwards = [
             name for name in reversed(model.get_submodule(owner)._parameters) if name in ours
         ]
         found |= {f"{owner}.{name}": owner + ".base_layer" * i for i, name in enumerate(inwards)}
     return found
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A parameter of experts that PEFT adapts, and the maps that it holds."""
+
+    path: str
+    maps: Sequence[Weight]
+
+    def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the shapes of A and B of all experts, as `write_peft` says them."""
+        count, d_in, d_out = _sizes(self.maps[0])
+        if _other_way_round(self.maps[0]):
+            d_in, d_out = d_out, d_in
+        return (count * rank, d_in), (d_out, rank * count)
+
+    def split(
+        self, down: torch.Tensor, up: torch.Tensor, rank: int
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Yield the path of each map with its A ``(rank, d_in)`` and B ``(d_out, rank)``."""
+        count = len(down) // rank
+        downs, ups = down.view(count, rank, -1), up.view(-1, rank, count).permute(2, 1, 0)
+        if _other_way_round(self.maps[0]):
+            downs, ups = ups, downs
+        for weight in self.maps:
+            assert weight.expert is not None
+            mine = slice(None) if weight.outputs is None else weight.outputs
+            yield weight.path, downs[weight.expert], ups[weight.expert][:, mine].t()
+
+
+def stacked_in(model: nn.Module, targets: Collection[str]) -> dict[str, Stacked]:
+    """Find the parameters of experts that PEFT adapts, by the paths of its wrappers.
+
+    Args:
+        model: the base, adapted or not.
+        targets: PEFT's ``target_parameters``: paths, or their ends.
+    """
+    ends = tuple(f".{target}" for target in targets)
+    found: dict[tuple[str, str], list[Weight]] = {}
+    for weight in linear_maps(model).values():
+        if weight.expert is not None and f".{weight.owner}.{weight.parameter}".endswith(ends):
+            found.setdefault((weight.owner, weight.parameter), []).append(weight)
+    wrappers = wrappers_of(model, found)
+    stacked = [Stacked(".".join(place), maps) for place, maps in found.items()]
+    return {wrappers[each.path]: each for each in stacked}
 
 
 def each_expert(
@@ -203,16 +253,23 @@ def of_all(
 
 def _stack(owner: str, parameter: str, experts: dict[int, list[tuple[Pair, Weight]]]) -> Stack:
     _, any_weight = next(iter(experts.values()))[0]
-    shape = any_weight.module.get_parameter(parameter).shape
-    count, d_in, d_out = shape if any_weight.transposed else (shape[0], shape[2], shape[1])
+    count, d_in, d_out = _sizes(any_weight)
     joined = {expert: _joined(members, d_out) for expert, members in experts.items()}
     down, up = of_all(joined, count, d_in, d_out)
-    if any_weight.transposed and not getattr(any_weight.module, "is_transposed", False):
-        down, up = (
-            up,
-            down,
-        )  # PEFT goes by that attribute, and takes what has it not the other way round.
+    if _other_way_round(any_weight):
+        down, up = up, down
     return Stack(owner, parameter, down, up)
+
+
+def _sizes(weight: Weight) -> tuple[int, int, int]:
+    """Return how many experts a parameter has, and the features and outputs of its matrices."""
+    count, one, other = weight.module.get_parameter(weight.parameter).shape
+    return (count, one, other) if weight.transposed else (count, other, one)
+
+
+def _other_way_round(weight: Weight) -> bool:
+    """Tell whether PEFT takes outputs for features: it goes by an attribute that some modules have not."""
+    return weight.transposed and not getattr(weight.module, "is_transposed", False)
 
 
 def _joined(

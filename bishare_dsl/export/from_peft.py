@@ -5,23 +5,23 @@ What PEFT has trained in full beside it (``modules_to_save``, ``bias``) is what 
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import AdapterError, PlanError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.peft import CONFIG, TENSORS
+from bishare_dsl.export.experts import Stacked, stacked_in
+from bishare_dsl.export.peft import TENSORS
+from bishare_dsl.export.peft_config import PeftConfig, read_config
 from bishare_dsl.models.site import Architecture, Site, most_parameters
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.train import NONE
-from bishare_dsl.reading import MAX_CONFIG, read_file
+from bishare_dsl.reading import read_file
 from bishare_dsl.spec import (
     ATTRIBUTES,
     And,
@@ -38,15 +38,9 @@ from bishare_dsl.spec import (
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-# What makes of a LoRA something else, or changes the base; PEFT's words.
-_REFUSED = (
-    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters",
-    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
-    "kasa_config", "monteclora_config",
-)  # fmt: skip
-_BYTES_EACH = 8
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_BYTES_EACH = 8  # float64
 _TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
@@ -59,18 +53,10 @@ class _Group:
     sites: tuple[Site, ...]
 
 
-def base_of(folder: str | os.PathLike[str]) -> str | None:
-    """Return the base that a LoRA of PEFT names.
-
-    Raises:
-        AdapterError: its config cannot be read (BS608).
-    """
-    name = _config(Path(folder)).get("base_model_name_or_path")
-    return name if isinstance(name, str) else None
-
-
 def read_peft(
-    folder: str | os.PathLike[str], architecture: Architecture
+    folder: str | os.PathLike[str],
+    architecture: Architecture,
+    model: Callable[[], nn.Module] | None = None,
 ) -> tuple[Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
 
@@ -80,17 +66,19 @@ def read_peft(
     Args:
         folder: that PEFT has written.
         architecture: of the base.
+        model: gives the base, perhaps on the meta device, where the LoRA adapts parameters of experts: how
+            these are kept is no part of the architecture.
 
     Raises:
         AdapterError: the LoRA cannot be read (BS608), is more than a plain one (BS656), or is of another
             base (BS613).
     """
     folder = Path(folder)
-    config = _config(folder)
-    _check_plain(folder, config)
+    config = read_config(folder)
+    config.check_plain(folder)
     tensors = _stored(folder, architecture)
     saved = _saved(folder, config, tensors, architecture)
-    pairs = _pairs(folder, config, tensors, architecture)
+    pairs = _pairs(folder, config, tensors, architecture, model)
     if not pairs and not saved:
         raise AdapterError(
             codes.BROKEN_FILE(path=folder / TENSORS, reason="there are no tensors in it")
@@ -99,7 +87,7 @@ def read_peft(
     for site, (down, _, scale) in pairs.items():
         groups.setdefault((len(down), scale), []).append(site)
     found = [_Group(rank, scale, tuple(sites)) for (rank, scale), sites in groups.items()]
-    spec = _spec(found, float(config.get("lora_dropout") or 0), architecture)
+    spec = _spec(found, config.lora_dropout, architecture)
     spec, plan = _trained(spec, saved, architecture)
     values = {
         trained.tensor: saved[trained.parameter].float().reshape(plan.tensor[trained.tensor].shape)
@@ -111,28 +99,6 @@ def read_peft(
         values[term.tensors["A"]] = down.float()
         values[term.tensors["B"]] = up.t().float().contiguous()
     return spec, plan, values
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = json.loads(read_file(folder, CONFIG, MAX_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
-    if not isinstance(config, dict):
-        raise AdapterError(codes.BROKEN_FILE(path=path, reason="it is not a JSON object"))
-    return config
-
-
-def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
-    start = config.get("init_lora_weights")
-    reasons = [f"it has `{name}`" for name in _REFUSED if config.get(name)]
-    if config.get("peft_type") != "LORA":
-        reasons.append(f"its `peft_type` is {config.get('peft_type')}")
-    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
-        reasons.append(f"`init_lora_weights` is {start}, which changes the base")
-    if reasons:
-        raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason) for reason in reasons)
 
 
 def _stored(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -150,7 +116,7 @@ def _stored(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]
 
 def _saved(
     folder: Path,
-    config: Mapping[str, Any],
+    config: PeftConfig,
     tensors: Mapping[str, torch.Tensor],
     architecture: Architecture,
 ) -> dict[str, torch.Tensor]:
@@ -169,8 +135,9 @@ def _saved(
             reason = (
                 f"`{path}` is {others[path].shape} in it, and {tuple(tensor.shape)} in the LoRA"
             )
-            base = config.get("base_model_name_or_path") or "another base"
-            raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
+            raise AdapterError(
+                codes.OTHER_BASE(base=config.base, model=architecture.name, reason=reason)
+            )
         found[path] = tensor
     for other in {others[path].path: others[path] for path in found}.values():
         values = [found[path] for path in other.paths if path in found]
@@ -183,9 +150,9 @@ def _saved(
     return {other.path: found[other.path] for other in architecture.others if other.path in found}
 
 
-def _whole(config: Mapping[str, Any]) -> Callable[[str], bool]:
+def _whole(config: PeftConfig) -> Callable[[str], bool]:
     """Tell what of a wrapped module's own is trained: its bias, where the config says so."""
-    biases = config.get("bias", "none") != "none"
+    biases = config.bias != "none"
     return lambda path: biases and "bias" in path.rpartition(".")[2]
 
 
@@ -230,9 +197,10 @@ def _train_of(saved: Collection[str], architecture: Architecture) -> Selection:
 
 def _pairs(
     folder: Path,
-    config: Mapping[str, Any],
+    config: PeftConfig,
     tensors: Mapping[str, torch.Tensor],
     architecture: Architecture,
+    model: Callable[[], nn.Module] | None,
 ) -> dict[Site, tuple[torch.Tensor, torch.Tensor, float]]:
     """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
     factors: dict[str, dict[str, torch.Tensor]] = {}
@@ -240,28 +208,51 @@ def _pairs(
         if match := _TENSOR.fullmatch(name):
             factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     _join_tied(folder, factors, architecture)
+    stacked = _stacked(folder, config, architecture, model)
+    named = {path: stacked[path].path if path in stacked else path for path in factors}
+    settings = config.settings(folder, named.values())
     sites = {site.path: site for site in architecture.every_site}
-    base = config.get("base_model_name_or_path") or "another base"
-    found = {}
+    found: dict[Site, tuple[torch.Tensor, torch.Tensor, float]] = {}
+
+    def other_base(reason: str) -> AdapterError:
+        return AdapterError(
+            codes.OTHER_BASE(base=config.base, model=architecture.name, reason=reason)
+        )
+
     for module, pair in sorted(factors.items()):
-        shapes = [tuple(pair[label].shape) if label in pair else () for label in "AB"]
-        try:
-            rank, scale = _settings(config, module)
-        except (ValueError, TypeError, ZeroDivisionError, re.error) as error:
-            reason = f"rank and alpha of `{module}`: {one_line(error)}"
-            raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
-        if module not in sites:
-            reason = f"it has no linear layer `{module}`"
-            raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
-        site = sites[module]
-        if shapes != [(rank, site.d_in), (site.d_out, rank)]:
-            reason = (
-                f"`{module}` maps {site.d_in} features to {site.d_out} in it, and the LoRA of rank {rank} "
-                f"has factors {shapes[0]} and {shapes[1]}"
+        rank, scale = settings[named[module]]
+        if module in stacked:
+            wanted = stacked[module].shapes(rank)
+        elif module in sites:
+            wanted = ((rank, sites[module].d_in), (sites[module].d_out, rank))
+        else:
+            raise other_base(f"it has no linear layer `{module}`")
+        a, b = (tuple(pair[label].shape) if label in pair else () for label in "AB")
+        if (a, b) != wanted:
+            raise other_base(
+                f"`{named[module]}` maps {wanted[0][1]} features to {wanted[1][0]} in it, and the LoRA of "
+                f"rank {rank} has factors {a} and {b}"
             )
-            raise AdapterError(codes.OTHER_BASE(base=base, model=architecture.name, reason=reason))
-        found[site] = (pair["A"], pair["B"], scale)
+        given = [(module, pair["A"], pair["B"])]
+        if module in stacked:
+            given = [*stacked[module].split(pair["A"], pair["B"], rank)]
+        found |= {sites[path]: (down, up, scale) for path, down, up in given}
     return {site: found[site] for site in architecture.every_site if site in found}
+
+
+def _stacked(
+    folder: Path,
+    config: PeftConfig,
+    architecture: Architecture,
+    model: Callable[[], nn.Module] | None,
+) -> dict[str, Stacked]:
+    """Return what PEFT wraps of the parameters of experts, by the paths of its wrappers."""
+    if not config.target_parameters:
+        return {}
+    if model is None:
+        reason = f"it adapts experts, and how {architecture.name} keeps them its shapes alone do not tell"
+        raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
+    return stacked_in(model(), config.target_parameters)
 
 
 def _join_tied(
@@ -288,20 +279,6 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     return (torch.equal(a, other_a) and torch.equal(b, other_b)) or (
         torch.equal(a, other_b.t()) and torch.equal(b, other_a.t())
     )
-
-
-def _settings(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Return rank and scale of a module, by PEFT's rule: the first pattern that fits its path's end."""
-
-    def of(pattern: str, default: str) -> Any:
-        for key, value in (config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        return config.get(default, 8)  # As PEFT has it.
-
-    rank, alpha = int(of("rank_pattern", "r")), float(of("alpha_pattern", "lora_alpha"))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return rank, int(scale) if scale.is_integer() else scale
 
 
 def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) -> Spec:

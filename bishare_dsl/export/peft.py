@@ -135,7 +135,7 @@ def write_peft(
         reason = "there is no low-rank term, and PEFT keeps it beside one alone"
         raise AdapterError(codes.NOT_KEPT_BY_PEFT(path=plan.trained[0].parameter, reason=reason))
     highest = max(target.rank for target in targets)
-    wrappers = wrappers_of(model, stacked)
+    wrappers = wrappers_of(model, [(stack.owner, stack.parameter) for stack in stacked])
     factors: dict[str, torch.Tensor] = {}
     for target in targets:
         fill = (0, 0, 0, highest - target.rank if uniform else 0)

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, render
+from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, escaped, render
 
 
 def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{escaped(text)}\n")
 
 
 def _problem(problem: Problem, where: SourceMap | None) -> None:

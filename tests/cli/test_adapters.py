@@ -227,6 +227,14 @@ def test_import_needs_a_base(bishare, trained, checkpoint, here):
     run = bishare("import", "lora", "--out", "ours")
     assert run.code == 2
     assert "the LoRA names no base: give --model" in run.err
+    path.write_text(json.dumps({**config, "base_model_name_or_path": "x\nerror[BS000]: \x1b[2J"}))
+    run = bishare("import", "lora", "--out", "ours")
+    assert run.code == 2
+    assert all(
+        line.startswith(("importing for x\\nerror", "error[BS5", "  = help"))
+        for line in run.err.splitlines()
+    )
+    assert "\x1b" not in run.err
     run = bishare("import", "nowhere", "--out", "ours", "--model", checkpoint)
     assert run.code == 1
     assert "error[BS608]" in run.err

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from bishare_dsl import Plan, compile_spec, parse_spec, plan_spec
+from bishare_dsl import Plan, compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
+from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.reference import reference_model
 from tests.models.test_weights import GATES, mixture
@@ -90,6 +92,48 @@ def test_peft_computes_the_same(family: str, spec: str, uniform: bool, tmp_path:
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
         loaded = peft.PeftModel.from_pretrained(model, tmp_path / "peft").eval()
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("family", GATES)
+def test_what_was_exported_is_imported(family: str, spec: str, tmp_path: Path) -> None:
+    model = mixture(family)
+    plan, tensors = adapter(model, spec)
+    expected = logits(reference_model(model, plan, tensors))
+    export_adapter(tmp_path / "peft", plan, tensors, model)
+    loaded = load_adapter(tmp_path / "peft", mixture(family))
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    shapes = architecture_of(model)
+    with pytest.raises(AdapterError, match=r"BS656.*its shapes alone do not tell"):
+        import_peft(tmp_path / "peft", shapes, tmp_path / "ours")
+    model.config.save_pretrained(tmp_path / "base")
+    import_peft(tmp_path / "peft", shapes, tmp_path / "ours", str(tmp_path / "base"))
+    again = load_adapter(tmp_path / "ours", mixture(family))
+    assert torch.equal(logits(again), logits(loaded))
+    if family == "qwen3_moe":  # Its checkpoints have the names of the model.
+        export_adapter(tmp_path / "each", plan, tensors, model, experts="each")
+        each = load_adapter(tmp_path / "each", mixture(family))
+        torch.testing.assert_close(logits(each), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+@pytest.mark.parametrize(
+    "targets", [["down_proj"], ["mlp.experts.gate_up_proj", "experts.down_proj"]]
+)
+def test_what_peft_has_trained_of_experts_is_imported(targets: list[str], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q_proj"], target_parameters=targets,
+        rank_pattern={r"layers\.1\.mlp\.experts\.down_proj": 2},
+    )  # fmt: skip
+    theirs = peft.get_peft_model(mixture("mixtral"), config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
+    theirs.save_pretrained(tmp_path / "peft")
+    ours = load_adapter(tmp_path / "peft", mixture("mixtral"))
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-4)
 
 
 def test_equal_rows_of_gate_and_up_are_written_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import is_peft, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export import peft_config
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
@@ -244,6 +245,35 @@ def test_another_base(tmp_path: Path) -> None:
         load_adapter(tmp_path / "peft", tiny_model("llama", head_dim=12))
 
 
+WRONG: tuple[tuple[str, Any, str], ...] = (
+    ("r", 0, "r: .*greater than 0"),
+    ("r", None, "r: .*integer"),
+    ("r", 10**400, "r: .*less than"),
+    ("lora_alpha", 10**400, "lora_alpha: "),
+    *(("lora_alpha", float(value), "lora_alpha: .*finite") for value in ("inf", "nan")),
+    *(("lora_dropout", value, "lora_dropout: ") for value in ("x", [1], float("nan"), -1, 1)),
+    *(("rank_pattern", value, "rank_pattern: .*dictionary") for value in (["x"], "abc", 5)),
+    ("rank_pattern", {"k_proj": 0}, "rank_pattern.k_proj: "),
+    ("rank_pattern", {"(": 1}, "rank and alpha of its modules: .*unterminated subpattern"),
+    ("alpha_pattern", {"q_proj": float("inf")}, "alpha_pattern.q_proj: .*finite"),
+    ("target_parameters", 5, "target_parameters: "),
+    ("base_model_name_or_path", ["x"], "base_model_name_or_path: .*string"),
+)
+
+
+@pytest.mark.parametrize("pattern", [r"(([a-z_.0-9]+)+)+X", r"(?:(?:|.){60000}){60000}X"])
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_without_end(
+    key: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "peft", "llama", **PATTERNS)
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: {pattern: 3}}))
+    monkeypatch.setattr(peft_config, "_SECONDS", 0.5)
+    with pytest.raises(AdapterError, match=r"BS608.*rank and alpha.*(0.5 seconds|MemoryError)"):
+        load_adapter(tmp_path / "peft", tiny_model("llama"))
+
+
 def test_broken_files(tmp_path: Path) -> None:
     def broken(content: bytes | dict[str, torch.Tensor], file: str, said: str) -> None:
         path = tmp_path / "peft" / file
@@ -270,12 +300,9 @@ def test_broken_files(tmp_path: Path) -> None:
     broken(other, "adapter_model.safetensors", r"BS613.*`lm_head.weight` is \(64, 32\) in it")
     other = {**tensors, "base_model.model.rotary": torch.ones(1)}
     broken(other, "adapter_model.safetensors", "BS656.*`rotary` is neither")
-    for key, value in (("r", 0), ("r", None), ("rank_pattern", {"(": 1})):
-        broken(
-            json.dumps({**config, key: value}).encode(),
-            "adapter_config.json",
-            "BS608.*rank and alpha",
-        )
+    for key, value, said in WRONG:
+        changed = json.dumps({**config, key: value}).encode()
+        broken(changed, "adapter_config.json", f"BS608.*{said}")
     assert is_peft(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="BS608"):
