@@ -26,8 +26,8 @@ DEFAULTS = ("alpha", "scale", "dropout", "init")
 IN_EXPRESSIONS = frozenset({"alpha", "rank", "in", "out", "path", "kind", "parent"})
 """Keywords that an expression may use as they are: settings, and attributes of a site."""
 
-_OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
-_OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
+OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
+OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B"))
 # What is said of tokens that may stand at a place: the first one that fits.
@@ -103,8 +103,8 @@ def expected(kinds: Collection[str]) -> str:
         found.append("a statement (such as `share`)")
         left -= STATEMENT_KINDS | CLAUSE_KINDS
     # An operator may follow any value: to list them all would hide what matters.
-    if found or left - _OPERATORS:
-        left -= _OPERATORS
+    if found or left - OPERATORS:
+        left -= OPERATORS
     words = sorted(f"`{word}`" for kind in left if (word := spelled(kind)))
     *others, last = words + found or ["the end of the file"]
     return f"{', '.join(others)} or {last}" if others else last

@@ -8,7 +8,7 @@ statement, whose first words are reserved.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from math import isfinite
 from typing import NamedTuple, cast
 
@@ -30,13 +30,15 @@ from bishare_dsl.language.grammar import (
     shortened,
     spelled,
 )
-from bishare_dsl.language.slips import Slip, edits_of, in_quotes, known_slip
+from bishare_dsl.language.slips import Slip, known_slip, unknown_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
 MAX_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_PROBLEMS = 100
+# How many tokens of a statement are read again where a mend changes one of them.
+_AGAIN = 64
 # What an expression is made of; clauses and the like nest in nothing.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
@@ -310,17 +312,19 @@ class _Parser:
             self.problems.count += 1
             return self.skip(position)
         allowed = self.allowed()
-        if is_keyword(token) and {"NAME", "INT"} & allowed == {"NAME"} and self.is_meant(position):
-            quoted, why = (Edit(span, f'"{token}"'),), in_quotes(token)
+        slip = known_slip(
+            self.tokens, position, allowed, lambda *mend: self.would_read(position, allowed, *mend)
+        )
+        if slip is None and self.is_name(position, allowed):
+            quoted, why = (Edit(span, f'"{token}"'),), f'in quotes it is a name: `"{token}"`'
             self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=why, edits=quoted))
             token.type = "NAME"
             return position
-        slip = known_slip(self.tokens, position, allowed)
+        slip = slip or unknown_slip(self.tokens, position)
         at, what = slip.at or token, found(token)
         if self.is_cut_off(position, allowed):
             at, what = slip.at or self.tokens[position - 1], "the end of the line"
-        place, help_line = span_of(at), slip.help and slip.help[:200]
-        edits = edits_of(self.tokens, position, slip)
+        place, help_line, edits = span_of(at), slip.help and slip.help[:200], slip.edits
         if token.type == BAD:
             self.problems(_unreadable(token, help_line, edits))
         else:
@@ -338,31 +342,44 @@ class _Parser:
         begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != behind.line
         return self.parser is not None and END not in allowed and (begins or token.type == END)
 
-    def mend(self, position: int, slip: Slip) -> int:
-        """Read on behind a mistake that is known, or skip."""
-        token = self.tokens[position]
-        if slip.joined:
-            first, last = (position + distance for distance in slip.reach)
-            kind = "STRING" if slip.joined.startswith('"') else "NAME"
-            whole = Token.new_borrow_pos(kind, slip.joined, self.tokens[first])
-            whole.end_pos = self.tokens[last].end_pos
-            self.tokens[first : last + 1] = [whole]
-            self.parser = None  # The statement is read again.
-            return self.first
-        if slip.missing:
-            here = token.start_pos
-            self.tokens.insert(position, Token(slip.missing, "", start_pos=here, end_pos=here))
-        elif slip.kind:
-            token.type = slip.kind
-        elif not slip.dropped:
-            return self.skip(position)
-        for distance in reversed(slip.dropped):
-            del self.tokens[position + distance]
-        return position
+    def would_read(
+        self, position: int, allowed: Set[str], first: int, tokens: Sequence[Token]
+    ) -> bool:
+        """Tell whether tokens can be read from ``first`` on, in place of what reading stopped in."""
+        if first == position:
+            return bool(tokens) and tokens[0].type in allowed
+        if self.parser is None or first < self.first or position - self.first > _AGAIN:
+            return False
+        parser = lark().parse_interactive()
+        for token in [*self.tokens[self.first : first], *tokens]:
+            try:
+                parser.feed_token(token)
+            except UnexpectedToken:
+                if END not in parser.accepts() or token.type not in STATEMENT_KINDS | CLAUSE_KINDS:
+                    return False
+                parser = lark().parse_interactive()
+                if token.type != END:
+                    parser.feed_token(token)
+        return True
 
-    def is_meant(self, position: int) -> bool:
-        """Tell whether a keyword is meant as the name, rather than the name is missing before it."""
+    def mend(self, position: int, slip: Slip) -> int:
+        """Read what is meant in place of a mistake that is known, or skip."""
+        if slip.tokens is None:
+            return self.skip(position)
+        if len(slip.tokens) == slip.last - slip.first == 1 and is_keyword(slip.tokens[0]):
+            self.tokens[slip.first].type = slip.tokens[0].type  # So the text's own token is one.
+        else:
+            self.tokens[slip.first : slip.last] = slip.tokens
+        if slip.first == position:
+            return position
+        self.parser = None  # What is being read is read again.
+        return self.first
+
+    def is_name(self, position: int, allowed: Set[str]) -> bool:
+        """Tell whether a keyword is meant as a name, rather than the name is missing before it."""
         previous, token = self.tokens[position - 1], self.tokens[position]
+        if not is_keyword(token) or {"NAME", "INT"} & allowed != {"NAME"}:
+            return False
         if previous.type == "FREEZE" and token.type in CLAUSE_KINDS:
             return False
         same_line = token.line == previous.line

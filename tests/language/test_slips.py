@@ -1,0 +1,80 @@
+"""What the table of known mistakes says of those that no golden file has, and that what it advises can be read."""
+
+import re
+
+import pytest
+
+from bishare_dsl.diagnostics import SpecError
+from bishare_dsl.language import parse_spec
+from bishare_dsl.language.slips import _table
+
+HEAD = "spec s\ntarget q_proj, v_proj\n"
+SHARE = "share a per module rank 4 "
+# A text, what is said of it, and what its edits make of it.
+EXAMPLES = [
+    ("let qkv := q_proj\n" + SHARE, "here stands `=` alone", "let qkv = q_proj\n" + SHARE),
+    ("share a per module rank if layer > 3: 8 else: 2", "`rank 8 if layer > 3 else 2`", None),
+    ("share a per module rank 8 if layer > 3 else if layer > 1 4", "`8 if layer > 9 else 4 if layer > 3 else 2`", None),
+    ("share a per module rank layer > 3 ? 8 : 2", "a choice reads `8 if layer > 3 else 2`", None),
+    ("share a per layer mod 2 rank 8", "`layer % 2`", "share a per layer % 2 rank 8"),
+    ("share a per module, rank 8", "no `,` stands before `rank`", "share a per module rank 8"),
+    ("share a rank 8, per module", "no `,` stands before `per`", "share a rank 8 per module"),
+    ("share a per module and rank 8", "no `and` stands before `rank`", "share a per module  rank 8"),
+    ("share a per module with rank 8", "no `with` stands before `rank`", "share a per module  rank 8"),
+    ("share per module rank 8", "a share has a name: `share a per module`", "share a per module rank 8"),
+    ("share a { per module rank 8 }", "clauses stand behind the name", None),
+    ("share a per (layer, kind) rank 8", "without brackets: `per layer, kind`", "share a per layer, kind rank 8"),
+    ("share a per 4 layers rank 8", "`per layer // 4`", "share a per layer // 4 rank 8"),
+    ("share a per layer -- why so\nrank 8", "comments begin with `#`", "share a per layer # why so\nrank 8"),
+    ("share a per layer rank 8 // so it is", "comments begin with `#`", "share a per layer rank 8 # so it is"),
+    (SHARE + "where layer => 8", "at least is `>=`", SHARE + "where layer >= 8"),
+    (SHARE + "where layer <> 8", "by `!=`", SHARE + "where layer != 8"),
+    (SHARE + "where layer not in 0..8", "`not layer in ...`", SHARE + "where not layer in 0..8"),
+    (SHARE + "where layer 0-15", "`layer in 0..15`", SHARE + "where layer in 0..15"),
+    (SHARE + "where layer in 0-15 start nonzero", "`0..15`", SHARE + "where layer in 0..15 start nonzero"),
+    (SHARE + "where layer in [0, 4]", "a set has braces", SHARE + "where layer in {0, 4}"),
+    (SHARE + "where q_proj & layer > 4", "both of two conditions", SHARE + "where q_proj and layer > 4"),
+    (SHARE + "via KE[size = 64]", "options stand in round brackets", SHARE + "via KE(size = 64)"),
+    (SHARE + "via KE size = 64", "`KE(size = 64)`", SHARE + "via KE (size = 64)"),
+    (SHARE + "gain init 1", "`gain out init 1`", SHARE + "gain out init 1"),
+    ("share a per\xa0module rank 8", "write a space", "share a per module rank 8"),
+]  # fmt: skip
+
+
+def problems_of(text):
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(("text", "said", "mended"), EXAMPLES, ids=lambda value: None)
+def test_a_slip_is_known(text, said, mended):
+    problems = problems_of(HEAD + text)
+    assert said in problems[0].help
+    assert {problem.code for problem in problems} <= {"BS103", "BS110"}
+    if mended is not None:
+        made = HEAD + text
+        for edit in sorted((e for p in problems for e in p.edits), key=lambda e: -e.span.start):
+            made = made[: edit.span.start] + edit.text + made[edit.span.end :]
+        assert made == HEAD + mended
+        assert parse_spec(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('import "lora"', 'it is `use "lora"`'),
+        ("use bishare-ke", "did you mean `bishare_ke`?"),
+        ("use bishare_ke.share", '`use "bishare_ke.share"`'),
+        ('use "lora"\nset r = 16', "`replace param r = 16`"),
+    ],
+)
+def test_a_slip_of_what_is_used_is_known(text, said):
+    assert [said in problem.help for problem in problems_of(f"spec s\n{text}")] == [True]
+
+
+@pytest.mark.parametrize("row", _table().known, ids=lambda row: " ".join(row.words))
+def test_a_row_names_words_of_its_pattern(row):
+    named = {int(number) for number in re.findall(r"{(\d)}", f"{row.help}{row.instead or ''}")}
+    assert named <= set(range(len(row.words) + bool(row.last)))
+    assert sum(word.startswith("@") for word in row.words) == 1
