@@ -6,7 +6,7 @@ What is worth a warning is given back: `api` warns of it, commands and training 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,10 +132,11 @@ def import_peft(
     model: nn.Module | Architecture | Source | str,
     out: str | os.PathLike[str],
     named: Source | str | None = None,
+    tell: Callable[[Problem], None] | None = None,
 ) -> str:
     """Write an adapter that adds to each module what a LoRA of PEFT adds; give the text of its spec.
 
-    Arguments as in `read_fitting`.
+    Arguments as in `read_fitting`; ``tell`` takes what `save_adapter` warns of.
 
     Raises:
         BishareError: as `read_peft` and `save_adapter` do, or the model cannot be found.
@@ -152,7 +153,9 @@ def import_peft(
         live = partial(meta_model, source) if isinstance(source, (str, Source)) else lambda: source
     spec, plan, tensors = read_peft(folder, architecture_of(model), live)
     text = spec_text(spec)
-    save_adapter(out, plan, tensors, text, seed=0)
+    for problem in save_adapter(out, plan, tensors, text, seed=0):
+        if tell is not None:
+            tell(problem)
     return text
 
 
@@ -176,30 +179,27 @@ def install(
     from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.initial import copy_base, draw
     from bishare_dsl.adapter.singular import singular_starts
-    from bishare_dsl.adapter.stored import not_finite
     from bishare_dsl.rewrite.adapt import adapt
     from bishare_dsl.serve.transformers.handle import AdapterHandle
 
     if name == "":
         raise AdapterError(codes.NO_NAME())
     plan, where = made.plan, devices(made.plan, model)
-    restored: Collection[str] = ()
+    told: list[Problem] = []
     if isinstance(made, Planned):
         text, compact = made.text(), False
         on_meta = all(device.type == "meta" for device in where.values())
         tensors = draw(plan, seed, "meta" if on_meta else "cpu")
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
-        tensors, restored = made.tensors(), made.config.compact
+        tensors = made.tensors(tell=told.append)
     # What is not stored yet, and no seed draws, starts as the base says.
     if missing := plan.tensor.keys() - tensors.keys():
         base = copy_base(plan, model)
         if any(plan.tensor[name].init != "base" for name in missing):
             base |= singular_starts(plan, model)
         tensors = {**tensors, **{name: base[name] for name in missing}}
-    # What a compact adapter leaves out is below everything.
-    looked_at = {n: t.clamp(min=0) if n in restored else t for n, t in tensors.items()}
-    worth_knowing = [render(problem) for problem in not_finite(looked_at)]
+    worth_knowing = list(map(render, told))
     tensors = {n: t.to(where[n]) for n, t in tensors.items()}
     beside = getattr(model, "bishare", None)
     if name is not None and isinstance(beside, AdapterHandle):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,26 +78,50 @@ class StoredAdapter:
         """Whether there are tensors of which only what running needs was saved."""
         return bool(self.config.compact)
 
-    def tensors(self, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """Return the tensors by name, as they were saved; those that were not are drawn again.
+    def stored(self, tell: Callable[[Problem], None] | None = None) -> dict[str, torch.Tensor]:
+        """Return what the files hold, by name: tensors and parts of them.
+
+        Args:
+            tell: takes what to warn of: values that are not finite (BS660). Without it they are refused.
 
         Raises:
-            AdapterError: parts of a tensor do not make it (BS608), or this torch draws other numbers than
-                the one that saved the adapter (BS634).
-            SpecError: a package's transform fails to restore a compact tensor (BS214).
+            AdapterError: values are not finite (BS694).
         """
         from safetensors.torch import load
 
-        from bishare_dsl.adapter.stored import redraw_tensors, restore_tensors, widen_tensor
+        from bishare_dsl.adapter.stored import not_finite, widen_tensor
 
         # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
         # other last bits.
-        narrow = self.config.rounded
         stored = {
-            name: widen_tensor(tensor, narrow).clone()
+            name: widen_tensor(tensor, self.config.rounded).clone()
             for content in self.contents
             for name, tensor in load(content).items()
         }
+        for problem in not_finite(stored):
+            if tell is None:
+                what = problem.message
+                raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=self.folder, what=what))
+            tell(problem)
+        return stored
+
+    def tensors(
+        self, device: str = "cpu", tell: Callable[[Problem], None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, as they were saved; those that were not are drawn again.
+
+        Args:
+            device: where to.
+            tell: as in `stored`.
+
+        Raises:
+            AdapterError: values are not finite (BS694), parts of a tensor do not make it (BS608), or this
+                torch draws other numbers than the one that saved the adapter (BS634).
+            SpecError: a package's transform fails to restore a compact tensor (BS214).
+        """
+        from bishare_dsl.adapter.stored import redraw_tensors, restore_tensors
+
+        stored = self.stored(tell)
         whole = {name: t for name, t in stored.items() if name in self.plan.tensor}
         with _reading(self.folder / TENSORS):
             whole |= restore_tensors(self.plan, self.config, stored)

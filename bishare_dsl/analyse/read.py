@@ -15,7 +15,7 @@ from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.update import Factored, Update
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import analyse as codes
-from bishare_dsl.export.effective import check_linear, effective_factors
+from bishare_dsl.export.effective import check_linear, effective_factors, finite_factors
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import without_start
@@ -61,7 +61,8 @@ def read_updates(
         watch: goes over the sites.
 
     Raises:
-        AdapterError: an update is not a matrix (BS633); the adapter adds nothing anywhere (BS850).
+        AdapterError: an update is not a matrix (BS633), or not of numbers (BS628, BS694); the adapter adds
+            nothing anywhere (BS850).
         SpecError: a package's transform fails (BS214).
     """
     plan, tensors = stored.plan, stored.tensors()
@@ -73,7 +74,7 @@ def read_updates(
     parts: dict[str, dict[str, float]] = {}
     covered = [site for site in plan.sites if plan.rows(site.path)]
     for site in watch(covered, f"reading {name}"):
-        down, up = effective_factors(plan, tensors, site)
+        down, up = finite_factors(plan, tensors, site, "analysing")
         if known:
             start = effective_factors(plan, starts, site)
             update = _change(site, (down, up), start)

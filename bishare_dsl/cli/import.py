@@ -41,7 +41,7 @@ def command(report: Report, folder: Path, model: str | None, out: Path, force: b
     if base is None:
         raise CommandError(codes.WRONG_USAGE(what="the LoRA names no base: give --model"))
     report.note(f"importing for {base} ...")
-    text = import_peft(folder, base, out)
+    text = import_peft(folder, base, out, tell=report.problem)
     report.data(out=str(out), spec=text)
     report.result(text.rstrip())
     report.note(f"saved in {out}")

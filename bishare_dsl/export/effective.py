@@ -51,6 +51,27 @@ def effective_factors(
     return torch.cat(downs), torch.cat(ups)
 
 
+def finite_factors(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site, action: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `effective_factors` of a site, whose update is numbers of float32.
+
+    Args:
+        plan: as in `effective_factors`, and so are the next ones.
+        tensors: those of the plan.
+        site: one of the plan's.
+        action: what they are for.
+
+    Raises:
+        AdapterError: as `effective_factors`; or their product overflows (BS628).
+    """
+    down, up = effective_factors(plan, tensors, site)
+    bound = down.double().norm() * up.double().norm()  # No entry of the product is larger.
+    if not bound.float().isfinite():
+        raise AdapterError(codes.NOT_FINITE(action=action, path=site.path))
+    return down, up
+
+
 def delta(plan: Plan, tensors: Mapping[str, torch.Tensor], site: Site) -> torch.Tensor:
     """Compute ``dW (d_out, d_in)`` of a site, float32; arguments as in `effective_factors`."""
     down, up = effective_factors(plan, tensors, site)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bishare_dsl.adapter.files import StoredAdapter
-from bishare_dsl.export.effective import effective_factors
+from bishare_dsl.export.effective import finite_factors
 from bishare_dsl.models.site import Site
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -63,7 +63,7 @@ def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenP
     """Yield the updates of adapters as pairs, computed one adapter after the other, for a block.
 
     Raises:
-        AdapterError: an update is not a matrix (BS633).
+        AdapterError: an update is not a matrix (BS633), or not of numbers (BS628, BS694).
     """
     with TemporaryDirectory(prefix="bishare-fit-") as scratch:
         files = {}
@@ -72,7 +72,7 @@ def open_pairs(adapters: Iterable[tuple[str, StoredAdapter]]) -> Iterator[GivenP
             pairs: dict[str, torch.Tensor] = {}
             for site in stored.plan.sites:
                 if stored.plan.rows(site.path) or stored.plan.terms_of[site.path]:
-                    down, up = effective_factors(stored.plan, tensors, site)
+                    down, up = finite_factors(stored.plan, tensors, site, "fitting")
                     pairs |= {
                         f"{site.path}:A": down.contiguous(),
                         f"{site.path}:B": up.contiguous(),

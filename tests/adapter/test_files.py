@@ -337,6 +337,8 @@ def test_values_that_are_not_finite_are_told(folder: Path) -> None:
         model.bishare.save_pretrained(folder)
     with pytest.warns(UserWarning, match="BS660"):
         load_adapter(folder, tiny_model("llama"))
+    with pytest.raises(AdapterError, match=r"BS694.*adapter`.*1 of.*x.layer_0.A"):
+        read_adapter(folder).tensors()
 
 
 # In half the size ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bishare_dsl import load_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
@@ -12,8 +13,6 @@ from bishare_dsl.testing.tokenizer import tiny_tokenizer
 @pytest.fixture
 def lora(bishare, here, checkpoint):
     """An adapter of the tiny checkpoint that does something."""
-    from bishare_dsl import load_adapter
-
     (here / "lora.share").write_text(
         "spec lora\ntarget q_proj, v_proj, down_proj\nshare own per module rank 2\n"
         "share all per model rank 2 via SS\n"
@@ -106,3 +105,26 @@ def test_the_starts_of_an_import_are_not_known(bishare, here, checkpoint, lora):
     save_file(tensors, here / "peft" / "adapter_model.safetensors")
     run = bishare("analyse", "peft", "--model", checkpoint, "--out", "out2")
     assert (run.code, "BS850" in run.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(float("nan"), "BS694"), (float("inf"), "BS694"), (1e30, "BS628")]
+)
+def test_values_that_are_no_numbers(bishare, here, checkpoint, lora, value, code):
+    """Nothing is computed with them, and least of all with others' values."""
+    model = load_adapter(lora, tiny_model("llama"))
+    with torch.no_grad():
+        for name, tensor in model.bishare.tensors().items():
+            if name.startswith("own"):
+                tensor.fill_(value)
+    model.bishare.save_pretrained(here / "spoilt")
+    for command in (
+        ("analyse", "spoilt", "--out", "out"),
+        ("propose", "--from", "spoilt", "--budget", "44%"),
+        ("fit", lora, "spoilt", "--spec", "lora.share", "--out", "out"),
+    ):
+        run = bishare(*command, "--model", checkpoint)
+        assert run.code == 1, run.err
+        assert f"error[{code}]" in run.err
+        assert "Traceback" not in run.err
+        assert not (here / "out").exists()

@@ -282,6 +282,12 @@ NOT_FINITE_TENSORS = Code(
     "{count} of the adapter's tensors have values that are not finite, the first is `{name}`",
     severity="warning",
 )
+NOT_FINITE_ADAPTER = Code(
+    "BS694",
+    "an adapter of values that are not numbers",
+    "cannot use `{folder}`: {what}",
+    "load it with `load_adapter` to look at it, or train it again from its last good checkpoint",
+)
 OTHER_COMPILER = Code(
     "BS661",
     "the spec of an adapter gives another plan",
