@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -38,8 +39,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SWITCHING = threading.RLock()
+_SWITCHING = threading.RLock()
 """Held while what runs in a model is exchanged."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _exchanges(action: str) -> Callable[[Method], Method]:
+    """Make a decorator of a method that exchanges what runs in the model."""
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        def alone(self: Handle, *args: Any, **kwargs: Any) -> Any:
+            with self._exchange(action):
+                return method(self, *args, **kwargs)
+
+        return cast(Method, alone)
+
+    return decorate
 
 
 class Handle(AdapterRoot):
@@ -268,7 +285,7 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629).
         """
-        with SWITCHING:
+        with self._exchange("disable the adapter"):
             self._here("disable the adapter")
             if not self._disabled:
                 self._to_base("disable the adapter")
@@ -276,7 +293,7 @@ class Handle(AdapterRoot):
         try:
             yield
         finally:
-            with SWITCHING:
+            with self._exchange("enable the adapter"):
                 self._disabled -= 1
                 if not self._disabled:
                     if self._merged is None:
@@ -298,6 +315,7 @@ class Handle(AdapterRoot):
             raise AdapterError(codes.ALREADY_MERGED())
         return make_reference(model)
 
+    @_exchanges("merge")
     def merge(
         self,
         inputs: Inputs | None = None,
@@ -332,6 +350,7 @@ class Handle(AdapterRoot):
         after = before if before.output is None else probe(model, before.inputs)
         return merging.report(self._merged, before, after)
 
+    @_exchanges("unmerge")
     def unmerge(self) -> None:
         """Restore the base's weights, bit for bit, and let the adapter run beside them again.
 
@@ -345,6 +364,7 @@ class Handle(AdapterRoot):
         self._merged = None
         set_enabled(model, True)
 
+    @_exchanges("merge")
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
         """Merge for good, and return the model without any trace of bishare.
 
@@ -362,6 +382,7 @@ class Handle(AdapterRoot):
             merging.make_dense(model)
         return self._leave(model)
 
+    @_exchanges("unload")
     def unload(self) -> PreTrainedModel:
         """Take the adapter out, and the others in memory, and return the base as it was before.
 
@@ -384,6 +405,17 @@ class Handle(AdapterRoot):
 
     def _state(self) -> str:
         return "disabled" if self._disabled else "merged" if self.merged else "active"
+
+    @contextmanager
+    def _exchange(self, action: str) -> Iterator[None]:
+        """Open a block in which what runs in the model is exchanged, by one thread at a time.
+
+        Raises:
+            AdapterError: the adapter was unloaded (BS627).
+        """
+        with _SWITCHING:
+            assert self.model is not None
+            yield
 
     def _here(self, action: str) -> PreTrainedModel:
         """Return the model, if the adapter runs in it, for an action that needs that."""

@@ -196,7 +196,9 @@ def _one_by_one(
     bs: Sequence[ops.Factor | None],
 ) -> tuple[Tensor, ...]:
     """Compute `island` as the graph had it before: the layers are called, and hooks see what they give."""
-    z = None if a is None else ops.down(_flat(read), a)
+    # What knows whose each row is asks for the axis that they are in.
+    read = _flat(read) if isinstance(a, Tensor) else read
+    z = None if a is None else ops.down(read, a)
     ys = []
     for linear, mine, b in zip(linears, spans, bs, strict=True):
         y = linear(x)

@@ -261,6 +261,11 @@ MIXED_EXPERTS = Code(
     "a mixed batch with terms at experts",
     "adapter `{name}` cannot run in a mixed batch: it has terms at the expert `{path}`",
 )
+MIXED_PLACES = Code(
+    "BS682",
+    "rows of a mixed batch that cannot be told apart",
+    "cannot run a mixed batch of several adapters: whose rows `{path}` reads cannot be told, for {why}",
+)
 MIXED_OPEN = Code(
     "BS674", "a change while a mixed batch is open", "cannot {action} while a mixed batch is open"
 )

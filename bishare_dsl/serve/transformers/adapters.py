@@ -33,20 +33,29 @@ class AdapterInMemory:
     handle: AdapterHandle | None = None
     slot: Slot | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the adapter by their names."""
+        if self.handle is not None:
+            return self.handle.tensors()
+        assert self.slot is not None
+        return self.slot.tensors()
 
-class Adapters:
+
+class Adapters(Mapping[str, AdapterInMemory]):
     """The adapters of a model by name, in the order in which they came. All of its handles have it."""
 
     def __init__(self, model: nn.Module, compiled: CompiledPlan) -> None:
         self.model = model
         self.banks: list[Bank] = []
-        self.changes = 0  # Of what is in the banks, but for what is written through parameters.
         self.lock = threading.RLock()
         self._compiled = [compiled]
         self._residents: dict[str, AdapterInMemory] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._residents)
+
+    def __len__(self) -> int:
+        return len(self._residents)
 
     def __contains__(self, name: object) -> bool:
         return name in self._residents
@@ -118,13 +127,12 @@ class Adapters:
         resident = self[name]
         if resident.handle is None:
             with torch.inference_mode(False):  # In which it could never train.
-                tensors = self.values(resident)
-                made = place(self.model, self.compiled(resident.plan), tensors, type(like))
+                code = self.compiled(resident.plan)
+                made = place(self.model, code, resident.tensors(), type(like))
             made.bind(self.model, resident.plan, resident.spec_text, resident.seed, name, like)
             if resident.compact:
                 made.freeze_compact()
             resident.handle = made
-            self.changes += 1
         return resident.handle
 
     def handles(self) -> list[AdapterHandle]:
@@ -141,37 +149,24 @@ class Adapters:
             self._give_back(resident)
             return resident.handle
 
-    def settle(self, resident: AdapterInMemory) -> bool:
+    def _settle(self, handle: AdapterHandle, resident: AdapterInMemory, slot: Slot) -> None:
         """Ensure that an adapter's row holds its values, and that its parameters are views of it.
 
-        Returns:
-            Whether that is so: not where accelerate keeps the values elsewhere.
+        Not where accelerate keeps the values elsewhere.
         """
-        if resident.handle is None:
-            return True
-        parameters = resident.handle.placement.tensors()
-        values = resident.handle.tensors()
+        parameters = handle.placement.tensors()
+        values, row = handle.tensors(), slot.tensors()
         if any(values[name] is not p or p.is_inference() for name, p in parameters.items()):
-            return False
-        if resident.slot is not None:
-            row = resident.slot.tensors()
-            if all(
-                p.data_ptr() == row[name].data_ptr() and p.dtype is row[name].dtype
-                for name, p in parameters.items()
-            ):
-                return True
+            return
+        if all(
+            p.data_ptr() == row[name].data_ptr() and p.dtype is row[name].dtype
+            for name, p in parameters.items()
+        ):
+            return
         with torch.inference_mode(False):  # In which they could never train.
             slot = self._put(resident, {name: p.detach() for name, p in parameters.items()})
             for name, view in slot.tensors().items():
                 parameters[name].data = view
-        return True
-
-    def values(self, resident: AdapterInMemory) -> dict[str, Tensor]:
-        """Return the tensors of an adapter by their names."""
-        if resident.handle is not None:
-            return resident.handle.tensors()
-        assert resident.slot is not None
-        return resident.slot.tensors()
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or convert the adapters that wait, as `nn.Module._apply` does with parameters."""
@@ -179,10 +174,9 @@ class Adapters:
             self.banks = [bank for bank in self.banks if bank.nbytes]
             for bank in self.banks:
                 bank.convert(fn)
-            self.changes += 1
             for resident in self._residents.values():
                 if resident.handle is not None and resident.slot is not None:
-                    self.settle(resident)
+                    self._settle(resident.handle, resident, resident.slot)
 
     def _put(self, resident: AdapterInMemory, tensors: Mapping[str, Tensor]) -> Slot:
         """Copy values into a row of the bank that is for such tensors."""
@@ -193,13 +187,11 @@ class Adapters:
                 view.copy_(tensors[name])
         self._give_back(resident)
         resident.slot = slot
-        self.changes += 1
         return slot
 
     def _give_back(self, resident: AdapterInMemory) -> None:
         if resident.slot is not None:
             resident.slot.bank.give_back(resident.slot)
-            self.changes += 1
 
     def _bank(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Bank:
         kinds = kinds_of(tensors)

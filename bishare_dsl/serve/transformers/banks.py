@@ -44,10 +44,6 @@ class Slot(NamedTuple):
         """Return the tensors of an adapter by their names, which are views of its row."""
         return self.bank.views(self.chunk, self.row)
 
-    def bytes(self) -> list[Tensor]:
-        """Return the row itself, for each device that it is on."""
-        return [buffer[self.row] for buffer in self.chunk.values()]
-
 
 class Bank:
     """The memory of adapters of one plan whose tensors have the same types and devices."""
@@ -94,29 +90,6 @@ class Bank:
             name: flat.as_strided(shape, (shape[1], 1), flat.storage_offset() + start)
             for name, shape, flat, start in self._windows(rows)
         }
-
-    def gather(
-        self, slots: list[Slot | None]
-    ) -> tuple[list[dict[str, Tensor] | None], dict[str, Tensor]]:
-        """Copy rows side by side.
-
-        Args:
-            slots: of the adapters; None for one that is not here.
-
-        Returns:
-            For each that is not here its tensors, all zero, to be written to; and the tensors of all,
-            ``(adapters, *shape)``, by their names.
-        """
-        chunk = self._allocate(len(slots))
-        missing: list[dict[str, Tensor] | None] = []
-        for row, slot in enumerate(slots):
-            for device, buffer in chunk.items():
-                if slot is None:
-                    buffer[row].zero_()
-                else:
-                    buffer[row].copy_(slot.chunk[device][slot.row])
-            missing.append(self.views(chunk, row) if slot is None else None)
-        return missing, self._stacked(chunk)
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or convert all tensors, as `nn.Module._apply` does; slots stay what they are."""

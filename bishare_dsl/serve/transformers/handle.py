@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bishare_dsl.adapter.devices import devices, move_tensors
-from bishare_dsl.adapter.handle import SWITCHING, Handle
+from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import is_sharded
@@ -18,7 +18,6 @@ from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.serve.transformers.adapters import Adapters
 from bishare_dsl.serve.transformers.mixed import MixedBatches
-from bishare_dsl.serve.transformers.rows import open_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +54,7 @@ class AdapterHandle(Handle):
             self.frozen = beside.frozen
         else:
             self._adapters = Adapters(model, self.compiled)
-            self._batches = MixedBatches(self._adapters)
+            self._batches = MixedBatches(model, self._adapters, check_mixed)
             self._adapters.join(self)
 
     def freeze_compact(self) -> None:
@@ -89,13 +88,14 @@ class AdapterHandle(Handle):
 
         The model's parameters are then that adapter's, as they were when it was last active. Its tensors
         go where their layers are, and it trains if the model does. A forward that runs meanwhile in another
-        thread is of no one adapter: let it end first.
+        thread, and is of no mixed batch, is of no one adapter: let it end first.
 
         Raises:
             AdapterError: no such name (BS640); the active adapter is disabled (BS626) or merged (BS643,
-                BS629); the model is sharded (BS645); or it trains, and the adapter cannot (BS637).
+                BS629); the model is sharded (BS645); it trains, and the adapter cannot (BS637); or a mixed
+                batch is open, in whichever thread (BS674).
         """
-        with SWITCHING:
+        with self._exchange("switch adapters"):
             active, resident = self._active(), self._adapters[name]
             if resident.handle is active:
                 return
@@ -111,15 +111,14 @@ class AdapterHandle(Handle):
         """Drop an adapter that is not the active one.
 
         Raises:
-            AdapterError: no such name (BS640), or the active adapter (BS642); a mixed batch is open (BS674).
+            AdapterError: no such name (BS640), or the active adapter (BS642); a mixed batch is open, in
+                whichever thread (BS674).
         """
-        active = self._active()
-        if self._adapters[name].handle is active:
-            raise AdapterError(codes.DELETES_ACTIVE(name=name))
-        self._batches.check_closed("delete an adapter")
-        self._batches.refresh()
-        if (dropped := self._adapters.drop(name)) is not None:
-            dropped._forget()
+        with self._exchange("delete an adapter"):
+            if self._adapters[name].handle is self._active():
+                raise AdapterError(codes.DELETES_ACTIVE(name=name))
+            if (dropped := self._adapters.drop(name)) is not None:
+                dropped._forget()
 
     def add(
         self,
@@ -157,7 +156,7 @@ class AdapterHandle(Handle):
         Raises:
             AdapterError: as `MixedBatches.batch` does.
         """
-        with open_batch(self._batches.batch(adapter_names)):
+        with self._batches.open(adapter_names):
             yield
 
     def _check_free(self, action: str) -> None:
@@ -184,6 +183,11 @@ class AdapterHandle(Handle):
         if any(is_sharded(region) for region, _ in self.placement.regions):
             raise AdapterError(codes.SHARDED(action=action))
 
+    @contextmanager
+    def _exchange(self, action: str) -> Iterator[None]:
+        with super()._exchange(action), self._batches.closed(action):
+            yield
+
     def _state(self) -> str:
         return super()._state() if self._active() is self else "not active"
 
@@ -208,3 +212,16 @@ class AdapterHandle(Handle):
     def _forget(self) -> None:
         super()._forget()
         del self._adapters, self._batches
+
+
+def check_mixed(model: nn.Module) -> None:
+    """Check that nothing about the active adapter of a model keeps rows from having others.
+
+    Raises:
+        AdapterError: it trains parameters in full (BS687), or as `AdapterHandle.check_apart` does.
+    """
+    active = cast(AdapterHandle, model.get_submodule(ADAPTER))
+    active.check_apart("run a mixed batch")
+    if active.plan.trained:
+        path = active.plan.trained[0].parameter
+        raise AdapterError(codes.MIXED_WHOLE(name=active.name, path=path))

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan, Term
 from bishare_dsl.plan import Tensor as PlanTensor
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, restore_forward
-from bishare_dsl.serve.transformers.adapters import AdapterInMemory, Adapters
-from bishare_dsl.serve.transformers.banks import Bank, kinds_of
+from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
 from bishare_dsl.serve.transformers.read_rows import ReadRows
 from bishare_dsl.serve.transformers.rows import (
+    Call,
     Grouping,
+    Lease,
+    Place,
     RowBatch,
     RowFactor,
     accept_rows,
@@ -32,87 +35,133 @@ from bishare_dsl.serve.transformers.rows import (
     set_batches,
 )
 
-if TYPE_CHECKING:
-    from bishare_dsl.serve.transformers.handle import AdapterHandle
-
-    Names = Sequence[str | None]
+Names = Iterable[str | None]
 
 BASE = "__base__"
 """PEFT's name for no adapter; here None says so too."""
 
+ASIDE = frozenset({"vision", "audio", "connector"})
+"""The towers that read images or sound, which have places in a text where there is one."""
 
-@dataclass(frozen=True)
-class _Kept:
-    """The batch that was made last, and what it was made of."""
+_TEXTS = ("input_ids", "inputs_embeds")
+_DECODED = ("decoder_input_ids", "decoder_inputs_embeds")
 
-    members: tuple[AdapterInMemory | None, ...]
-    changes: int
-    rows: list[tuple[Tensor, Tensor]]
-    batch: RowBatch
 
-    def holds(self, members: tuple[AdapterInMemory | None, ...], changes: int) -> bool:
-        """Tell whether these are its members, and what it was made of has the same bytes as then."""
-        return (
-            members == self.members
-            and changes == self.changes
-            and all(torch.equal(row, copy) for row, copy in self.rows)
-        )
+class Member(Protocol):
+    """An adapter that rows may have."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return the plan's tensors, as they are now, by their names."""
+
+
+class _Region(NamedTuple):
+    """A region of some plans together, with its code and the names of the tensors that it reads."""
+
+    place: Place
+    code: RegionCode
+    names: list[str]
 
 
 class MixedBatches:
-    """Makes the batches of a model, and opens them where a call has ``adapter_names``."""
+    """Makes the batches of a model, and opens them where a call has ``adapter_names``.
 
-    def __init__(self, adapters: Adapters) -> None:
-        self.adapters = adapters
-        self._codes: dict[tuple[int, ...], list[tuple[str, RegionCode, list[str]]]] = {}
-        self._kept: _Kept | None = None
-        model = adapters.model
+    Args:
+        model: in which every forward that is a graph is the active adapter's.
+        members: the model's adapters by name.
+        check: is called with the model, and raises where it cannot run a mixed batch now.
+    """
+
+    def __init__(
+        self, model: nn.Module, members: Mapping[str, Member], check: Callable[[nn.Module], None]
+    ) -> None:
+        self.model, self.members, self._check = model, members, check
         self._hooks = (
             model.register_forward_pre_hook(self.before_call, with_kwargs=True),
             model.register_forward_hook(self.after_call, always_call=True),
         )
-        self._generates = hasattr(model, "generate")
-        if self._generates:
-            vars(model)["generate"] = Generate(self, vars(model).get("generate"))
+        methods: dict[str, type[Generate | Train]] = {"generate": Generate, "train": Train}
+        self._replaced = [name for name in methods if hasattr(model, name)]
+        for name in self._replaced:
+            vars(model)[name] = methods[name](self, vars(model).get(name))
+        self._start()
+
+    def _start(self) -> None:
+        self._codes: dict[tuple[str, ...], list[_Region]] = {}
+        self._lock = threading.RLock()
+        # Weakly: what belongs to a thread ends with it.
+        self._leases: WeakSet[Lease] = WeakSet()
 
     def leave(self) -> None:
         """Take off the model what was put on it."""
-        model = self.adapters.model
-        for module in model.modules():
+        for module in self.model.modules():
             restore_forward(module)
         for hook in self._hooks:
             hook.remove()
-        if self._generates:
-            own = vars(model).pop("generate").own
+        for name in self._replaced:
+            own = vars(self.model).pop(name).own
             if own is not None:
-                vars(model)["generate"] = own
-
-    def refresh(self) -> None:
-        """Forget the batch that is kept."""
-        self._kept = None
+                vars(self.model)[name] = own
 
     def batch(self, names: Names) -> RowBatch:
-        """Make a batch for rows of some adapters, or give the last one, if that is what it was for.
+        """Make a batch for rows of some adapters, which is open from here on until `end`.
 
         Raises:
-            AdapterError: no names (BS671), no such adapter (BS670), a term that is not linear (BS673), or
-                as `AdapterHandle.check_apart` does.
+            AdapterError: no names (BS671), no such adapter (BS670), one that no row can have (BS673, BS679,
+                BS687), or as ``check`` does.
         """
-        active = self._active()
-        active.check_apart("run a mixed batch")
-        members = self._members(names)
-        with self.adapters.lock:
-            # First, for it may move them. What cannot be in a bank is not kept either.
-            settled = [self.adapters.settle(m) for m in dict.fromkeys(members) if m is not None]
-            kept, changes = self._kept, self.adapters.changes
-            if kept is None or not all(settled) or not kept.holds(members, changes):
-                self._kept = None
-                with torch.inference_mode(False), torch.no_grad():
-                    rows = _rows(members)
-                    kept = self._kept = _Kept(members, changes, rows, self._make(members, active))
-            for region in kept.batch.forwards:
-                accept_rows(region)
-            return kept.batch
+        with self._lock:
+            self._check(self.model)
+            rows = self._rows(names)
+            lease = Lease()
+            self._leases.add(lease)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self._make(rows, lease)
+        except BaseException:
+            self._leases.discard(lease)
+            raise
+
+    def end(self, batch: RowBatch) -> None:
+        """Let the model be changed again, as far as this batch is concerned."""
+        self._leases.discard(batch.lease)
+
+    @contextmanager
+    def open(self, names: Names) -> Iterator[None]:
+        """Open a batch in this thread for a block.
+
+        Raises:
+            AdapterError: as `batch` does.
+        """
+        batch = self.batch(names)
+        try:
+            with open_batch(batch):
+                yield
+        finally:
+            self.end(batch)
+
+    @contextmanager
+    def closed(self, action: str) -> Iterator[None]:
+        """Open a block in which what runs in the model is exchanged: no thread opens a batch meanwhile.
+
+        Raises:
+            AdapterError: a batch of this model is open, in whichever thread (BS674).
+        """
+        with self._lock:
+            if self._leases:
+                raise AdapterError(codes.MIXED_OPEN(action=action))
+            yield
+
+    def check_closed(self, action: str) -> None:
+        """Check that no batch of this model is open in this thread.
+
+        Raises:
+            AdapterError: one is (BS674).
+        """
+        if any(map(self._is_mine, open_batches())):
+            raise AdapterError(codes.MIXED_OPEN(action=action))
 
     def before_call(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -125,7 +174,7 @@ class MixedBatches:
         if not torch.compiler.is_compiling():
             self._close()  # A call that was interrupted did not.
             if (batch := next(filter(self._is_mine, open_batches()), None)) is not None:
-                self.check_call(batch, args, kwargs)
+                self._enter(batch, args, kwargs)
         return None
 
     def after_call(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -138,142 +187,133 @@ class MixedBatches:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _open(self, names: Names, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._close()
-        batch = replace(self.batch(names), of_call=True)
-        self.check_call(batch, args, kwargs)
-        set_batches((batch, *open_batches()))
+        batch = self.batch(names)
+        try:
+            self._enter(batch, args, kwargs)
+        except BaseException:
+            self.end(batch)
+            raise
+
+    def _enter(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let a batch have one call, whose inputs tell of its rows."""
+        call = self.check_call(batch, args, kwargs)
+        of_call = replace(batch, of_call=True, text=call.text, call=call)
+        set_batches((of_call, *open_batches()))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _close(self) -> None:
         stack = open_batches()
         while stack and stack[0].of_call and self._is_mine(stack[0]):
-            stack = stack[1:]
-        set_batches(stack)
+            closed, stack = stack[0], stack[1:]
+            set_batches(stack)
+            if all(batch.lease is not closed.lease for batch in stack):  # It is not of a block.
+                self.end(closed)
 
-    def check_call(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check_call(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Check that a call has the rows that a batch has names for, and is not for training.
 
         Raises:
             AdapterError: it has others (BS671), or is (BS672).
         """
-        if self.adapters.model.training:
+        if self.model.training:
             raise AdapterError(codes.MIXED_TRAINING())
-        given = (*args[:1], *(kwargs.get(n) for n in ("input_ids", "inputs_embeds", "inputs")))
-        rows = next((len(x) for x in given if isinstance(x, Tensor)), None)
+        call = _read_call(self.model, args, kwargs)
+        rows = call.rows
         if rows is not None and (rows % batch.rows if batch.repeats else rows != batch.rows):
             raise AdapterError(codes.MIXED_ROWS(names=batch.rows, rows=rows))
-
-    def check_closed(self, action: str) -> None:
-        """Check that no batch of this model is open in this thread.
-
-        Raises:
-            AdapterError: one is (BS674).
-        """
-        if any(map(self._is_mine, open_batches())):
-            raise AdapterError(codes.MIXED_OPEN(action=action))
+        return call
 
     def _is_mine(self, batch: RowBatch) -> bool:
         return batch.owner is self
 
-    def _active(self) -> AdapterHandle:
-        return self.adapters.model.get_submodule(ADAPTER)  # type: ignore[return-value]
-
-    def _members(self, names: Names) -> tuple[AdapterInMemory | None, ...]:
-        if isinstance(names, str) or not len(names):
-            raise AdapterError(codes.MIXED_ROWS(names=0, rows="some"))
-        members: list[AdapterInMemory | None] = []
+    def _rows(self, names: Iterable[object]) -> dict[str | None, list[int]]:
+        """Return the rows of each adapter, by its name; None is the base's."""
+        rows: dict[str | None, list[int]] = {}
         problems: list[Problem] = []
-        for row, name in enumerate(names):
+        for row, name in enumerate(() if isinstance(names, str) else names):
             if name is None or name == BASE:
-                members.append(None)
-            elif name in self.adapters:
-                members.append(self.adapters[name])
+                rows.setdefault(None, []).append(row)
+            elif isinstance(name, str) and name in self.members:
+                rows.setdefault(name, []).append(row)
             else:
-                help = nearest(str(name), self.adapters)
+                help = nearest(str(name), self.members)
                 problems.append(codes.MIXED_UNKNOWN(row=row, name=name, help=help))
+        if not rows and not problems:
+            problems.append(codes.MIXED_ROWS(names=0, rows="some"))
+        for name in rows:
+            if name is not None and not problems:
+                problems += _why_not(name, self.members[name].plan)
         if problems:
             raise AdapterError(problems)
-        active = self.adapters[self._active().name]
-        for member in filter(None, dict.fromkeys((*members, active))):
-            if member.plan.trained:
-                path = member.plan.trained[0].parameter
-                raise AdapterError(codes.MIXED_WHOLE(name=member.name, path=path))
-        for member in filter(None, dict.fromkeys(members)):
-            for site in member.plan.sites:
-                if site.expert is not None and member.plan.terms_of[site.path]:
-                    raise AdapterError(codes.MIXED_EXPERTS(name=member.name, path=site.path))
-            for term in member.plan.terms:
-                if not term.linear:
-                    raise AdapterError(
-                        codes.MIXED_NOT_LINEAR(
-                            name=member.name, share=term.share, transform=term.transform
-                        )
-                    )
-        return tuple(members)
+        return rows
 
-    def _make(self, members: tuple[AdapterInMemory | None, ...], active: AdapterHandle) -> RowBatch:
-        model = self.adapters.model
-        unique = tuple(dict.fromkeys(members))
-        number = {member: i for i, member in enumerate(unique)}
-        grouping = Grouping.of([number[member] for member in members], _device(model))
+    def _make(self, rows: dict[str | None, list[int]], lease: Lease) -> RowBatch:
+        device = _device(self.model)
+        owners = {row: number for number, those in enumerate(rows.values()) for row in those}
+        grouping = Grouping.of([owners[row] for row in sorted(owners)], device)
+        members = [None if name is None else self.members[name] for name in rows]
         forwards: dict[nn.Module, Callable[..., Any]] = {
-            region: forward_of(region, None) for region, _ in active.placement.regions
+            module: forward_of(module, None)
+            for module in self.model.modules()
+            if is_rewritten(module)
         }
         factors: dict[nn.Module, tuple[RowFactor, ...]] = {}
-        plans = list({id(m.plan): m.plan for m in unique if m is not None}.values())
-        bases = torch.tensor([i for i, m in enumerate(unique) if m is None], device=_device(model))
+        places: dict[nn.Module, Place] = {}
+        plans = {member.plan.digest: member.plan for member in members if member is not None}
         tensors = {
             f"{i}:{name}": tensor
-            for i, plan in enumerate(plans)
-            for name, tensor in self._gather(plan, unique).items()
+            for i, plan in enumerate(plans.values())
+            for name, tensor in _side_by_side(plan, members).items()
         }
+        bases = torch.tensor([i for i, m in enumerate(members) if m is None], device=device)
         assemblies: dict[int, Callable[..., Any]] = {}
-        for path, code, names in self._code(plans) if plans else ():
-            region = model.get_submodule(path)
+        for region in self._regions(plans) if plans else ():
+            module, code = self.model.get_submodule(region.place.path), region.code
             if id(code) not in assemblies:
                 assemblies[id(code)] = _of_many(code.assembly.function())
-            sources = [tensors[name] for name in names]
+            sources = [tensors[name] for name in region.names]
             with without_autocast(sources[0].device):
                 made = assemblies[id(code)](*sources)
-            forwards[region] = forward_of(region, code.forward)
-            dtype = next((p.dtype for p in region.parameters() if p.is_floating_point()), None)
+            forwards[module], places[module] = forward_of(module, code.forward), region.place
+            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
             # Whatever a transform makes of zeros, a row of the base gets nothing.
             made = (
                 tuple(f.index_fill(0, bases.to(f.device), 0) for f in made) if len(bases) else made
             )
-            factors[region] = tuple(RowFactor(f.to(dtype), grouping) for f in made)
-        return RowBatch(self, len(members), forwards, factors)
+            factors[module] = tuple(RowFactor(f.to(dtype), grouping) for f in made)
+        for module in forwards:
+            accept_rows(module)
+        return RowBatch(
+            owner=self,
+            rows=len(owners),
+            forwards=forwards,
+            factors=factors,
+            places=places,
+            lease=lease,
+            text=getattr(self.model, "main_input_name", None) in _TEXTS,
+        )
 
-    def _code(self, plans: list[Plan]) -> list[tuple[str, RegionCode, list[str]]]:
-        """Return the regions of some plans together, each with its code and the tensors it reads."""
-        key = tuple(map(id, plans))
-        if key not in self._codes:
-            passes = (*OPTIMISATIONS, ReadRows())
-            self._codes[key] = list(
-                RegionCompiler(self.adapters.model, _together(plans), None, passes)
-            )
-        return self._codes[key]
-
-    def _gather(self, plan: Plan, members: Sequence[AdapterInMemory | None]) -> dict[str, Tensor]:
-        """Copy the tensors of a plan side by side, ``(members, *shape)``; zero for those not of it.
-
-        What a linear term adds is zero where all of its tensors are.
-        """
-        ours = [m if m is not None and m.plan is plan else None for m in members]
-        banks = [
-            m.slot.bank if m.slot else Bank(plan, kinds_of(self.adapters.values(m)))
-            for m in ours
-            if m
-        ]
-        slots = [m.slot if m and m.slot and m.slot.bank is banks[0] else None for m in ours]
-        empty, tensors = banks[0].gather(slots)
-        for member, views in zip(ours, empty, strict=True):
-            if member is not None and views is not None:
-                for name, value in self.adapters.values(member).items():
-                    views[name].copy_(value)
-        return tensors
+    def _regions(self, plans: Mapping[str, Plan]) -> list[_Region]:
+        """Return the regions of some plans together, given by their digests."""
+        key = tuple(plans)
+        with self._lock:
+            if key not in self._codes:
+                together = _together(list(plans.values()))
+                places = _places(together)
+                passes = (*OPTIMISATIONS, ReadRows())
+                self._codes[key] = [
+                    _Region(places[path], code, names)
+                    for path, code, names in RegionCompiler(self.model, together, None, passes)
+                ]
+            return self._codes[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_kept": None, "_codes": {}}
+        left = {"_codes", "_lock", "_leases"}
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
 
 
 class Generate:
@@ -283,14 +323,92 @@ class Generate:
         self.batches, self.own = batches, own
 
     def __call__(self, *args: Any, adapter_names: Names | None = None, **kwargs: Any) -> Any:
-        model: Any = self.batches.adapters.model
+        model: Any = self.batches.model
         generate = self.own or partial(type(model).generate, model)
         if adapter_names is None:
             return generate(*args, **kwargs)
         batch = self.batches.batch(adapter_names)
-        self.batches.check_call(batch, args, kwargs)
-        with open_batch(replace(batch, repeats=True)):
-            return generate(*args, **kwargs)
+        try:
+            call = self.batches.check_call(batch, args, kwargs)
+            with open_batch(replace(batch, repeats=True, text=call.text)):
+                return generate(*args, **kwargs)
+        finally:
+            self.batches.end(batch)
+
+
+class Train:
+    """`train` of a model, which is an error while a batch is open."""
+
+    def __init__(self, batches: MixedBatches, own: Callable[..., Any] | None) -> None:
+        self.batches, self.own = batches, own
+
+    def __call__(self, mode: bool = True) -> Any:
+        model = self.batches.model
+        train = self.own or partial(type(model).train, model)
+        if not mode:
+            return train(mode)
+        with self.batches.closed("train"):
+            return train(mode)
+
+
+def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """Read from the shapes of a call's inputs what they tell of its rows."""
+    main = getattr(model, "main_input_name", "inputs")
+    first = args[0] if args else kwargs.get("inputs")
+    given = {**kwargs, main: first} if first is not None else kwargs
+    found = {
+        name: x.shape
+        for name in (*_TEXTS, main, *_DECODED)
+        if isinstance(x := given.get(name), Tensor) and x.ndim
+    }
+    texts = [found[name] for name in (*_TEXTS, *_DECODED) if name in found]
+    return Call(
+        rows=next((shape[0] for shape in found.values()), None),
+        tokens=tuple(shape[1] for shape in texts if len(shape) > 1),
+        text=any(name in found for name in _TEXTS),
+    )
+
+
+def _why_not(name: str, plan: Plan) -> Iterator[Problem]:
+    """Say why no row can have an adapter of a plan."""
+    if plan.trained:
+        yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
+    for site in plan.sites:
+        if site.expert is not None and plan.terms_of[site.path]:
+            yield codes.MIXED_EXPERTS(name=name, path=site.path)
+            return
+    for term in plan.terms:
+        if not term.linear:
+            yield codes.MIXED_NOT_LINEAR(name=name, share=term.share, transform=term.transform)
+            return
+
+
+def _places(plan: Plan) -> dict[str, Place]:
+    """Return the places of the modules with terms, and of their parents."""
+    base = plan.base
+    # Without a tower for text, images are what the rows are of.
+    aside = ASIDE if not base.complete or {site.tower for site in base.sites} - ASIDE else set()
+    return {
+        path: Place(path, site.layer is not None, site.tower in aside)
+        for site in plan.sites
+        for name in site.paths
+        for path in (name, name.rpartition(".")[0])
+    }
+
+
+def _side_by_side(plan: Plan, members: list[Member | None]) -> dict[str, Tensor]:
+    """Copy the tensors of a plan side by side, ``(members, *shape)``; zero for those not of it.
+
+    What a linear term adds is zero where all of its tensors are.
+    """
+    given = [m.tensors() if m and m.plan.digest == plan.digest else None for m in members]
+    tensors: dict[str, Tensor] = {}
+    for name in plan.tensor:
+        found = [values[name] for values in given if values is not None]
+        like = max(found, key=lambda tensor: tensor.dtype.itemsize)
+        zero = torch.zeros_like(like)
+        tensors[name] = torch.stack([v[name].to(like) if v is not None else zero for v in given])
+    return tensors
 
 
 def _together(plans: list[Plan]) -> Plan:
@@ -321,16 +439,6 @@ def _of_many(assembly: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     """Return what makes the factors of one adapter, for tensors of many side by side."""
     many: Callable[..., tuple[Tensor, ...]] = torch.func.vmap(partial(assembly, None))
     return many
-
-
-def _rows(members: tuple[AdapterInMemory | None, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Return the rows of members whose parameters somebody may write to, and copies of them."""
-    return [
-        (row, row.clone())
-        for member in filter(None, dict.fromkeys(members))
-        if member.handle is not None and member.slot is not None
-        for row in member.slot.bytes()
-    ]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -3,7 +3,7 @@
 A batch holds the effective factors of its adapters, ``(adapters, rows, width)`` where one adapter has
 ``(rows, width)``, and the forward of each region that applies them. It is opened for a thread. Regions that
 `accept_rows` let it have their call; a factor of it is a `RowFactor`, which `ops.down` and `ops.up` apply
-to each row's own part.
+to each row's own part. Where it cannot be known whose a row is, that is an error and no guess.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.rewrite.rewritten import wrap_forward
 
 
@@ -58,8 +60,8 @@ class Grouping(NamedTuple):
 
     def gather(self, x: Tensor) -> Tensor:
         """Sort by adapter: ``(rows, ..., d)``, or all tokens in one axis, to ``(adapters, tokens, d)``."""
-        x = x.reshape(self.rows, -1, x.shape[-1])
         if self.order is not None:
+            x = x.reshape(self.rows, -1, x.shape[-1])
             x = x.index_select(0, self.order.to(x.device))
         return x.reshape(self.adapters, -1, x.shape[-1])
 
@@ -71,55 +73,182 @@ class Grouping(NamedTuple):
         return y.reshape(len(self.order), -1, y.shape[-1]).index_select(0, places)  # type: ignore[arg-type]
 
 
+class Call(NamedTuple):
+    """What the inputs of a call of a model tell of its rows.
+
+    Attributes:
+        rows: how many there are; None where no input tells.
+        tokens: how many tokens each may have: one number for each text that is given.
+        text: whether the rows are those of a text, in which images and sounds have places of their own.
+    """
+
+    rows: int | None
+    tokens: tuple[int, ...]
+    text: bool
+
+
+class Place(NamedTuple):
+    """Where in its model a region is.
+
+    Attributes:
+        path: its name there.
+        in_block: whether it is in a block, or else a head, a pooler or an embedding.
+        aside: whether it reads images or sound, beside what reads text.
+    """
+
+    path: str
+    in_block: bool
+    aside: bool
+
+
+class Reader(NamedTuple):
+    """A region of a batch of several adapters, and what is known of the rows that it reads.
+
+    Attributes:
+        place: where it is.
+        names: how many rows have names.
+        repeats: whether there may be a multiple of these.
+        text: as of a `Call`.
+        call: None outside of a call of the model, and in compiled code.
+    """
+
+    place: Place
+    names: int
+    repeats: bool
+    text: bool
+    call: Call | None
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows there are; None where that is some multiple of the names."""
+        if self.call is not None and self.call.rows is not None:
+            return self.call.rows
+        return None if self.repeats or torch.compiler.is_compiling() else self.names
+
+    def check(self, x: Tensor, single: bool) -> None:
+        """Check that ``(..., d)`` has the call's rows first, or all of their tokens in one axis.
+
+        Args:
+            x: what the region reads.
+            single: whether it may have one token of each row.
+
+        Raises:
+            AdapterError: it has not, or that cannot be known (BS682).
+        """
+        if self.place.aside and self.text:
+            self.refuse("it reads images or sound, and no input tells which row has which")
+        *axes, width = x.shape
+        if len(axes) > 1 and axes[0] == axes[1] and 0 < x.stride(0) < x.stride(1):
+            self.refuse("there are as many tokens as rows, and the tokens seem to come first")
+        rows, flat = self.rows, len(axes) == 1
+        if rows is None:
+            fits = axes[0] % self.names == 0 and (not flat or torch.compiler.is_compiling())
+        else:
+            tokens = self.call.tokens if self.call and flat else ()
+            fits = (axes[0] == rows and (single or not flat)) or axes[0] in [
+                rows * n for n in tokens
+            ]
+        if not fits:
+            self.refuse(
+                f"its input is {(*axes, width)}, and the call has {rows or self.names} rows"
+            )
+
+    def spread(self, ids: Tensor) -> Tensor:
+        """Repeat indices that all rows have in common, such as positions, ``(1, n)``, for each row.
+
+        Raises:
+            AdapterError: they are not these, and not of the rows either (BS682).
+        """
+        if ids.ndim > 1 and len(ids) == 1 and self.rows is not None:
+            ids = ids.repeat(self.rows, *[1] * (ids.ndim - 1))
+        self.check(ids.unsqueeze(-1), single=False)
+        return ids
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise that it cannot be told whose a row is (BS682)."""
+        raise AdapterError(codes.MIXED_PLACES(path=self.place.path, why=why))
+
+
 class RowFactor(NamedTuple):
-    """An effective factor of each adapter of a batch, ``(adapters, rows, width)``."""
+    """An effective factor of each adapter of a batch, ``(adapters, rows, width)``.
+
+    ``reader`` is what applies it; None where all rows have one adapter, so that nobody need know them.
+    """
 
     factor: Tensor
     grouping: Grouping
+    reader: Reader | None = None
 
     def down(self, x: Tensor) -> Tensor:
-        """Compute ``x A^T`` with each row's own A: tokens by adapter, ``(tokens, rows)``."""
+        """Compute ``x A^T`` with each row's own A: tokens by adapter, ``(tokens, rows)``.
+
+        Raises:
+            AdapterError: whose a row is cannot be known (BS682).
+        """
+        if self.reader is not None:
+            self.reader.check(x, single=not self.reader.place.in_block)
         z = torch.bmm(self.grouping.gather(x), self.factor.to(x).transpose(1, 2))
         return z.flatten(0, 1)
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """Return the columns of each row's own A at some indices, ``(tokens, rows)`` by adapter."""
+        """Return the columns of each row's own A at some indices, ``(tokens, rows)`` by adapter.
+
+        Raises:
+            AdapterError: whose a row is cannot be known (BS682).
+        """
+        if self.reader is not None:
+            ids = self.reader.spread(ids)
         places = self.grouping.gather(ids.unsqueeze(-1))
         columns = self.factor.transpose(1, 2)
         z = columns.gather(1, places.expand(-1, -1, columns.shape[-1]))
         return z.flatten(0, 1)
 
     def up(self, y: Tensor, z: Tensor) -> Tensor:
-        """Compute ``y + z B`` with each row's own B, where ``z`` is as `down` gives it.
+        """Compute ``y + z B`` with each row's own B, where ``z`` is as `down` or `look_up` gives it.
 
-        Where a row's B is zero the result is ``y``, bit for bit.
+        A ``y`` that all rows have in common becomes one for each. Where a row's B is zero the result is
+        ``y``, bit for bit.
         """
         b = self.factor.to(y)
         z = z.to(y).reshape(len(b), -1, z.shape[-1])
+        if self.reader is not None and len(y) == 1 and (rows := self.reader.rows) is not None:
+            y = y.expand(rows, *y.shape[1:])
         if self.grouping.order is None:
             return torch.baddbmm(y.reshape(len(b), -1, y.shape[-1]), z, b).view(y.shape)
         return y + self.grouping.scatter(torch.bmm(z, b)).reshape(y.shape)
 
 
-@dataclass(frozen=True)
+class Lease:
+    """Says by being alive that a batch is open, whichever thread opened it."""
+
+
+@dataclass(frozen=True, eq=False)
 class RowBatch:
     """What the regions of a model run while a mixed batch is open.
 
     Attributes:
         owner: what made it.
         rows: how many rows have names.
-        repeats: whether a call may have each row several times, side by side.
-        of_call: whether it was opened for one call of the model.
         forwards: of each region that the batch has a say in.
         factors: what these forwards read.
+        places: of these regions.
+        lease: what is alive for as long as the batch is open.
+        repeats: whether a call may have each row several times, side by side.
+        text: as of a `Call`.
+        of_call: whether it was opened for one call of the model.
+        call: what is known of that call.
     """
 
     owner: object
     rows: int
     forwards: Mapping[nn.Module, Callable[..., Any]]
     factors: Mapping[nn.Module, tuple[RowFactor, ...]] = field(repr=False)
+    places: Mapping[nn.Module, Place] = field(default_factory=dict, repr=False)
+    lease: Lease = field(default_factory=Lease, repr=False)
     repeats: bool = False
+    text: bool = False
     of_call: bool = False
+    call: Call | None = None
 
 
 class _Eager(threading.local):
@@ -143,7 +272,9 @@ def open_batches() -> tuple[RowBatch, ...]:
 
 def set_batches(stack: tuple[RowBatch, ...]) -> None:
     """Let these be the batches that are open."""
-    _eager.stack = _compiled.stack = stack
+    _eager.stack = stack
+    # Not compiled anew for each number of rows and of tokens.
+    _compiled.stack = tuple(replace(batch, call=None) if batch.call else batch for batch in stack)
 
 
 @contextmanager
@@ -159,7 +290,12 @@ def open_batch(batch: RowBatch) -> Iterator[None]:
 
 def rows_of(region: nn.Module) -> tuple[RowFactor, ...]:
     """Return the factors of a region in the open batch that has it."""
-    return next(batch.factors[region] for batch in open_batches() if region in batch.factors)
+    batch = next(batch for batch in open_batches() if region in batch.factors)
+    factors = batch.factors[region]
+    if factors[0].grouping.adapters == 1:
+        return factors
+    reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
+    return tuple([RowFactor(factor, grouping, reader) for factor, grouping, _ in factors])
 
 
 def accept_rows(region: nn.Module) -> None:

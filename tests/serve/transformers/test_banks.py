@@ -1,7 +1,5 @@
 """Banks: many adapters in rows of bytes."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -82,22 +80,6 @@ def test_memory_is_given_up(plan: Plan) -> None:
     for slot in slots:
         bank.give_back(slot)
     assert bank.nbytes == 0
-
-
-def test_gathering(plan: Plan) -> None:
-    bank = Bank(plan, kinds(plan))
-    first, second = bank.take(), bank.take()
-    values = [fill(first.tensors(), 1), fill(second.tensors(), 2)]
-    missing, tensors = bank.gather([second, None, first, second])
-    assert [views is None for views in missing] == [True, False, True, True]
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor[0], values[1][name])
-        assert not tensor[1].any()
-        assert torch.equal(tensor[2], values[0][name])
-        assert torch.equal(tensor[3], values[1][name])
-    written: Any = missing[1]
-    filled = fill(written, 3)
-    assert all(torch.equal(tensor[1], filled[name]) for name, tensor in tensors.items())
 
 
 def test_converting(plan: Plan) -> None:

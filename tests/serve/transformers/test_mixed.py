@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.rewrite.rewritten import is_rewritten
 from bishare_dsl.serve.transformers.rows import open_batches
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.models import tiny_inputs, tiny_model
 from tests.methods.test_every_method import TINY
 
 SPECS = {
@@ -213,12 +213,8 @@ def test_modes_of_autograd(model: Any) -> None:
 def test_what_inference_mode_leaves_trains() -> None:
     model = filled(tiny_model("llama"), {"a": "a"})
     compile_spec(parse_spec(SPECS["a"]), model, name="a2")
-    batches = model.bishare._batches
     with torch.inference_mode():
         model(IDS, adapter_names=["a", "a2", None, "a"])
-        kept = batches._kept
-        model(IDS, adapter_names=["a", "a2", None, "a"])
-        assert batches._kept is kept
         model.bishare.set_adapter("a2")
     for name in ("a", "a2"):
         model.bishare.set_adapter(name)
@@ -488,7 +484,6 @@ def test_parameters_that_got_other_memory(model: Any) -> None:
     found = logits_of(model, names)
     assert not torch.equal(found[0], want[0])
     assert torch.equal(found[1:], want[1:])
-    assert_one_copy(model)
     close(found, logits_alone(model, names))
 
 
@@ -599,23 +594,63 @@ def test_states_in_which_none_runs(model: Any) -> None:
     logits_of(model, names)
 
 
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "set_adapter": lambda handle: handle.set_adapter("b"),
+    "delete_adapter": lambda handle: handle.delete_adapter("a2"),
+    "merge": lambda handle: handle.merge(),
+    "unload": lambda handle: handle.unload(),
+    "disable_adapter": lambda handle: handle.disable_adapter().__enter__(),
+    "train": lambda handle: handle.model.train(),
+}
+
+
 def test_changes_while_one_is_open(model: Any) -> None:
     handle = model.bishare
     with handle.batch(["a", None, "a2", "b"]):
         for change in (
-            lambda: handle.set_adapter("b"),
-            lambda: handle.delete_adapter("a2"),
-            lambda: handle.merge(),
-            lambda: handle.unload(),
-            lambda: handle.disable_adapter().__enter__(),
-            lambda: compile_spec(parse_spec(SPECS["a"]), model, name="new"),
+            *CHANGES.values(),
+            lambda handle: compile_spec(parse_spec(SPECS["a"]), model, name="new"),
         ):
             with pytest.raises(AdapterError, match="BS674"):
-                change()
-        model.train()
+                change(handle)
+        nn.Module.train(model)
         with pytest.raises(AdapterError, match="BS672"):
             model(IDS)
         model.eval()
+    handle.set_adapter("b")
+
+
+@torch.no_grad()
+def test_changes_while_another_thread_has_one_open(model: Any) -> None:
+    """Its rows are what they would be, and threads with batches of their own run beside it."""
+    names, handle = ["a2", None, "a3", "b"], model.bishare
+    want = model(IDS, adapter_names=names).logits
+    inside, go_on = threading.Event(), threading.Event()
+    found = {}
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread() is thread:
+            inside.set()
+            assert go_on.wait(60)
+
+    def work() -> None:
+        found["rows"] = logits_of(model, names)
+
+    hook = model.model.layers[0].register_forward_pre_hook(wait)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(60)
+    try:
+        for change in CHANGES.values():
+            with pytest.raises(AdapterError, match="BS674"):
+                change(handle)
+        assert torch.equal(logits_of(model, names), want)
+        compile_spec(parse_spec(SPECS["a"]), model, name="new")  # Which changes nothing that runs.
+    finally:
+        go_on.set()
+        thread.join()
+    hook.remove()
+    assert torch.equal(found["rows"], want)
     handle.set_adapter("b")
 
 
@@ -645,3 +680,81 @@ def test_experts_are_refused() -> None:
     ) as caught:
         model(IDS[:2], adapter_names=["a", "b"])
     assert [problem.code for problem in caught.value.problems] == ["BS679"]
+
+
+# Whose a row is -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@torch.no_grad()
+def test_images_of_which_a_row_may_have_any_number(family: str) -> None:
+    """They come one after another, so that terms at them run where all rows have one adapter."""
+    text = "spec a target tower == vision share a per module rank 2"
+    model = filled(tiny_model(family), {"a": text, "b": text})
+    inputs = tiny_inputs(model)
+    inputs.pop("labels", None)
+    want = alone(model, "b", lambda: model(**inputs).logits)
+    close(model(**inputs, adapter_names=["b", "b"]).logits, want)
+    for names in (["a", "b"], [None, "b"]):
+        with pytest.raises(AdapterError, match=r"BS682.*whose rows `.*vis.*reads images"):
+            model(**inputs, adapter_names=names)
+        with pytest.raises(AdapterError, match="BS682"):
+            model.generate(**inputs, adapter_names=names, max_new_tokens=2)
+    # A text alone, or terms in the language model alone.
+    ids = inputs["input_ids"].clamp(max=50)
+    assert torch.equal(model(ids, adapter_names=["a", None]).logits, model(ids).logits)
+    text = "spec b target tower == language share a per module rank 2"
+    model = filled(tiny_model(family), {"a": text, "b": text})
+    found = model(**inputs, adapter_names=["b", None]).logits
+    close(found[0], alone(model, "b", lambda: model(**inputs).logits)[0])
+    close(found[1], alone(model, None, lambda: model(**inputs).logits)[1])
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "wpe"), ("bert", "position_embeddings")])
+@torch.no_grad()
+def test_positions_that_rows_have_in_common(family: str, kind: str) -> None:
+    spec = f"spec s target {kind} share local per module rank 2"
+    model = filled(tiny_model(family), {"a": spec, "a2": spec})
+    for names in (["a", "a2", None, "a"], ["a", "a2", None], ["a2"] * 2):
+        ids = IDS[: len(names)]
+        found = model(ids, adapter_names=names).logits
+        close(found, logits_alone(model, names, ids))
+        positions = torch.arange(7).flip(0).expand(len(names), -1)
+        found = model(ids, position_ids=positions, adapter_names=names).logits
+        close(found, logits_alone(model, names, ids, position_ids=positions))
+
+
+class Windows(nn.Module):
+    """A model whose layer is not given rows, but what ``cut`` makes of them."""
+
+    def __init__(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)})])
+        self.cut = cut
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layers[0]["fc"](self.cut(inputs))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x.transpose(0, 1),
+        lambda x: x.reshape(6, 2, 4),
+        lambda x: x[:, :3].transpose(0, 1),
+        lambda x: x.flatten(0, 1)[:3],
+        lambda x: x.flatten(0, 1),
+        lambda x: x[:1],
+    ],
+    ids=["tokens first", "as many tokens", "windows", "picked", "flat", "one for all"],
+)
+@torch.no_grad()
+def test_what_is_not_rows_is_refused(cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    spec = "spec s target fc share local per module rank 2"
+    model = filled(Windows(cut), {"a": spec, "b": spec})
+    x = torch.randn(3, 4, 4)
+    with pytest.raises(
+        AdapterError, match=r"BS682.*`layers\.0\.fc`.*(its input is .*3 rows|tokens seem)"
+    ):
+        model(x, adapter_names=["a", None, "b"])
+    close(model(x, adapter_names=["b"] * 3), alone(model, "b", lambda: model(x)))
