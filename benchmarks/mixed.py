@@ -15,6 +15,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,13 +119,17 @@ def decode(
 
 
 def decoding(model: Any, kwargs: dict[str, Any], ids: torch.Tensor) -> Callable[[], None]:
-    with torch.inference_mode():
-        cache = model(ids[:, :TOKENS], use_cache=True, **kwargs).past_key_values
+    # As `generate` does, a batch of ours is opened once for some tokens.
+    ours = hasattr(model, "bishare") and "adapter_names" in kwargs
+    block = partial(model.bishare.batch, kwargs["adapter_names"]) if ours else nullcontext
+    given = {} if ours else kwargs
+    with torch.inference_mode(), block():
+        cache = model(ids[:, :TOKENS], use_cache=True, **given).past_key_values
 
     def run() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), block():
             for _ in range(STEPS):
-                model(ids[:, TOKENS:], past_key_values=cache, use_cache=True, **kwargs)
+                model(ids[:, TOKENS:], past_key_values=cache, use_cache=True, **given)
         cache.crop(-STEPS)
 
     return run

@@ -30,6 +30,7 @@ from bishare_dsl.serve.transformers.rows import (
     RowBatch,
     RowFactor,
     accept_rows,
+    numbers_on,
     open_batch,
     open_batches,
     set_batches,
@@ -259,13 +260,14 @@ class MixedBatches:
         }
         factors: dict[nn.Module, tuple[RowFactor, ...]] = {}
         places: dict[nn.Module, Place] = {}
-        plans = {member.plan.digest: member.plan for member in members if member is not None}
+        found = {member.plan.digest: member.plan for member in members if member is not None}
+        plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
         tensors = {
             f"{i}:{name}": tensor
             for i, plan in enumerate(plans.values())
             for name, tensor in _side_by_side(plan, members).items()
         }
-        bases = torch.tensor([i for i, m in enumerate(members) if m is None], device=device)
+        bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
             module, code = self.model.get_submodule(region.place.path), region.code

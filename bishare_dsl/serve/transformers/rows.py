@@ -23,6 +23,11 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.rewrite.rewritten import wrap_forward
 
 
+def numbers_on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Make a tensor of numbers on a device, without waiting for what runs there."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
 class Grouping(NamedTuple):
     """Which rows of a batch belong to which adapter.
 
@@ -51,12 +56,7 @@ class Grouping(NamedTuple):
         if order == list(range(len(owners))):
             return cls(len(owners), len(members))
         places = [owner * size + members[owner].index(row) for row, owner in enumerate(owners)]
-        return cls(
-            len(owners),
-            len(members),
-            torch.tensor(order, device=device),
-            torch.tensor(places, device=device),
-        )
+        return cls(len(owners), len(members), numbers_on(device, order), numbers_on(device, places))
 
     def gather(self, x: Tensor) -> Tensor:
         """Sort by adapter: ``(rows, ..., d)``, or all tokens in one axis, to ``(adapters, tokens, d)``."""
