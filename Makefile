@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench claims test-compat test-vllm test-quantised dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test hunt lint format bench claims test-compat test-vllm test-quantised dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -50,6 +50,9 @@ demo: $(STAMP) ## set up, then the main job on a real model (SmolLM2-135M, fetch
 
 test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
 	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+hunt: $(STAMP) ## draw lives of adapted models beside the dense reference, for an hour; ARGS="--minutes 480 --seed 7"
+	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, the one-way import order and the form of the specs
 	@$(BIN)/ruff check

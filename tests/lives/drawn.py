@@ -1,0 +1,129 @@
+"""What lives are drawn from: specs that `meaningful_specs` leaves out, and batches that models read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bishare_dsl import parse_spec
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.language import spec_text
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.spec import Spec
+from bishare_dsl.testing.models import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_inputs
+from bishare_dsl.testing.plans import meaningful_specs, small_models
+from bishare_dsl.testing.quantised import Int8Linear
+
+# Each holds what no other does: starts from the base's weights, what is stored compactly, what is seen in
+# one tower, what a batch has no row of, experts whose pools differ.
+TEXTS = (
+    "target attention_inputs, mlp_ups share a per module rank 2 init A svd, B svd",
+    "target mlp_downs share a per module rank 2 via Core init A svd_vectors, B svd_scaled freeze A, B",
+    "target q_proj share a per model rank 2 via VectorBank(vectors = 6, length = 4, top_k = 2) start nonzero",
+    "target attention_inputs train norms share a per layer, kind rank 2",
+    "target tower == vision share a per module rank 2",
+    "target tower == vision, tower == language share a per tower rank 2 via SS gain out init 1",
+    'target kind "*pos*" share a per module rank 2',
+    "target wpe, attention_inputs share a per module rank 2",
+    "target embeddings, heads share a per module rank 2",
+    "target (gate_proj and expert in 0..1), (down_proj and expert != none) share a per expert rank 2 via SS",
+    "target (expert == 0), (down_proj and expert != none) share a per layer, expert % 2 rank 2 via KE(size = 4)",
+    "target attention_inputs, mlp_ups share a per layer rank 2 via Experts(count = 2)",
+)
+
+FAMILIES = (*TINY_FAMILIES, *TINY_MIXTURES, *TINY_TOWERS)
+
+
+def specs(architecture: Architecture) -> st.SearchStrategy[str]:
+    """Draw the texts of specs that fit: over the whole language, and now and then one of `TEXTS`."""
+    written = [text for text in TEXTS if fits(parse_spec(f"spec t {text}"), architecture)]
+    drawn = meaningful_specs(architecture)
+    if written:
+        drawn = st.one_of(
+            drawn, drawn, st.sampled_from(written).map(lambda text: parse_spec(f"spec t {text}"))
+        )
+    return drawn.map(spec_text)
+
+
+def fits(spec: Spec, architecture: Architecture) -> bool:
+    try:
+        build_plan(spec, architecture)
+    except BishareError:
+        return False
+    return True
+
+
+class Base:
+    """A base in which nothing is left to chance in training."""
+
+    def __init__(self, family: str, model: Any) -> None:
+        self.family, self.model = family, model
+        self.architecture = inspect_model(model)
+        self.quantised = any(isinstance(module, Int8Linear) for module in model.modules())
+        self.tied = model.config.tie_word_embeddings
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, float) and ("dropout" in name or name == "p"):
+                    setattr(module, name, 0.0)
+
+    def at_ends(self, plan: Plan) -> bool:
+        """Tell whether an adapter has something outside of the layers, such as at a table of tokens."""
+        ends = {site.path for site in self.architecture.outside}
+        return bool(plan.trained) or any(
+            plan.terms_of[s.path] for s in plan.sites if s.path in ends
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.family}{', quantised' * self.quantised}{', tied' * self.tied}"
+
+
+@st.composite
+def bases(draw: st.DrawFn, families: Sequence[str] = FAMILIES) -> Base:
+    family = draw(st.sampled_from(families))
+    return Base(family, draw(small_models(families=[family])))
+
+
+class Batch(dict[str, Tensor]):
+    """What a model reads, by keyword."""
+
+    way: str
+
+    def __repr__(self) -> str:
+        return f"{self.way}: { {name: tuple(value.shape) for name, value in self.items()} }"
+
+
+@st.composite
+def batches(draw: st.DrawFn, model: Any) -> Batch:
+    """Draw a batch of one row to three; images in uneven rows; with and without a mask."""
+    inputs = Batch(tiny_inputs(model, seed=draw(st.integers(0, 3))))
+    image = getattr(model.config, "image_token_id", None)
+    ways = [
+        "as it comes",
+        "as it comes",
+        "one row",
+        "no mask",
+        *["uneven"] * 2 * (image is not None),
+    ]
+    inputs.way = draw(st.sampled_from(ways))
+    if inputs.way == "no mask":
+        inputs.pop("attention_mask", None)
+    elif inputs.way == "uneven":
+        # Both images are in one row; the others have words where it has an image.
+        ids = inputs["input_ids"]
+        both = torch.cat([ids[0], ids[1]])
+        words = torch.where(both == image, torch.full_like(both, 5), both)
+        rows = [both, words, words.flip(0)][: draw(st.integers(2, 3))]
+        ids = torch.stack(draw(st.permutations(rows)))
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = (ids == image).int()
+    elif inputs.way == "one row":
+        for name, value in inputs.items():  # Of patches, which have no rows, the first half.
+            inputs[name] = value[: len(value) // 2]
+    return inputs

@@ -1,0 +1,513 @@
+"""An adapted model's life, as a state machine: whatever is done with it, it computes what the dense reference does.
+
+What it should be is kept beside it: the base, and of each adapter its plan and the values of its tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import reject
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from torch import Tensor
+
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.diagnostics import BishareError, BishareWarning
+from bishare_dsl.plan import Plan
+from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.reference import reference_model
+from tests.lives.drawn import Base, bases, batches, specs
+from tests.lives.several import FIRST, Several
+
+# How far values may be apart, relative to the largest: the reference has other orders of the same sums.
+CLOSE = {torch.float32: 3e-4, torch.float64: 3e-6}
+MERGED = 2e-3
+GRADIENTS = 2e-3
+# What these give is of each image with each text, and so of no one row.
+PAIRS = ("clip", "siglip")
+# The base is quantised, or what is added is not linear: nothing can be merged.
+NO_MATRIX = ("BS622", "BS633")
+
+# How often each thing was done, and how often it was refused.
+COUNTS: Counter[str] = Counter()
+
+
+@dataclass
+class Known:
+    """What an adapter should be."""
+
+    plan: Plan
+    values: dict[str, Tensor]
+    trains: bool = True
+    expected: Tensor | None = None
+
+    def holds(self, values: dict[str, Tensor]) -> None:
+        self.values = {name: value.detach().clone() for name, value in values.items()}
+        self.expected = None
+
+
+class Life(RuleBasedStateMachine):
+    """See the module."""
+
+    @initialize(data=st.data(), seed=st.integers(0, 3))
+    def adapt(self, data: st.DataObject, seed: int) -> None:
+        drawn = data.draw(bases(), "base")
+        self.drawn, self.base, self.family = drawn, drawn.model, drawn.family
+        self.inputs = data.draw(batches(self.base), "inputs")
+        self.dtype = torch.float32
+        self.resized = 0
+        COUNTS["lives"] += 1
+        self.begin(data, seed)
+
+    def begin(self, data: st.DataObject, seed: int) -> None:
+        """Adapt a copy of the base, and give the adapter values with which it does something."""
+        spec = data.draw(specs(self.drawn.architecture), "spec")
+        self.model: Any = copy.deepcopy(self.base)
+        with refusal("adapt"):
+            compile_spec(spec, self.model, seed=seed)
+        if not hasattr(self.model, "bishare"):
+            reject()
+        self.known = {FIRST: Known(self.model.bishare.plan, {})}
+        self.active, self.merged = FIRST, False
+        self.fill(seed, data.draw(st.booleans(), "frozen too"))
+
+    # What is expected ------------------------------------------------------------------------------
+
+    @property
+    def handle(self) -> Any:
+        return self.model.bishare
+
+    @property
+    def now(self) -> Known:
+        return self.known[self.active]
+
+    def expected(self, name: str | None) -> Tensor:
+        """Return the logits that an adapter should give, or the base."""
+        if name is None:
+            # Torch takes other kernels for weights that are trained: the base is frozen, as under an adapter.
+            return run(copy.deepcopy(self.base).requires_grad_(False), self.inputs, self.dtype)
+        known = self.known[name]
+        if known.expected is None:
+            known.expected = run(self.dense(known), self.inputs, self.dtype)
+        return known.expected
+
+    def dense(self, known: Known, base: Any = None) -> Any:
+        return reference_model(self.base if base is None else base, known.plan, known.values)
+
+    def plans(self) -> list[Plan]:
+        return [known.plan for known in self.known.values()]
+
+    def changed(self) -> None:
+        for known in self.known.values():
+            known.expected = None
+
+    def check(self, found: Tensor, name: str | None, what: str, rows: Any = slice(None)) -> None:
+        """Check that logits are an adapter's, unless the model itself does not know them so well."""
+        expected = self.expected(name)[rows]
+        assert found.shape == expected.shape, (what, found.shape, expected.shape)
+        tolerance = MERGED if self.merged else CLOSE[self.dtype]
+        off = apart(found, expected)
+        if off <= tolerance or self.unstable(name, tolerance, rows):
+            return
+        raise AssertionError(
+            f"{what}: off by {off:.2e} of the largest value ({name} of {self.family})"
+        )
+
+    def unstable(self, name: str | None, tolerance: float, rows: Any = slice(None)) -> bool:
+        """Tell whether rounding alone moves what is expected that far, as it does where a router is undecided."""
+        for seed in range(4):
+            base = copy.deepcopy(self.base)
+            random = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for p in base.parameters():
+                    if p.is_floating_point():
+                        p.mul_(1 + 3e-6 * torch.randn(p.shape, generator=random).to(p))
+            model = base if name is None else self.dense(self.known[name], base)
+            moved = run(model, self.inputs, self.dtype)[rows]
+            if apart(moved, self.expected(name)[rows]) > tolerance / 4:
+                COUNTS["unstable"] += 1
+                return True
+        return False
+
+    @invariant()
+    def computes_what_the_reference_does(self) -> None:
+        if hasattr(self, "known"):
+            COUNTS["steps"] += 1
+            self.check(run(self.model, self.inputs, self.dtype), self.active, "logits")
+
+    # What is done ----------------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def read_others(self, data: st.DataObject) -> None:
+        self.inputs = data.draw(batches(self.base), "inputs")
+        self.changed()
+
+    @precondition(lambda self: not self.merged)
+    @rule(seed=st.integers(0, 9), frozen=st.booleans())
+    def fill(self, seed: int, frozen: bool) -> None:
+        """Write other values into the parameters, as an optimizer does."""
+        self.now.holds(randomize(self.model, seed, frozen=frozen))
+
+    @precondition(lambda self: not self.merged and self.now.trains and self.dtype == torch.float32)
+    @rule(mode=st.sampled_from(["plain", "checkpointing", "reentrant", "eval"]))
+    def train_a_step(self, mode: str) -> None:
+        leaves = {
+            name: value.clone().requires_grad_(self.now.plan.tensor[name].trainable)
+            for name, value in self.now.values.items()
+        }
+        with training(reference_model(self.base, self.now.plan, leaves), mode) as dense:
+            try:
+                wanted = self.gradients(dense, leaves)
+            except RuntimeError:
+                # In some towers nothing that is read has a gradient, and so no checkpoint of the older kind.
+                assert mode == "reentrant"
+                return
+        with training(self.model, mode):
+            gradients = self.gradients(self.model, self.handle.tensors())
+        scale = max((float(g.abs().max()) for g in wanted.values()), default=0.0)
+        for name, gradient in gradients.items():
+            off = float((gradient - wanted[name]).abs().max()) / max(scale, 1e-9)
+            if off > GRADIENTS and not self.unstable(self.active, CLOSE[self.dtype]):
+                raise AssertionError(f"the gradient of {name} is off by {off:.2e} ({self.family})")
+        with torch.no_grad():
+            for name, tensor in self.handle.tensors().items():
+                if name in gradients:
+                    tensor.sub_(gradients[name] * (0.1 / max(scale, 1e-9)))
+        self.now.holds(self.handle.tensors())
+
+    def gradients(self, model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradient of each tensor that trains."""
+        logits = outputs(model, self.inputs, self.dtype)
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        trained = {n: t for n, t in tensors.items() if self.now.plan.tensor[n].trainable}
+        loss = (logits * weights.to(logits)).sum()
+        for tensor in trained.values():
+            tensor.grad = None
+        loss.backward()
+        found = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in trained.items()}
+        for tensor in trained.values():
+            tensor.grad = None
+        return found
+
+    @rule(how=st.sampled_from(["gradients", "inference mode", "twice"]))
+    def look(self, how: str) -> None:
+        if how == "inference mode":
+            with torch.inference_mode():
+                found = outputs(self.model, self.inputs, self.dtype)
+        else:
+            found = outputs(self.model, self.inputs, self.dtype)
+            if how == "twice":
+                found = outputs(self.model, self.inputs, self.dtype)
+        self.check(found.detach().clone(), self.active, f"logits ({how})")
+
+    @rule()
+    def disable(self) -> None:
+        with self.handle.disable_adapter():
+            found = run(self.model, self.inputs, self.dtype)
+        assert torch.equal(found, self.expected(None)), f"disabled is not the base ({self.family})"
+
+    @precondition(lambda self: not self.merged)
+    @rule()
+    def merge(self) -> None:
+        with refusal("merge", *NO_MATRIX):
+            self.handle.merge()
+            self.merged = True
+
+    @precondition(lambda self: self.merged)
+    @rule()
+    def unmerge(self) -> None:
+        self.handle.unmerge()
+        self.merged = False
+
+    @rule(
+        frozen=st.sampled_from(["seed", "tensors"]),
+        compact=st.booleans(),
+        rounded=st.booleans(),
+        beside=st.booleans(),
+    )
+    def save_and_load(self, frozen: Any, compact: bool, rounded: bool, beside: bool) -> None:
+        """Go on with what was loaded: alone, or beside the adapters that there are."""
+        # Rounded, two logits of a bank may be equal, and then anyone may be the larger.
+        rounded = rounded and all(term.transform != "VectorBank" for term in self.now.plan.terms)
+        with tempfile.TemporaryDirectory() as folder:
+            self.handle.save_pretrained(
+                folder, frozen=frozen, compact=compact, dtype="bfloat16" if rounded else None
+            )
+            known = copy.copy(self.now)
+            if beside:
+                name = self.free_name()
+                with refusal("load beside", "BS643"):
+                    self.several.load(folder, name)
+                if name not in self.several.names:
+                    return
+                self.several.switch(name)
+                self.known[name], self.active = known, name
+            else:
+                model = copy.deepcopy(self.base)
+                load_adapter(folder, model)
+                self.model, self.known, self.active = model, {FIRST: known}, FIRST
+                self.merged = False
+        self.model.eval()
+        # What was loaded compactly stays so.
+        known.trains = all(
+            tensor.requires_grad
+            for name, tensor in self.handle.tensors().items()
+            if known.plan.tensor[name].trainable
+        )
+        if rounded:
+            for name, tensor in self.handle.tensors().items():
+                assert apart(tensor.detach(), known.values[name]) <= 2**-8, name
+            known.holds(self.handle.tensors())
+
+    @precondition(lambda self: self.dtype == torch.float32)
+    @rule(how=st.sampled_from(["copy", "pickle"]))
+    def copy_it(self, how: str) -> None:
+        """Go on with a copy, and change the one that it was copied from."""
+        before = self.model
+        if how == "copy":
+            self.model = copy.deepcopy(before)
+        else:
+            try:
+                self.model = pickled(before)
+            except AttributeError as error:
+                # transformers leaves hooks behind that it cannot pickle.
+                assert "local object" in str(error)  # noqa: PT017 - what it says is all there is of it
+                COUNTS[f"not pickled: {error}"] += 1
+                return
+        if not self.merged:
+            randomize(before, 17)
+
+    @precondition(lambda self: not self.drawn.quantised)
+    @rule(dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+    def convert(self, dtype: torch.dtype) -> None:
+        """Go on in another type; from a shorter one back at once, with what is left."""
+        if any(site.expert is not None for site in self.drawn.architecture.sites):
+            return  # The fused experts of transformers know no float64, and no bfloat16 of such widths.
+        if self.merged and dtype == torch.bfloat16:
+            return  # The sum is rounded then, which no one can undo.
+        types = [dtype, torch.float32] if dtype == torch.bfloat16 else [dtype]
+        for self.dtype in types:
+            self.model.to(self.dtype)
+            self.base.to(self.dtype)
+            for known in self.known.values():
+                known.values = {
+                    name: value.to(self.dtype) if value.is_floating_point() else value
+                    for name, value in known.values.items()
+                }
+            if self.dtype == torch.bfloat16:
+                assert torch.isfinite(run(self.model, self.inputs, self.dtype)).all()
+        self.changed()
+
+    @precondition(lambda self: self.dtype == torch.float32 and self.resized < 2)
+    @rule(more=st.integers(1, 3))
+    def resize(self, more: int) -> None:
+        """Give the model more tokens, where no adapter has something at the tables of them."""
+        if not self.base.can_generate() or any(map(self.drawn.at_ends, self.plans())):
+            return
+        size = self.base.get_input_embeddings().weight.shape[0] + more
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model.resize_token_embeddings(size, mean_resizing=False)
+            torch.manual_seed(0)
+            self.base.resize_token_embeddings(size, mean_resizing=False)
+        self.drawn = Base(self.family, self.base)
+        self.resized += 1
+        self.changed()
+
+    @rule()
+    def generate(self) -> None:
+        """Write some tokens, with a cache of keys and values and without."""
+        if not self.base.can_generate() or {*self.inputs} - {"input_ids", "attention_mask"}:
+            return
+        written = [
+            self.model.generate(
+                **self.inputs,
+                max_new_tokens=3,
+                do_sample=False,
+                pad_token_id=0,
+                use_cache=cached,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            for cached in (True, False)
+        ]
+        pairs = zip(written[0].logits, written[1].logits, strict=True)
+        # After tokens that differ, as where two are as likely, nothing is comparable.
+        for with_cache, without in pairs:
+            off = apart(with_cache, without)
+            if off > CLOSE[self.dtype] and not self.unstable(self.active, CLOSE[self.dtype]):
+                raise AssertionError(f"a cache changes logits by {off:.2e} ({self.family})")
+            if not torch.equal(with_cache.argmax(-1), without.argmax(-1)):
+                break
+
+    @precondition(lambda self: not self.merged and self.dtype == torch.float32)
+    @rule()
+    def export(self) -> None:
+        """Write a plain LoRA, and read it again."""
+        with tempfile.TemporaryDirectory() as folder, refusal("export", "BS656", *NO_MATRIX):
+            self.handle.export(f"{folder}/lora")
+            other = copy.deepcopy(self.base)
+            load_adapter(f"{folder}/lora", other)
+            found = run(other.eval(), self.inputs, self.dtype)
+            self.check(found, self.active, "logits of what was exported")
+
+    # Several adapters ------------------------------------------------------------------------------
+
+    @property
+    def several(self) -> Several:
+        return Several(self.model)
+
+    def free_name(self) -> str:
+        return next(name for i in range(99) if (name := f"n{i}") not in self.known)
+
+    @precondition(lambda self: not self.merged and len(self.known) < 4)
+    @rule(data=st.data(), seed=st.integers(0, 3))
+    def add(self, data: st.DataObject, seed: int) -> None:
+        spec = data.draw(specs(self.drawn.architecture), "spec")
+        name = self.free_name()
+        with refusal("add", "BS403"):
+            self.several.add(spec, name, seed)
+        if name not in self.several.names:
+            return
+        self.several.switch(name)
+        self.active = name
+        self.known[name] = Known(self.handle.plan, {})
+        self.fill(seed, data.draw(st.booleans(), "frozen too"))
+
+    @rule(data=st.data())
+    def switch(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.known)), "name")
+        with refusal("switch", "BS643"):
+            self.several.switch(name)
+            self.active = name
+
+    @precondition(lambda self: len(self.known) > 1)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.known)), "name")
+        with refusal("delete", "BS642"):
+            self.several.delete(name)
+        for gone in {*self.known} - {*self.several.names}:
+            del self.known[gone]
+        self.active = self.several.active
+
+    @precondition(lambda self: not self.merged)
+    @rule(data=st.data())
+    def mix(self, data: st.DataObject) -> None:
+        """Run rows of several adapters in one batch."""
+        rows = len(self.expected(None))
+        choices = st.sampled_from([*sorted(self.known), None])
+        names = data.draw(st.lists(choices, min_size=rows, max_size=rows), "names")
+        with refusal("mix", "BS6"), torch.no_grad():
+            found = logits_of(self.several.run(cast(self.inputs, self.dtype), names))
+            for row, name in enumerate(names if self.family not in PAIRS else ()):
+                self.check(found[row], name, f"row {row} of a mixed batch {names}", row)
+
+    # Another model that is the same ----------------------------------------------------------------
+
+    @precondition(lambda self: not self.merged)
+    @rule()
+    def take_a_reference(self) -> None:
+        other = self.handle.reference()
+        self.check(run(other, self.inputs, self.dtype), self.active, "logits of the reference")
+
+    @rule(data=st.data(), seed=st.integers(0, 3), merged=st.booleans())
+    def unload(self, data: st.DataObject, seed: int, merged: bool) -> None:
+        """Take the adapter out, or merge for good; then adapt the base anew."""
+        if merged:
+            model = self.model
+            with refusal("merge_and_unload", *NO_MATRIX):
+                model.bishare.merge_and_unload()
+            if hasattr(model, "bishare"):
+                return
+            self.merged = True
+            found = run(model, self.inputs, self.dtype)
+            self.check(found, self.active, "logits of what was merged for good")
+        else:
+            model = self.handle.unload()
+            found = run(model, self.inputs, self.dtype)
+            assert torch.equal(found, run(self.base, self.inputs, self.dtype)), self.family
+            trains = [p.requires_grad for p in model.parameters()]
+            assert trains == [p.requires_grad for p in self.base.parameters()]
+        assert [type(m) for m in model.modules()] == [type(m) for m in self.base.modules()]
+        self.begin(data, seed)
+
+
+@contextmanager
+def refusal(what: str, *codes: str) -> Iterator[None]:
+    """Let something be refused, with codes that begin so; what is refused has changed nothing."""
+    COUNTS[what] += 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BishareWarning)
+            yield
+    except BishareError as error:
+        for problem in error.problems:
+            COUNTS[f"{what} refused with {problem.code}"] += 1
+            if codes and not any(str(problem.code).startswith(code) for code in codes):
+                raise
+
+
+@contextmanager
+def training(model: Any, mode: str) -> Iterator[Any]:
+    """Let a model train in a block: as it is, with checkpoints of one kind or the other, or in eval mode."""
+    model.train(mode != "eval")
+    checkpoints = mode in ("checkpointing", "reentrant") and model.supports_gradient_checkpointing
+    if checkpoints:
+        model.gradient_checkpointing_enable({"use_reentrant": mode == "reentrant"})
+    try:
+        yield model
+    finally:
+        if checkpoints:
+            model.gradient_checkpointing_disable()
+            if mode == "reentrant":
+                model.disable_input_require_grads()
+        model.eval()
+
+
+def pickled(model: Any) -> Any:
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
+
+
+def logits_of(output: Any) -> Tensor:
+    # A CLIP compares images with texts.
+    return output["logits" if "logits" in output else "logits_per_image"]
+
+
+def outputs(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    return logits_of(model(**cast(inputs, dtype)))
+
+
+def run(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    with torch.no_grad():
+        return outputs(model, inputs, dtype)
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Return how far values are apart, of the largest that is expected; infinite where one is no number."""
+    gap = (found.double() - expected.double()).abs().max()
+    size = max(float(expected.double().abs().max()), 1e-3)
+    return float(gap) / size if torch.isfinite(gap) else float("inf")

@@ -1,0 +1,9 @@
+"""Drawn lives of adapted models, beside the dense reference; `make hunt` draws for as long as one likes."""
+
+import pytest
+from hypothesis import settings
+
+from tests.lives.life import Life
+
+TestLife = pytest.mark.filterwarnings("ignore")(Life.TestCase)
+TestLife.settings = settings(max_examples=settings().max_examples, stateful_step_count=15)
