@@ -7,10 +7,9 @@ from html import escape
 
 from bishare_dsl.analyse.analysis import Chart
 from bishare_dsl.analyse.similarity import MEASURES, Measure
-from bishare_dsl.show.svg import CHARACTER, DARK, LIGHT, STYLE
+from bishare_dsl.show.shell import svg_file
+from bishare_dsl.show.svg import CHARACTER
 
-STYLE_OF_HEAT = ".high{fill:var(--high)}.low{fill:var(--low)}.frame{fill:none;stroke:var(--none)}"
-HEAT_LIGHT, HEAT_DARK = ";--high:#2456c8;--low:#c2410c", ";--high:#7aa2ff;--low:#ff9a62"
 TICKS = (0.01, 0.05, 0.2, 0.5, 1.0)
 _LEVELS = 48
 _TOP = 18
@@ -92,14 +91,10 @@ def whole(adapter: str, chart: Chart) -> str:
     margin, head = 16, 44
     full = max(width, math.ceil(max(len(title) * 8.2, len(line) * CHARACTER))) + 2 * margin
     tall = head + height + 2 * margin
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{tall}" '
-        f'viewBox="0 0 {full} {tall}" role="img" aria-label="{escape(f"{title}; {line}")}">\n'
-        f"<style>svg{{{LIGHT}{HEAT_LIGHT}}}"
-        f"@media(prefers-color-scheme:dark){{svg{{{DARK}{HEAT_DARK}}}}}{STYLE}{STYLE_OF_HEAT}</style>\n"
-        f'<rect width="{full}" height="{tall}" rx="8" style="fill:var(--page)"/>\n'
+    drawn = (
         f'<g transform="translate({margin},{margin})">'
         f'<text class="title" y="13">{escape(title)}</text>'
         f'<text class="muted" y="31">{escape(line)}</text>'
-        f'<g transform="translate(0,{head})">{body(chart)}</g></g>\n</svg>\n'
+        f'<g transform="translate(0,{head})">{body(chart)}</g></g>'
     )
+    return svg_file(full, tall, f"{title}; {line}", drawn)

@@ -10,27 +10,14 @@ from typing import Any
 from bishare_dsl.analyse import heat, ranks
 from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart, JointRow
 from bishare_dsl.analyse.similarity import MEASURES, Measure
-from bishare_dsl.show.shell import header, shell, tab_list
-
-_STYLE = (
-    f"{heat.STYLE_OF_HEAT}:root{{--high:#2456c8;--low:#c2410c}}"
-    "@media(prefers-color-scheme:dark){:root:not([data-theme=light]){--high:#7aa2ff;--low:#ff9a62}}"
-    ":root[data-theme=dark]{--high:#7aa2ff;--low:#ff9a62}"
-    "h2{font-size:16px;margin:22px 0 8px}p{max-width:900px}table{border-collapse:collapse;font-size:13px}"
-    "td,th{padding:3px 14px 3px 0;text-align:right;border-bottom:1px solid var(--line)}"
-    "td:first-child,th:first-child,td.word,th.word{text-align:left}th{color:var(--muted);font-weight:500}"
-    ".bar{display:inline-block;width:120px;height:10px;background:var(--none);position:relative;"
-    "vertical-align:middle;margin-left:10px}.bar i{position:absolute;left:0;top:0;bottom:0;"
-    "background:var(--high)}.bar b{position:absolute;top:-3px;bottom:-3px;width:2px;background:var(--text)}"
-)
+from bishare_dsl.show.shell import Tab, figure, item, shell
 
 
 def page(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
     """Draw the whole page: what is shared and what each share does, then a tab for each measure."""
     charts: list[dict[str, Any]] = []
-    names = [analysis.adapter.name for analysis in analyses]
-    sections = [_summary(analyses)]
-    tabs = [("summary", "")]
+    names = ", ".join(analysis.adapter.name for analysis in analyses)
+    tabs = [Tab("summary", "", _summary(analyses))]
     for measure in MEASURES:
         drawn = [
             (name, [chart for chart in found if chart.map.measure == measure.name])
@@ -39,24 +26,16 @@ def page(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
                 ("between adapters", between),
             )
         ]
-        if any(found for _, found in drawn):
-            tabs.append((measure.title, ""))
-            sections.append(_measure(measure, [part for part in drawn if part[1]], charts))
-    model = analyses[0].adapter.plan.base.name
-    body = (
-        f"{header(', '.join(names), f'on {model}')}\n<p class=facts>{_facts(analyses)}</p>\n"
-        f"{tab_list('Measures', tabs)}\n"
-        + "\n".join(
-            f'<section role="tabpanel" aria-label="{escape(title)}"{" hidden" if i else ""}>{part}</section>'
-            for i, ((title, _), part) in enumerate(zip(tabs, sections, strict=True))
-        )
-        + "\n<footer>Chance is measured: <b>independent</b> updates have the same singular values, and "
-        "vectors that are drawn anew; <b>permuted</b> ones are the same updates with inputs and outputs in a "
-        "random order. Grey cells cannot be compared: their widths differ. Point at a cell for its "
-        "value.</footer>"
+        if shown := [part for part in drawn if part[1]]:
+            tabs.append(Tab(measure.title, "", _measure(measure, shown, charts)))
+    foot = (
+        "Chance is measured: <b>independent</b> updates have the same singular values, and vectors that "
+        "are drawn anew; <b>permuted</b> ones are the same updates with inputs and outputs in a random "
+        "order. Grey cells cannot be compared: their widths differ. Point at a cell for its value."
     )
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    return shell(f"{', '.join(names)} on {model}", body, {"charts": charts}, script, _STYLE)
+    of, script = f"on {analyses[0].adapter.plan.base.name}", Path(__file__).with_name("page.js")
+    facts = [_facts(analyses)]
+    return shell(names, of, facts, ("Measures", tabs), foot, {"charts": charts}, script)
 
 
 def _facts(analyses: Sequence[Analysis]) -> str:
@@ -164,22 +143,15 @@ def _measure(
 
 
 def _figure(chart: Chart, number: int) -> str:
-    width, height = heat.size(chart)
-    title = escape(chart.map.title)
-    return (
-        f'<figure data-chart="{number}"><figcaption><b>{title}</b><br>'
-        f'<span>{escape(heat.summary(chart))}</span></figcaption><div class="scroll">'
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{title}: {escape(heat.summary(chart))}">{heat.body(chart)}</svg></div></figure>'
-    )
+    mark, said = f'data-chart="{number}"', heat.summary(chart)
+    return figure(mark, chart.map.title, said, heat.size(chart), heat.body(chart))
 
 
 def _legend(*, signed: bool) -> str:
     ticks = [(-tick, "low") for tick in reversed(heat.TICKS)] if signed else []
     ticks += [(tick, "high") for tick in heat.TICKS]
     items = "".join(
-        f'<li><i style="background:var(--{kind});opacity:{heat.opacity(tick):.2f}"></i>{tick:g}</li>'
-        for tick, kind in ticks
+        item(f"var(--{kind});opacity:{heat.opacity(tick):.2f}", f"{tick:g}") for tick, kind in ticks
     )
     return f"<ul>{items}</ul>"
 

@@ -10,7 +10,7 @@ from typing import Any
 from bishare_dsl.plan import Plan
 from bishare_dsl.show.picture import Grid, Panel, Picture, Section, picture
 from bishare_dsl.show.rows import BYTES, mib, trained_in_full
-from bishare_dsl.show.shell import header, shell, tab_list
+from bishare_dsl.show.shell import Tab, figure, item, shell
 from bishare_dsl.show.svg import Scale, panel_body, settings, summary
 from bishare_dsl.spec import Spec
 
@@ -20,8 +20,17 @@ _FEW = 10
 def page(plan: Plan, spec: Spec | None = None) -> str:
     """Draw the whole page. With the spec it says in the spec's words who shares."""
     drawn = picture(plan, spec)
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    return shell(f"{plan.spec} on {plan.base.name}", _body(drawn), _data(drawn), script)
+    tabs = [
+        Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i, drawn.grid))
+        for i, section in enumerate(drawn.sections)
+    ]
+    foot = (
+        "Modules of one colour use one tensor. Where tensors are many, colours tell neighbours apart: "
+        "point at a module to see who shares with it, click to keep that."
+    )
+    script = Path(__file__).with_name("page.js")
+    of, data = f"on {plan.base.name}", _data(drawn)
+    return shell(plan.spec, of, _facts(drawn), ("Shares", tabs), foot, data, script)
 
 
 def frame(plan: Plan, spec: Spec | None = None) -> str:
@@ -37,7 +46,7 @@ def frame(plan: Plan, spec: Spec | None = None) -> str:
     )
 
 
-def _body(drawn: Picture) -> str:
+def _facts(drawn: Picture) -> list[str]:
     plan = drawn.plan
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
@@ -48,51 +57,29 @@ def _body(drawn: Picture) -> str:
         *([escape(params)] if params else []),
     ]
     trained = ", ".join(map(str, trained_in_full(plan)))
-    in_full = f'<p class="facts">trained in full: {escape(trained)}</p>\n' if trained else ""
-    tabs = tab_list(
-        "Shares", [(section.row.name, f"{section.row.trainable:,}") for section in drawn.sections]
-    )
-    sections = "".join(_section(section, i, drawn.grid) for i, section in enumerate(drawn.sections))
-    return (
-        f"{header(plan.spec, f'on {plan.base.name}')}\n"
-        f'<p class="facts">{" · ".join(facts)}</p>\n'
-        f"{in_full}{tabs}\n{sections}\n"
-        "<footer>Modules of one colour use one tensor. Where tensors are many, colours tell neighbours "
-        "apart: point at a module to see who shares with it, click to keep that.</footer>"
-    )
+    return [" · ".join(facts), *([f"trained in full: {escape(trained)}"] if trained else [])]
 
 
 def _section(section: Section, i: int, grid: Grid) -> str:
     panels = "".join(_figure(panel, f"{i} {j}", grid) for j, panel in enumerate(section.panels))
     return (
-        f'<section role="tabpanel" aria-label="{escape(section.row.name)}"{" hidden" if i else ""}>'
         f'<p class="statement"><b>share</b> {escape(section.row.name)}  {escape(section.key)} '
-        f"<i>{escape(settings(section))}</i></p>"
-        f'<div class="panels">{panels}</div></section>\n'
+        f'<i>{escape(settings(section))}</i></p><div class="panels">{panels}</div>'
     )
 
 
 def _figure(panel: Panel, place: str, grid: Grid) -> str:
-    width, height = Scale.of(grid).size(grid)
-    role = ", ".join(panel.roles)
     size = sum(tensor.size for patch in panel.patches for tensor in patch.tensors)
     # Where each module has its own there is nothing to tell but that.
     listed = [] if panel.alone else panel.patches[:_FEW]
-    legend = "".join(
-        f'<li data-p="{i}"><i style="background:{patch.colour}"></i>{escape(patch.label)}</li>'
-        for i, patch in enumerate(listed)
-    )
+    legend = [item(patch.colour, patch.label, f' data-p="{i}"') for i, patch in enumerate(listed)]
     if listed and len(panel.patches) > _FEW:
-        legend += f"<li>and {len(panel.patches) - _FEW:,} more</li>"
+        legend.append(f"<li>and {len(panel.patches) - _FEW:,} more</li>")
     if panel.uncovered:
-        legend += '<li><i style="background:var(--none)"></i>not in this share</li>'
-    return (
-        f'<figure data-panel="{place}"><figcaption><b>{escape(role)}</b>'
-        f"<span>{summary(panel)}, {size:,} parameters</span></figcaption>"
-        f'<div class="scroll"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="{escape(role)}: {summary(panel)}">'
-        f"{panel_body(panel, grid, titles=False)}</svg></div><ul>{legend}</ul></figure>"
-    )
+        legend.append(item("var(--none)", "not in this share"))
+    said, drawn = f"{summary(panel)}, {size:,} parameters", panel_body(panel, grid, titles=False)
+    mark, roles = f'data-panel="{place}"', ", ".join(panel.roles)
+    return figure(mark, roles, said, Scale.of(grid).size(grid), drawn, "".join(legend))
 
 
 def _data(drawn: Picture) -> dict[str, Any]:

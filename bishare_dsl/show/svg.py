@@ -8,21 +8,13 @@ from math import ceil
 
 from bishare_dsl.show.picture import Grid, Panel, Patch, Picture, Section
 from bishare_dsl.show.rows import bounds, span, trained_in_full, via
+from bishare_dsl.show.shell import svg_file
 
 CHARACTER = 6.7
 """The width of a character of 11 pixels in most monospaced fonts."""
 _GAP_OF_GROUPS = 6
 _HEAD = 20
 _WIDTH = 1000
-
-STYLE = (
-    "text{font:11px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;"
-    "fill:var(--text)}.muted{fill:var(--muted)}.end{text-anchor:end}.middle{text-anchor:middle}"
-    ".title{font:600 14px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}"
-    ".small{font-size:10px}.none{fill:var(--none)}"
-)
-LIGHT = "--page:#ffffff;--text:#1f2328;--muted:#59636e;--none:#e4e8ec"
-DARK = "--page:#0d1117;--text:#e6edf3;--muted:#9198a1;--none:#262c36"
 
 
 @dataclass(frozen=True)
@@ -144,14 +136,7 @@ def whole(picture: Picture) -> str:
         f"{picture.plan.spec} on {picture.plan.base.name}: layers across, modules down; "
         "modules of one colour share a tensor"
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{tall}" '
-        f'viewBox="0 0 {full} {tall}" role="img" aria-label="{escape(label)}">\n'
-        f"<style>svg{{{LIGHT}}}@media(prefers-color-scheme:dark){{svg{{{DARK}}}}}{STYLE}</style>\n"
-        f'<rect width="{full}" height="{tall}" rx="8" style="fill:var(--page)"/>\n'
-        + "\n".join(drawn)
-        + "\n</svg>\n"
-    )
+    return svg_file(full, tall, label, "\n".join(drawn))
 
 
 def _axes(grid: Grid, scale: Scale) -> str:
