@@ -1,6 +1,8 @@
 """What the table of known mistakes says of those that no golden file has, and that what it advises can be read."""
 
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -41,10 +43,22 @@ EXAMPLES = [
 ]  # fmt: skip
 
 
+TESTS = Path(__file__).parents[1]
+GOLDEN = [*TESTS.glob("messages/inputs/*.share"), *TESTS.glob("language/golden/errors/*.share")]
+
+
 def problems_of(text):
-    with pytest.raises(SpecError) as caught:
+    try:
         parse_spec(text)
-    return caught.value.problems
+    except SpecError as error:
+        return error.problems
+    return ()
+
+
+def written(text, edits):
+    for edit in sorted(edits, key=lambda edit: -edit.span.start):
+        text = text[: edit.span.start] + edit.text + text[edit.span.end :]
+    return text
 
 
 @pytest.mark.parametrize(("text", "said", "mended"), EXAMPLES, ids=lambda value: None)
@@ -53,9 +67,7 @@ def test_a_slip_is_known(text, said, mended):
     assert said in problems[0].help
     assert {problem.code for problem in problems} <= {"BS103", "BS110"}
     if mended is not None:
-        made = HEAD + text
-        for edit in sorted((e for p in problems for e in p.edits), key=lambda e: -e.span.start):
-            made = made[: edit.span.start] + edit.text + made[edit.span.end :]
+        made = written(HEAD + text, [edit for problem in problems for edit in problem.edits])
         assert made == HEAD + mended
         assert parse_spec(made)
 
@@ -78,3 +90,18 @@ def test_a_row_names_words_of_its_pattern(row):
     named = {int(number) for number in re.findall(r"{(\d)}", f"{row.help}{row.instead or ''}")}
     assert named <= set(range(len(row.words) + bool(row.last)))
     assert sum(word.startswith("@") for word in row.words) == 1
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_mistake_is_gone_when_its_remedy_is_written(path):
+    def said(text):
+        return Counter(
+            (problem.code, problem.message, problem.help) for problem in problems_of(text)
+        )
+
+    text = path.read_bytes().decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    before = said(text)
+    for problem in problems_of(text):
+        if problem.edits:
+            what = (problem.code, problem.message, problem.help)
+            assert said(written(text, problem.edits))[what] < before[what]
