@@ -8,7 +8,7 @@ forward is traced again for each variant that differs from the ordinary one, and
 - training may change constants (a dropout), which become `leaves.select_training`.
 
 Anything else that differs makes the region untraceable, so a graph that is returned is right for
-every call.
+every call. What is read behind an in-place operation has a node of its own (`effects`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from bishare_dsl.rewrite import leaves
+from bishare_dsl.rewrite.effects import order_writes
 from bishare_dsl.rewrite.rewritten import has_own_forward
 from bishare_dsl.rewrite.signature import graph_signature, is_read
 from bishare_dsl.rewrite.trace import (
@@ -85,6 +86,7 @@ def _capture(module: nn.Module) -> fx.Graph:
         # Not `eliminate_dead_code`, which drops calls that the forward makes for their effect.
         if is_read(node) and not node.users:
             graph.erase_node(node)
+    order_writes(module, graph)
     graph.lint()
     return graph
 

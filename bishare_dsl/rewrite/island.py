@@ -273,7 +273,8 @@ class _Island(torch.autograd.Function):
         ctx.spans, ctx.act = spans, act
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gate, up, None if act else x, *rest, z)
-        return ys
+        # No views, such as a product with a bias gives: who reads them may write to them.
+        return tuple(y.data for y in ys)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ kernel library that patches `transformers.models.llama.modeling_llama` still has
 
 from __future__ import annotations
 
+import operator
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -75,6 +76,20 @@ def update_cache(
 def select_training(module: nn.Module, training: Any, evaluation: Any, /) -> Any:
     """Return `training` in training mode, `evaluation` in eval mode."""
     return training if module.training else evaluation
+
+
+def augment(name: str, value: Any, other: Any, /) -> Any:
+    """Run an augmented assignment, such as ``value += other``, and return what stands for ``value`` then.
+
+    Args:
+        name: of its function in `operator`.
+    """
+    return getattr(operator, name)(value, other)
+
+
+def behind(value: Any, written: Any, /) -> Any:
+    """Return ``value`` as it is once that was done which may have written to it, and gave ``written``."""
+    return value
 
 
 def shape_of_rank(hidden_states: Tensor, rank: int, /) -> torch.Size:

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import inplace_methods
 from torch.fx.proxy import GraphAppendingTracer, TraceError
 
 from bishare_dsl.models.hooks import FORWARDS
@@ -128,6 +129,19 @@ class RegionProxy(fx.Proxy):
         if code[at] == dis.opmap["UNPACK_SEQUENCE"]:
             return (self[i] for i in range(code[at + 1]))  # type: ignore[index]
         return self.tracer.iter(self)
+
+
+def _augment(name: str) -> Callable[[RegionProxy, Any], Any]:
+    def augment(value: RegionProxy, other: Any) -> Any:
+        args = (name, value, other)
+        return value.tracer.create_proxy("call_function", leaves.augment, args, {})
+
+    return augment
+
+
+# fx would make `x += y` of `x = x + y`, and who else has x would not see it.
+for _name in inplace_methods:
+    setattr(RegionProxy, f"__{_name}__", _augment(_name))
 
 
 class KwargsProxy(fx.Proxy):

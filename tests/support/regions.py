@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
@@ -38,6 +39,7 @@ class Region(nn.Module):
         linears: by name, the two widths and whether there is a bias.
         steps: each reads values by their number; the first value is the input.
         returned: the values that the forward gives.
+        tied: by another name, the layer that it stands for.
     """
 
     def __init__(
@@ -45,36 +47,61 @@ class Region(nn.Module):
         linears: Sequence[tuple[str, int, int, bool]],
         steps: Sequence[Step],
         returned: Sequence[int],
+        tied: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__()
         for name, d_in, d_out, bias in linears:
             self.add_module(name, nn.Linear(d_in, d_out, bias))
-        self.act = nn.SiLU()
+        for name, other in tied:
+            self.add_module(name, self.get_submodule(other))
+        self.act, self.act_in_place = nn.SiLU(), nn.ReLU(inplace=True)
         self.steps, self.returned = tuple(steps), tuple(returned)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         values: list[Any] = [x]
-        for what, name, read in self.steps:
-            if what == "call":
-                values.append(getattr(self, name)(values[read[0]]))
-            elif what == "tanh":
-                values.append(torch.tanh(values[read[0]]))
-            elif what == "add":
-                values.append(values[read[0]] + values[read[1]])
-            else:
-                values.append(values[read[0]] * values[read[1]])
+        for what, name, (first, *others) in self.steps:
+            y = values[first]
+            match what:
+                case "call":
+                    y = getattr(self, name)(y)
+                case "tanh":
+                    y = torch.tanh(y)
+                case "add":
+                    y = y + values[others[0]]
+                case "mul":
+                    y = y * values[others[0]]
+                case "+=":
+                    y += values[others[0]]
+                case "tanh_":
+                    y = y.tanh_()
+                case "relu_":
+                    y = F.relu(y, inplace=True)
+                case "halve":
+                    y = halve(y)
+                case "rest":
+                    y = y[..., 1:]
+                case "mode":
+                    y = y * (0.5 if self.training else -1.0)
+                case "branch":
+                    y = torch.tanh(y) if self.training else y - 1.0
+            values.append(y)
         return tuple(values[i] for i in self.returned)
 
 
+def halve(x: Tensor) -> Tensor:
+    """Write to what is given, which a trace does not see."""
+    return x.mul_(0.5)
+
+
 class Layers(nn.Module):
-    """Regions of one wiring, each with weights of its own, that read one input."""
+    """Regions of one wiring that read one input, each with weights of its own but for a layer they share."""
 
     def __init__(self, *layers: Region) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [value for layer in self.layers for value in layer(x)]
+        return [value for layer in self.layers for value in layer(x.clone())]
 
 
 @dataclass(frozen=True)
@@ -87,6 +114,7 @@ class DrawnRegion:
         spec: one that fits it, with dropout.
         optimisations: the passes that run behind `ExpandTerms`.
         training: whether it is in training mode.
+        traced: whether its regions can be traced whole, and no layer has two names.
     """
 
     model: Layers
@@ -94,6 +122,7 @@ class DrawnRegion:
     spec: Spec
     optimisations: tuple[Pass, ...]
     training: bool
+    traced: bool = True
 
 
 class _Wiring:
@@ -104,6 +133,10 @@ class _Wiring:
         self.widths = [draw(st.integers(2, 6))]
         self.linears: list[tuple[str, int, int, bool]] = []
         self.steps: list[Step] = []
+        self.tied: list[tuple[str, str]] = []
+        # A few kinds to a region: most of all together could not be traced, nor trained.
+        rare = [(), ("in place", "in place"), ("in place", "in place", "mode"), ("branch", "tied")]
+        self.rare = draw(st.sampled_from(rare))
 
     def one(self, *values: int) -> int:
         return self.draw(st.sampled_from(values))
@@ -122,6 +155,15 @@ class _Wiring:
         self.linears.append((name, self.widths[x], width, self.draw(st.booleans())))
         return self.step("call", name, x, width=width)
 
+    def in_place(self) -> None:
+        """Write to a value, mostly to one that nothing has read yet: so autograd allows it."""
+        everything = range(len(self.widths))
+        unread = {*everything} - {0, *(i for _, _, read in self.steps for i in read)}
+        x = self.one(*(3 * sorted(unread)), *everything)
+        what = self.draw(st.sampled_from(["relu_", "tanh_", "halve", "call", "+="]))
+        others = [i for i in everything if self.widths[i] == self.widths[x]] if what == "+=" else []
+        self.step(what, "act_in_place", x, *(self.one(*others) for _ in others[:1]))
+
     def grow(self) -> None:
         """Add one more motif: most are a step, a gated product is five."""
         everything = range(len(self.widths))
@@ -131,14 +173,25 @@ class _Wiring:
         left = self.wanted - len(self.linears)
         motifs = ["linear", "linear", "act", "add", "mul"]
         motifs += ["again"] * bool(again) + ["gated", "residual"] * (left >= 3)
+        motifs += ["rest"] * (self.widths[x] > 2)
+        motifs += [kind for kind in self.rare if again or kind != "tied"]
         match self.draw(st.sampled_from(motifs)):
             case "linear":
                 self.linear(x)
-            case "again":
+            case "again" | "tied" as how:
                 name, _, width, _ = self.draw(st.sampled_from(again))
+                if how == "tied":
+                    self.tied.append((f"tied_{len(self.tied)}", name))
+                    name = self.tied[-1][0]
                 self.step("call", name, x, width=width)
             case "act":
                 self.step("call", "act", x)
+            case "mode" | "branch" as what:
+                self.step(what, "", x)
+            case "in place":
+                self.in_place()
+            case "rest":
+                self.step("rest", "", x, width=self.widths[x] - 1)
             case "gated":
                 pair = [(first := self.linear(x)), self.linear(x, self.widths[first])]
                 gate = self.one(0, 1)
@@ -163,7 +216,8 @@ def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
     """Draw regions of 2 to 8 linear layers, wired in any way, with a spec and some of the passes.
 
     Chains, branches, residuals, activations, gated products, sums, values that are returned and used,
-    layers that are called twice, with biases and without, of unequal widths; one or two of a kind in a model.
+    layers that are called twice, under one name or two, with biases and without, of unequal widths; operations
+    in place, on views too; what depends on the mode; one or two of a kind in a model, which may share a layer.
     """
     wiring = _Wiring(draw, draw(st.integers(2, max_linears)))
     while len(wiring.linears) < wiring.wanted:
@@ -173,10 +227,12 @@ def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
         torch.manual_seed(draw(st.integers(0, 3)))
         model = Layers(
             *(
-                Region(wiring.linears, wiring.steps, returned)
+                Region(wiring.linears, wiring.steps, returned, wiring.tied)
                 for _ in range(draw(st.sampled_from([1, 1, 2])))
             )
         ).double()
+    if shared := len(model.layers) > 1 and draw(st.sampled_from([False, False, True])):
+        model.layers[1].a = model.layers[0].a
     spec = draw(meaningful_specs(inspect_model(model)))
     dropouts = st.sampled_from([0, 0, 0.25, 0.5])
     shares = tuple(share.model_copy(update={"dropout": draw(dropouts)}) for share in spec.shares)
@@ -187,16 +243,18 @@ def regions(draw: st.DrawFn, max_linears: int = 8) -> DrawnRegion:
         spec.model_copy(update={"shares": shares}),
         tuple(step for step in OPTIMISATIONS if step in passes),
         draw(st.booleans()),
+        not (wiring.tied or shared or any(what == "branch" for what, _, _ in wiring.steps)),
     )
 
 
 def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
     """Check that what a drawn region gives, and every gradient, is what the dense reference does.
 
-    Dropout is stood in for by a mask that depends on places alone, here and there.
+    Gradients are asked for where the base can be trained, which an operation in place may forbid. Dropout is
+    stood in for by a mask that depends on places alone, here and there.
 
     Raises:
-        AssertionError: something differs, or the region was not traced.
+        AssertionError: something differs, or the region was not traced though it could be.
     """
     plan, _ = build_plan(drawn.spec, inspect_model(drawn.model))
     random, dtype = _random(seed), torch.float64
@@ -209,11 +267,16 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
     drop = _masked if drawn.training else None
     dense = reference_model(drawn.model, plan, leaves, drop).train(drawn.training)
     adapted = copy.deepcopy(drawn.model).train(drawn.training)
-    weights = [torch.randn(y.shape, generator=random, dtype=dtype) for y in adapted(x)]
+    trains = can_train(adapted, x)
+    with torch.no_grad():
+        weights = [torch.randn(y.shape, generator=random, dtype=dtype) for y in adapted(x)]
 
     def run(
         model: nn.Module, parameters: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
+        if not trains:
+            with torch.no_grad():
+                return model(x), []
         read = x.clone().requires_grad_()
         ys = model(read)
         loss = torch.stack([(y * w).sum() for y, w in zip(ys, weights, strict=True)]).sum()
@@ -225,7 +288,7 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
 
     with patch.object(torch.nn.functional, "dropout", stand_in):
         notes = adapt(adapted, plan, tensors, optimisations=drawn.optimisations)
-        _same(notes, (), "notes")
+        _same(notes if drawn.traced else (), (), "notes")
         parameters = adapted.get_submodule("bishare").placement.tensors()  # type: ignore[operator, union-attr]
         found, gradients = run(adapted, parameters)
         with torch.no_grad():
@@ -234,6 +297,8 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
     for i, y in enumerate(expected):
         for ys in (found, *again):
             _close(ys[i], y, dtype, f"value {i}")
+    if not trains:
+        return
     names = ("the input", *(t.name for t in plan.tensors if t.trainable))
     scale = max(float(gradient.abs().max()) for gradient in references)
     for name, gradient, reference in zip(names, gradients, references, strict=True):
@@ -244,3 +309,13 @@ def _masked(x: Tensor, p: float) -> Tensor:
     """Return ``x`` with about a share ``p`` of its values dropped, the same for every input of a shape."""
     kept = torch.rand(x.shape, generator=_random(x[0].numel())) >= p
     return x * kept.to(x) / (1 - p)
+
+
+def can_train(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether autograd finds the gradients of all that a model computes with."""
+    try:
+        ys = copy.deepcopy(model)(x.clone().requires_grad_())
+        torch.stack([y.sum() for y in ys]).sum().backward()
+    except RuntimeError:
+        return False
+    return True

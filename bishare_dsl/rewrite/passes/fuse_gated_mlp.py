@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from bishare_dsl.rewrite.effects import WRITES
 from bishare_dsl.rewrite.gated_island import gated_island
 from bishare_dsl.rewrite.island import island
 from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
@@ -19,7 +20,8 @@ class FuseGatedMlp(Pass):
     """Before: ``h = act(gate) * up``, ``ys = island(h, h, ...)``.
     After: ``ys = gated_island(act, gate, up, ...)``.
 
-    Only where nothing else reads ``act(gate)`` or ``h``; a dropout of ``h`` does.
+    Only where nothing else reads ``act(gate)`` or ``h``, as a dropout of ``h`` does, and nothing may be
+    written by ``act`` or between it and the island.
     """
 
     # What reads the product is an island.
@@ -46,4 +48,6 @@ def _is_gated(product: fx.Node, act: Any, up: Any) -> bool:
     if len(act.args) != 1 or act.kwargs or any(len(n.users) != 1 for n in (act, product)):
         return False
     (reader,) = product.users
-    return reader.target is island and product is reader.args[0] is reader.args[1]
+    writers = [node for node in product.graph.nodes if WRITES in node.meta]
+    written = any(act is node or act < node < reader for node in writers)
+    return not written and reader.target is island and product is reader.args[0] is reader.args[1]
