@@ -72,12 +72,13 @@ class Base:
                 if isinstance(value, float) and ("dropout" in name or name == "p"):
                     setattr(module, name, 0.0)
 
-    def at_ends(self, plan: Plan) -> bool:
-        """Tell whether an adapter has something outside of the layers, such as at a table of tokens."""
-        ends = {site.path for site in self.architecture.outside}
-        return bool(plan.trained) or any(
-            plan.terms_of[s.path] for s in plan.sites if s.path in ends
-        )
+    def at_tables(self, plan: Plan) -> bool:
+        """Tell whether an adapter has something at a table of tokens."""
+        tables = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        modules = dict(self.model.named_modules())
+        terms = [path for s in plan.sites if plan.terms_of[s.path] for path in s.paths]
+        whole = [path.rpartition(".")[0] for trained in plan.trained for path in trained.paths]
+        return any(modules[path] is table for path in terms + whole for table in tables)
 
     def __repr__(self) -> str:
         return f"{self.family}{', quantised' * self.quantised}{', tied' * self.tied}"
