@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.hooks import is_sharded
 from bishare_dsl.models.inspect import ADAPTER, linear_maps
-from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
@@ -182,8 +181,6 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
         weight = maps.get(site.path)
         expected = f"{site.d_in} -> {site.d_out}"
         found = f"{weight.d_in} -> {weight.d_out}" if weight else "no linear layer"
-        if weight and found == expected and site.layer is None:
-            expected, found = _users(site.paths), _users(_tied_to(weight, maps))
         if found != expected:
             wrong.append(codes.OTHER_MODEL(path=site.path, expected=expected, found=found))
     for trained in plan.trained:
@@ -203,16 +200,3 @@ def _parameter(model: nn.Module, path: str) -> nn.Parameter | None:
         return model.get_submodule(module)._parameters.get(name)
     except AttributeError:
         return None
-
-
-def _tied_to(weight: Weight, maps: Mapping[str, Weight]) -> Iterator[str]:
-    """Return the paths of the modules that have the very parameter of a weight."""
-    kept = weight.module._parameters.get(weight.parameter)
-    for path, other in maps.items():
-        same = other.module._parameters.get(other.parameter) is kept
-        if path == weight.path or (same and kept is not None):
-            yield path
-
-
-def _users(paths: Iterable[str]) -> str:
-    return f"the weight of {' and '.join(sorted(paths))}"

@@ -17,7 +17,7 @@ from bishare_dsl.models import preset
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms.vector_bank import VectorBank
-from tests.adapter.test_files import edit_tensors, refused
+from tests.adapter.test_files import edit_tensors, refused, reseal
 
 TEXT = """
 spec bank
@@ -170,6 +170,17 @@ NAME = "s.layers.0.self_attn.q_proj.L_A"
 def test_a_missing_part(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.pop(f"{NAME}:below"))
     refused(folder, "BS609", f"{NAME}:below")
+
+
+def test_a_tensor_in_parts_that_is_drawn_too(tmp_path: Path) -> None:
+    text = TEXT.format(vectors=20, top_k=2).replace("start", "freeze L_A start")
+    compile_spec(parse_spec(text), tiny_model("llama")).bishare.save_pretrained(
+        tmp_path, compact=True
+    )
+    compact = read_adapter(tmp_path).config.compact
+    labels = next(iter(compact.values()))
+    reseal(tmp_path, compact={**compact, NAME: labels})
+    refused(tmp_path, "BS604", NAME, "must be in the file")
 
 
 def test_the_tensor_beside_its_parts(folder: Path) -> None:

@@ -169,6 +169,9 @@ def test_a_broken_config(folder: Path, text: bytes) -> None:
         {"surprise": 1},
         {"seed": "x"},
         {"format": 0},
+        {"format": 3},
+        {"format": 3, "adapters": {}},
+        {"adapters": {"law": {"bytes": 1, "sha256": "0"}}},
         {"files": {}},
     ],
 )

@@ -144,9 +144,10 @@ def test_what_was_not_trained_yet_is_the_bases(tmp_path: Path) -> None:
     assert read_adapter(tmp_path / "a").config.of_base == tuple(t.tensor for t in plan.trained)
 
 
-def test_merging_says_how_far_it_rounds_and_gives_all_back() -> None:
+@pytest.mark.parametrize("text", [TEXT, "spec s\ntrain norms\n"])
+def test_merging_says_how_far_it_rounds_and_gives_all_back(text: str) -> None:
     base = tiny_model("llama").bfloat16()
-    model = trained(base=base)
+    model = trained(base=base, text=text)
     report = model.bishare.merge()
     assert report.max_rounding > 0
     assert torch.equal(
