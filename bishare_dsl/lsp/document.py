@@ -21,8 +21,8 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.check import check_spec
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import refs
 from bishare_dsl.spec import Let, Spec
+from bishare_dsl.spec.walk import refs
 
 
 @dataclass

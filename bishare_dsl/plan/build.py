@@ -13,14 +13,16 @@ from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_er
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
+from bishare_dsl.plan.mentioned import constant, located
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
-from bishare_dsl.plan.select import Sites, located
-from bishare_dsl.plan.settings import Resolved, Resolver, at_via, refs
+from bishare_dsl.plan.select import Sites
+from bishare_dsl.plan.settings import Resolved, Resolver, at_via
 from bishare_dsl.plan.train import train
 from bishare_dsl.spec import SINGULAR, And, Expression, RankMatch, Ref, Selection, Share, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Value
 from bishare_dsl.spec.spec import Key
+from bishare_dsl.spec.walk import mentions, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -61,6 +63,8 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     else:
         resolver.add(sites.tied_problems(target))
         resolver.add(_idle_exceptions(sites, sites.sites, spec))
+        if architecture.complete:
+            resolver.add(_constant(spec, sites))
         resolver.add(_left_out(sites, spec))
         short = _short(sites.sites)
         for index in range(len(spec.shares)):
@@ -98,23 +102,36 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
 
 
 def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
-    """Find every name, pattern and layer of the spec that the model does not have."""
-    for place, selection in _selections(spec):
-        yield from sites.selection_problems(selection, place)
-    for i, share in enumerate(spec.shares):
-        for place, key in share.placed_keys.items():
-            for j, part in enumerate(key):
-                yield from sites.key_problems(part, ("shares", i, *place, j))
+    """Find every name, pattern, layer and expert of the spec that the model does not have."""
+    for i, let in enumerate(spec.lets):
+        if let.name in sites.kinds:
+            model, loc = sites.architecture.name, ("lets", i, "name")
+            yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
+    # Of no module is what `train`, and all that has no site, look at themselves.
+    asked = [m for m in mentions(spec) if m.over not in (None, "parameters")]
+    found = sites.choice.problems(asked)
+    yield from found
+    # So that no later evaluation can fail at one site.
+    for mention in asked:
+        if not any(problem.loc[: len(mention.loc)] == mention.loc for problem in found):
+            yield from sites.without_value(mention)
 
 
 def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
-    """Yield every selection of the spec, with its place."""
+    """Yield every selection of sites in the spec, with its place."""
     if spec.target is not None:
         yield ("target",), spec.target
     yield from ((("lets", i, "selection"), let.selection) for i, let in enumerate(spec.lets))
     for i, share in enumerate(spec.shares):
         if share.where is not None:
             yield ("shares", i, "where"), share.where
+
+
+def _constant(spec: Spec, sites: Sites) -> Iterator[Problem]:
+    """Find conditions of selections that are as true of all that they are asked of."""
+    for mention in mentions(spec):
+        if mention.asked == "condition" and mention.over in ("model", "let", "target"):
+            yield from constant(mention, sites.scopes_of(sites.asked(mention)))
 
 
 def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> Iterator[Problem]:
@@ -231,7 +248,11 @@ class _SharePlan:
             self.resolver.add(at_via(self.resolver.spec, self.index, error))
 
     def _make(self, target: Sequence[Site]) -> None:
-        ranks = self._ranks(self._covered(target))
+        covered = self._covered(target)
+        ranks, complete = self._ranks(covered), self.sites.architecture.complete
+        for mention in mentions(self.share, loc=self.loc):
+            if mention.asked == "condition" and mention.over == "share" and complete:
+                self.resolver.add(constant(mention, self.sites.scopes_of(covered)))
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         found = {
             rank: self.resolver.at(self.index, rank) for rank in sorted({*ranks.values()} - {0})
@@ -312,7 +333,7 @@ class _SharePlan:
         try:
             return scope.value(part, loc)
         except EvaluationError as error:
-            raise EvaluationError(located(error.problem, part, site)) from error
+            raise EvaluationError(located(error.problem, part, scope)) from error
 
     def _pool(
         self,
@@ -515,28 +536,27 @@ class _SharePlan:
 
     def _idle_arms(self, match: RankMatch, covered: Sequence[Site]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
-        for i, arm in enumerate(match.arms):
-            for j, value in enumerate(arm.values):
-                loc: Loc = (*self.loc, "rank", "arms", i, "values", j)
-                for problem in self.sites.item_problems(match.subject, value, covered, loc):
-                    help = problem.help
-                    if isinstance(value, Ref) and value.ref in self.sites.kinds:
-                        help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
-                    elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
-                        help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"
-                    elif isinstance(value, Ref) and value.ref in (
-                        "default",
-                        "other",
-                        "others",
-                        "rest",
-                    ):
-                        help = "what is left is called `else`"
-                    yield codes.ARM_NOTHING(
-                        value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
-                        share=self.share.name,
-                        loc=loc,
-                        help=help,
-                    )
+        among = self.sites.scopes_of(covered)
+        for mention in mentions(match, "number", (*self.loc, "rank")):
+            value = mention.part
+            if mention.asked != "arm":
+                continue
+            for problem in self.sites.choice.item_problems(
+                match.subject, value, mention.loc, among
+            ):
+                help = problem.help
+                if isinstance(value, Ref) and value.ref in self.sites.kinds:
+                    help = f"leave this arm out, or let `target` and `where` have `{value.ref}`"
+                elif isinstance(value, Ref) and value.ref.lower() in ("true", "false"):
+                    help = "a number is chosen by a condition so: `rank 8 if layer > 15 else 2`"
+                elif isinstance(value, Ref) and value.ref in ("default", "other", "others", "rest"):
+                    help = "what is left is called `else`"
+                yield codes.ARM_NOTHING(
+                    value=f"`{value.ref}`" if isinstance(value, Ref) else "this",
+                    share=self.share.name,
+                    loc=mention.loc,
+                    help=help,
+                )
 
     def _rank(self, site: Site) -> int:
         """Return the rank of the share at one site."""

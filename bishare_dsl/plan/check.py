@@ -9,7 +9,7 @@ from contextlib import suppress
 from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
-from bishare_dsl.plan.settings import Resolver, parts_of, reads_alpha, refs
+from bishare_dsl.plan.settings import Resolver, check_names, reads_alpha
 from bishare_dsl.spec import (
     ATTRIBUTES,
     Binary,
@@ -23,6 +23,7 @@ from bishare_dsl.spec import (
     Spec,
 )
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.walk import parts_of, refs
 
 _OTHER_NAME = "give one of the two another name"
 
@@ -41,6 +42,7 @@ def check(resolver: Resolver) -> None:
     resolver.add(_unused(spec))
     resolver.add(_empty_ranges(spec, resolver.params))
     resolver.add(_keys(spec))
+    resolver.add(_params(spec, resolver.params))
     for index, share in enumerate(spec.shares):
         resolver.add(_share(resolver, index, share))
 
@@ -61,6 +63,16 @@ def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
             codes.BAD_NUMBER(what="a rank", value=value, why=why, loc=loc, help=help)
         )
     return int(value)
+
+
+def _params(spec: Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
+    """Find names in params that nothing above declares."""
+    for i, param in enumerate(spec.params):
+        above = {other.name: values[other.name] for other in spec.params[:i]}
+        try:
+            check_names(Scope(above), param.value, ("params", i, "value"))
+        except EvaluationError as error:
+            yield error.problem
 
 
 def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
@@ -102,8 +114,7 @@ def _names(spec: Spec) -> Iterator[Problem]:
 
 
 def _unused(spec: Spec) -> Iterator[Problem]:
-    used = {ref.ref for _, ref in refs(spec)} | {param.value for param in spec.params}
-    used |= {role for share in spec.shares for role in share.freeze}
+    used = {ref.ref for _, ref in refs(spec)}
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))

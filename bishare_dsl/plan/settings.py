@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import TypeVar, get_args
+from typing import get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec import SINGULAR, Expression, Initial, Ref, Share, Spec, Via, param_values
+from bishare_dsl.spec import (
+    ATTRIBUTES,
+    SINGULAR,
+    Expression,
+    Initial,
+    Match,
+    Ref,
+    Share,
+    Spec,
+    Via,
+    param_values,
+)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.walk import Asked, mentions, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -34,7 +46,6 @@ _INITIALS: dict[str, Start] = {
 _HALVES = ("svd", "svd_bottom")
 """Starts of a factor that make, of both factors and the scale, a part of the weight."""
 
-_Part = TypeVar("_Part", bound=BaseModel)
 _ZERO = (Start("zeros"), Start("constant", 0.0))
 
 
@@ -72,7 +83,8 @@ class Resolver:
     def add(self, problems: Iterable[Problem]) -> None:
         """Take problems that were found; a share that has several ranks says the same of each."""
         for problem in problems:
-            if problem not in self.problems:
+            said = {(other.code, other.message, other.loc) for other in self.problems}
+            if (problem.code, problem.message, problem.loc) not in said:
                 self.problems.append(problem)
 
     def at(self, index: int, rank: int) -> Resolved | None:
@@ -97,8 +109,10 @@ class Resolver:
         def number(given: Expression | None, loc: Loc, otherwise: float, **names: Value) -> float:
             if given is None:
                 return otherwise
+            scope = Scope(self.params | names)
             try:
-                return float(Scope(self.params | names).number(given, loc))
+                check_names(scope, given, loc)
+                return float(scope.number(given, loc))
             except EvaluationError as error:
                 problems.append(error.problem)
                 return otherwise
@@ -194,29 +208,31 @@ def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
     return [replace(problem, loc=loc) for problem in error.problems]
 
 
+def check_names(scope: Scope, given: object, loc: Loc, asked: Asked = "number") -> None:
+    """Look at each name of an expression that is about no module, in what is not evaluated too.
+
+    Raises:
+        EvaluationError: BS201 for one that means nothing here, BS210 for one that is about a module.
+    """
+    known = {*scope.values, "none"}
+    for mention in mentions(given, asked, loc):
+        part, beside = mention.part, mention.beside
+        match mention.asked, part:
+            case "number", Ref():
+                scope.number(part, mention.loc)
+            case "condition" | "part", Ref() | Match():
+                scope.holds(part, mention.loc)
+            case "subject" | "side", Ref(ref=name) if name not in known:
+                if name in ATTRIBUTES:
+                    scope.attribute(name, mention.loc)
+                if not isinstance(beside, Ref) or beside.ref not in known:
+                    help = nearest(name, known, few=0) or "compare a param with what it may be"
+                    raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=mention.loc, help=help))
+
+
 def reads_alpha(scale: Expression) -> bool:
     """Tell whether a scale depends on alpha."""
     return any(ref.ref == "alpha" for _, ref in refs(scale))
-
-
-def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
-    """Find every bare name in a part of a spec, with its place."""
-    return parts_of(part, Ref, loc)
-
-
-def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[Loc, _Part]]:
-    """Find all of one kind in a part of a spec, with their places."""
-    inner: Iterable[tuple[str | int, object]] = ()
-    if isinstance(part, kind):
-        yield loc, part
-    if isinstance(part, BaseModel):
-        inner = part
-    elif isinstance(part, tuple):
-        inner = enumerate(part)
-    elif isinstance(part, dict):
-        inner = part.items()
-    for name, item in inner:
-        yield from parts_of(item, kind, (*loc, name))
 
 
 def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
@@ -351,8 +367,10 @@ def _transform(
     scope = Scope(params | {"rank": rank})
     values: dict[str, Value] = {}
     for option, expression in via.options.items():
+        loc: Loc = ("via", "options", option)
         try:
-            values[option] = scope.value(expression, ("via", "options", option))
+            check_names(scope, expression, loc, "word")
+            values[option] = scope.value(expression, loc)
         except EvaluationError as error:
             problems.append(error.problem)
     try:
@@ -362,7 +380,7 @@ def _transform(
             option = str(fault["loc"][0]) if fault["loc"] else ""
             if fault["type"] == "extra_forbidden":
                 known = [field.alias or option for option, field in kind.model_fields.items()]
-                loc: Loc = ("via", "options", option, "name")
+                loc = ("via", "options", option, "name")
                 help = nearest(option, known)
                 problems.append(
                     codes.UNKNOWN_OPTION(transform=name, name=option, loc=loc, help=help)

@@ -11,11 +11,13 @@ from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Parameter, Site
+from bishare_dsl.plan.mentioned import Choice, constant
 from bishare_dsl.plan.names import owner, short_path
 from bishare_dsl.plan.plan import Tensor, Trained
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.spec import Match, Ref, Selection, Spec
+from bishare_dsl.spec import ATTRIBUTES, Range, Ref, Selection, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.walk import Mention, mentions
 
 TRAIN = "train"
 """What the tensors of these parameters have for a share, and begin with."""
@@ -78,31 +80,70 @@ def _selected(
     spec: Spec, selection: Selection, sites: Sites
 ) -> tuple[list[Parameter], list[Problem]]:
     """Find the parameters that a selection selects; each of its conditions must fit one."""
-    scopes = [(other, _scope(spec, sites, other)) for other in sites.architecture.others]
-    problems: list[Problem] = []
-    for name in ("include", "exclude"):
-        for i, part in enumerate(getattr(selection, name)):
-            loc: Loc = (TRAIN, name, i)
-            try:
-                held = [scope.holds(part, loc) for _, scope in scopes]
-            except EvaluationError as error:
-                help = "`layer != none` leaves out what is in no layer"
-                problems.append(replace(error.problem, help=help))
-                continue
-            weight = isinstance(part, Ref) and part.ref in sites.architecture.kinds
-            if name == "include" and weight:
-                problems.append(codes.TRAINS_SITE(kind=part.ref, loc=loc))
-            elif not any(held):
-                problems.append(_no_such(part, sites, loc))
+    scopes = {other.path: _scope(spec, sites, other) for other in sites.architecture.others}
+    choice = _choice(sites, [*scopes.values()])
+    asked = list(mentions(selection, None, (TRAIN,), over="parameters"))
+    problems = [
+        codes.TRAINS_SITE(kind=mention.part.ref, loc=mention.loc)
+        for mention in asked
+        if mention.loc[:-1] == (TRAIN, "include")
+        and isinstance(mention.part, Ref)
+        and mention.part.ref in sites.architecture.kinds
+    ]
+    problems += choice.problems(asked)
+    for mention in asked:
+        problems += _fits_none(mention, choice) if not problems and len(mention.loc) == 3 else []
     if problems:
         return [], problems
-    chosen = [other for other, scope in scopes if scope.selects(selection, (TRAIN,))]
+    for mention in asked:
+        if mention.asked == "condition":
+            problems += constant(mention, choice.scopes, "parameters")
+    chosen = [
+        other
+        for other in sites.architecture.others
+        if scopes[other.path].selects(selection, (TRAIN,))
+    ]
     if not chosen:
         model, help = sites.architecture.name, "`except` takes away all that stands before it"
         what = "`train`"
         problems.append(codes.COVERS_NOTHING(what=what, model=model, loc=(TRAIN,), help=help))
     problems += _tied_problems(spec, chosen, sites)
     return chosen, problems
+
+
+def _fits_none(mention: Mention, choice: Choice) -> Iterator[Problem]:
+    """Tell of a condition that no parameter fits, or that has no value at one."""
+    part = mention.part
+    assert not isinstance(part, Range)  # which is never a condition
+    try:
+        held = [scope.holds(part, mention.loc) for scope in choice.scopes]
+    except EvaluationError as error:
+        help = "`layer != none` leaves out what is in no layer"
+        yield replace(error.problem, help=help)
+        return
+    if not any(held):
+        yield codes.NO_SUCH_SITE(what="this condition", model=choice.model, loc=mention.loc)
+
+
+def _choice(sites: Sites, scopes: list[Scope]) -> Choice:
+    """Make what `train` may choose from."""
+    architecture = sites.architecture
+    modules = {_module(path).rpartition(".")[2] for p in architecture.others for path in p.paths}
+    hint = f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
+
+    def unknown(name: str, loc: Loc, _: bool) -> Problem:
+        help = nearest(name, {*modules, *_PARTS}) or hint
+        return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
+
+    return Choice(
+        architecture.name,
+        scopes,
+        modules | {*architecture.kinds},
+        {*_PARTS} - sites.lets,
+        {*ATTRIBUTES, *sites.params, *sites.lets},
+        unknown,
+        hint,
+    )
 
 
 def _tied_problems(spec: Spec, chosen: list[Parameter], sites: Sites) -> Iterator[Problem]:
@@ -152,24 +193,6 @@ def _parts(path: str) -> Iterator[str]:
 
 def _in_head(path: str) -> bool:
     return any("heads" in parts_outside(part) for part in path.split("."))
-
-
-def _no_such(part: object, sites: Sites, loc: Loc) -> Problem:
-    what = "this condition"
-    help = None
-    if isinstance(part, Ref | Match):
-        word = part.ref if isinstance(part, Ref) else part.pattern
-        what = f"`{word}`" if isinstance(part, Ref) else f"`{part.attribute} {word}`"
-        known = {_module(other.path).rpartition(".")[2] for other in sites.architecture.others}
-        attribute = part.attribute if isinstance(part, Match) else "kind"
-        if attribute == "path":
-            known = {other.path for other in sites.architecture.others}
-        help = nearest(word, {*known, *(_PARTS if attribute == "kind" else ())})
-        help = (
-            help
-            or f"norms, biases, heads and embeddings are {', '.join(map('`{}`'.format, _PARTS))}"
-        )
-    return codes.NO_SUCH_SITE(what=what, model=sites.architecture.name, loc=loc, help=help)
 
 
 def _module(path: str) -> str:

@@ -144,11 +144,11 @@ class Scope:
             case Ref(ref=name):
                 if name in self.lets:
                     return self.lets[name]
-                return self._attribute("kind", loc) == name
+                return self.attribute("kind", loc) == name
             case Match(attribute=attribute, pattern=pattern):
                 if predicate.is_glob and self.by_name:
                     return False  # What is in no block is meant by its name alone.
-                return _glob(pattern).fullmatch(str(self._attribute(attribute, loc))) is not None
+                return _glob(pattern).fullmatch(str(self.attribute(attribute, loc))) is not None
             case And(all_of=parts):
                 return not self._find(False, parts, (*loc, "all_of"))
             case Or(any_of=parts):
@@ -180,7 +180,12 @@ class Scope:
                 )
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
 
-    def _attribute(self, name: str, loc: Loc) -> Value:
+    def attribute(self, name: str, loc: Loc) -> Value:
+        """Return an attribute of the site.
+
+        Raises:
+            EvaluationError: BS210, where there is no site.
+        """
         if name not in self.values:
             why = f"it is about a module, whose `{name}` is not known in this place"
             help = "say here a number, or a param; modules are told apart by `where`, `per` and `match`"

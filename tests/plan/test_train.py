@@ -90,7 +90,8 @@ def test_a_bias_of_two_names_is_a_bias_by_both() -> None:
         ("lm_head", "q_proj, lm_head", "BS316", "take it out of `train`"),
         ("norms except norms", "q_proj", "BS303", "`except` takes away all"),
         ("layer > 3", "q_proj", "BS210", "`layer != none` leaves out"),
-        ("nrom and norms", "q_proj", "BS301", "this condition"),
+        ("nrom and norms", "q_proj", "BS301", "did you mean `norm`?"),
+        ("norms and biases", "q_proj", "BS301", "`biases`"),
     ],
 )
 def test_what_is_wrong_is_told_at_its_place(train: str, target: str, code: str, words: str) -> None:

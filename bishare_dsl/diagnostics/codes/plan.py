@@ -13,6 +13,26 @@ NO_SUCH_LAYER = Code(
     "{what} is outside {model}, which has layers 0..{last} (or -{layers}..-1)",
     "layers count from 0: `layer in 0..3` is the first four, `layer in -4..-1` the last four",
 )
+NO_SUCH_EXPERT = Code(
+    "BS320",
+    "an expert that the model does not have",
+    "{what} is outside {model}, which has {has}",
+    "experts count from 0; what is of no expert has `expert == none`",
+)
+CONSTANT = Code(
+    "BS321",
+    "a condition that tells nothing apart",
+    "this condition is {always} true of the {count} {what} that it is asked of",
+    "leave it out, or ask what tells these apart",
+    severity="warning",
+)
+HIDES_KIND = Code(
+    "BS322",
+    "a let that hides a kind",
+    "`let {name}` hides the layers that {model} calls `{name}`",
+    "give the let another name",
+    severity="warning",
+)
 COVERS_NOTHING = Code(
     "BS303", "a share or target that covers no site", "{what} covers no module of {model}"
 )

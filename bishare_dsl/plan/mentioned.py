@@ -1,0 +1,315 @@
+"""What a spec mentions, held against the sites or parameters that it may choose from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.diagnostics.codes.spec import UNKNOWN_NAME
+from bishare_dsl.plan.check import empty_range
+from bishare_dsl.spec import (
+    ATTRIBUTES,
+    And,
+    Binary,
+    Call,
+    Compare,
+    Expression,
+    Match,
+    Not,
+    Or,
+    Range,
+    Ref,
+)
+from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.walk import Mention, mentions
+
+_COUNTED = ("layer", "expert")
+"""Attributes that are counted from 0, or `none`."""
+_SAME_EVERYWHERE = ("layers", "adapter")
+"""Attributes that all sites of a model have alike."""
+
+
+def located(problem: Problem, part: Expression, scope: Scope) -> Problem:
+    """Say what leaves a site out at which an expression has no value: it is in no layer, or of no expert."""
+    for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
+        if scope.values[word] == "none" and reads(part, word):
+            help = f"`{scope.values['path']}` is {lacks}: `{word} != none` leaves it out"
+            return replace(problem, help=help)
+    return problem
+
+
+def reads(part: Expression, name: str) -> bool:
+    """Tell whether a name stands in an expression."""
+    return any(mention.part == Ref(ref=name) for mention in mentions(part, "word"))
+
+
+def _matched(pattern: str, known: Collection[str]) -> list[str]:
+    """List the few words that a pattern would match, were it a regular expression with alternatives."""
+    # What could take long to match is not tried.
+    plain = not re.search(r"\)[*+{]", pattern) and sum(map(pattern.count, "*+{?")) < 3
+    if not plain or not {*"|["} & {*pattern}:
+        return []
+    try:
+        found = sorted(word for word in known if re.fullmatch(pattern, word))
+    except re.error:
+        return []
+    return found if len(found) < 5 else []
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a spec may choose from: a scope for each site, or for each parameter, of a model.
+
+    ``kinds`` are the names that a bare name may be, ``parts`` those of parts that have one in any model, and
+    ``declared`` those that are something else. ``unknown`` makes the problem of a bare name that is none, and
+    ``hint`` helps where a pattern matches nothing.
+    """
+
+    model: str
+    scopes: Sequence[Scope]
+    kinds: Collection[str]
+    parts: Collection[str]
+    declared: Collection[str]
+    unknown: Callable[[str, Loc, bool], Problem]
+    hint: str
+
+    @cached_property
+    def _counts(self) -> dict[str, list[tuple[Scope, int]]]:
+        """How many layers each tower has, and how many experts a mixture has; in a scope of each."""
+        towers = {scope.values["tower"]: scope for scope in self.scopes}.values()
+        experts = [n for scope in self.scopes if isinstance(n := scope.values["expert"], int)]
+        return {
+            "layer": [(scope, scope.layers) for scope in towers],
+            "expert": [(scope, max(experts, default=-1) + 1) for scope in (*towers,)[:1]],
+        }
+
+    def problems(self, asked: Iterable[Mention]) -> list[Problem]:
+        """Find what is named and is nowhere among all there is, and what has no value at any.
+
+        In what is wrong as a whole nothing else is looked for.
+        """
+        found: list[Problem] = []
+        for mention in asked:
+            if any(mention.loc[: len(problem.loc)] == problem.loc for problem in found):
+                continue
+            try:
+                found += self._unknown(mention.part, mention)
+            except EvaluationError as error:
+                found.append(error.problem)
+        return found
+
+    def _unknown(self, part: Range | Expression, mention: Mention) -> Iterator[Problem]:
+        loc, beside = mention.loc, mention.beside
+        match mention.asked, part:
+            case "condition" | "part", Ref(ref=name):
+                lets = self.scopes[0].lets if self.scopes else {}
+                known = self.any_holds(part) if name in self.parts else name in lets
+                if not known and name not in self.kinds:
+                    yield self.unknown(name, loc, False)
+            case "condition" | "part", Match() if not self.any_holds(part):
+                yield self._no_match(part, loc)
+            case "condition" | "part", Compare(left=left, right=right):
+                words = [side.ref for side in (left, right) if isinstance(side, Ref)]
+                counted = [word for word in words if word in _COUNTED]
+                # What has no order is found where it is asked, and whether there is a layer is always asked.
+                known = all(map(self._is_known, words)) and "none" not in words
+                if counted and known and not self.any_holds(part, loc):
+                    yield self._outside(counted[0], "this comparison", loc)
+            case "condition" | "part", int() | float() | Binary() | Call():
+                self.any_holds(part, loc)  # Raises: a number is not a predicate.
+            case "key", Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
+                yield self.unknown(name, loc, True)
+            case "number", Ref(ref=name) if self.scopes and name not in _COUNTED:
+                self.scopes[0].number(part, loc)  # Raises: a word is not a number.
+            case "subject", Ref(ref=name) if not self._is_known(name):
+                yield self._no_such_name(name, loc)
+            case "side", Ref(ref=name) if not self._is_known(name):
+                if (
+                    not isinstance(beside, Ref)
+                    or not self._is_known(beside.ref)
+                    or beside.ref in _COUNTED
+                ):
+                    yield self._no_such_name(name, loc)
+                elif beside.ref in ATTRIBUTES:  # Params may be worth other words too.
+                    yield from self.item_problems(beside, part, loc)
+            case "item", _ if beside is not None:
+                if not isinstance(beside, Ref) or self._is_known(beside.ref):
+                    yield from self.item_problems(beside, part, loc)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self.declared or name in self.parts or name == "none"
+
+    def any_holds(self, part: Expression, loc: Loc = ()) -> bool:
+        """Tell whether a predicate is true anywhere; somewhere it may have no value.
+
+        Raises:
+            EvaluationError: it has none anywhere.
+        """
+        return any_holds(self.scopes, part, loc)
+
+    def item_problems(
+        self,
+        subject: Expression,
+        item: Range | Expression,
+        loc: Loc,
+        among: Sequence[Scope] | None = None,
+    ) -> Iterator[Problem]:
+        """Find what the subject never has; a range of layers or experts must lie inside the model.
+
+        Args:
+            subject: what is looked at.
+            item: what it may be.
+            loc: where the item stands.
+            among: where it is looked at; everywhere, if nothing is said.
+        """
+        counted = subject.ref if isinstance(subject, Ref) and subject.ref in _COUNTED else None
+        what = f"this {counted}" if not isinstance(item, Range) else f"this range of {counted}s"
+        if isinstance(item, Range) and counted:
+            ends = [(*scope.bounds(item, subject, loc), n) for scope, n in self._counts[counted]]
+            if item.first is not None and item.last is not None and all(a > b for a, b, _ in ends):
+                scope, _ = self._counts[counted][0]
+                yield empty_range(scope.number(item.first), scope.number(item.last), loc)
+                return
+            if not any(
+                (item.first is None or 0 <= first < n) and (item.last is None or 0 <= last < n)
+                for first, last, n in ends
+            ):
+                yield self._outside(counted, what, loc)
+                return
+        valued, errors = [], []
+        for scope in self.scopes if among is None else among:
+            try:
+                valued.append((scope, scope.value(subject, loc)))
+            except EvaluationError as error:  # Where it is asked is looked at later.
+                errors.append(error)
+        if errors and not valued:
+            raise errors[0]
+        if not valued or any(s.includes(item, value, subject, loc) for s, value in valued):
+            return
+        if counted:
+            yield self._outside(counted, what, loc)
+            return
+        slip = "did you mean `layer`? `layers` is their number"
+        shown = "this range" if isinstance(item, Range) else f"`{valued[0][0].value(item, loc)}`"
+        known = {str(value) for _, value in valued}
+        help = slip if subject == Ref(ref="layers") else nearest(shown.strip("`"), known)
+        yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
+
+    def _no_match(self, part: Match, loc: Loc) -> Problem:
+        attribute, pattern = part.attribute, part.pattern
+        known = {str(scope.values[attribute]) for scope in self.scopes}
+        glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
+        help = nearest(pattern, known) or self.hint
+        if meant := _matched(pattern, known):
+            help = f"a pattern is not a regular expression: list them, `{', '.join(meant)}`"
+        if glob != pattern and self.any_holds(Match(attribute=attribute, pattern=glob)):
+            help = f'a pattern is not a regular expression: `{attribute} "{glob}"`'
+        what = f"`{attribute} {pattern}`"
+        return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help)
+
+    def _no_such_name(self, name: str, loc: Loc) -> Problem:
+        help = nearest(name, self.declared, few=0) or "`kind`, `layer` or another attribute"
+        return UNKNOWN_NAME(name=name, loc=loc, help=help)
+
+    def _outside(self, counted: str, what: str, loc: Loc) -> Problem:
+        count = max((n for _, n in self._counts[counted]), default=0)
+        if counted == "layer":
+            return codes.NO_SUCH_LAYER(
+                what=what, model=self.model, last=count - 1, layers=count, loc=loc
+            )
+        has = f"experts 0..{count - 1}" if count else "no experts"
+        return codes.NO_SUCH_EXPERT(what=what, model=self.model, has=has, loc=loc)
+
+
+def any_holds(scopes: Sequence[Scope], part: Expression, loc: Loc = ()) -> bool:
+    """Tell whether a predicate is true in some scope; in some it may have no value.
+
+    Raises:
+        EvaluationError: it has none in any.
+    """
+    errors: list[EvaluationError] = []
+    for scope in scopes:
+        try:
+            if scope.holds(part, loc):
+                return True
+        except EvaluationError as error:
+            errors.append(error)
+    if errors and len(errors) == len(scopes):
+        raise errors[0]
+    return False
+
+
+def constant(mention: Mention, scopes: Sequence[Scope], what: str = "modules") -> Iterator[Problem]:
+    """Warn of a condition, or of the smallest part of one, that is always or never true where it is asked.
+
+    Args:
+        mention: of a whole condition.
+        scopes: of all for which it may be asked.
+        what: these are.
+    """
+    asked = [s for s in scopes if all(_truths([s], c) == {truth} for c, truth in mention.given)]
+    selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
+    assert not isinstance(mention.part, Range)  # which is never a condition
+    for part, loc, truth in _constant(mention.part, mention.loc, asked if len(asked) > 1 else ()):
+        # Names in a list say what is meant; that one, or a condition, selects nothing, other codes say.
+        named = isinstance(part, Ref | Match)
+        idle = not truth and (selects == "exclude" or mention.over == "target")
+        if selects and loc == mention.loc and (named or idle):
+            continue
+        always = "always" if truth else "never"
+        yield codes.CONSTANT(always=always, count=f"{len(asked):,}", what=what, loc=loc)
+
+
+def _constant(
+    part: Expression, loc: Loc, scopes: Sequence[Scope]
+) -> list[tuple[Expression, Loc, bool]]:
+    """Find the smallest parts of a condition that are as true in all scopes, and whether they are true."""
+    inner: list[tuple[Expression, Loc]] = []
+    match part:
+        case And(all_of=parts):
+            inner = [(one, (*loc, "all_of", i)) for i, one in enumerate(parts)]
+        case Or(any_of=parts):
+            inner = [(one, (*loc, "any_of", i)) for i, one in enumerate(parts)]
+        case Not(negated=one):
+            inner = [(one, (*loc, "negated"))]
+    found = [
+        (other, place, truth)
+        for one, at in inner
+        for other, place, truth in _constant(one, at, scopes)
+        if not (truth and isinstance(other, Ref | Match))  # A name says what is meant.
+    ]
+    truths = () if found or not _tells_apart(part) else _truths(scopes, part)
+    return [*found, *((part, loc, truth) for truth in truths if len(truths) == 1)]
+
+
+def _truths(scopes: Sequence[Scope], part: Expression) -> set[bool]:
+    """Return what a condition is worth in these scopes, but for those in which it has no value."""
+    found: set[bool] = set()
+    for scope in scopes:
+        with suppress(EvaluationError):
+            found.add(scope.holds(part))
+        if len(found) == 2:
+            break
+    return found
+
+
+def _tells_apart(part: Expression) -> bool:
+    """Tell whether a condition is about modules, and not params alone, or whether there is a layer at all."""
+    if isinstance(part, Compare) and Ref(ref="none") in (part.left, part.right):
+        return False
+    return any(
+        isinstance(mention.part, Match)
+        or (
+            isinstance(mention.part, Ref)
+            and (
+                mention.asked in ("condition", "part")
+                or mention.part.ref in {*ATTRIBUTES} - {*_SAME_EVERYWHERE}
+            )
+        )
+        for mention in mentions(part, "condition")
+    )

@@ -1,0 +1,180 @@
+"""The one walk over a spec: every expression in it, where it stands, what is asked of it, and of what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel
+
+from bishare_dsl.diagnostics import Loc
+from bishare_dsl.spec.expression import (
+    And,
+    Binary,
+    Call,
+    Compare,
+    Expression,
+    If,
+    Match,
+    Member,
+    Not,
+    Or,
+    Range,
+    Ref,
+    Selection,
+)
+from bishare_dsl.spec.spec import Gain, Let, Param, RankMatch, Settings, Share, Spec, Via
+
+Asked = Literal[
+    "condition", "part", "key", "number", "side", "subject", "item", "arm", "word", "name"
+]
+"""What an expression is there for. A ``condition`` is true or not, and so is a ``part`` of one; a ``side`` is
+compared with the other; an ``item`` is what a ``subject`` may be, and so is one of an ``arm``. A ``word``
+means what the one who takes it says, and a ``name`` is nothing but a word."""
+
+Over = Literal["model", "let", "target", "share", "parameters"]
+"""Of what it is asked: of the sites of the model, of a let's, of the target's, of the share's, or of the
+parameters that are of no site."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """An expression in a spec.
+
+    ``over`` is None where no module is known. ``beside`` is what an item is compared with. It is asked where
+    the conditions of ``given`` are as true as they say.
+    """
+
+    loc: Loc
+    part: Range | Expression
+    asked: Asked
+    over: Over | None = None
+    beside: Expression | None = None
+    given: tuple[tuple[Expression, bool], ...] = ()
+
+
+# What is asked in each field that has expressions; `_within` knows those of `If` and of a rank match.
+_ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
+    (Selection, "include"): "condition",
+    (Selection, "exclude"): "condition",
+    (Param, "value"): "number",
+    (Settings, "alpha"): "number",
+    (Settings, "scale"): "number",
+    (Settings, "dropout"): "number",
+    (Settings, "init"): "word",
+    (Gain, "rank"): "number",
+    (Gain, "out"): "number",
+    (Via, "options"): "word",
+    (Share, "per"): "key",
+    (Share, "keys"): "key",
+    (Share, "rank"): "number",
+    (Share, "freeze"): "name",
+    (And, "all_of"): "part",
+    (Or, "any_of"): "part",
+    (Not, "negated"): "part",
+    (Member, "value"): "subject",
+    (Member, "among"): "item",
+    (Compare, "left"): "side",
+    (Compare, "right"): "side",
+    (Binary, "left"): "number",
+    (Binary, "right"): "number",
+    (Call, "arguments"): "number",
+    (Range, "first"): "number",
+    (Range, "last"): "number",
+}
+_OVER: Mapping[tuple[type[BaseModel], str], Over] = {
+    (Spec, "target"): "model",
+    (Spec, "train"): "parameters",
+    (Let, "selection"): "let",
+    (Share, "where"): "target",
+    (Share, "per"): "share",
+    (Share, "keys"): "share",
+    (Share, "rank"): "share",
+}
+_PREDICATES = (Match, Member, Compare, And, Or, Not)
+_EXPRESSIONS = (*_PREDICATES, Ref, Binary, Call, Range, If, int, float)
+_Part = TypeVar("_Part", bound=BaseModel)
+_Given = tuple[tuple[Expression, bool], ...]
+
+
+def mentions(
+    part: object,
+    asked: Asked | None = None,
+    loc: Loc = (),
+    over: Over | None = None,
+    beside: Expression | None = None,
+    given: _Given = (),
+) -> Iterator[Mention]:
+    """Find every expression in a part of a spec, and what is in it.
+
+    Args:
+        part: a spec, a statement, an expression, or several of them.
+        asked: and the others, as in a `Mention`, are what is true of the part itself.
+
+    Raises:
+        TypeError: an expression stands where nobody says what is asked of it.
+    """
+    if isinstance(part, tuple | dict):
+        for name, item in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from mentions(item, asked, (*loc, name), over, beside, given)
+        return
+    if isinstance(part, str):
+        part, asked = Ref(ref=part), "name"
+    if isinstance(part, _EXPRESSIONS):
+        if asked is None:
+            raise TypeError(f"nobody says what is asked at {loc}")
+        # What is true or not is asked that, as a key too.
+        asked = "condition" if asked == "key" and isinstance(part, _PREDICATES) else asked
+        yield Mention(loc, part, asked, over, beside, given)
+    if isinstance(part, BaseModel):
+        yield from _within(part, asked, loc, over, given)
+
+
+def _within(
+    part: BaseModel, asked: Asked | None, loc: Loc, over: Over | None, given: _Given
+) -> Iterator[Mention]:
+    """Find every expression in the fields of a part of a spec."""
+    if isinstance(part, If):
+        then, otherwise = ((*given, (part.condition, truth)) for truth in (True, False))
+        yield from mentions(part.condition, "condition", (*loc, "condition"), over, None, given)
+        yield from mentions(part.then, asked, (*loc, "then"), over, None, then)
+        yield from mentions(part.otherwise, asked, (*loc, "otherwise"), over, None, otherwise)
+    elif isinstance(part, RankMatch):
+        yield from mentions(part.subject, "subject", (*loc, "subject"), over, None, given)
+        for i, arm in enumerate(part.arms):
+            at, fits = (*loc, "arms", i), Member(value=part.subject, among=arm.values)
+            yield from mentions(arm.values, "arm", (*at, "values"), over, part.subject, given)
+            here = (*given, (fits, True))
+            yield from mentions(arm.rank, "number", (*at, "rank"), over, None, here)
+            given = (*given, (fits, False))
+        if part.otherwise is not None:
+            at = (*loc, "otherwise")
+            yield from mentions(part.otherwise, "number", at, over, None, given)
+    else:
+        for name, value in part:
+            # What all settings have is said of them, and not once more of a share's.
+            kind = Settings if name in Settings.model_fields else type(part)
+            said = _ASKED.get((kind, name))
+            if said is None and not isinstance(value, BaseModel | tuple | dict):
+                continue
+            beside = None
+            if isinstance(part, Compare):
+                beside = part.left if name == "right" else part.right
+            elif isinstance(part, Member):
+                beside = part.value if name == "among" else None
+            yield from mentions(
+                value, said, (*loc, name), _OVER.get((kind, name), over), beside, given
+            )
+
+
+def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
+    """Find every bare name in a part of a spec, with its place."""
+    return parts_of(part, Ref, loc)
+
+
+def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[Loc, _Part]]:
+    """Find all expressions of one kind in a part of a spec, with their places."""
+    for mention in mentions(part, "word", loc):
+        if isinstance(mention.part, kind):
+            yield mention.loc, mention.part
