@@ -66,7 +66,10 @@ class ExpertWeight(Tensor):
 
     @classmethod
     def of(cls, plain: Tensor, additions: Sequence[Addition]) -> ExpertWeight:
-        made = plain.as_subclass(cls)
+        # Without values of its own: `torch.export` allows no second tensor of those it traces.
+        made: ExpertWeight = torch.Tensor._make_wrapper_subclass(
+            cls, plain.shape, dtype=plain.dtype, device=plain.device
+        )
         made.plain, made.additions = plain, tuple(additions)
         return made
 
@@ -98,6 +101,12 @@ class ExpertWeight(Tensor):
         for addition in weight.additions:
             y = add(y, addition.read(x), addition.a, addition.b)
         return y
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        raise UnknownProductError(f"calls `{func.__name__}` with a weight")
 
 
 def _add_one(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -306,3 +306,26 @@ def test_merged():
     expected = model(IDS).logits
     model.bishare.merge()
     assert_close(model(IDS).logits, expected)
+
+
+def exported(model):
+    """The logits of the model's exported program; None where it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, (IDS,), {"use_cache": False}, strict=False)
+    except Exception:
+        return None
+    return program.module()(IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("family", "implementation"),
+    [("qwen3_moe", "grouped_mm"), ("gpt_oss", "grouped_mm"), ("olmoe", "batched_mm")],
+)
+@torch.no_grad()
+def test_it_is_exported_where_its_base_is(family, implementation):
+    model = mixture(family, implementation)
+    assert exported(model) is not None
+    trained(adapt(model, SPECS["pooled"]))
+    torch.testing.assert_close(exported(model), model(IDS).logits)
