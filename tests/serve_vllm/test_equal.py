@@ -1,12 +1,16 @@
 """vLLM gives the log-probabilities of bishare: prompts in chunks, cached prefixes, and one token at a time."""
 
 import asyncio
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bishare_dsl.adapter.library import save_library
+from bishare_dsl.diagnostics import AdapterError
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import engine
 from tests.serve_vllm.served import Served, prompts_of, save_base
@@ -100,6 +104,46 @@ def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
         served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
         served.check(llm, prompts_of(3))
     shutil.rmtree(root / "again")
+    model.bishare.unload()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_is_damaged_behind_the_check_does_not_stop_the_engine(base, compact):
+    """Its requests go on with the base, for they were taken; the next ones are right when it is mended."""
+    root, model = base
+    served = Served(root / f"damaged-{compact}", model, "bishare_ke", 3)
+    from vllm.exceptions import VLLMValidationError
+
+    first, second, *_ = served.requests
+    extra = {"additional_config": {"bishare_plan": second.lora_path}} if compact else {}
+    one = {"max_loras": 1, "max_cpu_loras": 1}
+    prompts = prompts_of(4)
+    with engine(
+        root / "base", **CHUNKS | {"enable_prefix_caching": False}, **ROOM | one, **extra
+    ) as llm:
+        served.check(llm, prompts)
+        file = Path(first.lora_path) / "adapter.safetensors"
+        times, content = file.stat(), file.read_bytes()
+        own = served.tensors[0]
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+        for found, served.tensors[0] in ((content[:-1] + b"?", nothing), (content, own)):
+            with file.open("r+b") as opened:
+                opened.write(found)
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+            served.check(llm, prompts)
+        file.write_bytes(content[:-1])
+        with pytest.raises(VLLMValidationError, match="BS607"):
+            served.check(llm, prompts)
+        file.write_bytes(content)
+        if not compact:  # Plain LoRA of PEFT, of values that are no numbers.
+            spoilt = root / "spoilt"
+            model.bishare.export(spoilt)
+            tensors = load_file(spoilt / "adapter_model.safetensors")
+            next(iter(tensors.values()))[0, 0] = torch.nan
+            save_file(tensors, spoilt / "adapter_model.safetensors")
+            with pytest.raises(AdapterError, match="BS694"):
+                llm.llm_engine.add_lora(type(first)("spoilt", 99, str(spoilt)))
+        served.check(llm, prompts)
     model.bishare.unload()
 
 

@@ -6,6 +6,7 @@ import inspect
 import pytest
 from vllm.lora import lora_model, lora_weights, model_manager, utils, worker_manager
 from vllm.lora.layers import base_linear, column_parallel_linear, row_parallel_linear
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
 from bishare_dsl.serve.vllm.settings import SUPPORTED, unsupported
@@ -18,6 +19,7 @@ MERGED = column_parallel_linear.MergedColumnParallelLinearWithLoRA
 
 # The beginning of the SHA-256 of the source in vLLM 0.32.
 SOURCES = {
+    InputProcessor._validate_lora: "14d8474923a7",
     LINEAR._apply_lora_to_output: "57c8604ccec2",
     LINEAR.apply: "f46a4c52e135",
     LINEAR.create_lora_weights: "94edaf24d2fc",
@@ -62,6 +64,10 @@ def test_source_is_as_it_was(found):
     assert digest[:12] == SOURCES[found], (
         f"{found.__qualname__} of vLLM is another one now: read it"
     )
+
+
+def test_every_request_is_asked_for_its_adapter():
+    assert "self._validate_lora(lora_request)" in inspect.getsource(InputProcessor.process_inputs)
 
 
 def test_workers_take_their_manager_by_this_name():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
+from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.served import Served, save_base
@@ -103,6 +104,9 @@ class Server:
         shutil.copytree(self.adapters / self.names[0], damaged)
         file = damaged / "adapter.safetensors"
         file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+        stored = read_adapter(self.adapters / self.names[0])
+        spoilt = {name: torch.full_like(t, torch.nan) for name, t in stored.tensors().items()}
+        save_adapter(self.adapters / "nan", stored.plan, spoilt, stored.spec_text, seed=0)
         for name, spec, base in (
             ("other-plan", "lora", model),
             ("other-base", "bishare_ke", tiny_model("llama", num_hidden_layers=3)),
@@ -173,6 +177,7 @@ def test_an_adapter_of_the_command_line_and_the_base(server):
 
 BROKEN = {
     "damaged": "BS607",
+    "nan": "BS694",
     "other-plan": "BS650",
     "other-base": "BS613",
     "no-matrix": "BS633",
@@ -192,6 +197,23 @@ def test_what_cannot_be_served_is_an_error_of_the_request(server, name):
     assert status >= 400
     assert BROKEN[name] in text
     assert server.complete("base") == server.texts["base"]
+
+
+def test_a_folder_that_is_damaged_when_its_adapter_has_left_the_cache(server):
+    name, *others = server.names
+    assert server.complete(name) == server.texts[name]
+    for other in others:
+        assert server.complete(other) == server.texts[other]
+    file = server.adapters / name / "adapter.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-8])
+    status, text = server.call(
+        "/v1/completions", {"model": name, "prompt": PROMPT, "max_tokens": 1}
+    )
+    assert (status, "BS607" in text) == (400, True), text
+    assert server.complete("base") == server.texts["base"]
+    file.write_bytes(content)
+    assert server.complete(name) == server.texts[name]
 
 
 @pytest.mark.parametrize("name", ["missing", "../base", ".."])

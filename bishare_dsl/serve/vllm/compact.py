@@ -67,6 +67,10 @@ class CompactManager(LRUCacheLoRAModelManager):
                 raise AdapterError(codes.OTHER_FROZEN(folder=folder, name=name))
         return PackedLoRA(lora_id, stamp, self.bank.pack(tensors))
 
+    def create_empty(self, lora_id: int) -> PackedLoRA:
+        """Make an adapter that adds nothing."""
+        return PackedLoRA(lora_id, None, None)
+
     # What vLLM calls ------------------------------------------------------------------------------
 
     @property
@@ -94,7 +98,7 @@ class CompactManager(LRUCacheLoRAModelManager):
             set_kernels(self._vllm_config, name, layer, kernels)
 
     def create_dummy_lora(self, lora_id: int, *_: Any) -> LoRAModel:
-        return PackedLoRA(lora_id, None, None)
+        return self.create_empty(lora_id)
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
         """Do nothing: there are no factors to put together."""

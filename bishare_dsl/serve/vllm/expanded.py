@@ -31,20 +31,21 @@ if TYPE_CHECKING:
 class CompactLoRA(LoRAModel):
     """An adapter in host memory: its plan and its tensors, and no effective factors.
 
-    ``layers`` says which layers of vLLM's model hold its sites.
+    ``layers`` says which layers of vLLM's model hold its sites. One that adds nothing has neither.
     """
 
     def __init__(
         self,
         lora_id: int,
-        stamp: Stamp | None,
-        plan: Plan,
-        tensors: dict[str, Tensor],
-        layers: dict[str, list[Part]],
+        stamp: Stamp | None = None,
+        plan: Plan | None = None,
+        tensors: dict[str, Tensor] | None = None,
+        layers: dict[str, list[Part]] | None = None,
     ):
         super().__init__(lora_id, 1, {})
-        self.stamp, self.plan, self.tensors, self.layers = stamp, plan, tensors, layers
-        self.sites = {site.path: site for site in plan.sites}
+        self.stamp, self.plan = stamp, plan
+        self.tensors, self.layers = tensors or {}, layers or {}
+        self.sites = {site.path: site for site in plan.sites} if plan else {}
 
 
 class ExpandedManager(LRUCacheLoRAModelManager):
@@ -80,6 +81,10 @@ class ExpandedManager(LRUCacheLoRAModelManager):
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
         return CompactLoRA(lora_id, stamp, plan, stored.tensors(), layers)
 
+    def create_empty(self, lora_id: int) -> CompactLoRA:
+        """Make an adapter that adds nothing."""
+        return CompactLoRA(lora_id)
+
     # What vLLM calls ------------------------------------------------------------------------------
 
     @property
@@ -104,6 +109,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         if not (parts := lora_model.layers.get(module_name)):
             return None
         plan, tensors = lora_model.plan, lora_model.tensors
+        assert plan is not None
         pairs: list[tuple[Tensor, Tensor] | None] = [None] * parts[0].total
         for part in parts:
             pairs[part.number] = effective_factors(plan, tensors, lora_model.sites[part.path])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.adapter.stored import not_finite
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.hub import adapter_folder
@@ -19,6 +21,7 @@ from bishare_dsl.serve.vllm.private import (
     get_adapter_absolute_path,
     layers_of,
     only_layers,
+    tensors_of,
 )
 from bishare_dsl.serve.vllm.settings import check_compact, plan_folder
 
@@ -28,12 +31,20 @@ if TYPE_CHECKING:
 
     from bishare_dsl.serve.vllm.private import LoRAModel
 
+_log = logging.getLogger(__name__)
+
 
 class WorkerManager(LRUCacheWorkerLoRAManager):
     """vLLM's manager in a worker, which reads the adapter folders of bishare too."""
 
     _manager_cls: Any
     lora_config: Any
+
+    def __init__(self, *settings: Any, **more: Any) -> None:
+        self._read_once: set[int] = set()
+        self._in_a_step: set[int] = set()
+        self._empty: set[int] = set()
+        super().__init__(*settings, **more)
 
     def create_lora_manager(self, model: nn.Module, vllm_config: Any) -> Any:
         folder = plan_folder(vllm_config)
@@ -48,23 +59,57 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         return super().create_lora_manager(model, vllm_config)
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
+        number = lora_request.lora_int_id
+        try:
+            lora = self._read(lora_request)
+        except Exception as error:
+            if number not in self._in_a_step:
+                raise
+            # An error would stop the engine, and with it all other requests.
+            _log.error(
+                "LoRA adapter '%s' cannot be read again. Requests for it that were taken before it was "
+                "damaged go on with the base alone: %s",
+                lora_request.lora_name,
+                error,
+            )
+            lora = self._adapter_manager.create_empty(number)
+            self._empty.add(number)
+        else:
+            self._empty.discard(number)
+        self._read_once.add(number)
+        return lora
+
+    def _read(self, lora_request: LoRARequest) -> LoRAModel:
         folder = _place(lora_request.lora_path)
         manager = self._adapter_manager
         if Stamp.of(folder) is not None:
             return manager.read(lora_request.lora_int_id, folder)
         if isinstance(manager, CompactManager) and Path(folder).exists():
             raise AdapterError(codes.NOT_COMPACT(folder=folder))
-        return super()._load_adapter(lora_request)
+        lora = super()._load_adapter(lora_request)
+        for problem in not_finite(tensors_of(lora)):
+            raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
+        return lora
 
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
-        super()._apply_adapters({self._once(request) for request in lora_requests})
+        # One that never was read has not been taken by a server either.
+        self._in_a_step = {r.lora_int_id for r in lora_requests} & self._read_once
+        try:
+            super()._apply_adapters({self._once(request) for request in lora_requests})
+        finally:
+            self._in_a_step = set()
 
     def _once(self, request: LoRARequest) -> LoRARequest:
         """Return the request, but not to load again what it has loaded already.
 
+        What could not be read is tried again.
+
         vLLM repeats the wish to replace an adapter with each request for it, in each step.
         """
-        if request.load_inplace and (
+        if request.lora_int_id in self._empty and not request.load_inplace:
+            request = copy(request)
+            request.load_inplace = True
+        elif request.load_inplace and (
             lora := self._adapter_manager.list_adapters().get(request.lora_int_id)
         ):
             stamp = getattr(lora, "stamp", None)

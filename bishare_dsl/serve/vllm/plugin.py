@@ -21,10 +21,12 @@ def register() -> None:
             raise RuntimeError(reason)
         logging.getLogger(__name__).error(reason)
         return
+    from bishare_dsl.serve.vllm.check import check_folder
     from bishare_dsl.serve.vllm.manager import WorkerManager
-    from bishare_dsl.serve.vllm.private import install_manager
+    from bishare_dsl.serve.vllm.private import install_check, install_manager
 
     install_manager(WorkerManager)
+    install_check(check_folder)
 
 
 def register_resolver() -> None:

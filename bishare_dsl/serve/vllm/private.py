@@ -6,12 +6,13 @@ vLLM changes it, that test fails before a server does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from vllm.exceptions import VLLMValidationError
 from vllm.forward_context import get_forward_context
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
@@ -22,6 +23,7 @@ from vllm.lora.utils import (
     process_packed_modules_mapping,
 )
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
 from bishare_dsl.diagnostics import AdapterError
@@ -37,6 +39,7 @@ __all__ = [
     "LoRAModel",
     "Part",
     "get_adapter_absolute_path",
+    "install_check",
     "install_manager",
     "layer_of",
     "layer_weights",
@@ -45,6 +48,7 @@ __all__ = [
     "local_outputs",
     "only_layers",
     "set_kernels",
+    "tensors_of",
 ]
 
 
@@ -59,6 +63,24 @@ class Part(NamedTuple):
 def install_manager(manager: type[Any]) -> None:
     """Make vLLM's workers use a manager of adapters in the place of their own."""
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager
+
+
+def install_check(check: Callable[[str, str, str], None]) -> None:
+    """Let each request for an adapter pass a check before the engine has it: of name, folder and base.
+
+    A ValueError that it raises is the answer to the request.
+    """
+    validate = InputProcessor._validate_lora
+
+    def checked(self: Any, lora_request: Any) -> None:
+        validate(self, lora_request)
+        if lora_request is not None:
+            try:
+                check(lora_request.lora_name, lora_request.lora_path, self.model_config.model)
+            except ValueError as error:
+                raise VLLMValidationError(str(error)) from error
+
+    InputProcessor._validate_lora = checked
 
 
 def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
@@ -95,6 +117,17 @@ def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
 def only_layers(config: Any, layers: Sequence[str]) -> Any:
     """vLLM's LoRA config with these layers as the ones that can be adapted."""
     return replace(config, target_modules=list(layers))
+
+
+def tensors_of(lora: Any) -> dict[str, Tensor]:
+    """Return the tensors of plain LoRA that vLLM has read, by name."""
+    return {
+        f"{layer}.{label}": tensor
+        for layer, weights in lora.loras.items()
+        for label, given in (("A", weights.lora_a), ("B", weights.lora_b))
+        for tensor in (given if isinstance(given, list) else [given])
+        if tensor is not None
+    }
 
 
 def layer_weights(

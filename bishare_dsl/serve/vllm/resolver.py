@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
 from bishare_dsl.adapter.files import names_in, place_of
-from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.models import architecture_of
-from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
-from bishare_dsl.serve.vllm.settings import PLAN
-
-if TYPE_CHECKING:
-    from bishare_dsl.models.site import Architecture
+from bishare_dsl.serve.vllm.check import check_folder
+from bishare_dsl.serve.vllm.folder import Stamp
 
 
 class FolderResolver(LoRAResolver):
@@ -44,10 +36,7 @@ class FolderResolver(LoRAResolver):
         inside = self._root in folder.parents or place_of(folder)[0] == self._root
         if not inside or Stamp.of(folder) is None:
             return None
-        try:
-            await asyncio.to_thread(_check, folder, base_model_name)
-        except BishareError as error:
-            raise ValueError(f"LoRA adapter '{lora_name}' cannot be served: {error}") from error
+        await asyncio.to_thread(check_folder, lora_name, folder, base_model_name)
         # vLLM gives it its number.
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))
 
@@ -55,14 +44,3 @@ class FolderResolver(LoRAResolver):
         if name in names_in(self._root):
             return self._root.with_name(f"{self._root.name}#{name}")
         return (self._root / name).resolve()
-
-
-def _check(folder: Path, base: str) -> None:
-    stored = read_for(folder, _base(base))
-    if named := os.environ.get(PLAN):
-        check_plan(folder, stored.plan, read_for(named, _base(base)).plan)
-
-
-@cache
-def _base(name: str) -> Architecture:
-    return architecture_of(name)
