@@ -91,8 +91,9 @@ def _selected(
         and mention.part.ref in sites.architecture.kinds
     ]
     problems += choice.problems(asked)
-    for mention in asked:
-        problems += _fits_none(mention, choice) if not problems and len(mention.loc) == 3 else []
+    if not problems:
+        whole = (mention for mention in asked if len(mention.loc) == 3)
+        problems = [problem for mention in whole for problem in _fits_none(mention, choice)]
     if problems:
         return [], problems
     for mention in asked:
