@@ -103,7 +103,7 @@ class ExpertWeight(Tensor):
         return y
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         raise UnknownProductError(f"calls `{func.__name__}` with a weight")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, NoReturn, cast
 
 from torch import nn
 
+from bishare_dsl.diagnostics import ModelError
+from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
@@ -48,9 +52,14 @@ class Placement:
             set_code(region, factors.code.forward)
         for module, tensors in self.whole:
             insert_whole(module, tensors)
+        for model in self._sized():
+            # On the instance, and without a hold on it: copies and pickles take it along.
+            vars(model)["resize_token_embeddings"] = refuse_to_resize
 
     def remove(self) -> None:
         """Take the adapter out of its model. The factors that it keeps go: they may be large."""
+        for model in self._sized():
+            model.__dict__.pop("resize_token_embeddings", None)
         for module, _ in self.whole:
             remove_whole(module)
         for region, factors in self.regions:
@@ -59,6 +68,31 @@ class Placement:
             factors.refresh()
         for owner, _ in self.owned:
             delattr(owner, ADAPTER)
+
+    def _sized(self) -> Iterator[nn.Module]:
+        """Yield the models whose vocabulary may not change, since tensors of the adapter are as long."""
+        changed = {id(module) for module, _ in (*self.regions, *self.whole)}
+        models = [
+            m for m in self.owned[0][0].modules() if hasattr(type(m), "resize_token_embeddings")
+        ]
+        if any(id(end) in changed for model in models for end in _ends(model)):
+            yield from models
+
+
+def _ends(model: Any) -> Iterator[nn.Module | None]:
+    """Yield the embedding and the head that a model of transformers says it has."""
+    for ask in (model.get_input_embeddings, model.get_output_embeddings):
+        with suppress(NotImplementedError, AttributeError):
+            yield ask()
+
+
+def refuse_to_resize(*_: Any, **__: Any) -> NoReturn:
+    """Stand in the place of `resize_token_embeddings` where an adapter is at the embedding or the head.
+
+    Raises:
+        ModelError: BS405.
+    """
+    raise ModelError(codes.CANNOT_RESIZE())
 
 
 @dataclass(frozen=True)

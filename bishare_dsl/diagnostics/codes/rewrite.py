@@ -17,3 +17,8 @@ SHARDED_ALREADY = Code(
     "the model is sharded over several processes, and FSDP does not see the adapter's tensors",
     severity="warning",
 )
+CANNOT_RESIZE = Code(
+    "BS405",
+    "a vocabulary that an adapter is as long as",
+    "the adapter has tensors as long as the vocabulary, so its size cannot change now",
+)
