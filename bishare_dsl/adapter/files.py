@@ -286,7 +286,8 @@ def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """
     text = os.fspath(folder)
     library, sign, name = text.rpartition("#")
-    return (Path(library), name) if sign and not Path(text).exists() else (Path(text), None)
+    named = sign and not os.path.exists(text)  # noqa: PTH110 - a name too long is none
+    return (Path(library), name) if named else (Path(text), None)
 
 
 def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -137,6 +137,7 @@ def test_views_and_transposes_are_saved_as_they_look(tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "nothing", "BS601", "nothing")
     refused(Path("-x/y"), "BS505", "-x/y")  # No id of the Hub either.
+    refused(Path("long" * 1000 + "#member"), "BS604", "name too long")
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
