@@ -78,7 +78,7 @@ class Base:
         modules = dict(self.model.named_modules())
         terms = [path for s in plan.sites if plan.terms_of[s.path] for path in s.paths]
         whole = [path.rpartition(".")[0] for trained in plan.trained for path in trained.paths]
-        return any(modules[path] is table for path in terms + whole for table in tables)
+        return any(modules.get(path) is table for path in terms + whole for table in tables)
 
     def __repr__(self) -> str:
         return f"{self.family}{', quantised' * self.quantised}{', tied' * self.tied}"

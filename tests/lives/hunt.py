@@ -60,8 +60,8 @@ def main() -> int:
             where = f"{Path(last.filename).name}:{last.lineno}"
             what = f"{type(error).__name__} at {where}: {str(error)[:150]}"
             found[what].append(seed)
-            print(f"--- found by seed {seed}", *traceback.format_exception(error)[-4:], sep="\n")
-            print(*getattr(error, "__notes__", ()), sep="\n")
+            frames = traceback.format_tb(error.__traceback__)[-3:]
+            print(f"--- found by seed {seed}: {what}", *frames, *error.__notes__, sep="\n")
         minutes = (time.monotonic() - began) / 60
         print(
             f"seed {seed}: {COUNTS['lives']} lives, {COUNTS['steps']} steps, "

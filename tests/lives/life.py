@@ -243,8 +243,7 @@ class Life(RuleBasedStateMachine):
     )
     def save_and_load(self, frozen: Any, compact: bool, rounded: bool, beside: bool) -> None:
         """Go on with what was loaded: alone, or beside the adapters that there are."""
-        # Rounded, two logits of a bank may be equal, and then anyone may be the larger.
-        rounded = rounded and all(term.transform != "VectorBank" for term in self.now.plan.terms)
+        rounded = rounded and not may_tie(self.now.plan)
         with tempfile.TemporaryDirectory() as folder:
             self.handle.save_pretrained(
                 folder, frozen=frozen, compact=compact, dtype="bfloat16" if rounded else None
@@ -299,8 +298,8 @@ class Life(RuleBasedStateMachine):
         """Go on in another type; from a shorter one back at once, with what is left."""
         if any(site.expert is not None for site in self.drawn.architecture.sites):
             return  # The fused experts of transformers know no float64, and no bfloat16 of such widths.
-        if self.merged and dtype == torch.bfloat16:
-            return  # The sum is rounded then, which no one can undo.
+        if dtype == torch.bfloat16 and (self.merged or any(map(may_tie, self.plans()))):
+            return  # The sum would be rounded, which no one can undo.
         types = [dtype, torch.float32] if dtype == torch.bfloat16 else [dtype]
         for self.dtype in types:
             self.model.to(self.dtype)
@@ -484,6 +483,11 @@ def training(model: Any, mode: str) -> Iterator[Any]:
             if mode == "reentrant":
                 model.disable_input_require_grads()
         model.eval()
+
+
+def may_tie(plan: Plan) -> bool:
+    """Tell whether a plan has logits that may be equal once they are rounded: then either may be the larger."""
+    return any(term.transform == "VectorBank" for term in plan.terms)
 
 
 def pickled(model: Any) -> Any:
