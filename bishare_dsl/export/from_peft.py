@@ -111,6 +111,11 @@ def _stored(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]
         tensors = load(read_file(folder, TENSORS, _BYTES_EACH * most_parameters(architecture)))
     except (OSError, SafetensorError) as error:
         raise AdapterError(codes.BROKEN_FILE(path=path, reason=one_line(error))) from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():  # float32 would hold no imaginary part.
+            kind = str(tensor.dtype).removeprefix("torch.")
+            reason = f"the tensor `{name}` is {kind}"
+            raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
     return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
 
 

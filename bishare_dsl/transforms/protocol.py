@@ -97,6 +97,8 @@ def _expect(
 
     if not isinstance(found, torch.Tensor):
         raise transform_error(transform, f"{what} that is not a tensor {where}")
+    if found.is_complex():  # Applied in the dtype of activations, it would lose its imaginary part.
+        raise transform_error(transform, f"{what} of complex numbers {where}")
     if tuple(found.shape) != shape:
         raise transform_error(
             transform, f"{what} of shape {tuple(found.shape)} {where}, not {shape}"

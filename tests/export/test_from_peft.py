@@ -298,6 +298,11 @@ def test_broken_files(tmp_path: Path) -> None:
     broken({}, "adapter_model.safetensors", "BS608.*no tensors")
     broken(one_less, "adapter_model.safetensors", r"BS613.*factors .*\(\)")
     broken(other, "adapter_model.safetensors", r"BS613.*`lm_head.weight` is \(64, 32\) in it")
+    broken(
+        {**tensors, name: tensors[name] + 0j},
+        "adapter_model.safetensors",
+        "BS608.*lora_B.*is complex64",
+    )
     other = {**tensors, "base_model.model.rotary": torch.ones(1)}
     broken(other, "adapter_model.safetensors", "BS656.*`rotary` is neither")
     for key, value, said in WRONG:

@@ -167,3 +167,34 @@ def test_looking_at_a_quantised_layer_leaves_it_where_it_is() -> None:
     layer.weight = Packed(torch.zeros(8, 8), requires_grad=False)
     model.model.layers[0].self_attn.q_proj = layer
     assert "model.layers.0.self_attn.q_proj" in linear_maps(model)
+
+
+class Marked(Tensor):
+    """As a quantiser's tensor: it looks like a dense one, and is kept in another way."""
+
+
+class RoundsInEvaluation(nn.Linear):
+    """As a layer of bitsandbytes, which packs its four bits anew in evaluation, and rounds them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.training else y.round()
+
+
+def test_a_tensor_of_another_class_stands_for_a_weight() -> None:
+    """Of the right shape and dtype: only its class says that nothing may be added to it in place."""
+    layer = nn.Linear(3, 4)
+    weight = Weight("fc", "fc", layer, 3, 4)
+    assert weight.replacement() is None
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Marked))
+    assert weight.replacement() == "Marked"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layers_weight_is_what_it_gives_in_training(training: bool) -> None:
+    """Whatever its mode is, and that stays as it was."""
+    layer = RoundsInEvaluation(3, 4).train(training)
+    expected = layer.weight.detach().clone()
+    (found, *_) = Weight("fc", "fc", layer, 3, 4)._of_unit_vectors()
+    torch.testing.assert_close(found, expected)
+    assert layer.training is training

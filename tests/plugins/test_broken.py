@@ -173,6 +173,10 @@ def test_a_refusal_is_no_failure(install: Install) -> None:
         ("return bool(tensors['A'].any()), 1", "`factors` raises RuntimeError"),
         ("return 1, 2", "`factors` gives an effective A that is not a tensor"),
         (
+            "a = self.repeat(tensors['S_A'], tensors['A'], width.d_in); return a + 0j, a",
+            "`factors` gives an effective A of complex numbers at a 32 -> 40 module",
+        ),
+        (
             "return tensors['A'], tensors['B']",
             "effective A of shape (2, 7) at a 32 -> 40 module, not (2, 32)",
         ),

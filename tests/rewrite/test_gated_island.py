@@ -70,6 +70,21 @@ def test_it_can_be_differentiated_twice(x):
     assert gradgradcheck(mlp, (x, *mlp.factors))
 
 
+def test_the_product_is_made_again_where_something_needs_it(x):
+    """The gradient of A, and a history of the others'; each time costs passes over wide tensors."""
+    mlp = Mlp()
+    frozen = mlp.factors[2].requires_grad_(False)
+    for wants, history, times in ((False, False, 1), (True, False, 2), (False, True, 2)):
+        frozen.requires_grad_(wants)
+        y = mlp(x)
+        seen = []
+        mlp.act.forward = lambda h, seen=seen: seen.append(h) or F.silu(h)
+        found = torch.autograd.grad(y.square().sum(), x, create_graph=history)
+        del mlp.act.forward
+        torch.testing.assert_close(found, torch.autograd.grad(mlp.plain(x).square().sum(), x))
+        assert len(seen) == times
+
+
 @pytest.mark.parametrize("wanted", range(5))
 def test_only_what_is_wanted_gets_a_gradient(x, wanted):
     mlp = Mlp()
