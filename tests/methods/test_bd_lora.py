@@ -6,9 +6,7 @@ import pytest
 import torch
 from peft import BdLoraConfig, LoraConfig, get_peft_model
 
-from bishare_dsl.testing.checks import check_spec
-from bishare_dsl.testing.models import tiny_model
-from tests.methods.conftest import LAYERS, SIZES, close, near, planned, run, sites, spec
+from tests.methods.conftest import SIZES, close, near, planned, run, sites
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 BLOCKS = 2
@@ -79,8 +77,3 @@ def test_a_factor_starts_by_its_own_fan_in():
 def test_an_adapter_of_melora_from_before_has_its_plan():
     digest = "851a8d1bcf154dbacfe25bb8ea427da3f412d91667d971f3e31c8d54e3757c40"
     assert planned("melora").digest == digest
-
-
-@pytest.mark.parametrize("name", ["bd_lora", "metatt"])
-def test_invariants_on_grouped_queries(name):
-    check_spec(spec(name, r=4), tiny_model("qwen2", num_hidden_layers=LAYERS))

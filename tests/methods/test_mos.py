@@ -8,7 +8,6 @@ import torch
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.diagnostics import BishareError
-from bishare_dsl.testing.checks import check_spec
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import Width
 from bishare_dsl.transforms.shards import Shards
@@ -113,10 +112,6 @@ def test_the_pool_gets_what_all_its_users_give(adapted):
             index = chosen(ours.tensors(term.site, "public"), "A").flatten()
             expected.index_add_(0, index, gradient.reshape(len(index), -1))
     torch.testing.assert_close(pool.grad.reshape(POOL, -1), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_invariants_on_grouped_queries():
-    check_spec(spec("mos", r=3), tiny_model("qwen2", num_hidden_layers=LAYERS))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ import torch
 from peft import TinyLoraConfig, get_peft_model
 
 from bishare_dsl import compile_spec, plan_spec
-from bishare_dsl.testing.checks import check_spec
-from bishare_dsl.testing.models import tiny_model
-from tests.methods.conftest import LAYERS, SIZES, close, near, planned, run, sites, spec
+from tests.methods.conftest import SIZES, close, near, planned, run, sites, spec
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 PARAMS = {"r": 3, "count": 5}
@@ -71,7 +69,3 @@ def test_the_paper_s_13_parameters():
         "    init A svd, B svd  freeze A, B, core"
     )
     assert plan_spec(text, "llama-7b").trainable == 13
-
-
-def test_invariants_on_grouped_queries():
-    check_spec(spec("tiny_lora", **PARAMS), tiny_model("qwen2", num_hidden_layers=LAYERS))
