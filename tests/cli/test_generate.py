@@ -130,7 +130,7 @@ def test_the_chat_template_is_the_default(tmp_path, monkeypatch, bishare):
         (["--prompt", "a", "--system", "b"], "BS901"),
         (["--prompt", "a", "--chat"], "BS901"),
         (["--prompt-file", "nowhere"], "BS901"),
-        (["--prompt-file", "one/adapter.safetensors"], "BS904"),
+        (["--prompt-file", "tiny/model.safetensors"], "BS904"),
         (["nowhere", "--prompt", "a"], "BS601"),
         (["--prompt", "a", "--set", "warm=1"], "BS806"),
     ],
