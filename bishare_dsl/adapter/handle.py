@@ -21,7 +21,6 @@ from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.probe import Inputs, probe
 from bishare_dsl.adapter.push import push_folder
 from bishare_dsl.adapter.reference import reference as make_reference
-from bishare_dsl.adapter.resizing import forget_resizing, guard_resizing
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.adapter.whole_model import forget_saving, warn_of_saving
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
@@ -78,7 +77,6 @@ class Handle(AdapterRoot):
         self.plan, self.spec_text, self.seed, self.name = plan, spec_text, seed, name
         self._model = (cast("PreTrainedModel", model),)
         warn_of_saving(model)
-        guard_resizing(model)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -129,10 +127,6 @@ class Handle(AdapterRoot):
     def merged(self) -> bool:
         """Whether the adapter is in the base's weights now."""
         return self._merged is not None
-
-    def plans(self) -> dict[str, Plan]:
-        """Return the plans of all the adapters that are in memory, by their names."""
-        return {self.name: self.plan}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
@@ -444,7 +438,6 @@ class Handle(AdapterRoot):
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
         forget_saving(model)
-        forget_resizing(model)
         self._forget()
         return model
 

@@ -426,39 +426,3 @@ def test_whoever_else_looks_after_saving_goes_on_to(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     model.bishare.unload().save_pretrained(tmp_path)
     assert saved == [tmp_path] * 2
-
-
-# Resizing the tables of tokens ---------------------------------------------------------------------
-
-AT_TABLES = {
-    "a head": "target heads, q_proj share a per module rank 2",
-    "an embedding": "target embeddings, q_proj share a per module rank 2",
-    "both, tied": "target heads, embeddings share a per module rank 2",
-    "trained in full": "target q_proj train lm_head share a per module rank 2",
-}
-
-
-@pytest.mark.parametrize("what", AT_TABLES)
-def test_tables_that_an_adapter_has_something_at_stay_as_they_are(
-    what: str, ids: torch.Tensor
-) -> None:
-    model = tiny_model("llama", tie_word_embeddings="tied" in what)
-    spec = f"spec s {AT_TABLES[what]}"
-    compile_spec(parse_spec(SPEC), model)
-    compile_spec(parse_spec(spec), model, name="other")  # It waits, and is heard of all the same.
-    before = logits(model, ids)
-    for of_model in (model, copy.deepcopy(model)):
-        with pytest.raises(AdapterError, match="adapter `other` has something there, made for 64"):
-            of_model.resize_token_embeddings(70)
-        of_model.resize_token_embeddings(pad_to_multiple_of=8)  # That is the size it has.
-        assert torch.equal(logits(of_model, ids), before)
-    base = model.bishare.unload()
-    base.resize_token_embeddings(70)
-    assert len(base.get_input_embeddings().weight) == 70
-
-
-def test_other_tables_are_resized(adapted: Adapted, ids: torch.Tensor) -> None:
-    model = adapted()
-    before = logits(model, ids)
-    model.resize_token_embeddings(70, mean_resizing=False)
-    torch.testing.assert_close(logits(model, ids)[..., :64], before)

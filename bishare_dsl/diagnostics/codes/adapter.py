@@ -105,12 +105,6 @@ SAVED_WHOLE = Code(
     "`model.bishare.save_pretrained(folder)` saves the adapter alone, for `load_adapter`",
     severity="warning",
 )
-RESIZED = Code(
-    "BS698",
-    "a table of tokens that cannot be resized",
-    "`{path}` cannot have {wanted} rows: adapter `{name}` has something there, made for {rows}",
-    "resize the base first, and adapt it then",
-)
 QUANTISED = Code(
     "BS622",
     "a quantised weight",

@@ -83,10 +83,6 @@ class AdapterHandle(Handle):
         """The name of the adapter that runs, whose handle is ``model.bishare``."""
         return self._active().name
 
-    def plans(self) -> dict[str, Plan]:
-        """Return the plans of all the adapters that are in memory, by their names."""
-        return {name: self._adapters[name].plan for name in self._adapters}
-
     def set_adapter(self, name: str) -> None:
         """Make another adapter the active one: ``model.bishare`` is then its handle.
 
