@@ -12,7 +12,7 @@ from bishare_dsl.lazy import lazy
 from bishare_dsl.version import __version__
 
 if TYPE_CHECKING:
-    from bishare_dsl.api import compile_spec, load_adapter, load_adapters, plan_spec
+    from bishare_dsl.api import compile_spec, load_adapter, plan_spec
     from bishare_dsl.language import parse_spec
     from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
@@ -23,7 +23,6 @@ __all__ = [
     "__version__",
     "compile_spec",
     "load_adapter",
-    "load_adapters",
     "parse_spec",
     "plan_spec",
 ]
@@ -35,7 +34,6 @@ __getattr__ = lazy(
         "Spec": "bishare_dsl.spec",
         "compile_spec": "bishare_dsl.api",
         "load_adapter": "bishare_dsl.api",
-        "load_adapters": "bishare_dsl.api",
         "parse_spec": "bishare_dsl.language",
         "plan_spec": "bishare_dsl.api",
     },

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from bishare_dsl.compiler import Params, install, install_all, make_plan, read_fitting
+from bishare_dsl.compiler import Params, install, make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareWarning, render
 from bishare_dsl.models import Architecture
 from bishare_dsl.plan import Plan
-from bishare_dsl.progress import track
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=nn.Module)
 
-__all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "load_adapters", "plan_spec"]
+__all__ = ["BishareWarning", "Params", "compile_spec", "load_adapter", "plan_spec"]
 
 
 def plan_spec(
@@ -51,7 +49,6 @@ def compile_spec(
     model: Model,
     params: Params | None = None,
     seed: int = 0,
-    name: str | None = None,
 ) -> Model:
     """Adapt a model: draw the tensors of a spec and rewrite the forwards that use them.
 
@@ -64,25 +61,21 @@ def compile_spec(
         params: as in `plan_spec`.
         seed: of the tensors. Each tensor is drawn separately, in float32: the same seed gives the same
             adapter on any device, whatever else is in the spec.
-        name: of the adapter; ``default`` for one alone. A model that has an adapter gets the new one beside
-            it, under this name and not active: ``model.bishare.set_adapter(name)`` makes it active.
 
     Returns:
         The same object, adapted.
 
     Raises:
-        BishareError: as in `plan_spec`; or the model has an adapter and no name is given (BS401), the
-            name is in use (BS641), or the model's adapter is merged, disabled or sharded (BS643, BS626,
-            BS645). Nothing was changed.
+        BishareError: as in `plan_spec`; or the model has an adapter (BS401). Nothing was changed.
         FileNotFoundError: there is no such spec.
     """
     found = make_plan(spec, model, params)
     _warn(*(render(problem, found.where) for problem in found.problems))
-    _warn(*install(model, found, seed, name))
+    _warn(*install(model, found, seed))
     return model
 
 
-def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None = None) -> Model:
+def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
     """Adapt a model with a saved adapter. Everything is checked before anything is changed.
 
     Args:
@@ -90,7 +83,6 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
             library; a plain LoRA that PEFT has written; or the id of either on the Hub, ``owner/name`` or
             ``owner/name@revision``.
         model: the base that the adapter was made for, or one of the same shapes.
-        name: as in `compile_spec`.
 
     Returns:
         The same object, adapted.
@@ -102,29 +94,7 @@ def load_adapter(folder: str | os.PathLike[str], model: Model, name: str | None 
     """
     stored, problems = read_fitting(folder, model)
     _warn(*map(render, problems))
-    _warn(*install(model, stored, name=name))
-    return model
-
-
-def load_adapters(folder: str | os.PathLike[str], model: Model, *, progress: bool = True) -> Model:
-    """Adapt a model with all the adapters of a folder; the name of each adapter is that of its own folder.
-
-    The first one is active, unless the model has an adapter. The others wait, each in as many bytes as its
-    tensors have, for ``adapter_names`` and `set_adapter`. What does not hold an adapter is passed over.
-
-    Args:
-        folder: of adapter folders; or a library.
-        model: as in `load_adapter`.
-        progress: show a bar on standard error, if that is a terminal.
-
-    Returns:
-        The same object, adapted.
-
-    Raises:
-        BishareError: there is no adapter (BS675), or as in `load_adapter`; nothing was changed.
-    """
-    watch = partial(track, description="loading adapters", hidden=not progress)
-    _warn(*install_all(model, folder, watch))
+    _warn(*install(model, stored))
     return model
 
 

@@ -1,12 +1,12 @@
-"""From a spec to its plan, and from a plan into a model. Nothing here speaks.
+"""From a spec to its plan, and from a plan into a model.
 
-What is worth a warning is given back: `api` warns of it, commands and training runs report it.
+Emits no warnings; returns them to the caller: `api` warns, commands and training runs report.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,12 @@ from bishare_dsl.resources import find_spec
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from bishare_dsl.adapter.files import StoredAdapter
+    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.models import Source
-
-DEFAULT = "default"
-"""The name of an adapter that was given none, as in PEFT."""
 
 Params = Mapping[str, int | float | str]
 """Other values for a spec's params."""
@@ -84,13 +83,10 @@ def make_plan(
             each at its place in the text.
         FileNotFoundError: there is no such spec.
     """
-    from bishare_dsl.language import read, read_file
     from bishare_dsl.language.read import find_doubts
 
-    if isinstance(spec, str) and "\n" in spec:
-        spec, where = read(spec)
-    elif not isinstance(spec, Spec):
-        spec, where = read_file(find_spec(os.fspath(spec)))
+    spec, read_where = read_spec(spec)
+    where = where or read_where
     architecture = architecture_of(model)
     try:
         spec = spec.with_params(params or {})
@@ -98,6 +94,25 @@ def make_plan(
     except BishareError as error:
         raise error.at(where) from None
     return Planned(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
+
+
+def read_spec(spec: Spec | str | os.PathLike[str]) -> tuple[Spec, SourceMap | None]:
+    """Return a spec, and where its parts stand in a text, if it was read from one.
+
+    Args:
+        spec: a spec, its text, which has several lines, the path of a file, or a shipped spec's name.
+
+    Raises:
+        SpecError: the text is not a spec; every problem, each at its place.
+        FileNotFoundError: there is no such spec.
+    """
+    from bishare_dsl.language import read, read_file
+
+    if isinstance(spec, Spec):
+        return spec, None
+    if isinstance(spec, str) and "\n" in spec:
+        return read(spec)
+    return read_file(find_spec(os.fspath(spec)))
 
 
 def read_fitting(
@@ -112,7 +127,8 @@ def read_fitting(
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
-    from bishare_dsl.adapter.files import base_problems, is_peft, read_adapter
+    from bishare_dsl.adapter.contents import base_problems
+    from bishare_dsl.adapter.files import is_peft, read_adapter
     from bishare_dsl.hub import adapter_folder
 
     folder = adapter_folder(folder)
@@ -160,15 +176,22 @@ def import_peft(
 
 
 def install(
-    model: nn.Module, made: Planned | StoredAdapter, seed: int = 0, name: str | None = None
+    model: nn.Module,
+    made: Planned | StoredAdapter,
+    seed: int = 0,
+    name: str | None = None,
+    handle: type[Handle] | None = None,
+    unfilled: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Put an adapter into a model, or, under a name, beside the one that is in it.
+    """Put an adapter into a model, or, under a name, beside those that are in it.
 
     Args:
         model: that it fits.
         made: a plan, whose tensors are drawn, or an adapter that was saved.
         seed: of the tensors that are drawn.
-        name: of the adapter; `DEFAULT` for one alone.
+        name: of the adapter; ``default`` for one alone.
+        handle: the class of ``model.bishare``; by default `Handle`.
+        unfilled: tensors that the caller fills: they are on the meta device.
 
     Returns:
         What is done in another way than asked, to be told.
@@ -177,10 +200,8 @@ def install(
         BishareError: the model takes no other adapter; nothing was changed.
     """
     from bishare_dsl.adapter.devices import devices
-    from bishare_dsl.adapter.initial import copy_base, draw
-    from bishare_dsl.adapter.singular import singular_starts
-    from bishare_dsl.rewrite.adapt import adapt
-    from bishare_dsl.serve.transformers.handle import AdapterHandle
+    from bishare_dsl.adapter.handle import Handle
+    from bishare_dsl.rewrite.adapt import DEFAULT, adapt
 
     if name == "":
         raise AdapterError(codes.NO_NAME())
@@ -189,75 +210,45 @@ def install(
     if isinstance(made, Planned):
         text, compact = made.text(), False
         on_meta = all(device.type == "meta" for device in where.values())
-        tensors = draw(plan, seed, "meta" if on_meta else "cpu")
+        tensors = first_values(plan, model, seed, "meta" if on_meta else "cpu", unfilled)
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
         tensors = made.tensors(tell=told.append)
-    # What is not stored yet, and no seed draws, starts as the base says.
-    if missing := plan.tensor.keys() - tensors.keys():
-        base = copy_base(plan, model)
-        if any(plan.tensor[name].init != "base" for name in missing):
-            base |= singular_starts(plan, model)
-        tensors = {**tensors, **{name: base[name] for name in missing}}
-    worth_knowing = list(map(render, told))
-    tensors = {n: t.to(where[n]) for n, t in tensors.items()}
+        if missing := plan.tensor.keys() - tensors.keys():
+            tensors |= start_of_base(plan, model, missing)
+    tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
     beside = getattr(model, "bishare", None)
-    if name is not None and isinstance(beside, AdapterHandle):
-        return (*beside.add(name, plan, tensors, text, seed, compact), *worth_knowing)
+    if name is not None and isinstance(beside, Handle):
+        return (*beside.add(name, plan, tensors, text, seed, compact), *map(render, told))
     if compact and model.training:
         raise AdapterError(codes.COMPACT_FOR_GOOD())
-    notes = adapt(model, plan, tensors, root=AdapterHandle)
-    handle = cast("AdapterHandle", model.bishare)
-    handle.bind(model, plan, text, seed, DEFAULT if name is None else name)
+    name = name or DEFAULT
+    notes = adapt(model, plan, tensors, root=handle or Handle, name=name)
+    made_handle = cast("Handle", model.bishare)
+    made_handle.bind(model, plan, text, seed, name)
     if compact:
-        handle.freeze_compact()
-    return (*notes, *worth_knowing)
+        made_handle.running.compact = True
+        made_handle.running.set_trainable(False)
+    return (*notes, *map(render, told))
 
 
-def install_all(
-    model: nn.Module,
-    folder: str | os.PathLike[str],
-    watch: Callable[[list[Path]], Iterable[Path]] = iter,
-) -> tuple[str, ...]:
-    """Put each adapter of a folder of adapters, or of a library, into a model, or beside those in it.
+def first_values(
+    plan: Plan, model: nn.Module, seed: int, device: str, unfilled: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Return the first values of a plan's tensors: drawn from the seed, or as the base says."""
+    from bishare_dsl.adapter.initial import draw
 
-    An adapter is called as its folder, or as in the library.
+    tensors = draw(plan, seed, device, unfilled)
+    missing = plan.tensor.keys() - tensors.keys()
+    return {**tensors, **start_of_base(plan, model, missing)} if missing else tensors
 
-    Args:
-        watch: gives the folders of the adapters one after the other, when the last one is loaded.
 
-    Returns:
-        What to warn of, as `read_fitting` and `install` find it.
+def start_of_base(plan: Plan, model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return the first values of tensors that start as the base says."""
+    from bishare_dsl.adapter.initial import copy_base
+    from bishare_dsl.adapter.singular import singular_starts
 
-    Raises:
-        BishareError: there is none (BS675), or as `read_fitting` and `install` do; nothing was changed.
-    """
-    from bishare_dsl.adapter.files import CONFIG, names_in, place_of
-    from bishare_dsl.hub import adapter_folder
-    from bishare_dsl.serve.transformers.handle import AdapterHandle
-
-    folder = adapter_folder(folder)
-    paths = [Path(f"{os.fspath(folder)}#{name}") for name in names_in(folder)]
-    paths = paths or sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG}"))
-    if not paths:
-        raise AdapterError(codes.NO_ADAPTERS(folder=folder))
-    architecture = architecture_of(model)
-    is_first = not isinstance(getattr(model, "bishare", None), AdapterHandle)
-    texts: dict[str, None] = {}
-    loaded: list[str] = []
-    try:
-        for path in watch(paths):
-            stored, problems = read_fitting(path, architecture)
-            name = place_of(path)[1] or path.name
-            notes = install(model, stored, name=name)
-            loaded.append(name)
-            texts.update(dict.fromkeys((*map(render, problems), *notes)))
-    except BaseException:
-        handle = cast("AdapterHandle", getattr(model, "bishare", None))
-        if is_first and loaded:
-            handle.unload()
-        elif not is_first:
-            for name in loaded:
-                handle.delete_adapter(name)
-        raise
-    return tuple(texts)
+    base = copy_base(plan, model)
+    if any(plan.tensor[name].init != "base" for name in names):
+        base |= singular_starts(plan, model)
+    return {name: base[name] for name in names}

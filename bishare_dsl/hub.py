@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: asked once and shortly for a model or data, and a shelf for adapters.
+"""The Hugging Face Hub: asked once and shortly for a model, an adapter or data.
 
 Left to itself, a look-up of what is not in the cache is tried six times over 23 seconds where there is no
 network. Here one request with a short limit decides whether the Hub can be reached, and the cache is used
@@ -16,7 +16,7 @@ from glob import escape
 from pathlib import Path
 
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError, one_line
-from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE, HUB_UNTAKEN
+from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
 
 _SECONDS = 5.0
 _MODEL_OFFLINE = (
@@ -46,9 +46,6 @@ _FILES = (
 
 _MEMBER = "adapters/{}.safetensors"
 """What a library has for one of its adapters."""
-
-PICTURE = "topology.svg"
-"""What the model card of an adapter on the Hub shows."""
 
 
 def cached_folder(model_id: str) -> Path | None:
@@ -108,51 +105,6 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
         except OSError:  # it is not in the cache, or not whole
             raise error from None
     return Path(found if adapter is None else f"{found}#{adapter}")
-
-
-def push_adapter(
-    folder: Path,
-    name: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    message: str | None = None,
-) -> str:
-    """Put an adapter folder on the Hub, in one commit, and make the repository if there is none.
-
-    Args:
-        folder: which has been read already, so that it is known to be whole. Other files in it stay here.
-        name: ``owner/name``, or a name alone for one's own account.
-        private: whether a repository that is made is private; by default as the account has it.
-        revision: the branch; by default main.
-        message: of the commit.
-
-    Returns:
-        The address of the repository.
-
-    Raises:
-        AdapterError: the Hub cannot be reached or may not be asked (BS504), or it does not take the
-            adapter (BS505).
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    kept = "the adapter is where it was; push it again with a connection"
-    with _asked(name, AdapterError, kept):
-        hub = HfApi()
-        try:
-            made = hub.create_repo(name, private=private, exist_ok=True)
-            hub.upload_folder(
-                repo_id=made.repo_id,
-                folder_path=folder,
-                allow_patterns=[*_FILES, PICTURE, _MEMBER.format("*")],
-                revision=revision,
-                commit_message=message or "Upload an adapter made by bishare",
-            )
-        except HfHubHTTPError as error:
-            help = "run `hf auth login` with a token that may write, and check the owner's name"
-            raise AdapterError(HUB_UNTAKEN(name=name, reason=one_line(error), help=help)) from error
-    return str(made)
 
 
 @contextmanager

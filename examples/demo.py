@@ -125,7 +125,7 @@ def demo(cache: Path | None, steps: int, folder: Path) -> dict[str, str]:
         loaded = load_adapter(saved, fresh_base)
     equal = torch.equal(logits(loaded, inputs), trained)
     console.print(f"logits equal those of the model that was saved: {equal}")
-    size = (saved / "adapter.safetensors").stat().st_size
+    size = (saved / "adapter_model.safetensors").stat().st_size
     results["adapter file"] = f"{size:,} bytes, {size / (4 * planned):.3f} of 4 bytes a parameter"
     results["logits, saved and loaded"] = verdict(equal, "bit-identical")
 

@@ -138,7 +138,7 @@ def test_a_first_save_that_was_killed_is_no_adapter_and_can_be_repeated(
     folder = tmp_path / "adapter"
     with killed_at(6, monkeypatch), pytest.raises(Killed):
         save(folder, plans, 1)
-    assert not (folder / "bishare_config.json").exists()
+    assert not (folder / "adapter_config.json").exists()
     save(folder, plans, 1)
     assert version_in(folder, plans) == 1
 

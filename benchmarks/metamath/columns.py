@@ -61,7 +61,7 @@ def written(experiment: dict[str, Any]) -> int:
         command = [sys.executable, "-m", "bishare_dsl", "compile", spec_of(experiment)]
         command += ["--model", MODEL, "--out", str(out), *sets]
         subprocess.run(command, check=True, capture_output=True)
-        return (out / "adapter.safetensors").stat().st_size
+        return (out / "adapter_model.safetensors").stat().st_size
 
 
 def main() -> None:

@@ -1,27 +1,38 @@
-"""The config of an adapter folder: what wrote it, for which base, and what its files must be."""
+"""``adapter_config.json``: what PEFT reads of any adapter, and what bishare needs to read its own."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.version import __version__
-from bishare_dsl.writing import Digest
 
-FORMAT = 2
-"""The format of an adapter that this version writes."""
+PEFT_TYPE = "BISHARE"
+"""What PEFT calls the method."""
 
-LIBRARY = 3
-"""That of a library; the newest that this version reads."""
+FORMAT = 4
+"""The format of an adapter's folder that this version writes, and the newest that it reads."""
 
+RECORD = "bishare"
+"""The field of the config with what is bishare's own."""
 
 NAME = r"^\w[\w.-]*$"
 """What an adapter of a library may be called: it is the name of a file."""
+
+_DICTS = ("linears", "shapes")
+
+_OF_PEFT = {
+    "spec": "spec",
+    "seed": "seed",
+    "base_model": "base_model_name_or_path",
+    "base_revision": "revision",
+}
 
 
 class DrawnTensor(BaseModel):
@@ -37,12 +48,16 @@ class DrawnTensor(BaseModel):
 
 
 class AdapterConfig(BaseModel):
-    """``bishare_config.json``.
+    """The config of an adapter.
 
-    ``seed`` drew the first values; ``base_model`` is the base's id on the Hub, or else what the user
-    called it, and ``base_revision`` its commit there, where they are known. ``base`` are its shapes: with
-    the spec they make the plan, of which ``plan`` is the digest. ``files`` are the files that make up the
-    adapter, and ``digest`` is that of the config itself.
+    In the file ``spec``, ``seed``, ``base_model`` (``base_model_name_or_path``) and ``base_revision``
+    (``revision``) stand among the fields of PEFT, and the others in the field ``bishare``.
+
+    ``spec`` is the whole text of the spec and ``seed`` drew the first values; ``base_model`` is the
+    base's id on the Hub, or else what the user called it, and ``base_revision`` its commit there, where
+    they are known. ``base`` are its shapes: with the spec they make the plan, of which ``plan`` is the
+    digest. ``tensors`` is the digest of the file of tensors (`digest_of_tensors`), and ``digest`` in the
+    file that of all this.
 
     ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for
     a tensor, each as ``TENSOR:PART``. ``of_base`` are those that are what the base has, and that nobody has
@@ -50,60 +65,64 @@ class AdapterConfig(BaseModel):
     version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
     the file; loaded, they are float32 again.
 
-    Of a library ``adapters`` are the files that each adapter has for itself, by its name; ``files`` are those
-    of all.
-
-    Format 1, of bishare 0.1, has a file with the plan instead of ``base`` and ``plan``, and no ``digest``.
+    Of a library ``adapters`` are the digests of what each adapter has for itself, by its name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
     versions: dict[str, str | None]
+    spec: str
     seed: int
-    base_model: str
+    base_model: str | None = None
     base_revision: str | None = None
-    base: Architecture | None = None
-    plan: str | None = None
+    base: Architecture
+    plan: str
+    tensors: str = ""
     drawn: dict[str, DrawnTensor] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
-    files: dict[str, Digest]
-    adapters: dict[Annotated[str, Field(pattern=NAME)], Digest] | None = None
-    digest: str | None = None
+    adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what stands in the field ``bishare`` of the file."""
+        record = self.model_dump(mode="json", exclude_none=True, exclude={*_OF_PEFT})
+        for run in (*record["base"]["sites"], *record["base"]["others"]):
+            # PEFT sorts the keys of its config, and the order of a block's layers counts.
+            run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
+        return record | {"digest": seal(self.spec, self.seed, record)}
 
     def text(self) -> str:
-        """Return the text of the file, with the digest of all the rest in it."""
-        return seal(self.model_dump(mode="json", exclude_none=True))
+        """Return the text of the file, as PEFT would write it."""
+        own = {theirs: getattr(self, ours) for ours, theirs in _OF_PEFT.items()}
+        fields = {"peft_type": PEFT_TYPE, "task_type": None, "inference_mode": True, **own}
+        return json.dumps(fields | {RECORD: self.record()}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> AdapterConfig:
+    def of(cls, fields: Any) -> AdapterConfig:
         """Check what stands in the file.
 
         Raises:
-            ValueError: it is not what was written.
+            ValueError: it is not the config of an adapter of bishare.
         """
-        config = cls.model_validate(fields)
-        if config.format > 1:
-            if config.digest != _digest(fields):
-                raise ValueError("it is not what was saved")
-            if (config.format == LIBRARY) != bool(config.adapters):
-                raise ValueError("only a library has adapters, and it has some")
-            if config.base is None or config.plan is None:
-                raise ValueError("it does not say what the plan is made from")
-        return config
+        if not isinstance(fields, dict) or fields.get("peft_type") != PEFT_TYPE:
+            raise ValueError(f"its `peft_type` is not {PEFT_TYPE}")
+        record = fields.get(RECORD)
+        record = record if isinstance(record, dict) else {}
+        if record.get("digest") != seal(fields.get("spec"), fields.get("seed"), record):
+            raise ValueError("it is not what was saved")
+        record = {name: value for name, value in record.items() if name != "digest"}
+        own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
+        return cls.model_validate(record | own)
 
 
-def seal(fields: dict[str, Any]) -> str:
-    """Return a config as text, with the digest of all its other fields."""
-    return json.dumps(fields | {"digest": _digest(fields)}, indent=1) + "\n"
-
-
-def _digest(fields: dict[str, Any]) -> str:
-    others = {name: value for name, value in fields.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:
+    """Return the digest of what a config says of an adapter; the base may be called otherwise."""
+    others = {name: value for name, value in record.items() if name != "digest"}
+    text = json.dumps([spec, seed, others], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def installed_versions() -> dict[str, str | None]:

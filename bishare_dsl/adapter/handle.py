@@ -6,9 +6,9 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from tempfile import TemporaryDirectory
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
@@ -18,21 +18,23 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import gather_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
+from bishare_dsl.adapter.own_saving import forget_saving, save_adapter_alone
 from bishare_dsl.adapter.probe import Inputs, probe
-from bishare_dsl.adapter.push import push_folder
-from bishare_dsl.adapter.reference import reference as make_reference
+from bishare_dsl.adapter.resizing import forget_resizing, guard_resizing
 from bishare_dsl.adapter.stored import Frozen, Rounded
-from bishare_dsl.adapter.whole_model import forget_saving, warn_of_saving
-from bishare_dsl.diagnostics import AdapterError, BishareWarning, render
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import reshard, resident_tensor
+from bishare_dsl.mixed.batches import MixedBatches
+from bishare_dsl.models.hooks import is_sharded, reshard, resident_tensor
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
-from bishare_dsl.rewrite.adapt import set_enabled, unadapt
-from bishare_dsl.rewrite.placement import AdapterRoot, Placement
+from bishare_dsl.plan.together import name_of, plan_together
+from bishare_dsl.rewrite.adapt import attach, compile_plan, place, set_enabled, unadapt
+from bishare_dsl.rewrite.owned import OwnedTensors
+from bishare_dsl.rewrite.placement import AdapterRoot, CompiledPlan, Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,24 +61,73 @@ def _exchanges(action: str) -> Callable[[Method], Method]:
     return decorate
 
 
-class Handle(AdapterRoot):
-    """An adapter of a model; it owns the tensors that belong to no one block."""
+@dataclass(eq=False)
+class Adapter:
+    """An adapter of a model: what it says, and the modules in which its tensors are."""
 
+    name: str
     plan: Plan
     spec_text: str
     seed: int
-    name: str
+    compiled: CompiledPlan
+    placement: Placement
+    compact: bool = False
+
+    def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
+        """Return where each tensor is, by its name in the plan, and its number there."""
+        stores = (store for _, store in self.placement.owned)
+        return {name: (store, i) for store in stores for i, name in enumerate(store.names)}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by their names in the plan: the parameters themselves, each once.
+
+        Under accelerate's offload these are the tensors that hold the values.
+        """
+        found = {}
+        for name, (store, _) in self.sources().items():
+            value = resident_tensor(store, attribute(name))
+            assert value is not None, name
+            found[name] = value
+        return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Let those of its tensors train that the spec trains, or none.
+
+        Raises:
+            AdapterError: it was saved compactly (BS637).
+        """
+        if trainable and self.compact:
+            raise AdapterError(codes.COMPACT_FOR_GOOD())
+        for name, parameter in self.placement.tensors().items():
+            parameter.requires_grad_(trainable and self.plan.tensor[name].trainable)
+
+
+class Handle(AdapterRoot):
+    """The adapters of a model, of which one runs: the others' tensors stand in the model beside its.
+
+    Attributes:
+        adapters: by name, in the order in which they came.
+        active: the names of those that run.
+    """
+
+    adapters: dict[str, Adapter]
+    active: tuple[str, ...] = ()
     # In a tuple, where `nn.Module` does not register it: the model is not a child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
-    _compact: bool = False
+    _running: Adapter | None = None
     _merged: Merged | None = None
     _disabled: int = 0
+    _mixed: MixedBatches | None = None
 
     def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
-        """Make this the handle of an adapter of a model. Whoever makes the adapter does so once."""
-        self.plan, self.spec_text, self.seed, self.name = plan, spec_text, seed, name
+        """Make this the handle of the adapter that was put into a model. Whoever puts it there does so
+        once.
+        """
         self._model = (cast("PreTrainedModel", model),)
-        warn_of_saving(model)
+        first = Adapter(name, plan, spec_text, seed, self.compiled, self.placement)
+        self.adapters, self.active, self._running = {name: first}, (name,), first
+        save_adapter_alone(model)
+        guard_resizing(model)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -85,21 +136,51 @@ class Handle(AdapterRoot):
 
         return frame(self.plan, parse_spec(self.spec_text))
 
-    def freeze_compact(self) -> None:
-        """Let nothing train from here on: the tensors are what a compact adapter keeps of them."""
-        self._compact = True
-        for tensor in self.tensors().values():
-            tensor.requires_grad_(False)
+    @property
+    def running(self) -> Adapter:
+        """The adapter that runs; several that run together are one.
+
+        Raises:
+            AdapterError: none does, for the last was deleted (BS627).
+        """
+        if self._running is None:
+            raise AdapterError(codes.UNLOADED())
+        return self._running
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the adapter that runs."""
+        return self.running.plan
+
+    @property
+    def spec_text(self) -> str:
+        """The text of its spec."""
+        return self.running.spec_text
+
+    @property
+    def seed(self) -> int:
+        """The seed that drew it."""
+        return self.running.seed
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.running.name
 
     def train(self, mode: bool = True) -> Self:
         """Train, or not, as any module does.
 
         Raises:
-            AdapterError: the adapter was saved compactly (BS637).
+            AdapterError: the adapter was saved compactly (BS637), or a mixed batch is open (BS674).
         """
-        if mode and self._compact:
-            self.model.eval()  # The other modules of the model have been told to train already.
-            raise AdapterError(codes.COMPACT_FOR_GOOD())
+        if mode and self._running is not None:
+            try:
+                with self._exchange("train"):
+                    if self._running.compact:
+                        raise AdapterError(codes.COMPACT_FOR_GOOD())
+            except AdapterError:
+                self.model.eval()  # The other modules of the model have been told to train already.
+                raise
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,7 +191,7 @@ class Handle(AdapterRoot):
         """
         if self._disabled:
             raise AdapterError(codes.DISABLED(action="copy the model"))
-        return super().__getstate__()
+        return super().__getstate__()  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -128,6 +209,15 @@ class Handle(AdapterRoot):
         """Whether the adapter is in the base's weights now."""
         return self._merged is not None
 
+    @property
+    def disabled(self) -> bool:
+        """Whether the model runs as its base now."""
+        return bool(self._disabled)
+
+    def plans(self) -> dict[str, Plan]:
+        """Return the plans of all adapters of the model, by their names."""
+        return {name: adapter.plan for name, adapter in self.adapters.items()}
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
 
@@ -135,27 +225,19 @@ class Handle(AdapterRoot):
         sharded tensors, which the model gets back first, so do not call this while a forward runs.
         """
         reshard(self.model)
-        found = {}
-        for _, store in self.placement.owned:
-            for name in store.names:
-                value = resident_tensor(store, attribute(name))
-                assert value is not None, name
-                found[name] = value
-        return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}
+        return self.running.tensors()
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Yield the adapter's tensors, each once, wherever in the model they live, for an optimizer.
 
-        Without ``recurse`` those alone that the model itself owns.
+        The handle itself owns none: without ``recurse`` there are none.
         """
-        if recurse:
-            yield from self.placement.tensors().values()
-        else:
-            yield from super().parameters(recurse=False)
+        if recurse and self._running is not None:
+            yield from self._running.placement.tensors().values()
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, counted in the model, in the words of the field."""
-        model = self._here("count what trains")
+        model = self._enabled("count what trains", disabled=True)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # `inspect_model` counts a quantised weight as what it stands for.
         everything = inspect_model(model).parameters
@@ -172,8 +254,9 @@ class Handle(AdapterRoot):
         frozen: Frozen = "seed",
         compact: bool = False,
         dtype: Rounded = None,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Save the adapter, without its base, in one step; `load_adapter` loads it.
+        """Save the adapter, without its base, as a folder that `load_adapter` and PEFT load.
 
         An adapter that is in the folder is replaced, other files are left alone. A kill at any moment
         leaves the old adapter or the new one.
@@ -189,50 +272,33 @@ class Handle(AdapterRoot):
                 logits, and no more training. An adapter that was loaded compact is saved compact again.
             dtype: ``"bfloat16"`` rounds the tensors to it, for a file of half the size. Loaded, they are
                 float32 again.
+            state_dict: of the whole model, where the caller has gathered it; values are taken from there.
 
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        problems = self._by_one(
-            lambda tensors: save_adapter(
+        adapter = self.running
+
+        def write(tensors: Mapping[str, torch.Tensor]) -> Any:
+            return save_adapter(
                 folder,
-                self.plan,
+                adapter.plan,
                 tensors,
-                self.spec_text,
-                seed=self.seed,
-                base_revision=getattr(self.model.config, "_commit_hash", None),
+                adapter.spec_text,
+                seed=adapter.seed,
+                base_revision=getattr(getattr(self.model, "config", None), "_commit_hash", None),
                 frozen=frozen,
-                compact=compact or self._compact,
+                compact=compact or adapter.compact,
                 dtype=dtype,
             )
-        )
+
+        if state_dict is None:
+            problems = self._by_one(write)
+        else:
+            keys = adapter_keys(self.model, adapter)
+            problems = write({name: state_dict[key] for key, name in keys.items()})
         for problem in problems:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
-
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        message: str | None = None,
-        licence: str | None = None,
-        **settings: Any,
-    ) -> str:
-        """Put the adapter on the Hub and return its address; ``load_adapter(name, model)`` loads the adapter.
-
-        Args:
-            name: and the others, as `push_folder` takes them.
-            settings: as `save_pretrained` takes them.
-
-        Raises:
-            AdapterError: as `save_pretrained` and `push_folder` do.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **settings)
-            return push_folder(
-                folder, name, private=private, revision=revision, message=message, licence=licence
-            )
 
     def export(
         self,
@@ -285,35 +351,28 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: the adapter was merged without keeping the base (BS629).
         """
-        with self._exchange("disable the adapter"):
-            self._here("disable the adapter")
-            if not self._disabled:
-                self._to_base("disable the adapter")
-            self._disabled += 1
+        self.disable()
         try:
             yield
         finally:
-            with self._exchange("enable the adapter"):
-                self._disabled -= 1
-                if not self._disabled:
-                    if self._merged is None:
-                        set_enabled(self.model, True)
-                    else:
-                        self._merged.swap(self.model)
+            self.enable()
 
-    def reference(self) -> PreTrainedModel:
-        """Return a model that computes what this one does now, also after this one is trained further.
+    @_exchanges("disable the adapter")
+    def disable(self) -> None:
+        """Make the model its base, until `enable` is called as often as this."""
+        if not self._disabled:
+            self._to_base("disable the adapter")
+        self._disabled += 1
 
-        DPO, KTO and GRPO measure a change from such a model, at any stage of training. Its base is this
-        model's, the same tensors in memory; the adapter's tensors are copies, and no longer train.
-
-        Raises:
-            AdapterError: the adapter is disabled (BS626) or merged (BS620).
-        """
-        model = self._enabled("make a reference")
-        if self._merged is not None:
-            raise AdapterError(codes.ALREADY_MERGED())
-        return make_reference(model)
+    @_exchanges("enable the adapter")
+    def enable(self) -> None:
+        """Undo one `disable`."""
+        self._disabled -= 1
+        if not self._disabled:
+            if self._merged is None:
+                set_enabled(self.model, True)
+            else:
+                self._merged.swap(self.model)
 
     @_exchanges("merge")
     def merge(
@@ -335,20 +394,34 @@ class Handle(AdapterRoot):
             AdapterError: merged already (BS620), disabled (BS626), an update is not a matrix (BS633), or as
                 `bishare_dsl.adapter.merge` does; the model is as it was.
         """
+        tensors = self._mergeable(dequantize=dequantize)
+        before = probe(self.model, inputs)
+        self._merge(tensors, keep_base=keep_base)
+        after = before if before.output is None else probe(self.model, before.inputs)
+        assert self._merged is not None
+        return merging.report(self._merged, before, after)
+
+    @_exchanges("merge")
+    def merge_unmeasured(self, *, keep_base: bool = True, dequantize: bool = False) -> None:
+        """Merge as `merge` does, without running the model on a probe."""
+        self._merge(self._mergeable(dequantize=dequantize), keep_base=keep_base)
+
+    def _mergeable(self, *, dequantize: bool) -> dict[str, torch.Tensor]:
+        """Return the adapter's tensors whole, if they can be merged."""
         model = self._enabled("merge")
         if self._merged is not None:
             raise AdapterError(codes.ALREADY_MERGED())
         tensors = gather_tensors(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
-        before = probe(model, inputs)
-        set_enabled(model, False)
+        return tensors
+
+    def _merge(self, tensors: Mapping[str, torch.Tensor], *, keep_base: bool) -> None:
+        set_enabled(self.model, False)
         try:
-            self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
+            self._merged = merging.merge(self.model, self.plan, tensors, keep_base=keep_base)
         except BaseException:
-            set_enabled(model, True)
+            set_enabled(self.model, True)
             raise
-        after = before if before.output is None else probe(model, before.inputs)
-        return merging.report(self._merged, before, after)
 
     @_exchanges("unmerge")
     def unmerge(self) -> None:
@@ -368,7 +441,7 @@ class Handle(AdapterRoot):
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
         """Merge for good, and return the model without any trace of bishare.
 
-        The other adapters in memory are dropped. Where layers are dequantised, so are those that the
+        Other adapters of the model are dropped. Where layers are dequantised, so are those that the
         adapter does not touch: the model saves and loads as a dense one.
 
         Raises:
@@ -376,7 +449,7 @@ class Handle(AdapterRoot):
         """
         model = self._enabled("merge")
         if self._merged is None:
-            self.merge(keep_base=False, dequantize=dequantize)
+            self.merge_unmeasured(keep_base=False, dequantize=dequantize)
         assert self._merged is not None
         if dequantize or self._merged.dequantized:
             merging.make_dense(model)
@@ -384,7 +457,7 @@ class Handle(AdapterRoot):
 
     @_exchanges("unload")
     def unload(self) -> PreTrainedModel:
-        """Take the adapter out, and the others in memory, and return the base as it was before.
+        """Take the adapters out, and return the base as it was before.
 
         Raises:
             AdapterError: disabled (BS626), or merged without keeping the base (BS629).
@@ -394,38 +467,184 @@ class Handle(AdapterRoot):
             self.unmerge()
         return self._leave(model)
 
-    def extra_repr(self) -> str:
-        if not self._model:
-            return "unloaded"
-        modules = sum(1 for terms in self.plan.terms_of.values() if terms)
-        return (
-            f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, "
-            f"{self._state()}"
+    # Several adapters: what PEFT's methods call -----------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        plan: Plan,
+        tensors: Mapping[str, torch.Tensor],
+        spec_text: str,
+        seed: int,
+        compact: bool = False,
+    ) -> tuple[str, ...]:
+        """Put another adapter into the model, beside the one that runs.
+
+        Returns:
+            Notes, as `adapt` gives them, for the first adapter of a plan.
+
+        Raises:
+            AdapterError: the name is in use (BS641) or the model is sharded (BS645).
+            ModelError, SpecError: as `compile_plan` does.
+        """
+        if name in self.adapters:
+            raise AdapterError(codes.NAME_IN_USE(name=name))
+        self._apart("load another adapter")
+        with _SWITCHING, torch.inference_mode(False):  # In which it could never train.
+            alike = (a.compiled for a in self.adapters.values() if a.plan.runs_as(plan))
+            compiled = next(alike, None)
+            notes = () if compiled else (compiled := compile_plan(self.model, plan)).notes
+            assert compiled is not None
+            made = Adapter(
+                name, plan, spec_text, seed, compiled, place(self.model, compiled, tensors), compact
+            )
+            made.placement.join(name)
+            self.adapters[name] = made
+        return notes
+
+    @_exchanges("switch adapters")
+    def activate(self, names: Sequence[str]) -> None:
+        """Let other adapters run, several together or none.
+
+        A forward that runs meanwhile in another thread, and is of no mixed batch, is of no one adapter: let
+        it end first.
+
+        Raises:
+            AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), a mixed
+                batch is open (BS674), or two adapters train one parameter in full (BS665).
+        """
+        names = tuple(dict.fromkeys(names))
+        chosen = [self[name] for name in names]
+        if names == self.active and self._running is not None:
+            return
+        self._apart("switch adapters")
+        running = chosen[0] if len(chosen) == 1 else self._together(chosen)
+        self.placement.remove()
+        self.active, self._running = names, running
+        self.placement = running.placement if running else Placement()
+        self.placement.insert()
+        if self._disabled:
+            set_enabled(self.model, False)
+
+    def __getitem__(self, name: str) -> Adapter:
+        """Return an adapter of the model.
+
+        Raises:
+            AdapterError: no such name (BS640).
+        """
+        if name not in self.adapters:
+            raise AdapterError(codes.UNKNOWN_ADAPTER(name=name, help=nearest(name, self.adapters)))
+        return self.adapters[name]
+
+    @_exchanges("delete an adapter")
+    def drop(self, name: str) -> None:
+        """Take an adapter out of the model. One that runs makes room for the first of the others."""
+        self[name]
+        if name in self.active:
+            rest = [other for other in self.active if other != name]
+            self.activate(rest or [other for other in self.adapters if other != name][:1])
+        self.adapters.pop(name).placement.leave(name)
+
+    @contextmanager
+    def rows(self, adapter_names: Iterable[str | None]) -> Iterator[None]:
+        """Open a block in which each row of the model's input has an adapter of its own, in this thread.
+
+        The model must not train: nothing gets a gradient.
+
+        Args:
+            adapter_names: for each row an adapter's name, or None (``"__base__"`` in PEFT) for the base.
+
+        Raises:
+            AdapterError: as `MixedBatches.batch` does.
+        """
+        with _SWITCHING:
+            if self._mixed is None:
+                self._mixed = MixedBatches(self.model, self.adapters, self._check_mixed)
+        with self._mixed.open(adapter_names):
+            yield
+
+    def _check_mixed(self) -> None:
+        """See that nothing about the adapter that runs keeps rows from having others.
+
+        Raises:
+            AdapterError: it is disabled (BS626), merged (BS643, BS629), or trains parameters in full (BS687);
+                or the model is sharded (BS645).
+        """
+        self._enabled("run a mixed batch")
+        self._apart("run a mixed batch")
+        if self._running is not None and self.plan.trained:
+            path = self.plan.trained[0].parameter
+            raise AdapterError(codes.MIXED_WHOLE(name=self.name, path=path))
+
+    def _together(self, adapters: Sequence[Adapter]) -> Adapter | None:
+        """Make one adapter of several, of their own tensors."""
+        if not adapters:
+            return None
+        plan = plan_together([adapter.plan for adapter in adapters])
+        paths = [path for trained in plan.trained for path in trained.paths]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise AdapterError(codes.TRAINED_TWICE(path=twice))
+        sources = {
+            name_of(i, name): source
+            for i, adapter in enumerate(adapters)
+            for name, source in adapter.sources().items()
+        }
+        compiled = compile_plan(self.model, plan)
+        placement = attach(self.model, compiled, sources)
+        return _Together(
+            "+".join(adapter.name for adapter in adapters),
+            plan,
+            adapters[0].spec_text,
+            adapters[0].seed,
+            compiled,
+            placement,
+            any(adapter.compact for adapter in adapters),
+            tuple(adapters),
         )
 
-    def _state(self) -> str:
-        return "disabled" if self._disabled else "merged" if self.merged else "active"
+    def extra_repr(self) -> str:
+        if not self._model or self._running is None:
+            return "unloaded"
+        modules = sum(1 for terms in self.plan.terms_of.values() if terms)
+        state = "disabled" if self._disabled else "merged" if self.merged else "active"
+        return f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, {state}"
+
+    def _enabled(self, action: str, *, disabled: bool = False) -> PreTrainedModel:
+        """Return the model, if its adapter is not disabled, or may be."""
+        if self._disabled and not disabled:
+            raise AdapterError(codes.DISABLED(action=action))
+        return self.model
+
+    def _whole(self, action: str) -> None:
+        """See that the model is in one process.
+
+        Raises:
+            AdapterError: it is sharded over several (BS645).
+        """
+        if any(is_sharded(region) for region, _ in self.placement.regions):
+            raise AdapterError(codes.SHARDED(action=action))
+
+    def _apart(self, action: str) -> None:
+        """See that the adapter is not in the base's weights, and the model in one process.
+
+        Raises:
+            AdapterError: it is merged (BS643, BS629), or the model is sharded (BS645).
+        """
+        if self._merged is not None:
+            code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
+            raise AdapterError(code(action=action))
+        self._whole(action)
 
     @contextmanager
     def _exchange(self, action: str) -> Iterator[None]:
         """Open a block in which what runs in the model is exchanged, by one thread at a time.
 
         Raises:
-            AdapterError: the adapter was unloaded (BS627).
+            AdapterError: the adapter was unloaded (BS627), or a mixed batch is open (BS674).
         """
-        with _SWITCHING:
+        with _SWITCHING, self._mixed.closed(action) if self._mixed else nullcontext():
             assert self.model is not None
             yield
-
-    def _here(self, action: str) -> PreTrainedModel:
-        """Return the model, if the adapter runs in it, for an action that needs that."""
-        return self.model
-
-    def _enabled(self, action: str) -> PreTrainedModel:
-        model = self._here(action)
-        if self._disabled:
-            raise AdapterError(codes.DISABLED(action=action))
-        return model
 
     def _to_base(self, action: str) -> None:
         if self._merged is None:
@@ -438,9 +657,33 @@ class Handle(AdapterRoot):
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
         forget_saving(model)
-        self._forget()
+        forget_resizing(model)
+        if self._mixed is not None:
+            self._mixed.leave()
+        self._mixed = None
+        self._model, self._merged, self._running = (), None, None
+        self.placement, self.adapters, self.active = Placement(), {}, ()
         return model
 
-    def _forget(self) -> None:
-        self._model, self._merged = (), None
-        self.placement = Placement()
+
+@dataclass(eq=False)
+class _Together(Adapter):
+    """Several adapters that run as one. The tensors are theirs."""
+
+    members: tuple[Adapter, ...] = ()
+
+    def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
+        return {
+            name_of(i, name): source
+            for i, member in enumerate(self.members)
+            for name, source in member.sources().items()
+        }
+
+
+def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
+    """Return the names in the plan of an adapter's tensors, by their keys in the model's `state_dict`."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    return {
+        f"{paths[id(store)]}.{attribute(name)}": name
+        for name, (store, _) in adapter.sources().items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -15,7 +16,12 @@ from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.spec import SINGULAR
 
 
-def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+def draw(
+    plan: Plan,
+    seed: int,
+    device: torch.device | str = "cpu",
+    unfilled: Collection[str] = (),
+) -> dict[str, torch.Tensor]:
     """Draw the plan's tensors, by name, float32, each from a generator of its own; but for those that start
     as the base says.
 
@@ -27,11 +33,16 @@ def draw(plan: Plan, seed: int, device: torch.device | str = "cpu") -> dict[str,
         plan: says shape, start and fan-in of each tensor.
         seed: any integer.
         device: where the tensors go.
+        unfilled: tensors that have shapes only.
     """
-    drawn = [tensor for tensor in plan.tensors if tensor.drawn]
-    if torch.device(device).type == "meta":
-        return {t.name: torch.empty(t.shape, device="meta") for t in drawn}
-    return {t.name: draw_tensor(t, seed).to(device) for t in drawn}
+    on_meta = torch.device(device).type == "meta"
+    return {
+        t.name: torch.empty(t.shape, device="meta")
+        if on_meta or t.name in unfilled
+        else draw_tensor(t, seed).to(device)
+        for t in plan.tensors
+        if t.drawn or t.name in unfilled
+    }
 
 
 def check_drawn(plan: Plan, action: str) -> None:

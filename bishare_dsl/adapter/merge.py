@@ -19,7 +19,7 @@ from bishare_dsl.models.hooks import (
     is_sharded_tensor,
     resident_tensor,
 )
-from bishare_dsl.models.inspect import ADAPTER, linear_maps
+from bishare_dsl.models.inspect import in_adapter, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan.plan import Plan, Trained
@@ -288,7 +288,7 @@ def _users(model: PreTrainedModel) -> dict[int, list[str]]:
     """Find the paths of the modules that use each weight of the base."""
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if ADAPTER not in path.split("."):
+        if not in_adapter(path):
             for name in module._parameters:
                 if (tensor := resident_tensor(module, name)) is not None:
                     users.setdefault(_identity(tensor), []).append(path)

@@ -9,42 +9,22 @@ from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import read
-from bishare_dsl.models.site import MAX_SITES, Architecture
+from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.spec import Spec
 from bishare_dsl.transforms.registry import package_version, transform_names
-from bishare_dsl.version import __version__
 
 
-def replan(spec_text: str, config: AdapterConfig, old: bytes | None) -> Plan:
-    """Make the plan of an adapter.
-
-    Args:
-        spec_text: the adapter's.
-        config: the adapter's; of format 1 it does not say what the plan was made from.
-        old: the plan as format 1 has it, which says so.
+def check_transforms(config: AdapterConfig) -> int:
+    """See that the transforms of an adapter are here, and return how many shares its spec has.
 
     Raises:
-        BishareError: the spec is none, or does not fit the base; a transform is not installed (BS619) or
-            cannot be used (BS214); or it is not the plan that the adapter was saved with (BS661).
-        ValueError: the rest cannot be what was saved.
+        BishareError: the spec is none, or a transform is not installed (BS619).
     """
-    spec = _spec_of(spec_text)
+    spec = _spec_of(config.spec)
     used = {share.via.transform for share in spec.shares if share.via is not None}
     raise_errors(AdapterError, list(_missing_transforms(used, config)))
-    base, digest = config.base, config.plan
-    if old is not None:
-        saved = Plan.model_validate_json(old)
-        base, digest = saved.base, saved.digest
-    assert base is not None
-    if len(base.sites) * len(spec.shares) > MAX_SITES:
-        raise ValueError(f"its base has {len(base.sites):,} sites")
-    plan = plan_of_text(spec_text, base)
-    if plan.digest != digest:
-        version = config.versions.get("bishare")
-        help = f"load it with bishare {version}, which saved it" if version != __version__ else None
-        raise AdapterError(codes.OTHER_COMPILER(help=help))
-    return plan
+    return len(spec.shares)
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,7 @@ from bishare_dsl.plan.names import without_start
 from bishare_dsl.spec import SINGULAR
 
 if TYPE_CHECKING:
-    from bishare_dsl.adapter.files import StoredAdapter
+    from bishare_dsl.adapter.contents import StoredAdapter
 
 _SEEN = 0.02
 """The least cosine between a tensor and its start. Where it is less, training has hidden the start."""

@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics.codes import evaluate as codes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.adapter.files import StoredAdapter
+    from bishare_dsl.adapter.contents import StoredAdapter
 
 BASE = "base"
 

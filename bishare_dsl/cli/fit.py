@@ -120,8 +120,7 @@ def command(
     report.note("fitting ...")
     import torch
 
-    from bishare_dsl.adapter.files import save_adapter
-    from bishare_dsl.adapter.library import save_library
+    from bishare_dsl.adapter.files import save_adapter, save_library
     from bishare_dsl.fit.fit import fit, measure_fit
     from bishare_dsl.fit.pairs import open_pairs
 

@@ -40,8 +40,10 @@ def command(report: Report, folder: Path) -> None:
         )
         return
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
-    base = config.base_model + (f" at {config.base_revision}" if config.base_revision else "")
-    size = sum(digest.bytes for digest in config.files.values())
+    base = (config.base_model or "?") + (
+        f" at {config.base_revision}" if config.base_revision else ""
+    )
+    size = sum(map(len, stored.contents))
     report.result(summary.as_text(stored.plan))
     drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
     notes = [f"{drawn:,} parameters are drawn from the seed, not stored"] if drawn else []
@@ -49,6 +51,6 @@ def command(report: Report, folder: Path) -> None:
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     report.result(
         f"\nbase: {escaped(base)}\nwritten by: {escaped(versions)}; format {config.format}, "
-        f"seed {config.seed}\nfiles: {len(config.files)}, {size:,} bytes, all as they were saved"
+        f"seed {config.seed}\ntensors: {size:,} bytes, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes)
     )

@@ -41,7 +41,6 @@ COMMANDS = {
     "analyse": "Measure what the modules of adapters have in common.",
     "propose": "Propose who should share what, within a budget.",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
-    "push": "Put an adapter on the Hugging Face Hub.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
     "generate": "Let a model with an adapter answer prompts.",
     "specs": "List the specs that ship with bishare.",

@@ -81,7 +81,7 @@ def command(
         plain.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-        write_mark(new, MARK, adapter=stored.plan.spec, base=stored.config.base_model)
+        write_mark(new, MARK, adapter=stored.plan.spec, base=stored.config.base_model or "")
     report.data(out=str(out), **asdict(merged))
     report.result(str(merged))
     report.note(f"saved in {out}")

@@ -33,7 +33,7 @@ from bishare_dsl.export.experts import (
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor
-from bishare_dsl.models.inspect import ADAPTER, linear_maps
+from bishare_dsl.models.inspect import in_adapter, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
@@ -171,7 +171,7 @@ def write_peft(
     biases = {p for p in trained if p not in head and p.rpartition(".")[0] not in modules}
     for module in sorted(modules):
         for path, value in model.get_submodule(module).state_dict(prefix=f"{module}.").items():
-            if path not in trained and ADAPTER not in path.split("."):
+            if path not in trained and not in_adapter(path):
                 head[path] = _value(path, value)
     # PEFT wraps a module once for each of its parameters.
     wraps = Counter(path if path in maps else path.rpartition(".")[0] for path in ranks)
@@ -304,7 +304,7 @@ def _head(model: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, to
     found = {}
     for path, value in model.state_dict().items():
         parts = path.split(".")
-        if ADAPTER not in parts and any(part in names for part in parts[:-1]):
+        if not in_adapter(path) and any(part in names for part in parts[:-1]):
             if path in trained:
                 found[path] = trained[path]
                 continue
@@ -357,7 +357,7 @@ def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
 
     PEFT takes a module whose path is a target or ends in a dot and a target.
     """
-    names = [name for name, _ in model.named_modules() if ADAPTER not in name.split(".")]
+    names = [name for name, _ in model.named_modules() if not in_adapter(name)]
     for targets in (sorted({_kind(path) for path in paths}), list(paths)):
         endings = tuple(f".{target}" for target in targets)
         if {name for name in names if f".{name}".endswith(endings)} == set(paths):

@@ -20,7 +20,7 @@ from bishare_dsl.train.data import Collator, Examples, encode, load_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bishare_dsl.adapter.files import StoredAdapter
+    from bishare_dsl.adapter.contents import StoredAdapter
 
 _JUDGED = 16
 """Batches of which the loss is measured before and behind."""

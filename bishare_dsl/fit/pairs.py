@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bishare_dsl.adapter.files import StoredAdapter
+from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.export.effective import finite_factors
 from bishare_dsl.models.site import Site
 

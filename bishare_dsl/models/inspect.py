@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 ADAPTER = "bishare"
-"""The name under which an adapter's own modules hang in a model; what is below it is not the base's."""
+"""The child of an adapted model that a user speaks to."""
+
+TENSORS = "bishare_tensors"
+"""The child of each module that owns tensors of adapters, with a child for each adapter by its name."""
+
+
+def in_adapter(path: str) -> bool:
+    """Tell whether a module or parameter belongs to the adapters of a model, and not to its base."""
+    return not {ADAPTER, TENSORS}.isdisjoint(path.split("."))
 
 
 def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
@@ -160,7 +168,7 @@ def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[Weigh
     """Yield the modules of a model's base, each with the linear maps whose weights it keeps."""
     inside = None  # the linear that encloses what is being looked at: a wrapped one has parts
     for path, module in model.named_modules():
-        if ADAPTER in path.split(".") or (inside is not None and path.startswith(inside)):
+        if in_adapter(path) or (inside is not None and path.startswith(inside)):
             continue
         weights = weights_in(path, module)
         if any(weight.owner == weight.path for weight in weights):
@@ -172,7 +180,7 @@ def _left_out(model: nn.Module) -> Iterator[LeftOut]:
     """Find what a person may take for a site: stacked matrices, and linear layers under a second name."""
     first: dict[nn.Module, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if ADAPTER in path.split("."):
+        if in_adapter(path):
             continue
         here = first.setdefault(module, path)
         if here != path:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, groupby, pairwise
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     NonNegativeInt,
     PositiveInt,
@@ -258,13 +259,17 @@ class Architecture(BaseModel):
         return tuple(dict.fromkeys(site.kind for site in self.sites))
 
 
+_AS_PAIRS = BeforeValidator(lambda value: dict(value) if isinstance(value, list) else value)
+"""A dict may be written as a list of pairs, where something sorts the keys of dicts."""
+
+
 class _Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: str
     first: NonNegativeInt
     count: PositiveInt
-    linears: dict[str, tuple[PositiveInt, PositiveInt]]
+    linears: Annotated[dict[str, tuple[PositiveInt, PositiveInt]], _AS_PAIRS]
 
 
 class _Parameters(BaseModel):
@@ -273,7 +278,7 @@ class _Parameters(BaseModel):
     blocks: str
     first: NonNegativeInt
     count: PositiveInt
-    shapes: dict[str, tuple[PositiveInt, ...]]
+    shapes: Annotated[dict[str, tuple[PositiveInt, ...]], _AS_PAIRS]
 
     def each(self) -> Iterator[Parameter]:
         for number in range(self.first, self.first + self.count):

@@ -214,6 +214,14 @@ class Plan(_Data):
             counts[tensor.share] += tensor.size if tensor.trainable else 0
         return dict(counts)
 
+    def runs_as(self, other: Plan) -> bool:
+        """Tell whether another plan of the same model makes the same of it, whatever it is called."""
+        return self is other or (self.tensors, self.terms, self.trained) == (
+            other.tensors,
+            other.terms,
+            other.trained,
+        )
+
     def rows(self, path: str) -> int:
         """Count the rows of a site's effective factors, all its terms together: its rank as plain LoRA."""
         return sum(term.rows for term in self.terms_of[path])

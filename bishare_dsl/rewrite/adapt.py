@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar, cast
+from dataclasses import replace
+from typing import cast
 
 from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import ModelError, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.hooks import is_sharded
-from bishare_dsl.models.inspect import ADAPTER, linear_maps
+from bishare_dsl.models.inspect import ADAPTER, TENSORS, linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
@@ -22,7 +23,8 @@ from bishare_dsl.rewrite.rewritten import restore_forward, set_code
 from bishare_dsl.rewrite.whole import WholeTensors, set_whole_enabled
 from bishare_dsl.transforms import Width, check_term, load_transform
 
-RootT = TypeVar("RootT", bound=AdapterRoot)
+DEFAULT = "default"
+"""The name of an adapter that was given none, as in PEFT."""
 
 
 def adapt(
@@ -32,31 +34,39 @@ def adapt(
     root: type[AdapterRoot] = AdapterRoot,
     observe: Observer | None = None,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
+    name: str = DEFAULT,
 ) -> tuple[str, ...]:
     """Put the adapter of a plan into a model; the base's parameters stop training.
 
     Args:
         model: the model that the plan was made for; it stays the same object of the same class.
         tensors: the plan's tensors by name; they become parameters where they are.
-        root: the class of ``model.bishare``, which holds the tensors that the model itself owns.
-        optimisations: the passes that run behind `ExpandTerms`; what is computed does not depend on them.
+        root: the class of ``model.bishare``.
+        optimisations: the passes that run after `ExpandTerms`; what is computed does not depend on them.
+        name: of the adapter, under which its tensors stand in the model.
 
     Returns:
         Notes: which parents could not be traced, so that their linears were adapted one by one; and that
         the model is sharded already (BS404).
 
     Raises:
-        ModelError: the model is adapted already (BS401), or is another than the plan's (BS402).
+        ModelError: the model is adapted already (BS401), is another than the plan's (BS402), or is a list of
+            layers itself (BS406).
         SpecError: a package's transform is not what the plan was made with (BS214).
         Nothing is changed in any case.
     """
     if any(isinstance(module, OwnedTensors) for module in model.modules()):
         raise ModelError(codes.ADAPTED_ALREADY())
+    if isinstance(model, CONTAINERS):
+        raise ModelError(codes.BARE_CONTAINER(kind=type(model).__name__))
     compiled = compile_plan(model, plan, observe, optimisations)
-    top = place(model, compiled, tensors, root)
-    top.frozen = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    top = root()
+    top.placement, top.compiled = place(model, compiled, tensors), compiled
+    top.frozen = tuple(path for path, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
+    top.placement.join(name)
     top.placement.insert()
+    model.add_module(ADAPTER, top.train(model.training))
     return compiled.notes
 
 
@@ -83,33 +93,47 @@ def compile_plan(
     return CompiledPlan(plan, compiled, tuple(regions.notes))
 
 
-def place(
-    model: nn.Module, compiled: CompiledPlan, tensors: Mapping[str, Tensor], root: type[RootT]
-) -> RootT:
-    """Make the modules of an adapter, in whose placement is where they belong; none is put there yet.
+def place(model: nn.Module, compiled: CompiledPlan, tensors: Mapping[str, Tensor]) -> Placement:
+    """Make the modules of an adapter, and say where they belong; none is put there yet.
 
     Args:
         tensors: the plan's tensors by name, whose memory becomes that of the parameters.
     """
+    owned: dict[str, dict[str, nn.Parameter]] = {}
     plan = compiled.plan
-    owned: dict[str, dict[str, nn.Parameter]] = {"": {}}
     homes = {owner: _home(model, owner) for owner in {tensor.owner for tensor in plan.tensors}}
     for tensor in plan.tensors:
         parameter = nn.Parameter(tensors[tensor.name], requires_grad=tensor.trainable)
         owned.setdefault(homes[tensor.owner], {})[tensor.name] = parameter
-    top = root(owned.pop(""))
-    homes_of = {"": top} | {path: OwnedTensors(group) for path, group in owned.items()}
-    sources = {name: (o, i) for o in homes_of.values() for i, name in enumerate(o.names)}
-    top.placement = Placement(
-        tuple((model.get_submodule(path), o) for path, o in homes_of.items()),
-        tuple(
-            (model.get_submodule(path), EffectiveFactors(code, [sources[name] for name in names]))
+    stores = {path: OwnedTensors(group) for path, group in owned.items()}
+    sources = {name: (store, i) for store in stores.values() for i, name in enumerate(store.names)}
+    placed = tuple((model.get_submodule(path), store) for path, store in stores.items())
+    return replace(attach(model, compiled, sources), owned=placed)
+
+
+def attach(
+    model: nn.Module, compiled: CompiledPlan, sources: Mapping[str, tuple[OwnedTensors, int]]
+) -> Placement:
+    """Make what runs the code of a plan on tensors that are in modules already.
+
+    Args:
+        sources: where each tensor of the plan is, by name, and its number there.
+    """
+    dropouts = {n: t.dropout for t in compiled.plan.terms for n in t.tensors.values() if t.dropout}
+    return Placement(
+        regions=tuple(
+            (
+                model.get_submodule(path),
+                EffectiveFactors(
+                    code,
+                    [sources[name] for name in names],
+                    max((dropouts.get(name, 0.0) for name in names), default=0.0),
+                ),
+            )
             for path, code, names in compiled.regions
         ),
-        tuple(_whole_tensors(model, plan, sources)),
+        whole=tuple(_whole_tensors(model, compiled.plan, sources)),
     )
-    top.compiled = compiled
-    return top
 
 
 def _whole_tensors(
@@ -145,6 +169,10 @@ def unadapt(model: nn.Module) -> None:
     """Take everything out again that `adapt` put in: the model is its base, as it was."""
     top = cast(AdapterRoot, model.get_submodule(ADAPTER))
     top.placement.remove()
+    for module in list(model.modules()):
+        if TENSORS in module._modules:
+            delattr(module, TENSORS)
+    delattr(model, ADAPTER)
     trained = set(top.frozen)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)

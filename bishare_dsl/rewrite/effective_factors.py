@@ -33,10 +33,16 @@ class EffectiveFactors(nn.Module):
     Args:
         code: of the region that calls this module; its assembly makes the factors of the sources.
         sources: where each tensor of the region lives, and its number there.
+        dropout: the largest of the region's terms. It stands in a module, by which others find and turn off
+            whatever drops, as TRL does.
     """
 
-    def __init__(self, code: RegionCode, sources: Sequence[tuple[OwnedTensors, int]]) -> None:
+    def __init__(
+        self, code: RegionCode, sources: Sequence[tuple[OwnedTensors, int]], dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        if dropout:
+            self.dropout = nn.Dropout(dropout)
         self.code = code
         # In a tuple, where `nn.Module` does not register them: they have one owner each, and are no
         # part of the regions that use them.
@@ -70,6 +76,11 @@ class EffectiveFactors(nn.Module):
             factors = (factor.to(dtype or factor.dtype) for factor in self._make(tensors))
             kept = self._kept = _Kept(tuple(factors), dtype, values)
         return kept.factors
+
+    @property
+    def drops(self) -> bool:
+        """Whether terms drop values of their inputs."""
+        return self.training and bool(self.dropout.p)
 
     def refresh(self) -> None:
         """Forget the factors that are kept."""

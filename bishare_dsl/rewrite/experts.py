@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class
 
 
@@ -152,7 +153,8 @@ def experts_forward(
     base = base_class(type(module))
     additions: dict[str, list[Addition]] = {}
     for (parameter, dropout), a, b in zip(parts, factors[::2], factors[1::2], strict=True):
-        addition = Addition(a, b, dropout if module.training else 0.0)
+        drops = dropout and cast(Any, module.get_submodule(FACTORS)).drops
+        addition = Addition(a, b, dropout if drops else 0.0)
         additions.setdefault(parameter, []).append(addition)
     weights = {
         name: ExpertWeight.of(getattr(module, name), some) for name, some in additions.items()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import cast
 
 from torch import nn
 
-from bishare_dsl.diagnostics import ModelError
-from bishare_dsl.diagnostics.codes import rewrite as codes
-from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.models.inspect import TENSORS
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
@@ -25,8 +21,8 @@ class Placement:
     """Each owner beside the tensors that it owns, each region beside its factors, and each module of which
     parameters are trained in full beside what gives these.
 
-    Out of the model, an adapter stays in memory, and nothing that walks the model sees it. At any time one
-    of a model's adapters is in it.
+    The tensors of every adapter stay in the model, each under the adapter's name; the regions run the code of
+    one adapter at a time.
     """
 
     owned: tuple[tuple[nn.Module, OwnedTensors], ...] = ()
@@ -41,58 +37,39 @@ class Placement:
             for name, parameter in zip(owned.names, owned._parameters.values(), strict=True)
         }
 
-    def insert(self) -> None:
-        """Put the adapter into its model, training or not as the modules do that it joins."""
+    def join(self, name: str) -> None:
+        """Put the tensors into the model as ``OWNER.bishare_tensors.NAME``."""
         for owner, owned in self.owned:
+            if TENSORS not in owner._modules:
+                owner.add_module(TENSORS, nn.ModuleDict())
             owned.train(owner.training)
-            owner.add_module(ADAPTER, owned)
+            cast(nn.ModuleDict, owner.get_submodule(TENSORS))[name] = owned
+
+    def leave(self, name: str) -> None:
+        """Take the tensors out of the model."""
+        for owner, _ in self.owned:
+            adapters = cast(nn.ModuleDict, owner.get_submodule(TENSORS))
+            del adapters[name]
+            if not adapters:
+                delattr(owner, TENSORS)
+
+    def insert(self) -> None:
+        """Let the adapter run: its regions train or not as their modules do."""
         for region, factors in self.regions:
             factors.train(region.training)
             region.add_module(FACTORS, factors)
             set_code(region, factors.code.forward)
         for module, tensors in self.whole:
             insert_whole(module, tensors)
-        for model in self._sized():
-            # On the instance, and without a hold on it: copies and pickles take it along.
-            vars(model)["resize_token_embeddings"] = refuse_to_resize
 
     def remove(self) -> None:
-        """Take the adapter out of its model. The factors that it keeps go: they may be large."""
-        for model in self._sized():
-            model.__dict__.pop("resize_token_embeddings", None)
+        """Let the model run as its base. The factors that the adapter keeps go: they may be large."""
         for module, _ in self.whole:
             remove_whole(module)
         for region, factors in self.regions:
             restore_forward(region)
             delattr(region, FACTORS)
             factors.refresh()
-        for owner, _ in self.owned:
-            delattr(owner, ADAPTER)
-
-    def _sized(self) -> Iterator[nn.Module]:
-        """Yield the models whose vocabulary may not change, since tensors of the adapter are as long."""
-        changed = {id(module) for module, _ in (*self.regions, *self.whole)}
-        models = [
-            m for m in self.owned[0][0].modules() if hasattr(type(m), "resize_token_embeddings")
-        ]
-        if any(id(end) in changed for model in models for end in _ends(model)):
-            yield from models
-
-
-def _ends(model: Any) -> Iterator[nn.Module | None]:
-    """Yield the embedding and the head that a model of transformers says it has."""
-    for ask in (model.get_input_embeddings, model.get_output_embeddings):
-        with suppress(NotImplementedError, AttributeError):
-            yield ask()
-
-
-def refuse_to_resize(*_: Any, **__: Any) -> NoReturn:
-    """Stand in the place of `resize_token_embeddings` where an adapter is at the embedding or the head.
-
-    Raises:
-        ModelError: BS405.
-    """
-    raise ModelError(codes.CANNOT_RESIZE())
 
 
 @dataclass(frozen=True)
@@ -104,12 +81,12 @@ class CompiledPlan:
     notes: tuple[str, ...]
 
 
-class AdapterRoot(OwnedTensors):
-    """The tensors that the model itself owns, ``model.bishare``, and where the rest of the adapter is.
+class AdapterRoot(nn.Module):
+    """``model.bishare``: where the parts of the adapter that runs are. It owns no tensor.
 
     Attributes:
         frozen: the base's parameters that trained before they were frozen.
-        placement: of the adapter's modules. (No module: while the adapter is in the model, they are its.)
+        placement: of the modules of the adapter that runs.
         compiled: what the placement was made from.
     """
 

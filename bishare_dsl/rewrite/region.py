@@ -14,6 +14,9 @@ from bishare_dsl.transforms import Transform, Width
 FACTORS = "bishare_factors"
 """The child of a region that its forward calls for the factors."""
 
+DROPS = f"{FACTORS}.drops"
+"""Whether terms drop values of their inputs: in training, unless somebody turns dropout off."""
+
 ROWS = "bishare_rows"
 """Metadata of a node that gives a tensor ``(..., rows)``: how many rows its factor has."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bishare_dsl.models.hooks import ADDED
-from bishare_dsl.models.inspect import ADAPTER
+from bishare_dsl.models.inspect import ADAPTER, TENSORS
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class, has_own_forward
 from bishare_dsl.rewrite.whole import WHOLE
@@ -41,7 +41,7 @@ def _describe(module: nn.Module, path: str = "") -> Iterator[Hashable]:
         if name not in _BOOKKEEPING and not (name in _SYMBOLIC and value is not None):
             yield name, _comparable(value)
     for name, child in module._modules.items():
-        if name in (ADAPTER, FACTORS, WHOLE):
+        if name in (ADAPTER, TENSORS, FACTORS, WHOLE):
             continue  # the adapter of an earlier compilation is not part of the forward
         if child is None:
             yield f"{path}.{name}", None

@@ -28,12 +28,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from bishare_dsl.adapter.contents import attribute_in
+from bishare_dsl.adapter.files import TENSORS
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.stored import compact_tensors
 from bishare_dsl.api import compile_spec, load_adapter
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.spec import Spec
 from bishare_dsl.testing.models import tiny_inputs
 from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
@@ -104,7 +107,7 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         _identical(_logits(adapted, inputs), expected, "logits with the adapter disabled")
     base = adapted.bishare.unload()
     _identical(_logits(base, inputs), _logits(model, inputs), "logits after unloading")
-    left = [name for name, _ in base.named_modules() if "bishare" in name.split(".")]
+    left = [name for name, _ in base.named_modules() if "bishare" in name]
     _same(left, [], "modules left behind by unloading")
 
 
@@ -202,9 +205,13 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
         adapted.bishare.tensors(),
         tiny_inputs(model, seed),
     )
+    names = {attribute(name): name for name in plan.tensor}
     with tempfile.TemporaryDirectory() as folder, _quietly():
         adapted.bishare.save_pretrained(folder)
-        stored = load_file(Path(folder) / "adapter.safetensors")
+        stored = {
+            names[attribute_in(key)]: tensor
+            for key, tensor in load_file(Path(folder) / TENSORS).items()
+        }
         loaded: Any = load_adapter(folder, copy.deepcopy(model))
     _same(set(stored), expected, "stored tensors")
     _same(

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from bishare_dsl.adapter.files import CONFIG, StoredAdapter, place_of
+from bishare_dsl.adapter.contents import StoredAdapter
+from bishare_dsl.adapter.files import CONFIG, place_of
 from bishare_dsl.compiler import Planned, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap
 from bishare_dsl.diagnostics.codes import train as codes

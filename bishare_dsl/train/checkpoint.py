@@ -26,7 +26,8 @@ from pydantic import BaseModel, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from bishare_dsl.adapter.files import CARD, CONFIG, PLAN, SPEC, TENSORS
+from bishare_dsl.adapter.card import CARD
+from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
@@ -131,7 +132,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_own(folder: Path) -> bool:
     """Tell whether a folder is a checkpoint of bishare, and holds nothing else."""
     names = {path.name for path in folder.iterdir()}
-    own = {MANIFEST, STATE, STATE_TENSORS, TRAINER, CONFIG, TENSORS, PLAN, SPEC, CARD}
+    own = {MANIFEST, STATE, STATE_TENSORS, TRAINER, CONFIG, TENSORS, CARD}
     return MANIFEST in names and names <= own
 
 

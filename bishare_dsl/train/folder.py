@@ -28,7 +28,7 @@ from bishare_dsl.train.record import LOG, RUN, read_record
 from bishare_dsl.writing import check_writable, remove_folder
 
 # The adapter's config first: without it there is no adapter, whatever else is left.
-_OURS = (files.CONFIG, files.TENSORS, files.PLAN, files.SPEC, LOG, CURVE)
+_OURS = (files.CONFIG, files.TENSORS, LOG, CURVE)
 
 
 def check_new(folder: Path, *, force: bool) -> None:
@@ -68,15 +68,11 @@ def clear(folder: Path) -> None:
     Raises:
         OSError: the system refused.
     """
-    card = folder / files.CARD
-    own_card = card.exists() and files.is_own_card(folder, files.listed_files(folder))
     for path in (*_written(folder), *_told(folder), *find_unfinished(folder)):
         if path.is_dir() and not path.is_symlink():
             remove_folder(path)
         else:
             path.unlink(missing_ok=True)
-    if own_card:
-        card.unlink()
     (folder / RUN).unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
-from bishare_dsl.adapter.files import StoredAdapter
+from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.compiler import Planned, install
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models import Source

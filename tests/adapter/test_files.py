@@ -4,23 +4,28 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
 from bishare_dsl.adapter.config import seal
-from bishare_dsl.adapter.files import base_problems, read_adapter, save_adapter
+from bishare_dsl.adapter.contents import attribute_in, base_problems, digest_of_content
+from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import read_file, spec_text
 from bishare_dsl.models import preset
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
+from tests.support.stored import load_stored
 
 TEXT = "spec s target q_proj, k_proj share x per layer rank 2 via SS share y per module rank 1"
 
@@ -32,21 +37,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def reseal(folder: Path, **fields: Any) -> None:
-    """Make the config agree with the files again, and with `fields`."""
-    path = folder / "bishare_config.json"
-    config = json.loads(path.read_text())
-    for name in config["files"]:
-        if (folder / name).exists():
-            config["files"][name] = writing.digest_of((folder / name).read_bytes()).model_dump()
-    path.write_text(seal({**config, **fields}))
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CONFIG).read_text())
+
+
+def reseal(folder: Path, spec: str | None = None, **fields: Any) -> None:
+    """Make the config agree with the tensors again, and with `spec` and `fields`."""
+    config = config_of(folder)
+    record = config["bishare"] | fields
+    if "tensors" not in fields:
+        with suppress(SafetensorError):
+            record["tensors"] = digest_of_content((folder / TENSORS).read_bytes())
+    config |= {"spec": config["spec"] if spec is None else spec}
+    record["digest"] = seal(config["spec"], config["seed"], record)
+    (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
 
 
 def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    path = folder / "adapter.safetensors"
-    tensors = load_file(path)
+    """Edit the tensors by their names, which need no prefix to be read."""
+    tensors = load_stored(folder)
     edit(tensors)
-    save_file(tensors, path)
+    save_file({attribute(name): tensor for name, tensor in tensors.items()}, folder / TENSORS)
     reseal(folder)
 
 
@@ -81,8 +92,11 @@ def test_what_was_saved_is_read(folder: Path) -> None:
 
 def test_each_tensor_stands_once_under_its_own_name(folder: Path) -> None:
     plan = read_adapter(folder).plan
-    tensors = load_file(folder / "adapter.safetensors")
-    assert tensors.keys() == {tensor.name for tensor in plan.tensors}
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {
+        "base_model.model.model.layers.0.self_attn.bishare_tensors.x__layer_0__A"
+    } < tensors.keys()
+    assert len({*map(attribute_in, tensors)}) == len(plan.tensors)
     assert sum(t.numel() for t in tensors.values()) == plan.trainable
 
 
@@ -105,11 +119,6 @@ def test_the_folder_is_small_at_135m(tmp_path: Path) -> None:
     size = {f: sum(p.stat().st_size for p in (tmp_path / f).iterdir()) for f in ("whole", "half")}
     assert size["whole"] <= 1.1 * 4 * plan.trainable
     assert size["whole"] - size["half"] == pytest.approx(2 * plan.trainable, rel=0.001)
-
-
-def test_the_config_is_of_no_interest_to_peft_and_transformers(folder: Path) -> None:
-    assert not (folder / "adapter_config.json").exists()
-    assert not (folder / "config.json").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -146,34 +155,34 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
 
 
 def test_not_an_adapter(tmp_path: Path) -> None:
-    refused(tmp_path, "BS602", "bishare_config.json")
+    refused(tmp_path, "BS602", "adapter_config.json")
 
 
 def test_a_peft_adapter(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(AdapterError, match=r"(?s)BS603.*bishare import"):
         read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"not json", b"\xff\xfe", b"[]", b"{}", b'"x"', b"[" * 100_000, b'{"format": "1"}'],
+    [
+        *(b"", b"not json", b"\xff\xfe", b"[]", b'"x"', b"[" * 100_000),
+        *(b'{"peft_type": "BISHARE"}', b'{"peft_type": "BISHARE", "bishare": 1}'),
+    ],
 )
 def test_a_broken_config(folder: Path, text: bytes) -> None:
-    (folder / "bishare_config.json").write_bytes(text)
-    refused(folder, "BS604", "bishare_config.json")
+    (folder / "adapter_config.json").write_bytes(text)
+    refused(folder, "BS604", "adapter_config.json")
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"surprise": 1},
-        {"seed": "x"},
-        {"format": 0},
-        {"format": 3},
-        {"format": 3, "adapters": {}},
-        {"adapters": {"law": {"bytes": 1, "sha256": "0"}}},
-        {"files": {}},
+        {"format": "x"},
+        {"plan": 3},
+        {"base": None},
     ],
 )
 def test_a_config_with_other_fields(folder: Path, fields: dict[str, Any]) -> None:
@@ -184,58 +193,64 @@ def test_a_config_with_other_fields(folder: Path, fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize("part", ["sites", "outside", "others", "left_out"])
 @pytest.mark.parametrize("value", [-1, [1], {"blocks": 1}])
 def test_a_base_with_something_else_in_it(folder: Path, part: str, value: Any) -> None:
-    base = json.loads((folder / "bishare_config.json").read_text())["base"]
+    base = config_of(folder)["bishare"]["base"]
     reseal(folder, base={**base, part: [*base.get(part, []), value]})
     refused(folder, "BS604")
 
 
-def test_a_config_that_lists_a_file_elsewhere(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("x")
-    config = json.loads((folder / "bishare_config.json").read_text())
-    digest = writing.digest_of(b"x").model_dump()
-    reseal(folder, files={**config["files"], "../secret": digest})
-    refused(folder, "BS604")
-
-
 def test_a_newer_format(folder: Path) -> None:
-    reseal(folder, format=4, something_new=True)
-    error = refused(folder, "BS605", "format 4")
+    reseal(folder, format=5, something_new=True)
+    error = refused(folder, "BS605", "format 5")
     assert "upgrade" in str(error)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
-def test_a_missing_file(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    refused(folder, "BS606", name)
+def test_no_tensors(folder: Path) -> None:
+    (folder / TENSORS).unlink()
+    refused(folder, "BS606", TENSORS)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
-def test_a_truncated_file(folder: Path, name: str) -> None:
-    path = folder / name
-    path.write_bytes(path.read_bytes()[:-1])
-    refused(folder, "BS607", name, "bytes of")
+@pytest.mark.parametrize("content", [b"", b"\xff\xff\xff", b"\0" * 8 + b"{}"])
+def test_tensors_that_are_none(folder: Path, content: bytes) -> None:
+    (folder / TENSORS).write_bytes(content)
+    refused(folder, "BS608", TENSORS)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
-@pytest.mark.parametrize("place", [0, -1])
-def test_a_tampered_file(folder: Path, name: str, place: int) -> None:
-    content = bytearray((folder / name).read_bytes())
-    content[place] ^= 1
-    (folder / name).write_bytes(content)
-    refused(folder, "BS607", name, "content")
+def test_a_truncated_file(folder: Path) -> None:
+    (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-1])
+    refused(folder, "BS608", TENSORS)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
-def test_a_file_that_is_not_what_its_name_says(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"\xff\xff\xff")
-    reseal(folder)
-    refused(folder, "BS608", name)
+def test_a_tampered_file(folder: Path) -> None:
+    content = bytearray((folder / TENSORS).read_bytes())
+    content[-1] ^= 1
+    (folder / TENSORS).write_bytes(content)
+    refused(folder, "BS607", TENSORS, "belong")
+
+
+def test_the_config_of_another_adapter(folder: Path, tmp_path: Path) -> None:
+    saved(tmp_path / "other", seed=1)
+    shutil.copy(tmp_path / "other" / CONFIG, folder / CONFIG)
+    refused(folder, "BS607", "does not belong to the adapter_config.json beside it")
+
+
+def test_a_config_that_is_not_there_stands_with_the_tensors_too(folder: Path) -> None:
+    want = read_adapter(folder)
+    (folder / CONFIG).unlink()
+    found = read_adapter(folder)
+    assert (found.config, found.contents) == (want.config, want.contents)
+
+
+def test_a_kill_between_tensors_and_config_leaves_the_new_adapter(folder: Path) -> None:
+    before = (folder / CONFIG).read_bytes()
+    saved(folder, seed=1)
+    (folder / CONFIG).write_bytes(before)
+    assert read_adapter(folder).config.seed == 1
+    saved(folder, seed=2)  # And is replaced as any other.
+    assert read_adapter(folder).config.seed == 2
 
 
 def test_a_transform_that_is_not_installed(folder: Path) -> None:
-    path = folder / "spec.share"
-    path.write_text(path.read_text().replace("via SS", "via ZZ"))
-    reseal(folder)
+    reseal(folder, TEXT.replace("via SS", "via ZZ"))
     error = refused(folder, "BS619", "`ZZ`", "registered in Python")
     assert len(error.problems) == 1
     reseal(folder, packages={"ZZ": "zz-package 1.2"})
@@ -286,20 +301,17 @@ def test_everything_that_is_wrong_with_the_tensors_is_said_at_once(folder: Path)
     ],
 )
 def test_a_spec_that_was_edited(folder: Path, before: str, after: str, code: str) -> None:
-    path = folder / "spec.share"
-    path.write_text(path.read_text().replace(before, after))
-    reseal(folder)
+    reseal(folder, TEXT.replace(before, after))
     refused(folder, code)
 
 
 def test_a_spec_that_uses_another(folder: Path, tmp_path: Path) -> None:
-    (folder / "spec.share").write_text('spec s use "lora"')
-    reseal(folder)
+    reseal(folder, 'spec s use "lora"')
     refused(folder, "BS608", "uses other files")
 
 
 def test_a_base_that_was_edited(folder: Path) -> None:
-    base = json.loads((folder / "bishare_config.json").read_text())["base"]
+    base = config_of(folder)["bishare"]["base"]
     [run] = base["sites"]
     for edit, code in (
         ({"count": 1}, "BS661"),
@@ -312,8 +324,8 @@ def test_a_base_that_was_edited(folder: Path) -> None:
 
 
 def test_every_flipped_bit_of_the_config_is_noticed(folder: Path) -> None:
-    """But for those that mean the same: a space that is another space, a letter that is one in any case."""
-    path = folder / "bishare_config.json"
+    """But for what the base is called, and those that mean the same: a space that is another space."""
+    path = folder / "adapter_config.json"
     content = path.read_bytes()
     config = read_adapter(folder).config
     for place in range(0, len(content), 7):
@@ -321,7 +333,8 @@ def test_every_flipped_bit_of_the_config_is_noticed(folder: Path) -> None:
             content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
         )
         try:
-            assert read_adapter(folder).config == config
+            found = read_adapter(folder).config
+            assert found == config.model_copy(update={"base_model": found.base_model})
         except AdapterError:
             continue
 
@@ -339,10 +352,10 @@ def test_values_that_are_not_finite_are_told(folder: Path) -> None:
         model.bishare.tensors()["x.layer_0.A"][0, 0] = torch.nan
     with pytest.warns(UserWarning, match=r"BS660.*1 of.*x.layer_0.A"):
         model.bishare.save_pretrained(folder)
-    with pytest.warns(UserWarning, match="BS660"):
-        load_adapter(folder, tiny_model("llama"))
     with pytest.raises(AdapterError, match=r"BS694.*adapter`.*1 of.*x.layer_0.A"):
         read_adapter(folder).tensors()
+    with pytest.warns(UserWarning, match="BS660"):
+        load_adapter(folder, tiny_model("llama"))
 
 
 # In half the size ---------------------------------------------------------------------------------
@@ -352,11 +365,12 @@ def test_bfloat16(tmp_path: Path) -> None:
     model = compile_spec(parse_spec(TEXT + " freeze A"), tiny_model("llama"))
     model.bishare.save_pretrained(tmp_path, dtype="bfloat16")
     before, after = model.bishare.tensors(), read_adapter(tmp_path).tensors()
-    stored = load_file(tmp_path / "adapter.safetensors")
+    stored = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
-    assert stored.keys() < after.keys()
+    assert len(stored) < len(after)
     for name, tensor in before.items():
-        want = tensor.bfloat16().float() if name in stored else tensor
+        here = name.replace(".", "__") in {*map(attribute_in, stored)}
+        want = tensor.bfloat16().float() if here else tensor
         assert torch.equal(after[name], want)
         assert after[name].dtype == torch.float32
     with pytest.raises(AdapterError, match=r"BS662.*int8"):
@@ -377,8 +391,7 @@ def test_what_0_1_saved_is_loaded_and_saved_as_now(tmp_path: Path, name: str) ->
     torch.testing.assert_close(logits[0, 1, :3], wanted, atol=1e-4, rtol=0)
     shutil.copytree(OF_0_1 / name, tmp_path / "it")
     model.bishare.save_pretrained(tmp_path / "it")
-    assert not (tmp_path / "it" / "plan.json").exists()
-    assert read_adapter(tmp_path / "it").config.format == 2
+    assert read_adapter(tmp_path / "it").config.format == 4  # PEFT's config comes first.
     again = load_adapter(tmp_path / "it", tiny_model("llama"))
     assert torch.equal(again(ids).logits, logits)
 
@@ -394,8 +407,11 @@ def test_a_plan_of_0_1_that_contradicts_its_spec(tmp_path: Path) -> None:
         part[field] = draw_from.choice([None, 3, -1.5, "zeros", [], {"A": "inter.A"}])
         if part in (*plan["tensors"], *plan["terms"]):
             continue
-        (tmp_path / "it" / "plan.json").write_text(json.dumps(edited))
-        reseal(tmp_path / "it")
+        config = json.loads((OF_0_1 / "whole" / "bishare_config.json").read_text())
+        content = json.dumps(edited).encode()
+        config["files"]["plan.json"] = writing.digest_of(content).model_dump()
+        (tmp_path / "it" / "plan.json").write_bytes(content)
+        (tmp_path / "it" / "bishare_config.json").write_text(json.dumps(config))
         with pytest.raises(AdapterError, match=r"BS608|BS661"):
             read_adapter(tmp_path / "it")
 
@@ -436,7 +452,7 @@ def saved(folder: Path, seed: int = 0) -> None:
     save_adapter(folder, plan, draw(plan, seed), TEXT, seed=seed)
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "spec.share"])
+@pytest.mark.parametrize("name", [TENSORS, CONFIG])
 def test_a_foreign_file_is_not_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(AdapterError, match="BS615"):
@@ -468,7 +484,7 @@ def test_an_unedited_card_is_replaced(folder: Path) -> None:
 
 
 def test_a_broken_adapter_may_be_replaced(folder: Path) -> None:
-    (folder / "bishare_config.json").write_text("{")
+    (folder / "adapter_config.json").write_text("{")
     saved(folder, 1)
     assert read_adapter(folder).config.seed == 1
 
@@ -524,7 +540,7 @@ def test_a_folder_that_is_out_of_reach_is_an_error_with_a_code(folder: Path) -> 
     if root:
         os.seteuid(65534)  # To root nothing is out of reach.
     try:
-        with pytest.raises(AdapterError, match=r"BS604.*Permission denied"):
+        with pytest.raises(AdapterError, match=r"BS60\d.*Permission denied"):
             load_adapter(folder, model)
     finally:
         if root:

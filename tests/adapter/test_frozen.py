@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import initial
-from bishare_dsl.adapter.config import seal
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stored import find_drawn
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
-from tests.adapter.test_files import edit_tensors, refused, reseal
+from tests.adapter.test_files import config_of, edit_tensors, refused, reseal
+from tests.support.stored import load_stored
 
 VERA = """
 spec vera
@@ -50,7 +49,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def stored(folder: Path) -> set[str]:
-    return set(load_file(folder / "adapter.safetensors"))
+    return set(load_stored(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +66,8 @@ def test_the_seed_is_stored_and_draws_the_same_again(text: str, tmp_path: Path) 
     frozen = {"s.A", "s.B"}
     assert stored(tmp_path) == model.bishare.plan.tensor.keys() - frozen
     assert read_adapter(tmp_path).config.drawn.keys() == frozen
-    size = (tmp_path / "adapter.safetensors").stat().st_size
-    assert size < 4 * model.bishare.plan.trainable + 1200
+    size = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert size < 4 * model.bishare.plan.trainable + 6000  # The config stands in it, too.
     loaded = load_adapter(tmp_path, tiny_model("llama"))
     found = loaded.bishare.tensors()
     for name, tensor in model.bishare.tensors().items():
@@ -193,19 +192,21 @@ def test_another_torch_that_draws_other_numbers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draws_otherwise(monkeypatch)
-    config = json.loads((folder / "bishare_config.json").read_text())
-    reseal(folder, versions={**config["versions"], "torch": "1.2.3"})
+    reseal(folder, versions={**config_of(folder)["bishare"]["versions"], "torch": "1.2.3"})
     refused(folder, "BS634", "`s.A`", "seed 3", f"torch {torch.__version__}", "torch 1.2.3")
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    config = json.loads((folder / "bishare_config.json").read_text())
-    edit(config)
-    (folder / "bishare_config.json").write_text(seal(config))
+    config = config_of(folder)
+    edit(config["bishare"])
+    reseal(folder, **config["bishare"])
 
 
 def test_another_seed(folder: Path) -> None:
-    edit_config(folder, lambda config: config.update(seed=4))
+    config = config_of(folder) | {"seed": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    refused(folder, "BS604", "not what was saved")
+    reseal(folder)
     refused(folder, "BS634", "`s.A`")
 
 
@@ -238,4 +239,4 @@ def test_vera_at_7b_is_small(tmp_path: Path) -> None:
     plan = plan_spec(parse_spec(text), preset("llama-7b"))
     assert plan.frozen == 2 * 64 * 4096
     save_adapter(tmp_path, plan, draw(plan, 0), text, seed=0)
-    assert (tmp_path / "adapter.safetensors").stat().st_size < 1.02 * 4 * plan.trainable
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 1.02 * 4 * plan.trainable

@@ -2,18 +2,20 @@ import copy
 import pickle
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.serve.transformers.handle import AdapterHandle
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.diagnostics import AdapterError, ModelError
+from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
 
@@ -76,8 +78,7 @@ def test_an_optimizer_takes_the_adapter_by_itself(adapted: Adapted, ids: torch.T
     assert [*map(id, group["params"])] == [*{id(p): p for p in group["params"]}]
     assert {*map(id, group["params"])} == {*map(id, trained)}
     assert {t.owner for t in model.bishare.plan.tensors} > {""}
-    own = [*model.bishare.parameters(recurse=False)]
-    assert 0 < len(own) < len(trained)
+    assert not [*model.bishare.parameters(recurse=False)]  # The handle itself owns none.
     model(input_ids=ids, labels=ids).loss.backward()
     before = {name: t.clone() for name, t in model.bishare.tensors().items()}
     optimizer.step()
@@ -95,7 +96,7 @@ def test_the_handle_says_what_it_is(adapted: Adapted) -> None:
     handle = model.bishare
     model.bishare.unload()
     assert "unloaded" in repr(handle)
-    assert "AdapterHandle(mixed" in repr(adapted())
+    assert "Handle(mixed" in repr(adapted())
 
 
 def test_a_notebook_shows_the_picture_in_the_words_of_the_spec(adapted: Adapted) -> None:
@@ -156,7 +157,7 @@ def test_an_offloaded_model_is_saved(adapted: Adapted, tmp_path: Path) -> None:
     model = adapted()
     want = {name: t.clone() for name, t in model.bishare.tensors().items()}
     cpu_offload(model, execution_device=torch.device("cpu"))
-    assert model.bishare.inter__A.is_meta
+    assert model.bishare_tensors.default.inter__A.is_meta
     model.bishare.save_pretrained(tmp_path)
     found = read_adapter(tmp_path).tensors()
     assert all(torch.equal(found[name], want[name]) for name in want)
@@ -320,7 +321,7 @@ def test_a_copy_has_a_handle_of_its_own(
         model.bishare.merge()
     want = logits(model, ids)
     other = copied(model)
-    assert isinstance(other.bishare, AdapterHandle)
+    assert isinstance(other.bishare, Handle)
     assert other.bishare is not model.bishare
     assert other.bishare.model is other
     assert other.bishare.merged is merged
@@ -382,47 +383,97 @@ def test_threads_that_disable_leave_it_enabled(adapted: Adapted, ids: torch.Tens
 # Saving the model itself ---------------------------------------------------------------------------
 
 
-def told(save: Callable[[], Any]) -> int:
-    """Return how often a call warns that a model is saved whole."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        save()
-    return sum("BS681" in str(warning.message) for warning in caught)
-
-
-def test_a_model_that_is_saved_whole_says_so(adapted: Adapted, tmp_path: Path) -> None:
-    model, plain = adapted(), tiny_model("llama")
-    assert told(lambda: model.save_pretrained(tmp_path / "whole")) == 1
-    assert told(lambda: model.save_pretrained(tmp_path / "other", is_main_process=False)) == 0
-    again = type(plain).from_pretrained(tmp_path / "whole")
-    for name, value in plain.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
-    assert told(lambda: model.bishare.save_pretrained(tmp_path / "adapter")) == 0
-    assert told(model.state_dict) == 0
-
-
-def test_copies_say_it_of_themselves(adapted: Adapted, tmp_path: Path) -> None:
+def test_a_model_is_saved_as_its_adapter(adapted: Adapted, tmp_path: Path) -> None:
+    """As transformers does with PEFT's, so that the checkpoints of anybody's Trainer hold the adapter alone."""
     model = adapted()
-    for i, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
-        assert type(other) is type(model)
-        with torch.no_grad():
-            other.lm_head.weight.fill_(i)
-        assert told(lambda o=other, i=i: o.save_pretrained(tmp_path / str(i))) == 1
-        saved = type(model).from_pretrained(tmp_path / str(i)).lm_head.weight
-        assert torch.equal(saved, other.lm_head.weight)
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    for i, other in enumerate((model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
+        other.save_pretrained(
+            tmp_path / str(i), state_dict=other.state_dict(), max_shard_size="1GB"
+        )
+        assert {path.name for path in (tmp_path / str(i)).iterdir()} == {
+            "README.md", "adapter_config.json", "adapter_model.safetensors"
+        }  # fmt: skip
+        assert (
+            read_adapter(tmp_path / str(i)).contents == read_adapter(tmp_path / "adapter").contents
+        )
+    model.save_pretrained(tmp_path / "nothing", is_main_process=False)
+    assert not (tmp_path / "nothing").exists()
+    with torch.no_grad():  # A copy speaks for itself.
+        next(other.bishare.parameters()).zero_()
+    other.save_pretrained(tmp_path / "2")
+    assert read_adapter(tmp_path / "2").contents != read_adapter(tmp_path / "adapter").contents
 
 
 @pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
-def test_a_plain_model_again_says_nothing(adapted: Adapted, tmp_path: Path, leave: str) -> None:
+def test_a_plain_model_again_is_saved_whole(adapted: Adapted, tmp_path: Path, leave: str) -> None:
     model = getattr(adapted().bishare, leave)()
-    assert "save_pretrained" not in vars(model)
-    assert told(lambda: model.save_pretrained(tmp_path)) == 0
-
-
-def test_whoever_else_looks_after_saving_goes_on_to(tmp_path: Path) -> None:
-    model, saved = tiny_model("llama"), []
-    model.save_pretrained = saved.append
-    compile_spec(parse_spec(SPEC), model)
     model.save_pretrained(tmp_path)
-    model.bishare.unload().save_pretrained(tmp_path)
-    assert saved == [tmp_path] * 2
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not {"save_pretrained", "_hf_peft_config_loaded"} & {*vars(model)}
+
+
+def test_what_is_no_model_of_transformers_is_saved(tmp_path: Path) -> None:
+    """E12: it has no config."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.lin(x))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(Block(), Block())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    model: Any = Net()
+    base = copy.deepcopy(model)
+    with pytest.raises(ModelError, match=r"BS406.*`Sequential` would take"):
+        compile_spec("spec s\ntarget lin\nshare x per model rank 2", nn.Sequential(Net()))
+    compile_spec("spec s\ntarget lin\nshare x per model rank 2", model)
+    randomize(model)
+    model.bishare.save_pretrained(tmp_path)
+    x = torch.randn(3, 8)
+    assert torch.equal(load_adapter(tmp_path, base)(x), model(x))
+
+
+# Resizing the tables of tokens ---------------------------------------------------------------------
+
+AT_TABLES = {
+    "a head": "target heads, q_proj share a per module rank 2",
+    "an embedding": "target embeddings, q_proj share a per module rank 2",
+    "both, tied": "target heads, embeddings share a per module rank 2",
+    "trained in full": "target q_proj train lm_head share a per module rank 2",
+}
+
+
+@pytest.mark.parametrize("what", AT_TABLES)
+def test_tables_that_an_adapter_has_something_at_stay_as_they_are(
+    what: str, ids: torch.Tensor
+) -> None:
+    model = tiny_model("llama", tie_word_embeddings="tied" in what)
+    spec = f"spec s {AT_TABLES[what]}"
+    compile_spec(parse_spec(SPEC), model)
+    install(model, make_plan(parse_spec(spec), model), name="other")  # It waits, and is heard of.
+    before = logits(model, ids)
+    for of_model in (model, copy.deepcopy(model)):
+        with pytest.raises(AdapterError, match="adapter `other` has something there, made for 64"):
+            of_model.resize_token_embeddings(70)
+        of_model.resize_token_embeddings(pad_to_multiple_of=8)  # That is the size it has.
+        assert torch.equal(logits(of_model, ids), before)
+    base = model.bishare.unload()
+    base.resize_token_embeddings(70)
+    assert len(base.get_input_embeddings().weight) == 70
+
+
+def test_other_tables_are_resized(adapted: Adapted, ids: torch.Tensor) -> None:
+    model = adapted()
+    before = logits(model, ids)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    torch.testing.assert_close(logits(model, ids)[..., :64], before)

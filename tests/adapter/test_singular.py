@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
@@ -28,6 +27,7 @@ from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.testing.checks import check_spec, randomize
 from bishare_dsl.testing.models import tiny_inputs, tiny_model
 from tests.adapter.test_files import refused, reseal
+from tests.support.stored import load_stored
 
 PISSA = "share s per module rank 3 init A svd, B svd"
 XS = "share s per module rank 3 via Core init A svd_vectors, B svd_scaled freeze A, B"
@@ -198,7 +198,7 @@ def test_it_is_stored_and_never_computed_again(
     with warnings.catch_warnings():
         warnings.simplefilter("error", BishareWarning)
         model.bishare.save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "adapter.safetensors")
+    saved = load_stored(tmp_path)
     assert saved.keys() == model.bishare.plan.tensor.keys()
     monkeypatch.setattr(singular, "directions", pytest.fail)
     other = tiny_model("llama")
@@ -226,28 +226,9 @@ def test_what_is_drawn_keeps_its_start_without_being_stored(tmp_path: Path) -> N
     assert torch.equal(tensors[f"{name}.start"], tensors[name])
     randomize(model, frozen=False)
     model.bishare.save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "adapter.safetensors").keys()
+    saved = load_stored(tmp_path).keys()
     assert not any(stored.endswith("B.start") for stored in saved)
     assert torch.equal(logits(load_adapter(tmp_path, tiny_model("llama"))), logits(model))
-
-
-def test_several_on_one_base() -> None:
-    """None has touched the base, so others run beside it, in one batch too."""
-    base = tiny_model("llama")
-    names: list[Any] = ["a", "b", None, "c"]
-    model = compile_spec(spec(PISSA), copy.deepcopy(base), name="a")
-    for name, share in (("b", XS), ("c", "share s per module rank 2")):
-        compile_spec(spec(share), model, name=name)
-    ids = torch.arange(3, 35).view(4, 8)
-    expected = []
-    for name, row in zip(names, ids, strict=True):
-        if name is None:
-            expected.append(base(row[None]).logits)
-            continue
-        model.bishare.set_adapter(name)
-        randomize(model, seed=1)
-        expected.append(model(row[None]).logits)
-    close(model(ids, adapter_names=names).logits, torch.cat(expected))
 
 
 class Opaque(nn.Module):

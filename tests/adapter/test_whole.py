@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
@@ -19,6 +18,7 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.testing.checks import check_spec, randomize
 from bishare_dsl.testing.models import tiny_inputs, tiny_model
+from tests.support.stored import load_stored
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning"),
@@ -97,34 +97,11 @@ def test_it_trains_in_float32_on_a_base_of_bfloat16() -> None:
     assert model.model.norm.weight.dtype == torch.bfloat16
 
 
-def test_adapters_beside_each_other(tmp_path: Path) -> None:
-    base = tiny_model("llama")
-    alone = {}
-    for seed, name in enumerate("ab"):
-        one = trained(seed, base)
-        one.bishare.save_pretrained(tmp_path / name)
-        alone[name] = logits(one)
-    model = copy.deepcopy(base)
-    for name in alone:
-        load_adapter(tmp_path / name, model, name=name)
-    compile_spec("spec s\ntarget q_proj\nshare x per module rank 3", model, name="plain")
-    alone["plain"] = logits(base)
-    for name in ("b", "plain", "a", "b"):
-        model.bishare.set_adapter(name)
-        assert torch.equal(logits(model), alone[name])
-    with model.bishare.disable_adapter():
-        assert torch.equal(logits(model), logits(base))
-    for names in (["a", None, None], ["plain", None, None]):  # `b` is active.
-        with pytest.raises(AdapterError, match=r"BS687.*input_layernorm"):
-            model(IDS, adapter_names=names)
-
-
-def test_copies_pickles_references_and_compiled_code() -> None:
+def test_copies_pickles_and_compiled_code() -> None:
     model = trained()
     for other in (
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),
-        model.bishare.reference(),
         torch.compile(model, backend="eager", fullgraph=True),
     ):
         assert torch.equal(logits(other), logits(model))
@@ -135,9 +112,7 @@ def test_what_was_not_trained_yet_is_the_bases(tmp_path: Path) -> None:
     model = compile_spec(TEXT, tiny_model("llama"))
     plan = model.bishare.plan
     save_adapter(tmp_path / "a", plan, draw(plan, 0), TEXT, seed=0)
-    assert not [
-        name for name in load_file(tmp_path / "a" / "adapter.safetensors") if "train" in name
-    ]
+    assert not [name for name in load_stored(tmp_path / "a") if "train" in name]
     other = tiny_model("llama", seed=3)
     loaded = load_adapter(tmp_path / "a", copy.deepcopy(other))
     assert torch.equal(logits(loaded), logits(other))

@@ -44,7 +44,7 @@ def test_inspect_tells_what_is_in_it(bishare, trained):
 
 def test_inspect_notices_a_changed_file(bishare, trained, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "changed")
-    with (folder / "adapter.safetensors").open("r+b") as file:
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
     run = bishare("inspect", folder)

@@ -67,7 +67,7 @@ RECIPE = {
     "load_best_model_at_end": True,
     "lr_of": "B=2x",
 }
-ADAPTER = {"README.md", "adapter.safetensors", "bishare_config.json", "spec.share"}
+ADAPTER = {"README.md", "adapter_model.safetensors", "adapter_config.json", "spec.share"}
 RUN = ADAPTER | {"checkpoint-3", "checkpoint-6", "log.jsonl", "loss.png", "run.json"}
 STATE = {"checkpoint.json", "state.json", "state.safetensors", "trainer_state.json"}
 # In float32 the order of sums is all that differs; six steps let it grow to some 1e-6.
@@ -144,8 +144,8 @@ def assert_as_one_process(folder: Path, name: str) -> None:
 
 def assert_bit_for_bit(folder: Path, name: str, expected: str) -> None:
     assert log(folder / name) == log(folder / expected)
-    assert (folder / name / "adapter.safetensors").read_bytes() == (
-        folder / expected / "adapter.safetensors"
+    assert (folder / name / "adapter_model.safetensors").read_bytes() == (
+        folder / expected / "adapter_model.safetensors"
     ).read_bytes()
 
 

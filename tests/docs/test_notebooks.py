@@ -43,5 +43,5 @@ def test_who_shares(run):
 def test_train(run):
     text, _ = run("train")
     assert "trainable params" in text
-    assert "adapter.safetensors" in text
+    assert "adapter_model.safetensors" in text
     assert "merged, the logits differ" in text

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl.adapter.files import StoredAdapter, read_adapter, save_adapter
+from bishare_dsl.adapter.contents import StoredAdapter
+from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.models import Architecture, architecture_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bishare_dsl.adapter.files import StoredAdapter
+from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError

@@ -178,7 +178,7 @@ def test_damage_is_found(library: Path) -> None:
     own.unlink()
     with pytest.raises(AdapterError, match="BS606"):
         read_adapter("library#law")
-    (library / "adapter.safetensors").write_bytes(b"x")
+    (library / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(AdapterError, match="BS607"):
         read_adapter("library#maths")
 

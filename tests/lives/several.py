@@ -1,19 +1,21 @@
-"""What a user does with several adapters of one model, in one place: these calls are what may change."""
+"""What PEFT does with several adapters of one model, by the tuner layer that its methods call."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.compiler import install, make_plan, read_fitting
+from bishare_dsl.peft.method import PeftHandle
 
 FIRST = "default"
 
 
 class Several:
-    """The adapters of an adapted model by name: one is active, the others wait."""
+    """The adapters of an adapted model by name: one is active, the others' tensors stand beside its."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        model.bishare.__class__ = PeftHandle
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -21,13 +23,15 @@ class Several:
 
     @property
     def active(self) -> str:
-        return self.model.bishare.active_adapter
+        [name] = self.model.bishare.active
+        return name
 
     def add(self, spec: Any, name: str, seed: int) -> None:
-        compile_spec(spec, self.model, seed=seed, name=name)
+        install(self.model, make_plan(spec, self.model), seed, name)
 
     def load(self, folder: str, name: str) -> None:
-        load_adapter(folder, self.model, name=name)
+        stored, _ = read_fitting(folder, self.model)
+        install(self.model, stored, name=name)
 
     def switch(self, name: str) -> None:
         self.model.bishare.set_adapter(name)
@@ -37,4 +41,5 @@ class Several:
 
     def run(self, inputs: dict[str, Any], names: list[str | None]) -> Any:
         """Run a batch in which each row has an adapter of its own, or none."""
-        return self.model(**inputs, adapter_names=names)
+        with self.model.bishare.rows(names):
+            return self.model(**inputs)

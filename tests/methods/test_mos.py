@@ -66,7 +66,7 @@ def test_indices_are_not_stored_and_come_back(adapted, tmp_path):
     expected = ours.bishare.tensors()
     ours.bishare.save_pretrained(tmp_path)
     found = load_adapter(tmp_path, tiny_model("llama")).bishare
-    stored = tmp_path / "adapter.safetensors"
+    stored = tmp_path / "adapter_model.safetensors"
     assert stored.stat().st_size < 4 * found.plan.trainable + 16_384
     other = compile_spec(spec("mos", **PARAMS), tiny_model("llama"), seed=4).bishare.tensors()
     indices = [name for name in expected if ".I_" in name]

@@ -156,6 +156,6 @@ def test_compile_save_load_merge_export_and_the_checks(site: Path, here: Path) -
     run = python(site, f"{REFERENCE}\n{PROGRAM}")
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("all of it works\n")
-    config = json.loads((here / "adapter" / "bishare_config.json").read_text())
+    config = json.loads((here / "adapter" / "adapter_config.json").read_text())
     assert config["packages"] == {"Cyclic": "bishare-cyclic 0.3"}
     assert (here / "peft" / "adapter_model.safetensors").exists()

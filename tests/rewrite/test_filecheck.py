@@ -16,11 +16,11 @@ import torch
 from torch import fx, nn
 
 from bishare_dsl.language import parse_spec
+from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
 from bishare_dsl.rewrite import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.serve.transformers.read_rows import ReadRows
 from tests.support.regions import DrawnRegion, Layers, check_region
 
 CASES = sorted((Path(__file__).parent / "filecheck").glob("*.txt"))

@@ -169,32 +169,3 @@ def test_merging_into_a_weight_that_another_module_has_too_is_refused() -> None:
     model.model.norm.other.weight = model.lm_head.weight
     with pytest.raises(AdapterError, match="BS625"), warnings.catch_warnings():
         model.bishare.merge()
-
-
-@pytest.mark.parametrize(
-    ("tied", "said"),
-    [
-        (True, "target heads, embeddings"),
-        (True, "target q_proj\ntrain embeddings, heads"),
-        (False, "target heads"),
-    ],
-)
-def test_a_vocabulary_that_the_adapter_is_as_long_as_keeps_its_size(tied: bool, said: str) -> None:
-    base = tiny_model("llama", tie_word_embeddings=tied)
-    spec = f"spec s\n{said}\nshare x per module rank 1"
-    model = copy.deepcopy(trained(copy.deepcopy(base), spec))
-    before = model(IDS).logits
-    for resized in (model, model.model):
-        with pytest.raises(ModelError, match=r"BS405.*vocabulary"):
-            resized.resize_token_embeddings(67)
-    assert torch.equal(model(IDS).logits, before)
-    model.bishare.unload()
-    model.resize_token_embeddings(67, mean_resizing=False)
-    assert model(IDS).logits.shape[-1] == 67
-
-
-def test_a_vocabulary_beside_the_adapter_may_change() -> None:
-    model = trained(tiny_model("llama"), "spec s\ntarget q_proj\nshare x per module rank 1")
-    before = model(IDS).logits
-    model.resize_token_embeddings(67, mean_resizing=False)
-    torch.testing.assert_close(model(IDS).logits[..., :64], before)

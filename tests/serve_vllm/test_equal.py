@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bishare_dsl.adapter.library import save_library
+from bishare_dsl.adapter.files import save_library
 from bishare_dsl.diagnostics import AdapterError
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import engine
@@ -122,7 +122,7 @@ def test_what_is_damaged_behind_the_check_does_not_stop_the_engine(base, compact
         root / "base", **CHUNKS | {"enable_prefix_caching": False}, **ROOM | one, **extra
     ) as llm:
         served.check(llm, prompts)
-        file = Path(first.lora_path) / "adapter.safetensors"
+        file = Path(first.lora_path) / "adapter_model.safetensors"
         times, content = file.stat(), file.read_bytes()
         own = served.tensors[0]
         nothing = {name: torch.zeros_like(tensor) for name, tensor in own.items()}

@@ -102,7 +102,7 @@ class Server:
         """Folders that cannot be served: damaged, of another plan, of another base, no matrix."""
         damaged = self.adapters / "damaged"
         shutil.copytree(self.adapters / self.names[0], damaged)
-        file = damaged / "adapter.safetensors"
+        file = damaged / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-8] + bytes(8))
         stored = read_adapter(self.adapters / self.names[0])
         spoilt = {name: torch.full_like(t, torch.nan) for name, t in stored.tensors().items()}

@@ -98,7 +98,7 @@ def main(files: Path, seed: int) -> None:
         if child(killed) == 0:
             break
         kills += 1
-    name = "adapter.safetensors"
+    name = "adapter_model.safetensors"
     assert (whole / name).read_bytes() == (parts / name).read_bytes()
     assert not list(parts.glob(".checkpoint-*"))
     sys.stdout.write(f"kills {kills}\n")

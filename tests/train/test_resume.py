@@ -61,7 +61,7 @@ def test_resuming_is_exact(start, tmp_path, step, more):
     with pytest.raises(TrainingInterrupted) as caught:
         start(tmp_path / "parts", callbacks=[Asks(step)], **more)
     assert caught.value.step == step
-    assert not (tmp_path / "parts" / "bishare_config.json").exists()
+    assert not (tmp_path / "parts" / "adapter_config.json").exists()
     # The generators of this process are where the run left them: resuming must not depend on that.
     torch.manual_seed(123)
     parts = start(tmp_path / "parts", resume_from_checkpoint="last", **more)

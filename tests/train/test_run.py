@@ -41,7 +41,7 @@ def test_a_run_from_end_to_end(start, tmp_path, monkeypatch):
         assert torch.equal(loaded(IDS).logits, result.model(IDS).logits)
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "README.md", "adapter.safetensors", "bishare_config.json", "spec.share",
+        "README.md", "adapter_model.safetensors", "adapter_config.json", "spec.share",
         "checkpoint-12", "checkpoint-15", "run.json", "log.jsonl", "loss.png", "runs",
     }  # fmt: skip
     log = [json.loads(line) for line in (folder / "log.jsonl").open()]
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, where):
 def test_a_first_step_that_is_no_number_leaves_nothing(start, tmp_path):
     with pytest.raises(TrainError, match=r"BS750.*the loss of step 1 .*no step before it was good"):
         start(tmp_path / "it", callbacks=[Spoils(1, "loss")])
-    assert not (tmp_path / "it" / "bishare_config.json").exists()
+    assert not (tmp_path / "it" / "adapter_config.json").exists()
 
 
 def test_everything_cheap_is_checked_first(files, tmp_path, monkeypatch, model_folder):

@@ -154,7 +154,7 @@ def test_callbacks_of_the_user_see_the_folder_of_the_run(start, tmp_path):
 
         def on_save(self, args, state, control, **_):
             found = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            assert (found / "adapter.safetensors").is_file()
+            assert (found / "adapter_model.safetensors").is_file()
 
     more = {"eval_split": 4, "save_strategy": "steps", "save_steps": 2}
     start(tmp_path / "it", callbacks=[Sees()], logging_steps=1, **more)

@@ -13,12 +13,12 @@ NO_SUCH_FOLDER = Code(
 NOT_AN_ADAPTER = Code(
     "BS602",
     "not an adapter",
-    "`{folder}` is not a bishare adapter: it has no bishare_config.json",
+    "`{folder}` is not a bishare adapter: it has no adapter_config.json",
     "name a folder that `bishare compile` or `bishare train` wrote",
 )
 PEFT_ADAPTER = Code("BS603", "a PEFT adapter, not one of bishare's", "`{folder}` is a PEFT adapter")
 BROKEN_CONFIG = Code(
-    "BS604", "a bishare_config.json that cannot be read", "`{path}` cannot be read: {reason}"
+    "BS604", "the config of an adapter that cannot be read", "`{path}` cannot be read: {reason}"
 )
 NEWER_FORMAT = Code(
     "BS605",
@@ -98,12 +98,11 @@ NOTHING_COMPACT = Code(
 
 ALREADY_MERGED = Code("BS620", "merged twice", "the adapter is merged already")
 NOT_MERGED = Code("BS621", "not merged", "the adapter is not merged")
-SAVED_WHOLE = Code(
-    "BS681",
-    "a model that is saved with its adapter in it",
-    "the whole base is saved, and the adapter's tensors, which `from_pretrained` does not read",
-    "`model.bishare.save_pretrained(folder)` saves the adapter alone, for `load_adapter`",
-    severity="warning",
+RESIZED = Code(
+    "BS698",
+    "a table of tokens that cannot be resized",
+    "`{path}` cannot have {wanted} rows: adapter `{name}` has something there, made for {rows}",
+    "resize the base first, and adapt it then",
 )
 QUANTISED = Code(
     "BS622",
@@ -225,15 +224,7 @@ NO_NAME = Code(
     "an adapter cannot be called by an empty name",
     "give it another `name`, or none",
 )
-DELETES_ACTIVE = Code(
-    "BS642", "deleting the active adapter", "cannot delete `{name}`: it is the active adapter"
-)
 STILL_MERGED = Code("BS643", "the adapter is merged", "cannot {action} while the adapter is merged")
-NOT_ACTIVE = Code(
-    "BS644",
-    "an adapter that is not active",
-    "cannot {action}: `{name}` is not active, `{active}` is",
-)
 SHARDED = Code(
     "BS645",
     "switching adapters of a sharded model",
@@ -280,7 +271,6 @@ NOT_A_LIBRARY = Code(
 NOT_IN_LIBRARY = Code(
     "BS678", "no such adapter in a library", "the library `{folder}` has no adapter `{name}`"
 )
-NO_ADAPTERS = Code("BS675", "a folder without adapters", "no folder in `{folder}` holds an adapter")
 NOT_FINITE_TENSORS = Code(
     "BS660",
     "tensors with values that are not numbers",
@@ -333,4 +323,25 @@ NOT_COMPACT = Code(
     "BS655",
     "plain LoRA for a server in compact mode",
     "`{folder}` is not an adapter folder of bishare, and the server is in compact mode",
+)
+
+# With PEFT ----------------------------------------------------------------------------------------
+
+SPEC_TARGETS = Code(
+    "BS664",
+    "target modules beside a spec",
+    "`target_modules` says nothing to BISHARE: the spec says what it targets",
+    "leave `target_modules` out, and write `target q_proj, v_proj` (say) in the spec",
+)
+TRAINED_TWICE = Code(
+    "BS665",
+    "two adapters that train one parameter in full",
+    "these adapters cannot run together: each has a `{path}` of its own",
+    "make one of them active at a time",
+)
+COMPACT_BY_TRANSFORMERS = Code(
+    "BS666",
+    "a compact adapter that transformers cannot load",
+    "`model.load_adapter` of transformers cannot read an adapter that was saved compactly",
+    "load it by `PeftModel.from_pretrained(model, folder)` or `bishare_dsl.load_adapter(folder, model)`",
 )

@@ -82,9 +82,3 @@ WRONG_DIGEST = Code(
     "`{package}` gave a file with another digest: sha256 {found} where {expected} was expected",
     "the file has been deleted: look at where pip downloads from, which may be a mirror",
 )
-HUB_UNTAKEN = Code(
-    "BS517",
-    "the Hub does not take an adapter",
-    "the Hugging Face Hub does not take `{name}`: {reason}",
-    "log in with a token that may write (`hf auth login`), and name a repository of your own",
-)

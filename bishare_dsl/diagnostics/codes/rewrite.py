@@ -17,8 +17,9 @@ SHARDED_ALREADY = Code(
     "the model is sharded over several processes, and FSDP does not see the adapter's tensors",
     severity="warning",
 )
-CANNOT_RESIZE = Code(
-    "BS405",
-    "a vocabulary that an adapter is as long as",
-    "the adapter has tensors as long as the vocabulary, so its size cannot change now",
+BARE_CONTAINER = Code(
+    "BS406",
+    "a model that is a list of layers itself",
+    "a `{kind}` would take what an adapter puts into it for one more of its layers",
+    "put it into a module: `class Net(nn.Module)` whose `forward` calls it",
 )

@@ -12,6 +12,7 @@ from torch import fx
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.region import (
+    DROPS,
     FACTORS,
     ROWS,
     Lookup,
@@ -91,7 +92,7 @@ def _dropped(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
         if user.target is ops.dropout and user.args[1] == p:
             return user
     with graph.inserting_before(first if x.op == "placeholder" else x.next):
-        return graph.call_function(ops.dropout, (x, p, graph.get_attr("training")))
+        return graph.call_function(ops.dropout, (x, p, graph.get_attr(DROPS)))
 
 
 def _pair(
@@ -142,7 +143,7 @@ def _kept(graph: fx.Graph, ids: fx.Node, p: float, first: fx.Node) -> fx.Node:
         if user.target is ops.kept_ones and user.args[1] == p:
             return user
     with graph.inserting_before(first):
-        return graph.call_function(ops.kept_ones, (ids, p, graph.get_attr("training")))
+        return graph.call_function(ops.kept_ones, (ids, p, graph.get_attr(DROPS)))
 
 
 def _update(

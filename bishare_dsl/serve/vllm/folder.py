@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.adapter.files import CONFIG, StoredAdapter, base_problems, place_of, read_adapter
+from bishare_dsl.adapter.contents import StoredAdapter, base_problems
+from bishare_dsl.adapter.files import config_in, place_of, read_adapter
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear
@@ -29,7 +30,9 @@ class Stamp:
     def of(cls, folder: str | Path) -> Stamp | None:
         """Return the stamp of a folder, or of an adapter of a library; None where it is not bishare's."""
         try:
-            found = (place_of(folder)[0] / CONFIG).stat()
+            if (path := config_in(place_of(folder)[0])) is None:
+                return None
+            found = path.stat()
         except OSError:
             return None
         return cls(Path(folder), found.st_ino, found.st_mtime_ns)

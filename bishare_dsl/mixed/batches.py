@@ -1,4 +1,4 @@
-"""``adapter_names``: a call of a model, or `generate`, in which each row has an adapter of its own."""
+"""Make the batches of a model, and give its calls the one that is open."""
 
 from __future__ import annotations
 
@@ -15,14 +15,8 @@ from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.plan import Plan, Term
-from bishare_dsl.plan import Tensor as PlanTensor
-from bishare_dsl.rewrite.compile_regions import RegionCompiler
-from bishare_dsl.rewrite.ops import without_autocast
-from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
-from bishare_dsl.serve.transformers.read_rows import ReadRows
-from bishare_dsl.serve.transformers.rows import (
+from bishare_dsl.mixed.read_rows import ReadRows
+from bishare_dsl.mixed.rows import (
     Call,
     Grouping,
     Lease,
@@ -35,6 +29,12 @@ from bishare_dsl.serve.transformers.rows import (
     open_batches,
     set_batches,
 )
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.together import name_of, plan_together
+from bishare_dsl.rewrite.compile_regions import RegionCompiler
+from bishare_dsl.rewrite.ops import without_autocast
+from bishare_dsl.rewrite.passes import OPTIMISATIONS
+from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
 
 Names = Iterable[str | None]
 
@@ -67,26 +67,25 @@ class _Region(NamedTuple):
 
 
 class MixedBatches:
-    """Makes the batches of a model, and opens them where a call has ``adapter_names``.
+    """Makes the batches of a model, and gives its calls the one that is open.
 
     Args:
         model: in which every forward that is a graph is the active adapter's.
         members: the model's adapters by name.
-        check: is called with the model, and raises where it cannot run a mixed batch now.
+        check: raises where the model cannot run a mixed batch now.
     """
 
     def __init__(
-        self, model: nn.Module, members: Mapping[str, Member], check: Callable[[nn.Module], None]
+        self, model: nn.Module, members: Mapping[str, Member], check: Callable[[], None]
     ) -> None:
         self.model, self.members, self._check = model, members, check
         self._hooks = (
             model.register_forward_pre_hook(self.before_call, with_kwargs=True),
             model.register_forward_hook(self.after_call, always_call=True),
         )
-        methods: dict[str, type[Generate | Train]] = {"generate": Generate, "train": Train}
-        self._replaced = [name for name in methods if hasattr(model, name)]
-        for name in self._replaced:
-            vars(model)[name] = methods[name](self, vars(model).get(name))
+        self._generates = hasattr(model, "generate")
+        if self._generates:
+            vars(model)["generate"] = Generate(self, vars(model).get("generate"))
         self._start()
 
     def _start(self) -> None:
@@ -101,10 +100,10 @@ class MixedBatches:
             restore_forward(module)
         for hook in self._hooks:
             hook.remove()
-        for name in self._replaced:
-            own = vars(self.model).pop(name).own
+        if self._generates:
+            own = vars(self.model).pop("generate").own
             if own is not None:
-                vars(self.model)[name] = own
+                vars(self.model)["generate"] = own
 
     def batch(self, names: Names) -> RowBatch:
         """Make a batch for rows of some adapters, which is open from here on until `end`.
@@ -114,7 +113,7 @@ class MixedBatches:
                 BS687), or as ``check`` does.
         """
         with self._lock:
-            self._check(self.model)
+            self._check()
             rows = self._rows(names)
             lease = Lease()
             self._leases.add(lease)
@@ -155,60 +154,26 @@ class MixedBatches:
                 raise AdapterError(codes.MIXED_OPEN(action=action))
             yield
 
-    def check_closed(self, action: str) -> None:
-        """Check that no batch of this model is open in this thread.
-
-        Raises:
-            AdapterError: one is (BS674).
-        """
-        if any(map(self._is_mine, open_batches())):
-            raise AdapterError(codes.MIXED_OPEN(action=action))
-
-    def before_call(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Open the batch that a call asks for; see that an open one has a name for each row."""
-        names = kwargs.pop("adapter_names", None)
-        if names is not None:
-            self._open(names, args, kwargs)
-            return args, kwargs
+    def before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See that an open batch has a name for each row of a call."""
         if not torch.compiler.is_compiling():
             self._close()  # A call that was interrupted did not.
             if (batch := next(filter(self._is_mine, open_batches()), None)) is not None:
-                self._enter(batch, args, kwargs)
-        return None
+                call = self.check_call(batch, args, kwargs)
+                of_call = replace(batch, of_call=True, text=call.text, call=call)
+                set_batches((of_call, *open_batches()))
 
     def after_call(self, model: nn.Module, args: Any, output: Any) -> None:
-        """Close the batch that `before_call` opened."""
+        """Forget the call that `before_call` noted."""
         if any(batch.of_call for batch in open_batches()):
             self._close()
-
-    # Not compiled: what belongs to which row is worked out before, so that it is not compiled anew for
-    # each list of names.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _open(self, names: Names, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._close()
-        batch = self.batch(names)
-        try:
-            self._enter(batch, args, kwargs)
-        except BaseException:
-            self.end(batch)
-            raise
-
-    def _enter(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Let a batch have one call, whose inputs tell of its rows."""
-        call = self.check_call(batch, args, kwargs)
-        of_call = replace(batch, of_call=True, text=call.text, call=call)
-        set_batches((of_call, *open_batches()))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _close(self) -> None:
         stack = open_batches()
         while stack and stack[0].of_call and self._is_mine(stack[0]):
-            closed, stack = stack[0], stack[1:]
-            set_batches(stack)
-            if all(batch.lease is not closed.lease for batch in stack):  # It is not of a block.
-                self.end(closed)
+            stack = stack[1:]
+        set_batches(stack)
 
     def check_call(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Check that a call has the rows that a batch has names for, and is not for training.
@@ -263,7 +228,7 @@ class MixedBatches:
         found = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
         tensors = {
-            f"{i}:{name}": tensor
+            name_of(i, name): tensor
             for i, plan in enumerate(plans.values())
             for name, tensor in _side_by_side(plan, members).items()
         }
@@ -300,7 +265,7 @@ class MixedBatches:
         key = tuple(plans)
         with self._lock:
             if key not in self._codes:
-                together = _together(list(plans.values()))
+                together = plan_together([*plans.values()])
                 places = _places(together)
                 passes = (*OPTIMISATIONS, ReadRows())
                 self._codes[key] = [
@@ -319,38 +284,20 @@ class MixedBatches:
 
 
 class Generate:
-    """`generate` of a model, which takes ``adapter_names`` too."""
+    """`generate` of a model, in which an open batch has each row several times where beams are searched."""
 
     def __init__(self, batches: MixedBatches, own: Callable[..., Any] | None) -> None:
         self.batches, self.own = batches, own
 
-    def __call__(self, *args: Any, adapter_names: Names | None = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.batches.model
         generate = self.own or partial(type(model).generate, model)
-        if adapter_names is None:
+        batch = next((batch for batch in open_batches() if batch.owner is self.batches), None)
+        if batch is None:
             return generate(*args, **kwargs)
-        batch = self.batches.batch(adapter_names)
-        try:
-            call = self.batches.check_call(batch, args, kwargs)
-            with open_batch(replace(batch, repeats=True, text=call.text)):
-                return generate(*args, **kwargs)
-        finally:
-            self.batches.end(batch)
-
-
-class Train:
-    """`train` of a model, which is an error while a batch is open."""
-
-    def __init__(self, batches: MixedBatches, own: Callable[..., Any] | None) -> None:
-        self.batches, self.own = batches, own
-
-    def __call__(self, mode: bool = True) -> Any:
-        model = self.batches.model
-        train = self.own or partial(type(model).train, model)
-        if not mode:
-            return train(mode)
-        with self.batches.closed("train"):
-            return train(mode)
+        call = self.batches.check_call(batch, args, kwargs)
+        with open_batch(replace(batch, repeats=True, text=call.text)):
+            return generate(*args, **kwargs)
 
 
 def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -411,30 +358,6 @@ def _side_by_side(plan: Plan, members: list[Member | None]) -> dict[str, Tensor]
         zero = torch.zeros_like(like)
         tensors[name] = torch.stack([v[name].to(like) if v is not None else zero for v in given])
     return tensors
-
-
-def _together(plans: list[Plan]) -> Plan:
-    """Make one plan with the terms of several, of which each has names of its own."""
-    sites = {site.path: site for plan in plans for site in plan.sites}
-    tensors: list[PlanTensor] = []
-    terms: list[Term] = []
-    for i, plan in enumerate(plans):
-        for tensor in plan.tensors:
-            own = {"name": f"{i}:{tensor.name}", "share": f"{i}:{tensor.share}"}
-            tensors.append(tensor.model_copy(update=own))
-        for term in plan.terms:
-            names = {role: f"{i}:{name}" for role, name in term.tensors.items()}
-            own_term = {"share": f"{i}:{term.share}", "tensors": names}
-            terms.append(term.model_copy(update=own_term))
-    return Plan(
-        spec=plans[0].spec,
-        params=plans[0].params,
-        base=plans[0].base,
-        sites=tuple(sites.values()),
-        tensors=tuple(tensors),
-        pools=(),
-        terms=tuple(terms),
-    )
 
 
 def _of_many(assembly: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bishare_dsl.mixed.rows import rows_of
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
-from bishare_dsl.rewrite.region import Pass, RegionGraphs
-from bishare_dsl.serve.transformers.rows import rows_of
+from bishare_dsl.rewrite.region import DROPS, Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
@@ -25,3 +25,7 @@ class ReadRows(Pass):
             itself = graph.get_attr("bishare_self")
             call.replace_all_uses_with(graph.call_function(rows_of, (itself,)))
         graph.erase_node(call)
+        for node in graph.find_nodes(op="get_attr", target=DROPS):
+            for user in [*node.users]:  # Rows do not train.
+                user.args = tuple(False if arg is node else arg for arg in user.args)
+            graph.erase_node(node)

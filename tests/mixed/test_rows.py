@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
-from bishare_dsl.serve.transformers.rows import (
+from bishare_dsl.mixed.rows import (
     Grouping,
     RowBatch,
     RowFactor,
@@ -16,6 +15,7 @@ from bishare_dsl.serve.transformers.rows import (
     open_batches,
     rows_of,
 )
+from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
 
 CPU = torch.device("cpu")
 OWNERS = {

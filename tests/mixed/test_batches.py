@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from torch import nn
 
-from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.mixed.rows import open_batches
+from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.rewritten import is_rewritten
-from bishare_dsl.serve.transformers.rows import open_batches
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_inputs, tiny_model
 from tests.methods.test_every_method import TINY
@@ -49,14 +50,23 @@ NAMES = {
 Names = Sequence[str | None]
 
 
-def filled(model: Any, adapters: dict[str, str]) -> Any:
+def config(spec: str, params: dict[str, Any] | None = None, seed: int = 0) -> BishareConfig:
+    spec = SPECS.get(spec, spec)
+    return BishareConfig(spec=f"{spec}\n" if " " in spec else spec, params=params or {}, seed=seed)
+
+
+def filled(model: Any, adapters: dict[str, str], params: dict[str, Any] | None = None) -> Any:
     """A model with adapters that do something; the first one is active."""
+    made: Any = None
     for seed, (name, spec) in enumerate(adapters.items()):
-        compile_spec(parse_spec(SPECS.get(spec, spec)), model, seed=seed, name=name)
-        model.bishare.set_adapter(name)
-        randomize(model, seed, frozen=False)
-    model.bishare.set_adapter(next(iter(adapters)))
-    return model.eval()
+        if made is None:
+            made = get_peft_model(model, config(spec, params, seed), adapter_name=name)
+        else:
+            made.add_adapter(name, config(spec, params, seed))
+        made.set_adapter(name)
+        randomize(made, seed, frozen=False)
+    made.set_adapter(next(iter(adapters)))
+    return made.eval()
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +84,12 @@ def alone(model: Any, name: str | None, run: Callable[[], Any]) -> Any:
     if name in (None, "__base__"):
         with model.bishare.disable_adapter():
             return run()
-    before = model.bishare.active_adapter
-    model.bishare.set_adapter(name)
+    before = model.active_adapter
+    model.set_adapter(name)
     try:
         return run()
     finally:
-        model.bishare.set_adapter(before)
+        model.set_adapter(before)
 
 
 def logits_alone(model: Any, names: Names, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
@@ -117,10 +127,7 @@ def test_rows_are_as_if_alone(model: Any, names: Names) -> None:
 def test_shipped_specs(spec: str, family: str) -> None:
     model: Any = tiny_model(family, hidden_size=32, head_dim=8, num_key_value_heads=4)
     names = ["one", "two"]
-    for seed, name in enumerate(names):
-        compile_spec(spec, model, TINY[spec], seed=seed, name=name)
-        model.bishare.set_adapter(name)
-        randomize(model, seed)
+    model = filled(model, dict.fromkeys(names, spec), TINY[spec])
     if not all(term.linear for term in model.bishare.plan.terms):
         with pytest.raises(AdapterError, match=r"BS673.*`two`.*Experts"):
             model(IDS[:2], adapter_names=[None, "two"])
@@ -189,7 +196,7 @@ def test_a_cache(model: Any) -> None:
     names = ["a", "a2", None, "b"]
     whole = model(IDS, adapter_names=names).logits
     first = model(IDS[:, :4], adapter_names=names, use_cache=True)
-    with model.bishare.batch(names):
+    with model.bishare.rows(names):
         rest = model(IDS[:, 4:], past_key_values=first.past_key_values)
     close(torch.cat([first.logits, rest.logits], 1), whole)
 
@@ -202,7 +209,7 @@ def test_modes_of_autograd(model: Any) -> None:
         assert torch.equal(model(IDS, adapter_names=names).logits, want)
     # With gradients the input gets one, and the adapters none.
     embeddings = model.get_input_embeddings()(IDS).requires_grad_()
-    model.bishare.delete_adapter("a3")  # A new batch, made in this mode.
+    model.delete_adapter("a3")  # A new batch, made in this mode.
     found = model(inputs_embeds=embeddings, adapter_names=names).logits
     close(found, want)
     found.sum().backward()
@@ -212,12 +219,12 @@ def test_modes_of_autograd(model: Any) -> None:
 
 def test_what_inference_mode_leaves_trains() -> None:
     model = filled(tiny_model("llama"), {"a": "a"})
-    compile_spec(parse_spec(SPECS["a"]), model, name="a2")
+    model.add_adapter("a2", config("a"))
     with torch.inference_mode():
         model(IDS, adapter_names=["a", "a2", None, "a"])
-        model.bishare.set_adapter("a2")
+        model.set_adapter("a2")
     for name in ("a", "a2"):
-        model.bishare.set_adapter(name)
+        model.set_adapter(name)
         model.zero_grad()
         model(IDS, labels=IDS).loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -278,7 +285,7 @@ def test_sampling(model: Any, names: Names) -> None:
 def test_generating_by_position(model: Any) -> None:
     names = ["a", "a2", None, "a"]
     found = model.generate(IDS, adapter_names=names, max_new_tokens=3, do_sample=False)
-    with model.bishare.batch(names):
+    with model.bishare.rows(names):
         assert torch.equal(model.generate(IDS, max_new_tokens=3, do_sample=False), found)
         with pytest.raises(AdapterError, match="BS671"):
             model(IDS[:2])
@@ -289,8 +296,7 @@ def test_a_generate_of_the_users_own() -> None:
     model: Any = tiny_model("llama")
     calls = []
     own = model.generate = lambda *args, **kwargs: calls.append((args, kwargs))
-    filled(model, {"a": "a"})
-    model.generate(IDS, adapter_names=["a", None, "a", "a"], top_k=3)
+    filled(model, {"a": "a"}).generate(IDS, adapter_names=["a", None, "a", "a"], top_k=3)
     assert calls[0][1] == {"top_k": 3}
     model.bishare.unload()
     assert model.generate is own
@@ -312,7 +318,7 @@ def test_compiled_whole_and_once(model: Any) -> None:
     assert torch.equal(compiled(IDS, use_cache=False).logits, plain)
     counts = []
     for names in (["a", "a2", "a3", None], ["a3", None, "a", "a2"], ["a2", None, "a", "a3"]):
-        with model.bishare.batch(names):
+        with model.bishare.rows(names):
             close(compiled(IDS, use_cache=False).logits, logits_of(model, names))
         counts.append(len(graphs))
     assert counts == counts[:1] * 3
@@ -321,11 +327,10 @@ def test_compiled_whole_and_once(model: Any) -> None:
 
 @torch.no_grad()
 def test_names_for_a_compiled_model(model: Any) -> None:
-    compiled: Any = torch.compile(model, backend="eager")
     names = ["a", "b", None, "a"]
-    assert torch.equal(
-        compiled(IDS, adapter_names=names).logits, model(IDS, adapter_names=names).logits
-    )
+    want = model(IDS, adapter_names=names).logits
+    model.base_model.model.compile(backend="eager")
+    assert torch.equal(model(IDS, adapter_names=names).logits, want)
     assert not open_batches()
 
 
@@ -366,7 +371,7 @@ def logits_without(model: Any) -> torch.Tensor:
 def test_a_batch_is_of_its_model(model: Any) -> None:
     other = copy.deepcopy(model)
     want = other(IDS).logits
-    with model.bishare.batch(["a2", None, "a3", "b"]):
+    with model.bishare.rows(["a2", None, "a3", "b"]):
         assert torch.equal(other(IDS).logits, want)
         found = other(IDS, adapter_names=["a3"] * 4).logits
         assert not torch.equal(found, want)
@@ -381,14 +386,14 @@ def test_a_batch_is_of_its_model(model: Any) -> None:
 def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
     names = ["a", "a2", None, "b"]
     before = logits_of(model, names)
-    for parameter in model.bishare.placement.tensors().values():
+    for parameter in model.bishare.parameters():
         parameter.data.numpy()[:] *= 2  # Which torch does not count.
     found = logits_of(model, names)
     assert not torch.equal(found[0], before[0])
     assert torch.equal(found[1:], before[1:])
     before = found
     for name in ("a2", "b"):
-        model.bishare.set_adapter(name)
+        model.set_adapter(name)
         randomize(model, 11, frozen=False)
         found = logits_of(model, names)
         assert not torch.equal(found, before)
@@ -399,7 +404,7 @@ def test_what_an_adapter_becomes_is_seen(model: Any) -> None:
 def test_training_one_after_a_mixed_batch(model: Any) -> None:
     names = ["a", "a2", None, "b"]
     before = logits_of(model, names)
-    model.bishare.set_adapter("a2")
+    model.set_adapter("a2")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         model.train()
@@ -418,12 +423,10 @@ def test_training_one_after_a_mixed_batch(model: Any) -> None:
 def test_saving_and_loading_after_a_mixed_batch(model: Any, tmp_path: Any) -> None:
     names = ["a", "a2", None, "b"]
     want = logits_of(model, names)
-    for name in ("a", "a2", "b"):
-        model.bishare.set_adapter(name)
-        model.bishare.save_pretrained(tmp_path / name)
-    other: Any = tiny_model("llama")
-    for name in ("b", "a2", "a"):  # In another order.
-        load_adapter(tmp_path / name, other, name=name)
+    model.save_pretrained(tmp_path)
+    other: Any = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "b", adapter_name="b")
+    for name in ("a2", "a"):  # In another order.
+        other.load_adapter(tmp_path / name, name)
     assert torch.equal(logits_of(other, names), want)
 
 
@@ -431,20 +434,13 @@ def test_saving_and_loading_after_a_mixed_batch(model: Any, tmp_path: Any) -> No
 def test_deleting_and_taking_the_name_again(model: Any) -> None:
     names = ["a", "a2", None, "a3"]
     want = logits_of(model, names)
-    model.bishare.set_adapter("a3")
-    handle = model.bishare
-    values = {name: t.clone() for name, t in handle.placement.tensors().items()}
-    model.bishare.set_adapter("a")
-    parameters = handle.placement.tensors()
-    model.bishare.delete_adapter("a3")
+    model.delete_adapter("a3")
     with pytest.raises(AdapterError, match=r"BS670.*row 3 of the batch.*`a3`"):
         model(IDS, adapter_names=names)
-    compile_spec(parse_spec(SPECS["a"]), model, seed=9, name="a3")
+    model.add_adapter("a3", config("a", seed=9))
     found = logits_of(model, names)
     assert torch.equal(found[:3], want[:3])
     assert not torch.equal(found[3], want[3])
-    # What somebody kept of it is not written over.
-    assert all(torch.equal(parameters[name], value) for name, value in values.items())
 
 
 @torch.no_grad()
@@ -454,32 +450,14 @@ def test_moved_and_converted(model: Any) -> None:
     found = logits_of(model.double(), names)
     assert found.dtype is torch.float64
     close(found.float(), want)
-    kinds = {t.dtype for bank in model.bishare._adapters.banks for t in bank_tensors(bank)}
-    assert kinds == {torch.float64}
-    assert_one_copy(model)
     close(logits_of(model.float(), names), want)
-    assert_one_copy(model)
-
-
-def bank_tensors(bank: Any) -> list[torch.Tensor]:
-    return [tensor for slot in bank._free or [bank.take()] for tensor in slot.tensors().values()]
-
-
-def assert_one_copy(model: Any) -> None:
-    """The parameters of adapters that have any are views of their rows."""
-    for name in ("a", "a2", "b"):
-        resident = model.bishare._adapters[name]
-        if resident.handle is not None and resident.slot is not None:
-            row = resident.slot.tensors()
-            for tensor, parameter in resident.handle.placement.tensors().items():
-                assert parameter.data_ptr() == row[tensor].data_ptr()
 
 
 @torch.no_grad()
 def test_parameters_that_got_other_memory(model: Any) -> None:
     names = ["a", "a2", None, "b"]
     want = logits_of(model, names)
-    for parameter in model.bishare.placement.tensors().values():
+    for parameter in model.bishare.parameters():
         parameter.data = parameter.data.clone() * 2
     found = logits_of(model, names)
     assert not torch.equal(found[0], want[0])
@@ -502,35 +480,25 @@ def test_copies(model: Any, way: str) -> None:
         other = torch.load(file, weights_only=False)
     assert torch.equal(logits_of(other, names), want)
     tokens = other.generate(IDS, adapter_names=names, max_new_tokens=2, do_sample=False)
-    model.bishare.set_adapter("a2")
+    model.set_adapter("a2")
     randomize(model, 12)
     assert torch.equal(logits_of(other, names), want)
-    other.bishare.set_adapter("b")
+    other.set_adapter("b")
     assert torch.equal(logits_of(other, names), want)
     assert tokens.shape == (4, 9)
 
 
 def test_an_optimizer_copied_along(model: Any) -> None:
     logits_of(model, ["a", "a2", None, "b"])
-    optimizer = torch.optim.SGD(model.bishare.placement.tensors().values(), lr=1.0)
+    optimizer = torch.optim.SGD(model.bishare.parameters(), lr=1.0)
     other, again = copy.deepcopy((model, optimizer))
-    ours = {id(p) for p in other.bishare.placement.tensors().values()}
+    ours = {id(p) for p in other.bishare.parameters()}
     assert {id(p) for group in again.param_groups for p in group["params"]} == ours
-
-
-def test_a_pickle_does_not_grow_with_the_adapters() -> None:
-    sizes = []
-    for count in (1, 40):
-        model = filled(tiny_model("llama"), {f"a{i}": "a" for i in range(count)})
-        logits_of(model, ["a0"] * 4)
-        state = model.bishare.placement.owned[-1][1]
-        sizes.append(len(pickle.dumps(state)))
-    assert sizes[0] == sizes[1]
 
 
 def test_unloading(model: Any) -> None:
     logits_of(model, ["b", "a", None, "a2"])
-    base = model.bishare.unload()
+    base = model.unload()
     fresh = tiny_model("llama")
     assert torch.equal(logits_without(base), logits_without(fresh))
     for ours, theirs in zip(base.modules(), fresh.modules(), strict=True):
@@ -595,8 +563,8 @@ def test_states_in_which_none_runs(model: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
-    "set_adapter": lambda handle: handle.set_adapter("b"),
-    "delete_adapter": lambda handle: handle.delete_adapter("a2"),
+    "set_adapter": lambda handle: handle.activate(["b"]),
+    "delete_adapter": lambda handle: handle.drop("a2"),
     "merge": lambda handle: handle.merge(),
     "unload": lambda handle: handle.unload(),
     "disable_adapter": lambda handle: handle.disable_adapter().__enter__(),
@@ -606,18 +574,12 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 def test_changes_while_one_is_open(model: Any) -> None:
     handle = model.bishare
-    with handle.batch(["a", None, "a2", "b"]):
-        for change in (
-            *CHANGES.values(),
-            lambda handle: compile_spec(parse_spec(SPECS["a"]), model, name="new"),
-        ):
+    with handle.rows(["a", None, "a2", "b"]):
+        for change in (*CHANGES.values(),):
             with pytest.raises(AdapterError, match="BS674"):
                 change(handle)
-        nn.Module.train(model)
-        with pytest.raises(AdapterError, match="BS672"):
-            model(IDS)
-        model.eval()
-    handle.set_adapter("b")
+        assert not any(module.training for module in model.get_base_model().modules())
+    handle.activate(["b"])
 
 
 @torch.no_grad()
@@ -636,7 +598,7 @@ def test_changes_while_another_thread_has_one_open(model: Any) -> None:
     def work() -> None:
         found["rows"] = logits_of(model, names)
 
-    hook = model.model.layers[0].register_forward_pre_hook(wait)
+    hook = model.get_base_model().model.layers[0].register_forward_pre_hook(wait)
     thread = threading.Thread(target=work)
     thread.start()
     assert inside.wait(60)
@@ -645,18 +607,18 @@ def test_changes_while_another_thread_has_one_open(model: Any) -> None:
             with pytest.raises(AdapterError, match="BS674"):
                 change(handle)
         assert torch.equal(logits_of(model, names), want)
-        compile_spec(parse_spec(SPECS["a"]), model, name="new")  # Which changes nothing that runs.
+        model.add_adapter("new", config("a"))  # Which changes nothing that runs.
     finally:
         go_on.set()
         thread.join()
     hook.remove()
     assert torch.equal(found["rows"], want)
-    handle.set_adapter("b")
+    handle.activate(["b"])
 
 
 def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
     want = logits_without(model)
-    layer: nn.Module = model.model.layers[1]
+    layer: nn.Module = model.get_base_model().model.layers[1]
 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt  # Which torch's hooks do not see.

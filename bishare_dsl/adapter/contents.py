@@ -1,0 +1,282 @@
+"""What is in an adapter's folder: its tensors by their keys, and whether they are what its config says.
+
+A tensor's key is ``base_model.model.OWNER.bishare_tensors.TENSOR``, as PEFT names it, with ``__`` for each
+dot of the tensor's name in the plan. bishare 0.2 wrote the names as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, deserialize
+
+from bishare_dsl.adapter.config import AdapterConfig, installed_versions
+from bishare_dsl.adapter.replan import check_transforms, plan_of_text
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
+from bishare_dsl.models.inspect import TENSORS as CHILD
+from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
+from bishare_dsl.plan import Plan, Tensor
+from bishare_dsl.plan.names import attribute
+
+if TYPE_CHECKING:
+    import torch
+
+PREFIX = "base_model.model."
+"""What PEFT puts before each key."""
+
+_DTYPES = ("F64", "F32", "BF16", "F16")
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter that was read, once, and found whole."""
+
+    folder: Path
+    config: AdapterConfig
+    plan: Plan
+    contents: tuple[bytes, ...] = field(repr=False)
+    """Of the files of tensors."""
+
+    @property
+    def spec_text(self) -> str:
+        """The text of its spec."""
+        return self.config.spec
+
+    @property
+    def compact(self) -> bool:
+        """Whether there are tensors of which only what running needs was saved."""
+        return bool(self.config.compact)
+
+    def stored(self, tell: Callable[[Problem], None] | None = None) -> dict[str, torch.Tensor]:
+        """Return what the files hold, by name: tensors and parts of them.
+
+        Args:
+            tell: takes what to warn of: values that are not finite (BS660). Without it they are refused.
+
+        Raises:
+            AdapterError: values are not finite (BS694).
+        """
+        from safetensors.torch import load
+
+        from bishare_dsl.adapter.stored import not_finite, widen_tensor
+
+        # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
+        # other last bits.
+        names = names_of(self.plan, self.config)
+        stored = {
+            names[attribute_in(key)]: widen_tensor(tensor, self.config.rounded).clone()
+            for content in self.contents
+            for key, tensor in load(content).items()
+        }
+        for problem in not_finite(stored):
+            if tell is None:
+                what = problem.message
+                raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=self.folder, what=what))
+            tell(problem)
+        return stored
+
+    def tensors(
+        self, device: str = "cpu", tell: Callable[[Problem], None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, as they were saved; those that were not are drawn again.
+
+        Args:
+            device: where to.
+            tell: as in `stored`.
+
+        Raises:
+            AdapterError: values are not finite (BS694), parts of a tensor do not make it (BS608), or this
+                torch draws other numbers than the one that saved the adapter (BS634).
+            SpecError: a package's transform fails to restore a compact tensor (BS214).
+        """
+        stored = self.stored(tell)
+        with reading(self.folder):
+            whole = complete(self.plan, self.config, stored)
+        return {name: tensor.to(device) for name, tensor in whole.items()}
+
+
+def complete(
+    plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a plan by name: those that are stored, those in parts, and those that are drawn.
+
+    Args:
+        stored: by name: tensors, and parts of them.
+
+    Raises:
+        AdapterError, SpecError: as `StoredAdapter.tensors`.
+        ValueError: parts of a tensor do not make it.
+    """
+    from bishare_dsl.adapter.stored import redraw_tensors, restore_tensors
+
+    whole = {name: tensor for name, tensor in stored.items() if name in plan.tensor}
+    whole |= restore_tensors(plan, config, stored)
+    whole |= redraw_tensors(plan, config)
+    return whole
+
+
+def names_of(plan: Plan, config: AdapterConfig) -> dict[str, str]:
+    """Return the names of the tensors of a plan, and of parts of such, by the last words of their keys."""
+    from bishare_dsl.adapter.stored import part_name
+
+    parts = (part_name(name, label) for name, labels in config.compact.items() for label in labels)
+    return {attribute(name): name for name in (*plan.tensor, *parts)}
+
+
+def attribute_in(key: str) -> str:
+    """Return the last word of a tensor's key, by which `names_of` knows it."""
+    return attribute(key.rpartition(f"{CHILD}.")[2])
+
+
+def key_of(plan: Plan, name: str) -> str:
+    """Return the key of a tensor in the file, or that of a part of it."""
+    owner = plan.tensor[name.partition(":")[0]].owner
+    return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))
+
+
+def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], Any]]) -> str:
+    """Return the SHA-256 of some tensors: that of their names, types, shapes and bytes, in the order of
+    the names.
+
+    Args:
+        tensors: for each the last word of its key, its type as safetensors calls it, its shape and its bytes.
+    """
+    digest = hashlib.sha256()
+    for name, dtype, shape, content in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(f"{name} {dtype} {[*shape]}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def digest_of_content(content: bytes) -> str:
+    """Return the digest of the tensors in a file.
+
+    Raises:
+        SafetensorError: it is not a file of tensors.
+    """
+    entries = deserialize(content)  # type: ignore[no-untyped-call]
+    return digest_of_tensors(
+        (attribute_in(k), e["dtype"], e["shape"], e["data"]) for k, e in entries
+    )
+
+
+def check_plan(config: AdapterConfig) -> Plan:
+    """Make the plan that an adapter was saved with.
+
+    Raises:
+        BishareError: the spec is none, or does not fit the base; a transform is not installed (BS619) or
+            cannot be used (BS214); or it is not the plan that the adapter was saved with (BS661).
+        ValueError: the rest cannot be what was saved.
+    """
+    shares = check_transforms(config)
+    if len(config.base.sites) * shares > MAX_SITES:
+        raise ValueError(f"its base has {len(config.base.sites):,} sites")
+    plan = plan_of_text(config.spec, config.base)
+    if plan.digest != config.plan:
+        version = config.versions.get("bishare")
+        installed = installed_versions()["bishare"]
+        help = f"load it with bishare {version}, which saved it" if version != installed else None
+        raise AdapterError(codes.OTHER_COMPILER(help=help))
+    return plan
+
+
+def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
+    """Check that what the config says is not stored whole are tensors that need not be.
+
+    Raises:
+        AdapterError: one must be (BS604).
+    """
+    frozen = {tensor.name for tensor in plan.tensors if tensor.drawn and not tensor.trainable}
+    used = {name for term in plan.terms for name in term.tensors.values()}
+    base = {tensor.name for tensor in plan.tensors if tensor.init == "base"}
+    for names, allowed in (
+        (config.drawn, frozen),
+        (config.compact, used - config.drawn.keys()),
+        (config.of_base, base),
+    ):
+        if wrong := sorted(set(names) - allowed):
+            reason = f"`{wrong[0]}` must be in the file"
+            raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=reason))
+
+
+def expected(plan: Plan, config: AdapterConfig) -> dict[str, Tensor | None]:
+    """Return what is stored, by the last words of its keys: a tensor, or None for a part of one."""
+    elsewhere = {*config.drawn, *config.compact, *config.of_base}
+    whole = {attribute(t.name): t for t in plan.tensors if t.name not in elsewhere}
+    parts = [f"{attribute(n)}:{label}" for n, labels in config.compact.items() for label in labels]
+    return whole | dict.fromkeys(parts)  # Who restores a part looks at its shape.
+
+
+def tensor_problems(
+    wanted: Mapping[str, Tensor | None], found: Mapping[str, tuple[tuple[int, ...], str]]
+) -> Iterator[Problem]:
+    """Find everything that is wrong with the shapes and types in a file of tensors.
+
+    Args:
+        wanted: as `expected` gives it.
+        found: shape and type by the last words of the keys.
+    """
+    for name, tensor in wanted.items():
+        if name not in found:
+            yield codes.MISSING_TENSOR(name=tensor.name if tensor else name.replace("__", "."))
+        elif tensor is not None:
+            shape, dtype = found[name]
+            if shape != tensor.shape:
+                yield codes.WRONG_SHAPE(name=tensor.name, found=shape, expected=tensor.shape)
+            if dtype not in _DTYPES:
+                yield codes.WRONG_DTYPE(name=tensor.name, found=dtype)
+    for name in found:
+        if name not in wanted:
+            yield codes.UNEXPECTED_TENSOR(name=name.replace("__", "."))
+
+
+def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
+    """Say why an adapter with this plan does not fit a model (BS613), or may not be meant for it (BS614)."""
+    here = {site.path: site for site in architecture.every_site}
+    reason = None
+    for site in plan.sites:
+        if (found := here.get(site.path)) is None:
+            reason = f"it has no linear layer `{site.path}`"
+        elif (found.d_in, found.d_out) != (site.d_in, site.d_out):
+            reason = (
+                f"`{site.path}` maps {found.d_in} features to {found.d_out} in it, and "
+                f"{site.d_in} to {site.d_out} in the adapter's base"
+            )
+        elif {*found.tied} != {*site.tied}:
+            one, other = (" and ".join(f"`{path}`" for path in s.paths) for s in (found, site))
+            reason = f"one weight is that of {one} in it, and that of {other} in the adapter's base"
+        if reason is not None:
+            break
+    else:
+        if architecture.layers != plan.base.layers:
+            reason = (
+                f"it has {architecture.layers} layers, and the adapter's base {plan.base.layers}"
+            )
+    # What a seed draws, or a part stands for, is not in the file, and may be of any size.
+    size = sum(tensor.size for tensor in plan.tensors)
+    if reason is None and size > most_parameters(architecture):
+        reason = f"it has {architecture.parameters:,} parameters, and the adapter {size:,}"
+    if reason is not None:
+        yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
+    elif architecture.family != plan.base.family:
+        yield codes.OTHER_FAMILY(base=plan.base.family, model=architecture.family)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say that a file is broken (BS608) where what is made of it fails, but for what has its own words."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, BishareError) as error:
+        problem = error.problems[0] if isinstance(error, BishareError) else None
+        if isinstance(error, AdapterError) or (problem and problem.code == BROKEN_PLUGIN.code):
+            raise
+        reason = problem.message if problem else one_line(error)
+        raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason)) from error

@@ -1,0 +1,80 @@
+"""`BishareConfig`: what PEFT is told of an adapter, and what it keeps in ``adapter_config.json``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from bishare_dsl.adapter.card import write_card
+from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.adapter.contents import check_plan
+from bishare_dsl.compiler import read_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.language import own_text
+from bishare_dsl.peft.types import peft_type
+from bishare_dsl.spec import Spec
+
+
+@dataclass
+class BishareConfig(PeftConfig):
+    """A spec, the values of its params, and the seed that draws its tensors.
+
+    Args:
+        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of a spec that
+            ships with bishare. The config keeps the text, so that a folder needs no other file.
+        params: values to use instead of those in the spec.
+        seed: of the tensors; the same seed gives the same adapter on any device.
+        modules_to_save: modules that PEFT copies and trains beside the spec, such as a new classifier.
+        bishare: what bishare keeps of an adapter that was saved; nobody gives it by hand.
+
+    Raises:
+        BishareError: the text is not a spec; every problem, each at its place.
+        FileNotFoundError: there is no such spec.
+    """
+
+    spec: str | Spec | os.PathLike[str] = field(
+        default="", metadata={"help": "Text, path or shipped name of a spec."}
+    )
+    params: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Other values for the spec's params."}
+    )
+    seed: int = field(default=0, metadata={"help": "Draws the adapter's first values."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules to copy and train beside the spec."}
+    )
+    target_modules: None = field(
+        default=None, metadata={"help": "Not to be given: the spec says what it targets."}
+    )
+    bishare: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = peft_type()
+        if self.target_modules is not None:
+            raise AdapterError(codes.SPEC_TARGETS())
+        # Of an adapter that was read: whether its tensors are still to be compared with the record.
+        self._unchecked = self.bishare is not None
+        self._where = None
+        if self.spec:
+            spec, self._where = read_spec(self.spec)
+            spec = spec.with_params(self.params)
+            self.spec = own_text(spec, self._where, changed=bool(self.params))
+
+    def stored(self) -> AdapterConfig | None:
+        """Return what is known of an adapter that was saved; None of one that was not.
+
+        Raises:
+            ValueError: it is not what bishare writes.
+        """
+        return AdapterConfig.of(self.to_dict()) if self.bishare is not None else None
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write ``adapter_config.json``, and a model card where PEFT has left its empty one."""
+        super().save_pretrained(save_directory, **kwargs)
+        if (stored := self.stored()) is not None:
+            write_card(Path(save_directory), check_plan(stored), stored.spec)

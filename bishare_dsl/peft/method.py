@@ -1,0 +1,421 @@
+"""Adapters of bishare as PEFT's: what switches, merges, saves and loads them for `PeftModel`.
+
+What is private to PEFT stands here and in `types`; `tests/peft/test_private.py` notices a change. The state
+of a model's adapters is in ``model.bishare``, which is a tuner layer of PEFT: `inject_adapter_in_model`, by
+which transformers takes adapters in, keeps nothing but the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import register_peft_method, set_additional_trainable_modules
+from torch import nn
+
+from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
+from bishare_dsl.adapter.contents import (
+    attribute_in,
+    base_problems,
+    check_names,
+    check_plan,
+    complete,
+    digest_of_tensors,
+    expected,
+    names_of,
+    tensor_problems,
+)
+from bishare_dsl.adapter.devices import devices, move_tensors
+from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
+from bishare_dsl.adapter.files import pack
+from bishare_dsl.adapter.handle import Adapter, Handle, adapter_keys
+from bishare_dsl.adapter.resizing import guard_resizing
+from bishare_dsl.adapter.stored import not_finite, widen_tensor
+from bishare_dsl.compiler import Planned, install, make_plan, read_spec
+from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, render
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models import architecture_of
+from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.peft.config import BishareConfig
+from bishare_dsl.peft.types import peft_type
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.names import attribute
+
+
+class PeftHandle(Handle, BaseTunerLayer):
+    """``model.bishare`` as the one tuner layer of PEFT that knows of all adapters of a model."""
+
+    adapter_layer_names = ("by_adapter",)
+    other_param_names = ()
+
+    # A tuner layer gives the weight of the layer that it wraps. This one wraps none.
+    weight = property()
+    bias = property()
+
+    def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
+        """Make this the handle of an adapter. How the model is saved is PEFT's."""
+        self._model = (cast("Any", model),)
+        first = Adapter(name, plan, spec_text, seed, self.compiled, self.placement)
+        self.adapters, self.active, self._running = {name: first}, (name,), first
+        guard_resizing(model)
+
+    @property
+    def by_adapter(self) -> nn.ModuleDict:
+        """The parameters of each adapter, for PEFT's reports."""
+        return nn.ModuleDict(
+            {
+                name: nn.ParameterList(
+                    p for n, p in a.placement.tensors().items() if a.plan.tensor[n].trainable
+                )
+                for name, a in self.adapters.items()
+            }
+        )
+
+    @property
+    def disable_adapters(self) -> bool:
+        return self.disabled
+
+    @property
+    def active_adapter(self) -> list[str]:
+        return [*self.active]
+
+    @property
+    def merged_adapters(self) -> list[str]:  # type: ignore[override]
+        return [*self.active] if self.merged else []
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Let some adapters run, and train unless ``inference_mode``."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self.activate(names)
+        for name, adapter in self.adapters.items():
+            trains = name in names and not inference_mode and not adapter.compact
+            adapter.set_trainable(trains)
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self[name].set_trainable(requires_grad)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        if enabled == self.disabled:
+            self.enable() if enabled else self.disable()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name not in self.adapters:
+            return  # Another method's, in a model that has adapters of both.
+        others = [name for name in self.adapters if name != adapter_name]
+        if self.active == (adapter_name,) and others:
+            warnings.warn(
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to "
+                f"{others[0]}.",
+                stacklevel=2,
+            )
+        trains = any(p.requires_grad for p in self.parameters())
+        self.drop(adapter_name)
+        for name in self.active:
+            self[name].set_trainable(trains and not self[name].compact)
+
+    def merge(  # type: ignore[override]
+        self,
+        inputs: Any = None,
+        safe_merge: bool | None = None,
+        adapter_names: list[str] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Merge as `Handle.merge` does; called as PEFT calls it, without a measurement.
+
+        Args:
+            safe_merge: is what PEFT gives; values are always checked.
+            adapter_names: to merge others than those that run, which run then.
+        """
+        if safe_merge is None:
+            return super().merge(inputs, **settings)
+        if self.merged:
+            names = ",".join(self.merged_adapters)
+            warnings.warn(f"Already following adapters were merged {names}.", stacklevel=2)
+            return None
+        if adapter_names is not None:
+            self.activate([name for name in adapter_names if name in self.adapters])
+        return self.merge_unmeasured() if self.active else None
+
+    def unmerge(self) -> None:
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        super().unmerge()
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        adapter = self[adapter_name]
+        move_tensors(adapter.placement.tensors(), devices(adapter.plan, self.model))
+
+
+class BishareModel(BaseTuner):
+    """The tuner of PEFT that puts compiled adapters into a model."""
+
+    prefix = "bishare_"
+    tuner_layer_cls = PeftHandle
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def __init__(
+        self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # transformers, which fills the tensors in by itself, gives the config alone; `PeftModel` gives a
+        # dict.
+        if isinstance(peft_config, BishareConfig) and (peft_config.bishare or {}).get("compact"):
+            raise AdapterError(codes.COMPACT_BY_TRANSFORMERS())
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Compile the spec of an adapter into the model, or beside the adapters that it has.
+
+        Raises:
+            BishareError: the spec does not fit the model, or the model takes no other adapter; nothing
+            was changed.
+        """
+        config = cast(BishareConfig, self.peft_config[adapter_name])
+        found = _planned(config, model)
+        left = _stored_names(config, found.plan) if low_cpu_mem_usage else ()
+        handle = getattr(model, "bishare", None)
+        if isinstance(handle, Handle) and not isinstance(handle, PeftHandle):
+            handle.__class__ = PeftHandle  # `compile_spec` has put it there, without PEFT.
+        if isinstance(handle, Handle) and _adopts(handle, adapter_name, found):
+            config.spec, config.seed = handle[adapter_name].spec_text, handle[adapter_name].seed
+            return
+        first = not isinstance(handle, Handle)
+        notes = install(
+            model, found, config.seed, adapter_name, handle=PeftHandle, unfilled=frozenset(left)
+        )
+        _warn(*(render(problem, found.where) for problem in found.problems), *notes)
+        made = cast(PeftHandle, model.bishare)
+        made[adapter_name].compact = bool((config.bishare or {}).get("compact"))
+        made[adapter_name].set_trainable(
+            first and not config.inference_mode and not made[adapter_name].compact
+        )
+        covered = {
+            path.split(".")[-2] for t in found.plan.trained for path in t.paths if "." in path
+        }
+        others = [name for name in config.modules_to_save or () if name not in covered]
+        config.modules_to_save = others or None  # What the spec trains is not trained twice.
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=self.get_model_config(model),
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        handle = cast(PeftHandle, self.model.bishare)
+        if merge:
+            if adapter_names is not None and not handle.merged:
+                handle.activate(adapter_names)
+            handle.merge_and_unload() if handle.active else handle.unload()
+        else:
+            handle.unload()
+        return (
+            super()._unload_and_optionally_merge(  # What PEFT itself wraps, such as a classifier.
+                merge=merge, progressbar=False, safe_merge=safe_merge, adapter_names=adapter_names
+            )
+        )
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Nothing is left to do: `install` lets the base train no more."""
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Let the tensors have the type of the base, where they are not to be float32, as they are drawn."""
+        if autocast_adapter_dtype:
+            return
+        base = next(p for p in self.model.parameters() if p.is_floating_point())
+        for parameter in self.model.bishare[adapter_name].placement.tensors().values():
+            parameter.data = parameter.data.to(base.dtype)
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("bishare compiles a whole model")
+
+    def _check_merge_allowed(self) -> None:
+        """Nothing is checked here: `merge` checks each weight."""
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Open a mixed batch for a call that names an adapter for each row."""
+        names = kwargs.get("adapter_names")
+        with self.model.bishare.rows(names) if names is not None else nullcontext():
+            yield
+
+    # Files --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """Return what is stored of an adapter by the keys of the model, and note in the config what that
+        is.
+        """
+        config = cast(BishareConfig, config)
+        adapter = _handle_of(model)[adapter_name]
+        keys = {name: key for key, name in adapter_keys(model, adapter).items()}
+        tensors = {name: state_dict[key] for name, key in keys.items()}
+        stored, record, problems = pack(
+            adapter.plan,
+            tensors,
+            adapter.spec_text,
+            seed=adapter.seed,
+            base_revision=config.revision,
+            compact=adapter.compact,
+        )
+        digest = digest_of_torch(stored)
+        record = record.model_copy(update={"tensors": digest})
+        config.spec, config.seed, config.bishare = record.spec, record.seed, record.record()
+        _warn(*map(render, problems))
+        places = {name: key.rpartition(".")[0] for name, key in keys.items()}
+        owners = {attribute(name): place for name, place in places.items()}
+        return {
+            f"{owners[attribute_in(key).partition(':')[0]]}.{attribute_in(key)}": value
+            for key, value in stored.items()
+        }
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key.replace(f"{TENSORS}.{adapter_name}.", f"{TENSORS}.")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Return the values of an adapter by the keys of the model, if they are what its config says.
+
+        Raises:
+            AdapterError: they are not (BS607, BS609 to BS612), or as `StoredAdapter.tensors`.
+        """
+        config = cast(BishareConfig, config)
+        adapter = _handle_of(model)[adapter_name]
+        own = {key: value for key, value in state_dict.items() if f"{TENSORS}." in key}
+        others = {key: value for key, value in state_dict.items() if key not in own}
+        record = config.stored() or _record_of(adapter)
+        check_names(_IN_MEMORY, adapter.plan, record)
+        if config._unchecked and digest_of_torch(own) != record.tensors:
+            reason = "it does not belong to the adapter_config.json beside it"
+            raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
+        if not config._unchecked:
+            # Into an adapter that is there already: what is drawn is there too.
+            record = record.model_copy(update={"drawn": {}, "of_base": (), "compact": {}})
+        found = {attribute_in(k): (tuple(v.shape), _SHORT[v.dtype]) for k, v in own.items()}
+        wanted = expected(adapter.plan, record)
+        if not config._unchecked:
+            drawn = {attribute(t.name) for t in adapter.plan.tensors if t.drawn and not t.trainable}
+            wanted = {name: t for name, t in wanted.items() if name in found or name not in drawn}
+        raise_errors(AdapterError, list(tensor_problems(wanted, found)))
+        names = names_of(adapter.plan, record)
+        stored = {
+            names[attribute_in(key)]: widen_tensor(tensor, record.rounded)
+            for key, tensor in own.items()
+        }
+        _warn(*map(render, not_finite(stored)))
+        values = complete(adapter.plan, record, stored)
+        config._unchecked = False
+        keys = adapter_keys(model, adapter)
+        return others | {key: values[name] for key, name in keys.items() if name in values}
+
+
+_IN_MEMORY = Path(TENSORS_FILE)
+_SHORT = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+"""The types of tensors as safetensors calls them."""
+
+
+def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the digest of tensors in memory, by their keys in the file (`digest_of_tensors`)."""
+    return digest_of_tensors(
+        (
+            attribute_in(key),
+            _SHORT.get(tensor.dtype, str(tensor.dtype)),
+            tensor.shape,
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data,
+        )
+        for key, tensor in tensors.items()
+    )
+
+
+def _planned(config: BishareConfig, model: nn.Module) -> Planned:
+    """Return the plan of a config for a model: of one that was saved, the plan that it was saved with."""
+    if (stored := config.stored()) is None:
+        return make_plan(str(config.spec), model, where=config._where)
+    plan = check_plan(stored)
+    problems = list(base_problems(plan, architecture_of(model)))
+    raise_errors(AdapterError, problems)
+    spec, where = read_spec(stored.spec)
+    return Planned(plan, tuple(problems), spec, where, changed=False)
+
+
+def _stored_names(config: BishareConfig, plan: Plan) -> list[str]:
+    """Return the tensors that come from a file, so that they need no first values."""
+    if (record := config.stored()) is None:
+        return []
+    return [t.name for t in plan.tensors if t.name not in {*record.drawn, *record.of_base}]
+
+
+def _adopts(handle: Handle, name: str, found: Planned) -> bool:
+    """Tell whether an adapter that `compile_spec` has put into the model is the one of a config."""
+    return name in handle.adapters and handle[name].plan.digest == found.plan.digest
+
+
+def _handle_of(model: nn.Module) -> PeftHandle:
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PeftHandle, base.bishare)
+
+
+def _record_of(adapter: Adapter) -> AdapterConfig:
+    """Return the config of an adapter of which nothing was saved yet."""
+    plan = adapter.plan
+    return AdapterConfig(
+        versions={}, spec=adapter.spec_text, seed=adapter.seed, base=plan.base, plan=plan.digest
+    )
+
+
+def _warn(*texts: str) -> None:
+    for text in texts:
+        warnings.warn(text, BishareWarning, stacklevel=3)
+
+
+def register() -> None:
+    """Make bishare a method of PEFT, once."""
+    if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(
+            name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel
+        )

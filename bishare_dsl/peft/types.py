@@ -1,0 +1,23 @@
+"""The name of the method among PEFT's.
+
+Private to PEFT: `PeftType` is an enum, to which a member is added. `tests/peft/test_private.py` notices a
+change.
+"""
+
+from __future__ import annotations
+
+from peft.utils import PeftType
+
+from bishare_dsl.adapter.config import PEFT_TYPE
+
+
+def peft_type() -> PeftType:
+    """Return the member of `PeftType` that is bishare's, and add it the first time."""
+    if PEFT_TYPE not in PeftType.__members__:
+        member = str.__new__(PeftType, PEFT_TYPE)
+        of_enum = {"_name_": PEFT_TYPE, "_value_": PEFT_TYPE, "__objclass__": PeftType}
+        vars(member).update(of_enum, _sort_order_=len(PeftType))
+        PeftType._member_map_[PEFT_TYPE] = PeftType._value2member_map_[PEFT_TYPE] = member
+        PeftType._member_names_.append(PEFT_TYPE)
+        type.__setattr__(PeftType, PEFT_TYPE, member)
+    return PeftType(PEFT_TYPE)

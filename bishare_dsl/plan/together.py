@@ -1,0 +1,42 @@
+"""One plan of several, for adapters that run together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bishare_dsl.plan.plan import Plan, Tensor, Term, Trained
+
+
+def name_of(number: int, name: str) -> str:
+    """Return the name that a tensor or a share of the plan of this number has among several plans."""
+    return f"{number}:{name}"
+
+
+def plan_together(plans: Sequence[Plan]) -> Plan:
+    """Make one plan with the terms of several, of which each has names of its own (`name_of`)."""
+    sites = {site.path: site for plan in plans for site in plan.sites}
+    tensors: list[Tensor] = []
+    terms: list[Term] = []
+    trained: list[Trained] = []
+    for i, plan in enumerate(plans):
+        for tensor in plan.tensors:
+            own = {"name": name_of(i, tensor.name), "share": name_of(i, tensor.share)}
+            tensors.append(tensor.model_copy(update=own))
+        for term in plan.terms:
+            names = {role: name_of(i, name) for role, name in term.tensors.items()}
+            terms.append(
+                term.model_copy(update={"share": name_of(i, term.share), "tensors": names})
+            )
+        trained += [
+            whole.model_copy(update={"tensor": name_of(i, whole.tensor)}) for whole in plan.trained
+        ]
+    return Plan(
+        spec=" + ".join(plan.spec for plan in plans),
+        params={},
+        base=plans[0].base,
+        sites=tuple(sites.values()),
+        tensors=tuple(tensors),
+        pools=(),
+        terms=tuple(terms),
+        trained=tuple(trained),
+    )

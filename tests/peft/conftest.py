@@ -1,0 +1,55 @@
+"""Tiny models, and adapters that do something."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from bishare_dsl.peft import BishareConfig
+from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+
+SPEC = """spec small
+target q_proj, v_proj, down_proj
+dropout 0.2
+share a per layer rank 4 via SS
+share b per module rank 2
+"""
+
+
+@pytest.fixture
+def base() -> Any:
+    return tiny_model("llama").eval()
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(3, 64, (3, 9), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def adapted(base: Any) -> Callable[..., Any]:
+    """Make a `PeftModel` of the tiny model with an adapter that does something."""
+
+    def make(spec: str = SPEC, seed: int = 0, **settings: Any) -> Any:
+        config = BishareConfig(spec=spec, seed=seed, task_type="CAUSAL_LM", **settings)
+        model = get_peft_model(copy.deepcopy(base), config)
+        randomize(model, seed + 1)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,243 @@
+"""Anybody's trainer: TRL's and transformers', unmodified, with `BishareConfig` where they take a PEFT config."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.peft import BishareConfig
+from tests.peft.conftest import SPEC
+
+ROWS = Dataset.from_list(
+    [{"prompt": "q" * (i % 5 + 1), "completion": "abc" * (i % 4 + 1)} for i in range(24)]
+)
+PAIRS = Dataset.from_list(
+    [{"prompt": "q" * (i % 5 + 1), "chosen": "abc", "rejected": "cba"} for i in range(8)]
+)
+PROMPTS = Dataset.from_list([{"prompt": "q" * (i % 5 + 1)} for i in range(8)])
+LABELLED = Dataset.from_list(
+    [{"prompt": "q" * (i % 5 + 1), "completion": "abc", "label": i % 2 == 0} for i in range(8)]
+)
+COMMON: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+}
+
+
+def config(**settings: Any) -> BishareConfig:
+    return BishareConfig(spec=SPEC, **settings)
+
+
+def losses(trainer: Any) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def tensors_of(trainer: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "bishare" in n}
+
+
+class Stop(TrainerCallback):
+    """Stop a run after some steps."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= state.global_step == self.step
+
+
+def supervised(checkpoint: Path, out: Path, stop: int | None = None, resume: Any = None) -> Any:
+    trainer = SFTTrainer(
+        str(checkpoint),
+        args=SFTConfig(
+            str(out),
+            max_steps=6,
+            save_steps=1,
+            gradient_accumulation_steps=2,
+            max_length=32,
+            **COMMON,
+        ),
+        train_dataset=ROWS,
+        peft_config=config(task_type="CAUSAL_LM"),
+        callbacks=[Stop(stop)],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_a_run_of_sft_goes_on_bit_for_bit_from_checkpoints_of_the_adapter_alone(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """With dropout and accumulation."""
+    whole = supervised(checkpoint, tmp_path / "whole")
+    assert all(
+        p.requires_grad == ("bishare_tensors.default" in n)
+        for n, p in whole.model.named_parameters()
+    )
+    for stop in (1, 4):
+        out = tmp_path / str(stop)
+        supervised(checkpoint, out, stop=stop)
+        files = {path.name for path in (out / f"checkpoint-{stop}").iterdir()}
+        assert "adapter_model.safetensors" in files
+        assert "model.safetensors" not in files
+        again = supervised(checkpoint, out, resume=True)
+        assert losses(again) == losses(whole)
+        for name, tensor in tensors_of(whole).items():
+            assert torch.equal(tensors_of(again)[name], tensor), name
+    read_adapter(tmp_path / "whole" / "checkpoint-6")
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
+    """Into an adapter whose config tells of another one that was saved later."""
+    trainer = SFTTrainer(
+        str(checkpoint),
+        args=SFTConfig(
+            str(tmp_path),
+            max_steps=3,
+            save_steps=1,
+            eval_strategy="steps",
+            eval_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="loss",
+            greater_is_better=True,
+            **COMMON,
+        ),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+        peft_config=config(task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    best = read_adapter(trainer.state.best_model_checkpoint).tensors()
+    for name, tensor in trainer.model.get_base_model().bishare.tensors().items():
+        assert torch.equal(tensor, best[name])
+
+
+def test_packed_rows(checkpoint: Path, tmp_path: Path) -> None:
+    trainer = SFTTrainer(
+        str(checkpoint),
+        args=SFTConfig(
+            str(tmp_path), max_steps=3, packing=True, max_length=32, save_strategy="no", **COMMON
+        ),
+        train_dataset=ROWS,
+        peft_config=config(task_type="CAUSAL_LM"),
+    )
+    before = tensors_of(trainer)
+    trainer.train()
+    assert any(not torch.equal(t, before[n]) for n, t in tensors_of(trainer).items())
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_dpo_begins_where_it_begins(checkpoint: Path, tmp_path: Path, stage: str) -> None:
+    """At ln 2: the reference is the model as it was given, with a trained adapter too."""
+    model, given = str(checkpoint), {"peft_config": config(task_type="CAUSAL_LM")}
+    if stage == "second":
+        supervised(checkpoint, tmp_path / "sft").save_model(str(tmp_path / "trained"))
+        base = AutoModelForCausalLM.from_pretrained(checkpoint)
+        model, given = PeftModel.from_pretrained(base, tmp_path / "trained", is_trainable=True), {}
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(str(tmp_path / "dpo"), max_steps=2, save_strategy="no", **COMMON),
+        train_dataset=PAIRS,
+        processing_class=tokenizer_of(checkpoint),
+        **given,
+    )
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(math.log(2), abs=2e-4)
+
+
+def test_kto(checkpoint: Path, tmp_path: Path) -> None:
+    trainer = KTOTrainer(
+        AutoModelForCausalLM.from_pretrained(checkpoint),
+        args=KTOConfig(str(tmp_path), max_steps=2, save_strategy="no", **COMMON),
+        train_dataset=LABELLED,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=config(task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(0.5, abs=1e-3)  # KL is 0, and so is every advantage.
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)]
+)
+def test_rewards_of_what_is_generated(
+    checkpoint: Path, tmp_path: Path, kind: Any, settings: Any
+) -> None:
+    trainer = kind(
+        str(checkpoint),
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=settings(
+            str(tmp_path),
+            max_steps=2,
+            num_generations=2,
+            max_completion_length=4,
+            beta=0.1,
+            save_strategy="no",
+            **COMMON,
+        ),
+        train_dataset=PROMPTS,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=config(task_type="CAUSAL_LM"),
+    )
+    before = tensors_of(trainer)
+    trainer.train()
+    first = next(row for row in trainer.state.log_history if "kl" in row)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert any(not torch.equal(t, before[n]) for n, t in tensors_of(trainer).items())
+
+
+def test_reward(checkpoint: Path, tmp_path: Path) -> None:
+    """Its head is PEFT's to train and to save, and comes back."""
+    base = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1)
+    trainer = RewardTrainer(
+        base,
+        args=RewardConfig(str(tmp_path), max_steps=2, save_strategy="no", **COMMON),
+        train_dataset=PAIRS,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=config(task_type="SEQ_CLS"),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "out"))
+    ids = torch.arange(3, 9)[None]
+    again = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1),
+        tmp_path / "out",
+    )
+    want = trainer.model.eval()(input_ids=ids).logits
+    assert torch.equal(again.eval()(input_ids=ids).logits, want)
+
+
+def tokenizer_of(checkpoint: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
