@@ -64,6 +64,8 @@ class BishareConfig(PeftConfig):
             spec, self._where = read_spec(self.spec)
             spec = spec.with_params(self.params)
             self.spec = own_text(spec, self._where, changed=bool(self.params))
+            if self.params:
+                self._where = None  # Of the text that was given, which this is no longer.
 
     def stored(self) -> AdapterConfig | None:
         """Return what is known of an adapter that was saved; None of one that was not.
