@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test hunt lint format bench claims test-compat test-vllm test-quantised dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test hunt lint format bench claims test-compat test-vllm test-quantised test-clients dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -106,6 +106,16 @@ test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
+# Frameworks ask for versions of their own; for a PEFT that is too old, too (docs/frameworks.md).
+test-clients: .venv-clients/ms-swift/.installed .venv-clients/axolotl/.installed ## training in ms-swift and Axolotl (5 GB, minutes the first time)
+	@set -e; for client in ms-swift axolotl; do \
+	  $(PYTEST) .venv-clients/$$client/bin/python -m pytest -q $(or $(ARGS),tests/clients); done
+
+.venv-clients/%/.installed: pyproject.toml
+	$(call install,.venv-clients/$*,-e . '$*' 'hypothesis>=6.100' 'pytest>=8')
+	@.venv-clients/$*/bin/python -m pip install --quiet --no-deps 'peft>=0.21'
+	@touch $@
+
 dist: $(STAMP) ## build the sdist and the wheel into dist, check them, and try the wheel in a fresh environment
 	@rm -f dist/bishare-*.tar.gz dist/bishare-*.whl
 	@$(BIN)/python -m build --no-isolation --outdir dist
@@ -132,5 +142,5 @@ vscode: $(STAMP) ## test the extension for VS Code, and pack it into dist (needs
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all that make has made, downloads in .cache apart
-	rm -rf .venv .venv-compat .venv-vllm .quantised build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-vllm .venv-clients .quantised build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""Training a spec by Axolotl.
+
+plugins: [bishare_dsl.integrations.axolotl.BisharePlugin]
+adapter: bishare
+bishare: {spec: bishare_ke_ab, params: {r_inter: 32}}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from axolotl.integrations.base import AdapterCapabilities, BasePlugin
+from peft import PeftConfig, PeftModel, get_peft_model
+from pydantic import BaseModel
+
+from bishare_dsl.peft import BishareConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Adapter(BaseModel):
+    """The block ``bishare:``."""
+
+    spec: str
+    params: dict[str, int | float | str] = {}
+    seed: int = 0
+
+
+class Arguments(BaseModel):
+    """What the plug-in adds to Axolotl's YAML."""
+
+    bishare: Adapter | None = None
+
+
+class BisharePlugin(BasePlugin):  # type: ignore[misc]
+    """Makes and loads adapters where ``adapter: bishare`` is said."""
+
+    def get_input_args(self) -> str:
+        """Name what the plug-in adds to the YAML."""
+        return f"{__name__}.{Arguments.__name__}"
+
+    def get_adapter_capabilities(self) -> list[AdapterCapabilities]:
+        """Name the adapter."""
+        return [AdapterCapabilities(name="bishare")]
+
+    def load_adapter(
+        self, model: PreTrainedModel, cfg: Any, inference: bool = False, config_only: bool = False
+    ) -> tuple[PeftModel | None, PeftConfig] | None:
+        """Adapt the model: by ``lora_model_dir``, where that is given, or anew."""
+        if cfg.adapter != "bishare":
+            return None
+        if cfg.lora_model_dir and not config_only:
+            loaded = PeftModel.from_pretrained(
+                model, cfg.lora_model_dir, is_trainable=not inference
+            )
+            return loaded, loaded.peft_config["default"]
+        config = BishareConfig(**cfg.bishare, task_type="CAUSAL_LM")
+        return None if config_only else get_peft_model(model, config), config

@@ -1,0 +1,40 @@
+"""Training a spec by ms-swift.
+
+    swift sft --external_plugins PATH_OF_THIS_FILE --tuner_type bishare \\
+        --model_kwargs '{"bishare_spec": "bishare_ke_ab"}' ...
+
+``bishare_params`` gives values for the spec's params, as a JSON object in a string; the seed is ms-swift's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from peft import get_peft_model
+from swift.tuner_plugin import PeftTuner, tuners_map
+
+from bishare_dsl.peft import BishareConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class BishareTuner(PeftTuner):  # type: ignore[misc]
+    """Makes the adapter of a spec; PEFT saves and loads it."""
+
+    @staticmethod
+    def prepare_model(args: Any, model: PreTrainedModel) -> PeftModel:
+        """Adapt a model; ms-swift puts ``--model_kwargs`` into the environment."""
+        config = BishareConfig(
+            spec=os.environ["BISHARE_SPEC"],
+            params=json.loads(os.environ.get("BISHARE_PARAMS", "{}")),
+            seed=args.seed,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)
+
+
+tuners_map["bishare"] = BishareTuner
