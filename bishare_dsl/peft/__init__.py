@@ -5,6 +5,15 @@
 Whatever takes a `PeftConfig`, a `PeftModel` or the folder of one then takes bishare's.
 """
 
+import peft
+from peft.tuners.tuners_utils import BaseTuner
+
+if not hasattr(BaseTuner, "_get_adapter_state_dict"):
+    raise ImportError(
+        f"bishare_dsl.peft needs PEFT 0.21 or later, and {peft.__version__} is installed: an older one saves "
+        'adapters of which nobody can tell what they are. Run: pip install --upgrade "peft>=0.21"'
+    )
+
 from bishare_dsl.peft.config import BishareConfig
 from bishare_dsl.peft.method import BishareModel, register
 
