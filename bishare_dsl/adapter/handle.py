@@ -682,7 +682,11 @@ class _Together(Adapter):
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """Return the names in the plan of an adapter's tensors, by their keys in the model's `state_dict`."""
-    paths = {id(module): path for path, module in model.named_modules()}
+    # torch leaves out of keys the wrapper in which a layer's activations are computed twice.
+    paths = {
+        id(module): path.replace("_checkpoint_wrapped_module.", "")
+        for path, module in model.named_modules()
+    }
     return {
         f"{paths[id(store)]}.{attribute(name)}": name
         for name, (store, _) in adapter.sources().items()

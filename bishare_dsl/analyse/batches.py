@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bishare_dsl.train.data import Collator, encode, load_rows
+from bishare_dsl.train.data.batches import Collator
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.load import load_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -33,7 +33,6 @@ COMMANDS = {
     "diff": "Show which modules two specs share differently.",
     "compile": "Make an adapter from a spec, or print a stage of doing so.",
     "train": "Train an adapter on rows of text.",
-    "runs": "Compare training runs, side by side.",
     "inspect": "Show what is in an adapter, and check that it is whole.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "fit": "Make the adapter of a spec that comes nearest to trained LoRAs.",
@@ -57,7 +56,7 @@ COMMANDS = {
     invoke_without_command=True,
     lines=COMMANDS,
     shared=spec_transform,
-    without=("fmt", "runs", "specs", "models", "explain", "completion"),
+    without=("fmt", "specs", "models", "explain", "completion"),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
         "bishare check my.share",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +183,9 @@ def _of_steps(
         dtype=dtype,
         on_cpu=device == "cpu",
         keep_starts=keep_starts,
-        reporter=Reporter(report.quiet, report.note, report.problem, partial(click.echo, err=True)),
+        reporter=Reporter(
+            report.quiet, report.note, report.problem, lambda text: click.echo(text, err=True)
+        ),
     )
 
 

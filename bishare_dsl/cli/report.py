@@ -31,7 +31,7 @@ _USAGE_CODES = frozenset(
         *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS630", "BS631"),
         *("BS646", "BS649"),
         # What training is asked to do, and where; data that is not there.
-        *(f"BS{number}" for number in (*range(730, 739), 740, 741, 742, 744, 746)),
+        *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),
         *("BS701", "BS703", "BS704"),
         "BS851",  # A budget for no share.
         *("BS802", "BS803", "BS805"),  # What an evaluation needs: its tasks, a tokenizer.

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,32 +27,18 @@ class _TrainCommand(click.Command):
     They are looked up in transformers, which takes seconds to import, where something is not an own option.
     """
 
-    def shell_complete(
-        self, ctx: click.Context, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        """Offer transformers' arguments beside its own."""
-        from click.shell_completion import CompletionItem
-
-        found = super().shell_complete(ctx, incomplete)
-        if not incomplete.startswith("--"):
-            return found
-        own = {item.value for item in found}
-        theirs = (f"--{name}" for name in _their_names())
-        new = (name for name in theirs if name.startswith(incomplete) and name not in own)
-        return [*found, *map(CompletionItem, new)]
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption:
-            from bishare_dsl.train.arguments import argument_names, is_flag
+            from bishare_dsl.train.arguments import argument_types, is_flag
             from bishare_dsl.train.errors import TrainError
             from bishare_dsl.train.request import unknown_argument
         before, own = self.params, {option.name for option in self.params}
-        theirs = [click.Option([f"--{name}"]) for name in argument_names() if name not in own]
-        switches = {name for name in argument_names() if is_flag(name)}
+        theirs = [click.Option([f"--{name}"]) for name in argument_types() if name not in own]
+        switches = {name for name in argument_types() if is_flag(name)}
         self.params = [*before, *theirs]
         try:
             return super().parse_args(ctx, list(_with_values(args, switches)))
@@ -79,56 +64,14 @@ def _with_values(args: Sequence[str], switches: Container[str]) -> Iterator[str]
             yield f"--{negated}=false"
 
 
-def _their_names() -> list[str]:
-    """Return the names of transformers' arguments: kept, since a shell does not wait for its import."""
-    from importlib.metadata import version
-
-    from bishare_dsl.resources import cache_folder
-    from bishare_dsl.writing import replace_file
-
-    kept = cache_folder() / f"arguments-{version('transformers')}-{version('trl')}.txt"
-    with suppress(OSError, ValueError):
-        return [word for word in kept.read_text(encoding="utf-8").split() if word.isidentifier()]
-    from bishare_dsl.train.arguments import argument_names
-
-    found = list(argument_names())
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(kept, " ".join(found).encode())
-    return found
-
-
 def _key(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
-
-
-def _all(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """Print every argument of transformers, with its default here."""
-    if not value or ctx.resilient_parsing:
-        return
-    from bishare_dsl.train.arguments import describe_arguments
-
-    formatter = ctx.make_formatter()
-    with formatter.section("Arguments of transformers' TrainingArguments, with the defaults here"):
-        formatter.write_dl(
-            [
-                (f"--{name} {default}".rstrip(), said)
-                for name, default, said in describe_arguments()
-            ],
-            col_max=44,
-        )
-    click.echo(formatter.getvalue().rstrip())
-    ctx.exit()
 
 
 _PLACES = {
     "output_dir": ("DIR", "The folder of the run."),
     "config": ("FILE", "YAML with any of these arguments, without dashes; flags win over it."),
-    "resume": (
-        "DIR",
-        "Go on with the run in a folder, or from a checkpoint; nothing else is needed.",
-    ),
-    "resume_from_checkpoint": ("last|DIR", "Go on with the run in --output_dir."),
+    "resume": ("DIR", "Go on with the run in a folder, or from a checkpoint of it."),
 }
 
 
@@ -168,14 +111,6 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.values
 @_own_options
 @options.force
-@click.option(
-    "--help-all",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_all,
-    help="Show every argument of transformers that may be given, and exit.",
-)
 @options.as_json
 @options.quiet
 @click.pass_context
@@ -192,12 +127,11 @@ def command(
     step, one epoch, and 100 steps of warm-up, but no more than a tenth; dropout and alpha as in the spec.
 
     SPEC is a spec, or an adapter to train further: its folder, or LIBRARY#NAME. Any argument of transformers'
-    TrainingArguments is an option too (--help-all lists them), such as --learning_rate,
-    --num_train_epochs, --per_device_train_batch_size, --bf16, --gradient_checkpointing,
-    --report_to tensorboard.
+    TrainingArguments is an option too, such as --learning_rate, --num_train_epochs,
+    --per_device_train_batch_size, --bf16, --gradient_checkpointing, --report_to tensorboard.
 
-    --output_dir gets the adapter, checkpoints to resume from, run.json (what the run was made of), log.jsonl
-    and loss.png. Ctrl-C saves a checkpoint and stops.
+    --output_dir gets the adapter, checkpoints to resume from and run.json, which is what was asked. Ctrl-C
+    saves a checkpoint and stops.
     """
     report = context.find_object(Report)
     assert report is not None
@@ -205,9 +139,11 @@ def command(
     if not first:
         report.quiet, report.as_json = True, False
     if report.quiet or not sys.stderr.isatty():
+        import datasets
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     from bishare_dsl.train.errors import TrainingInterrupted
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import make_request

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from bishare_dsl.compiler import Planned, install
-from bishare_dsl.train.data import Collator, Examples, encode, load_rows
+from bishare_dsl.train.data.batches import Collator, Examples
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.load import load_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

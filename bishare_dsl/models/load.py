@@ -86,7 +86,7 @@ def load_model(
     *,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
-    four_bits: bool = False,
+    bits: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Return a model with its weights, in eval mode, and its tokenizer where it has one.
 
@@ -96,7 +96,7 @@ def load_model(
         name: a checkpoint folder, a ``.gguf`` file or a Hub id.
         dtype: of the parameters; by default what the checkpoint says.
         device: as ``from_pretrained`` takes its ``device_map`` (``"cuda"``, ``"auto"``); by default the CPU.
-        four_bits: whether linear layers, but for the head, become bitsandbytes' NF4.
+        bits: of linear layers but for the head, by bitsandbytes: 4 (NF4), 8, or as the checkpoint says.
 
     Raises:
         ModelError: as `architecture_of` does; it has no weights (BS512), or they do not load (BS513).
@@ -112,9 +112,10 @@ def load_model(
         raise ModelError(NOT_CAUSAL(name=source.name, family=config.model_type))
     place, extra = arguments(source)
     loading: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device}
-    if four_bits:
+    if bits is not None:
         loading["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=_compute_dtype(config, dtype),

@@ -1,34 +1,30 @@
-"""The folder of a run: whether a run may begin in it, or go on.
+"""The folder of a run: whether a run may begin in it or go on, and the record of what was asked.
 
 | | |
 |---|---|
 | the adapter's files | once the run is finished, so that the folder is an adapter's |
-| ``checkpoint-N/`` | `bishare_dsl.train.checkpoint` |
-| ``run.json`` | `bishare_dsl.train.record` |
-| ``log.jsonl``, ``loss.png``, ``runs/`` | what was logged, plotted, and told to TensorBoard |
+| ``checkpoint-N/`` | transformers' Trainer's, with the adapter alone; its last file says that it is whole |
+| ``run.json`` | what was asked, as a config takes it |
+| ``trainer_state.json``, ``runs/`` | what was logged, and told to TensorBoard |
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
-from bishare_dsl.adapter import files
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.train.checkpoint import (
-    Checkpoint,
-    check_state,
-    checkpoints,
-    find_unfinished,
-    is_own,
-    read_checkpoint,
-)
-from bishare_dsl.train.curve import CURVE
 from bishare_dsl.train.errors import TrainError, translate_refusals
-from bishare_dsl.train.record import LOG, RUN, read_record
-from bishare_dsl.writing import check_writable, remove_folder
+from bishare_dsl.writing import check_writable
 
-# The adapter's config first: without it there is no adapter, whatever else is left.
-_OURS = (files.CONFIG, files.TENSORS, LOG, CURVE)
+ASKED, STATE = "run.json", "trainer_state.json"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_new(folder: Path, *, force: bool) -> None:
@@ -43,93 +39,111 @@ def check_new(folder: Path, *, force: bool) -> None:
             written (BS747).
     """
     with translate_refusals(folder):
-        _check_new(folder, force=force)
+        if (folder / ASKED).is_file():
+            with (folder / ASKED).open("ab") as file:
+                _take(file, folder, force=force)
+        elif (folder.exists() and not folder.is_dir()) or _written(folder):
+            reason = "it is not empty, and holds no run of bishare"
+            raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
         check_writable(folder)
 
 
-def _check_new(folder: Path, *, force: bool) -> None:
-    record = read_record(folder)
-    if record is not None:
-        if not force:
-            status = record.get("status", "its record cannot be read")
-            help = f"`bishare train --resume {folder}` goes on with it, `--force` begins anew"
-            raise TrainError(codes.RUN_EXISTS(folder=folder, status=status, help=help))
-    elif (folder.exists() and not folder.is_dir()) or _written(folder):
-        reason = "it is not empty, and holds no run of bishare"
-        raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
-    if foreign := [path.name for path in checkpoints(folder) if not is_own(path)]:
-        reason = f"`{foreign[0]}` in it is not a checkpoint of bishare, or holds other files too"
-        raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
+@contextmanager
+def claim(
+    folder: Path, asked: Mapping[str, Any], resumed: Path | None, *, force: bool = False
+) -> Iterator[None]:
+    """Hold a folder for the one run that writes into it; after a kill nobody holds it.
 
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier run has written, its record last. A card that was edited since stays.
+    The checkpoints behind ``resumed`` are removed: they will come again. A run that begins removes all that
+    an earlier one has written.
 
     Raises:
-        OSError: the system refused.
+        TrainError: another training is at work in it (BS741), or was since it was checked (BS740), or it
+            cannot be written (BS747).
     """
-    for path in (*_written(folder), *_told(folder), *find_unfinished(folder)):
-        if path.is_dir() and not path.is_symlink():
-            remove_folder(path)
-        else:
-            path.unlink(missing_ok=True)
-    (folder / RUN).unlink(missing_ok=True)
+    with translate_refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ASKED).open("ab")
+    with file:
+        _take(file, folder, force=force or resumed is not None)
+        with translate_refusals(folder):
+            if resumed is None:
+                dropped = _written(folder)
+                file.truncate(0)
+                file.write(json.dumps(asked, indent=2, ensure_ascii=False).encode())
+                file.flush()
+            else:
+                dropped = [p for p in checkpoints(folder) if step_of(p) > step_of(resumed)]
+            for path in dropped:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
 
 
-def find_checkpoint(folder: Path, which: str) -> Checkpoint:
-    """Find the checkpoint that a run is to go on from.
-
-    Args:
-        folder: of the run; `tidy` has been called on it.
-        which: ``"last"``, or a path.
+def _take(file: IO[bytes], folder: Path, *, force: bool) -> None:
+    """Take the record of a run for this process alone; Windows and some network folders have no such lock.
 
     Raises:
-        TrainError: there is none (BS742), it is broken (BS743), or it is the adapter alone (BS746).
+        TrainError: another process has it (BS741), or it is of a run that is not to be gone on with (BS740).
     """
-    if which == "last":
-        found = checkpoints(folder)
-        if not found:
-            reason = f"`{folder}` has none" if folder.is_dir() else f"there is no folder `{folder}`"
-            help = "`--force` begins anew" if read_record(folder) is not None else None
-            raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
-        path = found[-1]
-    else:
-        path = Path(which).expanduser()
-    checkpoint = read_checkpoint(path)
-    if checkpoint.state is None:
-        raise TrainError(codes.ADAPTER_ONLY(folder=path))
-    check_state(checkpoint)
-    return checkpoint
+    if os.name != "nt":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reason = "another training is at work in it"
+            help = "wait until it is through, or give another `--output_dir`"
+            raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason, help=help)) from None
+        except OSError:  # There is none here.
+            pass
+    if file.tell() and not force:
+        help = f"`bishare train --resume {folder}` goes on with it, `--force` begins anew"
+        raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
 
 
-def is_in(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Tell whether a checkpoint is of the run in a folder."""
-    return checkpoint.folder.resolve().parent == folder.resolve()
+def find_checkpoint(path: Path) -> Path:
+    """Find the checkpoint to go on from: the last whole one in the folder of a run, or the one that is named.
+
+    Raises:
+        TrainError: there is none (BS742), or it is not whole (BS743).
+    """
+    if is_checkpoint(path):
+        if not _is_whole(path):
+            raise TrainError(codes.BROKEN_CHECKPOINT(folder=path))
+        return path
+    for found in reversed(checkpoints(path)):
+        if _is_whole(found):
+            return found
+    help = "`--force` begins anew; `--save_steps N` saves a checkpoint every N steps"
+    raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has none that is whole", help=help))
 
 
-def drop_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
-    """Remove the checkpoints behind one that a run goes on from: they will come again. Gives their names."""
-    later = [
-        path
-        for path in checkpoints(folder)
-        if int(path.name.split("-")[1]) > checkpoint.step and is_own(path)
-    ]
-    for path in later:
-        remove_folder(path)
-    return [path.name for path in later]
+def checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a run's folder, oldest first."""
+    return sorted(filter(is_checkpoint, folder.glob("checkpoint-*")), key=step_of)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a path is called as a checkpoint is."""
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return how many steps are done in a checkpoint."""
+    return int(checkpoint.name.partition("-")[2])
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was saved to its end: transformers writes its own state last."""
+    try:
+        state = json.loads((checkpoint / STATE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    named = all((checkpoint / name).is_file() for name in (CONFIG, TENSORS))
+    return named and state.get("global_step") == step_of(checkpoint)
 
 
 def _written(folder: Path) -> list[Path]:
-    """Find what a run has written into a folder, but for its record."""
-    named = (folder / name for name in _OURS)
+    """Find what a run has written into a folder, but for what was asked; the adapter's config first."""
+    named = (folder / name for name in (CONFIG, TENSORS, STATE))
     return [*(path for path in named if path.exists()), *checkpoints(folder)]
-
-
-def _told(folder: Path) -> list[Path]:
-    """Find what TensorBoard was told: folders that hold nothing but its events."""
-    runs = (folder / "runs").iterdir() if (folder / "runs").is_dir() else ()
-    return [
-        run
-        for run in runs
-        if run.is_dir() and all(path.name.startswith("events.out.") for path in run.iterdir())
-    ]

@@ -15,6 +15,17 @@ from transformers import TrainingArguments as Args
 class Progress(TrainerCallback):
     """Shows a run on standard error."""
 
+    _began = (0, 0.0)
+
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        self._began = (state.num_input_tokens_seen, time.monotonic())
+
+    def speed(self, state: State) -> str:
+        """Say how many tokens a second were trained on."""
+        tokens, began = self._began
+        seen = state.num_input_tokens_seen - tokens
+        return f"{seen / max(time.monotonic() - began, 1e-9):,.0f} tokens/s"
+
     def close(self) -> None:
         """Leave the terminal as it was found; also after an error."""
 
@@ -30,34 +41,21 @@ class _Lines(Progress):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._began = (0, 0.0)
-
-    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        self._began = (state.global_step, time.monotonic())
 
     def on_log(self, args: Args, state: State, control: Control, **more: Any) -> None:
         logs = more.get("logs") or {}
-        parts = []
         if "loss" in logs:
-            parts = [_loss(logs), f"lr {logs['learning_rate']:.2e}", _rate(logs)]
-            if "grad_norm" in logs:
-                parts.insert(1, f"gradient {logs['grad_norm']:.3g}")
-            parts.append(f"{_time(self._left(state))} left")
+            rate = f"lr {logs['learning_rate']:.2e}"
+            self._write(state, f"loss {logs['loss']:.4f}", rate, self.speed(state))
         elif "eval_loss" in logs:
-            parts = [f"held-out loss {logs['eval_loss']:.4f}"]
-        if parts:
-            self._write(f"step {state.global_step:,}/{state.max_steps:,}", *parts)
+            self._write(state, f"held-out loss {logs['eval_loss']:.4f}")
 
     def on_save(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        self._write(f"step {state.global_step:,}/{state.max_steps:,}", "checkpoint saved")
+        self._write(state, "checkpoint saved")
 
-    def _left(self, state: State) -> float:
-        step, began = self._began
-        each = (time.monotonic() - began) / max(1, state.global_step - step)
-        return each * (state.max_steps - state.global_step)
-
-    def _write(self, *parts: str) -> None:
-        self._stream.write(" · ".join(part for part in parts if part) + "\n")
+    def _write(self, state: State, *parts: str) -> None:
+        step = f"step {state.global_step:,}/{state.max_steps:,}"
+        self._stream.write(" · ".join((step, *parts)) + "\n")
         self._stream.flush()
 
 
@@ -80,9 +78,9 @@ class _Bar(Progress):
             redirect_stderr=False,
         )
         self._train = self._bar.add_task("training", total=None, said="")
-        self._eval: Any = None
 
-    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **more: Any) -> None:
+        super().on_train_begin(args, state, control, **more)
         self._bar.reset(self._train, total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
@@ -92,37 +90,10 @@ class _Bar(Progress):
     def on_log(self, args: Args, state: State, control: Control, **more: Any) -> None:
         logs = more.get("logs") or {}
         if "loss" in logs:
-            said = " · ".join(part for part in (_loss(logs), _rate(logs)) if part)
-            self._bar.update(self._train, said=said)
+            self._bar.update(self._train, said=f"loss {logs['loss']:.4f} · {self.speed(state)}")
         elif "eval_loss" in logs:
             said = f"step {state.global_step:,}: held-out loss {logs['eval_loss']:.4f}"
             self._bar.console.print(said, highlight=False)
 
-    def on_prediction_step(self, args: Args, state: State, control: Control, **more: Any) -> None:
-        if self._eval is None:
-            self._eval = self._bar.add_task(
-                "evaluating", total=len(more["eval_dataloader"]), said=""
-            )
-        self._bar.advance(self._eval)
-
-    def on_evaluate(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        if self._eval is not None:
-            self._bar.remove_task(self._eval)
-            self._eval = None
-
     def close(self) -> None:
         self._bar.stop()
-
-
-def _loss(logs: dict[str, float]) -> str:
-    return f"loss {logs['loss']:.4f}"
-
-
-def _rate(logs: dict[str, float]) -> str:
-    return f"{logs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in logs else ""
-
-
-def _time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

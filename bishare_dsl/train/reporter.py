@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bishare_dsl.diagnostics import BishareWarning, Problem, SourceMap, escaped, render
@@ -47,8 +47,3 @@ class Reporter:
         """Say what happens, or what to know."""
         if not self.quiet:
             self.say(text)
-
-    def problems(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
-        """Report findings that stop nothing."""
-        for problem in problems:
-            self.report(problem, where)

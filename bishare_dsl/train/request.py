@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from bishare_dsl.spec import Spec
 
-_LAST = ("last", "true")
+
+_RATE = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -36,12 +37,8 @@ class Settings(BaseModel):
 
     data: str
     """FILE: Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."""
-    recipe: Literal["default", "paper"] = "default"
-    """paper: Warm up over 100 steps; by default over at most a tenth of the run."""
     lr_of: dict[str, str] = {}
     """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
-    weight_decay_of: dict[str, float] = {}
-    """NAME=DECAY: Another weight decay, as --lr_of."""
     eval_data: str | None = None
     """FILE: Held-out rows, to evaluate on during training."""
     eval_split: int | float | None = Field(default=None, gt=0)
@@ -64,48 +61,31 @@ class Settings(BaseModel):
     """NAME: Of the base's weights, such as bfloat16; the adapter's are float32."""
     load_in_4bit: bool = False
     """Keep the base's linear layers in four bits, as QLoRA does (bitsandbytes)."""
+    load_in_8bit: bool = False
+    """Keep the base's linear layers in eight bits (bitsandbytes)."""
     device_map: str | None = None
     """NAME: Such as auto: spread and offload the base (accelerate)."""
-
-    @field_validator("data", "eval_data", mode="before")
-    @classmethod
-    def _path(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("eval_split")
     @classmethod
     def _rows(cls, value: float | None) -> int | float | None:
-        if value is not None and value >= 1:
-            if value != int(value):
-                raise ValueError("from 1 on it is a number of rows, which is whole")
-            return int(value)
-        return value
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError("from 1 on it is a number of rows, which is whole")
+        return int(value) if value is not None and value >= 1 else value
 
-    @field_validator("lr_of", "weight_decay_of", mode="before")
+    @field_validator("lr_of", mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _rates(cls, value: Any) -> Any:
         """Take ``["B=16x"]``, as it stands on the command line, for ``{"B": "16x"}``."""
         value = [value] if isinstance(value, str) else value
         pairs = value.items() if isinstance(value, Mapping) else [v.split("=", 1) for v in value]
         if not all(len(pair) == 2 for pair in pairs):
-            raise ValueError("it is written NAME=VALUE")
-        return {str(name).strip(): str(said).strip() for name, said in pairs}
-
-    @field_validator("lr_of")
-    @classmethod
-    def _rates(cls, value: dict[str, str]) -> dict[str, str]:
-        if wrong := [said for said in value.values() if not _RATE.fullmatch(said)]:
-            raise ValueError(
-                f"`{wrong[0]}` is neither a rate, such as 5e-4, nor a factor, such as 16x"
-            )
-        return value
-
-    @field_validator("weight_decay_of")
-    @classmethod
-    def _decays(cls, value: dict[str, float]) -> dict[str, float]:
-        if not all(0 <= decay < math.inf for decay in value.values()):
-            raise ValueError("a weight decay is at least 0")
-        return value
+            raise ValueError("it is written NAME=RATE")
+        rates = {str(name).strip(): str(said).strip() for name, said in pairs}
+        if wrong := [said for said in rates.values() if not _RATE.fullmatch(said)]:
+            reason = "is neither a rate, such as 5e-4, nor a factor, such as 16x"
+            raise ValueError(f"`{wrong[0]}` {reason}")
+        return rates
 
 
 @dataclass(frozen=True)
@@ -118,7 +98,7 @@ class Request:
         model: a name, or a model.
         output_dir: where everything goes.
         params: other values for the spec's.
-        resume: the checkpoint to go on from; ``"last"`` for the newest, None to begin.
+        resume: the checkpoint to go on from; None to begin.
         settings: of the data and the adapter.
         arguments: of transformers' Trainer, as they were given.
     """
@@ -127,19 +107,22 @@ class Request:
     model: PreTrainedModel | str
     output_dir: Path
     params: Mapping[str, Any]
-    resume: str | None
+    resume: Path | None
     settings: Settings
     arguments: Mapping[str, Any]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what `make_request` needs to make the run again, from any folder, as plain JSON values."""
+    def as_dict(self, spec: str | None) -> dict[str, Any]:
+        """Return what asks for the same run from any folder; ``spec`` is a text or a path."""
         plain = self.settings.model_dump(exclude_defaults=True)
-        named = {**plain, **({"model": self.model} if isinstance(self.model, str) else {})}
+        named = {"model": self.model, **plain} if isinstance(self.model, str) else plain
         local = {n: str(Path(named[n]).expanduser().absolute()) for n in _PATHS if n in named}
-        return {**named, **{n: p for n, p in local.items() if Path(p).exists()}, **self.arguments}
+        places = {n: p for n, p in local.items() if Path(p).exists()}
+        values = {k: v.value if isinstance(v, Enum) else v for k, v in self.arguments.items()}
+        params = {"params": dict(self.params)} if self.params else {}
+        return {**({"spec": spec} if spec else {}), **params, **named, **places, **values}
 
 
-_OWN = ("spec", "model", "output_dir", "params", "resume_from_checkpoint", "resume")
+_OWN = ("spec", "model", "output_dir", "params", "resume")
 _PATHS = ("model", "data", "eval_data")
 _SUCH = {
     "spec": "the first word is a spec, such as `bishare_ke`, or a `.share` file",
@@ -147,36 +130,30 @@ _SUCH = {
     "data": "such as `--data rows.jsonl`",
     "output_dir": "such as `--output_dir run`",
 }
-_RATE = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?", re.IGNORECASE)
-_RANK = "the spec says it: `rank`, or `--set r=16` where the spec has a param for it"
-# What PEFT's scripts call it, and what it is here.
+# What others call it, and what it is here.
 _ELSEWHERE = {
-    **dict.fromkeys(("r", "rank", "lora_r", "lora_rank"), _RANK),
-    **dict.fromkeys(("alpha", "lora_alpha"), "the spec says it: `alpha 32`"),
-    **dict.fromkeys(("dropout", "lora_dropout"), "the spec says it: `dropout 0.05`"),
     **dict.fromkeys(
-        ("target_modules", "lora_target_modules", "lora_target"),
-        "the spec says it: `target q_proj, v_proj`",
+        ("r", "rank", "lora_r", "lora_rank"),
+        "the spec says it: `rank`, or `--set r=16` where the spec has a param for it",
     ),
-    **dict.fromkeys(("use_dora", "use_rslora", "peft_type"), "another method is another spec"),
+    **dict.fromkeys(("alpha", "lora_alpha", "dropout", "lora_dropout"), "the spec says it"),
+    "target_modules": "the spec says it: `target q_proj, v_proj`",
     "lr": "it is `learning_rate`",
-    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "it is `num_train_epochs`"),
+    **dict.fromkeys(("epochs", "num_epochs"), "it is `num_train_epochs`"),
     **dict.fromkeys(
-        ("batch_size", "micro_batch_size", "train_batch_size"),
+        ("batch_size", "micro_batch_size"),
         "it is `per_device_train_batch_size`; an optimizer step sees 64 unless `gradient_accumulation_steps` "
         "is given too",
     ),
-    **dict.fromkeys(("max_seq_length", "cutoff_len", "max_seq_len"), "it is `max_length`"),
-    **dict.fromkeys(("dataset", "dataset_name", "data_path", "train_file"), "it is `data`"),
-    **dict.fromkeys(("model_name_or_path", "base_model", "model_name"), "it is `model`"),
-    **dict.fromkeys(("eval_every", "val_steps", "eval_freq"), "it is `eval_steps`"),
-    **dict.fromkeys(("save_every", "save_freq"), "it is `save_steps`"),
-    **dict.fromkeys(("val_set_size", "validation_split", "test_size"), "it is `eval_split`"),
-    **dict.fromkeys(("steps", "num_steps", "total_steps", "iters"), "it is `max_steps`"),
-    **dict.fromkeys(("out", "output", "save_dir"), "it is `output_dir`"),
-    "warmup_ratio": "it is `warmup_steps`, which is a part of the run below 1",
+    "max_seq_length": "it is `max_length`",
+    "dataset": "it is `data`",
+    "model_name_or_path": "it is `model`",
+    "resume_from_checkpoint": "it is `resume`, with the folder of the run or of a checkpoint in it",
+    "push_to_hub": "`bishare push` puts a finished folder on the Hub",
+    "deepspeed": "shard the base with `fsdp` instead",
+    "auto_find_batch_size": "it would change the effective batch; set `per_device_train_batch_size`",
+    "use_liger_kernel": "its kernels replace forwards that the adapter is part of",
     "qlora": "it is `load_in_4bit`",
-    "load_in_8bit": "`--load_in_4bit` takes less; a model in eight bits can be given in Python",
 }
 
 
@@ -193,22 +170,18 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
 
     Raises:
         TrainError: every argument that is unknown (BS730), wrong (BS731, BS732) or missing (BS736); the
-            file cannot be read (BS734, BS735); there is no run to resume (BS742).
+            file cannot be read (BS734); there is no run to resume (BS742, BS743).
     """
     # What transformers takes is known to transformers, which takes seconds to import.
-    from bishare_dsl.train import arguments
+    from bishare_dsl.train.arguments import argument_types, convert
 
-    given = {name: value for name, value in given.items() if value is not None}
+    plain = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
+    given = {name: value for name, value in plain.items() if value is not None}
     file = {} if config is None else read_config(Path(config))
-    before = _run_before({**file, **given}.get("resume"))
-    merged = {**before, **file, **given}
-    params: dict[str, Any] = {}
-    for found in (file.get("params") or {}, given.get("params") or {}):
-        if not isinstance(found, Mapping):
-            reason = "it is not a list of names and values"
-            raise TrainError(codes.WRONG_VALUE(name="params", value=found, reason=reason))
-        params |= found
-    theirs = [name for name in arguments.argument_names() if name not in _OWN]
+    resume, before = _run_before({**file, **given}.get("resume"))
+    merged = {n: v for n, v in {**before, **file, **given}.items() if v is not None}
+    params = {**(file.get("params") or {}), **(given.get("params") or before.get("params") or {})}
+    theirs = argument_types()
     known = {*_OWN, *Settings.model_fields, *theirs}
     problems = [unknown_argument(name, known) for name in merged if name not in known]
     spared = {"spec"} if before or not isinstance(merged.get("model", ""), str) else set()
@@ -220,7 +193,7 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     for name in theirs:
         if name in merged:
             try:
-                converted[name] = arguments.convert(name, merged[name])
+                converted[name] = convert(name, merged[name])
             except TrainError as error:
                 problems += error.problems
     own = {name: merged[name] for name in Settings.model_fields if name in merged}
@@ -237,71 +210,49 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
         problems.append(codes.BAD_COMBINATION(reason=reason))
     if problems:
         raise TrainError(problems)
-    resume = merged.get("resume_from_checkpoint") or None
     return Request(
         spec=merged.get("spec"),
         model=merged["model"],
         output_dir=Path(merged["output_dir"]).expanduser(),
         params=params,
-        resume="last" if str(resume).lower() in _LAST else resume and os.fspath(resume),
+        resume=resume,
         settings=settings,
         arguments=converted,
     )
 
 
-def _run_before(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Return what the run in a folder was asked, and where it is to go on."""
-    if folder is None:
-        return {}
-    from bishare_dsl.train.record import RUN, read_record
+def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict[str, Any]]:
+    """Return the checkpoint that a run is to go on from, and what the run was asked."""
+    if where is None:
+        return None, {}
+    from bishare_dsl.train.folder import ASKED, find_checkpoint, is_checkpoint
 
-    path = Path(folder).expanduser()
-    within = (path / RUN).is_file()
-    record = read_record(path if within else path.parent)
-    asked = (record or {}).get("asked")
-    if not isinstance(asked, dict):
-        reason = f"`{path}` has no {RUN} that says what the run was asked"
-        help = "give spec, model, data and `--output_dir` again, with `--resume_from_checkpoint`"
-        raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
-    where = {"output_dir": str(path if within else path.parent)}
-    return {**asked, **where, "resume_from_checkpoint": "last" if within else str(path)}
+    path = Path(where).expanduser()
+    folder = path.parent if is_checkpoint(path) else path
+    if not (folder / ASKED).is_file():
+        raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {ASKED}"))
+    asked = read_config(folder / ASKED)  # JSON is YAML.
+    # The spec of the run is the checkpoint's; its file may have changed since.
+    return find_checkpoint(path), {**asked, "spec": None, "output_dir": str(folder)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read the arguments in a YAML file.
 
     Raises:
-        TrainError: it cannot be read, or is not a mapping (BS734); PyYAML is missing (BS735).
+        TrainError: it cannot be read, or is not a mapping (BS734).
     """
+    import yaml
+
+    reason = "it is not a list of `name: value`"
     try:
-        import yaml
-    except ImportError as error:
-        raise TrainError(codes.NEEDS_PACKAGE(what="reading a config", package="pyyaml")) from error
-    reason, help = "it is not a list of `name: value`", cast("str | None", None)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if found is None:
-            return {}
-        if isinstance(found, dict) and all(isinstance(name, str) for name in found):
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if isinstance(found, dict) and isinstance(found.get("params", {}), dict):
             return found
     except yaml.MarkedYAMLError as error:
-        reason, help = _not_yaml(error)
-    except UnicodeDecodeError:
-        reason, help = "it is not UTF-8", "save the file as UTF-8"
+        mark = error.problem_mark or error.context_mark
+        at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        reason = f"{at}{error.problem}"
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = one_line(error)
-    raise TrainError(codes.BAD_CONFIG(path=path, reason=reason, help=help))
-
-
-def _not_yaml(error: Any) -> tuple[str, str | None]:
-    """Say where a text stops being YAML, and what to do about it, in other words than the parser's."""
-    opened, mark = error.context_mark, error.problem_mark or error.context_mark
-    context, problem = error.context or "", error.problem or ""
-    place = f"line {mark.line + 1}, column {mark.column + 1} is not YAML"
-    if "flow" in context:
-        return place, f"the bracket of line {opened.line + 1} is not closed"
-    if "quoted" in context:
-        return place, f"the quote of line {opened.line + 1} is not closed"
-    if "\\t" in problem or "tab" in problem.lower():
-        return place, "lines are indented with spaces, not with tabs"
-    return place, None
+    raise TrainError(codes.BAD_CONFIG(path=path, reason=reason))

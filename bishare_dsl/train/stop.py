@@ -5,41 +5,39 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAID = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n"
 
 
-class Stop:
-    """A block in which a signal is a request. Outside of a main thread it changes nothing.
+@contextmanager
+def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
+    """Let a signal be a request, for a block; gives what tells whether there was one.
+
+    Outside of a main thread nothing changes.
 
     Args:
         says: whether to tell the user, on standard error, that the request has been heard.
     """
+    heard: list[int] = []
 
-    def __init__(self, says: bool) -> None:
-        self.requested = False
-        self._says = says
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {which: signal.signal(which, self._hear) for which in _SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-        if self._says:
-            os.write(2, _SAID)  # `print` may be what was interrupted.
-
-    def _restore(self) -> None:
-        for which, handler in self._before.items():
+    def restore() -> None:
+        for which, handler in before.items():
             # None: it was installed by something that is not Python.
             signal.signal(which, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        restore()
+        if says:
+            os.write(2, _SAID)  # `print` may be what was interrupted.
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {which: signal.signal(which, hear) for which in _SIGNALS} if main else {}
+    try:
+        yield lambda: bool(heard)
+    finally:
+        restore()

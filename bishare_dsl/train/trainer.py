@@ -1,121 +1,73 @@
-"""TRL's SFTTrainer, for adapters: its loss where that is the model's, what it logs, and what it saves."""
+"""TRL's SFTTrainer for an adapter: rates by share, the model's loss, and a stop where it is due."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import Trainer
-from trl import SFTTrainer
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
+from trl import SFTConfig, SFTTrainer
 
-from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.models.hooks import accept_quantised_base, is_sharded_tensor, shard_like
-from bishare_dsl.train.arguments import catch_refusals
-from bishare_dsl.train.checkpoint import broken_checkpoint
-from bishare_dsl.train.counts import Counts
+from bishare_dsl.models.hooks import own_part
+from bishare_dsl.train.arguments import catch_refusals, check_sharding
 from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.folder import find_checkpoint
 from bishare_dsl.train.groups import regroup
-from bishare_dsl.train.guard import Guard
-from bishare_dsl.train.loss import (
-    fused_head_is_right,
-    has_plain_head,
-    only_learned,
-    skips_prompts,
-    takes_only_learned,
-)
-from bishare_dsl.train.state import keep_generators
+from bishare_dsl.train.loss import head_is_plain, loss_of_learned
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import nn
-
-    from bishare_dsl.train.request import Settings
-
-
-class _Logging(Trainer):
-    """Stands between SFTTrainer, which adds to what is logged, and Trainer, which logs it."""
-
-    counts: Counts
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log our own counts, which a resumed run goes on with, in the place of theirs."""
-        for name in ("num_tokens", "eval_num_tokens"):
-            logs.pop(name, None)
-        if "loss" in logs:
-            logs |= self.counts.log_values(self.state.global_step)
-        if "train_loss" in logs:
-            logs["train_loss"] = self.counts.mean_loss()
-        super().log(logs, start_time)
+    from transformers import PreTrainedModel
 
 
-class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
-    """Trains the adapter of a model; the loop is transformers', the loss TRL's.
+class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains the adapter of a model of PEFT; the loop and the checkpoints are transformers', the loss TRL's.
 
     Args:
-        settings: of the run.
+        rates: of shares and factors, as `regroup` takes them.
         **arguments: as for SFTTrainer.
 
     Attributes:
-        counts: losses, tokens and time so far.
         done: the steps of the checkpoint that training goes on from.
-        fused: whether TRL's loss is taken, which never makes the logits.
-        sparse: whether the model's loss is taken, of logits made only where something is learned.
-        guard: holds the adapter as it was when its loss was last a number.
-        before_saving: called before a checkpoint is begun.
+        fused: whether TRL's loss is taken, which has a kernel on a GPU and never makes the logits.
     """
 
-    def __init__(self, *, settings: Settings, **arguments: Any) -> None:
-        model, self._settings, self.done = arguments["model"], settings, 0
-        self.guard = Guard()
-        self.before_saving: Callable[[], None] = lambda: None
-        own = adapter_of(model)
-        assert own is not None
-        before = [(tensor, tensor.data) for tensor in own.tensors().values()]
-        with accept_quantised_base(model):
-            super().__init__(**arguments)
-        for tensor, data in before:
-            if tensor.dtype != data.dtype:  # TRL rounds what trains on a quantised base.
-                tensor.data = data.to(tensor.device)
-        self.counts = Counts(self.accelerator)
-        asked = arguments["args"].loss_type != "nll" or arguments["args"].router_aux_loss_coef
-        smooths = arguments["args"].label_smoothing_factor  # By all logits.
-        self.sparse = not (smooths or asked or skips_prompts(model)) and takes_only_learned(model)
-        self.fused = not self.sparse and has_plain_head(model) and fused_head_is_right(model)
-        if asked and not self.fused:
-            reason = "TRL's loss is not this model's, so `loss_type` and `router_aux_loss_coef` are not there"
+    def __init__(
+        self, *, rates: Mapping[str, str], model: PeftModel, args: SFTConfig, **arguments: Any
+    ) -> None:
+        self._rates, self.done, self._step_loss = rates, 0, torch.zeros(())
+        before = [(p, p.data) for p in model.parameters() if p.requires_grad]
+        super().__init__(model=model, args=args, **arguments)
+        for parameter, data in before:
+            if parameter.dtype != data.dtype:  # TRL rounds what trains on a quantised base.
+                parameter.data = data.to(parameter.device)
+        check_sharding(self)
+        asked = args.loss_type != "nll" or args.router_aux_loss_coef or args.label_smoothing_factor
+        plain = head_is_plain(cast("PreTrainedModel", model.get_base_model()))
+        if asked and not plain:
+            reason = "the head has an adapter, which the losses of TRL leave out"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
-        if arguments["args"].kept_elsewhere:
-            self.accelerator.device_placement = False
+        kernel = args.device.type != "cpu" and find_spec("triton") is not None
+        self.fused = bool(asked) or (plain and kernel)
 
-    @property
-    def adapter(self) -> Handle:
-        """The adapter, as ``model.bishare``."""
-        found = adapter_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        assert found is not None
-        return found
-
-    @property
-    def parameters(self) -> list[torch.Tensor]:
-        """What the optimizer changes."""
-        assert self.optimizer is not None
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @property
-    def folder(self) -> Path:
-        """Where everything goes."""
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
-
-    def create_optimizer(self, *arguments: Any) -> Any:
-        """Make the optimizer as transformers does, with rates and decays that shares have of their own."""
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
+        """Make the optimizer as transformers does, with the rates of shares and factors."""
+        made = self.optimizer is not None
         with catch_refusals():
-            optimizer = super().create_optimizer(*arguments)
-            adapter = self.adapter
-            regroup(optimizer, adapter.tensors(), adapter.plan, self._settings)
-            return optimizer
+            optimizer = super().create_optimizer(*arguments, **keywords)
+        if not made:
+            adapter = self.model.get_base_model().bishare
+            regroup(optimizer, adapter.tensors(), adapter.plan, self._rates)
+        return optimizer
 
     def create_scheduler(self, *arguments: Any, **keywords: Any) -> Any:
         """Make the schedule as transformers does; what transformers refuses is an error of ours."""
@@ -128,55 +80,106 @@ class AdapterTrainer(SFTTrainer, _Logging):  # type: ignore[misc]
         return (0 if self.done >= steps else epochs, *others, steps)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        """Do a part of a step, and count it."""
+        """Do a part of a step; its loss is kept, without waiting for the device."""
         loss: torch.Tensor = super().training_step(model, inputs, *rest)
-        self.guard.see(loss)
-        self.counts.add(loss, inputs)
+        self._step_loss = self._step_loss.to(loss.device) + loss.detach().float().sum()
+        return loss
+
+    def take_loss(self) -> float:
+        """Return the loss of the step so far, of this process; the next step begins anew."""
+        loss, self._step_loss = float(self._step_loss), torch.zeros(())
         return loss
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **more: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """Compute the loss by TRL's fused head, or by the model where that is faster or another loss."""
-        if self.sparse:
-            inputs = only_learned(inputs)
-        elif self.fused:
-            return super().compute_loss(model, inputs, *rest, **more)
-        return Trainer.compute_loss(self, model, inputs, *rest, **more)
+        """Compute the loss by TRL, or of logits that are made only where something is learned."""
+        if self.fused or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        forward = self.model.get_base_model().forward
+        loss = loss_of_learned(model, forward, inputs, num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # They count the tokens of all, and DDP averages.
+        return loss
 
-    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
+    def evaluate(self, *arguments: Any, **keywords: Any) -> Any:
         """Evaluate; whatever that draws, training draws the same as if nothing had been evaluated."""
-        with self.counts.pause(), keep_generators(self.args.device):
-            found: dict[str, float] = super().evaluate(*arguments, **keywords)
-        return found
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter. Where FSDP2 has spread it, every process has to call this."""
-        folder = Path(output_dir or self.folder)
-        sharded = any(map(is_sharded_tensor, self.adapter.tensors().values()))
-        if sharded or self.args.should_save:
-            self.adapter.save_pretrained(folder)
+        with torch.random.fork_rng():
+            return super().evaluate(*arguments, **keywords)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write none, for an adapter has its own. TRL asks for it whenever a checkpoint is begun."""
-        self.before_saving()
-
-    @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        """Load the values of the adapter that are in a folder.
-
-        Raises:
-            TrainError: they are of another plan (BS743).
-        """
-        stored = read_adapter(folder)
-        if stored.plan.digest != self.adapter.plan.digest:
-            raise broken_checkpoint(folder, ValueError("its adapter has another plan"))
-        values = stored.tensors()
-        for name, tensor in self.adapter.tensors().items():
-            tensor.copy_(shard_like(values[name], tensor))
+        """Write none: PEFT writes the adapter's."""
 
 
-def adapter_of(model: nn.Module) -> Handle | None:
-    """Return the adapter of a model; None where it has none."""
-    found = getattr(model, "bishare", None)
-    return found if isinstance(found, Handle) else None
+class Watch(TrainerCallback):
+    """Sees, right before a step is applied, that it may be, and whether any process was asked to stop.
+
+    Attributes:
+        trainer: whose steps they are; it is made after the callback.
+        asked: whether the user wants the run to stop.
+        stopping: whether all processes know that the run is to stop after this step.
+    """
+
+    trainer: AdapterTrainer
+
+    def __init__(self) -> None:
+        self.asked: Callable[[], bool] = lambda: False
+        self.stopping = False
+
+    def on_pre_optimizer_step(
+        self, args: Args, state: State, control: Control, **more: Any
+    ) -> None:
+        accelerator, loss, gradient = self.trainer.accelerator, self.trainer.take_loss(), 0.0
+        # A scaled gradient may be infinite; the scaler then leaves the step out, and scales less.
+        if accelerator.scaler is None:
+            gradient = _norm(more["optimizer"])
+        flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]
+        if args.world_size > 1:
+            together = torch.tensor(flags, dtype=torch.int32, device=args.device)
+            flags = [bool(flag) for flag in accelerator.reduce(together, "sum")]
+        bad_loss, bad_gradient, self.stopping = flags
+        if bad_loss or bad_gradient:
+            raise _not_finite(args, state, "loss" if bad_loss else "gradient", (loss, gradient))
+
+    def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # The last loss is what everybody asks for.
+        elif self.stopping:
+            control.should_training_stop = True
+            # At the end of an epoch more may be logged and evaluated: the checkpoint waits for it.
+            control.should_save = not float(state.epoch or 0).is_integer()
+
+    def on_epoch_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        if self.stopping and state.global_step < state.max_steps:
+            ended = float(state.epoch or 0).is_integer()
+            control.should_save = ended
+            control.should_log, control.should_evaluate = (
+                ended and control.should_log,
+                ended and control.should_evaluate,
+            )
+
+
+def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]) -> TrainError:
+    """Say that a step is no number, and what there is to go on from."""
+    value = next((value for value in values if not math.isfinite(value)), math.nan)
+    try:
+        kept = f"`{find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
+    except TrainError:
+        kept = "there is no checkpoint yet"
+    problem = codes.NOT_FINITE(what=what, step=state.global_step + 1, value=value, kept=kept)
+    return TrainError(problem)
+
+
+@torch.no_grad()
+def _norm(optimizer: Any) -> float:
+    """Compute the norm of the gradient's part that this process has."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = [own_part(p.grad).float() for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(part) for part in parts]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

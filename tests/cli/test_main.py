@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -167,7 +166,6 @@ def test_completion_scripts(bishare, shell):
         ("bishare train bishare_k", "bishare_ke_ab"),
         ("bishare train bishare_ke --set r_", "r_intra="),
         ("bishare fit my-lora --spec bishare_k", "bishare_ke_ab"),
-        ("bishare train lora --learning_r", "--learning_rate"),
         ("bishare train lora --eval_s", "--eval_split"),
     ],
 )
@@ -176,29 +174,6 @@ def test_completion_completes(bishare, monkeypatch, typed, offered):
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
     assert f"plain,{offered}\n" in bishare().out
-
-
-def test_arguments_of_training_are_completed_without_importing_transformers(tmp_path):
-    """Not the first time, when they are looked up and kept."""
-    program = (
-        "import sys\nfrom bishare_dsl.cli.main import main\nmain()\nprint('torch' in sys.modules)"
-    )
-    environment = os.environ | {
-        "BISHARE_CACHE": str(tmp_path),
-        "_BISHARE_COMPLETE": "bash_complete",
-        "COMP_WORDS": "bishare train lora --warmup",
-        "COMP_CWORD": "3",
-    }
-    for imported in ("True", "False"):
-        run = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "plain,--warmup_steps\n" in run.stdout
-        assert run.stdout.endswith(f"{imported}\n")
 
 
 def test_the_package_is_a_command():

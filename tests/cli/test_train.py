@@ -10,12 +10,12 @@ from transformers import TrainerCallback
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.train.conftest import saved
 
 
 @pytest.fixture
-def folder(here, monkeypatch):
-    """A model, rows, a spec and a config for short runs; nothing is drawn, which takes longest."""
-    monkeypatch.setattr("bishare_dsl.train.run.draw_curve", lambda *_: None)
+def folder(here):
+    """A model, rows, a spec and a config for short runs."""
     tiny_model("llama").save_pretrained("tiny")
     tiny_tokenizer().save_pretrained("tiny")
     rows = [{"prompt": f"a {number} ", "completion": "c d e"} for number in range(8)]
@@ -31,8 +31,8 @@ def folder(here, monkeypatch):
     return here
 
 
-def record(name="out"):
-    return json.loads(Path(name, "run.json").read_text())
+def asked(name="out"):
+    return yaml.safe_load(Path(name, "run.json").read_text())
 
 
 def test_spec_model_and_rows_are_enough(bishare, folder):
@@ -43,10 +43,8 @@ def test_spec_model_and_rows_are_enough(bishare, folder):
     assert "steps        1 of 64 examples, 1.00 epochs" in run.out
     assert "bishare eval out --model tiny --tasks ..." in run.out
     assert "8 rows (prompt-completion)" in run.err
-    assert "BS752" not in run.err
     assert "lr 1.00e-04" in run.err
     assert bishare("inspect", "out").code == 0
-    assert record()["arguments"]["learning_rate"] == 1e-4
 
 
 def test_flags_win_over_the_config(bishare, folder):
@@ -57,19 +55,12 @@ def test_flags_win_over_the_config(bishare, folder):
         "--dtype", "float16",
     )  # fmt: skip
     assert (run.code, run.err) == (0, "")
-    found = record()
-    arguments = found["arguments"]
-    assert arguments["learning_rate"] == 2e-3
-    assert (arguments["seed"], arguments["bf16"], arguments["dataloader_pin_memory"]) == (
-        4,
-        True,
-        False,
-    )
-    assert arguments["lr_scheduler_type"] == "cosine"
-    assert (found["settings"]["max_length"], found["settings"]["packing"]) == (16, True)
-    assert found["settings"]["dtype"] == "float16"
-    assert found["batch"]["effective"] == 4
-    assert read_adapter("out").plan.params == {"r": 3}
+    found = asked()
+    assert found["learning_rate"] == 2e-3
+    assert (found["seed"], found["bf16"], found["dataloader_pin_memory"]) == (4, True, False)
+    assert found["lr_scheduler_type"] == "cosine"
+    assert (found["max_length"], found["packing"], found["dtype"]) == (16, True, "float16")
+    assert "param r = 3" in found["spec"]
 
 
 def test_a_flag_does_not_take_the_word_behind_it(bishare, folder):
@@ -77,22 +68,20 @@ def test_a_flag_does_not_take_the_word_behind_it(bishare, folder):
     del config["spec"]
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
     assert bishare("train", "--bf16", "small.share", "--config", "train.yaml").code == 0
-    assert record()["arguments"]["bf16"]
+    assert asked()["bf16"]
     run = bishare("train", "--bf16", "false", "small.share", "--config", "train.yaml", "--force")
     assert run.code == 0
-    assert not record()["arguments"]["bf16"]
+    assert not asked()["bf16"]
 
 
 def test_json(bishare, folder):
-    run = bishare(
-        "train", "--config", "train.yaml", "--json", "--warmup_steps", 9, "--eval_split", 4
-    )
+    run = bishare("train", "--config", "train.yaml", "--json", "--eval_split", 4)
     assert run.code == 0
     found = json.loads(run.out)
     assert found["adapter"] == "out"
     assert (found["steps"], found["data"]["eval"]["rows"]) == (1, 4)
     assert found["eval_loss"] > 0
-    assert [problem["code"] for problem in found["problems"]] == ["BS752"]
+    assert found["problems"] == []
 
 
 @pytest.mark.parametrize(
@@ -104,16 +93,16 @@ def test_json(bishare, folder):
         (["--resume", "nowhere"], "BS742", "run.json"),
         (["--learning_rat", "1"], "BS730", "did you mean `learning_rate`?"),
         (["--data_splitt=1"], "BS730", "did you mean `data_split`?"),
-        (["--learning_rate", "fast"], "BS731", "it is a number"),
+        (["--learning_rate", "fast"], "BS731", "a valid number"),
         (["--bf16", "--fp16"], "BS732", "fp16 and bf16"),
-        (["--push_to_hub"], "BS733", "bishare push"),
+        (["--push_to_hub"], "BS730", "bishare push"),
         (["--config", "none.yaml"], "BS734", "No such file"),
         (["--data", "none.jsonl"], "BS701", "none.jsonl"),
         (["--learning_rate"], "BS901", "requires an argument"),
         (["--max_length", "x"], "BS731", "`max_length` cannot be `x`"),
         (["none.share"], "BS902", "none.share"),
         (["--set", "q=1"], "BS207", "`q`"),
-        (["--resume_from_checkpoint", "last"], "BS742", "no folder `out`"),
+        (["--resume_from_checkpoint=out"], "BS730", "it is `resume`"),
         (["small.share", "rows.jsonl"], "BS901", "unexpected extra argument"),
     ],
 )
@@ -139,13 +128,12 @@ def test_an_existing_run(bishare, folder):
     run = bishare("train", "--config", "train.yaml")
     assert run.code == 2
     assert "`bishare train --resume out` goes on with it, `--force` begins anew" in run.err
-    assert bishare("train", "--config", "train.yaml", "--resume_from_checkpoint", "last").code == 0
 
 
 def test_an_adapter_in_the_place_of_a_spec(bishare, folder):
     bishare("compile", "small.share", "--model", "tiny", "--out", "fresh", "--seed", 3)
     assert bishare("train", "fresh", "--config", "train.yaml", "--learning_rate", 0).code == 0
-    fresh, trained = (read_adapter(name).tensors() for name in ("fresh", "out"))
+    fresh, trained = read_adapter("fresh").tensors(), saved(Path("out"))
     assert all((fresh[name] == tensor).all() for name, tensor in trained.items())
 
 
@@ -154,7 +142,7 @@ def test_a_spec_on_standard_input(bishare, folder):
         "train", "-", "--config", "train.yaml", stdin=(folder / "small.share").read_bytes()
     )
     assert run.code == 0
-    assert read_adapter("out").plan.spec == "small"
+    assert asked()["spec"].startswith("spec small")
 
 
 def test_interrupted(bishare, folder, monkeypatch):
@@ -165,32 +153,20 @@ def test_interrupted(bishare, folder, monkeypatch):
     again = "bishare train --resume out"
     assert "error: interrupted at step 3 of 6; saved in out/checkpoint-3" in run.err
     assert f"`{again}` goes on from there" in run.err
-    assert record()["status"] == "interrupted"
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("bishare_dsl.train.run.draw_curve", lambda *_: None)
     run = bishare(*again.split()[1:])
     assert run.code == 0
     assert "steps        6 of 4 examples" in run.out
-
-
-def test_going_on_with_a_finished_run(bishare, folder):
-    assert bishare("train", "--config", "train.yaml", "-q").code == 0
-    assert bishare("train", "--resume", "out", "-q").code == 0
-    run = bishare("train", "--resume", "out", "--num_train_epochs", 2)
-    assert run.code == 0
-    assert "warning[BS755]" in run.err
-    assert "steps        4 of 4 examples, 2.00 epochs" in run.out
+    assert bishare(*again.split()[1:], "-q").code == 0
 
 
 def test_rates_of_shares(bishare, folder):
     run = bishare(
         "train", "--config", "train.yaml", "--lr_of", "B=16x", "--lr-of=a.A=1e-5",
-        "--weight_decay_of", "A=0.1", "--recipe", "paper",
     )  # fmt: skip
     assert run.code == 0
-    assert record()["settings"]["lr_of"] == {"B": "16x", "a.A": "1e-5"}
-    assert record()["settings"]["weight_decay_of"] == {"A": 0.1}
+    assert asked()["lr_of"] == {"B": "16x", "a.A": "1e-5"}
 
 
 class Interrupts(TrainerCallback):
@@ -209,18 +185,8 @@ def test_a_loss_that_is_no_number(bishare, folder):
     )  # fmt: skip
     assert run.code == 1
     assert "error[BS750]" in run.err
-    assert "the loss of step 2 is nan; no step before it was good" in run.err
+    assert "the loss of step 2 is nan, and the step is not applied" in run.err
     assert bishare("inspect", "out").code == 2
-
-
-def test_help(bishare):
-    run = bishare("train", "--help")
-    assert run.code == 0
-    assert "--help-all" in run.out
-    run = bishare("train", "--help-all")
-    assert run.code == 0
-    assert "--learning_rate 0.0001" in run.out
-    assert "--push_to_hub" not in run.out
 
 
 def test_completion_looks_nothing_up(bishare, monkeypatch, capsys):

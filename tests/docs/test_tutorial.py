@@ -40,7 +40,7 @@ def test_every_command_succeeds(tmp_path, monkeypatch, capsys):
     assert "error" not in said.err
     for made in (
         "sharing.html",
-        "run/adapter.safetensors",
+        "run/adapter_model.safetensors",
         "merged/config.json",
         "for-peft/adapter_config.json",
     ):

@@ -59,9 +59,8 @@ def _imported() -> None:
 
 
 @pytest.fixture
-def start(files: Path, _imported: None, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Train a tiny Llama into a folder. Nothing is drawn, which takes longer than to train."""
-    monkeypatch.setattr("bishare_dsl.train.run.draw_curve", lambda *_: None)
+def start(files: Path, _imported: None) -> Start:
+    """Train a tiny Llama into a folder."""
 
     def run(folder: Path, **arguments: Any) -> TrainResult:
         given = {
@@ -94,5 +93,15 @@ def values(result: TrainResult) -> dict[str, torch.Tensor]:
 
 def losses(result: TrainResult) -> list[tuple[Any, ...]]:
     """What was logged that must not depend on an interruption."""
-    keys = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "tokens", "train_loss")
+    keys = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "num_input_tokens_seen")
     return [tuple(entry.get(key) for key in keys) for entry in result.history]
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the adapter in a folder, as PEFT loads them."""
+    from peft import PeftModel
+
+    import bishare_dsl.peft  # noqa: F401
+
+    model = PeftModel.from_pretrained(tiny_model("llama"), str(folder)).get_base_model()
+    return {n: t.detach().clone() for n, t in model.bishare.tensors().items()}

@@ -1,13 +1,12 @@
 """Trains in children that are killed while they save, until a run is through: `test_kill` starts this.
 
-Each child goes on from the last checkpoint, and is killed by SIGKILL at a random one of the calls that make
-something durable: before it, or right behind it. The imports are made once, before the first fork.
+Each child goes on from the last checkpoint, and is killed by SIGKILL at a random one of the calls that open a file
+to write it, or remove one: before it, or right behind it. The imports are made once, before the first fork.
 """
 
 import gc
 import os
 import random
-import shutil
 import signal
 import sys
 import traceback
@@ -19,43 +18,32 @@ import torch
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import run as runs
-from bishare_dsl.train.checkpoint import checkpoints, read_checkpoint, tidy
+from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.folder import find_checkpoint, step_of
 from tests.train.conftest import SMALL
 
 STEPS = 4
-CALLS = [(os, "fsync"), (Path, "replace"), (Path, "rename"), (shutil, "rmtree")]
 
 
 def run(files: Path, folder: Path, **more: object) -> None:
-    runs.train(
-        str(files / "small.share"),
-        tiny_model("llama"),
-        files / "rows.jsonl",
-        folder,
-        tokenizer=tiny_tokenizer(),
-        quiet=True,
-        **{**SMALL, "save_strategy": "steps", "save_steps": 1, "packing": True, "max_steps": STEPS},
-        **more,
-    )
+    given = {**SMALL, "save_strategy": "steps", "save_steps": 1, "max_steps": STEPS}
+    if "resume" not in more:
+        spec, rows = str(files / "small.share"), files / "rows.jsonl"
+        more = {**given, "spec": spec, "data": rows, "output_dir": folder, **more}
+    runs.train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), quiet=True, **more)
 
 
-def die_at(number: int) -> None:
-    """Let this process be killed at the call of this number."""
+def die_at(number: int, folder: Path) -> None:
+    """Let this process be killed when it opens a file of the folder for the ``number``-th time, or removes one."""
     left = [number]
 
-    def counted(call):
-        def counting(*arguments, **keywords):
-            for what in (lambda: None, lambda: call(*arguments, **keywords)):
-                result = what()
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return result
+    def hook(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.remove", "os.rmdir") and str(folder) in str(arguments[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        return counting
-
-    for owner, name in CALLS:
-        setattr(owner, name, counted(getattr(owner, name)))
+    sys.addaudithook(hook)
 
 
 def child(action) -> int:
@@ -81,18 +69,18 @@ def main(files: Path, seed: int) -> None:
     assert child(lambda: run(files, whole)) == 0
     kills = reached = 0
     while True:
-        tidy(parts)
-        found = checkpoints(parts)
-        if found:  # None is ever lost, and the last can always be read.
-            assert read_checkpoint(found[-1]).step >= reached
-            reached = read_checkpoint(found[-1]).step
-        more = {"resume_from_checkpoint": "last"} if found else {"force": True}
-
-        # About as many calls as one or two checkpoints take.
-        number = draw.randint(1, 90)
+        try:
+            found = find_checkpoint(parts)
+            assert step_of(found) >= reached  # None is ever lost, and the last can always be read.
+            reached, more = step_of(found), {"resume": parts}
+        except TrainError:
+            assert reached == 0
+            more = {"force": True}
+        # About as many files as Python opens for one or two checkpoints.
+        number = draw.randint(4, 30)
 
         def killed(number=number, more=more) -> None:
-            die_at(number)
+            die_at(number, parts)
             run(files, parts, **more)
 
         if child(killed) == 0:
@@ -100,13 +88,11 @@ def main(files: Path, seed: int) -> None:
         kills += 1
     name = "adapter_model.safetensors"
     assert (whole / name).read_bytes() == (parts / name).read_bytes()
-    assert not list(parts.glob(".checkpoint-*"))
     sys.stdout.write(f"kills {kills}\n")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # As in the `start` of the tests: no picture, and no search for garbage among what was imported.
-    runs.draw_curve = lambda *_: None
+    # No search for garbage among what was imported.
     gc.freeze()
     main(Path(sys.argv[1]), int(sys.argv[2]))

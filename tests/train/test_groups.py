@@ -1,4 +1,4 @@
-"""Learning rates and weight decays of shares and factors."""
+"""Learning rates of shares and factors."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.groups import names_of, regroup
-from bishare_dsl.train.request import Settings
 from tests.train.conftest import losses, values
 
 SPEC = """spec two
@@ -18,34 +17,31 @@ share b per kind rank 2
 """
 
 
-def found(**settings):
-    """Rate and decay of each tensor, by its name."""
+def found(rates):
+    """The rate of each tensor, by its name, and those of the groups."""
     model = compile_spec(SPEC, tiny_model("llama"))
     tensors = model.bishare.tensors()
-    optimizer = torch.optim.AdamW([*tensors.values()], lr=1e-3, weight_decay=0.5)
-    regroup(optimizer, tensors, model.bishare.plan, Settings(data="d", **settings))
+    optimizer = torch.optim.AdamW([*tensors.values()], lr=1e-3)
+    regroup(optimizer, tensors, model.bishare.plan, rates)
     names = {id(tensor): name for name, tensor in tensors.items()}
     groups = optimizer.param_groups
     assert sum(len(group["params"]) for group in groups) == len(tensors)
-    return {
-        names[id(p)]: (pytest.approx(group["lr"]), group["weight_decay"])
-        for group in groups
-        for p in group["params"]
-    }, [group["lr"] for group in groups]
+    rate_of = {
+        names[id(p)]: pytest.approx(group["lr"]) for group in groups for p in group["params"]
+    }
+    return rate_of, [group["lr"] for group in groups]
 
 
 def test_a_factor_and_a_share_and_a_factor_of_a_share():
-    settings = {"lr_of": ["B=16x", "b=5e-4", "b.A=0.5"], "weight_decay_of": {"a": 0}}
-    rates, groups = found(**settings)
-    for name, (rate, decay) in rates.items():
-        share, role = name[0], name[-1]
-        expected = {"aA": 1e-3, "aB": 16e-3, "bA": 0.5, "bB": 5e-4}[share + role]
-        assert (rate, decay) == (expected, 0 if share == "a" else 0.5), name
+    rates, groups = found({"B": "16x", "b": "5e-4", "b.A": "0.5"})
+    for name, rate in rates.items():
+        expected = {"aA": 1e-3, "aB": 16e-3, "bA": 0.5, "bB": 5e-4}[name[0] + name[-1]]
+        assert rate == expected, name
     assert groups[0] == 1e-3  # It is the rate that is logged.
 
 
 def test_nothing_said_is_one_group():
-    assert found()[1] == [1e-3]
+    assert found({})[1] == [1e-3]
 
 
 def test_what_names_a_tensor():
@@ -57,14 +53,14 @@ def test_what_names_a_tensor():
 
 class Looks(TrainerCallback):
     def on_step_begin(self, args, state, control, optimizer=None, **_):
-        self.groups = [(g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups]
+        self.groups = [g["initial_lr"] for g in optimizer.param_groups]
 
 
 def test_a_run(start, tmp_path):
     looks = Looks()
-    more = {"lr_of": {"B": "4x"}, "weight_decay_of": {"A": 0.1}, "logging_steps": 1}
+    more = {"lr_of": {"B": "4x"}, "logging_steps": 1}
     first = start(tmp_path / "it", callbacks=[looks], **more)
-    assert looks.groups == [(1e-2, 0.1), (4e-2, 0.0)]
+    assert looks.groups == [1e-2, 4e-2]
     assert first.history[0]["learning_rate"] == 1e-2
     plain = start(tmp_path / "plain", logging_steps=1)
     assert losses(first)[0] == losses(plain)[0]
@@ -83,11 +79,9 @@ def test_a_tensor_at_a_rate_of_0_stays(start, tmp_path):
     ("more", "said"),
     [
         ({"lr_of": {"C": "2x"}}, r"`lr_of` cannot be `C`: no share and no factor"),
-        ({"weight_decay_of": {"aa": 0.1}}, "did you mean `a`"),
+        ({"lr_of": {"aa": 0.1}}, "did you mean `a`"),
         ({"lr_of": {"B": "fast"}}, "neither a rate"),
-        ({"lr_of": ["B"]}, "NAME=VALUE"),
-        ({"weight_decay_of": {"B": -1}}, "at least 0"),
-        ({"weight_decay_of": {"B": "x"}}, "number"),
+        ({"lr_of": ["B"]}, "NAME=RATE"),
     ],
 )
 def test_what_is_wrong(start, tmp_path, more, said):

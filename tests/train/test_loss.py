@@ -1,10 +1,11 @@
-"""Logits where something is learned, and nowhere else."""
+"""The loss of what is learned is the model's own, of fewer logits."""
 
 import pytest
 import torch
 
+from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.train.loss import IGNORED, only_learned, takes_only_learned
+from bishare_dsl.train.loss import IGNORED, head_is_plain, loss_of_learned
 
 
 def batch(learned, tokens=9):
@@ -16,54 +17,35 @@ def batch(learned, tokens=9):
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "mixtral"]
+    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "mixtral", "opt"]
 )
-@pytest.mark.parametrize("learned", [[[4, 5], [7]], [[8], []], [[*range(9)], [1, 2]], [[0], [3]]])
+@pytest.mark.parametrize("learned", [[[4, 5], [7]], [[8], []], [[*range(9)], [1, 2]]])
 @pytest.mark.parametrize("items", [None, torch.tensor(5)])
-def test_the_loss_and_the_gradient_are_the_same(family, learned, items):
-    model = tiny_model(family)
-    found = []
-    for inputs in (batch(learned), only_learned(batch(learned))):
+def test_the_loss_and_the_gradient_are_the_models(family, learned, items):
+    model, found = tiny_model(family), []
+    weight = next(
+        p for n, p in model.named_parameters() if n.endswith("v_proj.weight") or "qkv" in n
+    )
+    for ours in (False, True):
         model.zero_grad()
-        loss = model(**inputs, num_items_in_batch=items).loss
+        if ours:
+            loss = loss_of_learned(model, model.forward, batch(learned), items)
+        else:
+            loss = model(**batch(learned), num_items_in_batch=items).loss
         loss.backward()
-        found.append((loss, model.model.layers[0].self_attn.o_proj.weight.grad.clone()))
+        found.append((loss.detach(), weight.grad.clone()))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
 
 
 def test_logits_are_made_where_any_row_learns():
-    inputs = only_learned(batch([[4, 5], [7]]))
-    assert inputs["logits_to_keep"].tolist() == [3, 4, 6]
-    assert (inputs["shift_labels"] != IGNORED).tolist() == [[1, 1, 0], [0, 0, 1]]
-    assert tiny_model("llama")(**inputs).logits.shape == (2, 3, 64)
+    model, seen = tiny_model("llama"), []
+    model.lm_head.register_forward_hook(lambda module, given, made: seen.append(made.shape))
+    loss_of_learned(model, model.forward, batch([[4, 5], [7]]), None)
+    assert seen == [(2, 3, 64)]
 
 
-def test_a_batch_of_which_nothing_is_learned_is_left_alone():
-    for inputs in (batch([[], []]), batch([[0], []]), {"input_ids": torch.ones(1, 2)}):
-        assert only_learned(inputs).keys() == inputs.keys()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "opt"])
-def test_models_that_take_it_are_known(family, dtype):
-    model = tiny_model(family).to(dtype)
-    assert takes_only_learned(model)
-    assert not model.training
-
-
-def test_models_that_would_learn_something_else_are_known():
-    def without(name, forward):
-        def call(*arguments, logits_to_keep=None, shift_labels=None, **more):
-            keep = {"logits_to_keep": logits_to_keep or 0, "shift_labels": shift_labels}
-            return forward(*arguments, **{k: v for k, v in keep.items() if k != name}, **more)
-
-        return call
-
-    model = tiny_model("llama")
-    forward = model.forward
-    model.forward = lambda input_ids, labels, use_cache: forward(input_ids, labels=labels)
-    assert not takes_only_learned(model)  # It has no such argument.
-    for name in ("logits_to_keep", "shift_labels"):
-        model.forward = without(name, forward)
-        assert not takes_only_learned(model), name
+def test_a_head_with_an_adapter_is_known():
+    assert head_is_plain(compile_spec("lora", tiny_model("llama")))
+    spec = "spec head\ntarget lm_head\nshare a per module rank 2"
+    assert not head_is_plain(compile_spec(spec, tiny_model("llama")))

@@ -20,7 +20,7 @@ def test_fsdp_1_is_refused(plugin: Some) -> None:
 
 
 def test_deepspeed_of_a_config_of_accelerate_is_refused() -> None:
-    with pytest.raises(TrainError, match="BS733"):
+    with pytest.raises(TrainError, match=r"BS754.*DeepSpeed"):
         check_sharding(trainer(None, deepspeed=True))
 
 

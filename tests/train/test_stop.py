@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bishare_dsl.train.stop import Stop
+from bishare_dsl.train.stop import hear_signals
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
@@ -12,10 +12,10 @@ def test_the_first_signal_is_a_request_and_the_second_is_not(which, capfd):
     heard = []
     before = signal.signal(which, lambda *_: heard.append(which))
     try:
-        with Stop(says=True) as stop:
-            assert not stop.requested
+        with hear_signals(True) as requested:
+            assert not requested()
             os.kill(os.getpid(), which)
-            assert stop.requested
+            assert requested()
             assert heard == []
             os.kill(os.getpid(), which)
             assert heard == [which]
@@ -28,7 +28,7 @@ def test_afterwards_signals_are_as_before():
     before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
 
     def fails():
-        with Stop(says=False):
+        with hear_signals(False):
             assert signal.getsignal(signal.SIGINT) is not before[0]
             raise ZeroDivisionError
 
@@ -38,9 +38,9 @@ def test_afterwards_signals_are_as_before():
 
 
 def test_without_a_word(capfd):
-    with Stop(says=False) as stop:
+    with hear_signals(False) as requested:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
+        assert requested()
     assert capfd.readouterr().err == ""
 
 
@@ -49,7 +49,7 @@ def test_in_another_thread_nothing_changes():
     found = []
 
     def other():
-        with Stop(says=False):
+        with hear_signals(False):
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=other)

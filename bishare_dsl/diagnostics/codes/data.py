@@ -79,18 +79,6 @@ EMPTY_FIELD = Code(
     "{place}: `{field}` is empty",
     "say what the model is to answer; for text without a prompt use the column `text`",
 )
-TOOL_CALLS = Code(
-    "BS715",
-    "tool calls apart from the text",
-    "{place}: `{field}` has tool calls",
-    "write the calls into `content`, as the model is to write them",
-)
-NOTHING_BEFORE = Code(
-    "BS716",
-    "a chat that the assistant opens",
-    "{place}: `{field}` begins with the assistant's turn",
-    "leave the turn out, or put a turn of the system or of the user before it",
-)
 MORE_PROBLEMS = Code(
     "BS717",
     "more rows have problems",
@@ -124,17 +112,11 @@ NO_END_TOKEN = Code(
     "the tokenizer has no end-of-sequence token to put behind a completion",
     "set `tokenizer.eos_token` to the token that the model ends with",
 )
-NO_OFFSETS = Code(
-    "BS722",
-    "a tokenizer that does not say where its tokens are",
-    "the tokenizer ({kind}) is written in Python and does not say which characters a token is of",
-    "load a tokenizer of the package `tokenizers`, as `AutoTokenizer` gives for almost every model",
-)
 NOTHING_TO_LEARN = Code(
     "BS723",
     "no row has anything to learn",
-    "none of the {rows:,} rows of `{name}` has anything to learn: {reason}",
-    "give rows with a completion, or raise `--max_length`",
+    "none of the {rows:,} rows of `{name}` has anything to learn",
+    "give rows with a completion or a turn of the assistant, or raise `--max_length`",
 )
 TOO_FEW_TO_SPLIT = Code(
     "BS724",

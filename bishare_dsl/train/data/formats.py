@@ -118,9 +118,6 @@ class _Fields:
         role = self.text(by)
         if role not in roles:
             raise self.bad(codes.UNKNOWN_ROLE, by, found=role, help=nearest(role, roles))
-        if self.values.get("tool_calls"):
-            field = self.prefix.rstrip(".")
-            raise BadRow(codes.TOOL_CALLS(place=self.place, field=field))
         content = self.text(says, empty=roles[role] in _MAY_BE_EMPTY)
         # Templates read other keys too, such as `reasoning_content`; null stands for none of them.
         others = {k: v for k, v in self.values.items() if k not in (by, says) and v is not None}
@@ -151,10 +148,7 @@ def _prompt_completion(fields: _Fields, chat: bool) -> Plain | Chat:
 
 def _messages(fields: _Fields, chat: bool) -> Chat:
     name = "messages" if "messages" in fields.values else "conversations"
-    messages = fields.messages(name)
-    if messages and messages[0]["role"] == "assistant":
-        raise fields.bad(codes.NOTHING_BEFORE, name)
-    return Chat(messages)
+    return Chat(fields.messages(name))
 
 
 class _Format(NamedTuple):

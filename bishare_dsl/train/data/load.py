@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -16,16 +15,10 @@ from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
-from bishare_dsl.train.data.rows import ArrowRows, Findings, Rows, place_of
+from bishare_dsl.train.data.rows import Findings, Rows, place_of
 
 _Bad = Callable[[int, str], None]
 """Notes what is wrong with the row of a number."""
-_BUILDERS = {"arrow", "csv", "json", "parquet", "text", "cache"}
-"""The kinds of data sets on the Hub that are tables of text, and nothing else."""
-_OFFLINE = (
-    "there is no file of this name either, and a file needs no connection; data sets that are in the cache "
-    "(`HF_HOME`) work"
-)
 
 
 def load_rows(
@@ -68,14 +61,9 @@ def _read_file(path: Path) -> Rows:
         raise DataError(codes.UNKNOWN_FILE(path=path, help=help))
     findings = Findings(str(path))
     try:
-        with path.open("rb") as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        if kind == ".parquet":
-            rows = _read_parquet(path)
-            return Rows(str(path), digest, rows, range(1, len(rows) + 1), False, range(len(rows)))
         if kind == ".json" and _is_lines(path):  # JSON Lines are often called .json.
             kind = ".jsonl"
-        by_line = kind != ".json"
+        by_line = kind not in (".json", ".parquet")
 
         def bad(number: int, reason: str) -> None:
             place = place_of(str(path), number, by_line=by_line)
@@ -94,7 +82,7 @@ def _read_file(path: Path) -> Rows:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(codes.UNREADABLE(path=path, reason=one_line(error))) from error
     findings.raise_any()
-    return Rows(str(path), digest, table, numbers, by_line, range(len(table)))
+    return Rows(str(path), table, numbers, by_line, range(len(table)))
 
 
 def _is_lines(path: Path) -> bool:
@@ -151,14 +139,14 @@ def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path) -> ArrowRows:
+def _read_parquet(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
     try:
         import pyarrow  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError as error:
         raise _needs("reading Parquet files", "pyarrow") from error
     try:
-        return ArrowRows(parquet.read_table(path, memory_map=True))
+        return enumerate(parquet.read_table(path).to_pylist(), 1)
     except pyarrow.ArrowException as error:
         raise ValueError(one_line(error)) from error
 
@@ -182,30 +170,21 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
 
     with hub_or_cache() as unreachable:
         try:
-            builder = datasets.load_dataset_builder(name, subset)
-            if builder.name not in _BUILDERS:
-                raise ValueError(
-                    f"it is of the kind `{builder.name}`, which is not a table of text"
-                )
-            builder.download_and_prepare()
-            table = builder.as_dataset(split=split).with_format("arrow")[:]
+            table = datasets.load_dataset(name, subset, split=split)
         except Exception as error:
             # `datasets`, the file systems below it and the formats have exceptions of their own each.
             problem = codes.NO_SUCH_PART(name=name, reason=one_line(error))
             if isinstance(error, ConnectionError):
-                problem = HUB_UNREACHABLE(
-                    name=name, reason=unreachable or one_line(error), help=_OFFLINE
+                reason = unreachable or one_line(error)
+                help = (
+                    "there is no file of this name either; data sets in the cache (`HF_HOME`) work"
                 )
+                problem = HUB_UNREACHABLE(name=name, reason=reason, help=help)
             elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 problem = HUB_REFUSED(name=name, reason=one_line(error))
             raise DataError(problem) from error
-    digest = hashlib.sha256(str(table.schema).encode())
-    for batch in table.to_batches():
-        digest.update(batch.serialize())
-    count = range(table.num_rows)
-    numbers = range(1, table.num_rows + 1)
-    title = f"{name} ({split})"
-    return Rows(title, f"datasets:{digest.hexdigest()}", ArrowRows(table), numbers, False, count)
+    numbers = range(1, len(table) + 1)
+    return Rows(f"{name} ({split})", table, numbers, False, range(len(table)))
 
 
 def _needs(what: str, package: str) -> DataError:

@@ -12,7 +12,6 @@ from bishare_dsl.diagnostics.codes import data as codes
 Row = Mapping[str, Any]
 
 _SHOWN = 5
-_CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,6 @@ class Rows:
 
     Attributes:
         name: the file, or the Hub data set with its split.
-        digest: ``sha256:…`` of the file's bytes, or ``datasets:…``, of all that a Hub data set holds. A part
-            of a set (`select`, `split_off`) has the digest of the whole.
         table: all rows of the source.
         numbers: of those rows, for `place`.
         by_line: whether they are numbers of lines.
@@ -30,7 +27,6 @@ class Rows:
     """
 
     name: str
-    digest: str
     table: Sequence[Row]
     numbers: Sequence[int]
     by_line: bool
@@ -54,23 +50,6 @@ class Rows:
 def place_of(name: str, number: int, *, by_line: bool) -> str:
     """Write where a row is, for a person."""
     return f"{name}:{number}" if by_line else f"{name}, row {number}"
-
-
-class ArrowRows(Sequence[Row]):
-    """Rows of a table of pyarrow, which is quick to read in order and slow row by row."""
-
-    def __init__(self, table: Any):
-        self._table = table
-        self._chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        number, offset = divmod(index, _CHUNK)
-        if number != self._chunk[0]:
-            self._chunk = number, self._table.slice(number * _CHUNK, _CHUNK).to_pylist()
-        return self._chunk[1][offset]
 
 
 class Findings:

@@ -1,127 +1,200 @@
-"""Texts to tokens, and from characters that are trained on to tokens that are."""
+"""Rows to tokens, and which of them are trained on: what the model has to write.
+
+What a chat template encloses by ``{% generation %}`` is the assistant's turn; of the templates that TRL knows
+it has versions with these markers. By any other template a turn begins where the generation prompt ends, and
+ends where the chat up to it does, as long as a chat that goes on begins as the template wrote it before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING
+import re
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.diagnostics import DataError
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.turns import Rendered
+from bishare_dsl.train.data.formats import BadRow, Chat, Plain
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
+Messages = list[dict[str, Any]]
+Span = tuple[int, int]
 Tokens = tuple[list[int], list[bool]]
 """The ids of a text, and which of them are trained on; the first never is, since nothing predicts it."""
 
-_CHARACTERS = 64
-"""Of a text that is longer than so many characters a token, only the beginning is tokenised."""
-_MARGIN = 64
-"""Tokens before the place where a text was cut that the whole text may not have."""
+# What a template in the sandbox can fail with; `raise_exception` in it gives a TemplateError.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 class Encoder:
-    """Tokenises texts, many at a time, each as far as examples of ``max_length`` tokens can need it.
+    """Encodes rows: chats by the chat template of a tokenizer, others as they are.
 
-    Raises:
-        DataError: the tokenizer does not tell the places of tokens (BS722); when called, it has no
-            token to end a text with (BS721).
+    Args:
+        name: of the rows.
+        tokenizer: has a chat template, if any row is a chat.
+        whole: learn all of the text, and look for no turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
-        if not tokenizer.is_fast:
-            raise DataError(codes.NO_OFFSETS(kind=type(tokenizer).__name__))
-        self._tokenizer, self._enough = tokenizer, max_length + _MARGIN
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, whole: bool):
+        self._name, self._tokenizer, self._whole = name, tokenizer, whole
 
-    def __call__(self, texts: Iterable[Rendered]) -> Iterator[Tokens]:
-        """Yield the tokens of each text, in order."""
-        for by_template, group in groupby(texts, key=lambda text: text.by_template):
-            together = list(group)
-            begun = [_beginning(rendered, _CHARACTERS * self._enough) for rendered in together]
-            encodings = self._encode([r.text for r in begun], special=not by_template)
-            for whole, rendered, encoding in zip(together, begun, encodings, strict=True):
-                if rendered is not whole and len(encoding.ids) < self._enough:
-                    rendered = whole
-                    [encoding] = self._encode([whole.text], special=not by_template)
-                yield self._finished(rendered, *self._tokens(rendered, encoding))
+    def __call__(self, row: Plain | Chat, place: str) -> Tokens | None:
+        """Encode a row; None where there is nothing to learn.
 
-    def _encode(self, texts: list[str], *, special: bool = False) -> list[Encoding]:
-        encoded = self._tokenizer(
-            texts, add_special_tokens=special, padding=False, truncation=False, verbose=False
-        )
-        encodings: list[Encoding] = encoded.encodings
-        return encodings
-
-    def _tokens(self, rendered: Rendered, encoding: Encoding) -> Tokens:
-        # What the tokenizer adds before a text is kept; an end is put by `_finished`.
-        first, stop = _inside(encoding)
-        ids, offsets = encoding.ids[:stop], encoding.offsets
-        trained = [False] * len(ids)
-        clean, at = True, first
-        for start, end in rendered.spans:
-            for edge, inner in ((start, False), (end, True)):
-                while at < stop and offsets[at][0] < edge:
-                    trained[at] = inner
-                    at += 1
-                # Else a token has characters of both sides; it is trained on if one side is.
-                reached = offsets[at - 1][1] if at > first else edge
-                clean &= reached == edge
-                if reached > edge:
-                    trained[at - 1] = True
-        return (ids, trained) if clean else self._apart(rendered, ids, trained, first)
-
-    def _apart(
-        self, rendered: Rendered, whole: list[int], trained: list[bool], first: int
-    ) -> Tokens:
-        """Tokenise what is trained on and what is not separately, as the model meets them when it generates.
-
-        Where that gives another text (some tokenizers put a space before every text), what the text gives
-        as a whole is kept.
+        Raises:
+            BadRow: the template refuses it (BS719), or hides the turns (BS720).
+            DataError: there is no template (BS718), or no token to end a text with (BS721).
         """
-        edges = sorted({0, len(rendered.text), *(edge for span in rendered.spans for edge in span)})
-        pieces = list(pairwise(edges))
-        encodings = self._encode([rendered.text[start:end] for start, end in pieces])
-        ids, mask = whole[:first], [False] * first
-        for piece, part in zip(pieces, encodings, strict=True):
-            ids += part.ids
-            mask += [piece in rendered.spans] * len(part.ids)
-        same = self._decode(ids) == self._decode(whole)
-        return (ids, mask) if same else (whole, trained)
+        if isinstance(row, Plain):
+            text = row.prompt + row.completion
+            start = 0 if self._whole else len(row.prompt)
+            if not text[start:].strip():
+                return None
+            return self._ended(*self._tokens(text, [(start, len(text))], special=True))
+        messages = row.messages
+        turns = [i for i in range(row.trained_from, len(messages)) if _is_trained(messages[i])]
+        if not messages or not (turns or self._whole):
+            return None
+        try:
+            text, spans = self._render(messages, turns)
+        except _HiddenError as error:
+            raise BadRow(codes.TURNS_NOT_FOUND(place=place, reason=error)) from error
+        except _REFUSALS as error:
+            raise BadRow(codes.TEMPLATE_REFUSES(place=place, reason=one_line(error))) from error
+        if len(messages) - 1 not in turns or text.rstrip().endswith(self._ends):
+            return self._without_first(*self._tokens(text, spans))
+        text = text.rstrip()  # The template does not end it.
+        return self._ended(*self._tokens(text, [(a, min(b, len(text))) for a, b in spans]))
 
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+    def _tokens(self, text: str, spans: list[Span], *, special: bool = False) -> Tokens:
+        """Tokenise a text; ``special`` with what the tokenizer puts before any text.
 
-    def _finished(self, rendered: Rendered, ids: list[int], trained: list[bool]) -> Tokens:
-        """Put an end where there is none, and take away a second beginning or end."""
-        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        if len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids, trained = ids[1:], trained[1:]  # One from the tokenizer and one from the text.
-        if not rendered.ended:
-            if eos is None:
-                raise DataError(codes.NO_END_TOKEN())
-            while ids and ids[-1] == eos:
-                ids, trained = ids[:-1], trained[:-1]
-            ids, trained = [*ids, eos], [*trained, True]
-        if trained:
-            trained[0] = False
+        Where a token has characters of what is learned and of what is not, both are tokenised apart, as the
+        model meets them when it generates; unless that gives another text (some tokenizers put a space before
+        each).
+        """
+        ids, trained = self._ids("", special), [False] * len(self._ids("", special))
+        for start, end in pairwise(sorted({0, len(text), *(edge for s in spans for edge in s)})):
+            found, known = self._ids(text[:end], special), len(ids)
+            if found[:known] != ids:
+                apart = ids + self._ids(text[start:end], special=False)
+                if self._tokenizer.decode(apart) == self._tokenizer.decode(found):
+                    found = apart
+                else:
+                    known = next(
+                        i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b
+                    )
+            trained = trained[:known] + [(start, end) in spans] * (len(found) - known)
+            ids = found
         return ids, trained
 
+    def _ids(self, text: str, special: bool) -> list[int]:
+        """Tokenise a text, without what the tokenizer puts behind it."""
+        found = self._tokenizer(
+            text, add_special_tokens=special, return_special_tokens_mask=True, verbose=False
+        )
+        ids, added = found["input_ids"], found["special_tokens_mask"]
+        while special and ids and added[len(ids) - 1] and ids[-1] != self._tokenizer.bos_token_id:
+            ids = ids[:-1]
+        return list(ids)
 
-def _beginning(rendered: Rendered, length: int) -> Rendered:
-    if len(rendered.text) <= length:
+    def _ended(self, ids: list[int], trained: list[bool]) -> Tokens:
+        """Put an end behind a text, which is learned; one that is there already is not doubled."""
+        eos = self._tokenizer.eos_token_id
+        if eos is None:
+            raise DataError(codes.NO_END_TOKEN())
+        while ids and ids[-1] == eos:
+            ids, trained = ids[:-1], trained[:-1]
+        return self._without_first([*ids, eos], [*trained, True])
+
+    def _without_first(self, ids: list[int], trained: list[bool]) -> Tokens:
+        """Learn all but the first token, and drop a second beginning: the tokenizer's, before the text's."""
+        if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:
+            ids, trained = ids[1:], trained[1:]
+        return ids, [False, *trained[1:]]
+
+    def _render(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
+        """Write a chat, and find the turns that are trained on."""
+        text = self._apply(messages)
+        if self._whole:
+            return text, [(0, len(text))]
+        if _has_markers(self._template):
+            return self._generated(messages, turns)
+        spans: list[Span] = []
+        for turn in turns:
+            prompt = self._apply(messages[:turn], add_generation_prompt=True)
+            through = self._apply(messages[: turn + 1]).rstrip()
+            if not through.startswith(prompt):
+                reason = f"turn {turn + 1} does not begin as the model is prompted to begin it"
+                raise _HiddenError(reason)
+            start, said = len(prompt), through[len(prompt) :]
+            if not text.startswith(through):  # As where a system prompt moves to the last turn.
+                start = text.find(said, spans[-1][1] if spans else 0)
+                if start < 0 or not said.endswith(self._ends):
+                    raise _HiddenError(f"turn {turn + 1} is written otherwise where more follows")
+            spans.append((start, start + len(said)))
+        return text, spans
+
+    def _generated(self, messages: Messages, turns: list[int]) -> tuple[str, list[Span]]:
+        """Write a chat by a template with markers, and find what they enclose and what ends it."""
+        options: dict[str, Any] = {**self._tokenizer.special_tokens_map}
+        # It is annotated as giving a text.
+        result: Any = render_jinja_template(
+            [messages], chat_template=self._template, return_assistant_tokens_mask=True, **options
+        )
+        [text], [generated] = result
+        before = len(self._apply(messages[: turns[0]])) if turns[0] else 0
+        behind = re.compile(rf"\s*{re.escape(str(self._tokenizer.eos_token or ''))}")
+        spans = []
+        for start, end in generated:
+            if start >= before and text[start:end].strip():
+                end = start + len(text[start:end].rstrip())
+                following = behind.match(text, end)
+                spans.append((start, following.end() if following else end))
+        if not spans:
+            raise _HiddenError("the template marks nothing as generated")
+        return text, spans
+
+    def _apply(self, messages: Messages, **options: Any) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, **options
+        )
+        assert isinstance(rendered, str)
         return rendered
-    spans = [(start, min(end, length)) for start, end in rendered.spans if start < length]
-    return replace(rendered, text=rendered.text[:length], spans=spans)
+
+    @cached_property
+    def _template(self) -> str:
+        if self._tokenizer.chat_template is None:
+            raise DataError(codes.NO_CHAT_TEMPLATE(name=self._name))
+        template = self._tokenizer.get_chat_template()
+        if self._whole or _has_markers(template):
+            return template
+        try:
+            from trl.chat_template_utils import get_training_chat_template
+
+            return get_training_chat_template(self._tokenizer) or template
+        except (ImportError, ValueError):  # TRL does not know this template.
+            return template
+
+    @cached_property
+    def _ends(self) -> tuple[str, ...]:
+        """What may end a turn: any special token but the one that begins a text."""
+        special = {t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special}
+        return tuple({*special, str(self._tokenizer.eos_token)} - {str(self._tokenizer.bos_token)})
 
 
-def _inside(encoding: Encoding) -> tuple[int, int]:
-    """Find the first token of the text itself and the one behind its last; others the tokenizer adds."""
-    added = encoding.special_tokens_mask
-    if 0 not in added:
-        return len(added), len(added)
-    return added.index(0), len(added) - added[::-1].index(0)
+class _HiddenError(Exception):
+    """A template does not show where a turn is."""
+
+
+def _has_markers(template: str) -> bool:
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
+def _is_trained(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant" and bool(message["content"].strip())

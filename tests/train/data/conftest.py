@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from bishare_dsl.diagnostics import DataError
-from bishare_dsl.train.data import Rows
+from bishare_dsl.train.data.rows import Rows
 
 SPECIAL = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
@@ -135,7 +135,7 @@ def rows():
 
     def make(*values):
         numbers = range(1, len(values) + 1)
-        return Rows("rows.jsonl", "sha256:0", values, numbers, True, range(len(values)))
+        return Rows("rows.jsonl", values, numbers, True, range(len(values)))
 
     return make
 

@@ -6,7 +6,7 @@ import torch
 
 from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
-from bishare_dsl.train.data import Collator, Examples, check_packing, pack
+from bishare_dsl.train.data.batches import Collator, Examples, check_packing
 
 # OPT builds its mask without `position_ids`.
 PACKING = sorted(TINY_FAMILIES.keys() - {"opt"})
@@ -18,7 +18,11 @@ def examples():
     ids = np.random.default_rng(0).integers(3, 64, sum(LENGTHS), dtype=np.int32)
     trained = np.ones(len(ids), dtype=bool)
     trained[np.cumsum([0, *LENGTHS])[:-1]] = False
-    return Examples({"input_ids": ids, "labels": np.where(trained, ids, -100)}, LENGTHS)
+    return Examples(ids, np.where(trained, ids, -100), LENGTHS)
+
+
+def pack(examples):
+    return list(examples.dataset(packed_to=16))
 
 
 def attention(family):
@@ -39,16 +43,21 @@ def test_plain_examples_are_padded_on_the_right(examples):
 
 
 def test_packed_examples_have_positions_and_no_mask(examples):
-    packed = pack(examples, 16)
-    assert [len(sequence["input_ids"]) for sequence in packed] == [15, 16]
-    batch = Collator(1)(packed[:])
+    packed = pack(examples)
+    assert [len(sequence["input_ids"]) for sequence in packed] == [16, 15]
+    assert sorted(i for p in packed for i in p["input_ids"]) == sorted(
+        i for e in examples for i in e["input_ids"]
+    )
+    batch = Collator(1)(packed)
     assert batch.keys() == {"input_ids", "labels", "position_ids", "use_cache"}
     assert batch["use_cache"] is False
-    assert batch["position_ids"][0].tolist() == [*packed[0]["position_ids"], 0]
-    assert batch["labels"][0, -1] == -100
-    flat = Collator(1, flatten=True)(packed[:])
+    positions = [[p for n in packed[i]["seq_lengths"] for p in range(n)] for i in range(2)]
+    assert batch["position_ids"].tolist() == [positions[0], [*positions[1], 0]]
+    assert batch["labels"][1, -1] == -100
+    flat = Collator(1, flatten=True)(packed)
     assert flat["input_ids"].shape == (1, 31)
-    for name in ("input_ids", "labels", "position_ids"):
+    assert flat["position_ids"][0].tolist() == positions[0] + positions[1]
+    for name in ("input_ids", "labels"):
         assert flat[name][0].tolist() == packed[0][name] + packed[1][name]
 
 
@@ -59,7 +68,7 @@ def test_packed_examples_have_positions_and_no_mask(examples):
 def test_an_example_means_the_same_packed_and_alone(family, implementation, flatten, examples):
     model = tiny_model(family, attn_implementation=implementation)
     collator = Collator(1, flatten)
-    batch = collator(pack(examples, 16)[:])
+    batch = collator(pack(examples))
     # As in training, where models are told nothing of a cache and have one by default.
     model.config.use_cache = True
     labels = batch.pop("labels")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bishare_dsl.train.data import encode
+from bishare_dsl.train.data.encoding import encode
 
 pytestmark = pytest.mark.e2e
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bishare_dsl.train.data import split_off
+from bishare_dsl.train.data.formats import split_off
 
 TEXTS = st.lists(st.sampled_from([f"text {i}" for i in range(30)]), min_size=2, max_size=40)
 

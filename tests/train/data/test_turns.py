@@ -6,19 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bishare_dsl.train.data import encode
+from bishare_dsl.train.data.encoding import encode
 
 # What is to be trained on of a content, in the middle of a chat and at its end.
 TRAINED = {
     "chatml": lambda said, last: said + "<|im_end|>",
     "llama3": lambda said, last: said.strip() + "<|eot_id|>",
     "mistral": lambda said, last: f" {said}</s>",
-    "qwen3": lambda said, last: (
-        ("<think>\n\n</think>\n\n" + said.lstrip("\n") if last else said) + "<|im_end|>"
-    ),
-    "r1": lambda said, last: said + "</s>",
     "no end": lambda said, last: " " + said.rstrip() + ("</s>" if last else ""),
-    "plain end": lambda said, last: said + "\n(end)",
+    "plain end": lambda said, last: said + "\n(end)" + ("</s>" if last else ""),
 }
 PIECES = st.sampled_from(
     ["\n", "\n\n", " ", "  ", "hello", " fox", "é", "🦜", ":", "</", "(end)", "\t"]
@@ -43,7 +39,7 @@ def test_trained_is_what_the_assistant_says_and_what_ends_it(
     assert trained(example, made) == wanted
     # And the whole is what the template writes, token for token but at the edges of turns.
     text = made.apply_chat_template(messages, tokenize=False)
-    ended = text.rstrip() + "</s>" if template == "no end" else text
+    ended = text.rstrip() + "</s>" if template in ("no end", "plain end") else text
     assert made.backend_tokenizer.decode(example["input_ids"], skip_special_tokens=False) == ended
 
 
@@ -68,27 +64,6 @@ def test_a_prompt_is_read_as_the_model_reads_it_when_it_generates(tokenizer, row
     assert example["labels"][: len(prompt)] == [-100] * len(prompt)
 
 
-@pytest.mark.parametrize(
-    ("template", "wanted"),
-    [
-        ("qwen3", ["This.<|im_end|>", "<think>\nha\n</think>\n\nNo<|im_end|>"]),
-        ("r1", ["\nThis.</s>", "\nNo</s>"]),
-        (
-            "chatml",
-            ["<think>\nhm\n</think>\nThis.<|im_end|>", "<think>\nha\n</think>\nNo<|im_end|>"],
-        ),
-    ],
-)
-def test_thinking_is_trained_where_the_template_writes_it(
-    template, wanted, tokenizer, rows, chat, trained
-):
-    made = tokenizer(template)
-    said = ("<think>\nhm\n</think>\nThis.", "<think>\nha\n</think>\nNo")
-    row = chat("user: What?", f"assistant: {said[0]}", "user: And?", f"assistant: {said[1]}")
-    [example] = encode(rows(row), made, max_length=200).examples
-    assert trained(example, made) == wanted
-
-
 SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfor %}
 {%- if add_generation_prompt %}<|assistant|>opening{% endif %}"""
 
@@ -96,11 +71,8 @@ SIMPLE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}ending{% endfo
 @pytest.mark.parametrize(
     ("opening", "ending", "said", "wanted"),
     [
-        # The prompt opens what the chat does not have, and the content begins alike by chance.
-        ("<reason>", "</s>", "<real> dog", ["<real> dog</s>", "<real> dog</s>"]),
         # A turn ends with a token of its own, and then with the one that stops.
         ("", "<|im_end|></s>", "dog", ["dog<|im_end|></s>", "dog<|im_end|></s>"]),
-        ("", "<|im_end|>\n</s>", "dog", ["dog<|im_end|>", "dog<|im_end|>"]),
         # What begins the next turn ends none.
         (
             "",
@@ -165,9 +137,7 @@ def test_markers_count_and_the_end_of_turn_is_trained_with_them(
     inside, tokenizer, rows, chat, trained
 ):
     made = tokenizer(MARKED.replace("end_inside", inside))
-    row = chat(
-        "user: fox", "assistant: dog", "user: a", "assistant: ", "user: a", "assistant: hello"
-    )
+    row = chat("user: fox", "assistant: dog", "user: a", "assistant: hello")
     [example] = encode(rows(row), made, max_length=100).examples
     assert trained(example, made) == [" dog</s>", " hello</s>"]
 
@@ -191,33 +161,45 @@ def test_markers_may_enclose_several_parts_of_a_turn(tokenizer, rows, chat, trai
 
 OTHER_PROMPT = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}
 {%- if add_generation_prompt %}<|im_start|>{% endif %}"""
+STRIPS = """{% for m in messages %}<|{{ m.role }}|>
+{%- if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        # What is generated is not the content.
-        (MARKED.replace("' ' + m.content", "' '").replace("end_inside", "true"), "is not marked"),
-        # The content decides about what stands around it.
-        ("{% for m in messages %}{{ m.content | length }}{{ m.content }}{% endfor %}", "depends on"),
-        # A turn is left out.
-        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "once"),
-        # A turn is written twice.
-        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "once"),
+        # Nothing is generated.
+        (MARKED.replace("' ' + m.content", "' '").replace("end_inside", "false"), "marks nothing"),
         # The model is prompted with something else.
         (OTHER_PROMPT, "does not begin"),
+        # What an earlier turn is depends on what follows it.
+        (STRIPS, "turn 2 is written otherwise"),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_hides_the_turns_is_an_error(
     template, reason, tokenizer, rows, chat, problems
 ):
-    row = chat("user: fox", "assistant: dog")
+    row = chat("user: fox", "assistant: dog", "user: fox", "assistant: dog")
     [problem] = problems(encode, rows(row), tokenizer(template), max_length=100)
     assert problem.code == "BS720"
     assert problem.message.startswith("rows.jsonl:1: ")
     assert reason in problem.message
     # Without a loss on turns it does not matter.
     assert encode(rows(row), tokenizer(template), max_length=100, train_on="all").examples
+
+
+def test_a_template_that_trl_knows_has_markers_of_trl(tokenizer, rows, chat, trained):
+    """Qwen3's writes thinking into the last turn alone."""
+    from trl.chat_template_utils import qwen3_chat_template
+
+    made = tokenizer(qwen3_chat_template, eos="<|im_end|>")
+    row = chat("user: fox", "assistant: dog", "user: fox", "assistant: lazy")
+    [example] = encode(rows(row), made, max_length=200).examples
+    assert [part.split("\n")[-1] for part in trained(example, made)] == [
+        "dog<|im_end|>",
+        "lazy<|im_end|>",
+    ]
 
 
 @pytest.mark.parametrize(

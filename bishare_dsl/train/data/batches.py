@@ -1,4 +1,4 @@
-"""Examples to a batch, and a model's word that it keeps packed ones apart."""
+"""Encoded examples, in eight bytes a token; batches; and a model's word that it keeps packed ones apart."""
 
 from __future__ import annotations
 
@@ -8,14 +8,61 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.examples import IGNORED, Example
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token that is not trained on."""
+
+Example = dict[str, list[int]]
+"""``input_ids``, and ``labels``: the ids of the trained tokens, and -100 elsewhere, unshifted. A packed one
+has the ``seq_lengths`` of the examples in it."""
+
+
+class Examples(Sequence[Example]):
+    """Examples as a sequence.
+
+    Args:
+        ids: of all tokens, one example behind the other.
+        labels: of the same tokens.
+        lengths: of the examples, in tokens.
+    """
+
+    def __init__(self, ids: NDArray[np.int32], labels: NDArray[np.int32], lengths: Sequence[int]):
+        self._columns = {"input_ids": ids, "labels": labels}
+        self._starts = np.cumsum([0, *lengths], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        part = slice(self._starts[number], self._starts[number + 1])
+        return {name: values[part].tolist() for name, values in self._columns.items()}
+
+    def dataset(self, packed_to: int | None = None) -> Dataset:
+        """Return the same as a data set of `datasets`, packed by TRL if that is asked for."""
+        import pyarrow as pa  # type: ignore[import-untyped]
+        from datasets import Dataset
+
+        starts, lists = pa.array(self._starts), pa.LargeListArray.from_arrays
+        columns = {n: lists(starts, pa.array(values)) for n, values in self._columns.items()}
+        dataset = Dataset(pa.table(columns), fingerprint="bishare")  # Else it would hash all of it.
+        if packed_to is None:
+            return dataset
+        from trl import pack_dataset
+
+        return pack_dataset(dataset, packed_to)
 
 
 @dataclass(frozen=True)
@@ -46,13 +93,14 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Make tensors of int64, as the model's forward takes them."""
-        columns: dict[str, list[list[int]]] = {}
-        for name in examples[0]:
-            columns[name] = [example[name] for example in examples]  # type: ignore[literal-required]
-        packed = "position_ids" in columns
-        if not packed:
+        columns = {name: [e[name] for e in examples] for name in ("input_ids", "labels")}
+        packed = "seq_lengths" in examples[0]
+        if packed:
+            lengths = [example["seq_lengths"] for example in examples]
+            columns["position_ids"] = [[p for n in row for p in range(n)] for row in lengths]
+        else:
             columns["attention_mask"] = [[1] * len(ids) for ids in columns["input_ids"]]
-        elif self.flatten:
+        if packed and self.flatten:
             columns = {name: [[*chain(*rows)]] for name, rows in columns.items()}
         longest = max(map(len, columns["input_ids"]))
         padding = {"input_ids": [self.pad_token_id] * longest, "labels": [IGNORED] * longest}
@@ -61,7 +109,11 @@ class Collator:
             name: torch.tensor([row + padding[name][: longest - len(row)] for row in rows])
             for name, rows in columns.items()
         }
-        return batch | ({"use_cache": False} if packed else {})
+        if not packed:
+            return batch
+        # Its first token is not predicted from the example before.
+        batch["labels"][batch["position_ids"] == 0] = IGNORED
+        return batch | {"use_cache": False}
 
 
 _SAME = 6
@@ -92,8 +144,8 @@ def check_packing(model: PreTrainedModel, collator: Collator) -> None:
     model.eval()
     try:
         for other in (drawn[_SAME : _SAME + 5], drawn[_SAME + 5 : _SAME + 14]):
-            ids, positions = other + same, [*range(len(other)), *range(_SAME)]
-            row: Example = {"input_ids": ids, "labels": ids, "position_ids": positions}
+            ids = other + same
+            row = {"input_ids": ids, "labels": ids, "seq_lengths": [len(other), _SAME]}
             batch = collator([row, row])
             del batch["labels"]
             on_device = {k: v.to(model.device) for k, v in batch.items() if k != "use_cache"}
