@@ -232,8 +232,9 @@ class Handle(AdapterRoot):
 
         The handle itself owns none: without ``recurse`` there are none.
         """
-        if recurse and self._running is not None:
-            yield from self._running.placement.tensors().values()
+        if recurse:
+            for name in self.active:
+                yield from self.adapters[name].placement.tensors().values()
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, counted in the model, in the words of the field."""
@@ -678,6 +679,17 @@ class _Together(Adapter):
             for i, member in enumerate(self.members)
             for name, source in member.sources().items()
         }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            name_of(i, name): tensor
+            for i, member in enumerate(self.members)
+            for name, tensor in member.tensors().items()
+        }
+
+    def set_trainable(self, trainable: bool) -> None:
+        for member in self.members:
+            member.set_trainable(trainable)
 
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:

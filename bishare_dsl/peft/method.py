@@ -203,11 +203,9 @@ class BishareModel(BaseTuner):
             model, found, config.seed, adapter_name, handle=PeftHandle, unfilled=frozenset(left)
         )
         _warn(*(render(problem, found.where) for problem in found.problems), *notes)
-        made = cast(PeftHandle, model.bishare)
-        made[adapter_name].compact = bool((config.bishare or {}).get("compact"))
-        made[adapter_name].set_trainable(
-            first and not config.inference_mode and not made[adapter_name].compact
-        )
+        adapter = cast(PeftHandle, model.bishare)[adapter_name]
+        adapter.compact = bool((config.bishare or {}).get("compact"))
+        adapter.set_trainable(first and not config.inference_mode)
         covered = {
             path.split(".")[-2] for t in found.plan.trained for path in t.paths if "." in path
         }
@@ -355,6 +353,13 @@ _SHORT = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.bool: "BOOL",
 }
 """The types of tensors as safetensors calls them."""
 
@@ -364,7 +369,7 @@ def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest_of_tensors(
         (
             attribute_in(key),
-            _SHORT.get(tensor.dtype, str(tensor.dtype)),
+            _SHORT[tensor.dtype],
             tensor.shape,
             tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data,
         )

@@ -1,0 +1,290 @@
+"""What PEFT and transformers do with an adapter, bit for bit where nothing is rounded."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
+
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
+from bishare_dsl.peft import BishareConfig
+from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.models import tiny_model
+from tests.adapter.test_frozen import VERA
+from tests.methods.test_every_method import TINY
+from tests.peft.conftest import SPEC
+
+
+def logits(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, **given).logits
+
+
+@pytest.mark.parametrize("spec", sorted(TINY))
+def test_every_shipped_spec_starts_as_its_base_and_comes_back(
+    spec: str, tmp_path: Path, ids: torch.Tensor
+) -> None:
+    base = tiny_model("llama", hidden_size=32, head_dim=8, num_key_value_heads=4).eval()
+    config = BishareConfig(spec=spec, params=TINY[spec], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(copy.deepcopy(base), config).eval()
+    plan = model.bishare.plan
+    if spec not in ("vb_lora", "lora_xs", "tiny_lora", "corda", "pissa"):
+        assert torch.equal(logits(model, ids), logits(base, ids))
+    assert model.get_nb_trainable_parameters()[0] == plan.trainable
+    randomize(model, 1)
+    want = logits(model, ids)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, ids), logits(base, ids))
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for again in (
+            PeftModel.from_pretrained(copy.deepcopy(base), tmp_path),
+            PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=True),
+            load_adapter(tmp_path, copy.deepcopy(base)),
+        ):
+            assert torch.equal(logits(again, ids), want)
+
+
+@pytest.mark.parametrize("spec", [SPEC, VERA])
+def test_a_folder_of_ours_is_one_of_pefts_and_the_other_way_round(
+    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path, spec: str
+) -> None:
+    model = adapted(spec)
+    want = logits(model, ids)
+    model.save_pretrained(tmp_path / "peft")
+    model.bishare.save_pretrained(tmp_path / "ours")
+    assert read_adapter(tmp_path / "peft").plan == read_adapter(tmp_path / "ours").plan
+    for folder in ("peft", "ours"):
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / folder)
+        assert not loaded.training
+        assert not any(p.requires_grad for p in loaded.parameters())
+        assert torch.equal(logits(loaded, ids), want)
+        assert torch.equal(
+            logits(load_adapter(tmp_path / folder, copy.deepcopy(base)).eval(), ids), want
+        )
+        assert "import bishare_dsl.peft" in (tmp_path / folder / "README.md").read_text()
+        trains = PeftModel.from_pretrained(
+            copy.deepcopy(base), tmp_path / folder, is_trainable=True
+        )
+        trains(ids, labels=ids).loss.backward()
+        trained = {n for n, p in trains.named_parameters() if p.grad is not None}
+        assert trained == {n for n, p in trains.named_parameters() if p.requires_grad} != set()
+    fields = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (fields["peft_type"], fields["spec"]) == ("BISHARE", model.bishare.spec_text)
+
+
+def test_the_automatic_class_finds_base_and_adapter(
+    checkpoint: Path, tmp_path: Path, ids: torch.Tensor
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model = get_peft_model(base, BishareConfig(spec=SPEC, task_type="CAUSAL_LM")).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def test_several_adapters(adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Each of a spec of its own: added, loaded, switched, run together, by row, saved by name, deleted."""
+    one, other = adapted(SPEC), adapted("lora", seed=5)
+    wanted = {
+        "default": logits(one, ids),
+        "other": logits(other, ids),
+        "__base__": logits(base, ids),
+    }
+    other.save_pretrained(tmp_path / "other")
+    one.load_adapter(tmp_path / "other", "other")
+    assert torch.equal(logits(one, ids), wanted["default"])
+    for name in ("other", "default", "other"):
+        one.set_adapter(name)
+        assert torch.equal(logits(one.eval(), ids), wanted[name])
+        trains = {n for n, p in one.named_parameters() if p.requires_grad}
+        assert trains
+        assert all(f"bishare_tensors.{name}." in n for n in trains)
+    names = ["default", "other", "__base__"]
+    mixed = logits(one, ids, adapter_names=names)
+    for row, name in enumerate(names):
+        torch.testing.assert_close(mixed[row], wanted[name][row], rtol=1e-4, atol=1e-5)
+    how = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2, "pad_token_id": 0}
+    tokens = one.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names, **how
+    )
+    for row, name in enumerate(names[:2]):
+        one.set_adapter(name)
+        alone = one.eval().generate(
+            input_ids=ids[row : row + 1], attention_mask=torch.ones(1, 9), **how
+        )
+        assert torch.equal(tokens[row], alone[0])
+    # Together their terms add up, and merge so.
+    one.base_model.set_adapter(["default", "other"])
+    together = logits(one.eval(), ids)
+    assert not any(torch.equal(together, want) for want in wanted.values())
+    one.base_model.merge_adapter()
+    torch.testing.assert_close(logits(one, ids), together, rtol=1e-4, atol=1e-4)
+    one.base_model.unmerge_adapter()
+    assert torch.equal(logits(one, ids), together)
+    one.set_adapter("default")
+    one.save_pretrained(tmp_path / "both", selected_adapters=["other"])
+    assert [path.name for path in (tmp_path / "both").iterdir() if path.is_dir()] == ["other"]
+    assert read_adapter(tmp_path / "both" / "other").plan.spec == "lora"
+    status = one.get_model_status()
+    assert (status.available_adapters, status.active_adapters, status.enabled) == (
+        ["default", "other"],
+        ["default"],
+        True,
+    )
+    with pytest.warns(UserWarning, match="was active which is now deleted"):
+        one.delete_adapter("default")
+    assert one.active_adapter == "other"
+    assert torch.equal(logits(one.eval(), ids), wanted["other"])
+    assert not any(".default" in name for name, _ in one.named_parameters())
+
+
+def test_merging_and_leaving(adapted: Any, base: Any, ids: torch.Tensor) -> None:
+    model = adapted()
+    want = logits(model, ids)
+    model.merge_adapter()
+    assert model.get_layer_status()[0].merged_adapters == ["default"]
+    torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
+    with pytest.warns(UserWarning, match="Already following adapters were merged default"):
+        model.merge_adapter()
+    model.unmerge_adapter()
+    assert torch.equal(logits(model, ids), want)
+    merged = adapted().merge_and_unload()
+    assert [type(m) for m in merged.modules()] == [type(m) for m in base.modules()]
+    torch.testing.assert_close(logits(merged, ids), want, rtol=1e-4, atol=1e-4)
+    plain = model.unload()
+    assert torch.equal(logits(plain, ids), logits(base, ids))
+    assert not hasattr(plain, "peft_config")
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies(adapted: Any, ids: torch.Tensor, way: Any) -> None:
+    model = adapted()
+    model.add_adapter("other", BishareConfig(spec="lora"))
+    again = way(model)
+    assert torch.equal(logits(again, ids), logits(model, ids))
+    again.set_adapter("other")
+    assert model.active_adapter == "default"
+    assert not torch.equal(logits(again.eval(), ids), logits(model, ids))
+
+
+def test_tensors_of_one_model_go_into_another(adapted: Any, base: Any, ids: torch.Tensor) -> None:
+    model = adapted(VERA)
+    state = get_peft_model_state_dict(model)
+    assert all(".bishare_tensors." in key and ".default." not in key for key in state)
+    other = get_peft_model(copy.deepcopy(base), BishareConfig(spec=VERA)).eval()
+    set_peft_model_state_dict(other, state)
+    assert torch.equal(logits(other, ids), logits(model, ids))
+    state.popitem()
+    with pytest.raises(AdapterError, match="BS609"):
+        set_peft_model_state_dict(other, state)
+
+
+def test_tensors_that_are_not_their_configs_are_refused(
+    adapted: Any, base: Any, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        adapted(seed=seed).save_pretrained(tmp_path / str(seed))
+    (tmp_path / "0" / "adapter_config.json").replace(tmp_path / "1" / "adapter_config.json")
+    with pytest.raises(AdapterError, match="BS607"):
+        PeftModel.from_pretrained(base, tmp_path / "1")
+
+
+def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
+    with pytest.raises(SpecError, match="BS1"):
+        BishareConfig(spec="spec s\ntarget q_proj\nshrae x per module rank 2\n")
+    with pytest.raises(PlanError, match=r"(?s)BS301.*did you mean `q_proj`"):
+        get_peft_model(
+            base, BishareConfig(spec="spec s\ntarget q_porj\nshare x per module rank 2\n")
+        )
+    assert not hasattr(base, "bishare")
+    with pytest.raises(FileNotFoundError, match="lroa"):
+        BishareConfig(spec="lroa")
+    with pytest.raises(AdapterError, match="BS664"):
+        BishareConfig(spec="lora", target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="different peft types"):
+        adapted().add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
+
+
+def test_what_compile_spec_made_is_taken_over(base: Any, ids: torch.Tensor) -> None:
+    model = compile_spec(SPEC, copy.deepcopy(base), seed=3)
+    randomize(model)
+    want = logits(model.eval(), ids)
+    peft = get_peft_model(model, BishareConfig(spec=SPEC, seed=3, task_type="CAUSAL_LM"))
+    assert peft.get_base_model() is model
+    assert torch.equal(logits(peft.eval(), ids), want)
+    assert peft.get_nb_trainable_parameters()[0] == model.bishare.plan.trainable
+
+
+def test_transformers_takes_adapters_in_by_itself(
+    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """`add_adapter`, which asks for a PEFT that is not out yet, is `inject_adapter_in_model`."""
+    for spec in (SPEC, VERA):
+        model = adapted(spec)
+        model.save_pretrained(tmp_path)
+        other = copy.deepcopy(base)
+        other.load_adapter(tmp_path)
+        assert torch.equal(logits(other, ids), logits(model, ids))
+        # What its `disable_adapters`, `enable_adapters` and `set_adapter` do.
+        layers = [module for module in other.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(enabled=False)
+        assert torch.equal(logits(other, ids), logits(base, ids))
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+            layer.set_adapter("default")
+        assert torch.equal(logits(other.eval(), ids), logits(model, ids))
+        assert [layer.active_adapter for layer in layers] == [["default"]]
+    fresh = inject_adapter_in_model(BishareConfig(spec=SPEC), copy.deepcopy(base))
+    assert torch.equal(logits(fresh.eval(), ids), logits(base, ids))
+    fresh(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in fresh.bishare.parameters())
+
+
+def test_a_compact_adapter_is_read_by_those_who_can(
+    base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    text = "spec s\ntarget q_proj\nshare s per model rank 2 via VectorBank(vectors = 20, length = 8, top_k = 2) start nonzero\n"
+    model = compile_spec(text, copy.deepcopy(base))
+    randomize(model)
+    model.bishare.save_pretrained(tmp_path, compact=True)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    assert torch.equal(logits(again, ids), logits(model.eval(), ids))
+    with pytest.raises(AdapterError, match="BS637"):
+        PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, is_trainable=True)
+    with pytest.raises(AdapterError, match="BS666"):
+        copy.deepcopy(base).load_adapter(tmp_path)
+
+
+def test_a_config_alone_is_kept(tmp_path: Path) -> None:
+    BishareConfig(spec="bishare_ke_ab", params={"size": 8}, seed=4).save_pretrained(tmp_path)
+    found = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(found, BishareConfig)
+    assert found.seed == 4
+    assert re.search("param size +?= 8", found.spec)
