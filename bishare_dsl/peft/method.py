@@ -190,6 +190,9 @@ class BishareModel(BaseTuner):
             was changed.
         """
         config = cast(BishareConfig, self.peft_config[adapter_name])
+        compact = bool((config.bishare or {}).get("compact"))
+        if compact and not config.inference_mode:
+            raise AdapterError(codes.COMPACT_FOR_GOOD())
         found = _planned(config, model)
         left = _stored_names(config, found.plan) if low_cpu_mem_usage else ()
         handle = getattr(model, "bishare", None)
@@ -204,7 +207,7 @@ class BishareModel(BaseTuner):
         )
         _warn(*(render(problem, found.where) for problem in found.problems), *notes)
         adapter = cast(PeftHandle, model.bishare)[adapter_name]
-        adapter.compact = bool((config.bishare or {}).get("compact"))
+        adapter.compact = compact
         adapter.set_trainable(first and not config.inference_mode)
         covered = {
             path.split(".")[-2] for t in found.plan.trained for path in t.paths if "." in path
