@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from bishare_dsl.compiler import Params, install, make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareWarning, render
@@ -13,6 +13,7 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from torch import nn
 
     Model = TypeVar("Model", bound=nn.Module)
@@ -45,7 +46,7 @@ def plan_spec(
 
 
 def compile_spec(
-    spec: Spec | str | os.PathLike[str],
+    spec: Spec | str | os.PathLike[str] | LoraConfig,
     model: Model,
     params: Params | None = None,
     seed: int = 0,
@@ -56,7 +57,7 @@ def compile_spec(
     those of its base, bit for bit. ``model.bishare`` saves, merges, exports and disables the adapter.
 
     Args:
-        spec: as in `plan_spec`.
+        spec: as in `plan_spec`; or a `LoraConfig` of PEFT, of which a spec is made.
         model: any causal language model of transformers; with weights or on the meta device.
         params: as in `plan_spec`.
         seed: of the tensors. Each tensor is drawn separately, in float32: the same seed gives the same
@@ -69,7 +70,11 @@ def compile_spec(
         BishareError: as in `plan_spec`; or the model has an adapter (BS401). Nothing was changed.
         FileNotFoundError: there is no such spec.
     """
-    found = make_plan(spec, model, params)
+    if type(spec).__name__ == "LoraConfig":
+        from bishare_dsl.peft.lora import spec_of_lora
+
+        spec = spec_of_lora(cast("LoraConfig", spec), model)
+    found = make_plan(cast("Spec", spec), model, params)
     _warn(*(render(problem, found.where) for problem in found.problems))
     _warn(*install(model, found, seed))
     return model

@@ -288,3 +288,36 @@ def test_a_config_alone_is_kept(tmp_path: Path) -> None:
     assert isinstance(found, BishareConfig)
     assert found.seed == 4
     assert re.search("param size +?= 8", found.spec)
+
+
+LORAS: dict[str, dict[str, Any]] = {
+    "names": {"target_modules": ["q_proj", "down_proj"], "lora_alpha": 16},
+    "ranks": {
+        "target_modules": "all-linear",
+        "rank_pattern": {"v_proj": 2},
+        "alpha_pattern": {"up_proj": 3},
+    },
+    "rslora": {"target_modules": r".*layers\.1.*_proj", "use_rslora": True, "lora_dropout": 0.1},
+    "head": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["lm_head"],
+        "task_type": "CAUSAL_LM",
+    },
+}
+
+
+@pytest.mark.parametrize("given", LORAS.values(), ids=LORAS)
+def test_a_lora_config_becomes_a_spec(base: Any, ids: torch.Tensor, given: dict[str, Any]) -> None:
+    config = LoraConfig(r=4, **given)
+    theirs = get_peft_model(copy.deepcopy(base), copy.deepcopy(config))
+    model = compile_spec(config, copy.deepcopy(base)).eval()
+    assert torch.equal(logits(model, ids), logits(base, ids))
+    assert model.bishare.plan.trainable == theirs.get_nb_trainable_parameters()[0]
+    found = {term.site: (term.rows, term.scale) for term in model.bishare.plan.terms}
+    assert found == {
+        name.removeprefix("base_model.model."): (layer.r["default"], layer.scaling["default"])
+        for name, layer in theirs.named_modules()
+        if hasattr(layer, "lora_A") and layer.r
+    }
+    with pytest.raises(AdapterError, match=r"BS656.*use_dora"):
+        compile_spec(LoraConfig(target_modules=["q_proj"], use_dora=True), base)

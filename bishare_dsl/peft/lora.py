@@ -1,0 +1,43 @@
+"""The spec of a `LoraConfig`: what PEFT would adapt, at which ranks and scales."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from bishare_dsl.adapter.files import CONFIG, TENSORS
+from bishare_dsl.export.from_peft import read_peft
+from bishare_dsl.models import architecture_of
+from bishare_dsl.spec import Spec
+
+
+def spec_of_lora(config: LoraConfig, model: nn.Module) -> Spec:
+    """Translate a LoRA of PEFT into a spec; PEFT itself says what the config means for the model.
+
+    Args:
+        config: of a LoRA that adds a matrix to each module, and changes nothing else.
+        model: stays as it is; a copy without values is adapted.
+
+    Raises:
+        AdapterError: the LoRA is more than a plain one (BS656).
+        ValueError: PEFT finds nothing to adapt.
+    """
+    kept = chain(model.parameters(), model.buffers())
+    empty = {id(tensor): tensor.detach().to("meta") for tensor in kept}
+    for parameter in model.parameters():
+        empty[id(parameter)] = nn.Parameter(empty[id(parameter)], requires_grad=False)
+    adapted = get_peft_model(copy.deepcopy(model, empty), copy.deepcopy(config))
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    with TemporaryDirectory() as folder:
+        zeros = {key: torch.zeros(tensor.shape) for key, tensor in state.items()}
+        save_file(zeros, Path(folder, TENSORS))
+        adapted.peft_config["default"].save_pretrained(folder)
+        assert Path(folder, CONFIG).is_file()
+        return read_peft(folder, architecture_of(model), lambda: model)[0]
