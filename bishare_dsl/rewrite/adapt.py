@@ -105,7 +105,14 @@ def place(model: nn.Module, compiled: CompiledPlan, tensors: Mapping[str, Tensor
     for tensor in plan.tensors:
         parameter = nn.Parameter(tensors[tensor.name], requires_grad=tensor.trainable)
         owned.setdefault(homes[tensor.owner], {})[tensor.name] = parameter
-    stores = {path: OwnedTensors(group) for path, group in owned.items()}
+    dropouts: dict[str, float] = {}
+    for term in plan.terms:
+        for name in term.tensors.values():
+            dropouts[name] = max(term.dropout, dropouts.get(name, 0.0))
+    stores = {
+        path: OwnedTensors(group, max(dropouts.get(name, 0.0) for name in group))
+        for path, group in owned.items()
+    }
     sources = {name: (store, i) for store in stores.values() for i, name in enumerate(store.names)}
     placed = tuple((model.get_submodule(path), store) for path, store in stores.items())
     return replace(attach(model, compiled, sources), owned=placed)
@@ -119,17 +126,9 @@ def attach(
     Args:
         sources: where each tensor of the plan is, by name, and its number there.
     """
-    dropouts = {n: t.dropout for t in compiled.plan.terms for n in t.tensors.values() if t.dropout}
     return Placement(
         regions=tuple(
-            (
-                model.get_submodule(path),
-                EffectiveFactors(
-                    code,
-                    [sources[name] for name in names],
-                    max((dropouts.get(name, 0.0) for name in names), default=0.0),
-                ),
-            )
+            (model.get_submodule(path), EffectiveFactors(code, [sources[name] for name in names]))
             for path, code, names in compiled.regions
         ),
         whole=tuple(_whole_tensors(model, compiled.plan, sources)),

@@ -33,16 +33,10 @@ class EffectiveFactors(nn.Module):
     Args:
         code: of the region that calls this module; its assembly makes the factors of the sources.
         sources: where each tensor of the region lives, and its number there.
-        dropout: the largest of the region's terms. It stands in a module, by which others find and turn off
-            whatever drops, as TRL does.
     """
 
-    def __init__(
-        self, code: RegionCode, sources: Sequence[tuple[OwnedTensors, int]], dropout: float = 0.0
-    ) -> None:
+    def __init__(self, code: RegionCode, sources: Sequence[tuple[OwnedTensors, int]]) -> None:
         super().__init__()
-        if dropout:
-            self.dropout = nn.Dropout(dropout)
         self.code = code
         # In a tuple, where `nn.Module` does not register them: they have one owner each, and are no
         # part of the regions that use them.
@@ -80,7 +74,10 @@ class EffectiveFactors(nn.Module):
     @property
     def drops(self) -> bool:
         """Whether terms drop values of their inputs."""
-        return self.training and bool(self.dropout.p)
+        if not self.training:
+            return False
+        dropouts = (owned._modules.get("dropout") for owned in self._owned)
+        return any(dropout is not None and dropout.p for dropout in dropouts)
 
     def refresh(self) -> None:
         """Forget the factors that are kept."""

@@ -16,9 +16,18 @@ class OwnedTensors(nn.Module):
     hooks of accelerate (offload) and FSDP (gather) fire. A tensor is registered here and nowhere else.
     """
 
-    def __init__(self, tensors: Mapping[str, nn.Parameter]):
+    def __init__(self, tensors: Mapping[str, nn.Parameter], dropout: float = 0.0):
+        """Own tensors.
+
+        Args:
+            tensors: by their names in the plan.
+            dropout: the largest of the terms that use them. It stands in a module, by which others find and
+                turn off whatever drops, as TRL does; of an adapter that does not run, too.
+        """
         super().__init__()
         self.names = tuple(tensors)
+        if dropout:
+            self.dropout = nn.Dropout(dropout)
         for name, tensor in tensors.items():
             self.register_parameter(attribute(name), tensor)
 

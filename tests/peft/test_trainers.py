@@ -170,7 +170,7 @@ def test_dpo_begins_where_it_begins(checkpoint: Path, tmp_path: Path, stage: str
         **given,
     )
     trainer.train()
-    assert losses(trainer)[0] == pytest.approx(math.log(2), abs=2e-4)
+    assert losses(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_kto(checkpoint: Path, tmp_path: Path) -> None:
