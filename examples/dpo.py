@@ -4,7 +4,8 @@
     python examples/dpo.py --model ./my-checkpoint --data more.jsonl --output_dir further --adapter out
 
 A row has `prompt`, `chosen` and `rejected`, or else `prompt`, `completion` and `label`. All other flags are
-those of TRL's `DPOConfig` or `KTOConfig`.
+those of TRL's `DPOConfig` or `KTOConfig`. The reference is the model as it begins, an adapter that was
+trained before included.
 """
 
 from __future__ import annotations
@@ -25,21 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     pairs = "chosen" in rows.column_names
     config, method = (DPOConfig, DPOTrainer) if pairs else (KTOConfig, KTOTrainer)
     parser = HfArgumentParser(config)
-    # TRL's checkpoints hold the base as well.
-    parser.set_defaults(save_strategy="no", report_to="none")
+    parser.set_defaults(report_to="none")
     [settings] = parser.parse_args_into_dataclasses(rest)
 
-    model, tokenizer = start.load()
-    trainer = method(
-        model,
-        # Without it TRL would load the plain base once more, whatever adapter the model starts with.
-        ref_model=model.bishare.reference(),
-        args=settings,
-        train_dataset=rows,
-        processing_class=tokenizer,
-    )
+    trainer = method(args=settings, train_dataset=rows, **start.load())
     trainer.train()
-    model.bishare.save_pretrained(settings.output_dir)
+    trainer.save_model()
     return trainer
 
 

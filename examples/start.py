@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.peft import BishareConfig
 
 
 @dataclass
@@ -25,8 +22,13 @@ class Start:
         default="bishare_ke", metadata={"help": "a spec, or the folder of an adapter to train on"}
     )
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the model with the adapter, and its tokenizer."""
+    def load(self) -> dict[str, Any]:
+        """Return what a trainer of TRL takes: the model, its tokenizer, and the config of a new adapter."""
         model = AutoModelForCausalLM.from_pretrained(self.model)
-        adapt = load_adapter if Path(self.adapter).is_dir() else compile_spec
-        return adapt(self.adapter, model), AutoTokenizer.from_pretrained(self.model)
+        config = None
+        if Path(self.adapter).is_dir():
+            model = PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
+        else:
+            config = BishareConfig(spec=self.adapter, task_type="CAUSAL_LM")
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        return {"model": model, "processing_class": tokenizer, "peft_config": config}

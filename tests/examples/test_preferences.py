@@ -55,6 +55,7 @@ def check_trained_alone(trainer, tmp_path):
         expected = trainer.model.eval()(ids).logits
         loaded = load_adapter(tmp_path / "out", tiny_model("llama", max_position_embeddings=128))
         assert torch.equal(loaded(ids).logits, expected)
+    assert not list((tmp_path / "out").rglob("model.safetensors"))
 
 
 def test_the_first_loss_of_dpo_is_ln_2(run, stage, tmp_path):
@@ -95,17 +96,14 @@ def test_the_first_kl_of_grpo_is_0(run, stage, tmp_path):
     check_trained_alone(trainer, tmp_path)
 
 
-def test_without_a_beta_grpo_has_no_reference(run, trained):
-    import grpo
-
-    flags = f"--adapter {trained} --num_generations 4 --max_completion_length 8"
-    assert run(grpo.main, QUESTIONS, *flags.split()).ref_model is None
-
-
 def test_the_base_is_in_memory_once(run, trained):
+    """TRL's reference is a frozen copy of the adapter's tensors, in the same model."""
     import dpo
 
     trainer = run(dpo.main, PAIRS, "--adapter", str(trained))
-    base = {id(p) for p in trainer.model.parameters() if not p.requires_grad}
-    own = [p for p in trainer.ref_model.parameters() if id(p) not in base]
-    assert sum(map(torch.numel, own)) == trainer.model.bishare.plan.trainable
+    assert trainer.ref_model is None
+    adapters = trainer.model.get_base_model().bishare.adapters
+    assert set(adapters) == {"default", "ref"}
+    bases = trainer.model.base_model.model.named_parameters()
+    count = sum(p.numel() for name, p in bases if "bishare_tensors" not in name)
+    assert count == tiny_model("llama", max_position_embeddings=128).num_parameters()
