@@ -28,9 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> GRPOTrainer:
     parser.set_defaults(report_to="none")
     start, args = parser.parse_args_into_dataclasses(arguments)
     rows = load_dataset("json", data_files=start.data, split="train")
-    trainer = GRPOTrainer(
-        reward_funcs=holds_answer, args=args, train_dataset=rows, **start.load()
-    )
+    trainer = GRPOTrainer(reward_funcs=holds_answer, args=args, train_dataset=rows, **start.load())
     trainer.train()
     trainer.save_model()
     return trainer
