@@ -69,7 +69,7 @@ def command(
 
     if report.quiet:
         logging.disable_progress_bar()
-    base, tokenizer = load_model(model, dtype=dtype)
+    base, tokenizer = load_model(model, dtype=dtype, causal=False)
     report.note("merging ...")
     install(base, stored)
     handle = base.bishare

@@ -116,22 +116,40 @@ def inspect_config(config: PreTrainedConfig, name: str | None = None) -> Archite
 
 
 def model_on_meta(config: PreTrainedConfig, name: str | None = None) -> PreTrainedModel:
-    """Return the causal language model that a config describes, on the meta device: shapes without weights.
+    """Return the language model that a config describes, on the meta device: shapes without weights.
 
     Raises:
-        ModelError: not a causal language model (BS508), or no model at all (BS509).
+        ModelError: not a language model (BS508), or no model at all (BS509).
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     name = name or config.name_or_path or config.model_type
+    auto = auto_class(config, name)
     try:
-        causal = type(config) in AutoModelForCausalLM._model_mapping
-        if causal:
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-any-return]
+        with torch.device("meta"):
+            return auto.from_config(config).eval()  # type: ignore[no-any-return]
     except Exception as error:  # whatever a family's own code raises on a config it cannot build
         raise ModelError(BAD_SIZES(name=name, reason=one_line(error))) from error
+
+
+def auto_class(config: PreTrainedConfig, name: str, *, causal: bool = False) -> Any:
+    """Return the class of transformers that makes a language model of a config: with an encoder, or without.
+
+    Args:
+        config: of the model.
+        name: what the model is called.
+        causal: whether it must be a decoder alone.
+
+    Raises:
+        ModelError: there is none (BS508).
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    both = (AutoModelForSeq2SeqLM, AutoModelForCausalLM)
+    # An encoder-decoder's decoder may be a causal model of its own.
+    for auto in both if getattr(config, "is_encoder_decoder", False) and not causal else both[1:]:
+        if type(config) in auto._model_mapping:
+            return auto
     raise ModelError(NOT_CAUSAL(name=name, family=config.model_type))
 
 

@@ -10,7 +10,6 @@ from bishare_dsl.diagnostics.codes.models import (
     BROKEN_WEIGHTS,
     GGUF_BROKEN,
     NO_WEIGHTS,
-    NOT_CAUSAL,
 )
 from bishare_dsl.models.presets import PRESETS, preset
 from bishare_dsl.models.site import Architecture
@@ -87,6 +86,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     bits: int | None = None,
+    causal: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Return a model with its weights, in eval mode, and its tokenizer where it has one.
 
@@ -96,6 +96,7 @@ def load_model(
         name: a checkpoint folder, a ``.gguf`` file or a Hub id.
         dtype: of the parameters; by default what the checkpoint says.
         device: as ``from_pretrained`` takes its ``device_map`` (``"cuda"``, ``"auto"``); by default the CPU.
+        causal: whether it must be a decoder alone, which writes on.
         bits: of linear layers but for the head, by bitsandbytes: 4 (NF4), 8, or as the checkpoint says.
 
     Raises:
@@ -103,13 +104,13 @@ def load_model(
     """
     source = require_weights(name)
 
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     from bishare_dsl.models.config import arguments, read_config
+    from bishare_dsl.models.inspect import auto_class
 
     config = read_config(source)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(NOT_CAUSAL(name=source.name, family=config.model_type))
+    auto = auto_class(config, source.name, causal=causal)
     place, extra = arguments(source)
     loading: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device}
     if bits is not None:
@@ -123,9 +124,7 @@ def load_model(
     elif source.kind == "gguf":
         loading |= {"config": config, **_unpacked()}  # reading the config again would take seconds
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, output_loading_info=True, **loading, **extra
-        )
+        loaded: Any = auto.from_pretrained(place, output_loading_info=True, **loading, **extra)
     except Exception as error:  # bytes from outside: the readers raise what they like
         reason = one_line(error)
         if source.kind == "gguf":

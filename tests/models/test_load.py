@@ -151,7 +151,7 @@ def test_a_meta_model_has_shapes_and_no_weights(saved: Path) -> None:
         (b'{"model_type": 7}', "BS507", "no model_type"),
         (b'{"model_type": "lama"}', "BS507", "`llama`"),
         (b'{"model_type": "mine", "auto_map": {"AutoConfig": "x.Y"}}', "BS507", "never runs"),
-        (b'{"model_type": "t5"}', "BS508", "t5"),
+        (b'{"model_type": "vit"}', "BS508", "vit"),
         (b'{"model_type": "llama", "hidden_size": "wide"}', "BS509", "hidden_size"),
         (b'{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}', "BS509", "heads"),
         (b'{"model_type": "llama", "num_hidden_layers": 0}', "BS514", "no linear"),

@@ -30,8 +30,8 @@ UNKNOWN_FAMILY = Code(
 )
 NOT_CAUSAL = Code(
     "BS508",
-    "not a causal language model",
-    "`{name}` is a `{family}` model, and that is not a causal language model",
+    "not a language model that this can be done with",
+    "`{name}` is a `{family}` model, and here a causal language model is needed",
     "use a decoder that predicts the next token, which `AutoModelForCausalLM` can build",
 )
 BAD_SIZES = Code(
