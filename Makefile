@@ -54,12 +54,13 @@ test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
 hunt: $(STAMP) ## draw lives of adapted models beside the dense reference, for an hour; ARGS="--minutes 480 --seed 7"
 	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy --strict, the one-way import order and the form of the specs
+lint: $(STAMP) ## ruff, mypy --strict, the one-way import order, the form of the specs and the number of code lines
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/bishare fmt --check specs/*.share
+	@$(BIN)/python tools/code_lines.py
 
 format: $(STAMP) ## let ruff mend and format the code
 	@$(BIN)/ruff check --fix

@@ -171,13 +171,10 @@ class Life(RuleBasedStateMachine):
             name: value.clone().requires_grad_(self.now.plan.tensor[name].trainable)
             for name, value in self.now.values.items()
         }
-        with training(reference_model(self.base, self.now.plan, leaves), mode) as dense:
-            try:
-                wanted = self.gradients(dense, leaves)
-            except RuntimeError:
-                # In some towers nothing that is read has a gradient, and so no checkpoint of the older kind.
-                assert mode == "reentrant"
-                return
+        # Without checkpoints: of the older kind leave out what stands before the first gradient of an input.
+        how = "eval" if mode == "eval" else "plain"
+        with training(reference_model(self.base, self.now.plan, leaves), how) as dense:
+            wanted = self.gradients(dense, leaves)
         with training(self.model, mode):
             gradients = self.gradients(self.model, self.handle.tensors())
         scale = max((float(g.abs().max()) for g in wanted.values()), default=0.0)
