@@ -32,7 +32,7 @@ def main():
             print(f"{count:6,} {part}")
     print(f"{found:,} lines of code in bishare_dsl, at most {allowed:,}")
     if found > allowed:
-        sys.exit("more lines than [tool.code-lines] allows: delete some, or raise it and say why in the commit")
+        sys.exit("more than [tool.code-lines] allows: delete some, or raise it and say why in the commit")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -60,35 +59,6 @@ def forget_loading(model: nn.Module) -> None:
     vars(model).pop("_weight_conversions", None)
 
 
-@contextmanager
-def undo_prepare(model: nn.Module) -> Iterator[None]:
-    """Take off, after a block, what accelerate has put round the forward of a model in it.
-
-    It wraps autocast round `forward`. A second run would wrap it again, or not at all.
-    """
-    before = {name: vars(model)[name] for name in _PREPARED if name in vars(model)}
-    try:
-        yield
-    finally:
-        for name in _PREPARED:
-            vars(model).pop(name, None)
-        vars(model).update(before)
-
-
-@contextmanager
-def accept_quantised_base(model: nn.Module) -> Iterator[None]:
-    """Let the Trainer take a quantised base, for a block: it looks for an adapter, and knows PEFT's alone."""
-    knows = "_hf_peft_config_loaded"
-    if not getattr(model, "is_quantized", False) or getattr(model, knows, False):
-        yield
-        return
-    vars(model)[knows] = True
-    try:
-        yield
-    finally:
-        del vars(model)[knows]
-
-
 def uses_flash_attention(model: PreTrainedModel) -> bool:
     """Tell whether a model computes attention by a kernel that takes no mask."""
     return "flash" in (model.config._attn_implementation or "")
@@ -139,25 +109,6 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return the values of a tensor that this process has."""
     part: torch.Tensor = cast("Any", tensor).to_local() if is_sharded_tensor(tensor) else tensor
     return part
-
-
-def shard_like(value: Any, like: torch.Tensor) -> Any:
-    """Return this process's part of a whole tensor, if ``like`` is sharded and of its shape."""
-    import torch
-
-    if (
-        not is_sharded_tensor(like)
-        or not isinstance(value, torch.Tensor)
-        or value.shape != like.shape
-    ):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    # Every process has read the same file, so that none needs to send it.
-    return distribute_tensor(
-        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
 
 
 def _weight_maps(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:
