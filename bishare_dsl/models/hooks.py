@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -57,6 +58,21 @@ def forget_loading(model: nn.Module) -> None:
     Newer versions of it do so themselves when a model is not quantised any more; 5.4 does not.
     """
     vars(model).pop("_weight_conversions", None)
+
+
+@contextmanager
+def undo_prepare(model: nn.Module) -> Iterator[None]:
+    """Take off, after a block, what accelerate has put round the forward of a model in it.
+
+    It wraps autocast round `forward`. A second run would wrap it again, or not at all.
+    """
+    before = {name: vars(model)[name] for name in _PREPARED if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in _PREPARED:
+            vars(model).pop(name, None)
+        vars(model).update(before)
 
 
 def uses_flash_attention(model: PreTrainedModel) -> bool:
