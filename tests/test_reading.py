@@ -88,9 +88,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "file",
     [
-        "ours/bishare_config.json",
-        "ours/adapter.safetensors",
-        "ours/spec.share",
+        "ours/adapter_config.json",
+        "ours/adapter_model.safetensors",
         "theirs/adapter_config.json",
         "theirs/adapter_model.safetensors",
     ],

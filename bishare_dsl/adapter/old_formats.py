@@ -41,7 +41,7 @@ from bishare_dsl.reading import MAX_CONFIG, read_file
 from bishare_dsl.writing import Digest, digest_of
 
 CONFIG = "bishare_config.json"
-_TENSORS = "adapter.safetensors"
+TENSORS = "adapter.safetensors"
 _SPEC = "spec.share"
 _PLAN = "plan.json"
 _NEWEST = 3
@@ -89,7 +89,7 @@ def read(folder: Path, name: str | None) -> StoredAdapter:
         near = nearest(name, members)
         raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=near))
     spec = _content(folder, _SPEC, old.files[_SPEC])
-    contents = [_content(folder, _TENSORS, old.files[_TENSORS])]
+    contents = [_content(folder, TENSORS, old.files[TENSORS])]
     if name is not None:
         contents.append(_content(folder, f"adapters/{name}.safetensors", members[name]))
     with reading(folder / _SPEC):
@@ -100,7 +100,7 @@ def read(folder: Path, name: str | None) -> StoredAdapter:
         config = AdapterConfig.model_validate(fields | {"spec": spec.decode()})
         plan = check_plan(config)
     check_names(folder / CONFIG, plan, config)
-    with reading(folder / _TENSORS):
+    with reading(folder / TENSORS):
         entries = [entry for content in contents for entry in deserialize(content)]  # type: ignore[no-untyped-call]
         found = {attribute(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
     raise_errors(AdapterError, list(tensor_problems(expected(plan, config), found)))
@@ -117,7 +117,7 @@ def _read_config(folder: Path) -> _Config:
         text = json.dumps(others, sort_keys=True).encode()
         if config.format > 1 and config.digest != hashlib.sha256(text).hexdigest():
             raise ValueError("it is not what was saved")
-        if config.format > _NEWEST or not {_TENSORS, _SPEC} <= config.files.keys():
+        if config.format > _NEWEST or not {TENSORS, _SPEC} <= config.files.keys():
             raise ValueError("its list of files is not that of an adapter")
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=one_line(error))) from error

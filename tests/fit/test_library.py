@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bishare_dsl import load_adapter, load_adapters
+from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import names_in, read_adapter
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
@@ -95,11 +95,6 @@ def test_the_model_does_the_same_as_with_the_tensors(library: Path) -> None:
     assert not torch.equal(logits(one), logits(tiny_model("llama")))
     one.bishare.save_pretrained("alone")
     assert torch.equal(logits(load_adapter("alone", tiny_model("llama"))), logits(one))
-    several = load_adapters("library", tiny_model("llama"))
-    assert several.bishare.adapters == NAMES
-    assert several.bishare.active_adapter == "law"
-    several.bishare.set_adapter("maths")
-    assert torch.equal(logits(several), logits(one))
 
 
 def test_commands_take_an_adapter_of_a_library(
@@ -217,9 +212,3 @@ def test_folders_of_one_name_are_refused(library: Path, capsys: Any) -> None:
     code, _, err = run(capsys, "fit", "law", "other/law", "--spec", "family.share", "--out", "two")
     assert code == 2
     assert "have one name" in err
-
-
-def test_an_older_config_is_as_it_was(library: Path) -> None:
-    assert "adapters" not in json.loads(Path("law/bishare_config.json").read_text())
-    assert json.loads(Path("law/bishare_config.json").read_text())["format"] == 2
-    assert json.loads(Path("library/bishare_config.json").read_text())["format"] == 3

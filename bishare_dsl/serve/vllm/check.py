@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.files import CONFIG, TENSORS, own_file, place_of
 from bishare_dsl.diagnostics import BishareError, one_line
 from bishare_dsl.export import peft
@@ -62,7 +63,8 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
 def _marks(folder: str | Path) -> _Marks:
     """Return what tells that the files of an adapter are the ones that they were."""
     place, name = place_of(folder)
-    files = [CONFIG, TENSORS, *([] if name is None else [own_file(name)])]
+    files = [CONFIG, TENSORS, old_formats.CONFIG, old_formats.TENSORS]
+    files += [] if name is None else [own_file(name)]
     return tuple(_mark(place / file) for file in files)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
-from bishare_dsl.adapter.files import config_in, place_of, read_adapter
+from bishare_dsl.adapter.files import TENSORS, config_in, place_of, read_adapter
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear
@@ -30,9 +30,11 @@ class Stamp:
     def of(cls, folder: str | Path) -> Stamp | None:
         """Return the stamp of a folder, or of an adapter of a library; None where it is not bishare's."""
         try:
-            if (path := config_in(place_of(folder)[0])) is None:
+            place = place_of(folder)[0]
+            if (path := config_in(place)) is None:
                 return None
-            found = path.stat()
+            tensors = place / TENSORS  # By whose renaming an adapter is saved.
+            found = (tensors if tensors.is_file() else path).stat()
         except OSError:
             return None
         return cls(Path(folder), found.st_ino, found.st_mtime_ns)
