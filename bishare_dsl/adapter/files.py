@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import deserialize
 
 from bishare_dsl.adapter import old_formats
-from bishare_dsl.adapter.card import write_card
+from bishare_dsl.adapter.card import CARD, write_card
 from bishare_dsl.adapter.config import FORMAT, PEFT_TYPE, RECORD, AdapterConfig, installed_versions
 from bishare_dsl.adapter.contents import (
     StoredAdapter,
@@ -55,7 +55,7 @@ from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, read_file
-from bishare_dsl.writing import lock_folder, new_folder, replace_file
+from bishare_dsl.writing import lock_folder, new_folder, remove_leftovers, replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +130,8 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
             _check_free(folder)
+            for name in (TENSORS, CONFIG, CARD):
+                remove_leftovers(folder / name)
             content, config = _content_of(values, config, folder)
             replace_file(folder / TENSORS, content)
             replace_file(folder / CONFIG, config.text().encode())
@@ -421,7 +423,7 @@ def _pair(folder: Path) -> tuple[bytes, bytes]:
     path, tensors = folder / CONFIG, folder / TENSORS
     if not path.is_file() and not tensors.is_file():
         raise AdapterError(_not_an_adapter(folder))
-    text = _content(folder, CONFIG) if path.is_file() else None
+    text = _content(folder, CONFIG) if os.path.lexists(path) else None
     limit = MAX_TENSORS if text is None else _most_bytes(_config_of(folder, text))
     content = _content(folder, TENSORS, limit)
     metadata = _metadata(content)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from safetensors import deserialize
 
 from bishare_dsl.adapter.config import NAME, AdapterConfig, DrawnTensor
@@ -38,13 +38,19 @@ from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, read_file
-from bishare_dsl.writing import Digest, digest_of
 
 CONFIG = "bishare_config.json"
 TENSORS = "adapter.safetensors"
 _SPEC = "spec.share"
 _PLAN = "plan.json"
 _NEWEST = 3
+
+
+class _Digest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: NonNegativeInt
+    sha256: str
 
 
 class _Config(BaseModel):
@@ -62,8 +68,8 @@ class _Config(BaseModel):
     of_base: tuple[str, ...] = ()
     packages: dict[str, str] = {}
     rounded: Any = None
-    files: dict[str, Digest]
-    adapters: dict[Annotated[str, Field(pattern=NAME)], Digest] | None = None
+    files: dict[str, _Digest]
+    adapters: dict[Annotated[str, Field(pattern=NAME)], _Digest] | None = None
     digest: str | None = None
 
 
@@ -124,11 +130,12 @@ def _read_config(folder: Path) -> _Config:
     return config
 
 
-def _content(folder: Path, name: str, digest: Digest) -> bytes:
+def _content(folder: Path, name: str, digest: _Digest) -> bytes:
     with reading(folder / name):
         for file in (name, f"{name}.new"):
             with suppress(FileNotFoundError):
-                if digest_of(content := read_file(folder, file, digest.bytes)) == digest:
+                content = read_file(folder, file, digest.bytes)
+                if hashlib.sha256(content).hexdigest() == digest.sha256:
                     return content
         if not (folder / name).is_file():
             raise AdapterError(codes.MISSING_FILE(folder=folder, file=name))

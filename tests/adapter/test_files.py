@@ -1,3 +1,4 @@
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -409,7 +410,10 @@ def test_a_plan_of_0_1_that_contradicts_its_spec(tmp_path: Path) -> None:
             continue
         config = json.loads((OF_0_1 / "whole" / "bishare_config.json").read_text())
         content = json.dumps(edited).encode()
-        config["files"]["plan.json"] = writing.digest_of(content).model_dump()
+        config["files"]["plan.json"] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
         (tmp_path / "it" / "plan.json").write_bytes(content)
         (tmp_path / "it" / "bishare_config.json").write_text(json.dumps(config))
         with pytest.raises(AdapterError, match=r"BS608|BS661"):

@@ -7,17 +7,28 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+    Trainer,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPEC = """
@@ -255,6 +266,45 @@ def test_it_trains_and_is_kept(kind: Callable[[], Any], tmp_path: Path) -> None:
     exported = peft.PeftModel.from_pretrained(oracle(kind()), tmp_path / "peft")
     there = load_adapter(tmp_path / "adapter", oracle(kind()))
     torch.testing.assert_close(logits(exported), logits(there), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["compile_spec and Trainer", "SFTTrainer's peft_config"])
+@pytest.mark.parametrize("kind", [bitsandbytes_4, bitsandbytes_8])
+def test_anybodys_trainer_trains_it(kind: Callable[[], Any], way: str, tmp_path: Path) -> None:
+    kind()  # Whoever lacks the package is told so here.
+    dense().save_pretrained(tmp_path / "dense")
+    base = load(tmp_path / "dense", quantization_config=CONFIGS[kind]())
+    rows = Dataset.from_list([{"input_ids": IDS[0].tolist(), "labels": IDS[0].tolist()}] * 8)
+    settings: dict[str, Any] = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+    if way == "compile_spec and Trainer":
+        trainer = Trainer(
+            compile_spec(SPEC, base), TrainingArguments(**settings), train_dataset=rows
+        )
+    else:
+        trainer = SFTTrainer(
+            base,
+            args=SFTConfig(**settings),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer(),
+            peft_config=BishareConfig(spec=SPEC, task_type="CAUSAL_LM"),
+        )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0] - 0.1
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    assert not (checkpoint / "model.safetensors").exists()
+    expected = trainer.model.bishare.tensors()
+    for name, tensor in read_adapter(checkpoint).tensors().items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_it_is_made_dense_to_be_merged(kind: Callable[[], Any]) -> None:

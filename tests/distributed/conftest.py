@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# As for a script that is run in this folder.
-sys.path.append(str(Path(__file__).parent))
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +16,11 @@ def launch() -> Callable[..., str]:
     """Run this Python, with a thread in each process: what is printed. Fail if a process does."""
 
     def run(*arguments: str | Path) -> str:
+        path = filter(None, (ROOT, os.environ.get("PYTHONPATH")))
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # The scripts import of `tests`.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

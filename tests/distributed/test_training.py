@@ -14,18 +14,13 @@ import random
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from together import Together, raised
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import distributed
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -33,6 +28,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, TrainingInterrupted, train
+from tests.distributed.together import FSDP2, Together, assert_same_everywhere, raised
 
 SPEC = """
 spec mixed
@@ -42,19 +38,6 @@ share intra per layer rank 3 scale 0.5 via KE(size = 4)
 share inter per model rank 4 via SS(slice = trailing)
 share drawn per model rank 4 via SS(slice = leading)
     init A kaiming_normal, B kaiming_normal freeze A, B gain rank init 0.1, out init 0
-"""
-# As `accelerate config` writes it.
-FSDP2 = """
-compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-fsdp_config:
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_reshard_after_forward: true
-  fsdp_state_dict_type: FULL_STATE_DICT
-  fsdp_version: 2
-mixed_precision: 'no'
-num_machines: 1
-num_processes: 2
 """
 RECIPE = {
     "learning_rate": 0.01,
@@ -167,10 +150,7 @@ def ddp(folder: Path) -> None:
     result = without_fsdp(asked(folder, "ddp", gradient_checkpointing=True))
     assert type(result.model).__name__ == "LlamaForCausalLM"
     assert_as_one_process(folder, "ddp")
-    for name, tensor in result.model.bishare.tensors().items():
-        copies = [torch.empty_like(tensor) for _ in range(2)]
-        distributed.all_gather(copies, tensor.detach())
-        assert torch.equal(*copies), name
+    assert_same_everywhere(result.model.bishare.tensors())
 
 
 @together
@@ -268,25 +248,5 @@ def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "[BS754]" in capsys.readouterr().err
 
 
-def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None]:
-    """accelerate shards on accelerators alone (`AcceleratorState`). With this, where FSDP is asked for, the
-    CPU is one; all else is as it is with GPUs."""
-
-    def initialised(self: PartialState, *arguments: Any, **keywords: Any) -> None:
-        initialise(self, *arguments, **keywords)
-        state = PartialState._shared_state
-        on_cpus = state["distributed_type"] == DistributedType.MULTI_CPU  # And not FSDP's already.
-        if os.environ["ACCELERATE_USE_FSDP"] == "true" and on_cpus:
-            state["distributed_type"] = DistributedType.MULTI_XPU
-
-    return initialised
-
-
 if __name__ == "__main__":
-    PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
-    # Where one process fails, the other is not to wait for it long.
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    # What the command leaves when it ends, the next one could not enter again.
-    leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
-    together.call_all(Path(sys.argv[1]))
-    leave()
+    together.main()

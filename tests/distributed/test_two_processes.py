@@ -3,16 +3,14 @@
 What `together` decorates runs in both processes, which `torchrun` starts once for all of it.
 """
 
-import sys
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from together import Together, raised
+from peft import get_peft_model
 from torch import distributed, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -20,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.testing.models import tiny_model
+from tests.distributed.together import Together, assert_same_everywhere, raised
 
 # Tensors of a module, of a layer and of the whole model; a transform of each kind; frozen ones.
 MIXED = """
@@ -122,13 +122,6 @@ def assert_as_one_process(
     for name, value in values_of(alone).items():
         torch.testing.assert_close(values[name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert_same_everywhere(values)
-
-
-def assert_same_everywhere(values: dict[str, torch.Tensor]) -> None:
-    for name, value in values.items():
-        copies = [torch.empty_like(value) for _ in range(2)]
-        distributed.all_gather(copies, value.contiguous())
-        assert torch.equal(*copies), name
 
 
 @together
@@ -241,19 +234,18 @@ def disabling(folder: Path) -> None:
 
 @together
 def switching(folder: Path) -> None:
-    """Refused, for FSDP has no other adapter's tensors; before it shards, any of them may be chosen."""
-    model = adapted()
-    compile_spec(parse_spec(OPT.replace("fc1, fc2", "up_proj")), model, seed=4, name="other")
-    model.bishare.set_adapter("other")
+    """Refused, for FSDP does not know what else runs; before it shards, any adapter may be chosen."""
+    model = get_peft_model(tiny_model("llama"), BishareConfig(spec=MIXED, seed=3))
+    model.add_adapter("other", BishareConfig(spec=OPT.replace("fc1, fc2", "up_proj"), seed=4))
+    model.set_adapter("other")
     expected = logits(model)
     sharded(model)
     with pytest.raises(AdapterError, match="BS645"):
-        model.bishare.set_adapter("default")
+        model.set_adapter("default")
     with pytest.raises(AdapterError, match="BS645"):
-        compile_spec(parse_spec(MIXED), model, name="another")
+        model.add_adapter("another", BishareConfig(spec=MIXED))
     assert torch.equal(logits(model), expected)
-    model.bishare.delete_adapter("default")
-    assert torch.equal(logits(model.bishare.unload()), logits(tiny_model("llama")))
+    assert torch.equal(logits(model.unload()), logits(tiny_model("llama")))
 
 
 @together
@@ -300,7 +292,4 @@ def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    # Where one process fails, the other is not to wait for it long.
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    together.call_all(Path(sys.argv[1]))
-    distributed.destroy_process_group()
+    together.main()

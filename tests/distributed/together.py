@@ -2,9 +2,31 @@
 
 import json
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import distributed
+
+# As `accelerate config` writes it.
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_version: 2
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+"""
 
 
 class Together(dict[str, Callable[[Path], None]]):
@@ -13,6 +35,16 @@ class Together(dict[str, Callable[[Path], None]]):
     def __call__(self, function: Callable[[Path], None]) -> Callable[[Path], None]:
         self[function.__name__] = function
         return function
+
+    def main(self) -> None:
+        """Be one of the processes; the folder is the argument of the command."""
+        PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
+        # Where one process fails, the other is not to wait for it long.
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+        # What a trainer leaves when it ends, the next one could not enter again.
+        leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
+        self.call_all(Path(sys.argv[1]))
+        leave()
 
     def call_all(self, folder: Path) -> None:
         """Call all of them in this process, and write down what each raised, or ""."""
@@ -28,3 +60,25 @@ class Together(dict[str, Callable[[Path], None]]):
 def raised(folder: Path) -> list[dict[str, str]]:
     """What the two processes wrote down."""
     return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)]
+
+
+def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None]:
+    """accelerate shards on accelerators alone (`AcceleratorState`). With this, where FSDP is asked for, the
+    CPU is one; all else is as it is with GPUs."""
+
+    def initialised(self: PartialState, *arguments: Any, **keywords: Any) -> None:
+        initialise(self, *arguments, **keywords)
+        state = PartialState._shared_state
+        on_cpus = state["distributed_type"] == DistributedType.MULTI_CPU  # And not FSDP's already.
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and on_cpus:
+            state["distributed_type"] = DistributedType.MULTI_XPU
+
+    return initialised
+
+
+def assert_same_everywhere(values: Mapping[str, torch.Tensor]) -> None:
+    """See that two processes have the same tensors."""
+    for name, value in values.items():
+        copies = [torch.empty_like(value) for _ in range(2)]
+        distributed.all_gather(copies, value.detach().contiguous())
+        assert torch.equal(*copies), name

@@ -289,8 +289,8 @@ def test_broken_files(tmp_path: Path) -> None:
     name = next(name for name in tensors if "lora_B" in name)
     one_less = {key: value for key, value in tensors.items() if key != name}
     other = {**tensors, "base_model.model.lm_head.weight": torch.ones(1)}
-    broken(b"{", "adapter_config.json", "BS608")
-    broken(b"[]", "adapter_config.json", "BS608.*not a JSON object")
+    broken(b"{", "adapter_config.json", "BS604")
+    broken(b"[]", "adapter_config.json", "BS604.*`peft_type` is not")
     broken(b"not safetensors", "adapter_model.safetensors", "BS608")
     broken({}, "adapter_model.safetensors", "BS608.*no tensors")
     broken(one_less, "adapter_model.safetensors", r"BS613.*factors .*\(\)")

@@ -13,6 +13,9 @@ from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.distributed.conftest import launch
+
+__all__ = ["launch"]
 
 SPEC = """spec small
 target q_proj, v_proj, down_proj

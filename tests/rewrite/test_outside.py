@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 
-import bishare_dsl.peft
+import bishare_dsl.peft  # noqa: F401 - registers the method
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
 from bishare_dsl.export.effective import delta

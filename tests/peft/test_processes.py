@@ -1,0 +1,81 @@
+"""`accelerate launch` with two processes and the trainer of TRL: DDP, and FSDP2 that saves and resumes.
+
+What `together` decorates runs in both processes of one launch.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule
+
+from bishare_dsl.adapter.devices import gather_tensors
+from bishare_dsl.adapter.files import read_adapter
+from tests.distributed.together import FSDP2, Together, assert_same_everywhere, raised
+from tests.peft.test_trainers import losses, supervised, tensors_of
+
+together = Together()
+
+
+def assert_the_adapter_alone(checkpoint: Path) -> None:
+    distributed.barrier()  # The first process writes.
+    files = {path.name for path in checkpoint.iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert not {"model.safetensors", "pytorch_model.bin"} & files
+    if (
+        file := checkpoint / "pytorch_model_fsdp.bin"
+    ).exists():  # accelerate's, which goes on from it.
+        assert all("bishare_tensors" in key for key in torch.load(file))
+    read_adapter(checkpoint)
+
+
+@together
+def ddp(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "false")
+        trainer = supervised(folder / "base", folder / "ddp")
+    assert_same_everywhere(tensors_of(trainer))
+    assert_the_adapter_alone(folder / "ddp" / "checkpoint-6")
+
+
+@together
+def fsdp_that_is_resumed(folder: Path) -> None:
+    whole = supervised(folder / "base", folder / "fsdp")
+    assert any(isinstance(module, FSDPModule) for module in whole.model.modules())
+    assert_the_adapter_alone(folder / "fsdp" / "checkpoint-6")
+    handle = whole.model.get_base_model().bishare
+    expected = gather_tensors(handle.plan, handle.tensors())
+    stored = read_adapter(folder / "fsdp" / "checkpoint-6").tensors()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in stored.items())
+    if distributed.get_rank() == 0:
+        shutil.copytree(folder / "fsdp" / "checkpoint-3", folder / "again" / "checkpoint-3")
+    distributed.barrier()
+    again = supervised(folder / "base", folder / "again", resume=True)
+    assert losses(again) == losses(whole)
+    distributed.barrier()
+    resumed = read_adapter(folder / "again" / "checkpoint-6").tensors()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in stored.items())
+
+
+@pytest.fixture(scope="module")
+def found(
+    checkpoint: Path, launch: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "base").symlink_to(checkpoint)
+    (folder / "fsdp2.yaml").write_text(FSDP2)
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
+    launch(*accelerate, __file__, folder)
+    return raised(folder)
+
+
+@pytest.mark.parametrize("name", together)
+def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
+    assert [process[name] for process in found] == ["", ""]
+
+
+if __name__ == "__main__":
+    together.main()
