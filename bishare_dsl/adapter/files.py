@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,9 @@ def save_library(
         if folder.exists() and any(folder.iterdir()) and not names_in(folder):
             raise in_the_way(folder)
         with new_folder(folder) as new:
+            if folder.exists():  # What else is in it stays.
+                ours = shutil.ignore_patterns(TENSORS, CONFIG, MEMBERS)
+                shutil.copytree(folder, new, symlinks=True, ignore=ours, dirs_exist_ok=True)
             content, config = _content_of(shared, config, new)
             (new / TENSORS).write_bytes(content)
             (new / CONFIG).write_text(config.text(), encoding="utf-8")

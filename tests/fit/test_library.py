@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import names_in, read_adapter
@@ -58,7 +59,8 @@ def dense(name: str | Path) -> torch.Tensor:
 
 def test_each_name_is_an_adapter_with_the_error_that_was_told(library: Path) -> None:
     told = json.loads(Path("report.json").read_text())["adapters"]
-    assert tuple(told) == names_in(library) == NAMES
+    assert tuple(told) == NAMES
+    assert names_in(library) == tuple(sorted(NAMES))
     for name in NAMES:
         found, want = dense(f"library#{name}"), dense(name)
         error = float((found - want).norm() / want.norm())
@@ -75,12 +77,13 @@ def test_shared_tensors_are_there_once_and_frozen_ones_never(library: Path) -> N
     for name in plan.tensor:
         alike = torch.equal(tensors[0][name], tensors[1][name])
         assert alike == (name in plan.common)
-    stored = sum(path.stat().st_size for path in library.rglob("*.safetensors"))
+    files = [load_file(path).values() for path in library.rglob("*.safetensors")]
+    stored = sum(tensor.nbytes for tensors in files for tensor in tensors)
     once = sum(plan.tensor[name].size for name in plan.common & trained)
     own = sum(plan.tensor[name].size for name in trained - plan.common)
     assert own
     assert once
-    assert 4 * (once + 3 * own) <= stored <= 4 * (once + 3 * own) + 8000  # Their names.
+    assert stored == 4 * (once + 3 * own)
 
 
 def test_the_model_does_the_same_as_with_the_tensors(library: Path) -> None:
@@ -164,7 +167,7 @@ def test_damage_is_found(library: Path) -> None:
     own = library / "adapters" / "law.safetensors"
     content = own.read_bytes()
     own.write_bytes(content[:-1])
-    with pytest.raises(AdapterError, match=r"BS607.*law\.safetensors"):
+    with pytest.raises(AdapterError, match=r"BS608.*law\.safetensors"):
         read_adapter("library#law")
     read_adapter("library#maths")
     shutil.copy(library / "adapters" / "maths.safetensors", own)
@@ -174,7 +177,7 @@ def test_damage_is_found(library: Path) -> None:
     with pytest.raises(AdapterError, match="BS606"):
         read_adapter("library#law")
     (library / "adapter_model.safetensors").write_bytes(b"x")
-    with pytest.raises(AdapterError, match="BS607"):
+    with pytest.raises(AdapterError, match="BS608"):
         read_adapter("library#maths")
 
 
@@ -188,9 +191,9 @@ def test_a_library_is_replaced_by_a_library_alone(library: Path, capsys: Any) ->
     code, _, err = run(capsys, "fit", "law", "--spec", "lora", "--out", "library", "--force")
     assert code != 0
     assert "BS615" in err
-    assert names_in(library) == NAMES
+    assert names_in(library) == tuple(sorted(NAMES))
     assert run(capsys, "fit", "law", "code", *words)[0] == 0
-    assert names_in(library) == ("law", "code")
+    assert names_in(library) == ("code", "law")
     assert sorted(path.stem for path in (library / "adapters").iterdir()) == ["code", "law"]
     (library / "notes.txt").write_text("mine")
     assert run(capsys, "fit", "law", "maths", *words)[0] == 0

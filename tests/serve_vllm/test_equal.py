@@ -132,7 +132,7 @@ def test_what_is_damaged_behind_the_check_does_not_stop_the_engine(base, compact
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
             served.check(llm, prompts)
         file.write_bytes(content[:-1])
-        with pytest.raises(VLLMValidationError, match="BS607"):
+        with pytest.raises(VLLMValidationError, match="BS608"):
             served.check(llm, prompts)
         file.write_bytes(content)
         if not compact:  # Plain LoRA of PEFT, of values that are no numbers.

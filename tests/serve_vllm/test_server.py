@@ -214,7 +214,7 @@ def test_a_folder_that_is_damaged_when_its_adapter_has_left_the_cache(server):
     status, text = server.call(
         "/v1/completions", {"model": name, "prompt": PROMPT, "max_tokens": 1}
     )
-    assert (status, "BS607" in text) == (400, True), text
+    assert (status, "BS608" in text) == (400, True), text
     assert server.complete("base") == server.texts["base"]
     file.write_bytes(content)
     assert server.complete(name) == server.texts[name]
