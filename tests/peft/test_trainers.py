@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 from trl import (
     DPOConfig,
@@ -26,6 +26,7 @@ from trl import (
     SFTTrainer,
 )
 
+from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.peft import BishareConfig
 from tests.peft.conftest import SPEC
@@ -154,14 +155,18 @@ def test_packed_rows(checkpoint: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(t, before[n]) for n, t in tensors_of(trainer).items())
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", ["first", "second", "taken over"])
 def test_dpo_begins_where_it_begins(checkpoint: Path, tmp_path: Path, stage: str) -> None:
     """At ln 2: the reference is the model as it was given, with a trained adapter too."""
     model, given = str(checkpoint), {"peft_config": config(task_type="CAUSAL_LM")}
-    if stage == "second":
+    if stage != "first":
         supervised(checkpoint, tmp_path / "sft").save_model(str(tmp_path / "trained"))
-        base = AutoModelForCausalLM.from_pretrained(checkpoint)
-        model, given = PeftModel.from_pretrained(base, tmp_path / "trained", is_trainable=True), {}
+        base, given = AutoModelForCausalLM.from_pretrained(checkpoint), {}
+        if stage == "second":
+            model = PeftModel.from_pretrained(base, tmp_path / "trained", is_trainable=True)
+        else:
+            spec = load_adapter(tmp_path / "trained", base).bishare.spec_text
+            model = get_peft_model(base, BishareConfig(spec=spec))
     trainer = DPOTrainer(
         model,
         args=DPOConfig(str(tmp_path / "dpo"), max_steps=2, save_strategy="no", **COMMON),
