@@ -202,9 +202,10 @@ def install(
     from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.rewrite.adapt import DEFAULT, adapt
+    from bishare_dsl.rewrite.placement import can_be_called
 
-    if name == "":
-        raise AdapterError(codes.NO_NAME())
+    if name is not None and not can_be_called(name):
+        raise AdapterError(codes.NO_NAME(name=name))
     plan, where = made.plan, devices(made.plan, model)
     told: list[Problem] = []
     if isinstance(made, Planned):

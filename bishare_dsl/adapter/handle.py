@@ -126,6 +126,10 @@ class Handle(AdapterRoot):
         self._model = (cast("PreTrainedModel", model),)
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.placement)
         self.adapters, self.active, self._running = {name: first}, (name,), first
+        self._watch(model)
+
+    def _watch(self, model: nn.Module) -> None:
+        """Let what would save or resize the model ask here."""
         save_adapter_alone(model)
         guard_resizing(model)
 

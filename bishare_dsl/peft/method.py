@@ -59,12 +59,8 @@ class PeftHandle(Handle, BaseTunerLayer):
     weight = property()
     bias = property()
 
-    def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
-        """Make this the handle of an adapter. How the model is saved is PEFT's."""
-        self._model = (cast("Any", model),)
-        first = Adapter(name, plan, spec_text, seed, self.compiled, self.placement)
-        self.adapters, self.active, self._running = {name: first}, (name,), first
-        guard_resizing(model)
+    def _watch(self, model: nn.Module) -> None:
+        guard_resizing(model)  # How the model is saved is PEFT's.
 
     @property
     def by_adapter(self) -> nn.ModuleDict:

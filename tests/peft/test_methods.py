@@ -231,6 +231,15 @@ def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
         adapted().add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
 
 
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])
+def test_names_that_no_adapter_can_have(adapted: Any, ids: torch.Tensor, name: str) -> None:
+    model = adapted()
+    with pytest.raises(AdapterError, match="BS638"):
+        model.add_adapter(name, BishareConfig(spec="lora"))
+    assert list(model.peft_config) == ["default"]
+    logits(model, ids)
+
+
 def test_what_compile_spec_made_is_taken_over(base: Any, ids: torch.Tensor) -> None:
     model = compile_spec(SPEC, copy.deepcopy(base), seed=3)
     randomize(model)

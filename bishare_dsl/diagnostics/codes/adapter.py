@@ -220,9 +220,9 @@ UNKNOWN_ADAPTER = Code("BS640", "no adapter of that name", "the model has no ada
 NAME_IN_USE = Code("BS641", "two adapters of one name", "the model has an adapter `{name}` already")
 NO_NAME = Code(
     "BS638",
-    "an adapter with an empty name",
-    "an adapter cannot be called by an empty name",
-    "give it another `name`, or none",
+    "a name that no adapter can have",
+    "an adapter cannot be called `{name}`",
+    "call it by letters, digits, `_` and `-`",
 )
 STILL_MERGED = Code("BS643", "the adapter is merged", "cannot {action} while the adapter is merged")
 SHARDED = Code(
