@@ -8,7 +8,7 @@ which transformers takes adapters in, keeps nothing but the model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import register_peft_method, set_additional_trainable_modules
+from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
 from torch import nn
 
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
@@ -423,3 +423,16 @@ def register() -> None:
         register_peft_method(
             name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel
         )
+        save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(
+            save_and_load._get_adapter_state_dict_key_prefixes
+        )
+
+
+def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[str]]:
+    """Let PEFT tell the adapters' tensors from the base's: it looks for its own layers alone."""
+
+    def prefixes(model: Any) -> set[str]:
+        paths = (path for path, _ in model.base_model.model.named_modules())
+        return others(model) | {path for path in paths if path.rpartition(".")[2] == TENSORS}
+
+    return prefixes

@@ -56,7 +56,7 @@ class Placement:
             adapters = cast(nn.ModuleDict, owner.get_submodule(TENSORS))
             del adapters[name]
             if not adapters:
-                delattr(owner, TENSORS)
+                _take_out(owner, TENSORS)
 
     def insert(self) -> None:
         """Let the adapter run: its regions train or not as their modules do."""
@@ -73,8 +73,13 @@ class Placement:
             remove_whole(module)
         for region, factors in self.regions:
             restore_forward(region)
-            delattr(region, FACTORS)
+            _take_out(region, FACTORS)
             factors.refresh()
+
+
+def _take_out(module: nn.Module, name: str) -> None:
+    """Take a child out of a module. PEFT does so while it walks over the children, which stay as they are."""
+    module._modules = {key: child for key, child in module._modules.items() if key != name}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    get_base_model_state_dict,
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
+    set_base_model_state_dict,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -330,3 +332,25 @@ def test_a_lora_config_becomes_a_spec(base: Any, ids: torch.Tensor, given: dict[
     }
     with pytest.raises(AdapterError, match=r"BS656.*use_dora"):
         compile_spec(LoraConfig(target_modules=["q_proj"], use_dora=True), base)
+
+
+WHOLE = "spec s\ntarget q_proj, v_proj, lm_head\ntrain norms\nshare a per model rank 2 via SS\n"
+
+
+def test_tensors_that_stand_at_the_top_of_the_model_go_while_peft_walks_over_it(base: Any) -> None:
+    """`lm_head` makes the model itself a region, and what all share stands there too."""
+    model = get_peft_model(base, BishareConfig(spec=WHOLE))
+    model.add_adapter("other", BishareConfig(spec="bishare_ss"))
+    model.delete_adapter("default")
+    model.delete_adapter("other")
+    assert not any("bishare" in name for name, _ in base.named_parameters())
+
+
+def test_the_tensors_of_the_base_are_told_from_those_of_adapters(base: Any) -> None:
+    want = {key: value.clone() for key, value in base.state_dict().items()}
+    model = get_peft_model(copy.deepcopy(base), BishareConfig(spec=WHOLE))
+    randomize(model, 1)
+    found = get_base_model_state_dict(model)
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[key], value) for key, value in want.items())
+    assert set_base_model_state_dict(model, want) == ([], [])
