@@ -423,7 +423,7 @@ def register() -> None:
         register_peft_method(
             name=PEFT_TYPE.lower(), config_cls=BishareConfig, model_cls=BishareModel
         )
-        save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(
+        save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(  # type: ignore[assignment]
             save_and_load._get_adapter_state_dict_key_prefixes
         )
 
