@@ -27,7 +27,8 @@ from harness import KINDS, interleave, write
 from speed import twin
 from transformers import AutoModelForCausalLM, LlamaConfig, logging
 
-from bishare_dsl import compile_spec, load_adapter, plan_spec
+from bishare_dsl import compile_spec, plan_spec
+from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.checks import randomize
 
 SMOLLM2 = {
@@ -87,9 +88,14 @@ def decode(
         theirs.add_adapter(name, config)
     models[PEFT] = (theirs.eval(), {"adapter_names": names})
     for spec in ("lora", "bishare_ke"):
-        model = twin(base)
-        for seed, name in enumerate(names):
-            compile_spec(spec, model, params.get(spec), seed=seed, name=name)
+        configs = [
+            BishareConfig(spec=spec, params=dict(params.get(spec, {})), seed=seed)
+            for seed in range(batch)
+        ]
+        model = peft.get_peft_model(twin(base), configs[0], adapter_name="a0")
+        for name, config in zip(names[1:], configs[1:], strict=True):
+            model.add_adapter(name, config)
+        model.eval()
         models[f"{spec}, one adapter"] = (model, {})
         models[f"{spec}, adapter_names"] = (model, {"adapter_names": names})
     models["bishare_ke, adapter_names again"] = models["bishare_ke, adapter_names"]
@@ -121,7 +127,7 @@ def decode(
 def decoding(model: Any, kwargs: dict[str, Any], ids: torch.Tensor) -> Callable[[], None]:
     # As `generate` does, a batch of ours is opened once for some tokens.
     ours = hasattr(model, "bishare") and "adapter_names" in kwargs
-    block = partial(model.bishare.batch, kwargs["adapter_names"]) if ours else nullcontext
+    block = partial(model.bishare.rows, kwargs["adapter_names"]) if ours else nullcontext
     given = {} if ours else kwargs
     with torch.inference_mode(), block():
         cache = model(ids[:, :TOKENS], use_cache=True, **given).past_key_values
@@ -148,12 +154,14 @@ def resident(base: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
                 tensor.data = tensor.data.to(base.dtype)
         made.bishare.save_pretrained(folder)
         del made
-        load_adapter(folder, base, name="a0")
-        load_adapter(folder, base, name="a1")
+        as_saved = {"autocast_adapter_dtype": False}
+        model = peft.PeftModel.from_pretrained(base, folder, "a0", **as_saved)
+        model.load_adapter(folder, "a1", **as_saved)
+        model.eval()
         gc.collect()
         before, start = memory(), time.perf_counter()
         for i in range(2, options.adapters):
-            load_adapter(folder, base, name=f"a{i}")
+            model.load_adapter(folder, f"a{i}", **as_saved)
         loading = time.perf_counter() - start
         gc.collect()
         grown = memory() - before
@@ -162,7 +170,9 @@ def resident(base: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     names = [f"a{i * step}" for i in range(options.batch)]
     with torch.no_grad():
         start = time.perf_counter()
-        tokens = base.generate(ids, adapter_names=names, max_new_tokens=8, do_sample=False)
+        tokens = model.generate(
+            input_ids=ids, adapter_names=names, max_new_tokens=8, do_sample=False
+        )
         generating = time.perf_counter() - start
     tensors = (options.adapters - 2) * size * width
     return [

@@ -1,4 +1,4 @@
-"""How long a switch between two adapters in memory takes, beside PEFT's `set_adapter`.
+"""How long PEFT's `set_adapter` takes between two adapters of bishare in memory, and between two LoRAs.
 
 It is a matter of how many modules and tensors there are, not of how large: the base is a Llama with the
 layers of the 7B or five times as many, and small real weights. PEFT switches between two LoRAs of rank 8,
@@ -17,7 +17,7 @@ import torch
 from harness import KINDS, interleave, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bishare_dsl import compile_spec
+from bishare_dsl.peft import BishareConfig
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 LAYERS = (32, 160)
@@ -36,15 +36,7 @@ def base(layers: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **sizes))
 
 
-def ours(spec: str, layers: int) -> Callable[[], None]:
-    model = base(layers)
-    for name in "ab":
-        compile_spec(spec, model, name=name)
-    return switching(lambda name: model.bishare.set_adapter(name))
-
-
-def theirs(layers: int) -> Callable[[], None]:
-    config = peft.LoraConfig(r=8, target_modules=KINDS)
+def adapters(config: peft.PeftConfig, layers: int) -> Callable[[], None]:
     model = peft.get_peft_model(base(layers), config, adapter_name="a")
     model.add_adapter("b", config)
     return switching(model.set_adapter)
@@ -65,7 +57,12 @@ def main() -> None:
     torch.set_num_threads(1)
     reference, control = "PEFT LoRA", "PEFT LoRA again"
     runs = {
-        (name, layers): theirs(layers) if name in (reference, control) else ours(name, layers)
+        (name, layers): adapters(
+            peft.LoraConfig(r=8, target_modules=KINDS)
+            if name in (reference, control)
+            else BishareConfig(spec=name),
+            layers,
+        )
         for layers in LAYERS
         for name in (reference, *SPECS, control)
     }

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import warnings
@@ -216,7 +217,7 @@ def test_shapes_alone_give_the_adapter_that_the_model_gives(file: Path, tmp_path
 
 def saved_text(model: Any, folder: Path) -> str:
     model.bishare.save_pretrained(folder)
-    return (folder / "spec.share").read_text()
+    return json.loads((folder / "adapter_config.json").read_text())["spec"]
 
 
 def test_the_spec_is_saved_as_it_was_written(file: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ _ELSEWHERE = {
     "dataset": "it is `data`",
     "model_name_or_path": "it is `model`",
     "resume_from_checkpoint": "it is `resume`, with the folder of the run or of a checkpoint in it",
-    "push_to_hub": "`bishare push` puts a finished folder on the Hub",
+    "push_to_hub": "`hf upload` puts a finished folder on the Hub",
     "deepspeed": "shard the base with `fsdp` instead",
     "auto_find_batch_size": "it would change the effective batch; set `per_device_train_batch_size`",
     "use_liger_kernel": "its kernels replace forwards that the adapter is part of",

@@ -38,7 +38,7 @@ def test_inspect_tells_what_is_in_it(bishare, trained):
     assert "written by: bishare " in run.out
     assert "all as they were saved" in run.out
     data = json.loads(bishare("inspect", folder, "--json").out)
-    assert data["config"]["format"] == 2
+    assert data["config"]["format"] == 4
     assert data["trainable"] == sum(share["trainable"] for share in data["shares"])
 
 
@@ -205,7 +205,8 @@ def test_import_makes_an_adapter_of_an_export(bishare, trained, checkpoint, here
     # The export names its base, which is the checkpoint.
     run = bishare("import", "lora", "--out", "ours")
     assert (run.code, run.err) == (0, f"importing for {checkpoint} ...\nsaved in ours\n")
-    assert run.out == (here / "ours" / "spec.share").read_text()
+    config = json.loads((here / "ours" / "adapter_config.json").read_text())
+    assert run.out == config["spec"]
     assert "share lora  per module  rank 10  scale 1" in run.out
     for adapter in ("ours", "lora"):  # What takes an adapter takes a LoRA of PEFT.
         command = ["merge", adapter, "--model", checkpoint, "--out", "merged", "--force"]

@@ -95,7 +95,7 @@ def test_json(bishare, folder):
         (["--data_splitt=1"], "BS730", "did you mean `data_split`?"),
         (["--learning_rate", "fast"], "BS731", "a valid number"),
         (["--bf16", "--fp16"], "BS732", "fp16 and bf16"),
-        (["--push_to_hub"], "BS730", "bishare push"),
+        (["--push_to_hub"], "BS730", "hf upload"),
         (["--config", "none.yaml"], "BS734", "No such file"),
         (["--data", "none.jsonl"], "BS701", "none.jsonl"),
         (["--learning_rate"], "BS901", "requires an argument"),
