@@ -18,6 +18,7 @@ from bishare_dsl.diagnostics import AdapterError, ModelError
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
+from tests.support.plain import Net
 
 Adapted = Callable[..., Any]
 
@@ -415,22 +416,6 @@ def test_a_plain_model_again_is_saved_whole(adapted: Adapted, tmp_path: Path, le
 
 def test_what_is_no_model_of_transformers_is_saved(tmp_path: Path) -> None:
     """E12: it has no config."""
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lin = nn.Linear(8, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(self.lin(x))
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(Block(), Block())
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layers(x)
 
     model: Any = Net()
     base = copy.deepcopy(model)

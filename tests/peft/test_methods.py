@@ -36,6 +36,7 @@ from bishare_dsl.testing.models import tiny_model
 from tests.adapter.test_frozen import VERA
 from tests.methods.test_every_method import TINY
 from tests.peft.conftest import SPEC
+from tests.support.plain import Net
 
 
 def logits(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
@@ -354,3 +355,20 @@ def test_the_tensors_of_the_base_are_told_from_those_of_adapters(base: Any) -> N
     assert found.keys() == want.keys()
     assert all(torch.equal(found[key], value) for key, value in want.items())
     assert set_base_model_state_dict(model, want) == ([], [])
+
+
+def test_a_module_without_a_config(tmp_path: Path) -> None:
+    base, x = Net(), torch.randn(3, 8)
+    spec = "spec s\ntarget lin\nshare x per model rank 2\n"
+    model = get_peft_model(copy.deepcopy(base), BishareConfig(spec=spec))
+    assert torch.equal(model(x), base(x))
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    for again in (
+        PeftModel.from_pretrained(copy.deepcopy(base), tmp_path),
+        load_adapter(tmp_path, copy.deepcopy(base)),
+    ):
+        assert torch.equal(again(x), model(x))
+    merged = model.merge_and_unload()
+    assert type(merged) is Net
+    torch.testing.assert_close(merged(x), again(x))
