@@ -90,7 +90,7 @@ def test_a_broken_peft_folder(bishare, here, checkpoint, lora):
     (here / "peft").mkdir()
     (here / "peft" / "adapter_config.json").write_text("{")
     run = bishare("analyse", here / "peft", "--model", checkpoint, "--out", "out")
-    assert (run.code, "BS608" in run.err) == (1, True)
+    assert (run.code, "BS604" in run.err) == (1, True)
 
 
 def test_the_starts_of_an_import_are_not_known(bishare, here, checkpoint, lora):
