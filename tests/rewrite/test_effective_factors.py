@@ -240,7 +240,7 @@ def test_forwards_in_threads_forget_and_keep(adapted, monkeypatch):
 
 def test_pruned_tensors_are_seen(adapted):
     model = adapted("llama").train().model
-    owned = model.get_submodule("bishare")
+    owned = model.get_submodule("bishare_tensors.default")
     with torch.no_grad():
         before = model(IDS).logits
     prune.random_unstructured(owned, "inter__A", 0.5)
