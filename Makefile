@@ -22,7 +22,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test hunt lint format bench claims test-compat test-vllm test-quantised test-clients dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test hunt lint format bench claims test-compat test-peft test-vllm test-quantised test-clients dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -85,6 +85,14 @@ test-compat: .venv-compat/oldest/.installed .venv-compat/newest/.installed ## th
 .venv-compat/newest/.installed: pyproject.toml
 	$(call install,.venv-compat/newest,--upgrade -e '.[dev]' '$(TRANSFORMERS)')
 	@touch $@
+
+# The oldest PEFT that pyproject.toml allows, and the newest, which `make setup` installs.
+PEFT_OLDEST = $(shell sed -n 's/^peft = \["peft>=\([0-9.]*\)"\].*/\1.0/p' pyproject.toml)
+PEFT_NEWEST = $(shell $(BIN)/python -c 'from importlib.metadata import version; print(version("peft"))')
+
+test-peft: $(STAMP) ## PEFT's own tests, of its oldest and newest version, with adapters of ours among theirs (half an hour)
+	@set -e; for version in $(PEFT_OLDEST) $(PEFT_NEWEST); do \
+	  $(PYTEST) $(BIN)/python tests/peft/upstream.py $$version $(ARGS); done
 
 test-quantised: $(STAMP) .quantised/.installed ## bases that torchao and GPTQ keep in few bits, which `make test` skips
 	@$(PYTEST) PYTHONPATH=.quantised $(BIN)/python -m pytest -q $(or $(ARGS),tests/adapter/test_quantised.py)

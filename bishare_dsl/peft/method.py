@@ -129,7 +129,7 @@ class PeftHandle(Handle, BaseTunerLayer):
         """Merge as `Handle.merge` does; called as PEFT calls it, without a measurement.
 
         Args:
-            safe_merge: is what PEFT gives; values are always checked.
+            safe_merge: is what PEFT gives; values are always checked, and named as PEFT does if it is set.
             adapter_names: to merge others than those that run, which run then.
         """
         if safe_merge is None:
@@ -140,7 +140,8 @@ class PeftHandle(Handle, BaseTunerLayer):
             return None
         if adapter_names is not None:
             self.activate([name for name in adapter_names if name in self.adapters])
-        return self.merge_unmeasured() if self.active else None
+        with _in_words_of_peft(self, safe_merge):
+            return self.merge_unmeasured() if self.active else None
 
     def unmerge(self) -> None:
         if not self.merged:
@@ -229,7 +230,8 @@ class BishareModel(BaseTuner):
         if merge:
             if adapter_names is not None and not handle.merged:
                 handle.activate(adapter_names)
-            handle.merge_and_unload() if handle.active else handle.unload()
+            with _in_words_of_peft(handle, safe_merge):
+                handle.merge_and_unload() if handle.active else handle.unload()
         else:
             handle.unload()
         return (
@@ -344,6 +346,24 @@ class BishareModel(BaseTuner):
         config._unchecked = False
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
+
+
+@contextmanager
+def _in_words_of_peft(handle: Handle, safe_merge: bool) -> Iterator[None]:
+    """Raise what PEFT raises of values that are not finite, where ``safe_merge`` asks for that check.
+
+    Raises:
+        ValueError: they are not; its cause is the error of bishare (BS628).
+    """
+    names = ", ".join(handle.active)
+    try:
+        yield
+    except AdapterError as error:
+        if safe_merge and error.problems[0].code == codes.NOT_FINITE.code:
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {names} seems to be broken"
+            ) from error
+        raise
 
 
 _IN_MEMORY = Path(TENSORS_FILE)

@@ -372,3 +372,15 @@ def test_a_module_without_a_config(tmp_path: Path) -> None:
     merged = model.merge_and_unload()
     assert type(merged) is Net
     torch.testing.assert_close(merged(x), again(x))
+
+
+def test_a_safe_merge_raises_what_pefts_does(adapted: Any) -> None:
+    model = adapted()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad)[0] = torch.nan
+    with pytest.raises(ValueError, match=r"NaNs detected .* The adapter default"):
+        model.merge_and_unload(safe_merge=True)
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+    with pytest.raises(AdapterError, match="BS628"):
+        model.merge_adapter()
