@@ -207,7 +207,7 @@ class BishareModel(BaseTuner):
         adapter.compact = compact
         adapter.set_trainable(first and not config.inference_mode)
         covered = {
-            path.split(".")[-2] for t in found.plan.trained for path in t.paths if "." in path
+            part for t in found.plan.trained for path in t.paths for part in path.split(".")[:-1]
         }
         others = [name for name in config.modules_to_save or () if name not in covered]
         config.modules_to_save = others or None  # What the spec trains is not trained twice.

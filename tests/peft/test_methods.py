@@ -25,7 +25,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForSequenceClassification
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import read_adapter
@@ -384,3 +384,11 @@ def test_a_safe_merge_raises_what_pefts_does(adapted: Any) -> None:
         model.merge_adapter(safe_merge=True)
     with pytest.raises(AdapterError, match="BS628"):
         model.merge_adapter()
+
+
+def test_a_head_of_several_modules_is_trained_once(tmp_path: Path) -> None:
+    sizes = tiny_model("roberta").config.to_dict() | {"num_labels": 3}
+    base = RobertaForSequenceClassification(RobertaConfig(**sizes))
+    model = get_peft_model(base, BishareConfig(spec="lora", task_type="SEQ_CLS"))
+    model.save_pretrained(tmp_path)
+    assert not any("modules_to_save" in name for name, _ in model.named_parameters())
