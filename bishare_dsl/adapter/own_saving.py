@@ -10,19 +10,19 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.models.hooks import HAS_ADAPTER
+
 if TYPE_CHECKING:
     from torch import nn
 
 _NAME = "save_pretrained"
-_HAS_ADAPTER = "_hf_peft_config_loaded"
-"""By this the Trainer of transformers knows that a quantised base has something to train."""
 
 
 def save_adapter_alone(model: nn.Module) -> None:
     """Let a model of transformers save its adapter, unless somebody else looks after its saving."""
     if hasattr(model, _NAME):
         vars(model).setdefault(_NAME, partial(_save, model))
-        vars(model).setdefault(_HAS_ADAPTER, True)
+        vars(model).setdefault(HAS_ADAPTER, True)
 
 
 def forget_saving(model: nn.Module) -> None:
@@ -30,7 +30,7 @@ def forget_saving(model: nn.Module) -> None:
     kept = vars(model).get(_NAME)
     if isinstance(kept, partial) and kept.func is _save:
         del vars(model)[_NAME]
-        vars(model).pop(_HAS_ADAPTER, None)
+        vars(model).pop(HAS_ADAPTER, None)
 
 
 def _save(

@@ -21,6 +21,12 @@ ADDED = frozenset({"_hf_hook", *FORWARDS})
 _PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
+HAS_ADAPTER = "_hf_peft_config_loaded"
+"""By this attribute transformers knows that a model has an adapter: that a quantised base may train, and that
+gradients are to reach the inputs of layers that are computed again.
+"""
+
+
 def own_forward(module: nn.Module) -> Any:
     """Return the forward that an instance has for itself, below accelerate's hook; None where it has none."""
     return next((vars(module)[name] for name in FORWARDS if name in vars(module)), None)

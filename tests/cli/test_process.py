@@ -91,7 +91,7 @@ def test_an_interrupt_leaves_no_half_written_folder(tmp_path: Path) -> None:
         "from bishare_dsl.adapter import files\n"
         # A shell starts what is in the background with the signal ignored, which is inherited.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "files.commit = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n" + PROGRAM
+        "files.replace_file = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n" + PROGRAM
     )
     result = run("compile", "lora", "--model", "smollm2-135m", program=program, cwd=tmp_path)
     assert result.returncode == 128 + signal.SIGINT

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.cli.main import main
 from bishare_dsl.models import load_model
 from bishare_dsl.testing.fetch import smollm2_folder
+from tests.support.stored import load_stored
 
 pytestmark = pytest.mark.e2e
 
@@ -154,7 +154,7 @@ def test_the_preset_and_the_checkpoint_compile_to_the_same_tensors(checkpoint, t
     for out, model in folders.items():
         command = ["compile", SPEC, "--model", model, *SETS, "--seed", "3"]
         assert main([*command, "--out", str(tmp_path / out)]) == 0, capsys.readouterr().err
-    preset, real = (load_file(tmp_path / out / "adapter_model.safetensors") for out in folders)
+    preset, real = (load_stored(tmp_path / out) for out in folders)
     assert preset.keys() == real.keys()
     assert all(torch.equal(preset[name], real[name]) for name in preset)
     in_process = compile_spec(SPEC, base(checkpoint), params=PARAMS, seed=3).bishare.tensors()

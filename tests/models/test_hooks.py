@@ -7,7 +7,7 @@ import bishare_dsl
 
 PRIVATE = re.compile(
     r"_hf_hook|weights_map|full_tensor|_is_fsdp_managed_module|_old_forward|_original_forward"
-    r"|_is_accelerate_prepared|_hf_peft_config_loaded|FSDPModule|DTensor|distribute_tensor"
+    r"|_is_accelerate_prepared|_hf_peft_config_loaded|FSDPModule"
 )
 
 

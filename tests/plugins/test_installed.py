@@ -157,5 +157,5 @@ def test_compile_save_load_merge_export_and_the_checks(site: Path, here: Path) -
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("all of it works\n")
     config = json.loads((here / "adapter" / "adapter_config.json").read_text())
-    assert config["packages"] == {"Cyclic": "bishare-cyclic 0.3"}
+    assert config["bishare"]["packages"] == {"Cyclic": "bishare-cyclic 0.3"}
     assert (here / "peft" / "adapter_model.safetensors").exists()

@@ -701,7 +701,11 @@ def test_a_block_that_owns_targets_and_holds_regions(adapted):
     assert "model.decoder.layers.0.self_attn" in found
     block = case.model.model.decoder.layers[0]
     # One store for what belongs to the block as a region and as a layer.
-    assert {name.partition(".")[0] for name in block.bishare.names} == {"local", "intra", "inter"}
+    assert {name.partition(".")[0] for name in block.bishare_tensors.default.names} == {
+        "local",
+        "intra",
+        "inter",
+    }
 
 
 def test_some_of_a_parents_linears(adapted):

@@ -60,7 +60,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         ("epochs", "it is `num_train_epochs`"),
         ("batch_size", "it is `per_device_train_batch_size`"),
         ("target_modules", "`target q_proj, v_proj`"),
-        ("push_to_hub", "bishare push"),
+        ("push_to_hub", "hf upload"),
         ("resume_from_checkpoint", "it is `resume`"),
     ],
 )

@@ -81,7 +81,9 @@ class Case:
             torch.manual_seed(seed)
             module = self.region().double().requires_grad_(not frozen)
             tensors = [nn.Parameter(torch.randn(s, dtype=torch.double)) for s in self.shapes]
-        owned = OwnedTensors({f"tensor.{i}": tensor for i, tensor in enumerate(tensors)})
+        dropout = max(use.dropout for target in self.targets for use in target.terms)
+        named = {f"tensor.{i}": tensor for i, tensor in enumerate(tensors)}
+        owned = OwnedTensors(named, dropout)
         forward, assembly = GraphCode.of(program.forward), GraphCode.of(program.assembly)
         sources = [(owned, i) for i in range(len(tensors))]
         module.add_module(FACTORS, EffectiveFactors(RegionCode(forward, assembly), sources))
