@@ -15,7 +15,9 @@ COUNTED = (tokenize.OP, tokenize.NAME, tokenize.NUMBER, tokenize.STRING)
 def code_lines(path):
     with tokenize.open(path) as file:
         tokens = [t for t in tokenize.generate_tokens(file.readline) if t.type in COUNTED]
-    code = [t for t in tokens if not (t.type == tokenize.STRING and t.line.lstrip().startswith('"""'))]
+    code = [
+        t for t in tokens if not (t.type == tokenize.STRING and t.line.lstrip().startswith('"""'))
+    ]
     return len({line for t in code for line in range(t.start[0], t.end[0] + 1)})
 
 
@@ -32,7 +34,9 @@ def main():
             print(f"{count:6,} {part}")
     print(f"{found:,} lines of code in bishare_dsl, at most {allowed:,}")
     if found > allowed:
-        sys.exit("more than [tool.code-lines] allows: delete some, or raise it and say why in the commit")
+        sys.exit(
+            "more than [tool.code-lines] allows: delete some, or raise it and say why in the commit"
+        )
 
 
 if __name__ == "__main__":
