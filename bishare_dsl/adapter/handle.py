@@ -18,9 +18,8 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import gather_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.own_saving import forget_saving, save_adapter_alone
+from bishare_dsl.adapter.own_methods import RESIZING, SAVING, drop_methods, put_methods
 from bishare_dsl.adapter.probe import Inputs, probe
-from bishare_dsl.adapter.resizing import forget_resizing, guard_resizing
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -130,8 +129,7 @@ class Handle(AdapterRoot):
 
     def _watch(self, model: nn.Module) -> None:
         """Let what would save or resize the model ask here."""
-        save_adapter_alone(model)
-        guard_resizing(model)
+        put_methods(model, SAVING, RESIZING)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -661,8 +659,7 @@ class Handle(AdapterRoot):
 
     def _leave(self, model: PreTrainedModel) -> PreTrainedModel:
         unadapt(model)
-        forget_saving(model)
-        forget_resizing(model)
+        drop_methods(model)
         if self._mixed is not None:
             self._mixed.leave()
         self._mixed = None

@@ -36,7 +36,7 @@ from bishare_dsl.adapter.devices import devices, move_tensors
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.files import pack
 from bishare_dsl.adapter.handle import Adapter, Handle, adapter_keys
-from bishare_dsl.adapter.resizing import guard_resizing
+from bishare_dsl.adapter.own_methods import RESIZING, put_methods
 from bishare_dsl.adapter.stored import not_finite, widen_tensor
 from bishare_dsl.compiler import Planned, install, make_plan, read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, render
@@ -60,7 +60,7 @@ class PeftHandle(Handle, BaseTunerLayer):
     bias = property()
 
     def _watch(self, model: nn.Module) -> None:
-        guard_resizing(model)  # How the model is saved is PEFT's.
+        put_methods(model, RESIZING)  # How the model is saved is PEFT's.
 
     @property
     def by_adapter(self) -> nn.ModuleDict:
