@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, TrainingInterrupted, train
-from tests.distributed.together import FSDP2, Together, assert_same_everywhere, raised
+from tests.distributed.together import Together, assert_same_everywhere, raised_under_fsdp2
 
 SPEC = """
 spec mixed
@@ -224,10 +224,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path, launch: Callable[..., str]) -> list[dict[str, str]]:
-    (folder / "fsdp2.yaml").write_text(FSDP2)
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
-    launch(*accelerate, __file__, folder)
-    return raised(folder)
+    return raised_under_fsdp2(launch, __file__, folder)
 
 
 @pytest.mark.parametrize("name", together)

@@ -57,6 +57,16 @@ class Together(dict[str, Callable[[Path], None]]):
         (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(raised))
 
 
+def raised_under_fsdp2(
+    launch: Callable[..., str], script: str, folder: Path
+) -> list[dict[str, str]]:
+    """Run a script by `accelerate launch` with FSDP2: what its two processes wrote down."""
+    (folder / "fsdp2.yaml").write_text(FSDP2)
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
+    launch(*accelerate, script, folder)
+    return raised(folder)
+
+
 def raised(folder: Path) -> list[dict[str, str]]:
     """What the two processes wrote down."""
     return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)]

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.files import read_adapter
-from tests.distributed.together import FSDP2, Together, assert_same_everywhere, raised
+from tests.distributed.together import Together, assert_same_everywhere, raised_under_fsdp2
 from tests.peft.test_trainers import losses, supervised, tensors_of
 
 together = Together()
@@ -66,10 +66,7 @@ def found(
 ) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "base").symlink_to(checkpoint)
-    (folder / "fsdp2.yaml").write_text(FSDP2)
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
-    launch(*accelerate, __file__, folder)
-    return raised(folder)
+    return raised_under_fsdp2(launch, __file__, folder)
 
 
 @pytest.mark.parametrize("name", together)
