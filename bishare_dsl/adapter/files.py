@@ -170,9 +170,10 @@ def save_library(
         for name, tensors in adapters.items()
     }
     shared, config, _ = next(iter(packed.values()))
-    shared = {key: value for key, value in shared.items() if _is_common(plan, key)}
+    common = {attribute(name) for name in plan.common}
+    shared = {key: value for key, value in shared.items() if attribute_in(key) in common}
     own = {
-        name: _bytes({k: v for k, v in values.items() if not _is_common(plan, k)})
+        name: _file_of({k: v for k, v in values.items() if attribute_in(k) not in common})
         for name, (values, _, _) in packed.items()
     }
     digests = {name: digest_of_content(content) for name, content in own.items()}
@@ -261,21 +262,25 @@ def _content_of(
     values: Mapping[str, torch.Tensor], config: AdapterConfig, folder: Path
 ) -> tuple[bytes, AdapterConfig]:
     """Return the file of tensors, and the config with its digest."""
-    config = config.model_copy(update={"tensors": digest_of_content(_bytes(values))})
+    content = _file_of(values)
+    config = config.model_copy(update={"tensors": digest_of_content(content)})
     before = folder / CONFIG
     replaces = hashlib.sha256(before.read_bytes()).hexdigest() if before.is_file() else ""
-    return _bytes(values, {RECORD: config.text(), _REPLACES: replaces}), config
+    return _with_metadata(content, {RECORD: config.text(), _REPLACES: replaces}), config
 
 
-def _bytes(values: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a file of tensors; safetensors writes metadata in another order each time, so it is added
-    here.
-    """
+def _file_of(values: Mapping[str, torch.Tensor]) -> bytes:
+    """Return a file of tensors."""
     from safetensors.torch import save
 
-    content: bytes = save(dict(values))
+    return _with_metadata(save(dict(values)), {})
+
+
+def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Return a file of tensors with other metadata, which safetensors writes in another order each time."""
     end = 8 + int.from_bytes(content[:8], "little")
-    header = {"__metadata__": {"format": "pt", **(metadata or {})}} | json.loads(content[8:end])
+    tensors = {k: v for k, v in json.loads(content[8:end]).items() if k != "__metadata__"}
+    header = {"__metadata__": {"format": "pt", **metadata}} | tensors
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]
@@ -306,10 +311,6 @@ def in_the_way(path: Path) -> AdapterError:
 def own_file(name: str) -> str:
     """Return the name of the file of what one adapter of a library has for itself."""
     return f"{MEMBERS}/{name}.safetensors"
-
-
-def _is_common(plan: Plan, key: str) -> bool:
-    return attribute_in(key) in {attribute(name) for name in plan.common}
 
 
 # Reading ------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ class MixedBatches:
         """See that an open batch has a name for each row of a call."""
         if not torch.compiler.is_compiling():
             self._close()  # A call that was interrupted did not.
-            if (batch := next(filter(self._is_mine, open_batches()), None)) is not None:
+            if (batch := self.last_open()) is not None:
                 call = self.check_call(batch, args, kwargs)
                 of_call = replace(batch, of_call=True, text=call.text, call=call)
                 set_batches((of_call, *open_batches()))
@@ -188,6 +188,10 @@ class MixedBatches:
         if rows is not None and (rows % batch.rows if batch.repeats else rows != batch.rows):
             raise AdapterError(codes.MIXED_ROWS(names=batch.rows, rows=rows))
         return call
+
+    def last_open(self) -> RowBatch | None:
+        """Return the batch of this model that was opened last in this thread, if one is open."""
+        return next(filter(self._is_mine, open_batches()), None)
 
     def _is_mine(self, batch: RowBatch) -> bool:
         return batch.owner is self
@@ -292,8 +296,7 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.batches.model
         generate = self.own or partial(type(model).generate, model)
-        batch = next((batch for batch in open_batches() if batch.owner is self.batches), None)
-        if batch is None:
+        if (batch := self.batches.last_open()) is None:
             return generate(*args, **kwargs)
         call = self.batches.check_call(batch, args, kwargs)
         with open_batch(replace(batch, repeats=True, text=call.text)):

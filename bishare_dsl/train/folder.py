@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.writing import check_writable
 
 ASKED, STATE = "run.json", "trainer_state.json"
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_new(folder: Path, *, force: bool) -> None:
