@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, vmap
+from torch import Tensor
 
 from bishare_dsl.fit.family import Family, Variable
 from bishare_dsl.fit.pairs import GivenPairs, Pair
 from bishare_dsl.models.site import Site
-from bishare_dsl.transforms import Transform, Width, effective_pair, load_transform
+from bishare_dsl.transforms import Transform, Width, effective_pairs, load_transform, stacked
 
 _MANY = 4
 
@@ -35,22 +34,10 @@ class StackedTerm:
 
     def pair(self, values: Mapping[Variable, Tensor]) -> Pair:
         """Make the effective factors: A ``(places, rows, d_in)``, B ``(places, rows, d_out)``."""
-        tensors: dict[str, Tensor] = {}
-        dims: dict[str, int | None] = {}
-        count = 0
-        for role, used in self.variables.items():
-            count = len(used)
-            same = len(set(used)) == 1
-            tensors[role] = values[used[0]] if same else torch.stack([values[v] for v in used])
-            dims[role] = None if same else 0
-        if any(dim is not None for dim in dims.values()):
-            a, b = vmap(self._pair, in_dims=(dims,))(tensors)
-        else:
-            a, b = (factor.expand(count, -1, -1) for factor in self._pair(tensors))
-        return a, b
-
-    def _pair(self, tensors: dict[str, Tensor]) -> Pair:
-        return effective_pair(self.transform, tensors, self.rank, self.width, self.scale)
+        used = {role: [values[v] for v in variables] for role, variables in self.variables.items()}
+        count = len(next(iter(used.values())))
+        tensors = {role: stacked(values) for role, values in used.items()}
+        return effective_pairs(self.transform, tensors, count, self.rank, self.width, self.scale)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from bishare_dsl.rewrite.compile_regions import RegionCompiler
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
+from bishare_dsl.transforms import of_many
 
 Names = Iterable[str | None]
 
@@ -241,10 +242,10 @@ class MixedBatches:
         for region in self._regions(plans) if plans else ():
             module, code = self.model.get_submodule(region.place.path), region.code
             if id(code) not in assemblies:
-                assemblies[id(code)] = _of_many(code.assembly.function())
+                assemblies[id(code)] = partial(_of_one, code.assembly.function())
             sources = [tensors[name] for name in region.names]
             with without_autocast(sources[0].device):
-                made = assemblies[id(code)](*sources)
+                made = of_many(assemblies[id(code)], dict(enumerate(sources)), len(members))
             forwards[module], places[module] = forward_of(module, code.forward), region.place
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
             # Whatever a transform makes of zeros, a row of the base gets nothing.
@@ -363,10 +364,10 @@ def _side_by_side(plan: Plan, members: list[Member | None]) -> dict[str, Tensor]
     return tensors
 
 
-def _of_many(assembly: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-    """Return what makes the factors of one adapter, for tensors of many side by side."""
-    many: Callable[..., tuple[Tensor, ...]] = torch.func.vmap(partial(assembly, None))
-    return many
+def _of_one(
+    assembly: Callable[..., tuple[Tensor, ...]], given: Mapping[int, Tensor]
+) -> tuple[Tensor, ...]:
+    return assembly(None, *(given[slot] for slot in range(len(given))))
 
 
 def _device(model: nn.Module) -> torch.device:

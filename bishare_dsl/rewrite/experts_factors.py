@@ -15,7 +15,7 @@ from bishare_dsl.models.weights import Weight
 from bishare_dsl.rewrite.experts import experts_forward
 from bishare_dsl.rewrite.region import FACTORS, TermUse
 from bishare_dsl.rewrite.rewritten import GraphCode
-from bishare_dsl.transforms import Transform, Width, effective_pair
+from bishare_dsl.transforms import Transform, Width, effective_pairs, stacked
 
 Slots = tuple[int, ...]
 
@@ -51,22 +51,10 @@ class ExpertTerms:
 
     def factors(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Make ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``."""
-
-        def pair(given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            return effective_pair(self.transform, given, self.rank, self.width, self.scale)
-
-        # What all of them read is read once, and what comes of that alone is one view.
-        own = {role: len(set(slots)) > 1 for role, slots in self.slots}
-        given = {
-            role: torch.stack([tensors[slot] for slot in slots]) if own[role] else tensors[slots[0]]
-            for role, slots in self.slots
-        }
-        if not any(own.values()):
-            a, b = (factor.expand(len(self.experts), -1, -1) for factor in pair(given))
-            return a, b
-        dims = {role: 0 if each else None for role, each in own.items()}
-        made: tuple[Tensor, Tensor] = torch.vmap(pair, in_dims=(dims,))(given)
-        return made
+        given = {role: stacked([tensors[slot] for slot in slots]) for role, slots in self.slots}
+        return effective_pairs(
+            self.transform, given, len(self.experts), self.rank, self.width, self.scale
+        )
 
 
 @dataclass(frozen=True)

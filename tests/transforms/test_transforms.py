@@ -11,8 +11,11 @@ from bishare_dsl.testing.plans import pools
 from bishare_dsl.transforms import (
     Transform,
     Width,
+    effective_pair,
+    effective_pairs,
     raise_rows,
     register,
+    stacked,
     transform_kind,
     transform_names,
 )
@@ -53,6 +56,28 @@ def test_kronecker_extension(widths, rank, size, kernel, rowwise):
 @given(pools(), st.integers(1, 3), st.integers(1, 3), SIZES)
 def test_kronecker_extension_a_b(widths, a, b, size):
     assert check_transform(KroneckerExtension(size=size, shared_rank=a), a * b, widths)
+
+
+@pytest.mark.parametrize("own", [(), ("A",), ("B", "K_A"), ("A", "B", "K_A", "K_B")])
+def test_many_pairs_are_made_at_once_of_what_each_has_and_what_all_share(own):
+    transform, width, rank, some = KroneckerExtension(size=5), Width(12, 17), 4, torch.Generator()
+    shapes = {role: transform.shared_shape(role, rank, width.sides(role)) for role in "AB"}
+    shapes |= {role: (t.rows, t.columns) for role, t in transform.own(rank, width).items()}
+    assert set(own) <= set(shapes)
+    each: list[dict[str, torch.Tensor]] = [{}, {}, {}]
+    for role, shape in shapes.items():
+        drawn = [torch.randn(shape, generator=some) for _ in each]
+        for number, tensors in enumerate(each):
+            tensors[role] = drawn[number if role in own else 0]
+    given = {role: stacked([tensors[role] for tensors in each]) for role in shapes}
+    assert {role for role, tensor in given.items() if tensor.dim() == 3} == set(own)
+    pairs = effective_pairs(transform, given, 3, rank, width, 2.0)
+    for number, tensors in enumerate(each):
+        alone = effective_pair(transform, tensors, rank, width, 2.0)
+        for made, wanted in zip(pairs, alone, strict=True):
+            torch.testing.assert_close(made[number], wanted)
+    if not own:
+        assert all(made.stride(0) == 0 for made in pairs)
 
 
 @pytest.mark.parametrize(
