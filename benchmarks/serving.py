@@ -26,11 +26,11 @@ from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 import torch
+from harness.model import smollm2_folder
 from harness.result import RESULTS, machine, versions
 
 from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.models import load_model
-from bishare_dsl.testing.fetch import smollm2_folder
 
 PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
 BYTES = 80 * 10**9

@@ -21,6 +21,7 @@ from typing import Any
 import peft
 import torch
 from harness import KINDS, Timing, interleave, write
+from harness.model import smollm2_folder
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
 from bishare_dsl import compile_spec, plan_spec
@@ -28,7 +29,6 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.rewrite.adapt import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
-from bishare_dsl.testing.fetch import smollm2_folder
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 LLAMA = {

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from smollm2 import smollm2_folder
 
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.models import load_model
 from bishare_dsl.resources import find_spec
-from bishare_dsl.testing.fetch import smollm2_folder
 
 SPEC = "bishare_ke"
 PARAMS = {"size": 192}  # Divides every width of this model: 192, 576 and 1536.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bishare_dsl.language import parse_spec, spec_text
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.testing import checks
-from bishare_dsl.testing.plans import meaningful_specs, small_models
+from tests.support.plans import meaningful_specs, small_models
 
 # An example compiles and runs a model or two.
 FEW = settings(max_examples=max(1, settings().max_examples // 4))

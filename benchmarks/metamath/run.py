@@ -87,7 +87,7 @@ def main() -> None:
         return
     rows = rows_of(options)
     if options.small:
-        from bishare_dsl.testing.fetch import smollm2_folder
+        from harness.model import smollm2_folder
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
         options.model = options.model or str(smollm2_folder(options.cache))

@@ -24,6 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE / "quality")]
 
 import torch
 from harness import write
+from harness.model import smollm2_folder
 from peft import PeftModel, save_as_lora
 from safetensors.torch import load_file
 from sweep.results import Job
@@ -37,7 +38,6 @@ from bishare_dsl.export.export import export_adapter
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.resources import cache_folder
-from bishare_dsl.testing.fetch import smollm2_folder
 
 SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA r=4": ("lora", {"r": 4}),

@@ -1,4 +1,4 @@
-"""Tiny random models, one per Hugging Face family: causal language models, and others with what they read.
+"""Tiny random models, one per Hugging Face family of causal language models, and what a model reads.
 
 They are small enough to build in a millisecond, and awkward enough to catch mistakes: wherever the
 architecture allows it the widths differ from one another (hidden 32, query 40, key and value 20,
@@ -107,207 +107,25 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
     }
 )
 
-_EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
-_UNIFORM = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
 
-TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
-    {
-        "qwen2_moe": TinyFamily(
-            "qwen2_moe",
-            {
-                **_EXPERTS,
-                "num_experts": 4,
-                "moe_intermediate_size": 12,
-                "shared_expert_intermediate_size": 20,
-            },
-        ),
-        "qwen3_moe": TinyFamily(
-            "qwen3_moe", {**_EXPERTS, "num_experts": 5, "moe_intermediate_size": 12}
-        ),
-        "gpt_oss": TinyFamily(
-            "gpt_oss",
-            {
-                **_EXPERTS,
-                "num_local_experts": 4,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-            },
-        ),
-        "olmoe": TinyFamily("olmoe", {**_UNIFORM, "num_experts": 4}),
-        "granitemoe": TinyFamily("granitemoe", {**_UNIFORM, "num_local_experts": 4}),
-        # The first block is dense; in the others a shared expert stands beside groups of routed ones.
-        "deepseek_v3": TinyFamily(
-            "deepseek_v3",
-            {
-                **_COMMON,
-                "num_key_value_heads": 4,
-                "n_routed_experts": 4,
-                "num_experts_per_tok": 2,
-                "n_group": 2,
-                "topk_group": 1,
-                "moe_intermediate_size": 12,
-                "first_k_dense_replace": 1,
-                "q_lora_rank": 12,
-                "kv_lora_rank": 20,
-                "qk_nope_head_dim": 6,
-                "qk_rope_head_dim": 4,
-                "v_head_dim": 8,
-            },
-        ),
-    }
-)
-"""Mixtures of experts, besides Mixtral: with shared experts, biases, transposed weights, dense blocks."""
-
-_PLAIN = {k: v for k, v in _COMMON.items() if k != "initializer_range"}
-_VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-_SEQUENCES = {
-    "vocab_size": 64,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 40,
-    "decoder_start_token_id": 2,
-    "init_std": 0.2,
-    **_SPECIAL_TOKENS,
-}
-_IMAGE_TOKENS = {
-    "image_token_id": 60,
-    "video_token_id": 61,
-    "vision_start_token_id": 62,
-    "vision_end_token_id": 63,
-}
-
-
-def _text(*mrope: int) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(mrope)}
-    return {**_PLAIN, "num_key_value_heads": 2, "rope_parameters": rope}
-
-
-TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
-    {
-        "bert": TinyFamily("bert", _COMMON, "ForMaskedLM"),
-        "roberta": TinyFamily("roberta", _COMMON, "ForMaskedLM"),
-        "modernbert": TinyFamily(
-            "modernbert", {**_PLAIN, "cls_token_id": 1, "sep_token_id": 2}, "ForMaskedLM"
-        ),
-        "deberta": TinyFamily("deberta-v2", _COMMON, "ForMaskedLM"),
-        "t5": TinyFamily(
-            "t5",
-            {
-                "vocab_size": 64,
-                "d_model": 32,
-                "d_kv": 10,
-                "d_ff": 48,
-                "num_layers": 2,
-                "num_heads": 4,
-                "decoder_start_token_id": 0,
-            },
-            "ForSeq2SeqLM",
-        ),
-        "bart": TinyFamily("bart", {**_SEQUENCES, "max_position_embeddings": 64}, "ForSeq2SeqLM"),
-        "whisper": TinyFamily(
-            "whisper",
-            {
-                **_SEQUENCES,
-                "num_mel_bins": 8,
-                "max_source_positions": 6,
-                "max_target_positions": 16,
-                "suppress_tokens": None,
-                "begin_suppress_tokens": None,
-            },
-            "ForSpeechSeq2Seq",
-        ),
-        "vit": TinyFamily("vit", {**_VISION, "num_labels": 3}, "ForImageClassification"),
-        "clip": TinyFamily(
-            "clip", {"text_config": _PLAIN, "vision_config": _VISION, "projection_dim": 16}, ""
-        ),
-        "siglip": TinyFamily(
-            "siglip",
-            {
-                "text_config": {**_PLAIN, "projection_size": 32},
-                "vision_config": {**_VISION, "hidden_size": 32},
-            },
-            "",
-        ),
-        "llava": TinyFamily(
-            "llava",
-            {
-                "text_config": {**_PLAIN, "num_key_value_heads": 2, "model_type": "llama"},
-                "vision_config": {**_VISION, "model_type": "clip_vision_model"},
-                "image_token_index": 60,
-                "vision_feature_layer": -1,
-            },
-            "ForImageTextToText",
-        ),
-        "qwen2_vl": TinyFamily(
-            "qwen2_vl",
-            {
-                "text_config": _text(1, 1, 2),
-                "vision_config": {
-                    "depth": 2,
-                    "embed_dim": 24,
-                    "hidden_size": 32,
-                    "num_heads": 2,
-                    "mlp_ratio": 2,
-                    "patch_size": 4,
-                    "spatial_merge_size": 1,
-                },
-                **_IMAGE_TOKENS,
-            },
-            "ForImageTextToText",
-        ),
-        "qwen3_vl": TinyFamily(
-            "qwen3_vl",
-            {
-                "text_config": {**_text(2, 2, 1), "head_dim": 10},
-                "vision_config": {
-                    "depth": 3,
-                    "hidden_size": 24,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 40,
-                    "num_heads": 2,
-                    "patch_size": 4,
-                    "spatial_merge_size": 1,
-                    "num_position_embeddings": 16,
-                    "deepstack_visual_indexes": [1],
-                },
-                **_IMAGE_TOKENS,
-            },
-            "ForImageTextToText",
-        ),
-    }
-)
-"""Families that are not, or not only, causal language models; `tiny_inputs` gives what they read."""
-
-
-def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+def tiny_model(family: str | TinyFamily, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Return a tiny float32 model of `family`, on the CPU and in eval mode.
 
     Args:
-        family: a key of `TINY_FAMILIES` or `TINY_MIXTURES`, for a causal language model, or of
-            `TINY_TOWERS`.
+        family: a key of `TINY_FAMILIES`, or how to build another family.
         seed: of the weights; the same seed gives the same weights, and torch's global generator is
             left as it was.
         **overrides: configuration fields in the family's own words, such as `num_hidden_layers=3`
             (GPT-2 says `n_layer`) or `attn_implementation="eager"`.
 
     Raises:
-        KeyError: the family is in none of them.
+        KeyError: there is no such key.
     """
     import torch
     import transformers
     from transformers import AutoConfig
 
-    tiny = {**TINY_FAMILIES, **TINY_MIXTURES, **TINY_TOWERS}[family]
+    tiny = TINY_FAMILIES[family] if isinstance(family, str) else family
     auto = getattr(transformers, f"AutoModel{tiny.task}")
     attention = overrides.pop("attn_implementation", None)
     config = AutoConfig.for_model(tiny.model_type, **{**tiny.config, **overrides})

@@ -12,8 +12,8 @@ from bishare_dsl.adapter import merge as merging
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.quantised import Int8Linear, quantise
 from tests.adapter.conftest import GPT2, SPEC
+from tests.support.quantised import Int8Linear, quantise
 
 Adapted = Callable[..., Any]
 CASES = [("llama", SPEC), ("gpt2", GPT2), ("qwen3", SPEC)]

@@ -7,7 +7,7 @@ import torch
 
 from bishare_dsl import compile_spec
 from bishare_dsl.models import load_model
-from bishare_dsl.testing.fetch import smollm2_folder
+from examples.smollm2 import smollm2_folder
 from tests.export.conftest import moved
 from tests.export.gguf_base import write_base
 from tests.export.libllama import llama

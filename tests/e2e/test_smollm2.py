@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bishare_dsl import compile_spec, load_adapter, plan_spec
 from bishare_dsl.cli.main import main
 from bishare_dsl.models import load_model
-from bishare_dsl.testing.fetch import smollm2_folder
+from examples.smollm2 import smollm2_folder
 from tests.support.stored import load_stored
 
 pytestmark = pytest.mark.e2e

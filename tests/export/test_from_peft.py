@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import peft_config
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bishare_dsl.testing.checks import check_transform
-from bishare_dsl.testing.plans import pools
 from bishare_dsl.transforms import Width
 from bishare_dsl.transforms.basis import Basis
 from bishare_dsl.transforms.block_diagonal import BlockDiagonal
@@ -21,6 +20,7 @@ from bishare_dsl.transforms.mix import Mix
 from bishare_dsl.transforms.rotation import Rotation
 from bishare_dsl.transforms.shards import Shards
 from bishare_dsl.transforms.vector_bank import VectorBank
+from tests.support.plans import pools
 
 RANKS = st.integers(1, 6)
 COUNTS = st.integers(1, 5)

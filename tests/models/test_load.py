@@ -18,7 +18,7 @@ from bishare_dsl.models import (
     preset,
     resolve,
 )
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 
 def refused(code: str, function, *arguments) -> Problem:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.weights import Weight
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 SIZES = {
     "vocab_size": 64,

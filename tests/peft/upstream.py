@@ -111,8 +111,12 @@ def fill_hub(cache: Path) -> None:
     import torch
     import transformers
 
+    # PEFT's `tests` is the one that is imported by that name.
+    sys.path.append(str(REPOSITORY / "tests" / "support"))
+    from families import TINY_MIXTURES, TINY_TOWERS
+
     from bishare_dsl.testing import models
-    from bishare_dsl.testing.models import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, TinyFamily
+    from bishare_dsl.testing.models import TINY_FAMILIES, TinyFamily
 
     families = {**TINY_FAMILIES, **TINY_MIXTURES, **TINY_TOWERS}
     families["gptj"] = TinyFamily("gptj", {**families["gpt2"].config, "rotary_dim": 4})

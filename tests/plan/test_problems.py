@@ -9,10 +9,10 @@ from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import read
 from bishare_dsl.models import inspect_model, preset
 from bishare_dsl.plan import build_plan
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import register
 from bishare_dsl.transforms.registry import _REGISTERED as registry_of_transforms
 from bishare_dsl.transforms.slice_sharing import SliceSharing
+from tests.support.families import tiny_model
 
 TARGET = "target q_proj, v_proj\n"
 

@@ -6,7 +6,7 @@ from bishare_dsl import Plan, parse_spec, plan_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.language import spec_text
 from bishare_dsl.models import inspect_model
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
 

@@ -5,8 +5,8 @@ import torch
 from accelerate import dispatch_model
 from safetensors.torch import load_file
 
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train.errors import TrainError
+from tests.support.families import tiny_model
 from tests.train.conftest import losses, values
 
 

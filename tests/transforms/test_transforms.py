@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bishare_dsl.testing.checks import check_transform
-from bishare_dsl.testing.plans import pools
 from bishare_dsl.transforms import (
     Transform,
     Width,
@@ -23,6 +22,7 @@ from bishare_dsl.transforms.gate_transformation import GateTransformation
 from bishare_dsl.transforms.identity import Identity
 from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
 from bishare_dsl.transforms.slice_sharing import SliceSharing
+from tests.support.plans import pools
 
 RANKS = st.integers(1, 6)
 SIZES = st.integers(1, 26)

@@ -65,7 +65,8 @@ def chains(results: Results, options: argparse.Namespace) -> Iterator[Chain]:
 
 def sweep(results: Results, options: argparse.Namespace) -> None:
     """Do all runs; what can start depends on what is done."""
-    from bishare_dsl.testing.fetch import smollm2_folder
+    from harness.model import smollm2_folder
+
     from sweep.training import run
 
     base = smollm2_folder(options.cache)

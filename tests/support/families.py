@@ -1,0 +1,200 @@
+"""Tiny models of more families than `bishare_dsl.testing` promises: mixtures of experts, encoders, other towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.testing import models
+from bishare_dsl.testing.models import _COMMON, _GROUPED, _SPECIAL_TOKENS, TinyFamily
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
+_UNIFORM = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+
+TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "qwen2_moe": TinyFamily(
+            "qwen2_moe",
+            {
+                **_EXPERTS,
+                "num_experts": 4,
+                "moe_intermediate_size": 12,
+                "shared_expert_intermediate_size": 20,
+            },
+        ),
+        "qwen3_moe": TinyFamily(
+            "qwen3_moe", {**_EXPERTS, "num_experts": 5, "moe_intermediate_size": 12}
+        ),
+        "gpt_oss": TinyFamily(
+            "gpt_oss",
+            {
+                **_EXPERTS,
+                "num_local_experts": 4,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+        "olmoe": TinyFamily("olmoe", {**_UNIFORM, "num_experts": 4}),
+        "granitemoe": TinyFamily("granitemoe", {**_UNIFORM, "num_local_experts": 4}),
+        # The first block is dense; in the others a shared expert stands beside groups of routed ones.
+        "deepseek_v3": TinyFamily(
+            "deepseek_v3",
+            {
+                **_COMMON,
+                "num_key_value_heads": 4,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_group": 2,
+                "topk_group": 1,
+                "moe_intermediate_size": 12,
+                "first_k_dense_replace": 1,
+                "q_lora_rank": 12,
+                "kv_lora_rank": 20,
+                "qk_nope_head_dim": 6,
+                "qk_rope_head_dim": 4,
+                "v_head_dim": 8,
+            },
+        ),
+    }
+)
+"""Mixtures of experts, besides Mixtral: with shared experts, biases, transposed weights, dense blocks."""
+
+_PLAIN = {k: v for k, v in _COMMON.items() if k != "initializer_range"}
+_VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_SEQUENCES = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "decoder_start_token_id": 2,
+    "init_std": 0.2,
+    **_SPECIAL_TOKENS,
+}
+_IMAGE_TOKENS = {
+    "image_token_id": 60,
+    "video_token_id": 61,
+    "vision_start_token_id": 62,
+    "vision_end_token_id": 63,
+}
+
+
+def _text(*mrope: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(mrope)}
+    return {**_PLAIN, "num_key_value_heads": 2, "rope_parameters": rope}
+
+
+TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "bert": TinyFamily("bert", _COMMON, "ForMaskedLM"),
+        "roberta": TinyFamily("roberta", _COMMON, "ForMaskedLM"),
+        "modernbert": TinyFamily(
+            "modernbert", {**_PLAIN, "cls_token_id": 1, "sep_token_id": 2}, "ForMaskedLM"
+        ),
+        "deberta": TinyFamily("deberta-v2", _COMMON, "ForMaskedLM"),
+        "t5": TinyFamily(
+            "t5",
+            {
+                "vocab_size": 64,
+                "d_model": 32,
+                "d_kv": 10,
+                "d_ff": 48,
+                "num_layers": 2,
+                "num_heads": 4,
+                "decoder_start_token_id": 0,
+            },
+            "ForSeq2SeqLM",
+        ),
+        "bart": TinyFamily("bart", {**_SEQUENCES, "max_position_embeddings": 64}, "ForSeq2SeqLM"),
+        "whisper": TinyFamily(
+            "whisper",
+            {
+                **_SEQUENCES,
+                "num_mel_bins": 8,
+                "max_source_positions": 6,
+                "max_target_positions": 16,
+                "suppress_tokens": None,
+                "begin_suppress_tokens": None,
+            },
+            "ForSpeechSeq2Seq",
+        ),
+        "vit": TinyFamily("vit", {**_VISION, "num_labels": 3}, "ForImageClassification"),
+        "clip": TinyFamily(
+            "clip", {"text_config": _PLAIN, "vision_config": _VISION, "projection_dim": 16}, ""
+        ),
+        "siglip": TinyFamily(
+            "siglip",
+            {
+                "text_config": {**_PLAIN, "projection_size": 32},
+                "vision_config": {**_VISION, "hidden_size": 32},
+            },
+            "",
+        ),
+        "llava": TinyFamily(
+            "llava",
+            {
+                "text_config": {**_PLAIN, "num_key_value_heads": 2, "model_type": "llama"},
+                "vision_config": {**_VISION, "model_type": "clip_vision_model"},
+                "image_token_index": 60,
+                "vision_feature_layer": -1,
+            },
+            "ForImageTextToText",
+        ),
+        "qwen2_vl": TinyFamily(
+            "qwen2_vl",
+            {
+                "text_config": _text(1, 1, 2),
+                "vision_config": {
+                    "depth": 2,
+                    "embed_dim": 24,
+                    "hidden_size": 32,
+                    "num_heads": 2,
+                    "mlp_ratio": 2,
+                    "patch_size": 4,
+                    "spatial_merge_size": 1,
+                },
+                **_IMAGE_TOKENS,
+            },
+            "ForImageTextToText",
+        ),
+        "qwen3_vl": TinyFamily(
+            "qwen3_vl",
+            {
+                "text_config": {**_text(2, 2, 1), "head_dim": 10},
+                "vision_config": {
+                    "depth": 3,
+                    "hidden_size": 24,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 40,
+                    "num_heads": 2,
+                    "patch_size": 4,
+                    "spatial_merge_size": 1,
+                    "num_position_embeddings": 16,
+                    "deepstack_visual_indexes": [1],
+                },
+                **_IMAGE_TOKENS,
+            },
+            "ForImageTextToText",
+        ),
+    }
+)
+"""Families that are not, or not only, causal language models; `tiny_inputs` gives what they read."""
+
+
+def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
+    """Return a tiny model of any family, those of `bishare_dsl.testing` included."""
+    own: str | TinyFamily = {**TINY_MIXTURES, **TINY_TOWERS}.get(family, family)
+    return models.tiny_model(own, **settings)
