@@ -29,6 +29,12 @@ def error_page(code: str) -> Path:
     return _HOME / "docs" / "errors" / f"{code}.md"
 
 
+def error_titles() -> dict[str, str]:
+    """Return what each error code is called, by code: the index of their pages says it."""
+    index = error_page("README").read_text(encoding="utf-8")
+    return dict(re.findall(r"^- \[?(BS\d{3})\b.*?: (.+)$", index, re.MULTILINE))
+
+
 def shipped_specs() -> dict[str, Path]:
     """Return the specs that ship with bishare, by name (``bishare_ke``), in alphabetical order."""
     return {path.stem: path for path in sorted((_HOME / "specs").glob(f"*{_SUFFIX}"))}

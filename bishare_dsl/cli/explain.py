@@ -13,11 +13,11 @@ def _codes(
 ) -> list[click.shell_completion.CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from bishare_dsl.diagnostics.codes import registry
+    from bishare_dsl.resources import error_titles
 
     return [
-        CompletionItem(name, help=code.title)
-        for name, code in registry().items()
+        CompletionItem(name, help=title)
+        for name, title in error_titles().items()
         if name.startswith(incomplete.upper())
     ]
 
@@ -34,17 +34,17 @@ def command(report: Report, code: str) -> None:
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import registry
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.resources import error_page
+    from bishare_dsl.resources import error_page, error_titles
 
     known = registry()
     name = code.upper()
     if name not in known:
         raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
-    found = known[name]
+    found, title = known[name], error_titles()[name]
     if (file := error_page(name)).is_file():
         page = file.read_text(encoding="utf-8").rstrip()
     else:
-        line = f"{name}, {found.title}: {found.message}."
+        line = f"{name}, {title}: {found.message}."
         page = " ".join(filter(None, (line, found.remedy)))
-    report.data(code=name, title=found.title, page=page)
+    report.data(code=name, title=title, page=page)
     report.result(page)

@@ -47,12 +47,11 @@ class Problem:
 class Code:
     """An entry of the registry: what a code means.
 
-    ``remedy`` is the help of a problem that brings none of its own. What there is to say beyond that, with
-    examples, is the code's page in `docs/errors`, if it has one.
+    ``remedy`` is the help of a problem that brings none of its own. Its title stands in the index of
+    `docs/errors`; what there is to say beyond that, with examples, is the code's page there, if it has one.
     """
 
     code: str
-    title: str
     message: str
     remedy: str | None = None
     severity: Severity = "error"

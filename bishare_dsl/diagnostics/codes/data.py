@@ -6,37 +6,31 @@ from bishare_dsl.diagnostics.problem import Code
 
 NO_SUCH_DATA = Code(
     "BS701",
-    "no such data",
     "there is no file `{source}`",
     "give a .json, .jsonl, .csv or .parquet file, or the id of a data set on the Hub, `owner/name`",
 )
 NO_SUCH_PART = Code(
     "BS703",
-    "a data set that cannot be loaded",
     "the data set `{name}` cannot be loaded: {reason}",
     "data sets on the Hub have splits, such as `train`, and some have configurations: name one",
 )
 UNKNOWN_FILE = Code(
     "BS704",
-    "a file of an unknown kind",
     "`{path}` is not a kind of file that training data is read from",
     "give .json, .jsonl or .ndjson, .csv with a header, or .parquet",
 )
 UNREADABLE = Code(
     "BS705",
-    "a data file that cannot be read",
     "`{path}` cannot be read: {reason}",
     "the file as a whole is broken, or the system refuses to open it",
 )
 BAD_LINE = Code(
     "BS706",
-    "a row that cannot be read",
     "{place}: {reason}",
     "JSON Lines has one whole object a line, a CSV file a field for each column; all text is UTF-8",
 )
 NO_ROWS = Code(
     "BS707",
-    "an empty data set",
     "`{name}` has no rows",
     "there is nothing to train on. An empty file often means that the program that wrote it failed",
 )
@@ -45,43 +39,34 @@ NO_ROWS = Code(
 
 NO_FORMAT = Code(
     "BS709",
-    "columns of no known format",
     "`{name}` has the columns {found}, and no format has these",
     "rename columns: `instruction` and `output`; `prompt` and `completion`; `messages`; or `text`",
 )
 SEVERAL_FORMATS = Code(
     "BS710",
-    "columns of several formats",
     "the columns of `{name}` fit several formats: {formats}",
     "say which is meant by `--format`, or leave out the columns of the others",
 )
 MISSING_FIELD = Code(
-    "BS711",
-    "a row without a field",
-    "{place}: `{field}` is missing",
-    "every row has the fields of the first row's format",
+    "BS711", "{place}: `{field}` is missing", "every row has the fields of the first row's format"
 )
 WRONG_TYPE = Code(
     "BS712",
-    "a field of the wrong type",
     "{place}: `{field}` is {found}; {expected} is expected",
     "write text as text: `null` and numbers are not turned into it",
 )
 UNKNOWN_ROLE = Code(
     "BS713",
-    "an unknown role",
     "{place}: `{field}` is `{found}`, which is not a role",
     "the roles are `system`, `developer`, `user`, `assistant` and `tool`, or `human` and `gpt`",
 )
 EMPTY_FIELD = Code(
     "BS714",
-    "an empty field",
     "{place}: `{field}` is empty",
     "say what the model is to answer; for text without a prompt use the column `text`",
 )
 MORE_PROBLEMS = Code(
     "BS717",
-    "more rows have problems",
     "{count:,} more like these in `{name}`",
     "mend these first: the others may well be of the same kind",
     severity="note",
@@ -91,41 +76,31 @@ MORE_PROBLEMS = Code(
 
 NO_CHAT_TEMPLATE = Code(
     "BS718",
-    "a tokenizer without a chat template",
     "the rows of `{name}` are chats, and the tokenizer has no chat template",
     "use the tokenizer of the instruct version, or write chats as `prompt` and `completion`",
 )
 TEMPLATE_REFUSES = Code(
     "BS719",
-    "a chat that the template refuses",
     "{place}: the chat template refuses: {reason}",
     "leave out what the template refuses: some know no `system`, some want user and assistant in turn",
 )
 TURNS_NOT_FOUND = Code(
     "BS720",
-    "a chat template that hides the assistant's turns",
     "{place}: what the assistant says cannot be told apart in the chat template's text: {reason}",
 )
 NO_END_TOKEN = Code(
     "BS721",
-    "a tokenizer without an end-of-sequence token",
     "the tokenizer has no end-of-sequence token to put behind a completion",
     "set `tokenizer.eos_token` to the token that the model ends with",
 )
 NOTHING_TO_LEARN = Code(
     "BS723",
-    "no row has anything to learn",
     "none of the {rows:,} rows of `{name}` has anything to learn",
     "give rows with a completion or a turn of the assistant, or raise `--max_length`",
 )
 TOO_FEW_TO_SPLIT = Code(
     "BS724",
-    "too few rows to hold some out",
     "of the {rows:,} rows of `{name}`, {wanted} cannot be held out: {reason}",
     "hold out fewer rows, or give more: those with the same content stay on one side",
 )
-LEAKY_PACKING = Code(
-    "BS725",
-    "a model that does not keep packed examples apart",
-    "examples cannot be packed for {model}: {reason}",
-)
+LEAKY_PACKING = Code("BS725", "examples cannot be packed for {model}: {reason}")

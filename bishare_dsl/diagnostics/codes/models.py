@@ -2,71 +2,60 @@
 
 from bishare_dsl.diagnostics.problem import Code
 
-UNKNOWN_MODEL = Code("BS501", "unknown model", "no model is called `{name}`")
-NO_SUCH_FILE = Code("BS502", "no such model file", "there is no file or folder `{path}`")
-NOT_A_MODEL = Code("BS503", "not a model", "`{path}` holds no model: {reason}")
+UNKNOWN_MODEL = Code("BS501", "no model is called `{name}`")
+NO_SUCH_FILE = Code("BS502", "there is no file or folder `{path}`")
+NOT_A_MODEL = Code("BS503", "`{path}` holds no model: {reason}")
 HUB_UNREACHABLE = Code(
     "BS504",
-    "the Hub cannot be reached",
     "`{name}` is not in the local cache, and the Hugging Face Hub cannot be reached ({reason})",
 )
 HUB_REFUSED = Code(
     "BS505",
-    "the Hub does not give this out",
     "the Hugging Face Hub does not give out `{name}`: {reason}",
     "check the name; accept a gated model's licence on its page, and log in: `hf auth login`",
 )
 BROKEN_CONFIG = Code(
     "BS506",
-    "a config.json that cannot be read",
     "`{path}` cannot be read: {reason}",
     "a model's `config.json` is one JSON object in UTF-8. This one is not, or it cannot be opened",
 )
 UNKNOWN_FAMILY = Code(
     "BS507",
-    "unknown model_type",
     "`{path}` {reason}",
     "use a family that the installed transformers knows; a checkpoint's own code is never run",
 )
 NOT_CAUSAL = Code(
     "BS508",
-    "not a language model that this can be done with",
     "`{name}` is a `{family}` model, and here a causal language model is needed",
     "use a decoder that predicts the next token, which `AutoModelForCausalLM` can build",
 )
 BAD_SIZES = Code(
     "BS509",
-    "a config that describes no model",
     "no model can be built from the config of `{name}`: {reason}",
     "correct its fields: they contradict each other, or the family does not allow one's value",
 )
 GGUF_MISSING = Code(
     "BS510",
-    "the package gguf is not installed",
     "reading `{path}` needs the package `gguf`",
     "`pip install 'bishare[gguf]'` brings what reads GGUF files",
 )
 GGUF_BROKEN = Code(
     "BS511",
-    "a GGUF file that cannot be read",
     "`{path}` cannot be read as a GGUF model: {reason}",
     "fetch the file again; or give the checkpoint, if transformers cannot read this family from GGUF",
 )
 NO_WEIGHTS = Code(
     "BS512",
-    "weights are needed and there are none",
     "`{name}` has shapes but no weights",
     "give the weights: a checkpoint folder, a `.gguf` file or a Hub id",
 )
 BROKEN_WEIGHTS = Code(
     "BS513",
-    "weights that do not load",
     "the weights of `{name}` do not load: {reason}",
     "fetch the checkpoint again: its weights are missing, damaged, or do not belong to its config",
 )
 NO_SITES = Code(
     "BS514",
-    "no linear layers in blocks",
     "`{name}` has no linear layer inside a numbered block",
     "give a model with linear layers in numbered blocks, such as `model.layers.0.self_attn.q_proj`",
 )

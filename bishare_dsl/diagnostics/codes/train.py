@@ -4,40 +4,32 @@ from bishare_dsl.diagnostics.problem import Code
 
 # What is asked for --------------------------------------------------------------------------------
 
-UNKNOWN_ARGUMENT = Code("BS730", "an unknown argument", "`{name}` is not an argument of training")
+UNKNOWN_ARGUMENT = Code("BS730", "`{name}` is not an argument of training")
 WRONG_VALUE = Code(
     "BS731",
-    "a wrong value of an argument",
     "`{name}` cannot be `{value}`: {reason}",
     "the page of transformers' `TrainingArguments` says what each of them takes",
 )
 BAD_COMBINATION = Code(
     "BS732",
-    "arguments that do not go together",
     "the arguments do not go together: {reason}",
     "leave one of them out, or give what it asks for",
 )
 BAD_CONFIG = Code(
     "BS734",
-    "a config file that cannot be read",
     "the config `{path}` cannot be read: {reason}",
     "a line of it reads `learning_rate: 1e-4`",
 )
 NEEDS_PACKAGE = Code(
     "BS735",
-    "a package that is not installed",
     "{what} needs the package `{package}`, which is not installed",
     "`pip install 'bishare[train]'` for runs, `'bishare[eval]'` for evaluating, any other by its name",
 )
 MISSING_ARGUMENT = Code(
-    "BS736",
-    "a missing argument",
-    "`{name}` is missing",
-    "give it on the command line, or in the file of `--config`",
+    "BS736", "`{name}` is missing", "give it on the command line, or in the file of `--config`"
 )
 SPEC_AND_ADAPTED = Code(
     "BS737",
-    "a spec for a model that is adapted",
     "the model is adapted by `{spec}` already, so it takes no spec",
     "train it further with `spec=None`, or take it out first: `model.bishare.unload()`",
 )
@@ -46,31 +38,26 @@ SPEC_AND_ADAPTED = Code(
 
 RUN_EXISTS = Code(
     "BS740",
-    "the folder holds a run",
     "`{folder}` holds a run already",
     "`bishare train --resume DIR` goes on with it, and `--force` removes it and begins anew",
 )
 NOT_A_RUN = Code(
     "BS741",
-    "a folder that a run cannot have",
     "a run cannot begin in `{folder}`: {reason}",
     "give a folder of its own: `--force` removes an earlier run, and nothing else",
 )
 NO_CHECKPOINT = Code(
     "BS742",
-    "no checkpoint to resume from",
     "there is no checkpoint to resume from: {reason}",
     "name a run or a `checkpoint-N` of one; `--save_steps N` saves one every N steps",
 )
 BROKEN_CHECKPOINT = Code(
     "BS743",
-    "a checkpoint that is not whole",
     "the checkpoint `{folder}` was not saved to its end, or files of it are missing",
     "name the folder of the run: the last whole checkpoint is taken",
 )
 CANNOT_SAVE = Code(
     "BS747",
-    "a folder that cannot be written",
     "`{folder}` cannot be written: {reason}",
     "make room or allow writing, then `bishare train --resume DIR` goes on from the last checkpoint",
 )
@@ -79,25 +66,21 @@ CANNOT_SAVE = Code(
 
 NOT_FINITE = Code(
     "BS750",
-    "a step that is not a number",
     "the {what} of step {step} is {value}, and the step is not applied; {kept}",
     "lower `--learning_rate`, or look for a row of padding alone",
 )
 OUT_OF_MEMORY = Code(
     "BS751",
-    "too little memory to train",
     "there is too little memory: {reason}",
     "lower `--per_device_train_batch_size` or `--max_length`, or add `--gradient_checkpointing`",
 )
 NOT_SHARDED = Code(
     "BS754",
-    "FSDP that would not be used",
     "the model would not be sharded with FSDP2: {reason}",
     "start several processes on GPUs, and let accelerate's config say `fsdp_version: 2`",
 )
 NOT_A_CAUSAL_CLASS = Code(
     "BS756",
-    "training another model than a causal language model",
     "`{name}` is not a causal language model, and `train` trains no other",
     "adapt it with `compile_spec`, and train it in a loop or by a Trainer of your own: any model adapts",
 )
