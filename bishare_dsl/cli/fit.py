@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     epilog=options.examples(
         "bishare fit my-lora --spec bishare_ke --set size=64 --out smaller",
         "bishare fit peft-lora --spec my.share --out smaller --json | jq .error",
-        "bishare fit my-lora --spec my.share --out nearer --model ./my-checkpoint --data rows.jsonl",
         "bishare fit tasks/* --spec family.share --out library    # then library#NAME is an adapter",
     ),
 )
@@ -55,21 +54,6 @@ if TYPE_CHECKING:
     help="Draws what is begun with, and what is frozen; by default 0.",
 )
 @options.stored_dtype
-@click.option(
-    "--data",
-    metavar="FILE",
-    help="Rows, as for `bishare train`: then train a few steps towards what the LoRA makes of them.",
-)
-@click.option(
-    "--steps", type=click.IntRange(min=1), metavar="N", help="With --data; by default 100."
-)
-@click.option(
-    "--learning_rate",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
-    help="With --data; by default 1e-4.",
-)
-@options.device
 @options.force
 @options.allow_use
 @options.as_json
@@ -86,17 +70,13 @@ def command(
     sweeps: int,
     seed: int,
     dtype: str,
-    data: str | None,
-    steps: int | None,
-    learning_rate: float | None,
-    device: str | None,
     force: bool,
 ) -> None:
     """Find the adapter of a spec whose updates come nearest to those of a trained LoRA.
 
     DIR is an adapter of bishare, or a LoRA that PEFT has saved. The tensors are found by alternating least
     squares, from the small factors alone. How far each module's update is from the given one is reported.
-    The base is the one that DIR names, unless another one is given; without --data its shapes are enough.
+    The base is the one that DIR names, unless another one is given; its shapes are enough.
 
     Several DIRs become a library: one folder, in which all have one tensor for each pool whose key does not
     name `adapter`, and each adapter has the others for itself.
@@ -104,24 +84,17 @@ def command(
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_adapter_for
-    from bishare_dsl.models.load import require_weights
 
     check_out(out, force=force, mark=CONFIG)
-    if data is None and (steps or learning_rate or device):
-        raise CommandError(codes.WRONG_USAGE(what="how to train without data: give --data"))
-    if data is not None and len(folders) > 1:
-        raise CommandError(codes.WRONG_USAGE(what="--data is for one adapter"))
     named = _named(folders)
     base, model_name = _base(folders[0], model)
-    if data is not None:
-        require_weights(model_name)
     made = plan_of(spec, base, params, report)
     first = read_adapter_for(folders[0], base, report, model_name)
     report.note("fitting ...")
     import torch
 
     from bishare_dsl.adapter.files import save_adapter, save_library
-    from bishare_dsl.fit.fit import fit, measure_fit
+    from bishare_dsl.fit.fit import fit
     from bishare_dsl.fit.pairs import open_pairs
 
     def watch(sweep: int, error: float) -> None:
@@ -139,29 +112,6 @@ def command(
         family, values, fitted = fit(
             made.plan, found, seed=seed, sweeps=sweeps, dtype=kind, watch=watch
         )
-        tensors = family.tensors(values, next(iter(named)))
-        if data is not None:
-            from bishare_dsl.cli.candidates import load_base
-            from bishare_dsl.fit.distil import distil, read_examples
-
-            live, tokenizer = load_base(model_name, None, device, report)
-            examples, collator = read_examples(data, tokenizer)
-            report.note("training towards what the LoRA makes of the data ...")
-            distilled = distil(
-                live,
-                first,
-                made,
-                tensors,
-                examples,
-                collator,
-                steps=steps or 100,
-                rate=learning_rate or 1e-4,
-                seed=seed,
-            )
-            tensors = distilled.tensors
-            report.data(distilled={"before": distilled.before, "after": distilled.after})
-            report.note(str(distilled))
-            fitted = measure_fit(fitted, family, found, tensors, kind)
     report.data(out=str(out), **fitted.data())
     saving: Any = {
         "seed": seed,
@@ -172,6 +122,7 @@ def command(
         each = {name: family.tensors(values, name) for name in named}
         save_library(out, made.plan, each, made.text(), **saving)
     else:
+        tensors = family.tensors(values, next(iter(named)))
         report.all(save_adapter(out, made.plan, tensors, made.text(), **saving))
         if len(named) > 1:
             report.note(

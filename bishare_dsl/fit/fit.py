@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -79,19 +79,6 @@ def fit(
             break
     problem.values = _rounded(values, plan, dtype)
     return family, problem.values, FitReport.of(problem.squares(), start, done)
-
-
-def measure_fit(
-    report: FitReport,
-    family: Family,
-    given: GivenPairs,
-    tensors: Mapping[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> FitReport:
-    """Return the report of a fit of one adapter whose tensors are others now; they are rounded as there."""
-    values = {("", name): tensor.double() for name, tensor in tensors.items()}
-    problem = Problem(family, given, _rounded(values, family.plan, dtype))
-    return FitReport.of(problem.squares(), report.start, report.sweeps)
 
 
 def _rounded(values: Values, plan: Plan, dtype: torch.dtype) -> Values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 Trained = Callable[..., StoredAdapter]
 
@@ -47,14 +45,4 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a tokenizer, on the disk."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of data."""
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    texts = ["the cat sat on the mat", "two and two is four", "a horse, a horse", "what is it?"]
-    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return path
