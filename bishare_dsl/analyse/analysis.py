@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
 
 import torch
 
 from bishare_dsl.analyse import energy, ranks
-from bishare_dsl.analyse.activations import Worth, activities, activity_similarity, worth
 from bishare_dsl.analyse.keys import Grouping
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
 from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.read import AdapterUpdates
-from bishare_dsl.analyse.similarity import similarity
 from bishare_dsl.analyse.update import Update
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.analyse.worth import Worth
 
 ADAPTER, INDEPENDENT, PERMUTED = "adapter", "independent", "permuted"
 NULLS = (INDEPENDENT, PERMUTED)
@@ -88,7 +81,7 @@ def analyse(
     joint: dict[str, list[energy.Joint]] = {}
     for look in watch(LOOKS, f"measuring {adapter.name}"):
         updates = apply_null(look, adapter.updates, seed)
-        seen[look] = maps(updates, similarity)
+        seen[look] = maps(updates)
         joint[look] = energy.joint(updates, grouping, wanted)
     rows = [
         JointRow(
@@ -108,37 +101,6 @@ def analyse(
     )
 
 
-def add_data(
-    analysis: Analysis,
-    model: PreTrainedModel,
-    batches: Sequence[dict[str, torch.Tensor]],
-    *,
-    seed: int = 0,
-    watch: Watch = no_progress,
-) -> Analysis:
-    """Add to an analysis what is seen on data.
-
-    Args:
-        analysis: of an adapter.
-        model: that has this adapter, in eval mode.
-        batches: with labels.
-        seed: of the nulls.
-        watch: goes over batches and shares.
-    """
-    updates = analysis.adapter.updates
-    drawn = {look: apply_null(look, updates, seed) for look in (ADAPTER, INDEPENDENT)}
-    found = activities(model, drawn, batches, watch)
-    random = torch.Generator().manual_seed(seed)
-    found[PERMUTED] = [activity.permuted(random) for activity in found[ADAPTER]]
-    seen = {look: maps(found[look], activity_similarity) for look in LOOKS}
-    handle = cast("Handle", model.bishare)
-    return replace(
-        analysis,
-        charts=(*analysis.charts, *_charts(seen)),
-        worth=worth(handle, batches, watch),
-    )
-
-
 def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tuple[Chart, ...]:
     """Compare adapters at the modules that two or more of them add something to."""
     names = tuple(adapter.name for adapter in adapters)
@@ -148,7 +110,7 @@ def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tu
         for i, adapter in enumerate(adapters):
             for update in apply_null(look, adapter.updates, seed + i):
                 groups.setdefault(update.site.path, []).append((i, update))
-        seen[look] = fold(groups.values(), ADAPTERS, names, similarity)
+        seen[look] = fold(groups.values(), ADAPTERS, names)
     return _charts(seen)
 
 

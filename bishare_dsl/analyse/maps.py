@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import torch
 
-from bishare_dsl.models.site import Site, layers_of
+from bishare_dsl.analyse.similarity import similarity
+from bishare_dsl.analyse.update import Update
+from bishare_dsl.models.site import layers_of
 from bishare_dsl.show.picture import split_path
-
-
-class _AtSite(Protocol):
-    @property
-    def site(self) -> Site: ...
-
-
-_Thing = TypeVar("_Thing", bound=_AtSite)
-Likeness = Callable[[Sequence[_Thing]], dict[str, torch.Tensor]]
-"""Gives each measure of each two things, (n, n)."""
 
 LAYER, ACROSS, ADAPTERS = "modules of a layer", "across layers", "adapters"
 
@@ -47,48 +38,44 @@ class Map:
         return float(self.values[off].mean()) if off.any() else None
 
 
-def maps(things: Sequence[_Thing], likeness: Likeness[_Thing]) -> list[Map]:
+def maps(updates: Sequence[Update]) -> list[Map]:
     """Compare the modules of each layer, and the layers of each kind."""
-    rows = {row: i for i, row in enumerate(dict.fromkeys(_row(thing) for thing in things))}
-    layers: dict[tuple[str, int | None], list[_Thing]] = {}
-    for thing in things:
-        layers.setdefault((split_path(thing.site.path)[0], thing.site.layer), []).append(thing)
-    placed = ([(rows[_row(thing)], thing) for thing in group] for group in layers.values())
-    found = fold(placed, LAYER, tuple(rows), likeness)
-    kinds: dict[str, dict[str, list[_Thing]]] = {}
-    for thing in things:
-        inner = kinds.setdefault(thing.site.kind, {})
-        inner.setdefault(".".join(split_path(thing.site.path)), []).append(thing)
+    rows = {row: i for i, row in enumerate(dict.fromkeys(_row(update) for update in updates))}
+    layers: dict[tuple[str, int | None], list[Update]] = {}
+    for update in updates:
+        layers.setdefault((split_path(update.site.path)[0], update.site.layer), []).append(update)
+    placed = ([(rows[_row(update)], update) for update in group] for group in layers.values())
+    found = fold(placed, LAYER, tuple(rows))
+    kinds: dict[str, dict[str, list[Update]]] = {}
+    for update in updates:
+        inner = kinds.setdefault(update.site.kind, {})
+        inner.setdefault(".".join(split_path(update.site.path)), []).append(update)
     for kind, groups in kinds.items():
-        numbers = layers_of(thing.site for group in groups.values() for thing in group)
+        numbers = layers_of(update.site for group in groups.values() for update in group)
         if len(numbers) < 2:
             continue
         index = {layer: i for i, layer in enumerate(numbers)}
-        placed = ([(index[t.site.layer], t) for t in group] for group in groups.values())
-        found += fold(placed, f"{kind} {ACROSS}", tuple(map(str, numbers)), likeness)
+        placed = ([(index[u.site.layer], u) for u in group] for group in groups.values())
+        found += fold(placed, f"{kind} {ACROSS}", tuple(map(str, numbers)))
     return found
 
 
 def fold(
-    groups: Iterable[Sequence[tuple[int, _Thing]]],
-    title: str,
-    labels: tuple[str, ...],
-    likeness: Likeness[_Thing],
+    groups: Iterable[Sequence[tuple[int, Update]]], title: str, labels: tuple[str, ...]
 ) -> list[Map]:
-    """Compare the things of each group, and give the mean over groups.
+    """Compare the updates of each group, and give the mean over groups.
 
     Args:
-        groups: things, each with the index of its label.
+        groups: updates, each with the index of its label.
         title: of the maps.
-        labels: of the things.
-        likeness: compares the things of a group.
+        labels: of what the updates stand for.
     """
     n = len(labels)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
     for group in groups:
         index = torch.tensor([i for i, _ in group])
-        for name, values in likeness([thing for _, thing in group]).items():
+        for name, values in similarity([update for _, update in group]).items():
             total = sums.setdefault(name, torch.zeros(n, n, dtype=torch.float64))
             count = counts.setdefault(name, torch.zeros(n, n, dtype=torch.float64))
             known = values.isfinite()
@@ -97,5 +84,5 @@ def fold(
     return [Map(name, title, labels, sums[name] / counts[name]) for name in sums]
 
 
-def _row(thing: _AtSite) -> str:
-    return split_path(thing.site.path)[1]
+def _row(update: Update) -> str:
+    return split_path(update.site.path)[1]

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.analyse import heat, ranks
-from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart, JointRow
+from bishare_dsl.analyse import heat, tables
+from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart
 from bishare_dsl.analyse.similarity import MEASURES, Measure
 from bishare_dsl.show.shell import Tab, figure, item, shell
 
@@ -50,28 +50,16 @@ def _summary(analyses: Sequence[Analysis]) -> str:
     return "".join(
         f"<h2>{escape(a.adapter.name)}: what common factors of rank {a.rank} keep of the updates</h2>"
         "<p>Of all energy, the sum of squares. The line in a bar is what independent updates give: a key "
-        f"tells of sharing where the bar is longer.</p>{_joint(a.joint)}"
+        f"tells of sharing where the bar is longer.</p>{_joint(a)}"
         f"<h2>{escape(a.adapter.name)}: rank, and what each share contributes</h2>"
-        f"{_kinds(a)}{_forms(a)}{_worth(a)}"
+        + "<p></p>".join(_table(t) for t in (tables.kinds(a), tables.forms(a), *tables.worth(a)))
         for a in analyses
     )
 
 
-def _joint(rows: Sequence[JointRow]) -> str:
-    lines = [["per", "common", "factors", "modules each", *NULLS, "kept", ""]]
-    lines += [
-        [
-            escape(row.joint.key),
-            row.joint.role,
-            f"{row.joint.pools:,}",
-            f"{row.joint.modules:,}",
-            *(f"{row.chance[null]:.1%}" for null in NULLS),
-            f"{row.kept:.1%}",
-            _bar(row.kept, row.chance[NULLS[0]]),
-        ]
-        for row in rows
-    ]
-    return _table(lines, words={1})
+def _joint(analysis: Analysis) -> str:
+    bars = [_bar(row.kept, row.chance[NULLS[0]]) for row in analysis.joint]
+    return _table(tables.joint(analysis), bars)
 
 
 def _bar(kept: float, chance: float) -> str:
@@ -81,52 +69,20 @@ def _bar(kept: float, chance: float) -> str:
     )
 
 
-def _kinds(analysis: Analysis) -> str:
-    rows = ranks.kinds(analysis.modules)
-    shares = list(dict.fromkeys(share for row in rows for share in row.parts))
-    lines = [["kind", "modules", "rank", "stable rank", *map(escape, shares)]]
-    lines += [
-        [
-            escape(row.kind),
-            f"{row.modules:,}",
-            f"{row.rank:.1f}",
-            f"{row.stable_rank:.2f}",
-            *(f"{row.parts.get(share, 0):.1%}" for share in shares),
-        ]
-        for row in rows
-    ]
-    return _table(lines)
-
-
-def _forms(analysis: Analysis) -> str:
-    lines = [["share", "transform", "a_b: shared and own rows of A"]]
-    lines += [[escape(f.share), escape(f.transform), f.a_b or "-"] for f in analysis.forms]
-    return f"<p></p>{_table(lines, words={1})}"
-
-
-def _worth(analysis: Analysis) -> str:
-    worth = analysis.worth
-    if worth is None:
-        return ""
-    lines = [["loss of a token", "", "more than with all"], ["base", f"{worth.base:.4f}", ""]]
-    lines.append(["adapter", f"{worth.adapted:.4f}", ""])
-    lines += [
-        [f"without {escape(share)}", f"{loss:.4f}", f"{loss - worth.adapted:+.4f}"]
-        for share, loss in worth.without.items()
-    ]
-    return f"<p></p>{_table(lines)}"
-
-
-def _table(lines: Sequence[Sequence[str]], words: frozenset[int] | set[int] = frozenset()) -> str:
-    rows = []
-    for n, line in enumerate(lines):
-        cell = "td" if n else "th"
-        cells = (
-            f"<{cell}{' class=word' if i in words else ''}>{text}</{cell}>"
-            for i, text in enumerate(line)
-        )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+def _table(made: tables.Table, bars: Sequence[str] = ()) -> str:
+    """Write a table, with a bar behind each row where there are any."""
+    rows = [_row("th", made, made.head, "<th></th>" if bars else "")]
+    for i, line in enumerate(made.rows):
+        rows.append(_row("td", made, line, f"<td>{bars[i]}</td>" if bars else ""))
     return f"<table>{''.join(rows)}</table>"
+
+
+def _row(cell: str, made: tables.Table, line: Sequence[str], bar: str) -> str:
+    cells = (
+        f"<{cell}{' class=word' if i in made.left - {0} else ''}>{escape(text)}</{cell}>"
+        for i, text in enumerate(line)
+    )
+    return f"<tr>{''.join(cells)}{bar}</tr>"
 
 
 def _measure(

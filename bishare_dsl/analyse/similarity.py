@@ -51,18 +51,6 @@ MEASURES = (
         "Linear CKA of the inputs that the two updates read, strong directions counting more.",
     ),
     Measure("cka_out", "CKA of B", "The same of the outputs that they write."),
-    Measure(
-        "activation_rmi",
-        "RMI of activations",
-        "Relative mutual information of what the two updates add to the data's tokens (Figure 5). It depends "
-        "on the two standard deviations alone.",
-    ),
-    Measure(
-        "activation_cka",
-        "CKA of activations",
-        "Linear CKA of what the two updates add to the data's tokens. Layers read much the same, so that "
-        "independent updates score high too.",
-    ),
 )
 
 

@@ -60,7 +60,7 @@ def command(
     layers; of several adapters, with each other too.
 
     ADAPTER is the folder of an adapter, or a LoRA of PEFT. The model's shapes are enough, unless there are
-    --data: then the activations are compared, and each share is left out in turn.
+    --data: then each share is left out in turn.
 
     Each measure stands beside what independent updates give, and the same updates in a random order. What A
     started as is taken away where the seed tells it.
@@ -69,7 +69,7 @@ def command(
     from bishare_dsl.analyse.figures import figures
     from bishare_dsl.analyse.text import text
     from bishare_dsl.analyse.write import write
-    from bishare_dsl.cli.updates import add_data_measures, progress_bar, read_adapters
+    from bishare_dsl.cli.updates import add_worth, progress_bar, read_adapters
     from bishare_dsl.writing import new_folder
 
     check_out(out, force=force, mark=MARK, only_listed=True)
@@ -78,7 +78,7 @@ def command(
     found = [analysis.analyse(one, rank=rank, seed=seed, watch=watch) for one in adapters]
     charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
     if data is not None:
-        found = add_data_measures(found, model, data, rows, dtype, device, seed, report)
+        found = add_worth(found, model, data, rows, dtype, device, report)
     with new_folder(out.resolve()) as new:
         write(new, found, charts)
         write_mark(new, MARK)

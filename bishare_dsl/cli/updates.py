@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bishare_dsl.cli import candidates
 from bishare_dsl.cli.report import Report
 
 if TYPE_CHECKING:
+    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.analyse.analysis import Analysis
     from bishare_dsl.analyse.progress import Watch
     from bishare_dsl.analyse.read import AdapterUpdates
@@ -44,23 +46,22 @@ def read_adapters(
     return found
 
 
-def add_data_measures(
+def add_worth(
     found: Sequence[Analysis],
     model: str,
     data: str,
     rows: int,
     dtype: str | None,
     device: str | None,
-    seed: int,
     report: Report,
 ) -> list[Analysis]:
-    """Add to analyses what is seen on data.
+    """Add to analyses what each share is worth on data.
 
     Raises:
         BishareError: the model has no weights or no tokenizer, or the data cannot be read.
     """
-    from bishare_dsl.analyse.analysis import add_data
     from bishare_dsl.analyse.batches import batches_of
+    from bishare_dsl.analyse.worth import worth
     from bishare_dsl.compiler import read_fitting
 
     done = []
@@ -69,5 +70,6 @@ def add_data_measures(
     for analysis in found:
         stored = read_fitting(analysis.adapter.folder, live)[0]
         with candidates.adapted(live, stored, report):
-            done.append(add_data(analysis, live, batches, seed=seed, watch=progress_bar(report)))
+            handle = cast("Handle", live.bishare)
+            done.append(replace(analysis, worth=worth(handle, batches, progress_bar(report))))
     return done

@@ -15,8 +15,8 @@ from bishare_dsl.adapter import singular
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.singular import directions
-from bishare_dsl.analyse.activations import worth
 from bishare_dsl.analyse.read import read_updates
+from bishare_dsl.analyse.worth import worth
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareWarning

@@ -73,9 +73,7 @@ def test_of_different_widths_there_is_rmi_alone(read):
 
 
 def mean(adapter, measure: str, title: str) -> float:
-    (found,) = [
-        m for m in maps(adapter.updates, similarity) if (m.measure, m.title) == (measure, title)
-    ]
+    (found,) = [m for m in maps(adapter.updates) if (m.measure, m.title) == (measure, title)]
     return found.mean
 
 

@@ -62,9 +62,6 @@ def test_on_data(bishare, here, whole, lora):
     )
     assert run.code == 0, run.err
     (adapter,) = json.loads(run.out)["adapters"]
-    charts = {c["measure"]: c for c in adapter["charts"] if c["title"] == "modules of a layer"}
-    assert 0 <= charts["activation_cka"]["mean"] <= 1
-    assert charts["activation_cka"]["chance"]["permuted"] < charts["activation_cka"]["mean"]
     worth = adapter["worth"]
     assert set(worth["without"]) == {"own", "all"}
     assert len({worth["base"], worth["adapted"], *worth["without"].values()}) == 4

@@ -1,0 +1,69 @@
+"""The tables of an analysis, for text and for the page: a head and rows of words."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bishare_dsl.analyse import ranks
+from bishare_dsl.analyse.analysis import NULLS, Analysis
+
+
+class Table(NamedTuple):
+    """A table; the columns of ``left`` are words, which stand to the left, the others numbers."""
+
+    head: list[str]
+    rows: list[list[str]]
+    left: frozenset[int] = frozenset({0})
+
+
+def joint(analysis: Analysis) -> Table:
+    """Make the table of what common factors keep, beside chance."""
+    head = ["per", "common", "factors", "modules each", f"kept at rank {analysis.rank}", *NULLS]
+    rows = [
+        [
+            row.joint.key,
+            row.joint.role,
+            f"{row.joint.pools:,}",
+            f"{row.joint.modules:,}",
+            f"{row.kept:.1%}",
+            *(f"{row.chance[null]:.1%}" for null in NULLS),
+        ]
+        for row in analysis.joint
+    ]
+    return Table(head, rows, frozenset({0, 1}))
+
+
+def kinds(analysis: Analysis) -> Table:
+    """Make the table of ranks by kind, and of each share's part of what is added."""
+    found = ranks.kinds(analysis.modules)
+    shares = list(dict.fromkeys(share for row in found for share in row.parts))
+    head = ["kind", "modules", "rank", "stable rank", *(f"{share}'s part" for share in shares)]
+    rows = [
+        [
+            row.kind,
+            f"{row.modules:,}",
+            f"{row.rank:.1f}",
+            f"{row.stable_rank:.2f}",
+            *(f"{row.parts.get(share, 0):.1%}" for share in shares),
+        ]
+        for row in found
+    ]
+    return Table(head, rows)
+
+
+def forms(analysis: Analysis) -> Table:
+    """Make the table of how each share makes its A: of shared rows, and of the module's own."""
+    rows = [[form.share, form.transform, form.a_b or "-"] for form in analysis.forms]
+    return Table(["share", "transform", "a_b"], rows, frozenset({0, 1}))
+
+
+def worth(analysis: Analysis) -> list[Table]:
+    """Make the table of what each share is worth; none where there were no data."""
+    if (found := analysis.worth) is None:
+        return []
+    rows = [["base", f"{found.base:.4f}", ""], ["adapter", f"{found.adapted:.4f}", ""]]
+    rows += [
+        [f"without {share}", f"{loss:.4f}", f"{loss - found.adapted:+.4f}"]
+        for share, loss in found.without.items()
+    ]
+    return [Table(["loss of a token", "", "more than with all"], rows)]
