@@ -35,6 +35,15 @@ if TYPE_CHECKING:
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.models import Source
 
+
+def _frame(plan: Plan) -> str:
+    from bishare_dsl.show.page import frame
+
+    return frame(plan)
+
+
+Plan.frame = _frame
+
 Params = Mapping[str, int | float | str]
 """Other values for a spec's params."""
 

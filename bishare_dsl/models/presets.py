@@ -1,7 +1,7 @@
 """Well-known models by name: enough of each one's ``config.json`` to know, or to build, its shapes.
 
-They stand in ``presets.json``, with the fields and the values of their own configs. The Hub ids of the 7B, 13B
-and 8B Llamas and of Qwen 2.5 are those that the paper used.
+They stand in ``presets.json``, with the fields and the values of their own configs. The Hub ids of the 7B,
+13B and 8B Llamas and of Qwen 2.5 are those that the paper used.
 """
 
 from __future__ import annotations
