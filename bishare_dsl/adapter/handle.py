@@ -89,6 +89,12 @@ class Adapter:
             found[name] = value
         return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}
 
+    @property
+    def drops(self) -> bool:
+        """Whether its terms drop values of their inputs in training."""
+        stores = (store._modules.get("dropout") for _, store in self.placement.owned)
+        return any(dropout is not None and dropout.p for dropout in stores)
+
     def set_trainable(self, trainable: bool) -> None:
         """Let those of its tensors train that the spec trains, or none.
 
@@ -552,7 +558,8 @@ class Handle(AdapterRoot):
     def rows(self, adapter_names: Iterable[str | None]) -> Iterator[None]:
         """Open a block in which each row of the model's input has an adapter of its own, in this thread.
 
-        The model must not train: nothing gets a gradient.
+        In training mode each row's adapter gets the gradients of its rows, if it trains: adapters that do not
+        run are frozen until ``handle[name].set_trainable(True)``. Dropout drops other values in each row.
 
         Args:
             adapter_names: for each row an adapter's name, or None (``"__base__"`` in PEFT) for the base.

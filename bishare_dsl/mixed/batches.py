@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,24 +18,27 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.mixed.rows import (
     Call,
+    Factors,
     Grouping,
     Lease,
     Place,
     RowBatch,
     RowFactor,
     accept_rows,
+    again,
     numbers_on,
     open_batch,
     open_batches,
     set_batches,
 )
+from bishare_dsl.models.hooks import forget_recompute, recompute_within
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
-from bishare_dsl.transforms import of_many
+from bishare_dsl.transforms import of_many, stacked
 
 Names = Iterable[str | None]
 
@@ -54,6 +57,11 @@ class Member(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    @property
+    def drops(self) -> bool:
+        """Whether its terms drop values of their inputs in training."""
+        ...
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Return the plan's tensors, as they are now, by their names."""
@@ -99,6 +107,7 @@ class MixedBatches:
         """Take off the model what was put on it."""
         for module in self.model.modules():
             restore_forward(module)
+        forget_recompute(self.model)
         for hook in self._hooks:
             hook.remove()
         if self._generates:
@@ -119,8 +128,9 @@ class MixedBatches:
             lease = Lease()
             self._leases.add(lease)
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                return self._make(rows, lease)
+            trains = self.model.training and torch.is_grad_enabled()
+            with torch.inference_mode(False), torch.set_grad_enabled(trains):
+                return self._make(rows, lease, trains=trains)
         except BaseException:
             self._leases.discard(lease)
             raise
@@ -161,6 +171,8 @@ class MixedBatches:
             self._close()  # A call that was interrupted did not.
             if (batch := self.last_open()) is not None:
                 call = self.check_call(batch, args, kwargs)
+                if batch.trains:
+                    recompute_within(model, again)
                 of_call = replace(batch, of_call=True, text=call.text, call=call)
                 set_batches((of_call, *open_batches()))
 
@@ -177,13 +189,11 @@ class MixedBatches:
         set_batches(stack)
 
     def check_call(self, batch: RowBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Check that a call has the rows that a batch has names for, and is not for training.
+        """Check that a call has the rows that a batch has names for.
 
         Raises:
-            AdapterError: it has others (BS671), or is (BS672).
+            AdapterError: it has others (BS671).
         """
-        if self.model.training:
-            raise AdapterError(codes.MIXED_TRAINING())
         call = _read_call(self.model, args, kwargs)
         rows = call.rows
         if rows is not None and (rows % batch.rows if batch.repeats else rows != batch.rows):
@@ -218,7 +228,7 @@ class MixedBatches:
             raise AdapterError(problems)
         return rows
 
-    def _make(self, rows: dict[str | None, list[int]], lease: Lease) -> RowBatch:
+    def _make(self, rows: dict[str | None, list[int]], lease: Lease, *, trains: bool) -> RowBatch:
         device = _device(self.model)
         owners = {row: number for number, those in enumerate(rows.values()) for row in those}
         grouping = Grouping.of([owners[row] for row in sorted(owners)], device)
@@ -228,31 +238,24 @@ class MixedBatches:
             for module in self.model.modules()
             if is_rewritten(module)
         }
-        factors: dict[nn.Module, tuple[RowFactor, ...]] = {}
+        factors: dict[nn.Module, Factors] = {}
         places: dict[nn.Module, Place] = {}
         found = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
-        tensors = {
-            name_of(i, name): tensor
-            for i, plan in enumerate(plans.values())
-            for name, tensor in _side_by_side(plan, members).items()
-        }
+        beside = _Beside([*plans.values()], members, keeps=not trains)
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
             module, code = self.model.get_submodule(region.place.path), region.code
+            forwards[module], places[module] = forward_of(module, code.forward), region.place
             if id(code) not in assemblies:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
-            sources = [tensors[name] for name in region.names]
-            with without_autocast(sources[0].device):
-                made = of_many(assemblies[id(code)], dict(enumerate(sources)), len(members))
-            forwards[module], places[module] = forward_of(module, code.forward), region.place
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-            # Whatever a transform makes of zeros, a row of the base gets nothing.
-            made = (
-                tuple(f.index_fill(0, bases.to(f.device), 0) for f in made) if len(bases) else made
+            make = partial(
+                _factors, assemblies[id(code)], beside, region.names, bases, dtype, grouping
             )
-            factors[module] = tuple(RowFactor(f.to(dtype), grouping) for f in made)
+            # What trains changes while the batch is open, and has a graph for each backward.
+            factors[module] = make if trains else make()
         for module in forwards:
             accept_rows(module)
         return RowBatch(
@@ -263,6 +266,8 @@ class MixedBatches:
             places=places,
             lease=lease,
             text=getattr(self.model, "main_input_name", None) in _TEXTS,
+            trains=trains,
+            drops=trains and any(member is not None and member.drops for member in members),
         )
 
     def _regions(self, plans: Mapping[str, Plan]) -> list[_Region]:
@@ -349,19 +354,61 @@ def _places(plan: Plan) -> dict[str, Place]:
     }
 
 
-def _side_by_side(plan: Plan, members: list[Member | None]) -> dict[str, Tensor]:
-    """Copy the tensors of a plan side by side, ``(members, *shape)``; zero for those not of it.
+class _Beside:
+    """The tensors of some plans together, of many adapters side by side; zero for those of other plans.
 
     What a linear term adds is zero where all of its tensors are.
+
+    Args:
+        plans: of the members.
+        members: None for the base.
+        keeps: whether a tensor that was put together is kept for the regions that read it too.
     """
-    given = [m.tensors() if m and m.plan.digest == plan.digest else None for m in members]
-    tensors: dict[str, Tensor] = {}
-    for name in plan.tensor:
-        found = [values[name] for values in given if values is not None]
-        like = max(found, key=lambda tensor: tensor.dtype.itemsize)
+
+    def __init__(
+        self, plans: Sequence[Plan], members: Sequence[Member | None], *, keeps: bool
+    ) -> None:
+        self.count = len(members)
+        self._given = [
+            [m.tensors() if m and m.plan.digest == plan.digest else None for m in members]
+            for plan in plans
+        ]
+        self._names = {
+            name_of(i, name): (i, name) for i, plan in enumerate(plans) for name in plan.tensor
+        }
+        self._kept: dict[str, Tensor] | None = {} if keeps else None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return ``(members, *shape)``; or ``shape`` where all members have one tensor."""
+        if self._kept is None:
+            return self._of(name)
+        if name not in self._kept:
+            self._kept[name] = self._of(name)
+        return self._kept[name]
+
+    def _of(self, name: str) -> Tensor:
+        number, own = self._names[name]
+        found = [None if tensors is None else tensors[own] for tensors in self._given[number]]
+        like = max((t for t in found if t is not None), key=lambda tensor: tensor.dtype.itemsize)
         zero = torch.zeros_like(like)
-        tensors[name] = torch.stack([v[name].to(like) if v is not None else zero for v in given])
-    return tensors
+        return stacked([zero if tensor is None else tensor.to(like) for tensor in found])
+
+
+def _factors(
+    assembly: Callable[..., tuple[Tensor, ...]],
+    beside: _Beside,
+    names: Sequence[str],
+    bases: Tensor,
+    dtype: torch.dtype | None,
+    grouping: Grouping,
+) -> tuple[RowFactor, ...]:
+    """Make the factors of a region; whatever a transform makes of zeros, a row of the base gets nothing."""
+    sources = dict(enumerate(beside[name] for name in names))
+    with without_autocast(sources[0].device):
+        made = of_many(assembly, sources, beside.count)
+    if len(bases):
+        made = tuple(factor.index_fill(0, bases.to(factor.device), 0) for factor in made)
+    return tuple(RowFactor(factor.to(dtype), grouping) for factor in made)
 
 
 def _of_one(

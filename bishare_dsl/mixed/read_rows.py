@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bishare_dsl.mixed.rows import rows_of
+from bishare_dsl.mixed.rows import drops_of, rows_of
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.region import DROPS, Pass, RegionGraphs
 
 
 @dataclass(frozen=True)
 class ReadRows(Pass):
-    """Before: ``bishare_factors(hidden_states)``. After: ``rows_of(self)``.
+    """Before: ``bishare_factors(hidden_states)`` and ``bishare_factors.drops``. After: ``rows_of(self)`` and
+    ``drops_of(self)``.
 
     What applies a factor sees that it is one of many adapters. It runs last.
     """
@@ -26,6 +27,7 @@ class ReadRows(Pass):
             call.replace_all_uses_with(graph.call_function(rows_of, (itself,)))
         graph.erase_node(call)
         for node in graph.find_nodes(op="get_attr", target=DROPS):
-            for user in [*node.users]:  # Rows do not train.
-                user.args = tuple(False if arg is node else arg for arg in user.args)
+            with graph.inserting_before(node):
+                itself = graph.get_attr("bishare_self")
+                node.replace_all_uses_with(graph.call_function(drops_of, (itself,)))
             graph.erase_node(node)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -190,17 +190,27 @@ class RowFactor(NamedTuple):
         z = torch.bmm(self.grouping.gather(x), self.factor.to(x).transpose(1, 2))
         return z.flatten(0, 1)
 
-    def look_up(self, ids: Tensor) -> Tensor:
+    def look_up(self, ids: Tensor, padding: int | None, keep: Tensor | None) -> Tensor:
         """Return the columns of each row's own A at some indices, ``(tokens, rows)`` by adapter.
+
+        Args:
+            ids: indices.
+            padding: an index from which no gradient comes.
+            keep: what dropout has made of the ones that the indices stand for.
 
         Raises:
             AdapterError: whose a row is cannot be known (BS682).
         """
         if self.reader is not None:
+            keep = keep if keep is None else self.reader.spread(keep)
             ids = self.reader.spread(ids)
         places = self.grouping.gather(ids.unsqueeze(-1))
         columns = self.factor.transpose(1, 2)
         z = columns.gather(1, places.expand(-1, -1, columns.shape[-1]))
+        if padding is not None:
+            z = torch.where(places == padding, z.detach(), z)
+        if keep is not None:
+            z = z * self.grouping.gather(keep.unsqueeze(-1))
         return z.flatten(0, 1)
 
     def up(self, y: Tensor, z: Tensor) -> Tensor:
@@ -218,6 +228,10 @@ class RowFactor(NamedTuple):
         return y + self.grouping.scatter(torch.bmm(z, b)).reshape(y.shape)
 
 
+Factors = tuple[RowFactor, ...] | Callable[[], tuple[RowFactor, ...]]
+"""Of a region: those that it reads, or what makes them when it does."""
+
+
 class Lease:
     """Says by being alive that a batch is open, whichever thread opened it."""
 
@@ -230,25 +244,29 @@ class RowBatch:
         owner: what made it.
         rows: how many rows have names.
         forwards: of each region that the batch has a say in.
-        factors: what these forwards read.
+        factors: what these forwards read, or what makes it for a batch that trains.
         places: of these regions.
         lease: what is alive for as long as the batch is open.
         repeats: whether a call may have each row several times, side by side.
         text: as of a `Call`.
         of_call: whether it was opened for one call of the model.
         call: what is known of that call.
+        trains: whether the adapters get gradients.
+        drops: whether terms drop values of their inputs.
     """
 
     owner: object
     rows: int
     forwards: Mapping[nn.Module, Callable[..., Any]]
-    factors: Mapping[nn.Module, tuple[RowFactor, ...]] = field(repr=False)
+    factors: Mapping[nn.Module, Factors] = field(repr=False)
     places: Mapping[nn.Module, Place] = field(default_factory=dict, repr=False)
     lease: Lease = field(default_factory=Lease, repr=False)
     repeats: bool = False
     text: bool = False
     of_call: bool = False
     call: Call | None = None
+    trains: bool = False
+    drops: bool = False
 
 
 class _Eager(threading.local):
@@ -280,8 +298,19 @@ def set_batches(stack: tuple[RowBatch, ...]) -> None:
 @contextmanager
 def open_batch(batch: RowBatch) -> Iterator[None]:
     """Keep a batch open in a block."""
+    with _reopened((batch, *_eager.stack)):
+        yield
+
+
+def again() -> AbstractContextManager[None] | None:
+    """Return a block, for any thread, in which those batches are open that are now; None where none is."""
+    return _reopened(stack) if (stack := open_batches()) else None
+
+
+@contextmanager
+def _reopened(stack: tuple[RowBatch, ...]) -> Iterator[None]:
     before = _eager.stack
-    set_batches((batch, *before))
+    set_batches(stack)
     try:
         yield
     finally:
@@ -290,12 +319,22 @@ def open_batch(batch: RowBatch) -> Iterator[None]:
 
 def rows_of(region: nn.Module) -> tuple[RowFactor, ...]:
     """Return the factors of a region in the open batch that has it."""
-    batch = next(batch for batch in open_batches() if region in batch.factors)
-    factors = batch.factors[region]
+    batch = _batch_of(region)
+    found = batch.factors[region]
+    factors = found() if callable(found) else found
     if factors[0].grouping.adapters == 1:
         return factors
     reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
     return tuple([RowFactor(factor, grouping, reader) for factor, grouping, _ in factors])
+
+
+def drops_of(region: nn.Module) -> bool:
+    """Tell whether terms drop values of what a region reads, in the open batch that has it."""
+    return region.training and _batch_of(region).drops
+
+
+def _batch_of(region: nn.Module) -> RowBatch:
+    return next(batch for batch in open_batches() if region in batch.factors)
 
 
 def accept_rows(region: nn.Module) -> None:

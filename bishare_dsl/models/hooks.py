@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes.adapter import MIXED_REENTRANT
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +87,55 @@ def undo_prepare(model: nn.Module) -> Iterator[None]:
 def uses_flash_attention(model: PreTrainedModel) -> bool:
     """Tell whether a model computes attention by a kernel that takes no mask."""
     return "flash" in (model.config._attn_implementation or "")
+
+
+# Layers that are computed again -----------------------------------------------------------------------
+
+_RECOMPUTES = "_gradient_checkpointing_func"
+
+
+class Recompute:
+    """Calls a layer by what transformers would call it by, and opens a block round what is run again.
+
+    Args:
+        function: `torch.utils.checkpoint.checkpoint`, or what leads to it.
+        block: returns, when the layer is called, the block for the later run, or None.
+    """
+
+    def __init__(
+        self, function: Any, block: Callable[[], AbstractContextManager[None] | None]
+    ) -> None:
+        self.function, self.block = function, block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (block := self.block()) is None:
+            return self.function(*args, **kwargs)
+        return self.function(*args, **kwargs, context_fn=lambda: (nullcontext(), block))
+
+
+def recompute_within(
+    model: nn.Module, block: Callable[[], AbstractContextManager[None] | None]
+) -> None:
+    """Let layers whose activations are computed again for the backward be so in a block.
+
+    Raises:
+        AdapterError: they run without gradients at first, by ``use_reentrant=True`` (BS689).
+    """
+    for module in model.modules():
+        function = vars(module).get(_RECOMPUTES)
+        if function is None or not getattr(module, "gradient_checkpointing", False):
+            continue
+        if getattr(function, "keywords", {}).get("use_reentrant"):
+            raise AdapterError(MIXED_REENTRANT())
+        if not isinstance(function, Recompute):
+            vars(module)[_RECOMPUTES] = Recompute(function, block)
+
+
+def forget_recompute(model: nn.Module) -> None:
+    """Undo `recompute_within`."""
+    for module in model.modules():
+        if isinstance(function := vars(module).get(_RECOMPUTES), Recompute):
+            vars(module)[_RECOMPUTES] = function.function
 
 
 # FSDP -----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class FactorOfRows(Protocol):
 
     def up(self, y: Tensor, z: Tensor, /) -> Tensor: ...
 
-    def look_up(self, ids: Tensor, /) -> Tensor: ...
+    def look_up(self, ids: Tensor, padding: int | None, keep: Tensor | None, /) -> Tensor: ...
 
 
 Factor = Tensor | FactorOfRows
@@ -53,7 +53,9 @@ def look_up(ids: Tensor, a: Factor, padding: int | None, keep: Tensor | None = N
         padding: an index from which no gradient comes.
         keep: ``(...)``, what dropout has made of the ones in x.
     """
-    z = F.embedding(ids, a.t(), padding) if isinstance(a, Tensor) else a.look_up(ids)
+    if not isinstance(a, Tensor):
+        return a.look_up(ids, padding, keep)
+    z = F.embedding(ids, a.t(), padding)
     return z if keep is None else z * keep.unsqueeze(-1)
 
 

@@ -133,7 +133,6 @@ STILL_MERGED = Code("BS643", "cannot {action} while the adapter is merged")
 SHARDED = Code("BS645", "cannot {action}: the model is sharded over several processes")
 MIXED_UNKNOWN = Code("BS670", "row {row} of the batch: the model has no adapter `{name}`")
 MIXED_ROWS = Code("BS671", "{names} names in `adapter_names` for {rows} rows")
-MIXED_TRAINING = Code("BS672", "cannot run a mixed batch: the model is in training mode")
 MIXED_NOT_LINEAR = Code(
     "BS673",
     "adapter `{name}` cannot run in a mixed batch: what share `{share}` adds is not linear in its input "
@@ -145,6 +144,12 @@ MIXED_EXPERTS = Code(
 MIXED_PLACES = Code(
     "BS682",
     "cannot run a mixed batch of several adapters: whose rows `{path}` reads cannot be told, for {why}",
+)
+MIXED_REENTRANT = Code(
+    "BS689",
+    "cannot train a mixed batch: the model computes layers again with `use_reentrant=True`, and whose each "
+    "row is would not be known then",
+    'call `activation_checkpointing_enable({"use_reentrant": False})`',
 )
 MIXED_OPEN = Code("BS674", "cannot {action} while a mixed batch is open")
 NEEDS_NAME = Code("BS676", "`{folder}` is a library of {count} adapters")

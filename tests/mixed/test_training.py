@@ -1,0 +1,190 @@
+"""Training mixed batches: each row's adapter gets the gradients that it gets alone."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.testing.models import tiny_model
+from tests.methods.test_every_method import TINY
+from tests.mixed.test_batches import ADAPTERS, IDS, NAMES, filled
+
+Names = Sequence[str | None]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Any:
+    return filled(tiny_model("llama"), ADAPTERS)
+
+
+@pytest.fixture
+def model(shared: Any) -> Any:
+    return trains(copy.deepcopy(shared))
+
+
+def trains(model: Any, *, dropout: bool = False) -> Any:
+    """In training mode, every adapter of it, without dropout."""
+    model.train()
+    for adapter in model.bishare.adapters.values():
+        adapter.set_trainable(True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and not dropout:
+            module.p = 0.0
+    return model
+
+
+def losses(logits: torch.Tensor, ids: torch.Tensor = IDS) -> torch.Tensor:
+    """One for each row."""
+    flat = logits[:, :-1].flatten(0, 1).float()
+    each = torch.nn.functional.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none")
+    return each.view(len(ids), -1).mean(1)
+
+
+def gradients(model: Any) -> dict[tuple[str, str], torch.Tensor]:
+    found = {}
+    for name, adapter in model.bishare.adapters.items():
+        for tensor, parameter in adapter.tensors().items():
+            if parameter.grad is not None:
+                found[name, tensor], parameter.grad = parameter.grad, None
+    return found
+
+
+def of_each_alone(model: Any, names: Names, **how: Any) -> dict[tuple[str, str], torch.Tensor]:
+    found: dict[tuple[str, str], torch.Tensor] = {}
+    active = model.bishare.active
+    for row, name in enumerate(names):
+        if name in (None, "__base__"):
+            continue
+        model.set_adapter(name)
+        losses(model(IDS[row : row + 1], **how).logits, IDS[row : row + 1]).sum().backward()
+        for key, gradient in gradients(model).items():
+            found[key] = found.get(key, 0) + gradient
+    model.bishare.activate(active)
+    trains(model)
+    return found
+
+
+def close(found: Any, wanted: Any, **how: Any) -> None:
+    how = how or {"rtol": 1e-4, "atol": 1e-5}
+    zero = {key for key, gradient in found.items() if not gradient.any()}
+    assert found.keys() - zero == {key for key, gradient in wanted.items() if gradient.any()}
+    for key in found.keys() - zero:
+        torch.testing.assert_close(found[key], wanted[key], **how)
+
+
+@pytest.mark.parametrize("names", [n for n in NAMES.values() if n != [None] * 4])
+def test_each_adapter_gets_the_gradients_of_its_rows(model: Any, names: Names) -> None:
+    losses(model(IDS, adapter_names=names).logits).sum().backward()
+    close(gradients(model), of_each_alone(model, names))
+
+
+@pytest.mark.parametrize("spec", sorted(TINY))
+def test_shipped_specs(spec: str) -> None:
+    family = tiny_model("qwen2", hidden_size=32, head_dim=8, num_key_value_heads=4)
+    model = trains(filled(family, {"one": spec, "two": spec}, TINY[spec]))
+    if not all(term.linear for term in model.bishare.plan.terms):
+        return  # Refused, whether it trains or not.
+    names = ["two", None, "one", "two"]
+    losses(model(IDS, adapter_names=names).logits).sum().backward()
+    close(gradients(model), of_each_alone(model, names))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_of_tokens(tied: bool) -> None:
+    """Padding gives no gradient, and dropout drops whole tokens."""
+    base = tiny_model("llama", pad_token_id=5, tie_word_embeddings=tied)
+    target = "lm_head, embed_tokens" if tied else "embed_tokens"
+    text = f"spec s\ntarget {target}\nshare x per module rank 2 dropout 0.5"
+    model = trains(filled(base, {"a": text, "b": text}))
+    ids = IDS.clone()
+    ids[:, 2] = 5
+    names = ["a", "b", "b", "a"]
+    losses(model(ids, adapter_names=names).logits, ids).sum().backward()
+    found = gradients(model)
+    name = next(n for n, t in model.bishare.tensors().items() if 64 in t.shape)
+    for adapter, rows in {"a": [0, 3], "b": [1, 2]}.items():
+        seen = found[adapter, name].abs().sum(0 if found[adapter, name].shape[1] == 64 else 1)
+        others = [i for row in rows for i in ids[row, :-1].tolist() if i != 5]
+        assert set(seen.nonzero().flatten().tolist()) == (set(range(64)) if tied else set(others))
+    trains(model, dropout=True)
+    for adapter in model.bishare.adapters.values():
+        for _, store in adapter.placement.owned:
+            store.dropout.p = 0.5
+    one, other = (model(ids, adapter_names=names).logits.detach() for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+def test_dropout_drops_other_values_in_each_row(shared: Any) -> None:
+    model = trains(copy.deepcopy(shared), dropout=True)
+    same = IDS[:1].expand(4, -1)
+    names = ["b", "b", None, "a"]
+    torch.manual_seed(0)
+    found = model(same, adapter_names=names).logits
+    torch.manual_seed(0)
+    assert torch.equal(found, model(same, adapter_names=names).logits)
+    assert not torch.allclose(found[0], found[1])
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found[2:], model(same, adapter_names=names).logits[2:])
+
+
+@pytest.mark.parametrize("opened", ["for a call", "for a block"])
+def test_layers_that_are_computed_again(model: Any, opened: str) -> None:
+    names = ["a", "b", None, "a2"]
+    wanted = of_each_alone(model, names)
+    base = model.get_base_model()
+    base.activation_checkpointing_enable()
+    if opened == "for a call":
+        found = losses(model(IDS, adapter_names=names).logits)
+    else:
+        with model.bishare.rows(names):
+            found = losses(model(IDS).logits)
+    model(IDS[:1])  # Of the active one alone: whose rows are computed again does not depend on it.
+    found.sum().backward()
+    close(gradients(model), wanted)
+    losses(model(IDS).logits).sum().backward()
+    assert {name for name, _ in gradients(model)} == {"a"}
+    base.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(AdapterError, match="BS689"):
+        model(IDS, adapter_names=names)
+
+
+def test_autocast(model: Any) -> None:
+    names = ["a", "a2", None, "a"]
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = of_each_alone(model, names)
+        losses(model(IDS, adapter_names=names).logits).sum().backward()
+    found = gradients(model)
+    assert all(gradient.dtype is torch.float32 for gradient in found.values())
+    close(found, wanted, rtol=0.1, atol=0.02)
+
+
+def test_an_open_batch_sees_each_step(model: Any) -> None:
+    names = ["a", "a2", "a3", "b"]
+    tensors = [t for adapter in model.bishare.adapters.values() for t in adapter.tensors().values()]
+    optimizer = torch.optim.SGD([t for t in tensors if t.requires_grad], lr=0.1)
+    with model.bishare.rows(names):
+        for _ in range(2):
+            losses(model(IDS).logits).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses(model(IDS).logits).sum().backward()
+    close(gradients(model), of_each_alone(model, names))
+
+
+def test_gradients_are_accumulated(model: Any) -> None:
+    names = ["a", "b", None, "a2"]
+    for _ in range(2):
+        losses(model(IDS, adapter_names=names).logits).sum().backward()
+    twice = gradients(model)
+    losses(model(IDS, adapter_names=names).logits).sum().backward()
+    close(twice, {key: 2 * gradient for key, gradient in gradients(model).items()})
+
+
+def test_adapters_that_are_frozen_stay_so(model: Any) -> None:
+    model.bishare["b"].set_trainable(False)
+    losses(model(IDS, adapter_names=["a", "b", "a2", "b"]).logits).sum().backward()
+    assert {name for name, _ in gradients(model)} == {"a", "a2"}
