@@ -114,7 +114,9 @@ class PeftHandle(Handle, BaseTunerLayer):
                 f"{others[0]}.",
                 stacklevel=2,
             )
-        trains = any(p.requires_grad for p in self.parameters())
+        # One that was saved compactly never trains, and says nothing of those that run after it.
+        compact = adapter_name in self.active and self[adapter_name].compact
+        trains = compact or any(p.requires_grad for p in self.parameters())
         self.drop(adapter_name)
         for name in self.active:
             self[name].set_trainable(trains and not self[name].compact)

@@ -292,6 +292,13 @@ def test_a_compact_adapter_is_read_by_those_who_can(
         PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, is_trainable=True)
     with pytest.raises(AdapterError, match="BS666"):
         copy.deepcopy(base).load_adapter(tmp_path)
+    # It does not train; the adapter that runs once it is deleted trains, as in PEFT.
+    beside = get_peft_model(copy.deepcopy(base), BishareConfig(spec=SPEC))
+    beside.load_adapter(tmp_path, "compact")
+    beside.set_adapter("compact")
+    assert not any(p.requires_grad for p in beside.parameters())
+    beside.delete_adapter("compact")
+    assert all(tensor.requires_grad for tensor in beside.get_base_model().bishare.tensors().values())
 
 
 def test_a_config_alone_is_kept(tmp_path: Path) -> None:
