@@ -77,11 +77,13 @@ def _capture(module: nn.Module) -> fx.Graph:
     _merge_training(graph, trace_region(module, Variant(training=True)))
     _, *others = (str(node.target) for node in graph.find_nodes(op="placeholder"))
     optional = [n for n in others if not n.startswith("*") and _may_be_none(module, graph, n)]
-    # Training and absence could depend on each other, and one absence on another.
-    absences = [frozenset({name}) for name in optional] + [frozenset(optional)]
-    for absent in dict.fromkeys(filter(None, absences)):
-        for training in (False, True):
-            _check_variant(module, graph, Variant(absent, training))
+    # Training and absence could depend on each other, and one absence on another; each alone, in eval mode,
+    # `_may_be_none` has checked.
+    variants = [Variant(frozenset({name}), training=True) for name in optional]
+    if len(optional) > 1:
+        variants += [Variant(frozenset(optional), training) for training in (False, True)]
+    for variant in variants:
+        _check_variant(module, graph, variant)
     for node in reversed(graph.nodes):
         # Not `eliminate_dead_code`, which drops calls that the forward makes for their effect.
         if is_read(node) and not node.users:

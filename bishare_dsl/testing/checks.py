@@ -6,7 +6,8 @@
     def test_my_transform(rank):
         check_transform(MyTransform(size=4), rank, [Width(12, 20), Width(7, 5)])
 
-Each takes a model that is not adapted and leaves it as it was. A check that fails raises an
+Each takes a model that is not adapted and leaves it as it was; those that take `compiled`, what
+`compile_spec` has made of a copy of it, copy that and do not compile again. A check that fails raises an
 AssertionError that says what differs, where, and by how much.
 """
 
@@ -72,17 +73,21 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         AssertionError: an invariant does not hold.
         BishareError: the spec does not fit the model.
     """
-    check_fresh(spec, model, seed)
-    check_count(spec, model, seed)
+    compiled = _adapted(spec, model, seed)
+    for check in (
+        check_fresh,
+        check_count,
+        check_saving,
+        check_compact,
+        check_merging,
+        check_export,
+    ):
+        check(spec, model, seed, compiled)
     check_against_reference(spec, model, seed)
-    check_saving(spec, model, seed)
-    check_compact(spec, model, seed)
-    check_merging(spec, model, seed)
-    check_export(spec, model, seed)
     check_seed(spec, model, seed)
 
 
-def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
     """Check that a fresh adapter leaves logits bit-identical to the frozen base, in eval and training mode;
     where a share's start is subtracted, up to rounding.
 
@@ -91,7 +96,7 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     inputs = tiny_inputs(model, seed)
     # Torch takes other kernels for weights that are trained: the base is frozen, as under an adapter.
     expected = _logits(copy.deepcopy(model).requires_grad_(False), inputs)
-    adapted = _adapted(spec, model, seed)
+    adapted = _adapted(spec, model, seed, compiled)
     _same(isinstance(adapted, type(model)), True, "that the adapted model is of its class")
     if not any(share.nonzero_start for share in spec.shares):
         subtracts = any(tensor.like for tensor in adapted.bishare.plan.tensors)
@@ -108,9 +113,9 @@ def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     _same(left, [], "modules left behind by unloading")
 
 
-def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+def check_count(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
     """Check that the plan counts the unique trainable scalars of the model, and all of its scalars."""
-    adapted = _adapted(spec, model, seed)
+    adapted = _adapted(spec, model, seed, compiled)
     plan: Plan = adapted.bishare.plan
     # `parameters()` gives a tied parameter once; a tensor registered twice would be hidden by that.
     registered = [p for _, p in adapted.named_parameters(remove_duplicate=False) if p.requires_grad]
@@ -173,12 +178,12 @@ def check_against_reference(
         _close(gradient, reference, dtype, what, scale=scale, slack=gradient_slack)
 
 
-def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+def check_saving(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
     """Check that what is saved and loaded has the same logits and ties; the file has each tensor once.
 
     Frozen tensors are in it only if they are not what their seed draws, and if the base says how they start.
     """
-    adapted = _adapted(spec, model, seed)
+    adapted = _adapted(spec, model, seed, compiled)
     plan: Plan = adapted.bishare.plan
     stored = {tensor.name for tensor in plan.tensors if tensor.trainable or not tensor.drawn}
     if plan.frozen:
@@ -224,10 +229,10 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
     _same(_names(loaded), _names(adapted), "names of trainable parameters after loading")
 
 
-def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
     """Check that what is saved compactly, where a transform can, has the same logits and does not train."""
     inputs = tiny_inputs(model, seed)
-    adapted = _adapted(spec, model, seed)
+    adapted = _adapted(spec, model, seed, compiled)
     tensors = randomize(adapted, seed)
     if not compact_tensors(adapted.bishare.plan, tensors):
         return
@@ -238,14 +243,14 @@ def check_compact(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     _same(_names(loaded), [], "tensors of the compact adapter that train")
 
 
-def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
     """Check that merging changes logits by rounding only; unmerging gives the base back bit for bit.
 
     An adapter whose updates are not matrices is refused, and stays as it was; so is one of quantised layers,
     unless they are to be made dense.
     """
     inputs = tiny_inputs(model, seed)
-    adapted = _adapted(spec, model, seed)
+    adapted = _adapted(spec, model, seed, compiled)
     if not _linear(adapted):
         expected = _logits(adapted, inputs)
         _refused(adapted.bishare.merge, "merging what is not a matrix", "BS633")
@@ -276,7 +281,7 @@ def check_merging(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     _same(set(plain.state_dict()), dense, "the merged model's tensors")
 
 
-def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
+def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
     """Check that PEFT loads the export, and computes the same logits; what it cannot have is refused.
 
     Where the base is quantised, by layers that PEFT need not know, it loads into a dense base of the same
@@ -288,7 +293,7 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
     from peft import PeftModel
 
     inputs = tiny_inputs(model, seed)
-    adapted = _adapted(spec, model, seed)
+    adapted = _adapted(spec, model, seed, compiled)
     if not _linear(adapted):
         export = partial(adapted.bishare.export, "never-written")
         _refused(export, "exporting what is not a matrix", "BS633")
@@ -567,7 +572,10 @@ def _refused(action: Callable[[], object], what: str, code: str) -> None:
         raise AssertionError(f"{what} must be refused")
 
 
-def _adapted(spec: Spec, model: PreTrainedModel, seed: int) -> Any:
+def _adapted(spec: Spec, model: PreTrainedModel, seed: int, compiled: Any = None) -> Any:
+    """Adapt a copy of a model, or copy what that has given before."""
+    if compiled is not None:
+        return copy.deepcopy(compiled)
     with _quietly():
         return compile_spec(spec, copy.deepcopy(model), seed=seed)
 
