@@ -39,12 +39,8 @@ from bishare_dsl.spec import Spec
 from bishare_dsl.testing.models import tiny_inputs
 from bishare_dsl.testing.reference import REFERENCES, UPDATES, TermValues, reference_model
 from bishare_dsl.transforms import (
-    GAIN_OUT,
-    GAIN_RANK,
     Transform,
     Width,
-    effective_pair,
-    raise_rows,
 )
 
 if TYPE_CHECKING:
@@ -340,7 +336,7 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
 
     Shapes are as declared; the update is zero where `zeros` says so, and nowhere else; it can leave zero
     if one part is zero, and never if several are; its rank is at most `reach`; `factors` gives the same
-    in a traced graph; rows of several adapters get what their own factors give; gradients reach every
+    in a traced graph; what a server keeps gives the same factors; gradients reach every
     tensor; the options survive being written down; and the update is that of the reference, where one
     is registered.
 
@@ -407,7 +403,7 @@ def _check_factors(
     for found, expected, factor in zip(graph(*values.values()), (down, up), "AB", strict=True):
         _identical(found, expected, f"the effective {factor} of a traced graph {where}")
 
-    _check_rows(transform, rank, width, shapes, where)
+    _check_kept(transform, values, rank, width, where)
 
     if (reference := REFERENCES.get(transform.name)) is not None:
         term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
@@ -430,32 +426,24 @@ def _check_plain(
             )
 
 
-def _check_rows(
-    transform: Transform,
-    rank: int,
-    width: Width,
-    shapes: Mapping[str, tuple[int, int]],
-    where: str,
+def _check_kept(
+    transform: Transform, values: Mapping[str, Tensor], rank: int, width: Width, where: str
 ) -> None:
-    """Check that rows of three adapters, five tokens each, get what each adapter's factors give."""
-    random = _random(rank)
-    shapes = {
-        **shapes,
-        GAIN_RANK: (1, transform.rows(rank, width)),
-        GAIN_OUT: (1, width.d_out),
-    }
-    adapters = [_drawn(shapes, random) for _ in range(3)]
-    x = torch.randn(3, 5, width.d_in, generator=random, dtype=torch.float64)
-    banks = {role: torch.stack([adapter[role] for adapter in adapters]) for role in shapes}
-    downs, expected = [], []
-    for adapter, row in zip(adapters, x, strict=True):
-        downs.append(row @ transform.factors(adapter, rank, width)[0].T)
-        a, b = effective_pair(transform, adapter, rank, width, 0.5)
-        expected.append(row @ a.T @ b)
-    found = transform.down_rows(x, banks, rank, width)
-    _close(found, torch.stack(downs), torch.float64, f"`down_rows` {where}")
-    found = 0.5 * raise_rows(transform, found, banks, rank, width)
-    _close(found, torch.stack(expected), torch.float64, f"the update of rows {where}")
+    """Check that effective factors lie in the tensors as `kept` says, also in those of several adapters."""
+    several = {role: torch.stack([value, 2 * value]) for role, value in values.items()}
+    pairs = [transform.factors(each, rank, width) for each in _apart(several)]
+    for role, side, factors in zip("AB", width, zip(*pairs, strict=True), strict=True):
+        if (
+            role not in values
+            or (kept := transform.kept(role, side, values[role].shape[-1])) is None
+        ):
+            continue
+        found, what = kept.factor(several, side), f"the effective {role} that is kept {where}"
+        _close(found, torch.stack(factors), torch.float64, what)
+
+
+def _apart(several: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    return [{role: value[i] for role, value in several.items()} for i in range(2)]
 
 
 def _check_update(

@@ -6,7 +6,6 @@ from bishare_dsl.transforms.apply import (
     effective_pair,
     effective_pairs,
     of_many,
-    raise_rows,
     stacked,
     update_of,
 )
@@ -19,11 +18,12 @@ from bishare_dsl.transforms.registry import (
     transform_kind,
     transform_names,
 )
-from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Kept, Own, Start, Tensors, Transform, Width, one_width
 
 __all__ = [
     "GAIN_OUT",
     "GAIN_RANK",
+    "Kept",
     "Own",
     "Start",
     "Tensors",
@@ -37,7 +37,6 @@ __all__ = [
     "of_many",
     "one_width",
     "package_of",
-    "raise_rows",
     "register",
     "shape_of",
     "stacked",

@@ -83,19 +83,6 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     return first if all(tensor is first for tensor in tensors) else torch.stack([*tensors])
 
 
-def raise_rows(
-    transform: Transform, z: Tensor, tensors: Tensors, rank: int, width: Width
-) -> Tensor:
-    """Return what a linear term adds to rows of different adapters, not yet scaled: ``(R, n, d_out)``.
-
-    ``z`` is what `Transform.down_rows` gives. It agrees with `effective_pair`.
-    """
-    if (gain := tensors.get(GAIN_RANK)) is not None:
-        z = z * gain
-    y = transform.up_rows(z, tensors, rank, width)
-    return y if (gain := tensors.get(GAIN_OUT)) is None else y * gain
-
-
 def update_of(
     transform: Transform, x: Tensor, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> Tensor:

@@ -70,17 +70,6 @@ class GateTransformation(Transform):
             return down @ tensors["G_id"], up @ tensors["G_ou"]
         return tensors["G_id"], (down.t() @ up) @ tensors["G_ou"]
 
-    def down_rows(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        gated = x @ tensors["G_id"].mT  # (R, n, g)
-        return self._through_a(gated, tensors) if rank < self.gate_rank else gated
-
-    def up_rows(self, z: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        inner = z if rank < self.gate_rank else self._through_a(z, tensors)  # (R, n, r)
-        return inner @ tensors["B"] @ tensors["G_od"].mT @ tensors["G_ou"]
-
-    def _through_a(self, gated: Tensor, tensors: Tensors) -> Tensor:
-        return gated @ tensors["G_iu"] @ tensors["A"].mT
-
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         if self.gate_rank < rank:
             yield codes.GATE_RANK(rank=rank, gate_rank=self.gate_rank, loc=("via",))

@@ -13,7 +13,16 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Offer, Own, Start, Tensors, Transform, Width, divisors
+from bishare_dsl.transforms.transform import (
+    Kept,
+    Offer,
+    Own,
+    Start,
+    Tensors,
+    Transform,
+    Width,
+    divisors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,45 +116,8 @@ class KroneckerExtension(Transform):
             whole = (kernel.unsqueeze(1).unsqueeze(3) * columns).flatten(2).flatten(0, 1)
         return whole[:, :side] if side % self.size else whole
 
-    def down_rows(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        from torch.nn.functional import pad
-
-        kernel, shared = tensors["K_A"], tensors["A"]
-        if spare := -width.d_in % self.size:
-            x = pad(x, (0, spare))
-        tiles = x.unflatten(2, (-1, self.size))  # (R, n, k, size)
-        if self._kernel_first(rank):
-            inner = kernel.unsqueeze(1) @ tiles  # (R, n, b, size)
-            return self._by_row(inner, shared.mT).flatten(2)
-        inner = self._by_row(tiles, shared.mT)  # (R, n, k, a)
-        if self.rowwise:
-            return (kernel.mT.unsqueeze(1) * inner).sum(2)
-        return (kernel.unsqueeze(1) @ inner).flatten(2)
-
-    def up_rows(self, z: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        kernel, shared = tensors["K_B"], tensors["B"]
-        if self.rowwise:
-            tiles = self._by_row(kernel.mT.unsqueeze(1) * z.unsqueeze(2), shared)
-        else:
-            inner = z.unflatten(2, (-1, self.shared_rank or rank))  # (R, n, b, a)
-            across = kernel.mT.unsqueeze(1)  # (R, 1, k, b)
-            if self._kernel_first(rank):
-                small = self._by_row(inner, shared)  # (R, n, b, size)
-                # A kernel of one row makes it a product of two vectors.
-                tiles = across * small if rank == (self.shared_rank or rank) else across @ small
-            else:
-                tiles = self._by_row(across @ inner, shared)
-        return tiles.flatten(2)[..., : width.d_out]
-
-    def _kernel_first(self, rank: int) -> bool:
-        """Tell whether the kernel has no more rows than the shared factor, and so is cheaper first."""
-        shared = self.shared_rank or rank
-        return not self.rowwise and rank // shared <= shared
-
-    def _by_row(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Multiply ``x (R, n, i, j)`` by one ``matrix (R, j, m)`` a row, with no copy of it for each of n."""
-        product: Tensor = (x.flatten(1, 2) @ matrix).unflatten(1, (-1, x.shape[2]))
-        return product
+    def kept(self, role: str, side: int, columns: int) -> Kept:
+        return Kept(role, kernel=f"K_{role}", rowwise=self.rowwise)
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         sides = sorted({side for width in widths for side in width})

@@ -52,11 +52,3 @@ class Loadings(Transform):
             tensors["L_A"] @ tensors["A"][:, : width.d_in],
             tensors["L_B"] @ tensors["B"][:, : width.d_out],
         )
-
-    def down_rows(
-        self, x: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> Tensor:
-        return x @ tensors["A"][..., : width.d_in].mT @ tensors["L_A"].mT
-
-    def up_rows(self, z: Tensor, tensors: Mapping[str, Tensor], rank: int, width: Width) -> Tensor:
-        return z @ tensors["L_B"] @ tensors["B"][..., : width.d_out]

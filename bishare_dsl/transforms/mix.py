@@ -28,7 +28,6 @@ class Mix(Transform):
     name: ClassVar[str] = "Mix"
     title: ClassVar[str] = "Static Mixture"
     owned: ClassVar[tuple[str, ...]] = ("m_A", "m_B")
-    batched: ClassVar[bool] = True
 
     count_A: PositiveInt = Field(1, description="matrices that are mixed into A")
     count_B: PositiveInt = Field(1, description="matrices that are mixed into B")

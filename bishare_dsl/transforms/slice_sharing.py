@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Offer, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Kept, Offer, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,6 @@ class SliceSharing(Transform):
     name: ClassVar[str] = "SS"
     title: ClassVar[str] = "Slice Sharing"
     plain: ClassVar[tuple[str, ...]] = ("A", "B")
-    batched: ClassVar[bool] = True
 
     window: Literal["centre", "leading", "trailing"] = Field(
         "centre",
@@ -41,7 +40,9 @@ class SliceSharing(Transform):
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)
 
+    def kept(self, role: str, side: int, columns: int) -> Kept:
+        spare = columns - side
+        return Kept(role, {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window])
+
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        spare = tensors[role].shape[-1] - side
-        start = {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window]
-        return tensors[role][..., start : start + side]
+        return self.kept(role, side, tensors[role].shape[-1]).factor(tensors, side)

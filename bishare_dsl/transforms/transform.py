@@ -48,6 +48,33 @@ class Width(NamedTuple):
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
 
 
+class Kept(NamedTuple):
+    """Where an effective factor lies in a transform's tensors, so that a server need not make it.
+
+    It is the columns from ``first`` on of the tensor ``role``. With a ``kernel (b, k)`` it is the leading
+    columns of the Kronecker product ``kernel (x) role``, whose row ``i a + j`` is ``kernel[i] (x) role[j]``;
+    or, ``rowwise``, of the one whose row i is ``kernel[i] (x) role[i]``.
+    """
+
+    role: str
+    first: int = 0
+    kernel: str | None = None
+    rowwise: bool = False
+
+    def factor(self, tensors: Tensors, side: int) -> Tensor:
+        """Make the effective factor ``(..., rows, side)`` of tensors ``(..., rows, columns)``."""
+        stored = tensors[self.role]
+        if self.kernel is None:
+            return stored[..., self.first : self.first + side]
+        kernel = tensors[self.kernel]
+        if self.rowwise:
+            whole = (kernel.unsqueeze(-1) * stored.unsqueeze(-2)).flatten(-2)
+        else:
+            tiles = kernel[..., :, None, :, None] * stored[..., None, :, None, :]
+            whole = tiles.flatten(-2).flatten(-3, -2)
+        return whole[..., :side]
+
+
 class Offer(NamedTuple):
     """What `bishare propose` weighs of a transform.
 
@@ -106,7 +133,6 @@ class Transform(BaseModel):
             and can be trained, saved and run, but neither merged nor exported.
         later: the names of options that came later. A plan does not say them where they have their defaults,
             so that it stays the plan of adapters that were saved before.
-        batched: whether `factor` also takes tensors with more dimensions in front.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -118,7 +144,6 @@ class Transform(BaseModel):
     fixed: ClassVar[tuple[str, ...]] = ()
     plain: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
-    batched: ClassVar[bool] = False
     later: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -187,27 +212,18 @@ class Transform(BaseModel):
         d_in, d_out = width
         return self.factor("A", tensors, rank, d_in), self.factor("B", tensors, rank, d_out)
 
-    def down_rows(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        """Multiply rows that belong to different adapters by their effective A: ``z (R, n, rows)``.
+    def kept(self, role: str, side: int, columns: int) -> Kept | None:
+        """Say how a server that holds many adapters finds the effective factor ``A`` or ``B`` in the tensors.
 
-        Row i of ``x (R, n, d_in)`` meets ``tensors[role][i]``: each tensor is ``(R, rows, columns)``.
-        Written as `factors` is. This default makes the effective factors of each adapter; a transform
-        that needs none overrides it.
+        Args:
+            role: ``A`` or ``B``.
+            side: ``d_in`` or ``d_out``.
+            columns: of the tensor that has this role.
+
+        Returns:
+            None by default: then a server makes the factor once for each adapter, and keeps that.
         """
-        return x @ self._batched("A", tensors, rank, width).mT
-
-    def up_rows(self, z: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        """Multiply what `down_rows` gives by the effective B of each row: ``(R, n, d_out)``."""
-        return z @ self._batched("B", tensors, rank, width)
-
-    def _batched(self, role: str, tensors: Tensors, rank: int, width: Width) -> Tensor:
-        from torch import vmap
-
-        place = "AB".index(role)
-        if self.batched:
-            return self.factor(role, tensors, rank, width[place])
-        factor: Tensor = vmap(lambda some: self.factors(some, rank, width)[place])(dict(tensors))
-        return factor
+        return None
 
     def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         """Return the update ``(..., d_out)`` of an input ``(..., d_in)``, for updates that are not linear.

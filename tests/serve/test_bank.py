@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bishare_dsl.api import plan_spec
-from bishare_dsl.serve.vllm.bank import Bank
-from bishare_dsl.serve.vllm.batch import group_tokens
+from bishare_dsl.serve.bank import Bank
+from bishare_dsl.serve.batch import group_tokens
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY
 
@@ -18,10 +18,19 @@ def bank_of(spec, slots=3):
     return plan, Bank(plan, slots, frozen, torch.float32)
 
 
-@pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "vera", "nola"])
+@pytest.mark.parametrize("spec", ["bishare_ke", "bishare_ke_rowwise", "bishare_ss", "vera"])
 def test_an_adapter_takes_the_bytes_of_its_trained_tensors(spec):
     plan, bank = bank_of(spec)
     assert bank.nbytes_each == 4 * plan.trainable
+
+
+def test_of_gates_the_effective_factors_are_kept_which_are_smaller():
+    plan, bank = bank_of("bishare_gt")
+    gated = [term for term in plan.terms if term.transform == "GT"]
+    sites = {site.path: site for site in plan.sites}
+    made = sum(term.rows * (sites[term.site].d_in + sites[term.site].d_out) for term in gated)
+    own = sum(tensor.size for tensor in plan.tensors if tensor.share == plan.terms[0].share)
+    assert bank.nbytes_each == 4 * (made + own) < 4 * plan.trainable
 
 
 def test_what_is_put_in_comes_out():
@@ -29,22 +38,28 @@ def test_what_is_put_in_comes_out():
     tensors = {t.name: torch.randn(t.shape) for t in plan.tensors}
     packed = bank.pack(tensors)
     bank.put(1, packed)
-    taken = bank.take(1)
-    assert all(torch.equal(taken[part], packed[part]) for part in packed)
-    (group,) = group_tokens([1])
-    for term in plan.terms:
-        for role, value in bank.tensors(group, term.tensors).items():
-            assert torch.equal(value, tensors[term.tensors[role]].unsqueeze(0))
+    assert torch.equal(bank.take(1), packed)
+    assert not bank.take(0).any()
+    for name, place in bank.layout.places.items():
+        assert torch.equal(bank.view(place)[1], tensors[name])
     bank.put(1, None)
-    assert not any(row.any() for row in bank.take(1).values())
+    assert not bank.memory.any()
+
+
+def test_what_is_frozen_is_there_once():
+    _, bank = bank_of("vera")
+    frozen = [place for place in bank.layout.places.values() if place.common]
+    assert frozen
+    assert all(bank.view(place).stride(0) == 0 for place in frozen)
+    assert len(bank.memory) == 4 * bank.layout.numbers + bank.layout.common
 
 
 def test_slots_side_by_side_are_read_in_place_and_others_copied():
     plan, bank = bank_of("lora", slots=9)
-    names = plan.terms[0].tensors
+    place = bank.layout.places[plan.terms[0].tensors["A"]]
     packed = bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors})
-    (near,), (apart,) = group_tokens([4, 5]), group_tokens([0, 8])
-    before, copied = bank.tensors(near, names)["A"], bank.tensors(apart, names)["A"]
+    (near,), (apart,) = group_tokens(bank, [4, 5]), group_tokens(bank, [0, 8])
+    before, copied = near.tensor(place), apart.tensor(place)
     bank.put(4, packed)
     bank.put(8, packed)
     assert before[0].all()

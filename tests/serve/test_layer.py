@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl.api import plan_spec
 from bishare_dsl.export.effective import effective_factors
-from bishare_dsl.serve.vllm.bank import Bank
-from bishare_dsl.serve.vllm.batch import group_tokens
-from bishare_dsl.serve.vllm.layer import LayerTerms, Outputs
+from bishare_dsl.serve.bank import Bank
+from bishare_dsl.serve.batch import group_tokens
+from bishare_dsl.serve.layer import MANY, LayerTerms, Outputs
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.test_every_method import TINY
 
@@ -21,30 +22,31 @@ ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]
 class Server:
     """Six adapters of one spec in a bank, some slots of which are used."""
 
-    def __init__(self, spec, params=None):
+    def __init__(self, spec, slots=6):
         torch.manual_seed(0)
-        self.plan = plan_spec(spec, tiny_model("llama"), params or TINY.get(spec))
+        self.plan = plan_spec(spec, tiny_model("llama"), TINY.get(spec))
         frozen = {t.name: torch.randn(t.shape) for t in self.plan.tensors if not t.trainable}
         self.adapters = [
             {t.name: torch.randn(t.shape) for t in self.plan.tensors} | frozen for _ in range(6)
         ]
-        self.bank = Bank(self.plan, 6, frozen, torch.float32)
-        for slot, tensors in enumerate(self.adapters):
+        self.bank = Bank(self.plan, slots, frozen, torch.float32)
+        for slot, tensors in enumerate(self.adapters[:slots]):
             self.bank.put(slot, self.bank.pack(tensors))
         self.site = {site.path: site for site in self.plan.sites}
 
-    def expected(self, path, x):
+    def expected(self, path, x, slots=SLOTS):
         """What the adapters' effective factors make of each token."""
-        output = torch.zeros(len(SLOTS), self.site[path].d_out)
-        for token, slot in enumerate(SLOTS):
+        output = torch.zeros(len(slots), self.site[path].d_out)
+        for token, slot in enumerate(slots):
             if slot >= 0:
                 down, up = effective_factors(self.plan, self.adapters[slot], self.site[path])
                 output[token] = x[token] @ down.T @ up
         return output
 
-    def added(self, outputs, x, width, inputs=None):
-        output = torch.zeros(len(SLOTS), width)
-        LayerTerms(self.plan, outputs, self.bank, inputs).add(output, x, group_tokens(SLOTS))
+    def added(self, outputs, x, width, inputs=None, slots=SLOTS):
+        output = torch.zeros(len(slots), width)
+        batch = group_tokens(self.bank, slots)
+        LayerTerms(self.bank.layout, outputs, inputs).add(output, x, batch)
         return output
 
 
@@ -54,36 +56,63 @@ def close(found, expected):
 
 @pytest.mark.parametrize("spec", LINEAR)
 def test_every_spec(spec):
+    """A few tokens of each adapter, and so many that effective factors are made."""
     server = Server(spec)
     for path, site in server.site.items():
-        x = torch.randn(len(SLOTS), site.d_in)
-        found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out)
-        close(found, server.expected(path, x))
+        for slots in (SLOTS, [3] * MANY + [0] * (MANY + 3)):
+            x = torch.randn(len(slots), site.d_in)
+            found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out, slots=slots)
+            close(found, server.expected(path, x, slots))
 
 
 def test_sites_of_a_fused_layer_stand_side_by_side():
     server = Server("bishare_ke")
-    x = torch.randn(len(SLOTS), 32)
+    x, outputs = torch.randn(len(SLOTS), 32), qkv(server)
+    found = server.added(outputs, x, outputs[-1].place.stop)
+    close(found, torch.cat([server.expected(path, x) for path in ATTENTION], 1))
+
+
+def products(server, outputs, slots):
+    """How many matrix products a layer makes of a batch."""
+    terms = LayerTerms(server.bank.layout, outputs)
+    width = max(part.place.stop for part in outputs)
+    d_in = server.site[outputs[0].path].d_in
+    with CountProducts() as count:
+        terms.add(
+            torch.zeros(len(slots), width),
+            torch.randn(len(slots), d_in),
+            group_tokens(server.bank, slots),
+        )
+    return count.products
+
+
+class CountProducts(TorchDispatchMode):
+    products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm")
+        return func(*args, **kwargs or {})
+
+
+def qkv(server):
     outputs, start = [], 0
     for path in ATTENTION:
         width = server.site[path].d_out
         outputs.append(Outputs(path, slice(start, start + width)))
         start += width
-    found = server.added(outputs, x, start)
-    close(found, torch.cat([server.expected(path, x) for path in ATTENTION], 1))
+    return outputs
 
 
-def test_a_product_that_sites_of_a_layer_share_is_made_once(monkeypatch):
-    from bishare_dsl.transforms.identity import Identity
+def test_a_product_that_sites_of_a_layer_share_is_made_once():
+    """Of one A and three B."""
+    server = Server("shared_input")
+    assert products(server, qkv(server), [0, 1, 2]) == 4
 
-    server, calls, down = Server("shared_input"), [], Identity.down_rows
-    monkeypatch.setattr(Identity, "down_rows", lambda *a: calls.append(1) or down(*a))
-    outputs = [Outputs(path, slice(0, server.site[path].d_out)) for path in ATTENTION]
-    terms = LayerTerms(server.plan, outputs, server.bank)
-    groups = group_tokens(SLOTS)
-    calls.clear()  # What a term reads was looked up by calling it.
-    terms.add(torch.zeros(len(SLOTS), 64), torch.randn(len(SLOTS), 32), groups)
-    assert len(calls) == len(groups)
+
+def test_products_of_a_layer_are_few():
+    """One with all A that are stored as they are, one with all kernels, one with each shared A and B."""
+    server = Server("bishare_ke")
+    assert products(server, qkv(server), [0, 1, 2]) == 1 + 1 + 2 + 2 + 3 * (2 + 1)
 
 
 @pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "bishare_ss", "vb_lora"])

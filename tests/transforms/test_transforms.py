@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.transforms import (
+    Kept,
     Transform,
     Width,
     effective_pair,
     effective_pairs,
-    raise_rows,
     register,
     stacked,
     transform_kind,
@@ -80,45 +80,16 @@ def test_many_pairs_are_made_at_once_of_what_each_has_and_what_all_share(own):
         assert all(made.stride(0) == 0 for made in pairs)
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [
-        Identity(),
-        SliceSharing(),
-        GateTransformation(size=5),
-        GateTransformation(size=5, gate_rank=6),
-        KroneckerExtension(size=5),
-        KroneckerExtension(size=5, shared_rank=1),
-        KroneckerExtension(size=5, rowwise=True),
-    ],
-)
-def test_rows_are_served_without_effective_factors(transform, monkeypatch):
-    width, rank, some = Width(12, 17), 4, torch.Generator().manual_seed(0)
-    shapes = {role: transform.shared_shape(role, rank, width.sides(role)) for role in "AB"}
-    shapes |= {role: (t.rows, t.columns) for role, t in transform.own(rank, width).items()}
-    banks = {role: torch.randn(3, *shape, generator=some) for role, shape in shapes.items()}
-    x = torch.randn(3, 2, width.d_in, generator=some)
-    by_factors = [
-        down.T @ up
-        for down, up in (
-            transform.factors({role: bank[i] for role, bank in banks.items()}, rank, width)
-            for i in range(3)
-        )
-    ]
-    monkeypatch.setattr(Transform, "factors", None)
-    monkeypatch.setattr(type(transform), "factors", None)
-    z = transform.down_rows(x, banks, rank, width)
-    found = 2 * raise_rows(transform, z, banks, rank, width)
-    torch.testing.assert_close(found, 2 * x @ torch.stack(by_factors), rtol=1e-4, atol=1e-4)
+def test_a_wrong_place_of_a_factor_fails_the_check():
+    class Wrong(SliceSharing):
+        def kept(self, role, side, columns):
+            return Kept(role, 1)
 
+        def factor(self, role, tensors, rank, side):
+            return tensors[role][:, :side]
 
-def test_wrong_rows_fail_the_check():
-    class Wrong(Identity):
-        def up_rows(self, z, tensors, rank, width):
-            return z @ tensors["B"].flip(0)
-
-    with pytest.raises(AssertionError, match=r"the update of rows at \d+ -> \d+ differ"):
-        check_transform(Wrong(), 2, [Width(4, 6)])
+    with pytest.raises(AssertionError, match=r"the effective A that is kept at \d+ -> \d+ differ"):
+        check_transform(Wrong(), 2, [Width(4, 6), Width(6, 8)])
 
 
 @pytest.mark.parametrize(

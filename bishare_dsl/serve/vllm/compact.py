@@ -10,10 +10,10 @@ from torch import Tensor
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import inspect_config
-from bishare_dsl.serve.vllm.bank import Bank
-from bishare_dsl.serve.vllm.batch import Group, group_tokens
+from bishare_dsl.serve.bank import Bank
+from bishare_dsl.serve.batch import Group, Step, group_tokens
+from bishare_dsl.serve.layer import LayerTerms, Outputs
 from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
-from bishare_dsl.serve.vllm.layer import LayerTerms, Outputs
 from bishare_dsl.serve.vllm.private import (
     LoRAModel,
     LRUCacheLoRAModelManager,
@@ -28,7 +28,7 @@ from bishare_dsl.serve.vllm.private import (
 class PackedLoRA(LoRAModel):
     """An adapter that waits in host memory; while it is in a slot, ``packed`` is None."""
 
-    def __init__(self, lora_id: int, stamp: Stamp | None, packed: dict[str, Tensor] | None):
+    def __init__(self, lora_id: int, stamp: Stamp | None, packed: Tensor | None):
         super().__init__(lora_id, 1, {})
         self.stamp, self.packed = stamp, packed
 
@@ -47,8 +47,8 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def __init__(self, plan_folder: str, *, vllm_config: Any, **settings: Any):
         self.base = inspect_config(vllm_config.model_config.hf_config)
-        self.batch: tuple[Group, ...] = ()
-        self.tokens = 0
+        self._groups: tuple[Group, ...] = ()
+        self._tokens = 0
         self._served = read_for(plan_folder, self.base)
         self._vllm_config = vllm_config
         super().__init__(vllm_config=vllm_config, **settings)
@@ -88,13 +88,14 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.bank = Bank(
             plan, self.lora_slots, self._served.tensors(), self.lora_config.lora_dtype, self.device
         )
+        self._step = Step(self.bank, self.max_num_batched_tokens)
         site = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
         for name, parts in layers_of(self.model, list(site)).items():
             layer, sites = layers[name], {part.number: site[part.path] for part in parts}
             places = local_outputs(layer, {number: site.d_out for number, site in sites.items()})
             outputs = [Outputs(site.path, *places[number]) for number, site in sites.items()]
             inputs = local_inputs(layer, site[parts[0].path].d_in)
-            kernels = Kernels(name, self, LayerTerms(plan, outputs, self.bank, inputs))
+            kernels = Kernels(name, self, LayerTerms(self.bank.layout, outputs, inputs))
             set_kernels(self._vllm_config, name, layer, kernels)
 
     def create_dummy_lora(self, lora_id: int, *_: Any) -> LoRAModel:
@@ -121,7 +122,19 @@ class CompactManager(LRUCacheLoRAModelManager):
         super()._set_adapter_mapping(mapping)
         slot = {lora_id: index for index, lora_id in enumerate(self.lora_index_to_id)}
         slots = [slot[lora_id] if lora_id > 0 else -1 for lora_id in mapping.index_mapping]
-        self.batch, self.tokens = group_tokens(slots, self.device), len(slots)
+        if self.device.type == "cpu":
+            self._groups, self._tokens = group_tokens(self.bank, slots), len(slots)
+        else:
+            self._step.write(slots)
+
+    def batch(self, tokens: int) -> tuple[int, tuple[Group, ...]]:
+        """Return how many of a layer's tokens may have adapters, and these in groups.
+
+        On a CPU they are grouped by their adapters. Elsewhere a step may be recorded and run again.
+        """
+        if self.device.type == "cpu":
+            return self._tokens, self._groups
+        return tokens, self._step.groups(tokens)
 
 
 class Kernels:
@@ -139,8 +152,8 @@ class Kernels:
 
     def add(self, y: Tensor, x: Tensor) -> None:
         """Do the same outside a compiled graph."""
-        tokens = self._manager.tokens
-        self._terms.add(y[:tokens], x[:tokens], self._manager.batch)
+        tokens, groups = self._manager.batch(len(x))
+        self._terms.add(y[:tokens], x[:tokens], groups)
 
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))

@@ -31,14 +31,10 @@ def check_compact(vllm_config: Any) -> None:
     Raises:
         AdapterError: a setting does not go with it (BS654).
     """
-    from vllm.platforms import current_platform
-
     parallel = vllm_config.parallel_config
     refused = {
         "--fully-sharded-loras": vllm_config.lora_config.fully_sharded_loras,
         "--pipeline-parallel-size above 1": parallel.pipeline_parallel_size > 1,
-        "CUDA graphs (give --enforce-eager)": current_platform.is_cuda_alike()
-        and not vllm_config.model_config.enforce_eager,
     }
     raise_errors(
         AdapterError,

@@ -9,29 +9,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bishare_dsl.serve.bank import Bank
+from bishare_dsl.serve.terms import Place
+
 
 @dataclass(frozen=True)
 class Group:
     """Adapters that have about as many tokens each: ``R`` rows of ``n`` tokens, the shorter ones padded.
 
     Attributes:
+        bank: that has them.
         slots: of the rows: a slice where they lie side by side in the bank, so that nothing is copied.
         tokens: ``(R * n,)``, which token stands where; None where they are the whole batch, in order.
         kept: the places in ``tokens`` that are not padding; None where there is none.
         length: ``n``.
     """
 
+    bank: Bank
     slots: slice | Tensor
     tokens: Tensor | None
     kept: Tensor | None
     length: int
-    views: dict[object, dict[str, Tensor]] = field(default_factory=dict, compare=False)
-    """What has been looked up in the bank's slice, which stays where it is."""
+    _views: dict[Place, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def tensor(self, place: Place) -> Tensor:
+        """Return a tensor of each of the adapters, ``(R, rows, columns)``."""
+        if place in self._views:
+            return self._views[place]
+        whole = self.bank.view(place)
+        if not isinstance(self.slots, slice):
+            if not place.common:
+                return whole.index_select(0, self.slots)
+            shared: Tensor = whole[:1].expand(len(self.slots), -1, -1)
+            return shared
+        # It stays where it is, so that it need not be looked up again.
+        self._views[place] = whole[self.slots]
+        return self._views[place]
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the group's tokens of ``x (tokens, d)``, ``(R, n, d)``."""
         found = x if self.tokens is None else x.index_select(0, self.tokens)
-        return found.unflatten(0, (-1, self.length))
+        return found.view(-1, self.length, x.shape[1])
 
     def add(self, output: Tensor, delta: Tensor, scale: float) -> None:
         """Add ``scale * delta (R, n, d)`` to the group's tokens of ``output (tokens, d)``, in place."""
@@ -44,16 +62,48 @@ class Group:
             output.index_add_(0, self.tokens[self.kept], delta[self.kept], alpha=scale)
 
 
-def group_tokens(slots: Sequence[int], device: torch.device | str = "cpu") -> tuple[Group, ...]:
+class Step:
+    """What a step depends on, in a buffer of a fixed size that is written before it.
+
+    What is computed has shapes that depend on the server's settings alone, so that a step which was recorded,
+    as CUDA graphs do, is right for every batch that is written later.
+
+    Args:
+        bank: of the adapters.
+        tokens: the most that a step has.
+    """
+
+    def __init__(self, bank: Bank, tokens: int):
+        self.bank = bank
+        # A token without an adapter has the row of the bank that stays zero.
+        self.slots = torch.full((tokens,), bank.slots, dtype=torch.int32, device=bank.memory.device)
+
+    def write(self, slots: Sequence[int]) -> None:
+        """Write the slot of each token; negative for one that has no adapter."""
+        found = np.full(len(self.slots), self.bank.slots, np.int32)
+        given = np.asarray(slots, np.int32)
+        found[: len(given)] = np.where(given < 0, self.bank.slots, given)
+        host = torch.from_numpy(found)
+        if self.slots.is_cuda:
+            host = host.pin_memory()  # So that nobody waits for the copy.
+        self.slots.copy_(host, non_blocking=True)
+
+    def groups(self, tokens: int) -> tuple[Group]:
+        """Return the first tokens of the step, each a row by itself."""
+        return (Group(self.bank, self.slots[:tokens], None, None, 1),)
+
+
+def group_tokens(bank: Bank, slots: Sequence[int]) -> tuple[Group, ...]:
     """Group the tokens of a batch by how many their adapters have.
 
     Adapters of one group have within a factor of two as many tokens, so that padding at most doubles the
     work; a batch of n tokens has at most log n groups.
 
     Args:
+        bank: of the adapters.
         slots: of the adapter of each token; negative for a token that has none.
-        device: where the batch is.
     """
+    device = bank.memory.device
     of_token = np.asarray(slots)
     tokens = np.flatnonzero(of_token >= 0)
     tokens = tokens[np.argsort(of_token[tokens], kind="stable")]
@@ -75,6 +125,7 @@ def group_tokens(slots: Sequence[int], device: torch.device | str = "cpu") -> tu
         whole = len(flat) == len(of_token) and bool((flat == np.arange(len(flat))).all())
         groups.append(
             Group(
+                bank,
                 slots=slice(low, high)
                 if side_by_side
                 else torch.from_numpy(used[chosen]).to(device),

@@ -1,0 +1,91 @@
+"""The slots of a server: the tensors of one plan, each adapter's numbers in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bishare_dsl.plan import Plan
+from bishare_dsl.serve.terms import Layout, Place
+
+
+class Bank:
+    """The tensors of many adapters of one plan, each adapter's once, side by side in one row of memory.
+
+    Behind the rows of the adapters is one that stays zero, for tokens that have none, and behind that are
+    the frozen tensors, which a seed draws: they are the same for all adapters and stand there once.
+
+    Args:
+        plan: of the adapters.
+        slots: how many adapters there is room for.
+        frozen: the values of the plan's frozen tensors.
+        dtype: of the bank.
+        device: of the bank.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        slots: int,
+        frozen: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ):
+        self.layout, self.slots = Layout(plan), slots
+        own = (slots + 1) * self.layout.numbers
+        self.memory = torch.zeros(own + self.layout.common, dtype=dtype, device=device)
+        self._rows = self.memory[:own].view(slots + 1, self.layout.numbers)
+        self.frozen: dict[str, Tensor] = {}
+        for name, place in self.layout.places.items():
+            if place.common:
+                self.frozen[name] = frozen[name].to(device, dtype)
+                self.view(place)[0].copy_(self.frozen[name])
+
+    @property
+    def nbytes_each(self) -> int:
+        """Bytes that an adapter takes."""
+        return self.layout.numbers * self.memory.element_size()
+
+    def start_of(self, place: Place) -> tuple[int, int]:
+        """Return where the first slot's tensor begins in `memory`, and the step to the next slot's."""
+        if place.common:
+            return (self.slots + 1) * self.layout.numbers + place.offset, 0
+        return place.offset, self.layout.numbers
+
+    def view(self, place: Place) -> Tensor:
+        """Return a tensor of all slots, ``(slots + 1, rows, columns)``: the last is that of no adapter."""
+        start, step = self.start_of(place)
+        shape = self.slots + 1, place.rows, place.columns
+        return self.memory.as_strided(shape, (step, place.columns, 1), start)
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return what the bank holds of an adapter, its numbers in a row, in host memory.
+
+        Args:
+            tensors: the plan's, by name.
+        """
+        made: dict[str, Tensor] = {}
+        for source in self.layout.made:
+            term = source.term
+            values = {role: tensors[name].float() for role, name in term.tensors.items()}
+            pair = source.transform.factors(values, term.rank, source.width)
+            made |= {source.name(side): factor for side, factor in zip("AB", pair, strict=True)}
+        packed = torch.empty(self.layout.numbers, dtype=self.memory.dtype)
+        for name, place in self.layout.places.items():
+            if not place.common:
+                value = made[name] if name in made else tensors[name]
+                packed[place.offset : place.end].copy_(value.flatten())
+        return packed
+
+    def put(self, slot: int, packed: Tensor | None) -> None:
+        """Write an adapter, or zeros, into a slot."""
+        if packed is None:
+            self._rows[slot].zero_()
+        else:
+            self._rows[slot].copy_(packed)
+
+    def take(self, slot: int) -> Tensor:
+        """Return a copy of what a slot holds, in host memory."""
+        return self._rows[slot].clone().cpu()
