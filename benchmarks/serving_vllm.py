@@ -81,7 +81,7 @@ class Engine:
         loras = manager.list_adapters().values()
         if bank := getattr(manager, "bank", None):
             slots = bank.nbytes_each
-            host = [t.nbytes for lora in loras for t in (lora.packed or {}).values()]
+            host = [lora.packed.nbytes for lora in loras if lora.packed is not None]
         else:
             slots = sum(
                 stack[:1].nbytes

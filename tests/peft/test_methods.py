@@ -298,7 +298,9 @@ def test_a_compact_adapter_is_read_by_those_who_can(
     beside.set_adapter("compact")
     assert not any(p.requires_grad for p in beside.parameters())
     beside.delete_adapter("compact")
-    assert all(tensor.requires_grad for tensor in beside.get_base_model().bishare.tensors().values())
+    assert all(
+        tensor.requires_grad for tensor in beside.get_base_model().bishare.tensors().values()
+    )
 
 
 def test_a_config_alone_is_kept(tmp_path: Path) -> None:
