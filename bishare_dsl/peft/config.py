@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.spec import Spec
+
+
+class Beside(list[str]):
+    """Modules that PEFT trains beside a spec. For some tasks it adds the names of heads when the adapter is
+    in the model already, and would wrap a head that the spec trains.
+    """
+
+    of_spec: frozenset[str] = frozenset()
+
+    def extend(self, names: Iterable[str]) -> None:
+        super().extend(name for name in names if name not in self.of_spec)
 
 
 @dataclass

@@ -43,7 +43,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, 
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import TENSORS
-from bishare_dsl.peft.config import BishareConfig
+from bishare_dsl.peft.config import Beside, BishareConfig
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
@@ -208,11 +208,12 @@ class BishareModel(BaseTuner):
         adapter = cast(PeftHandle, model.bishare)[adapter_name]
         adapter.compact = compact
         adapter.set_trainable(first and not config.inference_mode)
-        covered = {
+        beside = Beside()
+        beside.of_spec = frozenset(
             part for t in found.plan.trained for path in t.paths for part in path.split(".")[:-1]
-        }
-        others = [name for name in config.modules_to_save or () if name not in covered]
-        config.modules_to_save = others or None  # What the spec trains is not trained twice.
+        )
+        beside.extend(config.modules_to_save or ())
+        config.modules_to_save = beside if beside or config.task_type else None
         set_additional_trainable_modules(
             model=model,
             peft_config=config,

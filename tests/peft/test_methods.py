@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import (
     AutoPeftModelForCausalLM,
     LoraConfig,
@@ -25,7 +26,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForSequenceClassification
+from transformers import AutoModelForCausalLM, RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import read_adapter
@@ -395,9 +396,41 @@ def test_a_safe_merge_raises_what_pefts_does(adapted: Any) -> None:
         model.merge_adapter()
 
 
-def test_a_head_of_several_modules_is_trained_once(tmp_path: Path) -> None:
-    sizes = tiny_model("roberta").config.to_dict() | {"num_labels": 3}
-    base = RobertaForSequenceClassification(RobertaConfig(**sizes))
-    model = get_peft_model(base, BishareConfig(spec="lora", task_type="SEQ_CLS"))
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("SEQ_CLS", "SequenceClassification"),
+        ("TOKEN_CLS", "TokenClassification"),
+        ("QUESTION_ANS", "QuestionAnswering"),
+    ],
+)
+def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
+    task: str, kind: str, tmp_path: Path, ids: torch.Tensor
+) -> None:
+    """PEFT adds the heads of a task to `modules_to_save`, for some after the adapter is in the model."""
+    sizes = tiny_model("roberta").config.to_dict() | {"num_labels": 2}
+    base = getattr(transformers, f"RobertaFor{kind}")(RobertaConfig(**sizes)).eval()
+
+    def config() -> BishareConfig:
+        return BishareConfig(spec="lora", task_type=task, modules_to_save=["LayerNorm"])
+
+    model = get_peft_model(copy.deepcopy(base), config())
+    model.add_adapter("b", pickle.loads(pickle.dumps(config())))
+    heads = [n for n, _ in model.named_parameters() if "classifier" in n or "qa_outputs" in n]
+    assert not any("modules_to_save" in name for name in heads)
+    assert any("LayerNorm.modules_to_save.b" in name for name, _ in model.named_parameters())
+    for seed, name in enumerate(("default", "b")):
+        model.set_adapter(name)
+        random = torch.Generator().manual_seed(seed)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.data.add_(torch.randn(parameter.shape, generator=random), alpha=0.1)
     model.save_pretrained(tmp_path)
-    assert not any("modules_to_save" in name for name, _ in model.named_parameters())
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    again.load_adapter(tmp_path / "b", "b")
+    for name in ("default", "b"):
+        model.set_adapter(name)
+        again.set_adapter(name)
+        with torch.no_grad():
+            found, wanted = again.eval()(ids)[0], model.eval()(ids)[0]
+            assert torch.equal(found, wanted)
+            assert not torch.equal(found, base(ids)[0])
