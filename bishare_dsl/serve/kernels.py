@@ -1,7 +1,7 @@
 """The same as `layer.LayerTerms` in two kernels of Triton for each layer, for a GPU.
 
-The first multiplies tokens by every A of the layer, the second adds what every B makes of that to the output. A
-program of the grid has a tile of tokens of one adapter. The grid, and all that is not in a buffer, depend on
+The first multiplies tokens by every A of the layer, the second adds to the output what every B makes of that.
+A program of the grid has a tile of tokens of one adapter. The grid, and all that is not in a buffer, depend on
 the number of tokens and on the server's settings alone.
 """
 
@@ -43,7 +43,8 @@ class KernelTerms:
                 columns[term.a] = self._width
                 self._width += term.a.rows
         downs = [[*self._factor(a), column, a.side, inputs] for a, column in columns.items()]
-        ups, blocks = [], []
+        ups: list[list[int]] = []
+        blocks: list[list[int]] = []
         for part, found in terms.sites:
             start, stop = part.place.start, part.place.stop
             first = 0 if part.of_site is None else _first(part.of_site)
@@ -93,24 +94,15 @@ class KernelTerms:
         return (-1, 0) if place is None else self._bank.start_of(place)
 
     def _factor(self, factor: Factor) -> list[int]:
-        """Return a factor as `_read_factor` has it: without a kernel, one tile that is as wide as the site."""
+        """Return a factor in numbers. One without a kernel has a single tile, as wide as the site."""
         stored, kernel = factor.stored, factor.kernel
         size = factor.side if kernel is None else stored.columns
         blocks, tiles = (1, 1) if kernel is None else (kernel.rows, kernel.columns)
         # Row by row, each row of the kernel has one of what is stored.
         rows, skip = (1, stored.columns) if factor.rowwise else (stored.rows, 0)
         start, step = self._bank.start_of(stored)
-        return [
-            start + factor.first,
-            step,
-            stored.columns,
-            rows,
-            skip,
-            size,
-            *self._place(kernel),
-            blocks,
-            tiles,
-        ]
+        at = start + factor.first, step, stored.columns, rows, skip, size
+        return [*at, *self._place(kernel), blocks, tiles]
 
 
 def _first(places: Tensor) -> int:

@@ -7,8 +7,5 @@
 | `folder` | an adapter folder, read and held against the base that vLLM serves |
 | `expanded` | any adapter: effective factors, made when it becomes active |
 | `compact` | adapters of one plan: the slots hold its tensors and nothing else |
-| `bank` | those slots |
-| `batch` | which tokens of a batch belong to which slot |
-| `layer` | what one layer adds to them |
 | `private` | every name of vLLM's that is not public |
 """
