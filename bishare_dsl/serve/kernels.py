@@ -1,8 +1,8 @@
 """The same as `layer.LayerTerms` in two kernels of Triton for each layer, for a GPU.
 
 The first multiplies tokens by every A of the layer, the second adds to the output what every B makes of that.
-A program of the grid has a tile of tokens of one adapter. The grid, and all that is not in a buffer, depend on
-the number of tokens and on the server's settings alone.
+A program of the grid has a tile of tokens of one adapter. The grid, and all that is not in a buffer, depend
+on the number of tokens and on the server's settings alone.
 """
 
 from __future__ import annotations
