@@ -1,43 +1,61 @@
-"""Start this Python several times over, as `torchrun` does."""
+"""Start this Python twice over, as `accelerate launch` does: once for all files of this folder."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.distributed import together
+from tests.distributed.together import FSDP2, raised
+
 ROOT = str(Path(__file__).parents[2])
 
 
-@pytest.fixture(scope="session")
-def launch() -> Callable[..., str]:
-    """Run this Python, with a thread in each process: what is printed. Fail if a process does."""
+@dataclass(frozen=True)
+class Launched:
+    """What two processes printed, and the folder in which each file has one."""
 
-    def run(*arguments: str | Path) -> str:
-        path = filter(None, (ROOT, os.environ.get("PYTHONPATH")))
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            # The scripts import of `tests`.
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    return run
+    folder: Path
+    printed: str
 
 
 @pytest.fixture(scope="session")
-def torchrun(launch: Callable[..., str]) -> Callable[..., str]:
-    """Run a script, or ``-m`` a module, in two processes."""
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """Run what `together` decorates in each file that was chosen, in two processes of a thread each."""
+    folder = tmp_path_factory.mktemp("launched")
+    modules = {
+        item.path.stem: item.module for item in request.session.items if hasattr(item, "module")
+    }
+    files = {name: module for name, module in modules.items() if hasattr(module, "together")}
+    for name, module in files.items():
+        (folder / name).mkdir()
+        module.together.prepare(folder / name)
+    (folder / "fsdp2.yaml").write_text(FSDP2)
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
+    # What is launched imports of `tests`.
+    path = filter(None, (ROOT, os.environ.get("PYTHONPATH")))
+    done = subprocess.run(
+        [sys.executable, *map(str, (*accelerate, together.__file__, folder, *files))],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return Launched(folder, done.stdout)
 
-    def run(*arguments: str | Path) -> str:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        return launch(*command, *arguments)
 
-    return run
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest, launched: Launched) -> Path:
+    """The folder of this file."""
+    return launched.folder / request.path.stem
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, str]]:
+    """What each function of this file raised in each process, by its name."""
+    return raised(folder)

@@ -1,13 +1,11 @@
 """`bishare train` on two processes: what one process learns, the same everywhere, saved once.
 
-`torchrun` starts the command as a user does. What `together` decorates runs in both processes of one
-`accelerate launch`, which is faster than to start each run anew.
-
 Process r of n takes the batches r, r + n, ... of one order. So two processes with two rows at once see the
 rows that one process sees with four. (transformers 5.4 divides gradients by the number of accumulated
 batches, so that this is to be the same.)
 """
 
+import io
 import json
 import os
 import random
@@ -15,6 +13,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, TrainingInterrupted, train
-from tests.distributed.together import Together, assert_same_everywhere, raised_under_fsdp2
+from tests.distributed.together import Together, assert_same_everywhere
 
 SPEC = """
 spec mixed
@@ -54,11 +54,9 @@ TENSORS = "adapter_model.safetensors"
 # In float32 the order of sums is all that differs; six steps let it grow to some 1e-6.
 CLOSE = 1e-5
 
-together = Together()
-
 
 def inputs(folder: Path) -> None:
-    """A base with its tokenizer, rows of all lengths, and a spec."""
+    """A base with its tokenizer, rows of all lengths, a spec, and a run in one process."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(60))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -77,6 +75,10 @@ def inputs(folder: Path) -> None:
     # transformers' mean over batches is that over rows where all of them learn as much.
     (folder / "held-out.jsonl").write_text(rows([4] * 8))
     (folder / "spec.share").write_text(SPEC)
+    assert main(command(asked(folder, "alone", per_device_train_batch_size=4))) == 0
+
+
+together = Together(inputs)
 
 
 def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -166,6 +168,24 @@ def a_signal_to_one_process(folder: Path) -> None:
 
 
 @together
+def the_command(folder: Path) -> None:
+    """One process speaks, and DDP need not look for parameters that are not used."""
+    looked, wrap = [], DistributedDataParallel.__init__
+
+    def wrapped(self: Any, *given: Any, **options: Any) -> None:
+        looked.append(options.get("find_unused_parameters", False))
+        wrap(self, *given, **options)
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("ACCELERATE_USE_FSDP", "false")
+        patch.setattr(DistributedDataParallel, "__init__", wrapped)
+        assert main(command(asked(folder, "command"))) == 0
+    assert looked == [False]
+    assert printed.getvalue().count("adapter  ") == (os.environ["RANK"] == "0")
+    assert_as_one_process(folder, "command")
+
+
+@together
 def fsdp(folder: Path) -> None:
     assert main(command(asked(folder, "fsdp"))) == 0
     assert_as_one_process(folder, "fsdp")
@@ -213,37 +233,11 @@ def fsdp_that_would_not_be_used(folder: Path) -> None:
         without_fsdp(asked(folder, "unused", fsdp=True, fsdp_config={"version": 2}))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run needs, and one in one process."""
-    folder = tmp_path_factory.mktemp("training")
-    inputs(folder)
-    assert main(command(asked(folder, "alone", per_device_train_batch_size=4))) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path, launch: Callable[..., str]) -> list[dict[str, str]]:
-    return raised_under_fsdp2(launch, __file__, folder)
-
-
 @pytest.mark.parametrize("name", together)
 def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
     assert [process[name] for process in found] == ["", ""]
 
 
-def test_the_command_under_torchrun(folder: Path, torchrun: Callable[..., str]) -> None:
-    printed = torchrun("-m", "bishare_dsl.cli.main", *command(asked(folder, "command")))
-    assert_as_one_process(folder, "command")
-    # One process speaks, and nothing has to be looked for.
-    assert printed.count("adapter  ") == 1
-    assert "find_unused_parameters" not in printed
-
-
 def test_fsdp_of_one_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command(asked(folder, "single")), "--fsdp"]) == 1
     assert "[BS754]" in capsys.readouterr().err
-
-
-if __name__ == "__main__":
-    together.main()

@@ -1,7 +1,4 @@
-"""One adapted model on two processes, with DDP and with FSDP2, by torch's own means.
-
-What `together` decorates runs in both processes, which `torchrun` starts once for all of it.
-"""
+"""One adapted model on two processes, with DDP and with FSDP2, by torch's own means."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +18,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.testing.models import tiny_model
-from tests.distributed.together import Together, assert_same_everywhere, raised
+from tests.distributed.together import Together, assert_same_everywhere
 
 # Tensors of a module, of a layer and of the whole model; a transform of each kind; frozen ones.
 MIXED = """
@@ -277,19 +274,6 @@ def adapting_what_is_sharded(folder: Path) -> None:
     assert torch.equal(logits(model), logits(expected))
 
 
-@pytest.fixture(scope="module")
-def found(
-    torchrun: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("together")
-    torchrun(__file__, folder)
-    return raised(folder)
-
-
 @pytest.mark.parametrize("name", together)
 def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
     assert [process[name] for process in found] == ["", ""]
-
-
-if __name__ == "__main__":
-    together.main()

@@ -1,5 +1,6 @@
 """Functions that several processes call together, in the order in which they stand, and what came of it."""
 
+import importlib
 import json
 import os
 import sys
@@ -30,21 +31,18 @@ num_processes: 2
 
 
 class Together(dict[str, Callable[[Path], None]]):
-    """The functions by name; it decorates them. Each is given a folder that all processes see."""
+    """The functions of a file by name; it decorates them. Each is given a folder that all processes see.
+
+    ``prepare`` writes into that folder, in one process and before, what they need.
+    """
+
+    def __init__(self, prepare: Callable[[Path], object] = lambda _: None) -> None:
+        super().__init__()
+        self.prepare = prepare
 
     def __call__(self, function: Callable[[Path], None]) -> Callable[[Path], None]:
         self[function.__name__] = function
         return function
-
-    def main(self) -> None:
-        """Be one of the processes; the folder is the argument of the command."""
-        PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
-        # Where one process fails, the other is not to wait for it long.
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-        # What a trainer leaves when it ends, the next one could not enter again.
-        leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
-        self.call_all(Path(sys.argv[1]))
-        leave()
 
     def call_all(self, folder: Path) -> None:
         """Call all of them in this process, and write down what each raised, or ""."""
@@ -57,19 +55,23 @@ class Together(dict[str, Callable[[Path], None]]):
         (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(raised))
 
 
-def raised_under_fsdp2(
-    launch: Callable[..., str], script: str, folder: Path
-) -> list[dict[str, str]]:
-    """Run a script by `accelerate launch` with FSDP2: what its two processes wrote down."""
-    (folder / "fsdp2.yaml").write_text(FSDP2)
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
-    launch(*accelerate, script, folder)
-    return raised(folder)
-
-
 def raised(folder: Path) -> list[dict[str, str]]:
     """What the two processes wrote down."""
     return [json.loads((folder / f"{process}.json").read_text()) for process in range(2)]
+
+
+def main() -> None:
+    """Be one of the processes: the folder, and the names of the files, are the arguments of the command."""
+    PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
+    # Where one process fails, the other is not to wait for it long.
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    # What a trainer leaves when it ends, the next one could not enter again.
+    leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
+    folder, *names = sys.argv[1:]
+    for name in names:
+        module = importlib.import_module(f"tests.distributed.{name}")
+        module.together.call_all(Path(folder) / name)
+    leave()
 
 
 def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -92,3 +94,7 @@ def assert_same_everywhere(values: Mapping[str, torch.Tensor]) -> None:
         copies = [torch.empty_like(value) for _ in range(2)]
         distributed.all_gather(copies, value.detach().contiguous())
         assert torch.equal(*copies), name
+
+
+if __name__ == "__main__":
+    main()

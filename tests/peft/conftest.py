@@ -13,9 +13,6 @@ from bishare_dsl.peft import BishareConfig
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from tests.distributed.conftest import launch
-
-__all__ = ["launch"]
 
 SPEC = """spec small
 target q_proj, v_proj, down_proj
@@ -48,11 +45,15 @@ def adapted(base: Any) -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("checkpoint")
+def write_checkpoint(folder: Path) -> None:
+    """Write the folder of a tiny model with its tokenizer."""
     tokenizer = tiny_tokenizer()
     tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder)
     return folder

@@ -1,10 +1,6 @@
-"""`accelerate launch` with two processes and the trainer of TRL: DDP, and FSDP2 that saves and resumes.
-
-What `together` decorates runs in both processes of one launch.
-"""
+"""The trainer of TRL in two processes: DDP, and FSDP2 that saves and resumes."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +10,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.files import read_adapter
-from tests.distributed.together import Together, assert_same_everywhere, raised_under_fsdp2
+from tests.distributed.together import Together, assert_same_everywhere
+from tests.peft.conftest import write_checkpoint
 from tests.peft.test_trainers import losses, supervised, tensors_of
 
-together = Together()
+together = Together(lambda folder: write_checkpoint(folder / "base"))
 
 
 def assert_the_adapter_alone(checkpoint: Path) -> None:
@@ -60,19 +57,6 @@ def fsdp_that_is_resumed(folder: Path) -> None:
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in stored.items())
 
 
-@pytest.fixture(scope="module")
-def found(
-    checkpoint: Path, launch: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("processes")
-    (folder / "base").symlink_to(checkpoint)
-    return raised_under_fsdp2(launch, __file__, folder)
-
-
 @pytest.mark.parametrize("name", together)
 def test_two_processes(name: str, found: list[dict[str, str]]) -> None:
     assert [process[name] for process in found] == ["", ""]
-
-
-if __name__ == "__main__":
-    together.main()
