@@ -3,6 +3,7 @@
 HYPOTHESIS_PROFILE=thorough pytest tests/test_invariants.py --hypothesis-seed=7
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -22,8 +23,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_configure() -> None:
     """Started in the background, a process ignores Ctrl-C, and so would what the tests start."""
+    gc.disable()  # While all that is imported is made, there is nothing to collect.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Look no more at what lives until the end: a million and more objects of torch, transformers and the tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 Trained = Callable[..., StoredAdapter]
 
@@ -23,19 +24,24 @@ def base() -> Architecture:
     return architecture_of(tiny_model("llama"))
 
 
+def write_trained(
+    base: Architecture, folder: Path, spec: str, seed: int, **params: int | str
+) -> StoredAdapter:
+    """Save an adapter whose tensors are as if it had been trained, and read it."""
+    made = make_plan(spec, base, params)
+    tensors = draw(made.plan, 0)  # What is frozen is what `fit` draws.
+    random = torch.Generator().manual_seed(seed)
+    for tensor in made.plan.tensors:
+        if tensor.trainable:
+            tensors[tensor.name] = torch.randn(tensor.shape, generator=random) / 3
+    save_adapter(folder, made.plan, tensors, made.text(), seed=0)
+    return read_adapter(folder)
+
+
 @pytest.fixture
 def trained(base: Architecture, tmp_path: Path) -> Trained:
-    """Saves an adapter whose tensors are as if it had been trained, and reads it."""
-
     def make(spec: str, name: str = "given", seed: int = 0, **params: int | str) -> StoredAdapter:
-        made = make_plan(spec, base, params)
-        tensors = draw(made.plan, 0)  # What is frozen is what `fit` draws.
-        random = torch.Generator().manual_seed(seed)
-        for tensor in made.plan.tensors:
-            if tensor.trainable:
-                tensors[tensor.name] = torch.randn(tensor.shape, generator=random) / 3
-        save_adapter(tmp_path / name, made.plan, tensors, made.text(), seed=0)
-        return read_adapter(tmp_path / name)
+        return write_trained(base, tmp_path / name, spec, seed, **params)
 
     return make
 
@@ -45,4 +51,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a tokenizer, on the disk."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.testing.models import tiny_model
+from tests.fit.conftest import write_trained
 
 FAMILY = """spec family
 target q_proj, down_proj
@@ -36,17 +39,27 @@ def run(capsys: Any, *words: object) -> tuple[int, str, str]:
     return code, out, err
 
 
+@pytest.fixture(scope="module")
+def made(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``library``, of three adapters, and all that it was made of."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        Path("family.share").write_text(FAMILY)
+        for seed, name in enumerate(NAMES):
+            spec = "spec g\ntarget q_proj, down_proj\nshare a per module rank 2\n"
+            write_trained(base, folder / name, spec, seed)
+        words = ("--spec", "family.share", "--sweeps", "3", "--out", "library", "--json", "--quiet")
+        assert main(["fit", *NAMES, *words]) == 0
+    (folder / "report.json").write_text(printed.getvalue())
+    return folder
+
+
 @pytest.fixture
-def library(tmp_path: Path, trained: Any, capsys: Any, monkeypatch: Any) -> Path:
-    """Of three adapters, in ``library`` of the folder that one is in."""
+def library(made: Path, tmp_path: Path, monkeypatch: Any) -> Path:
+    """A copy of it, in the folder that one is in."""
     monkeypatch.chdir(tmp_path)
-    Path("family.share").write_text(FAMILY)
-    for seed, name in enumerate(NAMES):
-        trained("spec g\ntarget q_proj, down_proj\nshare a per module rank 2\n", name, seed)
-    words = ("--spec", "family.share", "--sweeps", 3, "--out", "library", "--json", "--quiet")
-    code, out, _ = run(capsys, "fit", *NAMES, *words)
-    assert code == 0
-    Path("report.json").write_text(out)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path / "library"
 
 
