@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from glob import escape
 from pathlib import Path
 
@@ -62,11 +61,16 @@ def require_hub(model_id: str) -> None:
     Raises:
         ModelError: the Hub cannot be reached or may not be asked (BS504), or it says no (BS505).
     """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import EntryNotFoundError
 
     with _asked(model_id, ModelError, _MODEL_OFFLINE):
+        if is_offline_mode():
+            raise ConnectionError("HF_HUB_OFFLINE is set")
         try:
-            _look_up(model_id, "config.json", None)
+            # The token is found by huggingface_hub where the user has logged in.
+            get_hf_file_metadata(hf_hub_url(model_id, "config.json"), timeout=_SECONDS)
         except EntryNotFoundError:
             reason = "the repository has no config.json"
             help = "download its .gguf file, if it has one, and give that"
@@ -77,13 +81,15 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
     """Return the folder of an adapter, fetched from the Hub first where it is the id of one there.
 
     An id is ``owner/name``, or ``owner/name@revision``; behind it may stand the ``#adapter`` of a library, of
-    which no other adapter is fetched. A folder of that name wins over it.
+    which no other adapter is fetched. A folder of that name wins over it. Where the Hub cannot be reached, an
+    adapter in the cache will do.
 
     Raises:
         AdapterError: the Hub cannot be reached and the cache has no such adapter (BS504), or the Hub does
             not give it out, or it is not an adapter (BS505).
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RevisionNotFoundError
 
     path = Path(place)
     match = _ADAPTER_ID.fullmatch(os.fspath(place))
@@ -91,26 +97,26 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
         return path
     name, revision, adapter = match.groups()
     # What is not a name is looked for in vain, and said to be none.
-    member = _MEMBER.format("*" if adapter is None else escape(adapter))
-    fetch = partial(snapshot_download, name, revision=revision, allow_patterns=[*_FILES, member])
-    try:
-        with _asked(name, AdapterError, _ADAPTER_OFFLINE):
-            _require_adapter(name, revision)
-            found = fetch()
-    except AdapterError as error:
-        if error.problems[0].code != HUB_UNREACHABLE.code:
-            raise
+    files = [*_FILES, _MEMBER.format("*" if adapter is None else escape(adapter))]
+    with _asked(name, AdapterError, _ADAPTER_OFFLINE):
         try:
-            found = fetch(local_files_only=True)
-        except OSError:  # it is not in the cache, or not whole
-            raise error from None
-    return Path(found if adapter is None else f"{found}#{adapter}")
+            found = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=files, etag_timeout=_SECONDS
+                )
+            )
+        except RevisionNotFoundError:
+            reason = f"it has no revision `{revision}`"
+            raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None
+    if not any((found / mark).is_file() for mark in _MARKS):
+        reason = f"the repository is not an adapter: it has neither {' nor '.join(_MARKS)}"
+        raise AdapterError(HUB_REFUSED(name=name, reason=reason))
+    return found if adapter is None else Path(f"{found}#{adapter}")
 
 
 @contextmanager
 def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
     """Turn what goes wrong while the Hub is asked into our own error, of the class ``raised``."""
-    from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -122,9 +128,6 @@ def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None
         validate_repo_id(name)
     except HFValidationError as error:
         raise raised(HUB_REFUSED(name=name, reason=one_line(error))) from None
-    if is_offline_mode():
-        reason = "HF_HUB_OFFLINE is set"
-        raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline))
     try:
         yield
     except BishareError:
@@ -138,8 +141,8 @@ def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None
         raise raised(HUB_REFUSED(name=name, reason=reason, help=help)) from None
     except Exception as error:
         # Every transport has exceptions of its own, and huggingface_hub has changed its transport twice.
-        problem = HUB_UNREACHABLE(name=name, reason=one_line(error), help=offline)
-        raise raised(problem) from error
+        reason = one_line(error.__cause__ or error)
+        raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline)) from error
 
 
 @contextmanager
@@ -171,26 +174,3 @@ def hub_or_cache() -> Iterator[str | None]:
         yield unreachable
     finally:
         session.event_hooks = hooks
-
-
-def _look_up(name: str, file: str, revision: str | None) -> None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    # The token is found by huggingface_hub where the user has logged in.
-    get_hf_file_metadata(hf_hub_url(name, file, revision=revision), timeout=_SECONDS)
-
-
-def _require_adapter(name: str, revision: str | None) -> None:
-    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-
-    for mark in _MARKS:
-        try:
-            _look_up(name, mark, revision)
-        except RevisionNotFoundError:
-            reason = f"it has no revision `{revision}`"
-            raise AdapterError(HUB_REFUSED(name=name, reason=reason)) from None
-        except EntryNotFoundError:
-            continue
-        return
-    reason = f"the repository is not an adapter: it has neither {' nor '.join(_MARKS)}"
-    raise AdapterError(HUB_REFUSED(name=name, reason=reason))

@@ -75,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RepoNotFound", "no such repository")
         files = self.hub.repositories[name]
         if parts[0] == "api":
+            if "revision" in parts and parts[-1] not in ("main", COMMIT):
+                return self.refuse(404, "RevisionNotFound", "no such revision")
             siblings = [{"rfilename": file} for file in files]
             if "tree" in parts:
                 return self.answer(
