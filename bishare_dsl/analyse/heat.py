@@ -78,8 +78,7 @@ def summary(chart: Chart) -> str:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    chance = ", ".join(f"{name} {number(value)}" for name, value in chart.chance.items())
-    return f"mean {number(chart.map.mean)}; by chance: {chance}"
+    return f"mean {number(chart.map.mean)}; by chance {number(chart.chance)}"
 
 
 def whole(adapter: str, chart: Chart) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bishare_dsl.analyse import heat, tables
-from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart
+from bishare_dsl.analyse.analysis import Analysis, Chart
 from bishare_dsl.analyse.similarity import MEASURES, Measure
 from bishare_dsl.show.shell import Tab, figure, item, shell
 
@@ -29,9 +29,8 @@ def page(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
         if shown := [part for part in drawn if part[1]]:
             tabs.append(Tab(measure.title, "", _measure(measure, shown, charts)))
     foot = (
-        "Chance is measured: <b>independent</b> updates have the same singular values, and vectors that "
-        "are drawn anew; <b>permuted</b> ones are the same updates with inputs and outputs in a random "
-        "order. Grey cells cannot be compared: their widths differ. Point at a cell for its value."
+        "Chance is measured: independent updates have the same singular values, and vectors that are drawn "
+        "anew. Grey cells cannot be compared: their widths differ. Point at a cell for its value."
     )
     of, script = f"on {analyses[0].adapter.plan.base.name}", Path(__file__).with_name("page.js")
     facts = [_facts(analyses)]
@@ -52,13 +51,13 @@ def _summary(analyses: Sequence[Analysis]) -> str:
         "<p>Of all energy, the sum of squares. The line in a bar is what independent updates give: a key "
         f"tells of sharing where the bar is longer.</p>{_joint(a)}"
         f"<h2>{escape(a.adapter.name)}: rank, and what each share contributes</h2>"
-        + "<p></p>".join(_table(t) for t in (tables.kinds(a), tables.forms(a), *tables.worth(a)))
+        + "<p></p>".join(_table(t) for t in (tables.kinds(a), *tables.worth(a)))
         for a in analyses
     )
 
 
 def _joint(analysis: Analysis) -> str:
-    bars = [_bar(row.kept, row.chance[NULLS[0]]) for row in analysis.joint]
+    bars = [_bar(row.kept, row.chance) for row in analysis.joint]
     return _table(tables.joint(analysis), bars)
 
 

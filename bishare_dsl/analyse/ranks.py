@@ -1,4 +1,4 @@
-"""Figure 4: the rank of each update, what each share contributes to it, and the form ``a_b`` of a share."""
+"""Figure 4: the rank of each update, and what each share contributes to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bishare_dsl.analyse.read import AdapterUpdates
-from bishare_dsl.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,6 @@ class KindRow:
     rank: float
     stable_rank: float
     parts: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Form:
-    """How the A of a share is made (Section 4.4): ``a`` rows are shared, and ``b`` the module's own.
-
-    None where the rows of the effective A are not a multiple of the shared ones.
-    """
-
-    share: str
-    transform: str
-    a_b: str | None
 
 
 def modules(adapter: AdapterUpdates) -> list[ModuleRow]:
@@ -72,19 +59,6 @@ def kinds(rows: Sequence[ModuleRow]) -> list[KindRow]:
     for row in rows:
         groups.setdefault(row.kind, []).append(row)
     return [_mean(kind, group) for kind, group in [*groups.items(), ("all", list(rows))]]
-
-
-def forms(plan: Plan) -> list[Form]:
-    """Count of each share how many rows of its A are shared, and how many are the module's own."""
-    found: dict[str, Form] = {}
-    for term in plan.terms:
-        if term.share in found or "A" not in term.tensors:
-            continue
-        shared = plan.tensor[term.tensors["A"]].shape[0]
-        own, rest = divmod(term.rows, shared)
-        a_b = f"{shared}_{own}" if own and not rest else None
-        found[term.share] = Form(term.share, term.transform, a_b)
-    return list(found.values())
 
 
 def _mean(kind: str, rows: Sequence[ModuleRow]) -> KindRow:

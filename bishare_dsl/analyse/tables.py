@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bishare_dsl.analyse import ranks
-from bishare_dsl.analyse.analysis import NULLS, Analysis
+from bishare_dsl.analyse.analysis import Analysis
 
 
 class Table(NamedTuple):
@@ -18,7 +18,14 @@ class Table(NamedTuple):
 
 def joint(analysis: Analysis) -> Table:
     """Make the table of what common factors keep, beside chance."""
-    head = ["per", "common", "factors", "modules each", f"kept at rank {analysis.rank}", *NULLS]
+    head = [
+        "per",
+        "common",
+        "factors",
+        "modules each",
+        f"kept at rank {analysis.rank}",
+        "by chance",
+    ]
     rows = [
         [
             row.joint.key,
@@ -26,7 +33,7 @@ def joint(analysis: Analysis) -> Table:
             f"{row.joint.pools:,}",
             f"{row.joint.modules:,}",
             f"{row.kept:.1%}",
-            *(f"{row.chance[null]:.1%}" for null in NULLS),
+            f"{row.chance:.1%}",
         ]
         for row in analysis.joint
     ]
@@ -49,12 +56,6 @@ def kinds(analysis: Analysis) -> Table:
         for row in found
     ]
     return Table(head, rows)
-
-
-def forms(analysis: Analysis) -> Table:
-    """Make the table of how each share makes its A: of shared rows, and of the module's own."""
-    rows = [[form.share, form.transform, form.a_b or "-"] for form in analysis.forms]
-    return Table(["share", "transform", "a_b"], rows, frozenset({0, 1}))
 
 
 def worth(analysis: Analysis) -> list[Table]:

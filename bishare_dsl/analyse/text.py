@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bishare_dsl.analyse import tables
-from bishare_dsl.analyse.analysis import NULLS, Analysis, Chart
+from bishare_dsl.analyse.analysis import Analysis, Chart
 from bishare_dsl.analyse.maps import LAYER
 from bishare_dsl.analyse.similarity import MEASURES
 from bishare_dsl.show.table import table
@@ -22,7 +22,7 @@ def text(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
             f"{len(analysis.modules):,} modules, {starts}"
         )
         parts.append(_likeness(analysis.charts))
-        shown = (tables.joint(analysis), tables.kinds(analysis), tables.forms(analysis))
+        shown = (tables.joint(analysis), tables.kinds(analysis))
         parts += [table(*one) for one in (*shown, *tables.worth(analysis))]
     if between:
         parts += ["between the adapters, module by module", _likeness(between)]
@@ -41,11 +41,11 @@ def _likeness(charts: Sequence[Chart]) -> str:
         [titles[measure], where, *(_number(_mean(means)) for means in _columns(group))]
         for (measure, where), group in groups.items()
     ]
-    return table(["measure", "of", "mean", *NULLS], rows, left={0, 1})
+    return table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
 
 
 def _columns(charts: Sequence[Chart]) -> list[list[float | None]]:
-    return [[c.map.mean for c in charts], *([c.chance[null] for c in charts] for null in NULLS)]
+    return [[c.map.mean for c in charts], [c.chance for c in charts]]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

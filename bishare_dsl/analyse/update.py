@@ -71,10 +71,6 @@ class Factored:
             self.values, _directions(self.left, random), _directions(self.right, random)
         )
 
-    def permuted(self, random: torch.Generator) -> Factored:
-        """Return the same update with its inputs in a random order, and its outputs in another."""
-        return Factored(self.values, _columns(self.left, random), _columns(self.right, random))
-
 
 @dataclass(frozen=True)
 class Update:
@@ -93,24 +89,13 @@ class Update:
 
     def independent(self, random: torch.Generator) -> Update:
         """Return an update of the same singular values and random vectors."""
-        return self._with(self.whole.independent(random), random, anew=True)
-
-    def permuted(self, random: torch.Generator) -> Update:
-        """Return the same update with inputs and outputs in random orders."""
-        return self._with(self.whole.permuted(random), random, anew=False)
-
-    def _with(self, whole: Factored, random: torch.Generator, *, anew: bool) -> Update:
+        whole = self.whole.independent(random)
         if self.trained is self.whole:
             return Update(self.site, whole, whole)
-        trained = self.trained.independent(random) if anew else self.trained.permuted(random)
-        return Update(self.site, whole, trained)
+        return Update(self.site, whole, self.trained.independent(random))
 
 
 def _directions(like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     drawn = torch.randn(like.shape[1], like.shape[0], generator=random)
     basis: torch.Tensor = torch.linalg.qr(drawn).Q
     return basis.t()
-
-
-def _columns(matrix: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    return matrix[:, torch.randperm(matrix.shape[1], generator=random)]

@@ -62,7 +62,7 @@ def command(
     ADAPTER is the folder of an adapter, or a LoRA of PEFT. The model's shapes are enough, unless there are
     --data: then each share is left out in turn.
 
-    Each measure stands beside what independent updates give, and the same updates in a random order. What A
+    Each measure stands beside what independent updates give. What A
     started as is taken away where the seed tells it.
     """
     from bishare_dsl.analyse import analysis

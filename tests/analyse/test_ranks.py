@@ -1,4 +1,4 @@
-"""Figure 4: ranks of updates, contributions of shares, forms."""
+"""Figure 4: ranks of updates, contributions of shares."""
 
 import pytest
 
@@ -27,13 +27,3 @@ def test_contributions_are_parts_of_one(read):
     assert [row.kind for row in kinds] == ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
     assert everything.modules == 40
     assert everything.parts["own"] == pytest.approx(sum(row.parts["own"] for row in rows) / 40)
-
-
-def test_forms(read):
-    shares = """share a per layer rank 4 via KE(size = 32, shared_rank = 1)
-    share b per layer rank 4 via KE(size = 32, shared_rank = 2) share c per layer rank 4 via KE(size = 32)
-    share d per layer rank 4 via GT(size = 64)"""
-    forms = {
-        form.share: form.a_b for form in ranks.forms(read(f"spec planted {TARGET} {shares}").plan)
-    }
-    assert forms == {"a": "1_4", "b": "2_2", "c": "4_1", "d": None}

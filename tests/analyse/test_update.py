@@ -68,11 +68,11 @@ def test_a_start_that_the_seed_tells_is_taken_away(plant):
 def test_chance_keeps_the_singular_values(read):
     update = read(INDEPENDENT).updates[0]
     random = torch.Generator().manual_seed(1)
-    for other in (update.independent(random), update.permuted(random)):
-        assert torch.equal(other.whole.values, update.whole.values)
-        identity = torch.eye(other.whole.rank)
-        torch.testing.assert_close(other.whole.right @ other.whole.right.t(), identity)
-        assert not torch.allclose(dense(other.whole), dense(update.whole), atol=1e-2)
+    other = update.independent(random)
+    assert torch.equal(other.whole.values, update.whole.values)
+    identity = torch.eye(other.whole.rank)
+    torch.testing.assert_close(other.whole.right @ other.whole.right.t(), identity)
+    assert not torch.allclose(dense(other.whole), dense(update.whole), atol=1e-2)
 
 
 def test_an_adapter_that_adds_nothing_is_told(plant, tmp_path):
