@@ -50,7 +50,7 @@ def read_file(folder: str | os.PathLike[str], name: str, limit: int) -> bytes:
         if found.st_size > limit:
             raise _refused(path, f"it has {found.st_size:,} bytes, and may have {limit:,}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)  # Though it may have grown since.
+            return file.read(found.st_size)  # Though it may have grown since.
     finally:
         os.close(descriptor)
 

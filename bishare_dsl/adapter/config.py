@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bishare_dsl.models.site import Architecture
+from bishare_dsl.reading import MAX_CONFIG
 from bishare_dsl.version import __version__
 
 PEFT_TYPE = "BISHARE"
@@ -35,16 +38,44 @@ _OF_PEFT = {
 }
 
 
+_PLAIN = 8192
+"""Characters of JSON beyond which a field of the file is packed."""
+
+
+def _pack(value: Any) -> Any:
+    """Return JSON, or, of what is long, the base64 of its compressed text."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return value if len(text) <= _PLAIN else b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _unpack(value: Any) -> Any:
+    """Return what was given to `_pack`.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if not isinstance(value, str):
+        return value
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(b64decode(value), MAX_CONFIG)
+    except zlib.error as error:
+        raise ValueError(f"it is not packed: {error}") from error
+    return json.loads(text)
+
+
 class DrawnTensor(BaseModel):
     """A frozen tensor that is not in the file: ``seed`` draws it, and it is rounded to ``dtype``.
 
-    ``sha256`` is that of its bytes, row by row, little-endian.
+    ``generator`` draws it: torch's for adapters of bishare 0.2. ``sha256`` are the first digits of that of
+    its bytes, row by row, little-endian.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    sha256: str
+    generator: Literal["philox", "torch"] = "torch"
+    sha256: str = Field(min_length=8)
 
 
 class AdapterConfig(BaseModel):
@@ -65,6 +96,9 @@ class AdapterConfig(BaseModel):
     version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
     the file; loaded, they are float32 again.
 
+    ``sharing`` is the plan as other readers take it (`bishare_dsl.adapter.sharing`); None in what bishare
+    wrote before that. ``drawn`` and ``sharing`` are packed in the file where they are long.
+
     Of a library ``adapters`` are the digests of what each adapter has for itself, by its name.
     """
 
@@ -79,12 +113,13 @@ class AdapterConfig(BaseModel):
     base: Architecture
     plan: str
     tensors: str = ""
-    drawn: dict[str, DrawnTensor] = {}
+    drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(_unpack)] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
+    sharing: Annotated[dict[str, Any] | None, BeforeValidator(_unpack)] = None
 
     def record(self) -> dict[str, Any]:
         """Return what stands in the field ``bishare`` of the file."""
@@ -92,6 +127,7 @@ class AdapterConfig(BaseModel):
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, and the order of a block's layers counts.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
+        record |= {name: _pack(record[name]) for name in ("drawn", "sharing") if name in record}
         return record | {"digest": seal(self.spec, self.seed, record)}
 
     def text(self) -> str:
@@ -119,8 +155,11 @@ class AdapterConfig(BaseModel):
 
 
 def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:
-    """Return the digest of what a config says of an adapter; the base may be called otherwise."""
-    others = {name: value for name, value in record.items() if name != "digest"}
+    """Return the digest of what a config says of an adapter; the base may be called otherwise.
+
+    ``sharing`` is not in it: it is compared with what the spec gives.
+    """
+    others = {name: value for name, value in record.items() if name not in ("digest", "sharing")}
     text = json.dumps([spec, seed, others], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -124,10 +124,13 @@ def complete(
 
 def names_of(plan: Plan, config: AdapterConfig) -> dict[str, str]:
     """Return the names of the tensors of a plan, and of parts of such, by the last words of their keys."""
-    from bishare_dsl.adapter.stored import part_name
-
     parts = (part_name(name, label) for name, labels in config.compact.items() for label in labels)
     return {attribute(name): name for name in (*plan.tensor, *parts)}
+
+
+def part_name(tensor: str, part: str) -> str:
+    """Return the name in the file of a part of a tensor; no tensor has a colon in its name."""
+    return f"{tensor}:{part}"
 
 
 def attribute_in(key: str) -> str:

@@ -39,11 +39,13 @@ from bishare_dsl.adapter.contents import (
     digest_of_content,
     expected,
     key_of,
+    part_name,
     reading,
     tensor_problems,
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
+from bishare_dsl.adapter.sharing import check_sharing, sharing_of
 from bishare_dsl.diagnostics import (
     AdapterError,
     Problem,
@@ -214,7 +216,6 @@ def pack(
         compact_tensors,
         find_drawn,
         not_finite,
-        part_name,
         round_tensor,
     )
 
@@ -255,6 +256,7 @@ def pack(
         of_base=of_base,
         rounded=dtype,
     )
+    config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     return stored, config, tuple(warnings)
 
 
@@ -266,7 +268,9 @@ def _content_of(
     config = config.model_copy(update={"tensors": digest_of_content(content)})
     before = folder / CONFIG
     replaces = hashlib.sha256(before.read_bytes()).hexdigest() if before.is_file() else ""
-    return _with_metadata(content, {RECORD: config.text(), _REPLACES: replaces}), config
+    # What the config says of sharing is made again from the rest.
+    text = config.model_copy(update={"sharing": None}).text()
+    return _with_metadata(content, {RECORD: text, _REPLACES: replaces}), config
 
 
 def _file_of(values: Mapping[str, torch.Tensor]) -> bytes:
@@ -368,6 +372,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
             wanted, {attribute_in(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
         )
     raise_errors(AdapterError, problems)
+    check_sharing(place / CONFIG, plan, config)
     return StoredAdapter(Path(folder), config, plan, tuple(contents.values()))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Collection
 
 import torch
 from torch import nn
 
+from bishare_dsl.adapter.counter import distribution, fill
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import gather, resident_tensor
@@ -22,12 +21,11 @@ def draw(
     device: torch.device | str = "cpu",
     unfilled: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Draw the plan's tensors, by name, float32, each from a generator of its own; but for those that start
-    as the base says.
+    """Draw the plan's tensors, by name, float32, each by itself; but for those that start as the base says.
 
-    A generator is seeded by the run's seed and the tensor's name, so neither the order nor the number
-    of the other tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives
-    the same adapter on every device. On the meta device tensors have shapes only.
+    The run's seed and the tensor's name give its values, so neither the order nor the number of the other
+    tensors changes what one gets. Numbers are always drawn on the CPU: the same seed gives the same adapter
+    on every device. On the meta device tensors have shapes only.
 
     Args:
         plan: says shape, start and fan-in of each tensor.
@@ -83,34 +81,7 @@ def draw_tensor(tensor: Tensor, seed: int) -> torch.Tensor:
     below n, a row each, none of them twice; the two columns are digits to the base 256, which also a type
     of 16 bits, in which tensors may be served, has exactly.
     """
+    # In torch's memory, which is aligned as kernels like it: others give other last bits.
     values = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
-    random = torch.Generator("cpu").manual_seed(generator_seed(seed, tensor.like or tensor.name))
-    match tensor.init:
-        case "zeros":
-            return values.zero_()
-        case "ones":
-            return values.fill_(1.0)
-        case "normal":
-            return values.normal_(0.0, tensor.amount, generator=random)
-        case "uniform":
-            return values.uniform_(-tensor.amount, tensor.amount, generator=random)
-        case "positive":
-            return values.uniform_(0.0, tensor.amount, generator=random)
-        case "constant":
-            return values.fill_(tensor.amount)
-        case "kaiming_uniform":
-            bound = 1.0 / math.sqrt(tensor.fan_in)
-            return values.uniform_(-bound, bound, generator=random)
-        case "kaiming_normal":
-            return values.normal_(0.0, math.sqrt(2.0 / tensor.fan_in), generator=random)
-        case "choice":
-            chosen = torch.randperm(tensor.fan_in, generator=random)[: len(values)]
-            return values.copy_(torch.stack((chosen // 256, chosen % 256), 1))
-        case _:
-            raise ValueError(f"`{tensor.name}` starts as the base says")
-
-
-def generator_seed(seed: int, name: str) -> int:
-    """Return the seed of one tensor's generator: 63 bits of the SHA-256 of run's seed and tensor's name."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    fill(values.numpy(), distribution(tensor), seed, tensor.like or tensor.name)
+    return values

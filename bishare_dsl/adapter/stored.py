@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 
 from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor
+from bishare_dsl.adapter.contents import part_name
 from bishare_dsl.adapter.initial import draw_tensor
+from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.diagnostics import AdapterError, Problem
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.plan import Plan
+from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.transforms import Transform, guard, load_transform
 
 Frozen = Literal["seed", "tensors"]
@@ -53,13 +55,18 @@ def find_drawn(
     for tensor in plan.tensors:
         if tensor.drawn and not tensor.trainable:
             value = tensors[tensor.name].detach().cpu()
-            again = draw_tensor(tensor, seed).to(value.dtype)
-            if torch.equal(again, value):
-                dtype = str(value.dtype).removeprefix("torch.")
-                found[tensor.name] = DrawnTensor.model_validate(
-                    {"dtype": dtype, "sha256": _digest(again)}
-                )
+            dtype = str(value.dtype).removeprefix("torch.")
+            for generator in ("philox", "torch"):
+                if torch.equal(_drawn(tensor, seed, generator).to(value.dtype), value):
+                    found[tensor.name] = DrawnTensor.model_validate(
+                        {"dtype": dtype, "generator": generator, "sha256": _digest(value)[:8]}
+                    )
+                    break
     return found
+
+
+def _drawn(tensor: Tensor, seed: int, generator: str) -> torch.Tensor:
+    return draw_by_torch(tensor, seed) if generator == "torch" else draw_tensor(tensor, seed)
 
 
 def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, torch.Tensor]]:
@@ -69,8 +76,9 @@ def redraw_tensors(plan: Plan, config: AdapterConfig) -> Iterator[tuple[str, tor
         AdapterError: one comes out different (BS634).
     """
     for name, expected in config.drawn.items():
-        value = draw_tensor(plan.tensor[name], config.seed).to(getattr(torch, expected.dtype))
-        if _digest(value) != expected.sha256:
+        value = _drawn(plan.tensor[name], config.seed, expected.generator)
+        value = value.to(getattr(torch, expected.dtype))
+        if not _digest(value).startswith(expected.sha256):
             raise AdapterError(
                 codes.DRAWN_OTHERWISE(
                     name=name,
@@ -119,11 +127,6 @@ def restore_tensors(
         if tuple(value.shape) != shape:
             raise ValueError(f"the parts of `{name}` give a tensor {tuple(value.shape)}")
         yield name, value
-
-
-def part_name(tensor: str, part: str) -> str:
-    """Return the name in the file of a part of a tensor; no tensor has a colon in its name."""
-    return f"{tensor}:{part}"
 
 
 def _users(plan: Plan) -> dict[str, tuple[Transform, str]]:

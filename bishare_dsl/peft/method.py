@@ -33,10 +33,11 @@ from bishare_dsl.adapter.contents import (
     tensor_problems,
 )
 from bishare_dsl.adapter.devices import devices, move_tensors
+from bishare_dsl.adapter.files import CONFIG, pack
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
-from bishare_dsl.adapter.files import pack
 from bishare_dsl.adapter.handle import Adapter, Handle, adapter_keys
 from bishare_dsl.adapter.own_methods import RESIZING, put_methods
+from bishare_dsl.adapter.sharing import check_sharing
 from bishare_dsl.adapter.stored import not_finite, widen_tensor
 from bishare_dsl.compiler import Planned, install, make_plan, read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, render
@@ -330,7 +331,9 @@ class BishareModel(BaseTuner):
         if config._unchecked and digest_of_torch(own) != record.tensors:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
-        if not config._unchecked:
+        if config._unchecked:
+            check_sharing(Path(CONFIG), adapter.plan, record)
+        else:
             # Into an adapter that is there already: what is drawn is there too.
             record = record.model_copy(update={"drawn": {}, "of_base": (), "compact": {}})
         found = {attribute_in(k): (tuple(v.shape), _SHORT[v.dtype]) for k, v in own.items()}

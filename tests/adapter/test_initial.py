@@ -1,12 +1,16 @@
+import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bishare_dsl import parse_spec
-from bishare_dsl.adapter.initial import draw, generator_seed
+from bishare_dsl.adapter.counter import fill
+from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import Architecture, preset
 from bishare_dsl.plan import Plan, Tensor, build_plan
 
@@ -85,11 +89,38 @@ def test_the_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_seeds_have_63_bits_and_never_change() -> None:
-    # These numbers are part of the format: another one would give other adapters for the same seed.
-    assert generator_seed(0, "inter.A") == 8_792_503_033_822_231_618
-    assert all(0 <= generator_seed(s, "x") < 2**63 for s in range(100))
-    assert generator_seed(-1, "x") != generator_seed(1, "x")
+def test_what_is_drawn_never_changes() -> None:
+    """The numbers of `docs/format.md`, which other readers draw: others would be other adapters."""
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text("utf-8")
+    values = np.empty((1000, 1000), np.float32)
+    for kind, amount, shown in (("uniform", [-1, 1], "[-1, 1]"), ("normal", 1, "1")):
+        fill(values, {kind: amount}, 0, "inter.A")
+        first = ", ".join(str(float(value)) for value in values[0, :4])
+        digest = hashlib.sha256(values.tobytes()).hexdigest()[:8]
+        row = f'| `{{"{kind}": {shown}}}` | {first} | {float(values[-1, -1])} | `{digest}` |'
+        assert row in page
+    assert float(values.flat[833_953]) == -4.822303295135498  # In the tail.
+    chosen = np.empty((3, 2), np.float32)
+    fill(chosen, {"choice": 1000}, 0, "inter.A")
+    assert chosen.tolist() == [[0, 11], [3, 182], [3, 220]]
+
+
+def test_normal_numbers_are_quantiles() -> None:
+    values = np.empty(20_000, np.float32)
+    fill(values, {"normal": 1.0}, 0, "x")
+    even = np.empty_like(values)
+    fill(even, {"uniform": [0.0, 1.0]}, 0, "x")
+    expected = torch.special.ndtri(torch.from_numpy(even).double())
+    torch.testing.assert_close(torch.from_numpy(values).double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_long_tensors_are_drawn_in_parts() -> None:
+    whole = np.empty(2**16 + 5, np.float32)
+    fill(whole, {"normal": 1.0}, 0, "x")
+    begin = np.empty(7, np.float32)
+    fill(begin, {"normal": 1.0}, 0, "x")
+    assert (whole[:7] == begin).all()
+    assert len({*whole[-8:].tolist()} & {*whole[:8].tolist()}) == 0
 
 
 def test_meta_tensors_have_shapes_only() -> None:

@@ -84,7 +84,8 @@ def test_a_start_that_is_not_zero_is_found(model, monkeypatch):
 def test_a_seed_that_is_ignored_is_found(model, monkeypatch):
     from bishare_dsl.adapter import initial
 
-    monkeypatch.setattr(initial, "generator_seed", lambda seed, name: 0)
+    right = initial.draw_tensor
+    monkeypatch.setattr(initial, "draw_tensor", lambda tensor, seed: right(tensor, 0))
     with pytest.raises(AssertionError, match="another seed leaves"):
         checks.check_seed(SPEC, model)
 
@@ -178,7 +179,10 @@ def test_reference_of_a_known_update():
 def test_a_generator_that_tensors_share_is_found(model, monkeypatch):
     from bishare_dsl.adapter import initial
 
-    monkeypatch.setattr(initial, "generator_seed", lambda seed, name: seed)
+    right = initial.fill
+    monkeypatch.setattr(
+        initial, "fill", lambda values, how, seed, name: right(values, how, seed, "one name")
+    )
     with pytest.raises(AssertionError, match="a tensor with the very values of another"):
         checks.check_seed(SPEC, model)
 

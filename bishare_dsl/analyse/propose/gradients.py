@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import torch
 
-from bishare_dsl.adapter.initial import generator_seed
 from bishare_dsl.analyse.batches import on_device
 from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.propose.evidence import RANK
@@ -31,7 +31,7 @@ class _Sketch:
     """The two sketches of one module's gradient, and what draws them."""
 
     def __init__(self, site: Site, seed: int):
-        random = torch.Generator().manual_seed(generator_seed(seed, site.path))
+        random = torch.Generator().manual_seed(crc32(f"{seed}:{site.path}".encode()))
         self.right = torch.randn(site.d_in, min(_INPUTS, site.d_in), generator=random)
         self.left = torch.randn(min(_OUTPUTS, site.d_out), site.d_out, generator=random)
         self.y = torch.zeros(site.d_out, self.right.shape[1])

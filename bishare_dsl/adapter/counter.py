@@ -1,0 +1,93 @@
+"""Numbers that a seed and a name give in any language: `docs/format.md` states them to the bit.
+
+Philox-4x64-10 of a key gives words (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"). All
+else is additions, products, quotients and square roots of doubles, which IEEE 754 rounds in one way, and one
+rounding to float32 at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any
+
+from bishare_dsl.plan import Tensor
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+_CHUNK = 2**16
+"""Words that are drawn at once, which bounds what is in memory."""
+
+
+def distribution(tensor: Tensor) -> dict[str, Any]:
+    """Return what the start of a tensor is drawn from, as it stands in a folder.
+
+    ``constant``: its value; ``uniform``: its bounds; ``normal``: its standard deviation; ``choice``: the
+    number below which all are.
+    """
+    a, n = tensor.amount, tensor.fan_in
+    bound = 1.0 / math.sqrt(n)
+    known: dict[str, dict[str, Any]] = {
+        "zeros": {"constant": 0.0},
+        "ones": {"constant": 1.0},
+        "constant": {"constant": a},
+        "uniform": {"uniform": [-a, a]},
+        "positive": {"uniform": [0.0, a]},
+        "kaiming_uniform": {"uniform": [-bound, bound]},
+        "normal": {"normal": a},
+        "kaiming_normal": {"normal": math.sqrt(2.0 / n)},
+        "choice": {"choice": n},
+    }
+    if tensor.init not in known:
+        raise ValueError(f"`{tensor.name}` starts as the base says")
+    return known[tensor.init]
+
+
+def fill(values: ndarray, drawn_from: dict[str, Any], seed: int, name: str) -> None:
+    """Fill an array of float32 with what a seed and a name draw from a `distribution`."""
+    import numpy as np
+
+    [(kind, amount)] = drawn_from.items()
+    if kind == "constant":
+        values.fill(amount)
+        return
+    key = np.frombuffer(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "<u8")
+    philox = np.random.Philox(key=key.astype(np.uint64))
+    if kind == "choice":
+        chosen = np.argsort(philox.random_raw(amount), kind="stable")[: len(values)]
+        values[:] = np.stack((chosen // 256, chosen % 256), 1)
+        return
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        pairs = philox.random_raw((part.size + 1) // 2).astype("<u8")
+        even = (pairs.view("<u4")[: part.size].astype(np.float64) + 0.5) * 2.0**-32
+        if kind == "normal":
+            part[:] = amount * _normal(even)
+        else:
+            low, high = amount
+            part[:] = low + (high - low) * even
+
+
+def _normal(even: ndarray) -> ndarray:
+    """Return the normal quantiles at numbers between 0 and 1: Wichura 1988, AS 241, PPND7."""
+    import numpy as np
+
+    q = even - 0.5
+    r = 0.180625 - q * q
+    top = ((59.109374720 * r + 159.29113202) * r + 50.434271938) * r + 3.3871327179
+    bottom = ((67.187563600 * r + 78.757757664) * r + 17.895169469) * r + 1.0
+    found: ndarray = q * top / bottom
+    [tails] = np.nonzero(np.abs(q) > 0.425)
+    mantissa, exponent = np.frexp(np.minimum(even[tails], 1.0 - even[tails]))
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    squares, series = s * s, np.full_like(s, 1.0 / 21.0)
+    for odd in range(19, 0, -2):
+        series = series * squares + 1.0 / odd
+    logs = -exponent * 0.6931471805599453 - 2.0 * s * series  # of 1 over what the tail holds
+    r = np.sqrt(logs) - 1.6
+    top = ((0.17023821103 * r + 1.3067284816) * r + 2.7568153900) * r + 1.4234372777
+    bottom = (0.12021132975 * r + 0.73700164250) * r + 1.0
+    found[tails] = np.copysign(top / bottom, q[tails])
+    return found

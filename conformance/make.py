@@ -1,0 +1,175 @@
+"""Make the adapters of this folder, and the updates that they stand for, by the dense reference.
+
+python conformance/make.py [FOLDER]
+
+The values of what trains come from the generator of `docs/format.md`, so that every machine makes the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from bishare_dsl import parse_spec
+from bishare_dsl.adapter.card import CARD
+from bishare_dsl.adapter.counter import fill
+from bishare_dsl.adapter.files import save_adapter, save_library
+from bishare_dsl.adapter.initial import draw
+from bishare_dsl.models import architecture_of
+from bishare_dsl.plan import Plan, Term, build_plan
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.reference import UPDATES, TermValues, dense_delta
+
+HERE = Path(__file__).parent
+SEED = 5
+
+ADAPTERS = {
+    "identity": "share s per module rank 4",
+    "slice_sharing": "share s per model rank 4 via SS",
+    "slices_at_the_ends": """
+share a per layer rank 2 via SS(slice = leading)
+share b per kind rank 3 via SS(slice = trailing)
+""",
+    "kronecker": "share s per layer rank 4 via KE(size = 16, shared_rank = 2)",
+    "kronecker_cut": "share s per model rank 2 via KE(size = 12)",
+    "kronecker_rowwise": "share s per model rank 3 via KE(size = 8, rowwise = true)",
+    "gates": "share s per model rank 4 via GT(size = 8, gate_rank = 2)",
+    "wide_gates": "share s per model rank 2 via GT(size = 8, gate_rank = 4)",
+    "block_diagonal": """
+share a per module rank 2 via BlockDiagonal(blocks = 4)
+share b where q_proj per module rank 2 via BlockDiagonal(blocks = 2, cut = out)
+share c where down_proj per module rank 2 via BlockDiagonal(blocks = 2, cut = in)
+""",
+    "grid": "share s per module rank 4 via Grid(blocks = 2)",
+    "hadamard": "share s per model rank 2 via Hadamard",
+    "miss": "share s per model rank 5 via MiSS",
+    "rotation": """
+share a per module rank 4 via Rotation(chunks_A = 3, chunks_B = 4)
+share b per kind rank 5 via Rotation(stride = 2)
+""",
+    "loadings": "share s per model rank 2 via Loadings(vectors = 6)",
+    "mixtures": """
+share a per model rank 3 via Mix(count_A = 2, count_B = 3)
+share b per kind rank 2 via Mix(count_B = 2)
+""",
+    "cores": """
+share tt A per in B per out core per layer core_2 per kind core_3 per model rank 3
+    via Core(cores = 3)
+""",
+    "router": "share s per module rank 2 via Experts(count = 3) gain out init 1",
+    "vector_bank": """
+share s per model rank 2 via VectorBank(vectors = 12, length = 4, top_k = 3) start nonzero
+""",
+    # What is drawn.
+    "random_basis": """
+share s per model rank 2 via Basis(count = 5) init B kaiming_uniform freeze A, B
+""",
+    "random_shards": "share s per kind rank 6 via Shards(rows = 3, shards = 4)",
+    "random_cores": """
+share s per module rank 2
+    via Core(count = 13, cores = 2) c per model init A normal, B normal freeze A, B, core
+""",
+    "gains_of_random_factors": """
+share s per model rank 4
+    via SS freeze A, B init B kaiming_normal gain rank init 0.1, out init 0
+""",
+    "stored_random_factors": """
+share s per model rank 4
+    via SS freeze A, B init B kaiming_normal gain rank init 0.1, out init 0
+""",
+    # Where it is.
+    "experts": "share s A per layer B per module rank 2 via SS",
+    "head_and_full": "share s per module rank 2",
+    "several_terms": """
+share local per module rank 1
+share intra per layer rank 2 via KE(size = 16)
+share inter per model rank 3 via GT(size = 8, gate_rank = 2) gain rank init 1 scale 0.5
+""",
+    "library": "share s A per module B per adapter, module rank 3",
+}
+"""The shares of each spec."""
+
+HOW: dict[str, dict[str, Any]] = {
+    "vector_bank": {"compact": True},
+    "gains_of_random_factors": {"type": torch.bfloat16},
+    "stored_random_factors": {"frozen": "tensors", "dtype": "bfloat16"},
+    "experts": {"family": "mixtral", "target": "up_proj, down_proj"},
+    "head_and_full": {
+        "family": "gemma2",
+        "target": "lm_head, embed_tokens, q_proj",
+        "train": "train norms",
+    },
+    "library": {"names": ("law", "maths")},
+}
+"""What of them is otherwise: the family of the base, the target, what is trained in full, how it is saved."""
+
+
+def make(folder: Path, name: str) -> None:
+    """Make one adapter, and `expected.safetensors` beside its files."""
+    how = dict(HOW.get(name, {}))
+    family, target = how.pop("family", "llama"), how.pop("target", "q_proj, down_proj")
+    dtype, names = how.pop("type", torch.float32), how.pop("names", None)
+    text = f"spec {name}\ntarget {target}\n{ADAPTERS[name].strip()}\n{how.pop('train', '')}\n"
+    plan, _ = build_plan(parse_spec(text), architecture_of(tiny_model(family)))
+    shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / name).mkdir(parents=True)
+    if names:
+        adapters = {label: trained(plan, dtype, i) for i, label in enumerate(names)}
+        for label in names:  # What a library shares is that of its first.
+            adapters[label] |= {n: adapters[names[0]][n] for n in plan.common}
+        save_library(folder / name, plan, adapters, text, seed=SEED)
+        for label, tensors in adapters.items():
+            save_file(expected(plan, tensors), folder / name / f"expected-{label}.safetensors")
+    else:
+        tensors = trained(plan, dtype)
+        save_adapter(folder / name, plan, tensors, text, seed=SEED, **how)
+        if how.get("dtype"):
+            tensors = {n: tensor.bfloat16() for n, tensor in tensors.items()}
+        save_file(expected(plan, tensors), folder / name / "expected.safetensors")
+    (folder / name / CARD).unlink()
+
+
+def trained(plan: Plan, dtype: torch.dtype, number: int = 0) -> dict[str, torch.Tensor]:
+    """Return an adapter's tensors, as if it had been trained: what is frozen is as it was drawn."""
+    tensors = draw(plan, SEED)
+    for tensor in plan.tensors:
+        if tensor.trainable:
+            tensors[tensor.name] = torch.empty(tensor.shape)
+            fill(tensors[tensor.name].numpy(), {"normal": 0.5}, number, f"trained {tensor.name}")
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def expected(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return dW of each module by its path, or some x and what they get; and what is trained in full."""
+    wide = {name: tensor.double() for name, tensor in tensors.items()}
+    found = {t.parameter: wide[t.tensor].reshape(t.shape) for t in plan.trained}
+    for site in plan.sites:
+        terms = plan.terms_of[site.path]
+        if all(term.linear for term in terms):
+            found[site.path] = sum(dense_delta(term, wide, site.d_in, site.d_out) for term in terms)
+        else:
+            x = torch.empty(3, site.d_in)
+            fill(x.numpy(), {"normal": 1.0}, SEED, f"x {site.path}")
+            found[f"{site.path}.x"] = x
+            found[f"{site.path}.y"] = sum(routed(t, wide, x.double(), site.d_out) for t in terms)
+    return {name: tensor.float().contiguous() for name, tensor in found.items()}
+
+
+def routed(
+    term: Term, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, d_out: int
+) -> torch.Tensor:
+    """Return the update of a term that is not linear."""
+    named = {role: tensors[name] for role, name in term.tensors.items()}
+    values = TermValues(named, term.options, term.rank, x.shape[1], d_out)
+    return term.scale * UPDATES[term.transform](values, x) * named["gain_out"]
+
+
+if __name__ == "__main__":
+    for name in ADAPTERS:
+        make(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE, name)

@@ -1,0 +1,236 @@
+// Reads an adapter of shared factors, as docs/format.md says: dW of each module of its base. No dependencies.
+//
+//   node examples/reader.mjs FOLDER [NAME OF AN ADAPTER IN A LIBRARY]
+//
+// A matrix is an array of rows. The same functions run in a browser: `read` takes the files' contents.
+
+const same = (x) => x;
+const TYPES = {
+  F64: [8, 'getFloat64', same], F32: [4, 'getFloat32', same], U8: [1, 'getUint8', same], I32: [4, 'getInt32', same],
+  F16: [2, 'getUint16', (bits) => half(bits)], BF16: [2, 'getUint16', (bits) => fromBits(bits << 16)],
+};
+const sum = (matrices) => matrices.reduce((one, other) => one.map((row, i) => row.map((x, j) => x + other[i][j])));
+const transposed = (a) => a[0].map((_, j) => a.map((row) => row[j]));
+const times = (a, b) => a.map((row) => b[0].map((_, j) => row.reduce((total, x, k) => total + x * b[k][j], 0)));
+const scaled = (a, factor) => a.map((row, i) => row.map((x, j) => x * factor(i, j)));
+const cut = (a, from, to) => a.map((row) => row.slice(from, to));
+const range = (n) => Array.from({ length: n }, (_, i) => i);
+const beside = (parts) => parts[0].map((_, i) => parts.flatMap((part) => part[i]));
+const table = (numbers, columns) => range(numbers.length / columns).map((i) => [...numbers.slice(i * columns, (i + 1) * columns)]);
+
+function unknown(what) {
+  throw new Error(`this reader does not know: ${what}`);
+}
+
+/** Returns dW by the path of a module, or, where a router makes it depend on x, a function of rows x; and what is
+ * trained in full, by its parameter.
+ * @param config the text of adapter_config.json
+ * @param files the bytes of adapter_model.safetensors and, of a library, of an adapter's own file
+ */
+export async function read(config, files) {
+  const { peft_type: type, seed, bishare } = JSON.parse(config);
+  const sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
+  if (type !== 'BISHARE' || sharing.format !== 1) unknown('format');
+  const stored = Object.assign({}, ...files.map(safetensors));
+  const tensors = {};
+  for (const [name, said] of Object.entries(sharing.tensors)) {
+    if (said.key) tensors[name] = stored[said.key];
+    else if (said.parts) tensors[name] = Object.fromEntries(Object.entries(said.parts).map(([part, key]) => [part, stored[key]]));
+    else tensors[name] = await drawn(said, `${seed}:${said.like ?? name}`);
+  }
+  const updates = {}, full = {};
+  for (const { module, shape, terms } of sharing.modules) {
+    const own = terms.map((term) => [term, Object.fromEntries(Object.entries(term.tensors).map(([role, name]) => [role, tensors[name]]))]);
+    const linear = terms.every((term) => term.transform !== 'Experts');
+    updates[module] = linear
+      ? sum(own.map(([term, t]) => matrix(term, t, ...shape)))
+      : (x) => sum(own.map(([term, t]) => added(term, t, ...shape, x)));
+  }
+  for (const { parameter, tensor } of sharing.full) full[parameter] = [tensors[tensor].flat()];
+  return { sharing, updates, full };
+}
+
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).text();
+}
+
+export function safetensors(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const first = 8 + Number(view.getBigUint64(0, true));
+  const found = {};
+  for (const [key, said] of Object.entries(JSON.parse(new TextDecoder().decode(bytes.subarray(8, first))))) {
+    if (key === '__metadata__') continue;
+    const [size, get, meant] = TYPES[said.dtype] ?? unknown(said.dtype);
+    const [from, to] = said.data_offsets;
+    const numbers = range((to - from) / size).map((i) => meant(view[get](first + from + i * size, true)));
+    found[key] = table(numbers, said.shape.at(-1));
+  }
+  return found;
+}
+
+function half(bits) {
+  const exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? NaN : Infinity) : (1 + fraction / 1024) * 2 ** (exponent - 15);
+  return bits >> 15 ? -size : size;
+}
+
+const bitsOf = (x) => new Uint32Array(new Float32Array([x]).buffer)[0];
+const fromBits = (bits) => new Float32Array(new Uint32Array([bits]).buffer)[0];
+
+/** Rounds a number to a type: to the nearest, of two that are as near the even one. */
+function rounded(x, type) {
+  if (type === 'float32' || type === 'float64') return x;
+  if (type === 'bfloat16') return fromBits((bitsOf(x) + 0x7fff + ((bitsOf(x) >>> 16) & 1)) & 0xffff0000);
+  if (type !== 'float16') unknown(type);
+  const unit = 2 ** Math.max(Math.floor(Math.log2(Math.abs(x) || 1)) - 10, -24);
+  const whole = Math.floor(x / unit), rest = x / unit - whole;
+  return (whole + (rest > 0.5 || (rest === 0.5 && whole % 2) ? 1 : 0)) * unit;
+}
+
+// Drawn tensors.
+
+async function drawn({ shape: [rows, columns], dtype, draw }, text) {
+  const [[kind, amount]] = Object.entries(draw);
+  const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(text));
+  const key = [0, 8].map((at) => new DataView(digest).getBigUint64(at, true));
+  if (kind === 'choice') {
+    const integers = philox(key, amount);
+    const places = range(amount).sort((i, j) => (integers[i] < integers[j] ? -1 : integers[i] > integers[j] ? 1 : 0));
+    return places.slice(0, rows).map((place) => [Math.floor(place / 256), place % 256]);
+  }
+  const words = philox(key, Math.ceil((rows * columns) / 2)).flatMap((integer) => [Number(integer & 0xffffffffn), Number(integer >> 32n)]);
+  const numbers = words.slice(0, rows * columns).map((word) => {
+    const u = (word + 0.5) * 2 ** -32;
+    if (kind === 'constant') return amount;
+    if (kind === 'uniform') return amount[0] + (amount[1] - amount[0]) * u;
+    return kind === 'normal' ? amount * quantile(u) : unknown(kind);
+  });
+  return table(numbers.map((x) => rounded(Math.fround(x), dtype)), columns);
+}
+
+export function philox([k0, k1], count) {
+  const mask = (1n << 64n) - 1n, found = [];
+  for (let counter = 1n; found.length < count; counter += 1n) {
+    let c = [counter, 0n, 0n, 0n], [a, b] = [k0, k1];
+    for (let round = 0; round < 10; round++) {
+      const [one, other] = [0xd2e7470ee14c6c93n * c[0], 0xca5a826395121157n * c[2]];
+      c = [(other >> 64n) ^ c[1] ^ a, other & mask, (one >> 64n) ^ c[3] ^ b, one & mask];
+      [a, b] = [(a + 0x9e3779b97f4a7c15n) & mask, (b + 0xbb67ae8584caa73bn) & mask];
+    }
+    found.push(...c);
+  }
+  return found.slice(0, count);
+}
+
+export function quantile(u) {
+  const q = u - 0.5;
+  if (Math.abs(q) <= 0.425) {
+    const t = 0.180625 - q * q;
+    const top = ((59.10937472 * t + 159.29113202) * t + 50.434271938) * t + 3.3871327179;
+    return (q * top) / (((67.1875636 * t + 78.757757664) * t + 17.895169469) * t + 1);
+  }
+  let m = Math.min(u, 1 - u), e = 0;
+  for (; m < 0.5; m *= 2) e -= 1;
+  const y = (m - 1) / (m + 1), z = y * y;
+  let p = 1 / 21;
+  for (let odd = 19; odd > 0; odd -= 2) p = p * z + 1 / odd;
+  const t = Math.sqrt(-e * 0.6931471805599453 - 2 * y * p) - 1.6;
+  const top = ((0.17023821103 * t + 1.3067284816) * t + 2.75681539) * t + 1.4234372777;
+  return (Math.sign(q) * top) / ((0.12021132975 * t + 0.7370016425) * t + 1);
+}
+
+// Terms.
+
+function added(term, t, dOut, dIn, x) {
+  if (term.transform !== 'Experts') return times(x, transposed(matrix(term, t, dOut, dIn)));
+  const chances = times(x, transposed(t.G)).map((row) => row.map(Math.exp));
+  const down = times(x, transposed(t.A)), gain = t.gain_out?.[0];
+  const weighted = down.map((row, i) => {
+    const total = chances[i].reduce((one, other) => one + other);
+    return chances[i].flatMap((chance) => row.map((z) => (chance / total) * z));
+  });
+  return scaled(times(weighted, t.B), (_, j) => term.scale * (gain ? gain[j] : 1));
+}
+
+function matrix(term, t, dOut, dIn) {
+  const [a, b] = [factor(term, t, 'A', dIn), factor(term, t, 'B', dOut)];
+  const [rank, out] = [t.gain_rank?.[0], t.gain_out?.[0]];
+  return times(scaled(transposed(b), (i, j) => term.scale * (rank ? rank[j] : 1) * (out ? out[i] : 1)), a);
+}
+
+/** Returns the effective factor X of a term, whose side is d wide. */
+function factor({ transform, options: o, rank: r }, t, x, d) {
+  const own = t[x], isA = x === 'A';
+  const product = (row, other) => row.flatMap((k) => other.map((value) => k * value));
+  switch (transform) {
+    case 'Identity': return own;
+    case 'SS': {
+      const spare = own[0].length - d;
+      const start = { leading: 0, trailing: spare, centre: Math.floor(spare / 2) }[o.slice];
+      return cut(own, start, start + d);
+    }
+    case 'KE': {
+      const k = t[`K_${x}`];
+      return cut(o.rowwise ? own.map((row, i) => product(k[i], row)) : k.flatMap((row) => own.map((other) => product(row, other))), 0, d);
+    }
+    case 'GT': {
+      const [p, q] = [times(t.A, transposed(t.G_iu)), times(t.B, transposed(t.G_od))];
+      if (r < o.gate_rank) return isA ? times(p, t.G_id) : times(q, t.G_ou);
+      return isA ? t.G_id : times(times(transposed(p), q), t.G_ou);
+    }
+    case 'Basis': case 'Mix': return cut(weighed(t[`c_${x}`] ?? t[`m_${x}`], own, r), 0, d);
+    case 'Loadings': return times(t[`L_${x}`], cut(own, 0, d));
+    case 'Core': {
+      if (isA) return cut(own, 0, d);
+      const cores = [weighed(t.c, t.core, r), t.core_2, t.core_3].slice(0, o.cores);
+      return times(cores.reduce(times), cut(own, 0, d));
+    }
+    case 'BlockDiagonal': return o.cut === (isA ? 'out' : 'in') ? own : diagonal(own, o.blocks);
+    case 'Grid': return table(own, isA ? r : r / o.blocks).flatMap((rows) => diagonal(rows, o.blocks));
+    case 'Hadamard': return own.flatMap((row) => t[`${x}_2`].map((other) => other.map((value, j) => row[j] * value)));
+    case 'MiSS': return isA ? range(r).map((i) => range(d).map((j) => Number(j % r === i))) : cut(own, 0, d);
+    case 'Rotation': {
+      const count = o[`chunks_${x}`], stride = o.stride ?? Math.max(Math.floor(r / count), 1);
+      return cut(beside(range(count).map((k) => own.map((_, i) => own[(i + k * (r - stride % r)) % r]))), 0, d);
+    }
+    case 'Shards': {
+      const pieces = table(own.flat(), own[0].length / o.shards);
+      return table(t[`I_${x}`].flatMap(([high, low]) => pieces[(256 * high + low) % pieces.length]), d);
+    }
+    case 'VectorBank': return table(stretches(t[`L_${x}`], t.bank, o.top_k).flat(), d);
+    default: return unknown(transform);
+  }
+}
+
+/** Adds up the matrices of r rows that lie one below the other in a; without weights there is one. */
+const weighed = (weights, a, r) => (weights ? sum(table(a, r).map((rows, i) => scaled(rows, () => weights[0][i]))) : a);
+
+/** Puts equal parts of the columns of a along a diagonal. */
+function diagonal(a, count) {
+  const part = a[0].length / count;
+  return range(count).flatMap((i) => a.map((row) => row.map((x, j) => (Math.floor(j / part) === i ? x : 0))));
+}
+
+function stretches(logits, bank, count) {
+  const whole = logits.vectors
+    ? logits.vectors.map((row, i) => row.map((place, k) => [place, k ? -logits.below[i][k - 1] : 0]))
+    : logits.map((row) => [...row.entries()].sort((one, other) => other[1] - one[1]).slice(0, count));
+  return whole.map((chosen) => {
+    const weights = chosen.map(([, logit]) => Math.exp(logit - chosen[0][1]));
+    const total = weights.reduce((one, other) => one + other);
+    return bank[0].map((_, j) => chosen.reduce((value, [place], k) => value + (weights[k] / total) * bank[place][j], 0));
+  });
+}
+
+if (globalThis.process?.argv[1] === new URL(import.meta.url).pathname) {
+  const { readFileSync } = await import('node:fs');
+  const [folder, name] = process.argv.slice(2);
+  const names = ['adapter_model', ...(name ? [`adapters/${name}`] : [])];
+  const files = names.map((file) => new Uint8Array(readFileSync(`${folder}/${file}.safetensors`)));
+  const { updates, full } = await read(readFileSync(`${folder}/adapter_config.json`, 'utf8'), files);
+  for (const [place, value] of Object.entries({ ...updates, ...full })) {
+    const norm = typeof value === 'function' ? 'a function of x' : Math.hypot(...value.flat());
+    console.log(`${place}  ${norm}`);
+  }
+}

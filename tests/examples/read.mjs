@@ -1,0 +1,30 @@
+// Reads the adapters of a folder by examples/reader.mjs, and writes as JSON lines how far each is from what is expected.
+//   node read.mjs FOLDER
+import { readdirSync, readFileSync } from 'node:fs';
+import { read, safetensors } from '../../examples/reader.mjs';
+
+const root = process.argv[2];
+for (const folder of readdirSync(root, { withFileTypes: true })) {
+  if (!folder.isDirectory() || folder.name.startsWith('_')) continue;
+  const bytes = (file) => new Uint8Array(readFileSync(`${root}/${folder.name}/${file}.safetensors`));
+  for (const file of readdirSync(`${root}/${folder.name}`)) {
+    const [, name] = file.match(/^expected(?:-(\w+))?\.safetensors$/) ?? [null, null];
+    if (name === null) continue;
+    const files = [bytes('adapter_model'), ...(name ? [bytes(`adapters/${name}`)] : [])];
+    const config = readFileSync(`${root}/${folder.name}/adapter_config.json`, 'utf8');
+    const { updates, full } = await read(config, files);
+    const expected = safetensors(bytes(file.replace('.safetensors', '')));
+    let worst = 0;
+    const places = new Set([...Object.keys(updates), ...Object.keys(full)]);
+    for (const [place, value] of Object.entries(expected)) {
+      if (place.endsWith('.x')) continue;
+      const module = place.replace(/\.y$/, '');
+      const found = places.delete(module) && { ...updates, ...full }[module];
+      const numbers = (module === place ? found : found(expected[`${module}.x`])).flat();
+      const wanted = value.flat(), most = Math.max(...wanted.map(Math.abs));
+      if (numbers.length !== wanted.length) worst = NaN;
+      wanted.forEach((x, i) => (worst = Math.max(worst, Math.abs(x - numbers[i]) / most)));
+    }
+    console.log(JSON.stringify({ folder: folder.name, file, worst, left: [...places] }));
+  }
+}
