@@ -158,17 +158,18 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
     distinct: set[int] = set()
     told: list[dict[str, str]] = []
 
-    def tell(path: str, step: str | None, forward: object, factors: object) -> None:
+    def tell(path: str, step: str | None, **programs: object) -> None:
         after = f" after {step}" if step else ""
-        told.append({"region": path, "forward": str(forward), "factors": str(factors)})
+        told.append({"region": path, **{name: str(program) for name, program in programs.items()}})
         if step:
             told[-1]["after"] = step
-        report.result(f"# {path}{after}: forward\n{forward}\n")
-        report.result(f"# {path}{after}: factors\n{factors}\n")
+        for name, program in programs.items():
+            report.result(f"# {path}{after}: {name}\n{program}\n")
 
     def observe(path: str, step: str, region: RegionGraphs) -> None:
         if emit == "graph":
-            tell(path, step, region.forward, region.assembly)
+            few = {} if region.few is None else {"few": region.few}
+            tell(path, step, forward=region.forward, factors=region.assembly, **few)
 
     found = meta_model(model)
     tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
@@ -177,7 +178,7 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
         code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
         if id(code) not in distinct:
             distinct.add(id(code))
-            tell(path, None, code.forward.source, code.assembly.source)
+            tell(path, None, forward=code.forward.source, factors=code.assembly.source)
     report.data(**{emit: told})
 
 

@@ -21,7 +21,7 @@ class ReadRows(Pass):
     behind = (HoistFactors,)
 
     def run(self, region: RegionGraphs) -> None:
-        graph, call = region.forward, region.factors_call()
+        graph, call, region.few = region.forward, region.factors_call(), None
         with graph.inserting_before(call):
             itself = graph.get_attr("bishare_self")
             call.replace_all_uses_with(graph.call_function(rows_of, (itself,)))

@@ -41,8 +41,7 @@ class Addition:
 
     def at(self, index: Any) -> Addition:
         """Return the addition to the weight of one expert, or of one expert for each row."""
-        one = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
-        a, b = self._each[int(index)] if one else (self.a[index], self.b[index])
+        a, b = self._each[index] if isinstance(index, int) else (self.a[index], self.b[index])
         return Addition(a, b, self.dropout)
 
     @cached_property
@@ -82,6 +81,8 @@ class ExpertWeight(Tensor):
         weight = next((arg for arg in args if isinstance(arg, cls)), None)
         if weight is None:
             raise UnknownProductError(f"hands a weight to `{func.__name__}` by keyword")
+        if func.__name__ == "__getitem__" and isinstance(args[1], Tensor) and args[1].dim() == 0:
+            args = args[0], int(args[1])  # Which the index does in any case, and so does it once.
         y = func(*(arg.plain if isinstance(arg, cls) else arg for arg in args), **kwargs)
         if not isinstance(y, Tensor):
             return y

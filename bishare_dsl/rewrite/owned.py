@@ -26,13 +26,18 @@ class OwnedTensors(nn.Module):
         """
         super().__init__()
         self.names = tuple(tensors)
+        self._attributes = tuple(map(attribute, tensors))
         if dropout:
             self.dropout = nn.Dropout(dropout)
         for name, tensor in tensors.items():
             self.register_parameter(attribute(name), tensor)
 
     def forward(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, attribute(name)) for name in self.names)
+        own = self._parameters
+        if tuple(own) == self._attributes:
+            return tuple(own.values())  # type: ignore[arg-type]
+        # Some are in another order, or given by something else: a parametrization, say.
+        return tuple(getattr(self, name) for name in self._attributes)
 
     def extra_repr(self) -> str:
         return "\n".join(

@@ -68,13 +68,12 @@ class Placement:
             insert_whole(module, tensors)
 
     def remove(self) -> None:
-        """Let the model run as its base. The factors that the adapter keeps go: they may be large."""
+        """Let the model run as its base."""
         for module, _ in self.whole:
             remove_whole(module)
-        for region, factors in self.regions:
+        for region, _ in self.regions:
             restore_forward(region)
             _take_out(region, FACTORS)
-            factors.refresh()
 
 
 def _take_out(module: nn.Module, name: str) -> None:

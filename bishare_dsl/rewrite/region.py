@@ -17,6 +17,9 @@ FACTORS = "bishare_factors"
 DROPS = f"{FACTORS}.drops"
 """Whether terms drop values of their inputs: in training, unless somebody turns dropout off."""
 
+ADDED = "bishare_added"
+"""Metadata of a node that is not the base's."""
+
 ROWS = "bishare_rows"
 """Metadata of a node that gives a tensor ``(..., rows)``: how many rows its factor has."""
 
@@ -60,16 +63,18 @@ class Target:
 
 @dataclass
 class RegionGraphs:
-    """The two graphs of a region, changed in place by the passes.
+    """The graphs of a region, changed in place by the passes.
 
     ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what
-    ``assembly`` makes of the region's tensors: at first the tensors as they are. ``linears`` are the
-    children that are linear layers, targets or not.
+    ``assembly`` makes of the region's tensors: at first the tensors as they are. ``few`` computes the same in
+    fewer calls of torch, where there are so few tokens that these are what takes the time (`ops.are_few`).
+    ``linears`` are the children that are linear layers, targets or not.
     """
 
     forward: fx.Graph
     assembly: fx.Graph
     linears: frozenset[str]
+    few: fx.Graph | None = None
 
     @classmethod
     def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionGraphs:

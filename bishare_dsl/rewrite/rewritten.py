@@ -25,6 +25,7 @@ from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import outermost, rewrap
+from bishare_dsl.rewrite.ops import are_few
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes a forward of a forward."""
@@ -47,13 +48,23 @@ class GraphCode:
     outermost: bool = False
 
     @classmethod
-    def of(cls, graph: fx.Graph) -> GraphCode:
+    def of(cls, graph: fx.Graph, few: fx.Graph | None = None) -> GraphCode:
+        """Write the code of a graph, and of the one that runs in its stead where there are few tokens."""
         code = graph.python_code("self")
-        modules = {
-            k: v.__name__ for k, v in code.globals.items() if isinstance(v, types.ModuleType)
-        }
-        names = {k: v for k, v in code.globals.items() if k not in modules}
-        return cls(code.src.strip() + "\n", names, modules)
+        source, found = code.src.strip() + "\n", dict(code.globals)
+        if few is not None:
+            other = few.python_code("self")
+            arguments = [str(node.target) for node in few.find_nodes(op="placeholder")]
+            first, rest = source.split("\n", 1)
+            call = (
+                f"    if are_few({arguments[0]}):\n        return few(self, {', '.join(arguments)})"
+            )
+            source = f"{first}\n{call}\n{rest}"
+            source = other.src.strip().replace("def forward(", "def few(", 1) + "\n\n" + source
+            found |= {**other.globals, "are_few": are_few}
+        modules = {k: v.__name__ for k, v in found.items() if isinstance(v, types.ModuleType)}
+        names = {k: v for k, v in found.items() if k not in modules}
+        return cls(source, names, modules)
 
     def function(self, name: str = "forward") -> types.FunctionType:
         """Make a function of the code; `name` says in tracebacks what it is the forward of."""

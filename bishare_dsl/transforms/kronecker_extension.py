@@ -108,12 +108,13 @@ class KroneckerExtension(Transform):
         return min(super().reach(rank, width), *sides)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        from torch import kron
+
         kernel, shared = tensors[f"K_{role}"], tensors[role]
         if self.rowwise:
             whole = (kernel.unsqueeze(2) * shared.unsqueeze(1)).flatten(1)
         else:
-            columns = shared.unsqueeze(1).unsqueeze(0)  # (1, a, 1, size)
-            whole = (kernel.unsqueeze(1).unsqueeze(3) * columns).flatten(2).flatten(0, 1)
+            whole = kron(kernel, shared)
         return whole[:, :side] if side % self.size else whole
 
     def kept(self, role: str, side: int, columns: int) -> Kept:

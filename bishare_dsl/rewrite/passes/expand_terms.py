@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx
+from torch.nn import functional as F
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.region import (
+    ADDED,
     DROPS,
     FACTORS,
     ROWS,
@@ -45,34 +48,61 @@ class ExpandTerms(Pass):
     shapes: tuple[tuple[int, int], ...]
 
     def run(self, region: RegionGraphs) -> None:
-        graph = region.forward
+        region.few = fx.Graph()
+        region.few.output(region.few.graph_copy(region.forward, {}))
+        for graph in (region.forward, region.few):
+            base = set(graph.nodes)
+            self._write(graph, few=graph is region.few)
+            for node in graph.nodes:
+                if node not in base:
+                    node.meta[ADDED] = True
+
+    def _write(self, graph: fx.Graph, few: bool) -> None:
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
-            factors = graph.call_module(FACTORS)
+            if few:
+                x = graph.find_nodes(op="placeholder")[0]
+                tensors = graph.call_method("tensors", (graph.get_attr(FACTORS), x))
+            else:
+                tensors = graph.call_module(FACTORS)
+            tracer = fx.proxy.GraphAppendingTracer(graph)  # One: torch takes no proxies of several.
             slots = [
-                _Shaped(graph.call_function(operator.getitem, (factors, i)), shape)
+                _Shaped(graph.call_function(operator.getitem, (tensors, i)), shape, tracer)
                 for i, shape in enumerate(self.shapes)
             ]
         targets = {target.path: target for target in self.targets}
         # In the order of the calls: what one reads has the terms of those before it by then.
         for path, call in list(target_calls(graph)):
-            if path not in targets:
-                continue
-            total, x = call, read_by(call)
-            lookup = targets[path].lookup
+            if path in targets:
+                self._add_terms(graph, targets[path], call, slots, first, few)
+
+    def _add_terms(
+        self,
+        graph: fx.Graph,
+        target: Target,
+        call: fx.Node,
+        slots: list[_Shaped],
+        first: fx.Node,
+        few: bool,
+    ) -> None:
+        x, total = read_by(call), call
+        for use in target.terms:
+            tensors = {role: slots[slot] for role, slot in use.slots}
             add: Callable[..., fx.Node]
-            for use in targets[path].terms:
-                tensors = {role: slots[slot] for role, slot in use.slots}
-                if lookup is not None:
-                    add, read = partial(_looked_up, lookup), x
-                else:
-                    read = _dropped(graph, x, use.dropout, first) if use.dropout else x
-                    add = _pair if use.transform.linear else _update
-                with graph.inserting_before(total.next):
-                    added = add(graph, use, targets[path].width, tensors, total, read, first)
-                for user in [user for user in total.users if user is not added]:
-                    user.replace_input_with(total, added)
-                total = added
+            if target.lookup is not None:
+                add, read = partial(_looked_up, target.lookup, few), x
+            else:
+                read = _dropped(graph, x, use.dropout, first) if use.dropout else x
+                pair = partial(_pair_of_few, slots[0].node) if few else _pair
+                add = pair if use.transform.linear else _update
+            users = [*total.users]
+            with graph.inserting_before(total.next):
+                added = add(graph, use, target.width, tensors, total, read, first)
+            for user in users:
+                user.replace_input_with(total, added)
+            if total.target is ops.unflat and not total.users:
+                graph.erase_node(total)
+            total = added
 
 
 class _Shaped(fx.Proxy):
@@ -81,8 +111,8 @@ class _Shaped(fx.Proxy):
     Proxies stand in for tensors: a transform is written in plain tensor methods.
     """
 
-    def __init__(self, node: fx.Node, shape: tuple[int, int]):
-        super().__init__(node, fx.proxy.GraphAppendingTracer(node.graph))
+    def __init__(self, node: fx.Node, shape: tuple[int, int], tracer: fx.proxy.TracerBase):
+        super().__init__(node, tracer)
         self.shape = shape
 
 
@@ -112,8 +142,32 @@ def _pair(
     return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
 
 
+def _pair_of_few(
+    like: fx.Node,
+    graph: fx.Graph,
+    use: TermUse,
+    width: Width,
+    tensors: Any,
+    total: fx.Node,
+    x: fx.Node,
+    first: fx.Node,
+) -> fx.Node:
+    """Make ``total + s (x A^T) B`` in two calls, with nothing cast or scaled that is as large as a factor."""
+    with guard(use.transform, "factors"):
+        a, b = effective_pair(use.transform, tensors, use.rank, width, 1)
+    # What is added to one total is added to it flat.
+    y, before = total.args if total.target is ops.unflat else (None, total)
+    if y is None:
+        y = graph.call_function(ops.flat, (total, like))
+    x = graph.call_function(ops.flat, (x, like))
+    z = graph.call_function(F.linear, (x, a.node))  # type: ignore[attr-defined]
+    y = graph.call_function(torch.addmm, (y, z, b.node), {"alpha": use.scale})  # type: ignore[attr-defined]
+    return graph.call_function(ops.unflat, (y, before))
+
+
 def _looked_up(
     lookup: Lookup,
+    few: bool,
     graph: fx.Graph,
     use: TermUse,
     width: Width,
@@ -123,8 +177,10 @@ def _looked_up(
     first: fx.Node,
 ) -> fx.Node:
     """Make ``up(total, look_up(ids, A), B)``; of a head's terms ``up(total, look_up(ids, B), A)``."""
+    # For few tokens the product is scaled, since the factor of a tied head is as wide as a vocabulary.
+    of_factor, of_product = (1.0, use.scale) if few else (use.scale, 1.0)
     with graph.inserting_before(first), guard(use.transform, "factors"):
-        pair = effective_pair(use.transform, tensors, use.rank, width, use.scale)
+        pair = effective_pair(use.transform, tensors, use.rank, width, of_factor)
     a, b = (factor.node for factor in (reversed(pair) if lookup.swapped else pair))  # type: ignore[attr-defined]
     given: tuple[Any, ...] = (ids, a, lookup.padding)
     if use.dropout:
@@ -134,7 +190,7 @@ def _looked_up(
         scale, weight = graph.get_attr("embed_scale"), graph.get_attr("weight")
         z = graph.call_function(ops.times, (z, scale, weight))
     z.meta[ROWS] = use.rows
-    return graph.call_function(ops.up, (total, z, b))
+    return graph.call_function(ops.up, (total, z, b, of_product) if few else (total, z, b))
 
 
 def _kept(graph: fx.Graph, ids: fx.Node, p: float, first: fx.Node) -> fx.Node:
@@ -156,11 +212,12 @@ def _update(
     first: fx.Node,
 ) -> fx.Node:
     """Make ``total + update(x)``, with the tensors in the dtype of x."""
+    tracer = fx.proxy.GraphAppendingTracer(graph)
     cast: Any = {
-        role: _Shaped(graph.call_function(ops.cast, (tensor.node, x)), tensor.shape)
+        role: _Shaped(graph.call_function(ops.cast, (tensor.node, x)), tensor.shape, tracer)
         for role, tensor in tensors.items()
     }
-    proxy: Any = fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))
+    proxy: Any = fx.Proxy(x, tracer)
     with guard(use.transform, "update"):
         delta: Any = update_of(use.transform, proxy, cast, use.rank, width, use.scale)
     return graph.call_function(ops.add, (total, delta.node))

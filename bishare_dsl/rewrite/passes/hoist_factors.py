@@ -1,4 +1,4 @@
-"""Move the making of factors out of the forward, so that it can be done once while nothing changes."""
+"""Move the making of factors out of the forward."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bishare_dsl.rewrite.region import Pass, RegionGraphs
 class HoistFactors(Pass):
     """Before: the forward makes the factors it applies. After: the assembly does; the forward calls it.
 
-    The forward keeps what depends on activations, and asks the assembly for exactly what that reads. It hands
-    it what the region reads: factors are float32 as a rule, and what is kept is cast to that dtype already.
+    The forward keeps what depends on activations, and asks the assembly for exactly what that reads. So the
+    factors of many adapters can be made together, and autocast leaves them alone.
     """
 
     # All factors are made that there will be.
@@ -46,4 +46,3 @@ class HoistFactors(Pass):
             node.replace_all_uses_with(item, delete_user_cb=lambda user: user not in moved)
         for node in reversed(nodes):
             forward.erase_node(node)
-        call.args = tuple(forward.find_nodes(op="placeholder")[:1])

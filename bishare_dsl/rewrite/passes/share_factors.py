@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.region import Pass, RegionGraphs
+from bishare_dsl.rewrite.region import ADDED, Pass, RegionGraphs
 from bishare_dsl.rewrite.signature import freeze
 
 
@@ -20,13 +19,15 @@ class ShareFactors(Pass):
     """
 
     def run(self, region: RegionGraphs) -> None:
-        factors = set(region.factor_nodes())
-        numbers = {node: i for i, node in enumerate(region.forward.nodes)}
-        seen: dict[object, fx.Node] = {}
-        for node in list(region.forward.nodes):
-            if node not in factors and node.target is not ops.down:
-                continue
-            key = (node.op, node.target, freeze(node.args, numbers), freeze(node.kwargs, numbers))
-            if (twin := seen.setdefault(key, node)) is not node:
-                node.replace_all_uses_with(twin)
-                region.forward.erase_node(node)
+        for graph in filter(None, (region.forward, region.few)):
+            numbers = {node: i for i, node in enumerate(graph.nodes)}
+            seen: dict[object, fx.Node] = {}
+            for node in list(graph.nodes):
+                if ADDED not in node.meta:
+                    continue
+                args, kwargs = freeze(node.args, numbers), freeze(node.kwargs, numbers)
+                if (
+                    twin := seen.setdefault((node.op, node.target, args, kwargs), node)
+                ) is not node:
+                    node.replace_all_uses_with(twin)
+                    graph.erase_node(node)
