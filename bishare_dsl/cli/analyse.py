@@ -39,8 +39,6 @@ MARK = "bishare_analysis.json"
 @options.dtype
 @options.device
 @options.force
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

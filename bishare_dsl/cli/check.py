@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 )
 @options.specs
 @options.model(required=False)
-@options.as_json
-@options.allow_use
-@options.quiet
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], model: str | None) -> None:
     """Find every mistake in specs: in their text, in what they mean and, with a model, in how they fit it.

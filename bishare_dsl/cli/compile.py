@@ -12,13 +12,12 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.reading import plan_of, read_spec, read_text
 from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics import nearest
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.read import parse_syntax
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
-    from bishare_dsl.rewrite.region import Pass, RegionGraphs
+    from bishare_dsl.rewrite.region import RegionGraphs
 
 STAGES = ("syntax", "spec", "plan", "graph", "code")
 
@@ -35,22 +34,11 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @options.model(required=False)
 @options.values
 @options.out("The folder to write; by default SPEC-MODEL.", required=False)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    metavar="N",
-    help="Of the tensors' first values; by default 0.",
-)
+@options.first_seed
 @click.option(
     "--emit",
     type=click.Choice(STAGES),
     help="Print this stage and write nothing; syntax and spec need no model.",
-)
-@click.option(
-    "--passes",
-    metavar="LIST",
-    help="With --emit graph or code: the passes to run, such as ExpandTerms,FuseDowns; by default all.",
 )
 @click.option(
     "--store-frozen",
@@ -59,9 +47,6 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 )
 @options.stored_dtype
 @options.force
-@options.allow_use
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,
@@ -71,7 +56,6 @@ def command(
     out: Path | None,
     seed: int,
     emit: str | None,
-    passes: str | None,
     store_frozen: bool,
     dtype: str,
     force: bool,
@@ -84,10 +68,6 @@ def command(
     --emit graph prints the torch.fx graphs of each distinct region between the compiler's passes, and
     --emit code the Python that runs in the end.
     """
-    if passes is not None and emit not in ("graph", "code"):
-        raise CommandError(
-            codes.WRONG_USAGE(what="`--passes` without a graph", help="add `--emit graph`")
-        )
     if emit == "syntax":
         tree = str(parse_syntax(*read_text(file)))
         report.data(syntax=tree)
@@ -108,7 +88,7 @@ def command(
         report.data(plan=plan.model_dump(mode="json"))
         report.result(plan.model_dump_json(indent=2))
     elif emit is not None:
-        _explain(plan, model, emit, passes, report)
+        _explain(plan, model, emit, report)
     else:
         out = out or Path(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
@@ -146,7 +126,7 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
     report.note(f"see it with `bishare inspect {out}`")
 
 
-def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Report) -> None:
+def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
     report.note("building the model on the meta device ...")
     import torch
 
@@ -173,31 +153,10 @@ def _explain(plan: Plan, model: str, emit: str, passes: str | None, report: Repo
 
     found = meta_model(model)
     tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
-    adapt(found, plan, tensors, observe=observe, optimisations=_optimisations(passes))
+    adapt(found, plan, tensors, observe=observe)
     for path, region in regions(found) if emit == "code" else ():
         code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
         if id(code) not in distinct:
             distinct.add(id(code))
             tell(path, None, forward=code.forward.source, factors=code.assembly.source)
     report.data(**{emit: told})
-
-
-def _optimisations(passes: str | None) -> tuple[Pass, ...]:
-    """Find the passes of a list, which `ExpandTerms` begins."""
-    from bishare_dsl.rewrite.passes import OPTIMISATIONS
-
-    known = {type(step).__name__: step for step in OPTIMISATIONS}
-    if passes is None:
-        return OPTIMISATIONS
-    first, *names = [name.strip() for name in passes.split(",")]
-    wrong = [name for name in names if name not in known]
-    order = [list(known).index(name) for name in names if name in known]
-    if first != "ExpandTerms":
-        what, help = "a list of passes that does not begin with `ExpandTerms`", None
-    elif wrong:
-        what, help = f"an unknown pass `{wrong[0]}`", nearest(wrong[0], known)
-    elif order != sorted(set(order)):
-        what, help = "passes in another order", f"the order is {', '.join(known)}"
-    else:
-        return tuple(known[name] for name in names)
-    raise CommandError(codes.WRONG_USAGE(what=what, help=help))

@@ -16,7 +16,6 @@ from bishare_dsl.cli.report import Report
     ),
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@options.quiet
 @click.pass_obj
 def command(report: Report, shell: str) -> None:
     """Print the script that lets a shell complete commands, options and the names of models."""

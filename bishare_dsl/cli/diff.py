@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 @options.spec("after", "AFTER")
 @options.model()
 @options.values
-@options.as_json
-@options.allow_use
-@options.quiet
 @click.pass_obj
 def command(
     report: Report, before: str, after: str, model: str, params: dict[str, options.Value]

@@ -46,8 +46,6 @@ _LIMIT = click.FloatRange(min=0, min_open=True)
 @options.keywords
 @options.dtype
 @options.device
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

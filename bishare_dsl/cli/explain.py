@@ -26,8 +26,6 @@ def _codes(
     "explain", epilog=options.examples("bishare explain BS201", "bishare explain BS201 --json")
 )
 @click.argument("code", metavar="CODE", shell_complete=_codes)
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(report: Report, code: str) -> None:
     """Say more about an error code: what it means, a spec that has the error, and one that has not."""

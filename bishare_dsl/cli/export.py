@@ -67,8 +67,6 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
     "outer factor for all.",
 )
 @options.force
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -46,18 +46,9 @@ if TYPE_CHECKING:
     metavar="N",
     help="How often all tensors are gone through, at most; by default 30.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    metavar="N",
-    help="Draws what is begun with, and what is frozen; by default 0.",
-)
+@options.first_seed
 @options.stored_dtype
 @options.force
-@options.allow_use
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -32,8 +32,6 @@ from bishare_dsl.writing import replace_file
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
 @click.option("--diff", is_flag=True, help="Write nothing; show what would change.")
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> None:
     """Give specs their one layout; comments and meaning stay. Files are rewritten in place, or not at all.

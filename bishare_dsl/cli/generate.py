@@ -46,8 +46,6 @@ from bishare_dsl.diagnostics.codes.usage import CANNOT_READ, WRONG_USAGE
 @options.seed
 @options.dtype
 @options.device
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -14,20 +14,19 @@ class LazyGroup(click.Group):
     """A group that knows its commands by one line of help each.
 
     ``lines`` maps names to those lines. A command is the object ``command`` of the module of its name
-    in this package; ``--help`` and a mistyped name import none. ``shared`` is an option that all commands
-    have but those of ``without``.
+    in this package; ``--help`` and a mistyped name import none. ``shared`` are options that many commands
+    have, each with the names of those that take it.
     """
 
     def __init__(
         self,
         *,
         lines: Mapping[str, str],
-        shared: click.Option,
-        without: Collection[str],
+        shared: Mapping[click.Option, Collection[str]],
         **settings: object,
     ) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
-        self.lines, self.shared, self.without = lines, shared, without
+        self.lines, self.shared = lines, shared
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.lines)
@@ -37,8 +36,9 @@ class LazyGroup(click.Group):
             return None
         module = import_module(f"{__package__}.{cmd_name}")
         command: click.Command = module.command
-        if cmd_name not in self.without and self.shared not in command.params:
-            command.params.append(self.shared)
+        for option, names in self.shared.items():
+            if cmd_name in names and option not in command.params:
+                command.params.append(option)
         return command
 
     def resolve_command(

@@ -21,8 +21,6 @@ from bishare_dsl.cli.report import CommandError, Report
 @options.model(required=False)
 @options.out("The folder to write.")
 @options.force
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(report: Report, folder: Path, model: str | None, out: Path, force: bool) -> None:
     """Make an adapter of a plain LoRA that PEFT has saved, and print its spec.

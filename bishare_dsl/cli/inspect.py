@@ -19,8 +19,6 @@ from bishare_dsl.diagnostics import escaped
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(report: Report, folder: Path) -> None:
     """Show what is in an adapter: its plan, its base, what wrote it.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from bishare_dsl.cli.group import LazyGroup
-from bishare_dsl.cli.options import examples, quiet, spec_transform
+from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform
 from bishare_dsl.cli.report import (
     BROKEN_PIPE,
     INTERNAL,
@@ -55,8 +55,13 @@ COMMANDS = {
     cls=LazyGroup,
     invoke_without_command=True,
     lines=COMMANDS,
-    shared=spec_transform,
-    without=("fmt", "specs", "models", "explain", "completion"),
+    params=[quiet],
+    shared={
+        allow_use: ("check", "plan", "show", "diff", "compile", "fit", "propose"),
+        as_json: COMMANDS.keys() - {"lsp", "completion"},
+        quiet: COMMANDS.keys(),
+        spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain", "completion"},
+    },
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
         "bishare check my.share",
@@ -67,7 +72,6 @@ COMMANDS = {
     + "\n\n\b\nExit codes: 0 fine, 1 findings, 2 wrong usage.\n"
     "NO_COLOR=1 turns colours off, FORCE_COLOR=1 on; BISHARE_DEBUG=1 shows tracebacks.",
 )
-@quiet
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
 @click.pass_context
 def bishare(context: click.Context) -> None:

@@ -14,8 +14,6 @@ from bishare_dsl.writing import new_folder
 MARK = "bishare_merge.json"
 """By this file, and what it lists, `--force` knows what the command has written."""
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @click.command(
     "merge",
@@ -27,15 +25,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @options.model(weights=True)
 @options.out("The folder to write.")
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Of the weights; by default the checkpoint's."
-)
+@options.dtype
 @click.option(
     "--dequantize", is_flag=True, help="Make quantised layers dense; else they are refused."
 )
 @options.force
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -11,8 +11,6 @@ from bishare_dsl.cli.report import Report
 @click.command(
     "models", epilog=options.examples("bishare models", "bishare plan lora --model qwen3-8b")
 )
-@options.quiet
-@options.as_json
 @click.pass_obj
 def command(report: Report) -> None:
     """List the presets: models whose shapes are known, so that `--model NAME` needs no file of theirs."""

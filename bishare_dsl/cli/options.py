@@ -28,28 +28,27 @@ def _into_report(name: str) -> Callable[[click.Context, click.Parameter, bool], 
     return callback
 
 
-quiet = click.option(
-    "-q",
-    "--quiet",
-    is_flag=True,
-    expose_value=False,
-    callback=_into_report("quiet"),
-    help="Say nothing but results and problems.",
-)
-as_json = click.option(
+def _switch(name: str, *words: str, help: str, is_eager: bool = False) -> click.Option:
+    """Make a switch that sets a field of the report."""
+    return click.Option(
+        [*words],
+        is_flag=True,
+        expose_value=False,
+        callback=_into_report(name),
+        is_eager=is_eager,
+        help=help,
+    )
+
+
+quiet = _switch("quiet", "-q", "--quiet", help="Say nothing but results and problems.")
+as_json = _switch(
+    "as_json",
     "--json",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_into_report("as_json"),
     help="Write one JSON object, problems included, on standard output.",
+    is_eager=True,
 )
-allow_use = click.option(
-    "--allow-use",
-    is_flag=True,
-    expose_value=False,
-    callback=_into_report("allow_use"),
-    help="Let a spec `use` files outside of its folder.",
+allow_use = _switch(
+    "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
 )
 
 
@@ -73,7 +72,7 @@ spec_transform = click.Option(
     callback=_run_transforms,
     help="Run a Python file, or those of a folder, that has transforms; may be repeated.",
 )
-"""Taken by every command that reads a spec or an adapter: `bishare_dsl.cli.main` gives it to them."""
+"""`bishare_dsl.cli.main` gives these four to the commands that take them."""
 dtype = click.option(
     "--dtype",
     type=click.Choice(("float32", "bfloat16", "float16")),
@@ -103,6 +102,13 @@ seed = click.option(
     default=0,
     metavar="N",
     help="Of all that is drawn at random; by default 0.",
+)
+first_seed = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    metavar="N",
+    help="Draws the tensors' first values, and what is frozen; by default 0.",
 )
 data = click.option(
     "--data",

@@ -50,9 +50,6 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
     "Where to write the spec that was solved for; by default it is printed.", "FILE", required=False
 )
 @options.force
-@options.as_json
-@options.allow_use
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -74,8 +74,6 @@ _ROWS = 64
 @options.dtype
 @options.device
 @options.force
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -66,10 +66,10 @@ class Report:
         self._data: dict[str, Any] = {}
         self._problems: list[dict[str, Any]] = []
 
-    def result(self, text: str, *, painted: bool = False) -> None:
-        """Write a line or more of the result, for people; ``painted`` where it has colours of our own."""
+    def result(self, text: str) -> None:
+        """Write a line or more of the result, for people."""
         if not self.as_json:
-            sys.stdout.write((text if painted else text.translate(_CONTROLS)) + "\n")
+            sys.stdout.write(text.translate(_CONTROLS) + "\n")
 
     def data(self, **values: Any) -> None:
         """Add fields to the result, for machines."""

@@ -34,8 +34,6 @@ from bishare_dsl.cli.report import Report
     metavar="FILE",
     help="Write a picture of all shares.",
 )
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(
     report: Report,

@@ -20,8 +20,6 @@ from bishare_dsl.cli.report import Report
     shell_complete=options.complete_shipped,
     help="Print where the file of this spec is.",
 )
-@options.as_json
-@options.quiet
 @click.pass_obj
 def command(report: Report, path: str | None) -> None:
     """List the specs that ship with bishare. A name works wherever a command takes a FILE."""

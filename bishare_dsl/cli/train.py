@@ -111,8 +111,6 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.values
 @_own_options
 @options.force
-@options.as_json
-@options.quiet
 @click.pass_context
 def command(
     context: click.Context,

@@ -119,31 +119,3 @@ def test_the_others_do(bishare, here, more):
 def test_emitted_spec_is_what_would_be_planned(bishare):
     run = bishare("compile", "lora", "--emit", "spec", "--set", "r=3")
     assert {"name": "r", "value": 3} in json.loads(run.out)["params"]
-
-
-def test_some_passes_are_shown_one_by_one(bishare, checkpoint):
-    run = bishare(
-        *("compile", "lora", "--model", checkpoint),
-        *("--emit", "graph", "--passes", "ExpandTerms, FuseDowns"),
-    )
-    assert run.code == 0
-    steps = [line.split()[3] for line in run.out.splitlines() if line.endswith(": forward")]
-    assert set(steps) == {"capture:", "ExpandTerms:", "FuseDowns:"}
-    assert "ops.down" in run.out
-    assert "island" not in run.out
-
-
-@pytest.mark.parametrize(
-    ("passes", "emit", "said"),
-    [
-        ("FuseDowns", "graph", "begin with `ExpandTerms`"),
-        ("ExpandTerms,FuseDown", "code", "did you mean `FuseDowns`"),
-        ("ExpandTerms,HoistFactors,FuseDowns", "graph", "another order"),
-        ("ExpandTerms", "plan", "add `--emit graph`"),
-    ],
-)
-def test_passes_that_cannot_run_are_refused(bishare, checkpoint, passes, emit, said):
-    run = bishare("compile", "lora", "--model", checkpoint, "--emit", emit, "--passes", passes)
-    assert run.code == 2
-    assert "BS901" in run.err
-    assert said in run.err

@@ -49,10 +49,8 @@ def test_show_and_compile(json_of, here):
     assert json_of("compile", "a.share", "--emit", "spec")["spec"]["name"] == "s"
     assert "share" in json_of("compile", "a.share", "--emit", "syntax")["syntax"]
     plan = json_of("compile", "a.share", *model, "--emit", "plan")["plan"]
-    graphs = json_of("compile", "a.share", *model, "--emit", "graph", "--passes", "ExpandTerms")[
-        "graph"
-    ]
-    assert [graph["after"] for graph in graphs] == ["capture", "ExpandTerms"]
+    graphs = json_of("compile", "a.share", *model, "--emit", "graph")["graph"]
+    assert [graph["after"] for graph in graphs][:2] == ["capture", "ExpandTerms"]
     (code,) = json_of("compile", "a.share", *model, "--emit", "code")["code"]
     assert "def forward" in code["forward"]
     made = json_of("compile", "a.share", *model, "--out", "made")
