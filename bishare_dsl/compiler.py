@@ -6,7 +6,8 @@ Emits no warnings; returns them to the caller: `api` warns, commands and trainin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,10 @@ from bishare_dsl.diagnostics import (
     render,
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.models import Architecture, architecture_of
 from bishare_dsl.plan import Plan, build_plan
+from bishare_dsl.plan.check import check_spec
 from bishare_dsl.resources import find_spec
 from bishare_dsl.spec import Spec
 
@@ -101,8 +104,39 @@ def make_plan(
         spec = spec.with_params(params or {})
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
-        raise error.at(where) from None
+        raise type(error)(tried(error.problems, where, architecture), where) from None
     return Planned(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
+
+
+_ADVICE = re.compile(r"did you mean `([^`]+)`\?|^`rank ([^`]+)`")
+
+
+def tried(
+    problems: Iterable[Problem], where: SourceMap | None, architecture: Architecture | None
+) -> Iterator[Problem]:
+    """Leave out advice that fails: what it names is put in the place that is wrong, and the text checked,
+    with a model or without. A problem of a used file stays as it is."""
+    for problem in problems:
+        meant = _ADVICE.match(problem.help or "")
+        span = where.locate(problem.loc) if where and problem.loc and meant else None
+        if meant and span and where and where.source_of(span) is where.source:
+            text = where.source.text
+            text = text[: span.start] + (meant[1] or meant[2]) + text[span.end :]
+            again = _problems(text, where.source.name, architecture)
+            said = [one.loc for one in again if one.severity == "error"]
+            if any(loc[: len(problem.loc)] == problem.loc for loc in said):
+                problem = replace(problem, help=registry()[problem.code].remedy)
+        yield problem
+
+
+def _problems(text: str, name: str, architecture: Architecture | None) -> Sequence[Problem]:
+    from bishare_dsl.language import read
+
+    try:
+        spec, _ = read(text, name)
+        return check_spec(spec) if architecture is None else build_plan(spec, architecture)[1]
+    except BishareError as error:
+        return error.problems
 
 
 def read_spec(spec: Spec | str | os.PathLike[str]) -> tuple[Spec, SourceMap | None]:

@@ -67,7 +67,12 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
             from bishare_dsl.language.read import find_doubts
             from bishare_dsl.plan.check import check_spec
 
-            report.all([*find_doubts(spec, where), *check_spec(spec)], where)
+            problems = check_spec(spec)
+            if any(problem.severity == "error" for problem in problems):
+                from bishare_dsl.compiler import tried
+
+                problems = [*tried(problems, where, None)]
+            report.all([*find_doubts(spec, where), *problems], where)
         else:
             from bishare_dsl.compiler import make_plan
 

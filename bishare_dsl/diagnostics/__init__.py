@@ -14,6 +14,7 @@ from bishare_dsl.diagnostics.errors import (
 from bishare_dsl.diagnostics.problem import Code, Edit, Problem, Severity, nearest
 from bishare_dsl.diagnostics.render import as_json, escaped, render
 from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
+from bishare_dsl.diagnostics.words import advise
 
 __all__ = [
     "AdapterError",
@@ -31,6 +32,7 @@ __all__ = [
     "SourceMap",
     "Span",
     "SpecError",
+    "advise",
     "as_json",
     "escaped",
     "nearest",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Literal
 
 from bishare_dsl.diagnostics.source import Loc, Span
@@ -73,14 +72,38 @@ class Code:
 
 
 def nearest(name: str, valid: Iterable[str], few: int = 12) -> str | None:
-    """Write a help line naming the nearest valid name, or all of them where they are ``few`` or fewer."""
+    """Write a help line naming the nearest valid names, or all of them where they are ``few`` or fewer.
+
+    A name is near that becomes the other by about one slip in three letters, or with which it begins or ends.
+    """
     names = sorted({*valid} - {name})
-    small = {valid_name.lower(): valid_name for valid_name in reversed(names)}
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    if close := close or [
-        small[n] for n in get_close_matches(name.lower(), small, n=1, cutoff=0.8)
-    ]:
-        return f"did you mean `{close[0]}`?"
+    first = name.lower() if len(name) > 2 else f"{name.lower()}_"
+    begun = [v for v in names if v.lower().startswith(first) or v.lower()[1:].endswith(first)]
+    slips = {other: _distance(name.lower(), other.lower()) for other in names}
+    least = min(slips.values(), default=len(name))
+    near = (
+        [other for other in names if slips[other] == least]
+        if least <= (len(name) + 1) // 3
+        else begun
+    )
+    if 0 < len(near) < 4:
+        return f"did you mean {' or '.join(f'`{other}`' for other in near)}?"
     if 0 < len(names) <= few:
-        return "valid here: " + ", ".join(f"`{valid_name}`" for valid_name in names)
+        return "valid here: " + ", ".join(f"`{other}`" for other in names)
     return None
+
+
+def _distance(one: str, other: str) -> int:
+    """Count the letters to write, leave out, change or swap (Damerau and Levenshtein) between two words."""
+    if abs(len(one) - len(other)) > (len(one) + 1) // 3:
+        return len(one) + len(other)
+    before: list[int] = [*range(len(other) + 1)]
+    last = before
+    for i, letter in enumerate(one, 1):
+        row = [i]
+        for j, wanted in enumerate(other, 1):
+            row.append(min(before[j - 1] + (letter != wanted), before[j] + 1, row[-1] + 1))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                row[-1] = min(row[-1], last[j - 2] + 1)
+        last, before = before, row
+    return before[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple, cast
 
@@ -21,6 +22,7 @@ from bishare_dsl.language.grammar import (
     BAD,
     CLAUSE_KINDS,
     DEFAULT_KINDS,
+    DEFAULTS,
     END,
     STATEMENT_KINDS,
     expected,
@@ -39,6 +41,8 @@ MAX_DEPTH = 64
 MAX_PROBLEMS = 100
 # How many tokens of a statement are read again where a mend changes one of them.
 _AGAIN = 64
+# How many mends of a text are tried in all.
+_TRIALS = 800
 # What an expression is made of; clauses and the like nest in nothing.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
@@ -190,6 +194,9 @@ class _Parser:
         # What may begin when that is whole.
         self.starters = STATEMENT_KINDS | DEFAULT_KINDS
         self.too_deep = False
+        self.told: int | None = 0  # the line of what was reported last
+        self.held = 0  # how often something was wrong, told or not
+        self.trials = _TRIALS
 
     def run(self) -> list[Statement]:
         """Read all tokens."""
@@ -308,33 +315,43 @@ class _Parser:
         if self.open > MAX_DEPTH:
             self.report_depth(span)
             return self.skip(position)
-        if self.problems.full:
+        self.held += 1
+        if self.problems.full or self.held > MAX_PROBLEMS:
             self.problems.count += 1
             return self.skip(position)
         allowed = self.allowed()
         slip = known_slip(
-            self.tokens, position, allowed, lambda *mend: self.would_read(position, allowed, *mend)
+            self.tokens, position, allowed, lambda *mend: self.would_read(position, *mend)
         )
         if slip is None and self.is_name(position, allowed):
             quoted, why = (Edit(span, f'"{token}"'),), f'in quotes it is a name: `"{token}"`'
-            self.problems(codes.KEYWORD_AS_NAME(span=span, word=token, help=why, edits=quoted))
+            self.report(token, codes.KEYWORD_AS_NAME(span=span, word=token, help=why, edits=quoted))
             token.type = "NAME"
             return position
         slip = slip or unknown_slip(self.tokens, position)
-        at, what = slip.at or token, found(token)
+        at, what = slip.at or token, found(slip.at or token)
         if self.is_cut_off(position, allowed):
             at, what = slip.at or self.tokens[position - 1], "the end of the line"
         place, help_line, edits = span_of(at), slip.help and slip.help[:200], slip.edits
         if token.type == BAD:
-            self.problems(_unreadable(token, help_line, edits))
+            self.report(token, _unreadable(token, help_line, edits))
         else:
-            kinds = expected(allowed)
-            self.problems(
-                codes.UNEXPECTED(
-                    span=place, expected=kinds, found=what, help=help_line, edits=edits
-                )
+            kinds = expected(allowed - {at.type})
+            problem = codes.UNEXPECTED(
+                span=place, expected=kinds, found=what, help=help_line, edits=edits
             )
+            self.report(token, problem)
         return self.mend(position, slip)
+
+    def report(self, token: Token, problem: Problem) -> None:
+        """Report what is wrong at a token, unless it follows from what is wrong before it in the line: one
+        remedy mends both."""
+        kept = self.problems.kept
+        if token.line != self.told or not kept:
+            self.problems(problem)
+        elif kept[-1].edits:
+            kept[-1] = replace(kept[-1], edits=(*kept[-1].edits, *problem.edits))
+        self.told = token.line
 
     def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
         """Tell whether what ends before a token is not whole, and the token begins something new."""
@@ -343,24 +360,37 @@ class _Parser:
         return self.parser is not None and END not in allowed and (begins or token.type == END)
 
     def would_read(
-        self, position: int, allowed: Set[str], first: int, tokens: Sequence[Token]
+        self, position: int, first: int, tokens: Sequence[Token], whole_share: bool
     ) -> bool:
-        """Tell whether tokens can be read from ``first`` on, in place of what reading stopped in."""
-        if first == position:
-            return bool(tokens) and tokens[0].type in allowed
-        if self.parser is None or first < self.first or position - self.first > _AGAIN:
+        """Tell whether tokens can be read from ``first`` on, in place of what reading stopped in: the last
+        one may also begin what is read next. No share says anything twice by them."""
+        begun = position if self.parser is None else self.first
+        self.trials -= 1
+        if first < begun or position - begun > _AGAIN or self.trials < 0:
             return False
-        parser = lark().parse_interactive()
-        for token in [*self.tokens[self.first : first], *tokens]:
-            try:
-                parser.feed_token(token)
-            except UnexpectedToken:
-                if END not in parser.accepts() or token.type not in STATEMENT_KINDS | CLAUSE_KINDS:
-                    return False
-                parser = lark().parse_interactive()
-                if token.type != END:
-                    parser.feed_token(token)
-        return True
+        whole = [*self.tokens[begun:first], *tokens, Token(END, "")]
+        trial = _Parser(whole, Problems())
+        trial.starters = self.starters
+        trial.statements = [replace(s, clauses=[*s.clauses]) for s in self.statements[-1:]]
+        at = 0
+        while trial.reads(at) or (trial.begins(at) and trial.ends(at)):
+            at += trial.parser is not None  # What has ended there is followed by the token itself.
+        left = whole[at:-1]
+        same_line = left and left[0].type != END and left[0].line == self.tokens[position].line
+        if len(left) > 1 or same_line or (left and trial.parser is not None and not trial.ends(at)):
+            return False
+        ended = [*trial.statements]
+        if ended and not (whole_share and tokens[-1].type in STATEMENT_KINDS):
+            ended.pop()
+        lacks = any(
+            not {"per", "rank"} <= {c.keyword for c in s.clauses if c.role in (None, "A", "B")}
+            for s in ended
+            if s.keyword == "share"
+        )
+        said = [(c.keyword, c.role) for s in trial.statements[-1:] for c in s.clauses]
+        once = [str(s.keyword) for s in (*self.statements[:-1], *trial.statements)]
+        twice = any(once.count(word) > 1 for word in ("spec", "target", "train", *DEFAULTS))
+        return not (lacks or twice) and len(said) == len({*said})
 
     def mend(self, position: int, slip: Slip) -> int:
         """Read what is meant in place of a mistake that is known, or skip."""
@@ -451,6 +481,8 @@ def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) ->
             why = f"write `{plain[1]}000`"
         elif text.replace("_", "").isdecimal():
             why = f"write `{text.replace('_', '')}`"
+        elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
+            why = f"a product is written `{product[1]} * {product[2]}`"
         return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)
     what = f"`{text[:40]}`"
     if len(text) == 1 and (text.isspace() or not text.isprintable()):

@@ -29,9 +29,13 @@ _SETS: dict[str, Set[str]] = {
     "NUMBER": {"INT", "FLOAT"},
     "COMPARISON": {"LT", "LE", "GT", "GE", "EQ", "NE"},
     "ITEM": {"NAME", "STRING", "INT", "FLOAT", "PATH", "KIND", "PARENT"},
+    "OPERATOR": {*OPERATORS, "COMMA", "EQUAL", "COLON", "LPAR", "RPAR", "LBRACE", "RBRACE"},
     BAD: {BAD, "QUOTE", "DIGIT", "LETTERS", "UNSEEN", "BLANK"},
 }
 _QUOTES = tuple("'`´‘’‚“”„«»")
+_ONCE = {"SPEC", "TARGET", "TRAIN"}
+# So many words of a line are read again to try what would mend it.
+_FAR = 64
 
 
 class Row(NamedTuple):
@@ -41,7 +45,7 @@ class Row(NamedTuple):
     words: list[str]
     last: str
     instead: str | None
-    sure: bool
+    arrow: str
     help: str
 
 
@@ -59,15 +63,15 @@ def _table() -> Table:
     lines = grammar("slips.txt").read_text(encoding="utf-8").splitlines()
     rows = [line.strip() for line in lines if line and not line.startswith("#")]
     for pattern, said in zip(rows[::2], rows[1::2], strict=True):
-        pattern, *mend = re.split(r" (=>!?)(?: |$)", pattern)
+        pattern, *mend = re.split(r" (=>[!>]?)(?: |$)", pattern)
         named = pattern.split(" ")
         ahead = 2 if "..." in named or named[0] == "only" else named[0] == "NEWLINE"
         last = named.pop() if named[-1] in ("LINE", "REST") else ""
         if named[1:] == ["...", "@ANY"]:
             table.such[words()[named[0]]] = said
         else:
-            instead, sure = mend[1] if mend else None, "=>!" in mend
-            table.known.append(Row(named[:ahead], named[ahead:], last, instead, sure, said))
+            arrow, instead = mend or ("", None)
+            table.known.append(Row(named[:ahead], named[ahead:], last, instead, arrow, said))
     return table
 
 
@@ -90,13 +94,17 @@ def known_slip(
     tokens: Sequence[Token],
     position: int,
     allowed: Set[str],
-    reads: Callable[[int, Sequence[Token]], bool],
+    reads: Callable[[int, Sequence[Token], bool], bool],
 ) -> Slip | None:
     """Find the mistake at a token in the table, where only the kinds in ``allowed`` could stand.
 
-    ``reads`` tells whether some tokens can be read from a position on.
+    ``reads`` tells whether some tokens can be read from a position on, up to one that may stand behind them,
+    and, if it is asked, whether a share that ends there is whole.
     """
     given = _near_words(tokens, position, allowed)
+    far = min(position + _FAR, len(tokens) - 1)
+    cut_off = END not in allowed and tokens[position].line != tokens[position - 1].line
+    ends = next((i for i in range(position + 1, far) if tokens[i].line != tokens[i - 1].line), far)
     for row in _table().known:
         if not _begins(row.first, tokens, position, allowed):
             continue
@@ -106,21 +114,37 @@ def known_slip(
         count = len(row.words)
         named = [*tokens[first : first + count], "".join(tokens[first + count : last])]
         given |= {str(i): word for i, word in enumerate(named)}
-        said = _filled(row.help, given)
         if row.instead is None:
-            return Slip(said, at=at)
-        text = _filled(row.instead, given)
-        ships = not text.startswith("use ") or '"' in text or text[4:] in shipped_specs()
-        if (row.instead and not text) or not ships:
-            continue
-        slip = _mended(tokens, first, last, text)
-        behind = tokens[slip.last : slip.last + 1]
-        if (row.sure and not slip.tokens) or reads(slip.first, [*(slip.tokens or ()), *behind]):
-            edits = () if row.last == "REST" else slip.edits
-            return slip._replace(help=said, at=at, edits=edits)
-        if row.sure:
-            return Slip(said, at=at, edits=slip.edits)
+            return Slip(_filled(row.help, given), at=at)
+        for instead in row.instead.split(" | "):
+            text = given["new"] = _filled(instead, given)
+            said = _filled(row.help, given)
+            ships = not text.startswith("use ") or '"' in text or text[4:] in shipped_specs()
+            empty = any(not given[name] for name in re.findall(r"{([a-z]+)}", instead))
+            if empty or not ships:
+                continue
+            slip = _mended(tokens, first, last, text)
+            written = [*(slip.tokens or ()), *tokens[slip.last : slip.last + 1]]
+            if row.arrow == "=>>":
+                written += tokens[slip.last + 1 : ends + 1]
+                if cut_off or _said_elsewhere(slip, tokens, first, last):
+                    continue
+                if slip.first == position and written[0].type not in {*allowed, "NAME"}:
+                    continue
+            if (row.arrow == "=>!" and not slip.tokens) or reads(
+                slip.first, written, row.arrow == "=>>"
+            ):
+                edits = () if row.last == "REST" else slip.edits
+                return slip._replace(help=said, at=at, edits=edits)
+            if row.arrow == "=>!":
+                return Slip(said, at=at, edits=slip.edits)
     return None
+
+
+def _said_elsewhere(slip: Slip, tokens: Sequence[Token], first: int, last: int) -> bool:
+    """Tell whether a statement is written of which the rest of the text has one already."""
+    new = {token.type for token in slip.tokens or ()} & _ONCE
+    return bool(new) and any(t.type in new for t in (*tokens[:first], *tokens[last:]))
 
 
 def unknown_slip(tokens: Sequence[Token], position: int) -> Slip:
@@ -147,6 +171,10 @@ def _near_words(tokens: Sequence[Token], position: int, allowed: Set[str]) -> di
     made = {"small": token.lower(), "near": "", "percent": ""}
     if near.startswith("did you mean"):
         made["near"] = near.split("`")[1]
+    for where, beside in (("nearer", before[-1:]), ("after", tokens[position + 1 : position + 2])):
+        named = beside[0] if beside and beside[0].type == "NAME" else ""
+        found = nearest(named, [word for word in words() if len(word) > 2], few=0)
+        made[where] = found.split("`")[1] if named and found else ""
     if before and before[0].type in _SETS["NUMBER"]:
         made["percent"] = f"{float(before[0]) / 100:g}"
     return made
@@ -177,7 +205,8 @@ def _place(
     for i, word in enumerate(row.words, first):
         plain = word[1:] if len(word) > 1 and word[0] in "@^" else word
         elsewhere = i > first and tokens[i].line != tokens[i - 1].line
-        if not _fits(plain, tokens[i]) or (elsewhere and plain not in ("ANY", "STATEMENT")):
+        fits = i > 0 and tokens[i] == tokens[i - 1] if plain == "SAME" else _fits(plain, tokens[i])
+        if not fits or (elsewhere and plain not in ("ANY", "STATEMENT")):
             return None
         at = tokens[i] if word[0] == "^" and len(word) > 1 else at
     line = tokens[position].line
@@ -190,8 +219,8 @@ def _place(
 
 def _fits(word: str, token: Token) -> bool:
     """Tell whether a word of a pattern stands for a token."""
-    if word in ("ANY", "|"):
-        return word == "ANY" or token == word
+    if word in ("ANY", "WORD", "|"):
+        return token == word if word == "|" else word == "ANY" or token.type != END
     kind = token.type
     if kind == BAD:
         kind = "QUOTE" if token in _QUOTES else kind
@@ -199,6 +228,8 @@ def _fits(word: str, token: Token) -> bool:
         kind = "LETTERS" if len(token) > 1 and token[0].isalpha() else kind
         kind = "UNSEEN" if not token.isprintable() else kind
         kind = "BLANK" if token.isspace() else kind
+    if word == "TITLE":
+        return kind == "NAME" and token[0].isupper()
     return any(
         kind in _SETS.get(option, {option})
         if option.isupper()
@@ -261,8 +292,12 @@ def _clause(tokens: Sequence[Token]) -> str:
     """Return the kind of the word that begins the clause or statement that these tokens end in."""
     for before, token in zip(reversed([None, *tokens[:-1]]), reversed(tokens), strict=False):
         # `alpha` and `rank` are values, too.
-        value = token.type in ("ALPHA", "RANK") and before is not None and not before.isalnum()
+        word = before is not None and before.replace("_", "").isalnum()
+        value = token.type in ("ALPHA", "RANK") and before is not None and not word
         value = value or (before is not None and before.type in ("SCALE", "GAIN", "SHARE"))
+        value = value or (
+            token.type == "INIT" and before is not None and before.type in ("RANK", "OUT")
+        )
         if token.type in _table().such and not value:
             return token.type
     return "SPEC"

@@ -7,7 +7,7 @@ from typing import cast
 
 from lark import Token
 
-from bishare_dsl.diagnostics import Edit, Problem, Source, Span, nearest
+from bishare_dsl.diagnostics import Edit, Problem, Source, Span, advise
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
 from bishare_dsl.language.parse import Problems, parse
@@ -16,6 +16,8 @@ from bishare_dsl.spec.expression import FUNCTIONS, arity_problem
 
 # Rules whose parts begin with a name of their own, and what messages call such a part.
 _NAMING = {"options": "option"} | {word: f"the {word} of" for word in ("init", "gain", "freeze")}
+# Of these, two say what one may say as a list.
+_LISTS = ("target", "train", "per", "freeze", "init", "gain")
 _FACTORS = "a share says `A per layer  B per module`, say, or one key for both: `per layer`"
 _ADVICE = {
     "per": "`per module` shares nothing, `per layer` within a layer, `per model` everything",
@@ -39,7 +41,10 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     """Find what is wrong with a tree; nothing is missed where reading failed, at the places ``broken``."""
     statements, header = syntax.statements, syntax.header
     written = any(token.type == "SPEC" for token in syntax.tokens)
-    if (not written and statements) or (statements and header and header is not statements[0]):
+    begun = not broken or not statements or min(broken) > statements[0].start
+    if (not written and statements and begun) or (
+        statements and header and header is not statements[0]
+    ):
         start = Span(syntax.first.start, syntax.first.start)
         named = () if header else (Edit(start, "spec mine\n"),)
         yield codes.NO_HEADER(span=syntax.first, edits=named)
@@ -48,10 +53,10 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
     behind = span_of(syntax.tokens[-1]).end + 1
     ends = [*(statement.start for statement in statements[1:]), behind]
-    said: list[tuple[str, Span]] = []
+    said: list[tuple[str, Statement]] = []
     for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
         if word in DEFAULTS and i < first_share:
-            said.append((f"the default `{word}`", statement.span))
+            said.append((f"the default `{word}`", statement))
         elif word in DEFAULTS:
             help_line = f"move `{word}` above the first share, or to the share that it is meant for"
             place, edits = (
@@ -60,19 +65,21 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
             )
             yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
         elif word in ("spec", "target", "train"):
-            said.append((f"`{word}`", span_of(statement.keyword)))
+            said.append((f"`{word}`", statement))
+            if word == "spec" and statement is not header:
+                break  # Another spec: what it says twice is not wrong with this one.
         elif word == "use":
-            said.append((f"`use {statement.name}`", statement.span))
+            said.append((f"`use {statement.name}`", statement))
             if i > uses_end:
                 edits = _moved(syntax, statement, statements[uses_end])
                 yield codes.LATE_USE(span=statement.span, edits=edits)
         elif word == "share":
             whole = not any(statement.start <= place < end for place in broken)
-            yield from _check_share(statement, whole)
+            yield from _check_share(syntax, statement, whole)
         for tree in statement.trees():
-            yield from _check_tree(tree)
+            yield from _check_tree(syntax, tree)
     yield from check_order(statements, statements, syntax)
-    yield from _twice(said)
+    yield from _twice(syntax, said)
 
 
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
@@ -91,27 +98,74 @@ def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
         yield codes.NO_SHARE(span=place, spec=name, help=help_line)
 
 
-def _twice(said: Iterable[tuple[str, Span]]) -> Iterator[Problem]:
-    """Find what is said a second time."""
-    given: dict[str, Span] = {}
-    for what, span in said:
-        if what in given:
-            yield codes.TWICE(span=span, what=what, also=given[what])
-        given.setdefault(what, span)
+def _twice(syntax: Syntax, said: Iterable[tuple[str, Statement | Words]]) -> Iterator[Problem]:
+    """Find what is said a second time; of lists, advise their union."""
+    given: dict[str, Statement | Words] = {}
+    for what, part in said:
+        if (first := given.setdefault(what, part)) is not part:
+            help_line: str | None = None
+            edits: tuple[Edit, ...] = ()
+            if isinstance(first, Statement) and isinstance(part, Statement):
+                help_line, edits = _union(syntax, first, part)
+            yield codes.TWICE(
+                span=_span(part), what=what, also=_span(first), help=help_line, edits=edits
+            )
 
 
-def _check_share(share: Statement, whole: bool) -> Iterator[Problem]:
-    said = [(_word(clause), clause.span) for clause in share.clauses]
-    yield from _twice((f"`{word}` of share `{share.name}`", span) for word, span in said)
+def _span(part: Statement | Words) -> Span:
+    if isinstance(part, Statement):
+        named = part.keyword in ("spec", "target", "train")
+        return span_of(part.keyword) if named else part.span
+    return span_of(part)
+
+
+def _union(
+    syntax: Syntax, first: Statement, second: Statement
+) -> tuple[str | None, tuple[Edit, ...]]:
+    """Write two statements of one keyword as one, where that may name several things."""
+    word = first.keyword
+    if word == "spec":
+        return "a file holds one spec: put the second one into a file of its own", ()
+    if word not in _LISTS or any(t.data == "exclude" for p in (first, second) for t in p.trees()):
+        return None, ()
+    head, listed = _text(syntax, first).split(word, 1)
+    more = _text(syntax, second).split(word, 1)[1]
+    joined = f"{head}{word} {listed.strip()}, {more.strip()}"
+    return f"both are `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
+
+
+def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Problem]:
+    said = [(_word(clause), clause) for clause in share.clauses]
     words = [word for word, _ in said]
+    lines = [c.role for c in share.clauses if c.role and c.name_token.column == 1]
+    if lines and len(words) > len({*words}):
+        # A statement without its keyword reads as the key of a tensor.
+        part = next(c for c in share.clauses if c.role == lines[0])
+        start, text = span_of(part.name_token), f"`share {lines[0]}`"
+        edits = (Edit(Span(start.start, start.start), "share "),)
+        yield codes.UNEXPECTED(
+            span=start,
+            expected="`share`",
+            found=text[7:],
+            help=f"did you mean {text}?",
+            edits=edits,
+        )
+        return
+    what = f"of share `{share.name}`"
+    yield from _twice(syntax, [(f"`{word}` {what}", clause) for word, clause in said])
     # Which other tensors a transform pools is its own affair.
     factors = ["A per", "B per"] if {"A per", "B per"} & {*words} else []
     keyed = any(clause.keyword == "per" for clause in share.clauses)
     keys = [] if "per" in words else factors if keyed else ["per"]
     for word in [*keys, "rank"] if whole else ():
         if word not in words:
-            help_line = _ADVICE[word]
-            yield codes.NO_CLAUSE(span=share.head, share=share.name, clause=word, help=help_line)
+            place, help_line = share.head, _ADVICE[word]
+            others = [c for c in share.clauses if c.role and c.role not in ("A", "B")]
+            if others and word in factors:
+                alike = (c for c in others if str(c.role).lower().endswith(word[0].lower()))
+                place = span_of(next(alike, others[0]).name_token)
+                help_line = f"did you mean `{word}`? A plain share has the factors `A` and `B`"
+            yield codes.NO_CLAUSE(span=place, share=share.name, clause=word, help=help_line)
 
 
 def _word(clause: Statement) -> str:
@@ -120,15 +174,16 @@ def _word(clause: Statement) -> str:
     return "start nonzero" if clause.keyword == "start" else f"{role}{clause.keyword}"
 
 
-def _check_tree(tree: Words) -> Iterator[Problem]:
+def _check_tree(syntax: Syntax, tree: Words) -> Iterator[Problem]:
     """Check what a tree names, or calls."""
     if what := _NAMING.get(tree.data):
         parts = tree.children
-        yield from _twice((f"{what} `{unquoted(first_token(p))}`", span_of(p)) for p in parts)
+        named = [(f"{what} `{unquoted(first_token(p))}`", p) for p in cast(list[Words], parts)]
+        yield from _twice(syntax, named)
     elif tree.data == "call":
         name, arguments = first_token(tree), cast(Words, tree.children[1])
         if name not in FUNCTIONS:
-            why, help_line = "is not a function", nearest(name, FUNCTIONS)
+            why, help_line = "is not a function", advise("function", name, FUNCTIONS)
             yield codes.BAD_CALL(span=span_of(name), name=name, why=why, help=help_line)
         elif problem := arity_problem(name, len(arguments.children)):
             yield codes.BAD_CALL(span=span_of(tree), name=name, why=problem)
@@ -136,9 +191,12 @@ def _check_tree(tree: Words) -> Iterator[Problem]:
 
 def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edit, ...]:
     """Move a statement, on a line of its own, before another one."""
-    inside = (t for t in syntax.tokens if statement.start <= span_of(t).start < statement.end)
-    text = "".join(inside)
-    return Edit(Span(before.start, before.start), f"{text}\n"), Edit(statement.span, "")
+    text = f"{_text(syntax, statement)}\n"
+    return Edit(Span(before.start, before.start), text), Edit(statement.span, "")
+
+
+def _text(syntax: Syntax, part: Statement) -> str:
+    return "".join(t for t in syntax.tokens if part.start <= span_of(t).start < part.end)
 
 
 def check_order(
@@ -158,6 +216,8 @@ def check_order(
             if meant and places[meant] >= places[statement]:
                 span, word = span_of(use), meant.keyword
                 help_line = f"move the `{word}` up"
+                if meant is statement:
+                    help_line = f"`{name}` cannot be made of itself: leave it out here"
                 if statement.replaces and statement.keyword == "let":
                     help_line = "what replaces a `let` stands where that stood"
                 edits = (

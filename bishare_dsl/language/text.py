@@ -163,6 +163,11 @@ def _text(node: m.Range | m.Expression, least: int = _IF) -> str:
     return text if level >= least else f"({text})"
 
 
+def expression_text(node: m.Expression) -> str:
+    """Write one expression."""
+    return _text(node)
+
+
 def _written(node: m.Range | m.Expression) -> tuple[str, int]:
     match node:
         case int() | float():

@@ -79,7 +79,7 @@ class Reader:
         self._root = realpath(Path(name).parent)
         file = self._file(source, {})
         kinds = {token.type for token in file.syntax.tokens}
-        if "USE" not in kinds:
+        if "USE" not in kinds and not self.problems.count:
             self.problems.extend(check_complete(file.syntax, kinds))
         return file
 

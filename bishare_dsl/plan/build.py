@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_er
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
-from bishare_dsl.plan.mentioned import constant, located
+from bishare_dsl.plan.mentioned import constant, located, names_joined
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
@@ -163,11 +163,8 @@ def _nothing_left(selection: Selection) -> str:
     if selection.exclude:
         return "`except` takes away all that stands before it: leave it out"
     for part in selection.include:
-        if isinstance(part, And):
-            names = [inner.ref for inner in part.all_of if isinstance(inner, Ref)]
-            if len(names) > 1:
-                one_and_other = ", ".join(names)
-                return f"no module is both; a comma takes one and the other: `{one_and_other}`"
+        if isinstance(part, And) and (names := names_joined(part)):
+            return f"no module is both; a comma takes one and the other: `{names}`"
     return "no module fits all of its conditions: leave one of them out"
 
 

@@ -55,14 +55,29 @@ def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
     """
     value = scope.number(rank, loc)
     if value != int(value) or value < 0:
-        why, help = (
-            "it is a whole number, 0 or more",
-            f"write `rank {max(1, round(abs(value)))}`, say",
-        )
+        what, why = f"a rank{scope.where}", "it is a whole number, 0 or more"
         raise EvaluationError(
-            codes.BAD_NUMBER(what="a rank", value=value, why=why, loc=loc, help=help)
+            codes.BAD_NUMBER(
+                what=what, value=value, why=why, loc=loc, help=_other_rank(rank, value)
+            )
         )
     return int(value)
+
+
+def _other_rank(rank: Expression, value: float) -> str:
+    """Write what a rank may be that is negative, or a fraction."""
+    from bishare_dsl.language.text import expression_text
+
+    if isinstance(rank, int | float):
+        return f"write `rank {max(1, round(abs(value)))}`, say"
+    text = expression_text(rank)
+    if isinstance(rank, Ref) and rank.ref not in ATTRIBUTES:
+        return f"give it another number: `param {text} = {max(1, round(abs(value)))}`, say"
+    if value < 0:
+        return f"`rank max({text}, 0)` is never below 0"
+    if isinstance(rank, Binary) and rank.op == "/":
+        return f"`//` rounds down: `rank {expression_text(rank.model_copy(update={'op': '//'}))}`"
+    return f"`rank floor({text})` rounds down"
 
 
 def _params(spec: Spec, values: Mapping[str, Value]) -> Iterator[Problem]:

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.diagnostics.codes.spec import UNKNOWN_NAME
+from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec import (
     ATTRIBUTES,
@@ -98,9 +98,12 @@ class Choice:
             if any(mention.loc[: len(problem.loc)] == problem.loc for problem in found):
                 continue
             try:
-                found += self._unknown(mention.part, mention)
+                new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
-                found.append(error.problem)
+                new = [error.problem]
+            # Of two parts of one condition that are wrong in the same way, one is told.
+            said = {(problem.loc[:-1], problem.help) for problem in found}
+            found += (one for one in new if (one.loc[:-1], one.help) not in said)
         return found
 
     def _unknown(self, part: Range | Expression, mention: Mention) -> Iterator[Problem]:
@@ -124,6 +127,9 @@ class Choice:
                 self.any_holds(part, loc)  # Raises: a number is not a predicate.
             case "key", Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
                 yield self.unknown(name, loc, True)
+            case "key", Ref(ref="expert") if not self._counts["expert"][0][1]:
+                help = f"{self.model} has no experts: leave this part of the key out"
+                yield CONSTANT_KEY(loc=loc, help=help)
             case "number", Ref(ref=name) if self.scopes and name not in _COUNTED:
                 self.scopes[0].number(part, loc)  # Raises: a word is not a number.
             case "subject", Ref(ref=name) if not self._is_known(name):
@@ -198,6 +204,8 @@ class Choice:
         shown = "this range" if isinstance(item, Range) else f"`{valued[0][0].value(item, loc)}`"
         known = {str(value) for _, value in valued}
         help = slip if subject == Ref(ref="layers") else nearest(shown.strip("`"), known)
+        if subject == Ref(ref="kind") and isinstance(item, Ref):
+            help = self.unknown(item.ref, loc, False).help
         yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
 
     def _no_match(self, part: Match, loc: Loc) -> Problem:
@@ -205,6 +213,8 @@ class Choice:
         known = {str(scope.values[attribute]) for scope in self.scopes}
         glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
         help = nearest(pattern, known) or self.hint
+        if pattern in ("expert", "experts") and not self._counts["expert"][0][1]:
+            help = f"{self.model} has no experts"
         if meant := _matched(pattern, known):
             help = f"a pattern is not a regular expression: list them, `{', '.join(meant)}`"
         if glob != pattern and self.any_holds(Match(attribute=attribute, pattern=glob)):
@@ -213,7 +223,8 @@ class Choice:
         return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help)
 
     def _no_such_name(self, name: str, loc: Loc) -> Problem:
-        help = nearest(name, self.declared, few=0) or "`kind`, `layer` or another attribute"
+        help = advise("name", name, self.declared, few=0)
+        help = help or "`kind`, `layer` or another attribute"
         return UNKNOWN_NAME(name=name, loc=loc, help=help)
 
     def _outside(self, counted: str, what: str, loc: Loc) -> Problem:
@@ -262,7 +273,16 @@ def constant(mention: Mention, scopes: Sequence[Scope], what: str = "modules") -
         if selects and loc == mention.loc and (named or idle):
             continue
         always = "always" if truth else "never"
-        yield codes.CONSTANT(always=always, count=f"{len(asked):,}", what=what, loc=loc)
+        help = "one pool of all is `per model`" if truth and {"per", "keys"} & {*loc} else None
+        if not truth and isinstance(part, And) and (names := names_joined(part)):
+            help = f"no module is both; a comma takes one and the other: `{names}`"
+        yield codes.CONSTANT(always=always, count=f"{len(asked):,}", what=what, loc=loc, help=help)
+
+
+def names_joined(part: And) -> str | None:
+    """Write as a list the names of which all are asked; None where these are not several."""
+    names = [inner.ref for inner in part.all_of if isinstance(inner, Ref)]
+    return ", ".join(names) if len(names) > 1 else None
 
 
 def _constant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, Site
@@ -209,27 +209,36 @@ class Sites:
                 return
 
     def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
+        model, sites = self.architecture, self.architecture.sites
         more = (*ATTRIBUTES, "model") if as_key else ()
-        help_line = nearest(name, [*self.kinds, *self.lets, *more])
-        if as_key and not (help_line or "").startswith("did"):
-            help_line = "such as `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
-        if name in ("all", "linear", "all_linear"):
-            help_line = 'every linear layer is `kind "*"`'
-        elif {*"*?"} & {*name}:
-            help_line = f'a pattern stands behind what it is of: `kind "{name}"`'
+        place, names = ("key" if as_key else "kind"), [*self.kinds, *self.lets, *self.parts, *more]
+        help_line = advise(place, name, names, few=0)
+        part = part_called(name)
+        here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
+        elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
+        if {*"*?"} & {*name}:
+            help_line = f'a pattern stands after what it is of: `kind "{name}"`'
+        elif name in ATTRIBUTES and {"per", "keys"} & {*loc}:
+            help_line = "the parts of a key have commas between: `per layer, kind`"
+        elif name in ("kind", "parent", "path"):
+            help_line = f'a name or pattern stands after it, such as `{name} "*..."`'
         elif name in ATTRIBUTES:
             help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
-        elif any(name in site.kinds for site in self.architecture.outside):
+        elif name in {site.parent for site in sites}:
+            help_line = f"`parent {name}` means the linear layers in it"
+        elif name in ("expert", "experts"):
+            help_line = "the layers of its experts are `expert != none`"
+            if all(site.expert is None for site in sites):
+                help_line = f"{model.name} has no experts"
+        elif any(name in site.kinds for site in model.outside):
             help_line = (
                 f"it is in no layer, so that it takes part where `target` names it: `target {name}`"
             )
-        elif part := part_called(name):
-            sites = self.architecture.sites
-            here = dict.fromkeys(f"`{site.kind}`" for site in sites if part in parts(site))
-            help_line = f"`{part}` means it in any model, here {', '.join(here) or 'nothing'}"
-        elif name in ("attention", "attn") and not as_key:
-            help_line = "the parts of attention are `attention_inputs` and `attention_outputs`"
-        if name in {site.parent for site in self.architecture.sites}:
-            help_line = f"`parent {name}` means the linear layers in it"
-        model = self.architecture.name
-        return codes.NO_SUCH_SITE(what=f"`{name}`", model=model, loc=loc, help=help_line)
+        elif elsewhere and not as_key:
+            help_line = f"shares adapt linear layers; `train {name}` trains it in full"
+        elif here:
+            help_line = f"`{part}` means it in any model, here {', '.join(here)}"
+        elif help_line is None and as_key:
+            help_line = "such as `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
+        help_line = help_line or nearest(name, self.kinds)
+        return codes.NO_SUCH_SITE(what=f"`{name}`", model=model.name, loc=loc, help=help_line)

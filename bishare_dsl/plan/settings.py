@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 
-from bishare_dsl.diagnostics import Loc, Problem, SpecError, nearest
+from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import (
     ATTRIBUTES,
     SINGULAR,
@@ -34,6 +36,7 @@ from bishare_dsl.transforms import (
     transform_kind,
     transform_names,
 )
+from bishare_dsl.transforms.registry import BUILT_IN
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
@@ -114,14 +117,17 @@ class Resolver:
                 check_names(scope, given, loc)
                 return float(scope.number(given, loc))
             except EvaluationError as error:
-                problems.append(error.problem)
+                help = error.problem.help
+                if isinstance(given, Ref) and given.ref in {let.name for let in self.spec.lets}:
+                    help = f"a `let` is no number: `param {given.ref} = 8` is one"
+                problems.append(replace(error.problem, help=help))
                 return otherwise
 
         def place(name: str) -> Loc:
             """Return where a setting stands: in the share, or among the spec's defaults."""
             return (*(at if getattr(share, name) is not None else ("defaults",)), name)
 
-        alpha = number(settings.alpha, place("alpha"), rank)
+        alpha = number(settings.alpha, place("alpha"), rank, rank=rank)
         scale = alpha / rank
         if settings.scale is not None:
             names = {"rank": rank} if settings.alpha is None else {"rank": rank, "alpha": alpha}
@@ -178,7 +184,7 @@ class Resolver:
         if isinstance(name, str) and name in _INITIALS:
             return _INITIALS[name]
         few = [start for start in _INITIALS if not start.startswith("svd_")]
-        help = nearest(str(name), _INITIALS, few=0) or nearest(str(name), few)
+        help = advise("init", str(name), _INITIALS, few=0) or nearest(str(name), few)
         problems.append(codes.UNKNOWN_INIT(name=name, loc=loc, help=help))
         return Start("zeros")
 
@@ -262,7 +268,9 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
             role=role,
             what="give a key",
             loc=("keys", role, "name"),
-            help=nearest(role, roles),
+            help=f"`{role}` stands there twice: leave one out"
+            if role == share.name
+            else nearest(role, roles),
         )
     keyless = [role for role in transform.pooled if role not in share.keys]
     if keyless and share.per is None and not unknown:
@@ -357,8 +365,7 @@ def _transform(
     try:
         kind = transform_kind(name)
     except KeyError:
-        # Identity is what a share without `via` has.
-        help = nearest(name, {*transform_names()} - {"Identity"}, few=24)
+        help = _transform_called(name)
         problems.append(codes.UNKNOWN_TRANSFORM(name=name, loc=("via", "transform"), help=help))
         return None
     except SpecError as error:
@@ -373,6 +380,8 @@ def _transform(
             values[option] = scope.value(expression, loc)
         except EvaluationError as error:
             problems.append(error.problem)
+    if values.keys() < via.options.keys():
+        return None  # What one without a value would be is not known.
     try:
         transform = load_transform(name, values, ValidationError)
     except ValidationError as error:
@@ -389,10 +398,9 @@ def _transform(
             problems.append(
                 codes.BAD_OPTION(
                     transform=name,
-                    name=option or "these options",
-                    value=values.get(option, "together"),
-                    why=_why(fault["msg"]),
-                    help=_described(kind, option),
+                    what=f"{option} = {values.get(option)}" if option else "these options",
+                    why=_why(option, fault["type"], fault["msg"]),
+                    help=_described(kind, option, values.get(option)),
                     loc=("via", "options", option) if option else ("via",),
                 )
             )
@@ -402,20 +410,40 @@ def _transform(
             transform.check_rank(rank)
     except ValueError as error:
         problems.append(
-            codes.BAD_OPTION(transform=name, name="rank", value=rank, why=str(error), loc=("rank",))
+            codes.BAD_OPTION(transform=name, what=f"rank = {rank}", why=str(error), loc=("rank",))
         )
         return None
     return transform
 
 
-def _described(kind: type[Transform], option: str) -> str | None:
+def _transform_called(name: str) -> str | None:
+    """Advise on a name that no transform has: it may be a title of one, or a method that ships as a spec."""
+    # Identity is what a share without `via` has.
+    names = {*transform_names()} - {"Identity"}
+    titles = {transform_kind(own).title.replace(" ", "_"): own for own in names & BUILT_IN.keys()}
+    meant = next((own for title, own in titles.items() if nearest(name, [title], few=0)), None)
+    if meant:
+        return f"did you mean `{meant}`?"
+    if name.lower() in shipped_specs():
+        return f'that method ships as a spec: `use "{name.lower()}"`'
+    return advise("transform", name, names, few=24)
+
+
+def _described(kind: type[Transform], option: str, value: Value | None) -> str | None:
     """Say what an option of a transform is."""
+    if value in ATTRIBUTES:
+        return "an option is one value for the whole share: another one takes a share of its own"
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
     field = fields.get(option)
-    return f"`{option}` is: {field.description}" if field and field.description else None
+    if field is None or not field.description:
+        return None
+    default = "" if field.default in (None, PydanticUndefined) else f"; without it {field.default}"
+    return f"`{option}` is: {field.description}{default}"
 
 
-def _why(message: str) -> str:
+def _why(option: str, kind: str, message: str) -> str:
     """Make Pydantic's message the end of our sentence."""
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    if kind.startswith("int"):
+        return f"`{option}` is a whole number"
+    message = message.removeprefix("Value error, ").replace("Input should be", f"`{option}` is")
+    return message if message.startswith("`") else message[:1].lower() + message[1:]

@@ -134,6 +134,8 @@ def _choice(sites: Sites, scopes: list[Scope]) -> Choice:
 
     def unknown(name: str, loc: Loc, _: bool) -> Problem:
         help = nearest(name, {*modules, *_PARTS}) or hint
+        if name in _PARTS:
+            help = f"{architecture.name} has none of these: leave `{name}` out"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
 
     return Choice(

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from bishare_dsl.diagnostics import Loc, Problem, nearest
+from bishare_dsl.diagnostics import Loc, Problem, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.spec.expression import (
+    ATTRIBUTES,
     And,
     Binary,
     Call,
@@ -77,6 +78,12 @@ class Scope:
     layers: int = 0
     by_name: bool = False
 
+    @property
+    def where(self) -> str:
+        """Say in which layer the place is, as the end of a sentence; nothing where it is in none."""
+        layer = self.values.get("layer", "none")
+        return "" if layer == "none" else f" in layer {layer}"
+
     def value(self, expression: Expression, loc: Loc = ()) -> Value:
         """Evaluate an expression; a name that stands for nothing here is a plain word.
 
@@ -99,10 +106,10 @@ class Scope:
                 try:
                     return _bounded(_OPERATORS[op](lhs, rhs), loc)
                 except (ZeroDivisionError, OverflowError) as error:
-                    help = "divide by a number other than 0, or make the numbers smaller"
-                    raise EvaluationError(
-                        codes.NO_VALUE(loc=loc, why=str(error), help=help)
-                    ) from error
+                    help, why = "make the numbers smaller", f"{error}{self.where}"
+                    if rhs == 0:
+                        help = "divide by a number other than 0: `max(..., 1)` is one"
+                    raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
             case Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
                 if function == "sqrt" and numbers[0] < 0:
@@ -129,13 +136,25 @@ class Scope:
         if isinstance(value, bool | str):
             if isinstance(expression, Ref) and expression.ref not in self.values:
                 name = expression.ref
-                value = 0.05 if "dropout" in loc else 8
-                help_line = nearest(name, self.values)
-                help_line = help_line or f"a number, or a param: `param {name} = {value}` above"
-                if name.lower() in ("none", "no", "off", "false", "null"):
-                    help_line = "a number stands here, `0` for none"
+                if name in ATTRIBUTES:
+                    self.attribute(name, loc)
+                numbers = [known for known, v in self.values.items() if not isinstance(v, str)]
+                numbers += ["layer", "layers", "in", "out", "expert"] if "rank" in loc else []
+                help_line = advise("number", name) or advise("name", name, numbers, few=0)
+                help_line = (
+                    help_line or f"a number stands here, or a param: `param {name} = 8` above"
+                )
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
-            raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number"))
+            help = None
+            if isinstance(expression, Ref) and expression.ref not in ATTRIBUTES:
+                help = (
+                    f"`{expression.ref}` is a word: give it a number, `param {expression.ref} = 8`"
+                )
+            elif {"per", "keys"} & {*loc}:
+                help = "the parts of a key have commas between: `per layer, kind`"
+            raise EvaluationError(
+                codes.NO_VALUE(loc=loc, why=f"`{value}` is not a number", help=help)
+            )
         return value
 
     def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
@@ -174,10 +193,16 @@ class Scope:
                     help = 'every linear layer is `kind "*"`'
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
             case _:
-                why, help = (
-                    "a number is neither true nor false",
-                    "compare it, as in `layer % 2 == 0`",
-                )
+                why = "a number is neither true nor false"
+                help = "compare it, as in `layer % 2 == 0`"
+                if isinstance(predicate, Binary) and all(
+                    isinstance(side, Ref) for side in (predicate.left, predicate.right)
+                ):
+                    help = "what is listed has commas between: `q_proj, v_proj`"
+                elif {"per", "keys"} & {*loc}:
+                    help = "the parts of a key have commas between: `per layer, kind`"
+                elif loc[:1] == ("lets",) and isinstance(predicate, int | float):
+                    help = f"a number is declared by `param`: `param ... = {predicate}`"
                 raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
 
     def attribute(self, name: str, loc: Loc) -> Value:
@@ -189,6 +214,10 @@ class Scope:
         if name not in self.values:
             why = f"it is about a module, whose `{name}` is not known in this place"
             help = "say here a number, or a param; modules are told apart by `where`, `per` and `match`"
+            if loc[:1] == ("params",):
+                help = "a param knows no model: write this where the param is used"
+            elif "options" in loc:
+                help = "an option is one value for the whole share: another one takes a share of its own"
             raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help))
         return self.values[name]
 

@@ -38,15 +38,9 @@ class BlockDiagonal(Transform):
     )
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        width = one_width(widths)
         if not self._is_cut(role):
-            return self.blocks * rank, width
-        if width % self.blocks:
-            fitting = ", ".join(str(n) for n in (2, 3, 4, 5, 6, 8, 16, 32) if width % n == 0)
-            raise ValueError(
-                f"a width of {width} does not divide into {self.blocks} blocks, as it does into {fitting}"
-            )
-        return rank, width
+            return self.blocks * rank, one_width(widths)
+        return rank, one_width(widths, self.blocks, "blocks")
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
         # Of one mini-LoRA.

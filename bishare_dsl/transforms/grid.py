@@ -34,7 +34,8 @@ class Grid(Transform):
 
     def check_rank(self, rank: int) -> None:
         if rank % self.blocks:
-            raise ValueError(f"it is not a multiple of blocks = {self.blocks}")
+            near = max(self.blocks, rank // self.blocks * self.blocks)
+            raise ValueError(f"it is not a multiple of blocks = {self.blocks}, as {near} is")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, one_width(widths, self.blocks, "blocks")

@@ -101,9 +101,12 @@ def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int
     if len(set(widths)) > 1:
         found = ", ".join(str(width) for width in sorted(set(widths)))
         raise ValueError(f"its sites have different widths ({found})")
-    if widths[0] % parts:
-        raise ValueError(f"a width of {widths[0]} does not divide into {parts} {name}")
-    return widths[0]
+    if (width := widths[0]) % parts:
+        fitting = ", ".join(str(n) for n in (2, 3, 4, 5, 6, 8, 16, 32) if width % n == 0)
+        raise ValueError(
+            f"a width of {width} does not divide into {parts} {name}, as it does into {fitting}"
+        )
+    return width
 
 
 def divisors(sides: Iterable[int]) -> list[int]:

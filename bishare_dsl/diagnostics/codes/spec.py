@@ -8,7 +8,7 @@ TWICE = Code("BS202", "{what} `{name}` is declared twice")
 RESERVED = Code("BS203", "`{name}` cannot be declared: {why}", "give it another name")
 UNKNOWN_TRANSFORM = Code("BS204", "no transform is called `{name}`")
 UNKNOWN_OPTION = Code("BS205", "{transform} has no option `{name}`")
-BAD_OPTION = Code("BS206", "{transform} cannot take {name} = {value}: {why}")
+BAD_OPTION = Code("BS206", "{transform} cannot take {what}: {why}")
 UNKNOWN_INIT = Code("BS208", "no tensor can start as `{name}`")
 START = Code("BS209", "share `{share}` {what}")
 NO_VALUE = Code(
@@ -16,7 +16,11 @@ NO_VALUE = Code(
     "this has no value here: {why}",
     "write an expression that has a number at every module",
 )
-BAD_NUMBER = Code("BS211", "{what} cannot be {value}: {why}")
+BAD_NUMBER = Code(
+    "BS211",
+    "{what} cannot be {value}: {why}",
+    "write an expression with a number that fits at every module",
+)
 NO_ALPHA = Code(
     "BS212",
     "this scale reads `alpha`, and nothing sets it",

@@ -1,0 +1,33 @@
+"""What to say of a word that means nothing where it stands: what it is called here, or the nearest name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+from bishare_dsl.diagnostics.problem import nearest
+from bishare_dsl.resources import grammar
+
+
+@cache
+def _table() -> dict[tuple[str, str], str]:
+    """Read the table `grammars/words.txt`: what is said of a word, by its place and the word."""
+    lines = grammar("words.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip() for line in lines if line and not line.startswith("#")]
+    found: dict[tuple[str, str], str] = {}
+    for pattern, said in zip(rows[::2], rows[1::2], strict=True):
+        place, _, words = pattern.partition(": ")
+        found |= {(place, word): said for word in words.split(" ")}
+    return found
+
+
+def advise(place: str, name: str, valid: Iterable[str] = (), few: int = 12) -> str | None:
+    """Write a help line on a word: what the table says of it, the nearest valid name, or what is valid.
+
+    Args:
+        place: such as ``key``, as the table has it.
+        name: the word.
+        valid: the names that mean something there.
+        few: so many valid names at most are listed.
+    """
+    return _table().get((place, name.lower())) or nearest(name, valid, few)
