@@ -25,6 +25,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, rende
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
+from bishare_dsl.mixed.bank import Bank
 from bishare_dsl.mixed.batches import MixedBatches
 from bishare_dsl.models.hooks import is_sharded, reshard, resident_tensor
 from bishare_dsl.models.inspect import inspect_model
@@ -71,6 +72,7 @@ class Adapter:
     compiled: CompiledPlan
     placement: Placement
     compact: bool = False
+    bank: tuple[Bank, int] | None = None
 
     def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
         """Return where each tensor is, by its name in the plan, and its number there."""
@@ -573,6 +575,30 @@ class Handle(AdapterRoot):
         with self._mixed.open(adapter_names):
             yield
 
+    @contextmanager
+    def bank(self, names: Sequence[str], shared: frozenset[str] = frozenset()) -> Iterator[Bank]:
+        """Let adapters of one plan train together in a block, in the rows of mixed batches.
+
+        Their parameters are views of the bank, which trains in their place: to be saved, merged and switched
+        they are what they were.
+
+        Args:
+            names: of the adapters.
+            shared: the names in the plan of tensors that are to be one for all. The first adapter's stay.
+        """
+        members = [self[name] for name in names]
+        for member in members:
+            member.set_trainable(True)
+        bank = Bank([member.placement.tensors() for member in members], shared)
+        for row, member in enumerate(members):
+            member.bank = bank, row
+        try:
+            yield bank
+        finally:
+            for member in members:
+                member.bank = None
+                member.set_trainable(member.name in self.active)
+
     def _check_mixed(self) -> None:
         """See that nothing about the adapter that runs keeps rows from having others.
 
@@ -609,7 +635,7 @@ class Handle(AdapterRoot):
             compiled,
             placement,
             any(adapter.compact for adapter in adapters),
-            tuple(adapters),
+            members=tuple(adapters),
         )
 
     def extra_repr(self) -> str:

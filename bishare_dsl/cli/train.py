@@ -30,6 +30,7 @@ class _TrainCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        args = [*_each_with_name(args)]
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption:
@@ -47,6 +48,21 @@ class _TrainCommand(click.Command):
             raise TrainError(unknown_argument(name, known, shown=f"--{name}")) from None
         finally:
             self.params = before
+
+
+def _each_with_name(args: Sequence[str]) -> Iterator[str]:
+    """Write ``--data`` before each of several files that stand behind one, as a shell writes ``*.jsonl``."""
+    from bishare_dsl.train.data.load import ENDINGS
+
+    follows, before = False, ""
+    for word in args:
+        if before != "--data":
+            file = follows and not word.startswith("-") and word.endswith(ENDINGS)
+            if file:
+                yield "--data"
+            follows = file or word == "--data"
+        yield word
+        before = word
 
 
 def _with_values(args: Sequence[str], switches: Container[str]) -> Iterator[str]:
@@ -88,7 +104,8 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         about = str(field.description)
         if field.annotation is not bool:
             metavar, _, about = about.partition(": ")
-            kind = {"metavar": metavar, "multiple": isinstance(field.default, dict)}
+            several = name == "data" or isinstance(field.default, dict)
+            kind = {"metavar": metavar, "multiple": several}
         command = click.option(f"--{name}", help=about, **kind)(command)
     return command
 
@@ -102,6 +119,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "bishare train my.share --config train.yaml --learning_rate 5e-4 --set r_inter=32",
         "bishare train lora --config train.yaml --output_dir out --eval_split 0.05 --bf16",
         "bishare train lora --config train.yaml --lr_of B=16x --lr_of inter=5e-5",
+        "bishare train lora --model ./my-checkpoint --data tasks/*.jsonl --output_dir out",
         "bishare train --resume out --num_train_epochs 3",
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
@@ -129,7 +147,8 @@ def command(
     --per_device_train_batch_size, --bf16, --gradient_checkpointing, --report_to tensorboard.
 
     --output_dir gets the adapter, checkpoints to resume from and run.json, which is what was asked. Ctrl-C
-    saves a checkpoint and stops.
+    saves a checkpoint and stops. Several --data are tasks that the base runs together: each gets an adapter,
+    in a folder of its name.
     """
     report = context.find_object(Report)
     assert report is not None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.mixed.bank import Bank
 from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.mixed.rows import (
     Call,
@@ -57,6 +58,11 @@ class Member(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    @property
+    def bank(self) -> tuple[Bank, int] | None:
+        """The bank that has its tensors while it trains with others, and its row there."""
+        ...
 
     @property
     def drops(self) -> bool:
@@ -223,7 +229,7 @@ class MixedBatches:
             problems.append(codes.MIXED_ROWS(names=0, rows="some"))
         for name in rows:
             if name is not None and not problems:
-                problems += _why_not(name, self.members[name].plan)
+                problems += why_not(name, self.members[name].plan)
         if problems:
             raise AdapterError(problems)
         return rows
@@ -327,7 +333,7 @@ def _read_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     )
 
 
-def _why_not(name: str, plan: Plan) -> Iterator[Problem]:
+def why_not(name: str, plan: Plan) -> Iterator[Problem]:
     """Say why no row can have an adapter of a plan."""
     if plan.trained:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
@@ -369,10 +375,7 @@ class _Beside:
         self, plans: Sequence[Plan], members: Sequence[Member | None], *, keeps: bool
     ) -> None:
         self.count = len(members)
-        self._given = [
-            [m.tensors() if m and m.plan.digest == plan.digest else None for m in members]
-            for plan in plans
-        ]
+        self._given = [_Given(plan, members) for plan in plans]
         self._names = {
             name_of(i, name): (i, name) for i, plan in enumerate(plans) for name in plan.tensor
         }
@@ -388,10 +391,38 @@ class _Beside:
 
     def _of(self, name: str) -> Tensor:
         number, own = self._names[name]
-        found = [None if tensors is None else tensors[own] for tensors in self._given[number]]
-        like = max((t for t in found if t is not None), key=lambda tensor: tensor.dtype.itemsize)
-        zero = torch.zeros_like(like)
-        return stacked([zero if tensor is None else tensor.to(like) for tensor in found])
+        return self._given[number].stacked(own)
+
+
+class _Given:
+    """The tensors of those members that are adapters of a plan."""
+
+    def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
+        mine = [m if m and m.plan.digest == plan.digest else None for m in members]
+        self._rows = [(i, m.bank[1]) for i, m in enumerate(mine) if m and m.bank]
+        banks = [m.bank[0] for m in mine if m and m.bank]
+        self._views = banks[0].views() if banks else {}
+        self._tensors = [None if m is None or banks else m.tensors() for m in mine]
+
+    def stacked(self, name: str) -> Tensor:
+        """Return a tensor of each member side by side, with zeros for those that have none."""
+        if not self._views:
+            found = [None if given is None else given[name] for given in self._tensors]
+            like = max((t for t in found if t is not None), key=lambda t: t.dtype.itemsize)
+            zero = torch.zeros_like(like)
+            return stacked([zero if tensor is None else tensor.to(like) for tensor in found])
+        value, count = self._views[name], len(self._tensors)
+        places, rows = zip(*self._rows, strict=True)
+        if value.dim() == 2:
+            if len(places) == count:
+                return value
+            value, rows = value.expand(count, -1, -1), places
+        if rows != tuple(range(len(value))):
+            value = value.index_select(0, numbers_on(value.device, rows))
+        if len(places) == count:
+            return value
+        index = numbers_on(value.device, places)
+        return value.new_zeros(count, *value.shape[1:]).index_copy(0, index, value)
 
 
 def _factors(

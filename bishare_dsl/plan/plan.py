@@ -190,6 +190,11 @@ class Plan(_Data):
         frozen = frozenset(tensor.name for tensor in self.tensors if not tensor.trainable)
         return frozen.union(pool.tensor for pool in self.pools if EACH_ADAPTER not in pool.key)
 
+    @property
+    def is_library(self) -> bool:
+        """Whether a key names ``adapter``, so that many adapters share what is of the other keys."""
+        return any(EACH_ADAPTER in pool.key for pool in self.pools)
+
     @cached_property
     def terms_of(self) -> dict[str, tuple[Term, ...]]:
         """The terms of each site, by its path."""

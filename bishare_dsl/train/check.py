@@ -21,6 +21,7 @@ from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.data.rows import Rows
 from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.folder import has_bank
 from bishare_dsl.train.groups import check_names
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _made(
     request: Request, adapter: Handle | None, base: PreTrainedModel | Source
 ) -> tuple[Made, list[tuple[Problem, SourceMap | None]]]:
     spec = request.spec
-    if request.resume is not None:
+    if request.resume is not None and not has_bank(request.resume):
         return read_adapter(request.resume), []
     stored = isinstance(spec, str) and "\n" not in spec and _is_adapter(spec)
     if request.params and (adapter is not None or stored):
@@ -80,6 +81,7 @@ def _is_adapter(spec: str) -> bool:
 
 def read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
     """Read the rows to train on, ``"train"``, and those held out, ``"eval"``."""
+    assert isinstance(settings.data, str)  # Of several tasks, each is read by itself.
     rows = load_rows(settings.data, split=settings.data_split, subset=settings.data_subset)
     if settings.eval_data is not None:
         subset = settings.data_subset if settings.eval_data == settings.data else None

@@ -25,6 +25,8 @@ from bishare_dsl.train.errors import TrainError, translate_refusals
 from bishare_dsl.writing import check_writable
 
 ASKED, STATE = "run.json", "trainer_state.json"
+BANK = "bank.safetensors"
+"""In a checkpoint of several tasks, the tensors of all of their adapters."""
 
 
 def check_new(folder: Path, *, force: bool) -> None:
@@ -139,8 +141,13 @@ def _is_whole(checkpoint: Path) -> bool:
         state = json.loads((checkpoint / STATE).read_bytes())
     except (OSError, ValueError):
         return False
-    named = all((checkpoint / name).is_file() for name in (CONFIG, TENSORS))
+    named = has_bank(checkpoint) or all((checkpoint / n).is_file() for n in (CONFIG, TENSORS))
     return named and state.get("global_step") == step_of(checkpoint)
+
+
+def has_bank(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is one of several tasks."""
+    return (checkpoint / BANK).is_file()
 
 
 def _written(folder: Path) -> list[Path]:

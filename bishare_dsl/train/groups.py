@@ -43,6 +43,12 @@ def check_names(plan: Plan, rates: Mapping[str, str]) -> None:
         raise TrainError(codes.WRONG_VALUE(name="lr_of", value=name, reason=reason, help=help))
 
 
+def rates_of(plan: Plan, rates: Mapping[str, str]) -> dict[str, str]:
+    """Return what was said last of each tensor that ``lr_of`` names."""
+    called = names_of(plan).items()
+    return {t: said for t, names in called for name, said in rates.items() if name in names}
+
+
 def regroup(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, torch.Tensor],
@@ -60,16 +66,15 @@ def regroup(
     """
     if not rates:
         return
-    called = names_of(plan)
+    found = rates_of(plan, rates)
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     groups, optimizer.param_groups = list(optimizer.param_groups), []
     for group in groups:
         parts: dict[float, list[torch.Tensor]] = {}
         for parameter in group["params"]:
-            names, rate = called.get(name_of.get(id(parameter), ""), set()), group["lr"]
-            for name, said in rates.items():
-                if name in names:
-                    rate = group["lr"] * float(said[:-1]) if said[-1] in "xX" else float(said)
+            rate, said = group["lr"], found.get(name_of.get(id(parameter), ""))
+            if said is not None:
+                rate = rate * float(said[:-1]) if said[-1] in "xX" else float(said)
             parts.setdefault(rate, []).append(parameter)
         # The rate that is logged is the first group's: the run's own, where any tensor has it.
         for rate in sorted(parts, key=lambda rate: rate != group["lr"]):

@@ -41,6 +41,18 @@ def loss_of_learned(
         inputs: of the model.
         count: learned tokens in all of an optimizer step; by default this batch's.
     """
+    logits, learned = learned_logits(model, forward, inputs)
+    width = logits.shape[-1]
+    return ForCausalLMLoss(logits, None, width, num_items_in_batch=count, shift_labels=learned)
+
+
+def learned_logits(
+    model: nn.Module, forward: Any, inputs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits (batch, positions, vocabulary) of tokens that are learned, and what these are.
+
+    Args are as for `loss_of_learned`.
+    """
     labels = inputs["labels"][:, 1:]
     positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
@@ -49,5 +61,4 @@ def loss_of_learned(
     else:
         positions = torch.arange(labels.shape[1], device=labels.device)
     logits = model(**inputs).logits[:, : len(positions)].contiguous()
-    learned, width = labels[:, positions].contiguous(), logits.shape[-1]
-    return ForCausalLMLoss(logits, None, width, num_items_in_batch=count, shift_labels=learned)
+    return logits, labels[:, positions].contiguous()

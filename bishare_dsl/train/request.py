@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bishare_dsl.diagnostics import Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.data.formats import Format
+from bishare_dsl.train.data.load import ENDINGS
 from bishare_dsl.train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
 
 
-_RATE = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?x?", re.IGNORECASE)
+_NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_-]+")
+_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_RATE = re.compile(_NUMBER.pattern + "x?", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -35,10 +38,18 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    data: str
-    """FILE: Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub."""
+    data: str | dict[str, str]
+    """FILES: Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Several files, NAME=FILE or a
+    folder of files are tasks that are trained together, each with an adapter of its own."""
+    rows_at_once: int = Field(default=32, gt=0)
+    """N: Of several tasks, the rows that go through the model together; by default 32."""
     lr_of: dict[str, str] = {}
     """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
+    seeds: int = Field(default=1, gt=0)
+    """N: Train an adapter from each of so many seeds, in one run."""
+    search: dict[Literal["learning_rate"], tuple[str, ...]] = {}
+    """learning_rate=RATE,...: Train with each rate in one run, stop those that lose on held-out rows halfway,
+    and keep the best."""
     eval_data: str | None = None
     """FILE: Held-out rows, to evaluate on during training."""
     eval_split: int | float | None = Field(default=None, gt=0)
@@ -66,6 +77,43 @@ class Settings(BaseModel):
     device_map: str | None = None
     """NAME: Such as auto: spread and offload the base (accelerate)."""
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _tasks(cls, value: Any) -> Any:
+        """Take several files, or a folder of files, for tasks by their names."""
+        words = [value] if isinstance(value, str) else value
+        if isinstance(value, Mapping):
+            return {str(name): os.fspath(path) for name, path in value.items()}
+        if len(words) == 1 and not is_tasks(words[0]):
+            return words[0]
+        found = [pair for word in words for pair in _tasks_of(word)]
+        names = [name for name, _ in found]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two tasks are called `{twice}`: write NAME=FILE")
+        if wrong := next((name for name in names if not _NAME.fullmatch(name)), None):
+            raise ValueError(f"no adapter can be called `{wrong}`: write NAME=FILE")
+        return dict(found)
+
+    @property
+    def tasks(self) -> dict[str, str] | None:
+        """The data of several tasks, by their names; None where there is one adapter to train."""
+        if isinstance(self.data, dict) or (self.seeds == 1 and not self.search):
+            return self.data if isinstance(self.data, dict) else None
+        return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): self.data}
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _searched(cls, value: Any) -> Any:
+        """Take ``["learning_rate=1e-4,5e-4"]``, as it stands on the command line, and numbers."""
+        if not isinstance(value, Mapping):
+            value = [value] if isinstance(value, str) else value
+            value = {name: said.split(",") for name, _, said in (v.partition("=") for v in value)}
+        found = {name: tuple(str(one).strip() for one in said) for name, said in value.items()}
+        for said in found.values():
+            if len(set(said)) < 2 or not all(map(_NUMBER.fullmatch, said)):
+                raise ValueError("it is written learning_rate=1e-4,5e-4, with two rates at least")
+        return found
+
     @field_validator("eval_split")
     @classmethod
     def _rows(cls, value: float | None) -> int | float | None:
@@ -86,6 +134,22 @@ class Settings(BaseModel):
             reason = "is neither a rate, such as 5e-4, nor a factor, such as 16x"
             raise ValueError(f"`{wrong[0]}` {reason}")
         return rates
+
+
+def is_tasks(word: str) -> bool:
+    """Tell whether a word of ``data`` stands for tasks: NAME=FILE, or a folder."""
+    return ("=" in word and not Path(word).exists()) or Path(word).expanduser().is_dir()
+
+
+def _tasks_of(word: str) -> list[tuple[str, str]]:
+    path = Path(word).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+        if not files:
+            raise ValueError(f"`{word}` has no file of rows")
+        return [(file.stem, str(file)) for file in files]
+    name, said, file = word.partition("=")
+    return [(name, file) if said and not path.exists() else (path.stem, word)]
 
 
 @dataclass(frozen=True)
@@ -115,11 +179,18 @@ class Request:
         """Return what asks for the same run from any folder; ``spec`` is a text or a path."""
         plain = self.settings.model_dump(exclude_defaults=True)
         named = {"model": self.model, **plain} if isinstance(self.model, str) else plain
-        local = {n: str(Path(named[n]).expanduser().absolute()) for n in _PATHS if n in named}
-        places = {n: p for n, p in local.items() if Path(p).exists()}
+        places = {n: _absolute(named[n]) for n in _PATHS if n in named}
         values = {k: v.value if isinstance(v, Enum) else v for k, v in self.arguments.items()}
         params = {"params": dict(self.params)} if self.params else {}
         return {**({"spec": spec} if spec else {}), **params, **named, **places, **values}
+
+
+def _absolute(value: Any) -> Any:
+    """Return a path that is there as it is from anywhere; of several by name, each."""
+    if isinstance(value, dict):
+        return {name: _absolute(path) for name, path in value.items()}
+    path = Path(value).expanduser().absolute()
+    return str(path) if path.exists() else value
 
 
 _OWN = ("spec", "model", "output_dir", "params", "resume")
@@ -225,7 +296,7 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     """Return the checkpoint that a run is to go on from, and what the run was asked."""
     if where is None:
         return None, {}
-    from bishare_dsl.train.folder import ASKED, find_checkpoint, is_checkpoint
+    from bishare_dsl.train.folder import ASKED, find_checkpoint, has_bank, is_checkpoint
 
     path = Path(where).expanduser()
     folder = path.parent if is_checkpoint(path) else path
@@ -233,7 +304,9 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
         raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {ASKED}"))
     asked = read_config(folder / ASKED)  # JSON is YAML.
     # The spec of the run is the checkpoint's; its file may have changed since.
-    return find_checkpoint(path), {**asked, "spec": None, "output_dir": str(folder)}
+    found = find_checkpoint(path)
+    spec = asked.get("spec") if has_bank(found) else None
+    return found, {**asked, "spec": spec, "output_dir": str(folder)}
 
 
 def read_config(path: Path) -> dict[str, Any]:

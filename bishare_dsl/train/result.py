@@ -81,3 +81,71 @@ class TrainResult:
         ]
         table = "\n".join(f"{name:11}  {text}" for name, text in rows)
         return table + "\n\n" + "\n".join(uses)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What became of one of several tasks.
+
+    Attributes:
+        name: the task's, and its adapter's.
+        folder: the adapter's, as `load_adapter` takes it; None of one that was tried and not kept.
+        rows: that were trained on.
+        steps: optimizer steps.
+        loss_first: in the first steps that were logged; None where it did none in this run.
+        loss_last: in the last ones.
+        eval_loss: on the held-out rows.
+        stopped: why it ended before its time: a gradient was no number, and the adapter is as it was before;
+            or another one was better. None where it did not.
+    """
+
+    name: str
+    folder: str | None
+    rows: int
+    steps: int
+    loss_first: float | None
+    loss_last: float | None
+    eval_loss: float | None
+    stopped: str | None
+
+
+@dataclass(frozen=True)
+class ManyResult:
+    """A finished run of several tasks.
+
+    Attributes:
+        folder: of the run, with the adapters in it.
+        model: with an adapter for each task, in eval mode.
+        trainable: parameters of each adapter that were trained.
+        tasks: in the order in which they were given.
+        tokens: that were trained on, padding apart, in the whole run.
+        seconds: since the run was started or resumed.
+        history: what was logged, as the Trainer has it.
+    """
+
+    folder: Path
+    model: PreTrainedModel = field(repr=False)
+    trainable: int
+    tasks: tuple[TaskResult, ...]
+    tokens: int
+    seconds: float
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, without the model and the history."""
+        plain = {k: v for k, v in vars(self).items() if k not in ("model", "history", "tasks")}
+        tasks = [asdict(task) for task in self.tasks]
+        return {**plain, "folder": str(self.folder), "tasks": tasks}
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]]
+        rows = [("task", "rows", "steps", "first loss", "last loss", "held out", "adapter")]
+        for task in self.tasks:
+            losses = (task.loss_first, task.loss_last, task.eval_loss)
+            said = ["" if loss is None else f"{loss:.4f}" for loss in losses]
+            where = ", ".join(part for part in (task.folder, task.stopped) if part)
+            rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *said, where))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        table = "\n".join(line.rstrip() for line in lines)
+        return f"{table}\n\n{self.tokens:,} tokens in {self.seconds:,.0f} s"

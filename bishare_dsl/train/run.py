@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import get_peft_model
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
-from transformers.utils import logging
+from transformers import TrainerCallback, set_seed
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import install
-from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
-from bishare_dsl.models import Source, resolve
+from bishare_dsl.models import resolve
 from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
-from bishare_dsl.models.load import load_model, load_tokenizer
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import WARM_UP, count_steps, effective_batch, training_arguments
 from bishare_dsl.train.check import check_adapter, read_rows
 from bishare_dsl.train.data.batches import Collator, check_packing
-from bishare_dsl.train.data.encoding import encode
-from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
-from bishare_dsl.train.progress import progress
+from bishare_dsl.train.loop import quietly, run_loop
+from bishare_dsl.train.many_run import run_many
+from bishare_dsl.train.prepare import encode_as_asked, find_tokenizer, load_base
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
-from bishare_dsl.train.result import TrainResult
-from bishare_dsl.train.stop import hear_signals
+from bishare_dsl.train.result import ManyResult, TrainResult
 from bishare_dsl.train.trainer import AdapterTrainer, Watch
 
 if TYPE_CHECKING:
@@ -45,7 +38,7 @@ if TYPE_CHECKING:
 def train(
     spec: Spec | str | os.PathLike[str] | None = None,
     model: PreTrainedModel | str | os.PathLike[str] | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     *,
     params: Mapping[str, int | float | str] | None = None,
@@ -56,7 +49,7 @@ def train(
     callbacks: Iterable[TrainerCallback] = (),
     quiet: bool = False,
     **arguments: Any,
-) -> TrainResult:
+) -> TrainResult | ManyResult:
     """Train an adapter by TRL's SFTTrainer, and save it in a folder.
 
     The recipe is the paper's where nothing else is said: AdamW at 1e-4, then linear to 0; 64 examples in an
@@ -72,7 +65,9 @@ def train(
         spec: a spec, its text, the path of a ``.share`` file, the name of one that ships with bishare, or the
             folder of an adapter to train further. None for a model that is adapted, which is trained further.
         model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model, which is adapted in place.
-        data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub.
+        data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub. Several by name, or a folder of
+            files, are tasks that are trained together: each has an adapter of its own, in a folder of its
+            name in ``output_dir``.
         output_dir: the folder of the run, which must not hold a run yet.
         params: other values for the spec's.
         tokenizer: needed for a model that is given; by default the checkpoint's.
@@ -87,7 +82,7 @@ def train(
             ``learning_rate=2e-4`` or ``eval_split=0.05``.
 
     Returns:
-        The trained model, and what was measured. ``print`` it for a summary.
+        The trained model, and what was measured; of several tasks, of each. ``print`` it for a summary.
 
     Raises:
         BishareError: the arguments, the spec, the model or the data are wrong (BS7xx and those of their
@@ -115,8 +110,10 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
-) -> TrainResult:
+) -> TrainResult | ManyResult:
     """Do what was asked for, and tell ``reporter``. Arguments and errors are as for `train`."""
+    if request.settings.tasks is not None:
+        return run_many(request, reporter, tokenizer=tokenizer, force=force, callbacks=callbacks)
     began = time.monotonic()
     settings, folder, resume = request.settings, request.output_dir, request.resume
     evaluates = settings.eval_data is not None or settings.eval_split is not None
@@ -128,20 +125,10 @@ def run(
         folders.check_new(folder, force=force or resume is not None)
     base = resolve(request.model) if isinstance(request.model, str) else request.model
     made, problems = check_adapter(request, base)
-    if tokenizer is None and isinstance(base, Source):
-        tokenizer = load_tokenizer(base)
-    if tokenizer is None:
-        raise TrainError(
-            NO_TOKENIZER(model=request.model if isinstance(base, Source) else "the model")
-        )
+    tokenizer = find_tokenizer(request, base, tokenizer)
     rows = read_rows(settings, args.seed)
     reporter.note(f"encoding {sum(map(len, rows.values())):,} rows ...")
-    how = {
-        "max_length": settings.max_length,
-        "train_on": settings.train_on,
-        "format": settings.format,
-    }
-    encoded = {name: encode(part, tokenizer, **how) for name, part in rows.items()}  # type: ignore[arg-type]
+    encoded = {name: encode_as_asked(part, tokenizer, settings) for name, part in rows.items()}
     for found in encoded.values():
         reporter.note(str(found.report))
     packed_to = settings.max_length if settings.packing else None
@@ -156,10 +143,7 @@ def run(
         f"once, in {args.world_size} process{'es' if args.world_size > 1 else ''}, "
         f"{args.gradient_accumulation_steps} times"
     )
-    if isinstance(base, Source):
-        reporter.note(f"loading {request.model} ...")
-        bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
-        base = load_model(base, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
+    base = load_base(request, base, reporter)
     if not isinstance(made, Handle):
         for note in install(base, made, args.seed):
             reporter.warn(note)
@@ -169,7 +153,7 @@ def run(
     if settings.packing:
         check_packing(base, collator)
     config = BishareConfig(spec=handle.spec_text, seed=handle.seed, task_type="CAUSAL_LM")
-    with undo_prepare(base), _quietly():
+    with undo_prepare(base), quietly():
         watch = Watch()
         trainer = AdapterTrainer(
             rates=settings.lr_of,
@@ -186,7 +170,7 @@ def run(
         spec = str(made.folder) if isinstance(made, StoredAdapter) else handle.spec_text
         held = folders.claim(folder, request.as_dict(spec), resume, force=force)
         with held if args.should_save else nullcontext():
-            _train(trainer, watch, request, reporter)
+            run_loop(trainer, watch, request, reporter)
     base.eval()
     state, history = trainer.state, trainer.state.log_history
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
@@ -205,43 +189,3 @@ def run(
         data={name: found.report for name, found in encoded.items()},
         history=history,
     )
-
-
-def _train(trainer: AdapterTrainer, watch: Watch, request: Request, reporter: Reporter) -> None:
-    """Train, and save the adapter."""
-    folder, resume = request.output_dir, request.resume
-    for theirs in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(theirs)
-    shown = None if reporter.quiet else progress()
-    if shown is not None:
-        trainer.add_callback(shown)
-    trainer.done = 0 if resume is None else folders.step_of(resume)
-    try:
-        with hear_signals(not reporter.quiet) as watch.asked, translate_refusals(folder):
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-            state = trainer.state
-            if watch.stopping and state.global_step < state.max_steps:
-                saved = folder / f"checkpoint-{state.global_step}"
-                raise TrainingInterrupted(state.global_step, state.max_steps, saved)
-            trainer.save_model()
-            trainer.save_state()
-            trainer.accelerator.wait_for_everyone()
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(".")[0]
-        raise TrainError(codes.OUT_OF_MEMORY(reason=reason)) from error
-    finally:
-        if shown is not None:
-            shown.close()
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Let transformers and TRL speak of errors alone; else they tell of the tokenizer's tokens."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of names in transformers.
-            yield
-    finally:
-        logging.set_verbosity(before)

@@ -35,6 +35,20 @@ def asked(name="out"):
     return yaml.safe_load(Path(name, "run.json").read_text())
 
 
+def test_several_files_are_tasks(bishare, folder):
+    Path("tasks").mkdir()
+    for name in ("one", "two"):
+        Path("tasks", f"{name}.jsonl").write_text(Path("rows.jsonl").read_text())
+    files = sorted(map(str, Path("tasks").glob("*.jsonl")))
+    run = bishare(
+        "train", "--data", *files, "--config", "train.yaml", "--eval_split", "2", "--json"
+    )
+    assert run.code == 0
+    assert [task["name"] for task in json.loads(run.out)["tasks"]] == ["one", "two"]
+    assert all(read_adapter(Path("out", name)).plan.spec == "small" for name in ("one", "two"))
+    assert set(asked()["data"]) == {"one", "two"}
+
+
 def test_spec_model_and_rows_are_enough(bishare, folder):
     run = bishare(
         "train", "small.share", "--model", "tiny", "--data", "rows.jsonl", "--output_dir", "out"
@@ -146,7 +160,7 @@ def test_a_spec_on_standard_input(bishare, folder):
 
 
 def test_interrupted(bishare, folder, monkeypatch):
-    monkeypatch.setattr("bishare_dsl.train.run.progress", lambda: Interrupts())
+    monkeypatch.setattr("bishare_dsl.train.loop.progress", lambda: Interrupts())
     command = ["train", "--config", "train.yaml", "--num_train_epochs", 3, "--force"]
     run = bishare(*command)
     assert (run.code, run.out) == (130, "")

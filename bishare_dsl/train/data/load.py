@@ -159,6 +159,9 @@ _READERS: dict[str, Any] = {
     ".parquet": _read_parquet,
 }
 
+ENDINGS = tuple(_READERS)
+"""Of the files that hold rows."""
+
 
 def _read_hub(name: str, split: str, subset: str | None) -> Rows:
     """Read the rows of a split by `datasets`, memory-mapped from its cache."""

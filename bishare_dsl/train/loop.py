@@ -1,0 +1,66 @@
+"""The loop of a run: signals, progress, and what goes wrong in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PrinterCallback, ProgressCallback
+from transformers.utils import logging
+
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.train import folder as folders
+from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
+from bishare_dsl.train.progress import progress
+from bishare_dsl.train.stop import hear_signals
+
+if TYPE_CHECKING:
+    from bishare_dsl.train.many_trainer import ManyTrainer
+    from bishare_dsl.train.reporter import Reporter
+    from bishare_dsl.train.request import Request
+    from bishare_dsl.train.trainer import AdapterTrainer, Watch
+
+
+def run_loop(
+    trainer: AdapterTrainer | ManyTrainer, watch: Watch, request: Request, reporter: Reporter
+) -> None:
+    """Train, and save the adapter."""
+    folder, resume = request.output_dir, request.resume
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    shown = None if reporter.quiet else progress()
+    if shown is not None:
+        trainer.add_callback(shown)
+    trainer.done = 0 if resume is None else folders.step_of(resume)
+    try:
+        with hear_signals(not reporter.quiet) as watch.asked, translate_refusals(folder):
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            state = trainer.state
+            if watch.stopping and state.global_step < state.max_steps:
+                saved = folder / f"checkpoint-{state.global_step}"
+                raise TrainingInterrupted(state.global_step, state.max_steps, saved)
+            trainer.save_model()
+            trainer.save_state()
+            trainer.accelerator.wait_for_everyone()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(".")[0]
+        raise TrainError(codes.OUT_OF_MEMORY(reason=reason)) from error
+    finally:
+        if shown is not None:
+            shown.close()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let transformers and TRL speak of errors alone; else they tell of the tokenizer's tokens."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of names in transformers.
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,217 @@
+"""Several tasks in one run: the base runs once for the rows of all, and each has an adapter of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback, set_seed
+
+from bishare_dsl.adapter.contents import StoredAdapter
+from bishare_dsl.adapter.files import save_adapter, save_library
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.compiler import install
+from bishare_dsl.diagnostics import raise_errors
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.diagnostics.codes.adapter import NO_NAME
+from bishare_dsl.mixed.batches import why_not
+from bishare_dsl.models import resolve
+from bishare_dsl.models.hooks import undo_prepare
+from bishare_dsl.plan import Plan
+from bishare_dsl.rewrite.placement import can_be_called
+from bishare_dsl.train import folder as folders
+from bishare_dsl.train.arguments import WARM_UP, effective_batch, training_arguments
+from bishare_dsl.train.check import check_adapter, read_rows
+from bishare_dsl.train.data.batches import Collator, Example, Examples
+from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.loop import quietly, run_loop
+from bishare_dsl.train.many import Steps, Task
+from bishare_dsl.train.many_trainer import Halving, ManyTrainer, ManyWatch
+from bishare_dsl.train.prepare import encode_as_asked, find_tokenizer, load_base
+from bishare_dsl.train.result import ManyResult, TaskResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from bishare_dsl.train.reporter import Reporter
+    from bishare_dsl.train.request import Request, Settings
+
+LIBRARY = "library"
+"""The folder in a run's of adapters that share tensors."""
+
+
+def run_many(
+    request: Request,
+    reporter: Reporter,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    force: bool = False,
+    callbacks: Iterable[TrainerCallback] = (),
+) -> ManyResult:
+    """Train an adapter for each task. Arguments and errors are as for `bishare_dsl.train.run.run`."""
+    began = time.monotonic()
+    settings, folder, resume = request.settings, request.output_dir, request.resume
+    sources = settings.tasks or {}
+    args = training_arguments(
+        request.arguments, str(folder), evaluates=settings.eval_split is not None
+    )
+    _check(settings, args)
+    if args.process_index > 0:
+        reporter.silence()
+    set_seed(args.seed)
+    if args.should_save:
+        folders.check_new(folder, force=force or resume is not None)
+    base = resolve(request.model) if isinstance(request.model, str) else request.model
+    made, problems = check_adapter(request, base)
+    if isinstance(made, (Handle, StoredAdapter)):
+        reason = "several tasks begin with a spec, and not with an adapter"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    unfit = [NO_NAME(name=name) for name in sources if not can_be_called(name)]
+    raise_errors(TrainError, [*unfit, *why_not("of each task", made.plan)])
+    tokenizer = find_tokenizer(request, base, tokenizer)
+    for problem, where in problems:
+        reporter.report(problem, where)
+    tasks: list[Task] = []
+    for name, source in sources.items():
+        rows = read_rows(settings.model_copy(update={"data": source}), args.seed)
+        encoded = {key: encode_as_asked(part, tokenizer, settings) for key, part in rows.items()}
+        for found in encoded.values():
+            reporter.note(f"{name}: {found.report}")
+        held_out = encoded["eval"].examples if "eval" in encoded else ()
+        tasks += _tried(name, encoded["train"].examples, held_out, settings, args)
+    most = args.max_steps if args.max_steps > 0 else None
+    batch, collator = effective_batch(args) // args.world_size, Collator.of(tokenizer)
+    steps = Steps(tasks, collator, batch, args.num_train_epochs, most, settings.rows_at_once)
+    if "warmup_steps" not in request.arguments:
+        args.warmup_steps = min(WARM_UP, len(steps) // 10)
+    reporter.note(
+        f"{len(tasks)} tasks, {len(steps):,} steps of {batch:,} examples of each, "
+        f"{settings.rows_at_once} rows at once"
+    )
+    model = load_base(request, base, reporter)
+    names = [task.name for task in tasks]
+    for task in tasks:
+        for note in install(model, made, task.seed, task.name):
+            reporter.warn(note)
+    handle: Handle = model.bishare  # type: ignore[assignment]
+    reporter.note(f"of each task: {handle.plan.parameters_line}")
+    shared = shared_of(made.plan)
+    with undo_prepare(model), quietly():
+        watch = ManyWatch()
+        trainer = ManyTrainer(
+            steps=steps,
+            rates=settings.lr_of,
+            model=model,
+            args=args,
+            callbacks=[watch, *callbacks],
+            eval_dataset=[()] if settings.eval_split is not None else None,
+        )
+        watch.trainer = trainer  # type: ignore[assignment]
+        halving = Halving(trainer)
+        if settings.search:
+            trainer.add_callback(halving)
+        trainer.write = partial(_write, trainer, halving, folder, shared)
+        trainer.accelerator.wait_for_everyone()
+        held = folders.claim(folder, request.as_dict(handle.spec_text), resume, force=force)
+        with held if args.should_save else nullcontext(), handle.bank(names, shared) as bank:
+            trainer.bank = bank
+            run_loop(trainer, watch, request, reporter)
+    model.eval()
+    best = _best(trainer, halving)
+    return ManyResult(
+        folder=folder,
+        model=model,
+        trainable=handle.plan.trainable,
+        tasks=tuple(
+            TaskResult(
+                name=task.name,
+                folder=_place(folder, task, shared) if best[task.keeps] == number else None,
+                rows=len(task.examples),
+                steps=steps.count(task),
+                loss_first=trainer.first.get(task.name),
+                loss_last=trainer.last.get(task.name),
+                eval_loss=trainer.held_out.get(task.name),
+                stopped=steps.stopped.get(number),
+            )
+            for number, task in enumerate(tasks)
+        ),
+        tokens=int(trainer.state.num_input_tokens_seen),
+        seconds=time.monotonic() - began,
+        history=trainer.state.log_history,
+    )
+
+
+def shared_of(plan: Plan) -> frozenset[str]:
+    """Return the tensors that all tasks share while they train: none, where no key says ``adapter``."""
+    return plan.common if plan.is_library else frozenset()
+
+
+def _check(settings: Settings, args: TrainingArguments) -> None:
+    """Refuse what only one adapter's run can do.
+
+    Raises:
+        TrainError: something was asked for that is for one task (BS732).
+    """
+    refused = {
+        "packing": settings.packing,
+        "eval_data": settings.eval_data is not None,
+        "fp16": args.fp16,
+        "fsdp": bool(args.fsdp),
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "optim": getattr(args.optim, "value", args.optim)
+        not in ("adamw_torch", "adamw_torch_fused"),
+    }
+    reasons = [
+        f"`{n}` is for one task, and there are several" for n, is_so in refused.items() if is_so
+    ]
+    if settings.search and settings.eval_split is None:
+        reasons.append("`search` compares by held-out rows: give `eval_split`")
+    if reasons:
+        raise TrainError(codes.BAD_COMBINATION(reason=reasons[0]))
+
+
+def _tried(
+    name: str,
+    examples: Examples,
+    held_out: Sequence[Example],
+    settings: Settings,
+    args: TrainingArguments,
+) -> Iterator[Task]:
+    """Make the tasks of a file: one for each seed and each rate."""
+    for seed in range(args.seed, args.seed + settings.seeds):
+        keeps = name if settings.seeds == 1 else f"{name}-seed{seed}"
+        for rate in settings.search.get("learning_rate", (None,)):
+            called = keeps if rate is None else f"{keeps}-{rate.replace('.', '_')}"
+            top = args.learning_rate if rate is None else float(rate)
+            yield Task(called, keeps, examples, held_out, top, seed)
+
+
+def _best(trainer: ManyTrainer, halving: Halving) -> dict[str, int]:
+    """Return the task that is kept of each name: the one that is left, or has the lowest held-out loss."""
+    tasks = trainer.steps.tasks
+    numbers = {task.keeps: i for i, task in reversed([*enumerate(tasks)])}
+    return {one: next(iter(halving.ranked(one)), first) for one, first in numbers.items()}
+
+
+def _place(folder: Path, task: Task, shared: frozenset[str]) -> str:
+    return f"{folder / LIBRARY}#{task.keeps}" if shared else str(folder / task.keeps)
+
+
+def _write(trainer: ManyTrainer, halving: Halving, folder: Path, shared: frozenset[str]) -> None:
+    """Write each adapter into a folder of its name, or all that share tensors into a library."""
+    if any(task.held_out for task in trainer.steps.tasks):
+        trainer.evaluate()
+    names = {one: trainer.steps.tasks[i].name for one, i in _best(trainer, halving).items()}
+    adapters = {one: trainer.handle[name] for one, name in names.items()}
+    if shared:
+        first = next(iter(adapters.values()))
+        tensors = {one: adapter.tensors() for one, adapter in adapters.items()}
+        save_library(folder / LIBRARY, first.plan, tensors, first.spec_text, seed=first.seed)
+        return
+    for one, adapter in adapters.items():
+        text, seed = adapter.spec_text, adapter.seed
+        save_adapter(folder / one, adapter.plan, adapter.tensors(), text, seed=seed)

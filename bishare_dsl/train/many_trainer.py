@@ -1,0 +1,306 @@
+"""transformers' Trainer for adapters that are trained together: its loop, logs and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
+
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.mixed.bank import Bank
+from bishare_dsl.train.arguments import catch_refusals
+from bishare_dsl.train.data.batches import IGNORED
+from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.folder import BANK
+from bishare_dsl.train.groups import rates_of
+from bishare_dsl.train.loss import learned_logits
+from bishare_dsl.train.many import Pass, Steps
+from bishare_dsl.train.optimizer import Rate, RowAdamW, Settings
+from bishare_dsl.train.trainer import Watch
+
+NO_NUMBER = "a gradient was no number"
+
+
+class ManyTrainer(Trainer):
+    """Trains the adapters of a bank. An item of its data set is all of a step.
+
+    Args:
+        steps: of all tasks, each an adapter of the model.
+        rates: of shares and factors, as ``lr_of`` has them.
+        **arguments: as for Trainer.
+
+    Attributes:
+        bank: the adapters' tensors; it is set before `train`, when the model is where it stays.
+        first, last: the loss of each task in its first step, and in the last one that was logged.
+        held_out: the last held-out loss of each task.
+        write: writes the adapters when the run is through.
+        done: the steps of the checkpoint that training goes on from.
+    """
+
+    bank: Bank
+    write: Callable[[], None]
+
+    def __init__(
+        self, *, steps: Steps, rates: Mapping[str, str], args: Args, model: Any, **arguments: Any
+    ) -> None:
+        self.steps, self._rates, self.write = steps, rates, lambda: None
+        self._settings = Settings(
+            (args.adam_beta1, args.adam_beta2),
+            args.adam_epsilon,
+            args.weight_decay,
+            args.max_grad_norm,
+        )
+        args.max_grad_norm, args.max_steps = 0.0, len(steps)
+        args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
+        args.include_num_input_tokens_seen = "no"
+        held: dict[str, Any] = {"train_dataset": steps, "data_collator": _only}
+        super().__init__(model=model, args=args, **held, **arguments)
+        count = len(steps.tasks)
+        self._sums = torch.zeros(2, count, device=args.device)
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.held_out: dict[str, float] = {}
+        self.done = 0
+
+    @property
+    def handle(self) -> Handle:
+        """The adapters."""
+        return cast(Handle, cast(Any, self.model).bishare)
+
+    def get_train_dataloader(self) -> Any:
+        """Give every process every step: each runs passes of its own."""
+        return torch.utils.data.DataLoader(cast(Any, self.steps), batch_size=1, collate_fn=_only)
+
+    def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
+        """Leave the model as it is: no parameter of it trains, but the bank."""
+        return model
+
+    def create_optimizer(self, *_: Any, **__: Any) -> Any:
+        """Make AdamW with a rate and a schedule for each row."""
+        tasks = self.steps.tasks
+        own = self._own = [self._schedule(task.rate, self.steps.count(task)) for task in tasks]
+        common = self._schedule(max(task.rate for task in tasks), len(self.steps))
+        of = {id(self.bank.own): own, id(self.bank.common): [common]}
+        self.optimizer = RowAdamW(
+            self.bank.parameters,
+            [of[id(p)] for p in self.bank.parameters],
+            [self._scale(p, of[id(p)]) for p in self.bank.parameters],
+            self._settings,
+        )
+        return self.optimizer
+
+    def _schedule(self, rate: float, steps: int) -> Rate:
+        args = self.args
+        warm_up = args.get_warmup_steps(steps)
+        with catch_refusals():
+            dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+            kinds = cast(Any, args.lr_scheduler_kwargs)
+            made = get_scheduler(args.lr_scheduler_type, dummy, warm_up, steps, kinds)
+            factor = made.lr_lambdas[0]
+        return lambda step: rate * factor(step)
+
+    def _scale(self, parameter: Tensor, rates: Sequence[Rate]) -> Tensor:
+        """Return what the rates of the columns are of those of the rows, ``(rows or 1, values)``."""
+        scale = torch.ones(1, parameter.shape[1])
+        columns = self.bank.own_columns if parameter is self.bank.own else self.bank.common_columns
+        tops = torch.tensor([task.rate for task in self.steps.tasks][: len(rates)])
+        for name, said in rates_of(self.handle.plan, self._rates).items():
+            if name not in columns:
+                continue
+            if said[-1] in "xX":
+                scale[:, columns[name]] = float(said[:-1])
+            else:
+                scale = scale.expand(len(rates), -1).clone()
+                scale[:, columns[name]] = (float(said) / tops).unsqueeze(1)
+        return scale.to(parameter.device)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make a schedule that changes nothing: each row has its own in the optimizer."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                cast(Any, self.optimizer), lambda _: 1.0
+            )
+        return self.lr_scheduler
+
+    def training_step(self, model: Any, inputs: Any, *_: Any) -> Tensor:
+        """Run the passes of a step, and return the mean loss of its tasks."""
+        model.train()
+        running, step = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
+        for parameter in self.bank.parameters:
+            parameter.grad = None  # Trainer asks the model, in which they are not.
+        rank, world = self.args.process_index, self.args.world_size
+        passes: list[Pass] = inputs[rank::world]
+        for one in passes:
+            weights = torch.tensor([1.0 / learned for learned in one.learned])
+            with self.compute_loss_context_manager(), self._rows(one):
+                losses = self._losses(model, one) * weights.to(self.args.device)
+                losses.sum().backward()
+            index = torch.tensor(one.tasks).to(self.args.device, non_blocking=True)
+            step[0].index_add_(0, index, losses.detach())
+            self.state.num_input_tokens_seen += int((one.inputs["attention_mask"] != 0).sum())
+        if world > 1:
+            step = self.accelerator.reduce(step, "sum")
+            for parameter in self.bank.parameters:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(gradient, "sum")
+        step[1, running] = 1
+        self._sums += step
+        optimizer = cast(Any, self.optimizer)
+        of_bank = getattr(optimizer, "optimizer", optimizer)
+        of_bank.stepping = [
+            running if p is self.bank.own else [0] * bool(running) for p in self.bank.parameters
+        ]
+        return step[0].sum() / max(len(running), 1)
+
+    def _rows(self, one: Pass) -> Any:
+        return self.handle.rows([self.steps.tasks[task].name for task in one.tasks])
+
+    def _losses(self, model: Any, one: Pass) -> Tensor:
+        """Return the sum of the losses of each row's tokens, ``(rows,)``."""
+        inputs = {name: tensor.to(self.args.device) for name, tensor in one.inputs.items()}
+        logits, learned = learned_logits(model, self.handle.model.forward, inputs)
+        flat, labels = logits.float().flatten(0, 1), learned.flatten()
+        losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
+        return losses.view(learned.shape).sum(1)
+
+    def log(self, logs: dict[str, Any], *arguments: Any) -> None:
+        """Log, and note the loss of each task since the last time; rows that are no numbers stop."""
+        if "loss" in logs:
+            totals, counts = self._sums.tolist()
+            self._sums.zero_()
+            losses = {i: t / n for i, (t, n) in enumerate(zip(totals, counts, strict=True)) if n}
+            names = [task.name for task in self.steps.tasks]
+            self.last |= {names[i]: loss for i, loss in losses.items()}
+            self.first = {**self.last, **self.first}
+            done = max(self.state.global_step - 1, 0)
+            logs["learning_rate"] = max(
+                (self._own[i](done) for i in self.steps.running(done)), default=0.0
+            )
+            logs["losses"] = {names[i]: loss for i, loss in losses.items()}
+            self._stop_rows()
+        super().log(logs, *arguments)
+
+    def _stop_rows(self) -> None:
+        optimizer = cast(Any, self.optimizer)
+        stopped = getattr(optimizer, "optimizer", optimizer).stopped()
+        for parameter, rows in zip(self.bank.parameters, stopped, strict=True):
+            if rows and parameter is self.bank.common:
+                raise TrainError(
+                    codes.NOT_FINITE(
+                        what="gradient",
+                        step=self.state.global_step,
+                        value=math.nan,
+                        kept="what all tasks share would be lost",
+                    )
+                )
+            for row in rows:
+                self.steps.stopped.setdefault(row, NO_NUMBER)
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Compute the held-out loss of each task: the mean over its tokens."""
+        tasks = [
+            i for i, t in enumerate(self.steps.tasks) if t.held_out and i not in self.steps.stopped
+        ]
+        totals: dict[int, float] = dict.fromkeys(tasks, 0.0)
+        model = cast(Any, self.model).eval()
+        for one in self.steps.passes([(i, self.steps.tasks[i].held_out) for i in tasks]):
+            with self.compute_loss_context_manager(), self._rows(one):
+                losses = self._losses(model, one)
+            for task, learned, loss in zip(one.tasks, one.learned, losses.tolist(), strict=True):
+                totals[task] += loss / learned
+        model.train()
+        self.held_out |= {self.steps.tasks[i].name: loss for i, loss in totals.items()}
+        mean = sum(totals.values()) / max(len(totals), 1)
+        found = {"eval_loss": mean}
+        self.log({**found, "eval_losses": {self.steps.tasks[i].name: totals[i] for i in tasks}})
+        return found
+
+    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
+        """Count epochs and steps: no epoch for a run that is through."""
+        epochs, *others, steps = super().set_initial_training_values(*arguments)
+        return (0 if self.done >= steps else epochs, *others, steps)
+
+    # Checkpoints: the bank in the place of a model --------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint's bank, or the adapters."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.write()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"own": self.bank.own.data, "common": self.bank.common.data}
+        save_file(values, folder / BANK, {"stopped": json.dumps([*self.steps.stopped.items()])})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with safe_open(str(Path(resume_from_checkpoint, BANK)), framework="pt") as found:
+            self.bank.own.data.copy_(found.get_tensor("own"))
+            self.bank.common.data.copy_(found.get_tensor("common"))
+            self.steps.stopped.update(json.loads(found.metadata()["stopped"]))
+
+
+def _only(items: Sequence[list[Pass]]) -> list[Pass]:
+    return items[0]
+
+
+class ManyWatch(Watch):
+    """Sees whether any process was asked to stop: losses that are no numbers stop their task alone."""
+
+    def on_pre_optimizer_step(
+        self, args: Args, state: State, control: Control, **more: Any
+    ) -> None:
+        asked = torch.tensor([self.asked()], dtype=torch.int32, device=args.device)
+        if args.world_size > 1:
+            asked = self.trainer.accelerator.reduce(asked, "sum")
+        self.stopping = bool(asked)
+
+
+class Halving(TrainerCallback):
+    """Stops half of the tasks that are tried against each other, by held-out loss, again and again.
+
+    (Successive halving, Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943.) The better half goes
+    on after the first half of the steps, after a quarter before, and so on: one is left for the second half.
+    """
+
+    def __init__(self, trainer: ManyTrainer) -> None:
+        self._trainer, self._steps = trainer, trainer.steps
+        kept = [task.keeps for task in self._steps.tasks]
+        rounds = math.ceil(math.log2(max(map(kept.count, kept))))
+        self._when = {math.ceil(len(self._steps) / 2**i) for i in range(1, rounds + 1)}
+
+    def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        if state.global_step in self._when:
+            self._trainer.evaluate()
+            for one in dict.fromkeys(task.keeps for task in self._steps.tasks):
+                ranked = self.ranked(one)
+                for loser in ranked[math.ceil(len(ranked) / 2) :]:
+                    self._steps.stopped[loser] = f"lost at step {state.global_step}"
+
+    def ranked(self, keeps: str) -> list[int]:
+        """Return the tasks that are tried for an adapter and not stopped, the best first."""
+        found = [
+            i
+            for i, task in enumerate(self._steps.tasks)
+            if task.keeps == keeps and i not in self._steps.stopped
+        ]
+        return sorted(found, key=self._loss)
+
+    def _loss(self, task: int) -> float:
+        return self._trainer.held_out.get(self._steps.tasks[task].name, math.inf)

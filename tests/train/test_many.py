@@ -1,0 +1,213 @@
+"""Several tasks in one run."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from bishare_dsl import load_adapter
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import TrainingInterrupted, train
+from bishare_dsl.train.data.batches import Collator
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.load import load_rows
+from bishare_dsl.train.many import Steps, Task
+from tests.train.conftest import SMALL, SPEC
+
+PLAIN = SPEC.replace("dropout 0.2\n", "")
+HOW = SMALL | {"rows_at_once": 6, "logging_steps": 2, "quiet": True}
+
+
+def start(spec: str, data: Any, out: Path, **how: Any) -> Any:
+    return train(spec, tiny_model("llama"), data, out, tokenizer=tiny_tokenizer(), **HOW | how)
+
+
+@pytest.fixture
+def tasks(files: Path) -> dict[str, str]:
+    return {"long": str(files / "rows.jsonl"), "short": str(files / "others.jsonl")}
+
+
+def tensors(folder: Any) -> dict[str, torch.Tensor]:
+    return load_adapter(folder, tiny_model("llama")).bishare.tensors()
+
+
+def test_each_task_is_as_if_it_were_trained_alone(tasks: Any, tmp_path: Path) -> None:
+    """Their rows come in another order: with as many in a step as there are, it does not matter."""
+    how = {"gradient_accumulation_steps": 12, "num_train_epochs": 3, "lr_of": {"B": "4x"}}
+    made = start(PLAIN, tasks, tmp_path / "many", **how)
+    assert [(task.name, task.rows, task.steps) for task in made.tasks] == [
+        ("long", 24, 3),
+        ("short", 6, 3),
+    ]
+    for name, data in tasks.items():
+        alone = start(PLAIN, data, tmp_path / name, **how).model.bishare.tensors()
+        for key, found in tensors(tmp_path / "many" / name).items():
+            torch.testing.assert_close(found, alone[key], rtol=0, atol=1e-5)
+
+
+def test_a_task_sees_each_row_once_in_an_epoch(files: Path) -> None:
+    collator = Collator.of(tiny_tokenizer())
+    data = [
+        encode(load_rows(files / f"{n}.jsonl"), tiny_tokenizer(), max_length=32).examples
+        for n in ("rows", "others")
+    ]
+    steps = Steps([Task("a", "a", data[0]), Task("b", "b", data[1])], collator, 4, 2, None, 6)
+    assert len(steps) == 12
+    seen: list[list[Any]] = [[], []]
+    for passes in steps:
+        for one in passes:
+            assert len(one.tasks) <= 6
+            assert one.tasks == sorted(one.tasks)
+            for task, ids, mask in zip(
+                one.tasks, one.inputs["input_ids"], one.inputs["attention_mask"], strict=True
+            ):
+                seen[task].append(tuple(ids[mask.bool()].tolist()))
+    for rows, examples in zip(seen, data, strict=True):
+        assert sorted(rows) == sorted(2 * [tuple(e["input_ids"]) for e in examples])
+    with pytest.raises(IndexError):
+        steps[12]
+
+
+class _Stop(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_was_stopped_goes_on_bit_for_bit(tasks: Any, tmp_path: Path) -> None:
+    how = {"eval_split": 2, "eval_steps": 2, "save_strategy": "steps", "save_steps": 100}
+    whole = start(SPEC, tasks, tmp_path / "whole", **how)
+    assert whole.tasks[0].steps > whole.tasks[1].steps
+    assert all(task.eval_loss is not None for task in whole.tasks)
+    with pytest.raises(TrainingInterrupted):
+        start(SPEC, tasks, tmp_path / "parts", callbacks=[_Stop()], **how)
+    assert not (tmp_path / "parts" / "long").exists()
+    again = train(
+        model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=tmp_path / "parts", quiet=True
+    )
+    assert [task.eval_loss for task in again.tasks] == [task.eval_loss for task in whole.tasks]
+    for name in tasks:
+        found = tensors(tmp_path / "parts" / name)
+        assert all(torch.equal(found[n], t) for n, t in tensors(tmp_path / "whole" / name).items())
+    json.dumps(again.as_dict())
+    assert "long" in str(again)
+
+
+def test_what_no_key_gives_to_an_adapter_is_shared(tasks: Any, tmp_path: Path) -> None:
+    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
+    made = start(text, tasks, tmp_path / "out", max_steps=3)
+    one, two = (tensors(task.folder) for task in made.tasks)
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert same == made.model.bishare.plan.common
+    fresh = tiny_model("llama")
+    begun = train(
+        text,
+        fresh,
+        tasks,
+        tmp_path / "none",
+        tokenizer=tiny_tokenizer(),
+        **HOW | {"max_steps": 1, "learning_rate": 0.0},
+    )
+    first = tensors(begun.tasks[0].folder)
+    assert not any(torch.equal(one[name], first[name]) for name in one)
+
+
+class _Break(TrainerCallback):
+    """Makes the values of a task no numbers."""
+
+    def on_step_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        if state.global_step == 1:
+            bank, row = model.bishare["short"].bank
+            with torch.no_grad():
+                bank.own[row, 0] = torch.nan
+
+
+def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
+    made = start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break()], max_steps=4)
+    assert [task.stopped for task in made.tasks] == [None, "a gradient was no number"]
+    whole = start(PLAIN, tasks, tmp_path / "whole", max_steps=4)
+    for name, found in whole.model.bishare["long"].tensors().items():
+        torch.testing.assert_close(
+            found, made.model.bishare["long"].tensors()[name], rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "code"),
+    [
+        ({"train": "rows"}, {}, "BS638"),
+        (["rows", "rows"], {}, "BS731"),
+        ({"a": "rows"}, {"packing": True}, "BS732"),
+        ({"a": "rows"}, {"optim": "sgd"}, "BS732"),
+        ({"a": "rows"}, {"search": {"learning_rate": [1e-4, 1e-3]}}, "BS732"),
+        ({"a": "rows"}, {"search": ["learning_rate=1e-4"]}, "BS731"),
+        ({"a": "rows"}, {"spec": "hydralora"}, "BS673"),
+    ],
+)
+def test_what_is_refused(
+    files: Path, tmp_path: Path, data: Any, how: dict[str, Any], code: str
+) -> None:
+    path = str(files / "rows.jsonl")
+    given = [path] * 2 if isinstance(data, list) else dict.fromkeys(data, path)
+    with pytest.raises(BishareError, match=code):
+        start(how.pop("spec", PLAIN), given, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_tasks(files: Path) -> None:
+    from bishare_dsl.train.request import Settings
+
+    rows, others = str(files / "rows.jsonl"), str(files / "others.jsonl")
+    wanted = {"rows": rows, "others": others}
+    assert Settings(data=[rows, others]).data == wanted  # type: ignore[arg-type]
+    assert Settings(data=str(files)).data == dict(sorted(wanted.items()))
+    assert Settings(data=[f"a={rows}"]).data == {"a": rows}  # type: ignore[arg-type]
+    assert Settings(data=rows).data == rows
+    with pytest.raises(ValueError, match="two tasks"):
+        Settings(data=[rows, rows])  # type: ignore[arg-type]
+
+
+def test_the_best_of_several_rates_is_kept(tasks: Any, tmp_path: Path) -> None:
+    rates = ["1e-5", "3e-2", "1e-3"]
+    how = {"eval_split": 2, "num_train_epochs": 2, "eval_strategy": "no"}
+    made = start(PLAIN, tasks["long"], tmp_path / "out", search={"learning_rate": rates}, **how)
+    assert [task.name for task in made.tasks] == [f"rows-{rate}" for rate in rates]
+    alone = {}
+    for rate in rates:
+        run = start(
+            PLAIN,
+            tasks["long"],
+            tmp_path / rate,
+            learning_rate=float(rate),
+            **how | {"eval_strategy": "steps"},
+        )
+        alone[f"rows-{rate}"] = run.eval_loss
+    best = min(alone, key=lambda name: alone[name])
+    kept = {task.name: task for task in made.tasks if task.folder is not None}
+    assert set(kept) == {best}
+    assert kept[best].folder == str(tmp_path / "out" / "rows")
+    assert kept[best].stopped is None
+    assert all("lost at step" in task.stopped for task in made.tasks if task.name != best)
+    assert kept[best].eval_loss == pytest.approx(alone[best], abs=0.15)
+    found = tensors(tmp_path / "out" / "rows")
+    assert all(torch.equal(t, made.model.bishare[best].tensors()[n]) for n, t in found.items())
+
+
+def test_several_seeds_are_several_adapters(tasks: Any, tmp_path: Path) -> None:
+    made = start(PLAIN, tasks["short"], tmp_path / "out", seeds=2, max_steps=2)
+    assert [task.name for task in made.tasks] == ["others-seed0", "others-seed1"]
+    one, two = (tensors(task.folder) for task in made.tasks)
+    assert not any(torch.equal(one[name], two[name]) for name in one)
+    alone = start(PLAIN, tasks["short"], tmp_path / "alone", seed=1, max_steps=1, learning_rate=0.0)
+    begun = alone.model.bishare.tensors()
+    for name, found in two.items():
+        assert (found - begun[name]).abs().max() < 0.05

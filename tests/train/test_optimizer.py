@@ -1,0 +1,136 @@
+"""One optimizer of a bank is as many optimizers as it has rows."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.train.optimizer import RowAdamW, Settings
+from tests.methods.test_every_method import TINY
+from tests.mixed.test_batches import IDS, filled
+from tests.mixed.test_training import losses, trains
+
+NAMES = ["one", "two"]
+RATES = {"one": 1e-3, "two": 3e-3}
+
+
+def made(spec: str, text: str | None = None) -> Any:
+    base = tiny_model("llama", hidden_size=32, head_dim=8, num_key_value_heads=4)
+    # In float64: of gradients near zero AdamW takes the sign, be they rounding or not.
+    return trains(filled(base, dict.fromkeys(NAMES, text or spec), TINY.get(spec))).double()
+
+
+def values(model: Any, name: str) -> dict[str, torch.Tensor]:
+    return {n: t.detach().clone() for n, t in model.bishare[name].tensors().items()}
+
+
+def batches(steps: int) -> list[torch.Tensor]:
+    some = torch.Generator().manual_seed(3)
+    return [torch.randint(3, 64, (2, 6), generator=some) for _ in range(steps)]
+
+
+def alone(model: Any, name: str, steps: int) -> dict[str, torch.Tensor]:
+    """What becomes of an adapter that is trained on the row that is its own."""
+    model.set_adapter(name)
+    mine = [t for t in model.bishare.tensors().values() if t.requires_grad]
+    optimizer = torch.optim.AdamW(mine, lr=RATES[name], weight_decay=0.1)
+    for ids in batches(steps):
+        row = ids[NAMES.index(name)][None]
+        losses(model(row).logits, row).sum().backward()
+        torch.nn.utils.clip_grad_norm_(mine, 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    return values(model, name)
+
+
+def together(model: Any, steps: int) -> dict[str, dict[str, torch.Tensor]]:
+    with model.bishare.bank(NAMES) as bank:
+        rates = [[lambda step, r=RATES[name]: r for name in NAMES] for _ in bank.parameters]
+        settings = Settings(weight_decay=0.1, max_norm=0.5)
+        scales = [torch.ones(1, 1) for _ in bank.parameters]
+        optimizer = RowAdamW(bank.parameters, rates, scales, settings)
+        for ids in batches(steps):
+            losses(model(ids, adapter_names=NAMES).logits, ids).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {name: values(model, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("spec", sorted(TINY))
+def test_rows_train_as_they_do_alone(spec: str, request: Any) -> None:
+    model = made(spec)
+    if not all(term.linear for term in model.bishare.plan.terms):
+        return
+    found = together(model, 4)
+    for name in NAMES:
+        for tensor, wanted in alone(made(spec), name, 4).items():
+            torch.testing.assert_close(found[name][tensor], wanted, rtol=0, atol=1e-5)
+
+
+def bank_of(rows: list[list[float]], **how: Any) -> tuple[torch.nn.Parameter, RowAdamW]:
+    parameter = torch.nn.Parameter(torch.tensor(rows))
+    rates = [[lambda step: 0.1] * len(rows)]
+    return parameter, RowAdamW([parameter], rates, [torch.ones(1, 1)], Settings(**how))
+
+
+def test_a_row_that_is_no_number_stops_alone() -> None:
+    bank, optimizer = bank_of([[1.0, 2.0], [3.0, 4.0]], max_norm=1.0, weight_decay=0.1)
+    bank.grad = torch.tensor([[1.0, 1.0], [1.0, torch.nan]])
+    optimizer.step()
+    assert optimizer.stopped() == [[1]]
+    assert torch.equal(bank[1], torch.tensor([3.0, 4.0]))
+    first = bank[0].detach().clone()
+    assert (first < torch.tensor([1.0, 2.0])).all()
+    bank.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert (bank[0] < first).all()
+    assert torch.equal(bank[1], torch.tensor([3.0, 4.0]))
+
+
+def test_rows_that_have_no_step_stay_as_they_are() -> None:
+    bank, optimizer = bank_of([[1.0], [2.0], [3.0]])
+    optimizer.stepping = [[0, 2]]
+    bank.grad = torch.ones(3, 1)
+    optimizer.step()
+    assert optimizer.state[bank]["done"] == [1, 0, 1]
+    assert bank[1] == 2
+    assert bank.detach()[[0, 2]].flatten().tolist() == pytest.approx([0.9, 2.9])
+    other, again = bank_of([[1.0], [2.0], [3.0]])
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[other]["done"] == [1, 0, 1]
+
+
+def test_what_all_share_gets_the_gradients_of_all() -> None:
+    model = made("", "spec s\ntarget q_proj, v_proj\nshare x A per model  B per module rank 2")
+    shared = {t.name for t in model.bishare.plan.tensors if t.name.endswith(":A")}
+    shared = shared or {p.tensor for p in model.bishare.plan.pools if p.role == "A"}
+    with model.bishare.bank(NAMES, frozenset(shared)) as bank:
+        losses(model(IDS, adapter_names=["one", "two"] * 2).logits).sum().backward()
+        assert bank.common.numel()
+        assert bank.common.grad.any()
+        before = bank.common.grad.clone()
+        bank.common.grad = None
+        for row in range(4):
+            losses(
+                model(IDS[row : row + 1], adapter_names=[NAMES[row % 2]]).logits, IDS[row : row + 1]
+            ).sum().backward()
+        torch.testing.assert_close(bank.common.grad, before, rtol=1e-4, atol=1e-6)
+    one, two = values(model, "one"), values(model, "two")
+    assert all(torch.equal(one[name], two[name]) for name in shared)
+
+
+def test_an_adapter_in_a_bank_is_an_adapter(tmp_path: Any) -> None:
+    model = made("bishare_ke")
+    with model.bishare.bank(NAMES) as bank:
+        with torch.no_grad():
+            bank.own[1] += 0.1
+        model.eval()
+        with torch.no_grad():
+            found = model(IDS[:2], adapter_names=NAMES).logits[1]
+            model.set_adapter("two")
+            torch.testing.assert_close(model(IDS[:2]).logits[1], found, rtol=1e-4, atol=1e-5)
+        model.bishare.save_pretrained(tmp_path / "two")
+    want = values(model, "two")
+    assert torch.equal(bank.own[1], torch.cat([want[n].flatten() for n in bank.own_columns]))
+    assert model.bishare["two"].bank is None
