@@ -119,12 +119,15 @@ test-kernels: .venv-vllm/.installed ## kernels for a GPU, by Triton's interprete
 	@touch $@
 
 # Frameworks ask for versions of their own; for a PEFT that is too old, too (docs/frameworks.md).
-test-clients: .venv-clients/ms-swift/.installed .venv-clients/axolotl/.installed ## training in ms-swift and Axolotl (5 GB, minutes the first time)
-	@set -e; for client in ms-swift axolotl; do \
+CLIENTS = ms-swift axolotl mlx-lm
+EXTRA_mlx-lm = [cpu]
+
+test-clients: $(addprefix .venv-clients/,$(addsuffix /.installed,$(CLIENTS))) ## training in ms-swift and Axolotl, exports in mlx-lm (5 GB, minutes the first time)
+	@set -e; for client in $(CLIENTS); do \
 	  $(PYTEST) .venv-clients/$$client/bin/python -m pytest -q $(or $(ARGS),tests/clients); done
 
 .venv-clients/%/.installed: pyproject.toml
-	$(call install,.venv-clients/$*,-e . '$*' 'hypothesis>=6.100' 'pytest>=8')
+	$(call install,.venv-clients/$*,-e . '$*$(EXTRA_$*)' 'hypothesis>=6.100' 'pytest>=8')
 	@.venv-clients/$*/bin/python -m pip install --quiet --no-deps 'peft>=0.21'
 	@touch $@
 

@@ -328,7 +328,7 @@ class Handle(AdapterRoot):
 
         Args:
             out: the folder or file; it does not exist yet, unless ``force`` lets an export be replaced.
-            format: ``"peft"`` or ``"gguf"``.
+            format: ``"peft"``, ``"gguf"`` or ``"mlx"``.
             rank: cut off what exceeds this rank; the report tells what that loses.
             dtype: of the values: float32, bfloat16 or float16.
             uniform_rank: one rank for all modules, for engines that know no ``rank_pattern``.

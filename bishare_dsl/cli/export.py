@@ -38,7 +38,7 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
     show_default=True,
     metavar="|".join(FORMATS),
     shell_complete=_formats,
-    help="For PEFT and vLLM, or for llama.cpp.",
+    help="For PEFT and vLLM, for llama.cpp, or for mlx-lm.",
 )
 @click.option(
     "--rank",
@@ -80,7 +80,7 @@ def command(
     experts: str,
     force: bool,
 ) -> None:
-    """Write an adapter as one plain LoRA, for PEFT and vLLM, or for llama.cpp.
+    """Write an adapter as one plain LoRA, for PEFT and vLLM, llama.cpp or mlx-lm.
 
     The LoRA adds to the base exactly what the adapter adds, unless a rank or a type is asked for that cannot.
     Every module has the rank that it needs. Scales are folded into B. The model's shapes are enough.

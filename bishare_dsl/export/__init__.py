@@ -1,6 +1,6 @@
 """Exports: an adapter in the forms of programs that know only plain LoRA."""
 
-FORMATS = ("peft", "gguf")
+FORMATS = ("peft", "gguf", "mlx")
 EXPERTS = ("fused", "each", "shared-outer")
 """How a folder has experts: as PEFT does, expert by expert, or with one factor for all where that is so."""
 

@@ -16,6 +16,8 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.gguf import check_file, gguf_names, write_gguf
 from bishare_dsl.export.lora import Pair, Watch, plain_lora, total_error
+from bishare_dsl.export.mlx import TENSORS as MLX_TENSORS
+from bishare_dsl.export.mlx import check_mlx, write_mlx
 from bishare_dsl.export.peft import check_folder, served_by_vllm, taken_for_experts, write_peft
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.plan import Plan
@@ -41,8 +43,8 @@ def export_adapter(
     training. What is written appears in one step.
 
     Args:
-        out: the folder (``peft``) or file (``gguf``) to write; it does not exist yet, unless ``force`` lets
-            an earlier export be replaced.
+        out: the folder (``peft``, ``mlx``) or file (``gguf``) to write; it does not exist yet, unless
+            ``force`` lets an earlier export be replaced.
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
         model: the base, adapted or not, with weights or on the meta device: its config, and its modules'
@@ -72,19 +74,23 @@ def export_adapter(
     if rank is not None and rank < 1:
         raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
     if uniform_rank and format != "peft":
-        reason = "a GGUF file has a rank for each module by itself"
+        reason = f"the format {format} leaves no choice of ranks"
         raise AdapterError(codes.EXPORT_OPTION(option="uniform_rank", reason=reason))
     if experts not in EXPERTS:
         reason = f"{experts} is not one of {', '.join(EXPERTS)}"
         raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
     if experts != "fused" and format != "peft":
-        reason = "a GGUF file has experts in one way"
+        reason = f"the format {format} leaves no choice of experts"
         raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
     check_linear(plan.terms, "export the adapter as a plain LoRA")
     write: Callable[[Sequence[Pair]], int | None]
     if format == "gguf":
         check_file(out, force)
         write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
+    elif format == "mlx":
+        check_folder(out, force, MLX_TENSORS)
+        check_mlx(plan, model)
+        write = partial(write_mlx, out, plan)
     else:
         check_folder(out, force)
         whole = {t.tensor: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}

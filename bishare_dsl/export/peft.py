@@ -365,7 +365,7 @@ def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
     return "|".join(re.escape(path) for path in paths)
 
 
-def check_folder(folder: Path, force: bool) -> None:
+def check_folder(folder: Path, force: bool, tensors: str = TENSORS) -> None:
     """Check that a folder may be written: it is new, or empty, or an export and to be replaced.
 
     Raises:
@@ -377,7 +377,7 @@ def check_folder(folder: Path, force: bool) -> None:
             raise AdapterError(
                 codes.FOLDER_EXISTS(folder=folder, help="`force` replaces an export")
             )
-        if foreign := sorted(found - {CONFIG, TENSORS}):
+        if foreign := sorted(found - {CONFIG, tensors}):
             shown = ", ".join(foreign[:3])
             raise AdapterError(codes.NOT_EXPORTED(folder=folder, found=shown))
     elif folder.exists():

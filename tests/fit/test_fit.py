@@ -56,7 +56,7 @@ def dense_error(
 def test_a_lora_of_full_rank_is_exact(trained: Any, base: Architecture) -> None:
     stored = trained("lora", r=4)
     tensors, report = fitted(stored, plan_of("lora", base, r=4))
-    assert report.error < 2e-7
+    assert report.error < 1e-6
     assert report.start == pytest.approx(1)
     assert dense_error(stored, plan_of("lora", base, r=4), tensors) < 1e-6
 
@@ -158,7 +158,7 @@ def test_the_same_input_gives_the_same_output(trained: Any, base: Architecture) 
 def test_rounding_to_bfloat16_is_in_the_report(trained: Any, base: Architecture) -> None:
     stored, plan = trained("lora", r=4), plan_of("lora", base, r=4)
     tensors, report = fitted(stored, plan, dtype=torch.bfloat16)
-    assert 1e-3 < report.error < 1e-2
+    assert 1e-3 < report.error < 5e-2
     assert all(torch.equal(t, t.bfloat16().float()) for t in tensors.values())
 
 
