@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -92,8 +93,7 @@ class Steps(Sequence[list[Pass]]):
     def _rows(self, task: Task, step: int) -> list[Example]:
         """Return what a task learns in a step: its rows are shuffled anew in each epoch."""
         epoch, number = divmod(step, ceil(len(task.examples) / self.batch))
-        order = [*range(len(task.examples))]
-        random.Random(f"{task.seed} {epoch}").shuffle(order)
+        order = _order(len(task.examples), task.seed, epoch)
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[Pass]:
@@ -112,6 +112,11 @@ class Steps(Sequence[list[Pass]]):
     def _pass(self, rows: Sequence[tuple[int, int, int, Example]]) -> Pass:
         inputs = self.collator([example for *_, example in rows])
         return Pass(inputs, [row[1] for row in rows], [row[2] for row in rows])
+
+
+@lru_cache(1024)
+def _order(rows: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"{seed} {epoch}").sample(range(rows), rows)
 
 
 def count_learned(example: Example) -> int:

@@ -84,7 +84,7 @@ def run_many(
         held_out = encoded["eval"].examples if "eval" in encoded else ()
         tasks += _tried(name, encoded["train"].examples, held_out, settings, args)
     most = args.max_steps if args.max_steps > 0 else None
-    batch, collator = effective_batch(args) // args.world_size, Collator.of(tokenizer)
+    batch, collator = effective_batch(args), Collator.of(tokenizer)
     steps = Steps(tasks, collator, batch, args.num_train_epochs, most, settings.rows_at_once)
     if "warmup_steps" not in request.arguments:
         args.warmup_steps = min(WARM_UP, len(steps) // 10)
