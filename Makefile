@@ -138,8 +138,7 @@ dist: $(STAMP) ## build the sdist and the wheel into dist, check them, and try t
 	@BISHARE_DIST=dist $(BIN)/python -m pytest -q tests/test_wheel.py
 
 docs: $(STAMP) ## write the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
-	@$(BIN)/python -m bishare_dsl.highlight.textmate editors/vscode/syntaxes/share.tmLanguage.json
-	@$(BIN)/python -m bishare_dsl.spec.schema editors/spec.schema.json
+	@$(BIN)/python tools/editors.py
 	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
 	@$(MKDOCS) build --quiet
 

@@ -8,10 +8,9 @@ import jsonschema
 import pytest
 
 from bishare_dsl.cli.main import main as bishare
-from bishare_dsl.highlight.textmate import grammar
 from bishare_dsl.language import read_file
 from bishare_dsl.resources import shipped_specs
-from bishare_dsl.spec.schema import schema
+from tools.editors import grammar, schema
 
 ROOT = Path(__file__).parents[2]
 

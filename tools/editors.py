@@ -1,16 +1,19 @@
-"""The grammar of `.share` for editors that read TextMate's, such as VS Code.
+"""What editors and other tools are given, written from the package: `make docs` does it.
 
-``python -m bishare_dsl.highlight.textmate FILE`` writes it.
+The grammar of `.share` for editors that read TextMate's, such as VS Code; and the JSON schema of a spec, for
+tools that write or check specs as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from bishare_dsl.highlight.rules import Rule, rules
+from bishare_dsl.spec.spec import Spec
+
+EDITORS = Path(__file__).parents[1] / "editors"
 
 
 def grammar() -> str:
@@ -33,5 +36,15 @@ def _pattern(rule: Rule) -> dict[str, Any]:
     return {"match": rule.pattern, "captures": captures}
 
 
+def schema() -> str:
+    """Write the text of ``spec.schema.json``."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return f"{json.dumps(head | Spec.model_json_schema(), indent=2)}\n"
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(grammar(), encoding="utf-8", newline="\n")
+    for name, text in (
+        ("vscode/syntaxes/share.tmLanguage.json", grammar()),
+        ("spec.schema.json", schema()),
+    ):
+        (EDITORS / name).write_text(text, encoding="utf-8", newline="\n")
