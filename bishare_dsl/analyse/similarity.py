@@ -45,12 +45,6 @@ MEASURES = (
         "angles of B",
         "The same of the outputs that they write: 1 where one B would do for both.",
     ),
-    Measure(
-        "cka_in",
-        "CKA of A",
-        "Linear CKA of the inputs that the two updates read, strong directions counting more.",
-    ),
-    Measure("cka_out", "CKA of B", "The same of the outputs that they write."),
 )
 
 
@@ -59,27 +53,12 @@ def similarity(updates: Sequence[Update]) -> dict[str, torch.Tensor]:
 
     The input side is compared without starts that are known, as training changed it; all else is of dW.
     """
-    inputs = [_Side(u.site.d_in, u.trained.right, u.trained.values) for u in updates]
-    outputs = [_Side(u.site.d_out, u.whole.left, u.whole.values) for u in updates]
-    angles_in, cka_in = _of_side(inputs)
-    angles_out, cka_out = _of_side(outputs)
     return {
         "rmi": _rmi(updates),
         "cosine": _cosine(updates),
-        "angles_in": angles_in,
-        "angles_out": angles_out,
-        "cka_in": cka_in,
-        "cka_out": cka_out,
+        "angles_in": _angles([u.trained.right for u in updates]),
+        "angles_out": _angles([u.whole.left for u in updates]),
     }
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One side of an update: orthonormal ``rows`` (rank, width) and the singular value of each."""
-
-    width: int
-    rows: torch.Tensor
-    values: torch.Tensor
 
 
 def _rmi(updates: Sequence[Update]) -> torch.Tensor:
@@ -107,27 +86,17 @@ def _cosine(updates: Sequence[Update]) -> torch.Tensor:
     return found
 
 
-def _of_side(sides: Sequence[_Side]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean squared cosine of the principal angles, and linear CKA."""
+def _angles(sides: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean squared cosine of the principal angles of each two sets of orthonormal rows."""
     n = len(sides)
-    angles, cka = (torch.full((n, n), torch.nan, dtype=torch.float64) for _ in range(2))
-    for members in _alike([side.width for side in sides]):
+    found = torch.full((n, n), torch.nan, dtype=torch.float64)
+    for members in _alike([side.shape[1] for side in sides]):
         here = [sides[i] for i in members]
-        blocks = Blocks([len(side.values) for side in here])
-        rows, values = torch.cat([s.rows for s in here]), torch.cat([s.values for s in here])
-        gram = rows @ rows.t()
-        ranks = torch.tensor([float(len(side.values)) for side in here], dtype=torch.float64)
-        _put(angles, members, blocks.sums(gram.square()) / torch.minimum(ranks[:, None], ranks))
-        means = rows.mean(dim=1)
-        centred = (gram - rows.shape[1] * means[:, None] * means) * values[:, None] * values
-        _put(cka, members, cka_of(blocks.sums(centred.square())))
-    return angles, cka
-
-
-def cka_of(squares: torch.Tensor) -> torch.Tensor:
-    """Return linear CKA from ``|X_i^T X_j|^2`` of each two, of centred features."""
-    norms = squares.diagonal().sqrt()
-    return squares / (norms[:, None] * norms)
+        rows = torch.cat(here)
+        ranks = torch.tensor([float(len(side)) for side in here], dtype=torch.float64)
+        sums = Blocks([len(side) for side in here]).sums((rows @ rows.t()).square())
+        _put(found, members, sums / torch.minimum(ranks[:, None], ranks))
+    return found
 
 
 class Blocks:

@@ -57,8 +57,8 @@ def test_the_page_tells_each_cell(browser, analyses, tmp_path):  # noqa: F811
 def test_the_pictures_are_whole_files(analyses, tmp_path):
     write(tmp_path, *analyses)
     drawn = list(tmp_path.glob("*.svg"))
-    # Six measures of modules of a layer and of five kinds, for two adapters, and between these.
-    assert len(drawn) == 2 * 6 * 6 + 6
+    # Four measures of modules of a layer and of five kinds, for two adapters, and between these.
+    assert len(drawn) == 2 * 4 * 6 + 4
     for path in drawn:
         ET.fromstring(path.read_text(encoding="utf-8"))
     picture = (tmp_path / "a_angles_in_modules_of_a_layer.svg").read_text(encoding="utf-8")

@@ -58,9 +58,6 @@ def test_the_measures_are_those_of_the_dense_matrices(read):
     bases = [torch.linalg.svd(matrix).Vh[:4] for matrix in (one, other)]
     squares = torch.linalg.svdvals(bases[0] @ bases[1].t()).square()
     assert float(found["angles_in"][1, 2]) == pytest.approx(float(squares.mean()), abs=1e-5)
-    x, y = (matrix.t() - matrix.t().mean(dim=0) for matrix in (one, other))
-    cka = (y.t() @ x).norm() ** 2 / ((x.t() @ x).norm() * (y.t() @ y).norm())
-    assert float(found["cka_in"][1, 2]) == pytest.approx(float(cka), abs=1e-5)
 
 
 def test_of_different_widths_there_is_rmi_alone(read):
@@ -91,7 +88,6 @@ def test_planted_sharing_is_seen_where_rmi_sees_none(read):
     assert mean(shared, "angles_in", "modules of a layer") == pytest.approx(1.0, abs=1e-4)
     assert mean(independent, "angles_in", "modules of a layer") < 0.05
     assert mean(shared, "angles_out", "modules of a layer") < 0.05
-    assert mean(shared, "cka_in", "modules of a layer") > 0.5
     assert mean(shared, "angles_in", "q_proj across layers") < 0.05
 
 
