@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -248,7 +248,7 @@ class MixedBatches:
         places: dict[nn.Module, Place] = {}
         found = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
-        beside = _Beside([*plans.values()], members, keeps=not trains)
+        beside = _beside([*plans.values()], members, keeps=not trains)
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
@@ -258,7 +258,12 @@ class MixedBatches:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
             make = partial(
-                _factors, assemblies[id(code)], beside, region.names, bases, dtype, grouping
+                _factors,
+                assemblies[id(code)],
+                [beside[n] for n in region.names],
+                bases,
+                dtype,
+                grouping,
             )
             # What trains changes while the batch is open, and has a graph for each backward.
             factors[module] = make if trains else make()
@@ -360,38 +365,24 @@ def _places(plan: Plan) -> dict[str, Place]:
     }
 
 
-class _Beside:
-    """The tensors of some plans together, of many adapters side by side; zero for those of other plans.
+def _beside(
+    plans: Sequence[Plan], members: Sequence[Member | None], *, keeps: bool
+) -> dict[str, Callable[[], Tensor]]:
+    """Return what gives each tensor of some plans together, of many adapters side by side.
 
-    What a linear term adds is zero where all of its tensors are.
+    What a linear term adds is zero where all of its tensors are: so are those of other plans' adapters.
 
     Args:
         plans: of the members.
         members: None for the base.
         keeps: whether a tensor that was put together is kept for the regions that read it too.
     """
-
-    def __init__(
-        self, plans: Sequence[Plan], members: Sequence[Member | None], *, keeps: bool
-    ) -> None:
-        self.count = len(members)
-        self._given = [_Given(plan, members) for plan in plans]
-        self._names = {
-            name_of(i, name): (i, name) for i, plan in enumerate(plans) for name in plan.tensor
-        }
-        self._kept: dict[str, Tensor] | None = {} if keeps else None
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return ``(members, *shape)``; or ``shape`` where all members have one tensor."""
-        if self._kept is None:
-            return self._of(name)
-        if name not in self._kept:
-            self._kept[name] = self._of(name)
-        return self._kept[name]
-
-    def _of(self, name: str) -> Tensor:
-        number, own = self._names[name]
-        return self._given[number].stacked(own)
+    found = {
+        name_of(i, name): partial(given.stacked, name)
+        for i, given in enumerate(_Given(plan, members) for plan in plans)
+        for name in plans[i].tensor
+    }
+    return {name: cache(make) for name, make in found.items()} if keeps else {**found}
 
 
 class _Given:
@@ -427,16 +418,15 @@ class _Given:
 
 def _factors(
     assembly: Callable[..., tuple[Tensor, ...]],
-    beside: _Beside,
-    names: Sequence[str],
+    sources: Sequence[Callable[[], Tensor]],
     bases: Tensor,
     dtype: torch.dtype | None,
     grouping: Grouping,
 ) -> tuple[RowFactor, ...]:
     """Make the factors of a region; whatever a transform makes of zeros, a row of the base gets nothing."""
-    sources = dict(enumerate(beside[name] for name in names))
-    with without_autocast(sources[0].device):
-        made = of_many(assembly, sources, beside.count)
+    given = {slot: source() for slot, source in enumerate(sources)}
+    with without_autocast(given[0].device):
+        made = of_many(assembly, given, grouping.adapters)
     if len(bases):
         made = tuple(factor.index_fill(0, bases.to(factor.device), 0) for factor in made)
     return tuple(RowFactor(factor.to(dtype), grouping) for factor in made)

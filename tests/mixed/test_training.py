@@ -9,7 +9,6 @@ import torch
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
-from tests.methods.test_every_method import TINY
 from tests.mixed.test_batches import ADAPTERS, IDS, NAMES, filled
 
 Names = Sequence[str | None]
@@ -77,17 +76,6 @@ def close(found: Any, wanted: Any, **how: Any) -> None:
 
 @pytest.mark.parametrize("names", [n for n in NAMES.values() if n != [None] * 4])
 def test_each_adapter_gets_the_gradients_of_its_rows(model: Any, names: Names) -> None:
-    losses(model(IDS, adapter_names=names).logits).sum().backward()
-    close(gradients(model), of_each_alone(model, names))
-
-
-@pytest.mark.parametrize("spec", sorted(TINY))
-def test_shipped_specs(spec: str) -> None:
-    family = tiny_model("qwen2", hidden_size=32, head_dim=8, num_key_value_heads=4)
-    model = trains(filled(family, {"one": spec, "two": spec}, TINY[spec]))
-    if not all(term.linear for term in model.bishare.plan.terms):
-        return  # Refused, whether it trains or not.
-    names = ["two", None, "one", "two"]
     losses(model(IDS, adapter_names=names).logits).sum().backward()
     close(gradients(model), of_each_alone(model, names))
 
