@@ -49,3 +49,26 @@ for (const button of document.querySelectorAll('#commands button')) {
 at('spec').onkeydown = (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) run('check');
 };
+
+// What a trained adapter shares, by a reader of its format that knows nothing of bishare.
+async function shown(files) {
+  const { read } = await import(new URL('runtime/reader.mjs', import.meta.url));
+  const config = files.find(({ name }) => name === 'adapter_config.json');
+  const tensors = files.filter(({ name }) => name.endsWith('.safetensors'));
+  if (!config || !tensors.length) throw new Error('choose both files');
+  const bytes = await Promise.all(tensors.map(async (file) => new Uint8Array(await file.arrayBuffer())));
+  const { sharing, updates, full } = await read(await config.text(), bytes);
+  const uses = Object.keys(sharing.tensors).map((name) => {
+    const { shape, draw } = sharing.tensors[name];
+    const users = sharing.modules.filter(({ terms }) => terms.some((term) => Object.values(term.tensors).includes(name)));
+    return `${name}  ${shape.join(' x ')}${draw ? ', drawn' : ''}: ${users.length} module${users.length === 1 ? '' : 's'}`;
+  });
+  const norm = (value) => (typeof value === 'function' ? 'by its input' : Math.hypot(...value.map((row) => Math.hypot(...row))).toPrecision(4));
+  const sizes = Object.entries({ ...updates, ...full }).map(([place, value]) => `${place}  ${norm(value)}`);
+  return ['Tensors, and how many modules share each', ...uses, '', 'Norms of updates', ...sizes].join('\n');
+}
+
+at('files').onchange = async ({ target }) => {
+  at('shares').textContent = 'Reading …';
+  at('shares').textContent = await shown([...target.files]).catch(({ message }) => `This cannot be read: ${message}`);
+};

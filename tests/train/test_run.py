@@ -341,6 +341,12 @@ def test_quiet_and_not(start, tmp_path, capsys):
         assert said in err
 
 
+@pytest.mark.parametrize(("rate", "told"), [(1e-4, True), (2e-3, False)])
+def test_few_parameters_at_a_low_rate(start, tmp_path, capsys, rate, told):
+    start(tmp_path / "it", quiet=False, max_steps=1, learning_rate=rate)
+    assert ("try --learning_rate 2e-3" in capsys.readouterr().err) is told
+
+
 def test_a_model_is_left_as_it_was_found(start, tmp_path):
     model = tiny_model("llama")
     forward = model.forward
