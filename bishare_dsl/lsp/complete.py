@@ -43,13 +43,17 @@ def completions(document: Document, position: lsp.Position) -> list[lsp.Completi
         return _written_over(document, offset, begun[1] if begun else "", items)
     written = _half_word(before)
     found = parse_open(Source(document.path, before[: len(before) - len(written)]))
-    offered = {} if written.startswith('"') else {item.label: item for item in _keywords(found)}
     names = _Names(document, found)
+    # What is named comes before words of the language, of which many may stand anywhere.
+    items = [*names.items()] if {"NAME", "STRING"} & found.allowed else []
     if "PER" in found.allowed:
-        offered |= {item.label: item for item in names.roles() if item.label not in ("A", "B")}
-    if {"NAME", "STRING"} & found.allowed:
-        offered |= {item.label: item for item in names.items()}
-    return _written_over(document, offset, written, offered.values())
+        items += (item for item in names.roles() if item.label not in ("A", "B"))
+    items += () if written.startswith('"') else _keywords(found)
+    offered = {item.label: item for item in reversed(items)}
+    ordered = [*dict.fromkeys(item.label for item in items)]
+    for place, label in enumerate(ordered):
+        offered[label].sort_text = f"{place:04}"  # Else an editor sorts by the alphabet.
+    return _written_over(document, offset, written, [offered[label] for label in ordered])
 
 
 def _written_over(
@@ -240,7 +244,8 @@ class _Names:
     def _transforms(self) -> Items:
         if len(self.words) == 1:
             for name in transform_names():
-                yield _item(name, Kind.Class, _title(name))
+                if name != "Identity":  # It is what a share without `via` has.
+                    yield _item(name, Kind.Class, _title(name))
             return
         try:
             kind = transform_kind(unquoted(self.words[1]))

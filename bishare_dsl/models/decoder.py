@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bishare_dsl.models.site import Architecture, Parameter, Site
+
+_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"})
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("num_hidden_layers", "vocab_size"),
+)
+# Fields by which a model of these families has other modules.
+_OTHERWISE = (
+    *("attention_bias", "mlp_bias", "quantization_config", "auto_map", "num_experts"),
+    "num_local_experts",
+)
+
+
+def plain_decoder(name: str, config: Path) -> Architecture | None:
+    """Return the shapes that a ``config.json`` says; None where this file cannot tell them for sure."""
+    try:
+        fields = json.loads(config.read_bytes())
+        [task] = fields["architectures"]
+        known = fields["model_type"] in _FAMILIES and task.endswith("ForCausalLM")
+        sizes = [fields[size] for size in _SIZES]
+        whole = fields.get("head_dim") or not sizes[0] % sizes[2]
+        tied = isinstance(fields["tie_word_embeddings"], bool)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
+        return None  # Who reads it with transformers says what is wrong.
+    counted = all(type(size) is int and size > 0 for size in sizes)
+    if known and whole and tied and counted and not any(map(fields.get, _OTHERWISE)):
+        return decoder(name, None, fields)
+    return None
 
 
 def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Architecture:
@@ -62,6 +100,10 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
         blocks |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
     if experts:
         blocks["mlp.gate.weight"] = (experts, hidden)  # The router is no site.
+    # As the modules of a block stand: attention, MLP, norms.
+    blocks = dict(
+        sorted(blocks.items(), key=lambda block: "." not in block[0].removesuffix(".weight"))
+    )
     others = [
         Parameter(path=f"model.layers.{layer}.{name}", shape=shape)
         for layer in range(layers)

@@ -11,6 +11,7 @@ from bishare_dsl.diagnostics.codes.models import (
     GGUF_BROKEN,
     NO_WEIGHTS,
 )
+from bishare_dsl.models.decoder import plain_decoder
 from bishare_dsl.models.presets import PRESETS, preset
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.models.source import Source, resolve
@@ -48,6 +49,11 @@ def architecture_of(model: str | Source | Architecture | nn.Module) -> Architect
         return preset(source.place)
     if source.place in _PRESET_OF:
         return preset(_PRESET_OF[source.place]).model_copy(update={"name": source.place})
+    if source.kind in ("folder", "config"):
+        place = Path(source.place)
+        config = place / "config.json" if source.kind == "folder" else place
+        if (plain := plain_decoder(source.name, config)) is not None:
+            return plain
 
     from bishare_dsl.models.config import read_config
     from bishare_dsl.models.inspect import inspect_config

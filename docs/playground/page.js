@@ -1,40 +1,104 @@
 // What is on the page; the compiler runs in a worker, so that the page goes on answering.
 const at = (id) => document.getElementById(id);
-const status = at('status');
+const spec = at('spec'), status = at('status');
 const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
-let texts = {};
+let texts = {}, words = {}, waiting = false;
 
 function options(select, names, chosen) {
   select.replaceChildren(...names.map((name) => new Option(name, name, name === chosen, name === chosen)));
 }
 
 function busy(what) {
-  for (const button of document.querySelectorAll('#commands button')) button.disabled = Boolean(what);
+  waiting = Boolean(what);
+  for (const button of document.querySelectorAll('#commands button')) button.disabled = waiting;
   status.textContent = what;
 }
 
 function run(command) {
+  if (waiting) return;
   busy(`bishare ${command} …`);
   at('answer').textContent = '';
-  at('picture').hidden = true;
-  worker.postMessage({ command, text: at('spec').value, model: at('model').value });
+  worker.postMessage({ command, text: spec.value, model: at('model').value });
+}
+
+function draw(page) {
+  // A frame that was emptied stays blank in Chromium, so each picture has a frame of its own.
+  const frame = at('picture').cloneNode();
+  frame.hidden = !page;
+  frame.removeAttribute('srcdoc');
+  if (page) frame.srcdoc = page;
+  at('picture').replaceWith(frame);
+}
+
+function write(text) {
+  spec.value = text;
+  colour();
+}
+
+// Colours lie under the text, which is transparent: the same letters at the same places.
+const PARTS = /(#[^\n]*)|("[^"\n]*")|([0-9][\w.]*)|([A-Za-z_]\w*)|([^])/g;
+
+function colour() {
+  const parts = [...`${spec.value}\n`.matchAll(PARTS)].map(([all, comment, quoted, number, word]) => {
+    const kind = comment ? 'c' : quoted ? 's' : number ? 'm' : words.keywords?.includes(word) ? 'k' : '';
+    const part = document.createElement(kind ? 'span' : 'i');
+    if (kind) part.className = kind;
+    part.textContent = all;
+    return part;
+  });
+  at('colours').replaceChildren(...parts);
+  at('colours').scrollTop = spec.scrollTop;
+  at('colours').scrollLeft = spec.scrollLeft;
+}
+
+const begun = () => spec.value.slice(0, spec.selectionStart).match(/[A-Za-z_]\w*$/)?.[0] ?? '';
+
+function offer() {
+  const word = begun();
+  const own = spec.value.match(/[A-Za-z_]\w*/g) ?? [];
+  const known = [...new Set([...Object.keys(words.meanings ?? {}), ...own])];
+  const found = word ? known.filter((one) => one.startsWith(word) && one !== word).slice(0, 8) : [];
+  at('words').replaceChildren(...found.map((one) => {
+    const button = document.createElement('button');
+    button.textContent = one;
+    button.title = words.meanings[one] ?? '';
+    button.onmousedown = (event) => (event.preventDefault(), take(one));
+    return button;
+  }));
+}
+
+function take(word) {
+  const end = spec.selectionStart;
+  spec.setRangeText(word, end - begun().length, end, 'end');
+  at('words').replaceChildren();
+  colour();
+}
+
+async function share() {
+  const said = new URLSearchParams({ model: at('model').value, spec: spec.value });
+  history.replaceState(null, '', `#${said}`);
+  await navigator.clipboard?.writeText(location.href).catch(() => null);
+  status.textContent = 'The address of this page is a link to the spec, and is copied.';
 }
 
 const told = {
   loading: ({ what }) => busy(`Loading ${what} …`),
-  ready: ({ models, specs }) => {
+  ready: ({ models, specs, ...more }) => {
     texts = specs;
-    options(at('model'), models, 'llama-7b');
+    words = more;
+    const linked = new URLSearchParams(location.hash.slice(1));
+    const model = models.includes(linked.get('model')) ? linked.get('model') : 'llama-7b';
+    options(at('model'), models, model);
     options(at('specs'), Object.keys(specs), 'bishare_ke');
-    at('spec').value = texts.bishare_ke;
+    write(linked.get('spec') ?? texts.bishare_ke);
     at('workbench').hidden = false;
     busy('');
+    run('plan');
   },
   answer: ({ output, text, page }) => {
-    at('answer').textContent = output;
-    at('spec').value = text;
-    at('picture').hidden = !page;
-    at('picture').srcdoc = page ?? '';
+    at('answer').textContent = page ? '' : output;
+    write(text);
+    draw(page);
     busy('');
   },
   broken: ({ why }) => (status.textContent = `The playground cannot start: ${why}`),
@@ -42,12 +106,18 @@ const told = {
 
 worker.onmessage = ({ data }) => told[data.kind](data);
 worker.onerror = ({ message }) => told.broken({ why: message ?? 'its worker does not load' });
-at('specs').onchange = () => (at('spec').value = texts[at('specs').value]);
-for (const button of document.querySelectorAll('#commands button')) {
+at('specs').onchange = () => write(texts[at('specs').value]);
+at('link').onclick = share;
+for (const button of document.querySelectorAll('#commands [data-command]')) {
   button.onclick = () => run(button.dataset.command);
 }
-at('spec').onkeydown = (event) => {
+spec.oninput = () => (colour(), offer());
+spec.onscroll = colour;
+spec.onblur = () => at('words').replaceChildren();
+spec.onkeydown = (event) => {
+  const [first] = at('words').children;
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) run('check');
+  if (event.key === 'Tab' && first) (event.preventDefault(), take(first.textContent));
 };
 
 // What a trained adapter shares, by a reader of its format that knows nothing of bishare.

@@ -6,16 +6,25 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from bishare_dsl.cli.main import main
+from bishare_dsl.language.grammar import is_keyword, words
+from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models import PRESETS
+from bishare_dsl.models.parts import PARTS
 from bishare_dsl.resources import shipped_specs
+from bishare_dsl.transforms import transform_kind, transform_names
 
 SPEC, PAGE = Path("my.share"), Path("page.html")
 
 
 def known() -> str:
-    """Give the models and the specs that one may start from."""
+    """Give the models and the specs that one may start from, and the words of the language."""
     texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_specs().items()}
-    return json.dumps({"models": list(PRESETS), "specs": texts})
+    meanings = MEANINGS | dict.fromkeys(PARTS, "A part of a block, of whatever name in a model.")
+    meanings |= {name: transform_kind(name).title for name in transform_names()}
+    keywords = [word for word in words() if is_keyword(word)]
+    return json.dumps(
+        {"models": list(PRESETS), "specs": texts, "keywords": keywords, "meanings": meanings}
+    )
 
 
 def run(command: str, text: str, model: str) -> str:

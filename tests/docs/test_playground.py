@@ -3,10 +3,12 @@
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from bishare_dsl.models import PRESETS
@@ -32,6 +34,7 @@ def page(tmp_path_factory):
         WebDriverWait(browser, 240).until(
             lambda b: b.find_element(By.ID, "workbench").is_displayed()
         )
+        WebDriverWait(browser, 120).until(lambda b: b.find_element(By.ID, "answer").text)
         yield browser
         assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     server.shutdown()
@@ -101,3 +104,44 @@ def test_show_draws(page):
     page.switch_to.default_content()
     run(page, "check")
     assert not page.find_element(By.ID, "picture").is_displayed()
+
+
+@pytest.mark.parametrize(
+    "first", [*permutations(("check", "fmt", "plan")), ("show", "check", "show", "plan")]
+)
+def test_show_draws_whatever_was_pressed_before(page, first):
+    run(page, first[0], "spec s\ntarget q_proj\nshare a per layer rank 4\n")
+    for command in (*first[1:], "show"):
+        run(page, command)
+    frame = page.find_element(By.ID, "picture")
+    assert frame.is_displayed()
+    page.switch_to.frame(frame)
+    try:
+        WebDriverWait(page, 20).until(lambda b: b.find_elements(By.TAG_NAME, "h1"))
+    finally:
+        page.switch_to.default_content()
+
+
+def test_words_are_coloured_and_completed(page):
+    spec = page.find_element(By.ID, "spec")
+    spec.clear()
+    spec.send_keys("spec s  # mine\ntarget q_proj\nshare a per mod")
+    kinds = [e.get_attribute("class") for e in page.find_elements(By.CSS_SELECTOR, "#colours span")]
+    assert kinds == ["k", "c", "k", "k", "k"]
+    assert [e.text for e in page.find_elements(By.CSS_SELECTOR, "#words button")] == [
+        "model",
+        "module",
+    ]
+    spec.send_keys("ul" + Keys.TAB)
+    assert text_of(page).endswith("share a per module")
+
+
+def test_a_link_brings_the_spec_and_its_plan(page):
+    run(page, "check", "spec linked\ntarget q_proj\nshare a per layer rank 4\n")
+    page.find_element(By.ID, "link").click()
+    link = page.execute_script("return location.href")
+    page.get("about:blank")
+    page.get(link)
+    WebDriverWait(page, 240).until(lambda b: "linked" in b.find_element(By.ID, "answer").text)
+    assert text_of(page) == "spec linked\ntarget q_proj\nshare a per layer rank 4\n"
+    assert "trainable params" in page.find_element(By.ID, "answer").text

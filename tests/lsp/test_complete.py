@@ -67,8 +67,15 @@ def test_what_may_stand_here_is_offered(offered, text, some, none):
 
 
 def test_all_transforms_and_all_specs_are_offered(offered):
-    assert set(offered(f"{HEAD}share a per layer rank 4 via |")) == set(transform_names())
+    names = {*transform_names()} - {"Identity"}  # as BS204 lists them
+    assert set(offered(f"{HEAD}share a per layer rank 4 via |")) == names
     assert set(shipped_specs()) <= set(offered("spec s\nuse |"))
+
+
+def test_kinds_come_first_after_target(offered):
+    found = [*offered(f"{MODEL}spec s\ntarget |").values()]
+    assert [item.label for item in found[:3]] == ["q_proj", "k_proj", "v_proj"]
+    assert [item.sort_text for item in found] == sorted(item.sort_text for item in found)
 
 
 def test_a_name_is_offered_only_below_its_declaration(offered):
