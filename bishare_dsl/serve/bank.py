@@ -1,21 +1,25 @@
-"""The slots of a server: the tensors of one plan, each adapter's numbers in a row."""
+"""The slots of a server: the tensors of one plan, those of all adapters in one memory."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from bishare_dsl.plan import Plan
-from bishare_dsl.serve.terms import Layout, Place
+from bishare_dsl.serve.terms import Layout, Place, side_by_side
 
 
 class Bank:
-    """The tensors of many adapters of one plan, each adapter's once, side by side in one row of memory.
+    """The tensors of many adapters of one plan, each adapter's once.
 
-    Behind the rows of the adapters is one that stays zero, for tokens that have none, and behind that are
-    the frozen tensors, which a seed draws: they are the same for all adapters and stand there once.
+    On a GPU an adapter's numbers stand in one row. For a CPU they are cut into what it reads in one go, and
+    such parts of all adapters stand side by side. Behind the slots is one that stays zero, for tokens that
+    have no adapter. Behind all that are the frozen tensors, which a seed draws: they are the same for all
+    adapters and stand there once.
 
     Args:
         plan: of the adapters.
@@ -36,7 +40,15 @@ class Bank:
         self.layout, self.slots = Layout(plan), slots
         own = (slots + 1) * self.layout.numbers
         self.memory = torch.zeros(own + self.layout.common, dtype=dtype, device=device)
-        self._rows = self.memory[:own].view(slots + 1, self.layout.numbers)
+        self._cuts = [0, self.layout.numbers]
+        if self.memory.device.type == "cpu":
+            places = [place for place in self.layout.places.values() if not place.common]
+            runs = [run for run, _ in side_by_side((place, None) for place in places)]
+            self._cuts = [run.offset for run in runs] + [self.layout.numbers]
+        self._parts = [
+            self.memory[(slots + 1) * start : (slots + 1) * stop].view(slots + 1, stop - start)
+            for start, stop in pairwise(self._cuts)
+        ]
         self.frozen: dict[str, Tensor] = {}
         for name, place in self.layout.places.items():
             if place.common:
@@ -52,7 +64,9 @@ class Bank:
         """Return where the first slot's tensor begins in `memory`, and the step to the next slot's."""
         if place.common:
             return (self.slots + 1) * self.layout.numbers + place.offset, 0
-        return place.offset, self.layout.numbers
+        number = bisect(self._cuts, place.offset) - 1
+        start, stop = self._cuts[number : number + 2]
+        return (self.slots + 1) * start + place.offset - start, stop - start
 
     def view(self, place: Place) -> Tensor:
         """Return a tensor of all slots, ``(slots + 1, rows, columns)``: the last is that of no adapter."""
@@ -82,10 +96,11 @@ class Bank:
     def put(self, slot: int, packed: Tensor | None) -> None:
         """Write an adapter, or zeros, into a slot."""
         if packed is None:
-            self._rows[slot].zero_()
-        else:
-            self._rows[slot].copy_(packed)
+            packed = torch.zeros(self.layout.numbers, dtype=self.memory.dtype)
+        packed = packed.to(self.memory.device)
+        for part, (start, stop) in zip(self._parts, pairwise(self._cuts), strict=True):
+            part[slot].copy_(packed[start:stop])
 
     def take(self, slot: int) -> Tensor:
         """Return a copy of what a slot holds, in host memory."""
-        return self._rows[slot].clone().cpu()
+        return torch.cat([part[slot] for part in self._parts]).cpu()
