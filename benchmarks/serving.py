@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from harness.result import RESULTS, machine, versions
 
 from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.models import load_model
+from bishare_dsl.serve.terms import Layout
 
 PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
 BYTES = 80 * 10**9
@@ -175,6 +177,41 @@ def fit_in_80_gb(bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
+def where_the_bytes_are(bench: Bench) -> list[dict[str, Any]]:
+    """Bytes of an adapter of some methods, in float32: counted from their plans, no engine is started.
+
+    An expanded slot has vLLM's next rank at every layer with a site. What a token reads is the tensors of its
+    adapter at each layer, each once a layer.
+    """
+    rows = []
+    for spec in ("lora", "bishare_ke", "bishare_ss", "bishare_gt", "vera", "lora_xs", "nola"):
+        params = PARAMS if spec == "bishare_ke" else None
+        plan = plan_spec(spec, str(bench.model), params=params)
+        layout, sites = Layout(plan), [site for site in plan.sites if plan.terms_of[site.path]]
+        most = max(plan.rows(site.path) for site in sites)
+        limit = next(rank for rank in (8, 16, 32, 64, 128, 256) if rank >= most)
+        read = 0
+        for _, found in groupby(sites, key=lambda s: (s.path.rpartition(".")[0], s.d_in)):
+            terms = [term for site in found for term in layout.terms[site.path]]
+            factors = {factor for term in terms for factor in (term.a, term.b)}
+            plain = {(f.stored, f.first, f.side) for f in factors if f.kernel is None}
+            whole = {place for f in factors if f.kernel for place in (f.stored, f.kernel)}
+            whole |= {gain for t in terms for gain in (t.gain_rank, t.gain_out) if gain}
+            read += sum(stored.rows * side for stored, _, side in plain)
+            read += sum(place.rows * place.columns for place in whole)
+        rows.append(
+            {
+                "method": spec,
+                "disk and host": 4 * plan.stored,
+                "compact slot": 4 * layout.numbers,
+                "once for all": 4 * layout.common,
+                "expanded slot": 4 * limit * sum(site.d_in + site.d_out for site in sites),
+                "a token reads": 4 * read,
+            }
+        )
+    return rows
+
+
 def tokens_a_second(bench: Bench) -> list[dict[str, Any]]:
     """64 requests with 64 adapters, by the base and by plain LoRA; and the memory beyond the base's."""
     sizes = bench.sizes
@@ -307,6 +344,7 @@ ROWS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     row.__name__: row
     for row in (
         fit_in_80_gb,
+        where_the_bytes_are,
         bytes_an_adapter,
         tokens_a_second,
         speed_by_adapters,

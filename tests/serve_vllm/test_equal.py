@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.testing.checks import randomize
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import engine
 from tests.serve_vllm.served import Served, prompts_of, save_base
@@ -104,6 +105,34 @@ def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
         served.tensors[0] = {n: t.detach().clone() for n, t in model.bishare.tensors().items()}
         served.check(llm, prompts_of(3))
     shutil.rmtree(root / "again")
+    model.bishare.unload()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_trainer_writes_the_tensors_of_an_adapter_from_memory(base, compact):
+    """While it is in a slot, and while it waits."""
+    from bishare_dsl.serve.vllm.memory import write_adapter
+
+    root, model = base
+    if "qwen3" in root.name:
+        pytest.skip("nothing in it depends on the base")
+    served = Served(root / f"memory-{compact}", model, "bishare_ke", 2)
+    plan = {"additional_config": {"bishare_plan": served.requests[1].lora_path}} if compact else {}
+    with engine(root / "base", **CHUNKS, max_loras=1, max_cpu_loras=2, **plan) as llm:
+        served.check(llm, prompts_of(3))  # The second is in the slot.
+        for step in range(4):
+            found = randomize(model, 100 + step, frozen=False)
+            with torch.no_grad():
+                for tensor in found.values():
+                    tensor.mul_(0.5 if tensor.requires_grad else 1)
+            served.tensors[0] = {name: tensor.detach().clone() for name, tensor in found.items()}
+            llm.collective_rpc(write_adapter, args=(1, served.tensors[0]))
+            llm.reset_prefix_cache()
+            served.check(llm, prompts_of(1 if step < 3 else 3))
+        spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in found.items()}
+        with pytest.raises(AdapterError, match="BS694"):
+            llm.collective_rpc(write_adapter, args=(1, spoilt))
+        served.check(llm, prompts_of(3))
     model.bishare.unload()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +71,15 @@ class CompactManager(LRUCacheLoRAModelManager):
             if not torch.equal(tensors[name].to(value), value):
                 raise AdapterError(codes.OTHER_FROZEN(folder=folder, name=name))
         return PackedLoRA(lora_id, stamp, self.bank.pack(tensors))
+
+    def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
+        """Give a loaded adapter other tensors, those of its plan by name."""
+        lora, packed = self._registered_adapters[lora_id], self.bank.pack(tensors)
+        lora.stamp = None  # It is no folder's any more.
+        if lora_id in self.lora_index_to_id:
+            self.bank.put(self.lora_index_to_id.index(lora_id), packed)
+        else:
+            lora.packed = packed
 
     def create_empty(self, lora_id: int) -> PackedLoRA:
         """Make an adapter that adds nothing."""

@@ -5,6 +5,7 @@ What waits in host memory is the compact adapter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,13 @@ class ExpandedManager(LRUCacheLoRAModelManager):
             if layer not in self.modules:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
         return CompactLoRA(lora_id, stamp, plan, stored.tensors(), layers)
+
+    def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
+        """Give a loaded adapter other tensors, those of its plan by name."""
+        lora = self._registered_adapters[lora_id]
+        lora.tensors, lora.stamp = dict(tensors), None  # It is no folder's any more.
+        if self.deactivate_adapter(lora_id):
+            self.activate_adapter(lora_id)
 
     def create_empty(self, lora_id: int) -> CompactLoRA:
         """Make an adapter that adds nothing."""

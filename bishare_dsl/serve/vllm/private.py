@@ -48,6 +48,7 @@ __all__ = [
     "layers_of",
     "local_inputs",
     "local_outputs",
+    "manager_of",
     "only_layers",
     "set_kernels",
     "tensors_of",
@@ -114,6 +115,11 @@ def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
         else:
             raise AdapterError(codes.LAYER_NOT_ADAPTED(site=path))
     return found
+
+
+def manager_of(worker: Any) -> Any:
+    """Return what holds the adapters of a worker."""
+    return worker.model_runner.lora_manager._adapter_manager
 
 
 def only_layers(config: Any, layers: Sequence[str]) -> Any:
