@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,7 +156,8 @@ class Kernels:
         if manager.device.type == "cuda" and HAS_TRITON:
             from bishare_dsl.serve.kernels import KernelTerms
 
-            self._kernels = KernelTerms(manager.bank, terms)
+            with suppress(ValueError):  # Of features that do not lie side by side, in torch.
+                self._kernels = KernelTerms(manager.bank, terms)
 
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
         """Add what the adapters of the batch make of ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""

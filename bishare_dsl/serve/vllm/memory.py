@@ -1,4 +1,4 @@
-"""Give an adapter that vLLM has loaded other tensors, from memory: as a trainer does after each of its steps."""
+"""Give an adapter that vLLM has loaded other tensors, from memory, as a trainer does after each step."""
 
 from __future__ import annotations
 
