@@ -55,7 +55,7 @@ def smollm2_folder(cache: Path | None = None, *, progress: bool = True) -> Path:
 
     Raises:
         SystemExit: as `smollm2` does.
-        ModelError: the file cannot be unpacked (BS510, BS511).
+        ModelError: the file cannot be unpacked (BS511, BS735).
     """
     cache = cache or cache_folder()
     folder = cache / f"SmolLM2-135M-Instruct-{SHA256[:8]}"

@@ -24,10 +24,11 @@ def command(report: Report) -> None:
     try:
         from bishare_dsl.lsp.server import make_server
     except ImportError as error:
-        from bishare_dsl.diagnostics.codes import usage as codes
+        from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 
         help_line = "pip install 'bishare[lsp]'"
-        raise CommandError(codes.NEEDS_PACKAGE(package=error.name, help=help_line)) from error
+        missing = NEEDS_PACKAGE(what="a language server", package=error.name, help=help_line)
+        raise CommandError(missing) from error
     # An editor shows what is written to standard error; pygls warns there of each orderly end.
     logging.getLogger("pygls").setLevel(logging.ERROR)
     # The server closes what it writes to. And nothing else may write there: it would break the protocol.

@@ -20,6 +20,7 @@ from torch import nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.export.effective import check_low_rank
 from bishare_dsl.export.experts import of_all
 from bishare_dsl.export.lora import Pair
@@ -83,10 +84,11 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
 
     Raises:
         AdapterError: it does not know the family (BS647), or a module (BS648); or the package `gguf` is not
-            installed (BS649).
+            installed (BS735).
     """
     if find_spec("gguf") is None:
-        raise AdapterError(codes.EXPORT_NEEDS_GGUF(help="run `pip install 'bishare[gguf]'`"))
+        help = "run `pip install 'bishare[gguf]'`"
+        raise AdapterError(NEEDS_PACKAGE(what="writing GGUF", package="gguf", help=help))
     check_low_rank(plan, "export the adapter in GGUF")
     from gguf import MODEL_ARCH, get_tensor_name_map
 

@@ -12,9 +12,9 @@ from bishare_dsl.diagnostics.codes.models import (
     BAD_SIZES,
     BROKEN_CONFIG,
     GGUF_BROKEN,
-    GGUF_MISSING,
     UNKNOWN_FAMILY,
 )
+from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.hub import cached_folder, require_hub
 from bishare_dsl.models.presets import PRESETS, config_of
 from bishare_dsl.models.source import Source
@@ -96,10 +96,11 @@ def require_gguf(path: Path) -> None:
     """Check that ``path`` begins like a GGUF file and can be read here.
 
     Raises:
-        ModelError: the package that reads it is missing (BS510), or it is no such file (BS511).
+        ModelError: the package that reads it is missing (BS735), or it is no such file (BS511).
     """
     if find_spec("gguf") is None:
-        raise ModelError(GGUF_MISSING(path=path, help="run `pip install 'bishare[gguf]'`"))
+        help = "run `pip install 'bishare[gguf]'`"
+        raise ModelError(NEEDS_PACKAGE(what=f"reading `{path}`", package="gguf", help=help))
     try:
         with path.open("rb") as file:
             magic = file.read(4)

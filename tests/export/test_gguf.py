@@ -161,7 +161,7 @@ def test_a_module_that_llama_cpp_does_not_know(
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    with pytest.raises(AdapterError, match=r"(?s)BS649.*bishare\[gguf\]"):
+    with pytest.raises(AdapterError, match=r"(?s)BS735.*bishare\[gguf\]"):
         adapted("llama").bishare.export(tmp_path / "lora.gguf", "gguf")
 
 

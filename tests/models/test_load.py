@@ -309,7 +309,7 @@ def test_gguf_files_that_are_damaged(gguf_file: Path, tmp_path: Path) -> None:
 
 def test_gguf_without_its_package(gguf_file: Path, monkeypatch) -> None:
     monkeypatch.setattr("bishare_dsl.models.config.find_spec", lambda name: None)
-    assert "bishare[gguf]" in (refused("BS510", architecture_of, str(gguf_file)).help or "")
+    assert "bishare[gguf]" in (refused("BS735", architecture_of, str(gguf_file)).help or "")
 
 
 # The Hub.

@@ -96,7 +96,6 @@ GGUF_FAMILY = Code(
     "BS647", "cannot export an adapter of a `{family}` to GGUF; the families are {known}"
 )
 GGUF_MODULE = Code("BS648", "llama.cpp has no weight for `{path}`")
-EXPORT_NEEDS_GGUF = Code("BS649", "the package `gguf`, which writes such files, is not installed")
 NOT_PLAIN_LORA = Code("BS656", "cannot import `{folder}`: {reason}")
 
 # What an adapter cannot do ------------------------------------------------------------------------

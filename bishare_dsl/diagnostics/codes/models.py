@@ -34,11 +34,6 @@ BAD_SIZES = Code(
     "no model can be built from the config of `{name}`: {reason}",
     "correct its fields: they contradict each other, or the family does not allow one's value",
 )
-GGUF_MISSING = Code(
-    "BS510",
-    "reading `{path}` needs the package `gguf`",
-    "`pip install 'bishare[gguf]'` brings what reads GGUF files",
-)
 GGUF_BROKEN = Code(
     "BS511",
     "`{path}` cannot be read as a GGUF model: {reason}",

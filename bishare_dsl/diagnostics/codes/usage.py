@@ -32,8 +32,3 @@ BAD_TRANSFORM_FILE = Code("BS910", "`{path}` gives no transform: {reason}")
 FILE_EXISTS = Code(
     "BS909", "`{path}` exists", "a spec is not overwritten unless `--force` is given"
 )
-NEEDS_PACKAGE = Code(
-    "BS920",
-    "this command needs the package `{package}`",
-    "`pip install 'bishare[lsp]'` brings what the language server needs",
-)
