@@ -12,21 +12,23 @@ _FEW = (
 # Multiples of these two, and their sums, come near no whole number soon: of the places in a grid it makes
 # hues that lie far apart wherever the places lie near each other (the additive sequence R2 of M. Roberts).
 _ACROSS, _DOWN = 0.7548776662, 0.5698402910
+_OWN = "#a3adb8"
 _LIGHT = (0.70, 0.61, 0.79)
 
 
 def colours(places: Sequence[tuple[int, int]], *, alone: bool = False) -> list[str]:
     """Choose a colour for each pool, by the row and the column where it is first seen.
 
-    They are for a light and for a dark page. Those of pools of one module (``alone``) are pale: there is
-    nothing to find.
+    They are for a light and for a dark page. Pools of one module (``alone``) are grey: nothing is shared.
     """
-    if len(places) <= len(_FEW) and not alone:
+    if alone:
+        return [_OWN] * len(places)
+    if len(places) <= len(_FEW):
         return list(_FEW[: len(places)])
     return [
         _hex(
             _LIGHT[(column + 2 * row) % len(_LIGHT)],
-            0.075 if alone else 0.125,
+            0.125,
             0.7 + column * _ACROSS + row * _DOWN,
         )
         for row, column in places

@@ -30,11 +30,12 @@ function describe(figure, pool, site) {
   const section = plan.shares[share];
   const lines = [];
   if (pool !== null) {
-    const [name, rows, columns, init, trainable] = section.panels[panel][pool];
     const sites = [...figure.querySelectorAll('svg g[data-p="' + pool + '"] rect')].map(rect => +rect.dataset.i);
-    lines.push(line(name, 'name'));
-    lines.push(line(number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
-      (trainable ? ' trainable' : ' frozen') + ' parameters, starts ' + init, 'shape'));
+    for (const [name, rows, columns, init, trainable] of section.panels[panel][pool]) {
+      lines.push(line(name, 'name'));
+      lines.push(line(number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
+        (trainable ? ' trainable' : ' frozen') + ' parameters, starts ' + init, 'shape'));
+    }
     lines.push(line('used by ' + number(sites.length) + (sites.length === 1 ? ' module' : ' modules'), 'count'));
     if (sites.length > 1) lines.push(line(members(sites).join('\n'), 'members'));
   }

@@ -19,7 +19,7 @@ _FEW = 10
 
 def page(plan: Plan, spec: Spec | None = None) -> str:
     """Draw the whole page. With the spec it says in the spec's words who shares."""
-    drawn = picture(plan, spec)
+    drawn = picture(plan, spec, merged=True)
     tabs = [
         Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i, drawn.grid))
         for i, section in enumerate(drawn.sections)
@@ -30,16 +30,24 @@ def page(plan: Plan, spec: Spec | None = None) -> str:
     )
     script = Path(__file__).with_name("page.js")
     of, data = f"on {plan.base.name}", _data(drawn)
-    return shell(plan.spec, of, _facts(drawn), ("Shares", tabs), foot, data, script)
+    largest = max(range(len(tabs)), key=lambda i: _largest_pool(drawn.sections[i]), default=0)
+    return shell(plan.spec, of, _facts(drawn), ("Shares", tabs), foot, data, script, largest)
+
+
+def _largest_pool(section: Section) -> int:
+    """Count the modules of the pool of a share that has most."""
+    return max((len(p.sites) for panel in section.panels for p in panel.patches), default=0)
 
 
 def frame(plan: Plan, spec: Spec | None = None) -> str:
     """Put the page inside a frame, for a notebook: neither's style nor script meets the other's."""
-    drawn = picture(plan, spec)
+    drawn = picture(plan, spec, merged=True)
     width, height = Scale.of(drawn.grid).size(drawn.grid)
     roles = max((len(section.panels) for section in drawn.sections), default=1)
-    stacked = 1 if roles * (width + 60) <= 1000 else roles
-    tall = min(300 + stacked * (height + 130), 900)
+    stacked = (
+        1 if roles * (2 * width + 60) <= 1000 else roles
+    )  # A picture may be drawn twice as large.
+    tall = min(300 + stacked * (2 * height + 130), 900)
     return (
         f'<iframe srcdoc="{escape(page(plan, spec))}" width="100%" height="{tall}" '
         f'style="border:0" title="{escape(f"{plan.spec} on {plan.base.name}")}"></iframe>'
@@ -62,19 +70,19 @@ def _facts(drawn: Picture) -> list[str]:
 
 def _section(section: Section, i: int, grid: Grid) -> str:
     panels = "".join(_figure(panel, f"{i} {j}", grid) for j, panel in enumerate(section.panels))
+    roles = dict.fromkeys(role for own in section.own.values() for role, _ in own)
+    own = f"<br><i>of its own each module has {escape(', '.join(roles))}</i>" if roles else ""
     return (
         f'<p class="statement"><b>share</b> {escape(section.row.name)}  {escape(section.key)} '
-        f'<i>{escape(settings(section))}</i></p><div class="panels">{panels}</div>'
+        f'<i>{escape(settings(section))}</i>{own}</p><div class="panels wide">{panels}</div>'
     )
 
 
 def _figure(panel: Panel, place: str, grid: Grid) -> str:
     size = sum(tensor.size for patch in panel.patches for tensor in patch.tensors)
-    # Where each module has its own there is nothing to tell but that.
-    listed = [] if panel.alone else panel.patches[:_FEW]
+    # Of many pools the axes and the pointer tell which is which.
+    listed = [] if panel.alone or len(panel.patches) > _FEW else panel.patches
     legend = [item(patch.colour, patch.label, f' data-p="{i}"') for i, patch in enumerate(listed)]
-    if listed and len(panel.patches) > _FEW:
-        legend.append(f"<li>and {len(panel.patches) - _FEW:,} more</li>")
     if panel.uncovered:
         legend.append(item("var(--none)", "not in this share"))
     said, drawn = f"{summary(panel)}, {size:,} parameters", panel_body(panel, grid, titles=False)
@@ -95,9 +103,8 @@ def _data(drawn: Picture) -> dict[str, Any]:
             {
                 "panels": [
                     [
-                        [tensor.name, *tensor.shape, tensor.init, tensor.trainable]
+                        [[t.name, *t.shape, t.init, t.trainable] for t in patch.tensors]
                         for patch in panel.patches
-                        for tensor in patch.tensors
                     ]
                     for panel in section.panels
                 ],

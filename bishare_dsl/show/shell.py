@@ -28,6 +28,7 @@ def shell(
     foot: str,
     data: Any,
     script: Path,
+    chosen: int = 0,
 ) -> str:
     """Make a page.
 
@@ -35,7 +36,7 @@ def shell(
         name: what it is about, and ``of`` what, as text.
         of: as text.
         facts: HTML: lines under the name.
-        tabs: what they are called together, and each; the first is chosen.
+        tabs: what they are called together, and each; that number ``chosen`` is open.
         foot: HTML: what is said below.
         data: what the script reads as ``data``.
         script: run behind that of the shell, whose ``tip``, ``line``, ``place`` and ``whenChosen`` it uses.
@@ -49,12 +50,12 @@ def shell(
         facts="\n".join(f'<p class="facts">{line}</p>' for line in facts),
         label=escape(label),
         tabs="".join(
-            f'<button role="tab" aria-selected="{str(not i).lower()}" tabindex="{-bool(i)}">'
+            f'<button role="tab" aria-selected="{str(i == chosen).lower()}" tabindex="{-(i != chosen)}">'
             f"{escape(tab.name)}<small>{escape(tab.more)}</small></button>"
             for i, tab in enumerate(parts)
         ),
         sections="\n".join(
-            f'<section role="tabpanel" aria-label="{escape(tab.name)}"{" hidden" if i else ""}>'
+            f'<section role="tabpanel" aria-label="{escape(tab.name)}"{" hidden" if i != chosen else ""}>'
             f"{tab.body}</section>"
             for i, tab in enumerate(parts)
         ),
@@ -73,10 +74,12 @@ def figure(
     ``mark`` is an attribute by which the page's script knows it; ``drawn`` is SVG.
     """
     width, height = size
+    label = escape(f"{title}: {said}")
     return (
         f"<figure {mark}><figcaption><b>{escape(title)}</b> <span>{escape(said)}</span></figcaption>"
-        f'<div class="scroll"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="{escape(f"{title}: {said}")}">{drawn}</svg></div><ul>{legend}</ul></figure>'
+        f'<div class="scroll"><svg style="--drawn:{width}px" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{drawn}</svg></div>'
+        f"<ul>{legend}</ul></figure>"
     )
 
 

@@ -71,6 +71,8 @@ def test_pointing_at_a_module_tells_its_tensor_and_who_shares_it(show):
     assert hover(browser, cells(browser, 1)[3 * 5 + 1]) == [
         "intra.layer_3.A",
         "4 × 256 = 1,024 trainable parameters, starts kaiming_uniform",
+        "intra.layer_3.B",
+        "4 × 256 = 1,024 trainable parameters, starts zeros",
         "used by 5 modules",
         *(f"model.layers.3.self_attn.{kind}_proj" for kind in "qkv"),
         "model.layers.3.mlp.up_proj",
@@ -79,7 +81,7 @@ def test_pointing_at_a_module_tells_its_tensor_and_who_shares_it(show):
     ]
     picked = browser.find_elements(By.CSS_SELECTOR, "svg.pick g.on rect")
     assert len(picked) == 5
-    assert hover(browser, cells(browser, 2)[0])[0] == "intra.layer_0.B"
+    assert not cells(browser, 2)  # A and B are shared alike.
 
 
 def test_a_tensor_of_the_whole_model_tells_its_modules_by_kind(show):
@@ -87,12 +89,28 @@ def test_a_tensor_of_the_whole_model_tells_its_modules_by_kind(show):
     browser.find_elements(By.CSS_SELECTOR, "nav button")[2].click()
     told = hover(browser, cells(browser)[7])
     assert told[0] == "inter.A"
-    assert told[2] == "used by 160 modules"
-    assert told[3:8] == [
+    assert told[2] == "inter.B"
+    assert told[4] == "used by 160 modules"
+    assert told[5:10] == [
         *(f"self_attn.{kind}_proj: layers 0-31" for kind in "qkv"),
         "mlp.up_proj: layers 0-31",
         "mlp.down_proj: layers 0-31",
     ]
+
+
+def test_it_opens_on_the_share_with_the_largest_pools(show):
+    browser = show(*ke())
+    [open_tab] = browser.find_elements(By.CSS_SELECTOR, "nav button[aria-selected=true]")
+    assert open_tab.text.split()[0] == "inter"
+    [statement] = visible(browser, ".statement")
+    assert statement.text.endswith("of its own each module has K_A, K_B")
+
+
+def test_what_is_a_module_s_own_is_grey(show):
+    browser = show(*ke())
+    browser.find_elements(By.CSS_SELECTOR, "nav button")[0].click()
+    drawn = visible(browser, "figure svg g[data-p]")
+    assert {group.get_attribute("fill") for group in drawn} == {"#a3adb8"}
 
 
 def test_counts(show):
@@ -105,13 +123,12 @@ def test_counts(show):
         tab.click()
         assert len(visible(browser, "section")) == 1
         captions = [caption.text for caption in visible(browser, "figcaption")]
-        for role, caption in zip("AB", captions, strict=True):
-            pools = [p for p in plan.pools if (p.share, p.role) == (name, role)]
-            size = sum(plan.tensor[pool.tensor].size for pool in pools)
-            assert caption.startswith(role)
-            assert caption.endswith(f" {size:,} parameters")
+        pools = [p for p in plan.pools if p.share == name]
+        size = sum(plan.tensor[pool.tensor].size for pool in pools)
+        assert [caption[:4] for caption in captions] == ["A, B"]
+        assert captions[0].endswith(f" {size:,} parameters")
         drawn = visible(browser, "figure:nth-of-type(1) svg g[data-p]")
-        assert len(drawn) == len(pools)
+        assert len(drawn) == len(pools) // 2
         assert len(cells(browser)) == len(plan.sites)
 
 
@@ -119,7 +136,7 @@ def test_a_module_that_a_share_leaves_out_is_told_so(show, planned):
     spec, plan = planned("share s where kind q_proj per model rank 2")
     browser = show(plan, spec)
     empty = browser.find_elements(By.CSS_SELECTOR, "g.none rect")
-    assert len(empty) == 2 * 6
+    assert len(empty) == 6
     assert hover(browser, empty[0]) == [
         "at model.layers.0.self_attn.v_proj, 64 → 16: not in this share"
     ]

@@ -1,7 +1,5 @@
 from itertools import pairwise, product
 
-import pytest
-
 from bishare_dsl.show.colours import colours
 
 
@@ -17,11 +15,14 @@ def test_few_pools_are_told_apart_wherever_they_are():
     assert len(set(found)) == 10
 
 
-@pytest.mark.parametrize(("alone", "least"), [(False, 38), (True, 24)])
-def test_neighbours_in_a_large_grid_are_told_apart(alone, least):
+def test_what_is_a_module_s_own_has_one_colour():
+    assert len({*colours([(0, i) for i in range(20)], alone=True)}) == 1
+
+
+def test_neighbours_in_a_large_grid_are_told_apart():
     rows, columns = 40, 80
     places = list(product(range(rows), range(columns)))
-    of = dict(zip(places, colours(places, alone=alone), strict=True))
+    of = dict(zip(places, colours(places), strict=True))
     steps = [(0, 1), (0, 2), (1, 0), (2, 0), (1, 1), (1, -1)]
     near = [
         distance(of[row, column], of[row + down, column + across])
@@ -29,7 +30,7 @@ def test_neighbours_in_a_large_grid_are_told_apart(alone, least):
         for down, across in steps
         if (row + down, column + across) in of
     ]
-    assert min(near) > least
+    assert min(near) > 38
 
 
 def test_layers_side_by_side_are_told_apart():
