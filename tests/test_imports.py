@@ -8,20 +8,36 @@ import pytest
 
 HEAVY = {"accelerate", "numpy", "peft", "safetensors", "torch", "transformers"}
 
-RUN_AND_TELL = """
+COMMANDS = (
+    ["--help"],
+    ["check", "specs/lora.share"],
+    ["fmt", "--check", "specs/lora.share"],
+    ["plan", "specs/lora.share", "--model", "llama-7b"],
+    ["plan", "specs/bishare_ke.share", "--model", "llama-7b", "--json"],
+    ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
+    ["plan", "lora", "--model", "llama-7b", "--budget", "3M", "--solve", "r"],
+    ["show", "lora", "--model", "llama-7b"],
+    ["show", "lora", "--model", "llama-7b", "--html", "/dev/stdout", "--svg", "/dev/null"],
+    ["diff", "lora", "bishare_ke", "--model", "llama-7b"],
+    ["lsp"],  # Last: nothing can be printed once it has ended.
+)
+# What the first one loads all have loaded, which needs one start.
+RUN_ALL = """
 import json, sys
 from bishare_dsl.cli.main import main
 
-try:
-    code = main(sys.argv[1:])
-except SystemExit as stop:
-    code = stop.code
-print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
+for arguments in json.loads(sys.argv[1]):
+    print(f"\x01{' '.join(arguments)}", flush=True)
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    sys.stdout.flush()
+    print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
 """
 
 
-def modules_after(program: str, *arguments: str) -> tuple[int | None, set[str], str]:
-    """The exit code, top-level modules loaded, and standard output of ``program``, run on its own."""
+def run_alone(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     run = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         stdin=subprocess.DEVNULL,
@@ -30,37 +46,25 @@ def modules_after(program: str, *arguments: str) -> tuple[int | None, set[str], 
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    code, modules = json.loads(run.stderr.splitlines()[-1])
-    return code, set(modules), run.stdout
+    return run
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["check", "specs/lora.share"],
-        ["fmt", "--check", "specs/lora.share"],
-        ["plan", "specs/lora.share", "--model", "llama-7b"],
-        ["plan", "specs/bishare_ke.share", "--model", "llama-7b", "--json"],
-        ["plan", "lora", "bishare_ke", "--model", "llama-7b", "--set", "r=4,8"],
-        ["plan", "lora", "--model", "llama-7b", "--budget", "3M", "--solve", "r"],
-        ["show", "lora", "--model", "llama-7b"],
-        ["show", "lora", "--model", "llama-7b", "--html", "/dev/stdout", "--svg", "/dev/null"],
-        ["lsp"],
-        ["diff", "lora", "bishare_ke", "--model", "llama-7b"],
-    ],
-    ids=" ".join,
-)
-def test_command_loads_nothing_heavy(arguments: list[str]) -> None:
-    code, modules, output = modules_after(RUN_AND_TELL, *arguments)
-    assert not code
-    assert not modules & HEAVY
-    assert output or arguments[0] in ("check", "fmt", "lsp")
+def test_no_command_loads_anything_heavy() -> None:
+    run = run_alone(RUN_ALL, json.dumps(COMMANDS))
+    told = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("[")]
+    _, *printed = run.stdout.split("\x01")
+    assert len(told) == len(printed) == len(COMMANDS)
+    for arguments, (code, modules), output in zip(COMMANDS, told, printed, strict=True):
+        name, _, output = output.partition("\n")
+        assert name == " ".join(arguments)
+        assert not code, arguments
+        assert not {*modules} & HEAVY, arguments
+        assert output or arguments[0] in ("check", "fmt", "lsp"), arguments
 
 
 def test_package_loads_nothing_but_itself() -> None:
     program = "import json, sys; import bishare_dsl; print(json.dumps([0, sorted(sys.modules)]), file=sys.stderr)"
-    _, modules, _ = modules_after(program)
+    _, modules = json.loads(run_alone(program).stderr.splitlines()[-1])
     ours = {name for name in modules if name.startswith("bishare_dsl")}
     assert ours == {"bishare_dsl", "bishare_dsl.lazy", "bishare_dsl.version"}
 

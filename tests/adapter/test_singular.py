@@ -63,7 +63,7 @@ def part(weight: torch.Tensor, rows: slice) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("share", [PISSA, XS])
-@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_invariants(family: str, share: str) -> None:
     check_spec(spec(share, family), tiny_model(family))
 

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from bishare_dsl.api import plan_spec
+from bishare_dsl.cli.budget import parameters
 from bishare_dsl.language import parse_spec
+from bishare_dsl.models import preset
 from bishare_dsl.resources import shipped_specs
 
 LINE = "trainable params: 3,593,600 || all params: 6,742,009,216 || trainable%: 0.0533"
@@ -238,12 +240,18 @@ def solved(bishare, *arguments):
         ("3600k", 3_600_000),
         ("14 MiB", 14 * 1024 * 1024 // 4),
         ("15mb", 15_000_000 // 4),
-        ("26% of lora", 14_024_704 * 26 // 100),
-        ("0.75 of bishare_ss", 7_028_736 * 3 // 4),
     ],
 )
+def test_a_budget_is_parameters_or_a_size(budget, allowed):
+    assert parameters(budget, preset("llama-7b")) == allowed
+
+
+@pytest.mark.parametrize(
+    ("budget", "allowed"),
+    [("26% of lora", 14_024_704 * 26 // 100), ("0.75 of bishare_ss", 7_028_736 * 3 // 4)],
+)
 @pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
-def test_a_budget_is_parameters_a_size_or_a_part_of_another_spec(bishare, budget, allowed):
+def test_a_budget_is_a_part_of_another_spec(bishare, budget, allowed):
     found = solved(bishare, "--budget", budget, "--solve", "r_inter")
     assert found["budget"] == allowed
     assert found["grows"]

@@ -65,11 +65,17 @@ def test_every_shipped_spec_starts_as_its_base_and_comes_back(
     model.save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for again in (
-            PeftModel.from_pretrained(copy.deepcopy(base), tmp_path),
-            PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=True),
-            load_adapter(tmp_path, copy.deepcopy(base)),
-        ):
+        again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=True)
+        assert torch.equal(logits(again, ids), want)
+        if spec in (
+            "bishare_ke",
+            "vera",
+            "vb_lora",
+            "pissa",
+        ):  # trained, drawn, by index, of the base
+            again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+            assert torch.equal(logits(again, ids), want)
+            again = load_adapter(tmp_path, copy.deepcopy(base))
             assert torch.equal(logits(again, ids), want)
 
 
