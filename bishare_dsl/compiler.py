@@ -244,6 +244,7 @@ def install(
     """
     from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.handle import Handle
+    from bishare_dsl.adapter.recipes import check_remade
     from bishare_dsl.rewrite.adapt import DEFAULT, adapt
     from bishare_dsl.rewrite.placement import can_be_called
 
@@ -257,9 +258,10 @@ def install(
         tensors = first_values(plan, model, seed, "meta" if on_meta else "cpu", unfilled)
     else:
         text, seed, compact = made.spec_text, made.config.seed, made.compact
-        tensors = made.tensors(tell=told.append)
+        tensors = made.tensors(tell=told.append, with_base=True)
         if missing := plan.tensor.keys() - tensors.keys():
             tensors |= start_of_base(plan, model, missing)
+            tensors |= check_remade(made.config.marks, tensors)
     tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
     beside = getattr(model, "bishare", None)
     if name is not None and isinstance(beside, Handle):

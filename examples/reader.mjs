@@ -36,7 +36,7 @@ export async function read(config, files) {
   for (const [name, said] of Object.entries(sharing.tensors)) {
     if (said.key) tensors[name] = stored[said.key];
     else if (said.parts) tensors[name] = Object.fromEntries(Object.entries(said.parts).map(([part, key]) => [part, stored[key]]));
-    else tensors[name] = await drawn(said, `${seed}:${said.like ?? name}`);
+    else tensors[name] = said.base ? unknown("a start from the base's weights") : await drawn(said, `${seed}:${said.like ?? name}`);
   }
   const updates = {}, full = {};
   for (const { module, shape, terms } of sharing.modules) {

@@ -46,8 +46,7 @@ def safetensors(path):
     found.pop("__metadata__", None)
     for key, said in found.items():
         array = np.frombuffer(content[first:][slice(*said["data_offsets"])], DTYPES[said["dtype"]])
-        if said["dtype"] == "BF16":
-            array = (array.astype("<u4") << 16).view("<f4")
+        array = (array.astype("<u4") << 16).view("<f4") if said["dtype"] == "BF16" else array
         found[key] = array.reshape(said["shape"]).astype(float)
     return found
 
@@ -55,17 +54,18 @@ def safetensors(path):
 def values(name, said, stored, seed):
     if "parts" in said:
         return {part: stored[key] for part, key in said["parts"].items()}
-    if "draw" not in said:
+    if "key" in said:
         return stored[said["key"]]
-    drawn = draw(*said["draw"].items(), said["shape"], f"{seed}:{said.get('like', name)}")
+    known("base" not in said, "a start from the base's weights")
+    [how] = said["draw"].items()
+    drawn = draw(*how, said["shape"], f"{seed}:{said.get('like', name)}")
     if said["dtype"] == "bfloat16":  # To the nearest, of two that are as near the even one.
         bits = drawn.view("<u4")
         return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view("<f4").astype(float)
     return drawn.astype(said["dtype"]).astype(float)
 
 
-def draw(kind_amount, shape, text):
-    kind, amount = kind_amount
+def draw(kind, amount, shape, text):
     key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], "<u8").astype("u8")
     philox, count = np.random.Philox(key=key), shape[0] * shape[1]
     if kind == "choice":

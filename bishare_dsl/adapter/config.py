@@ -97,7 +97,9 @@ class AdapterConfig(BaseModel):
     the file; loaded, they are float32 again.
 
     ``sharing`` is the plan as other readers take it (`bishare_dsl.adapter.sharing`); None in what bishare
-    wrote before that. ``drawn`` and ``sharing`` are packed in the file where they are long.
+    wrote before that. ``marks`` are those of frozen tensors that loading makes again from the base's weights
+    (`bishare_dsl.adapter.recipes`). ``drawn``, ``marks`` and ``sharing`` are packed in the file where
+    they are long.
 
     Of a library ``adapters`` are the digests of what each adapter has for itself, by its name.
     """
@@ -116,6 +118,7 @@ class AdapterConfig(BaseModel):
     drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(_unpack)] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
+    marks: Annotated[dict[str, tuple[tuple[float, float], ...]], BeforeValidator(_unpack)] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
@@ -127,7 +130,9 @@ class AdapterConfig(BaseModel):
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, and the order of a block's layers counts.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
-        record |= {name: _pack(record[name]) for name in ("drawn", "sharing") if name in record}
+        record |= {
+            name: _pack(record[name]) for name in ("drawn", "marks", "sharing") if name in record
+        }
         return record | {"digest": seal(self.spec, self.seed, record)}
 
     def text(self) -> str:

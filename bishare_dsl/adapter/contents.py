@@ -24,6 +24,7 @@ from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.names import attribute
+from bishare_dsl.spec import SINGULAR
 
 if TYPE_CHECKING:
     import torch
@@ -83,19 +84,32 @@ class StoredAdapter:
         return stored
 
     def tensors(
-        self, device: str = "cpu", tell: Callable[[Problem], None] | None = None
+        self,
+        device: str = "cpu",
+        tell: Callable[[Problem], None] | None = None,
+        *,
+        with_base: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Return the tensors by name, as they were saved; those that were not are drawn again.
 
         Args:
             device: where to.
             tell: as in `stored`.
+            with_base: whether the caller makes those that come from the base's weights.
 
         Raises:
-            AdapterError: values are not finite (BS694), parts of a tensor do not make it (BS608), or this
-                torch draws other numbers than the one that saved the adapter (BS634).
+            AdapterError: some come from the base's weights (BS688), values are not finite (BS694), parts of a
+                tensor do not make it (BS608), or this torch draws other numbers than the one that saved the
+                adapter (BS634).
             SpecError: a package's transform fails to restore a compact tensor (BS214).
         """
+        if self.config.marks and not with_base:
+            name = next(iter(self.config.marks))
+            help = 'load it onto its base, and save it with `frozen="tensors"`'
+            start, action = self.plan.tensor[name].init, "what is asked"
+            raise AdapterError(
+                codes.READS_WEIGHTS(tensor=name, start=start, action=action, help=help)
+            )
         stored = self.stored(tell)
         with reading(self.folder):
             whole = complete(self.plan, self.config, stored)
@@ -199,10 +213,12 @@ def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
     frozen = {tensor.name for tensor in plan.tensors if tensor.drawn and not tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
     base = {tensor.name for tensor in plan.tensors if tensor.init == "base"}
+    remade = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
     for names, allowed in (
         (config.drawn, frozen),
         (config.compact, used - config.drawn.keys()),
         (config.of_base, base),
+        (config.marks, remade - config.compact.keys()),
     ):
         if wrong := sorted(set(names) - allowed):
             reason = f"`{wrong[0]}` must be in the file"
@@ -211,7 +227,7 @@ def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
 
 def expected(plan: Plan, config: AdapterConfig) -> dict[str, Tensor | None]:
     """Return what is stored, by the last words of its keys: a tensor, or None for a part of one."""
-    elsewhere = {*config.drawn, *config.compact, *config.of_base}
+    elsewhere = {*config.drawn, *config.compact, *config.of_base, *config.marks}
     whole = {attribute(t.name): t for t in plan.tensors if t.name not in elsewhere}
     parts = [f"{attribute(n)}:{label}" for n, labels in config.compact.items() for label in labels]
     return whole | dict.fromkeys(parts)  # Who restores a part looks at its shape.

@@ -90,6 +90,7 @@ def save_adapter(
     frozen: Frozen = "seed",
     compact: bool = False,
     dtype: Rounded = None,
+    remade: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
 
@@ -108,6 +109,7 @@ def save_adapter(
         compact: store of each tensor only what running needs, where its transform knows how. What is
             loaded from that gives the same updates, and cannot train.
         dtype: ``"bfloat16"`` rounds float32 tensors to it, for a file of half the size.
+        remade: what the base's weights give in float64; frozen tensors that are this are left out.
 
     Returns:
         What to warn of: frozen tensors that had to be stored (BS635), nothing to be made compact (BS636),
@@ -127,6 +129,7 @@ def save_adapter(
         frozen=frozen,
         compact=compact,
         dtype=dtype,
+        remade=remade,
     )
     folder = Path(folder)
     with writing(folder):
@@ -207,11 +210,13 @@ def pack(
     frozen: Frozen = "seed",
     compact: bool = False,
     dtype: Rounded = None,
+    remade: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], AdapterConfig, tuple[Problem, ...]]:
     """Return what stands in an adapter's file, by its keys there, with the config and what to warn of.
 
     Args, Raises: as `save_adapter`.
     """
+    from bishare_dsl.adapter.recipes import find_remade
     from bishare_dsl.adapter.stored import (
         compact_tensors,
         find_drawn,
@@ -222,12 +227,13 @@ def pack(
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
     values, warnings = gather_tensors(plan, tensors), []
-    left_out = find_drawn(plan, values, seed) if frozen == "seed" else {}
+    left_out = find_drawn(plan, values, seed) if frozen != "tensors" else {}
     left = [t.name for t in plan.tensors if t.drawn and not t.trainable]
     changed = [name for name in left if name not in left_out]
-    if changed and frozen == "seed":
+    if changed and frozen != "tensors":
         warnings.append(codes.FROZEN_CHANGED(seed=seed, names=_some(changed)))
-    for name in left_out:
+    marks = find_remade(plan, values, remade or {})
+    for name in (*left_out, *marks):
         del values[name]
     parts = compact_tensors(plan, values) if compact else {}
     if compact and not parts:
@@ -254,6 +260,7 @@ def pack(
         drawn=left_out,
         compact={name: tuple(made) for name, made in parts.items()},
         of_base=of_base,
+        marks=marks,
         rounded=dtype,
     )
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})

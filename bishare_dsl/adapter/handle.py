@@ -20,6 +20,7 @@ from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.own_methods import RESIZING, SAVING, drop_methods, put_methods
 from bishare_dsl.adapter.probe import Inputs, probe
+from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -278,7 +279,8 @@ class Handle(AdapterRoot):
         Args:
             folder: made where it does not exist.
             frozen: frozen tensors are stored as the ``"seed"`` that draws them, or as ``"tensors"``. Those
-                that are not what the seed draws are stored in any case, with a warning.
+                that are not what the seed draws are stored in any case, with a warning. ``"base"`` also
+                leaves out those that the base's weights give, which loading makes again from them.
             compact: store only what running needs, where a transform (VectorBank) trains more: the same
                 logits, and no more training. An adapter that was loaded compact is saved compact again.
             dtype: ``"bfloat16"`` rounds the tensors to it, for a file of half the size. Loaded, they are
@@ -288,7 +290,9 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        adapter = self.running
+        adapter, remade = self.running, None
+        if frozen == "base":
+            remade = singular_starts(adapter.plan, self.model, torch.float64)
 
         def write(tensors: Mapping[str, torch.Tensor]) -> Any:
             return save_adapter(
@@ -301,6 +305,7 @@ class Handle(AdapterRoot):
                 frozen=frozen,
                 compact=compact or adapter.compact,
                 dtype=dtype,
+                remade=remade,
             )
 
         if state_dict is None:

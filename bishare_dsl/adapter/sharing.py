@@ -64,6 +64,8 @@ def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]
         }
     if (labels := config.compact.get(tensor.name)) is not None:
         return said | {"parts": {p: key_of(plan, part_name(tensor.name, p)) for p in labels}}
+    if tensor.name in config.marks:
+        return said | {"base": tensor.init}
     return said | {"key": key_of(plan, tensor.name)}
 
 

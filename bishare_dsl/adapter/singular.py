@@ -47,8 +47,10 @@ class Directions(NamedTuple):
     right: torch.Tensor
 
 
-def singular_starts(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Compute the tensors of a plan that start as directions of the base's weights, by name, float32.
+def singular_starts(
+    plan: Plan, model: nn.Module, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Compute the tensors of a plan that start as directions of the base's weights, by name, in this type.
 
     Each is on the device of the first weight that it is read from; on the meta device it has its shape only.
     The same weights give the same tensors. A bar on a terminal tells how far it is.
@@ -62,7 +64,7 @@ def singular_starts(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
     Raises:
         AdapterError: a weight is not in memory (BS624), or cannot be dequantised (BS623).
     """
-    starts = _Starts(plan, model)
+    starts = _Starts(plan, model, dtype)
     order = {path: i for i, path in enumerate(plan.terms_of)}
     pools = [pool for pool in plan.pools if plan.tensor[pool.tensor].init in SINGULAR]
     pools.sort(key=lambda pool: (len(pool.members) == 1, order[pool.members[0]]))
@@ -77,8 +79,8 @@ def singular_starts(plan: Plan, model: nn.Module) -> dict[str, torch.Tensor]:
 class _Starts:
     """The starts that are known so far, and what they are made from."""
 
-    def __init__(self, plan: Plan, model: nn.Module):
-        self.plan, self.maps = plan, linear_maps(model)
+    def __init__(self, plan: Plan, model: nn.Module, dtype: torch.dtype):
+        self.plan, self.maps, self.dtype = plan, linear_maps(model), dtype
         self.shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
         self.found: dict[str, torch.Tensor] = {}
         self._last: tuple[object, Directions] | None = None  # A and B of a site follow each other.
@@ -113,7 +115,7 @@ class _Starts:
         return self.found[other.name] if fits else None
 
     def _weight(self, path: str) -> torch.Tensor:
-        return read_weight(self.maps[path]).to(torch.float32)
+        return read_weight(self.maps[path]).to(self.dtype)
 
 
 def read_weight(weight: Weight) -> torch.Tensor:

@@ -17,8 +17,9 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.transforms import Transform, guard, load_transform
 
-Frozen = Literal["seed", "tensors"]
-"""How frozen tensors are saved: as the seed that draws them, or as tensors."""
+Frozen = Literal["seed", "tensors", "base"]
+"""How frozen tensors are saved: as the seed that draws them, as tensors, or, where they start from the base's
+weights too, as what loading makes of it again."""
 
 Rounded = Literal["bfloat16"] | None
 """The type that float32 tensors are rounded to for the file; None for none."""

@@ -37,6 +37,7 @@ from bishare_dsl.adapter.files import CONFIG, pack
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.handle import Adapter, Handle, adapter_keys
 from bishare_dsl.adapter.own_methods import RESIZING, put_methods
+from bishare_dsl.adapter.recipes import check_remade
 from bishare_dsl.adapter.sharing import check_sharing
 from bishare_dsl.adapter.stored import not_finite, widen_tensor
 from bishare_dsl.compiler import Planned, install, make_plan, read_spec
@@ -335,7 +336,9 @@ class BishareModel(BaseTuner):
             check_sharing(Path(CONFIG), adapter.plan, record)
         else:
             # Into an adapter that is there already: what is drawn is there too.
-            record = record.model_copy(update={"drawn": {}, "of_base": (), "compact": {}})
+            record = record.model_copy(
+                update={"drawn": {}, "of_base": (), "compact": {}, "marks": {}}
+            )
         found = {attribute_in(k): (tuple(v.shape), _SHORT[v.dtype]) for k, v in own.items()}
         wanted = expected(adapter.plan, record)
         if not config._unchecked:
@@ -349,6 +352,7 @@ class BishareModel(BaseTuner):
         }
         _warn(*map(render, not_finite(stored)))
         values = complete(adapter.plan, record, stored)
+        values |= check_remade(record.marks, adapter.placement.tensors())
         config._unchecked = False
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
@@ -417,7 +421,11 @@ def _stored_names(config: BishareConfig, plan: Plan) -> list[str]:
     """Return the tensors that come from a file, so that they need no first values."""
     if (record := config.stored()) is None:
         return []
-    return [t.name for t in plan.tensors if t.name not in {*record.drawn, *record.of_base}]
+    return [
+        t.name
+        for t in plan.tensors
+        if t.name not in {*record.drawn, *record.of_base, *record.marks}
+    ]
 
 
 def _adopts(handle: Handle, name: str, found: Planned) -> bool:

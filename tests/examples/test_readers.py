@@ -156,6 +156,7 @@ def test_the_schema_refuses(change: Any) -> None:
         (lambda s: s.update(format=2), "format"),
         (lambda s: s["modules"][0]["terms"][0].update(transform="Fold"), "the transform Fold"),
         (lambda s: s["tensors"]["s.A"].update(draw={"torch": {"normal": 1}}), "torch"),
+        (lambda s: s["tensors"].update({"s.A": {"shape": [2, 48], "base": "svd"}}), "a start from"),
     ],
 )
 def test_a_reader_refuses_what_it_does_not_know(change: Any, says: str, tmp_path: Path) -> None:

@@ -119,6 +119,11 @@ READS_WEIGHTS = Code(
     "`{tensor}` starts as the base's weights say (`{start}`), and {action} has their shapes alone",
     "adapt the model with its weights: `compile_spec(spec, model)`, or `bishare train`",
 )
+OTHER_WEIGHTS = Code(
+    "BS699",
+    "`{name}`, which comes from the base's weights, is not what it was: these are other weights",
+    "take the base that the adapter was trained on, in the same type",
+)
 COMPACT_FOR_GOOD = Code("BS637", "this adapter was saved compactly, and cannot train")
 
 # Several adapters in memory -----------------------------------------------------------------------

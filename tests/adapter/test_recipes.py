@@ -1,0 +1,172 @@
+"""Frozen tensors that start from the base's weights, saved as what makes them again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bishare_dsl.peft  # noqa: F401
+from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl.adapter import recipes, singular
+from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.adapter.recipes import check_remade, marks_of
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.testing.models import tiny_model
+from tests.support.stored import load_stored
+
+TINY = """
+spec tiny
+target q_proj, down_proj
+share tiny  c per model  rank 2  via Core(count = 13)  init A svd, B svd  freeze A, B, core  per module
+"""
+PISSA = """
+spec pissa
+target q_proj, down_proj
+share local  per module  rank 2  init A svd, B svd
+"""
+
+
+def trained(text: str = TINY, **sizes: Any) -> Any:
+    model = compile_spec(parse_spec(text), tiny_model("llama", **sizes), seed=3)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            if tensor.requires_grad:
+                tensor.add_(0.1)
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
+    return found
+
+
+@pytest.mark.parametrize("text", [TINY, PISSA])
+def test_what_the_base_gives_is_left_out_and_made_again(text: str, tmp_path: Path) -> None:
+    model = trained(text)
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    plan = model.bishare.plan
+    assert set(load_stored(tmp_path)) == {t.name for t in plan.tensors if t.trainable}
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    for name, tensor in model.bishare.tensors().items():
+        assert torch.equal(loaded.bishare.tensors()[name], tensor)
+    assert torch.equal(logits(loaded), logits(model))
+    plain = loaded.bishare.merge_and_unload()
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-3, atol=1e-3)
+
+
+def test_thirteen_numbers_are_26_bytes(tmp_path: Path) -> None:
+    model = trained()
+    model.bishare.save_pretrained(tmp_path, frozen="base", dtype="bfloat16")
+    assert model.bishare.plan.trainable == 13
+    assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
+
+
+def test_peft_makes_them_too(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model = trained()
+    model.bishare.save_pretrained(tmp_path / "adapter", frozen="base")
+    loaded = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(loaded), logits(model))
+    with pytest.raises(AdapterError, match="BS699"):
+        PeftModel.from_pretrained(tiny_model("llama", seed=1), str(tmp_path / "adapter"))
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    trained().bishare.save_pretrained(tmp_path, frozen="base")
+    model = tiny_model("llama", seed=1)
+    with pytest.raises(AdapterError, match=r"BS699.*tiny.layers.0"):
+        load_adapter(tmp_path, model)
+    assert not hasattr(model, "bishare")
+
+
+def test_a_machine_that_turns_signs_gives_the_same_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained()
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    right = singular.directions
+
+    def turned(*given: Any, **more: Any) -> singular.Directions:
+        left, values, vectors = right(*given, **more)
+        signs = torch.tensor([(-1.0) ** i for i in range(len(values))]).unsqueeze(1)
+        return singular.Directions(left * -signs, values, vectors * -signs)
+
+    monkeypatch.setattr(singular, "directions", turned)
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    for name, tensor in model.bishare.tensors().items():
+        torch.testing.assert_close(loaded.bishare.tensors()[name], tensor)
+
+
+def test_directions_of_equal_values_are_stored(tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    with torch.no_grad():
+        for layer in base.model.layers:
+            weight = layer.self_attn.q_proj.weight
+            weight.copy_(torch.linalg.qr(weight).Q)  # All its singular values are 1.
+    model = compile_spec(parse_spec(TINY), base)
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    stored = set(load_stored(tmp_path))
+    assert "tiny.layers.0.self_attn.q_proj.A" in stored
+    assert "tiny.layers.0.mlp.down_proj.A" not in stored
+
+
+def test_one_that_was_changed_is_stored(tmp_path: Path) -> None:
+    model = trained()
+    name = "tiny.layers.1.mlp.down_proj.A"
+    with torch.no_grad():
+        model.bishare.tensors()[name][0] *= 1.01
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    assert name in load_stored(tmp_path)
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    assert torch.equal(loaded.bishare.tensors()[name], model.bishare.tensors()[name])
+
+
+def test_merged_weights_are_not_the_bases(tmp_path: Path) -> None:
+    model = trained(PISSA)
+    want = model.bishare.tensors()
+    model.bishare.merge()
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    loaded = load_adapter(tmp_path, tiny_model("llama")).bishare.tensors()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in want.items())
+
+
+def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
+    trained().bishare.save_pretrained(tmp_path, frozen="base")
+    stored = read_adapter(tmp_path)
+    with pytest.raises(AdapterError, match=r'BS688(?s:.*)frozen="tensors"'):
+        stored.tensors()
+    sharing = stored.config.sharing
+    assert sharing is not None
+    assert sharing["tensors"]["tiny.layers.0.self_attn.q_proj.A"] == {
+        "shape": [2, 32],
+        "base": "svd",
+    }
+
+
+def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:
+    from tests.adapter.test_files import refused, reseal
+
+    trained().bishare.save_pretrained(tmp_path, frozen="base")
+    marks = json.loads((tmp_path / "adapter_config.json").read_text())["bishare"]["marks"]
+    name = "tiny.c"
+    reseal(tmp_path, marks=marks | {name: next(iter(marks.values()))})
+    refused(tmp_path, "BS604", name)
+
+
+def test_marks_decide_signs_or_say_that_they_do_not() -> None:
+    tensor = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    marks = marks_of(tensor)
+    turned = tensor * torch.tensor([[1.0], [-1.0], [1.0]])
+    assert torch.equal(check_remade({"a": marks}, {"a": turned})["a"], tensor)
+    with pytest.raises(AdapterError, match="BS699"):
+        check_remade({"a": marks}, {"a": tensor * 1.05})
+    with pytest.raises(AdapterError, match="BS699"):
+        check_remade({"a": marks}, {"a": tensor[[1, 0, 2]]})
+    flat = torch.zeros(1, 40)
+    assert recipes._aligned(flat, marks_of(flat)) is not None
