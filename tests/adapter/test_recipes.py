@@ -149,6 +149,15 @@ def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
     }
 
 
+def test_vllm_refuses_them_before_it_reads_a_tensor(tmp_path: Path) -> None:
+    from bishare_dsl.serve.vllm.folder import read_for
+
+    model = trained()
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    with pytest.raises(AdapterError, match=r"BS680.*come from the base's weights"):
+        read_for(tmp_path, model.bishare.plan.base)
+
+
 def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:
     from tests.adapter.test_files import refused, reseal
 

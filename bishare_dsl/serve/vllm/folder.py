@@ -45,12 +45,16 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
     Raises:
         AdapterError: it is damaged (BS601 to BS612, BS619), of another base (BS613), or not linear in its
-            input (BS633), or of heads or embeddings (BS680).
+            input (BS633), or of heads or embeddings, or its
+            tensors come from the base's weights (BS680).
     """
     stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
     check_linear(stored.plan.terms, "serve the adapter with vLLM")
     _check_outside(folder, stored.plan)
+    if stored.config.marks:
+        what = 'tensors that come from the base\'s weights, as `frozen="base"` saves it'
+        raise AdapterError(codes.NOT_SERVED(folder=folder, what=what))
     return stored
 
 
