@@ -1,0 +1,96 @@
+"""The frozen models into which pairs are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from bishare_dsl.resources import cache_folder
+from examples.smollm2 import smollm2_folder
+
+VALUES = 256
+"""So many tokens are values: a pair has eight bits."""
+
+
+PARAMETERS_OF_A_PAIR = 5.4
+"""At a budget there is a pair for so many parameters: more than any topology stores, 1.5 bits each."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen model; how much its budgets are worth.
+
+    Attributes:
+        name: of it, in results.
+        primary: the parameters of LoRA r=1 on q, k, v, up and down of each of its layers.
+    """
+
+    name: str
+    primary: int
+
+    @property
+    def budgets(self) -> tuple[int, int, int]:
+        """Return the primary budget, a quarter of it and three times it."""
+        return self.primary, self.primary // 4, 3 * self.primary
+
+    def pairs(self, budget: int) -> int:
+        """Return how many pairs there are at a budget; six batches divide them."""
+        return 6 * round(budget / PARAMETERS_OF_A_PAIR / 6)
+
+    def load(self) -> LlamaForCausalLM:
+        """Return the model, without an adapter."""
+        return _random() if self.name == "random" else _first_blocks()
+
+    def tokens(self, count: int, seed: int) -> torch.Tensor:
+        """Draw so many tokens, none of them twice: the values' come first."""
+        draw = torch.Generator().manual_seed(seed)
+        # The first tokens of SmolLM2 are special ones.
+        return 256 + torch.randperm(VOCABULARY - 256, generator=draw)[:count]
+
+
+VOCABULARY = 16384
+"""Tokens that are drawn from; the real base has more, of which the rest are not used."""
+_BLOCKS = 2
+"""Of SmolLM2: the fewest in which layers can share."""
+WIDTH, MLP, LAYERS, HEADS, GROUPS = 64, 192, 5, 4, 2
+
+
+def _random() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        max_position_embeddings=8,
+        # So that each block writes about as much as it reads.
+        initializer_range=WIDTH**-0.5,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config)
+
+
+@cache
+def _smollm2() -> Path:
+    return smollm2_folder(cache_folder())
+
+
+def _first_blocks() -> LlamaForCausalLM:
+    # It would tell of each tensor of the other blocks.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(_smollm2())
+    config.num_hidden_layers = _BLOCKS
+    return AutoModelForCausalLM.from_pretrained(
+        _smollm2(), config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
+BASES = {base.name: base for base in (Base("random", 4_160), Base("smollm2", 13_824))}
