@@ -1,8 +1,8 @@
-"""How long `bishare analyse` and `propose` take for a LoRA of Llama-7B, of random tensors, and their memory.
+"""How long `bishare analyse` takes for a LoRA of Llama-7B, of random tensors, and its memory.
 
-    python benchmarks/analysing.py [--command propose] [--rank 8] [--model llama-7b]
+    python benchmarks/analysing.py [--rank 8] [--model llama-7b]
 
-A proposal is for 44% of LoRA r=8. Time and peak memory are those of the command as a process of its own, from
+Time and peak memory are those of the command as a process of its own, from
 its start to its end. Where other programs run too, the processor time says what it would take alone.
 """
 
@@ -28,7 +28,6 @@ share local  per module  rank {rank}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--command", choices=["analyse", "propose"], default="analyse")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--model", default="llama-7b")
     asked = parser.parse_args()
@@ -40,11 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(Path(folder, "adapter"), plan, tensors, text, seed=0)
         del tensors
-        what = {
-            "analyse": ["analyse", "adapter", "--out", "out"],
-            "propose": ["propose", "--from", "adapter", "--budget", "44%", "--out", "out.share"],
-        }[asked.command]
-        command = [sys.executable, "-m", "bishare_dsl.cli.main", *what, "--model", asked.model]
+        what = ["analyse", "adapter", "--out", "out", "--model", asked.model]
+        command = [sys.executable, "-m", "bishare_dsl.cli.main", *what]
         began = time.monotonic()
         subprocess.run(command, cwd=folder, check=True)
         seconds = time.monotonic() - began

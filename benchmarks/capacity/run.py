@@ -1,7 +1,7 @@
 """How many bits of random pairs does a trained parameter store, by topology? See README.md beside this file.
 
     run.py [--bases random,smollm2] [--tasks one,two] [--methods M,…] [--budgets 0,1,2] [--workers N]
-    run.py --gate | --propose | --tables | --dry-run
+    run.py --tables | --dry-run
 
 Interrupt it as you like: a run is in the results file when it is over, and is not done again.
 """
@@ -23,9 +23,10 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 from storing.bases import BASES
-from storing.jobs import Cell, Job, Pass, cells, passes
+from storing.jobs import Cell, Job, Pass, cells, finished, passes
 from storing.methods import methods, spec_of
 from storing.store import store
+from storing.tables import law_lines, table
 
 
 class Stored(dict[Job, dict[str, object]]):
@@ -95,7 +96,21 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
         cell
         for cell in cells(options.bases, options.tasks)
         if BASES[cell.base].budgets.index(cell.budget) in options.budgets
+        and cell.load in options.loads
+        and cell.longer in options.longer
     ]
+
+
+def write_tables(results: Stored) -> None:
+    """Write the tables of all cells, and the law, below the mark of README.md."""
+    page = HERE / "README.md"
+    head, mark, _ = page.read_text(encoding="utf-8").partition("<!-- run.py --tables -->\n")
+    assert mark
+    lines = [*law_lines(results)]
+    for cell in cells(list(BASES), ["one", "two"]):
+        if finished(results, cell, list(methods(cell.base))):
+            lines += table(results, cell)
+    page.write_text(head + mark + "\n" + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def names(text: str) -> list[str]:
@@ -103,14 +118,21 @@ def names(text: str) -> list[str]:
     return text.split(",")
 
 
+def numbers(text: str) -> list[int]:
+    """Return whole numbers with commas between them."""
+    return list(map(int, text.split(",")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bases", type=names, default=list(BASES))
     parser.add_argument("--tasks", type=names, default=["one", "two"])
     parser.add_argument("--methods", type=names, default=list(methods("random")))
+    parser.add_argument("--loads", type=numbers, default=[1, 2], help="of the budget's pairs")
+    parser.add_argument("--longer", type=numbers, default=[1, 2], help="of the usual steps")
     parser.add_argument(
         "--budgets",
-        type=lambda text: list(map(int, text.split(","))),
+        type=numbers,
         default=[0, 1, 2],
         help="0 is LoRA r=1 on all, 1 a quarter of it, 2 three times it",
     )
@@ -122,15 +144,13 @@ def main() -> None:
         help="only every Nth method, from I; one process for each I runs beside the others",
     )
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--propose", action="store_true", help="only write the specs of proposals")
+    parser.add_argument("--tables", action="store_true", help="only write the tables of README.md")
     parser.add_argument("--dry-run", action="store_true", help="only say what can run now")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     results = Stored(options.results)
-    if options.propose:
-        from storing.proposals import propose_all
-
-        propose_all(options.bases)
+    if options.tables:
+        write_tables(results)
     elif options.dry_run:
         for jobs in passes(results, wanted(options), options.methods):
             print(*(f"{job.rate:g}/{job.seed}" for job in jobs), jobs[0])

@@ -61,10 +61,6 @@ class Factored:
         """The mean of dW's entries."""
         return float((self.left.mean(dim=1) * self.values * self.right.mean(dim=1)).sum())
 
-    def scaled(self, factor: float) -> Factored:
-        """Multiply dW by a positive number."""
-        return Factored(self.values * factor, self.left, self.right)
-
     def independent(self, random: torch.Generator) -> Factored:
         """Return an update of the same singular values whose vectors are random: an independent start."""
         return Factored(

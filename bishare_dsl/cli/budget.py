@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.options import read_values
@@ -12,7 +11,7 @@ from bishare_dsl.cli.report import CommandError
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
-    from bishare_dsl.models import Architecture, Site
+    from bishare_dsl.models import Architecture
 
 _PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 _BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -20,16 +19,14 @@ _AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
 _FRACTION = re.compile(
     r"(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)\s*of\s+(?P<spec>\S.*?)(?P<set>(?:\s+\w+=\S+)*)"
 )
-_PERCENT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*%")
 
 
-def parameters(budget: str, architecture: Architecture, sites: Sequence[Site] | None = None) -> int:
+def parameters(budget: str, architecture: Architecture) -> int:
     """Count the trainable parameters that a budget allows.
 
     Args:
-        budget: ``3M``, ``12MiB``, ``44% of lora``, ``0.44 of lora r=8``; or ``44%`` where there are sites.
+        budget: ``3M``, ``12MiB``, ``44% of lora``, ``0.44 of lora r=8``.
         architecture: of the model.
-        sites: modules on which a LoRA of rank 8 is what a percentage by itself is of.
 
     Raises:
         CommandError: it is not an amount (BS907).
@@ -43,9 +40,6 @@ def parameters(budget: str, architecture: Architecture, sites: Sequence[Site] | 
 
         chosen = read_values(match["set"].split())
         return int(part * make_plan(spec, architecture, chosen, where).plan.trainable)
-    if sites is not None and (match := _PERCENT.fullmatch(given)):
-        lora = sum(8 * (site.d_in + site.d_out) for site in sites)
-        return int(float(match["number"]) / 100 * lora)
     match = _AMOUNT.fullmatch(given)
     unit = match["unit"].lower() if match else ""
     if match and unit in _PARAMETERS:

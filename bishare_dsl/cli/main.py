@@ -38,7 +38,6 @@ COMMANDS = {
     "fit": "Make the adapter of a spec that comes nearest to trained LoRAs.",
     "import": "Make an adapter of a plain LoRA of PEFT.",
     "analyse": "Measure what the modules of adapters have in common.",
-    "propose": "Propose who should share what, within a budget.",
     "export": "Write an adapter as a plain LoRA for PEFT, vLLM or llama.cpp.",
     "eval": "Evaluate adapters and their base on tasks of lm_eval.",
     "generate": "Let a model with an adapter answer prompts.",
@@ -57,7 +56,7 @@ COMMANDS = {
     lines=COMMANDS,
     params=[quiet],
     shared={
-        allow_use: ("check", "plan", "show", "diff", "compile", "fit", "propose"),
+        allow_use: ("check", "plan", "show", "diff", "compile", "fit"),
         as_json: COMMANDS.keys() - {"lsp", "completion"},
         quiet: COMMANDS.keys(),
         spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain", "completion"},

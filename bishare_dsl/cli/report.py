@@ -33,7 +33,6 @@ _USAGE_CODES = frozenset(
         # What training is asked to do, and where; data that is not there.
         *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),
         *("BS701", "BS703", "BS704"),
-        "BS851",  # A budget for no share.
         *("BS802", "BS803", "BS805"),  # What an evaluation needs: its tasks, a tokenizer.
     ]
 )

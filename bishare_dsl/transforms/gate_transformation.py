@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Offer, Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +38,6 @@ class GateTransformation(Transform):
     gate_rank: PositiveInt = Field(
         1, description="rank of a gate, which bounds the rank of the update"
     )
-
-    @classmethod
-    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
-        # With gates of the share's rank, which is at most the size, the core between them is any matrix: they
-        # reach what a LoRA does. No larger size is of use.
-        yield Offer("size = 64, gate_rank = rank", "own")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, self.size

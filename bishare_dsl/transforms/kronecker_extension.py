@@ -15,7 +15,6 @@ from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.transforms.transform import (
     Kept,
-    Offer,
     Own,
     Start,
     Tensors,
@@ -63,15 +62,6 @@ class KroneckerExtension(Transform):
         if self.rowwise and self.shared_rank is not None:
             raise ValueError("`rowwise` and `shared_rank` are two forms of the kernel: give one")
         return self
-
-    @classmethod
-    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
-        sides = {side for width in widths for side in width}
-        sizes = [d for d in divisors(sides) if max(sides) <= _BLOCKS * d]
-        # The largest, and one that makes kernels and shared factors more alike.
-        for size in [*sizes[-1:], *[d for d in sizes if 3 * d <= sizes[-1]][-1:]]:
-            yield Offer(f"size = {size}", "kernels", size)
-            yield Offer(f"size = {size}, shared_rank = 1", "kernels", size, many=True)
 
     def check_rank(self, rank: int) -> None:
         if self.shared_rank is not None and rank % self.shared_rank:

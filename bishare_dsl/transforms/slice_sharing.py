@@ -5,12 +5,12 @@ Section 3.2.1, Equation 3, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Kept, Offer, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Kept, Tensors, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,6 @@ class SliceSharing(Transform):
         alias="slice",
         description="where in the shared factor a narrower site's part lies",
     )
-
-    @classmethod
-    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
-        yield Offer("", "pair")
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, max(widths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -73,23 +73,6 @@ class Kept(NamedTuple):
             tiles = kernel[..., :, None, :, None] * stored[..., None, :, None, :]
             whole = tiles.flatten(-2).flatten(-3, -2)
         return whole[..., :side]
-
-
-class Offer(NamedTuple):
-    """What `bishare propose` weighs of a transform.
-
-    Attributes:
-        options: as a spec writes them between brackets.
-        keeps: what a share keeps of updates: that of slices in the middle of one ``pair``; that of
-            ``kernels`` times one pair; or, with ``own``, that of any update of the share's rank.
-        size: columns of the shared pair, where there are kernels.
-        many: whether the rank is that of the kernels, and not that of the shared pair, which then is 1.
-    """
-
-    options: str
-    keeps: Literal["pair", "kernels", "own"]
-    size: int = 0
-    many: bool = False
 
 
 def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int:
@@ -252,11 +235,6 @@ class Transform(BaseModel):
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         """Return warnings about a share of this transform over sites of these widths."""
-        return ()
-
-    @classmethod
-    def offers(cls, widths: Sequence[Width]) -> Iterable[Offer]:
-        """Return what `bishare propose` weighs over sites of these widths; by default nothing."""
         return ()
 
     def options(self) -> dict[str, Any]:

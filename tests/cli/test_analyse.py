@@ -116,7 +116,6 @@ def test_values_that_are_no_numbers(bishare, here, checkpoint, lora, value, code
     model.bishare.save_pretrained(here / "spoilt")
     for command in (
         ("analyse", "spoilt", "--out", "out"),
-        ("propose", "--from", "spoilt", "--budget", "44%"),
         ("fit", lora, "spoilt", "--spec", "lora.share", "--out", "out"),
     ):
         run = bishare(*command, "--model", checkpoint)

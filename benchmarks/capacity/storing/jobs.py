@@ -103,7 +103,10 @@ def chosen_for(results: Results, cell: Cell, names: Sequence[str]) -> Sequence[s
     short = Cell(cell.base, cell.task, cell.budget, cell.load)
     if any(_next(results, short, name) for name in names):
         return []  # Who is best is not known yet.
-    ranked = sorted(finished(results, short, names).items(), key=lambda one: -_mean(one[1]))
+    ranked = sorted(
+        finished(results, short, names).items(),
+        key=lambda one: -statistics.fmean(map(density, one[1])),
+    )
     return [name for name, _ in ranked[:LONGER]]
 
 
@@ -166,5 +169,6 @@ def finished(
     return found
 
 
-def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean((row["bits"] or 0) / row["parameters"] for row in rows)
+def density(row: Mapping[str, Any]) -> float:
+    """Return the bits that a trained parameter stores; what diverged stores none."""
+    return max(0.0, row["bits"] or 0.0) / row["parameters"]

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from storing.bases import BASES
-from storing.jobs import LOADS, Cell, Results, finished
+from storing.jobs import LOADS, Cell, Results, density, finished
 from storing.methods import methods
-from storing.tables import density
 
 
 class Point(NamedTuple):
@@ -35,12 +34,14 @@ class Law(NamedTuple):
         b: of the pairs.
         error: the median of ``|predicted / found - 1|``.
         count: of predictions.
+        loads: whether the pairs a parameter ever differed, so that a and b are told apart.
     """
 
     a: float
     b: float
     error: float
     count: int
+    loads: bool
 
 
 def points(results: Results, base: str, task: str) -> dict[str, list[Point]]:
@@ -68,6 +69,9 @@ def fit(found: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
         for p in rest[1:]
     ]
     table = np.array(moves)
+    if not _told_apart(found):
+        # The pairs of a budget are a multiple of it: b is then part of a.
+        return float(np.linalg.lstsq(table[:, :1], table[:, 2], rcond=None)[0][0]), 0.0
     a, b = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)[0]
     return float(a), float(b)
 
@@ -82,4 +86,10 @@ def law(found: Mapping[str, Sequence[Point]]) -> Law:
         for p in own[1:]:
             said = first.bits + a * (p.parameters - first.parameters) - b * (p.pairs - first.pairs)
             errors.append(abs(math.exp(said - p.bits) - 1))
-    return Law(*fit(found), statistics.median(errors), len(errors))
+    return Law(*fit(found), statistics.median(errors), len(errors), _told_apart(found))
+
+
+def _told_apart(found: Mapping[str, Sequence[Point]]) -> bool:
+    """Tell whether the pairs a parameter differ by more than how near topologies are to a budget."""
+    loads = [p.pairs - p.parameters for rest in found.values() for p in rest]
+    return max(loads) - min(loads) > math.log(1.5)

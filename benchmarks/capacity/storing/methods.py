@@ -221,7 +221,7 @@ GATE = {
 CHOSEN = {
     **{
         f"drawn_{seed}": Method(f"drawn at random, {seed}", "drawn", _drawn(seed))
-        for seed in range(3)
+        for seed in (0, 1, 3)
     },
 }
 PROPOSED = {

@@ -145,15 +145,15 @@ def fitted(
 
 
 DRAWS = 40
-"""Of so many, the one that is nearest to the budget counts."""
+"""The first that is near the budget counts, of at most so many."""
 _DRAWN_KEYS = (
     *("layer", "layer // 2", "layer // 5", "kind"),
     *("kind, layer // 2", "kind, layer // 5", "parent, layer"),
 )
 
 
-def drawn(architecture: Architecture, budget: int, seed: int) -> str:
-    """Return a spec of two shares whose keys are drawn at random; of some, the nearest to the budget."""
+def drawn(architecture: Architecture, budget: int, seed: int) -> str | None:
+    """Return a spec of two shares whose keys are drawn at random; None where too few are near."""
     draw = random.Random(seed)
 
     def text(shares: Sequence[str]) -> str:
@@ -162,7 +162,6 @@ def drawn(architecture: Architecture, budget: int, seed: int) -> str:
     def count(shares: Sequence[str]) -> int:
         return plan_spec(text(shares), architecture).trainable if shares else 0
 
-    found: list[tuple[int, list[str]]] = []
     for _ in range(DRAWS):
         shares: list[str] = []
         for name, part in (("one", draw.uniform(0.2, 0.8)), ("two", 1.0)):
@@ -172,9 +171,9 @@ def drawn(architecture: Architecture, budget: int, seed: int) -> str:
             price = count([*shares, share + "1"]) - count(shares)
             if rank := int(part * (budget - count(shares)) // price):
                 shares.append(share + str(rank))
-        if shares:
-            found.append((abs(count(shares) - budget), shares))
-    return format_text(text(min(found, key=lambda one: one[0])[1]), "drawn")
+        if near(count(shares), budget):
+            return format_text(text(shares), "drawn")
+    return None
 
 
 def _scattered(place: int) -> float:

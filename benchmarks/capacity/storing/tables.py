@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from scipy.stats import t as student
 
 from storing.bases import BASES
-from storing.jobs import Cell, Results, finished
+from storing.jobs import Cell, Results, density, finished
+from storing.law import law, points
 from storing.methods import methods
 
 LEVEL = 0.05
@@ -72,11 +73,6 @@ def difference(mine: Rows, theirs: Rows, comparisons: int) -> Difference:
     return Difference(mean / scale, (mean - half) / scale, (mean + half) / scale)
 
 
-def density(row: Mapping[str, Any]) -> float:
-    """Return the bits that a trained parameter stores; what diverged stores none."""
-    return max(0.0, row["bits"] or 0.0) / row["parameters"]
-
-
 def best_placed(found: Mapping[str, Rows]) -> str:
     """Return which LoRA stores most."""
     placed = [name for name in found if name == "lora" or name.startswith("lora_")]
@@ -136,4 +132,35 @@ def table(results: Results, cell: Cell, *, other: str = "") -> Iterator[str]:
             f"| {known[name].label} | {row['parameters']:,} | {row['bytes']:,} | {row['rate']:g} | "
             f"{right:.1%} | {mean(rows):.3f} ± {spread:.3f} | {gap} | {against} |"
         )
+    yield ""
+
+
+SHARING = ("own", "shipped")
+"""Families in which modules share."""
+
+
+def law_lines(results: Results) -> Iterator[str]:
+    """Yield the exponents of each base and task, of LoRA and of what shares."""
+    yield "### The law: bits = C P^a n^-b"
+    yield ""
+    yield "| base | keys | topologies | a | b | held out: median error | predictions |"
+    yield "|---|---|---|---:|---:|---:|---:|"
+    for base in BASES:
+        known = methods(base)
+        for task in ("one", "two"):
+            found = {n: p for n, p in points(results, base, task).items() if len(p) > 1}
+            groups = {
+                "LoRA": [name for name in found if known[name].family == "LoRA"],
+                "shared": [name for name in found if known[name].family in SHARING],
+                "all": list(found),
+            }
+            for group, names in groups.items():
+                if len(names) > 2:
+                    one = law({name: found[name] for name in names})
+                    # Without a second load the pairs grow as the budget does, and a alone is found.
+                    b = f"{one.b:.2f}" if one.loads else ""
+                    yield (
+                        f"| {base} | {task} | {group}, {len(names)} | {one.a:.2f} | {b} | "
+                        f"{one.error:.1%} | {one.count} |"
+                    )
     yield ""

@@ -1,1 +1,0 @@
-"""From evidence, updates or gradients of modules, to a spec that says who should share what."""
