@@ -32,6 +32,7 @@ UNSHARED = {
         ),
         "lora_up",
     ),
+    "pool_five": "lora",
     "pool_gate_up": "lora_gate_up",
     "pool_down": "lora_down",
     "pool_q": "lora_q",

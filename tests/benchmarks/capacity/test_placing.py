@@ -1,31 +1,33 @@
 """What is compared at a budget is of that budget."""
 
+import json
 import warnings
 
 import pytest
 from storing import placing
 from storing.bases import BASES
-from storing.methods import CHOSEN, FIVE, LORA, OWN, architecture, methods, spec_of
+from storing.methods import FITTED, FIVE, LORA, OWN, PROPOSED, architecture, spec_of
 
 from bishare_dsl import plan_spec
 
 SHAPES = architecture("random")
+FOUND = json.loads(FITTED.read_text())
 BUDGETS = BASES["random"].budgets
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_every_topology_is_near_its_budget(budget):
     warnings.simplefilter("ignore")
-    known = methods("random")
+    # Of shipped specs, those whose params are known: to find them takes long.
+    known = {key.split()[2] for key, params in FOUND.items() if key.startswith(f"random {budget} ")}
     found = {
         name: plan_spec(spec[0], SHAPES, spec[1]).trainable
-        for name in known
-        if name not in ("gate", *CHOSEN) and (spec := spec_of("random", name, budget))
+        for name in (*LORA, *OWN, *PROPOSED, *known)
+        if (spec := spec_of("random", name, budget))
     }
-    assert len(found) > 25
-    # One more module of all five kinds is a twentieth of the least budget by itself.
+    assert found.keys() >= {*LORA, *PROPOSED}
+    # A LoRA on five kinds at the least budget is nearest with a module more.
     assert all(abs(count / budget - 1) <= 0.06 for count in found.values()), found
-    assert budget != BUDGETS[0] or found.keys() >= {*LORA, *OWN}
 
 
 def test_ranks_are_dealt_evenly_and_a_half_of_the_layers_is_a_half():
@@ -42,7 +44,7 @@ def test_energy_is_bought_where_a_parameter_keeps_most():
     assert {pool.members[0]: pool.rank for pool in plan.pools} == {up.path: 2, down.path: 1}
 
 
-def test_draws_differ_and_are_drawn_alike():
-    one = placing.drawn(SHAPES, BUDGETS[0], 0)
-    assert one == placing.drawn(SHAPES, BUDGETS[0], 0)
-    assert one != placing.drawn(SHAPES, BUDGETS[0], 1)
+def test_draws_differ_and_are_near_the_budget():
+    one, other = (placing.drawn(SHAPES, BUDGETS[0], seed) for seed in (0, 1))
+    assert None not in (one, other)
+    assert one != other
