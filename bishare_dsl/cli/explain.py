@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import click
 
 from bishare_dsl.cli import options
@@ -33,6 +35,7 @@ def command(report: Report, code: str) -> None:
     from bishare_dsl.diagnostics.codes import registry
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.resources import error_page, error_titles
+    from bishare_dsl.show.table import terminal
 
     known = registry()
     name = code.upper()
@@ -45,4 +48,8 @@ def command(report: Report, code: str) -> None:
         line = f"{name}, {title}: {found.message}."
         page = " ".join(filter(None, (line, found.remedy)))
     report.data(code=name, title=title, page=page)
-    report.result(page)
+    fenced = False
+    for line in page.split("\n"):
+        fenced ^= line.startswith("```")
+        whole = fenced or len(line) <= terminal() or line.startswith(("|", "`", "<"))
+        report.result(line if whole else fill(line, int(terminal()), break_long_words=False))

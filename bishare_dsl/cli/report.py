@@ -16,6 +16,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from math import inf
+from shutil import get_terminal_size
 from typing import Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
@@ -98,7 +100,8 @@ class Report:
             self._problems.append(as_json(problem, where))
         elif not (self.quiet and problem.severity == "note"):
             stream = sys.stdout if self.problems_are_results else sys.stderr
-            stream.write(f"{_painted(render(problem, where), stream)}\n")
+            width = get_terminal_size().columns if stream.isatty() else inf
+            stream.write(f"{_painted(render(problem, where, width), stream)}\n")
 
     def all(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
         """Report several findings."""

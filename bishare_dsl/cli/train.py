@@ -21,11 +21,25 @@ if TYPE_CHECKING:
 _BOOLEANS = ("true", "false", "yes", "no", "1", "0")
 
 
+_FIRST = [
+    ("--model MODEL", "The base: a checkpoint folder or a Hub id."),
+    ("--data FILE", "Rows of text: .jsonl, say."),
+    ("--output_dir DIR", "Where the adapter goes."),
+    ("--learning_rate RATE", "How far a step goes; by default 1e-4."),
+    ("--num_train_epochs N", "How often each row is seen; by default 1."),
+]
+
+
 class _TrainCommand(click.Command):
     """Takes transformers' arguments beside its own options.
 
     They are looked up in transformers, which takes seconds to import, where something is not an own option.
     """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("To begin with"):
+            formatter.write_dl(_FIRST)
+        super().format_options(ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # TRL tells its makers of each run; it is asked not to, before anything of it is imported.

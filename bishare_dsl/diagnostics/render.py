@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from math import inf
+from textwrap import wrap
 from typing import Any
 
 from bishare_dsl.diagnostics.problem import Problem
@@ -34,13 +36,13 @@ def _printable(text: str) -> str:
     return "".join(" " if char == "\t" else char if char.isprintable() else "·" for char in text)
 
 
-def render(problem: Problem, where: SourceMap | None = None) -> str:
-    """Draw the problem as text, several lines long where it has a place.
+def render(problem: Problem, where: SourceMap | None = None, width: float = inf) -> str:
+    """Draw the problem as text, several lines long where it has a place, and no line wider than ``width``.
 
     No name, path or text that it is about adds a line of its own, or reaches the terminal as it is.
     """
-    head = f"{problem.severity}[{problem.code}]: {escaped(problem.message)}"
-    tail = f"\n  = help: {escaped(problem.help)}" if problem.help else ""
+    head = _fitted(f"{problem.severity}[{problem.code}]: {escaped(problem.message)}", width)
+    tail = "\n" + _fitted(f"  = help: {escaped(problem.help)}", width) if problem.help else ""
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is None or where is None:
         place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.loc).lstrip(
@@ -50,19 +52,30 @@ def render(problem: Problem, where: SourceMap | None = None) -> str:
     source = where.source_of(span)
     line, column = source.position(span.start)
     text = source.line(line)
-    width = min(span.end, span.start + len(text) - column + 1) - span.start
-    # A long line is shown as a window round the fault.
-    left = max(0, column - 1 - _WIDEST // 2) if len(text) > _WIDEST else 0
-    shown = _printable(text[left : left + _WIDEST])
-    before = _printable(text[left : column - 1])
-    marked = _printable(text[column - 1 : min(column - 1 + max(width, 0), left + _WIDEST)])
+    long = min(span.end, span.start + len(text) - column + 1) - span.start
     gutter = " " * len(str(line))
+    # A long line is shown as a window round the fault.
+    room = int(max(20, min(_WIDEST, width - len(gutter) - 3)))
+    left = max(0, column - 1 - room // 2) if len(text) > room else 0
+    shown = _printable(text[left : left + room])
+    before = _printable(text[left : column - 1])
+    marked = _printable(text[column - 1 : min(column - 1 + max(long, 0), left + room)])
     other = _other(problem, where)
     beside = f"\n  = note: the other is at {escaped(where.place(other))}" if other else ""
     uses = "".join(f"\n  = note: used at {escaped(where.place(use))}" for use in where.uses(span))
     return (
         f"{head}\n{gutter}--> {escaped(source.name)}:{line}:{column}\n{gutter} |\n{line} | {shown}\n"
         f"{gutter} | {' ' * _columns(before)}{'^' * max(1, _columns(marked))}{beside}{uses}{tail}"
+    )
+
+
+def _fitted(text: str, width: float) -> str:
+    """Break a text into lines; those after the first are indented."""
+    if len(text) <= width:
+        return text
+    indent = " " * (10 if text.startswith(" ") else 4)
+    return "\n".join(
+        wrap(text, int(max(width, 20)), subsequent_indent=indent, break_on_hyphens=False)
     )
 
 

@@ -1,3 +1,5 @@
+import pytest
+
 from bishare_dsl.diagnostics import Problem, Source, SourceMap, Span, as_json, render
 
 EVIL = "\x1b[2Jx\nerror[BS000]: forged\u202e\ud800"
@@ -29,3 +31,16 @@ def test_a_place_without_a_text_is_escaped_too():
 
 def test_letters_of_any_language_are_shown_as_they_are():
     assert render(Problem("BS201", "größe 大小")) == "error[BS201]: größe 大小"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_line_is_wider_than_is_asked(width):
+    source = Source("mine.share", f"spec s\ntarget {', '.join(f'kind_{i}' for i in range(30))}\n")
+    for start in (0, 9, 120, 200):
+        problem = Problem(
+            "BS301", "a long message " * 9, help="such as `this` " * 9, span=Span(start, start + 6)
+        )
+        lines = render(problem, SourceMap(source), width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert " ".join(" ".join(lines).split()).count("a long message") == 9
+        assert any("^" in line for line in lines)
