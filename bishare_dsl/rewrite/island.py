@@ -147,7 +147,7 @@ def _cast(x: Tensor, factors: Sequence[Any]) -> list[Any]:
 def _run(
     spans: Sequence[Spans], x: Tensor, read: Tensor | None, a: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Compute what `island` gives, and its ``z``, ``(tokens, rows)``.
+    """Compute what `island` gives, and its ``z^T``, ``(rows, tokens)``.
 
     Args:
         read: None where it is ``x``.
@@ -155,13 +155,14 @@ def _run(
     """
     n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    z = None if a is None else F.linear(_flat(x if read is None else read), a)
+    # On its side: of few columns, a product is slower the other way round, and a layer's part is not together.
+    z = None if a is None else a @ _flat(x if read is None else read).t()
     ys = []
     for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
             # Not `_flat`, which may copy: this is to be written to.
-            y.view(-1, y.shape[-1]).addmm_(_columns_of(z, mine), b)
+            y.view(-1, y.shape[-1]).addmm_(_part_of(z, mine, 0).t(), b)
         ys.append(y)
     return tuple(ys), z
 
@@ -202,7 +203,7 @@ def _one_by_one(
     ys = []
     for linear, mine, b in zip(linears, spans, bs, strict=True):
         y = linear(x)
-        ys.append(y if b is None else ops.up(y, _columns_of(z, mine), b))
+        ys.append(y if b is None else ops.up(y, _part_of(z, mine, -1), b))
     return tuple(ys)
 
 
@@ -211,13 +212,13 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _columns_of(z: Tensor | None, spans: Spans) -> Tensor:
-    """Take the columns of ``z``, ``(tokens, rows)``, that belong to some rows of ``A``."""
+def _part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
+    """Take of ``z`` what belongs to some rows of ``A``, which lie along a dimension of it."""
     assert z is not None
     if len(spans) == 1:
         start, rows = spans[0]
-        return z if rows == z.shape[1] else z.narrow(1, start, rows)
-    return torch.cat([z.narrow(1, start, rows) for start, rows in spans], 1)
+        return z if rows == z.shape[dim] else z.narrow(dim, start, rows)
+    return torch.cat([z.narrow(dim, start, rows) for start, rows in spans], dim)
 
 
 def _factor_gradients(
@@ -227,7 +228,11 @@ def _factor_gradients(
     bs: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Find ``dz_i = sum of dy_i B_i^T``, ``(tokens, rows)``, and ``dB_i = z_i^T dy_i`` where it is wanted."""
+    """Find ``dz_i^T = sum of B_i dy_i^T``, and ``dB_i = z_i^T dy_i`` where it is wanted.
+
+    Args:
+        z: ``(rows, tokens)``, as is what is returned.
+    """
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
     for dy, mine, b, want in zip(dys, spans, bs, wanted, strict=True):
@@ -237,9 +242,9 @@ def _factor_gradients(
         first = 0
         for start, rows in mine:
             # Several layers may use the same rows: each adds to them.
-            dz.narrow(1, start, rows).addmm_(dy, b.narrow(0, first, rows).t())
+            dz.narrow(0, start, rows).addmm_(b.narrow(0, first, rows), dy.t())
             first += rows
-        dbs.append(_columns_of(z, mine).t() @ dy if want else None)
+        dbs.append(_part_of(z, mine, 0) @ dy if want else None)
     return dz, dbs
 
 
@@ -297,11 +302,11 @@ class _Island(torch.autograd.Function):
         dbs: list[Tensor | None] = [None] * n
         if a is not None:
             dz, dbs = _factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
-            da = dz.t() @ _flat(x if read is None else read) if wants_a else None
+            da = dz @ _flat(x if read is None else read) if wants_a else None
             if wants_read:
-                dread = (dz @ a).view(read.shape)
+                dread = (dz.t() @ a).view(read.shape)
             elif read is None and dx is not None:
-                dx.addmm_(dz, a)
+                dx.addmm_(dz.t(), a)
         if dx is not None:
             dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
         return *[None] * 4, dx, dread, da, *[None] * (2 * n), *dbs
