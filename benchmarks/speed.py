@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,14 +32,20 @@ from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
-LLAMA = {
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    # Neither method touches the vocabulary; a small one leaves the layers to be seen.
-    "vocab_size": 1024,
-}
+
+
+def llama(hidden: int, layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        # Neither method touches the vocabulary; a small one leaves the layers to be seen.
+        vocab_size=1024,
+    )
+
+
 BASE, BASE_AGAIN, BASE_COPY = "base", "base again", "base, a copy"
 PEFT, PEFT_AGAIN = "PEFT LoRA", "PEFT LoRA again"
 MEASURES = ("flops", "bytes", "memory", "step", "prefill", "decode")
@@ -53,9 +60,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--model", default="llama-1024", help="llama-1024, smollm2-135m or a folder"
+        "--model",
+        default="llama-1024",
+        help="llama-N of hidden size N, smollm2-135m or a folder",
     )
-    parser.add_argument("--layers", type=int, default=2, help="of llama-1024")
+    parser.add_argument("--layers", type=int, default=2, help="of llama-N")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--tokens", type=int, default=2048, help="of a step and a prefill")
     parser.add_argument("--threads", type=int, default=2)
@@ -63,6 +72,12 @@ def main() -> None:
         "--rounds", type=int, default=9, help="of steps; ten times as many of decoding"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--clock",
+        default="perf_counter",
+        choices=["perf_counter", "process_time"],
+        help="seconds that pass, or those of the processor, where others use it too",
+    )
     parser.add_argument("--specs", nargs="+", default=SPECS, metavar="SPEC")
     parser.add_argument("--measure", nargs="+", default=MEASURES, choices=MEASURES)
     parser.add_argument(
@@ -91,12 +106,13 @@ def main() -> None:
             continue
         subjects = SUBJECTS[measure](models, ids)
         rounds = options.rounds * (20 if measure == "decode" else 1)
+        clock = getattr(time, options.clock)
         settle = torch.cuda.synchronize if ids.is_cuda else lambda: None
-        rows += timing_rows(measure, interleave(subjects, rounds, settle=settle))
+        rows += timing_rows(measure, interleave(subjects, rounds, settle=settle, clock=clock))
     settings = {
         k: v
         for k, v in vars(options).items()
-        if k in ("model", "layers", "dtype", "tokens", "threads", "rounds")
+        if k in ("model", "layers", "dtype", "tokens", "threads", "rounds", "clock")
     }
     parts = ["speed", options.model.rpartition("/")[2], options.dtype]
     if tuple(options.measure) != MEASURES:  # A part takes the place of no whole.
@@ -108,8 +124,9 @@ def main() -> None:
 
 def base_model(options: argparse.Namespace) -> PreTrainedModel:
     dtype = getattr(torch, options.dtype)
-    if options.model == "llama-1024":
-        config = LlamaConfig(num_hidden_layers=options.layers, **LLAMA)
+    name, _, hidden = options.model.rpartition("-")
+    if name == "llama" and hidden.isdecimal():
+        config = llama(int(hidden), options.layers)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
         folder = smollm2_folder() if options.model == "smollm2-135m" else options.model

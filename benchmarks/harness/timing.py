@@ -43,6 +43,7 @@ def interleave(
     *,
     collect: bool = False,
     settle: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, Timing]:
     """Time each subject once a round, after one round that does not count.
 
@@ -52,6 +53,7 @@ def interleave(
         collect: look for garbage before each run, so that none pays for what another has left; for runs
             that make many objects.
         settle: waits for what a run has begun, such as `torch.cuda.synchronize`; a run takes that long.
+        clock: `time.process_time` on a machine that others use, for runs of one thread.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
@@ -61,10 +63,10 @@ def interleave(
             if collect:
                 gc.collect()
             settle()
-            started = time.perf_counter()
+            started = clock()
             run()
             settle()
-            elapsed = time.perf_counter() - started
+            elapsed = clock() - started
             if number:
                 seconds[name].append(elapsed)
             del run

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import sys
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,8 +18,6 @@ from torch import Tensor, nn
 # The keywords under which a forward's whole `**kwargs` or `*args` travels as one argument of a node.
 OPAQUE_KWARGS = "opaque_kwargs"
 OPAQUE_ARGS = "opaque_args"
-NONE: Mapping[str, Any] = types.MappingProxyType({})
-"""No such keywords."""
 
 
 def call_global(
@@ -28,11 +25,11 @@ def call_global(
     name: str,
     /,
     *args: Any,
-    opaque_kwargs: Mapping[str, Any] = NONE,
+    opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Call the function `name` of the Python module `module_name`, as it stands now."""
-    return getattr(sys.modules[module_name], name)(*args, **kwargs, **opaque_kwargs)
+    return getattr(sys.modules[module_name], name)(*args, **kwargs, **(opaque_kwargs or {}))
 
 
 def call_child(
@@ -48,7 +45,7 @@ def attend(
     implementation: str,
     /,
     *args: Any,
-    opaque_kwargs: Mapping[str, Any] = NONE,
+    opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Call the attention that `implementation` names, so that `set_attn_implementation` works later.
@@ -60,7 +57,7 @@ def attend(
     """
     modeling = sys.modules[module_name]
     choose = modeling.ALL_ATTENTION_FUNCTIONS.get_interface
-    return choose(implementation, getattr(modeling, eager))(*args, **kwargs, **opaque_kwargs)
+    return choose(implementation, getattr(modeling, eager))(*args, **kwargs, **(opaque_kwargs or {}))
 
 
 def update_cache(
@@ -111,9 +108,9 @@ def base_forward(
     /,
     *args: Any,
     opaque_args: Iterable[Any] = (),
-    opaque_kwargs: Mapping[str, Any] = NONE,
+    opaque_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Run the forward that `module` had before a graph's took its place."""
     forward = module.bishare_base.forward  # type: ignore[union-attr]
-    return forward(module, *args, *opaque_args, **kwargs, **opaque_kwargs)
+    return forward(module, *args, *opaque_args, **kwargs, **(opaque_kwargs or {}))
