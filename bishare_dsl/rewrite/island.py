@@ -155,7 +155,7 @@ def _run(
     """
     n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-    # On its side: of few columns, a product is slower the other way round, and a layer's part is not together.
+    # On its side: with few columns a product takes longer, and what belongs to a layer lies apart.
     z = None if a is None else a @ _flat(x if read is None else read).t()
     ys = []
     for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):

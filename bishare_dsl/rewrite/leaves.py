@@ -57,7 +57,9 @@ def attend(
     """
     modeling = sys.modules[module_name]
     choose = modeling.ALL_ATTENTION_FUNCTIONS.get_interface
-    return choose(implementation, getattr(modeling, eager))(*args, **kwargs, **(opaque_kwargs or {}))
+    return choose(implementation, getattr(modeling, eager))(
+        *args, **kwargs, **(opaque_kwargs or {})
+    )
 
 
 def update_cache(

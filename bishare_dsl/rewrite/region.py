@@ -88,10 +88,6 @@ class RegionGraphs:
         calls = self.forward.find_nodes(op="call_module", target=FACTORS)
         return cast(fx.Node, calls[0])
 
-    def last_factor_node(self) -> fx.Node:
-        """Find where a node that combines factors may stand: behind all of them."""
-        return (self.factor_nodes() or [self.factors_call()])[-1]
-
     def factor_nodes(self) -> list[fx.Node]:
         """List the nodes of the forward that depend on tensors of the adapter and on nothing else."""
         call = self.factors_call()

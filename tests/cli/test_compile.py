@@ -97,7 +97,7 @@ def test_emit_writes_nothing(bishare, here, checkpoint):
     assert "alpha\n  word\tlora_alpha\n" in outputs["syntax"]
     assert json.loads(outputs["spec"])["name"] == "lora"
     assert json.loads(outputs["plan"])["base"]["name"] == "tiny"
-    assert "# model.layers.0.self_attn after FuseDowns: forward" in outputs["graph"]
+    assert "# model.layers.0.self_attn after FuseIslands: forward" in outputs["graph"]
     assert "graph():" in outputs["graph"]
     assert "def forward(self, hidden_states" in outputs["code"]
     # Layers are alike: one program for all attentions, one for all MLPs.

@@ -8,7 +8,8 @@ import torch
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
 from bishare_dsl.rewrite import adapt
-from bishare_dsl.rewrite.passes import AccumulateUps, FuseDowns, ShareFactors
+from bishare_dsl.rewrite.island import island
+from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.conftest import SIZES, planned, sites, spec
 
@@ -49,14 +50,15 @@ def test_shared_input_projects_each_input_down_once():
             model,
             plan,
             {t.name: torch.zeros(t.shape) for t in plan.tensors},
-            observe=lambda path, _, region: graphs.update({path: str(region.forward)}),
-            optimisations=(ShareFactors(), FuseDowns(), AccumulateUps()),
+            observe=lambda path, _, region: graphs.update({path: region.forward}),
+            optimisations=(ShareFactors(), FuseIslands()),
         )
-        graph = graphs["model.layers.0.self_attn"]
-        return graph.count("rewrite.ops.down]"), graph.count("[target=narrow]")
+        nodes = graphs["model.layers.0.self_attn"].nodes
+        (rows,) = (node.args[4] for node in nodes if node.target is island)
+        return rows
 
-    assert products("lora") == (1, 3)
-    assert products("shared_input") == (1, 0)
+    assert products("lora") == (((0, 2),), ((2, 2),), ((4, 2),))
+    assert products("shared_input") == (((0, 2),),) * 3
 
 
 @pytest.mark.parametrize("model", SIZES)

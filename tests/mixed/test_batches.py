@@ -319,7 +319,7 @@ def test_compiled_whole_and_once() -> None:
 
     compiled: Any = torch.compile(model, backend=backend, fullgraph=True)
     plain = model(IDS, use_cache=False).logits
-    assert torch.equal(compiled(IDS, use_cache=False).logits, plain)
+    close(compiled(IDS, use_cache=False).logits, plain)
     counts = []
     for names in (["a", "a2", "a3", None], ["a3", None, "a", "a2"], ["a2", None, "a", "a3"]):
         with model.bishare.rows(names):

@@ -67,7 +67,7 @@ def of_each_alone(model: Any, names: Names, **how: Any) -> dict[tuple[str, str],
 
 
 def close(found: Any, wanted: Any, **how: Any) -> None:
-    how = how or {"rtol": 1e-4, "atol": 1e-5}
+    how = how or {"rtol": 1e-4, "atol": 5e-5}
     zero = {key for key, gradient in found.items() if not gradient.any()}
     assert found.keys() - zero == {key for key, gradient in wanted.items() if gradient.any()}
     for key in found.keys() - zero:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
 from bishare_dsl.rewrite.passes.expand_terms import ExpandTerms
-from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
 from bishare_dsl.rewrite.passes.fuse_gated_mlp import FuseGatedMlp
 from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
 from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
@@ -15,8 +13,6 @@ from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 OPTIMISATIONS: tuple[Pass, ...] = (
     ShareFactors(),
-    FuseDowns(),
-    AccumulateUps(),
     FuseIslands(),
     FuseGatedMlp(),
     HoistFactors(),
@@ -44,9 +40,7 @@ def run_passes(
 
 __all__ = [
     "OPTIMISATIONS",
-    "AccumulateUps",
     "ExpandTerms",
-    "FuseDowns",
     "FuseGatedMlp",
     "FuseIslands",
     "HoistFactors",

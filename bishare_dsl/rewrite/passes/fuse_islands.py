@@ -3,80 +3,115 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.island import island
-from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps, Run, runs_of
-from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
-from bishare_dsl.rewrite.region import Pass, RegionGraphs
+from bishare_dsl.rewrite.island import Spans, island
+from bishare_dsl.rewrite.leaves import base_forward
+from bishare_dsl.rewrite.passes.share_factors import ShareFactors
+from bishare_dsl.rewrite.region import ROWS, Pass, RegionGraphs, read_by
 
 
 @dataclass(frozen=True)
 class FuseIslands(Pass):
-    """Before: ``z = down(x, A)``, and for each layer ``up(layer_i(x), z[columns_i], B_i)``.
-    After: ``island(x, x, A, layers, columns, Bs)``, and its results.
+    """Before: for each layer ``up(... up(layer_i(x), down(x, A_1), B_1) ..., down(x, A_n), B_n)``.
+    After: ``island(x, x, cat(A), layers, rows, (cat(B_i), ...))``, and its results.
 
-    Layers that the adapter leaves alone are in the island of their siblings. A target whose terms read
-    several inputs (dropouts of different probability) stays as it is.
+    Each skinny product costs a pass over ``x`` or over what a layer gives: of all ``A`` there is one, and of
+    a layer's ``B`` one, in the order of their rows in ``A``. Layers that the adapter leaves alone are in the
+    island of their siblings. A layer that is a region itself has one ``down`` and one ``up``. A target whose
+    terms read several inputs (dropouts of different probability) stays as it is, with its siblings.
     """
 
-    # A layer has one product added to it, and its siblings' columns are of one tensor.
-    behind = (AccumulateUps, FuseDowns)
+    # Of equal products there is one each.
+    behind = (ShareFactors,)
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward
         # As the graph is at each step: what one island gives is what the next one reads.
         for x in graph.nodes:
             calls = sorted(u for u in x.users if _is_layer(u, x, region.linears))
-            ups = [_up_of(call) for call in calls]
-            columns = [() if up is None else runs_of(cast(fx.Node, up.args[1])) for up in ups]
-            sources = {z for runs in columns for z, _, _ in runs}
-            if len(sources) == 1:
-                _fuse(graph, x, sources.pop(), calls, ups, columns)
+            ups = [_ups_of(call) for call in calls]
+            downs = sorted({cast(fx.Node, up.args[1]) for chain in ups for up in chain})
+            if len({down.args[0] for down in downs}) == 1:
+                _fuse(graph, x, calls, ups, downs)
 
 
 def _is_layer(node: fx.Node, x: fx.Node, linears: frozenset[str]) -> bool:
-    """Tell whether a node calls a linear layer on ``x`` and nothing else."""
-    return (
-        node.op == "call_module"
-        and node.target in linears
-        and node.args == (x,)
-        and not node.kwargs
-    )
+    """Tell whether a node calls a linear layer on ``x``."""
+    if node.target is base_forward:
+        return read_by(node) is x
+    is_linear = node.op == "call_module" and node.target in linears
+    return is_linear and node.args == (x,) and not node.kwargs
 
 
-def _up_of(call: fx.Node) -> fx.Node | None:
-    """Find what adds the adapter's product to the result of a layer."""
-    return next((u for u in call.users if u.target is ops.up and u.args[0] is call), None)
+def _ups_of(call: fx.Node) -> list[fx.Node]:
+    """Find what adds the adapter's products to the result of a layer, one after the other."""
+    found: list[fx.Node] = []
+    total = call
+    while up := next((u for u in total.users if u.target is ops.up and u.args[0] is total), None):
+        if cast(fx.Node, up.args[1]).target is not ops.down:
+            break
+        found.append(up)
+        total = up
+    return found
 
 
 def _fuse(
     graph: fx.Graph,
     x: fx.Node,
-    z: fx.Node,
-    calls: list[fx.Node],
-    ups: list[fx.Node | None],
-    columns: list[tuple[Run, ...]],
+    calls: Sequence[fx.Node],
+    ups: Sequence[list[fx.Node]],
+    downs: Sequence[fx.Node],
 ) -> None:
-    read, a = z.args
-    with graph.inserting_before(calls[0]):
-        layers = tuple(graph.get_attr(str(call.target)) for call in calls)
-        places = tuple(tuple((start, rows) for _, start, rows in runs) for runs in columns)
-        bs = tuple(None if up is None else up.args[2] for up in ups)
-        together = graph.call_function(island, (x, read, a, layers, places, bs))
-        results = [graph.call_function(operator.getitem, (together, i)) for i in range(len(calls))]
-    for call, up, result in zip(calls, ups, results, strict=True):
-        if up is None:
-            call.replace_all_uses_with(result)
+    starts = dict(zip(downs, accumulate((d.meta[ROWS] for d in downs), initial=0), strict=False))
+    ordered = [sorted(chain, key=lambda up: starts[cast(fx.Node, up.args[1])]) for chain in ups]
+    last = [chain[-1] if chain else call for call, chain in zip(calls, ups, strict=True)]
+    alone = calls[0].target is base_forward
+    with graph.inserting_before(calls[0].next if alone else calls[0]):
+        a = _together(graph, [down.args[1] for down in downs])
+        bs = tuple(_together(graph, [up.args[2] for up in chain]) for chain in ordered)
+        read = downs[0].args[0]
+        if alone:
+            z = graph.call_function(ops.down, (read, a))
+            results = [graph.call_function(ops.up, (calls[0], z, bs[0]))]
         else:
-            up.replace_all_uses_with(result)
-            graph.erase_node(up)
-        graph.erase_node(call)
-    for node in reversed(graph.nodes):
-        if node.target in ("narrow", torch.cat, ops.down) and not node.users:
+            layers = tuple(graph.get_attr(str(call.target)) for call in calls)
+            rows = tuple(
+                _spans([cast(fx.Node, up.args[1]) for up in chain], starts) for chain in ordered
+            )
+            together = graph.call_function(island, (x, read, a, layers, rows, bs))
+            results = [
+                graph.call_function(operator.getitem, (together, i)) for i in range(len(calls))
+            ]
+    for old, new in zip(last, results, strict=True):
+        old.replace_all_uses_with(new)
+    dead = [*(up for chain in ups for up in reversed(chain)), *downs, *(() if alone else calls)]
+    for node in dead:
+        if not node.users:
             graph.erase_node(node)
+
+
+def _together(graph: fx.Graph, factors: Sequence[fx.node.Argument]) -> fx.node.Argument:
+    """Put factors below each other."""
+    if len(factors) > 1:
+        return graph.call_function(torch.cat, (list(factors),))
+    return factors[0] if factors else None
+
+
+def _spans(downs: Sequence[fx.Node], starts: dict[fx.Node, int]) -> Spans:
+    """Say which rows of the island's ``A`` some products are; neighbours are one span."""
+    spans: list[tuple[int, int]] = []
+    for down in downs:
+        start, rows = starts[down], down.meta[ROWS]
+        if spans and sum(spans[-1]) == start:
+            spans[-1] = spans[-1][0], spans[-1][1] + rows
+        else:
+            spans.append((start, rows))
+    return tuple(spans)

@@ -8,8 +8,7 @@ from typing import cast
 
 from torch import fx
 
-from bishare_dsl.rewrite.passes.accumulate_ups import AccumulateUps
-from bishare_dsl.rewrite.passes.fuse_downs import FuseDowns
+from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
 from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
@@ -23,7 +22,7 @@ class HoistFactors(Pass):
     """
 
     # All factors are made that there will be.
-    behind = (AccumulateUps, FuseDowns, ShareFactors)
+    behind = (FuseIslands, ShareFactors)
 
     def run(self, region: RegionGraphs) -> None:
         forward, assembly = region.forward, region.assembly

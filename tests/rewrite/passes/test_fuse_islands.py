@@ -1,9 +1,17 @@
 """One call for the layers that read one input."""
 
-from bishare_dsl.rewrite.passes import AccumulateUps, FuseDowns, FuseIslands, ShareFactors
+import torch
+
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.plan import build_plan
+from bishare_dsl.rewrite import adapt, ops
+from bishare_dsl.rewrite.leaves import base_forward
+from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
+from bishare_dsl.testing.models import tiny_model
 
 SHAPES = [(2, 4), (2, 6), (1, 4), (1, 6), (2, 6), (2, 4)]
-BEHIND = ShareFactors(), FuseDowns(), AccumulateUps(), FuseIslands()
+BEHIND = ShareFactors(), FuseIslands()
 
 
 def test_a_sibling_without_terms_is_in_the_island(case, use, same_results):
@@ -44,6 +52,17 @@ def test_columns_apart_and_columns_shared(case, use, same_results):
     (island,) = islands(apart, *BEHIND)
     assert island.args[4] == (((0, 4),), ((0, 2), (3, 1)))
     same_results(apart, *BEHIND)
+
+
+def test_a_layer_that_is_a_region_has_one_product_each_way():
+    model = tiny_model("gpt2")
+    spec = parse_spec("spec s\ntarget c_attn\nshare x per module rank 2\nshare y per model rank 1")
+    plan, _ = build_plan(spec, inspect_model(model))
+    tensors, graphs = {t.name: torch.zeros(t.shape) for t in plan.tensors}, []
+    steps = ShareFactors(), FuseIslands()
+    adapt(model, plan, tensors, observe=lambda *seen: graphs.append(seen[2]), optimisations=steps)
+    targets = [node.target for node in graphs[-1].forward.nodes]
+    assert [targets.count(t) for t in (base_forward, ops.down, ops.up, torch.cat)] == [1, 1, 1, 2]
 
 
 def islands(case, *steps):

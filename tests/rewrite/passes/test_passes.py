@@ -123,15 +123,15 @@ def test_a_layer_that_is_called_by_keyword_is_left_alone(case, use, chained):
 
 def test_observer_sees_each_step(case, use):
     from bishare_dsl.rewrite.capture import capture_region
-    from bishare_dsl.rewrite.passes import ExpandTerms, FuseDowns, HoistFactors, run_passes
+    from bishare_dsl.rewrite.passes import ExpandTerms, FuseIslands, HoistFactors, run_passes
     from bishare_dsl.rewrite.region import RegionGraphs
 
     drawn, seen = case([(2, 4), (2, 6)], left=[use()]), []
     program = RegionGraphs.start(capture_region(drawn.region(), ["left"]), 2)
     expand = ExpandTerms(drawn.targets, drawn.shapes)
-    for name in run_passes(program, expand, (FuseDowns(), HoistFactors())):
+    for name in run_passes(program, expand, (FuseIslands(), HoistFactors())):
         seen.append((name, len(program.forward.nodes)))
-    assert seen == [("ExpandTerms", 11), ("FuseDowns", 11), ("HoistFactors", 11)]
+    assert seen == [("ExpandTerms", 11), ("FuseIslands", 11), ("HoistFactors", 11)]
 
 
 def test_a_pass_before_one_whose_work_it_needs_is_refused(case, use):
