@@ -326,7 +326,7 @@ def test_compiled_whole_and_once() -> None:
             close(compiled(IDS, use_cache=False).logits, logits_of(model, names))
         counts.append(len(graphs))
     assert counts == counts[:1] * 3
-    assert torch.equal(compiled(IDS, use_cache=False).logits, plain)
+    close(compiled(IDS, use_cache=False).logits, plain)
 
 
 @torch.no_grad()
