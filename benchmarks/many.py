@@ -1,6 +1,6 @@
 """What training many adapters in one pass takes, beside one after another, and PEFT's LoRA one after another.
 
-    python benchmarks/many.py CHECKPOINT [--spec bishare_ke] [--many 1,4,16] [--rows 4] [--rounds 5]
+    python benchmarks/many.py CHECKPOINT [--spec bishare_ke] [--many 1,4,16] [--rows 4] [--processor]
 
 A step is a forward, a backward, clipping and AdamW for ``rows`` rows of each task, of 16 to 64 tokens. Prints
 seconds, the median of interleaved rounds: N together; N times one alone; N times PEFT's LoRA of rank 8 alone.
@@ -66,7 +66,13 @@ def main() -> None:
     parser.add_argument("--many", default="1,4,16")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--processor", action="store_true", help="measure one thread's time on the processor"
+    )
     args = parser.parse_args()
+    clock = time.process_time if args.processor else time.perf_counter
+    if args.processor:
+        torch.set_num_threads(1)
     many = [int(number) for number in args.many.split(",")]
     base: Any = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32)
     drawn = examples(max(many), args.rows, base.config.vocab_size)
@@ -113,10 +119,10 @@ def main() -> None:
             steps_of = {"together": together, "ours": of_ours, "PEFT's LoRA": of_peft}
             for number in range(args.rounds + 1):
                 for name, step in steps_of.items():
-                    began = time.perf_counter()
+                    began = clock()
                     step()
                     if number:  # The first compiles, and allocates.
-                        times[name].append(time.perf_counter() - began)
+                        times[name].append(clock() - began)
         median = {name: statistics.median(found) for name, found in times.items()}
         own, peft = count * median["ours"], count * median["PEFT's LoRA"]
         print(

@@ -581,7 +581,12 @@ class Handle(AdapterRoot):
             yield
 
     @contextmanager
-    def bank(self, names: Sequence[str], shared: frozenset[str] = frozenset()) -> Iterator[Bank]:
+    def bank(
+        self,
+        names: Sequence[str],
+        shared: frozenset[str] = frozenset(),
+        fixed: frozenset[str] = frozenset(),
+    ) -> Iterator[Bank]:
         """Let adapters of one plan train together in a block, in the rows of mixed batches.
 
         Their parameters are views of the bank, which trains in their place: to be saved, merged and switched
@@ -590,10 +595,13 @@ class Handle(AdapterRoot):
         Args:
             names: of the adapters.
             shared: the names in the plan of tensors that are to be one for all. The first adapter's stay.
+            fixed: of tensors that do not train.
         """
         members = [self[name] for name in names]
         for member in members:
             member.set_trainable(True)
+            for name in fixed:
+                member.placement.tensors()[name].requires_grad_(False)
         bank = Bank([member.placement.tensors() for member in members], shared)
         for row, member in enumerate(members):
             member.bank = bank, row

@@ -41,7 +41,12 @@ class Bank:
             for name in first
             if name not in self.shapes
         }
-        for row, member in enumerate(members):
+        self._members = members
+        self.attach()
+
+    def attach(self) -> None:
+        """Let the adapters' parameters be views, again where somebody has given them other memory."""
+        for row, member in enumerate(self._members):
             for name, tensor in member.items():
                 tensor.data = self._row(name, row)
                 tensor.requires_grad_(False)

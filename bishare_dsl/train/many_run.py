@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import TrainerCallback, set_seed
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.files import save_adapter, save_library
+from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import install
 from bishare_dsl.diagnostics import raise_errors
@@ -72,6 +74,7 @@ def run_many(
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
     unfit = [NO_NAME(name=name) for name in sources if not can_be_called(name)]
     raise_errors(TrainError, [*unfit, *why_not("of each task", made.plan)])
+    library = _read_library(settings.library, made.plan, sources)
     tokenizer = find_tokenizer(request, base, tokenizer)
     for problem, where in problems:
         reporter.report(problem, where)
@@ -99,7 +102,12 @@ def run_many(
             reporter.warn(note)
     handle: Handle = model.bishare  # type: ignore[assignment]
     reporter.note(f"of each task: {handle.plan.parameters_line}")
-    shared = shared_of(made.plan)
+    shared, fixed = made.plan.common if made.plan.is_library else frozenset(), frozenset[str]()
+    if library:
+        fixed, values = shared, next(iter(library.values())).tensors()
+        with torch.no_grad():
+            for name, task in product(fixed, tasks):
+                handle[task.name].tensors()[name].copy_(values[name])
     with undo_prepare(model), quietly():
         watch = ManyWatch()
         trainer = ManyTrainer(
@@ -114,10 +122,11 @@ def run_many(
         halving = Halving(trainer)
         if settings.search:
             trainer.add_callback(halving)
-        trainer.write = partial(_write, trainer, halving, folder, shared)
+        trainer.write = partial(_write, trainer, halving, folder, library)
         trainer.accelerator.wait_for_everyone()
         held = folders.claim(folder, request.as_dict(handle.spec_text), resume, force=force)
-        with held if args.should_save else nullcontext(), handle.bank(names, shared) as bank:
+        bank_of = handle.bank(names, shared, fixed)
+        with held if args.should_save else nullcontext(), bank_of as bank:
             trainer.bank = bank
             run_loop(trainer, watch, request, reporter)
     model.eval()
@@ -129,7 +138,7 @@ def run_many(
         tasks=tuple(
             TaskResult(
                 name=task.name,
-                folder=_place(folder, task, shared) if best[task.keeps] == number else None,
+                folder=_place(folder, task, made.plan) if best[task.keeps] == number else None,
                 rows=len(task.examples),
                 steps=steps.count(task),
                 loss_first=trainer.first.get(task.name),
@@ -145,9 +154,27 @@ def run_many(
     )
 
 
-def shared_of(plan: Plan) -> frozenset[str]:
-    """Return the tensors that all tasks share while they train: none, where no key says ``adapter``."""
-    return plan.common if plan.is_library else frozenset()
+def _read_library(
+    folder: str | None, plan: Plan, names: Collection[str]
+) -> dict[str, StoredAdapter]:
+    """Read the library that tasks are added to.
+
+    Raises:
+        TrainError: it is none, or has another plan, or an adapter of a task's name (BS732).
+    """
+    if folder is None:
+        return {}
+    found = {name: read_adapter(f"{folder}#{name}") for name in names_in(folder)}
+    reason = None
+    if not found:
+        reason = f"`{folder}` is no library"
+    elif not next(iter(found.values())).plan.runs_as(plan):
+        reason = f"the library `{folder}` is of another spec, or of other params"
+    elif twice := sorted(found.keys() & set(names)):
+        reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
+    if reason is not None:
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    return found
 
 
 def _check(settings: Settings, args: TrainingArguments) -> None:
@@ -160,7 +187,7 @@ def _check(settings: Settings, args: TrainingArguments) -> None:
         "packing": settings.packing,
         "eval_data": settings.eval_data is not None,
         "fp16": args.fp16,
-        "fsdp": bool(args.fsdp),
+        "torchrun": args.world_size > 1,
         "load_best_model_at_end": args.load_best_model_at_end,
         "optim": getattr(args.optim, "value", args.optim)
         not in ("adamw_torch", "adamw_torch_fused"),
@@ -197,21 +224,25 @@ def _best(trainer: ManyTrainer, halving: Halving) -> dict[str, int]:
     return {one: next(iter(halving.ranked(one)), first) for one, first in numbers.items()}
 
 
-def _place(folder: Path, task: Task, shared: frozenset[str]) -> str:
-    return f"{folder / LIBRARY}#{task.keeps}" if shared else str(folder / task.keeps)
+def _place(folder: Path, task: Task, plan: Plan) -> str:
+    return f"{folder / LIBRARY}#{task.keeps}" if plan.is_library else str(folder / task.keeps)
 
 
-def _write(trainer: ManyTrainer, halving: Halving, folder: Path, shared: frozenset[str]) -> None:
+def _write(
+    trainer: ManyTrainer, halving: Halving, folder: Path, library: Mapping[str, StoredAdapter]
+) -> None:
     """Write each adapter into a folder of its name, or all that share tensors into a library."""
     if any(task.held_out for task in trainer.steps.tasks):
         trainer.evaluate()
     names = {one: trainer.steps.tasks[i].name for one, i in _best(trainer, halving).items()}
     adapters = {one: trainer.handle[name] for one, name in names.items()}
-    if shared:
-        first = next(iter(adapters.values()))
-        tensors = {one: adapter.tensors() for one, adapter in adapters.items()}
-        save_library(folder / LIBRARY, first.plan, tensors, first.spec_text, seed=first.seed)
+    first = next(iter(adapters.values()))
+    plan, text, seed = first.plan, first.spec_text, first.seed
+    if plan.is_library:
+        before = {name: stored.tensors() for name, stored in library.items()}
+        seed = next((stored.config.seed for stored in library.values()), seed)
+        tensors = before | {one: adapter.tensors() for one, adapter in adapters.items()}
+        save_library(folder / LIBRARY, plan, tensors, text, seed=seed)
         return
     for one, adapter in adapters.items():
-        text, seed = adapter.spec_text, adapter.seed
-        save_adapter(folder / one, adapter.plan, adapter.tensors(), text, seed=seed)
+        save_adapter(folder / one, plan, adapter.tensors(), text, seed=adapter.seed)

@@ -81,11 +81,11 @@ class ManyTrainer(Trainer):
         return cast(Handle, cast(Any, self.model).bishare)
 
     def get_train_dataloader(self) -> Any:
-        """Give every process every step: each runs passes of its own."""
+        """Give the steps as they are."""
         return torch.utils.data.DataLoader(cast(Any, self.steps), batch_size=1, collate_fn=_only)
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
-        """Leave the model as it is: no parameter of it trains, but the bank."""
+        """Leave the model as it is, also where there are several devices."""
         return model
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
@@ -141,8 +141,7 @@ class ManyTrainer(Trainer):
         running, step = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
         for parameter in self.bank.parameters:
             parameter.grad = None  # Trainer asks the model, in which they are not.
-        rank, world = self.args.process_index, self.args.world_size
-        passes: list[Pass] = inputs[rank::world]
+        passes: list[Pass] = inputs
         for one in passes:
             weights = torch.tensor([1.0 / learned for learned in one.learned])
             with self.compute_loss_context_manager(), self._rows(one):
@@ -151,11 +150,6 @@ class ManyTrainer(Trainer):
             index = torch.tensor(one.tasks).to(self.args.device, non_blocking=True)
             step[0].index_add_(0, index, losses.detach())
             self.state.num_input_tokens_seen += int((one.inputs["attention_mask"] != 0).sum())
-        if world > 1:
-            step = self.accelerator.reduce(step, "sum")
-            for parameter in self.bank.parameters:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(gradient, "sum")
         step[1, running] = 1
         self._sums += step
         optimizer = cast(Any, self.optimizer)
@@ -261,15 +255,15 @@ def _only(items: Sequence[list[Pass]]) -> list[Pass]:
 
 
 class ManyWatch(Watch):
-    """Sees whether any process was asked to stop: losses that are no numbers stop their task alone."""
+    """Sees whether the run was asked to stop: losses that are no numbers stop their task alone."""
+
+    def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        cast(Any, self.trainer).bank.attach()  # accelerate has placed the model.
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **more: Any
     ) -> None:
-        asked = torch.tensor([self.asked()], dtype=torch.int32, device=args.device)
-        if args.world_size > 1:
-            asked = self.trainer.accelerator.reduce(asked, "sum")
-        self.stopping = bool(asked)
+        self.stopping = self.asked()
 
 
 class Halving(TrainerCallback):

@@ -50,6 +50,8 @@ class Settings(BaseModel):
     search: dict[Literal["learning_rate"], tuple[str, ...]] = {}
     """learning_rate=RATE,...: Train with each rate in one run, stop those that lose on held-out rows halfway,
     and keep the best."""
+    library: str | None = None
+    """DIR: Train adapters of a library: what all of its adapters share is as it is there, and frozen."""
     eval_data: str | None = None
     """FILE: Held-out rows, to evaluate on during training."""
     eval_split: int | float | None = Field(default=None, gt=0)
@@ -97,7 +99,7 @@ class Settings(BaseModel):
     @property
     def tasks(self) -> dict[str, str] | None:
         """The data of several tasks, by their names; None where there is one adapter to train."""
-        if isinstance(self.data, dict) or (self.seeds == 1 and not self.search):
+        if isinstance(self.data, dict) or not (self.seeds > 1 or self.search or self.library):
             return self.data if isinstance(self.data, dict) else None
         return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): self.data}
 
@@ -194,7 +196,7 @@ def _absolute(value: Any) -> Any:
 
 
 _OWN = ("spec", "model", "output_dir", "params", "resume")
-_PATHS = ("model", "data", "eval_data")
+_PATHS = ("model", "data", "eval_data", "library")
 _SUCH = {
     "spec": "the first word is a spec, such as `bishare_ke`, or a `.share` file",
     "model": "such as `--model ./my-checkpoint`, with its weights",

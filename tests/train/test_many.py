@@ -119,6 +119,25 @@ def test_what_no_key_gives_to_an_adapter_is_shared(tasks: Any, tmp_path: Path) -
     assert not any(torch.equal(one[name], first[name]) for name in one)
 
 
+def test_a_task_that_comes_later_trains_its_own_part(tasks: Any, tmp_path: Path) -> None:
+    text = "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4"
+    first = start(text, tasks, tmp_path / "first", max_steps=3)
+    library, how = str(tmp_path / "first" / "library"), {"max_steps": 2}
+    later = start(text, {"later": tasks["short"]}, tmp_path / "out", library=library, **how)
+    common = first.model.bishare.plan.common
+    new, old = tensors(later.tasks[0].folder), tensors(first.tasks[0].folder)
+    for name, found in new.items():
+        assert torch.equal(found, old[name]) == (name in common), name
+    kept = tensors(tmp_path / "out" / "library#long")
+    assert all(torch.equal(found, old[name]) for name, found in kept.items())
+    wrong = {"another spec": text.replace("rank 4", "rank 2"), "already": text, "no library": text}
+    for number, (said, spec) in enumerate(wrong.items()):
+        data = tasks if said == "already" else {"later": tasks["short"]}
+        place = str(tmp_path) if said == "no library" else library
+        with pytest.raises(BishareError, match=f"BS732(.|\n)*{said}"):
+            start(spec, data, tmp_path / str(number), library=place, **how)
+
+
 class _Break(TrainerCallback):
     """Makes the values of a task no numbers."""
 
