@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from bishare_dsl.plan.names import attribute
+
+ALIGNED = 64
+"""Of how many bytes the addresses are multiples at which torch lays tensors on a CPU."""
 
 
 class OwnedTensors(nn.Module):
@@ -38,6 +42,18 @@ class OwnedTensors(nn.Module):
             return tuple(own.values())  # type: ignore[arg-type]
         # Some are in another order, or given by something else: a parametrization, say.
         return tuple(getattr(self, name) for name in self._attributes)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        # A tensor of a mapped file lies at any address, and a product of it rounds otherwise than one of
+        # the same numbers where torch lays them.
+        if local_metadata.get("assign_to_params_buffers"):
+            for name in self._parameters:
+                given = state_dict.get(prefix + name)
+                if given is not None and given.device.type == "cpu" and given.data_ptr() % ALIGNED:
+                    state_dict[prefix + name] = given.detach().clone()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return "\n".join(

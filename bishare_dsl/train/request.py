@@ -140,7 +140,9 @@ class Settings(BaseModel):
 
 def is_tasks(word: str) -> bool:
     """Tell whether a word of ``data`` stands for tasks: NAME=FILE, or a folder."""
-    return ("=" in word and not Path(word).exists()) or Path(word).expanduser().is_dir()
+    # `Path` raises where a folder may not be read, which is left to what reads the data to tell.
+    path = Path(word).expanduser()
+    return ("=" in word and not os.path.exists(word)) or os.path.isdir(path)  # noqa: PTH110, PTH112
 
 
 def _tasks_of(word: str) -> list[tuple[str, str]]:

@@ -261,7 +261,8 @@ def test_weights_offloaded_to_the_cpu_are_merged(adapted: Adapted, ids: torch.Te
     torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits_disabled(model, ids), base)
     model.bishare.unmerge()
-    assert torch.equal(logits(model, ids), want)
+    # Under hooks no island is run as one function, whose sums are in another order.
+    torch.testing.assert_close(logits(model, ids), want)
 
 
 def test_weights_offloaded_to_disk_are_refused(ids: torch.Tensor, tmp_path: Path) -> None:

@@ -100,12 +100,11 @@ def test_it_trains_in_float32_on_a_base_of_bfloat16() -> None:
 
 def test_copies_pickles_and_compiled_code() -> None:
     model = trained()
-    for other in (
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.compile(model, backend="eager", fullgraph=True),
-    ):
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(other), logits(model))
+    # Compiled, no island is run as one function, whose sums are in another order.
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled), logits(model))
 
 
 def test_what_was_not_trained_yet_is_the_bases(tmp_path: Path) -> None:

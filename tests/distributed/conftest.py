@@ -29,7 +29,11 @@ def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     modules = {
         item.path.stem: item.module for item in request.session.items if hasattr(item, "module")
     }
-    files = {name: module for name, module in modules.items() if hasattr(module, "together")}
+    files = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(getattr(module, "together", None), together.Together)
+    }
     for name, module in files.items():
         (folder / name).mkdir()
         module.together.prepare(folder / name)

@@ -304,7 +304,7 @@ def test_an_export_that_fails_leaves_the_old_one(
         ({"format": "pefd"}, "BS631", "did you mean `peft`?"),
         ({"rank": 0}, "BS646", "at least 1"),
         ({"dtype": "float8"}, "BS646", "float32, bfloat16, float16"),
-        ({"format": "gguf", "uniform_rank": True}, "BS646", "a rank for each module"),
+        ({"format": "gguf", "uniform_rank": True}, "BS646", "leaves no choice of ranks"),
     ],
 )
 def test_options_that_make_no_sense(

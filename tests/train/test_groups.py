@@ -79,7 +79,7 @@ def test_a_tensor_at_a_rate_of_0_stays(start, tmp_path):
     ("more", "said"),
     [
         ({"lr_of": {"C": "2x"}}, r"`lr_of` cannot be `C`: no share and no factor"),
-        ({"lr_of": {"aa": 0.1}}, "did you mean `a`"),
+        ({"lr_of": {"aa": 0.1}}, "did you mean .*`a`"),
         ({"lr_of": {"B": "fast"}}, "neither a rate"),
         ({"lr_of": ["B"]}, "NAME=RATE"),
     ],

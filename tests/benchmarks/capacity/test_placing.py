@@ -32,7 +32,7 @@ def test_every_topology_is_near_its_budget(budget):
 
 def test_ranks_are_dealt_evenly_and_a_half_of_the_layers_is_a_half():
     plan = plan_spec(placing.even(SHAPES, FIVE, BUDGETS[0]), SHAPES)
-    assert {pool.rank for pool in plan.pools} == {1}
+    assert {term.rank for term in plan.terms} == {1}
     late = plan_spec(placing.by_layer(SHAPES, ["up_proj"], range(3, 5), BUDGETS[0]), SHAPES)
     assert {site.layer for site in late.sites if late.terms_of[site.path]} == {3, 4}
 
@@ -41,7 +41,7 @@ def test_energy_is_bought_where_a_parameter_keeps_most():
     up, down, *_ = placing.sites(SHAPES, ["up_proj", "down_proj"])
     energies = {up: [9.0, 4.0, 1.0], down: [5.0, 0.1]}
     plan = plan_spec(placing.by_energy(energies, 3 * 256), SHAPES)
-    assert {pool.members[0]: pool.rank for pool in plan.pools} == {up.path: 2, down.path: 1}
+    assert {term.site: term.rank for term in plan.terms} == {up.path: 2, down.path: 1}
 
 
 def test_draws_differ_and_are_near_the_budget():
