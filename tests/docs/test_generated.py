@@ -52,9 +52,9 @@ def test_numbers_of_the_readme():
     table = readme[readme.index("| | of LoRA's parameters") :].split("\n\n")[0].splitlines()[2:]
     figure = r"\d+\.\d ± \d+\.\d|\d+\.\d%|[-+]\d+\.\d to [-+]\d+\.\d"
     figures = [found for row in table for found in re.findall(figure, row)]
-    assert len(figures) >= 30
+    assert len(figures) >= 8
     assert not [figure for figure in figures if figure not in report]
 
 
 def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
