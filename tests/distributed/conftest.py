@@ -26,14 +26,9 @@ class Launched:
 def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """Run what `together` decorates in each file that was chosen, in two processes of a thread each."""
     folder = tmp_path_factory.mktemp("launched")
-    modules = {
-        item.path.stem: item.module for item in request.session.items if hasattr(item, "module")
-    }
-    files = {
-        name: module
-        for name, module in modules.items()
-        if isinstance(getattr(module, "together", None), together.Together)
-    }
+    chosen = [item for item in request.session.items if item.path.parent == Path(__file__).parent]
+    modules = {item.path.stem: item.module for item in chosen if isinstance(item, pytest.Function)}
+    files = {name: module for name, module in modules.items() if hasattr(module, "together")}
     for name, module in files.items():
         (folder / name).mkdir()
         module.together.prepare(folder / name)
