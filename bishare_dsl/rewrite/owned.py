@@ -53,7 +53,7 @@ class OwnedTensors(nn.Module):
                 given = state_dict.get(prefix + name)
                 if given is not None and given.device.type == "cpu" and given.data_ptr() % ALIGNED:
                     state_dict[prefix + name] = given.detach().clone()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         return "\n".join(
