@@ -1,6 +1,6 @@
 """How many bits of random pairs does a trained parameter store, by topology? See README.md beside this file.
 
-    run.py [--bases random,smollm2] [--tasks one,two] [--methods M,…] [--budgets 0,1,2] [--workers N]
+    run.py [--bases random,smollm2] [--tasks one,two] [--methods M,…] [--budgets 0,1,2] [--part I/N]
     run.py --tables | --dry-run
 
 Interrupt it as you like: a run is in the results file when it is over, and is not done again.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -62,11 +61,8 @@ def run_many(
         request.arguments, str(folder), evaluates=settings.eval_split is not None
     )
     _check(settings, args)
-    if args.process_index > 0:
-        reporter.silence()
     set_seed(args.seed)
-    if args.should_save:
-        folders.check_new(folder, force=force or resume is not None)
+    folders.check_new(folder, force=force or resume is not None)
     base = resolve(request.model) if isinstance(request.model, str) else request.model
     made, problems = check_adapter(request, base)
     if isinstance(made, (Handle, StoredAdapter)):
@@ -123,10 +119,9 @@ def run_many(
         if settings.search:
             trainer.add_callback(halving)
         trainer.write = partial(_write, trainer, halving, folder, library)
-        trainer.accelerator.wait_for_everyone()
         held = folders.claim(folder, request.as_dict(handle.spec_text), resume, force=force)
         bank_of = handle.bank(names, shared, fixed)
-        with held if args.should_save else nullcontext(), bank_of as bank:
+        with held, bank_of as bank:
             trainer.bank = bank
             run_loop(trainer, watch, request, reporter)
     model.eval()

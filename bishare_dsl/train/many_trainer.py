@@ -80,6 +80,12 @@ class ManyTrainer(Trainer):
         """The adapters."""
         return cast(Handle, cast(Any, self.model).bishare)
 
+    @property
+    def _of_bank(self) -> RowAdamW:
+        """The optimizer, without what accelerate puts round it."""
+        optimizer = cast(Any, self.optimizer)
+        return cast(RowAdamW, getattr(optimizer, "optimizer", optimizer))
+
     def get_train_dataloader(self) -> Any:
         """Give the steps as they are."""
         return torch.utils.data.DataLoader(cast(Any, self.steps), batch_size=1, collate_fn=_only)
@@ -152,9 +158,7 @@ class ManyTrainer(Trainer):
             self.state.num_input_tokens_seen += int((one.inputs["attention_mask"] != 0).sum())
         step[1, running] = 1
         self._sums += step
-        optimizer = cast(Any, self.optimizer)
-        of_bank = getattr(optimizer, "optimizer", optimizer)
-        of_bank.stepping = [
+        self._of_bank.stepping = [
             running if p is self.bank.own else [0] * bool(running) for p in self.bank.parameters
         ]
         return step[0].sum() / max(len(running), 1)
@@ -188,9 +192,7 @@ class ManyTrainer(Trainer):
         super().log(logs, *arguments)
 
     def _stop_rows(self) -> None:
-        optimizer = cast(Any, self.optimizer)
-        stopped = getattr(optimizer, "optimizer", optimizer).stopped()
-        for parameter, rows in zip(self.bank.parameters, stopped, strict=True):
+        for parameter, rows in zip(self.bank.parameters, self._of_bank.stopped(), strict=True):
             if rows and parameter is self.bank.common:
                 raise TrainError(
                     codes.NOT_FINITE(
@@ -234,7 +236,7 @@ class ManyTrainer(Trainer):
         """Write a checkpoint's bank, or the adapters."""
         if _internal_call:
             super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
+        else:
             self.write()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -29,6 +29,22 @@ share inter per model rank 3 via GT(size = 8, gate_rank = 2)
 """
 
 
+def trained(text: str, seed: int = 3, **sizes: Any) -> Any:
+    """Adapt a tiny llama, and move what trains away from its start."""
+    model = compile_spec(parse_spec(text), tiny_model("llama", **sizes), seed=seed)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            if tensor.requires_grad:
+                tensor.add_(0.1)
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
+    return found
+
+
 @pytest.fixture
 def spec() -> Spec:
     return parse_spec(SPEC)

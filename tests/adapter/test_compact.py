@@ -16,6 +16,7 @@ from bishare_dsl.models import preset
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms.vector_bank import VectorBank
+from tests.adapter.conftest import logits
 from tests.adapter.test_files import edit_tensors, refused, reseal
 from tests.support.stored import load_stored
 
@@ -31,12 +32,6 @@ def made(vectors: int = 20, top_k: int = 2) -> Any:
     model = compile_spec(parse_spec(text), tiny_model("llama"))
     randomize(model)
     return model
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
-    return found
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from bishare_dsl.adapter.stored import find_drawn
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import logits, trained
 from tests.adapter.test_files import config_of, edit_tensors, refused, reseal
 from tests.support.stored import load_stored
 
@@ -33,19 +34,7 @@ share s per model rank 2 via Basis(count = 500) freeze A, B init B kaiming_unifo
 
 
 def made(text: str = VERA, seed: int = 3) -> Any:
-    """An adapter whose trained tensors have been trained."""
-    model = compile_spec(parse_spec(text), tiny_model("llama"), seed=seed)
-    with torch.no_grad():
-        for tensor in model.bishare.tensors().values():
-            if tensor.requires_grad:
-                tensor.add_(0.1)
-    return model
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
-    return found
+    return trained(text, seed)
 
 
 def stored(folder: Path) -> set[str]:

@@ -14,6 +14,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import logits
 
 TEXT = """
 spec experts
@@ -22,12 +23,6 @@ share mixed where q_proj per module rank 2 via Experts(count = 2)
 share more where q_proj per module rank 2 via Experts(count = 3)
 share plain per module rank 2
 """
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
-    return found
 
 
 @pytest.fixture

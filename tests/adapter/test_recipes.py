@@ -16,6 +16,7 @@ from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.recipes import check_remade, marks_of
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
+from tests.adapter.conftest import logits, trained
 from tests.support.stored import load_stored
 
 TINY = """
@@ -28,21 +29,6 @@ spec pissa
 target q_proj, down_proj
 share local  per module  rank 2  init A svd, B svd
 """
-
-
-def trained(text: str = TINY, **sizes: Any) -> Any:
-    model = compile_spec(parse_spec(text), tiny_model("llama", **sizes), seed=3)
-    with torch.no_grad():
-        for tensor in model.bishare.tensors().values():
-            if tensor.requires_grad:
-                tensor.add_(0.1)
-    return model
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(9).view(1, 9)).logits
-    return found
 
 
 @pytest.mark.parametrize("text", [TINY, PISSA])
@@ -60,7 +46,7 @@ def test_what_the_base_gives_is_left_out_and_made_again(text: str, tmp_path: Pat
 
 
 def test_thirteen_numbers_are_26_bytes(tmp_path: Path) -> None:
-    model = trained()
+    model = trained(TINY)
     model.bishare.save_pretrained(tmp_path, frozen="base", dtype="bfloat16")
     assert model.bishare.plan.trainable == 13
     assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
@@ -69,7 +55,7 @@ def test_thirteen_numbers_are_26_bytes(tmp_path: Path) -> None:
 def test_peft_makes_them_too(tmp_path: Path) -> None:
     from peft import PeftModel
 
-    model = trained()
+    model = trained(TINY)
     model.bishare.save_pretrained(tmp_path / "adapter", frozen="base")
     loaded = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(loaded), logits(model))
@@ -78,7 +64,7 @@ def test_peft_makes_them_too(tmp_path: Path) -> None:
 
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
-    trained().bishare.save_pretrained(tmp_path, frozen="base")
+    trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
     model = tiny_model("llama", seed=1)
     with pytest.raises(AdapterError, match=r"BS699.*tiny.layers.0"):
         load_adapter(tmp_path, model)
@@ -88,7 +74,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
 def test_a_machine_that_turns_signs_gives_the_same_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = trained()
+    model = trained(TINY)
     model.bishare.save_pretrained(tmp_path, frozen="base")
     right = singular.directions
 
@@ -117,7 +103,7 @@ def test_directions_of_equal_values_are_stored(tmp_path: Path) -> None:
 
 
 def test_one_that_was_changed_is_stored(tmp_path: Path) -> None:
-    model = trained()
+    model = trained(TINY)
     name = "tiny.layers.1.mlp.down_proj.A"
     with torch.no_grad():
         model.bishare.tensors()[name][0] *= 1.01
@@ -137,7 +123,7 @@ def test_merged_weights_are_not_the_bases(tmp_path: Path) -> None:
 
 
 def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
-    trained().bishare.save_pretrained(tmp_path, frozen="base")
+    trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
     stored = read_adapter(tmp_path)
     with pytest.raises(AdapterError, match=r'BS688(?s:.*)frozen="tensors"'):
         stored.tensors()
@@ -152,7 +138,7 @@ def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
 def test_vllm_refuses_them_before_it_reads_a_tensor(tmp_path: Path) -> None:
     from bishare_dsl.serve.vllm.folder import read_for
 
-    model = trained()
+    model = trained(TINY)
     model.bishare.save_pretrained(tmp_path, frozen="base")
     with pytest.raises(AdapterError, match=r"BS680.*come from the base's weights"):
         read_for(tmp_path, model.bishare.plan.base)
@@ -161,7 +147,7 @@ def test_vllm_refuses_them_before_it_reads_a_tensor(tmp_path: Path) -> None:
 def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:
     from tests.adapter.test_files import refused, reseal
 
-    trained().bishare.save_pretrained(tmp_path, frozen="base")
+    trained(TINY).bishare.save_pretrained(tmp_path, frozen="base")
     marks = json.loads((tmp_path / "adapter_config.json").read_text())["bishare"]["marks"]
     name = "tiny.c"
     reseal(tmp_path, marks=marks | {name: next(iter(marks.values()))})

@@ -116,13 +116,18 @@ class _Shaped(fx.Proxy):
         self.shape = shape
 
 
-def _dropped(graph: fx.Graph, x: fx.Node, p: float, first: fx.Node) -> fx.Node:
-    """Return the one dropout of an input, next to the input: a sibling may read it before the target."""
+def _dropped(
+    graph: fx.Graph, x: fx.Node, p: float, first: fx.Node, drop: Callable[..., Any] = ops.dropout
+) -> fx.Node:
+    """Return the one dropout of an input, next to the input: a sibling may read it before the target.
+
+    Of indices, ``drop`` is `ops.kept_ones`.
+    """
     for user in x.users:
-        if user.target is ops.dropout and user.args[1] == p:
+        if user.target is drop and user.args[1] == p:
             return user
     with graph.inserting_before(first if x.op == "placeholder" else x.next):
-        return graph.call_function(ops.dropout, (x, p, graph.get_attr(DROPS)))
+        return graph.call_function(drop, (x, p, graph.get_attr(DROPS)))
 
 
 def _pair(
@@ -184,22 +189,13 @@ def _looked_up(
     a, b = (factor.node for factor in (reversed(pair) if lookup.swapped else pair))  # type: ignore[attr-defined]
     given: tuple[Any, ...] = (ids, a, lookup.padding)
     if use.dropout:
-        given = (*given, _kept(graph, ids, use.dropout, first))
+        given = (*given, _dropped(graph, ids, use.dropout, first, ops.kept_ones))
     z = graph.call_function(ops.look_up, given)
     if lookup.scaled:
         scale, weight = graph.get_attr("embed_scale"), graph.get_attr("weight")
         z = graph.call_function(ops.times, (z, scale, weight))
     z.meta[ROWS] = use.rows
     return graph.call_function(ops.up, (total, z, b, of_product) if few else (total, z, b))
-
-
-def _kept(graph: fx.Graph, ids: fx.Node, p: float, first: fx.Node) -> fx.Node:
-    """Return the one dropout of the ones that indices stand for."""
-    for user in ids.users:
-        if user.target is ops.kept_ones and user.args[1] == p:
-            return user
-    with graph.inserting_before(first):
-        return graph.call_function(ops.kept_ones, (ids, p, graph.get_attr(DROPS)))
 
 
 def _update(
