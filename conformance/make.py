@@ -24,9 +24,12 @@ from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import architecture_of
 from bishare_dsl.plan import Plan, Term, build_plan
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.reference import UPDATES, TermValues, dense_delta
+from bishare_dsl.testing.reference import REFERENCES, TermValues
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from tests.support.references import dense_delta
+
 SEED = 5
 
 ADAPTERS = {
@@ -167,7 +170,7 @@ def routed(
     """Return the update of a term that is not linear."""
     named = {role: tensors[name] for role, name in term.tensors.items()}
     values = TermValues(named, term.options, term.rank, x.shape[1], d_out)
-    return term.scale * UPDATES[term.transform](values, x) * named["gain_out"]
+    return term.scale * REFERENCES[term.transform](values, x) * named["gain_out"]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bishare_dsl.language import parse_spec, spec_text
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.testing import checks
+from tests.support import checks
 from tests.support.plans import meaningful_specs, small_models
 
 # An example compiles and runs a model or two.

@@ -1,11 +1,9 @@
-"""What checks a transform of one's own, and a spec on a model.
+"""What checks a transform of one's own.
 
 | module | |
 |---|---|
+| `checks` | `check_transform(transform, rank, widths)` |
+| `reference` | registers a dense reference, from the paper's equation, that it is compared with |
 | `models` | tiny random models, one a family |
 | `tokenizer` | a tokenizer for them |
-| `reference` | dense references of the transforms, from the paper's equations |
-| `checks` | `check_spec(spec, model)`, `check_transform(transform, rank, widths)` and their parts |
-
-PEFT is needed by the check of exports.
 """

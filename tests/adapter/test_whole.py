@@ -16,8 +16,9 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.testing.checks import check_spec, randomize
+from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_inputs
+from tests.support.checks import check_spec
 from tests.support.families import tiny_model
 from tests.support.stored import load_stored
 

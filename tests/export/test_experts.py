@@ -21,9 +21,9 @@ from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import delta
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.models import architecture_of
-from bishare_dsl.testing.reference import reference_model
 from tests.models.test_weights import GATES, mixture
 from tests.support.families import tiny_model
+from tests.support.references import reference_model
 
 SPECS = {
     "shared outer": """

@@ -32,9 +32,9 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.plan import Plan
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.reference import reference_model
 from tests.lives.drawn import Base, bases, batches, specs
 from tests.lives.several import FIRST, Several
+from tests.support.references import reference_model
 
 # How far values may be apart, relative to the largest: the reference has other orders of the same sums.
 CLOSE = {torch.float32: 3e-4, torch.float64: 3e-6}

@@ -6,9 +6,9 @@ from bishare_dsl.language import read_file
 from bishare_dsl.models import preset
 from bishare_dsl.plan import build_plan
 from bishare_dsl.resources import shipped_specs
-from bishare_dsl.testing.checks import check_spec
 from bishare_dsl.testing.models import tiny_model
 from tests.methods.conftest import LAYERS, spec
+from tests.support.checks import check_spec
 
 # Sizes that fit a tiny model: where a param sets none, the shipped value fits.
 TINY = {

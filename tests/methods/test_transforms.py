@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import tests.support.references  # noqa: F401 - registers what `check_transform` compares with
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.transforms import Width
 from bishare_dsl.transforms.basis import Basis

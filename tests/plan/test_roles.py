@@ -1,8 +1,8 @@
 """Keys of their own for what a transform gives each module, and for the diagonals of a gain."""
 
 from bishare_dsl import parse_spec, plan_spec
-from bishare_dsl.testing.checks import check_spec
 from bishare_dsl.testing.models import tiny_model
+from tests.support.checks import check_spec
 
 TEXT = """spec roles
 target q_proj, v_proj, up_proj

@@ -19,7 +19,7 @@ from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import UntraceableRegion
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.reference import reference_model
+from tests.support.references import reference_model
 
 
 def install_identity(model: nn.Module) -> dict[str, str]:

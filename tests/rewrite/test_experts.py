@@ -16,9 +16,9 @@ from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.rewrite import regions
 from bishare_dsl.spec import Via
-from bishare_dsl.testing.reference import reference_model
 from bishare_dsl.transforms import Width, effective_pair, load_transform
 from tests.support.plans import vias
+from tests.support.references import reference_model
 
 COMMON = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bishare_dsl import compile_spec
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.reference import reference_model
 from tests.models.test_weights import mixture
+from tests.support.references import reference_model
 
 TEXT = """
 spec s

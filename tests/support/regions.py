@@ -24,9 +24,9 @@ from bishare_dsl.rewrite import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.checks import _close, _gradients, _random, _same
-from bishare_dsl.testing.reference import reference_model
+from tests.support.checks import _close, _gradients, _random, _same
 from tests.support.plans import meaningful_specs
+from tests.support.references import reference_model
 
 Step = tuple[str, str, tuple[int, ...]]
 """What is done, the name of the layer that does it, and which of the values so far are read."""

@@ -1,0 +1,388 @@
+"""What every shipped transform must compute, as dense matrices straight from its paper.
+
+An oracle, so it shares no code with `bishare_dsl.transforms`: it names matrices as the paper does, in the
+paper's orientation (A is ``(r, d_in)``, B is ``(d_out, r)``), forms every product in full, and is slow.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.weights import Weight
+from bishare_dsl.plan import Plan, Term
+from bishare_dsl.testing.reference import REFERENCES, Factors, TermValues, reference
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@reference("Identity")
+def identity(term: TermValues) -> Factors:
+    """Compute ``B A``: Equation 1, LoRA."""
+    return term["B"].T, term["A"]
+
+
+@reference("SS")
+def slice_sharing(term: TermValues) -> Factors:
+    """Compute ``B_s[window, :] A_s[:, window]``: Equation 3, Algorithm 1; the windows of Table 4."""
+    a_s, b_s = term["A"], term["B"].T
+    windows = []
+    for whole, width in ((a_s.shape[1], term.d_in), (b_s.shape[0], term.d_out)):
+        first = {
+            "leading": 0,
+            "trailing": whole - width,
+            "centre": (whole - width) // 2,
+        }[term.options["slice"]]
+        windows.append(list(range(first, first + width)))
+    columns, rows = windows
+    return b_s[rows, :], a_s[:, columns]
+
+
+@reference("GT")
+def gate_transformation(term: TermValues) -> Factors:
+    """Compute ``(G_ou G_od)(B_s A_s)(G_iu G_id)``: Equation 4, Algorithm 2; split where it is narrowest."""
+    a_s, b_s = term["A"], term["B"].T
+    g_od, g_ou = term["G_od"], term["G_ou"].T
+    g_id, g_iu = term["G_id"], term["G_iu"].T
+    if term.rank < term.options["gate_rank"]:
+        return g_ou @ g_od @ b_s, a_s @ g_iu @ g_id
+    w_s = b_s @ a_s  # (n, m)
+    return g_ou @ g_od @ w_s @ g_iu, g_id
+
+
+@reference("KE")
+def kronecker_extension(term: TermValues) -> Factors:
+    """Compute ``(K_B (x) B_s)(K_A (x) A_s)``: Equation 6, Algorithm 3; row by row for Table 8.
+
+    Where ``size`` does not divide a width, what is beyond the width is cut off.
+    """
+    a_s, b_s = term["A"], term["B"].T
+    k_a, k_b = term["K_A"], term["K_B"].T
+    if term.options["rowwise"]:
+        rows = [torch.kron(k_a[i], a_s[i]) for i in range(term.rank)]
+        columns = [torch.kron(k_b[:, i], b_s[:, i]) for i in range(term.rank)]
+        a, b = torch.stack(rows), torch.stack(columns, dim=1)
+    else:
+        a, b = _kronecker(k_a, a_s), _kronecker(k_b, b_s)
+    return b[: term.d_out, :], a[:, : term.d_in]
+
+
+def _kronecker(kernel: Tensor, shared: Tensor) -> Tensor:
+    """Multiply block by block; `torch.kron` fails on some transposed matrices with a single row or column."""
+    return torch.cat([torch.cat([k * shared for k in row], dim=1) for row in kernel])
+
+
+@reference("VectorBank")
+def vector_bank(term: TermValues) -> Factors:
+    """Compute VB-LoRA: each stretch is ``sum_k w_k bank[k]`` over the largest logits of its own."""
+    bank, length = term["bank"], term.options["length"]
+
+    def rows(logits: Tensor, width: int) -> Tensor:
+        stretches = []
+        for own in logits:
+            largest = sorted(range(len(own)), key=lambda i: -float(own[i].detach()))[
+                : term.options["top_k"]
+            ]
+            weights = torch.stack([own[i].exp() for i in largest])
+            stretches.append((weights / weights.sum()) @ bank[largest])
+        tiles = width // length
+        return torch.stack(
+            [torch.cat(stretches[i * tiles : (i + 1) * tiles]) for i in range(term.rank)]
+        )
+
+    return rows(term["L_B"], term.d_out).T, rows(term["L_A"], term.d_in)
+
+
+@reference("Rotation")
+def rotation(term: TermValues) -> Factors:
+    """Compute PRoLoRA: ``[A_0, P A_0, P^2 A_0, ...]``, with P the turn of the rank by the stride."""
+
+    def repeated(chunk: Tensor, chunks: int, width: int) -> Tensor:
+        stride = term.options["stride"]
+        stride = max(term.rank // chunks, 1) if stride is None else stride
+        turn = torch.zeros(term.rank, term.rank, dtype=chunk.dtype)
+        for i in range(term.rank):
+            turn[(i + stride) % term.rank, i] = 1
+        copies = [torch.linalg.matrix_power(turn, i) @ chunk for i in range(chunks)]
+        return torch.cat(copies, dim=1)[:, :width]
+
+    a = repeated(term["A"], term.options["chunks_A"], term.d_in)
+    b = repeated(term["B"], term.options["chunks_B"], term.d_out)
+    return b.T, a
+
+
+@reference("BlockDiagonal")
+def block_diagonal(term: TermValues) -> Factors:
+    """MELoRA: ``diag(B_1, ..., B_n) diag(A_1, ..., A_n)``; BD-LoRA: one of the two is whole."""
+    n, cut = term.options["blocks"], term.options.get("cut", "both")
+    a = torch.zeros(n * term.rank, term.d_in, dtype=term["A"].dtype)
+    b = torch.zeros(term.d_out, n * term.rank, dtype=term["B"].dtype)
+    d_in, d_out = term.d_in // n, term.d_out // n
+    for i in range(n):
+        ranks = slice(i * term.rank, (i + 1) * term.rank)
+        columns, rows = slice(i * d_in, (i + 1) * d_in), slice(i * d_out, (i + 1) * d_out)
+        a[ranks, columns] = term["A"][:, columns] if cut != "out" else 0
+        b[rows, ranks] = term["B"].T[rows, :] if cut != "in" else 0
+    return term["B"].T if cut == "in" else b, term["A"] if cut == "out" else a
+
+
+@reference("Basis")
+def basis(term: TermValues) -> Factors:
+    """Compute NOLA: ``sum_j beta_j B_j`` and ``sum_i alpha_i A_i``; of wider matrices the leading part."""
+    count, r = term.options["count"], term.rank
+    alpha, beta = term["c_A"][0], term["c_B"][0]
+    a = torch.zeros(r, term.d_in, dtype=alpha.dtype)
+    b = torch.zeros(term.d_out, r, dtype=beta.dtype)
+    for i in range(count):
+        a = a + alpha[i] * term["A"][i * r : (i + 1) * r, : term.d_in]
+        b = b + beta[i] * term["B"][i * r : (i + 1) * r, : term.d_out].T
+    return b, a
+
+
+@reference("Mix")
+def mix(term: TermValues) -> Factors:
+    """Compute Lily with a static router, MASA: ``sum_k m_k B_k``, ``sum_k m_k A_k``, wider ones cut."""
+
+    def mixed(role: str, width: int) -> Tensor:
+        count, r = term.options[f"count_{role}"], term.rank
+        matrices = [term[role][k * r : (k + 1) * r, :width] for k in range(count)]
+        if count == 1:
+            return matrices[0]
+        weights = term[f"m_{role}"][0]
+        return torch.stack([weights[k] * matrices[k] for k in range(count)]).sum(0)
+
+    return mixed("B", term.d_out).T, mixed("A", term.d_in)
+
+
+@reference("Core")
+def core(term: TermValues) -> Factors:
+    """LoRA-XS: ``B R A``; MetaTT: ``B R_n ... R_1 A``; TinyLoRA: ``R_1 = sum_i v_i P_i``.
+
+    Of wider factors the front; R and P are stored transposed.
+    """
+    b, a = term["B"].T[: term.d_out], term["A"][:, : term.d_in]
+    for i in range(term.options.get("cores", 1), 1, -1):
+        b = b @ term[f"core_{i}"].T
+    first = term["core"]
+    if count := term.options.get("count", 0):
+        p = [first[i * term.rank : (i + 1) * term.rank] for i in range(count)]
+        first = torch.stack([v * p_i for v, p_i in zip(term["c"][0], p, strict=True)]).sum(0)
+    return b @ first.T, a
+
+
+@reference("MiSS")
+def miss(term: TermValues) -> Factors:
+    """MiSS: column j of the update is row ``j mod r`` of the matrix."""
+    a = torch.zeros(term.rank, term.d_in, dtype=term["B"].dtype)
+    for j in range(term.d_in):
+        a[j % term.rank, j] = 1
+    return term["B"].T[: term.d_out], a
+
+
+@reference("Hadamard")
+def hadamard(term: TermValues) -> Factors:
+    """LoHa: ``(B_1 A_1) * (B_2 A_2)``, in full."""
+    first = term["B"].T[: term.d_out] @ term["A"][:, : term.d_in]
+    update = first * (term["B_2"].T @ term["A_2"])
+    return update, torch.eye(term.d_in, dtype=update.dtype)
+
+
+@reference("Grid")
+def grid(term: TermValues) -> Factors:
+    """GraLoRA: block by block, ``B_mn A_mn``, in full."""
+    k, r = term.options["blocks"], term.rank // term.options["blocks"]
+    rows, columns = term.d_out // k, term.d_in // k
+    update = torch.zeros(term.d_out, term.d_in, dtype=term["A"].dtype)
+    for m in range(k):
+        for n in range(k):
+            of_m, of_n = slice(m * rows, (m + 1) * rows), slice(n * columns, (n + 1) * columns)
+            b, a = term["B"][n * r : (n + 1) * r, of_m], term["A"][m * r : (m + 1) * r, of_n]
+            update[of_m, of_n] = b.T @ a
+    return update, torch.eye(term.d_in, dtype=update.dtype)
+
+
+@reference("Shards")
+def shards(term: TermValues) -> Factors:
+    """MoS: row by row and shard by shard, those of the pool that the site has drawn."""
+    count, pool = term.options["shards"], term.rank * term.options["shards"]
+
+    def rows(role: str, width: int) -> Tensor:
+        piece = width // count
+        drawn = iter(term[f"I_{role}"].detach().tolist())
+        made = []
+        for _ in range(term.options["rows"]):
+            row = []
+            for _ in range(count):
+                high, low = next(drawn)
+                which, place = divmod((int(high) * 256 + int(low)) % pool, count)
+                row.append(term[role][which, place * piece : (place + 1) * piece])
+            made.append(torch.cat(row))
+        return torch.stack(made)
+
+    return rows("B", term.d_out).T, rows("A", term.d_in)
+
+
+@reference("Loadings")
+def loadings(term: TermValues) -> Factors:
+    """Compute EigenLoRAx: ``sum_k l_k v_k`` for each row of A and column of B; of wider vectors the front."""
+    a = torch.zeros(term.rank, term.d_in, dtype=term["A"].dtype)
+    b = torch.zeros(term.d_out, term.rank, dtype=term["B"].dtype)
+    for row in range(term.rank):
+        for k in range(term.options["vectors"]):
+            a[row] = a[row] + term["L_A"][row, k] * term["A"][k, : term.d_in]
+            b[:, row] = b[:, row] + term["L_B"][row, k] * term["B"][k, : term.d_out]
+    return b, a
+
+
+@reference("Experts")
+def experts(term: TermValues, x: Tensor) -> Tensor:
+    """Compute HydraLoRA: ``sum_i w_i(x) B_i A x`` with ``w = softmax(G x)``, token by token."""
+    count, r = term.options["count"], term.rank
+    b = [term["B"].T[:, i * r : (i + 1) * r] for i in range(count)]  # (d_out, r) each
+    updates = []
+    for token in x.reshape(-1, term.d_in):
+        weights = (term["G"] @ token).exp()
+        weights = weights / weights.sum()
+        updates.append(sum(weights[i] * (b[i] @ (term["A"] @ token)) for i in range(count)))
+    return torch.stack(updates).reshape(*x.shape[:-1], term.d_out)
+
+
+def dense_delta(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> Tensor:
+    """Return a term's update of its site's weight, ``scale * diag(out) B diag(rank) A (d_out, d_in)``.
+
+    Args:
+        term: of a plan; linear.
+        tensors: the adapter's tensors, by their names in the plan; gradients flow to them.
+        d_in: width of the site's input.
+        d_out: width of its output.
+
+    Raises:
+        KeyError: the transform has no reference.
+    """
+    values = _values(term, tensors, d_in, d_out)
+    b, a = REFERENCES[term.transform](values)
+    if "gain_rank" in term.tensors:
+        b = b @ torch.diag(values["gain_rank"][0])
+    return term.scale * _gained(values) @ b @ a
+
+
+def _values(term: Term, tensors: Mapping[str, Tensor], d_in: int, d_out: int) -> TermValues:
+    named = {role: tensors[name] for role, name in term.tensors.items()}
+    return TermValues(named, term.options, term.rank, d_in, d_out)
+
+
+def _gained(term: TermValues) -> Tensor:
+    """Return ``diag(out)``, or the identity where there is no such gain."""
+    one = next(iter(term.tensors.values())).new_ones(term.d_out)
+    return torch.diag(term["gain_out"][0] if "gain_out" in term.tensors else one)
+
+
+Drop = Callable[[Tensor, float], Tensor]
+"""Stands for dropout: of an input and a probability, the input with some of it dropped."""
+
+
+def reference_model(
+    model: ModelT, plan: Plan, tensors: Mapping[str, Tensor], drop: Drop | None = None
+) -> ModelT:
+    """Return a copy of a base model whose weights are ``W + sum of dW``, dense.
+
+    What is not linear, what reads a dropped input, and what is beside a quantised weight is added to the
+    output.
+
+    Args:
+        model: the base, not adapted; it is not changed.
+        plan: of the adapter.
+        tensors: the adapter's tensors by name. The copy uses these very tensors, each wherever the
+            plan says, so that gradients of its loss flow to them. Nothing else trains.
+        drop: dropout; left out without one.
+    """
+    dense = copy.deepcopy(model).requires_grad_(False)
+    maps = linear_maps(dense)
+    inside: dict[tuple[str, str], dict[Weight, list[Term]]] = {}
+    for site in plan.sites:
+        # Of tied modules each has the weight of the site.
+        weights = [maps[site.path].of(maps[path]) for path in site.paths]
+        for term in plan.terms_of[site.path]:
+            dropped = drop if term.dropout else None
+            dense_weight = maps[site.path].replacement() is None
+            if term.linear and dropped is None and dense_weight:
+                for weight in weights:
+                    of_parameter = inside.setdefault((weight.owner, weight.parameter), {})
+                    of_parameter.setdefault(weight, []).append(term)
+                continue
+            for path in site.paths:
+                update = partial(_add_update, term, tensors, (site.d_in, site.d_out), dropped)
+                dense.get_submodule(path).register_forward_hook(update)
+    for trained in plan.trained:
+        for path in trained.paths:
+            name, _, parameter = path.rpartition(".")
+            module, instead = dense.get_submodule(name), _Instead(trained.tensor, tensors)
+            parametrize.register_parametrization(module, parameter, instead, unsafe=True)
+    for (owner, parameter), terms in inside.items():
+        # Unsafe only skips a trial run, which would be one more evaluation of the update.
+        module, delta = dense.get_submodule(owner), _Update(terms, tensors)
+        parametrize.register_parametrization(module, parameter, delta, unsafe=True)
+    return dense
+
+
+def _add_update(
+    term: Term,
+    tensors: Mapping[str, Tensor],
+    widths: tuple[int, int],
+    drop: Drop | None,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+) -> Tensor:
+    """Make a forward hook: the output with the update of a term."""
+    values = _values(term, tensors, *widths)
+    x = inputs[0].to(dtype := next(iter(values.tensors.values())).dtype)
+    if isinstance(module, nn.Embedding):
+        ones = drop(torch.ones_like(x), term.dropout) if drop is not None else torch.ones_like(x)
+        x = nn.functional.one_hot(inputs[0], module.num_embeddings).to(dtype) * ones.unsqueeze(-1)
+        delta = dense_delta(term, tensors, *widths)
+        update = x @ (delta if len(delta) == module.num_embeddings else delta.T)
+        return output + (update * getattr(module, "embed_scale", 1)).to(output.dtype)
+    if drop is not None:
+        x = drop(x, term.dropout)
+    if term.linear:
+        update = x @ dense_delta(term, tensors, *widths).T
+    else:
+        update = term.scale * REFERENCES[term.transform](values, x) @ _gained(values)
+    return output + update.to(output.dtype)
+
+
+class _Instead(nn.Module):
+    """Gives a tensor of the adapter in the place of a parameter."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self.name, self.shared = name, [tensors]
+
+    def forward(self, kept: Tensor) -> Tensor:
+        return self.shared[0][self.name].view(kept.shape).to(kept.dtype)
+
+
+class _Update(nn.Module):
+    """Adds the updates of some terms to the weights that a parameter holds."""
+
+    def __init__(self, terms: Mapping[Weight, Sequence[Term]], tensors: Mapping[str, Tensor]):
+        super().__init__()
+        # In a list, so that the module does not register what is not its own.
+        self.terms, self.shared = terms, [tensors]
+
+    def forward(self, kept: Tensor) -> Tensor:
+        kept = kept.clone()
+        for weight, terms in self.terms.items():
+            matrix = weight.part(kept)
+            for term in terms:
+                update = dense_delta(term, self.shared[0], weight.d_in, weight.d_out)
+                matrix += update.to(kept.dtype)
+        return kept

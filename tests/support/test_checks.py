@@ -1,0 +1,119 @@
+"""The checks of specs themselves: they pass on what is right, and fail on what is wrong."""
+
+import pytest
+import torch
+
+from bishare_dsl.language import parse_spec
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.reference import TermValues
+from bishare_dsl.transforms.slice_sharing import SliceSharing
+from tests.support import checks
+from tests.support.references import REFERENCES
+
+SPEC = parse_spec(
+    "spec s target q_proj, down_proj scale 2 share a per module rank 2 "
+    "share b per layer rank 4 via KE(size = 7) share c per model rank 3 via SS"
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+CHECKS = (
+    checks.check_fresh,
+    checks.check_count,
+    checks.check_against_reference,
+    checks.check_saving,
+    checks.check_merging,
+    checks.check_export,
+    checks.check_seed,
+)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_leaves_the_model_alone(check, model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check(SPEC, model)
+    assert model.state_dict().keys() == before.keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        (checks.check_against_reference, "logits differ by more than"),
+        (checks.check_merging, "logits of the merged model differ"),
+        (checks.check_export, "logits of PEFT's model differ"),
+    ],
+)
+def test_a_wrong_transform_is_found(check, says, model, monkeypatch):
+    """Wrong in the graph only: merging and exporting run the same code with tensors."""
+    right = SliceSharing.factors
+
+    def wrong(self, tensors, rank, width):
+        down, up = right(self, tensors, rank, width)
+        return (down, up) if isinstance(down, torch.Tensor) else (down, up * 1.01)
+
+    monkeypatch.setattr(SliceSharing, "factors", wrong)
+    with pytest.raises(AssertionError, match=says):
+        check(SPEC, model)
+
+
+def test_a_start_that_is_not_zero_is_found(model, monkeypatch):
+    from bishare_dsl.adapter import initial
+
+    right = initial.draw_tensor
+
+    def wrong(tensor, seed):
+        return right(tensor, seed) + (1e-3 if tensor.name == "c.B" else 0)
+
+    monkeypatch.setattr(initial, "draw_tensor", wrong)
+    with pytest.raises(AssertionError, match="logits of a fresh adapter must be identical"):
+        checks.check_fresh(SPEC, model)
+
+
+def test_a_seed_that_is_ignored_is_found(model, monkeypatch):
+    from bishare_dsl.adapter import initial
+
+    right = initial.draw_tensor
+    monkeypatch.setattr(initial, "draw_tensor", lambda tensor, seed: right(tensor, 0))
+    with pytest.raises(AssertionError, match="another seed leaves"):
+        checks.check_seed(SPEC, model)
+
+
+def test_reference_of_a_known_update():
+    """By hand: size 2, width 3, so that the second block of the Kronecker product is cut."""
+    term = TermValues(
+        {
+            "A": torch.tensor([[1.0, 2.0]]),
+            "B": torch.tensor([[1.0, 3.0]]),
+            "K_A": torch.tensor([[1.0, 10.0]]),
+            "K_B": torch.tensor([[2.0]]),
+        },
+        {"rowwise": False},
+        rank=1,
+        d_in=3,
+        d_out=2,
+    )
+    b, a = REFERENCES["KE"](term)
+    assert (b @ a).tolist() == [[2.0, 4.0, 20.0], [6.0, 12.0, 60.0]]
+
+
+def test_a_generator_that_tensors_share_is_found(model, monkeypatch):
+    from bishare_dsl.adapter import initial
+
+    right = initial.fill
+    monkeypatch.setattr(
+        initial, "fill", lambda values, how, seed, name: right(values, how, seed, "one name")
+    )
+    with pytest.raises(AssertionError, match="a tensor with the very values of another"):
+        checks.check_seed(SPEC, model)
+
+
+def test_a_start_elsewhere_is_fine_where_it_is_said(model):
+    spec = parse_spec("spec s target q_proj share a per module rank 2 init B normal start nonzero")
+    checks.check_spec(spec, model)
