@@ -78,6 +78,19 @@ class DrawnTensor(BaseModel):
     sha256: str = Field(min_length=8)
 
 
+class Marks(BaseModel):
+    """What tells the rows of a tensor that the base's weights give again: `bishare_dsl.adapter.recipes`.
+
+    ``signs`` has for each row 0 to 3: 2 where its first product is negative, and 1 where its second is.
+    ``sums`` are those of both products over the rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    signs: str = Field(pattern=r"^[0-3]+$")
+    sums: tuple[float, float]
+
+
 class AdapterConfig(BaseModel):
     """The config of an adapter.
 
@@ -118,7 +131,7 @@ class AdapterConfig(BaseModel):
     drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(_unpack)] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
-    marks: Annotated[dict[str, tuple[tuple[float, float], ...]], BeforeValidator(_unpack)] = {}
+    marks: Annotated[dict[str, Marks], BeforeValidator(_unpack)] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None

@@ -7,9 +7,9 @@
 | | from the seed, or stored in parts |
 | ``README.md`` | a model card; no part of the adapter |
 
-The file of tensors has the config's text in its metadata as well. So renaming that file is the one step in
-which an adapter is saved: where a kill leaves the config of the adapter before, the metadata says that it
-was replaced.
+Renaming the file of tensors is the one step in which an adapter is saved. Its config is written before, under
+a name that has the tensors' digest, and renamed after: where a kill leaves the config of the adapter before,
+a reader finds the new one by what the tensors are.
 
 A library has the tensors that all its adapters share in ``adapter_model.safetensors``, and those of each in
 ``adapters/NAME.safetensors``; ``FOLDER#NAME`` is read as an adapter. `old_formats` reads folders of 0.2.
@@ -17,7 +17,6 @@ A library has the tensors that all its adapters share in ``adapter_model.safeten
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -54,6 +53,7 @@ from bishare_dsl.diagnostics import (
     raise_errors,
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
@@ -69,12 +69,6 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 MEMBERS = "adapters"
 """The folder, in that of a library, of what each adapter has for itself."""
-
-MAX_TENSORS = 2**34
-"""Bytes of a file of tensors of which no config says what is in it."""
-
-_REPLACES = "replaces"
-"""The digest, in the metadata, of the config that was in the folder before."""
 
 # Writing ------------------------------------------------------------------------------------------------
 
@@ -136,11 +130,14 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
             _check_free(folder)
-            for name in (TENSORS, CONFIG, CARD):
+            content, config = _content_of(values, config)
+            for name in (TENSORS, CARD):
                 remove_leftovers(folder / name)
-            content, config = _content_of(values, config, folder)
+            text = config.text().encode()
+            replace_file(_next_config(folder, config.tensors), text)
             replace_file(folder / TENSORS, content)
-            replace_file(folder / CONFIG, config.text().encode())
+            replace_file(folder / CONFIG, text)
+            remove_leftovers(folder / CONFIG)
             write_card(folder, plan, spec_text)
     return problems
 
@@ -191,7 +188,7 @@ def save_library(
             if folder.exists():  # What else is in it stays.
                 ours = shutil.ignore_patterns(TENSORS, CONFIG, MEMBERS)
                 shutil.copytree(folder, new, symlinks=True, ignore=ours, dirs_exist_ok=True)
-            content, config = _content_of(shared, config, new)
+            content, config = _content_of(shared, config)
             (new / TENSORS).write_bytes(content)
             (new / CONFIG).write_text(config.text(), encoding="utf-8")
             (new / MEMBERS).mkdir()
@@ -268,33 +265,23 @@ def pack(
 
 
 def _content_of(
-    values: Mapping[str, torch.Tensor], config: AdapterConfig, folder: Path
+    values: Mapping[str, torch.Tensor], config: AdapterConfig
 ) -> tuple[bytes, AdapterConfig]:
     """Return the file of tensors, and the config with its digest."""
     content = _file_of(values)
-    config = config.model_copy(update={"tensors": digest_of_content(content)})
-    before = folder / CONFIG
-    replaces = hashlib.sha256(before.read_bytes()).hexdigest() if before.is_file() else ""
-    # What the config says of sharing is made again from the rest.
-    text = config.model_copy(update={"sharing": None}).text()
-    return _with_metadata(content, {RECORD: text, _REPLACES: replaces}), config
+    return content, config.model_copy(update={"tensors": digest_of_content(content)})
 
 
 def _file_of(values: Mapping[str, torch.Tensor]) -> bytes:
     """Return a file of tensors."""
     from safetensors.torch import save
 
-    return _with_metadata(save(dict(values)), {})
+    return save(dict(values), {"format": "pt"})
 
 
-def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Return a file of tensors with other metadata, which safetensors writes in another order each time."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    tensors = {k: v for k, v in json.loads(content[8:end]).items() if k != "__metadata__"}
-    header = {"__metadata__": {"format": "pt", **metadata}} | tensors
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]
+def _next_config(folder: Path, digest: str) -> Path:
+    """Return where the config of the tensors with this digest stands until it takes the place of another."""
+    return folder / f".{CONFIG}.{digest[:8]}.new"
 
 
 def _check_free(folder: Path) -> None:
@@ -308,7 +295,7 @@ def _check_free(folder: Path) -> None:
         if names_in(folder):
             raise in_the_way(folder / CONFIG)
         return
-    ours = tensors.is_file() and RECORD in _metadata(tensors.read_bytes())
+    ours = tensors.is_file() and f"{CHILD}.".encode() in tensors.read_bytes()
     if (found is not None or os.path.lexists(tensors)) and not ours:
         # A broken adapter of ours may be replaced.
         raise in_the_way(tensors if found is None else folder / CONFIG)
@@ -345,7 +332,7 @@ def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
         return ()
     if found.name == old_formats.CONFIG:
         return old_formats.names_in(path)
-    return tuple(_config_of(path, _content(path, CONFIG)).adapters or ())
+    return tuple(_config_of(path, CONFIG).adapters or ())
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
@@ -415,41 +402,27 @@ def _type_in(folder: Path) -> Any:
 
 def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, dict[str, bytes]]:
     """Read the config of an adapter, or of its library, and the files of tensors, which belong together."""
-    before = b""
+    before = None
     while True:
-        text, shared = _pair(folder)
-        config = _config_of(folder, text)
+        if not os.path.lexists(folder / CONFIG):
+            raise AdapterError(_not_an_adapter(folder))
+        config = _config_of(folder, CONFIG)
         wanted = {TENSORS: config.tensors, **_own_of(folder, name, config)}
-        limit = _most_bytes(config)
-        found = {TENSORS: shared} | {f: _content(folder, f, limit) for f in [*wanted][1:]}
-        wrong = None
-        for file, content in found.items():
+        found, wrong = {}, []
+        for file in wanted:
+            found[file] = _content(folder, file, _most_bytes(config))
             with reading(folder / file):
-                if digest_of_content(content) != wanted[file]:
-                    wrong = wrong or folder / file
-        if wrong is None:
+                digest = digest_of_content(found[file])
+            if digest != wanted[file]:
+                wrong.append(folder / file)
+                if (later := _next_config(folder, digest)).is_file():  # A kill has left it there.
+                    return _config_of(folder, later.name), found
+        if not wrong:
             return config, found
-        if before == text:
+        if before == config:
             reason = "it does not belong to the adapter_config.json beside it"
-            raise AdapterError(codes.CHANGED_FILE(path=wrong, reason=reason))
-        before = text  # Once more: an adapter may have been saved in the meantime.
-
-
-def _pair(folder: Path) -> tuple[bytes, bytes]:
-    """Return the config and the file of tensors; after a kill between the two, what the tensors say."""
-    path, tensors = folder / CONFIG, folder / TENSORS
-    if not path.is_file() and not tensors.is_file():
-        raise AdapterError(_not_an_adapter(folder))
-    text = _content(folder, CONFIG) if os.path.lexists(path) else None
-    limit = MAX_TENSORS if text is None else _most_bytes(_config_of(folder, text))
-    content = _content(folder, TENSORS, limit)
-    metadata = _metadata(content)
-    replaced = text is not None and hashlib.sha256(text).hexdigest() == metadata.get(_REPLACES)
-    if RECORD in metadata and (text is None or replaced):
-        text = metadata[RECORD].encode()
-    if text is None:
-        raise AdapterError(_not_an_adapter(folder))
-    return text, content
+            raise AdapterError(codes.CHANGED_FILE(path=wrong[0], reason=reason))
+        before = config  # Once more: an adapter may have been saved in the meantime.
 
 
 def _most_bytes(config: AdapterConfig) -> int:
@@ -457,18 +430,9 @@ def _most_bytes(config: AdapterConfig) -> int:
     return 8 * most_parameters(config.base) + MAX_CONFIG
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """Return what the header of a file of tensors says besides of the tensors."""
-    try:
-        size = int.from_bytes(content[:8], "little")
-        found = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    except (ValueError, AttributeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _config_of(folder: Path, text: bytes) -> AdapterConfig:
-    path = folder / CONFIG
+def _config_of(folder: Path, file: str) -> AdapterConfig:
+    path = folder / file
+    text = _content(folder, file)
     try:
         fields = json.loads(text)
         # A newer format may have fields that this version does not know, so this comes first.

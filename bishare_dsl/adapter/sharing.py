@@ -65,7 +65,7 @@ def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]
     if (labels := config.compact.get(tensor.name)) is not None:
         return said | {"parts": {p: key_of(plan, part_name(tensor.name, p)) for p in labels}}
     if tensor.name in config.marks:
-        return said | {"base": tensor.init}
+        return said | {"base": {tensor.init: tensor.amount}}
     return said | {"key": key_of(plan, tensor.name)}
 
 

@@ -76,12 +76,27 @@ def singular_starts(
     return found | copies
 
 
+def fitted(plan: Plan) -> dict[str, str]:
+    """Return the sites' own factors that are fitted to a shared one, with the name of that."""
+    shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
+    found = {}
+    for pool in plan.pools:
+        mine = plan.tensor[pool.tensor]
+        if len(pool.members) == 1 and mine.init in SINGULAR.difference(_POWERS):
+            terms = plan.terms_of[pool.members[0]]
+            term = next(term for term in terms if term.tensors.get(pool.role) == mine.name)
+            other = plan.tensor[term.tensors["B" if pool.role == "A" else "A"]]
+            if other.init == mine.init and other.name in shared:
+                found[mine.name] = other.name
+    return found
+
+
 class _Starts:
     """The starts that are known so far, and what they are made from."""
 
     def __init__(self, plan: Plan, model: nn.Module, dtype: torch.dtype):
         self.plan, self.maps, self.dtype = plan, linear_maps(model), dtype
-        self.shared = {pool.tensor for pool in plan.pools if len(pool.members) > 1}
+        self.fitted = fitted(plan)
         self.found: dict[str, torch.Tensor] = {}
         self._last: tuple[object, Directions] | None = None  # A and B of a site follow each other.
 
@@ -94,25 +109,15 @@ class _Starts:
             stacked = _stack(w if is_down else w.T for w in read)
             found = directions(stacked, tensor.shape[0], bottom=_is_bottom(tensor))
             return _scaled(tensor, found.values, found.right)
-        if (shared := self._shared_partner(pool)) is not None:
+        if (shared := self.fitted.get(tensor.name)) is not None:
             weight = self._weight(path)
-            return _fitted(tensor, shared.to(weight.device), weight if is_down else weight.T)
+            other = self.found[shared].to(weight.device)
+            return _fitted(tensor, other, weight if is_down else weight.T)
         key = path, tensor.shape[0], _is_bottom(tensor)
         if self._last is None or self._last[0] != key:
             self._last = key, directions(self._weight(path), *key[1:])
         found = self._last[1]
         return _scaled(tensor, found.values, found.right if is_down else found.left)
-
-    def _shared_partner(self, pool: Pool) -> torch.Tensor | None:
-        """Return the other factor of a site's term, if the site's own is to be fitted to it."""
-        mine = self.plan.tensor[pool.tensor]
-        if mine.init in _POWERS:
-            return None
-        terms = self.plan.terms_of[pool.members[0]]
-        term = next(term for term in terms if term.tensors.get(pool.role) == mine.name)
-        other = self.plan.tensor[term.tensors["B" if pool.role == "A" else "A"]]
-        fits = other.init == mine.init and other.name in self.shared
-        return self.found[other.name] if fits else None
 
     def _weight(self, path: str) -> torch.Tensor:
         return read_weight(self.maps[path]).to(self.dtype)

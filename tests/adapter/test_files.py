@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
+from bishare_dsl.adapter import files
 from bishare_dsl.adapter.config import seal
 from bishare_dsl.adapter.contents import attribute_in, base_problems, digest_of_content
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter
@@ -234,22 +235,30 @@ def test_the_config_of_another_adapter(folder: Path, tmp_path: Path) -> None:
     refused(folder, "BS607", "does not belong to the adapter_config.json beside it")
 
 
-def test_a_config_that_is_not_there_stands_with_the_tensors_too(folder: Path) -> None:
-    want = read_adapter(folder)
-    (folder / CONFIG).unlink()
-    found = read_adapter(folder)
-    # What it says to other readers is made from the rest.
-    assert found.config == want.config.model_copy(update={"sharing": None})
-    assert found.contents == want.contents
+@pytest.mark.parametrize(("steps", "seed"), [(0, 0), (1, 0), (2, 1), (3, 1)])
+def test_a_kill_leaves_the_old_adapter_or_the_new_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int, seed: int
+) -> None:
+    left, right = [None] * steps, files.replace_file
 
+    def killed(path: Path, content: bytes) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        right(path, content)
 
-def test_a_kill_between_tensors_and_config_leaves_the_new_adapter(folder: Path) -> None:
-    before = (folder / CONFIG).read_bytes()
-    saved(folder, seed=1)
-    (folder / CONFIG).write_bytes(before)
-    assert read_adapter(folder).config.seed == 1
-    saved(folder, seed=2)  # And is replaced as any other.
+    monkeypatch.setattr(files, "replace_file", killed)
+    with suppress(KeyboardInterrupt):
+        saved(folder, seed=1)
+    assert read_adapter(folder).config.seed == seed
+    left += [None] * 2
+    with suppress(KeyboardInterrupt):
+        saved(folder, seed=2)
     assert read_adapter(folder).config.seed == 2
+    monkeypatch.undo()
+    saved(folder, seed=3)
+    assert read_adapter(folder).config.seed == 3
+    assert not [*folder.glob(".*.new")]
 
 
 def test_a_transform_that_is_not_installed(folder: Path) -> None:

@@ -6,15 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import bishare_dsl.peft  # noqa: F401
-from bishare_dsl import compile_spec, load_adapter, parse_spec
+from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.adapter import recipes, singular
-from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.adapter.counter import fill
+from bishare_dsl.adapter.files import read_adapter, save_adapter
+from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.recipes import check_remade, marks_of
 from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.models import preset
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.resources import find_spec
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
 from tests.support.stored import load_stored
@@ -29,6 +35,8 @@ spec pissa
 target q_proj, down_proj
 share local  per module  rank 2  init A svd, B svd
 """
+
+FITTED = "share s  A per layer, in  B per module  rank 2  init A svd, B svd  freeze A, B  gain out init 0"
 
 
 @pytest.mark.parametrize("text", [TINY, PISSA])
@@ -45,11 +53,90 @@ def test_what_the_base_gives_is_left_out_and_made_again(text: str, tmp_path: Pat
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-3, atol=1e-3)
 
 
+POWERS = {"svd": 0.5, "svd_vectors": 0, "svd_vectors_bottom": 0, "svd_scaled": 1}
+XS = """
+spec xs
+target q_proj, down_proj
+share a A per layer, in B per module rank 2 scale 3 via Core
+    init A svd_vectors_bottom, B svd_scaled freeze A, B
+share b per module rank 2 init A svd, B svd scale 3
+"""
+
+
+def by_the_page(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
+    """What docs/format.md says of starts from the base, in numpy."""
+    config = json.loads((folder / "adapter_config.json").read_text())["bishare"]
+    sharing, marks = config["sharing"], config["marks"]
+    found = {}
+    for name, said in sharing["tensors"].items():
+        if "base" not in said:
+            continue
+        [(start, c)] = said["base"].items()
+        users = [
+            weights[m["module"]] if role == "A" else weights[m["module"]].T
+            for m in sharing["modules"]
+            for term in m["terms"]
+            for role, used in term["tensors"].items()
+            if used == name
+        ]
+        _, values, vectors = np.linalg.svd(np.concatenate(users), full_matrices=False)
+        rows = len(values) - said["shape"][0] if start.endswith("_bottom") else 0
+        chosen = slice(rows, rows + said["shape"][0])
+        tensor = c * values[chosen, None] ** POWERS[start] * vectors[chosen]
+        random = np.empty((len(tensor), 2, tensor.shape[1]), "f4")
+        fill(random, {"normal": 1.0}, 0, "marks")
+        products = np.einsum("icj,ij->ic", random, tensor)
+        signs = [(1 - 2 * (int(k) // 2), 1 - 2 * (int(k) % 2)) for k in marks[name]["signs"]]
+        turn = np.sign((products * signs).sum(1, keepdims=True))
+        apart = np.abs((turn * products).sum(0) - marks[name]["sums"])
+        assert apart.max() <= 0.002 * np.linalg.norm(tensor)
+        found[name] = turn * tensor
+    return found
+
+
+@pytest.mark.parametrize("text", [TINY, XS])
+def test_numpy_makes_them_by_the_page(text: str, tmp_path: Path) -> None:
+    model = trained(text)
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    maps = linear_maps(tiny_model("llama"))
+    found = by_the_page(
+        tmp_path, {path: weight.matrix().detach().double().numpy() for path, weight in maps.items()}
+    )
+    tensors = model.bishare.tensors()
+    assert (
+        found.keys()
+        == tensors.keys()
+        - load_stored(tmp_path).keys()
+        - read_adapter(tmp_path).config.drawn.keys()
+    )
+    for name, value in found.items():
+        torch.testing.assert_close(
+            torch.from_numpy(value).float(), tensors[name].detach(), rtol=1e-3, atol=1e-4
+        )
+
+
 def test_thirteen_numbers_are_26_bytes(tmp_path: Path) -> None:
     model = trained(TINY)
     model.bishare.save_pretrained(tmp_path, frozen="base", dtype="bfloat16")
     assert model.bishare.plan.trainable == 13
     assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
+
+
+def test_thirteen_numbers_on_llama_7b_are_a_folder_of_less_than_20_kb(tmp_path: Path) -> None:
+    shipped = find_spec("tiny_lora").read_text("utf-8")
+    text = shipped.replace("count      = 64", "count      = 13").replace(
+        "tiny  per", "tiny  c per model  per"
+    )
+    plan = plan_spec(parse_spec(text), preset("llama-7b"))
+    tensors, random = draw(plan, 0), torch.Generator().manual_seed(0)
+    of_base = {
+        t.name: torch.randn(t.shape, generator=random) for t in plan.tensors if t.init == "svd"
+    }
+    assert (plan.trainable, len(of_base)) == (13, 2 * 5 * 32)
+    saving: Any = {"frozen": "base", "dtype": "bfloat16", "remade": of_base}
+    assert not save_adapter(tmp_path, plan, tensors | of_base, text, seed=0, **saving)
+    assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000
 
 
 def test_peft_makes_them_too(tmp_path: Path) -> None:
@@ -102,6 +189,15 @@ def test_directions_of_equal_values_are_stored(tmp_path: Path) -> None:
     assert "tiny.layers.0.mlp.down_proj.A" not in stored
 
 
+def test_what_is_fitted_to_a_shared_factor_is_stored(tmp_path: Path) -> None:
+    model = trained(f"spec x\ntarget q_proj, k_proj\n{FITTED}")
+    model.bishare.save_pretrained(tmp_path, frozen="base")
+    left_out = model.bishare.plan.tensor.keys() - load_stored(tmp_path).keys()
+    assert left_out == {"s.layer_0.in_32.A", "s.layer_1.in_32.A"}
+    loaded = load_adapter(tmp_path, tiny_model("llama"))
+    torch.testing.assert_close(loaded.bishare.tensors(), model.bishare.tensors())
+
+
 def test_one_that_was_changed_is_stored(tmp_path: Path) -> None:
     model = trained(TINY)
     name = "tiny.layers.1.mlp.down_proj.A"
@@ -131,7 +227,7 @@ def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
     assert sharing is not None
     assert sharing["tensors"]["tiny.layers.0.self_attn.q_proj.A"] == {
         "shape": [2, 32],
-        "base": "svd",
+        "base": {"svd": 1.0},
     }
 
 
@@ -163,5 +259,7 @@ def test_marks_decide_signs_or_say_that_they_do_not() -> None:
         check_remade({"a": marks}, {"a": tensor * 1.05})
     with pytest.raises(AdapterError, match="BS699"):
         check_remade({"a": marks}, {"a": tensor[[1, 0, 2]]})
+    with pytest.raises(AdapterError, match="BS699"):
+        check_remade({"a": marks}, {"a": tensor[:2]})
     flat = torch.zeros(1, 40)
     assert recipes._aligned(flat, marks_of(flat)) is not None
