@@ -7,6 +7,7 @@ paths are enough; ``importlib.resources`` would cost more to import than the res
 import itertools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -22,6 +23,13 @@ def cache_folder() -> Path:
 def grammar(name: str) -> Path:
     """Return the path of the grammar file ``name``, such as ``share.lark``."""
     return _HOME / "grammars" / name
+
+
+def table(name: str) -> Iterator[tuple[str, str]]:
+    """Read a table of `grammars`: a row is two lines, of which the second says something of the first."""
+    lines = grammar(name).read_text(encoding="utf-8").splitlines()
+    rows = [line.strip() for line in lines if line and not line.startswith("#")]
+    return zip(rows[::2], rows[1::2], strict=True)
 
 
 def error_page(code: str) -> Path:

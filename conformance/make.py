@@ -23,11 +23,11 @@ from bishare_dsl.adapter.files import save_adapter, save_library
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.models import architecture_of
 from bishare_dsl.plan import Plan, Term, build_plan
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.reference import REFERENCES, TermValues
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
+from tests.support.families import tiny_model
 from tests.support.references import dense_delta
 
 SEED = 5

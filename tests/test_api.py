@@ -15,7 +15,7 @@ from bishare_dsl.api import BishareWarning
 from bishare_dsl.diagnostics import BishareError, PlanError, SpecError
 from bishare_dsl.language import spec_text
 from bishare_dsl.models import inspect_model, preset
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 TEXT = """\
 # two tiers

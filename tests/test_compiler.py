@@ -10,7 +10,7 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.compiler import install, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, PlanError, SpecError
 from bishare_dsl.models import inspect_model, resolve
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 ODD = "spec s\ntarget dense, query_key_value\nshare x where dense per module rank 1\n"
 

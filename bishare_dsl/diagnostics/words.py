@@ -6,16 +6,14 @@ from collections.abc import Iterable
 from functools import cache
 
 from bishare_dsl.diagnostics.problem import nearest
-from bishare_dsl.resources import grammar
+from bishare_dsl.resources import table
 
 
 @cache
 def _table() -> dict[tuple[str, str], str]:
     """Read the table `grammars/words.txt`: what is said of a word, by its place and the word."""
-    lines = grammar("words.txt").read_text(encoding="utf-8").splitlines()
-    rows = [line.strip() for line in lines if line and not line.startswith("#")]
     found: dict[tuple[str, str], str] = {}
-    for pattern, said in zip(rows[::2], rows[1::2], strict=True):
+    for pattern, said in table("words.txt"):
         place, _, words = pattern.partition(": ")
         found |= {(place, word): said for word in words.split(" ")}
     return found

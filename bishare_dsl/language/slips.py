@@ -21,7 +21,7 @@ from bishare_dsl.language.grammar import (
     words,
 )
 from bishare_dsl.language.syntax import span_of
-from bishare_dsl.resources import grammar, shipped_specs
+from bishare_dsl.resources import shipped_specs, table
 
 _SETS: dict[str, Set[str]] = {
     "CLAUSE": CLAUSE_KINDS,
@@ -59,20 +59,18 @@ class Table(NamedTuple):
 @cache
 def _table() -> Table:
     """Read the table."""
-    table = Table([], {})
-    lines = grammar("slips.txt").read_text(encoding="utf-8").splitlines()
-    rows = [line.strip() for line in lines if line and not line.startswith("#")]
-    for pattern, said in zip(rows[::2], rows[1::2], strict=True):
+    found = Table([], {})
+    for pattern, said in table("slips.txt"):
         pattern, *mend = re.split(r" (=>[!>]?)(?: |$)", pattern)
         named = pattern.split(" ")
         ahead = 2 if "..." in named or named[0] == "only" else named[0] == "NEWLINE"
         last = named.pop() if named[-1] in ("LINE", "REST") else ""
         if named[1:] == ["...", "@ANY"]:
-            table.such[words()[named[0]]] = said
+            found.such[words()[named[0]]] = said
         else:
             arrow, instead = mend or ("", None)
-            table.known.append(Row(named[:ahead], named[ahead:], last, instead, arrow, said))
-    return table
+            found.known.append(Row(named[:ahead], named[ahead:], last, instead, arrow, said))
+    return found
 
 
 class Slip(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -193,9 +192,12 @@ class Choice:
                 valued.append((scope, scope.value(subject, loc)))
             except EvaluationError as error:  # Where it is asked is looked at later.
                 errors.append(error)
+            else:
+                if scope.includes(item, valued[-1][1], subject, loc):
+                    return
         if errors and not valued:
             raise errors[0]
-        if not valued or any(s.includes(item, value, subject, loc) for s, value in valued):
+        if not valued:
             return
         if counted:
             yield self._outside(counted, what, loc)
@@ -263,7 +265,9 @@ def constant(mention: Mention, scopes: Sequence[Scope], what: str = "modules") -
         scopes: of all for which it may be asked.
         what: these are.
     """
-    asked = [s for s in scopes if all(_truths([s], c) == {truth} for c, truth in mention.given)]
+    asked = scopes
+    for condition, truth in mention.given:
+        asked = [scope for scope in asked if _truths([scope], condition) == {truth}]
     selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
     assert not isinstance(mention.part, Range)  # which is never a condition
     for part, loc, truth in _constant(mention.part, mention.loc, asked if len(asked) > 1 else ()):
@@ -311,8 +315,10 @@ def _truths(scopes: Sequence[Scope], part: Expression) -> set[bool]:
     """Return what a condition is worth in these scopes, but for those in which it has no value."""
     found: set[bool] = set()
     for scope in scopes:
-        with suppress(EvaluationError):
+        try:
             found.add(scope.holds(part))
+        except EvaluationError:
+            continue
         if len(found) == 2:
             break
     return found

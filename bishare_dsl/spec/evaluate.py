@@ -70,13 +70,15 @@ class Scope:
 
     A bare name is looked up in ``values`` (params, a site's attributes, ``rank``) and, where truth is
     asked for, in ``lets`` (whether each let selects the site); then it is a kind. ``layers`` resolves
-    negative layers. What is ``by_name`` fits no glob.
+    negative layers. What is ``by_name`` fits no glob. ``held`` is the truth of each predicate that was asked
+    for, by its id, with the predicate, so that no other gets that id.
     """
 
     values: Mapping[str, Value]
     lets: Mapping[str, bool] = field(default_factory=dict)
     layers: int = 0
     by_name: bool = False
+    held: dict[int, tuple[bool, Expression]] = field(default_factory=dict, compare=False)
 
     @property
     def where(self) -> str:
@@ -159,6 +161,12 @@ class Scope:
 
     def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
         """Tell whether a predicate is true; a bare name is a let, else the name of a kind."""
+        known = self.held.get(id(predicate))
+        if known is None:
+            known = self.held[id(predicate)] = self._holds(predicate, loc), predicate
+        return known[0]
+
+    def _holds(self, predicate: Expression, loc: Loc) -> bool:
         match predicate:
             case Ref(ref=name):
                 if name in self.lets:

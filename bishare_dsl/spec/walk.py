@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel
@@ -131,6 +132,14 @@ def mentions(
         yield from _within(part, asked, loc, over, given)
 
 
+@cache
+def _fields(kind: type[BaseModel]) -> list[tuple[str, Asked | None, Over | None]]:
+    """List the fields of a part of a spec: what is asked in each, and of what, where the tables say it."""
+    # What all settings have is said of them, and not once more of a share's.
+    named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
+    return [(name, _ASKED.get(place), _OVER.get(place)) for name, place in named]
+
+
 def _within(
     part: BaseModel, asked: Asked | None, loc: Loc, over: Over | None, given: _Given
 ) -> Iterator[Mention]:
@@ -152,20 +161,16 @@ def _within(
             at = (*loc, "otherwise")
             yield from mentions(part.otherwise, "number", at, over, None, given)
     else:
-        for name, value in part:
-            # What all settings have is said of them, and not once more of a share's.
-            kind = Settings if name in Settings.model_fields else type(part)
-            said = _ASKED.get((kind, name))
-            if said is None and not isinstance(value, BaseModel | tuple | dict):
+        for name, said, whose in _fields(type(part)):
+            value = getattr(part, name)
+            if said is None and not isinstance(value, (BaseModel, tuple, dict)):
                 continue
             beside = None
             if isinstance(part, Compare):
                 beside = part.left if name == "right" else part.right
             elif isinstance(part, Member):
                 beside = part.value if name == "among" else None
-            yield from mentions(
-                value, said, (*loc, name), _OVER.get((kind, name), over), beside, given
-            )
+            yield from mentions(value, said, (*loc, name), whose or over, beside, given)
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:

@@ -4,6 +4,6 @@
 |---|---|
 | `checks` | `check_transform(transform, rank, widths)` |
 | `reference` | registers a dense reference, from the paper's equation, that it is compared with |
-| `models` | tiny random models, one a family |
-| `tokenizer` | a tokenizer for them |
+| `models` | a tiny random Llama, or another model |
+| `tokenizer` | a tokenizer for it |
 """

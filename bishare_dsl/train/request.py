@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bishare_dsl.diagnostics import Problem, nearest, one_line
+from bishare_dsl.diagnostics import Problem, advise, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
@@ -205,36 +205,11 @@ _SUCH = {
     "data": "such as `--data rows.jsonl`",
     "output_dir": "such as `--output_dir run`",
 }
-# What others call it, and what it is here.
-_ELSEWHERE = {
-    **dict.fromkeys(
-        ("r", "rank", "lora_r", "lora_rank"),
-        "the spec says it: `rank`, or `--set r=16` where the spec has a param for it",
-    ),
-    **dict.fromkeys(("alpha", "lora_alpha", "dropout", "lora_dropout"), "the spec says it"),
-    "target_modules": "the spec says it: `target q_proj, v_proj`",
-    "lr": "it is `learning_rate`",
-    **dict.fromkeys(("epochs", "num_epochs"), "it is `num_train_epochs`"),
-    **dict.fromkeys(
-        ("batch_size", "micro_batch_size"),
-        "it is `per_device_train_batch_size`; an optimizer step sees 64 unless `gradient_accumulation_steps` "
-        "is given too",
-    ),
-    "max_seq_length": "it is `max_length`",
-    "dataset": "it is `data`",
-    "model_name_or_path": "it is `model`",
-    "resume_from_checkpoint": "it is `resume`, with the folder of the run or of a checkpoint in it",
-    "push_to_hub": "`hf upload` puts a finished folder on the Hub",
-    "deepspeed": "shard the base with `fsdp` instead",
-    "auto_find_batch_size": "it would change the effective batch; set `per_device_train_batch_size`",
-    "use_liger_kernel": "its kernels replace forwards that the adapter is part of",
-    "qlora": "it is `load_in_4bit`",
-}
 
 
 def unknown_argument(name: str, known: Iterable[str], shown: str | None = None) -> Problem:
     """Make the problem of an argument that is none (BS730), with what it may have been meant to be."""
-    help = _ELSEWHERE.get(name) or nearest(name, known)
+    help = advise("argument", name, known)
     return codes.UNKNOWN_ARGUMENT(name=shown or name, help=help)
 
 

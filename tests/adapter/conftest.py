@@ -11,7 +11,7 @@ import torch
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 # A tier of each kind, each through another transform, with scales that are not 1.
 SPEC = """

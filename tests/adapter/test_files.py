@@ -26,7 +26,7 @@ from bishare_dsl.language import read_file, spec_text
 from bishare_dsl.models import preset
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.resources import find_spec
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 from tests.support.stored import load_stored
 
 TEXT = "spec s target q_proj, k_proj share x per layer rank 2 via SS share y per module rank 1"

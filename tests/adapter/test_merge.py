@@ -11,8 +11,8 @@ from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
-from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
+from tests.support.families import tiny_model
 from tests.support.quantised import Int8Linear, quantise
 
 Adapted = Callable[..., Any]

@@ -25,9 +25,9 @@ from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_inputs, tiny_model
 from tests.adapter.test_files import refused, reseal
 from tests.support.checks import check_spec
+from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
 
 PISSA = "share s per module rank 3 init A svd, B svd"

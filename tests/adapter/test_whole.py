@@ -17,9 +17,8 @@ from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_inputs
 from tests.support.checks import check_spec
-from tests.support.families import tiny_model
+from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
 
 pytestmark = [

@@ -15,7 +15,7 @@ from mlx_lm.tuner.utils import load_adapters
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 MODULES = {"llama": llama, "qwen3": qwen3}
 SPEC = """

@@ -16,8 +16,8 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.peft import BishareConfig
-from bishare_dsl.testing.models import tiny_model
 from tests.distributed.together import Together, assert_same_everywhere
+from tests.support.families import tiny_model
 
 # Tensors of a module, of a layer and of the whole model; a transform of each kind; frozen ones.
 MIXED = """

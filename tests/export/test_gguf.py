@@ -13,9 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import gguf as exporting
-from bishare_dsl.testing.models import _GROUPED, TINY_FAMILIES
 from tests.export.conftest import moved
-from tests.support.families import tiny_model
+from tests.support.families import _GROUPED, TINY_FAMILIES, tiny_model
 
 gguf = pytest.importorskip("gguf")
 

@@ -14,7 +14,7 @@ from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 SPEC = """
 spec mixed

@@ -15,8 +15,8 @@ from bishare_dsl.export import peft as exporting
 from bishare_dsl.export.effective import delta, effective_factors
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportedSite, ExportReport
-from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import GPT2, SPEC
+from tests.support.families import tiny_model
 
 peft = pytest.importorskip("peft")
 get_pattern_key = peft.utils.other.get_pattern_key

@@ -16,8 +16,7 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_inputs
-from tests.support.families import TINY_MIXTURES, TINY_TOWERS
+from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_inputs
 from tests.support.plans import meaningful_specs, small_models
 from tests.support.quantised import Int8Linear
 

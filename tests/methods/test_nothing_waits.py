@@ -12,9 +12,9 @@ from bishare_dsl import compile_spec
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.ops import FEW
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
 from tests.methods.conftest import LAYERS, close, spec
 from tests.methods.test_every_method import TINY
+from tests.support.families import tiny_model
 
 WAITING = {
     "_local_scalar_dense", "equal", "nonzero", "is_nonzero", "item", "masked_select", "unique_dim",

@@ -9,9 +9,9 @@ from bishare_dsl.language import parse_spec
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
-from bishare_dsl.testing.models import tiny_model
 from tests.methods.conftest import near
 from tests.support.checks import check_against_reference, check_fresh
+from tests.support.families import tiny_model
 
 R, LAYERS, D = 4, 2, 32
 ROLES = ("A", "B", "gain_rank", "gain_out")

@@ -17,9 +17,8 @@ from bishare_dsl.mixed.rows import open_batches
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.rewritten import is_rewritten
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_inputs
 from tests.methods.test_every_method import TINY
-from tests.support.families import tiny_model
+from tests.support.families import tiny_inputs, tiny_model
 
 SPECS = {
     "a": """

@@ -12,8 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from bishare_dsl.diagnostics import ModelError
 from bishare_dsl.models import Site, architecture_of, inspect_config, inspect_model, load_model
 from bishare_dsl.models.weights import linear_widths
-from bishare_dsl.testing.models import TINY_FAMILIES
-from tests.support.families import tiny_model
+from tests.support.families import TINY_FAMILIES, tiny_model
 
 LLAMA_KINDS = {
     "self_attn.q_proj": (32, 40),

@@ -10,9 +10,8 @@ from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import PlanError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.parts import PARTS, parts
-from bishare_dsl.testing.models import TINY_FAMILIES
 from tests.models.test_weights import GATES, mixture
-from tests.support.families import tiny_model
+from tests.support.families import TINY_FAMILIES, tiny_model
 
 LLAMA = {
     "attention_inputs": {"q_proj", "k_proj", "v_proj"},

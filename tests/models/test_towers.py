@@ -9,9 +9,8 @@ import torch
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec
 from bishare_dsl.diagnostics import PlanError
 from bishare_dsl.models import Site, inspect_model
-from bishare_dsl.testing.models import tiny_inputs
 from tests.support.checks import check_spec
-from tests.support.families import TINY_TOWERS, tiny_model
+from tests.support.families import TINY_TOWERS, tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 

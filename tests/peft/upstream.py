@@ -113,15 +113,12 @@ def fill_hub(cache: Path) -> None:
 
     # PEFT's `tests` is the one that is imported by that name.
     sys.path.append(str(REPOSITORY / "tests" / "support"))
-    from families import TINY_MIXTURES, TINY_TOWERS
-
-    from bishare_dsl.testing import models
-    from bishare_dsl.testing.models import TINY_FAMILIES, TinyFamily
+    from families import _COMMON, TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, TinyFamily
 
     families = {**TINY_FAMILIES, **TINY_MIXTURES, **TINY_TOWERS}
     families["gptj"] = TinyFamily("gptj", {**families["gpt2"].config, "rotary_dim": 4})
     families["gemma3_text"] = TinyFamily("gemma3_text", families["gemma2"].config)
-    families["deberta_1"] = TinyFamily("deberta", models._COMMON)
+    families["deberta_1"] = TinyFamily("deberta", _COMMON)
     for repository, (family, architecture) in HUB.items():
         folder = cache / f"models--{repository.replace('/', '--')}"
         if (folder / "refs" / "main").is_file():

@@ -8,7 +8,7 @@ import pytest
 from bishare_dsl import plan_spec
 from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.models import Architecture, inspect_model
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 
 def stacked() -> Any:

@@ -8,7 +8,7 @@ from bishare_dsl import Plan, plan_spec
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.site import Architecture
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
 LET = "let ends = heads, embeddings "

@@ -18,7 +18,7 @@ from bishare_dsl.rewrite.fallback import linear_region
 from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.structure import structure_key
 from bishare_dsl.rewrite.trace import UntraceableRegion
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 from tests.support.references import reference_model
 
 

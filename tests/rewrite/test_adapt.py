@@ -17,8 +17,8 @@ from bishare_dsl.diagnostics import BishareWarning, ModelError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.rewrite import OwnedTensors, adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 from tests.support import checks
+from tests.support.families import TINY_FAMILIES, tiny_model
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
 # The second prompt is padded on the left.

@@ -15,7 +15,7 @@ from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.signature import graph_signature
 from bishare_dsl.rewrite.trace import UntraceableRegion
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 LLAMA_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 

@@ -358,7 +358,7 @@ def test_offloading(adapted, planned, fresh_tensors, family, how, order, tmp_pat
     from accelerate import cpu_offload, disk_offload, dispatch_model
 
     from bishare_dsl.rewrite import adapt
-    from bishare_dsl.testing.models import tiny_model
+    from tests.support.families import tiny_model
 
     def offload(model):
         if how == "cpu":

@@ -18,8 +18,8 @@ from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.models import inspect_model
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
 from tests.support.checks import check_against_reference, check_spec
+from tests.support.families import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 EMBEDDINGS = {"gpt2": "wte", "falcon": "word_embeddings"}

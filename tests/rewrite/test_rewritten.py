@@ -21,7 +21,7 @@ from bishare_dsl.rewrite.rewritten import (
     set_code,
 )
 from bishare_dsl.rewrite.trace import UntraceableRegion
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+from tests.support.families import TINY_FAMILIES, tiny_model
 
 TRACED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "mixtral")
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])

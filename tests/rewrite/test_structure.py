@@ -5,7 +5,7 @@ from torch import nn
 from bishare_dsl.rewrite.capture import capture_region
 from bishare_dsl.rewrite.rewritten import GraphCode, set_code
 from bishare_dsl.rewrite.structure import structure_key
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 
 def keys(model):

@@ -6,10 +6,10 @@ import torch
 
 from bishare_dsl.api import BishareWarning, compile_spec
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import SIZES
+from tests.support.families import tiny_model
 
 NEW = 5
 """Tokens that are generated."""

@@ -30,7 +30,7 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.spec import Spec
 from bishare_dsl.testing.checks import randomize
-from bishare_dsl.testing.models import tiny_inputs
+from tests.support.families import tiny_inputs
 from tests.support.references import reference_model
 
 if TYPE_CHECKING:

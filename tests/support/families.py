@@ -1,4 +1,4 @@
-"""Tiny models of more families than `bishare_dsl.testing` promises: mixtures of experts, encoders, other towers."""
+"""Tiny models of many families, and what they read: decoders, mixtures of experts, encoders, other towers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,75 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.testing import models
-from bishare_dsl.testing.models import _COMMON, _GROUPED, _SPECIAL_TOKENS, TinyFamily
+from bishare_dsl.testing.models import LLAMA, TinyFamily
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+_SPECIAL_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_GROUPED = LLAMA.config
+_COMMON = {n: v for n, v in _GROUPED.items() if n not in ("num_key_value_heads", "head_dim")}
 _EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
 _UNIFORM = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+
+TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "llama": LLAMA,
+        "mistral": TinyFamily("mistral", {**_GROUPED, "sliding_window": 4}),
+        "qwen2": TinyFamily("qwen2", _GROUPED),
+        "qwen3": TinyFamily("qwen3", _GROUPED),
+        "gemma2": TinyFamily(
+            "gemma2", {**_GROUPED, "sliding_window": 4, "query_pre_attn_scalar": 10}
+        ),
+        "phi3": TinyFamily("phi3", _GROUPED),
+        "mixtral": TinyFamily(
+            "mixtral", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+        ),
+        # These three have no grouped-query attention, and a head is hidden_size / heads wide.
+        "gpt2": TinyFamily(
+            "gpt2",
+            {
+                "initializer_range": 0.2,
+                "vocab_size": 64,
+                "n_embd": 32,
+                "n_inner": 48,
+                "n_layer": 2,
+                "n_head": 4,
+                "n_positions": 64,
+                **_SPECIAL_TOKENS,
+            },
+        ),
+        "opt": TinyFamily(
+            "opt",
+            {
+                "init_std": 0.2,
+                "vocab_size": 64,
+                "hidden_size": 32,
+                "word_embed_proj_dim": 32,
+                "ffn_dim": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 64,
+                **_SPECIAL_TOKENS,
+            },
+        ),
+        "falcon": TinyFamily(
+            "falcon",
+            {
+                "initializer_range": 0.2,
+                "vocab_size": 64,
+                "hidden_size": 32,
+                "ffn_hidden_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 64,
+                **_SPECIAL_TOKENS,
+            },
+        ),
+    }
+)
+"""Decoders of text."""
 
 TINY_MIXTURES: Mapping[str, TinyFamily] = MappingProxyType(
     {
@@ -195,6 +257,50 @@ TINY_TOWERS: Mapping[str, TinyFamily] = MappingProxyType(
 
 
 def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
-    """Return a tiny model of any family, those of `bishare_dsl.testing` included."""
-    own: str | TinyFamily = {**TINY_MIXTURES, **TINY_TOWERS}.get(family, family)
-    return models.tiny_model(own, **settings)
+    """Return a tiny model of any of these families; ``settings`` as for `bishare_dsl.testing`."""
+    return models.tiny_model({**TINY_FAMILIES, **TINY_MIXTURES, **TINY_TOWERS}[family], **settings)
+
+
+def tiny_inputs(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
+    """Return what a tiny model reads, by keyword: two inputs, of which one is padded where they are tokens.
+
+    Args:
+        model: of `tiny_model`.
+        seed: of the values.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (2, 5), ``decoder_input_ids`` (2, 4), ``pixel_values``,
+        ``input_features`` (2, 8, 12): those that its forward takes.
+    """
+    import torch
+
+    random, config = torch.Generator().manual_seed(seed), model.config
+    vision = getattr(config, "vision_config", config)
+    text = config.get_text_config()
+    inputs: dict[str, Tensor] = {}
+    if model.main_input_name == "input_ids":
+        image = getattr(config, "image_token_id", text.vocab_size)
+        ids = torch.randint(3, min(text.vocab_size, image), (2, 5), generator=random)
+        mask = torch.ones_like(ids)
+        mask[1, -2:] = (
+            0  # On the right: on the left, some families give NaN at what nothing attends to.
+        )
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if image < text.vocab_size:  # Four tokens stand for an image.
+            images = torch.full((2, 4), image)
+            inputs["input_ids"] = torch.cat([images, ids], 1)
+            inputs["attention_mask"] = torch.cat([torch.ones_like(images), mask], 1)
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(3, text.vocab_size, (2, 4), generator=random)
+    if model.main_input_name == "input_features":
+        frames = 2 * config.max_source_positions
+        inputs["input_features"] = torch.randn(2, config.num_mel_bins, frames, generator=random)
+    elif hasattr(vision, "image_size"):
+        side = vision.image_size
+        inputs["pixel_values"] = torch.randn(2, 3, side, side, generator=random)
+    elif hasattr(vision, "spatial_merge_size"):  # Qwen's: patches of images of any size.
+        size = 3 * vision.temporal_patch_size * vision.patch_size**2
+        inputs["pixel_values"] = torch.randn(2 * 4, size, generator=random)
+        inputs["image_grid_thw"] = torch.tensor([[1, 2, 2]] * 2)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == config.image_token_id).int()
+    return inputs

@@ -48,10 +48,9 @@ from bishare_dsl.spec import (
     Via,
 )
 from bishare_dsl.spec.evaluate import Scope, Value
-from bishare_dsl.testing.models import TINY_FAMILIES
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, transform_kind
 from bishare_dsl.transforms.transform import divisors
-from tests.support.families import TINY_MIXTURES, TINY_TOWERS, tiny_model
+from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS, tiny_model
 from tests.support.quantised import quantise
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from bishare_dsl.diagnostics import PlanError, SpecError
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.spec import RankMatch, Ref
-from bishare_dsl.testing.models import TINY_FAMILIES
 from tests.support.architectures import architectures
-from tests.support.families import TINY_MIXTURES, TINY_TOWERS
+from tests.support.families import TINY_FAMILIES, TINY_MIXTURES, TINY_TOWERS
 from tests.support.plans import meaningful_specs, pools, small_models
 from tests.support.quantised import Int8Linear
 from tests.support.specs import specs

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train.loss import IGNORED, head_is_plain, loss_of_learned
+from tests.support.families import tiny_model
 
 
 def batch(learned, tokens=9):

@@ -5,9 +5,9 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError
 from bishare_dsl.train.trainer import AdapterTrainer, Watch
+from tests.support.families import tiny_model
 from tests.train.conftest import losses, values
 
 

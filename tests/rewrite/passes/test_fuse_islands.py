@@ -8,7 +8,7 @@ from bishare_dsl.plan import build_plan
 from bishare_dsl.rewrite import adapt, ops
 from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
-from bishare_dsl.testing.models import tiny_model
+from tests.support.families import tiny_model
 
 SHAPES = [(2, 4), (2, 6), (1, 4), (1, 6), (2, 6), (2, 4)]
 BEHIND = ShareFactors(), FuseIslands()

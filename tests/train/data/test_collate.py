@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
 from bishare_dsl.train.data.batches import Collator, Examples, check_packing
+from tests.support.families import TINY_FAMILIES, tiny_model
 
 # OPT builds its mask without `position_ids`.
 PACKING = sorted(TINY_FAMILIES.keys() - {"opt"})

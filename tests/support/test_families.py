@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bishare_dsl.testing.models import TINY_FAMILIES, tiny_model
+from tests.support.families import TINY_FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
