@@ -15,28 +15,3 @@ from bishare_dsl.diagnostics.problem import Code, Edit, Problem, Severity, neare
 from bishare_dsl.diagnostics.render import as_json, escaped, render
 from bishare_dsl.diagnostics.source import Loc, Source, SourceMap, Span
 from bishare_dsl.diagnostics.words import advise
-
-__all__ = [
-    "AdapterError",
-    "BishareError",
-    "BishareWarning",
-    "Code",
-    "DataError",
-    "Edit",
-    "Loc",
-    "ModelError",
-    "PlanError",
-    "Problem",
-    "Severity",
-    "Source",
-    "SourceMap",
-    "Span",
-    "SpecError",
-    "advise",
-    "as_json",
-    "escaped",
-    "nearest",
-    "one_line",
-    "raise_errors",
-    "render",
-]

@@ -3,13 +3,3 @@
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.read import parse_spec, parse_syntax, read, read_file
 from bishare_dsl.language.text import own_text, spec_text
-
-__all__ = [
-    "format_text",
-    "own_text",
-    "parse_spec",
-    "parse_syntax",
-    "read",
-    "read_file",
-    "spec_text",
-]

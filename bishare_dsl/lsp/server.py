@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from os.path import realpath
-from pathlib import Path
 from typing import Any
 
 from lsprotocol import types as lsp
@@ -14,25 +13,22 @@ from pygls.uris import from_fs_path, to_fs_path
 
 from bishare_dsl.diagnostics import BishareError, Span
 from bishare_dsl.language.format import format_text
-from bishare_dsl.language.parse import MAX_BYTES
-from bishare_dsl.language.syntax import span_of
+from bishare_dsl.language.syntax import span_of, unquoted
+from bishare_dsl.language.text import spelled_name
 from bishare_dsl.lsp.complete import completions
 from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.model import ChosenModel
-from bishare_dsl.lsp.names import name_at
+from bishare_dsl.lsp.names import name_at, tokens_named
 from bishare_dsl.lsp.outline import outline
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.lsp.remedies import code_actions
-from bishare_dsl.lsp.rename import CannotRename, Places, find_renames, places_of
 from bishare_dsl.version import __version__
 
 PAUSE = 0.1
 """Seconds without a change until a text is checked."""
-MAX_SPECS = 1000
-"""How many specs of a workspace are searched for a name."""
 
 
 class SpecServer(LanguageServer):
@@ -120,38 +116,12 @@ class SpecServer(LanguageServer):
         for uri in self.opened():
             self.check(uri)
 
-    def specs(self) -> dict[str, Document]:
-        """Return the specs of the workspace by their real paths, those that are open as they stand there."""
-        found = {realpath(self.document(uri).path): self.document(uri) for uri in self.opened()}
-        roots = (to_fs_path(folder.uri) for folder in self.workspace.folders.values())
-        paths = (path for root in roots if root for path in Path(root).rglob("*.share"))
-        for _, path in zip(range(MAX_SPECS), paths, strict=False):
-            if realpath(path) not in found:
-                try:
-                    # Reading a pipe would wait for ever.
-                    if not path.is_file() or path.stat().st_size > MAX_BYTES:
-                        continue
-                    text = path.read_text(encoding="utf-8")
-                except (OSError, ValueError):
-                    continue
-                found[realpath(path)] = Document(text, str(path), self.chosen, self.allow_use)
-        return found
-
     def uri_of(self, path: str) -> str:
         """Return the name that the editor has for a file."""
         for uri in self.opened():
             if realpath(self.document(uri).path) == realpath(path):
                 return uri
         return from_fs_path(realpath(path)) or ""
-
-    def locations(self, places: Places) -> list[lsp.Location]:
-        """Return the places of a name for the editor."""
-        unit = self.workspace.position_encoding or lsp.PositionEncodingKind.Utf16
-        return [
-            lsp.Location(self.uri_of(path), Positions(file.source, unit).range(span_of(token)))
-            for path, (file, tokens) in places.items()
-            for token in tokens
-        ]
 
 
 def make_server() -> SpecServer:
@@ -202,32 +172,11 @@ def make_server() -> SpecServer:
     def on_definition(params: lsp.DefinitionParams) -> list[lsp.Location]:
         return _definitions(server, params.text_document.uri, params.position)
 
-    @server.feature(lsp.TEXT_DOCUMENT_REFERENCES)
-    def on_references(params: lsp.ReferenceParams) -> list[lsp.Location]:
-        document = server.document(params.text_document.uri)
-        found = name_at(document, document.positions.offset(params.position))
-        if found is None:
-            return []
-        return server.locations(places_of(found[1][0].statement.name, document, server.specs()))
-
-    @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
-    def on_prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
-        document = server.document(params.text_document.uri)
-        found = name_at(document, document.positions.offset(params.position))
-        return document.positions.range(span_of(found[0])) if found else None
-
-    @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
+    @server.feature(lsp.TEXT_DOCUMENT_RENAME)
     def on_rename(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
-        document = server.document(params.text_document.uri)
-        offset = document.positions.offset(params.position)
-        try:
-            places, text = find_renames(document, offset, params.new_name, server.specs())
-        except CannotRename as error:
-            raise JsonRpcInvalidParams(str(error)) from error
-        changes: dict[str, list[lsp.TextEdit]] = {}
-        for place in server.locations(places):
-            changes.setdefault(place.uri, []).append(lsp.TextEdit(place.range, text))
-        return lsp.WorkspaceEdit(changes=changes)
+        uri = params.text_document.uri
+        edits = _renamed(server.document(uri), params.position, params.new_name)
+        return lsp.WorkspaceEdit(changes={uri: edits})
 
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
     def on_formatting(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
@@ -270,6 +219,20 @@ def _definitions(server: SpecServer, uri: str, position: lsp.Position) -> list[l
             start = file.syntax.first.start
             return [lsp.Location(server.uri_of(file.source.name), first.range(Span(start, start)))]
     return []
+
+
+def _renamed(document: Document, position: lsp.Position, new: str) -> list[lsp.TextEdit]:
+    """Give a param or a let of a document another name, wherever the document has it.
+
+    Raises:
+        JsonRpcInvalidParams: there is none there that this file declares.
+    """
+    found = name_at(document, document.positions.offset(position))
+    if found is None or document.file is None or found[1][0].source is not document.file.source:
+        raise JsonRpcInvalidParams("a file renames the params and lets that it declares itself")
+    text = spelled_name(new.strip().strip('"'))
+    places = map(span_of, tokens_named(document.file, [unquoted(found[0])]))
+    return [lsp.TextEdit(document.positions.range(place), text) for place in places]
 
 
 def _formatted(document: Document) -> list[lsp.TextEdit] | None:

@@ -14,22 +14,6 @@ if TYPE_CHECKING:
     from bishare_dsl.models.site import Architecture, Site
     from bishare_dsl.models.source import Source, resolve
 
-__all__ = [
-    "ALIASES",
-    "PRESETS",
-    "Architecture",
-    "Site",
-    "Source",
-    "architecture_of",
-    "config_of",
-    "inspect_config",
-    "inspect_model",
-    "load_model",
-    "meta_model",
-    "preset",
-    "resolve",
-]
-
 __getattr__ = lazy(
     __name__,
     {

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from bishare_dsl.plan.check import check_spec
     from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 
-__all__ = ["Plan", "Pool", "Tensor", "Term", "build_plan", "check_spec"]
-
 __getattr__ = lazy(
     __name__,
     {

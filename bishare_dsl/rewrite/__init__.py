@@ -3,13 +3,3 @@
 from bishare_dsl.rewrite.adapt import adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.placement import AdapterRoot, Placement
-
-__all__ = [
-    "AdapterRoot",
-    "OwnedTensors",
-    "Placement",
-    "adapt",
-    "regions",
-    "set_enabled",
-    "unadapt",
-]

@@ -19,29 +19,3 @@ from bishare_dsl.transforms.registry import (
     transform_names,
 )
 from bishare_dsl.transforms.transform import Kept, Own, Start, Tensors, Transform, Width, one_width
-
-__all__ = [
-    "GAIN_OUT",
-    "GAIN_RANK",
-    "Kept",
-    "Own",
-    "Start",
-    "Tensors",
-    "Transform",
-    "Width",
-    "check_term",
-    "effective_pair",
-    "effective_pairs",
-    "guard",
-    "load_transform",
-    "of_many",
-    "one_width",
-    "package_of",
-    "register",
-    "shape_of",
-    "stacked",
-    "transform_error",
-    "transform_kind",
-    "transform_names",
-    "update_of",
-]

@@ -7,25 +7,14 @@ BS7xx training, its data first; BS80x to BS84x evaluating; BS85x analysing; BS9x
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from bishare_dsl.diagnostics.problem import Code
 
 
 def registry() -> dict[str, Code]:
     """Return every code by its name, in order."""
-    from bishare_dsl.diagnostics.codes import (
-        adapter,
-        analyse,
-        data,
-        evaluate,
-        language,
-        models,
-        plan,
-        rewrite,
-        spec,
-        train,
-        usage,
-    )
-
-    stages = (language, spec, plan, rewrite, models, adapter, data, train, evaluate, analyse, usage)
+    stages = [import_module(f"{__name__}.{stage.name}") for stage in iter_modules(__path__)]
     found = [v for stage in stages for v in vars(stage).values() if isinstance(v, Code)]
     return {code.code: code for code in sorted(found, key=lambda code: code.code)}
