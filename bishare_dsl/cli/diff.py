@@ -115,13 +115,10 @@ def _pair(pair: Pair, what: str) -> list[str]:
 
 def _where(sites: list[Site]) -> str:
     """Name the kinds and the runs of layers of some sites."""
+    from bishare_dsl.models.site import runs_of
+
     kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
-    runs: list[list[int]] = []
-    for layer in sorted({site.layer for site in sites if site.layer is not None}):
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
+    runs = runs_of(site.layer for site in sites)
     if not runs:
         return kinds
     spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

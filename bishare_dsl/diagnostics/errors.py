@@ -73,6 +73,8 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError):
         text = error.strerror or text
+    elif isinstance(error, RecursionError):
+        text = "it is nested too deep"
     elif isinstance(error, ValueError) and callable(errors := getattr(error, "errors", None)):
         first = errors()[0]
         text = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

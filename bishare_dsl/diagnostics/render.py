@@ -99,30 +99,16 @@ def as_json(problem: Problem, where: SourceMap | None = None) -> dict[str, Any]:
     }
     span = problem.span or (where.locate(problem.loc) if where else None)
     if span is not None and where is not None:
-        source = where.source_of(span)
-        line, column = source.position(span.start)
-        end_line, end_column = source.position(span.end)
-        record |= {
-            "file": source.name,
-            "line": line,
-            "column": column,
-            "end_line": end_line,
-            "end_column": end_column,
-        }
+        end_line, end_column = where.source_of(span).position(span.end)
+        record |= _placed(where, span) | {"end_line": end_line, "end_column": end_column}
         if other := _other(problem, where):
-            line, column = where.source_of(other).position(other.start)
-            record["other_at"] = {
-                "file": where.source_of(other).name,
-                "line": line,
-                "column": column,
-            }
+            record["other_at"] = _placed(where, other)
         if uses := where.uses(span):
-            record["used_at"] = [
-                {
-                    "file": (user := where.source_of(use)).name,
-                    "line": user.position(use.start)[0],
-                    "column": user.position(use.start)[1],
-                }
-                for use in uses
-            ]
+            record["used_at"] = [_placed(where, use) for use in uses]
     return record
+
+
+def _placed(where: SourceMap, span: Span) -> dict[str, Any]:
+    source = where.source_of(span)
+    line, column = source.position(span.start)
+    return {"file": source.name, "line": line, "column": column}

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.diagnostics import AdapterError, PlanError, one_line
+from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import Stacked, stacked_in
 from bishare_dsl.export.peft import TENSORS
 from bishare_dsl.export.peft_config import PeftConfig, read_config
-from bishare_dsl.models.site import Architecture, Site, most_parameters
+from bishare_dsl.models.site import Architecture, Site, most_parameters, runs_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.train import NONE
 from bishare_dsl.reading import read_file
@@ -164,40 +163,13 @@ def _whole(config: PeftConfig) -> Callable[[str], bool]:
 def _trained(
     spec: Spec, saved: Mapping[str, torch.Tensor], architecture: Architecture
 ) -> tuple[Spec, Plan]:
-    """Return a spec that trains these parameters too, and its plan: named by kind, else each by its path."""
-    if not saved:
-        exact = NONE if architecture.head else None
-    else:
+    """Return a spec that trains these parameters too, each named by its path, and its plan."""
+    train = NONE if architecture.head else None
+    if saved:
         paths = [path for o in architecture.others if o.path in saved for path in o.paths]
-        exact = Selection(include=tuple(Match(attribute="path", pattern=path) for path in paths))
-        short = spec.model_copy(update={"train": _train_of(saved, architecture)})
-        with suppress(PlanError):
-            plan, _ = build_plan(short, architecture)
-            found = {trained.parameter for trained in plan.trained}
-            if saved.keys() <= found <= {*saved, *architecture.head}:
-                return short, plan
-    spec = spec.model_copy(update={"train": exact})
+        train = Selection(include=tuple(Match(attribute="path", pattern=path) for path in paths))
+    spec = spec.model_copy(update={"train": train})
     return spec, build_plan(spec, architecture)[0]
-
-
-def _train_of(saved: Collection[str], architecture: Architecture) -> Selection:
-    """Return what selects these parameters: all biases, all of a kind, and paths."""
-    parts: list[Expression] = []
-    left = [other for other in architecture.others if other.path in saved]
-    biases = [other for other in architecture.others if other.path.endswith("bias")]
-    if biases and all(other in left for other in biases):
-        parts.append(Ref(ref="biases"))
-        left = [other for other in left if other not in biases]
-    kinds = {path: path.split(".")[-2:][0] for other in left for path in other.paths}
-    for other in left:
-        for path in other.paths:
-            kind = kinds[path]
-            alike = (
-                o for o in architecture.others if kind in (p.split(".")[-2:][0] for p in o.paths)
-            )
-            whole = kind not in architecture.kinds and all(o.path in saved for o in alike)
-            parts.append(is_kind(kind) if whole else Match(attribute="path", pattern=path))
-    return Selection(include=tuple(dict.fromkeys(parts)))
 
 
 def _pairs(
@@ -313,12 +285,13 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
     chosen = set(sites)
     for kind in dict.fromkeys(site.kind for site in sites if site.layer is not None):
         of_kind = [site for site in architecture.sites if site.kind == kind]
-        layers = sorted({site.block for site in of_kind if site in chosen})
-        condition = is_kind(kind)
+        layers = {site.block for site in of_kind if site in chosen}
+        condition = _is_kind(kind)
         if chosen.issuperset(of_kind):
             parts.append(condition)
         elif chosen.issuperset(site for site in of_kind if site.block in layers):
-            among = Member(value=Ref(ref="layer"), among=_ranges(layers))
+            ranges = (Range(first=a, last=b) if a < b else a for a, b in runs_of(layers))
+            among = Member(value=Ref(ref="layer"), among=tuple(ranges))
             parts.append(And(all_of=(condition, among)))
         else:
             parts += [
@@ -328,23 +301,12 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
         for path in site.paths if site.layer is None else ():
             kind = path.rpartition(".")[2]
             named = kind not in architecture.kinds
-            parts.append(is_kind(kind) if named else Match(attribute="path", pattern=path))
+            parts.append(_is_kind(kind) if named else Match(attribute="path", pattern=path))
     return tuple(parts)
 
 
-def is_kind(kind: str) -> Expression:
+def _is_kind(kind: str) -> Expression:
     """Return the condition that a site is of a kind."""
     if kind.isidentifier() and kind not in ATTRIBUTES:
         return Ref(ref=kind)
     return Match(attribute="kind", pattern=kind)
-
-
-def _ranges(layers: Sequence[int]) -> tuple[Range | int, ...]:
-    """Write rising numbers as ranges: those that follow each other are one."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return tuple(Range(first=a, last=b) if a < b else a for a, b in runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from lark import Token
@@ -15,7 +15,7 @@ from bishare_dsl.language.syntax import Statement, first_token, span_of, unquote
 from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.names import name_at
 from bishare_dsl.lsp.words import MEANINGS
-from bishare_dsl.models.site import Site
+from bishare_dsl.models.site import Site, runs_of
 from bishare_dsl.resources import first_sentence
 from bishare_dsl.show import rows
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
@@ -204,16 +204,6 @@ def summary(sites: Sequence[Site]) -> str:
         return "no module"
     kinds = ", ".join(f"`{kind}`" for kind in dict.fromkeys(site.kind for site in sites))
     count = f"{len(sites):,} module{'s' if len(sites) > 1 else ''}"
-    layers = [site.layer for site in sites if site.layer is not None]
-    return f"{count}: {kinds}" + (f" of layers {_runs(layers)}" if layers else "")
-
-
-def _runs(layers: Iterable[int]) -> str:
-    """Write numbers as ranges: `0..3, 8, 10..31`."""
-    runs: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+    runs = runs_of(site.layer for site in sites)
+    layers = ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+    return f"{count}: {kinds}" + (f" of layers {layers}" if layers else "")

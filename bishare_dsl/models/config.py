@@ -116,15 +116,8 @@ def _check_json(path: Path) -> None:
 
     try:
         fields = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise ModelError(BROKEN_CONFIG(path=path, reason=reason)) from error
-    except UnicodeDecodeError as error:
-        raise ModelError(BROKEN_CONFIG(path=path, reason="it is not UTF-8")) from error
-    except RecursionError as error:
-        raise ModelError(BROKEN_CONFIG(path=path, reason="it is nested too deep")) from error
-    except OSError as error:
-        raise ModelError(BROKEN_CONFIG(path=path, reason=error.strerror)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(BROKEN_CONFIG(path=path, reason=one_line(error))) from error
     if not isinstance(fields, dict):
         raise ModelError(BROKEN_CONFIG(path=path, reason="it is not a JSON object"))
     family = fields.get("model_type")

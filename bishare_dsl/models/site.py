@@ -298,6 +298,17 @@ def layers_of(sites: Iterable[Site]) -> list[int | None]:
     return sorted(layers, key=lambda layer: (layer is None, layer))
 
 
+def runs_of(layers: Iterable[int | None]) -> list[tuple[int, int]]:
+    """Return the layers, None aside, as runs without a gap: the first and the last of each."""
+    runs: list[tuple[int, int]] = []
+    for layer in sorted({layer for layer in layers if layer is not None}):
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1] = runs[-1][0], layer
+        else:
+            runs.append((layer, layer))
+    return runs
+
+
 def block_of(path: str) -> tuple[str, str, str] | None:
     """Return the list of blocks that a path goes through, which of them it is in, and what is behind it."""
     found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)

@@ -121,20 +121,20 @@ def classifier() -> Any:
 
 
 WHOLE: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "a head": ("llama", {"modules_to_save": ["lm_head"]}, "train lm_head"),
+    "a head": ("llama", {"modules_to_save": ["lm_head"]}, 'train path "lm_head.weight"'),
     "norms": (
         "llama",
         {"modules_to_save": ["input_layernorm", "model.norm"]},
-        "train input_layernorm, norm",
+        'path "model.layers.0.input_layernorm.weight", path',
     ),
-    "biases": ("qwen2", {"bias": "all"}, "train biases"),
+    "biases": ("qwen2", {"bias": "all"}, "layers.1.self_attn.k_proj.bias"),
     "biases of targets": ("qwen2", {"bias": "lora_only"}, "layers.1.self_attn.q_proj.bias"),
     "some": (
         "llama",
         {"modules_to_save": ["layers.1.input_layernorm"]},
         "layers.1.input_layernorm",
     ),
-    "a classifier": (classifier, {"task_type": "SEQ_CLS"}, "train classifier"),
+    "a classifier": (classifier, {"task_type": "SEQ_CLS"}, 'train path "classifier.weight"'),
     "no task": (classifier, {"task_type": None}, "train none"),
 }
 

@@ -142,8 +142,8 @@ def test_a_meta_model_has_shapes_and_no_weights(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        (b"", "BS506", "line 1, column 1"),
-        (b'{\n  "model_type": llama\n}', "BS506", "line 2, column 17"),
+        (b"", "BS506", "line 1 column 1"),
+        (b'{\n  "model_type": llama\n}', "BS506", "line 2 column 17"),
         (b"\xff\xfe\x00", "BS506", "UTF-8"),
         (b"[]", "BS506", "not a JSON object"),
         (b"[" * 100_000, "BS506", "nested too deep"),
