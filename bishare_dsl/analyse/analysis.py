@@ -34,6 +34,11 @@ class JointRow:
     kept: float
     chance: float
 
+    @property
+    def gain(self) -> float:
+        """How much more is kept than by chance."""
+        return self.kept - self.chance
+
 
 @dataclass(frozen=True)
 class Analysis:

@@ -9,11 +9,13 @@ from typing import Any
 
 from bishare_dsl.analyse import ranks
 from bishare_dsl.analyse.analysis import Analysis, Chart
+from bishare_dsl.analyse.finding import finding
 
 
 def figures(analyses: Sequence[Analysis], charts: Sequence[Chart]) -> dict[str, Any]:
     """Return all that was measured of adapters, and between them."""
     return {
+        "finding": finding(analyses),
         "adapters": [_adapter(analysis) for analysis in analyses],
         "between": [_chart(chart) for chart in charts],
     }

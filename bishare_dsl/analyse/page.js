@@ -2,9 +2,9 @@ function cellAt(event) {
   const svg = event.target.closest('figure[data-chart] svg');
   if (!svg) return null;
   const chart = data.charts[+svg.closest('figure').dataset.chart];
-  const box = svg.getBoundingClientRect();
-  const column = Math.floor((event.clientX - box.left - chart.left) / chart.cell);
-  const row = Math.floor((event.clientY - box.top - chart.top) / chart.cell);
+  const box = svg.getBoundingClientRect(), drawn = svg.viewBox.baseVal.width / box.width;
+  const column = Math.floor(((event.clientX - box.left) * drawn - chart.left) / chart.cell);
+  const row = Math.floor(((event.clientY - box.top) * drawn - chart.top) / chart.cell);
   const n = chart.labels.length;
   return row >= 0 && row < n && column >= 0 && column < n ? { chart, row, column } : null;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import Any
 
 from bishare_dsl.analyse import heat, tables
 from bishare_dsl.analyse.analysis import Analysis, Chart
+from bishare_dsl.analyse.finding import finding
 from bishare_dsl.analyse.similarity import MEASURES, Measure
 from bishare_dsl.show.shell import Tab, figure, item, shell
+from bishare_dsl.show.table import Table
+
+_SHOWN = 8
+"""Keys that are seen at once."""
 
 
 def page(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
@@ -46,10 +52,11 @@ def _facts(analyses: Sequence[Analysis]) -> str:
 
 
 def _summary(analyses: Sequence[Analysis]) -> str:
-    return "".join(
-        f"<h2>{escape(a.adapter.name)}: what common factors of rank {a.rank} keep of the updates</h2>"
-        "<p>Of all energy, the sum of squares. The line in a bar is what independent updates give: a key "
-        f"tells of sharing where the bar is longer.</p>{_joint(a)}"
+    said = re.sub("`(.+?)`", r"<code>\1</code>", escape(finding(analyses)))
+    return f'<p class="lead">{said}</p>' + "".join(
+        f"<h2>{escape(a.adapter.name)}: what common factors of rank {a.rank} keep</h2>"
+        "<p>Of all that the updates are (the sum of squares), the part that is left where modules under one key "
+        f"have one factor in common. The line is what independent updates keep.</p>{_joint(a)}"
         f"<h2>{escape(a.adapter.name)}: rank, and what each share contributes</h2>"
         + "<p></p>".join(_table(t) for t in (tables.kinds(a), *tables.worth(a)))
         for a in analyses
@@ -57,28 +64,32 @@ def _summary(analyses: Sequence[Analysis]) -> str:
 
 
 def _joint(analysis: Analysis) -> str:
-    bars = [_bar(row.kept, row.chance) for row in analysis.joint]
-    return _table(tables.joint(analysis), bars)
+    """Show what stands out most; the rest on demand."""
+    rows = tables.by_gain(analysis)
+    first, rest = (
+        _table(tables.joint(analysis, part), [_bar(row.kept, row.chance) for row in part])
+        for part in (rows[:_SHOWN], rows[_SHOWN:])
+    )
+    return f"{first}<details><summary>{len(rows) - _SHOWN} more keys</summary>{rest}</details>"
 
 
 def _bar(kept: float, chance: float) -> str:
     return (
-        f'<span class="bar"><i style="width:{100 * kept:.1f}%"></i>'
-        f'<b style="left:{100 * chance:.1f}%"></b></span>'
+        f'<span><i style="width:{100 * kept:.1f}%"></i><b style="width:{100 * chance:.1f}%"></b></span>'
     )
 
 
-def _table(made: tables.Table, bars: Sequence[str] = ()) -> str:
-    """Write a table, with a bar behind each row where there are any."""
+def _table(made: Table, bars: Sequence[str] = ()) -> str:
+    """Write a table, with a bar after each row where there are any."""
     rows = [_row("th", made, made.head, "<th></th>" if bars else "")]
     for i, line in enumerate(made.rows):
-        rows.append(_row("td", made, line, f"<td>{bars[i]}</td>" if bars else ""))
-    return f"<table>{''.join(rows)}</table>"
+        rows.append(_row("td", made, line, f"<td class=bar>{bars[i]}</td>" if bars else ""))
+    return f"<table{' class=bars' if bars else ''}>{''.join(rows)}</table>"
 
 
-def _row(cell: str, made: tables.Table, line: Sequence[str], bar: str) -> str:
+def _row(cell: str, made: Table, line: Sequence[str], bar: str) -> str:
     cells = (
-        f"<{cell}{' class=word' if i in made.left - {0} else ''}>{escape(text)}</{cell}>"
+        f"<{cell}{' class=word' if i in {*made.left} - {0} else ''}>{escape(text)}</{cell}>"
         for i, text in enumerate(line)
     )
     return f"<tr>{''.join(cells)}{bar}</tr>"
@@ -93,7 +104,7 @@ def _measure(
         for chart in found:
             figures.append(_figure(chart, len(charts)))
             charts.append(_data(chart))
-        parts.append(f'<h2>{escape(name)}</h2><div class="panels">{"".join(figures)}</div>')
+        parts.append(f'<h2>{escape(name)}</h2><div class="panels wide">{"".join(figures)}</div>')
     return "".join(parts)
 
 

@@ -1,22 +1,20 @@
-"""The tables of an analysis, for text and for the page: a head and rows of words."""
+"""The tables of an analysis, for text and for the page."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from bishare_dsl.analyse import ranks
-from bishare_dsl.analyse.analysis import Analysis
+from bishare_dsl.analyse.analysis import Analysis, JointRow
+from bishare_dsl.show.table import Table
 
 
-class Table(NamedTuple):
-    """A table; the columns of ``left`` are words, which stand to the left, the others numbers."""
-
-    head: list[str]
-    rows: list[list[str]]
-    left: frozenset[int] = frozenset({0})
+def by_gain(analysis: Analysis) -> list[JointRow]:
+    """Return what common factors keep, most above chance first."""
+    return sorted(analysis.joint, key=lambda row: row.gain, reverse=True)
 
 
-def joint(analysis: Analysis) -> Table:
+def joint(analysis: Analysis, rows: Sequence[JointRow]) -> Table:
     """Make the table of what common factors keep, beside chance."""
     head = [
         "per",
@@ -25,8 +23,9 @@ def joint(analysis: Analysis) -> Table:
         "modules each",
         f"kept at rank {analysis.rank}",
         "by chance",
+        "points above",
     ]
-    rows = [
+    lines = [
         [
             row.joint.key,
             row.joint.role,
@@ -34,10 +33,11 @@ def joint(analysis: Analysis) -> Table:
             f"{row.joint.modules:,}",
             f"{row.kept:.1%}",
             f"{row.chance:.1%}",
+            f"{100 * row.gain:+.1f}",
         ]
-        for row in analysis.joint
+        for row in rows
     ]
-    return Table(head, rows, frozenset({0, 1}))
+    return Table(head, lines, frozenset({0, 1}))
 
 
 def kinds(analysis: Analysis) -> Table:

@@ -6,30 +6,30 @@ from collections.abc import Sequence
 
 from bishare_dsl.analyse import tables
 from bishare_dsl.analyse.analysis import Analysis, Chart
+from bishare_dsl.analyse.finding import finding
 from bishare_dsl.analyse.maps import LAYER
 from bishare_dsl.analyse.similarity import MEASURES
-from bishare_dsl.show.table import table
+from bishare_dsl.show.table import Table
 
 
-def text(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
-    """Write the means of all measures beside those of chance, joint energy, ranks and contributions."""
-    parts = []
+def parts(analyses: Sequence[Analysis], between: Sequence[Chart]) -> list[str | Table]:
+    """Say what was found; joint energy, the means of all measures beside those of chance, and ranks."""
+    found: list[str | Table] = [finding(analyses)]
     for analysis in analyses:
         adapter = analysis.adapter
         starts = "starts taken away" if adapter.starts_known else "starts left in"
-        parts.append(
+        found.append(
             f"{adapter.name}: {adapter.plan.spec} on {adapter.plan.base.name}, "
             f"{len(analysis.modules):,} modules, {starts}"
         )
-        parts.append(_likeness(analysis.charts))
-        shown = (tables.joint(analysis), tables.kinds(analysis))
-        parts += [table(*one) for one in (*shown, *tables.worth(analysis))]
+        found.append(tables.joint(analysis, tables.by_gain(analysis)))
+        found += [_likeness(analysis.charts), tables.kinds(analysis), *tables.worth(analysis)]
     if between:
-        parts += ["between the adapters, module by module", _likeness(between)]
-    return "\n\n".join(parts)
+        found += ["between the adapters, module by module", _likeness(between)]
+    return found
 
 
-def _likeness(charts: Sequence[Chart]) -> str:
+def _likeness(charts: Sequence[Chart]) -> Table:
     titles = {measure.name: measure.title for measure in MEASURES}
     groups: dict[tuple[str, str], list[Chart]] = {}
     for chart in charts:
@@ -41,7 +41,7 @@ def _likeness(charts: Sequence[Chart]) -> str:
         [titles[measure], where, *(_number(_mean(means)) for means in _columns(group))]
         for (measure, where), group in groups.items()
     ]
-    return table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
+    return Table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
 
 
 def _columns(charts: Sequence[Chart]) -> list[list[float | None]]:

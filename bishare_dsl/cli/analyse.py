@@ -65,7 +65,7 @@ def command(
     """
     from bishare_dsl.analyse import analysis
     from bishare_dsl.analyse.figures import figures
-    from bishare_dsl.analyse.text import text
+    from bishare_dsl.analyse.text import parts
     from bishare_dsl.analyse.write import write
     from bishare_dsl.cli.updates import add_worth, progress_bar, read_adapters
     from bishare_dsl.writing import new_folder
@@ -81,5 +81,5 @@ def command(
         write(new, found, charts)
         write_mark(new, MARK)
     report.data(out=str(out), **figures(found, charts))
-    report.result(text(found, charts))
+    report.tables(*parts(found, charts))
     report.note(f"written: {out / 'analysis.html'}")

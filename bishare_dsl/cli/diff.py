@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bishare_dsl.models.site import Site
     from bishare_dsl.plan import Plan
     from bishare_dsl.show.diff import Difference, Pair
+    from bishare_dsl.show.table import Table
 
 
 @click.command(
@@ -52,7 +53,7 @@ def command(
     one, two = plans[before], plans[after]
     found = difference(one, two)
     report.data(before=_head(before, one), after=_head(after, two), **asdict(found))
-    report.result(_text(before, one, after, two, found))
+    report.tables(*_parts(before, one, after, two, found))
 
 
 def _head(file: str, plan: Plan) -> dict[str, Any]:
@@ -61,56 +62,51 @@ def _head(file: str, plan: Plan) -> dict[str, Any]:
     return {"file": file, "spec": plan.spec, "params": plan.params, **asdict(figures(plan))}
 
 
-def _text(before: str, one: Plan, after: str, two: Plan, found: Difference) -> str:
+def _parts(before: str, one: Plan, after: str, two: Plan, found: Difference) -> list[str | Table]:
     from bishare_dsl.show.rows import span
-    from bishare_dsl.show.table import table
+    from bishare_dsl.show.table import Table
 
     sites = {site.path: site for plan in (one, two) for site in plan.sites}
     change = two.trainable / one.trainable - 1
     differ = f"{found.modules:,} of {len(sites):,} modules differ"
     trainable = f"{one.trainable:,} -> {two.trainable:,} ({change:+.1%})"
     names = escaped(f"{before} -> {after} on {one.base.name}")
-    parts = [f"{names}: {differ}\ntrainable params: {trainable}"]
-    head = ["share", "modules", "", "", "trainable", "", ""]
-    lines = [
-        [pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")] for pair in found.shares
-    ]
-    if lines:
-        parts.append(table(head, lines, left={0, 3, 6}))
-    if found.regrouped:
-        head = ["share", "role", "regrouped", "of", "modules each", "", "", "where"]
-        lines = [
+    shares = Table(
+        ["share", "modules before", "after", "trainable before", "after"],
+        [[pair.name, *_pair(pair, "modules"), *_pair(pair, "trainable")] for pair in found.shares],
+    )
+    regrouped = Table(
+        ["share", "role", "regrouped", "of", "modules each before", "after", "where"],
+        [
             [
                 change.share,
                 change.role,
                 f"{len(change.sites):,}",
                 f"{change.of:,}",
                 span(change.before),
-                "->",
                 span(change.after),
                 _where([sites[path] for path in change.sites]),
             ]
             for change in found.regrouped
-        ]
-        parts.append(table(head, lines, left={0, 1, 6, 7}))
-    if found.settings:
-        head = ["share", "setting", "modules", "before", "", "after"]
-        lines = [
-            [s.share, s.what, f"{s.modules:,}", s.before, "->", s.after] for s in found.settings
-        ]
-        parts.append(table(head, lines, left={0, 1, 3, 5}))
-    if found.whole:
-        head = ["trained in full", "parameters", "", ""]
-        lines = [[row.path, f"{row.before:,}", "->", f"{row.after:,}"] for row in found.whole]
-        parts.append(table(head, lines, left={0, 3}))
-    if not found.modules and not found.whole:
-        parts.append("the same modules share, at the same settings")
-    return "\n\n".join(parts)
+        ],
+        left={0, 1, 6},
+    )
+    settings = Table(
+        ["share", "setting", "modules", "before", "after"],
+        [[s.share, s.what, f"{s.modules:,}", s.before, s.after] for s in found.settings],
+        left={0, 1, 3, 4},
+    )
+    whole = Table(
+        ["trained in full", "parameters before", "after"],
+        [[row.path, f"{row.before:,}", f"{row.after:,}"] for row in found.whole],
+    )
+    none = [] if found.modules or found.whole else ["the same modules share, at the same settings"]
+    drawn = [table for table in (shares, regrouped, settings, whole) if table.rows]
+    return [f"{names}: {differ}\ntrainable params: {trainable}", *drawn, *none]
 
 
 def _pair(pair: Pair, what: str) -> list[str]:
-    before, after = (f"{getattr(row, what):,}" if row else "-" for row in (pair.before, pair.after))
-    return [before, "->", after]
+    return [f"{getattr(row, what):,}" if row else "-" for row in (pair.before, pair.after)]
 
 
 def _where(sites: list[Site]) -> str:

@@ -107,4 +107,4 @@ def command(
             report.partial = True
             rows = rows_of(results, chance)
             report.data(model=model, models=list(results), limit=settings["limit"], rows=rows)
-            report.result(table_of(rows, results))
+            report.tables(table_of(rows, results))

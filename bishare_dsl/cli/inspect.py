@@ -42,7 +42,7 @@ def command(report: Report, folder: Path) -> None:
         f" at {config.base_revision}" if config.base_revision else ""
     )
     size = sum(map(len, stored.contents))
-    report.result(summary.as_text(stored.plan))
+    report.tables(*summary.as_parts(stored.plan))
     drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
     notes = [f"{drawn:,} parameters are drawn from the seed, not stored"] if drawn else []
     notes += ["compact: it runs, and cannot train"] if stored.compact else []

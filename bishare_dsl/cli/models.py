@@ -15,7 +15,7 @@ from bishare_dsl.cli.report import Report
 def command(report: Report) -> None:
     """List the presets: models whose shapes are known, so that `--model NAME` needs no file of theirs."""
     from bishare_dsl.models import PRESETS, preset
-    from bishare_dsl.show.table import table
+    from bishare_dsl.show.table import Table
 
     models = [preset(name) for name in PRESETS]
     report.data(models=[model.model_dump(exclude={"sites"}) for model in models])
@@ -23,4 +23,4 @@ def command(report: Report) -> None:
         [model.name, f"{model.parameters / 1e9:,.2f}B", str(model.layers), model.model_id or ""]
         for model in models
     ]
-    report.result(table(["model", "parameters", "layers", "on the Hub"], rows, left={0, 3}))
+    report.tables(Table(["model", "parameters", "layers", "on the Hub"], rows, left={0, 3}))

@@ -47,6 +47,23 @@ as_json = _switch(
     help="Write one JSON object, problems included, on standard output.",
     is_eager=True,
 )
+
+
+def _choose_form(ctx: click.Context, parameter: click.Parameter, form: str) -> None:
+    report = ctx.find_object(Report)
+    if report is not None:
+        report.form, report.as_json = form, report.as_json or form == "json"
+
+
+table_form = click.Option(
+    ["--format"],
+    type=click.Choice(("table", "json", "markdown", "csv", "latex")),
+    default="table",
+    expose_value=False,
+    is_eager=True,
+    callback=_choose_form,
+    help="How to write the tables; `json` is `--json`.",
+)
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from bishare_dsl.cli.reading import plan_of, read_specs
 from bishare_dsl.cli.report import Report
 from bishare_dsl.cli.solve import solve
 from bishare_dsl.diagnostics import BishareError, Problem
+
+if TYPE_CHECKING:
+    from bishare_dsl.show.table import Table
 
 SORTS = ("spec", "model", "parameters", "rank", "percent")
 
@@ -85,7 +88,7 @@ def command(
 
         plan = plan_of(files[0], models[0], _single(params), report).plan
         report.data(**summary.as_data(plan))
-        report.result(summary.as_text(plan))
+        report.tables(*summary.as_parts(plan))
     else:
         _compare(files, models, params, sort, report)
 
@@ -107,7 +110,7 @@ def _compare(
         # What has no such figure comes last.
         rows.sort(key=lambda row: ((key := _key(row, sort)) is None, 0 if key is None else key))
     report.data(rows=rows)
-    report.result(_table(rows))
+    report.tables(_table(rows))
 
 
 def _combined(
@@ -147,9 +150,9 @@ def _key(row: dict[str, Any], sort: str) -> Any:
     return row.get(name)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]]) -> Table:
     from bishare_dsl.show.rows import mib, span
-    from bishare_dsl.show.table import table
+    from bishare_dsl.show.table import Table
 
     settings = list(dict.fromkeys(name for row in rows for name in row["set"]))
     head = ["spec", "model", *settings]
@@ -163,4 +166,4 @@ def _table(rows: list[dict[str, Any]]) -> str:
             line += [f"{row['trainable']:,}", mib(row["bytes"]), span(row["effective_rank"])]
             line += ["-" if row["of_lora"] is None else f"{row['of_lora']:.2%}"]
         lines.append(line)
-    return table(head, lines, left={0, 1})
+    return Table(head, lines, left={0, 1})

@@ -18,10 +18,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from math import inf
 from shutil import get_terminal_size
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
 from bishare_dsl.progress import is_shown, track
+
+if TYPE_CHECKING:
+    from bishare_dsl.show.table import Table
 
 _Item = TypeVar("_Item")
 
@@ -51,7 +54,8 @@ class CommandError(BishareError):
 
 
 class Report:
-    """Takes all that a command has to say. ``as_json``, ``quiet`` and ``allow_use`` are set by the options.
+    """Takes all that a command has to say. ``as_json``, ``quiet``, ``allow_use`` and ``form``, that of its tables,
+    are set by the options.
 
     With ``partial`` what there is is written although the command was interrupted.
     """
@@ -62,6 +66,7 @@ class Report:
         self.problems_are_results = False
         self.partial = False
         self.allow_use = False
+        self.form = "table"
         self.exit_code = 0
         self.errors = self.warnings = 0
         self._data: dict[str, Any] = {}
@@ -71,6 +76,13 @@ class Report:
         """Write a line or more of the result, for people."""
         if not self.as_json:
             sys.stdout.write(text.translate(_CONTROLS) + "\n")
+
+    def tables(self, *parts: str | Table) -> None:
+        """Write a result that has tables, in the form that was asked for."""
+        from bishare_dsl.show.table import render
+
+        if not self.as_json:
+            self.result(render(parts, self.form))
 
     def data(self, **values: Any) -> None:
         """Add fields to the result, for machines."""

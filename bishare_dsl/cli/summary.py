@@ -1,4 +1,4 @@
-"""A plan in text and as data: its rows drawn as tables."""
+"""A plan as data, and as text and tables for a reader."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.diagnostics import escaped
 from bishare_dsl.show import rows
 from bishare_dsl.show.rows import BYTES, mib, span
-from bishare_dsl.show.table import table
+from bishare_dsl.show.table import Table
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -37,8 +37,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
     }
 
 
-def as_text(plan: Plan) -> str:
-    """Write the plan for a reader: four tables and the line that every tool of the field prints."""
+def as_parts(plan: Plan) -> list[str | Table]:
+    """Say what a plan is in four tables, and in the line that every tool of the field prints."""
     base = plan.base
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
     head = (
@@ -46,7 +46,7 @@ def as_text(plan: Plan) -> str:
         f"{adapted} modules adapted, {len(plan.tensors):,} tensors"
     )
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
-    by_share = table(
+    by_share = Table(
         ["share", "modules", "rank", "via", "scale", "trainable", "of total"],
         [
             [
@@ -62,7 +62,7 @@ def as_text(plan: Plan) -> str:
         ],
         left={0, 3},
     )
-    by_role = table(
+    by_role = Table(
         ["share", "role", "pools", "modules each", "shape", "parameters"],
         [
             [
@@ -77,7 +77,7 @@ def as_text(plan: Plan) -> str:
         ],
         left={0, 1},
     )
-    by_kind = table(
+    by_kind = Table(
         ["kind", "modules", "in", "out", "effective rank"],
         [
             [
@@ -89,9 +89,8 @@ def as_text(plan: Plan) -> str:
             ]
             for row in rows.kinds(plan)
         ],
-        left={0},
     )
-    by_layer = table(
+    by_layer = Table(
         ["layers", "modules", "effective rank", "of that layer alone", "shared with others"],
         [
             [
@@ -103,10 +102,8 @@ def as_text(plan: Plan) -> str:
             ]
             for row in rows.layers(plan)
         ],
-        left={0},
     )
-    parts = [escaped(head), *([f"params: {escaped(params)}"] if params else [])]
-    in_full = table(
+    in_full = Table(
         ["trained in full", "parameters", "shape", "count"],
         [
             [
@@ -117,12 +114,11 @@ def as_text(plan: Plan) -> str:
             ]
             for row in rows.trained_in_full(plan)
         ],
-        left={0},
     )
+    first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
     drawn = [by_share, by_role, by_kind, by_layer] if plan.terms else []
-    for shown in (*drawn, *([in_full] if plan.trained else [])):
-        parts += ["", shown]
-    return "\n".join([*parts, "", _adapter_size(plan), _memory(plan), plan.parameters_line])
+    last = "\n".join([_adapter_size(plan), _memory(plan), plan.parameters_line])
+    return [first, *drawn, *([in_full] if plan.trained else []), last]
 
 
 def _adapter_size(plan: Plan) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
+from bishare_dsl.show.table import Table
+
 _ACCURACY = ("acc", "acc_norm")
 
 
@@ -58,20 +60,15 @@ def rows_of(
     return list(found.values())
 
 
-def table_of(rows: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> str:
-    """Return a table with a column for each model, as Markdown."""
-    from pytablewriter import MarkdownTableWriter
-
-    heads = ["task", "n-shot", "metric", "chance", *labels]
+def table_of(rows: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> Table:
+    """Return a table with a column for each model."""
     cells = []
     for row in rows:
         metric = f"{row['metric']} {row['filter']}".removesuffix(" none")
         scores = [row["scores"].get(label) for label in labels]
         shots = "" if row["num_fewshot"] is None else str(row["num_fewshot"])
         cells.append([row["task"], shots, metric, _figure(row["chance"]), *map(_score, scores)])
-    types = ["str"] * len(heads)
-    table = MarkdownTableWriter(headers=heads, value_matrix=cells, type_hints=types)
-    return str(table.dumps()).rstrip()
+    return Table(["task", "n-shot", "metric", "chance", *labels], cells, left={0, 2})
 
 
 def _figure(value: float | None) -> str:

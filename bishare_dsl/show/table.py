@@ -1,41 +1,112 @@
-"""Tables of text."""
+"""Tables for a terminal, and to paste into a page, a sheet or a paper."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
+from textwrap import fill
+from typing import NamedTuple
 
 from bishare_dsl.diagnostics import escaped
 
+FORMATS = ("table", "json", "markdown", "csv", "latex")
+"""In which a command's tables can be had; ``json`` is its data."""
 _GAP = "  "
+_LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
 
 
-def table(head: list[str], rows: list[list[str]], left: Collection[int]) -> str:
-    """Set columns under their heads; numbers to the right, the columns of ``left`` to the left.
+class Table(NamedTuple):
+    """A table of text; the columns of ``left`` are words, which stand to the left, the others numbers."""
 
-    Columns that a terminal is too narrow for follow in a table below, behind the first columns again.
-    """
-    rows = [[escaped(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    groups = _groups(widths, list(takewhile(left.__contains__, range(len(head) - 1))))
-    return "\n\n".join(_drawn(lines, widths, group, left) for group in groups)
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Collection[int] = frozenset({0})
+
+    def __str__(self) -> str:
+        """Set columns under their heads.
+
+        Columns that a terminal is too narrow for follow in a table below, after the first columns again.
+        """
+        rows = [[escaped(cell) for cell in row] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(self.head, *rows, strict=True)]
+        lines = [self.head, ["-" * width for width in widths], *rows]
+        first = [*takewhile(self.left.__contains__, range(len(self.head) - 1))]
+        groups = _groups(widths, first)
+        return "\n\n".join(self._drawn(lines, widths, group) for group in groups)
+
+    def _drawn(
+        self, lines: Iterable[Sequence[str]], widths: Sequence[int], columns: Sequence[int]
+    ) -> str:
+        return "\n".join(
+            _GAP.join(
+                line[i].ljust(widths[i]) if i in self.left else line[i].rjust(widths[i])
+                for i in columns
+            ).rstrip()
+            for line in lines
+        )
 
 
-def _drawn(
-    lines: list[list[str]], widths: list[int], columns: Sequence[int], left: Collection[int]
-) -> str:
-    return "\n".join(
-        _GAP.join(
-            line[i].ljust(widths[i]) if i in left else line[i].rjust(widths[i]) for i in columns
-        ).rstrip()
-        for line in lines
+def render(parts: Iterable[str | Table], form: str) -> str:
+    """Write text and tables in one of `FORMATS`, but for JSON; CSV has no place for the text."""
+    return "\n\n".join(written for part in parts if (written := _WRITERS[form](part)))
+
+
+def _markdown(part: str | Table) -> str:
+    if isinstance(part, str):
+        return part
+    rule = ["---" if i in part.left else "---:" for i in range(len(part.head))]
+    lines = (
+        [escaped(cell).replace("|", "\\|") for cell in line]
+        for line in (part.head, rule, *part.rows)
     )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _groups(widths: list[int], first: list[int]) -> Iterator[list[int]]:
+def _csv(part: str | Table) -> str:
+    import csv
+    from io import StringIO
+
+    if isinstance(part, str):
+        return ""
+    file = StringIO()
+    # A number is one for a sheet without the commas of thousands.
+    rows = ([re.sub(r"(?<=\d),(?=\d{3}\b)", "", cell) for cell in row] for row in part.rows)
+    csv.writer(file, lineterminator="\n").writerows([part.head, *rows])
+    return file.getvalue().rstrip("\n")
+
+
+def _latex(part: str | Table) -> str:
+    """Write a table of the package booktabs."""
+    if isinstance(part, str):
+        return "\n".join(f"% {line}" for line in part.split("\n"))
+    head, *rows = (
+        " & ".join("".join(_LATEX.get(char, char) for char in escaped(cell)) for cell in line)
+        + r" \\"
+        for line in (part.head, *part.rows)
+    )
+    columns = "".join("l" if i in part.left else "r" for i in range(len(part.head)))
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}"])
+
+
+def _text(part: str | Table) -> str:
+    if isinstance(part, Table) or (width := terminal()) == float("inf"):
+        return str(part)
+    return "\n".join(fill(line, int(width), subsequent_indent=_GAP) for line in part.split("\n"))
+
+
+_WRITERS = {"table": _text, "markdown": _markdown, "csv": _csv, "latex": _latex}
+
+
+def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:
     """Cut the columns into what fits beside the ``first`` ones; where all fit, that is all."""
     limit = terminal()
     group = list(first)
