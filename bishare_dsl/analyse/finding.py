@@ -26,12 +26,16 @@ def finding(analyses: Sequence[Analysis]) -> str:
         said.append(f"{runs} cannot tell who should share.")
     else:
         name = _named(first)
-        said = [f"{name[0].upper()}{name[1:]} stands out: it keeps {_points(most)} more than chance."]
+        said = [
+            f"{name[0].upper()}{name[1:]} stands out: it keeps {_points(most)} more than chance."
+        ]
         near = [common for common in others if fmean(gains[common]) > _NEAR * most]
         listed = ", ".join(f"{_named(common)} ({_points(fmean(gains[common]))})" for common in near)
         said += [f"Nearly as much: {listed}."] * bool(near) + [f"{runs} {_tells(first, analyses)}"]
     if not all(analysis.adapter.starts_known for analysis in analyses):
-        said.append("What A started as is not known and stays in it, which hides what A has in common.")
+        said.append(
+            "What A started as is not known and stays in it, which hides what A has in common."
+        )
     return " ".join(said)
 
 

@@ -55,7 +55,7 @@ def _summary(analyses: Sequence[Analysis]) -> str:
     said = re.sub("`(.+?)`", r"<code>\1</code>", escape(finding(analyses)))
     return f'<p class="lead">{said}</p>' + "".join(
         f"<h2>{escape(a.adapter.name)}: what common factors of rank {a.rank} keep</h2>"
-        "<p>Of all that the updates are (the sum of squares), the part that is left where modules under one key "
+        "<p>The part of all updates (of the sum of their squares) that is left where the modules of a key "
         f"have one factor in common. The line is what independent updates keep.</p>{_joint(a)}"
         f"<h2>{escape(a.adapter.name)}: rank, and what each share contributes</h2>"
         + "<p></p>".join(_table(t) for t in (tables.kinds(a), *tables.worth(a)))
@@ -74,9 +74,7 @@ def _joint(analysis: Analysis) -> str:
 
 
 def _bar(kept: float, chance: float) -> str:
-    return (
-        f'<span><i style="width:{100 * kept:.1f}%"></i><b style="width:{100 * chance:.1f}%"></b></span>'
-    )
+    return f'<span><i style="width:{100 * kept:.1f}%"></i><b style="width:{100 * chance:.1f}%"></b></span>'
 
 
 def _table(made: Table, bars: Sequence[str] = ()) -> str:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     "check",
     epilog=options.examples(
         "bishare check my.share other.share",
-        "bishare check my.share --model llama-7b     # names are looked up in the model too",
-        "bishare check bishare_ke --json             # a spec that ships with bishare",
+        "bishare check my.share --model llama-7b",
+        "bishare check bishare_ke --json",
         "cat my.share | bishare check -",
     ),
 )

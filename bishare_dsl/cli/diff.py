@@ -111,11 +111,8 @@ def _pair(pair: Pair, what: str) -> list[str]:
 
 def _where(sites: list[Site]) -> str:
     """Name the kinds and the runs of layers of some sites."""
-    from bishare_dsl.models.site import runs_of
+    from bishare_dsl.show.rows import spans
 
     kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
-    runs = runs_of(site.layer for site in sites)
-    if not runs:
-        return kinds
-    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"{kinds}; layer{'s' if len(runs) > 1 or runs[0][0] != runs[0][1] else ''} {spans}"
+    layers = {site.layer for site in sites if site.layer is not None}
+    return f"{kinds}; layer{'s' * (len(layers) > 1)} {spans(layers)}" if layers else kinds

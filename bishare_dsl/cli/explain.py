@@ -51,5 +51,5 @@ def command(report: Report, code: str) -> None:
     fenced = False
     for line in page.split("\n"):
         fenced ^= line.startswith("```")
-        whole = fenced or len(line) <= terminal() or line.startswith(("|", "`", "<"))
+        whole = fenced or len(line) <= terminal() or line.startswith(("|", "<"))
         report.result(line if whole else fill(line, int(terminal()), break_long_words=False))

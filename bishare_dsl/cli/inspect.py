@@ -42,13 +42,13 @@ def command(report: Report, folder: Path) -> None:
         f" at {config.base_revision}" if config.base_revision else ""
     )
     size = sum(map(len, stored.contents))
-    report.tables(*summary.as_parts(stored.plan))
     drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
     notes = [f"{drawn:,} parameters are drawn from the seed, not stored"] if drawn else []
     notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
-    report.result(
-        f"\nbase: {escaped(base)}\nwritten by: {escaped(versions)}; format {config.format}, "
+    report.tables(
+        *summary.as_parts(stored.plan),
+        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {config.format}, "
         f"seed {config.seed}\ntensors: {size:,} bytes, all as they were saved"
-        + "".join(f"\n{escaped(note)}" for note in notes)
+        + "".join(f"\n{escaped(note)}" for note in notes),
     )

@@ -70,7 +70,7 @@ COMMANDS = {
         "bishare COMMAND --help",
     )
     + "\n\n\b\nExit codes: 0 fine, 1 findings, 2 wrong usage.\n"
-    "NO_COLOR=1 turns colours off, FORCE_COLOR=1 on; BISHARE_DEBUG=1 shows tracebacks.",
+    "NO_COLOR=1 turns colours off, FORCE_COLOR=1 on.\nBISHARE_DEBUG=1 shows tracebacks.",
 )
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
 @click.pass_context

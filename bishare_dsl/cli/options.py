@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, TypeAlias, TypeVar
 
 import click
@@ -59,10 +60,11 @@ table_form = click.Option(
     ["--format"],
     type=click.Choice(("table", "json", "markdown", "csv", "latex")),
     default="table",
+    metavar="FORM",
     expose_value=False,
     is_eager=True,
     callback=_choose_form,
-    help="How to write the tables; `json` is `--json`.",
+    help="Of the tables: table, markdown, csv, latex; or json, as --json.",
 )
 allow_use = _switch(
     "allow_use", "--allow-use", help="Let a spec `use` files outside of its folder."
@@ -350,5 +352,16 @@ keywords = click.option(
 
 
 def examples(*lines: str) -> str:
-    """Write the end of a command's help."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    """Write the end of a command's help; a line that is too long is broken before an option."""
+    room = min(get_terminal_size().columns, 80) - len("    ")
+    written = []
+    for line in lines:
+        first, *rest = re.split(r" (?=--?\w|[|>])", line)
+        written.append(f"  {first}")
+        for part in rest:
+            if len(written[-1]) + len(f" {part} \\") > room:
+                written[-1] += " \\"
+                written.append(f"     {part}")
+            else:
+                written[-1] += f" {part}"
+    return "\b\nExamples:\n" + "\n".join(written)

@@ -16,8 +16,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from math import inf
 from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
@@ -54,7 +54,7 @@ class CommandError(BishareError):
 
 
 class Report:
-    """Takes all that a command has to say. ``as_json``, ``quiet``, ``allow_use`` and ``form``, that of its tables,
+    """Takes all that a command has to say. ``as_json``, ``quiet``, ``allow_use`` and ``form`` (of its tables)
     are set by the options.
 
     With ``partial`` what there is is written although the command was interrupted.
@@ -91,7 +91,8 @@ class Report:
     def note(self, *lines: str) -> None:
         """Write what happens, or what to know; never needed to use the result. No name in a line adds one."""
         if not self.quiet:
-            sys.stderr.writelines(f"{escaped(line)}\n" for line in lines)
+            width = _width(sys.stderr)
+            sys.stderr.writelines(f"{fill(escaped(line), width)}\n" for line in lines)
 
     def track(
         self, items: Sequence[_Item], description: str, *, told: bool = False
@@ -112,8 +113,7 @@ class Report:
             self._problems.append(as_json(problem, where))
         elif not (self.quiet and problem.severity == "note"):
             stream = sys.stdout if self.problems_are_results else sys.stderr
-            width = get_terminal_size().columns if stream.isatty() else inf
-            stream.write(f"{_painted(render(problem, where, width), stream)}\n")
+            stream.write(f"{_painted(render(problem, where, _width(stream)), stream)}\n")
 
     def all(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
         """Report several findings."""
@@ -154,6 +154,11 @@ def coloured(stream: TextIO) -> bool:
     if os.environ.get("FORCE_COLOR"):
         return True
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _width(stream: TextIO) -> int:
+    """Return how many columns a reader of a stream sees; of a file very many."""
+    return get_terminal_size().columns if stream.isatty() else sys.maxsize
 
 
 def _painted(text: str, stream: TextIO) -> str:

@@ -25,12 +25,14 @@ function members(sites) {
   return lines.length <= 12 ? lines : [...lines.slice(0, 10), 'and ' + number(lines.length - 10) + ' more'];
 }
 
-function describe(figure, pool, site) {
+const sitesOf = rect => rect.dataset.i.split(' ').map(Number);
+
+function describe(figure, pool, inside) {
   const [share, panel] = figure.dataset.panel.split(' ').map(Number);
   const section = plan.shares[share];
   const lines = [];
   if (pool !== null) {
-    const sites = [...figure.querySelectorAll('svg g[data-p="' + pool + '"] rect')].map(rect => +rect.dataset.i);
+    const sites = [...figure.querySelectorAll('svg g[data-p="' + pool + '"] rect')].flatMap(sitesOf);
     for (const [name, rows, columns, init, trainable] of section.panels[panel][pool]) {
       lines.push(line(name, 'name'));
       lines.push(line(number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
@@ -39,10 +41,11 @@ function describe(figure, pool, site) {
     lines.push(line('used by ' + number(sites.length) + (sites.length === 1 ? ' module' : ' modules'), 'count'));
     if (sites.length > 1) lines.push(line(members(sites).join('\n'), 'members'));
   }
-  if (site !== null) {
-    const [, , path, d_in, d_out] = plan.sites[site];
+  if (inside !== null) {
+    const [site] = inside, [row, layer, path, d_in, d_out] = plan.sites[site];
     const own = section.own.kinds[section.own.sites[site]] || [];
-    lines.push(line('at ' + path + ', ' + number(d_in) + ' → ' + number(d_out) +
+    const folded = plan.rows[row].includes('-') && layer !== null;
+    lines.push(line('at ' + (folded ? 'layer ' + layer + ', ' + plan.rows[row] : path) + ', ' + number(d_in) + ' → ' + number(d_out) +
       (pool === null ? ': not in this share' : '') +
       (own.length ? '; of its own: ' + own.map(([role, rows, columns]) => [role, number(rows), '×', number(columns)].join('\u00a0')).join(', ') : ''), 'site'));
   }
@@ -66,7 +69,7 @@ function at(event) {
   const figure = target && target.closest('figure');
   if (!figure) return null;
   const group = target.closest('[data-p]');
-  return { figure, pool: group ? +group.dataset.p : null, site: target.dataset.i ? +target.dataset.i : null };
+  return { figure, pool: group ? +group.dataset.p : null, inside: target.dataset.i ? sitesOf(target) : null };
 }
 
 document.addEventListener('pointermove', event => {
@@ -78,7 +81,7 @@ document.addEventListener('pointermove', event => {
     return;
   }
   pick(over.figure, over.pool);
-  describe(over.figure, over.pool, over.site);
+  describe(over.figure, over.pool, over.inside);
   tip.hidden = false;
   place(event);
 });

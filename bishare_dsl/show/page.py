@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from html import escape
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,9 @@ def frame(plan: Plan, spec: Spec | None = None) -> str:
     drawn = picture(plan, spec, merged=True)
     width, height = Scale.of(drawn.grid).size(drawn.grid)
     roles = max((len(section.panels) for section in drawn.sections), default=1)
-    stacked = (
-        1 if roles * (2 * width + 60) <= 1000 else roles
-    )  # A picture may be drawn twice as large.
-    tall = min(300 + stacked * (2 * height + 130), 900)
+    # A picture may be drawn 1.75 times as large.
+    stacked = 1 if roles * (1.75 * width + 60) <= 1000 else roles
+    tall = min(300 + stacked * (ceil(1.75 * height) + 130), 900)
     return (
         f'<iframe srcdoc="{escape(page(plan, spec))}" width="100%" height="{tall}" '
         f'style="border:0" title="{escape(f"{plan.spec} on {plan.base.name}")}"></iframe>'

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from bishare_dsl.models.site import Site, block_of, layers_of
 from bishare_dsl.plan import Plan, Pool, Tensor
 from bishare_dsl.show.colours import colours
-from bishare_dsl.show.rows import ShareRow, shares
+from bishare_dsl.show.rows import ShareRow, shares, spans
 from bishare_dsl.spec import Spec
+
+_EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Grid:
     """The modules of a plan: layers across, modules of a block down, each in the model's order.
 
     ``groups`` and ``names`` say what each row is, ``self_attn`` and ``q_proj``. ``places`` has the row and
-    the column of each of ``sites``.
+    the column of each of ``sites``. Experts that share alike have one row, ``experts.0-7``.
     """
 
     groups: tuple[str, ...]
@@ -80,7 +84,7 @@ class Picture:
 
 def picture(plan: Plan, spec: Spec | None = None, *, merged: bool = False) -> Picture:
     """Collect what to draw of a plan; with ``merged`` roles that are shared alike are drawn once."""
-    grid = _grid(plan.sites)
+    grid = _grid(plan)
     keys = _keys(spec)
     found = []
     for row in shares(plan):
@@ -96,8 +100,14 @@ def picture(plan: Plan, spec: Spec | None = None, *, merged: bool = False) -> Pi
     return Picture(plan, grid, tuple(found))
 
 
-def _grid(sites: tuple[Site, ...]) -> Grid:
-    split = [split_path(site.path) for site in sites]
+def _grid(plan: Plan) -> Grid:
+    sites = plan.sites
+    experts = _expert_rows(plan)
+    split = [
+        (tower, experts.get(site.path, inner))
+        for site in sites
+        for tower, inner in [split_path(site.path)]
+    ]
     towers = {tower for tower, _ in split}
     # Two towers may each have a `layers.0`.
     keys = [(tower if len(towers) > 1 else "", inner) for tower, inner in split]
@@ -113,6 +123,30 @@ def _grid(sites: tuple[Site, ...]) -> Grid:
             (rows[key], layers[site.layer]) for key, site in zip(keys, sites, strict=True)
         ),
     )
+
+
+def _expert_rows(plan: Plan) -> dict[str, str]:
+    """Return the row of each expert's module: experts side by side that share alike have one."""
+    pools: dict[str, list[tuple[str, str, str]]] = {}
+    for pool in plan.pools:
+        shared = pool.tensor if len(pool.members) > 1 else ""
+        for path in pool.members:
+            pools.setdefault(path, []).append((pool.share, pool.role, shared))
+    experts: dict[str, dict[int, dict[str, object]]] = {}
+    parts: dict[str, tuple[str, int, str]] = {}
+    for site in plan.sites:
+        place, inner = split_path(site.path)
+        if match := _EXPERT.fullmatch(inner):
+            of, number, rest = f"{place} {match[1]}", int(match[2]), match[3]
+            shares = experts.setdefault(of, {}).setdefault(number, {})
+            shares[f"{site.layer} {rest}"] = pools.get(site.path)
+            parts[site.path] = of, number, rest
+    said: dict[tuple[str, int], str] = {}
+    for of, found in experts.items():
+        for _, alike in groupby(sorted(found), found.__getitem__):
+            numbers = [*alike]
+            said |= {(of, n): f"{of.split()[-1]}.{spans(numbers)}" for n in numbers}
+    return {path: f"{said[of, number]}.{rest}" for path, (of, number, rest) in parts.items()}
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.plan.train import TRAIN
@@ -255,6 +256,11 @@ def bounds(values: Iterable[int]) -> Bounds:
     """Return the least and the most of some numbers."""
     found = list(values)
     return min(found), max(found)
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Write whole numbers as their runs, ``0-3, 5``."""
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs_of(numbers))
 
 
 def span(found: Bounds | None) -> str:

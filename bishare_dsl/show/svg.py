@@ -51,13 +51,13 @@ def panel_body(panel: Panel, grid: Grid, *, titles: bool) -> str:
     """Draw the cells of a panel and the names of rows and columns; with ``titles`` each pool says its own."""
     scale = Scale.of(grid)
     drawn = [_axes(grid, scale)]
+    taken: set[tuple[int, int]] = set()
     if panel.uncovered:
-        drawn.append(f'<g class="none">{_cells(panel.uncovered, grid, scale)}</g>')
+        drawn.append(f'<g class="none">{_cells(panel.uncovered, grid, scale, taken)}</g>')
     for i, patch in enumerate(panel.patches):
         title = f"<title>{escape(describe(patch, grid))}</title>" if titles else ""
-        drawn.append(
-            f'<g data-p="{i}" fill="{patch.colour}">{title}{_cells(patch.sites, grid, scale)}</g>'
-        )
+        if cells := _cells(patch.sites, grid, scale, taken):
+            drawn.append(f'<g data-p="{i}" fill="{patch.colour}">{title}{cells}</g>')
     return "".join(drawn)
 
 
@@ -159,14 +159,25 @@ def _axes(grid: Grid, scale: Scale) -> str:
     return "".join(drawn)
 
 
-def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale) -> str:
-    size = f'width="{scale.across - scale.gap}" height="{scale.down - scale.gap}"'
-    corner = ' rx="3"' if min(scale.across, scale.down) >= 13 else ""
-    drawn = []
+def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[int, int]]) -> str:
+    """Draw the cells of a pool: neighbours touch. Of folded experts that share with none, one is drawn."""
+    here: dict[tuple[int, int], list[int]] = {}
     for i in sites:
-        row, column = grid.places[i]
+        if grid.places[i] not in taken:
+            here.setdefault(grid.places[i], []).append(i)
+    taken.update(here)
+    corner = ' rx="3"' if min(scale.across, scale.down) >= 13 and len(here) == 1 else ""
+    drawn = []
+    for (row, column), inside in here.items():
         x, y = scale.left + column * scale.across, scale.tops[row]
-        drawn.append(f'<rect data-i="{i}" x="{x}" y="{y}" {size}{corner}/>')
+        width = scale.across - scale.gap * ((row, column + 1) not in here)
+        height = (
+            scale.down - scale.gap if (row + 1, column) not in here else scale.tops[row + 1] - y
+        )
+        drawn.append(
+            f'<rect data-i="{" ".join(map(str, inside))}" x="{x}" y="{y}" width="{width}" '
+            f'height="{height}"{corner}/>'
+        )
     return "".join(drawn)
 
 

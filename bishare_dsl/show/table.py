@@ -97,13 +97,14 @@ def _latex(part: str | Table) -> str:
     return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}"])
 
 
-def _text(part: str | Table) -> str:
+def wrapped(part: str | Table) -> str:
+    """Break lines of text where the terminal ends; tables have seen to it themselves."""
     if isinstance(part, Table) or (width := terminal()) == float("inf"):
         return str(part)
     return "\n".join(fill(line, int(width), subsequent_indent=_GAP) for line in part.split("\n"))
 
 
-_WRITERS = {"table": _text, "markdown": _markdown, "csv": _csv, "latex": _latex}
+_WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv, "latex": _latex}
 
 
 def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:

@@ -7,6 +7,7 @@ from string import ascii_letters, digits
 from bishare_dsl.show.picture import Grid, Panel, Picture
 from bishare_dsl.show.rows import trained_in_full
 from bishare_dsl.show.svg import settings, summary
+from bishare_dsl.show.table import wrapped
 
 _CHARACTERS = ascii_letters + digits
 _UNCOVERED = "."
@@ -21,7 +22,7 @@ def text(picture: Picture) -> str:
             head += f"  {settings(section)}\n{', '.join(panel.roles)}: {summary(panel)}"
             if len(panel.patches) > len(_CHARACTERS) and not panel.alone:
                 head += f"; after {len(_CHARACTERS)} the letters begin again"
-            parts.append("\n".join([head, *_drawn(panel, picture.grid)]))
+            parts.append("\n".join([wrapped(head), *_drawn(panel, picture.grid)]))
     if trained := trained_in_full(picture.plan):
         parts.append("\n".join(["trained in full:", *map(str, trained)]))
     return "\n\n".join(parts)

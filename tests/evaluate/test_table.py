@@ -27,15 +27,13 @@ def run(**figures):
 def test_models_stand_side_by_side_with_chance():
     results = {"base": run(acc=0.25, seconds=2), "one": run(acc=0.75, seconds=3.5)}
     rows = rows_of(results, {"quiz": 0.2, "speed": None})
-    assert table_of(rows, results) == "\n".join(
-        (
-            "|task |n-shot| metric  |chance|     base      |      one      |",
-            "|-----|------|---------|------|---------------|---------------|",
-            "|speed|      |seconds  |      |2.0000         |3.5000         |",
-            "|quiz |4     |acc      |0.2000|0.2500 ± 0.0123|0.7500 ± 0.0123|",
-            "|quiz |4     |f1 strict|      |0.1250         |0.3750         |",
-        )
-    )
+    assert str(table_of(rows, results)).splitlines() == [
+        "task   n-shot  metric     chance             base              one",
+        "-----  ------  ---------  ------  ---------------  ---------------",
+        "speed          seconds                     2.0000           3.5000",
+        "quiz        4  acc        0.2000  0.2500 ± 0.0123  0.7500 ± 0.0123",
+        "quiz        4  f1 strict                   0.1250           0.3750",
+    ]
     assert rows[1] == {
         "task": "quiz",
         "num_fewshot": 4,

@@ -82,13 +82,50 @@ def test_cells_do_not_overlap_at_any_depth(planned):
         spec, plan = planned("share s per module rank 2", model, target="q_proj, v_proj, up_proj")
         groups, _ = pools(drawn(spec, plan))
         cells = [rect for g in groups for rect in g.iter(f"{SVG}rect")]
-        assert len(cells) == len(plan.sites)
+        assert len(cells) == len({*picture(plan).grid.places})
         corners = Counter((rect.get("x"), rect.get("y")) for rect in cells)
         assert max(corners.values()) == 1
         width, height = int(cells[0].get("width")), int(cells[0].get("height"))
         for axis, size in (("x", width), ("y", height)):
             starts = sorted({int(rect.get(axis)) for rect in cells})
             assert all(b - a > size for a, b in pairwise(starts))
+
+
+def test_experts_that_share_alike_are_one_row(planned):
+    text = (
+        "share own per module rank 2 "
+        "share bands where expert != none per layer, kind, expert // 2 rank 2"
+    )
+    spec, plan = planned(text, experts(2, 6), target="q_proj, up_proj")
+    shown = picture(plan, spec, merged=True)
+    assert shown.grid.rows == (
+        "self_attn.q_proj",
+        *(f"mlp.experts.{pair}.up_proj" for pair in ("0-1", "2-3", "4-5")),
+    )
+    groups, _ = pools(drawn(spec, plan))
+    own, bands = groups[: 2 * 4], groups[2 * 4 :]
+    assert [rect.get("data-i") for g in bands for rect in g.iter(f"{SVG}rect")][:2] == [
+        "1 2",
+        "3 4",
+    ]
+    assert all(len(list(g.iter(f"{SVG}rect"))) == 1 for g in own)
+    # Every other expert is of another pool: no two neighbours are alike.
+    odd = planned(
+        "share s where expert != none per kind, expert % 2 rank 2",
+        experts(2, 4),
+        target="q_proj, up_proj",
+    )[1]
+    assert len(picture(odd).grid.rows) == 1 + 4
+
+
+def test_the_cells_of_a_pool_touch(planned):
+    groups, _ = pools(drawn(*planned("share s per model rank 2 via SS")))
+    cells = [
+        [int(rect.get(name)) for name in ("x", "y", "width", "height")]
+        for rect in groups[0].iter(f"{SVG}rect")
+    ]
+    ends = {(x + width, y) for x, y, width, _ in cells} | {(x, y + h) for x, y, _, h in cells}
+    assert all((x, y) in ends for x, y, *_ in cells[1:])
 
 
 @pytest.mark.parametrize("name", shipped_specs())

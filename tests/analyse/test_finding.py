@@ -1,0 +1,33 @@
+"""What an analysis says first."""
+
+from bishare_dsl.analyse.analysis import analyse
+from bishare_dsl.analyse.finding import finding
+from tests.analyse.conftest import INDEPENDENT, TARGET
+
+BY_LAYER = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
+BY_KIND = f"spec planted {TARGET} share one A per kind B per module rank 4"
+
+
+def test_the_key_that_was_planted_stands_out(read):
+    said = finding([analyse(read(BY_LAYER))])
+    assert said.startswith("One A per `layer` stands out: it keeps ")
+    assert "This run cannot tell the task from the seed" in said
+    assert finding([analyse(read(BY_KIND))]).startswith("One A per `kind` stands out")
+
+
+def test_nothing_stands_out_of_independent_updates(read):
+    said = finding([analyse(read(INDEPENDENT))])
+    assert said.startswith("No key stands out")
+    assert "This run cannot tell who should share." in said
+
+
+def test_two_runs_tell_if_they_agree(read):
+    runs = [analyse(read(BY_LAYER, name=name, seed=i)) for i, name in enumerate("ab")]
+    assert "These runs can tell: it stands out in 2 of 2." in finding(runs)
+    other = analyse(read(BY_KIND, name="c", seed=2))
+    assert "These runs cannot tell: it stands out in 1 of 2." in finding([runs[0], other])
+
+
+def test_a_start_that_is_not_known_is_told(read):
+    adapter = read(BY_LAYER, keep_starts=True)
+    assert finding([analyse(adapter)]).endswith("which hides what A has in common.")

@@ -1,0 +1,61 @@
+import csv
+from io import StringIO
+
+import pytest
+
+from bishare_dsl.show.table import Table, render
+
+TABLE = Table(
+    ["spec", "via", "of 100%"], [["a_b", "x | y", "1,234,567"], ["c", "", "2, 4"]], {0, 1}
+)
+
+
+def test_markdown_has_a_row_a_line_and_no_cell_ends_early():
+    assert render(["Said.", TABLE], "markdown").splitlines() == [
+        "Said.",
+        "",
+        "| spec | via | of 100% |",
+        "| --- | --- | ---: |",
+        "| a_b | x \\| y | 1,234,567 |",
+        "| c |  | 2, 4 |",
+    ]
+
+
+def test_csv_has_tables_alone_and_numbers_that_are_numbers():
+    text = render(["Said.", TABLE], "csv")
+    assert [*csv.reader(StringIO(text))] == [
+        ["spec", "via", "of 100%"],
+        ["a_b", "x | y", "1234567"],
+        ["c", "", "2, 4"],
+    ]
+
+
+def test_latex_escapes_what_it_would_act_on():
+    assert render(["Said\nin two.", TABLE], "latex").splitlines() == [
+        "% Said",
+        "% in two.",
+        "",
+        r"\begin{tabular}{llr}",
+        r"\toprule",
+        r"spec & via & of 100\% \\",
+        r"\midrule",
+        r"a\_b & x | y & 1,234,567 \\",
+        r"c &  & 2, 4 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    assert r"\textbackslash{}input" in render([Table(["a"], [["\\input"]])], "latex")
+
+
+def test_nothing_acts_on_a_terminal():
+    for form in ("table", "markdown", "latex"):
+        assert "\x1b" not in render([Table(["a"], [["\x1b[2J"]])], form)
+
+
+@pytest.mark.parametrize("width", [24, 60])
+def test_words_are_wrapped_to_the_terminal(monkeypatch, width):
+    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda: width)
+    said = "several words " * 9
+    text = render([said, TABLE], "table")
+    assert max(map(len, text.splitlines())) <= width
+    assert text.split("\n\n")[0].split() == said.split()
