@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shell_complete(bishare, {}, NAME, COMPLETE, instruction)
     # Starting up makes many objects and no garbage: looking for it took a tenth of a short command.
     gc.set_threshold(100_000, 50, 50)
+    # So would reading what every package that is installed says of itself, in search of plugins of Pydantic.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if hasattr(
         sys.stdout, "reconfigure"
     ):  # A terminal that cannot show a character shows its code.
