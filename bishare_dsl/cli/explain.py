@@ -10,24 +10,10 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
 
 
-def _codes(
-    ctx: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[click.shell_completion.CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    from bishare_dsl.resources import error_titles
-
-    return [
-        CompletionItem(name, help=title)
-        for name, title in error_titles().items()
-        if name.startswith(incomplete.upper())
-    ]
-
-
 @click.command(
     "explain", epilog=options.examples("bishare explain BS201", "bishare explain BS201 --json")
 )
-@click.argument("code", metavar="CODE", shell_complete=_codes)
+@click.argument("code", metavar="CODE")
 @click.pass_obj
 def command(report: Report, code: str) -> None:
     """Say more about an error code: what it means, a spec that has the error, and one that has not."""

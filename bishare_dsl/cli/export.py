@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import Report
 from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
-
-if TYPE_CHECKING:
-    pass
-
-
-def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 @click.command(
@@ -34,10 +26,9 @@ def _formats(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
 @click.option(
     "--format",
     "form",
+    type=click.Choice(FORMATS),
     default="peft",
     show_default=True,
-    metavar="|".join(FORMATS),
-    shell_complete=_formats,
     help="For PEFT and vLLM, for llama.cpp, or for mlx-lm.",
 )
 @click.option(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any, TypeAlias, TypeVar
@@ -13,7 +12,6 @@ from typing import Any, TypeAlias, TypeVar
 import click
 
 from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.diagnostics.codes import usage as codes
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -222,19 +220,6 @@ def model(
 Value: TypeAlias = int | float | str
 
 
-def _many_values(
-    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
-) -> dict[str, tuple[Value, ...]]:
-    """Read ``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
-    return _settings(given, lambda text: text.split(","))
-
-
-def _values(
-    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
-) -> dict[str, Value]:
-    return read_values(given)
-
-
 def read_values(given: Sequence[str]) -> dict[str, Value]:
     """Read ``("r=4", "kernel=ones")`` as ``{"r": 4, "kernel": "ones"}``.
 
@@ -247,6 +232,7 @@ def read_values(given: Sequence[str]) -> dict[str, Value]:
 def _settings(
     given: Sequence[str], split: Callable[[str], list[str]]
 ) -> dict[str, tuple[Value, ...]]:
+    """Read ``("r=4,8", "kernel=ones")`` as ``{"r": (4, 8), "kernel": ("ones",)}``."""
     settings: dict[str, tuple[Value, ...]] = {}
     problems = []
     for setting in given:
@@ -282,32 +268,13 @@ def _value(text: str) -> Value | None:
     return number if math.isfinite(number) else None
 
 
-def complete_params(
-    ctx: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[click.shell_completion.CompletionItem]:
-    """Offer the params of the specs that stand on the line, for ``--set`` with their ``=``."""
-    from click.shell_completion import CompletionItem
-
-    from bishare_dsl.language import read_file
-    from bishare_dsl.resources import find_spec
-
-    names: dict[str, None] = {}
-    # Behind an option that waits for its value click does not tell arguments from one another.
-    for word in ctx.args:
-        with suppress(BishareError, OSError):  # what is wrong is not said while one types
-            names.update((param.name, None) for param in read_file(find_spec(word))[0].params)
-    sign = "=" if parameter.name == "params" else ""
-    return [CompletionItem(f"{name}{sign}") for name in names if name.startswith(incomplete)]
-
-
 values = click.option(
     "-s",
     "--set",
     "params",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=_values,
-    shell_complete=complete_params,
+    callback=lambda ctx, parameter, given: read_values(given),
     help="Give a param of the spec another value; may be repeated.",
 )
 many_values = click.option(
@@ -316,8 +283,7 @@ many_values = click.option(
     "params",
     multiple=True,
     metavar="NAME=VALUE[,VALUE...]",
-    callback=_many_values,
-    shell_complete=complete_params,
+    callback=lambda ctx, parameter, given: _settings(given, lambda text: text.split(",")),
     help="Give a param other values, each compared; may be repeated.",
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,13 +45,8 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
     "--solve",
     "name",
     metavar="NAME",
-    shell_complete=options.complete_params,
     help="Find the largest value of this param in the budget.",
 )
-@options.out(
-    "Where to write the spec that was solved for; by default it is printed.", "FILE", required=False
-)
-@options.force
 @click.pass_obj
 def command(
     report: Report,
@@ -62,8 +56,6 @@ def command(
     sort: str | None,
     budget: str | None,
     name: str | None,
-    out: Path | None,
-    force: bool,
 ) -> None:
     """Show what a spec shares and costs on a model: pools, ranks, parameters, bytes.
 
@@ -77,12 +69,12 @@ def command(
     it within the budget.
     """
     one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
-    if (budget is None) != (name is None) or ((out or force) and name is None):
-        raise click.UsageError("--budget and --solve go together, --out and --force with them")
+    if (budget is None) != (name is None):
+        raise click.UsageError("--budget and --solve go together")
     if budget is not None and name is not None:
         if not one or sort is not None:
             raise click.UsageError("--solve takes one spec, one model and one value of each param")
-        solve(files[0], models[0], _single(params), budget, name, out, force, report)
+        solve(files[0], models[0], _single(params), budget, name, report)
     elif one and sort is None:
         from bishare_dsl.cli import summary
 

@@ -3,93 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 LIMIT = 1 << 20
 """No larger value is tried."""
-SCANNED = 2048
-"""As many values are tried one by one where counts do not grow with the value."""
-_NEAR = 16
+_NEAR = 32
+"""After so many values in a row that are not possible none is looked for."""
+
+Counted = tuple[int, int]
+"""A value and its count."""
 
 
-@dataclass(frozen=True)
-class Solution:
-    """The largest whole ``value`` whose count is within the budget.
+class Solution(NamedTuple):
+    """``found`` is the largest whole number whose count is within the budget; None where there is none.
 
-    ``after`` is the next value that is possible, with its count; None where there was none to find.
-    ``grows`` is whether every count that was looked at is at least that of the value below. Where it is not,
-    ``sure`` is whether all larger values were tried that could be within the budget.
+    ``after`` is the next value that is possible. ``grows`` is whether every count that was looked at is at
+    least that of the value below: else there may be a larger value.
     """
 
-    value: int
-    count: int
-    after: tuple[int, int] | None
+    found: Counted | None
+    after: Counted | None
     grows: bool
-    sure: bool
 
 
-@dataclass(frozen=True)
-class NoSolution:
-    """No value is within the budget. ``least`` is the least count found and its value, if any."""
+def largest(count: Callable[[int], int | None], budget: int) -> Solution:
+    """Find the largest whole number, from 0 to `LIMIT`, whose count is at most the budget.
 
-    least: tuple[int, int] | None
-
-
-def largest(count: Callable[[int], int | None], budget: float) -> Solution | NoSolution:
-    """Find the largest whole number, 0 or more, whose count is at most the budget.
-
-    ``count`` is None for a value that is not possible. Counts are expected to grow: the powers of two tell
-    between which of them the answer is, bisection finds it, and the values above it are tried to see that
-    it is the last. Where they do not grow there, or one is not possible, the values between are tried one by
-    one.
+    ``count`` is None for a value that is not possible, and grows with the value.
     """
     seen: dict[int, int | None] = {}
 
-    def within(value: int) -> bool:
-        if value not in seen:
-            seen[value] = count(value)
-        found = seen[value]
-        return found is not None and found <= budget
+    def possible(value: int) -> Counted | None:
+        """Return the first value from this one on that is possible."""
+        for near in range(value, value + _NEAR):
+            if near not in seen:
+                seen[near] = count(near)
+            if (size := seen[near]) is not None:
+                return near, size
+        return None
 
-    powers = [0, *(1 << i for i in range(LIMIT.bit_length()))]
-    low = max(filter(within, powers), default=None)
-    if low is None:
-        least = _least(seen)
-        if least is None:
-            return NoSolution(None)
-        # The least count may lie between two of them.
-        low, high = least[0] // 2, 2 * least[0] + 1
-    else:
-        over = [value for value in powers if value > low and seen[value] is not None]
-        high = over[0] if over else LIMIT
-        found, above = low, high
-        while above - found > 1:
-            middle = (found + above) // 2
-            found, above = (middle, above) if within(middle) else (found, middle)
-        last = not any(within(value) for value in range(found + 1, min(found + _NEAR, high)))
-        possible = all(seen[value] is not None for value in seen if low <= value <= high)
-        if last and possible and _grows({value: seen[value] for value in seen if value >= low}):
-            return _solution(seen, found, sure=_grows(seen))
-    top = min(high, low + SCANNED)
-    for value in range(top, low - 1, -1):
-        if within(value):
-            return _solution(seen, value, sure=top == high)
-    return NoSolution(_least(seen))
-
-
-def _solution(seen: dict[int, int | None], value: int, *, sure: bool) -> Solution:
-    count = seen[value]
-    assert count is not None
-    above = [(v, size) for v, size in sorted(seen.items()) if v > value and size is not None]
-    return Solution(value, count, above[0] if above else None, _grows(seen), sure)
-
-
-def _grows(seen: dict[int, int | None]) -> bool:
+    for power in range(LIMIT.bit_length()):  # To see whether counts grow.
+        possible(1 << power)
+    found, after, step = None, possible(0), LIMIT
+    if after is not None and after[1] <= budget:
+        found = after
+        while step:
+            more = possible(found[0] + step)
+            if more is not None and more[1] <= budget and more[0] <= LIMIT:
+                found = more
+            else:
+                step //= 2
+        after = possible(found[0] + 1)
     counts = [size for _, size in sorted(seen.items()) if size is not None]
-    return all(one <= other for one, other in pairwise(counts))
-
-
-def _least(seen: dict[int, int | None]) -> tuple[int, int] | None:
-    possible = [(size, value) for value, size in seen.items() if size is not None]
-    return min(possible)[::-1] if possible else None
+    return Solution(found, after, all(one <= other for one, other in pairwise(counts)))

@@ -171,7 +171,7 @@ def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
 def test_export_knows_its_formats(bishare, trained, checkpoint, here):
     run = bishare("export", trained[0], "--format", "pft", "-m", checkpoint, "-o", "lora")
     assert run.code == 2
-    assert "did you mean `peft`" in run.err
+    assert "is not one of 'peft', 'gguf', 'mlx'" in run.err
 
 
 def test_export_to_a_rank_says_what_that_loses(bishare, trained, checkpoint, here):

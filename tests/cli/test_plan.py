@@ -6,7 +6,6 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.cli.budget import parameters
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models import preset
-from bishare_dsl.resources import shipped_specs
 
 LINE = "trainable params: 3,593,600 || all params: 6,742,009,216 || trainable%: 0.0533"
 
@@ -254,7 +253,6 @@ def test_a_budget_is_parameters_or_a_size(budget, allowed):
 def test_a_budget_is_a_part_of_another_spec(bishare, budget, allowed):
     found = solved(bishare, "--budget", budget, "--solve", "r_inter")
     assert found["budget"] == allowed
-    assert found["grows"]
 
 
 def test_what_is_set_holds_in_the_spec_that_is_solved_for(bishare):
@@ -264,18 +262,12 @@ def test_what_is_set_holds_in_the_spec_that_is_solved_for(bishare):
     assert params["r_local"] == found["value"] > 2
 
 
-def test_the_spec_is_printed_with_its_comments(bishare, here):
+def test_the_spec_is_printed(bishare):
     command = ["plan", "lora", "-m", "llama-7b", "--budget", "50% of lora", "--solve", "r"]
     run = bishare(*command)
     assert run.code == 0
     assert run.err == ("r = 4: 7,012,352 of 7,012,352 trainable parameters; 5 gives 8,765,440\n")
-    assert run.out == shipped_specs()["lora"].read_text().replace(
-        "r          = 8", "r          = 4"
-    )
-    assert bishare(*command, "--out", "my.share").out == "my.share\n"
-    assert (here / "my.share").read_text() == run.out
-    assert "error[BS909]" in bishare(*command, "--out", "my.share").err
-    assert bishare(*command, "--out", "my.share", "--force").code == 0
+    assert "param r          = 4\n" in run.out
 
 
 def test_a_spec_that_uses_another_is_solved_for_as_one_text(bishare, here):
@@ -298,22 +290,14 @@ def test_a_word_that_needs_quotes_has_them_in_the_spec_that_is_solved_for(bishar
     assert {p.name: p.value for p in parse_spec(run.out).params} == {"mode": "per", "r": 5}
 
 
-@pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 def test_a_count_that_falls_is_told(bishare):
     fixed = {"r_local": 0, "r_intra": 1, "r_inter": 0}
     run = bishare(
         *("plan", "bishare_ke", "-m", "smollm2-135m", "--budget", "8k", "--solve", "size"),
         *(word for name, value in fixed.items() for word in ("--set", f"{name}={value}")),
     )
-    assert run.code == 0
-    assert "the count does not grow with size throughout" in run.err
-    [size] = [p.value for p in parse_spec(run.out).params if p.name == "size"]
-    counts = {
-        value: plan_spec("bishare_ke", "smollm2-135m", {**fixed, "size": value}).trainable
-        for value in (1, *range(size - 10, size + 10))
-    }
-    assert size == max(value for value, count in counts.items() if count <= 8000)
-    assert counts[1] > counts[size]
+    assert run.code == 2
+    assert "the count does not grow with it throughout; `--set size=8,16,32`" in run.err
 
 
 @pytest.mark.parametrize(
@@ -321,7 +305,6 @@ def test_a_count_that_falls_is_told(bishare):
     [
         (["--budget", "3M"], "BS901"),
         (["--solve", "r"], "BS901"),
-        (["--out", "x.share"], "BS901"),
         (["--budget", "3M", "--solve", "r", "-s", "r=1"], "BS901"),
         (["--budget", "3M", "--solve", "r", "-s", "lora_alpha=1,2"], "BS901"),
         (["--budget", "3M", "--solve", "r", "-m", "smollm2-135m"], "BS901"),

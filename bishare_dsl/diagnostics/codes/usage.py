@@ -29,6 +29,3 @@ NO_SOLUTION = Code(
     "raise `--budget`, or name another param by `--solve`",
 )
 BAD_TRANSFORM_FILE = Code("BS910", "`{path}` gives no transform: {reason}")
-FILE_EXISTS = Code(
-    "BS909", "`{path}` exists", "a spec is not overwritten unless `--force` is given"
-)
