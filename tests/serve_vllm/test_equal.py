@@ -47,7 +47,7 @@ def test_compact_mode(base, spec):
     """Slots that hold the plan's tensors, fewer than there are adapters, so that some go and come back."""
     root, model = base
     served = Served(root, model, spec, 5)
-    plan = {"bishare_plan": served.requests[0].lora_path}
+    plan = {"bishare_plans": [served.requests[0].lora_path]}
     with engine(root / "base", **CHUNKS, **ROOM, additional_config=plan) as llm:
         served.check(llm, prompts_of(12))
         manager = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
@@ -57,10 +57,61 @@ def test_compact_mode(base, spec):
     model.bishare.unload()
 
 
+@pytest.mark.parametrize("eager", [True, False])
+def test_several_plans_in_one_batch(base, eager):
+    """Slots for each plan are made when its first adapter comes; plain LoRA of PEFT is one of the plans."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    root, model = base
+    prompts, requests, specs = prompts_of(7), [None], ("bishare_ke", "vera", "lora", "bishare_ss")
+    ask = SamplingParams(temperature=0, max_tokens=4, logprobs=0, detokenize=False)
+
+    def answers(prompts, requests):
+        found = llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            ask,
+            lora_request=requests,
+            use_tqdm=False,
+        )
+        return [[(*place.items(),)[0] for place in one.outputs[0].logprobs] for one in found]
+
+    room = {"bishare_slots_gib": 6e-4}
+    with engine(
+        root / "base",
+        **CHUNKS,
+        **ROOM | {"max_loras": 6},
+        additional_config=room,
+        enforce_eager=eager,
+    ) as llm:
+        for number, spec in enumerate(specs):
+            served = Served(root, model, spec, 2, first=1 + 10 * number)
+            if spec == "lora":
+                folder = root / f"peft-{eager}"
+                model.bishare.export(folder)
+                served.requests[1] = type(served.requests[1])("peft", 999, str(folder))
+            if spec != "bishare_ss":
+                served.check(llm, prompts[:3])
+                requests += served.requests[:2]
+            else:
+                with pytest.raises(VLLMValidationError, match="BS657"):
+                    served.check(llm, prompts[:1])
+                with pytest.raises(AdapterError, match="BS657"):
+                    llm.llm_engine.add_lora(served.requests[0])
+            model = model.bishare.unload()
+        llm.reset_prefix_cache()
+        together = answers(prompts, requests)
+        for prompt, request, found in zip(prompts, requests, together, strict=True):
+            (alone,) = answers([prompt], [request])
+            for (token, one), (other, two) in zip(found, alone, strict=True):
+                assert token == other
+                assert abs(one.logprob - two.logprob) < 5e-5
+
+
 def test_sixty_four_adapters_in_one_batch(base):
     root, model = base
     served = Served(root, model, "bishare_ke", 64)
-    plan = {"bishare_plan": served.requests[0].lora_path}
+    plan = {"bishare_plans": [served.requests[0].lora_path]}
     room = {"max_loras": 64, "max_num_seqs": 65, "max_num_batched_tokens": 2048}
     with engine(root / "base", **room, additional_config=plan) as llm:
         outputs = served.check(llm, prompts_of(65))
@@ -72,7 +123,7 @@ def test_compiled(base):
     """Without `enforce_eager` vLLM compiles the model; what layers add is one opaque step in it."""
     root, model = base
     served = Served(root, model, "bishare_ke", 3)
-    plan = {"bishare_plan": served.requests[0].lora_path}
+    plan = {"bishare_plans": [served.requests[0].lora_path]}
     with engine(
         root / "base", **CHUNKS, **ROOM, additional_config=plan, enforce_eager=False
     ) as llm:
@@ -85,7 +136,7 @@ def test_an_adapter_is_loaded_again_once_where_it_is_to_be(base):
     root, model = base
     served = Served(root, model, "bishare_ke", 2)
     first, second, _ = served.requests
-    plan = {"bishare_plan": first.lora_path}
+    plan = {"bishare_plans": [first.lora_path]}
     with engine(
         root / "base", **CHUNKS | {"enable_prefix_caching": False}, **ROOM, additional_config=plan
     ) as llm:
@@ -117,7 +168,9 @@ def test_a_trainer_writes_the_tensors_of_an_adapter_from_memory(base, compact):
     if "qwen3" in root.name:
         pytest.skip("nothing in it depends on the base")
     served = Served(root / f"memory-{compact}", model, "bishare_ke", 2)
-    plan = {"additional_config": {"bishare_plan": served.requests[1].lora_path}} if compact else {}
+    plan = (
+        {"additional_config": {"bishare_plans": [served.requests[1].lora_path]}} if compact else {}
+    )
     with engine(root / "base", **CHUNKS, max_loras=1, max_cpu_loras=2, **plan) as llm:
         served.check(llm, prompts_of(3))  # The second is in the slot.
         for step in range(4):
@@ -144,7 +197,7 @@ def test_what_is_damaged_behind_the_check_does_not_stop_the_engine(base, compact
     from vllm.exceptions import VLLMValidationError
 
     first, second, *_ = served.requests
-    extra = {"additional_config": {"bishare_plan": second.lora_path}} if compact else {}
+    extra = {"additional_config": {"bishare_plans": [second.lora_path]}} if compact else {}
     one = {"max_loras": 1, "max_cpu_loras": 1}
     prompts = prompts_of(4)
     with engine(

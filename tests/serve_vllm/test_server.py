@@ -69,7 +69,10 @@ class Server:
             "--max-num-seqs",
             "16",
         ]
+        plans = {"bishare_plans": [str(self.adapters / self.names[0])]}
         command += [
+            "--additional-config",
+            json.dumps(plans),
             "--port",
             str(self.port),
             "--lora-modules",
@@ -82,7 +85,6 @@ class Server:
             stderr=subprocess.STDOUT,
             env=os.environ
             | {
-                "BISHARE_PLAN": str(self.adapters / self.names[0]),
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
                 "VLLM_LORA_RESOLVER_CACHE_DIR": str(self.adapters),
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "1",

@@ -179,7 +179,9 @@ UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")
 # Serving with vLLM --------------------------------------------------------------------------------
 
 OTHER_PLAN = Code(
-    "BS650", "`{folder}` has another plan than the server, which serves `{served}`: {reason}"
+    "BS650",
+    "`{folder}` has a plan that this server has no slots for: {reason}",
+    'start the server with a folder of this plan in "bishare_plans" of `--additional-config`',
 )
 RANK_OVER_LIMIT = Code(
     "BS651",
@@ -190,9 +192,12 @@ LAYER_NOT_ADAPTED = Code(
 )
 OTHER_FROZEN = Code("BS653", "the frozen tensor `{name}` of `{folder}` is not the server's")
 NOT_IN_COMPACT_MODE = Code("BS654", "a server in compact mode does not work with {setting}")
-NOT_COMPACT = Code(
-    "BS655", "`{folder}` is not an adapter folder of bishare, and the server is in compact mode"
+NO_ROOM = Code(
+    "BS657",
+    "slots for the plan of `{folder}` take {need} GiB, and {left} are left",
+    'grant more by "bishare_slots_gib" of `--additional-config`, or start with fewer `--max-loras`',
 )
+BAD_SERVER_SETTING = Code("BS658", "`{setting}` {problem}")
 
 # With PEFT ----------------------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ were found good are not read again.
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,15 +17,30 @@ from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.files import CONFIG, TENSORS, own_file, place_of
 from bishare_dsl.diagnostics import BishareError, one_line
 from bishare_dsl.export import peft
-from bishare_dsl.models import architecture_of
-from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
-from bishare_dsl.serve.vllm.settings import PLAN
-
-if TYPE_CHECKING:
-    from bishare_dsl.models.site import Architecture
+from bishare_dsl.models.inspect import inspect_config
+from bishare_dsl.serve.vllm.folder import Stamp, read_any
+from bishare_dsl.serve.vllm.plans import Plans
+from bishare_dsl.serve.vllm.settings import granted
 
 _Marks = tuple[tuple[int, int, int] | None, ...]
-_good: dict[tuple[str, str], _Marks] = {}
+
+
+class _Server:
+    """What the adapters of a server are held against, and which of them were found good."""
+
+    def __init__(self, config: Any):
+        given = granted(config)
+        self.plans = None if given is None else Plans(config, given)
+        self.base = self.plans.base if self.plans else inspect_config(config.model_config.hf_config)
+        self.good: dict[str, _Marks] = {}
+
+
+_servers: dict[str, _Server] = {}
+
+
+def start_checks(config: Any) -> None:
+    """Let `check_folder` know a server by vLLM's config."""
+    _servers[config.model_config.model] = _Server(config)
 
 
 def check_folder(name: str, folder: str | Path, base: str) -> None:
@@ -40,24 +54,22 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
     Raises:
         ValueError: it cannot be served; vLLM's server makes an answer of that.
     """
-    key = os.fspath(folder), base
-    marks = _marks(folder)
-    if _good.get(key) == marks or not (any(marks) or key in _good):
+    server, key, marks = _servers[base], os.fspath(folder), _marks(folder)
+    if server.good.get(key) == marks or not (any(marks) or key in server.good):
         return
     try:
-        if Stamp.of(folder) is None:
+        if server.plans is None and Stamp.of(folder) is None:
             with safe_open(Path(folder, peft.TENSORS), framework="pt"):
                 pass  # Its header fits its size. The rest is vLLM's to read.
         else:
-            # Its plan is known here by the variable alone: `--additional-config` is the engine's.
-            stored = read_for(folder, _base(base))
-            stored.stored()
-            if named := os.environ.get(PLAN):
-                check_plan(folder, stored.plan, read_for(named, _base(base)).plan)
+            plan, tensors = read_any(folder, server.base)
+            tensors()
+            if server.plans is not None:
+                server.plans.number_of(folder, plan)
     except (BishareError, OSError, SafetensorError) as error:
         reason = error if isinstance(error, BishareError) else one_line(error)
         raise ValueError(f"LoRA adapter '{name}' cannot be served: {reason}") from error
-    _good[key] = marks
+    server.good[key] = marks
 
 
 def _marks(folder: str | Path) -> _Marks:
@@ -74,8 +86,3 @@ def _mark(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-@cache
-def _base(name: str) -> Architecture:
-    return architecture_of(name)

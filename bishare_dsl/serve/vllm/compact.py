@@ -1,8 +1,8 @@
-"""Adapters of one plan: vLLM's slots hold its tensors and nothing else, each adapter's once."""
+"""Adapters in slots that hold their own tensors and nothing else: slots for each plan, each adapter once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.models.inspect import inspect_config
 from bishare_dsl.serve.bank import Bank
 from bishare_dsl.serve.batch import Group, Step, group_tokens
 from bishare_dsl.serve.layer import LayerTerms, Outputs
-from bishare_dsl.serve.vllm.folder import Stamp, check_plan, read_for
+from bishare_dsl.serve.vllm.folder import Stamp, read_any
 from bishare_dsl.serve.vllm.private import (
     HAS_TRITON,
     LoRAModel,
     LRUCacheLoRAModelManager,
+    Part,
     layer_of,
     layers_of,
     local_inputs,
@@ -28,22 +28,33 @@ from bishare_dsl.serve.vllm.private import (
 )
 
 if TYPE_CHECKING:
+    from bishare_dsl.plan import Plan
     from bishare_dsl.serve.kernels import KernelTerms
+    from bishare_dsl.serve.vllm.plans import Plans
 
 
 class PackedLoRA(LoRAModel):
-    """An adapter that waits in host memory; while it is in a slot, ``packed`` is None."""
+    """An adapter that waits in host memory; while it is in a slot, ``packed`` is None.
 
-    def __init__(self, lora_id: int, stamp: Stamp | None, packed: Tensor | None):
+    ``number`` is that of its plan. One that adds nothing has neither.
+    """
+
+    def __init__(
+        self,
+        lora_id: int,
+        stamp: Stamp | None = None,
+        number: int = -1,
+        packed: Tensor | None = None,
+    ):
         super().__init__(lora_id, 1, {})
-        self.stamp, self.packed = stamp, packed
+        self.stamp, self.number, self.packed = stamp, number, packed
 
 
 class CompactManager(LRUCacheLoRAModelManager):
-    """vLLM's manager of adapters, with a `Bank` for its slots.
+    """vLLM's manager of adapters, with a `Bank` for the slots of each plan.
 
     Args:
-        plan_folder: the adapter whose plan is served.
+        plans: that are served.
         vllm_config: vLLM's.
         settings: the other arguments of vLLM's manager.
     """
@@ -51,40 +62,69 @@ class CompactManager(LRUCacheLoRAModelManager):
     _wrapping = False
     modules: dict[str, Any]
 
-    def __init__(self, plan_folder: str, *, vllm_config: Any, **settings: Any):
-        self.base = inspect_config(vllm_config.model_config.hf_config)
-        self.groups: tuple[Group, ...] = ()
+    def __init__(self, plans: Plans, *, vllm_config: Any, **settings: Any):
+        self.plans, self._vllm_config = plans, vllm_config
+        self.banks: dict[int, Bank] = {}
+        self.steps: dict[int, Step] = {}
+        self.groups: dict[int, tuple[Group, ...]] = {}
         self.tokens = 0
-        self._served = read_for(plan_folder, self.base)
-        self._vllm_config = vllm_config
         super().__init__(vllm_config=vllm_config, **settings)
 
     def read(self, lora_id: int, folder: str) -> PackedLoRA:
         """Read an adapter folder.
 
         Raises:
-            AdapterError: as `read_for`; or it has another plan (BS650), or other frozen tensors (BS653).
+            AdapterError: as `read_any`; or one of its layers is not adapted here (BS652), there are no slots
+                for its plan (BS650, BS657), or it has other frozen tensors (BS653).
         """
-        stamp, stored = Stamp.of(folder), read_for(folder, self.base)
-        check_plan(folder, stored.plan, self._served.plan)
-        tensors = stored.tensors()
-        for name, value in self.bank.frozen.items():
+        stamp, (plan, given) = Stamp.of(folder), read_any(folder, self.plans.base)
+        layers = self._layers(plan)
+        number, tensors = self.plans.number_of(folder, plan), given()
+        if number not in self.banks:
+            self._add_bank(number, tensors, layers)
+        bank = self.banks[number]
+        for name, value in bank.frozen.items():
             if not torch.equal(tensors[name].to(value), value):
                 raise AdapterError(codes.OTHER_FROZEN(folder=folder, name=name))
-        return PackedLoRA(lora_id, stamp, self.bank.pack(tensors))
+        return PackedLoRA(lora_id, stamp, number, bank.pack(tensors))
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
         """Give a loaded adapter other tensors, those of its plan by name."""
-        lora, packed = self._registered_adapters[lora_id], self.bank.pack(tensors)
-        lora.stamp = None  # It is no folder's any more.
+        lora = self._registered_adapters[lora_id]
+        bank = self.banks[lora.number]
+        packed, lora.stamp = bank.pack(tensors), None  # It is no folder's any more.
         if lora_id in self.lora_index_to_id:
-            self.bank.put(self.lora_index_to_id.index(lora_id), packed)
+            bank.put(self.lora_index_to_id.index(lora_id), packed)
         else:
             lora.packed = packed
 
     def create_empty(self, lora_id: int) -> PackedLoRA:
         """Make an adapter that adds nothing."""
-        return PackedLoRA(lora_id, None, None)
+        return PackedLoRA(lora_id)
+
+    def _layers(self, plan: Plan) -> dict[str, list[Part]]:
+        """Return the layers of vLLM's that hold sites of a plan."""
+        layers = layers_of(self.model, [path for path, terms in plan.terms_of.items() if terms])
+        for name, parts in layers.items():
+            if name not in self._kernels:
+                raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
+        return layers
+
+    def _add_bank(
+        self, number: int, frozen: Mapping[str, Tensor], layers: Mapping[str, Sequence[Part]]
+    ) -> None:
+        plan = self.plans.held[number]
+        bank = Bank(plan, self.lora_slots, frozen, self.lora_config.lora_dtype, self.device)
+        site = {site.path: site for site in plan.sites}
+        for name, parts in layers.items():
+            kernels, sites = self._kernels[name], {part.number: site[part.path] for part in parts}
+            widths = {number: site.d_out for number, site in sites.items()}
+            places = local_outputs(kernels.layer, widths)
+            outputs = [Outputs(site.path, *places[number]) for number, site in sites.items()]
+            inputs = local_inputs(kernels.layer, site[parts[0].path].d_in)
+            kernels.serve(number, bank, LayerTerms(bank.layout, outputs, inputs))
+        self.steps[number] = Step(bank, self.max_num_batched_tokens)
+        self.banks[number] = bank
 
     # What vLLM calls ------------------------------------------------------------------------------
 
@@ -99,19 +139,11 @@ class CompactManager(LRUCacheLoRAModelManager):
         self._wrapping = False
         # To those that stand in `modules` vLLM would give factors when an adapter becomes active.
         layers, self.modules = self.modules, {}
-        plan = self._served.plan
-        self.bank = Bank(
-            plan, self.lora_slots, self._served.tensors(), self.lora_config.lora_dtype, self.device
-        )
-        self.step = Step(self.bank, self.max_num_batched_tokens)
-        site = {site.path: site for site in plan.sites if plan.terms_of[site.path]}
-        for name, parts in layers_of(self.model, list(site)).items():
-            layer, sites = layers[name], {part.number: site[part.path] for part in parts}
-            places = local_outputs(layer, {number: site.d_out for number, site in sites.items()})
-            outputs = [Outputs(site.path, *places[number]) for number, site in sites.items()]
-            inputs = local_inputs(layer, site[parts[0].path].d_in)
-            kernels = Kernels(name, self, LayerTerms(self.bank.layout, outputs, inputs))
-            set_kernels(self._vllm_config, name, layer, kernels)
+        self._kernels = {name: Kernels(name, self, layer) for name, layer in layers.items()}
+        for name, kernels in self._kernels.items():
+            set_kernels(self._vllm_config, name, kernels.layer, kernels)
+        for folder in self.plans.folders:
+            self.read(1, folder)
 
     def create_dummy_lora(self, lora_id: int, *_: Any) -> LoRAModel:
         return self.create_empty(lora_id)
@@ -121,43 +153,56 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def activate_adapter(self, lora_id: int) -> bool:
         newly: bool = super().activate_adapter(lora_id)
-        if newly:
-            lora = self._registered_adapters[lora_id]
-            self.bank.put(self.lora_index_to_id.index(lora_id), lora.packed)
+        lora = self._registered_adapters[lora_id]
+        if newly and lora.packed is not None:
+            self.banks[lora.number].put(self.lora_index_to_id.index(lora_id), lora.packed)
             lora.packed = None
         return newly
 
     def _deactivate_adapter(self, lora_id: int) -> None:
-        if lora_id in self.lora_index_to_id and lora_id in self._registered_adapters:
-            slot = self.lora_index_to_id.index(lora_id)
-            self._registered_adapters[lora_id].packed = self.bank.take(slot)
+        lora = self._registered_adapters.cache.get(lora_id)
+        if lora_id in self.lora_index_to_id and lora is not None and lora.number >= 0:
+            lora.packed = self.banks[lora.number].take(self.lora_index_to_id.index(lora_id))
         super()._deactivate_adapter(lora_id)
 
     def _set_adapter_mapping(self, mapping: Any) -> None:
         super()._set_adapter_mapping(mapping)
-        slot = {lora_id: index for index, lora_id in enumerate(self.lora_index_to_id)}
-        slots = [slot[lora_id] if lora_id > 0 else -1 for lora_id in mapping.index_mapping]
-        if self.device.type == "cpu":
-            self.groups, self.tokens = group_tokens(self.bank, slots), len(slots)
-        else:
-            self.step.write(slots)
+        self.tokens = len(mapping.index_mapping)
+        place = {lora_id: slot for slot, lora_id in enumerate(self.lora_index_to_id) if lora_id}
+        number = {lora_id: self._registered_adapters[lora_id].number for lora_id in place}
+        used = {number.get(lora_id) for lora_id in mapping.index_mapping}
+        self.groups = {}
+        for plan, bank in self.banks.items():
+            slots = [
+                place[lora_id] if number.get(lora_id) == plan else -1
+                for lora_id in mapping.index_mapping
+            ]
+            if self.device.type != "cpu":
+                self.steps[plan].write(slots)
+            elif plan in used:
+                self.groups[plan] = group_tokens(bank, slots)
 
 
 class Kernels:
-    """What a layer calls in the place of vLLM's kernels for plain LoRA.
+    """What a layer calls in the place of vLLM's kernels for plain LoRA: the terms of each plan that has some.
 
     On a CPU the tokens are grouped by their adapters. Elsewhere a step may be recorded and run again: it is
     for Triton's kernels, or in torch.
     """
 
-    def __init__(self, name: str, manager: CompactManager, terms: LayerTerms):
-        self.name, self._manager, self._terms = name, manager, terms
-        self._kernels: KernelTerms | None = None
-        if manager.device.type == "cuda" and HAS_TRITON:
+    def __init__(self, name: str, manager: CompactManager, layer: Any):
+        self.name, self.layer, self._manager = name, layer, manager
+        self._plans: list[tuple[int, LayerTerms, KernelTerms | None]] = []
+
+    def serve(self, number: int, bank: Bank, terms: LayerTerms) -> None:
+        """Add the terms that a plan has in this layer."""
+        kernels = None
+        if self._manager.device.type == "cuda" and HAS_TRITON:
             from bishare_dsl.serve.kernels import KernelTerms
 
             with suppress(ValueError):  # Of features that do not lie side by side, in torch.
-                self._kernels = KernelTerms(manager.bank, terms)
+                kernels = KernelTerms(bank, terms)
+        self._plans.append((number, terms, kernels))
 
     def add_lora_linear(self, y: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
         """Add what the adapters of the batch make of ``x (tokens, d_in)`` to ``y (tokens, d_out)``."""
@@ -169,12 +214,13 @@ class Kernels:
     def add(self, y: Tensor, x: Tensor) -> None:
         """Do the same outside a compiled graph."""
         manager = self._manager
-        if self._kernels is not None:
-            self._kernels.add(y, x, manager.step)
-        elif manager.device.type == "cpu":
-            self._terms.add(y[: manager.tokens], x[: manager.tokens], manager.groups)
-        else:
-            self._terms.add(y, x, manager.step.groups(len(x)))
+        for number, terms, kernels in self._plans:
+            if kernels is not None:
+                kernels.add(y, x, manager.steps[number])
+            elif manager.device.type != "cpu":
+                terms.add(y, x, manager.steps[number].groups(len(x)))
+            elif groups := manager.groups.get(number):
+                terms.add(y[: manager.tokens], x[: manager.tokens], groups)
 
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
 from bishare_dsl.adapter.files import TENSORS, config_in, place_of, read_adapter
+from bishare_dsl.adapter.stored import not_finite
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear
+from bishare_dsl.export.from_peft import read_peft
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bishare_dsl.models.site import Architecture
     from bishare_dsl.plan import Plan
 
@@ -58,6 +62,30 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
     return stored
 
 
+def read_any(
+    folder: str | Path, base: Architecture
+) -> tuple[Plan, Callable[[], dict[str, Tensor]]]:
+    """Read a folder of bishare's, or of plain LoRA, as its plan and what gives the plan's tensors.
+
+    Raises:
+        AdapterError: as `read_for`; or a plain LoRA is damaged (BS608), of another base (BS613), more than a
+            plain one (BS656), or has values that are not finite (BS694).
+    """
+    if Stamp.of(folder) is not None:
+        stored = read_for(folder, base)
+        return stored.plan, stored.tensors
+    _, plan, tensors = read_peft(folder, base)
+    _check_outside(folder, plan)
+    check_finite(folder, tensors)
+    return plan, lambda: tensors
+
+
+def check_finite(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise AdapterError (BS694) where values of an adapter are not finite."""
+    for problem in not_finite(tensors):
+        raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
+
+
 def _check_outside(folder: str | Path, plan: Plan) -> None:
     """Check that vLLM has a layer for all that the adapter adds."""
     paths = [site.path for site in plan.sites if site.layer is None and plan.terms_of[site.path]]
@@ -66,34 +94,3 @@ def _check_outside(folder: str | Path, plan: Plan) -> None:
         raise AdapterError(codes.NOT_SERVED(folder=folder, what=what))
     if paths:
         raise AdapterError(codes.NOT_SERVED(folder=folder, what=f"terms at `{paths[0]}`"))
-
-
-def check_plan(folder: str | Path, plan: Plan, served: Plan) -> None:
-    """Check that an adapter has the plan that a server in compact mode serves.
-
-    Raises:
-        AdapterError: it has another one (BS650).
-    """
-    if reason := next(_differences(plan, served), None):
-        raise AdapterError(codes.OTHER_PLAN(folder=folder, served=served.spec, reason=reason))
-
-
-def _differences(plan: Plan, served: Plan) -> Iterator[str]:
-    if plan is served:
-        return
-    for tensor in plan.tensors:
-        if (twin := served.tensor.get(tensor.name)) is None:
-            yield f"its tensor `{tensor.name}` is not in the server's plan"
-        elif twin.shape != tensor.shape:
-            yield f"its tensor `{tensor.name}` is {tensor.shape}, and {twin.shape} in the server's plan"
-        elif twin.trainable != tensor.trainable:
-            yield f"its tensor `{tensor.name}` is {'trained' if tensor.trainable else 'frozen'}"
-    for name in served.tensor:
-        if name not in plan.tensor:
-            yield f"it has no tensor `{name}`"
-    if plan.terms != served.terms:
-        twins = {(term.share, term.site): term for term in served.terms}
-        for term in plan.terms:
-            if term != twins.get((term.share, term.site)):
-                yield f"its share `{term.share}` is another one at `{term.site}`"
-        yield "it has fewer terms"

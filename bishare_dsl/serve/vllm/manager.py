@@ -8,22 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.adapter.files import read_adapter
-from bishare_dsl.adapter.stored import not_finite
-from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.serve.vllm.compact import CompactManager
 from bishare_dsl.serve.vllm.expanded import ExpandedManager
-from bishare_dsl.serve.vllm.folder import Stamp
+from bishare_dsl.serve.vllm.folder import Stamp, check_finite
+from bishare_dsl.serve.vllm.plans import Plans
 from bishare_dsl.serve.vllm.private import (
     LRUCacheWorkerLoRAManager,
     get_adapter_absolute_path,
     layers_of,
+    linear_layers,
     only_layers,
     tensors_of,
 )
-from bishare_dsl.serve.vllm.settings import check_compact, plan_folder
+from bishare_dsl.serve.vllm.settings import granted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,15 +45,16 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         super().__init__(*settings, **more)
 
     def create_lora_manager(self, model: nn.Module, vllm_config: Any) -> Any:
-        folder = plan_folder(vllm_config)
-        if folder is None:
+        if (given := granted(vllm_config)) is None:
             self._manager_cls = ExpandedManager
         else:
-            check_compact(vllm_config)
-            self._manager_cls = partial(CompactManager, folder)
-            plan = read_adapter(folder).plan
-            layers = layers_of(model, [path for path, terms in plan.terms_of.items() if terms])
-            self.lora_config = only_layers(self.lora_config, list(layers))
+            plans = Plans(vllm_config, given)
+            self._manager_cls = partial(CompactManager, plans)
+            layers = linear_layers(model, self.lora_config)
+            if not plans.grows:  # Others cost time, and there is nothing to add.
+                sites = {path for plan in plans.held for path in plan.terms_of}
+                layers = [*layers_of(model, sorted(sites)).keys() & layers]
+            self.lora_config = only_layers(self.lora_config, layers)
         return super().create_lora_manager(model, vllm_config)
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
@@ -82,13 +81,11 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
     def _read(self, lora_request: LoRARequest) -> LoRAModel:
         folder = _place(lora_request.lora_path)
         manager = self._adapter_manager
-        if Stamp.of(folder) is not None:
+        compact = isinstance(manager, CompactManager) and Path(folder).exists()
+        if compact or Stamp.of(folder) is not None:
             return manager.read(lora_request.lora_int_id, folder)
-        if isinstance(manager, CompactManager) and Path(folder).exists():
-            raise AdapterError(codes.NOT_COMPACT(folder=folder))
         lora = super()._load_adapter(lora_request)
-        for problem in not_finite(tensors_of(lora)):
-            raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
+        check_finite(folder, tensors_of(lora))
         return lora
 
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bishare_dsl.adapter.stored import not_finite
-from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.serve.vllm.folder import check_finite
 from bishare_dsl.serve.vllm.private import manager_of
 
 
@@ -33,7 +31,5 @@ def write_adapter(worker: Any, number: int, tensors: Mapping[str, Tensor]) -> No
         KeyError: no adapter with this number is loaded, or a tensor is missing.
     """
     found = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    for problem in not_finite(found):
-        what = problem.message
-        raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=f"adapter {number}", what=what))
+    check_finite(f"adapter {number}", found)
     manager_of(worker).write(number, found)

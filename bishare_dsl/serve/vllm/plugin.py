@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 
-from bishare_dsl.serve.vllm.settings import PLAN, unsupported
+from bishare_dsl.serve.vllm.settings import unsupported
 
 
 def register() -> None:
     """Let vLLM's workers load adapter folders of bishare.
 
     In a vLLM that is not supported this changes nothing and logs why, for plain LoRA is served by it still.
-
-    Raises:
-        RuntimeError: it is not supported, and compact mode was asked for.
     """
     if reason := unsupported():
-        if os.environ.get(PLAN):
-            raise RuntimeError(reason)
         logging.getLogger(__name__).error(reason)
         return
-    from bishare_dsl.serve.vllm.check import check_folder
+    from bishare_dsl.serve.vllm.check import check_folder, start_checks
     from bishare_dsl.serve.vllm.manager import WorkerManager
     from bishare_dsl.serve.vllm.private import install_check, install_manager
 
     install_manager(WorkerManager)
-    install_check(check_folder)
+    install_check(start_checks, check_folder)
 
 
 def register_resolver() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from vllm.config import CUDAGraphMode
 from vllm.exceptions import VLLMValidationError
 from vllm.forward_context import get_forward_context
 from vllm.lora.lora_model import LoRAModel
@@ -19,10 +20,13 @@ from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.utils import (
     get_adapter_absolute_path,
+    is_in_target_modules,
     parse_fine_tuned_lora_name,
     process_packed_modules_mapping,
 )
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker import lora_model_runner_mixin
@@ -46,10 +50,12 @@ __all__ = [
     "layer_of",
     "layer_weights",
     "layers_of",
+    "linear_layers",
     "local_inputs",
     "local_outputs",
     "manager_of",
     "only_layers",
+    "records_steps",
     "set_kernels",
     "tensors_of",
 ]
@@ -68,12 +74,21 @@ def install_manager(manager: type[Any]) -> None:
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = manager
 
 
-def install_check(check: Callable[[str, str, str], None]) -> None:
+def install_check(start: Callable[[Any], None], check: Callable[[str, str, str], None]) -> None:
     """Let each request for an adapter pass a check before the engine has it: of name, folder and base.
 
     A ValueError that it raises is the answer to the request.
+
+    Args:
+        start: is called with vLLM's config where an engine comes up that serves adapters.
+        check: the check.
     """
-    validate = InputProcessor._validate_lora
+    begin, validate = InputProcessor.__init__, InputProcessor._validate_lora
+
+    def begun(self: Any, vllm_config: Any, *others: Any, **more: Any) -> None:
+        begin(self, vllm_config, *others, **more)
+        if vllm_config.lora_config is not None:
+            start(vllm_config)
 
     def checked(self: Any, lora_request: Any) -> None:
         validate(self, lora_request)
@@ -83,7 +98,7 @@ def install_check(check: Callable[[str, str, str], None]) -> None:
             except ValueError as error:
                 raise VLLMValidationError(str(error)) from error
 
-    InputProcessor._validate_lora = checked
+    InputProcessor.__init__, InputProcessor._validate_lora = begun, checked
 
 
 def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
@@ -120,6 +135,23 @@ def layers_of(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Part]]:
 def manager_of(worker: Any) -> Any:
     """Return what holds the adapters of a worker."""
     return worker.model_runner.lora_manager._adapter_manager
+
+
+def linear_layers(model: nn.Module, config: Any) -> list[str]:
+    """Return the linear layers that vLLM's LoRA config lets be adapted, by name."""
+    packed = process_packed_modules_mapping(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LinearBase)
+        and is_in_target_modules(name, config.target_modules, packed)
+    ]
+
+
+def records_steps(config: Any) -> bool:
+    """Return whether vLLM records its steps as CUDA graphs."""
+    graphs = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
+    return bool(graphs and current_platform.is_cuda_alike())
 
 
 def only_layers(config: Any, layers: Sequence[str]) -> Any:

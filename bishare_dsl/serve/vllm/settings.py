@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from bishare_dsl.diagnostics import AdapterError, raise_errors
@@ -11,35 +12,55 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 SUPPORTED = ("0.32",)
 """The versions of vLLM that the plug-in was written for and is tested with; as in the extra ``vllm``."""
 
-PLAN = "BISHARE_PLAN"
-"""The environment variable that names the adapter folder whose plan is served in compact mode."""
+PLANS = "bishare_plans"
+"""In vLLM's ``--additional-config``: folders of adapters whose plans are served from the start."""
 
-PLAN_KEY = "bishare_plan"
-"""The same in vLLM's ``--additional-config``."""
-
-
-def plan_folder(vllm_config: Any) -> str | None:
-    """Return the adapter folder that a server in compact mode takes its plan from; None in expanded mode."""
-    extra = vllm_config.additional_config
-    named = extra.get(PLAN_KEY) if isinstance(extra, dict) else None
-    return named or os.environ.get(PLAN) or None
+SLOTS = "bishare_slots_gib"
+"""The same for the GiB that the slots of all plans may take; with it plans are added while they come."""
 
 
-def check_compact(vllm_config: Any) -> None:
-    """Check that a server can be in compact mode.
+@dataclass(frozen=True)
+class Granted:
+    """What compact mode was granted: plans, by folders, and bytes for slots; None for those plans alone."""
+
+    folders: list[str]
+    bytes: float | None
+
+
+def granted(config: Any) -> Granted | None:
+    """Return what vLLM's config grants to compact mode; None in expanded mode.
 
     Raises:
-        AdapterError: a setting does not go with it (BS654).
+        AdapterError: a setting is none (BS658), or does not go with the mode (BS654).
     """
-    parallel = vllm_config.parallel_config
+    extra = config.additional_config if isinstance(config.additional_config, dict) else {}
+    given = {**os.environ, **extra}
+    own = {key: given[key] for key in given if key.startswith("bishare") or key == "BISHARE_PLAN"}
+    for key, value in own.items():
+        problem = _problem(key, value)
+        if problem:
+            raise AdapterError(codes.BAD_SERVER_SETTING(setting=key, problem=problem))
+    if not own:
+        return None
+    parallel = config.parallel_config
     refused = {
-        "--fully-sharded-loras": vllm_config.lora_config.fully_sharded_loras,
+        "--fully-sharded-loras": config.lora_config.fully_sharded_loras,
         "--pipeline-parallel-size above 1": parallel.pipeline_parallel_size > 1,
     }
     raise_errors(
         AdapterError,
         [codes.NOT_IN_COMPACT_MODE(setting=s) for s, given in refused.items() if given],
     )
+    return Granted(own.get(PLANS, []), 2**30 * own[SLOTS] if SLOTS in own else None)
+
+
+def _problem(key: str, value: Any) -> str | None:
+    if key == PLANS:
+        fits = isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+        return None if fits else "is not a list of adapter folders"
+    if key == SLOTS:
+        return None if isinstance(value, int | float) and value > 0 else "is not a number above 0"
+    return f"is unknown; `--additional-config` takes `{PLANS}` and `{SLOTS}`"
 
 
 def unsupported() -> str | None:
