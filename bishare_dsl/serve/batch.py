@@ -51,15 +51,15 @@ class Group:
         found = x if self.tokens is None else x.index_select(0, self.tokens)
         return found.view(-1, self.length, x.shape[1])
 
-    def add(self, output: Tensor, delta: Tensor, scale: float) -> None:
-        """Add ``scale * delta (R, n, d)`` to the group's tokens of ``output (tokens, d)``, in place."""
+    def add(self, output: Tensor, delta: Tensor) -> None:
+        """Add ``delta (R, n, d)`` to the group's tokens of ``output (tokens, d)``, in place."""
         delta = delta.flatten(0, 1)
         if self.tokens is None:
-            output.add_(delta, alpha=scale)
+            output.add_(delta)
         elif self.kept is None:
-            output.index_add_(0, self.tokens, delta, alpha=scale)
+            output.index_add_(0, self.tokens, delta)
         else:
-            output.index_add_(0, self.tokens[self.kept], delta[self.kept], alpha=scale)
+            output.index_add_(0, self.tokens[self.kept], delta[self.kept])
 
 
 TILE = 16

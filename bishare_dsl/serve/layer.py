@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bishare_dsl.serve.batch import Group
 from bishare_dsl.serve.terms import Factor, Layout, Place, ServedTerm, side_by_side
-from bishare_dsl.serve.tiles import Tiles, flat, in_blocks, lift, out_of_tiles
+from bishare_dsl.serve.tiles import Tiles, flat, in_blocks, lift, out_of_tiles, tiles_in
 
 MANY = 16
 """With as many tokens of each adapter, to make the effective factors costs less than to go by tiles."""
@@ -45,7 +45,7 @@ class LayerTerms:
         self.inputs = inputs
         self.sites = [(part, layout.terms[part.path]) for part in outputs]
         terms = [term for _, found in self.sites for term in found]
-        self.width, self._scale = terms[0].a.side, terms[0].scale
+        self.width = terms[0].a.side
         self._downs = [*dict.fromkeys(term.a for term in terms)]
         self._tiles = Tiles([term for term in terms if term.a.tiled])
         self._plain: list[tuple[int, Place, list[tuple[Factor, int, int]]]] = []
@@ -62,18 +62,23 @@ class LayerTerms:
                 part = rows
                 rows = part.new_zeros(*part.shape[:2], self.width)
                 rows[..., self.inputs] = part
-            for where, delta in self._deltas(group, rows):
-                if where.of_site is not None:
-                    delta = delta[..., where.of_site]
-                group.add(output[:, where.place], delta, self._scale)
+            z, u = self._down(group, rows)
+            for where, terms in self.sites:
+                target = output[:, where.place]
+                direct = group.tokens is None and where.of_site is None
+                shape = *rows.shape[:2], terms[0].b.side
+                total = target.view(shape) if direct else rows.new_zeros(shape)
+                self._up(group, terms, z, u, total)
+                if not direct:
+                    whole = where.of_site is None
+                    group.add(target, total if whole else total[..., where.of_site])
 
-    def _deltas(self, group: Group, x: Tensor) -> list[tuple[Outputs, Tensor]]:
-        """Return ``(R, n, d_out)`` for each site, but for the layer's scale: what its terms make of ``x``."""
+    def _down(self, group: Group, x: Tensor) -> tuple[dict[Factor, Tensor], dict[Factor, Tensor]]:
+        """Multiply ``x (R, n, d_in)`` by each A: its z, and what `Tiles.down` has of it already."""
         if group.length >= MANY:
             whole = torch.cat([_matrix(group, factor) for factor in self._downs], 1)
             parts = torch.bmm(x, whole.mT).split([factor.rows for factor in self._downs], 2)
-            z = dict(zip(self._downs, parts, strict=True))
-            return [(where, self._whole(group, terms, z, None)) for where, terms in self.sites]
+            return dict(zip(self._downs, parts, strict=True)), {}
         z, u = self._tiles.down(group, x)
         for first, place, runs in self._plain:
             # Few tokens are multiplied more quickly on the right than on the left.
@@ -82,79 +87,57 @@ class LayerTerms:
         for factor in self._downs:
             if factor not in z:
                 z[factor] = torch.bmm(x, _matrix(group, factor).mT)
-        found = []
-        for where, terms in self.sites:
-            tiled = [term for term in terms if term.b.tiled and term.gain_out is None]
-            total = self._tiled(group, tiled, z, u)
-            others = [term for term in terms if term not in tiled]
-            found.append((where, self._whole(group, others, z, total)))
-        return found
+        return z, u
 
-    def _whole(
+    def _up(
         self,
         group: Group,
         terms: Sequence[ServedTerm],
         z: Mapping[Factor, Tensor],
-        total: Tensor | None,
-    ) -> Tensor:
-        """Add to a total what terms make of their ``z``, by effective factors."""
-        for term in terms:
-            low = self._scaled(group, term, flat(z[term.a]))
-            if term.gain_out is None and total is not None:
-                add_product(total, low, _matrix(group, term.b))
-                continue
-            delta = torch.bmm(low, _matrix(group, term.b))
-            if term.gain_out is not None:
-                delta = delta * group.tensor(term.gain_out)
-            total = delta if total is None else total + delta
-        assert total is not None
-        return total
-
-    def _tiled(
-        self,
-        group: Group,
-        terms: Sequence[ServedTerm],
-        z: Mapping[Factor, Tensor],
-        u: Mapping[tuple[Factor, Place], Tensor],
-    ) -> Tensor | None:
-        """Do the same by tiles, for terms whose B is a Kronecker product."""
+        u: Mapping[Factor, Tensor],
+        total: Tensor,
+    ) -> None:
+        """Add to ``total (R, n, d_out)`` what a site's terms make of their z, in place."""
         sums: dict[int, Tensor] = {}
         for term in terms:
-            b, kernel = term.b.stored, term.b.kernel
-            assert kernel is not None
-            if term.scale != self._scale or (found := u.get((term.a, b))) is None:
-                low = self._scaled(group, term, flat(z[term.a]))
-                found = lift(group, b, in_blocks(low, term.b))
-            across, size = group.tensor(kernel).mT, b.columns
-            if size in sums:
-                add_product(sums[size], across, found)
-            else:  # One row is a product of two vectors.
-                one = kernel.rows == 1
-                sums[size] = across * found if one else torch.bmm(across, found)
-        total: Tensor | None = None
+            tiled = term.b.tiled and term.gain_out is None and group.length < MANY
+            if tiled and (found := u.get(term.a)) is not None:
+                low = found
+            else:
+                low = flat(z[term.a])
+                if term.gain_rank is not None:
+                    low = low * group.tensor(term.gain_rank)
+                if tiled:
+                    low = lift(group, term.b.stored, in_blocks(low, term.b))
+            if tiled and term.b.kernel is not None:
+                size = term.b.stored.columns
+                across = group.tensor(term.b.kernel).mT
+                if (target := tiles_in(total, size)) is None:
+                    made = low.new_zeros(len(low), across.shape[1], low.shape[2])
+                    target = sums.setdefault(size, made)
+                add_product(target, across, low, term.scale)
+            elif term.gain_out is None:
+                add_product(total, low, _matrix(group, term.b), term.scale)
+            else:
+                delta = torch.bmm(low, _matrix(group, term.b))
+                total.addcmul_(delta, group.tensor(term.gain_out), value=term.scale)
         for size, tiles in sums.items():
-            delta = out_of_tiles(tiles, size, terms[0].b.side)
-            total = delta if total is None else total + delta
-        return total
-
-    def _scaled(self, group: Group, term: ServedTerm, z: Tensor) -> Tensor:
-        """Return a term's ``z (R, n, rows)`` by its gain, and by what its scale is to the layer's."""
-        if term.scale != self._scale:
-            z = z * (term.scale / self._scale)
-        return z if term.gain_rank is None else z * group.tensor(term.gain_rank)
+            total += out_of_tiles(tiles, size, total.shape[2])
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left (R, i, j) @ right (R, j, k)`` to a total, in place: small ones as products of vectors.
+def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Add ``scale * left (R, i, j) @ right (R, j, k)`` to a total, in place.
 
-    One of fewer than 400 multiplications torch makes by a loop of its own, which takes three times as long.
+    As products of vectors where torch's own would take three times as long: those of fewer than 400
+    multiplications it makes by a loop, and around one into a part of an output it makes two copies.
     """
     rows, count, columns = left.shape[1], left.shape[2], right.shape[2]
-    if count > 1 and rows * count * columns >= 400:
-        total.baddbmm_(left, right)
+    small = rows * count * columns < 400 or (count < 4 and not total.is_contiguous())
+    if count > 1 and not small:
+        total.baddbmm_(left, right, alpha=scale)
     else:
         for i in range(count):
-            total.addcmul_(left[:, :, i : i + 1], right[:, i : i + 1])
+            total.addcmul_(left[:, :, i : i + 1], right[:, i : i + 1], value=scale)
 
 
 def _matrix(group: Group, factor: Factor) -> Tensor:

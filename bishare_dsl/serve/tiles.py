@@ -50,16 +50,14 @@ class Tiles:
                     pools.append(_Pool(a, same[0][1], same[-1][2], same, b))
                 self._products.append((kernel, size, pools))
 
-    def down(
-        self, group: Group, x: Tensor
-    ) -> tuple[dict[Factor, Tensor], dict[tuple[Factor, Place], Tensor]]:
+    def down(self, group: Group, x: Tensor) -> tuple[dict[Factor, Tensor], dict[Factor, Tensor]]:
         """Multiply ``x (R, n, d_in)`` by each A, and further by a B of which it is known that it is next.
 
         Returns:
-            For each A its ``z (R, b, n, a)``; for each A and B the ``u (R, b, n s)``.
+            For each A its ``z (R, b, n, a)``, and its ``u (R, b, n s)`` where it is known.
         """
         z: dict[Factor, Tensor] = {}
-        u: dict[tuple[Factor, Place], Tensor] = {}
+        u: dict[Factor, Tensor] = {}
         tiles: dict[int, Tensor] = {}
         for kernel, size, pools in self._products:
             if size not in tiles:
@@ -73,8 +71,8 @@ class Tiles:
                 for factor, start, stop in pool.parts:
                     rows = slice(start - pool.start, stop - pool.start)
                     z[factor] = apart[:, rows]
-                    if pool.b is not None and of_pool is not None:
-                        u[factor, pool.b] = of_pool[:, rows]
+                    if of_pool is not None:
+                        u[factor] = of_pool[:, rows]
         return z, u
 
 
@@ -95,6 +93,13 @@ def in_blocks(z: Tensor, factor: Factor) -> Tensor:
 def flat(z: Tensor) -> Tensor:
     """Return ``z (R, b, n, a)`` as ``(R, n, rows)``; it may be so already."""
     return z.transpose(1, 2).flatten(2) if z.dim() == 4 else z
+
+
+def tiles_in(total: Tensor, size: int) -> Tensor | None:
+    """Return ``total (R, n, side)`` as ``(R, k, n s)`` where it lies so, for one token of each adapter."""
+    if total.shape[1] > 1 or total.shape[2] % size:
+        return None
+    return total.squeeze(1).unflatten(1, (-1, size))
 
 
 def out_of_tiles(y: Tensor, size: int, side: int) -> Tensor:

@@ -27,8 +27,8 @@ def test_each_token_is_served_by_its_own_slot_once(slots):
     for group in group_tokens(BANK, slots):
         rows = group.rows(x)
         assert rows.shape[1:] == (group.length, 1)
-        group.add(output, rows * (1 + slots_of(group)), 2.0)
-    expected = x * (2.0 * (1 + torch.tensor(slots))).unsqueeze(1)
+        group.add(output, rows * (1 + slots_of(group)))
+    expected = x * (1 + torch.tensor(slots)).unsqueeze(1)
     torch.testing.assert_close(output, expected)
 
 

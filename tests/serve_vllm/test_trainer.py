@@ -74,6 +74,7 @@ def test_after_each_of_ten_steps_of_grpo(tmp_path):
                 num_generations=2,
                 max_completion_length=NEW,
                 use_cpu=True,
+                bf16=False,
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,
