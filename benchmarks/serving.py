@@ -315,6 +315,55 @@ def speed_by_adapters(bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
+def prompts_alone(bench: Bench) -> list[dict[str, Any]]:
+    """Prompts of 512 tokens, each of an adapter of its own, and one token of an answer, by the base."""
+    count = min(16, bench.sizes.adapters)
+    with ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(Engine(bench, name.partition(" ")[0]))
+            for name in ("base", "compact", "base again")
+        }
+        engines["compact"].load(count, count)
+        rounds = in_turn(
+            {
+                name: partial(
+                    engine.ask,
+                    "generate",
+                    [*range(count)] if name == "compact" else [],
+                    1,
+                    512,
+                    count,
+                )
+                for name, engine in engines.items()
+            },
+            bench.sizes.rounds,
+        )
+    return [
+        {
+            "engine": name,
+            "tokens a second": count * 512 / median(found, "seconds"),
+            "x base": ratio(rounds["base"], found, "seconds"),
+            "x base, processor time": ratio(rounds["base"], found, "processor seconds"),
+            "goal": ">= 0.9 x base" if name == "compact" else "",
+        }
+        for name, found in rounds.items()
+    ]
+
+
+def a_sync(bench: Bench) -> list[dict[str, Any]]:
+    """The tensors of an adapter written into the engine from memory."""
+    with Engine(bench, "compact") as engine:
+        engine.load(1, 1)
+        found = [engine.ask("write", number % bench.sizes.adapters) for number in range(40)][8:]
+    return [
+        {
+            "median, ms": 1e3 * median(found, "seconds"),
+            "processor, ms": 1e3 * median(found, "processor seconds"),
+            "bytes": found[0]["bytes"],
+        }
+    ]
+
+
 def first_token(bench: Bench) -> list[dict[str, Any]]:
     """The first token of an adapter that is only on disk: one after another, each once."""
     count = bench.sizes.adapters
@@ -349,6 +398,8 @@ ROWS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
         tokens_a_second,
         speed_by_adapters,
         adapters_in_memory,
+        prompts_alone,
+        a_sync,
         first_token,
     )
 }

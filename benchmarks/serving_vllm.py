@@ -42,30 +42,40 @@ class Engine:
             "lora_target_modules": ["qkv_proj", "gate_up_proj", "down_proj"],
             "enable_lora": True,
         }
-        plan = {"bishare_plan": self.folders[0]} if settings["mode"] == "compact" else {}
+        plan = {"bishare_plans": [self.folders[0]]} if settings["mode"] == "compact" else {}
         self.llm = LLM(
             settings["model"],
             dtype="float32",
             enforce_eager=True,
-            max_model_len=128,
+            max_model_len=640,
             max_num_seqs=self.seats,
             enable_prefix_caching=False,
             additional_config=plan,
             **({} if settings["mode"] == "base" else lora),
         )
 
-    def generate(self, adapters: list[int], tokens: int) -> dict[str, Any]:
-        """Answer as many requests as there are seats, request i with the adapter ``adapters[i]``."""
+    def generate(
+        self, adapters: list[int], tokens: int, length: int = 5, requests: int = 0
+    ) -> dict[str, Any]:
+        """Answer requests, as many as there are seats if no number is given.
+
+        Args:
+            adapters: of each request; none for the base.
+            tokens: that each writes.
+            length: tokens of each prompt.
+            requests: how many there are without adapters.
+        """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        requests = [LoRARequest(f"adapter-{i}", i + 1, self.folders[i]) for i in adapters] or None
-        count = len(adapters) or self.seats
+        count = len(adapters) or requests or self.seats
+        loras = [LoRARequest(f"adapter-{i}", i + 1, self.folders[i]) for i in adapters] or None
+        prompts = [{"prompt_token_ids": [100 + i, *range(200, 199 + length)]} for i in range(count)]
         started, used = time.perf_counter(), time.process_time()
         self.llm.generate(
-            ["The capital of France is"] * count,
+            prompts,
             SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True),
-            lora_request=requests,
+            lora_request=loras,
             use_tqdm=False,
         )
         return {
@@ -74,13 +84,28 @@ class Engine:
             "resident, MiB": resident(),
         }
 
+    def write(self, number: int) -> dict[str, Any]:
+        """Give a loaded adapter other tensors from memory, as a trainer does."""
+        from bishare_dsl.adapter.files import read_adapter
+        from bishare_dsl.serve.vllm.memory import write_adapter
+
+        tensors = read_adapter(self.folders[number]).tensors()
+        started, used = time.perf_counter(), time.process_time()
+        self.llm.collective_rpc(write_adapter, args=(1, tensors))
+        self.llm.reset_prefix_cache()
+        return {
+            "seconds": time.perf_counter() - started,
+            "processor seconds": time.process_time() - used,
+            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        }
+
     def bytes_each(self) -> dict[str, float]:
         """Bytes an adapter in the slots, and in the host's cache, counted from the tensors."""
         worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         manager = worker.model_runner.lora_manager._adapter_manager
         loras = manager.list_adapters().values()
-        if bank := getattr(manager, "bank", None):
-            slots = bank.nbytes_each
+        if banks := getattr(manager, "banks", None):
+            slots = banks[0].nbytes_each
             host = [lora.packed.nbytes for lora in loras if lora.packed is not None]
         else:
             slots = sum(

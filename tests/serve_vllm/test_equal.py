@@ -119,6 +119,27 @@ def test_sixty_four_adapters_in_one_batch(base):
     model.bishare.unload()
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_hundred_adapters_in_four_slots(base, compact):
+    """Each batch has adapters that the last one had not; the host keeps few, so that folders are read again."""
+    root, model = base
+    if "qwen3" in root.name:
+        pytest.skip("nothing in it depends on the base")
+    served = Served(root / f"hundred-{compact}", model, "bishare_ke", 100)
+    extra = {"additional_config": {"bishare_slots_gib": 1}} if compact else {}
+    random = torch.Generator().manual_seed(0)
+    prompts = prompts_of(40)
+    with engine(root / "base", **CHUNKS, **ROOM, **extra) as llm:
+        every = served.requests[:-1], served.tensors
+        for _ in range(4):
+            chosen = torch.randperm(100, generator=random)[:39].tolist()
+            served.requests = [every[0][i] for i in chosen] + [None]
+            served.tensors = [every[1][i] for i in chosen]
+            served.check(llm, prompts)
+            llm.llm_engine.remove_lora(served.requests[0].lora_int_id)
+    model.bishare.unload()
+
+
 def test_compiled(base):
     """Without `enforce_eager` vLLM compiles the model; what layers add is one opaque step in it."""
     root, model = base
@@ -217,14 +238,14 @@ def test_what_is_damaged_behind_the_check_does_not_stop_the_engine(base, compact
         with pytest.raises(VLLMValidationError, match="BS608"):
             served.check(llm, prompts)
         file.write_bytes(content)
-        if not compact:  # Plain LoRA of PEFT, of values that are no numbers.
-            spoilt = root / "spoilt"
-            model.bishare.export(spoilt)
-            tensors = load_file(spoilt / "adapter_model.safetensors")
-            next(iter(tensors.values()))[0, 0] = torch.nan
-            save_file(tensors, spoilt / "adapter_model.safetensors")
-            with pytest.raises(AdapterError, match="BS694"):
-                llm.llm_engine.add_lora(type(first)("spoilt", 99, str(spoilt)))
+        # Plain LoRA of PEFT, of values that are no numbers.
+        spoilt = root / "spoilt"
+        model.bishare.export(spoilt)
+        tensors = load_file(spoilt / "adapter_model.safetensors")
+        next(iter(tensors.values()))[0, 0] = torch.nan
+        save_file(tensors, spoilt / "adapter_model.safetensors")
+        with pytest.raises(AdapterError, match="BS694"):
+            llm.llm_engine.add_lora(type(first)("spoilt", 99, str(spoilt)))
         served.check(llm, prompts)
     model.bishare.unload()
 
@@ -245,7 +266,7 @@ def test_the_adapters_of_a_library(base, compact):
     served.requests[:2] = [
         request(name, number, f"{library}#{name}") for number, name in enumerate(each, 70)
     ]
-    extra = {"additional_config": {"bishare_plan": f"{library}#law"}} if compact else {}
+    extra = {"additional_config": {"bishare_plans": [f"{library}#law"]}} if compact else {}
     with engine(root / "base", **CHUNKS, **ROOM, **extra) as llm:
         served.check(llm, prompts_of(6))
     found = asyncio.run(

@@ -17,7 +17,7 @@ WORKER = worker_manager.LRUCacheWorkerLoRAManager
 LINEAR = base_linear.BaseLinearLayerWithLoRA
 MERGED = column_parallel_linear.MergedColumnParallelLinearWithLoRA
 
-# The beginning of the SHA-256 of the source in vLLM 0.32.
+# The beginning of the SHA-256 of the source in vLLM 0.32, and in 0.31 where it was another one.
 SOURCES = {
     InputProcessor._validate_lora: "14d8474923a7",
     LINEAR._apply_lora_to_output: "57c8604ccec2",
@@ -25,7 +25,7 @@ SOURCES = {
     LINEAR.create_lora_weights: "94edaf24d2fc",
     LRU.activate_adapter: "d1b81b771adb",
     LRU.add_adapter: "767b3cb23642",
-    MANAGER.__init__: "5dcae742ef6f",
+    MANAGER.__init__: "5dcae742ef6f 30542a856c64",
     MANAGER._create_lora_modules: "d713c4fa88bc",
     MANAGER._create_merged_loras_inplace: "1b64ebe57c3d",
     MANAGER._deactivate_adapter: "c03307590919",
@@ -51,9 +51,9 @@ SOURCES = {
     row_parallel_linear.RowParallelLinearWithLoRA.slice_lora_a: "3e74c71c977a",
     utils.from_layer: "6f7988ad5bef",
     utils.is_in_target_modules: "8f7b7243cdcd",
-    utils.parse_fine_tuned_lora_name: "eaae3c4cb5ae",
-    utils.process_packed_modules_mapping: "4475d6a8e841",
-    worker_manager.WorkerLoRAManager._load_adapter: "e05648e184dd",
+    utils.parse_fine_tuned_lora_name: "eaae3c4cb5ae 0fdbcfbc61e3",
+    utils.process_packed_modules_mapping: "4475d6a8e841 f01f0612ca34",
+    worker_manager.WorkerLoRAManager._load_adapter: "e05648e184dd df36054604e0",
     worker_manager.WorkerLoRAManager.add_dummy_lora: "ce17d2f32530",
 }
 
@@ -61,7 +61,7 @@ SOURCES = {
 @pytest.mark.parametrize("found", SOURCES, ids=lambda found: found.__qualname__)
 def test_source_is_as_it_was(found):
     digest = hashlib.sha256(inspect.getsource(found).encode()).hexdigest()
-    assert digest[:12] == SOURCES[found], (
+    assert digest[:12] in SOURCES[found].split(), (
         f"{found.__qualname__} of vLLM is another one now: read it"
     )
 
@@ -72,7 +72,10 @@ def test_every_request_is_asked_for_its_adapter():
 
 def test_an_engine_has_its_config_at_hand():
     """For the checks of its requests."""
-    assert list(inspect.signature(InputProcessor.__init__).parameters)[:2] == ["self", "vllm_config"]
+    assert list(inspect.signature(InputProcessor.__init__).parameters)[:2] == [
+        "self",
+        "vllm_config",
+    ]
 
 
 def test_workers_take_their_manager_by_this_name():

@@ -9,7 +9,7 @@ from typing import Any
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 
-SUPPORTED = ("0.32",)
+SUPPORTED = ("0.31", "0.32")
 """The versions of vLLM that the plug-in was written for and is tested with; as in the extra ``vllm``."""
 
 PLANS = "bishare_plans"
