@@ -99,7 +99,8 @@ def tiles_in(total: Tensor, size: int) -> Tensor | None:
     """Return ``total (R, n, side)`` as ``(R, k, n s)`` where it lies so, for one token of each adapter."""
     if total.shape[1] > 1 or total.shape[2] % size:
         return None
-    return total.squeeze(1).unflatten(1, (-1, size))
+    tiles: Tensor = total.squeeze(1).unflatten(1, (-1, size))
+    return tiles
 
 
 def out_of_tiles(y: Tensor, size: int, side: int) -> Tensor:

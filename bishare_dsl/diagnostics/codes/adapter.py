@@ -180,7 +180,7 @@ UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")
 
 OTHER_PLAN = Code(
     "BS650",
-    "`{folder}` has a plan that this server has no slots for: {reason}",
+    "`{folder}` has another plan than this server has slots for: it differs in {what}",
     'start the server with a folder of this plan in "bishare_plans" of `--additional-config`',
 )
 RANK_OVER_LIMIT = Code(
@@ -194,10 +194,14 @@ OTHER_FROZEN = Code("BS653", "the frozen tensor `{name}` of `{folder}` is not th
 NOT_IN_COMPACT_MODE = Code("BS654", "a server in compact mode does not work with {setting}")
 NO_ROOM = Code(
     "BS657",
-    "slots for the plan of `{folder}` take {need} GiB, and {left} are left",
+    "slots for the plan of `{folder}` take {need:.3g} GiB, and {left:.3g} are left",
     'grant more by "bishare_slots_gib" of `--additional-config`, or start with fewer `--max-loras`',
 )
-BAD_SERVER_SETTING = Code("BS658", "`{setting}` {problem}")
+BAD_SERVER_SETTING = Code(
+    "BS658",
+    "`{setting}` as a setting of a server: {problem}",
+    "`--additional-config` takes `bishare_plans`, a list of folders, and `bishare_slots_gib`",
+)
 
 # With PEFT ----------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +39,14 @@ class Plans:
         self.base = inspect_config(config.model_config.hf_config)
         self.held: list[Plan] = []
         self._rows, self._itemsize = lora.max_loras + 1, lora.lora_dtype.itemsize
-        self._left, self.grows, self.folders = granted.bytes, True, granted.folders
+        self._left, self.grows, self.folders = (
+            granted.bishare_slots_gib,
+            True,
+            granted.bishare_plans,
+        )
         for folder in self.folders:
             self.number_of(folder, read_any(folder, self.base)[0])
-        self.grows = granted.bytes is not None and not records_steps(config)
+        self.grows = self._left is not None and not records_steps(config)
 
     def number_of(self, folder: str | Path, plan: Plan) -> int:
         """Return the number of an adapter's plan, which is added where it is another one.
@@ -51,39 +54,30 @@ class Plans:
         Raises:
             AdapterError: no plan is added any more (BS650), or its slots take more than is left (BS657).
         """
-        reasons = [next(_differences(plan, held), None) for held in self.held]
-        if None in reasons:
-            return reasons.index(None)
+        others = [_difference(plan, held) for held in self.held]
+        if None in others:
+            return others.index(None)
         if not self.grows:
-            reason = reasons[0] or "it has none"
-            raise AdapterError(codes.OTHER_PLAN(folder=folder, reason=reason))
+            what = others[0] if others else "plan at all"
+            raise AdapterError(codes.OTHER_PLAN(folder=folder, what=what))
         if self._left is not None:
             layout = Layout(plan)
-            need = (self._rows * layout.numbers + layout.common) * self._itemsize
+            need = (self._rows * layout.numbers + layout.common) * self._itemsize / 2**30
             if need > self._left:
-                gib, left = (f"{count / 2**30:.3g}" for count in (need, self._left))
-                raise AdapterError(codes.NO_ROOM(folder=folder, need=gib, left=left))
+                raise AdapterError(codes.NO_ROOM(folder=folder, need=need, left=self._left))
             self._left -= need
         self.held.append(plan)
         return len(self.held) - 1
 
 
-def _differences(plan: Plan, served: Plan) -> Iterator[str]:
+def _difference(plan: Plan, served: Plan) -> str | None:
+    """Say what is another one in two plans; None where they are the same."""
     if plan is served:
-        return
-    for tensor in plan.tensors:
-        if (twin := served.tensor.get(tensor.name)) is None:
-            yield f"its tensor `{tensor.name}` is not in the server's plan"
-        elif twin.shape != tensor.shape:
-            yield f"its tensor `{tensor.name}` is {tensor.shape}, and {twin.shape} in the server's plan"
-        elif twin.trainable != tensor.trainable:
-            yield f"its tensor `{tensor.name}` is {'trained' if tensor.trainable else 'frozen'}"
-    for name in served.tensor:
-        if name not in plan.tensor:
-            yield f"it has no tensor `{name}`"
-    if plan.terms != served.terms:
-        twins = {(term.share, term.site): term for term in served.terms}
-        for term in plan.terms:
-            if term != twins.get((term.share, term.site)):
-                yield f"its share `{term.share}` is another one at `{term.site}`"
-        yield "it has fewer terms"
+        return None
+    mine, theirs = _parts(plan), _parts(served)
+    return next((part for part in {**mine, **theirs} if mine.get(part) != theirs.get(part)), None)
+
+
+def _parts(plan: Plan) -> dict[str, object]:
+    tensors = {f"tensor `{t.name}`": (t.shape, t.trainable) for t in plan.tensors}
+    return {**tensors, **{f"share `{t.share}` at `{t.site}`": t for t in plan.terms}}

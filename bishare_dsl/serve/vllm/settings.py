@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -12,19 +13,19 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 SUPPORTED = ("0.31", "0.32")
 """The versions of vLLM that the plug-in was written for and is tested with; as in the extra ``vllm``."""
 
-PLANS = "bishare_plans"
-"""In vLLM's ``--additional-config``: folders of adapters whose plans are served from the start."""
 
-SLOTS = "bishare_slots_gib"
-"""The same for the GiB that the slots of all plans may take; with it plans are added while they come."""
+class Granted(BaseModel):
+    """What vLLM's ``--additional-config`` grants to compact mode.
 
+    Attributes:
+        bishare_plans: adapter folders whose plans are served from the start.
+        bishare_slots_gib: what the slots of all plans may take; with it plans are added while they come.
+    """
 
-@dataclass(frozen=True)
-class Granted:
-    """What compact mode was granted: plans, by folders, and bytes for slots; None for those plans alone."""
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    folders: list[str]
-    bytes: float | None
+    bishare_plans: list[str] = []
+    bishare_slots_gib: PositiveFloat | None = None
 
 
 def granted(config: Any) -> Granted | None:
@@ -36,10 +37,6 @@ def granted(config: Any) -> Granted | None:
     extra = config.additional_config if isinstance(config.additional_config, dict) else {}
     given = {**os.environ, **extra}
     own = {key: given[key] for key in given if key.startswith("bishare") or key == "BISHARE_PLAN"}
-    for key, value in own.items():
-        problem = _problem(key, value)
-        if problem:
-            raise AdapterError(codes.BAD_SERVER_SETTING(setting=key, problem=problem))
     if not own:
         return None
     parallel = config.parallel_config
@@ -51,16 +48,12 @@ def granted(config: Any) -> Granted | None:
         AdapterError,
         [codes.NOT_IN_COMPACT_MODE(setting=s) for s, given in refused.items() if given],
     )
-    return Granted(own.get(PLANS, []), 2**30 * own[SLOTS] if SLOTS in own else None)
-
-
-def _problem(key: str, value: Any) -> str | None:
-    if key == PLANS:
-        fits = isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
-        return None if fits else "is not a list of adapter folders"
-    if key == SLOTS:
-        return None if isinstance(value, int | float) and value > 0 else "is not a number above 0"
-    return f"is unknown; `--additional-config` takes `{PLANS}` and `{SLOTS}`"
+    try:
+        return Granted.model_validate(own)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        setting, problem = wrong["loc"][0], wrong["msg"]
+        raise AdapterError(codes.BAD_SERVER_SETTING(setting=setting, problem=problem)) from error
 
 
 def unsupported() -> str | None:
