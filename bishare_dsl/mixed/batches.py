@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.mixed.bank import Bank
+from bishare_dsl.mixed.experts import run_experts
 from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.mixed.rows import (
     Call,
@@ -36,6 +37,7 @@ from bishare_dsl.models.hooks import forget_recompute, recompute_within
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
+from bishare_dsl.rewrite.experts_factors import ExpertsAssembly
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
@@ -253,7 +255,13 @@ class MixedBatches:
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
             module, code = self.model.get_submodule(region.place.path), region.code
-            forwards[module], places[module] = forward_of(module, code.forward), region.place
+            places[module] = region.place
+            if isinstance(code.assembly, ExpertsAssembly):
+                forwards[module] = partial(run_experts, code.assembly.parts)
+            elif region.place.in_expert:
+                raise AdapterError(codes.MIXED_EXPERTS(path=region.place.path))
+            else:
+                forwards[module] = forward_of(module, code.forward)
             if id(code) not in assemblies:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
@@ -342,10 +350,6 @@ def why_not(name: str, plan: Plan) -> Iterator[Problem]:
     """Say why no row can have an adapter of a plan."""
     if plan.trained:
         yield codes.MIXED_WHOLE(name=name, path=plan.trained[0].parameter)
-    for site in plan.sites:
-        if site.expert is not None and plan.terms_of[site.path]:
-            yield codes.MIXED_EXPERTS(name=name, path=site.path)
-            return
     for term in plan.terms:
         if not term.linear:
             yield codes.MIXED_NOT_LINEAR(name=name, share=term.share, transform=term.transform)
@@ -358,11 +362,16 @@ def _places(plan: Plan) -> dict[str, Place]:
     # Without a tower for text, images are what the rows are of.
     aside = ASIDE if not base.complete or {site.tower for site in base.sites} - ASIDE else set()
     return {
-        path: Place(path, site.layer is not None, site.tower in aside)
+        path: Place(path, site.layer is not None, site.tower in aside, site.expert is not None)
         for site in plan.sites
         for name in site.paths
-        for path in (name, name.rpartition(".")[0])
+        for path in _parents(name, 1 if site.expert is None else 2)
     }
+
+
+def _parents(path: str, count: int) -> list[str]:
+    """Return a module's path, and those of its parents."""
+    return [path.rsplit(".", above)[0] if above else path for above in range(count + 1)]
 
 
 def _beside(

@@ -65,6 +65,13 @@ class Grouping(NamedTuple):
             x = x.index_select(0, self.order.to(x.device))
         return x.reshape(self.adapters, -1, x.shape[-1])
 
+    def owners(self, device: torch.device) -> Tensor:
+        """Return the number of each row's adapter."""
+        if self.places is None:
+            return torch.arange(self.rows, device=device) // (self.rows // self.adapters)
+        size = len(self.order) // self.adapters  # type: ignore[arg-type]
+        return self.places.to(device).div(size, rounding_mode="floor")
+
     def scatter(self, y: Tensor) -> Tensor:
         """Undo `gather`, but for the shape: ``(adapters, tokens, d)`` to ``(rows, tokens, d)``."""
         if self.places is None:
@@ -94,11 +101,13 @@ class Place(NamedTuple):
         path: its name there.
         in_block: whether it is in a block, or else a head, a pooler or an embedding.
         aside: whether it reads images or sound, beside what reads text.
+        in_expert: whether it is an expert, or has several.
     """
 
     path: str
     in_block: bool
     aside: bool
+    in_expert: bool
 
 
 class Reader(NamedTuple):

@@ -73,6 +73,12 @@ class ExpertWeight(Tensor):
         made.plain, made.additions = plain, tuple(additions)
         return made
 
+    def of_expert(self, number: int) -> Tensor:
+        """Return the weight of one expert. In a mixed batch several have the same, and own additions."""
+        part = self.plain[number % len(self.plain)]
+        additions = [addition.at(number) for addition in self.additions]
+        return ExpertWeight.of(part, additions) if additions else part
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -82,7 +88,8 @@ class ExpertWeight(Tensor):
         if weight is None:
             raise UnknownProductError(f"hands a weight to `{func.__name__}` by keyword")
         if func.__name__ == "__getitem__" and isinstance(args[1], Tensor) and args[1].dim() == 0:
-            args = args[0], int(args[1])  # Which the index does in any case, and so does it once.
+            # Which the index does in any case, and so does it once.
+            return weight.of_expert(int(args[1]))
         y = func(*(arg.plain if isinstance(arg, cls) else arg for arg in args), **kwargs)
         if not isinstance(y, Tensor):
             return y
@@ -144,31 +151,43 @@ def experts_forward(
     parts: Sequence[tuple[str, float]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    drops: bool | None = None,
+    copies: int = 1,
 ) -> Any:
     """Run the base's forward of a module of experts, with terms.
 
     Args:
         factors: of each part the stacked ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``.
         parts: parameters and dropouts.
+        args: of the base's forward.
+        kwargs: of it.
+        drops: whether values are dropped; None for what the adapter says.
+        copies: how often each expert stands there, each time with factors of its own.
     """
     base = base_class(type(module))
+    one_by_one = inspect.unwrap(base.forward)
     additions: dict[str, list[Addition]] = {}
     for (parameter, dropout), a, b in zip(parts, factors[::2], factors[1::2], strict=True):
-        drops = dropout and cast(Any, module.get_submodule(FACTORS)).drops
+        if dropout and drops is None:
+            drops = cast(Any, module.get_submodule(FACTORS)).drops
         addition = Addition(a, b, dropout if drops else 0.0)
         additions.setdefault(parameter, []).append(addition)
     weights = {
-        name: ExpertWeight.of(getattr(module, name), some) for name, some in additions.items()
+        name: ExpertWeight.of(getattr(module, name), additions.get(name, ()))
+        for name, parameter in module._parameters.items()
+        if name in additions or (copies > 1 and parameter is not None)
     }
     view: nn.Module = object.__new__(base)
     # Read of the module: a tensor of the adapter may stand in the place of a bias.
     read = {name: getattr(module, name) for name in module._parameters}
     state = {**vars(module), "_parameters": {**read, **weights}}
+    if copies > 1:
+        state["num_experts"] *= copies
     object.__setattr__(view, "__dict__", state)
     try:
-        return base.forward(view, *args, **kwargs)
+        # Others than one by one multiply by the weights of all experts.
+        return (base.forward if copies == 1 else one_by_one)(view, *args, **kwargs)
     except UnknownProductError as error:
-        one_by_one = inspect.unwrap(base.forward)
         if one_by_one is base.forward:
             raise
         told = f"{base.__name__} runs one expert at a time: its implementation {error}"

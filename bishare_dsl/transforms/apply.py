@@ -70,7 +70,7 @@ def of_many(
 
     dims = {key: 0 if tensor.dim() == 3 else None for key, tensor in given.items()}
     if all(dim is None for dim in dims.values()):
-        return tuple(factor.expand(count, -1, -1) for factor in make(given))
+        return tuple(factor.expand(count, *factor.shape) for factor in make(given))
     made: Sequence[Tensor] = vmap(make, in_dims=(dims,))(dict(given))
     return tuple(made)
 

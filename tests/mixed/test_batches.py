@@ -632,17 +632,6 @@ def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:
     assert not open_batches()
 
 
-def test_experts_are_refused() -> None:
-    """They are given the tokens of all rows."""
-    text = "spec s\ntarget up_proj\nshare x per module rank 1"
-    model = filled(tiny_model("mixtral"), {"a": text, "b": text})
-    with pytest.raises(
-        AdapterError, match=r"terms at the expert `.*experts\.0\.up_proj`"
-    ) as caught:
-        model(IDS[:2], adapter_names=["a", "b"])
-    assert [problem.code for problem in caught.value.problems] == ["BS679"]
-
-
 # Whose a row is -------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,8 @@ MIXED_NOT_LINEAR = Code(
     "(transform {transform})",
 )
 MIXED_EXPERTS = Code(
-    "BS679", "adapter `{name}` cannot run in a mixed batch: it has terms at the expert `{path}`"
+    "BS679",
+    "cannot run a mixed batch with terms at the expert `{path}`, which is a module of its own",
 )
 MIXED_PLACES = Code(
     "BS682",

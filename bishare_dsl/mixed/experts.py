@@ -1,0 +1,53 @@
+"""Experts of a mixed batch, in a module that keeps the weights of all of them.
+
+It stands there once for each adapter: expert ``e`` of adapter ``r`` is number ``r experts + e``, has the
+weights of ``e``, and adds the terms that ``r`` has there. A token is sent to those of its row's adapter.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bishare_dsl.mixed.rows import Reader, drops_of, rows_of
+from bishare_dsl.rewrite.experts import experts_forward
+from bishare_dsl.rewrite.rewritten import base_class
+
+INDICES = ("top_k_index", "router_indices")
+"""What transformers calls the numbers of the experts of each token, ``(tokens, k)``."""
+
+
+def run_experts(
+    parts: Sequence[tuple[str, float]], module: nn.Module, *args: Any, **kwargs: Any
+) -> Any:
+    """Run the base's forward of a module of experts in the open batch that has it.
+
+    Raises:
+        AdapterError: whose tokens it reads cannot be known (BS682).
+    """
+    found = rows_of(module)
+    factors = [factor.factor.flatten(0, 1) for factor in found]
+    grouping, reader = found[0].grouping, found[0].reader
+    if reader is not None:
+        bound = inspect.signature(base_class(type(module)).forward).bind(module, *args, **kwargs)
+        _, x, index = bound.args[:3]
+        _check(reader, module, [*bound.arguments][2], x)
+        owners = grouping.owners(index.device).repeat_interleave(len(index) // grouping.rows)
+        experts, every = found[0].factor.shape[1], len(factors[0])
+        # The number behind the last expert is no expert's.
+        own = torch.where(index < experts, index + experts * owners.unsqueeze(1), every)
+        bound.arguments[[*bound.arguments][2]] = own
+        args, kwargs = bound.args[1:], bound.kwargs
+    return experts_forward(
+        module, factors, parts, args, kwargs, drops_of(module), grouping.adapters
+    )
+
+
+def _check(reader: Reader, module: nn.Module, name: str, x: Any) -> None:
+    reader.check(x, single=False)
+    if name not in INDICES or not hasattr(module, "num_experts"):
+        reader.refuse("its forward takes no numbers of experts")

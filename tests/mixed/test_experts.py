@@ -1,0 +1,79 @@
+"""Rows of a mixed batch whose adapters add to experts: each is as if its adapter were active and the row alone."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.diagnostics import AdapterError
+from tests.mixed.test_batches import IDS, alone, close, filled, logits_alone
+from tests.mixed.test_training import close as close_gradients
+from tests.mixed.test_training import gradients, losses, of_each_alone, trains
+from tests.models.test_weights import mixture
+
+SPECS = {
+    "all": """
+        spec s
+        target q_proj, gate_proj, up_proj, down_proj
+        share own per module rank 2 where expert != none
+        share alike per kind rank 3 via SS(slice = trailing) where expert != none
+        share seen per module rank 1 where expert == none
+        """,
+    "some": """
+        spec t
+        target down_proj
+        share few per layer rank 2 where expert in 1..2
+        """,
+}
+ADAPTERS = {"a": SPECS["all"], "a2": SPECS["all"], "b": SPECS["some"]}
+FAMILIES = {"mixtral": {}, "gpt_oss": {}, "qwen3_moe": {}}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: Any) -> Any:
+    return filled(mixture(request.param), ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "a2", None, "b"], ["b", "a", "a2", "a"], ["a2"] * 4, ["a", "a", "a2", "a2"]]
+)
+@torch.no_grad()
+def test_each_row_has_its_own_adapter(model: Any, names: list[Any]) -> None:
+    close(model(IDS, adapter_names=names).logits, logits_alone(model, names))
+
+
+@torch.no_grad()
+def test_beams_have_the_adapter_of_their_row(model: Any) -> None:
+    names = ["a", "b"]
+    ask = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False, "pad_token_id": 0}
+    found = model.generate(input_ids=IDS[:2], adapter_names=names, **ask)
+    for row, name in enumerate(names):
+        ids = IDS[row : row + 1]
+        want = alone(model, name, lambda ids=ids: model.generate(input_ids=ids, **ask))
+        assert torch.equal(found[row : row + 1], want)
+
+
+def test_each_adapter_gets_the_gradients_of_its_rows(model: Any) -> None:
+    names = ["a", "b", "a2", "a"]
+    learner = trains(copy.deepcopy(model))
+    losses(learner(IDS, adapter_names=names).logits).sum().backward()
+    close_gradients(gradients(learner), of_each_alone(learner, names), rtol=1e-3, atol=1e-4)
+
+
+def test_an_expert_that_is_a_module_of_its_own_is_refused(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a module is given tokens of all rows."""
+    monkeypatch.setattr("bishare_dsl.mixed.batches.ExpertsAssembly", str)
+    with pytest.raises(AdapterError, match="BS679"):
+        model(IDS[:2], adapter_names=["a", "b"])
+
+
+def test_a_module_that_is_not_told_the_expert_of_a_token_is_refused(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bishare_dsl.mixed.experts.INDICES", ())
+    with pytest.raises(AdapterError, match=r"BS682.*takes no numbers of experts"):
+        model(IDS[:2], adapter_names=["a", "b"])
+    model(IDS[:2], adapter_names=["a", "a"])
