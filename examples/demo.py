@@ -34,7 +34,7 @@ from bishare_dsl.resources import find_spec
 
 SPEC = "bishare_ke"
 PARAMS = {"size": 192}  # Divides every width of this model: 192, 576 and 1536.
-HELD_OUT = 24
+HELD_OUT = 16
 BATCH = 8
 
 console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
@@ -43,7 +43,7 @@ console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--cache", type=Path, help="folder to keep the model in")
-    arguments.add_argument("--steps", type=int, default=40, help="training steps (default: 40)")
+    arguments.add_argument("--steps", type=int, default=30, help="training steps (default: 30)")
     options = arguments.parse_args()
     transformers.logging.disable_progress_bar()
     # What neighbours say to each other about their deprecations.

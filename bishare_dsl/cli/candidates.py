@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.reading import read_adapter_for
-from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.diagnostics.codes import evaluate as codes
 
 if TYPE_CHECKING:
@@ -57,14 +56,12 @@ def load_base(
         BishareError: as `load_model` does, or there is no tokenizer (BS805).
     """
     import torch
-    from transformers.utils import logging
 
+    silence_libraries()
     from bishare_dsl.evaluate.errors import EvaluateError
     from bishare_dsl.models.load import load_model, require_weights
 
     source = require_weights(model)
-    if report.quiet or not sys.stderr.isatty():
-        logging.disable_progress_bar()
     report.note(f"loading {model} ...")
     default = "cuda" if torch.cuda.is_available() else None
     live, tokenizer = load_model(source, dtype=dtype, device=device or default)

@@ -25,7 +25,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @click.command(
     "compile",
     epilog=options.examples(
-        "bishare compile my.share --model llama-7b               # writes my-llama-7b/",
+        "bishare compile my.share --model llama-7b",
         "bishare compile bishare_ke --model llama-7b --set r_inter=32 --seed 1 --out ke32",
         "bishare compile bishare_ke --model llama-7b --emit graph | less",
     ),

@@ -21,10 +21,10 @@ from bishare_dsl.writing import replace_file
 @click.command(
     "fmt",
     epilog=options.examples(
-        "bishare fmt my.share other.share     # rewrites those that need it",
-        "bishare fmt --check specs/*.share    # for CI and pre-commit: exits with 1 if one would change",
-        "bishare fmt --diff my.share          # shows what would change",
-        "bishare fmt - < my.share             # from standard input to standard output",
+        "bishare fmt my.share other.share",
+        "bishare fmt --check specs/*.share",
+        "bishare fmt --diff my.share",
+        "bishare fmt - < my.share",
     ),
 )
 @click.argument(

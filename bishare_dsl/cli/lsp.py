@@ -12,9 +12,7 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
 
 
-@click.command(
-    "lsp", epilog=options.examples("bishare lsp     # docs/editors.md: what to tell an editor")
-)
+@click.command("lsp", epilog=options.examples("bishare lsp"))
 @click.pass_obj
 def command(report: Report) -> None:
     """Serve an editor: diagnostics, completion, hover and more, over standard input and output.

@@ -8,7 +8,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out, write_mark
-from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.writing import new_folder
 
 MARK = "bishare_merge.json"
@@ -55,14 +55,11 @@ def command(
     stored = read_adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
-    from transformers.utils import logging
-
+    silence_libraries()
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.compiler import install
     from bishare_dsl.models import load_model
 
-    if report.quiet:
-        logging.disable_progress_bar()
     base, tokenizer = load_model(model, dtype=dtype, causal=False)
     report.note("merging ...")
     install(base, stored)

@@ -139,6 +139,16 @@ class Report:
         sys.stdout.flush()
 
 
+def silence_libraries() -> None:
+    """Keep off standard error what others write: bars of loading and saving, bitsandbytes's advice."""
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def exit_code_of(problem: Problem) -> int:
     """Return 1 for what is wrong with a spec, an adapter or a model's fit; 2 where the command is wrong:
     what it names is not there (BS5xx: the model), or it cannot be understood (BS9xx)."""

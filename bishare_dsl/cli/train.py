@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import INTERRUPTED, Report
+from bishare_dsl.cli.report import INTERRUPTED, Report, silence_libraries
 
 if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
@@ -169,12 +168,10 @@ def command(
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         report.quiet, report.as_json = True, False
-    if report.quiet or not sys.stderr.isatty():
-        import datasets
-        from transformers.utils import logging
+    silence_libraries()
+    import datasets
 
-        logging.disable_progress_bar()
-        datasets.disable_progress_bars()
+    datasets.disable_progress_bars()
     from bishare_dsl.train.errors import TrainingInterrupted
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import make_request

@@ -86,5 +86,5 @@ class ExportReport:
                 f"{self.worst.error:.3g} (`{self.worst.path}`)"
             )
         elif shorter := sum(site.rank < site.rows for site in self.sites):
-            lines.append(f"at {shorter} modules without the rows that say nothing new")
+            lines.append(f"{shorter} modules need fewer rows than the sum of their ranks")
         return "\n".join(lines)

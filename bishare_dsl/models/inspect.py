@@ -150,7 +150,14 @@ def auto_class(config: PreTrainedConfig, name: str, *, causal: bool = False) -> 
     for auto in both if getattr(config, "is_encoder_decoder", False) and not causal else both[1:]:
         if type(config) in auto._model_mapping:
             return auto
-    raise ModelError(NOT_CAUSAL(name=name, family=config.model_type))
+    help = _SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else None
+    raise ModelError(NOT_CAUSAL(name=name, family=config.model_type, help=help))
+
+
+_SEQ2SEQ = (
+    "train an encoder-decoder with transformers' `Seq2SeqTrainer`, adapted by `compile_spec(spec, model)`; "
+    "`check`, `plan`, `show`, `compile`, `merge` and `export` take it"
+)
 
 
 def other_task(model: nn.Module) -> str | None:

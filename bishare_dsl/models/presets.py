@@ -42,6 +42,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 ALIASES: Mapping[str, str] = MappingProxyType(_KNOWN["aliases"])
+OWNERS: Mapping[str, str] = MappingProxyType(_KNOWN["owners"])
+"""Who has models of a family on the Hub, by what their names begin with."""
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Literal
 
 from bishare_dsl.diagnostics import ModelError, Problem, nearest
 from bishare_dsl.diagnostics.codes.models import NO_SUCH_FILE, NOT_A_MODEL, UNKNOWN_MODEL
-from bishare_dsl.models.presets import ALIASES, PRESETS
+from bishare_dsl.models.presets import ALIASES, OWNERS, PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _ACCEPTED = (
@@ -73,7 +73,11 @@ def resolve(name: str | Source) -> Source:
         raise ModelError(NO_SUCH_FILE(path=path, help=_ACCEPTED))
     if _HUB_ID.fullmatch(name):
         return Source("hub", name)
-    close = nearest(name, (*PRESETS, *ALIASES))
+    close, is_preset = nearest(name, (*PRESETS, *ALIASES)), name.lower() in PRESETS
+    begun = (who for start, who in OWNERS.items() if name.lower().startswith(start))
+    if (owner := next(begun, None)) and (is_preset or close is None):
+        shapes = f", and its shapes alone are `{name.lower()}`" if is_preset else ""
+        close = f"on the Hub it may be `{owner}/{name}`{shapes}"
     joined = "" if close is None else f"{close} " if close.endswith("?") else f"{close}; "
     raise ModelError(UNKNOWN_MODEL(name=name, help=f"{joined}{_ACCEPTED}"))
 

@@ -141,11 +141,9 @@ def run(
     steps = count_steps(args, len(sets["train"]))
     if "warmup_steps" not in request.arguments:
         args.warmup_steps = min(WARM_UP, steps // 10)
-    reporter.note(
-        f"{steps:,} steps of {effective_batch(args):,} examples: {args.per_device_train_batch_size} at "
-        f"once, in {args.world_size} process{'es' if args.world_size > 1 else ''}, "
-        f"{args.gradient_accumulation_steps} times"
-    )
+    passes = args.world_size * args.gradient_accumulation_steps
+    of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
+    reporter.note(f"{steps:,} step{'s' * (steps > 1)} of {effective_batch(args):,} examples{of}")
     base = load_base(request, base, reporter)
     if not isinstance(made, Handle):
         for note in install(base, made, args.seed):

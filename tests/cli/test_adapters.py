@@ -160,7 +160,7 @@ def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
     assert (run.code, run.err) == (0, "exporting ...\n")
     # 2 + 4 + 16 rows, and a Kronecker product of factors 4 wide has no higher rank than 4.
     assert "at rank 10 to lora; vLLM needs --max-lora-rank 16" in run.out
-    assert "at 10 modules without the rows that say nothing new" in run.out
+    assert "10 modules need fewer rows than the sum of their ranks" in run.out
     base = AutoModelForCausalLM.from_pretrained(checkpoint)
     model = peft.PeftModel.from_pretrained(base, here / "lora")
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)

@@ -82,7 +82,8 @@ def test_the_short_names(saved: Path, tmp_path: Path) -> None:
     ("name", "code", "said"),
     [
         ("lama-7b", "BS501", "did you mean `llama-7b`"),
-        ("Qwen2.5-7B", "BS501", "did you mean `qwen2.5-7b`"),
+        ("Qwen2.5-7B", "BS501", "`Qwen/Qwen2.5-7B`, and its shapes alone are `qwen2.5-7b`"),
+        ("bert-base-uncased", "BS501", "may be `google-bert/bert-base-uncased`"),
         ("", "BS501", "a checkpoint folder"),
         ("gpt2", "BS501", "owner/name"),
         ("a/b/c", "BS501", "owner/name"),

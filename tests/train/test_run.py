@@ -332,7 +332,7 @@ def test_quiet_and_not(start, tmp_path, capsys):
     for said in (
         "encoding 24 rows",
         "24 rows (prompt-completion)",
-        "6 steps of 4 examples: 2 at once, in 1 process, 2 times",
+        "6 steps of 4 examples, 2 passes of 2",
         "trainable params: ",
         "step 1/6 · loss ",
         "tokens/s",
