@@ -21,7 +21,6 @@ from bishare_dsl.lsp.diagnose import diagnostics
 from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
-from bishare_dsl.lsp.outline import outline
 
 SERVER = [sys.executable, "-m", "bishare_dsl.cli.main", "lsp"]
 URI = "file:///nowhere/long.share"
@@ -67,7 +66,6 @@ REQUESTS = {
     "definition": lambda c: c.text_document_definition_async(
         lsp.DefinitionParams(DOCUMENT, place("rank r_9", 6))
     ),
-    "outline": lambda c: c.text_document_document_symbol_async(lsp.DocumentSymbolParams(DOCUMENT)),
     "inlay hints": lambda c: c.text_document_inlay_hint_async(lsp.InlayHintParams(DOCUMENT, WHOLE)),
     "formatting": lambda c: c.text_document_formatting_async(
         lsp.DocumentFormattingParams(DOCUMENT, lsp.FormattingOptions(4, True))
@@ -82,7 +80,6 @@ WORK = {
     "completion": lambda d: completions(d, place("KE(size", 3)),
     "hover: a let": lambda d: hover(d, place("where part_7", 8)),
     "hover: a share": lambda d: hover(d, place("\nshare s_5", 8)),
-    "outline": outline,
     "inlay hints": lambda d: inlay_hints(d, WHOLE),
     "formatting": lambda d: format_text(d.text),
     "diagnostics": diagnostics,

@@ -80,7 +80,7 @@ def require_hub(model_id: str) -> None:
 def adapter_folder(place: str | os.PathLike[str]) -> Path:
     """Return the folder of an adapter, fetched from the Hub first where it is the id of one there.
 
-    An id is ``owner/name``, or ``owner/name@revision``; behind it may stand the ``#adapter`` of a library, of
+    An id is ``owner/name``, or ``owner/name@revision``; after it may stand the ``#adapter`` of a library, of
     which no other adapter is fetched. A folder of that name wins over it. Where the Hub cannot be reached, an
     adapter in the cache will do.
 

@@ -55,7 +55,7 @@ def _architecture(model: str, report: Report) -> Architecture | None:
     try:
         return architecture_of(model)
     except BishareError as error:
-        report.error(error)  # What is wrong with the specs alone is told all the same.
+        report.error(error)  # The specs by themselves are checked all the same.
         return None
 
 

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments behind the program's name; by default those of the process.
+        argv: the arguments after the program's name; by default those of the process.
 
     Returns:
         The exit code; `bishare_dsl.cli.report` says which.

@@ -96,7 +96,7 @@ def _compare(
     sort: str | None,
     report: Report,
 ) -> None:
-    """Show one table of all combinations. One that does not fit is told, and the others are compared."""
+    """Show one table of all combinations. One that does not fit is reported, and the others are compared."""
     rows = list(_combined(files, models, params, report))
     if sort is not None:
         # What has no such figure comes last.

@@ -64,7 +64,7 @@ class _TrainCommand(click.Command):
 
 
 def _each_with_name(args: Sequence[str]) -> Iterator[str]:
-    """Write ``--data`` before each of several files that stand behind one, as a shell writes ``*.jsonl``."""
+    """Write ``--data`` before each of several files that follow one, as a shell writes ``*.jsonl``."""
     from bishare_dsl.train.data.load import ENDINGS
 
     follows, before = False, ""
@@ -79,7 +79,7 @@ def _each_with_name(args: Sequence[str]) -> Iterator[str]:
 
 
 def _with_values(args: Sequence[str], switches: Container[str]) -> Iterator[str]:
-    """Write the value of a switch of transformers behind it, which may be left out, or be the next word."""
+    """Write the value of a switch of transformers after it, which may be left out, or be the next word."""
     words = deque(args)
     while words:
         word = words.popleft()

@@ -14,7 +14,7 @@ Loc = tuple[str | int, ...]
 class Span:
     """Characters ``start`` (inclusive) to ``end`` (exclusive) of a text.
 
-    Where a text uses others, the characters of all of them are counted through, one text behind the
+    Where a text uses others, the characters of all of them are counted through, one text after the
     other: a span tells its text by where that begins (`Source.start`).
     """
 
@@ -33,7 +33,7 @@ class Source:
 
     @property
     def end(self) -> int:
-        """Behind the last character."""
+        """After the last character."""
         return self.start + len(self.text)
 
     @cached_property

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import Stacked, stacked_in
@@ -21,19 +21,6 @@ from bishare_dsl.models.site import Architecture, Site, most_parameters, runs_of
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.train import NONE
 from bishare_dsl.reading import read_file
-from bishare_dsl.spec import (
-    ATTRIBUTES,
-    And,
-    Expression,
-    Match,
-    Member,
-    Range,
-    Ref,
-    Selection,
-    Settings,
-    Share,
-    Spec,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -43,20 +30,11 @@ _BYTES_EACH = 8  # float64
 _TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Modules of one rank and scale."""
-
-    rank: int
-    scale: float
-    sites: tuple[Site, ...]
-
-
 def read_peft(
     folder: str | os.PathLike[str],
     architecture: Architecture,
     model: Callable[[], nn.Module] | None = None,
-) -> tuple[Spec, Plan, dict[str, torch.Tensor]]:
+) -> tuple[m.Spec, Plan, dict[str, torch.Tensor]]:
     """Read a LoRA of PEFT as a spec, its plan and the plan's tensors, which add to each module what it adds.
 
     A share for each rank and scale that there is, and ``train`` for what PEFT has saved whole. Values become
@@ -85,8 +63,7 @@ def read_peft(
     groups: dict[tuple[int, float], list[Site]] = {}
     for site, (down, _, scale) in pairs.items():
         groups.setdefault((len(down), scale), []).append(site)
-    found = [_Group(rank, scale, tuple(sites)) for (rank, scale), sites in groups.items()]
-    spec = _spec(found, config.lora_dropout, architecture)
+    spec = _spec(groups, config.lora_dropout, architecture)
     spec, plan = _trained(spec, saved, architecture)
     values = {
         trained.tensor: saved[trained.parameter].float().reshape(plan.tensor[trained.tensor].shape)
@@ -161,13 +138,15 @@ def _whole(config: PeftConfig) -> Callable[[str], bool]:
 
 
 def _trained(
-    spec: Spec, saved: Mapping[str, torch.Tensor], architecture: Architecture
-) -> tuple[Spec, Plan]:
+    spec: m.Spec, saved: Mapping[str, torch.Tensor], architecture: Architecture
+) -> tuple[m.Spec, Plan]:
     """Return a spec that trains these parameters too, each named by its path, and its plan."""
     train = NONE if architecture.head else None
     if saved:
         paths = [path for o in architecture.others if o.path in saved for path in o.paths]
-        train = Selection(include=tuple(Match(attribute="path", pattern=path) for path in paths))
+        train = m.Selection(
+            include=tuple(m.Match(attribute="path", pattern=path) for path in paths)
+        )
     spec = spec.model_copy(update={"train": train})
     return spec, build_plan(spec, architecture)[0]
 
@@ -258,30 +237,33 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     )
 
 
-def _spec(groups: Sequence[_Group], dropout: float, architecture: Architecture) -> Spec:
-    everything = tuple(part for group in groups for part in selection_of(group.sites, architecture))
-    return Spec(
+def _spec(
+    groups: Mapping[tuple[int, float], Sequence[Site]], dropout: float, architecture: Architecture
+) -> m.Spec:
+    """Write a share for the modules of each rank and scale."""
+    selections = [selection_of(sites, architecture) for sites in groups.values()]
+    everything = tuple(dict.fromkeys(part for parts in selections for part in parts))
+    several = len(groups) > 1
+    return m.Spec(
         name="imported",
-        target=Selection(include=tuple(dict.fromkeys(everything))) if groups else None,
-        defaults=Settings(dropout=dropout) if dropout else Settings(),
+        target=m.Selection(include=everything) if groups else None,
+        defaults=m.Settings(dropout=dropout) if dropout else m.Settings(),
         shares=tuple(
-            Share(
-                name="lora" if len(groups) == 1 else f"lora_{i}",
-                per=(Ref(ref="module"),),
-                rank=group.rank,
-                scale=group.scale,
-                where=None
-                if len(groups) == 1
-                else Selection(include=selection_of(group.sites, architecture)),
+            m.Share(
+                name=f"lora_{i}" if several else "lora",
+                per=(m.Ref(ref="module"),),
+                rank=rank,
+                scale=scale,
+                where=m.Selection(include=parts) if several else None,
             )
-            for i, group in enumerate(groups, 1)
+            for i, ((rank, scale), parts) in enumerate(zip(groups, selections, strict=True), 1)
         ),
     )
 
 
-def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Expression, ...]:
+def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[m.Expression, ...]:
     """Return what selects these sites of a model and no others: kinds, kinds in layers, or paths."""
-    parts: list[Expression] = []
+    parts: list[m.Expression] = []
     chosen = set(sites)
     for kind in dict.fromkeys(site.kind for site in sites if site.layer is not None):
         of_kind = [site for site in architecture.sites if site.kind == kind]
@@ -290,23 +272,23 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[Exp
         if chosen.issuperset(of_kind):
             parts.append(condition)
         elif chosen.issuperset(site for site in of_kind if site.block in layers):
-            ranges = (Range(first=a, last=b) if a < b else a for a, b in runs_of(layers))
-            among = Member(value=Ref(ref="layer"), among=tuple(ranges))
-            parts.append(And(all_of=(condition, among)))
+            ranges = (m.Range(first=a, last=b) if a < b else a for a, b in runs_of(layers))
+            among = m.Member(value=m.Ref(ref="layer"), among=tuple(ranges))
+            parts.append(m.And(all_of=(condition, among)))
         else:
             parts += [
-                Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
+                m.Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
             ]
     for site in sites:
         for path in site.paths if site.layer is None else ():
             kind = path.rpartition(".")[2]
             named = kind not in architecture.kinds
-            parts.append(_is_kind(kind) if named else Match(attribute="path", pattern=path))
+            parts.append(_is_kind(kind) if named else m.Match(attribute="path", pattern=path))
     return tuple(parts)
 
 
-def _is_kind(kind: str) -> Expression:
+def _is_kind(kind: str) -> m.Expression:
     """Return the condition that a site is of a kind."""
-    if kind.isidentifier() and kind not in ATTRIBUTES:
-        return Ref(ref=kind)
-    return Match(attribute="kind", pattern=kind)
+    if kind.isidentifier() and kind not in m.ATTRIBUTES:
+        return m.Ref(ref=kind)
+    return m.Match(attribute="kind", pattern=kind)

@@ -53,7 +53,7 @@ def fit(
         seed: draws what is begun with, and what is frozen.
         sweeps: how often all tensors are gone through, at most.
         dtype: what values are rounded to.
-        watch: is told of each sweep.
+        watch: called after each sweep.
 
     Raises:
         AdapterError: an update of the plan is not a matrix (BS633), or a tensor starts as the base's weights

@@ -90,7 +90,7 @@ def spelled(kind: str) -> str | None:
 def expected(kinds: Collection[str]) -> str:
     """Say what may stand at a place: ``a name``, ``a clause of the share or a statement``."""
     left = set(kinds)
-    if "PLUS" in left:  # Behind a name in an expression, which could be a function's.
+    if "PLUS" in left:  # After a name in an expression, which could be a function's.
         left.discard("LPAR")
     found = [text for kinds, text in _VALUES.items() if left.issuperset(kinds)][:1]
     if found:

@@ -280,7 +280,7 @@ class _Parser:
         return True
 
     def keep(self, tree: Words, position: int) -> None:
-        """Add what has been read to the statements; ``position`` is behind it."""
+        """Add what has been read to the statements; ``position`` is after it."""
         self.parser = None
         tokens = self.tokens[self.first : position]
         for token in tokens:
@@ -355,8 +355,8 @@ class _Parser:
 
     def is_cut_off(self, position: int, allowed: Set[str]) -> bool:
         """Tell whether what ends before a token is not whole, and the token begins something new."""
-        token, behind = self.tokens[position], self.tokens[position - 1]
-        begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != behind.line
+        token, before = self.tokens[position], self.tokens[position - 1]
+        begins = token.type in STATEMENT_KINDS | CLAUSE_KINDS and token.line != before.line
         return self.parser is not None and END not in allowed and (begins or token.type == END)
 
     def would_read(

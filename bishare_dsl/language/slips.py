@@ -96,7 +96,7 @@ def known_slip(
 ) -> Slip | None:
     """Find the mistake at a token in the table, where only the kinds in ``allowed`` could stand.
 
-    ``reads`` tells whether some tokens can be read from a position on, up to one that may stand behind them,
+    ``reads`` tells whether some tokens can be read from a position on, up to one that may stand after them,
     and, if it is asked, whether a share that ends there is whole.
     """
     given = _near_words(tokens, position, allowed)
@@ -302,7 +302,7 @@ def _clause(tokens: Sequence[Token]) -> str:
 
 
 def _not_closed(tokens: Sequence[Token]) -> Token | None:
-    """Find the last bracket that is open behind these tokens, in their last statement."""
+    """Find the last bracket that is open after these tokens, in their last statement."""
     depth = 0
     for token in reversed(tokens):
         depth += (token in (")", "}")) - (token in ("(", "{"))

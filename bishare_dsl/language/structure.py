@@ -51,8 +51,8 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
     words = [str(statement.keyword) for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))
-    behind = span_of(syntax.tokens[-1]).end + 1
-    ends = [*(statement.start for statement in statements[1:]), behind]
+    after = span_of(syntax.tokens[-1]).end + 1
+    ends = [*(statement.start for statement in statements[1:]), after]
     said: list[tuple[str, Statement]] = []
     for i, (statement, word, end) in enumerate(zip(statements, words, ends, strict=False)):
         if word in DEFAULTS and i < first_share:
@@ -229,7 +229,7 @@ def check_order(
 
 
 def names_used(statement: Statement) -> Iterator[Token]:
-    """Find what a statement may refer to, in expressions and behind `freeze`: no names of options."""
+    """Find what a statement may refer to, in expressions and after `freeze`: no names of options."""
     for tree in statement.trees():
         if tree.data in ("word", "freeze"):
             yield from cast(list[Token], tree.children)

@@ -210,7 +210,7 @@ class Joiner:
         return used
 
     def _join(self, own: list[Statement], used: _ByKey) -> list[Statement]:
-        """Put a file's own parts behind used ones, or in their places."""
+        """Put a file's own parts after used ones, or in their places."""
         overridden = {_key(part) for part in own if _overrides(part)}
         parts = [part for key, same in used.items() if key not in overridden for part in same]
         for part in own:

@@ -160,7 +160,7 @@ class _Names:
         return [used for _, used in file.uses] if file else []
 
     def _replaceable(self) -> Items:
-        """Yield what a used file declares, behind `replace`."""
+        """Yield what a used file declares, after `replace`."""
         if self.found.words[0] == "replace":
             for used in self._used():
                 for name in declarations(used, self.clause):
@@ -258,8 +258,8 @@ class _Names:
                 if label not in given:
                     yield _item(label, Kind.Property, option(own, field), insert=f"{label} = ")
         elif len(self.words) > 2:
-            behind = [i for i, word in enumerate(self.words) if word == "="]
-            written = unquoted(self.words[behind[-1] - 1]) if behind else ""
+            signs = [i for i, word in enumerate(self.words) if word == "="]
+            written = unquoted(self.words[signs[-1] - 1]) if signs else ""
             found = field_of(kind, written)
             for word in choices(found) if found and self.last == "=" else ():
                 yield _item(word, Kind.EnumMember)

@@ -9,7 +9,7 @@ from bishare_dsl.show import rows
 
 
 def inlay_hints(document: Document, wanted: lsp.Range) -> list[lsp.InlayHint]:
-    """Return the counts that belong into a range: of a share behind its name, of all behind the target.
+    """Return the counts in a range: of a share after its name, of all after the target.
 
     While the text changes they are those of the last plan; the editor asks again when there is a new one.
     """

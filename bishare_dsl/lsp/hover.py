@@ -116,7 +116,7 @@ def _of_transform(clause: Statement, token: Token) -> str | None:
 
 
 def name_of(via: Statement) -> Token:
-    """Return the name that stands behind a `via`, with options or without."""
+    """Return the name after a `via`, with options or without."""
     return first_token(via.words.children[0])
 
 

@@ -22,7 +22,6 @@ from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.model import ChosenModel
 from bishare_dsl.lsp.names import name_at, tokens_named
-from bishare_dsl.lsp.outline import outline
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.version import __version__
@@ -193,10 +192,6 @@ def make_server() -> SpecServer:
     @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
     def on_inlay_hint(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
         return inlay_hints(server.document(params.text_document.uri), params.range)
-
-    @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
-    def on_symbols(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol]:
-        return outline(server.document(params.text_document.uri))
 
     return server
 

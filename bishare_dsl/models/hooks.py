@@ -35,11 +35,6 @@ def own_forward(module: nn.Module) -> Any:
     return next((vars(module)[name] for name in FORWARDS if name in vars(module)), None)
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Tell whether an accelerate hook wraps the forward of a module."""
-    return "_hf_hook" in vars(module)  # Not `hasattr`, which is slow where there is none.
-
-
 def is_offloaded(module: nn.Module) -> bool:
     """Tell whether accelerate keeps the values of a module's parameters elsewhere."""
     return any(True for _ in _weight_maps(module))

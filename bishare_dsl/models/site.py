@@ -310,7 +310,7 @@ def runs_of(layers: Iterable[int | None]) -> list[tuple[int, int]]:
 
 
 def block_of(path: str) -> tuple[str, str, str] | None:
-    """Return the list of blocks that a path goes through, which of them it is in, and what is behind it."""
+    """Return the list of blocks that a path goes through, the number of its block, and the rest."""
     found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)
     return None if found is None else (found[1] or "", found[2], found[3])
 

@@ -27,7 +27,7 @@ _EXPERTS = {
 """The parameters of experts, and the maps that each holds."""
 
 _LAYOUTS = {"Llama4TextExperts": (True, True), "LongcatFlashExperts": (True, False)}
-"""Of classes that do not tell their layout: whether gate and up are one behind the other, and transposed."""
+"""Of classes that do not tell their layout: whether gate and up are one after the other, and transposed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ def _embedding_widths(module: nn.Module) -> tuple[int, int] | None:
 def _experts(path: str, module: nn.Module) -> Iterator[Weight]:
     """Find the maps of experts in the layout of transformers 5: ``(experts, ...)`` a parameter.
 
-    What its modules say of themselves tells how: ``is_transposed``, and whether gate and up are one behind
+    What its modules say of themselves tells how: ``is_transposed``, and whether gate and up are one after
     the other (``is_concatenated``) or take turns. Those of `_LAYOUTS` say nothing.
     """
     kind = getattr(type(module), "bishare_base", type(module))  # without an adapter

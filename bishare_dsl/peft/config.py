@@ -1,4 +1,4 @@
-"""`BishareConfig`: what PEFT is told of an adapter, and what it keeps in ``adapter_config.json``."""
+"""`BishareConfig`: what PEFT knows of an adapter, and what it keeps in ``adapter_config.json``."""
 
 from __future__ import annotations
 

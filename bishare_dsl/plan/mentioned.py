@@ -7,23 +7,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
-from bishare_dsl.spec import (
-    ATTRIBUTES,
-    And,
-    Binary,
-    Call,
-    Compare,
-    Expression,
-    Match,
-    Not,
-    Or,
-    Range,
-    Ref,
-)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.walk import Mention, mentions
 
@@ -33,7 +21,7 @@ _SAME_EVERYWHERE = ("layers", "adapter")
 """Attributes that all sites of a model have alike."""
 
 
-def located(problem: Problem, part: Expression, scope: Scope) -> Problem:
+def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
     """Say what leaves a site out at which an expression has no value: it is in no layer, or of no expert."""
     for word, lacks in (("layer", "in no layer"), ("expert", "of no expert")):
         if scope.values[word] == "none" and reads(part, word):
@@ -42,9 +30,9 @@ def located(problem: Problem, part: Expression, scope: Scope) -> Problem:
     return problem
 
 
-def reads(part: Expression, name: str) -> bool:
+def reads(part: m.Expression, name: str) -> bool:
     """Tell whether a name stands in an expression."""
-    return any(mention.part == Ref(ref=name) for mention in mentions(part, "word"))
+    return any(mention.part == m.Ref(ref=name) for mention in mentions(part, "word"))
 
 
 def _matched(pattern: str, known: Collection[str]) -> list[str]:
@@ -100,56 +88,56 @@ class Choice:
                 new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
                 new = [error.problem]
-            # Of two parts of one condition that are wrong in the same way, one is told.
+            # Of two parts of one condition that are wrong in the same way, report one.
             said = {(problem.loc[:-1], problem.help) for problem in found}
             found += (one for one in new if (one.loc[:-1], one.help) not in said)
         return found
 
-    def _unknown(self, part: Range | Expression, mention: Mention) -> Iterator[Problem]:
+    def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
         loc, beside = mention.loc, mention.beside
         match mention.asked, part:
-            case "condition" | "part", Ref(ref=name):
+            case "condition" | "part", m.Ref(ref=name):
                 lets = self.scopes[0].lets if self.scopes else {}
                 known = self.any_holds(part) if name in self.parts else name in lets
                 if not known and name not in self.kinds:
                     yield self.unknown(name, loc, False)
-            case "condition" | "part", Match() if not self.any_holds(part):
+            case "condition" | "part", m.Match() if not self.any_holds(part):
                 yield self._no_match(part, loc)
-            case "condition" | "part", Compare(left=left, right=right):
-                words = [side.ref for side in (left, right) if isinstance(side, Ref)]
+            case "condition" | "part", m.Compare(left=left, right=right):
+                words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
                 counted = [word for word in words if word in _COUNTED]
                 # What has no order is found where it is asked, and whether there is a layer is always asked.
                 known = all(map(self._is_known, words)) and "none" not in words
                 if counted and known and not self.any_holds(part, loc):
                     yield self._outside(counted[0], "this comparison", loc)
-            case "condition" | "part", int() | float() | Binary() | Call():
+            case "condition" | "part", int() | float() | m.Binary() | m.Call():
                 self.any_holds(part, loc)  # Raises: a number is not a predicate.
-            case "key", Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
+            case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
                 yield self.unknown(name, loc, True)
-            case "key", Ref(ref="expert") if not self._counts["expert"][0][1]:
+            case "key", m.Ref(ref="expert") if not self._counts["expert"][0][1]:
                 help = f"{self.model} has no experts: leave this part of the key out"
                 yield CONSTANT_KEY(loc=loc, help=help)
-            case "number", Ref(ref=name) if self.scopes and name not in _COUNTED:
+            case "number", m.Ref(ref=name) if self.scopes and name not in _COUNTED:
                 self.scopes[0].number(part, loc)  # Raises: a word is not a number.
-            case "subject", Ref(ref=name) if not self._is_known(name):
+            case "subject", m.Ref(ref=name) if not self._is_known(name):
                 yield self._no_such_name(name, loc)
-            case "side", Ref(ref=name) if not self._is_known(name):
+            case "side", m.Ref(ref=name) if not self._is_known(name):
                 if (
-                    not isinstance(beside, Ref)
+                    not isinstance(beside, m.Ref)
                     or not self._is_known(beside.ref)
                     or beside.ref in _COUNTED
                 ):
                     yield self._no_such_name(name, loc)
-                elif beside.ref in ATTRIBUTES:  # Params may be worth other words too.
+                elif beside.ref in m.ATTRIBUTES:  # Params may be worth other words too.
                     yield from self.item_problems(beside, part, loc)
             case "item", _ if beside is not None:
-                if not isinstance(beside, Ref) or self._is_known(beside.ref):
+                if not isinstance(beside, m.Ref) or self._is_known(beside.ref):
                     yield from self.item_problems(beside, part, loc)
 
     def _is_known(self, name: str) -> bool:
         return name in self.declared or name in self.parts or name == "none"
 
-    def any_holds(self, part: Expression, loc: Loc = ()) -> bool:
+    def any_holds(self, part: m.Expression, loc: Loc = ()) -> bool:
         """Tell whether a predicate is true anywhere; somewhere it may have no value.
 
         Raises:
@@ -159,8 +147,8 @@ class Choice:
 
     def item_problems(
         self,
-        subject: Expression,
-        item: Range | Expression,
+        subject: m.Expression,
+        item: m.Range | m.Expression,
         loc: Loc,
         among: Sequence[Scope] | None = None,
     ) -> Iterator[Problem]:
@@ -172,9 +160,9 @@ class Choice:
             loc: where the item stands.
             among: where it is looked at; everywhere, if nothing is said.
         """
-        counted = subject.ref if isinstance(subject, Ref) and subject.ref in _COUNTED else None
-        what = f"this {counted}" if not isinstance(item, Range) else f"this range of {counted}s"
-        if isinstance(item, Range) and counted:
+        counted = subject.ref if isinstance(subject, m.Ref) and subject.ref in _COUNTED else None
+        what = f"this {counted}" if not isinstance(item, m.Range) else f"this range of {counted}s"
+        if isinstance(item, m.Range) and counted:
             ends = [(*scope.bounds(item, subject, loc), n) for scope, n in self._counts[counted]]
             if item.first is not None and item.last is not None and all(a > b for a, b, _ in ends):
                 scope, _ = self._counts[counted][0]
@@ -203,14 +191,14 @@ class Choice:
             yield self._outside(counted, what, loc)
             return
         slip = "did you mean `layer`? `layers` is their number"
-        shown = "this range" if isinstance(item, Range) else f"`{valued[0][0].value(item, loc)}`"
+        shown = "this range" if isinstance(item, m.Range) else f"`{valued[0][0].value(item, loc)}`"
         known = {str(value) for _, value in valued}
-        help = slip if subject == Ref(ref="layers") else nearest(shown.strip("`"), known)
-        if subject == Ref(ref="kind") and isinstance(item, Ref):
+        help = slip if subject == m.Ref(ref="layers") else nearest(shown.strip("`"), known)
+        if subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
             help = self.unknown(item.ref, loc, False).help
         yield codes.NO_SUCH_SITE(what=shown, model=self.model, loc=loc, help=help)
 
-    def _no_match(self, part: Match, loc: Loc) -> Problem:
+    def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         attribute, pattern = part.attribute, part.pattern
         known = {str(scope.values[attribute]) for scope in self.scopes}
         glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
@@ -219,7 +207,7 @@ class Choice:
             help = f"{self.model} has no experts"
         if meant := _matched(pattern, known):
             help = f"a pattern is not a regular expression: list them, `{', '.join(meant)}`"
-        if glob != pattern and self.any_holds(Match(attribute=attribute, pattern=glob)):
+        if glob != pattern and self.any_holds(m.Match(attribute=attribute, pattern=glob)):
             help = f'a pattern is not a regular expression: `{attribute} "{glob}"`'
         what = f"`{attribute} {pattern}`"
         return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help)
@@ -239,7 +227,7 @@ class Choice:
         return codes.NO_SUCH_EXPERT(what=what, model=self.model, has=has, loc=loc)
 
 
-def any_holds(scopes: Sequence[Scope], part: Expression, loc: Loc = ()) -> bool:
+def any_holds(scopes: Sequence[Scope], part: m.Expression, loc: Loc = ()) -> bool:
     """Tell whether a predicate is true in some scope; in some it may have no value.
 
     Raises:
@@ -269,49 +257,49 @@ def constant(mention: Mention, scopes: Sequence[Scope], what: str = "modules") -
     for condition, truth in mention.given:
         asked = [scope for scope in asked if _truths([scope], condition) == {truth}]
     selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
-    assert not isinstance(mention.part, Range)  # which is never a condition
+    assert not isinstance(mention.part, m.Range)  # which is never a condition
     for part, loc, truth in _constant(mention.part, mention.loc, asked if len(asked) > 1 else ()):
         # Names in a list say what is meant; that one, or a condition, selects nothing, other codes say.
-        named = isinstance(part, Ref | Match)
+        named = isinstance(part, m.Ref | m.Match)
         idle = not truth and (selects == "exclude" or mention.over == "target")
         if selects and loc == mention.loc and (named or idle):
             continue
         always = "always" if truth else "never"
         help = "one pool of all is `per model`" if truth and {"per", "keys"} & {*loc} else None
-        if not truth and isinstance(part, And) and (names := names_joined(part)):
+        if not truth and isinstance(part, m.And) and (names := names_joined(part)):
             help = f"no module is both; a comma takes one and the other: `{names}`"
         yield codes.CONSTANT(always=always, count=f"{len(asked):,}", what=what, loc=loc, help=help)
 
 
-def names_joined(part: And) -> str | None:
+def names_joined(part: m.And) -> str | None:
     """Write as a list the names of which all are asked; None where these are not several."""
-    names = [inner.ref for inner in part.all_of if isinstance(inner, Ref)]
+    names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
     return ", ".join(names) if len(names) > 1 else None
 
 
 def _constant(
-    part: Expression, loc: Loc, scopes: Sequence[Scope]
-) -> list[tuple[Expression, Loc, bool]]:
+    part: m.Expression, loc: Loc, scopes: Sequence[Scope]
+) -> list[tuple[m.Expression, Loc, bool]]:
     """Find the smallest parts of a condition that are as true in all scopes, and whether they are true."""
-    inner: list[tuple[Expression, Loc]] = []
+    inner: list[tuple[m.Expression, Loc]] = []
     match part:
-        case And(all_of=parts):
+        case m.And(all_of=parts):
             inner = [(one, (*loc, "all_of", i)) for i, one in enumerate(parts)]
-        case Or(any_of=parts):
+        case m.Or(any_of=parts):
             inner = [(one, (*loc, "any_of", i)) for i, one in enumerate(parts)]
-        case Not(negated=one):
+        case m.Not(negated=one):
             inner = [(one, (*loc, "negated"))]
     found = [
         (other, place, truth)
         for one, at in inner
         for other, place, truth in _constant(one, at, scopes)
-        if not (truth and isinstance(other, Ref | Match))  # A name says what is meant.
+        if not (truth and isinstance(other, m.Ref | m.Match))  # A name says what is meant.
     ]
     truths = () if found or not _tells_apart(part) else _truths(scopes, part)
     return [*found, *((part, loc, truth) for truth in truths if len(truths) == 1)]
 
 
-def _truths(scopes: Sequence[Scope], part: Expression) -> set[bool]:
+def _truths(scopes: Sequence[Scope], part: m.Expression) -> set[bool]:
     """Return what a condition is worth in these scopes, but for those in which it has no value."""
     found: set[bool] = set()
     for scope in scopes:
@@ -324,17 +312,17 @@ def _truths(scopes: Sequence[Scope], part: Expression) -> set[bool]:
     return found
 
 
-def _tells_apart(part: Expression) -> bool:
+def _tells_apart(part: m.Expression) -> bool:
     """Tell whether a condition is about modules, and not params alone, or whether there is a layer at all."""
-    if isinstance(part, Compare) and Ref(ref="none") in (part.left, part.right):
+    if isinstance(part, m.Compare) and m.Ref(ref="none") in (part.left, part.right):
         return False
     return any(
-        isinstance(mention.part, Match)
+        isinstance(mention.part, m.Match)
         or (
-            isinstance(mention.part, Ref)
+            isinstance(mention.part, m.Ref)
             and (
                 mention.asked in ("condition", "part")
-                or mention.part.ref in {*ATTRIBUTES} - {*_SAME_EVERYWHERE}
+                or mention.part.ref in {*m.ATTRIBUTES} - {*_SAME_EVERYWHERE}
             )
         )
         for mention in mentions(part, "condition")

@@ -5,22 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from bishare_dsl import spec as m
 from bishare_dsl.models.site import block_of
-from bishare_dsl.spec import (
-    EACH_ADAPTER,
-    And,
-    Binary,
-    Call,
-    Compare,
-    Expression,
-    If,
-    Match,
-    Member,
-    Not,
-    Or,
-    Range,
-    Ref,
-)
 from bishare_dsl.spec.evaluate import Value
 
 _WORDS = {
@@ -49,18 +35,18 @@ def without_start(share: str) -> str:
     return share.partition(".")[0]
 
 
-def key_name(per: tuple[Expression, ...], values: tuple[Value, ...]) -> str:
+def key_name(per: tuple[m.Expression, ...], values: tuple[Value, ...]) -> str:
     """Name the key of a pool: ``layer_3`` or ``self_attn.layer_div_2_1``; ``""`` for ``per model``.
 
     The values of an attribute that is a name stand for themselves; that of ``adapter`` is left out.
     """
     parts = zip(per, values, strict=True)
-    return ".".join(_part(key, value) for key, value in parts if value != EACH_ADAPTER)
+    return ".".join(_part(key, value) for key, value in parts if value != m.EACH_ADAPTER)
 
 
-def _part(key: Expression, value: Value) -> str:
+def _part(key: m.Expression, value: Value) -> str:
     if isinstance(value, str):
-        return value if isinstance(key, Ref) else f"{_slug(key)}_{_plain(value)}"
+        return value if isinstance(key, m.Ref) else f"{_slug(key)}_{_plain(value)}"
     return f"{_slug(key)}_{_plain(str(value).lower())}"
 
 
@@ -68,29 +54,29 @@ def _plain(text: str) -> str:
     return re.sub(r"\W", "_", text)
 
 
-def _slug(part: Expression | Range) -> str:
+def _slug(part: m.Expression | m.Range) -> str:
     """Return an expression as one word."""
     match part:
-        case Ref(ref=name):
+        case m.Ref(ref=name):
             return _plain(name)
-        case Binary(op=op, left=left, right=right) | Compare(op=op, left=left, right=right):
+        case m.Binary(op=op, left=left, right=right) | m.Compare(op=op, left=left, right=right):
             return f"{_slug(left)}_{_WORDS[op]}_{_slug(right)}"
-        case Call(function=function, arguments=arguments):
+        case m.Call(function=function, arguments=arguments):
             return "_".join([function, *map(_slug, arguments)])
-        case Range(first=first, last=last):
+        case m.Range(first=first, last=last):
             ends = ["" if end is None else f"_{_slug(end)}" for end in (first, last)]
             return "_to".join(ends).strip("_")
-        case If(then=chosen, condition=condition, otherwise=otherwise):
+        case m.If(then=chosen, condition=condition, otherwise=otherwise):
             return f"{_slug(chosen)}_if_{_slug(condition)}_else_{_slug(otherwise)}"
-        case Match(attribute=attribute, pattern=pattern):
+        case m.Match(attribute=attribute, pattern=pattern):
             return f"{attribute}_{_plain(pattern)}"
-        case Member(value=value, among=among):
+        case m.Member(value=value, among=among):
             return f"{_slug(value)}_in_{'_'.join(map(_slug, among))}"
-        case And(all_of=parts):
+        case m.And(all_of=parts):
             return "_and_".join(map(_slug, parts))
-        case Or(any_of=parts):
+        case m.Or(any_of=parts):
             return "_or_".join(map(_slug, parts))
-        case Not(negated=inner):
+        case m.Not(negated=inner):
             return f"not_{_slug(inner)}"
         case number:
             return _plain(str(number))

@@ -119,7 +119,7 @@ class Sites:
         return scope
 
     def tied_problems(self, target: Sequence[Site]) -> Iterator[Problem]:
-        """Find weights of several modules of which the target does not name all: a term is heard in each."""
+        """Find weights of several modules of which the target does not name all: a term acts in each."""
         for site in target:
             unnamed = [
                 path

@@ -46,7 +46,7 @@ _INITIALS: dict[str, Start] = {
 """What a spec can ask a factor to start as."""
 
 
-_HALVES = ("svd", "svd_bottom")
+_OF_WEIGHT = ("svd", "svd_bottom")
 """Starts of a factor that make, of both factors and the scale, a part of the weight."""
 
 _ZERO = (Start("zeros"), Start("constant", 0.0))
@@ -173,9 +173,9 @@ class Resolver:
                 zero = _zeros(resolved)
                 found += _start(share, resolved, zero)
                 if not zero:
-                    halves = {r: _half(start, scale) for r, start in starts.items()}
+                    scaled = {r: _shared_scale(start, scale) for r, start in starts.items()}
                     subtracted = not share.nonzero_start
-                    resolved = replace(resolved, starts=halves, subtracted=subtracted)
+                    resolved = replace(resolved, starts=scaled, subtracted=subtracted)
         problems += (problem.within(*at) for problem in found)
         return resolved
 
@@ -286,9 +286,9 @@ def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
 
 
-def _half(start: Start, scale: float) -> Start:
-    """Return a start of a term that does not start at zero: so that its product, scaled, is a part of W."""
-    return start._replace(amount=abs(scale) ** -0.5) if start.init in _HALVES else start
+def _shared_scale(start: Start, scale: float) -> Start:
+    """Scale an `svd` start by ``scale**-0.5``, so that ``scale * B A`` equals that part of W."""
+    return start._replace(amount=abs(scale) ** -0.5) if start.init in _OF_WEIGHT else start
 
 
 def _singular(share: Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:

@@ -32,7 +32,7 @@ def train(
 ) -> tuple[list[Trained], list[Tensor], list[Problem]]:
     """Find the parameters that a spec trains in full, and what is wrong with what it says of them.
 
-    A head that the model has for its task is trained where the spec says nothing of it, which is told.
+    A head that the model has for its task is trained where the spec says nothing of it, and a note says so.
 
     Args:
         spec: the spec.

@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 
 
 class Tab(NamedTuple):
-    """A part of a page: its name, a few words behind that on its button, and its HTML."""
+    """A part of a page: its name, a few words after that on its button, and its HTML."""
 
     name: str
     more: str
@@ -39,7 +39,7 @@ def shell(
         tabs: what they are called together, and each; that number ``chosen`` is open.
         foot: HTML: what is said below.
         data: what the script reads as ``data``.
-        script: run behind that of the shell, whose ``tip``, ``line``, ``place`` and ``whenChosen`` it uses.
+        script: run after that of the shell, whose ``tip``, ``line``, ``place`` and ``whenChosen`` it uses.
     """
     label, parts = tabs
     return Template(_read("shell.html")).substitute(

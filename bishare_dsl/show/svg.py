@@ -19,7 +19,7 @@ _WIDTH = 1000
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a grid is drawn: a cell with the gap behind it, and the room for the names of rows."""
+    """How large a grid is drawn: a cell with the gap after it, and the room for the names of rows."""
 
     across: int
     down: int

@@ -13,23 +13,7 @@ from typing import Any
 
 from bishare_dsl.diagnostics import Loc, Problem, advise
 from bishare_dsl.diagnostics.codes import spec as codes
-from bishare_dsl.spec.expression import (
-    ATTRIBUTES,
-    And,
-    Binary,
-    Call,
-    Compare,
-    Expression,
-    Function,
-    If,
-    Match,
-    Member,
-    Not,
-    Or,
-    Range,
-    Ref,
-    Selection,
-)
+from bishare_dsl.spec import expression as m
 
 Value = int | float | str | bool
 
@@ -47,7 +31,7 @@ _OPERATORS: dict[str, Callable[[float, float], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_FUNCTIONS: dict[Function, Callable[..., int | float]] = {
+_FUNCTIONS: dict[m.Function, Callable[..., int | float]] = {
     "abs": abs,
     "floor": math.floor,
     "max": max,
@@ -78,7 +62,7 @@ class Scope:
     lets: Mapping[str, bool] = field(default_factory=dict)
     layers: int = 0
     by_name: bool = False
-    held: dict[int, tuple[bool, Expression]] = field(default_factory=dict, compare=False)
+    held: dict[int, tuple[bool, m.Expression]] = field(default_factory=dict, compare=False)
 
     @property
     def where(self) -> str:
@@ -86,7 +70,7 @@ class Scope:
         layer = self.values.get("layer", "none")
         return "" if layer == "none" else f" in layer {layer}"
 
-    def value(self, expression: Expression, loc: Loc = ()) -> Value:
+    def value(self, expression: m.Expression, loc: Loc = ()) -> Value:
         """Evaluate an expression; a name that stands for nothing here is a plain word.
 
         Raises:
@@ -97,12 +81,12 @@ class Scope:
         match expression:
             case int() | float():
                 return _bounded(expression, loc)
-            case Ref(ref=name):
+            case m.Ref(ref=name):
                 if name in self.values:
                     value = self.values[name]
                     return value if isinstance(value, str) else _bounded(value, loc)
                 return self.lets.get(name, name)
-            case Binary(op=op, left=left, right=right):
+            case m.Binary(op=op, left=left, right=right):
                 lhs = self.number(left, (*loc, "left"))
                 rhs = self.number(right, (*loc, "right"))
                 try:
@@ -112,19 +96,19 @@ class Scope:
                     if rhs == 0:
                         help = "divide by a number other than 0: `max(..., 1)` is one"
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
-            case Call(function=function, arguments=arguments):
+            case m.Call(function=function, arguments=arguments):
                 numbers = [self.number(x, (*loc, "arguments", i)) for i, x in enumerate(arguments)]
                 if function == "sqrt" and numbers[0] < 0:
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=f"{numbers[0]} has no root"))
                 return _FUNCTIONS[function](*numbers)
-            case If(then=then, condition=condition, otherwise=otherwise):
+            case m.If(then=then, condition=condition, otherwise=otherwise):
                 if self.holds(condition, (*loc, "condition")):
                     return self.value(then, (*loc, "then"))
                 return self.value(otherwise, (*loc, "otherwise"))
             case _:
                 return self.holds(expression, loc)
 
-    def number(self, expression: Expression, loc: Loc = ()) -> int | float:
+    def number(self, expression: m.Expression, loc: Loc = ()) -> int | float:
         """Evaluate an expression that must be a number; a let is 1 where it selects the site, else 0.
 
         Raises:
@@ -133,12 +117,12 @@ class Scope:
         if type(expression) is int:
             return _bounded(expression, loc)
         value = self.value(expression, loc)
-        if isinstance(value, bool) and isinstance(expression, Ref):
+        if isinstance(value, bool) and isinstance(expression, m.Ref):
             return int(value)
         if isinstance(value, bool | str):
-            if isinstance(expression, Ref) and expression.ref not in self.values:
+            if isinstance(expression, m.Ref) and expression.ref not in self.values:
                 name = expression.ref
-                if name in ATTRIBUTES:
+                if name in m.ATTRIBUTES:
                     self.attribute(name, loc)
                 numbers = [known for known, v in self.values.items() if not isinstance(v, str)]
                 numbers += ["layer", "layers", "in", "out", "expert"] if "rank" in loc else []
@@ -148,7 +132,7 @@ class Scope:
                 )
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             help = None
-            if isinstance(expression, Ref) and expression.ref not in ATTRIBUTES:
+            if isinstance(expression, m.Ref) and expression.ref not in m.ATTRIBUTES:
                 help = (
                     f"`{expression.ref}` is a word: give it a number, `param {expression.ref} = 8`"
                 )
@@ -159,42 +143,42 @@ class Scope:
             )
         return value
 
-    def holds(self, predicate: Expression, loc: Loc = ()) -> bool:
+    def holds(self, predicate: m.Expression, loc: Loc = ()) -> bool:
         """Tell whether a predicate is true; a bare name is a let, else the name of a kind."""
         known = self.held.get(id(predicate))
         if known is None:
             known = self.held[id(predicate)] = self._holds(predicate, loc), predicate
         return known[0]
 
-    def _holds(self, predicate: Expression, loc: Loc) -> bool:
+    def _holds(self, predicate: m.Expression, loc: Loc) -> bool:
         match predicate:
-            case Ref(ref=name):
+            case m.Ref(ref=name):
                 if name in self.lets:
                     return self.lets[name]
                 return self.attribute("kind", loc) == name
-            case Match(attribute=attribute, pattern=pattern):
+            case m.Match(attribute=attribute, pattern=pattern):
                 if predicate.is_glob and self.by_name:
                     return False  # What is in no block is meant by its name alone.
                 return _glob(pattern).fullmatch(str(self.attribute(attribute, loc))) is not None
-            case And(all_of=parts):
+            case m.And(all_of=parts):
                 return not self._find(False, parts, (*loc, "all_of"))
-            case Or(any_of=parts):
+            case m.Or(any_of=parts):
                 return self._find(True, parts, (*loc, "any_of"))
-            case Not(negated=inner):
+            case m.Not(negated=inner):
                 return not self.holds(inner, (*loc, "negated"))
-            case Member(value=subject, among=among):
+            case m.Member(value=subject, among=among):
                 value = self.value(subject, (*loc, "value"))
                 for i, item in enumerate(among):
                     if self.includes(item, value, subject, (*loc, "among", i)):
                         return True
                 return False
-            case Compare(op=op, left=left, right=right):
+            case m.Compare(op=op, left=left, right=right):
                 return self._compare(op, left, right, loc)
-            case If(then=chosen, condition=condition, otherwise=otherwise):
+            case m.If(then=chosen, condition=condition, otherwise=otherwise):
                 if self.holds(condition, (*loc, "condition")):
                     return self.holds(chosen, (*loc, "then"))
                 return self.holds(otherwise, (*loc, "otherwise"))
-            case Binary(op="-", left=Ref(ref=left), right=Ref(ref=right)):
+            case m.Binary(op="-", left=m.Ref(ref=left), right=m.Ref(ref=right)):
                 why, name = "`-` is minus, between two words", f"{left}-{right}"
                 help = f'a name with `-` is quoted: `"{name}"`'
                 if name == "all-linear":
@@ -203,8 +187,8 @@ class Scope:
             case _:
                 why = "a number is neither true nor false"
                 help = "compare it, as in `layer % 2 == 0`"
-                if isinstance(predicate, Binary) and all(
-                    isinstance(side, Ref) for side in (predicate.left, predicate.right)
+                if isinstance(predicate, m.Binary) and all(
+                    isinstance(side, m.Ref) for side in (predicate.left, predicate.right)
                 ):
                     help = "what is listed has commas between: `q_proj, v_proj`"
                 elif {"per", "keys"} & {*loc}:
@@ -230,18 +214,18 @@ class Scope:
         return self.values[name]
 
     def includes(
-        self, item: Range | Expression, value: Value, subject: Expression, loc: Loc = ()
+        self, item: m.Range | m.Expression, value: Value, subject: m.Expression, loc: Loc = ()
     ) -> bool:
         """Tell whether ``value``, the worth of ``subject``, is ``item`` or in it, a range; or that ``item``
         is a let that selects the site."""
-        if isinstance(item, Range):
+        if isinstance(item, m.Range):
             first, last = self.bounds(item, subject, loc)
             return not isinstance(value, str) and first <= value <= last
-        if isinstance(item, Ref) and item.ref in self.lets and item.ref not in self.values:
+        if isinstance(item, m.Ref) and item.ref in self.lets and item.ref not in self.values:
             return self.lets[item.ref]
         return self._layer(subject, self.value(item, loc)) == value
 
-    def bounds(self, item: Range, subject: Expression, loc: Loc = ()) -> tuple[float, float]:
+    def bounds(self, item: m.Range, subject: m.Expression, loc: Loc = ()) -> tuple[float, float]:
         """Evaluate the two ends of a range beside ``subject``, both included; an open one of layers ends with
         the layers."""
         first, last = -math.inf, math.inf
@@ -253,20 +237,20 @@ class Scope:
             last = float(self._layer(subject, self.number(item.last, (*loc, "last"))))
         return first, last
 
-    def selects(self, selection: Selection, loc: Loc = ()) -> bool:
+    def selects(self, selection: m.Selection, loc: Loc = ()) -> bool:
         """Tell whether the site whose attributes are ``values`` is selected."""
         return self._find(True, selection.include, (*loc, "include")) and not self._find(
             True, selection.exclude, (*loc, "exclude")
         )
 
-    def _find(self, truth: bool, parts: tuple[Expression, ...], loc: Loc) -> bool:
+    def _find(self, truth: bool, parts: tuple[m.Expression, ...], loc: Loc) -> bool:
         """Tell whether some part is of that truth; a loop, for a spec of 200 lines asks this 60,000 times."""
         for i, part in enumerate(parts):  # noqa: SIM110
             if self.holds(part, (*loc, i)) is truth:
                 return True
         return False
 
-    def _compare(self, op: str, left: Expression, right: Expression, loc: Loc) -> bool:
+    def _compare(self, op: str, left: m.Expression, right: m.Expression, loc: Loc) -> bool:
         lhs = self._layer(right, self.value(left, (*loc, "left")))
         rhs = self._layer(left, self.value(right, (*loc, "right")))
         if isinstance(lhs, str) or isinstance(rhs, str):
@@ -276,15 +260,15 @@ class Scope:
             return (lhs == rhs) == (op == "==")
         return bool(_OPERATORS[op](lhs, rhs))
 
-    def _layer(self, subject: Expression, value: Value) -> Value:
+    def _layer(self, subject: m.Expression, value: Value) -> Value:
         """Count a negative number beside ``layer`` from the last layer."""
         if not isinstance(value, str) and value < 0 and _is_layer(subject):
             return value + self.layers
         return value
 
 
-def _is_layer(part: Expression) -> bool:
-    return isinstance(part, Ref) and part.ref == "layer"
+def _is_layer(part: m.Expression) -> bool:
+    return isinstance(part, m.Ref) and part.ref == "layer"
 
 
 def _bounded(number: float, loc: Loc) -> int | float:

@@ -1,4 +1,4 @@
-"""Expressions: the one kind of term behind ranks, scales, options, keys and predicates.
+"""Expressions, of which ranks, scales, options, keys and predicates are made.
 
 Numbers stand for themselves. A `Ref` is a bare name; what it names depends on where it stands: a
 param, an attribute of a site, a `let`, a kind, or a plain word such as ``centre``.

@@ -10,21 +10,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel
 
 from bishare_dsl.diagnostics import Loc
-from bishare_dsl.spec.expression import (
-    And,
-    Binary,
-    Call,
-    Compare,
-    Expression,
-    If,
-    Match,
-    Member,
-    Not,
-    Or,
-    Range,
-    Ref,
-    Selection,
-)
+from bishare_dsl.spec import expression as m
 from bishare_dsl.spec.spec import Gain, Let, Param, RankMatch, Settings, Share, Spec, Via
 
 Asked = Literal[
@@ -48,17 +34,17 @@ class Mention:
     """
 
     loc: Loc
-    part: Range | Expression
+    part: m.Range | m.Expression
     asked: Asked
     over: Over | None = None
-    beside: Expression | None = None
-    given: tuple[tuple[Expression, bool], ...] = ()
+    beside: m.Expression | None = None
+    given: tuple[tuple[m.Expression, bool], ...] = ()
 
 
 # What is asked in each field that has expressions; `_within` knows those of `If` and of a rank match.
 _ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
-    (Selection, "include"): "condition",
-    (Selection, "exclude"): "condition",
+    (m.Selection, "include"): "condition",
+    (m.Selection, "exclude"): "condition",
     (Param, "value"): "number",
     (Settings, "alpha"): "number",
     (Settings, "scale"): "number",
@@ -71,18 +57,18 @@ _ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
     (Share, "keys"): "key",
     (Share, "rank"): "number",
     (Share, "freeze"): "name",
-    (And, "all_of"): "part",
-    (Or, "any_of"): "part",
-    (Not, "negated"): "part",
-    (Member, "value"): "subject",
-    (Member, "among"): "item",
-    (Compare, "left"): "side",
-    (Compare, "right"): "side",
-    (Binary, "left"): "number",
-    (Binary, "right"): "number",
-    (Call, "arguments"): "number",
-    (Range, "first"): "number",
-    (Range, "last"): "number",
+    (m.And, "all_of"): "part",
+    (m.Or, "any_of"): "part",
+    (m.Not, "negated"): "part",
+    (m.Member, "value"): "subject",
+    (m.Member, "among"): "item",
+    (m.Compare, "left"): "side",
+    (m.Compare, "right"): "side",
+    (m.Binary, "left"): "number",
+    (m.Binary, "right"): "number",
+    (m.Call, "arguments"): "number",
+    (m.Range, "first"): "number",
+    (m.Range, "last"): "number",
 }
 _OVER: Mapping[tuple[type[BaseModel], str], Over] = {
     (Spec, "target"): "model",
@@ -93,10 +79,10 @@ _OVER: Mapping[tuple[type[BaseModel], str], Over] = {
     (Share, "keys"): "share",
     (Share, "rank"): "share",
 }
-_PREDICATES = (Match, Member, Compare, And, Or, Not)
-_EXPRESSIONS = (*_PREDICATES, Ref, Binary, Call, Range, If, int, float)
+_PREDICATES = (m.Match, m.Member, m.Compare, m.And, m.Or, m.Not)
+_EXPRESSIONS = (*_PREDICATES, m.Ref, m.Binary, m.Call, m.Range, m.If, int, float)
 _Part = TypeVar("_Part", bound=BaseModel)
-_Given = tuple[tuple[Expression, bool], ...]
+_Given = tuple[tuple[m.Expression, bool], ...]
 
 
 def mentions(
@@ -104,7 +90,7 @@ def mentions(
     asked: Asked | None = None,
     loc: Loc = (),
     over: Over | None = None,
-    beside: Expression | None = None,
+    beside: m.Expression | None = None,
     given: _Given = (),
 ) -> Iterator[Mention]:
     """Find every expression in a part of a spec, and what is in it.
@@ -121,7 +107,7 @@ def mentions(
             yield from mentions(item, asked, (*loc, name), over, beside, given)
         return
     if isinstance(part, str):
-        part, asked = Ref(ref=part), "name"
+        part, asked = m.Ref(ref=part), "name"
     if isinstance(part, _EXPRESSIONS):
         if asked is None:
             raise TypeError(f"nobody says what is asked at {loc}")
@@ -144,7 +130,7 @@ def _within(
     part: BaseModel, asked: Asked | None, loc: Loc, over: Over | None, given: _Given
 ) -> Iterator[Mention]:
     """Find every expression in the fields of a part of a spec."""
-    if isinstance(part, If):
+    if isinstance(part, m.If):
         then, otherwise = ((*given, (part.condition, truth)) for truth in (True, False))
         yield from mentions(part.condition, "condition", (*loc, "condition"), over, None, given)
         yield from mentions(part.then, asked, (*loc, "then"), over, None, then)
@@ -152,7 +138,7 @@ def _within(
     elif isinstance(part, RankMatch):
         yield from mentions(part.subject, "subject", (*loc, "subject"), over, None, given)
         for i, arm in enumerate(part.arms):
-            at, fits = (*loc, "arms", i), Member(value=part.subject, among=arm.values)
+            at, fits = (*loc, "arms", i), m.Member(value=part.subject, among=arm.values)
             yield from mentions(arm.values, "arm", (*at, "values"), over, part.subject, given)
             here = (*given, (fits, True))
             yield from mentions(arm.rank, "number", (*at, "rank"), over, None, here)
@@ -166,16 +152,16 @@ def _within(
             if said is None and not isinstance(value, (BaseModel, tuple, dict)):
                 continue
             beside = None
-            if isinstance(part, Compare):
+            if isinstance(part, m.Compare):
                 beside = part.left if name == "right" else part.right
-            elif isinstance(part, Member):
+            elif isinstance(part, m.Member):
                 beside = part.value if name == "among" else None
             yield from mentions(value, said, (*loc, name), whose or over, beside, given)
 
 
-def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, Ref]]:
+def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, m.Ref]]:
     """Find every bare name in a part of a spec, with its place."""
-    return parts_of(part, Ref, loc)
+    return parts_of(part, m.Ref, loc)
 
 
 def parts_of(part: object, kind: type[_Part], loc: Loc = ()) -> Iterator[tuple[Loc, _Part]]:

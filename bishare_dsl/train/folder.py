@@ -56,8 +56,8 @@ def claim(
 ) -> Iterator[None]:
     """Hold a folder for the one run that writes into it; after a kill nobody holds it.
 
-    The checkpoints behind ``resumed`` are removed: they will come again. A run that begins removes all that
-    an earlier one has written.
+    The checkpoints after ``resumed`` are removed: training makes them again. A run that begins removes all
+    that an earlier one has written.
 
     Raises:
         TrainError: another training is at work in it (BS741), or was since it was checked (BS740), or it

@@ -20,7 +20,7 @@ def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
     Outside of a main thread nothing changes.
 
     Args:
-        says: whether to tell the user, on standard error, that the request has been heard.
+        says: whether to confirm the request on standard error.
     """
     heard: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Transforms: one file each, behind one protocol, found by name."""
+"""Transforms: one file each, one protocol for all, found by name."""
 
 from bishare_dsl.transforms.apply import (
     GAIN_OUT,

@@ -20,7 +20,7 @@ GAIN_RANK = "gain_rank"
 """The role of the diagonal between the factors, stored ``(1, rows)``."""
 
 GAIN_OUT = "gain_out"
-"""The role of the diagonal behind the factors, stored ``(1, d_out)``."""
+"""The role of the diagonal after the factors, stored ``(1, d_out)``."""
 
 
 def effective_pair(

@@ -11,7 +11,6 @@ from bishare_dsl.lsp.document import Document
 from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.names import name_at
-from bishare_dsl.lsp.outline import outline
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.resources import shipped_specs
 
@@ -31,7 +30,6 @@ def answer_all(document, place):
     hover(document, place)
     assert all(item.text_edit for item in completions(document, place))
     name_at(document, offset)
-    assert len(outline(document)) == len(document.syntax.statements if document.syntax else ())
     assert all(found.range.start <= found.range.end for found in diagnostics(document))
     inlay_hints(document, whole)
     code_actions(document, "file:///x.share", whole)

@@ -178,14 +178,6 @@ async def test_inlay_hints(client, tmp_path):
     )
 
 
-async def test_outline(client, tmp_path):
-    document = await opened(client, tmp_path / "my.share", TEXT)
-    found = await client.text_document_document_symbol_async(lsp.DocumentSymbolParams(document))
-    assert [symbol.name for symbol in found] == ["s", "r", "mlp", "target", "intra"]
-    assert [child.name for child in found[-1].children] == ["per", "rank", "via"]
-    assert found[1].detail == "param r = 4"
-
-
 async def test_what_it_says_that_it_can(client):
     can = client.capabilities_of_server
     for name in (

@@ -90,7 +90,7 @@ TURNS_NOT_FOUND = Code(
 )
 NO_END_TOKEN = Code(
     "BS721",
-    "the tokenizer has no end-of-sequence token to put behind a completion",
+    "the tokenizer has no end-of-sequence token to put after a completion",
     "set `tokenizer.eos_token` to the token that the model ends with",
 )
 NOTHING_TO_LEARN = Code(

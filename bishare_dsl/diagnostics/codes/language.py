@@ -10,7 +10,7 @@ TOO_LARGE = Code(
 )
 BAD_CHARACTER = Code("BS103", "{what} is not used in a spec")
 UNCLOSED_QUOTE = Code(
-    "BS104", "this quote is not closed on its line", 'write `"` behind the name, on the same line'
+    "BS104", "this quote is not closed on its line", 'write `"` after the name, on the same line'
 )
 BAD_ESCAPE = Code(
     "BS105",
@@ -38,7 +38,7 @@ TWICE = Code("BS124", "{what} is given a second time", "leave one of the two out
 LATE_DEFAULT = Code("BS125", "`{word}` as a default for all shares stands before the first share")
 USED_BEFORE = Code("BS126", "`{name}` is used before its `{keyword}`")
 LATE_USE = Code(
-    "BS127", "`use` stands before everything but `spec`", "move it up, directly behind `spec`"
+    "BS127", "`use` stands before everything but `spec`", "move it up, directly after `spec`"
 )
 NOT_FOUND = Code("BS130", "there is no file `{name}`, and no spec of that name ships with bishare")
 UNREADABLE = Code("BS131", "`{name}` cannot be read: {why}", "look whether you may read it")

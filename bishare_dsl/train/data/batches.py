@@ -31,7 +31,7 @@ class Examples(Sequence[Example]):
     """Examples as a sequence.
 
     Args:
-        ids: of all tokens, one example behind the other.
+        ids: of all tokens, one example after the other.
         labels: of the same tokens.
         lengths: of the examples, in tokens.
     """
@@ -125,7 +125,7 @@ _TOLERANCE = 0.5
 def check_packing(model: PreTrainedModel, collator: Collator) -> None:
     """Check on a few tokens that the model keeps packed examples apart. To be called before training.
 
-    The same example is put behind two others of different lengths, in batches of two rows. What the
+    The same example is put after two others of different lengths, in batches of two rows. What the
     model says about it must be the same, but for rounding.
 
     Raises:

@@ -86,7 +86,7 @@ def _read_file(path: Path) -> Rows:
 
 
 def _is_lines(path: Path) -> bool:
-    """Tell whether there is an object in the first line, and something behind it."""
+    """Tell whether there is an object in the first line, and something after it."""
     first, _, rest = path.read_bytes().strip().partition(b"\n")
     try:
         return bool(rest) and isinstance(json.loads(first), dict)

@@ -94,7 +94,7 @@ class Encoder:
         return ids, trained
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        """Tokenise a text, without what the tokenizer puts behind it."""
+        """Tokenise a text, without what the tokenizer adds after it."""
         found = self._tokenizer(
             text, add_special_tokens=special, return_special_tokens_mask=True, verbose=False
         )
@@ -104,7 +104,7 @@ class Encoder:
         return list(ids)
 
     def _ended(self, ids: list[int], trained: list[bool]) -> Tokens:
-        """Put an end behind a text, which is learned; one that is there already is not doubled."""
+        """Add an end after a text, which is learned; one that is there already is not doubled."""
         eos = self._tokenizer.eos_token_id
         if eos is None:
             raise DataError(codes.NO_END_TOKEN())
@@ -149,12 +149,12 @@ class Encoder:
         )
         [text], [generated] = result
         before = len(self._apply(messages[: turns[0]])) if turns[0] else 0
-        behind = re.compile(rf"\s*{re.escape(str(self._tokenizer.eos_token or ''))}")
+        after = re.compile(rf"\s*{re.escape(str(self._tokenizer.eos_token or ''))}")
         spans = []
         for start, end in generated:
             if start >= before and text[start:end].strip():
                 end = start + len(text[start:end].rstrip())
-                following = behind.match(text, end)
+                following = after.match(text, end)
                 spans.append((start, following.end() if following else end))
         if not spans:
             raise _HiddenError("the template marks nothing as generated")
