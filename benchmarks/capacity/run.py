@@ -110,7 +110,9 @@ def write_tables(results: Stored) -> None:
     for cell in cells(list(BASES), ["one", "two"]):
         if finished(results, cell, list(methods(cell.base))):
             lines += table(results, cell)
-    page.write_text(head + mark + "\n" + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    text = "\n".join(lines).rstrip() + "\n"
+    page.write_text(f"{head}{mark}\n{text}", encoding="utf-8")
+    print(text)
 
 
 def names(text: str) -> list[str]:
@@ -144,7 +146,9 @@ def main() -> None:
         help="only every Nth method, from I; one process for each I runs beside the others",
     )
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--tables", action="store_true", help="only write the tables of README.md")
+    parser.add_argument(
+        "--tables", action="store_true", help="only write and print the tables of README.md"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what can run now")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

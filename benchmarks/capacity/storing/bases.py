@@ -23,20 +23,19 @@ PARAMETERS_OF_A_PAIR = 5.4
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen model; how much its budgets are worth.
+    """A frozen model, and its budgets.
 
     Attributes:
         name: of it, in results.
-        primary: the parameters of LoRA r=1 on q, k, v, up and down of each of its layers.
+        budgets: trained parameters. The primary one is LoRA r=1 on q, k, v, up and down of each layer; then
+            about a quarter of it, and three times it. Modules of a wide model are dear, so that not every
+            number can be met: the small one of SmolLM2's blocks is two ranks of `up`, a fifth.
+        gated: the budget whose pairs tell whether capacity decides: the primary one, or a cheaper one.
     """
 
     name: str
-    primary: int
-
-    @property
-    def budgets(self) -> tuple[int, int, int]:
-        """Return the primary budget, a quarter of it and three times it."""
-        return self.primary, self.primary // 4, 3 * self.primary
+    budgets: tuple[int, int, int]
+    gated: int
 
     def pairs(self, budget: int) -> int:
         """Return how many pairs there are at a budget; six batches divide them."""
@@ -55,8 +54,8 @@ class Base:
 
 VOCABULARY = 16384
 """Tokens that are drawn from; the real base has more, of which the rest are not used."""
-_BLOCKS = 2
-"""Of SmolLM2: the fewest in which layers can share."""
+_BLOCKS = 3
+"""Of SmolLM2, the first ones."""
 WIDTH, MLP, LAYERS, HEADS, GROUPS = 64, 192, 5, 4, 2
 
 
@@ -93,4 +92,10 @@ def _first_blocks() -> LlamaForCausalLM:
     )
 
 
-BASES = {base.name: base for base in (Base("random", 4_160), Base("smollm2", 13_824))}
+BASES = {
+    base.name: base
+    for base in (
+        Base("random", (4_160, 1_040, 12_480), gated=4_160),
+        Base("smollm2", (20_736, 4_224, 62_208), gated=4_224),
+    )
+}

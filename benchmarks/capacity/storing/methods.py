@@ -259,7 +259,7 @@ def spec_of(base: str, name: str, budget: int) -> Spec | None:
         made: str | dict[str, Any] | None = _fitted(base, name, budget)
     else:
         made = method.make(architecture(base), budget)
-    if made is None or (name == "gate" and budget != BASES[base].primary):
+    if made is None or (name == "gate" and budget != BASES[base].gated):
         return None
     return (made, {}) if isinstance(made, str) else (_FILES[name], made)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from storing.pairs import Pairs, pairs
 BATCHES = 6
 """Of an epoch."""
 STEPS = 120
-WARM_UP = 0.05
 LARGEST_NORM = 1.0
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+EPSILON = 1e-8
 
 Spec = tuple[str, Mapping[str, Any]]
 """A name or a text, and its params."""
@@ -43,7 +42,32 @@ class Load:
     steps: int = STEPS
 
 
-def store(load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Recipe:
+    """How an adapter is trained, beside its rate.
+
+    Attributes:
+        warm_up: the part of the steps in which the rate rises to its peak.
+        betas: of AdamW.
+        factors: of the rate, by share.
+        by_share: whether each share's gradient is clipped by itself.
+        largest_update: of AdamW's step before the rate, the root mean square over all numbers (StableAdamW).
+    """
+
+    warm_up: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    factors: Mapping[str, float] = field(default_factory=dict)
+    by_share: bool = False
+    largest_update: float = math.inf
+
+
+Watch = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Is given the number of a step, its rows, and by how much it will change the numbers."""
+
+
+def store(
+    load: Load, spec: Spec, runs: Sequence[tuple[float, int]], recipe: Recipe = Recipe()
+) -> list[dict[str, Any]]:
     """Train an adapter for each rate and seed; return what each has stored.
 
     Bits are what the code length of the values falls short of eight bits each: their sum over pairs of
@@ -51,8 +75,8 @@ def store(load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> list[dic
     """
     started = time.process_time()
     torch.set_num_threads(1)
-    stack = _Stack(load, spec, runs)
-    losses = stack.train(load.steps, torch.tensor([rate for rate, _ in runs]))
+    stack = Stack(load, spec, runs)
+    losses = stack.train(load.steps, torch.tensor([rate for rate, _ in runs]), recipe)
     nats, right = stack.evaluate()
     seconds = (time.process_time() - started) / len(runs)
     rows = []
@@ -73,7 +97,7 @@ def store(load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> list[dic
 
 def trained(load: Load, spec: Spec, rate: float, seed: int) -> Any:
     """Train one adapter; return its model."""
-    stack = _Stack(load, spec, [(rate, seed)])
+    stack = Stack(load, spec, [(rate, seed)])
     stack.train(load.steps, torch.tensor([rate]))
     own = _tensors(stack.adapted)
     for name, tensor in stack.pieces().items():
@@ -81,7 +105,7 @@ def trained(load: Load, spec: Spec, rate: float, seed: int) -> Any:
     return stack.adapted
 
 
-class _Stack:
+class Stack:
     """Adapters of one topology on one base, their tensors stacked: each (adapters, …)."""
 
     def __init__(self, load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> None:
@@ -147,32 +171,57 @@ class _Stack:
         keys = self.keys.gather(1, rows[..., None].expand(-1, -1, self.keys.shape[-1]))
         return vmap(self._logits)({**self.pieces(), **self.fixed}, keys, self.heads)
 
-    def train(self, steps: int, rates: torch.Tensor) -> list[list[float]]:
+    def groups(self, of: Callable[[str], str]) -> dict[str, torch.Tensor]:
+        """Return by group which numbers are its own, as 1 and 0; `of` names the group of a tensor."""
+        found: dict[str, torch.Tensor] = {}
+        for group in dict.fromkeys(map(of, self.names)):
+            parts = [
+                torch.full((shape[1:].numel(),), float(of(name) == group))
+                for name, shape in zip(self.names, self.shapes, strict=True)
+            ]
+            found[group] = torch.cat(parts)
+        return found
+
+    def train(
+        self,
+        steps: int,
+        rates: torch.Tensor,
+        recipe: Recipe = Recipe(),
+        watch: Watch = lambda *_: None,
+    ) -> list[list[float]]:
         """Train all; return twelve losses of each, means over as many stretches of the steps."""
         first = torch.zeros_like(self.flat)
         second = torch.zeros_like(self.flat)
         draws = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        warm = max(1, round(WARM_UP * steps))
+        warm = max(1, round(recipe.warm_up * steps))
         count = self.keys.shape[1]
         size = count // BATCHES
+        shares = self.groups(share_of)
+        factors = sum(mask * recipe.factors.get(name, 1.0) for name, mask in shares.items())
+        clipped = list(shares.values()) if recipe.by_share else [torch.ones(self.flat.shape[1])]
+        slow, fast = recipe.betas[1], recipe.betas[0]
         told = []
         for step in range(steps):
             if step % BATCHES == 0:
                 order = torch.stack([torch.randperm(count, generator=draw) for draw in draws])
             at = step % BATCHES * size
-            loss = self.losses(order[:, at : at + size], "mean")
+            rows = order[:, at : at + size]
+            loss = self.losses(rows, "mean")
             (gradient,) = torch.autograd.grad(loss.sum(), self.flat)
             told.append(loss.detach())
-            norm = gradient.norm(dim=1, keepdim=True)
-            gradient = gradient * (LARGEST_NORM / (norm + 1e-6)).clamp(max=1)
-            first.lerp_(gradient, 1 - BETAS[0])
-            second.lerp_(gradient * gradient, 1 - BETAS[1])
+            gradient = sum(_clipped(gradient * mask, len(clipped)) for mask in clipped)
+            first.lerp_(gradient, 1 - fast)
+            second.lerp_(gradient * gradient, 1 - slow)
             done = (step - warm) / (steps - warm)
             part = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * done))
-            size_of_step = part * rates[:, None] / (1 - BETAS[0] ** (step + 1))
-            root = (second / (1 - BETAS[1] ** (step + 1))).sqrt()
+            root = (second / (1 - slow ** (step + 1))).sqrt()
+            update = first / (1 - fast ** (step + 1)) / (root + EPSILON)
+            size_of_update = update.square().mean(1, keepdim=True).sqrt()
+            update /= (size_of_update / recipe.largest_update).clamp(min=1)
             with torch.no_grad():
-                self.flat -= size_of_step * first / (root + EPSILON)
+                change = -part * rates[:, None] * factors * update
+                watch(step, rows, change)
+                self.flat += change
         stretches = torch.stack(told, 1).tensor_split(min(12, steps), 1)
         return torch.stack([part.mean(1) for part in stretches], 1).tolist()
 
@@ -188,6 +237,18 @@ class _Stack:
             nats += F.cross_entropy(logits.transpose(1, 2), values, reduction="none").sum(1)
             right += (logits.argmax(2) == values).sum(1)
         return nats, right / len(every)
+
+
+def _clipped(gradient: torch.Tensor, parts: int) -> torch.Tensor:
+    """Return each adapter's gradient at its largest norm; that of one of some parts at a part of it."""
+    most = LARGEST_NORM / math.sqrt(parts)
+    norm = gradient.norm(dim=1, keepdim=True)
+    return gradient * (most / (norm + 1e-6)).clamp(max=1)
+
+
+def share_of(name: str) -> str:
+    """Return the share to which a tensor belongs, by its name in the model."""
+    return name.rsplit(".", 1)[-1].split("__")[0]
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:

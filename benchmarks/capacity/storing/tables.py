@@ -88,9 +88,7 @@ def mean(rows: Rows) -> float:
 
 def gate(results: Results, cell: Cell) -> tuple[bool, str]:
     """Tell whether capacity decides in a cell: LoRA r=8 has nearly all pairs right, r=1 at most half."""
-    found = finished(
-        results, Cell(cell.base, cell.task, BASES[cell.base].primary), ("gate", "lora")
-    )
+    found = finished(results, Cell(cell.base, cell.task, BASES[cell.base].gated), ("gate", "lora"))
     if len(found) < 2:
         return False, "the gate has not been run"
     large, small = (statistics.fmean(r["right"] for r in found[name]) for name in ("gate", "lora"))

@@ -7,7 +7,7 @@ import torch
 from storing.bases import BASES, VALUES
 from storing.methods import spec_of
 from storing.pairs import pairs
-from storing.store import Load, store, trained
+from storing.store import Load, Recipe, Stack, share_of, store, trained
 from torch.nn import functional as F
 
 RANDOM = BASES["random"]
@@ -54,3 +54,14 @@ def test_keys_differ_and_both_tokens_are_needed(task):
     assert not set(found.keys.flatten().tolist()) & set(found.tokens.tolist())
     assert pairs(RANDOM, task, 96, 0).keys.equal(found.keys)
     assert not pairs(RANDOM, task, 96, 1).keys.equal(found.keys)
+
+
+def test_shares_part_the_numbers_and_a_factor_holds_one_back():
+    ke = Stack(Load(RANDOM, "one", 24, 8), SPECS["ke"], [(1e-2, 1)])
+    masks = ke.groups(share_of)
+    assert sum(masks.values()).tolist() == [1.0] * ke.parameters
+    before = ke.flat.detach().clone()
+    ke.train(3, torch.tensor([1e-2]), Recipe(factors={"inter": 0.0}))
+    changed = (ke.flat.detach() != before)[0]
+    assert not changed[masks["inter"].bool()].any()
+    assert changed[masks["local"].bool()].any()
