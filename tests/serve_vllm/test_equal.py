@@ -239,7 +239,7 @@ def test_what_is_damaged_behind_the_check_does_not_stop_the_engine(base, compact
             served.check(llm, prompts)
         file.write_bytes(content)
         # Plain LoRA of PEFT, of values that are no numbers.
-        spoilt = root / "spoilt"
+        spoilt = root / f"spoilt-{compact}"
         model.bishare.export(spoilt)
         tensors = load_file(spoilt / "adapter_model.safetensors")
         next(iter(tensors.values()))[0, 0] = torch.nan
