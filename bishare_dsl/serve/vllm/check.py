@@ -8,8 +8,9 @@ were found good are not read again.
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +23,9 @@ from bishare_dsl.serve.vllm.folder import Stamp, read_any
 from bishare_dsl.serve.vllm.plans import Plans
 from bishare_dsl.serve.vllm.settings import granted
 
+if TYPE_CHECKING:
+    from bishare_dsl.models.site import Architecture
+
 _Marks = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -29,10 +33,14 @@ class _Server:
     """What the adapters of a server are held against, and which of them were found good."""
 
     def __init__(self, config: Any):
-        given = granted(config)
+        given, self._config = granted(config), config
         self.plans = None if given is None else Plans(config, given)
-        self.base = self.plans.base if self.plans else inspect_config(config.model_config.hf_config)
         self.good: dict[str, _Marks] = {}
+
+    @cached_property
+    def base(self) -> Architecture:
+        """The shapes of the base: asked for its adapters of bishare alone, for not every model has them."""
+        return inspect_config(self._config.model_config.hf_config)
 
 
 _servers: dict[str, _Server] = {}
