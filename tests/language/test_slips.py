@@ -24,7 +24,7 @@ EXAMPLES = [
     ("share a per module and rank 8", "no `and` stands before `rank`", "share a per module  rank 8"),
     ("share a per module with rank 8", "no `with` stands before `rank`", "share a per module  rank 8"),
     ("share per module rank 8", "a share has a name: `share a per module`", "share a per module rank 8"),
-    ("share a { per module rank 8 }", "clauses stand behind the name", None),
+    ("share a { per module rank 8 }", "clauses stand after the name", None),
     ("share a per (layer, kind) rank 8", "without brackets: `per layer, kind`", "share a per layer, kind rank 8"),
     ("share a per 4 layers rank 8", "`per layer // 4`", "share a per layer // 4 rank 8"),
     ("share a per layer -- why so\nrank 8", "comments begin with `#`", "share a per layer # why so\nrank 8"),
