@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bishare_dsl.api import plan_spec
-from bishare_dsl.cli.budget import parameters
+from bishare_dsl.cli.solve import parameters
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models import preset
 
