@@ -10,8 +10,9 @@ WORKERS ?= 2
 BIN   := .venv/bin
 STAMP := .venv/.installed
 
-# Each pytest worker gets one thread: with more, workers wait for each other.
-PYTEST := OMP_NUM_THREADS=1 BISHARE_CACHE=$(CACHE)
+# Each pytest worker gets one thread: with more, workers wait for each other. What Python has compiled is kept, since
+# tests start many processes.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= BISHARE_CACHE=$(CACHE)
 
 # Material for MkDocs is told that its next version is not MkDocs: that is known.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs

@@ -29,16 +29,10 @@ def test_text_says_the_same(drawn):
     assert parse_spec(spec_text(spec)) == spec
 
 
-@FEW
-@given(compilable())
-def test_a_fresh_adapter_changes_nothing(drawn):
-    checks.check_fresh(*drawn)
-
-
 @SOME
 @given(compilable())
-def test_logits_and_gradients_are_those_of_the_dense_reference(drawn):
-    checks.check_against_reference(*drawn)
+def test_every_invariant(drawn):
+    checks.check_spec(*drawn)
 
 
 @FEW
@@ -46,36 +40,6 @@ def test_logits_and_gradients_are_those_of_the_dense_reference(drawn):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_so_they_are_in_shorter_types(dtype, drawn):
     checks.check_against_reference(*drawn, dtype=dtype)
-
-
-@FEW
-@given(compilable())
-def test_the_plan_counts_what_trains(drawn):
-    checks.check_count(*drawn)
-
-
-@FEW
-@given(compilable())
-def test_saving_and_loading_change_nothing(drawn):
-    checks.check_saving(*drawn)
-
-
-@FEW
-@given(compilable())
-def test_merging_changes_nothing(drawn):
-    checks.check_merging(*drawn)
-
-
-@FEW
-@given(compilable())
-def test_peft_computes_the_same(drawn):
-    checks.check_export(*drawn)
-
-
-@FEW
-@given(compilable())
-def test_the_seed_decides_the_tensors_and_nothing_else_does(drawn):
-    checks.check_seed(*drawn)
 
 
 def test_all_of_it_at_once():

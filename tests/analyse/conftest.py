@@ -35,8 +35,8 @@ def architecture(layers: int = 8) -> Architecture:
     )
 
 
-@pytest.fixture
-def plant(tmp_path):
+@pytest.fixture(scope="session")
+def plant(tmp_path_factory):
     """Save an adapter of a spec's topology: random tensors, or starts that changed a little."""
 
     def plant(
@@ -53,13 +53,14 @@ def plant(tmp_path):
             / t.shape[1] ** 0.5
             for t in made.plan.tensors
         }
-        save_adapter(tmp_path / name, made.plan, tensors, made.text(), seed=0)
-        return tmp_path / name
+        folder = tmp_path_factory.mktemp("planted") / name
+        save_adapter(folder, made.plan, tensors, made.text(), seed=0)
+        return folder
 
     return plant
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def read(plant):
     """The same, read as updates."""
 

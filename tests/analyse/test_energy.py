@@ -7,7 +7,7 @@ from bishare_dsl.analyse import energy
 from bishare_dsl.analyse.analysis import analyse
 from bishare_dsl.analyse.energy import joint, spectrum
 from bishare_dsl.analyse.keys import Grouping
-from tests.analyse.conftest import INDEPENDENT, TARGET
+from tests.analyse.conftest import INDEPENDENT, TARGET, architecture
 
 
 def found(adapter, rank=4):
@@ -36,6 +36,11 @@ def test_many_rows_are_iterated_for_to_the_same(read, monkeypatch):
         torch.testing.assert_close(spectrum(updates, role, 4), values, rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def independent(read):
+    return found(read(INDEPENDENT, name="independent"))
+
+
 @pytest.mark.parametrize(
     ("share", "key", "role"),
     [
@@ -47,10 +52,9 @@ def test_many_rows_are_iterated_for_to_the_same(read, monkeypatch):
         ("per in, out", "model", "A and B"),
     ],
 )
-def test_planted_sharing_keeps_all_at_its_rank(read, share, key, role):
+def test_planted_sharing_keeps_all_at_its_rank(read, independent, share, key, role):
     kept = found(read(f"spec planted {TARGET} share one {share} rank 4"))
     assert kept[key, role] == pytest.approx(1.0, abs=1e-3)
-    independent = found(read(INDEPENDENT, name="independent"))
     assert independent[key, role] < 0.85
     if role == "A":
         assert kept[key, "B"] < kept[key, "A"]
@@ -84,7 +88,7 @@ def test_chance_stands_beside_it(read):
 
 
 def test_the_same_seed_measures_the_same(read):
-    adapter = read(INDEPENDENT)
+    adapter = read(INDEPENDENT, model=architecture(2))
     one, same, other = (analyse(adapter, seed=seed) for seed in (1, 1, 2))
     assert [row.chance for row in one.joint] == [row.chance for row in same.joint]
     assert [row.chance for row in one.joint] != [row.chance for row in other.joint]

@@ -17,7 +17,7 @@ from tests.show.test_browser import browser  # noqa: F401 - a fixture
 SHARED = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def analyses(read):
     adapters = [read(SHARED, name="a"), read(SHARED, name="b", seed=1)]
     return [analyse(adapter) for adapter in adapters], compare_adapters(adapters)

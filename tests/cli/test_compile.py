@@ -1,8 +1,10 @@
 import json
+import signal
 
 import pytest
 from safetensors import safe_open
 
+from bishare_dsl.adapter import files
 from bishare_dsl.adapter.contents import key_of
 from bishare_dsl.adapter.files import TENSORS, read_adapter
 
@@ -119,3 +121,12 @@ def test_the_others_do(bishare, here, more):
 def test_emitted_spec_is_what_would_be_planned(bishare):
     run = bishare("compile", "lora", "--emit", "spec", "--set", "r=3")
     assert {"name": "r", "value": 3} in json.loads(run.out)["params"]
+
+
+def test_an_interrupt_leaves_no_half_written_folder(bishare, here, checkpoint, monkeypatch):
+    # The signal comes when the files are in place but for the last step.
+    monkeypatch.setattr(files, "replace_file", lambda *_: signal.raise_signal(signal.SIGINT))
+    run = bishare("compile", "lora", "--model", checkpoint)
+    assert run.code == 128 + signal.SIGINT
+    assert run.err.splitlines()[-1].startswith("error: interrupted")
+    assert not list(here.iterdir())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,22 +80,6 @@ def test_characters_that_the_terminal_lacks_are_written_as_codes(tmp_path: Path)
     result = run("check", "bad.share", cwd=tmp_path, env=environment)
     assert result.returncode == 1
     assert "\\xfc" in result.stdout
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_an_interrupt_leaves_no_half_written_folder(tmp_path: Path) -> None:
-    # The signal comes when the files are in place but for the last step.
-    program = (
-        "import os, signal, sys\n"
-        "from bishare_dsl.adapter import files\n"
-        # A shell starts what is in the background with the signal ignored, which is inherited.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "files.replace_file = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n" + PROGRAM
-    )
-    result = run("compile", "lora", "--model", "smollm2-135m", program=program, cwd=tmp_path)
-    assert result.returncode == 128 + signal.SIGINT
-    assert result.stderr.splitlines()[-1].startswith("error: interrupted")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import together
-from tests.distributed.together import FSDP2, raised
+from tests.distributed.together import raised
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -32,12 +32,10 @@ def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for name, module in files.items():
         (folder / name).mkdir()
         module.together.prepare(folder / name)
-    (folder / "fsdp2.yaml").write_text(FSDP2)
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", folder / "fsdp2.yaml"]
     # What is launched imports of `tests`.
     path = filter(None, (ROOT, os.environ.get("PYTHONPATH")))
     done = subprocess.run(
-        [sys.executable, *map(str, (*accelerate, together.__file__, folder, *files))],
+        [sys.executable, together.__file__, str(folder), *files],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,7 +1,8 @@
 """One adapted model on two processes, with DDP and with FSDP2, by torch's own means."""
 
-from collections.abc import Callable
-from functools import partial
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ together = Together()
 
 def adapted(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
     """An adapted model whose adapter does something, the same on all processes."""
+    return copy.deepcopy(compiled(family, dtype))
+
+
+@cache
+def compiled(family: str, dtype: torch.dtype) -> Any:
     base = tiny_model(family, **CONFIGS[family]).to(dtype)
     model = compile_spec(parse_spec(SPECS[family]), base, seed=3)
     random = torch.Generator().manual_seed(5)
@@ -101,12 +107,18 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(IDS, use_cache=False).logits
 
 
+@cache
+def learned_alone(family: str) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    """What one process learns of the whole batch: the losses, and the values then."""
+    model = adapted(family)
+    return train(model, IDS), values_of(model)
+
+
 def assert_as_one_process(
     wrap: Callable[[Any], Any], family: str = "llama", checkpoint: bool = False
 ) -> None:
     """Two processes on the halves of a batch learn what one does on the whole of it."""
-    alone = adapted(family)
-    expected = train(alone, IDS)
+    expected, learned = learned_alone(family)
     model = adapted(family)
     if checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -115,7 +127,7 @@ def assert_as_one_process(
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
     assert expected[0] - expected[-1] > 0.05, "nothing was learned"
     values = values_of(model)
-    for name, value in values_of(alone).items():
+    for name, value in learned.items():
         torch.testing.assert_close(values[name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert_same_everywhere(values)
 

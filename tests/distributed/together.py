@@ -1,16 +1,18 @@
 """Functions that several processes call together, in the order in which they stand, and what came of it."""
 
+import gc
 import importlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from accelerate.commands import launch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
@@ -61,17 +63,48 @@ def raised(folder: Path) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Be one of the processes: the folder, and the names of the files, are the arguments of the command."""
-    PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
-    # Where one process fails, the other is not to wait for it long.
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    # What a trainer leaves when it ends, the next one could not enter again.
-    leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
-    folder, *names = sys.argv[1:]
-    for name in names:
-        module = importlib.import_module(f"tests.distributed.{name}")
-        module.together.call_all(Path(folder) / name)
-    leave()
+    """Be two processes: the folder, and the names of the files, are the arguments of the command.
+
+    They are forked from one that has imported everything, which takes longer than what they do.
+    """
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    os.environ |= environment(folder)
+    modules = [importlib.import_module(f"tests.distributed.{name}") for name in names]
+    gc.freeze()  # No search for garbage among what was imported.
+    children = [os.fork() or be(rank, folder, modules) for rank in range(2)]
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(any(ended))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What `accelerate launch` and torchrun set for two processes, but for their ranks."""
+    (folder / "fsdp2.yaml").write_text(FSDP2)
+    words = ["--config_file", str(folder / "fsdp2.yaml"), "--main_process_port", "0", __file__]
+    args, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    made = launch.prepare_multi_gpu_env(args)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(args.main_process_port)}
+    return {**made, **address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+
+def be(rank: int, folder: Path, modules: Sequence[Any]) -> NoReturn:
+    """Be one of the processes: call what stands in the files, and end."""
+    status = 1
+    try:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        PartialState.__init__ = with_cpus_to_shard_on(PartialState.__init__)
+        # Where one process fails, the other is not to wait for it long.
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+        # What a trainer leaves when it ends, the next one could not enter again.
+        leave, distributed.destroy_process_group = distributed.destroy_process_group, lambda: None
+        for module in modules:
+            module.together.call_all(folder / module.__name__.rpartition(".")[2])
+        leave()
+        status = 0
+    except BaseException:  # noqa: BLE001 - it is a child, and the parent tells
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 def with_cpus_to_shard_on(initialise: Callable[..., None]) -> Callable[..., None]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +14,25 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
 from tests.hub.stand_in import stand_in
 
-ONE = "from bishare_dsl.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+# A process takes seconds to begin, so one answers several commands.
+EACH = """
+import contextlib, io, json, sys
+from bishare_dsl.cli.main import main
+answers = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    answers.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(answers))
+"""
+
+
+class Answer(NamedTuple):
+    """What a command has answered."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture
@@ -23,10 +42,10 @@ def hub():
 
 
 @pytest.fixture
-def bishare(hub, tmp_path):
-    """Runs a command, or a script, with the stand-in as its Hub and a cache of its own."""
+def python(hub, tmp_path):
+    """Runs a script in a process with the stand-in as its Hub and a cache of its own, and returns what it prints."""
 
-    def run(*arguments, script=ONE, **environment):
+    def run(script, *arguments, **environment):
         settings = {
             **os.environ,
             "HF_ENDPOINT": hub.url,
@@ -36,7 +55,7 @@ def bishare(hub, tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             **environment,
         }
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", script, *map(str, arguments)],
             capture_output=True,
             text=True,
@@ -44,6 +63,19 @@ def bishare(hub, tmp_path):
             cwd=tmp_path,
             timeout=120,
         )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def bishare(python):
+    """Runs commands, one after another in one such process."""
+
+    def run(*commands, **environment):
+        words = json.dumps([[*map(str, command)] for command in commands])
+        return [Answer(*answer) for answer in json.loads(python(EACH, words, **environment))]
 
     return run
 
@@ -64,50 +96,6 @@ def adapter(tmp_path):
     return tmp_path / "made"
 
 
-def put(hub, name, folder):
-    """Put a folder into a repository, as `hf upload` does."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    hub.repositories[name] = {str(f.relative_to(folder)): f.read_bytes() for f in files}
-
-
-OURS = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-
-
-def test_an_adapter_comes_from_the_hub(hub, bishare, adapter, base):
-    put(hub, "me/shared", adapter)
-    hub.repositories["me/shared"]["pickled.bin"] = b"not an adapter's"
-    for name in ("me/shared", "me/shared@main"):
-        found = bishare("inspect", name, "--json")
-        assert found.returncode == 0, found.stderr
-        assert json.loads(found.stdout)["config"]["base_model"] == "llama"
-    assert not [line for line in hub.asked if "pickled" in line]
-    merged = bishare("merge", "me/shared", "--model", base, "--out", "merged")
-    assert merged.returncode == 0, merged.stderr
-    offline = bishare("inspect", "me/shared", HF_HUB_OFFLINE="1")
-    assert offline.returncode == 0, "what was fetched stays in the cache"
-
-
-def test_peft_pushes_and_both_fetch(hub, bishare, adapter):
-    script = """
-import sys, torch
-from peft import PeftModel
-from bishare_dsl import load_adapter
-from bishare_dsl.testing.models import tiny_model
-import bishare_dsl.peft
-model = PeftModel.from_pretrained(tiny_model("llama"), sys.argv[1])
-model.push_to_hub("me/mine")
-ours = load_adapter("me/mine", tiny_model("llama"))
-theirs = PeftModel.from_pretrained(tiny_model("llama"), "me/mine").get_base_model()
-for name, tensor in model.get_base_model().bishare.tensors().items():
-    assert torch.equal(tensor, ours.bishare.tensors()[name]), name
-    assert torch.equal(tensor, theirs.bishare.tensors()[name]), name
-"""
-    found = bishare(adapter, script=script)
-    assert found.returncode == 0, found.stderr
-    # README.md is the empty card of transformers, which puts it over ours, as over PEFT's own.
-    assert set(hub.repositories["me/mine"]) == OURS
-
-
 @pytest.fixture
 def library(tmp_path, base):
     """Of two adapters, which share their A's."""
@@ -124,58 +112,101 @@ def library(tmp_path, base):
     return tmp_path / "library"
 
 
-def test_a_library_comes_from_the_hub(hub, bishare, library):
+def put(hub, name, folder):
+    """Put a folder into a repository, as `hf upload` does."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    hub.repositories[name] = {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+OURS = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+
+
+def test_an_adapter_comes_from_the_hub(hub, bishare, adapter):
+    put(hub, "me/shared", adapter)
+    hub.repositories["me/shared"]["pickled.bin"] = b"not an adapter's"
+    names = ("me/shared", "me/shared@main")
+    for answer in bishare(*[("inspect", name, "--json") for name in names]):
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out)["config"]["base_model"] == "llama"
+    assert not [line for line in hub.asked if "pickled" in line]
+    [offline] = bishare(("inspect", "me/shared"), HF_HUB_OFFLINE="1")
+    assert offline.code == 0, "what was fetched stays in the cache"
+
+
+def test_peft_pushes_and_both_fetch(hub, python, adapter, base, library, tmp_path):
     put(hub, "me/library", library)
     script = """
 import sys, torch
+from peft import PeftModel
 from bishare_dsl import load_adapter
+from bishare_dsl.cli.main import main
 from bishare_dsl.testing.models import tiny_model
-one = load_adapter("me/library@main#code", tiny_model("llama")).bishare.tensors()
-here = load_adapter(sys.argv[1] + "#code", tiny_model("llama")).bishare.tensors()
-assert all(torch.equal(one[name], here[name]) for name in here)
-print(len(list(__import__("pathlib").Path("cache").rglob("law.safetensors"))))
+import bishare_dsl.peft
+model = PeftModel.from_pretrained(tiny_model("llama"), sys.argv[1])
+model.push_to_hub("me/mine")
+ours = load_adapter("me/mine", tiny_model("llama"))
+theirs = PeftModel.from_pretrained(tiny_model("llama"), "me/mine").get_base_model()
+for name, tensor in model.get_base_model().bishare.tensors().items():
+    assert torch.equal(tensor, ours.bishare.tensors()[name]), name
+    assert torch.equal(tensor, theirs.bishare.tensors()[name]), name
+member = load_adapter("me/library@main#code", tiny_model("llama")).bishare.tensors()
+here = load_adapter(sys.argv[2] + "#code", tiny_model("llama")).bishare.tensors()
+assert all(torch.equal(member[name], here[name]) for name in here)
+assert main(["merge", "me/mine", "--model", sys.argv[3], "--out", "merged"]) == 0
 """
-    found = bishare(library, script=script)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["0"], "of a library no other adapter is fetched"
-    for name, code in (("me/library#lwa", "BS678"), ("me/library", "BS676")):
-        assert code in bishare("inspect", name).stderr
+    python(script, adapter, library, base)
+    cache = tmp_path / "cache"
+    assert list(cache.rglob("code.safetensors"))
+    assert not list(cache.rglob("law.safetensors")), "of a library no other adapter is fetched"
+    # README.md is the empty card of transformers, which puts it over ours, as over PEFT's own.
+    assert set(hub.repositories["me/mine"]) == OURS
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "words"),
-    [
-        ("me/nothing", "BS505", "there is no such repository"),
-        ("me/model", "BS505", "not an adapter"),
-        ("me/gated", "BS505", "it is gated"),
-        ("me/shared@v9", "BS505", "no revision `v9`"),
-        ("me/shared--x", "BS505", "Cannot have --"),
-        ("me/shared@../../../../stolen", "BS601", "there is no folder"),
-        ("me/shared@/etc/stolen", "BS601", "there is no folder"),
-    ],
-)
-def test_what_the_hub_does_not_give_out(hub, bishare, name, code, words):
+def test_a_library_comes_from_the_hub(hub, bishare, library):
+    put(hub, "me/library", library)
+    names = ("me/library@main#code", "me/library#lwa", "me/library")
+    found, unknown, unnamed = bishare(*[("inspect", name) for name in names])
+    assert found.code == 0, found.err
+    assert "BS678" in unknown.err
+    assert "BS676" in unnamed.err
+
+
+REFUSED = [
+    ("me/nothing", "BS505", "there is no such repository"),
+    ("me/model", "BS505", "not an adapter"),
+    ("me/gated", "BS505", "it is gated"),
+    ("me/shared@v9", "BS505", "no revision `v9`"),
+    ("me/shared--x", "BS505", "Cannot have --"),
+    ("me/shared@../../../../stolen", "BS601", "there is no folder"),
+    ("me/shared@/etc/stolen", "BS601", "there is no folder"),
+]
+
+
+def test_what_the_hub_does_not_give_out(hub, bishare):
     hub.repositories |= {
         "me/model": {"config.json": b"{}"},
         "me/shared": {"adapter_config.json": b""},
     }
     hub.gated.add("me/gated")
-    found = bishare("inspect", name)
-    assert found.returncode == 2
-    assert code in found.stderr
-    assert words in found.stderr
+    answers = bishare(*[("inspect", name) for name, _, _ in REFUSED])
+    for (name, code, words), found in zip(REFUSED, answers, strict=True):
+        assert found.code == 2, name
+        assert code in found.err, name
+        assert words in found.err, name
 
 
 def test_without_the_hub(bishare):
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        found = bishare("inspect", "me/shared", **environment)
-        assert found.returncode == 2
-        assert "BS504" in found.stderr
+        [found] = bishare(("inspect", "me/shared"), **environment)
+        assert found.code == 2
+        assert "BS504" in found.err
 
 
 def test_a_folder_wins_over_an_id(hub, bishare, adapter, tmp_path):
     (tmp_path / "me").mkdir()
     adapter.rename(tmp_path / "me" / "shared")
-    assert bishare("inspect", "me/shared").returncode == 0
-    assert bishare("inspect", "me/other").returncode == 2
+    assert [found.code for found in bishare(("inspect", "me/shared"), ("inspect", "me/other"))] == [
+        0,
+        2,
+    ]
     assert hub.asked == []

@@ -248,6 +248,7 @@ def test_deepcopy_shares_nothing(adapted, family):
 LOAD = """
 import pickle, sys, torch
 from bishare_dsl.rewrite import set_enabled, unadapt
+from bishare_dsl.rewrite.rewritten import is_rewritten
 for path in sys.argv[1:]:
     ids, trained, base = torch.load(path + ".in")
     with open(path, "rb") as file:
@@ -259,7 +260,9 @@ for path in sys.argv[1:]:
             assert torch.equal(model(ids).logits, base)
             set_enabled(model, True)
             assert torch.equal(model(ids).logits, trained)
+            assert any(map(is_rewritten, model.modules()))
             unadapt(model)
+            assert not any(map(is_rewritten, model.modules()))
             assert torch.equal(model(ids).logits, base)
 """
 

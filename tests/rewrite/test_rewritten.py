@@ -2,9 +2,6 @@
 
 import copy
 import inspect
-import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -203,36 +200,6 @@ def test_deepcopy_is_independent(identity, family):
             parameter.zero_()
     assert same(model, rewritten)
     assert not same(model, again)
-
-
-LOAD = """
-import pickle, sys, torch
-saved, inputs = sys.argv[1:]
-with open(saved, "rb") as file:
-    pickled = pickle.load(file)
-ids, logits = torch.load(inputs)
-for model in (pickled, torch.load(saved + ".pt", weights_only=False)):
-    assert torch.equal(model(ids).logits, logits)
-    from bishare_dsl.rewrite.rewritten import is_rewritten, restore_forward
-    installed = [module for module in model.modules() if is_rewritten(module)]
-    assert installed
-    for module in installed:
-        restore_forward(module)
-        assert type(module).__mro__.count(type(module)) == 1 and not is_rewritten(module)
-    assert torch.equal(model(ids).logits, logits)
-"""
-
-
-def test_pickles_load_in_a_fresh_process(identity, tmp_path):
-    # One process starts for both families: it spends its time on importing transformers.
-    model = nn.ModuleDict({name: tiny_model(name) for name in ("llama", "gpt2")})
-    identity(model)
-    for name, each in model.items():
-        (tmp_path / name).write_bytes(pickle.dumps(each))
-        torch.save(each, tmp_path / f"{name}.pt")
-        torch.save((IDS, each(IDS).logits), tmp_path / f"{name}.in")
-        load = [sys.executable, "-c", LOAD, tmp_path / name, tmp_path / f"{name}.in"]
-        subprocess.run(load, check=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

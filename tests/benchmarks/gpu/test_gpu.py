@@ -69,8 +69,9 @@ torch._dynamo.register_backend(counted)
 
 
 @pytest.mark.parametrize("part", ["step", "decode"])
-def test_compiled(rows, part):
+def test_compiled(rows, monkeypatch, part):
     GRAPHS.clear()
+    monkeypatch.setitem(importlib.import_module("gpu.subjects").TINY, "num_hidden_layers", 1)
     torch.compiler.reset()
     assert len(rows(part, "--compile", "counted", "--precision", "float32")) == 4
     assert len(GRAPHS) >= 3  # the base, PEFT's and ours
@@ -104,7 +105,7 @@ def test_all_parts_are_run_and_a_failure_is_told(monkeypatch, capfd):
     shown = capfd.readouterr().out.splitlines()
     assert len(shown) == len(run.PARTS)
     assert all(line.startswith("== -m gpu.") and "--size tiny" in line for line in shown)
-    monkeypatch.setattr(run, "PARTS", (("step", ("--size", "none"), 60), ("step", ("-h",), 60)))
+    monkeypatch.setattr(run, "PARTS", (("run", ("--minutes", "few"), 60), ("run", ("-h",), 60)))
     assert run.main([]) == 1
     assert "usage:" in capfd.readouterr().out  # of the second, in spite of the first
     assert run.main(["--minutes", "0"]) == 1
