@@ -6,4 +6,6 @@ from hypothesis import settings
 from tests.lives.life import Life
 
 TestLife = pytest.mark.filterwarnings("ignore")(Life.TestCase)
-TestLife.settings = settings(max_examples=settings().max_examples, stateful_step_count=15)
+TestLife.settings = settings(
+    max_examples=max(1, settings().max_examples * 5 // 8), stateful_step_count=15
+)

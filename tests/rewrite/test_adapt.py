@@ -189,7 +189,7 @@ def decode(model):
 
 
 def test_decoding_compiles_without_a_break(adapted):
-    case = adapted("llama").train()
+    case = adapted("llama", num_hidden_layers=1).train()
     breaks = {}
     for model in (case.base, case.model):
         torch._dynamo.reset()
@@ -201,7 +201,7 @@ def test_decoding_compiles_without_a_break(adapted):
 
 
 def test_compiles_to_one_graph(adapted):
-    case = adapted("llama").train()
+    case = adapted("llama", num_hidden_layers=1).train()
     model, backend = case.model, Graphs()
     with torch.no_grad():
         expected = logits(model)

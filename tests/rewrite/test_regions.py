@@ -9,7 +9,7 @@ from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.support.regions import can_train, check_region, regions
 
 
-@settings(max_examples=max(100, settings().max_examples))
+@settings(max_examples=max(60, settings().max_examples))
 @given(regions())
 def test_any_region_is_its_dense_reference(drawn):
     check_region(drawn)

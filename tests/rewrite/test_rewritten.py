@@ -122,11 +122,10 @@ def test_attentions_and_hidden_states_are_recorded(identity):
         assert all(map(torch.equal, expected, actual))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_to_one_graph(identity, backend):
-    model, rewritten = pair(identity)
+def test_compiles_to_one_graph(identity):
+    model, rewritten = pair(identity, num_hidden_layers=1)
     torch._dynamo.reset()
-    compiled = torch.compile(rewritten, fullgraph=True, backend=backend)
+    compiled = torch.compile(rewritten, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(IDS).logits, model(IDS).logits, atol=1e-6)
 
 

@@ -67,10 +67,10 @@ def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
         check_compact,
         check_merging,
         check_export,
+        check_seed,
     ):
         check(spec, model, seed, compiled)
     check_against_reference(spec, model, seed)
-    check_seed(spec, model, seed)
 
 
 def check_fresh(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
@@ -301,22 +301,22 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     )
 
 
-def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
-    """Check that the same seed gives the same tensors bit for bit, whatever the order of the shares."""
-    first = _adapted(spec, model, seed).bishare.tensors()
+def check_seed(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: Any = None) -> None:
+    """Check that a seed and a tensor's name decide its values bit for bit, in whatever order shares stand."""
+    first = _adapted(spec, model, seed, compiled).bishare.tensors()
     backwards = spec.model_copy(update={"shares": spec.shares[::-1], "params": spec.params[::-1]})
-    again = _adapted(backwards, model, seed).bishare.tensors()
-    _same(set(again), set(first), "tensors of the same shares in another order")
-    for name, tensor in first.items():
-        _identical(again[name], tensor, f"the tensor {name} of the same shares in another order")
-    with _quietly():
-        plan = plan_spec(spec, model)
+    other = _adapted(backwards, model, seed + 1).bishare.tensors()
+    _same(set(other), set(first), "tensors of the same shares in another order")
+    tensors = _plan(spec, model).tensors
     # A constant start is the same for any seed, and for any tensor; indices of few may be.
-    random = (t for t in plan.tensors if t.drawn and t.like is None)
+    random = (t for t in tensors if t.drawn and t.like is None)
     drawn = [t for t in random if t.init not in ("zeros", "ones", "constant", "choice")]
-    other = _adapted(spec, model, seed + 1).bishare.tensors()
     kept = [tensor.name for tensor in drawn if torch.equal(other[tensor.name], first[tensor.name])]
     _same(kept, [], "tensors that another seed leaves as they were")
+    for tensor in tensors:
+        name = tensor.name
+        expected = draw_tensor(tensor, seed + 1) if tensor.drawn else first[name]
+        _identical(other[name], expected, f"the tensor {name} of the same shares in another order")
     values: dict[object, str] = {}
     for tensor in drawn:
         twin = values.setdefault((tensor.init, *first[tensor.name].flatten().tolist()), tensor.name)

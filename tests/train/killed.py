@@ -22,7 +22,7 @@ from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.folder import find_checkpoint, step_of
 from tests.train.conftest import SMALL
 
-STEPS = 4
+STEPS = 3
 
 
 def run(files: Path, folder: Path, **more: object) -> None:
