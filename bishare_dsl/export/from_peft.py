@@ -279,12 +279,14 @@ def selection_of(sites: Sequence[Site], architecture: Architecture) -> tuple[m.E
             parts += [
                 m.Match(attribute="path", pattern=site.path) for site in of_kind if site in chosen
             ]
+    others = [path for site in architecture.outside if site not in chosen for path in site.paths]
+    kinds = {*architecture.kinds, *(path.rpartition(".")[2] for path in others)}
     for site in sites:
         for path in site.paths if site.layer is None else ():
             kind = path.rpartition(".")[2]
-            named = kind not in architecture.kinds
-            parts.append(_is_kind(kind) if named else m.Match(attribute="path", pattern=path))
-    return tuple(parts)
+            unlike = kind not in kinds
+            parts.append(_is_kind(kind) if unlike else m.Match(attribute="path", pattern=path))
+    return tuple(dict.fromkeys(parts))
 
 
 def _is_kind(kind: str) -> m.Expression:

@@ -16,7 +16,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import peft_config
 from bishare_dsl.models import architecture_of
 from bishare_dsl.testing.checks import randomize
-from tests.support.families import tiny_model
+from tests.support.families import tiny_inputs, tiny_model
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -181,6 +181,23 @@ def test_an_export_is_imported(tmp_path: Path) -> None:
     ours.bishare.export(tmp_path / "exported")
     again = load_adapter(tmp_path / "exported", tiny_model("llama"))
     torch.testing.assert_close(logits(again), logits(ours), rtol=1e-5, atol=1e-5)
+
+
+def test_tables_of_one_name_and_of_other_ranks(tmp_path: Path) -> None:
+    """An encoder's and a decoder's `embed_tokens`, where they are two weights (found by `make hunt`)."""
+    base = tiny_model("bart", tie_word_embeddings=False)
+    text = (
+        "spec s\ntarget embed_tokens\n"
+        'share x where path "model.encoder.embed_tokens" per module rank 2\n'
+        'share y where path "model.decoder.embed_tokens" per module rank 3\n'
+    )
+    ours = compile_spec(text, base)
+    randomize(ours)
+    ours.bishare.export(tmp_path / "exported")
+    again = load_adapter(tmp_path / "exported", tiny_model("bart", tie_word_embeddings=False))
+    with torch.no_grad():
+        found, expected = (model.eval()(**tiny_inputs(model)).logits for model in (again, ours))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
