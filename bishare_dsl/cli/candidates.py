@@ -28,6 +28,7 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
     Raises:
         BishareError: one cannot be read or does not fit, or the model cannot be found.
     """
+    silence_libraries()
     from bishare_dsl.models import architecture_of
 
     architecture = architecture_of(model)

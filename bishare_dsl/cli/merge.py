@@ -8,7 +8,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out, write_mark
-from bishare_dsl.cli.report import Report, silence_libraries
+from bishare_dsl.cli.report import Report
 from bishare_dsl.writing import new_folder
 
 MARK = "bishare_merge.json"
@@ -55,7 +55,6 @@ def command(
     stored = read_adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
-    silence_libraries()
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.compiler import install
     from bishare_dsl.models import load_model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.cli.report import CommandError, Report, silence_libraries
 from bishare_dsl.diagnostics import Problem, SourceMap, nearest
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.parse import MAX_BYTES
@@ -109,6 +109,7 @@ def read_adapter_for(
     Raises:
         BishareError: it cannot be read or does not fit, or the model cannot be found.
     """
+    silence_libraries()
     from bishare_dsl.compiler import read_fitting
 
     stored, problems = read_fitting(folder, model, named)

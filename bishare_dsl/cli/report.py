@@ -143,10 +143,10 @@ def silence_libraries() -> None:
     """Keep off standard error what others write: bars of loading and saving, bitsandbytes's advice."""
     import logging
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It speaks when transformers is imported.
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def exit_code_of(problem: Problem) -> int:

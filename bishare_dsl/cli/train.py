@@ -47,6 +47,7 @@ class _TrainCommand(click.Command):
         try:
             return super().parse_args(ctx, [*args])
         except click.NoSuchOption:
+            silence_libraries()
             from bishare_dsl.train.arguments import argument_types, is_flag
             from bishare_dsl.train.errors import TrainError
             from bishare_dsl.train.request import unknown_argument
