@@ -143,7 +143,9 @@ def silence_libraries() -> None:
     """Keep off standard error what others write: bars of loading and saving, bitsandbytes's advice."""
     import logging
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It speaks when transformers is imported.
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # It speaks when transformers is imported.
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
