@@ -6,29 +6,18 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import Resolver, check_names, reads_alpha
-from bishare_dsl.spec import (
-    ATTRIBUTES,
-    Binary,
-    Expression,
-    If,
-    Match,
-    Range,
-    RankMatch,
-    Ref,
-    Share,
-    Spec,
-)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import parts_of, refs
 
 _OTHER_NAME = "give one of the two another name"
 
 
-def check_spec(spec: Spec) -> list[Problem]:
+def check_spec(spec: m.Spec) -> list[Problem]:
     """Find every problem of a spec that does not depend on a model."""
     resolver = Resolver(spec)
     check(resolver)
@@ -47,7 +36,7 @@ def check(resolver: Resolver) -> None:
         resolver.add(_share(resolver, index, share))
 
 
-def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
+def rank_of(rank: m.Expression, scope: Scope, loc: Loc) -> int:
     """Return the value of a rank.
 
     Raises:
@@ -64,23 +53,23 @@ def rank_of(rank: Expression, scope: Scope, loc: Loc) -> int:
     return int(value)
 
 
-def _other_rank(rank: Expression, value: float) -> str:
+def _other_rank(rank: m.Expression, value: float) -> str:
     """Write what a rank may be that is negative, or a fraction."""
     from bishare_dsl.language.text import expression_text
 
     if isinstance(rank, int | float):
         return f"write `rank {max(1, round(abs(value)))}`, say"
     text = expression_text(rank)
-    if isinstance(rank, Ref) and rank.ref not in ATTRIBUTES:
+    if isinstance(rank, m.Ref) and rank.ref not in m.ATTRIBUTES:
         return f"give it another number: `param {text} = {max(1, round(abs(value)))}`, say"
     if value < 0:
         return f"`rank max({text}, 0)` is never below 0"
-    if isinstance(rank, Binary) and rank.op == "/":
+    if isinstance(rank, m.Binary) and rank.op == "/":
         return f"`//` rounds down: `rank {expression_text(rank.model_copy(update={'op': '//'}))}`"
     return f"`rank floor({text})` rounds down"
 
 
-def _params(spec: Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
+def _params(spec: m.Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
     """Find names in params that nothing above declares."""
     for i, param in enumerate(spec.params):
         above = {other.name: values[other.name] for other in spec.params[:i]}
@@ -90,20 +79,20 @@ def _params(spec: Spec, values: Mapping[str, Value]) -> Iterator[Problem]:
             yield error.problem
 
 
-def _declared(spec: Spec) -> Iterator[tuple[str, int, str]]:
+def _declared(spec: m.Spec) -> Iterator[tuple[str, int, str]]:
     """Yield what the spec declares beside shares: ``("param", index, name)`` and ``("let", ...)``."""
     yield from (("param", i, param.name) for i, param in enumerate(spec.params))
     yield from (("let", i, let.name) for i, let in enumerate(spec.lets))
 
 
-def _names(spec: Spec) -> Iterator[Problem]:
+def _names(spec: m.Spec) -> Iterator[Problem]:
     seen: dict[str, Loc] = {}
     for what, i, name in _declared(spec):
         loc: Loc = (f"{what}s", i, "name")
         if name in seen:
             yield codes.TWICE(what=what, name=name, loc=loc, also=seen[name], help=_OTHER_NAME)
         seen.setdefault(name, loc)
-        if name in (*ATTRIBUTES, "model", "rank", "alpha"):
+        if name in (*m.ATTRIBUTES, "model", "rank", "alpha"):
             yield codes.RESERVED(name=name, why="it already means something", loc=loc)
     below = [let.name for let in spec.lets]
     # A text has been read in order; a spec built in Python has not.
@@ -128,7 +117,7 @@ def _names(spec: Spec) -> Iterator[Problem]:
             yield codes.RESERVED(name=share.name, why=why, loc=("shares", i, "name"))
 
 
-def _unused(spec: Spec) -> Iterator[Problem]:
+def _unused(spec: m.Spec) -> Iterator[Problem]:
     used = {ref.ref for _, ref in refs(spec)}
     for what, i, name in _declared(spec):
         if name not in used:
@@ -147,9 +136,9 @@ def _unused(spec: Spec) -> Iterator[Problem]:
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
 
 
-def _empty_ranges(spec: Spec, params: Mapping[str, Value]) -> Iterator[Problem]:
+def _empty_ranges(spec: m.Spec, params: Mapping[str, Value]) -> Iterator[Problem]:
     scope = Scope(params)
-    for loc, part in parts_of(spec, Range):
+    for loc, part in parts_of(spec, m.Range):
         if part.first is None or part.last is None:
             continue
         with suppress(EvaluationError):  # Depends on the site, or is wrong: planning finds out.
@@ -165,20 +154,20 @@ def empty_range(first: float, last: float, loc: Loc) -> Problem:
     )
 
 
-def _keys(spec: Spec) -> Iterator[Problem]:
+def _keys(spec: m.Spec) -> Iterator[Problem]:
     """Find keys that tell apart all, or nothing."""
     constant = {"layers", *(param.name for param in spec.params)}
     for i, share in enumerate(spec.shares):
         for place, key in share.placed_keys.items():
             for j, part in enumerate(key):
                 names = {ref.ref for _, ref in refs(part)}
-                if names <= constant and not isinstance(part, Match):
+                if names <= constant and not isinstance(part, m.Match):
                     help = "leave it out" if len(key) > 1 else None
-                    help = "did you mean `layer`?" if part == Ref(ref="layers") else help
+                    help = "did you mean `layer`?" if part == m.Ref(ref="layers") else help
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
                 # What is rounded after all, or compared, is something else.
-                if isinstance(part, Binary) and part.op == "/":
-                    ref = part.left.ref if isinstance(part.left, Ref) else None
+                if isinstance(part, m.Binary) and part.op == "/":
+                    ref = part.left.ref if isinstance(part.left, m.Ref) else None
                     yield codes.FINE_KEY(
                         divided=f"`{ref}`" if ref else "what is divided",
                         loc=("shares", i, *place, j, "op"),
@@ -186,14 +175,14 @@ def _keys(spec: Spec) -> Iterator[Problem]:
                     )
 
 
-def _uses_alpha(spec: Spec, share: Share) -> bool:
+def _uses_alpha(spec: m.Spec, share: m.Share) -> bool:
     scale = spec.settings(share).scale
     return scale is None or reads_alpha(scale)
 
 
-def _share(resolver: Resolver, index: int, share: Share) -> Iterator[Problem]:
+def _share(resolver: Resolver, index: int, share: m.Share) -> Iterator[Problem]:
     loc: Loc = ("shares", index, "rank")
-    if isinstance(share.rank, RankMatch):
+    if isinstance(share.rank, m.RankMatch):
         arms = [(arm.rank, (*loc, "arms", i, "rank")) for i, arm in enumerate(share.rank.arms)]
         if share.rank.otherwise is not None:
             arms.append((share.rank.otherwise, (*loc, "otherwise")))
@@ -202,8 +191,8 @@ def _share(resolver: Resolver, index: int, share: Share) -> Iterator[Problem]:
     scope = Scope(resolver.params)
     for rank, place in arms:
         lets = {let.name for let in resolver.spec.lets}
-        chosen = any(True for _ in parts_of(rank, If))
-        if chosen or any(ref.ref in {*ATTRIBUTES, *lets} for _, ref in refs(rank)):
+        chosen = any(True for _ in parts_of(rank, m.If))
+        if chosen or any(ref.ref in {*m.ATTRIBUTES, *lets} for _, ref in refs(rank)):
             continue  # Depends on the site: planning finds out.
         try:
             value = rank_of(rank, scope, place)

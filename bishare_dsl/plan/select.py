@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, Site
 from bishare_dsl.plan.mentioned import Choice, any_holds, located
-from bishare_dsl.spec import (
-    ATTRIBUTES,
-    EACH_ADAPTER,
-    Expression,
-    Match,
-    Range,
-    Ref,
-    Selection,
-    Spec,
-)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import Mention, parts_of, refs
 
@@ -38,7 +29,7 @@ def attributes(site: Site) -> dict[str, Value]:
         "expert": "none" if site.expert is None else site.expert,
         "in": site.d_in,
         "out": site.d_out,
-        "adapter": EACH_ADAPTER,
+        "adapter": m.EACH_ADAPTER,
     }
 
 
@@ -49,7 +40,7 @@ class Sites:
     by chance does not mean them.
     """
 
-    def __init__(self, spec: Spec, architecture: Architecture):
+    def __init__(self, spec: m.Spec, architecture: Architecture):
         self.spec, self.architecture = spec, architecture
         self.params = spec.values
         self.lets = frozenset(let.name for let in spec.lets)
@@ -71,7 +62,7 @@ class Sites:
             site.path: self._scope(spec, site) for site in self.sites
         }
 
-    def words_of(self, selection: Selection) -> frozenset[str]:
+    def words_of(self, selection: m.Selection) -> frozenset[str]:
         """Return the words of a selection, of the lets in it, and its kinds and paths in full."""
         words: set[str] = set()
         waiting = [selection]
@@ -80,11 +71,11 @@ class Sites:
             found = {ref.ref for _, ref in refs(one)}
             waiting += (self._lets[name] for name in found - words if name in self._lets)
             words |= found
-            matches = [match for _, match in parts_of(one, Match) if match.attribute != "parent"]
+            matches = [match for _, match in parts_of(one, m.Match) if match.attribute != "parent"]
             words |= {match.pattern for match in matches if not match.is_glob}
         return frozenset(words)
 
-    def _scope(self, spec: Spec, site: Site) -> Scope:
+    def _scope(self, spec: m.Spec, site: Site) -> Scope:
         played = parts(site)
         lets = {part: part in played for part in PARTS}
         lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several names.
@@ -92,7 +83,7 @@ class Sites:
 
     def scope_of(
         self,
-        spec: Spec,
+        spec: m.Spec,
         site: Site,
         lets: dict[str, bool],
         more: Mapping[str, Value],
@@ -138,11 +129,11 @@ class Sites:
                     "each a weight of its own before (`tie_word_embeddings = false`, and a copy)",
                 )
 
-    def select(self, sites: Sequence[Site], selection: Selection, loc: Loc = ()) -> list[Site]:
+    def select(self, sites: Sequence[Site], selection: m.Selection, loc: Loc = ()) -> list[Site]:
         """Return the sites that a selection selects, in their order."""
         return [site for site in sites if self.scopes[site.path].selects(selection, loc)]
 
-    def would_select(self, path: str, spec: Spec) -> bool:
+    def would_select(self, path: str, spec: m.Spec) -> bool:
         """Tell whether the target would select what is at a path, were it a site."""
         site, target = Site.at(path, 1, 1), spec.target
         if site is None or target is None:
@@ -152,7 +143,7 @@ class Sites:
         except EvaluationError:
             return False
 
-    def any_holds(self, sites: Sequence[Site], part: Expression) -> bool:
+    def any_holds(self, sites: Sequence[Site], part: m.Expression) -> bool:
         """Tell whether some site fits a predicate; at some it may have no value."""
         return any_holds(self.scopes_of(sites), part)
 
@@ -191,7 +182,7 @@ class Sites:
             [*self.scopes.values()],
             self.kinds,
             self.parts,
-            {*ATTRIBUTES, *self.params, *self.lets},
+            {*m.ATTRIBUTES, *self.params, *self.lets},
             self._no_such_kind,
             _PATHS,
         )
@@ -199,7 +190,7 @@ class Sites:
     def without_value(self, mention: Mention) -> Iterator[Problem]:
         """Find a site of which a condition of a selection is asked and at which it has no value."""
         part = mention.part
-        if isinstance(part, Ref | Range) or mention.loc[-2] not in ("include", "exclude"):
+        if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
             return
         for scope in self.scopes_of(self.asked(mention)):
             try:
@@ -210,7 +201,7 @@ class Sites:
 
     def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
         model, sites = self.architecture, self.architecture.sites
-        more = (*ATTRIBUTES, "model") if as_key else ()
+        more = (*m.ATTRIBUTES, "model") if as_key else ()
         place, names = ("key" if as_key else "kind"), [*self.kinds, *self.lets, *self.parts, *more]
         help_line = advise(place, name, names, few=0)
         part = part_called(name)
@@ -218,11 +209,11 @@ class Sites:
         elsewhere = any(f".{name}." in f".{path}." for p in model.others for path in p.paths)
         if {*"*?"} & {*name}:
             help_line = f'a pattern stands after what it is of: `kind "{name}"`'
-        elif name in ATTRIBUTES and {"per", "keys"} & {*loc}:
+        elif name in m.ATTRIBUTES and {"per", "keys"} & {*loc}:
             help_line = "the parts of a key have commas between: `per layer, kind`"
         elif name in ("kind", "parent", "path"):
             help_line = f'a name or pattern stands after it, such as `{name} "*..."`'
-        elif name in ATTRIBUTES:
+        elif name in m.ATTRIBUTES:
             help_line = "compare it, as in `layer in 0..15` or `kind == q_proj`"
         elif name in {site.parent for site in sites}:
             help_line = f"`parent {name}` means the linear layers in it"

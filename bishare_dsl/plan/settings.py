@@ -9,21 +9,10 @@ from typing import get_args
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
+from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.resources import shipped_specs
-from bishare_dsl.spec import (
-    ATTRIBUTES,
-    SINGULAR,
-    Expression,
-    Initial,
-    Match,
-    Ref,
-    Share,
-    Spec,
-    Via,
-    param_values,
-)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.walk import Asked, mentions, refs
 from bishare_dsl.transforms import (
@@ -40,7 +29,7 @@ from bishare_dsl.transforms.registry import BUILT_IN
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
-    for name in get_args(Initial)
+    for name in get_args(m.Initial)
     if name not in ("constant", "choice")
 }
 """What a spec can ask a factor to start as."""
@@ -73,9 +62,9 @@ class Resolved:
 class Resolver:
     """What the shares of a spec say, worked out once for each share and rank; and what is wrong with it."""
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: m.Spec):
         self.spec = spec
-        self.params, self.problems = param_values(spec)
+        self.params, self.problems = m.param_values(spec)
         self._found: dict[tuple[int, int], Resolved | None] = {}
 
     @property
@@ -109,7 +98,7 @@ class Resolver:
         at: Loc = ("shares", index)
         settings = self.spec.settings(share)
 
-        def number(given: Expression | None, loc: Loc, otherwise: float, **names: Value) -> float:
+        def number(given: m.Expression | None, loc: Loc, otherwise: float, **names: Value) -> float:
             if given is None:
                 return otherwise
             scope = Scope(self.params | names)
@@ -118,7 +107,7 @@ class Resolver:
                 return float(scope.number(given, loc))
             except EvaluationError as error:
                 help = error.problem.help
-                if isinstance(given, Ref) and given.ref in {let.name for let in self.spec.lets}:
+                if isinstance(given, m.Ref) and given.ref in {let.name for let in self.spec.lets}:
                     help = f"a `let` is no number: `param {given.ref} = 8` is one"
                 problems.append(replace(error.problem, help=help))
                 return otherwise
@@ -179,8 +168,8 @@ class Resolver:
         problems += (problem.within(*at) for problem in found)
         return resolved
 
-    def _initial(self, given: Expression, loc: Loc, problems: list[Problem]) -> Start:
-        name = self.params.get(given.ref, given.ref) if isinstance(given, Ref) else given
+    def _initial(self, given: m.Expression, loc: Loc, problems: list[Problem]) -> Start:
+        name = self.params.get(given.ref, given.ref) if isinstance(given, m.Ref) else given
         if isinstance(name, str) and name in _INITIALS:
             return _INITIALS[name]
         few = [start for start in _INITIALS if not start.startswith("svd_")]
@@ -189,7 +178,7 @@ class Resolver:
         return Start("zeros")
 
 
-def _frozen(share: Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:
+def _frozen(share: m.Share, roles: Collection[str], params: Mapping[str, Value]) -> dict[Loc, str]:
     """Return which tensors a share freezes, by role, or by a param that is a role or `none`; and where."""
     named = {
         ("freeze", i): role if role in roles else str(params.get(role, role))
@@ -208,7 +197,7 @@ def _own_starts(transform: Transform, given: Mapping[str, Start]) -> dict[str, S
         }
 
 
-def at_via(spec: Spec, index: int, error: SpecError) -> list[Problem]:
+def at_via(spec: m.Spec, index: int, error: SpecError) -> list[Problem]:
     """Return what is wrong with a share's transform, at the place that names it."""
     loc: Loc = ("shares", index) if spec.shares[index].via is None else ("shares", index, "via")
     return [replace(problem, loc=loc) for problem in error.problems]
@@ -224,24 +213,24 @@ def check_names(scope: Scope, given: object, loc: Loc, asked: Asked = "number") 
     for mention in mentions(given, asked, loc):
         part, beside = mention.part, mention.beside
         match mention.asked, part:
-            case "number", Ref():
+            case "number", m.Ref():
                 scope.number(part, mention.loc)
-            case "condition" | "part", Ref() | Match():
+            case "condition" | "part", m.Ref() | m.Match():
                 scope.holds(part, mention.loc)
-            case "subject" | "side", Ref(ref=name) if name not in known:
-                if name in ATTRIBUTES:
+            case "subject" | "side", m.Ref(ref=name) if name not in known:
+                if name in m.ATTRIBUTES:
                     scope.attribute(name, mention.loc)
-                if not isinstance(beside, Ref) or beside.ref not in known:
+                if not isinstance(beside, m.Ref) or beside.ref not in known:
                     help = nearest(name, known, few=0) or "compare a param with what it may be"
                     raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=mention.loc, help=help))
 
 
-def reads_alpha(scale: Expression) -> bool:
+def reads_alpha(scale: m.Expression) -> bool:
     """Tell whether a scale depends on alpha."""
     return any(ref.ref == "alpha" for _, ref in refs(scale))
 
 
-def _roles(share: Share, resolved: Resolved) -> Iterator[Problem]:
+def _roles(share: m.Share, resolved: Resolved) -> Iterator[Problem]:
     """Yield what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
     roles = [*transform.roles, *resolved.gains]
@@ -291,12 +280,12 @@ def _shared_scale(start: Start, scale: float) -> Start:
     return start._replace(amount=abs(scale) ** -0.5) if start.init in _OF_WEIGHT else start
 
 
-def _singular(share: Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:
+def _singular(share: m.Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:
     """Find tensors that cannot start as directions of a weight, whatever the model."""
     transform = resolved.transform
     for role, loc in places.items():
         start = resolved.starts[role].init
-        if start in SINGULAR and role in transform.roles and role not in transform.plain:
+        if start in m.SINGULAR and role in transform.roles and role not in transform.plain:
             yield codes.NOT_PLAIN(
                 share=share.name,
                 role=role,
@@ -318,7 +307,7 @@ def _zeros(resolved: Resolved) -> frozenset[str]:
         return transform.zeros(zero) | (zero & resolved.gains)
 
 
-def _start(share: Share, resolved: Resolved, parts: frozenset[str]) -> Iterator[Problem]:
+def _start(share: m.Share, resolved: Resolved, parts: frozenset[str]) -> Iterator[Problem]:
     """Tell whether the term starts at zero, and can leave it; or as what is subtracted."""
     transform = resolved.transform
     starts = (resolved.starts[role].init for role in transform.roles)
@@ -338,7 +327,7 @@ def _start(share: Share, resolved: Resolved, parts: frozenset[str]) -> Iterator[
             loc=("freeze",),
             help=f"leave `{frozen[0]}` out of `freeze`",
         )
-    elif not parts and not share.nonzero_start and SINGULAR.isdisjoint(starts):
+    elif not parts and not share.nonzero_start and m.SINGULAR.isdisjoint(starts):
         yield codes.START(
             share=share.name,
             what="does not start at zero, so that the model starts different from its base",
@@ -358,9 +347,9 @@ def _start(share: Share, resolved: Resolved, parts: frozenset[str]) -> Iterator[
 
 
 def _transform(
-    share: Share, rank: int, params: dict[str, Value], problems: list[Problem]
+    share: m.Share, rank: int, params: dict[str, Value], problems: list[Problem]
 ) -> Transform | None:
-    via = share.via or Via(transform="Identity")
+    via = share.via or m.Via(transform="Identity")
     name = via.transform
     try:
         kind = transform_kind(name)
@@ -431,7 +420,7 @@ def _transform_called(name: str) -> str | None:
 
 def _described(kind: type[Transform], option: str, value: Value | None) -> str | None:
     """Say what an option of a transform is."""
-    if value in ATTRIBUTES:
+    if value in m.ATTRIBUTES:
         return "an option is one value for the whole share: another one takes a share of its own"
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
     field = fields.get(option)
