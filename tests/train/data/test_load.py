@@ -114,7 +114,7 @@ def test_long_fields_of_csv(tmp_path):
         ("r.txt", "a", "BS704", "r.txt` is not a kind"),
         ("r.pkl", b"\x80\x04.", "BS704", "r.pkl` is not a kind"),
         ("r.json", "[1, 2", "BS705", "r.json` cannot be read: Expecting"),
-        ("r.json", "[" * 100_000, "BS705", "recursion"),
+        ("r.json", "[" * 100_000, "BS705", "nested too deep"),
         ("r.json", '{"text": "a"}', "BS705", "not an array of rows"),
         ("r.json", '"text"', "BS705", "not an array of rows"),
         ("r.parquet", b"PAR1nothing", "BS705", "r.parquet` cannot be read"),
