@@ -7,7 +7,7 @@ out of place, so that a hook on a base linear keeps the output it was given.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -80,35 +80,6 @@ def up(y: Tensor, z: Tensor, b: Factor, scale: float = 1.0) -> Tensor:
             return b.up(y, z)
         flat, rows = (t.reshape(-1, t.shape[-1]) for t in (y, z))
         return torch.addmm(flat, rows.to(y), b.to(y), alpha=scale).view(y.shape)
-
-
-FEW = 16
-"""How many tokens are few: what is added for them costs as many calls of torch as there are, and not as much
-arithmetic."""
-
-
-def are_few(x: Any) -> bool:
-    """Tell whether a region reads few tokens, with no gradients to find."""
-    return (
-        type(x) is Tensor
-        and not torch.is_grad_enabled()
-        and x.numel() <= FEW * x.shape[-1]
-        and not torch.compiler.is_exporting()  # which is to hold for any number
-        and not autocasts(x.device)
-    )
-
-
-def flat(x: Tensor, like: Tensor) -> Tensor:
-    """Return ``(..., d)`` as ``(tokens, d)``, in the dtype of a tensor of the adapter.
-
-    Of few tokens they are less than the factors, which therefore stay as they are.
-    """
-    return (x if x.dtype is like.dtype else x.to(like.dtype)).reshape(-1, x.shape[-1])
-
-
-def unflat(flat: Tensor, y: Tensor) -> Tensor:
-    """Return ``(tokens, d)`` in the shape and dtype of ``y``, ``(..., d)``."""
-    return (flat if flat.dtype is y.dtype else flat.to(y.dtype)).view(y.shape)
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:

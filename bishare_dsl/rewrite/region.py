@@ -67,7 +67,7 @@ class RegionGraphs:
 
     ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what
     ``assembly`` makes of the region's tensors: at first the tensors as they are. ``few`` computes the same in
-    fewer calls of torch, where there are so few tokens that these are what takes the time (`ops.are_few`).
+    fewer calls of torch, where there are so few tokens that these are what takes the time (`few.are_few`).
     ``linears`` are the children that are linear layers, targets or not.
     """
 

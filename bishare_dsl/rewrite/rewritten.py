@@ -25,7 +25,7 @@ from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import outermost, rewrap
-from bishare_dsl.rewrite.ops import are_few
+from bishare_dsl.rewrite.few import are_few
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes a forward of a forward."""

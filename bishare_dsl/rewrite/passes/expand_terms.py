@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from bishare_dsl.rewrite import few as of_few
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.region import (
     ADDED,
@@ -54,7 +55,8 @@ class ExpandTerms(Pass):
             base = set(graph.nodes)
             self._write(graph, few=graph is region.few)
             for node in graph.nodes:
-                if node not in base:
+                # Two calls of a layer stay two: what they give is written to.
+                if node not in base and node.target is not of_few.linear:
                     node.meta[ADDED] = True
 
     def _write(self, graph: fx.Graph, few: bool) -> None:
@@ -86,6 +88,8 @@ class ExpandTerms(Pass):
         few: bool,
     ) -> None:
         x, total = read_by(call), call
+        if few and target.lookup is None and any(use.transform.linear for use in target.terms):
+            total = _written(graph, call)
         for use in target.terms:
             tensors = {role: slots[slot] for role, slot in use.slots}
             add: Callable[..., fx.Node]
@@ -100,7 +104,7 @@ class ExpandTerms(Pass):
                 added = add(graph, use, target.width, tensors, total, read, first)
             for user in users:
                 user.replace_input_with(total, added)
-            if total.target is ops.unflat and not total.users:
+            if total.target is of_few.unflat and not total.users:
                 graph.erase_node(total)
             total = added
 
@@ -147,6 +151,20 @@ def _pair(
     return graph.call_function(ops.up, (total, z, b.node))  # type: ignore[attr-defined]
 
 
+def _written(graph: fx.Graph, call: fx.Node) -> fx.Node:
+    """Return the result of a layer as one that may be written to."""
+    with graph.inserting_before(call.next):
+        if call.op == "call_module":
+            layer = graph.get_attr(str(call.target))
+            own = graph.call_function(of_few.linear, (layer, *call.args), call.kwargs)
+        else:
+            own = graph.call_function(torch.clone, (call,))
+    call.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
+    if not call.users:
+        graph.erase_node(call)
+    return own
+
+
 def _pair_of_few(
     like: fx.Node,
     graph: fx.Graph,
@@ -161,13 +179,13 @@ def _pair_of_few(
     with guard(use.transform, "factors"):
         a, b = effective_pair(use.transform, tensors, use.rank, width, 1)
     # What is added to one total is added to it flat.
-    y, before = total.args if total.target is ops.unflat else (None, total)
+    y, before = total.args if total.target is of_few.unflat else (None, total)
     if y is None:
-        y = graph.call_function(ops.flat, (total, like))
-    x = graph.call_function(ops.flat, (x, like))
+        y = graph.call_function(of_few.flat, (total, like))
+    x = graph.call_function(of_few.flat, (x, like))
     z = graph.call_function(F.linear, (x, a.node))  # type: ignore[attr-defined]
-    y = graph.call_function(torch.addmm, (y, z, b.node), {"alpha": use.scale})  # type: ignore[attr-defined]
-    return graph.call_function(ops.unflat, (y, before))
+    y = graph.call_method("addmm_", (y, z, b.node), {"alpha": use.scale})  # type: ignore[attr-defined]
+    return graph.call_function(of_few.unflat, (y, before))
 
 
 def _looked_up(
