@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -27,9 +28,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, log
 
 from bishare_dsl import compile_spec, plan_spec
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.rewrite import compile_regions
 from bishare_dsl.rewrite.adapt import adapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.region import Pass
+from bishare_dsl.rewrite.trace import UntraceableRegion
 
 SPECS = ("lora", "bishare_ss", "bishare_gt", "bishare_ke")
 
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--passes", action="store_true", help="each spec also without each of the passes"
     )
+    parser.add_argument("--compile", metavar="BACKEND", help="torch.compile, such as inductor")
     options = parser.parse_args()
     if options.dtype != "float32":
         GOALS["step"] = {name: (HALF_GOAL, goal) for name, (_, goal) in GOALS["step"].items()}
@@ -95,7 +99,10 @@ def main() -> None:
         if options.passes:
             for step in OPTIMISATIONS:
                 models[f"{spec} - {type(step).__name__}"] = without(step, spec, base)
+            models[f"{spec} - all, linear by linear"] = linear_by_linear(spec, base)
     train_a_little(models)
+    if options.compile:
+        models |= {n: torch.compile(m, backend=options.compile) for n, m in models.items()}
 
     ids = torch.randint(base.config.vocab_size, (2, options.tokens // 2), device=options.device)
     rows: list[dict[str, Any]] = []
@@ -112,13 +119,15 @@ def main() -> None:
     settings = {
         k: v
         for k, v in vars(options).items()
-        if k in ("model", "layers", "dtype", "tokens", "threads", "rounds", "clock")
+        if k in ("model", "layers", "dtype", "tokens", "threads", "rounds", "clock", "compile")
     }
     parts = ["speed", options.model.rpartition("/")[2], options.dtype]
     if tuple(options.measure) != MEASURES:  # A part takes the place of no whole.
         parts += options.measure
     if options.passes:
         parts.append("passes")
+    if options.compile:
+        parts.append("compile")
     write("-".join(parts), rows, **settings)
 
 
@@ -153,6 +162,12 @@ def without(step: Pass, spec: str, base: PreTrainedModel) -> PreTrainedModel:
     tensors = {name: tensor.to(base.device) for name, tensor in draw(plan, 0).items()}
     adapt(model, plan, tensors, optimisations=tuple(p for p in OPTIMISATIONS if p != step))
     return model
+
+
+def linear_by_linear(spec: str, base: PreTrainedModel) -> PreTrainedModel:
+    """The base with each linear layer adapted by itself: nothing is traced, and no pass finds siblings."""
+    with mock.patch.object(compile_regions, "capture_region", side_effect=UntraceableRegion("-")):
+        return compile_spec(spec, twin(base))
 
 
 def train_a_little(models: Models) -> None:

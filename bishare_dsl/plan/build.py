@@ -260,8 +260,12 @@ class _SharePlan:
         places = [
             _Place(site, rank, resolved[rank]) for site in target if (rank := ranks.get(site.path))
         ]
+        # Once for all that are alike: of a model's sites there are a few kinds.
+        first: dict[tuple[int, Width], _Place] = {}
         for place in places:
-            self._own(place)
+            if (alike := first.setdefault((place.rank, place.width), place)) is place:
+                self._own(place)
+            place.rows, place.own = alike.rows, alike.own
         # What a transform pools does not depend on the rank.
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
@@ -461,7 +465,7 @@ class _SharePlan:
                 amount=start.amount,
                 fan_in=shape.fan_in,
                 trainable=role not in kept,
-                owner=owner([path for site in users for path in site.paths]),
+                owner=owner(tuple(path for site in users for path in site.paths)),
             )
         )
 
@@ -491,7 +495,7 @@ class _SharePlan:
                 share=self.share.name,
                 site=path,
                 transform=resolved.transform.name,
-                options=resolved.transform.options(),
+                options=resolved.options,
                 rank=place.rank,
                 rows=place.rows,
                 scale=resolved.scale,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 
 from bishare_dsl import spec as m
 from bishare_dsl.models.site import block_of
@@ -97,7 +97,8 @@ _EXPERT = re.compile(r"(experts)\.\d+$")
 """The end of an expert's path, which need not be a module; its experts are."""
 
 
-def owner(paths: Sequence[str]) -> str:
+@lru_cache(maxsize=1024)
+def owner(paths: tuple[str, ...]) -> str:
     """Return the nearest module that contains all of these sites: their parent, their block, or the model.
 
     A tensor used anywhere wider than a block belongs to the model, so that there are three kinds of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import get_args
+from functools import cached_property
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
@@ -57,6 +58,11 @@ class Resolved:
     gains: Set[str]
     frozen: Mapping[Loc, str]
     subtracted: bool = False
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The options of the transform, as plain values."""
+        return self.transform.options()
 
 
 class Resolver:

@@ -27,12 +27,12 @@ def are_few(x: Any) -> bool:
     )
 
 
-def linear(layer: nn.Module, x: Tensor, /, **given: Any) -> Tensor:
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """Call a layer of the base, and return what nobody else has: terms are added to it in place."""
-    if type(layer) is nn.Linear and is_unwatched(layer) and not given:
+    if type(layer) is nn.Linear and is_unwatched(layer):
         own = layer._parameters
         return F.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
-    return torch.clone(layer(x, **given), memory_format=torch.contiguous_format)
+    return torch.clone(layer(x), memory_format=torch.contiguous_format)
 
 
 def flat(x: Tensor, like: Tensor) -> Tensor:

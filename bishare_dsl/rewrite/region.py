@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import Protocol, cast
 
 from torch import fx
 
@@ -101,14 +101,7 @@ class RegionGraphs:
 
 
 class Pass(Protocol):
-    """One step: a frozen dataclass whose fields are its options. Both graphs are valid after it.
-
-    Attributes:
-        behind: the passes whose work it needs: where both run, they run before it. It computes the same
-            without them, and finds less to do.
-    """
-
-    behind: ClassVar[tuple[type[Pass], ...]] = ()
+    """One step: a frozen dataclass whose fields are its options. Both graphs are valid after it."""
 
     def run(self, region: RegionGraphs) -> None: ...
 

@@ -156,7 +156,7 @@ def _written(graph: fx.Graph, call: fx.Node) -> fx.Node:
     with graph.inserting_before(call.next):
         if call.op == "call_module":
             layer = graph.get_attr(str(call.target))
-            own = graph.call_function(of_few.linear, (layer, *call.args), call.kwargs)
+            own = graph.call_function(of_few.linear, (layer, *call.args))
         else:
             own = graph.call_function(torch.clone, (call,))
     call.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)

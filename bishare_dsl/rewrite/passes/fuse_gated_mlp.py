@@ -11,7 +11,6 @@ from torch import fx
 from bishare_dsl.rewrite.effects import WRITES
 from bishare_dsl.rewrite.gated_island import gated_island
 from bishare_dsl.rewrite.island import island
-from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 
@@ -23,9 +22,6 @@ class FuseGatedMlp(Pass):
     Only where nothing else reads ``act(gate)`` or ``h``, as a dropout of ``h`` does, and nothing may be
     written by ``act`` or between it and the island.
     """
-
-    # What reads the product is an island.
-    behind = (FuseIslands,)
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward

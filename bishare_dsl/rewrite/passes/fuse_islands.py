@@ -14,7 +14,6 @@ from torch import fx
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import Spans, island
 from bishare_dsl.rewrite.leaves import base_forward
-from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.region import ROWS, Pass, RegionGraphs, read_by
 
 
@@ -28,9 +27,6 @@ class FuseIslands(Pass):
     island of their siblings. A layer that is a region itself has one ``down`` and one ``up``. A target whose
     terms read several inputs (dropouts of different probability) stays as it is, with its siblings.
     """
-
-    # Of equal products there is one each.
-    behind = (ShareFactors,)
 
     def run(self, region: RegionGraphs) -> None:
         graph = region.forward

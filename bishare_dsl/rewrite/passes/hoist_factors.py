@@ -8,8 +8,6 @@ from typing import cast
 
 from torch import fx
 
-from bishare_dsl.rewrite.passes.fuse_islands import FuseIslands
-from bishare_dsl.rewrite.passes.share_factors import ShareFactors
 from bishare_dsl.rewrite.region import Pass, RegionGraphs
 
 
@@ -20,9 +18,6 @@ class HoistFactors(Pass):
     The forward keeps what depends on activations, and asks the assembly for exactly what that reads. So the
     factors of many adapters can be made together, and autocast leaves them alone.
     """
-
-    # All factors are made that there will be.
-    behind = (FuseIslands, ShareFactors)
 
     def run(self, region: RegionGraphs) -> None:
         forward, assembly = region.forward, region.assembly

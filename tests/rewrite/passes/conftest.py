@@ -84,7 +84,8 @@ class Case:
         dropout = max(use.dropout for target in self.targets for use in target.terms)
         named = {f"tensor.{i}": tensor for i, tensor in enumerate(tensors)}
         owned = OwnedTensors(named, dropout)
-        forward, assembly = GraphCode.of(program.forward), GraphCode.of(program.assembly)
+        forward = GraphCode.of(program.forward, program.few)
+        assembly = GraphCode.of(program.assembly)
         sources = [(owned, i) for i in range(len(tensors))]
         module.add_module(FACTORS, EffectiveFactors(RegionCode(forward, assembly), sources))
         set_code(module, forward)

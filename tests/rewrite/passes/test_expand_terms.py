@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from bishare_dsl.rewrite.passes import ShareFactors
+
 
 @pytest.mark.parametrize("p", [0.25, 0.5])
 def test_dropout_drops_in_training_what_it_should(case, use, p):
@@ -47,3 +49,38 @@ def test_hooks_on_linears_see_the_base_of_each(case, use):
             assert torch.equal(y, copied)
             assert torch.equal(y, nn.functional.linear(x, linear.weight, linear.bias))
     assert [call[0] for call in calls] == [module.left, module.right, module.out]
+
+
+class Twice(nn.Module):
+    """A layer that is called twice on one input, and what it gives is written to in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Linear(4, 6)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        first = self.left(x)
+        second = self.left(x)
+        return self.out(first.mul_(2) + second)
+
+
+class Keeping(nn.Linear):
+    """Keeps what it gave."""
+
+    def forward(self, x):
+        self.gave = super().forward(x)
+        return self.gave
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Keeping])
+def test_few_tokens_are_written_to_where_nobody_looks(case, use, kind):
+    module, _ = case([(2, 4), (2, 6)], Twice, left=[use(), use()]).module(ShareFactors())
+    module.left.__class__ = kind
+    x = torch.randn(2, 3, 4, dtype=torch.double)
+    with torch.no_grad():
+        few = module(x)
+        if kind is Keeping:
+            expected = nn.functional.linear(x, module.left.weight, module.left.bias)
+            assert torch.equal(module.left.gave, expected)
+    torch.testing.assert_close(few, module(x))

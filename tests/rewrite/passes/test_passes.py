@@ -134,14 +134,6 @@ def test_observer_sees_each_step(case, use):
     assert seen == [("ExpandTerms", 11), ("FuseIslands", 11), ("HoistFactors", 11)]
 
 
-def test_a_pass_before_one_whose_work_it_needs_is_refused(case, use):
-    one = case([(2, 4), (2, 6)], left=[use()])
-    for step in OPTIMISATIONS:
-        for needed in step.behind:
-            with pytest.raises(ValueError, match="must come behind"):
-                one.program(step, needed())
-
-
 @pytest.mark.parametrize("step", OPTIMISATIONS, ids=lambda step: type(step).__name__)
 def test_passes_are_values(step):
     assert step == type(step)()
