@@ -8,13 +8,6 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 
 
-def is_shown() -> bool:
-    """Tell whether standard error is a terminal."""
-    from rich.console import Console
-
-    return Console(stderr=True).is_terminal
-
-
 def track(items: Iterable[_Item], description: str, *, hidden: bool = False) -> Iterable[_Item]:
     """Go over items with a bar, unless it is ``hidden`` or there is no terminal."""
     from rich.console import Console

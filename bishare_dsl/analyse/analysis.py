@@ -10,7 +10,6 @@ import torch
 from bishare_dsl.analyse import energy, ranks
 from bishare_dsl.analyse.keys import Grouping
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
-from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Update
 from bishare_dsl.analyse.worth import Worth
@@ -61,9 +60,7 @@ class Analysis:
     worth: Worth | None = None
 
 
-def analyse(
-    adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0, watch: Watch = no_progress
-) -> Analysis:
+def analyse(adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0) -> Analysis:
     """Measure an adapter, and what chance makes of it: updates of the same singular values whose vectors are
     drawn anew, as independent starts are.
 
@@ -71,24 +68,19 @@ def analyse(
         adapter: to measure.
         rank: at which joint energy is given.
         seed: of the vectors that are drawn.
-        watch: goes over the two.
     """
     grouping = Grouping(adapter.plan.base, [update.site for update in adapter.updates])
     rank = rank or _usual([update.whole.rank for update in adapter.updates])
     wanted = sorted({*RANKS, rank})
     looks = (adapter.updates, independent(adapter.updates, seed))
-    seen: list[list[Map]] = []
-    joint: list[list[energy.Joint]] = []
-    for updates in watch(looks, f"measuring {adapter.name}"):
-        seen.append(maps(updates))
-        joint.append(energy.joint(updates, grouping, wanted))
+    joint = (energy.joint(updates, grouping, wanted) for updates in looks)
     rows = [
         JointRow(own, own.kept[rank], chance.kept[rank]) for own, chance in zip(*joint, strict=True)
     ]
     return Analysis(
         adapter=adapter,
         rank=rank,
-        charts=_charts(*seen),
+        charts=_charts(*map(maps, looks)),
         joint=tuple(rows),
         modules=tuple(ranks.modules(adapter)),
     )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.analyse.update import Factored, Update
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import analyse as codes
@@ -49,16 +48,13 @@ class AdapterUpdates:
     starts_known: bool
 
 
-def read_updates(
-    name: str, stored: StoredAdapter, *, keep_starts: bool = False, watch: Watch = no_progress
-) -> AdapterUpdates:
+def read_updates(name: str, stored: StoredAdapter, *, keep_starts: bool = False) -> AdapterUpdates:
     """Work out the updates of an adapter, module by module.
 
     Args:
         name: what to call it.
         stored: the adapter.
         keep_starts: leave the starts in, though they are known.
-        watch: goes over the sites.
 
     Raises:
         AdapterError: an update is not a matrix (BS633), or not of numbers (BS628, BS694); the adapter adds
@@ -72,8 +68,7 @@ def read_updates(
     known = _began_as(starts, tensors)
     updates: list[Update] = []
     parts: dict[str, dict[str, float]] = {}
-    covered = [site for site in plan.sites if plan.rows(site.path)]
-    for site in watch(covered, f"reading {name}"):
+    for site in (site for site in plan.sites if plan.rows(site.path)):
         down, up = finite_factors(plan, tensors, site, "analysing")
         if known:
             start = effective_factors(plan, starts, site)

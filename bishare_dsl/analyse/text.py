@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from bishare_dsl.analyse import tables
 from bishare_dsl.analyse.analysis import Analysis, Chart
 from bishare_dsl.analyse.finding import finding
-from bishare_dsl.analyse.maps import LAYER
 from bishare_dsl.analyse.similarity import MEASURES
 from bishare_dsl.show.table import Table
 
@@ -31,26 +30,10 @@ def parts(analyses: Sequence[Analysis], between: Sequence[Chart]) -> list[str | 
 
 def _likeness(charts: Sequence[Chart]) -> Table:
     titles = {measure.name: measure.title for measure in MEASURES}
-    groups: dict[tuple[str, str], list[Chart]] = {}
-    for chart in charts:
-        # The kinds are in the files.
-        where = chart.map.title if chart.map.title == LAYER else chart.map.title.split()[-1]
-        where = {"layers": "layers of a kind"}.get(where, where)
-        groups.setdefault((chart.map.measure, where), []).append(chart)
     rows = [
-        [titles[measure], where, *(_number(_mean(means)) for means in _columns(group))]
-        for (measure, where), group in groups.items()
+        [titles[c.map.measure], c.map.title, _number(c.map.mean), _number(c.chance)] for c in charts
     ]
     return Table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
-
-
-def _columns(charts: Sequence[Chart]) -> list[list[float | None]]:
-    return [[c.map.mean for c in charts], [c.chance for c in charts]]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _number(value: float | None) -> str:

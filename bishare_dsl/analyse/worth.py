@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from bishare_dsl.analyse.batches import on_device
-from bishare_dsl.analyse.progress import Watch, no_progress
 from bishare_dsl.plan.names import without_start
 
 if TYPE_CHECKING:
@@ -29,24 +28,18 @@ class Worth:
 
 
 @torch.no_grad()
-def worth(
-    handle: Handle,
-    batches: Sequence[dict[str, torch.Tensor]],
-    watch: Watch = no_progress,
-) -> Worth:
+def worth(handle: Handle, batches: Sequence[dict[str, torch.Tensor]]) -> Worth:
     """Measure what each share is worth: the loss without it, its tensors all zero for that time.
 
     Args:
         handle: ``model.bishare``; its tensors are as before afterwards.
         batches: with labels.
-        watch: goes over the shares.
     """
     model = handle.model
     with handle.disable_adapter():
         base = _loss(model, batches)
     adapted, without = _loss(model, batches), {}
-    shares = tuple(dict.fromkeys(without_start(term.share) for term in handle.plan.terms))
-    for share in watch(shares, "leaving out shares"):
+    for share in dict.fromkeys(without_start(term.share) for term in handle.plan.terms):
         with _left_out(handle, share):
             without[share] = _loss(model, batches)
     return Worth(base, adapted, without)

@@ -28,10 +28,6 @@ def write(folder: Path, analyses: Sequence[Analysis], between: Sequence[Chart]) 
     drawn = [(a.adapter.name, chart) for a in analyses for chart in a.charts]
     drawn += [("between", chart) for chart in between]
     for name, chart in drawn:
-        said = (
-            f"{name} {chart.map.measure} {chart.map.title}"
-            if len(analyses) > 1
-            else (f"{chart.map.measure} {chart.map.title}")
-        )
-        file = re.sub(r"[^\w.-]+", "_", said, flags=re.ASCII) + ".svg"
-        (folder / file).write_text(heat.whole(name, chart), encoding="utf-8")
+        said = f"{name} {chart.map.measure} {chart.map.title}"
+        file = re.sub(r"[^\w.-]+", "_", said, flags=re.ASCII)
+        (folder / f"{file}.svg").write_text(heat.whole(name, chart), encoding="utf-8")

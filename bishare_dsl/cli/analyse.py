@@ -67,13 +67,13 @@ def command(
     from bishare_dsl.analyse.figures import figures
     from bishare_dsl.analyse.text import parts
     from bishare_dsl.analyse.write import write
-    from bishare_dsl.cli.updates import add_worth, progress_bar, read_adapters
+    from bishare_dsl.cli.updates import add_worth, read_adapters
     from bishare_dsl.writing import new_folder
 
     check_out(out, force=force, mark=MARK, only_listed=True)
-    watch = progress_bar(report)
     adapters = read_adapters(folders, model, report, keep_starts=keep_starts)
-    found = [analysis.analyse(one, rank=rank, seed=seed, watch=watch) for one in adapters]
+    report.note("measuring ...")
+    found = [analysis.analyse(one, rank=rank, seed=seed) for one in adapters]
     charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
     if data is not None:
         found = add_worth(found, model, data, rows, dtype, device, report)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Any, TypeAlias, TypeVar
 
 import click
@@ -319,15 +320,11 @@ keywords = click.option(
 
 def examples(*lines: str) -> str:
     """Write the end of a command's help; a line that is too long is broken before an option."""
-    room = min(get_terminal_size().columns, 80) - len("    ")
+    room = min(get_terminal_size().columns, 80) - len("       \\")
     written = []
     for line in lines:
-        first, *rest = re.split(r" (?=--?\w|[|>])", line)
-        written.append(f"  {first}")
-        for part in rest:
-            if len(written[-1]) + len(f" {part} \\") > room:
-                written[-1] += " \\"
-                written.append(f"     {part}")
-            else:
-                written[-1] += f" {part}"
-    return "\b\nExamples:\n" + "\n".join(written)
+        # Only a space before an option, a pipe or a redirection may become the end of a line.
+        kept = re.sub(r" (?!--?\w|[|>] )", "\0", line)
+        parts = wrap(kept, room, break_on_hyphens=False, break_long_words=False)
+        written.append(" \\\n     ".join(parts).replace("\0", " "))
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in written)

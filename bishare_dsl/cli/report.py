@@ -21,7 +21,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
-from bishare_dsl.progress import is_shown, track
+from bishare_dsl.progress import track
 
 if TYPE_CHECKING:
     from bishare_dsl.show.table import Table
@@ -94,12 +94,8 @@ class Report:
             width = _width(sys.stderr)
             sys.stderr.writelines(f"{fill(escaped(line), width)}\n" for line in lines)
 
-    def track(
-        self, items: Sequence[_Item], description: str, *, told: bool = False
-    ) -> Iterable[_Item]:
-        """Go over items with a bar, where standard error is a terminal; elsewhere ``told`` by a note."""
-        if told and not is_shown():
-            self.note(f"{description} ...")
+    def track(self, items: Sequence[_Item], description: str) -> Iterable[_Item]:
+        """Go over items with a bar, where standard error is a terminal."""
         return track(items, description, hidden=self.quiet)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,13 +13,7 @@ from bishare_dsl.cli.report import Report
 if TYPE_CHECKING:
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.analyse.analysis import Analysis
-    from bishare_dsl.analyse.progress import Watch
     from bishare_dsl.analyse.read import AdapterUpdates
-
-
-def progress_bar(report: Report) -> Watch:
-    """Return what shows how far long work is."""
-    return partial(report.track, told=True)
 
 
 def read_adapters(
@@ -35,12 +28,12 @@ def read_adapters(
     from bishare_dsl.analyse.read import read_updates
 
     stored = candidates.read_adapters(folders, model, report)
-    watch = progress_bar(report)
     found = []
     for name in [*stored]:
         # What was read goes as soon as its updates are known.
         adapter = stored.pop(name)
-        found.append(read_updates(name, adapter, keep_starts=keep_starts, watch=watch))
+        report.note(f"reading {name} ...")
+        found.append(read_updates(name, adapter, keep_starts=keep_starts))
         if not (found[-1].starts_known or keep_starts):
             report.note(f"{name}: what A started as is not known, and stays in it")
     return found
@@ -71,5 +64,5 @@ def add_worth(
         stored = read_fitting(analysis.adapter.folder, live)[0]
         with candidates.adapted(live, stored, report):
             handle = cast("Handle", live.bishare)
-            done.append(replace(analysis, worth=worth(handle, batches, progress_bar(report))))
+            done.append(replace(analysis, worth=worth(handle, batches)))
     return done
