@@ -100,3 +100,14 @@ def test_a_command_loads_no_other() -> None:
         "sys.exit(loaded != {'check'})"
     )
     assert run("check", "lora", program=program).returncode == 0
+
+
+def test_no_other_library_speaks_on_standard_error(tmp_path: Path, checkpoint: Path) -> None:
+    """A merge imports transformers and PEFT, reads weights and writes them: three bars, and an advice."""
+    made = run("compile", "lora", "-m", str(checkpoint), "--out", "fresh", "-q", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    merged = run("merge", "fresh", "-m", str(checkpoint), "--out", "merged", cwd=tmp_path)
+    assert merged.returncode == 0
+    said = merged.stderr.splitlines()
+    assert said[0].startswith("loading ")
+    assert said[1:] == ["merging ...", "saving ...", "saved in merged"]
