@@ -38,4 +38,4 @@ def command(report: Report, code: str) -> None:
     for line in page.split("\n"):
         fenced ^= line.startswith("```")
         whole = fenced or len(line) <= terminal() or line.startswith(("|", "<"))
-        report.result(line if whole else fill(line, int(terminal()), break_long_words=False))
+        report.result(line if whole else fill(line, terminal(), break_long_words=False))

@@ -14,6 +14,7 @@ import click
 
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.show.table import FORMATS
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _WORD = re.compile(r"[^\W\d]\w*")
@@ -57,7 +58,7 @@ def _choose_form(ctx: click.Context, parameter: click.Parameter, form: str) -> N
 
 table_form = click.Option(
     ["--format"],
-    type=click.Choice(("table", "json", "markdown", "csv", "latex")),
+    type=click.Choice(FORMATS),
     default="table",
     metavar="FORM",
     expose_value=False,

@@ -16,15 +16,12 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from shutil import get_terminal_size
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
 from bishare_dsl.progress import track
-
-if TYPE_CHECKING:
-    from bishare_dsl.show.table import Table
+from bishare_dsl.show.table import Table, terminal, write_tables
 
 _Item = TypeVar("_Item")
 
@@ -79,10 +76,8 @@ class Report:
 
     def tables(self, *parts: str | Table) -> None:
         """Write a result that has tables, in the form that was asked for."""
-        from bishare_dsl.show.table import render
-
         if not self.as_json:
-            self.result(render(parts, self.form))
+            self.result(write_tables(parts, self.form))
 
     def data(self, **values: Any) -> None:
         """Add fields to the result, for machines."""
@@ -91,7 +86,7 @@ class Report:
     def note(self, *lines: str) -> None:
         """Write what happens, or what to know; never needed to use the result. No name in a line adds one."""
         if not self.quiet:
-            width = _width(sys.stderr)
+            width = terminal(sys.stderr)
             sys.stderr.writelines(f"{fill(escaped(line), width)}\n" for line in lines)
 
     def track(self, items: Sequence[_Item], description: str) -> Iterable[_Item]:
@@ -109,7 +104,7 @@ class Report:
             self._problems.append(as_json(problem, where))
         elif not (self.quiet and problem.severity == "note"):
             stream = sys.stdout if self.problems_are_results else sys.stderr
-            stream.write(f"{_painted(render(problem, where, _width(stream)), stream)}\n")
+            stream.write(f"{_painted(render(problem, where, terminal(stream)), stream)}\n")
 
     def all(self, problems: Iterable[Problem], where: SourceMap | None = None) -> None:
         """Report several findings."""
@@ -162,11 +157,6 @@ def coloured(stream: TextIO) -> bool:
     if os.environ.get("FORCE_COLOR"):
         return True
     return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _width(stream: TextIO) -> int:
-    """Return how many columns a reader of a stream sees; of a file very many."""
-    return get_terminal_size().columns if stream.isatty() else sys.maxsize
 
 
 def _painted(text: str, stream: TextIO) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from textwrap import wrap
 
 import click
@@ -38,7 +37,7 @@ def command(report: Report, path: str | None) -> None:
         )
         room = max(20, terminal() - width - 2)
         for name, text in texts.items():
-            lines = wrap(text, int(room)) if isfinite(room) else [text]
+            lines = wrap(text, room)
             report.result(f"{name:{width}}  " + f"\n{' ' * (width + 2)}".join(lines))
     elif path in shipped:
         report.data(path=str(shipped[path]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
+from shutil import get_terminal_size
 from textwrap import fill
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from bishare_dsl.diagnostics import escaped
 
@@ -54,7 +54,7 @@ class Table(NamedTuple):
         )
 
 
-def render(parts: Iterable[str | Table], form: str) -> str:
+def write_tables(parts: Iterable[str | Table], form: str) -> str:
     """Write text and tables in one of `FORMATS`, but for JSON; CSV has no place for the text."""
     return "\n\n".join(written for part in parts if (written := _WRITERS[form](part)))
 
@@ -99,9 +99,9 @@ def _latex(part: str | Table) -> str:
 
 def wrapped(part: str | Table) -> str:
     """Break lines of text where the terminal ends; tables have seen to it themselves."""
-    if isinstance(part, Table) or (width := terminal()) == float("inf"):
+    if isinstance(part, Table):
         return str(part)
-    return "\n".join(fill(line, int(width), subsequent_indent=_GAP) for line in part.split("\n"))
+    return "\n".join(fill(line, terminal(), subsequent_indent=_GAP) for line in part.split("\n"))
 
 
 _WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv, "latex": _latex}
@@ -120,6 +120,6 @@ def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:
     yield group
 
 
-def terminal() -> float:
-    """Return how many columns a reader sees: those of the terminal, or no end of them in a file."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else float("inf")
+def terminal(stream: TextIO | None = None) -> int:
+    """Return how many columns a reader of a stream sees, by default standard output; of a file very many."""
+    return get_terminal_size().columns if (stream or sys.stdout).isatty() else sys.maxsize

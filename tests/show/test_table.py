@@ -3,7 +3,7 @@ from io import StringIO
 
 import pytest
 
-from bishare_dsl.show.table import Table, render
+from bishare_dsl.show.table import Table, write_tables
 
 TABLE = Table(
     ["spec", "via", "of 100%"], [["a_b", "x | y", "1,234,567"], ["c", "", "2, 4"]], {0, 1}
@@ -11,7 +11,7 @@ TABLE = Table(
 
 
 def test_markdown_has_a_row_a_line_and_no_cell_ends_early():
-    assert render(["Said.", TABLE], "markdown").splitlines() == [
+    assert write_tables(["Said.", TABLE], "markdown").splitlines() == [
         "Said.",
         "",
         "| spec | via | of 100% |",
@@ -22,7 +22,7 @@ def test_markdown_has_a_row_a_line_and_no_cell_ends_early():
 
 
 def test_csv_has_tables_alone_and_numbers_that_are_numbers():
-    text = render(["Said.", TABLE], "csv")
+    text = write_tables(["Said.", TABLE], "csv")
     assert [*csv.reader(StringIO(text))] == [
         ["spec", "via", "of 100%"],
         ["a_b", "x | y", "1234567"],
@@ -31,7 +31,7 @@ def test_csv_has_tables_alone_and_numbers_that_are_numbers():
 
 
 def test_latex_escapes_what_it_would_act_on():
-    assert render(["Said\nin two.", TABLE], "latex").splitlines() == [
+    assert write_tables(["Said\nin two.", TABLE], "latex").splitlines() == [
         "% Said",
         "% in two.",
         "",
@@ -44,18 +44,18 @@ def test_latex_escapes_what_it_would_act_on():
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    assert r"\textbackslash{}input" in render([Table(["a"], [["\\input"]])], "latex")
+    assert r"\textbackslash{}input" in write_tables([Table(["a"], [["\\input"]])], "latex")
 
 
 def test_nothing_acts_on_a_terminal():
     for form in ("table", "markdown", "latex"):
-        assert "\x1b" not in render([Table(["a"], [["\x1b[2J"]])], form)
+        assert "\x1b" not in write_tables([Table(["a"], [["\x1b[2J"]])], form)
 
 
 @pytest.mark.parametrize("width", [24, 60])
 def test_words_are_wrapped_to_the_terminal(monkeypatch, width):
     monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda: width)
     said = "several words " * 9
-    text = render([said, TABLE], "table")
+    text = write_tables([said, TABLE], "table")
     assert max(map(len, text.splitlines())) <= width
     assert text.split("\n\n")[0].split() == said.split()
