@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -63,20 +64,36 @@ def command(
     Each measure stands beside what independent updates give. What A
     started as is taken away where the seed tells it.
     """
+    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.analyse import analysis
+    from bishare_dsl.analyse.batches import batches_of
     from bishare_dsl.analyse.figures import figures
+    from bishare_dsl.analyse.read import read_updates
     from bishare_dsl.analyse.text import parts
+    from bishare_dsl.analyse.worth import worth
     from bishare_dsl.analyse.write import write
-    from bishare_dsl.cli.updates import add_worth, read_adapters
+    from bishare_dsl.cli.candidates import adapted, load_base, read_adapters
+    from bishare_dsl.compiler import read_fitting
     from bishare_dsl.writing import new_folder
 
     check_out(out, force=force, mark=MARK, only_listed=True)
-    adapters = read_adapters(folders, model, report, keep_starts=keep_starts)
+    stored = read_adapters(folders, model, report)
+    adapters = []
+    for name in [*stored]:
+        report.note(f"reading {name} ...")
+        # What was read goes as soon as its updates are known.
+        adapters.append(read_updates(name, stored.pop(name), keep_starts=keep_starts))
     report.note("measuring ...")
     found = [analysis.analyse(one, rank=rank, seed=seed) for one in adapters]
     charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
     if data is not None:
-        found = add_worth(found, model, data, rows, dtype, device, report)
+        live, tokenizer = load_base(model, dtype, device, report)
+        batches = batches_of(data, tokenizer, rows)
+        for i, one in enumerate(found):
+            with adapted(live, read_fitting(one.adapter.folder, live)[0], report):
+                handle = live.bishare
+                assert isinstance(handle, Handle)
+                found[i] = replace(one, worth=worth(handle, batches))
     with new_folder(out.resolve()) as new:
         write(new, found, charts)
         write_mark(new, MARK)
