@@ -85,7 +85,7 @@ def _figure(panel: Panel, place: str, grid: Grid) -> str:
     legend = [item(patch.colour, patch.label, f' data-p="{i}"') for i, patch in enumerate(listed)]
     if panel.uncovered:
         legend.append(item("var(--none)", "not in this share"))
-    said, drawn = f"{summary(panel)}, {size:,} parameters", panel_body(panel, grid, titles=False)
+    said, drawn = f"{summary(panel)}, {size:,} parameters", panel_body(panel, grid)
     mark, roles = f'data-panel="{place}"', ", ".join(panel.roles)
     return figure(mark, roles, said, Scale.of(grid).size(grid), drawn, "".join(legend))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil
 
-from bishare_dsl.show.picture import Grid, Panel, Patch, Picture, Section
+from bishare_dsl.show.picture import Grid, Panel, Picture, Section
 from bishare_dsl.show.rows import bounds, span, trained_in_full, via
 from bishare_dsl.show.shell import svg_file
 
@@ -47,37 +47,17 @@ class Scale:
         return self.left + len(grid.layers) * self.across + 4, self.tops[-1]
 
 
-def panel_body(panel: Panel, grid: Grid, *, titles: bool) -> str:
-    """Draw the cells of a panel and the names of rows and columns; with ``titles`` each pool says its own."""
+def panel_body(panel: Panel, grid: Grid) -> str:
+    """Draw the cells of a panel and the names of rows and columns."""
     scale = Scale.of(grid)
     drawn = [_axes(grid, scale)]
     taken: set[tuple[int, int]] = set()
     if panel.uncovered:
         drawn.append(f'<g class="none">{_cells(panel.uncovered, grid, scale, taken)}</g>')
     for i, patch in enumerate(panel.patches):
-        title = f"<title>{escape(describe(patch, grid))}</title>" if titles else ""
         if cells := _cells(patch.sites, grid, scale, taken):
-            drawn.append(f'<g data-p="{i}" fill="{patch.colour}">{title}{cells}</g>')
+            drawn.append(f'<g data-p="{i}" fill="{patch.colour}">{cells}</g>')
     return "".join(drawn)
-
-
-def describe(patch: Patch, grid: Grid) -> str:
-    """Say what a pool is, in lines."""
-    paths = [grid.sites[i].path for i in patch.sites]
-    more = [f"and {len(paths) - 6:,} more"] if len(paths) > 7 else []
-    shown = paths[:6] if more else paths
-    return "\n".join(
-        [
-            *(
-                f"{tensor.name}  {tensor.shape[0]:,} x {tensor.shape[1]:,} = {tensor.size:,}"
-                f"{'' if tensor.trainable else ' frozen'}"
-                for tensor in patch.tensors
-            ),
-            f"{len(paths):,} module{'s' if len(paths) > 1 else ''}:",
-            *shown,
-            *more,
-        ]
-    )
 
 
 def summary(panel: Panel) -> str:
@@ -126,7 +106,7 @@ def whole(picture: Picture) -> str:
             f'<text class="{kind}" y="{17 * j + 12}">{_words(line)}</text>'
             for j, (line, kind) in enumerate(head)
         )
-        body = "" if shown is None else panel_body(shown, grid, titles=True)
+        body = "" if shown is None else panel_body(shown, grid)
         drawn.append(
             f'<g transform="translate({x},{y})">{words}<g transform="translate(0,{top})">{body}</g></g>'
         )

@@ -38,28 +38,6 @@ def test_a_cell_for_each_module_in_the_colour_of_its_pool(planned):
     assert columns[0] != columns[1]
 
 
-def test_each_pool_says_what_it_is(planned):
-    groups, _ = pools(drawn(*planned("share s per layer rank 2 via SS freeze A")))
-    assert groups[0].find(f"{SVG}title").text == "\n".join(
-        [
-            "s.layer_0.A  2 x 64 = 128 frozen",
-            "s.layer_0.B  2 x 96 = 192",
-            "3 modules:",
-            "model.layers.0.self_attn.q_proj",
-            "model.layers.0.self_attn.v_proj",
-            "model.layers.0.mlp.up_proj",
-        ]
-    )
-
-
-def test_many_members_are_counted(planned):
-    groups, _ = pools(drawn(*planned("share s per model rank 2 via SS")))
-    lines = groups[0].find(f"{SVG}title").text.splitlines()
-    assert len(lines) == 10
-    assert lines[2] == "9 modules:"
-    assert lines[-1] == "and 3 more"
-
-
 def test_names_are_text(planned):
     spec, plan = planned("share s per model rank 2 via SS")
     odd = plan.model_copy(
