@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -94,7 +93,6 @@ def command(
         uniform_rank=uniform_rank,
         experts=experts,
         force=force,
-        watch=partial(report.track, description="exporting"),
     )
     report.all(exported.warnings)
     report.data(**exported.data())

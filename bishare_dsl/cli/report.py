@@ -15,15 +15,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from textwrap import fill
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
-from bishare_dsl.progress import track
 from bishare_dsl.show.table import Table, terminal, write_tables
-
-_Item = TypeVar("_Item")
 
 FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 
@@ -88,10 +85,6 @@ class Report:
         if not self.quiet:
             width = terminal(sys.stderr)
             sys.stderr.writelines(f"{fill(escaped(line), width)}\n" for line in lines)
-
-    def track(self, items: Sequence[_Item], description: str) -> Iterable[_Item]:
-        """Go over items with a bar, where standard error is a terminal."""
-        return track(items, description, hidden=self.quiet)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding; an error decides the exit code."""

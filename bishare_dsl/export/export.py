@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 from bishare_dsl.export.effective import check_linear
 from bishare_dsl.export.gguf import check_file, gguf_names, write_gguf
-from bishare_dsl.export.lora import Pair, Watch, plain_lora, total_error
+from bishare_dsl.export.lora import Pair, plain_lora, total_error
 from bishare_dsl.export.mlx import TENSORS as MLX_TENSORS
 from bishare_dsl.export.mlx import check_mlx, write_mlx
 from bishare_dsl.export.peft import check_folder, served_by_vllm, taken_for_experts, write_peft
@@ -35,7 +35,6 @@ def export_adapter(
     uniform_rank: bool = False,
     experts: str = "fused",
     force: bool = False,
-    watch: Watch = iter,
 ) -> ExportReport:
     """Write a plain LoRA that adds to the base what the adapter adds: exactly, or as nearly as is asked.
 
@@ -56,7 +55,6 @@ def export_adapter(
         experts: how a folder has experts of one parameter: ``fused`` as PEFT does, with its
             ``target_parameters``; ``each`` as vLLM and SGLang do, expert by expert; ``shared-outer`` as
             they do where A of gate and up, and B of down, are the same for all experts of a layer.
-        watch: goes over the sites.
 
     Raises:
         AdapterError: it exists (BS618), is something else (BS630), or cannot be written (BS616); the
@@ -97,8 +95,7 @@ def export_adapter(
         write = partial(
             write_peft, out, plan, model, whole=whole, uniform=uniform_rank, experts=experts
         )
-    options = {"rank": rank, "dtype": getattr(torch, named), "watch": watch}
-    pairs = tuple(plain_lora(plan, tensors, **options))
+    pairs = tuple(plain_lora(plan, tensors, rank=rank, dtype=getattr(torch, named)))
     try:
         highest = write(pairs)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,6 @@ from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.models.site import Site
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.ranks import effective_ranks
-
-Watch = Callable[[Sequence[Site]], Iterable[Site]]
-"""What goes over the sites one by one, such as `rich.progress.track`."""
 
 _ROUNDING = 1e-6
 """What float32 may add to the rank of an update, of its norm."""
@@ -62,7 +59,6 @@ def plain_lora(
     *,
     rank: int | None = None,
     dtype: torch.dtype = torch.float32,
-    watch: Watch = iter,
 ) -> Iterator[Pair]:
     """Yield the pair of every site that the adapter adds something to.
 
@@ -76,14 +72,13 @@ def plain_lora(
         tensors: its tensors by name, with values.
         rank: how many rows a pair has at most.
         dtype: what values are rounded to.
-        watch: goes over the sites.
 
     Raises:
         AdapterError: values are not finite in this type (BS628).
         SpecError: a package's transform fails (BS214).
     """
     reaches = effective_ranks(plan)
-    for site in watch([site for site in plan.sites if plan.rows(site.path)]):
+    for site in (site for site in plan.sites if plan.rows(site.path)):
         down, up = (factor.cpu() for factor in effective_factors(plan, tensors, site))
         kept = _shortened(down, up, reaches[site.path] or 0, rank)
         a, b = (factor.to(dtype).contiguous() for factor in kept)
