@@ -30,8 +30,9 @@ import torch
 from harness.model import smollm2_folder
 from harness.result import RESULTS, machine, versions
 
-from bishare_dsl import compile_spec, plan_spec
+from bishare_dsl import compile_spec, parse_spec, plan_spec
 from bishare_dsl.models import load_model
+from bishare_dsl.resources import find_spec
 from bishare_dsl.serve.terms import Layout
 
 PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
@@ -181,12 +182,27 @@ def where_the_bytes_are(bench: Bench) -> list[dict[str, Any]]:
     """Bytes of an adapter of some methods, in float32: counted from their plans, no engine is started.
 
     An expanded slot has vLLM's next rank at every layer with a site. What a token reads is the tensors of its
-    adapter at each layer, each once a layer.
+    adapter at each layer, each once a layer. `thirteen` is `tiny_lora` with 13 numbers for all modules, in a
+    folder that has its frozen tensors as recipes.
     """
     rows = []
-    for spec in ("lora", "bishare_ke", "bishare_ss", "bishare_gt", "vera", "lora_xs", "nola"):
-        params = PARAMS if spec == "bishare_ke" else None
-        plan = plan_spec(spec, str(bench.model), params=params)
+    specs = [
+        "lora",
+        "bishare_ke",
+        "bishare_ss",
+        "bishare_gt",
+        "vera",
+        "lora_xs",
+        "nola",
+        "thirteen",
+    ]
+    for spec in specs:
+        params = {"bishare_ke": PARAMS, "thirteen": {"count": 13}}.get(spec)
+        tied = (
+            find_spec("tiny_lora").read_text("utf-8").replace("tiny  per", "tiny  c per model  per")
+        )
+        source = parse_spec(tied) if spec == "thirteen" else spec
+        plan = plan_spec(source, str(bench.model), params=params)
         layout, sites = Layout(plan), [site for site in plan.sites if plan.terms_of[site.path]]
         most = max(plan.rows(site.path) for site in sites)
         limit = next(rank for rank in (8, 16, 32, 64, 128, 256) if rank >= most)
@@ -202,7 +218,7 @@ def where_the_bytes_are(bench: Bench) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": spec,
-                "disk and host": 4 * plan.stored,
+                "disk and host": 4 * (plan.trainable if spec == "thirteen" else plan.stored),
                 "compact slot": 4 * layout.numbers,
                 "once for all": 4 * layout.common,
                 "expanded slot": 4 * limit * sum(site.d_in + site.d_out for site in sites),

@@ -1,27 +1,56 @@
 """How near the directions of a large weight come to those of its whole decomposition, and what either takes.
 
     python benchmarks/singular.py MODEL [--rank 8 16] [--layers 3 25]
+    python benchmarks/singular.py --plan tiny_lora --shapes llama-7b
 
 Of the weights of these layers whose directions are not computed exactly: the most that is lost of the energy
 of the largest singular values, the most by which that part of a weight differs, and the seconds of all.
+
+With ``--plan`` the seconds that loading (float32) and saving (float64) take to make all starts of a spec on
+a preset: those of one random weight of each shape, times how many there are.
 """
 
 import argparse
 import time
+from collections import Counter
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from bishare_dsl import plan_spec
 from bishare_dsl.adapter.singular import directions, is_exact
 from bishare_dsl.models.inspect import linear_maps
 
 
+def seconds_of_all(spec: str, shapes: str) -> None:
+    plan = plan_spec(spec, shapes)
+    random = torch.Generator().manual_seed(0)
+    wanted = Counter(
+        (site.d_out, site.d_in, plan.terms_of[site.path][0].rank)
+        for site in plan.sites
+        if plan.terms_of[site.path]
+    )
+    for name, dtype in (("loading", torch.float32), ("saving", torch.float64)):
+        seconds = 0.0
+        for (d_out, d_in, rank), count in wanted.items():
+            weight = torch.randn(d_out, d_in, generator=random).to(dtype)
+            start = time.process_time()
+            directions(weight, rank)
+            seconds += count * (time.process_time() - start)
+        print(f"{name}  {wanted.total()} weights  {seconds:.0f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--plan")
+    parser.add_argument("--shapes", default="llama-7b")
     parser.add_argument("--rank", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--layers", type=int, nargs="+", default=[3, 25])
     asked = parser.parse_args()
+    if asked.plan:
+        seconds_of_all(asked.plan, asked.shapes)
+        return
     model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
     chosen = [f".layers.{layer}." for layer in asked.layers]
     maps = linear_maps(model).items()

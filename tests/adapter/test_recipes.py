@@ -21,6 +21,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.resources import find_spec
+from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
 from tests.support.stored import load_stored
@@ -231,13 +232,23 @@ def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
     }
 
 
-def test_vllm_refuses_them_before_it_reads_a_tensor(tmp_path: Path) -> None:
-    from bishare_dsl.serve.vllm.folder import read_for
+def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path: Path) -> None:
+    from bishare_dsl.serve.vllm.remade import Remade
 
     model = trained(TINY)
-    model.bishare.save_pretrained(tmp_path, frozen="base")
-    with pytest.raises(AdapterError, match=r"BS680.*come from the base's weights"):
-        read_for(tmp_path, model.bishare.plan.base)
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
+    for number, name in enumerate(("one", "two")):
+        randomize(model, number, frozen=False)
+        model.bishare.save_pretrained(tmp_path / name, frozen="base")
+    want, remade = model.bishare.tensors(), Remade(str(tmp_path / "base"))
+    one, two = (remade.tensors(read_adapter(tmp_path / name)) for name in ("one", "two"))
+    assert two.keys() == want.keys()
+    assert all(torch.equal(two[name], tensor) for name, tensor in want.items())
+    shared = "tiny.layers.0.self_attn.q_proj.A"
+    assert one[shared] is two[shared]  # Adapters of one base have it once.
+    with pytest.raises(AdapterError, match="BS699"):
+        Remade(str(tmp_path / "other")).tensors(read_adapter(tmp_path / "one"))
 
 
 def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def dense_error(
 def test_a_lora_of_full_rank_is_exact(trained: Any, base: Architecture) -> None:
     stored = trained("lora", r=4)
     tensors, report = fitted(stored, plan_of("lora", base, r=4))
+    # 1.2e-7 to 7.8e-7 from six starts: of A and B only the product is fitted, so that they may be as skew as
+    # the drawn start makes them, and their rounding counts for more in the product.
     assert report.error < 1e-6
     assert report.start == pytest.approx(1)
     assert dense_error(stored, plan_of("lora", base, r=4), tensors) < 1e-6
@@ -158,6 +160,7 @@ def test_the_same_input_gives_the_same_output(trained: Any, base: Architecture) 
 def test_rounding_to_bfloat16_is_in_the_report(trained: Any, base: Architecture) -> None:
     stored, plan = trained("lora", r=4), plan_of("lora", base, r=4)
     tensors, report = fitted(stored, plan, dtype=torch.bfloat16)
+    # 0.8% to 4.6% from six starts, for the same reason. (1e-2 was for the one start that torch's generator drew.)
     assert 1e-3 < report.error < 5e-2
     assert all(torch.equal(t, t.bfloat16().float()) for t in tensors.values())
 

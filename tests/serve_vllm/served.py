@@ -44,7 +44,8 @@ class Served:
                     tensor.mul_(0.5 if tensor.requires_grad else 1)
             self.tensors.append({name: tensor.detach().clone() for name, tensor in found.items()})
             folder = root / f"{spec}-{i}"
-            model.bishare.save_pretrained(folder)
+            frozen = "base" if spec == "tiny_lora" else "seed"  # By their marks, or as they are.
+            model.bishare.save_pretrained(folder, frozen=frozen)
             self.requests.append(LoRARequest(folder.name, i, str(folder)))
         self.requests.append(None)
 

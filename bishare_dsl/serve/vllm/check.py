@@ -70,7 +70,8 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
             with safe_open(Path(folder, peft.TENSORS), framework="pt"):
                 pass  # Its header fits its size. The rest is vLLM's to read.
         else:
-            plan, tensors = read_any(folder, server.base)
+            # What the base's weights give is made where they are.
+            plan, tensors = read_any(folder, server.base, lambda s: s.tensors(with_base=True))
             tensors()
             if server.plans is not None:
                 server.plans.number_of(folder, plan)

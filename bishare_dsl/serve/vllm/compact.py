@@ -26,6 +26,7 @@ from bishare_dsl.serve.vllm.private import (
     local_outputs,
     set_kernels,
 )
+from bishare_dsl.serve.vllm.remade import Remade
 
 if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
@@ -68,6 +69,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.steps: dict[int, Step] = {}
         self.groups: dict[int, tuple[Group, ...]] = {}
         self.tokens = 0
+        self._remade = Remade(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, **settings)
 
     def read(self, lora_id: int, folder: str) -> PackedLoRA:
@@ -77,7 +79,10 @@ class CompactManager(LRUCacheLoRAModelManager):
             AdapterError: as `read_any`; or one of its layers is not adapted here (BS652), there are no slots
                 for its plan (BS650, BS657), or it has other frozen tensors (BS653).
         """
-        stamp, (plan, given) = Stamp.of(folder), read_any(folder, self.plans.base)
+        stamp, (plan, given) = (
+            Stamp.of(folder),
+            read_any(folder, self.plans.base, self._remade.tensors),
+        )
         layers = self._layers(plan)
         number, tensors = self.plans.number_of(folder, plan), given()
         if number not in self.banks:

@@ -21,6 +21,7 @@ from bishare_dsl.serve.vllm.private import (
     layer_weights,
     layers_of,
 )
+from bishare_dsl.serve.vllm.remade import Remade
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
 
     def __init__(self, *, vllm_config: Any, **settings: Any):
         self._hf_config = vllm_config.model_config.hf_config
+        self._remade = Remade(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, **settings)
 
     @cached_property
@@ -80,7 +82,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         for layer, parts in layers.items():
             if layer not in self.modules:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
-        return CompactLoRA(lora_id, stamp, plan, stored.tensors(), layers)
+        return CompactLoRA(lora_id, stamp, plan, self._remade.tensors(stored), layers)
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
         """Give a loaded adapter other tensors, those of its plan by name."""

@@ -49,23 +49,26 @@ def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
 
     Raises:
         AdapterError: it is damaged (BS601 to BS612, BS619), of another base (BS613), or not linear in its
-            input (BS633), or of heads or embeddings, or its
-            tensors come from the base's weights (BS680).
+            input (BS633), or of heads or embeddings (BS680).
     """
     stored = read_adapter(folder)
     raise_errors(AdapterError, list(base_problems(stored.plan, base)))
     check_linear(stored.plan.terms, "serve the adapter with vLLM")
     _check_outside(folder, stored.plan)
-    if stored.config.marks:
-        what = 'tensors that come from the base\'s weights, as `frozen="base"` saves it'
-        raise AdapterError(codes.NOT_SERVED(folder=folder, what=what))
     return stored
 
 
 def read_any(
-    folder: str | Path, base: Architecture
+    folder: str | Path,
+    base: Architecture,
+    tensors_of: Callable[[StoredAdapter], dict[str, Tensor]] = StoredAdapter.tensors,
 ) -> tuple[Plan, Callable[[], dict[str, Tensor]]]:
     """Read a folder of bishare's, or of plain LoRA, as its plan and what gives the plan's tensors.
+
+    Args:
+        folder: that is read.
+        base: that is served.
+        tensors_of: gives the tensors of a folder of bishare's.
 
     Raises:
         AdapterError: as `read_for`; or a plain LoRA is damaged (BS608), of another base (BS613), more than a
@@ -73,7 +76,7 @@ def read_any(
     """
     if Stamp.of(folder) is not None:
         stored = read_for(folder, base)
-        return stored.plan, stored.tensors
+        return stored.plan, lambda: tensors_of(stored)
     _, plan, tensors = read_peft(folder, base)
     _check_outside(folder, plan)
     check_finite(folder, tensors)
