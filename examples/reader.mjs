@@ -22,8 +22,8 @@ function unknown(what) {
   throw new Error(`this reader does not know: ${what}`);
 }
 
-/** Returns dW by the path of a module, or, where a router makes it depend on x, a function of rows x; and what is
- * trained in full, by its parameter.
+/** Returns dW by the path of a module, or, where a router makes it depend on x, a function of x; and what is trained in
+ * full, by its parameter.
  * @param config the text of adapter_config.json
  * @param files the bytes of adapter_model.safetensors and, of a library, of an adapter's own file
  */
@@ -32,22 +32,28 @@ export async function read(config, files) {
   const sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
   if (type !== 'BISHARE' || sharing.format !== 1) unknown('format');
   const stored = Object.assign({}, ...files.map(safetensors));
-  const tensors = {};
+  const tensors = {}, updates = {}, full = {};
   for (const [name, said] of Object.entries(sharing.tensors)) {
     if (said.key) tensors[name] = stored[said.key];
-    else if (said.parts) tensors[name] = Object.fromEntries(Object.entries(said.parts).map(([part, key]) => [part, stored[key]]));
-    else tensors[name] = said.base ? unknown("a start from the base's weights") : await drawn(said, `${seed}:${said.like ?? name}`);
+    else if (said.parts) tensors[name] = logits(said.shape[1], stored[said.parts.vectors], stored[said.parts.below]);
+    else if (said.draw) tensors[name] = await drawn(said, `${seed}:${said.like ?? name}`);
+    else unknown("a start from the base's weights");
   }
-  const updates = {}, full = {};
   for (const { module, shape, terms } of sharing.modules) {
-    const own = terms.map((term) => [term, Object.fromEntries(Object.entries(term.tensors).map(([role, name]) => [role, tensors[name]]))]);
-    const linear = terms.every((term) => term.transform !== 'Experts');
-    updates[module] = linear
-      ? sum(own.map(([term, t]) => matrix(term, t, ...shape)))
-      : (x) => sum(own.map(([term, t]) => added(term, t, ...shape, x)));
+    const update = (x) => sum(terms.map((term) => matrix(term, tensors, ...shape, x)));
+    updates[module] = terms.some((term) => term.transform === 'Experts') ? update : update();
   }
   for (const { parameter, tensor } of sharing.full) full[parameter] = [tensors[tensor].flat()];
   return { sharing, updates, full };
+}
+
+/** Returns logits of which only the largest are known, and by how much the others of them are below the first. */
+function logits(count, places, below) {
+  return places.map((row, i) => {
+    const all = Array(count).fill(-Infinity);
+    row.forEach((place, k) => (all[place] = k ? -below[i][k - 1] : 0));
+    return all;
+  });
 }
 
 async function unpacked(text) {
@@ -123,39 +129,33 @@ export function philox([k0, k1], count) {
   return found.slice(0, count);
 }
 
+const polynomial = (coefficients, x) => coefficients.reduce((value, coefficient) => value * x + coefficient);
+
 export function quantile(u) {
   const q = u - 0.5;
   if (Math.abs(q) <= 0.425) {
-    const t = 0.180625 - q * q;
-    const top = ((59.10937472 * t + 159.29113202) * t + 50.434271938) * t + 3.3871327179;
-    return (q * top) / (((67.1875636 * t + 78.757757664) * t + 17.895169469) * t + 1);
+    const t = 0.180625 - q * q, top = polynomial([59.10937472, 159.29113202, 50.434271938, 3.3871327179], t);
+    return (q * top) / polynomial([67.1875636, 78.757757664, 17.895169469, 1], t);
   }
   let m = Math.min(u, 1 - u), e = 0;
   for (; m < 0.5; m *= 2) e -= 1;
-  const y = (m - 1) / (m + 1), z = y * y;
-  let p = 1 / 21;
-  for (let odd = 19; odd > 0; odd -= 2) p = p * z + 1 / odd;
-  const t = Math.sqrt(-e * 0.6931471805599453 - 2 * y * p) - 1.6;
-  const top = ((0.17023821103 * t + 1.3067284816) * t + 2.75681539) * t + 1.4234372777;
-  return (Math.sign(q) * top) / ((0.12021132975 * t + 0.7370016425) * t + 1);
+  const y = (m - 1) / (m + 1), series = polynomial(range(11).map((i) => 1 / (21 - 2 * i)), y * y);
+  const t = Math.sqrt(-e * 0.6931471805599453 - 2 * y * series) - 1.6;
+  const top = polynomial([0.17023821103, 1.3067284816, 2.75681539, 1.4234372777], t);
+  return (Math.sign(q) * top) / polynomial([0.12021132975, 0.7370016425, 1], t);
 }
 
 // Terms.
 
-function added(term, t, dOut, dIn, x) {
-  if (term.transform !== 'Experts') return times(x, transposed(matrix(term, t, dOut, dIn)));
-  const chances = times(x, transposed(t.G)).map((row) => row.map(Math.exp));
-  const down = times(x, transposed(t.A)), gain = t.gain_out?.[0];
-  const weighted = down.map((row, i) => {
-    const total = chances[i].reduce((one, other) => one + other);
-    return chances[i].flatMap((chance) => row.map((z) => (chance / total) * z));
-  });
-  return scaled(times(weighted, t.B), (_, j) => term.scale * (gain ? gain[j] : 1));
-}
-
-function matrix(term, t, dOut, dIn) {
+function matrix(term, tensors, dOut, dIn, x) {
+  const t = Object.fromEntries(Object.entries(term.tensors).map(([role, name]) => [role, tensors[name]]));
+  let [rank, out] = [t.gain_rank?.[0], t.gain_out?.[0]];
+  if (term.transform === 'Experts') {
+    const chances = t.G.map((row) => Math.exp(row.reduce((total, g, i) => total + g * x[i], 0)));
+    const total = chances.reduce((one, other) => one + other);
+    rank = chances.flatMap((chance) => Array(term.rank).fill(chance / total));
+  }
   const [a, b] = [factor(term, t, 'A', dIn), factor(term, t, 'B', dOut)];
-  const [rank, out] = [t.gain_rank?.[0], t.gain_out?.[0]];
   return times(scaled(transposed(b), (i, j) => term.scale * (rank ? rank[j] : 1) * (out ? out[i] : 1)), a);
 }
 
@@ -198,7 +198,15 @@ function factor({ transform, options: o, rank: r }, t, x, d) {
       const pieces = table(own.flat(), own[0].length / o.shards);
       return table(t[`I_${x}`].flatMap(([high, low]) => pieces[(256 * high + low) % pieces.length]), d);
     }
-    case 'VectorBank': return table(stretches(t[`L_${x}`], t.bank, o.top_k).flat(), d);
+    case 'VectorBank': {
+      const weights = t[`L_${x}`].map((row) => {
+        const least = [...row].sort((one, other) => other - one)[o.top_k - 1];
+        const chosen = row.map((logit) => (logit < least ? 0 : Math.exp(logit)));
+        return chosen.map((weight) => weight / chosen.reduce((one, other) => one + other));
+      });
+      return table(times(weights, t.bank).flat(), d);
+    }
+    case 'Experts': return isA ? range(o.count).flatMap(() => own) : own;
     default: return unknown(transform);
   }
 }
@@ -212,17 +220,6 @@ function diagonal(a, count) {
   return range(count).flatMap((i) => a.map((row) => row.map((x, j) => (Math.floor(j / part) === i ? x : 0))));
 }
 
-function stretches(logits, bank, count) {
-  const whole = logits.vectors
-    ? logits.vectors.map((row, i) => row.map((place, k) => [place, k ? -logits.below[i][k - 1] : 0]))
-    : logits.map((row) => [...row.entries()].sort((one, other) => other[1] - one[1]).slice(0, count));
-  return whole.map((chosen) => {
-    const weights = chosen.map(([, logit]) => Math.exp(logit - chosen[0][1]));
-    const total = weights.reduce((one, other) => one + other);
-    return bank[0].map((_, j) => chosen.reduce((value, [place], k) => value + (weights[k] / total) * bank[place][j], 0));
-  });
-}
-
 if (globalThis.process?.argv[1] === new URL(import.meta.url).pathname) {
   const { readFileSync } = await import('node:fs');
   const [folder, name] = process.argv.slice(2);
@@ -230,7 +227,6 @@ if (globalThis.process?.argv[1] === new URL(import.meta.url).pathname) {
   const files = names.map((file) => new Uint8Array(readFileSync(`${folder}/${file}.safetensors`)));
   const { updates, full } = await read(readFileSync(`${folder}/adapter_config.json`, 'utf8'), files);
   for (const [place, value] of Object.entries({ ...updates, ...full })) {
-    const norm = typeof value === 'function' ? 'a function of x' : Math.hypot(...value.flat());
-    console.log(`${place}  ${norm}`);
+    console.log(`${place}  ${typeof value === 'function' ? 'a function of x' : Math.hypot(...value.flat())}`);
   }
 }

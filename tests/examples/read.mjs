@@ -3,6 +3,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { read, safetensors } from '../../examples/reader.mjs';
 
+const applied = (matrix, x) => matrix.map((row) => row.reduce((total, value, i) => total + value * x[i], 0));
 const root = process.argv[2];
 for (const folder of readdirSync(root, { withFileTypes: true })) {
   if (!folder.isDirectory() || folder.name.startsWith('_')) continue;
@@ -20,7 +21,7 @@ for (const folder of readdirSync(root, { withFileTypes: true })) {
       if (place.endsWith('.x')) continue;
       const module = place.replace(/\.y$/, '');
       const found = places.delete(module) && { ...updates, ...full }[module];
-      const numbers = (module === place ? found : found(expected[`${module}.x`])).flat();
+      const numbers = (module === place ? found : expected[`${module}.x`].map((x) => applied(found(x), x))).flat();
       const wanted = value.flat(), most = Math.max(...wanted.map(Math.abs));
       if (numbers.length !== wanted.length) worst = NaN;
       wanted.forEach((x, i) => (worst = Math.max(worst, Math.abs(x - numbers[i]) / most)));

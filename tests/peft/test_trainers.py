@@ -29,7 +29,9 @@ from trl import (
 from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.peft import BishareConfig
+from bishare_dsl.resources import find_spec
 from tests.peft.conftest import SPEC
+from tests.support.stored import load_stored
 
 ROWS = Dataset.from_list(
     [{"prompt": "q" * (i % 5 + 1), "completion": "abc" * (i % 4 + 1)} for i in range(24)]
@@ -217,6 +219,44 @@ def test_rewards_of_what_is_generated(
     first = next(row for row in trainer.state.log_history if "kl" in row)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert any(not torch.equal(t, before[n]) for n, t in tensors_of(trainer).items())
+
+
+def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    tied = find_spec("tiny_lora").read_text("utf-8").replace("tiny  per", "tiny  c per model  per")
+    trainer = GRPOTrainer(
+        str(checkpoint),
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=GRPOConfig(
+            str(tmp_path),
+            max_steps=2,
+            num_generations=2,
+            max_completion_length=4,
+            save_strategy="no",
+            **COMMON,
+        ),
+        train_dataset=PROMPTS,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=BishareConfig(spec=tied, params={"count": 13}, task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    handle = trainer.model.bishare
+    assert handle.plan.trainable == 13
+    numbers = handle.tensors()["tiny.c"].detach()
+    assert numbers.all()
+    handle.save_pretrained(tmp_path / "out", frozen="base", dtype="bfloat16")
+    assert sum(t.nbytes for t in load_stored(tmp_path / "out").values()) == 26
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    ids = torch.arange(3, 9)[None]
+    before = base(ids).logits
+    loaded = load_adapter(tmp_path / "out", base)
+    assert torch.equal(loaded.bishare.tensors()["tiny.c"], numbers.bfloat16().float())
+    adapted = loaded(ids).logits
+    torch.testing.assert_close(adapted, trainer.model.eval()(ids).logits, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(adapted, before)
+    merged = loaded.bishare.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, adapted, rtol=1e-4, atol=1e-5)
 
 
 def test_reward(checkpoint: Path, tmp_path: Path) -> None:
