@@ -408,6 +408,16 @@ def test_what_0_1_saved_is_loaded_and_saved_as_now(tmp_path: Path, name: str) ->
     assert torch.equal(again(ids).logits, logits)
 
 
+def test_what_0_2_saved_is_loaded_bit_for_bit() -> None:
+    """A folder that 0.2.0 wrote, and the tensors that it had in memory then, some of them drawn."""
+    folder = Path(__file__).with_name("format_2")
+    wanted = load_file(folder.with_name("of_0_2.safetensors"))
+    found = load_adapter(folder, tiny_model("llama")).bishare.tensors()
+    assert found.keys() == wanted.keys()
+    assert len(load_file(folder / "adapter.safetensors")) < len(wanted)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
 def test_a_plan_of_0_1_that_contradicts_its_spec(tmp_path: Path) -> None:
     shutil.copytree(OF_0_1 / "whole", tmp_path / "it")
     plan = json.loads((OF_0_1 / "whole" / "plan.json").read_text())

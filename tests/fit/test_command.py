@@ -52,7 +52,8 @@ def test_a_lora_of_peft_is_fitted(here: Path, trained: Any, checkpoint: Path, ca
     code, out, _ = run(capsys, *words, "--json", "--quiet")
     found = json.loads(out)
     assert code == 0
-    assert found["error"] < 2e-6  # As of `test_a_lora_of_full_rank_is_exact`, and of PEFT's own factors.
+    # As in `test_a_lora_of_full_rank_is_exact`: by how skew A and B come out of the drawn start.
+    assert found["error"] < 2e-6
     assert {m["error"] is not None for m in found["modules"]} == {True}
     assert found["out"] == "new"
 
