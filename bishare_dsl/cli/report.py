@@ -16,11 +16,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from textwrap import fill
 from typing import Any, TextIO
 
 from bishare_dsl.diagnostics import BishareError, Problem, SourceMap, as_json, escaped, render
-from bishare_dsl.show.table import Table, terminal, write_tables
+from bishare_dsl.show.table import Table, terminal, wrapped, write_tables
 
 FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 
@@ -83,8 +82,7 @@ class Report:
     def note(self, *lines: str) -> None:
         """Write what happens, or what to know; never needed to use the result. No name in a line adds one."""
         if not self.quiet:
-            width = terminal(sys.stderr)
-            sys.stderr.writelines(f"{fill(escaped(line), width)}\n" for line in lines)
+            sys.stderr.writelines(f"{wrapped(escaped(line), sys.stderr)}\n" for line in lines)
 
     def problem(self, problem: Problem, where: SourceMap | None = None) -> None:
         """Report one finding; an error decides the exit code."""

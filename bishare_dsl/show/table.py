@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from shutil import get_terminal_size
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import NamedTuple, TextIO
 
 from bishare_dsl.diagnostics import escaped
@@ -97,11 +97,14 @@ def _latex(part: str | Table) -> str:
     return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}"])
 
 
-def wrapped(part: str | Table) -> str:
-    """Break lines of text where the terminal ends; tables have seen to it themselves."""
+def wrapped(part: str | Table, stream: TextIO | None = None) -> str:
+    """Break lines of text, but no word, where the terminal of a stream ends; tables break themselves."""
     if isinstance(part, Table):
         return str(part)
-    return "\n".join(fill(line, terminal(), subsequent_indent=_GAP) for line in part.split("\n"))
+    how = TextWrapper(
+        terminal(stream), subsequent_indent=_GAP, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(how.fill(line) for line in part.split("\n"))
 
 
 _WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv, "latex": _latex}

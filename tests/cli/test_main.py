@@ -191,7 +191,7 @@ def test_specs_say_what_they_are_in_a_sentence(bishare):
 @pytest.mark.parametrize("command", [["plan", "bishare_ke", "-m", "llama-7b"], ["specs"]])
 def test_a_narrow_terminal_has_no_line_cut(bishare, monkeypatch, command):
     wide = bishare(*command).out
-    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda: 60)
+    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda *_: 60)
     narrow = bishare(*command).out
     tables = [line for line in narrow.splitlines() if "  " in line]
     assert max(map(len, tables)) <= 60 < max(map(len, wide.splitlines()))

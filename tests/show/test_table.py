@@ -54,7 +54,7 @@ def test_nothing_acts_on_a_terminal():
 
 @pytest.mark.parametrize("width", [24, 60])
 def test_words_are_wrapped_to_the_terminal(monkeypatch, width):
-    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda: width)
+    monkeypatch.setattr("bishare_dsl.show.table.terminal", lambda *_: width)
     said = "several words " * 9
     text = write_tables([said, TABLE], "table")
     assert max(map(len, text.splitlines())) <= width
