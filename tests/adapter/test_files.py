@@ -24,6 +24,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import read_file, spec_text
 from bishare_dsl.models import preset
+from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.resources import find_spec
 from tests.support.families import tiny_model
@@ -356,6 +357,16 @@ def test_an_adapter_that_would_fill_the_memory(folder: Path) -> None:
     plan = plan_spec(parse_spec(text), tiny_model("llama"))
     [problem] = base_problems(plan, plan.base)
     assert (problem.code, "and the adapter 14,400,000,000" in problem.message) == ("BS613", True)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_that_ties_other_weights(tied: bool) -> None:
+    """What is added to one weight of two names would be added to one of the two, or the other way round."""
+    of, to = (tiny_model("llama", tie_word_embeddings=ties) for ties in (tied, not tied))
+    named = "lm_head, embed_tokens" if tied else "lm_head"
+    plan = plan_spec(parse_spec(f"spec s target {named} share x per module rank 2"), of)
+    [problem] = base_problems(plan, inspect_model(to))
+    assert (problem.code, "one weight is that of" in problem.message) == ("BS613", True)
 
 
 def test_values_that_are_not_finite_are_told(folder: Path) -> None:
