@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bishare_dsl import plan_spec
+from bishare_dsl.adapter import singular
 from bishare_dsl.adapter.singular import directions, is_exact
 from bishare_dsl.models.inspect import linear_maps
 
@@ -51,6 +52,7 @@ def main() -> None:
     if asked.plan:
         seconds_of_all(asked.plan, asked.shapes)
         return
+    singular._SMALL = 0  # Small weights are iterated too.
     model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
     chosen = [f".layers.{layer}." for layer in asked.layers]
     maps = linear_maps(model).items()

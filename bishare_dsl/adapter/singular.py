@@ -35,6 +35,13 @@ _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
 _ROUNDS = 12
 """Of Krylov iteration; `benchmarks/singular.py` says how near they come."""
 
+_SMALL = 1024
+"""A matrix with a side no longer is decomposed whole.
+
+Iteration leaves directions with values 1% apart uncertain by 4e-3, in float32 otherwise than in float64: too
+much to make them again (`bishare_dsl.adapter.recipes`).
+"""
+
 _SPARE = 8
 """Directions beyond those wanted, which such iteration is carried out with."""
 
@@ -140,8 +147,8 @@ def read_weight(weight: Weight) -> torch.Tensor:
 def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Directions:
     """Find the singular directions of the ``count`` largest singular values of a matrix, or the smallest.
 
-    Exactly, where these are the smallest or many; else by block Krylov iteration, which begins with the same
-    random numbers each time (Musco and Musco 2015, Algorithm 2).
+    Exactly, where these are the smallest or many, or the matrix is small; else by block Krylov iteration,
+    which begins with the same random numbers each time (Musco and Musco 2015, Algorithm 2).
     """
     if bottom or is_exact(matrix, count):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -159,7 +166,7 @@ def directions(matrix: torch.Tensor, count: int, bottom: bool = False) -> Direct
 
 def is_exact(matrix: torch.Tensor, count: int) -> bool:
     """Tell whether so many of the largest directions of a matrix come from its whole decomposition."""
-    return 2 * _ROUNDS * (count + _SPARE) > min(matrix.shape)
+    return min(matrix.shape) <= max(_SMALL, 2 * _ROUNDS * (count + _SPARE))
 
 
 def _stack(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
