@@ -37,27 +37,13 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 if TYPE_CHECKING:
     from torch import nn
 
+# What other modules take from here that vLLM made.
 __all__ = [
     "HAS_TRITON",
     "LRUCacheLoRAModelManager",
     "LRUCacheWorkerLoRAManager",
-    "LoRALayerWeights",
     "LoRAModel",
-    "Part",
     "get_adapter_absolute_path",
-    "install_check",
-    "install_manager",
-    "layer_of",
-    "layer_weights",
-    "layers_of",
-    "linear_layers",
-    "local_inputs",
-    "local_outputs",
-    "manager_of",
-    "only_layers",
-    "records_steps",
-    "set_kernels",
-    "tensors_of",
 ]
 
 
