@@ -25,7 +25,6 @@ from bishare_dsl.mixed.rows import (
     Lease,
     Place,
     RowBatch,
-    RowFactor,
     accept_rows,
     again,
     numbers_on,
@@ -240,7 +239,12 @@ class MixedBatches:
         device = _device(self.model)
         owners = {row: number for number, those in enumerate(rows.values()) for row in those}
         grouping = Grouping.of([owners[row] for row in sorted(owners)], device)
-        members = [None if name is None else self.members[name] for name in rows]
+        names = [*rows]
+        if trains and grouping.order is not None:
+            # Each row has factors of its own: their gradients add up, and no activation is put elsewhere.
+            names = [names[owners[row]] for row in sorted(owners)]
+            grouping = Grouping(len(names), len(names))
+        members = [None if name is None else self.members[name] for name in names]
         forwards: dict[nn.Module, Callable[..., Any]] = {
             module: forward_of(module, None)
             for module in self.model.modules()
@@ -271,7 +275,7 @@ class MixedBatches:
                 [beside[n] for n in region.names],
                 bases,
                 dtype,
-                grouping,
+                grouping.adapters,
             )
             # What trains changes while the batch is open, and has a graph for each backward.
             factors[module] = make if trains else make()
@@ -279,7 +283,7 @@ class MixedBatches:
             accept_rows(module)
         return RowBatch(
             owner=self,
-            rows=len(owners),
+            grouping=grouping,
             forwards=forwards,
             factors=factors,
             places=places,
@@ -430,15 +434,15 @@ def _factors(
     sources: Sequence[Callable[[], Tensor]],
     bases: Tensor,
     dtype: torch.dtype | None,
-    grouping: Grouping,
-) -> tuple[RowFactor, ...]:
+    adapters: int,
+) -> tuple[Tensor, ...]:
     """Make the factors of a region; whatever a transform makes of zeros, a row of the base gets nothing."""
     given = {slot: source() for slot, source in enumerate(sources)}
     with without_autocast(given[0].device):
-        made = of_many(assembly, given, grouping.adapters)
+        made = of_many(assembly, given, adapters)
     if len(bases):
         made = tuple(factor.index_fill(0, bases.to(factor.device), 0) for factor in made)
-    return tuple(RowFactor(factor.to(dtype), grouping) for factor in made)
+    return tuple(factor.to(dtype) for factor in made)
 
 
 def _of_one(

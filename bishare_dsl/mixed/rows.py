@@ -179,14 +179,25 @@ class Reader(NamedTuple):
 
 
 class RowFactor(NamedTuple):
-    """An effective factor of each adapter of a batch, ``(adapters, rows, width)``.
-
-    ``reader`` is what applies it; None where all rows have one adapter, so that nobody need know them.
-    """
+    """An effective factor of each adapter of a batch, ``(adapters, rows, width)``; ``reader`` applies it."""
 
     factor: Tensor
     grouping: Grouping
-    reader: Reader | None = None
+    reader: Reader
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rows come adapter by adapter, equally many of each."""
+        return self.grouping.order is None
+
+    def checked(self, x: Tensor) -> Tensor:
+        """Return the factor, for what a region reads.
+
+        Raises:
+            AdapterError: whose a row is cannot be known (BS682).
+        """
+        self.reader.check(x, single=not self.reader.place.in_block)
+        return self.factor
 
     def down(self, x: Tensor) -> Tensor:
         """Compute ``x A^T`` with each row's own A: tokens by adapter, ``(tokens, rows)``.
@@ -194,10 +205,8 @@ class RowFactor(NamedTuple):
         Raises:
             AdapterError: whose a row is cannot be known (BS682).
         """
-        if self.reader is not None:
-            self.reader.check(x, single=not self.reader.place.in_block)
-        z = torch.bmm(self.grouping.gather(x), self.factor.to(x).transpose(1, 2))
-        return z.flatten(0, 1)
+        a = self.checked(x).to(x)
+        return torch.bmm(self.grouping.gather(x), a.transpose(1, 2)).flatten(0, 1)
 
     def look_up(self, ids: Tensor, padding: int | None, keep: Tensor | None) -> Tensor:
         """Return the columns of each row's own A at some indices, ``(tokens, rows)`` by adapter.
@@ -210,9 +219,8 @@ class RowFactor(NamedTuple):
         Raises:
             AdapterError: whose a row is cannot be known (BS682).
         """
-        if self.reader is not None:
-            keep = keep if keep is None else self.reader.spread(keep)
-            ids = self.reader.spread(ids)
+        keep = keep if keep is None else self.reader.spread(keep)
+        ids = self.reader.spread(ids)
         places = self.grouping.gather(ids.unsqueeze(-1))
         columns = self.factor.transpose(1, 2)
         z = columns.gather(1, places.expand(-1, -1, columns.shape[-1]))
@@ -230,15 +238,15 @@ class RowFactor(NamedTuple):
         """
         b = self.factor.to(y)
         z = z.to(y).reshape(len(b), -1, z.shape[-1])
-        if self.reader is not None and len(y) == 1 and (rows := self.reader.rows) is not None:
+        if len(y) == 1 and (rows := self.reader.rows) is not None:
             y = y.expand(rows, *y.shape[1:])
         if self.grouping.order is None:
             return torch.baddbmm(y.reshape(len(b), -1, y.shape[-1]), z, b).view(y.shape)
         return y + self.grouping.scatter(torch.bmm(z, b)).reshape(y.shape)
 
 
-Factors = tuple[RowFactor, ...] | Callable[[], tuple[RowFactor, ...]]
-"""Of a region: those that it reads, or what makes them when it does."""
+Factors = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
+"""Those that a region reads, ``(adapters, rows, width)`` each, or what makes them when it does."""
 
 
 class Lease:
@@ -251,7 +259,7 @@ class RowBatch:
 
     Attributes:
         owner: what made it.
-        rows: how many rows have names.
+        grouping: of the rows that have names.
         forwards: of each region that the batch has a say in.
         factors: what these forwards read, or what makes it for a batch that trains.
         places: of these regions.
@@ -265,7 +273,7 @@ class RowBatch:
     """
 
     owner: object
-    rows: int
+    grouping: Grouping
     forwards: Mapping[nn.Module, Callable[..., Any]]
     factors: Mapping[nn.Module, Factors] = field(repr=False)
     places: Mapping[nn.Module, Place] = field(default_factory=dict, repr=False)
@@ -276,6 +284,11 @@ class RowBatch:
     call: Call | None = None
     trains: bool = False
     drops: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many rows have names."""
+        return self.grouping.rows
 
 
 class _Eager(threading.local):
@@ -326,15 +339,15 @@ def _reopened(stack: tuple[RowBatch, ...]) -> Iterator[None]:
         set_batches(before)
 
 
-def rows_of(region: nn.Module) -> tuple[RowFactor, ...]:
-    """Return the factors of a region in the open batch that has it."""
+def rows_of(region: nn.Module) -> tuple[RowFactor, ...] | tuple[Tensor, ...]:
+    """Return the factors of a region in the open batch that has it; of one adapter, as it has them alone."""
     batch = _batch_of(region)
     found = batch.factors[region]
     factors = found() if callable(found) else found
-    if factors[0].grouping.adapters == 1:
-        return factors
+    if batch.grouping.adapters == 1:
+        return tuple([factor[0] for factor in factors])
     reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
-    return tuple([RowFactor(factor, grouping, reader) for factor, grouping, _ in factors])
+    return tuple([RowFactor(factor, batch.grouping, reader) for factor in factors])
 
 
 def drops_of(region: nn.Module) -> bool:

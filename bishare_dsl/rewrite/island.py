@@ -67,6 +67,8 @@ def fused_island(
         layers: the weights, then the biases of the layers.
         gated: of an ``x`` that is ``act(gate) * up``, these three: it is made again for the backward.
     """
+    if not (a is None or isinstance(a, Tensor)):
+        a, bs = a.checked(x), [b if b is None else b.factor for b in bs]
     inputs = (x, read, *_cast(x, (a,)), *layers, *_cast(x, bs))
     if torch.is_grad_enabled():
         return _Island.apply(spans, *gated, *inputs)  # type: ignore[no-any-return, no-untyped-call]
@@ -85,8 +87,8 @@ def frozen_parameters(
     """
     if not _is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
         return None
-    if not (a is None or isinstance(a, Tensor)):
-        return None  # Rows of several adapters.
+    if not (a is None or isinstance(a, Tensor) or a.in_order):
+        return None
     dtype = x.dtype
     weights: list[Any] = []
     biases: list[Any] = []
@@ -149,6 +151,9 @@ def _run(
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Compute what `island` gives, and its ``z^T``, ``(rows, tokens)``.
 
+    Factors of several adapters, ``(adapters, rows, width)``, each add to their own part of the tokens:
+    so ``z^T`` is ``(adapters, rows, tokens)``.
+
     Args:
         read: None where it is ``x``.
         rest: of the layers, the weights, then the biases, then each ``B``.
@@ -156,13 +161,13 @@ def _run(
     n = len(spans)
     weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
     # On its side: with few columns a product takes longer, and what belongs to a layer lies apart.
-    z = None if a is None else a @ _flat(x if read is None else read).t()
+    z = None if a is None else a @ _tokens_of(a, x if read is None else read).mT
     ys = []
     for weight, bias, b, mine in zip(weights, biases, bs, spans, strict=True):
         y = F.linear(x, weight, bias)
         if b is not None:
-            # Not `_flat`, which may copy: this is to be written to.
-            y.view(-1, y.shape[-1]).addmm_(_part_of(z, mine, 0).t(), b)
+            # No reshape, which may copy: this is to be written to.
+            _add(y.view(*b.shape[:-2], -1, y.shape[-1]), _part_of(z, mine, -2).mT, b)
         ys.append(y)
     return tuple(ys), z
 
@@ -212,6 +217,19 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
+def _tokens_of(factor: Tensor, x: Tensor) -> Tensor:
+    """View ``(..., d)`` as ``(tokens, d)``, or ``(adapters, tokens, d)`` where a factor has adapters."""
+    return x.reshape(*factor.shape[:-2], -1, x.shape[-1])
+
+
+def _add(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a product to a total in place, for each adapter where there are several."""
+    if total.dim() == 2:
+        total.addmm_(left, right)
+    else:
+        total.baddbmm_(left, right)
+
+
 def _part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
     """Take of ``z`` what belongs to some rows of ``A``, which lie along a dimension of it."""
     assert z is not None
@@ -231,7 +249,8 @@ def _factor_gradients(
     """Find ``dz_i^T = sum of B_i dy_i^T``, and ``dB_i = z_i^T dy_i`` where it is wanted.
 
     Args:
-        z: ``(rows, tokens)``, as is what is returned.
+        dys: ``(tokens, d_out)``, or ``(adapters, tokens, d_out)``.
+        z: ``(rows, tokens)``, or ``(adapters, rows, tokens)``, as is what is returned.
     """
     dz = torch.zeros_like(z)
     dbs: list[Tensor | None] = []
@@ -242,9 +261,9 @@ def _factor_gradients(
         first = 0
         for start, rows in mine:
             # Several layers may use the same rows: each adds to them.
-            dz.narrow(0, start, rows).addmm_(b.narrow(0, first, rows), dy.t())
+            _add(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
             first += rows
-        dbs.append(_part_of(z, mine, 0) @ dy if want else None)
+        dbs.append(_part_of(z, mine, -2) @ dy if want else None)
     return dz, dbs
 
 
@@ -301,12 +320,13 @@ class _Island(torch.autograd.Function):
         dread = da = None
         dbs: list[Tensor | None] = [None] * n
         if a is not None:
-            dz, dbs = _factor_gradients(dys, z, ctx.spans, bs, wants[2 * n :])
-            da = dz @ _flat(x if read is None else read) if wants_a else None
+            of_each = [None if dy is None else _tokens_of(a, dy) for dy in dys]
+            dz, dbs = _factor_gradients(of_each, z, ctx.spans, bs, wants[2 * n :])
+            da = dz @ _tokens_of(a, x if read is None else read) if wants_a else None
             if wants_read:
-                dread = (dz.t() @ a).view(read.shape)
+                dread = (dz.mT @ a).view(read.shape)
             elif read is None and dx is not None:
-                dx.addmm_(dz.t(), a)
+                _add(_tokens_of(a, dx), dz.mT, a)
         if dx is not None:
             dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
         return *[None] * 4, dx, dread, da, *[None] * (2 * n), *dbs

@@ -17,6 +17,20 @@ from torch.nn import functional as F
 class FactorOfRows(Protocol):
     """An effective factor of each adapter of a mixed batch, which knows whose each row is."""
 
+    @property
+    def factor(self) -> Tensor:
+        """Those of all adapters, ``(adapters, rows, width)``."""
+        ...
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rows come adapter by adapter, equally many of each."""
+        ...
+
+    def checked(self, x: Tensor, /) -> Tensor:
+        """Return `factor`, for what is known to have the rows of a call."""
+        ...
+
     def down(self, x: Tensor, /) -> Tensor: ...
 
     def up(self, y: Tensor, z: Tensor, /) -> Tensor: ...

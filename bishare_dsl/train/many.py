@@ -60,6 +60,7 @@ class Steps(Sequence[list[Pass]]):
         batch: rows of each task in a step.
         epochs: how often each task sees its rows; ``most`` cuts its steps, where it is not None.
         at_once: rows in a pass, at most.
+        cost: what a pass takes however few rows it has, in tokens.
     """
 
     tasks: Sequence[Task]
@@ -68,6 +69,7 @@ class Steps(Sequence[list[Pass]]):
     epochs: float
     most: int | None
     at_once: int
+    cost: int = 64
     stopped: dict[int, str] = field(default_factory=dict)
     """Tasks that have no more steps, and why."""
 
@@ -97,21 +99,33 @@ class Steps(Sequence[list[Pass]]):
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[Pass]:
-        """Fill passes with the rows of some tasks: short ones together, and equally many of each."""
-        ranked = []
-        for task, examples in rows:
-            learned = sum(map(count_learned, examples))
-            short_first = sorted(examples, key=lambda example: len(example["input_ids"]))
-            ranked += [(rank, task, learned, e) for rank, e in enumerate(short_first)]
-        ranked.sort(key=lambda row: row[:2])
-        size = self.at_once - self.at_once % len(rows) if 0 < len(rows) < self.at_once else 0
-        size = size or self.at_once
-        parts = [ranked[i : i + size] for i in range(0, len(ranked), size)]
-        return [self._pass(sorted(part, key=lambda row: row[1])) for part in parts]
+        """Fill passes with the rows of some tasks, so that little is padded and there are not many."""
+        found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
+        found.sort(key=lambda row: len(row[2]["input_ids"]))
+        cuts = _cuts([len(row["input_ids"]) for *_, row in found], self.at_once, self.cost)
+        return [self._pass(sorted(found[a:b], key=lambda row: row[0])) for a, b in cuts]
 
-    def _pass(self, rows: Sequence[tuple[int, int, int, Example]]) -> Pass:
-        inputs = self.collator([example for *_, example in rows])
-        return Pass(inputs, [row[1] for row in rows], [row[2] for row in rows])
+    def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> Pass:
+        tasks, learned, examples = zip(*rows, strict=True)
+        return Pass(self.collator(examples), [*tasks], [*learned])
+
+
+def _cuts(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:
+    """Cut rows, the short ones first, where all parts together take least.
+
+    Each takes as many tokens as its longest row has, for each of its rows, and ``cost`` beside.
+    """
+    least, starts = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        tried = range(max(0, end - at_once), end)
+        total, start = min((least[i] + (end - i) * lengths[end - 1] + cost, i) for i in tried)
+        least.append(total)
+        starts.append(start)
+    cuts, end = [], len(lengths)
+    while end:
+        cuts.append((starts[end], end))
+        end = starts[end]
+    return cuts[::-1]
 
 
 @lru_cache(1024)

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 LIBRARY = "library"
 """The folder in a run's of adapters that share tensors."""
 
+PASS_COSTS = {"cpu": 64, "cuda": 16_384}
+"""What a pass takes however few rows it has, in tokens, by the kind of device."""
+
 
 def run_many(
     request: Request,
@@ -84,7 +87,8 @@ def run_many(
         tasks += _tried(name, encoded["train"].examples, held_out, settings, args)
     most = args.max_steps if args.max_steps > 0 else None
     batch, collator = effective_batch(args), Collator.of(tokenizer)
-    steps = Steps(tasks, collator, batch, args.num_train_epochs, most, settings.rows_at_once)
+    cost = PASS_COSTS.get(args.device.type, PASS_COSTS["cuda"])
+    steps = Steps(tasks, collator, batch, args.num_train_epochs, most, settings.rows_at_once, cost)
     if "warmup_steps" not in request.arguments:
         args.warmup_steps = min(WARM_UP, len(steps) // 10)
     reporter.note(

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from bishare_dsl.mixed.rows import (
+    Call,
     Grouping,
+    Place,
+    Reader,
     RowBatch,
     RowFactor,
     accept_rows,
@@ -27,6 +30,14 @@ OWNERS = {
 }
 
 
+def factors(owners: Sequence[int], repeats: int = 1) -> tuple[RowFactor, RowFactor]:
+    rows, many = len(owners), max(owners) + 1
+    call = Call(rows * repeats, (4,), text=False)
+    reader = Reader(Place("x", in_block=True, aside=False), rows, repeats > 1, False, call)
+    grouping = Grouping.of(owners, CPU)
+    return tuple(RowFactor(drawn(many, 2, d), grouping, reader) for d in (5, 6))  # type: ignore[return-value]
+
+
 def drawn(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -34,9 +45,7 @@ def drawn(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
 def test_each_row_meets_its_own(owners: Sequence[int], repeats: int) -> None:
-    grouping = Grouping.of(owners, CPU)
-    a = RowFactor(drawn(max(owners) + 1, 2, 5), grouping)
-    b = RowFactor(drawn(max(owners) + 1, 2, 6), grouping)
+    a, b = factors(owners, repeats)
     rows = len(owners) * repeats
     x, y = drawn(rows, 4, 5), drawn(rows, 4, 6)
     want = torch.stack(
@@ -59,11 +68,10 @@ def test_no_copy_where_rows_come_in_order() -> None:
 
 @pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
 def test_a_row_of_zeros_is_left_alone(owners: Sequence[int]) -> None:
-    grouping = Grouping.of(owners, CPU)
-    a, b = drawn(max(owners) + 1, 2, 5), drawn(max(owners) + 1, 2, 6)
-    a[0] = b[0] = 0
+    a, b = factors(owners)
+    a.factor[0] = b.factor[0] = 0
     x, y = drawn(len(owners), 4, 5), drawn(len(owners), 4, 6)
-    found = RowFactor(b, grouping).up(y, RowFactor(a, grouping).down(x))
+    found = b.up(y, a.down(x))
     for row, owner in enumerate(owners):
         assert torch.equal(found[row], y[row]) == (owner == 0)
 
@@ -78,14 +86,14 @@ def test_a_region_leaves_its_call_to_the_open_batch() -> None:
     assert not is_rewritten(region)
     assert torch.equal(region(x), plain)
 
-    factor = (RowFactor(drawn(1, 2, 3), Grouping(2, 1)),)
-    batch = RowBatch(None, 2, {region: lambda self, x: (self, rows_of(self))}, {region: factor})
+    two, factor = Grouping(2, 1), drawn(1, 2, 3)
+    batch = RowBatch(None, two, {region: lambda self, x: rows_of(self)}, {region: (factor,)})
     with open_batch(batch):
-        assert region(x) == (region, factor)
+        assert torch.equal(region(x)[0], factor[0])
         assert torch.equal(other(x), nn.functional.linear(x, other.weight, other.bias))
-        with open_batch(RowBatch(None, 2, {other: lambda self, x: x}, {})):
+        with open_batch(RowBatch(None, two, {other: lambda self, x: x}, {})):
             assert torch.equal(other(x), x)
-            assert region(x) == (region, factor)
+            assert torch.equal(region(x)[0], factor[0])
     assert open_batches() == ()
     assert torch.equal(region(x), plain)
     restore_forward(region)
