@@ -1,9 +1,12 @@
 """What training many adapters in one pass takes, beside one after another, and PEFT's LoRA one after another.
 
     python benchmarks/many.py CHECKPOINT [--spec bishare_ke] [--many 1,4,16] [--rows 4] [--processor]
+    python benchmarks/many.py CHECKPOINT --memory
 
 A step is a forward, a backward, clipping and AdamW for ``rows`` rows of each task, of 16 to 64 tokens. Prints
-seconds, the median of interleaved rounds: N together; N times one alone; N times PEFT's LoRA of rank 8 alone.
+seconds, the median of interleaved rounds: N together, and one after another each with its own rows; these
+twice, as a control. ``--memory`` counts the bytes that are kept for the backward of the largest pass, beside
+the base's, and the bank with its gradients and moments.
 """
 
 from __future__ import annotations
@@ -46,17 +49,36 @@ def loss(model: Any, forward: Any, one: Pass) -> torch.Tensor:
     return (each.view(learned.shape).sum(1) / torch.tensor(one.learned)).sum()
 
 
-def alone(model: Any, forward: Any, parameters: list[Any], one: Pass) -> Callable[[], None]:
-    """Return a step of one adapter as everybody has it."""
+def alone(
+    model: Any, forward: Any, parameters: list[Any], passes: list[Pass]
+) -> Callable[[], None]:
+    """Return a step of each of some tasks, one after another, as everybody has it."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
     def step() -> None:
-        loss(model, forward, one).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for one in passes:
+            loss(model, forward, one).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
+
+
+def kept(run: Callable[[], torch.Tensor], beside: Any) -> int:
+    """Count the bytes that are kept for a backward, beside tensors that are there anyway."""
+    found: dict[int, int] = {}
+    known = {tensor.untyped_storage().data_ptr() for tensor in beside}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = run()  # Kept, with its graph, so that no memory is used twice.
+    return sum(found.values()) + 0 * result.dim()
 
 
 def main() -> None:
@@ -69,6 +91,7 @@ def main() -> None:
     parser.add_argument(
         "--processor", action="store_true", help="measure one thread's time on the processor"
     )
+    parser.add_argument("--memory", action="store_true", help="count bytes in place of seconds")
     args = parser.parse_args()
     clock = time.process_time if args.processor else time.perf_counter
     if args.processor:
@@ -78,13 +101,12 @@ def main() -> None:
     drawn = examples(max(many), args.rows, base.config.vocab_size)
     tasks = [Task(f"t{i}", f"t{i}", ()) for i in range(max(many))]  # type: ignore[arg-type]
     steps = Steps(tasks, Collator(0), args.rows, 1, None, 32)
-    (first,) = steps.passes([(0, drawn[0])])
+    each = [steps.passes([(i, drawn[i])])[0] for i in range(max(many))]
     lora = get_peft_model(
         AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32),
         LoraConfig(r=8, target_modules="all-linear"),
     ).train()
     mine = [p for p in lora.parameters() if p.requires_grad]
-    of_peft = alone(lora, lora.get_base_model().forward, mine, first)
 
     made = make_plan(args.spec, base)
     install(base, made, 0, "alone")
@@ -99,11 +121,11 @@ def main() -> None:
         )
     base.train()
     ours = [p for p in handle.tensors().values() if p.requires_grad]
-    of_ours = alone(base, base.forward, ours, first)
 
     for count in many:
         passes = steps.passes([(i, drawn[i]) for i in range(count)])
-        times: dict[str, list[float]] = {"together": [], "ours": [], "PEFT's LoRA": []}
+        times: dict[str, list[float]] = {}
+        of_ours = alone(base, base.forward, ours, each[:count])
         with handle.bank([task.name for task in tasks[:count]]) as bank:
             rates = [[lambda step: 1e-4] * len(p) for p in bank.parameters]
             scales = [torch.ones(1, 1) for _ in bank.parameters]
@@ -116,21 +138,55 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
 
-            steps_of = {"together": together, "ours": of_ours, "PEFT's LoRA": of_peft}
+            if args.memory:
+                largest = max(passes, key=lambda one: one.inputs["input_ids"].numel())
+                memory(base, handle, bank, largest, count)
+                continue
+            steps_of = {
+                "together": together,
+                "ours": of_ours,
+                "PEFT's LoRA": alone(lora, lora.get_base_model().forward, mine, each[:count]),
+                "together again": together,
+                "ours again": of_ours,
+            }
             for number in range(args.rounds + 1):
                 for name, step in steps_of.items():
                     began = clock()
                     step()
                     if number:  # The first compiles, and allocates.
-                        times[name].append(clock() - began)
-        median = {name: statistics.median(found) for name, found in times.items()}
-        own, peft = count * median["ours"], count * median["PEFT's LoRA"]
-        print(
-            f"N={count}: together {median['together']:.3f} s; one after another {own:.3f} s, "
-            f"ratio {median['together'] / own:.2f}; PEFT's LoRA {peft:.3f} s, "
-            f"ratio {median['together'] / peft:.2f}",
-            flush=True,
-        )
+                        times.setdefault(name, []).append(clock() - began)
+        if times:
+            median = {name: statistics.median(found) for name, found in times.items()}
+            together_s = median["together"]
+            print(
+                f"N={count}, passes {[tuple(one.inputs['input_ids'].shape) for one in passes]}: "
+                + "; ".join(
+                    f"{name} {found:.3f} s, {together_s / found:.2f}"
+                    for name, found in median.items()
+                ),
+                flush=True,
+            )
+
+
+def memory(base: Any, handle: Any, bank: Any, one: Pass, count: int) -> None:
+    """Print what a pass of ``count`` adapters keeps, beside what the base keeps of the same rows."""
+    there = [*base.parameters(), *base.buffers(), *bank.parameters]
+    with handle.rows([f"t{task}" for task in one.tasks]):
+        mixed = kept(lambda: loss(base, base.forward, one), there)
+    embeds = base.get_input_embeddings()(one.inputs["input_ids"]).detach().requires_grad_()
+
+    def forward(input_ids: Any = None, logits_to_keep: Any = 0, **others: Any) -> Any:
+        return base(inputs_embeds=embeds, logits_to_keep=logits_to_keep, **others)
+
+    with handle.rows([None] * len(one.tasks)):
+        bare = kept(lambda: loss(forward, forward, one), there)
+    rows = 4 * sum(p.numel() * p.itemsize for p in bank.parameters)
+    print(
+        f"N={count}, a pass of {tuple(one.inputs['input_ids'].shape)}: {mixed:,} bytes kept, "
+        f"{mixed / bare:.2f} of the base's {bare:,}; the bank with gradients and moments {rows:,}; "
+        f"of base and bank {(mixed + rows) / (bare + rows):.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

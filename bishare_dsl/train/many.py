@@ -60,6 +60,7 @@ class Steps(Sequence[list[Pass]]):
         batch: rows of each task in a step.
         epochs: how often each task sees its rows; ``most`` cuts its steps, where it is not None.
         at_once: rows in a pass, at most.
+        processes: that have passes in each step, where there are as many rows.
         cost: what a pass takes however few rows it has, in tokens.
     """
 
@@ -69,6 +70,7 @@ class Steps(Sequence[list[Pass]]):
     epochs: float
     most: int | None
     at_once: int
+    processes: int = 1
     cost: int = 64
     stopped: dict[int, str] = field(default_factory=dict)
     """Tasks that have no more steps, and why."""
@@ -102,7 +104,8 @@ class Steps(Sequence[list[Pass]]):
         """Fill passes with the rows of some tasks, so that little is padded and there are not many."""
         found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
         found.sort(key=lambda row: len(row[2]["input_ids"]))
-        cuts = _cuts([len(row["input_ids"]) for *_, row in found], self.at_once, self.cost)
+        most = min(self.at_once, ceil(len(found) / self.processes))
+        cuts = _cuts([len(row["input_ids"]) for *_, row in found], most, self.cost)
         return [self._pass(sorted(found[a:b], key=lambda row: row[0])) for a, b in cuts]
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> Pass:

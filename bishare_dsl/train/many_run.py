@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -64,8 +65,11 @@ def run_many(
         request.arguments, str(folder), evaluates=settings.eval_split is not None
     )
     _check(settings, args)
+    if args.process_index > 0:
+        reporter.silence()
     set_seed(args.seed)
-    folders.check_new(folder, force=force or resume is not None)
+    if args.should_save:  # Another process may find what this one has written.
+        folders.check_new(folder, force=force or resume is not None)
     base = resolve(request.model) if isinstance(request.model, str) else request.model
     made, problems = check_adapter(request, base)
     if isinstance(made, (Handle, StoredAdapter)):
@@ -88,7 +92,16 @@ def run_many(
     most = args.max_steps if args.max_steps > 0 else None
     batch, collator = effective_batch(args), Collator.of(tokenizer)
     cost = PASS_COSTS.get(args.device.type, PASS_COSTS["cuda"])
-    steps = Steps(tasks, collator, batch, args.num_train_epochs, most, settings.rows_at_once, cost)
+    steps = Steps(
+        tasks,
+        collator,
+        batch,
+        args.num_train_epochs,
+        most,
+        settings.rows_at_once,
+        args.world_size,
+        cost,
+    )
     if "warmup_steps" not in request.arguments:
         args.warmup_steps = min(WARM_UP, len(steps) // 10)
     reporter.note(
@@ -119,13 +132,16 @@ def run_many(
             eval_dataset=[()] if settings.eval_split is not None else None,
         )
         watch.trainer = trainer  # type: ignore[assignment]
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise TrainError(codes.BAD_COMBINATION(reason="several tasks are not sharded: use DDP"))
         halving = Halving(trainer)
         if settings.search:
             trainer.add_callback(halving)
         trainer.write = partial(_write, trainer, halving, folder, library)
+        trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
         held = folders.claim(folder, request.as_dict(handle.spec_text), resume, force=force)
         bank_of = handle.bank(names, shared, fixed)
-        with held, bank_of as bank:
+        with held if args.should_save else nullcontext(), bank_of as bank:
             trainer.bank = bank
             run_loop(trainer, watch, request, reporter)
     model.eval()
@@ -186,7 +202,6 @@ def _check(settings: Settings, args: TrainingArguments) -> None:
         "packing": settings.packing,
         "eval_data": settings.eval_data is not None,
         "fp16": args.fp16,
-        "torchrun": args.world_size > 1,
         "load_best_model_at_end": args.load_best_model_at_end,
         "optim": getattr(args.optim, "value", args.optim)
         not in ("adamw_torch", "adamw_torch_fused"),
@@ -233,6 +248,8 @@ def _write(
     """Write each adapter into a folder of its name, or all that share tensors into a library."""
     if any(task.held_out for task in trainer.steps.tasks):
         trainer.evaluate()
+    if not trainer.args.should_save:
+        return
     names = {one: trainer.steps.tasks[i].name for one, i in _best(trainer, halving).items()}
     adapters = {one: trainer.handle[name] for one, name in names.items()}
     first = next(iter(adapters.values()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +69,9 @@ class ManyTrainer(Trainer):
         args.include_num_input_tokens_seen = "no"
         held: dict[str, Any] = {"train_dataset": steps, "data_collator": _only}
         super().__init__(model=model, args=args, **held, **arguments)
+        # DDP wants parameters of the model's that train; gradients of the bank are summed here.
+        prepare = cast(Any, self.accelerator).prepare_model
+        vars(self.accelerator)["prepare_model"] = partial(prepare, evaluation_mode=True)
         count = len(steps.tasks)
         self._sums = torch.zeros(2, count, device=args.device)
         self.first: dict[str, float] = {}
@@ -144,35 +148,44 @@ class ManyTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, *_: Any) -> Tensor:
         """Run the passes of a step, and return the mean loss of its tasks."""
         model.train()
-        running, step = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
+        running, sums = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
         for parameter in self.bank.parameters:
             parameter.grad = None  # Trainer asks the model, in which they are not.
-        passes: list[Pass] = inputs
-        for one in passes:
-            weights = torch.tensor([1.0 / learned for learned in one.learned])
-            with self.compute_loss_context_manager(), self._rows(one):
-                losses = self._losses(model, one) * weights.to(self.args.device)
-                losses.sum().backward()
-            index = torch.tensor(one.tasks).to(self.args.device, non_blocking=True)
-            step[0].index_add_(0, index, losses.detach())
-            self.state.num_input_tokens_seen += int((one.inputs["attention_mask"] != 0).sum())
-        step[1, running] = 1
-        self._sums += step
+        for tasks, losses in self._losses(model, inputs):
+            losses.sum().backward()
+            sums[0].index_add_(0, tasks, losses.detach())
+        for one in inputs:
+            self.state.num_input_tokens_seen += int(one.inputs["attention_mask"].sum())
+        sums[0] = self._together(sums[0])
+        for parameter in self.bank.parameters:
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self._together(found)
+        sums[1, running] = 1
+        self._sums += sums
         self._of_bank.stepping = [
             running if p is self.bank.own else [0] * bool(running) for p in self.bank.parameters
         ]
-        return step[0].sum() / max(len(running), 1)
+        return sums[0].sum() / max(len(running), 1)
 
-    def _rows(self, one: Pass) -> Any:
-        return self.handle.rows([self.steps.tasks[task].name for task in one.tasks])
+    def _together(self, part: Tensor) -> Tensor:
+        """Return the sum of what all processes have."""
+        if self.args.world_size == 1:
+            return part
+        return cast(Tensor, self.accelerator.reduce(part, "sum"))
 
-    def _losses(self, model: Any, one: Pass) -> Tensor:
-        """Return the sum of the losses of each row's tokens, ``(rows,)``."""
-        inputs = {name: tensor.to(self.args.device) for name, tensor in one.inputs.items()}
-        logits, learned = learned_logits(model, self.handle.model.forward, inputs)
-        flat, labels = logits.float().flatten(0, 1), learned.flatten()
-        losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
-        return losses.view(learned.shape).sum(1)
+    def _losses(self, model: Any, passes: Sequence[Pass]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield for each pass of this process the numbers of its rows' tasks, and what each row adds to
+        its task's loss, ``(rows,)`` both."""
+        device = self.args.device
+        for one in passes[self.args.process_index :: self.args.world_size]:
+            inputs = {name: tensor.to(device) for name, tensor in one.inputs.items()}
+            names = [self.steps.tasks[task].name for task in one.tasks]
+            with self.compute_loss_context_manager(), self.handle.rows(names):
+                logits, learned = learned_logits(model, self.handle.model.forward, inputs)
+            flat, labels = logits.float().flatten(0, 1), learned.flatten()
+            losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
+            tasks, counts = torch.tensor([one.tasks, one.learned]).to(device, non_blocking=True)
+            yield tasks, losses.view(learned.shape).sum(1) / counts
 
     def log(self, logs: dict[str, Any], *arguments: Any) -> None:
         """Log, and note the loss of each task since the last time; rows that are no numbers stop."""
@@ -211,19 +224,18 @@ class ManyTrainer(Trainer):
         tasks = [
             i for i, t in enumerate(self.steps.tasks) if t.held_out and i not in self.steps.stopped
         ]
-        totals: dict[int, float] = dict.fromkeys(tasks, 0.0)
+        totals = torch.zeros_like(self._sums[0])
         model = cast(Any, self.model).eval()
-        for one in self.steps.passes([(i, self.steps.tasks[i].held_out) for i in tasks]):
-            with self.compute_loss_context_manager(), self._rows(one):
-                losses = self._losses(model, one)
-            for task, learned, loss in zip(one.tasks, one.learned, losses.tolist(), strict=True):
-                totals[task] += loss / learned
+        passes = self.steps.passes([(i, self.steps.tasks[i].held_out) for i in tasks])
+        for numbers, losses in self._losses(model, passes):
+            totals.index_add_(0, numbers, losses)
         model.train()
-        self.held_out |= {self.steps.tasks[i].name: loss for i, loss in totals.items()}
-        mean = sum(totals.values()) / max(len(totals), 1)
-        found = {"eval_loss": mean}
-        self.log({**found, "eval_losses": {self.steps.tasks[i].name: totals[i] for i in tasks}})
-        return found
+        means = self._together(totals).tolist()
+        found = {self.steps.tasks[i].name: means[i] for i in tasks}
+        self.held_out |= found
+        mean = {"eval_loss": sum(found.values()) / max(len(found), 1)}
+        self.log({**mean, "eval_losses": found})
+        return mean
 
     def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
         """Count epochs and steps: no epoch for a run that is through."""
@@ -265,7 +277,8 @@ class ManyWatch(Watch):
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **more: Any
     ) -> None:
-        self.stopping = self.asked()
+        asked = torch.tensor(int(self.asked()), device=args.device)
+        self.stopping = bool(cast(Any, self.trainer)._together(asked))
 
 
 class Halving(TrainerCallback):

@@ -63,56 +63,36 @@ class RowAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do a step of the rows that have one."""
+        how = self._settings
+        beta1, beta2 = how.betas
         for i, group in enumerate(self.param_groups):
             (p,) = group["params"]
             rows = self.stepping[i]
             if p.grad is None or not len(rows):
                 continue
-            state = self.state[p]
-            rates = [self._rates[i][row](state["done"][row]) for row in rows]
+            state, going, rates = self.state[p], [0.0] * len(p), [0.0] * len(p)
+            done: list[int] = state["done"]
             for row in rows:
-                state["done"][row] += 1
-            done = [state["done"][row] for row in rows]
-            group["lr"] = rates[0]
-            if len(rows) == len(p):
-                self._step(p, p.grad, state, rates, done, self._scales[i])
-                continue
-            index = torch.tensor(rows).to(p.device, non_blocking=True)
-            scale = self._scales[i]
-            part = {n: state[n][index] for n in ("exp_avg", "exp_avg_sq", "finite")}
-            value = p[index]
-            scale = scale[index] if len(scale) > 1 else scale
-            self._step(value, p.grad[index], part, rates, done, scale)
-            p.index_copy_(0, index, value)
-            for name, found in part.items():
-                state[name].index_copy_(0, index, found)
+                going[row], rates[row] = 1.0, self._rates[i][row](done[row])
+                done[row] += 1
+            group["lr"] = rates[rows[0]]
+            norm = torch.linalg.vector_norm(p.grad, dim=1, keepdim=True)
+            state["finite"] *= norm.squeeze(1).isfinite()
+            goes = _column(going, p) * state["finite"].unsqueeze(1)
+            gradient = torch.where(goes > 0, p.grad, 0)
+            if how.max_norm:
+                gradient *= torch.where(goes > 0, how.max_norm / (norm + 1e-6), 0).clamp(max=1)
+            mean = state["exp_avg"].lerp_(gradient, goes * (1 - beta1))
+            square = state["exp_avg_sq"].lerp_(gradient.square(), goes * (1 - beta2))
+            first, second = (
+                _column([1 - beta ** max(n, 1) for n in done], p) for beta in how.betas
+            )
+            rate = _column(rates, p) * goes * self._scales[i]
+            if how.weight_decay:
+                p.mul_(1 - rate * how.weight_decay)
+            p.sub_(mean / (square / second).sqrt_().add_(how.eps) * (rate / first))
 
-    def _step(
-        self,
-        p: Tensor,
-        gradient: Tensor,
-        state: dict[str, Any],
-        rates: Sequence[float],
-        done: Sequence[int],
-        scale: Tensor,
-    ) -> None:
-        """Do the step of some rows in place."""
 
-        def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=p.dtype).to(p.device, non_blocking=True).unsqueeze(1)
-
-        how = self._settings
-        beta1, beta2 = how.betas
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        state["finite"] *= norm.squeeze(1).isfinite()
-        going = state["finite"].unsqueeze(1)
-        if how.max_norm:
-            gradient = gradient * (how.max_norm / (norm + 1e-6)).clamp(max=1)
-        gradient = torch.where(going > 0, gradient, 0)
-        rate = column(rates) * going * scale
-        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        corrected = square.sqrt().div_(column([(1 - beta2**n) ** 0.5 for n in done])).add_(how.eps)
-        if how.weight_decay:
-            p.mul_(1 - rate * how.weight_decay)
-        p.sub_(mean / corrected * (rate / column([1 - beta1**n for n in done])))
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return a value for each row, without waiting for the device."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).unsqueeze(1)

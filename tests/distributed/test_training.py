@@ -76,6 +76,7 @@ def inputs(folder: Path) -> None:
     (folder / "held-out.jsonl").write_text(rows([4] * 8))
     (folder / "spec.share").write_text(SPEC)
     assert main(command(asked(folder, "alone", per_device_train_batch_size=4))) == 0
+    train(**many(folder, "many-alone", per_device_train_batch_size=4), quiet=True)
 
 
 together = Together(inputs)
@@ -93,6 +94,13 @@ def asked(folder: Path, name: str, **more: Any) -> dict[str, Any]:
         **RECIPE,
         **more,
     }
+
+
+def many(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    """The arguments of a run of two tasks."""
+    tasks = {"data": {"a": str(folder / "rows.jsonl"), "b": str(folder / "held-out.jsonl")}}
+    how = {"eval_data": None, "eval_split": 2, "load_best_model_at_end": False, "rows_at_once": 3}
+    return asked(folder, name, **tasks, **how, **more)
 
 
 def command(arguments: Mapping[str, Any]) -> list[str]:
@@ -153,6 +161,21 @@ def ddp(folder: Path) -> None:
     assert type(result.model).__name__ == "LlamaForCausalLM"
     assert_as_one_process(folder, "ddp")
     assert_same_everywhere(result.model.bishare.tensors())
+
+
+@together
+def ddp_of_many_tasks(folder: Path) -> None:
+    result = without_fsdp(many(folder, "many"))
+    assert_same_everywhere(
+        {f"{n} {t}": v for n in "ab" for t, v in result.model.bishare[n].tensors().items()}
+    )
+    distributed.barrier()
+    for name in "ab":
+        stored, alone = (load_file(folder / n / name / TENSORS) for n in ("many", "many-alone"))
+        for tensor, value in stored.items():
+            torch.testing.assert_close(value, alone[tensor], atol=CLOSE, rtol=0, msg=tensor)
+    held_out: Any = log(folder / "many-alone")[-1]["eval_losses"]
+    assert {t.name: t.eval_loss for t in result.tasks} == pytest.approx(held_out, abs=CLOSE)
 
 
 @together
