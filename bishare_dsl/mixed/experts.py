@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bishare_dsl.mixed.rows import Reader, drops_of, rows_of
+from bishare_dsl.mixed.rows import Reader, drops_of, row_factors
 from bishare_dsl.rewrite.experts import experts_forward
 from bishare_dsl.rewrite.rewritten import base_class
 
@@ -29,10 +29,10 @@ def run_experts(
     Raises:
         AdapterError: whose tokens it reads cannot be known (BS682).
     """
-    found = rows_of(module)
+    found = row_factors(module)
     factors = [factor.factor.flatten(0, 1) for factor in found]
     grouping, reader = found[0].grouping, found[0].reader
-    if reader is not None:
+    if grouping.adapters > 1:
         bound = inspect.signature(base_class(type(module)).forward).bind(module, *args, **kwargs)
         _, x, index = bound.args[:3]
         _check(reader, module, [*bound.arguments][2], x)

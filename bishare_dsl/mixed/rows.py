@@ -341,11 +341,17 @@ def _reopened(stack: tuple[RowBatch, ...]) -> Iterator[None]:
 
 def rows_of(region: nn.Module) -> tuple[RowFactor, ...] | tuple[Tensor, ...]:
     """Return the factors of a region in the open batch that has it; of one adapter, as it has them alone."""
+    factors = row_factors(region)
+    if factors[0].grouping.adapters > 1:
+        return factors
+    return tuple([row.factor[0] for row in factors])
+
+
+def row_factors(region: nn.Module) -> tuple[RowFactor, ...]:
+    """Return the factors of a region in the open batch that has it, also of one adapter."""
     batch = _batch_of(region)
     found = batch.factors[region]
     factors = found() if callable(found) else found
-    if batch.grouping.adapters == 1:
-        return tuple([factor[0] for factor in factors])
     reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
     return tuple([RowFactor(factor, batch.grouping, reader) for factor in factors])
 

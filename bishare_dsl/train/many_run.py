@@ -90,23 +90,20 @@ def run_many(
         held_out = encoded["eval"].examples if "eval" in encoded else ()
         tasks += _tried(name, encoded["train"].examples, held_out, settings, args)
     most = args.max_steps if args.max_steps > 0 else None
-    batch, collator = effective_batch(args), Collator.of(tokenizer)
+    batch, collator, rows_at_once = (
+        effective_batch(args),
+        Collator.of(tokenizer),
+        settings.rows_at_once,
+    )
     cost = PASS_COSTS.get(args.device.type, PASS_COSTS["cuda"])
     steps = Steps(
-        tasks,
-        collator,
-        batch,
-        args.num_train_epochs,
-        most,
-        settings.rows_at_once,
-        args.world_size,
-        cost,
+        tasks, collator, batch, args.num_train_epochs, most, rows_at_once, args.world_size, cost
     )
     if "warmup_steps" not in request.arguments:
         args.warmup_steps = min(WARM_UP, len(steps) // 10)
     reporter.note(
         f"{len(tasks)} tasks, {len(steps):,} steps of {batch:,} examples of each, "
-        f"{settings.rows_at_once} rows at once"
+        f"{rows_at_once} rows at once"
     )
     model = load_base(request, base, reporter)
     names = [task.name for task in tasks]

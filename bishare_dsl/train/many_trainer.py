@@ -304,12 +304,7 @@ class Halving(TrainerCallback):
 
     def ranked(self, keeps: str) -> list[int]:
         """Return the tasks that are tried for an adapter and not stopped, the best first."""
-        found = [
-            i
-            for i, task in enumerate(self._steps.tasks)
-            if task.keeps == keeps and i not in self._steps.stopped
-        ]
-        return sorted(found, key=self._loss)
-
-    def _loss(self, task: int) -> float:
-        return self._trainer.held_out.get(self._steps.tasks[task].name, math.inf)
+        tasks, losses = self._steps.tasks, self._trainer.held_out
+        going = (i for i in range(len(tasks)) if i not in self._steps.stopped)
+        found = [i for i in going if tasks[i].keeps == keeps]
+        return sorted(found, key=lambda i: losses.get(tasks[i].name, math.inf))
