@@ -20,6 +20,7 @@ from bishare_dsl.mixed.rows import (
 )
 from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
 
+PLACE = Place("x", in_block=True, in_expert=False, aside=False)
 CPU = torch.device("cpu")
 OWNERS = {
     "each its own": [0, 1, 2],
@@ -33,7 +34,7 @@ OWNERS = {
 def factors(owners: Sequence[int], repeats: int = 1) -> tuple[RowFactor, RowFactor]:
     rows, many = len(owners), max(owners) + 1
     call = Call(rows * repeats, (4,), text=False)
-    reader = Reader(Place("x", in_block=True, aside=False), rows, repeats > 1, False, call)
+    reader = Reader(PLACE, rows, repeats > 1, False, call)
     grouping = Grouping.of(owners, CPU)
     return tuple(RowFactor(drawn(many, 2, d), grouping, reader) for d in (5, 6))  # type: ignore[return-value]
 
@@ -87,7 +88,9 @@ def test_a_region_leaves_its_call_to_the_open_batch() -> None:
     assert torch.equal(region(x), plain)
 
     two, factor = Grouping(2, 1), drawn(1, 2, 3)
-    batch = RowBatch(None, two, {region: lambda self, x: rows_of(self)}, {region: (factor,)})
+    batch = RowBatch(
+        None, two, {region: lambda self, x: rows_of(self)}, {region: (factor,)}, {region: PLACE}
+    )
     with open_batch(batch):
         assert torch.equal(region(x)[0], factor[0])
         assert torch.equal(other(x), nn.functional.linear(x, other.weight, other.bias))
