@@ -95,8 +95,9 @@ def test_a_kill_at_every_step_leaves_the_old_or_the_new(
     tmp_path: Path, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = steps_of_a_save(tmp_path / "count", plans, monkeypatch)
-    assert steps.count("half") == 3
-    assert steps.count("replace") == 3
+    # The config beside the old one; the tensors; the config in its place; the card.
+    assert steps.count("half") == 4
+    assert steps.count("replace") == 4
     seen = []
     for step in range(1, len(steps) + 1):
         folder = tmp_path / str(step)

@@ -137,7 +137,9 @@ def save_adapter(
             replace_file(_next_config(folder, config.tensors), text)
             replace_file(folder / TENSORS, content)
             replace_file(folder / CONFIG, text)
+            # Of this save, and of saves that were killed while they wrote it.
             remove_leftovers(folder / CONFIG)
+            remove_leftovers(_next_config(folder, "*"))
             write_card(folder, plan, spec_text)
     return problems
 
