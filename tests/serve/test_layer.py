@@ -65,6 +65,18 @@ def test_every_spec(spec):
             close(found, server.expected(path, x, slots))
 
 
+def test_a_gain_by_rank_comes_between_a_pool_and_the_b_that_is_next():
+    server = Server(
+        "spec scaled\ntarget q_proj, k_proj\nscale 1\n"
+        "share pool per model rank 4 via KE(size = 16) gain rank init 1"
+    )
+    path = ATTENTION[0]
+    site = server.site[path]
+    x = torch.randn(len(SLOTS), site.d_in)
+    found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out)
+    close(found, server.expected(path, x))
+
+
 def test_sites_of_a_fused_layer_stand_side_by_side():
     server = Server("bishare_ke")
     x, outputs = torch.randn(len(SLOTS), 32), qkv(server)
