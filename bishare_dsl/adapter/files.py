@@ -417,8 +417,12 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, dict[str
                 digest = digest_of_content(found[file])
             if digest != wanted[file]:
                 wrong.append(folder / file)
-                if (later := _next_config(folder, digest)).is_file():  # A kill has left it there.
+                later = _next_config(folder, digest)  # A kill may have left it there.
+                try:
                     return _config_of(folder, later.name), found
+                except AdapterError:
+                    if later.is_file():
+                        raise
         if not wrong:
             return config, found
         if before == config:
