@@ -88,11 +88,11 @@ class Point:
 
 
 PLACES = [
-    ("top", "model", 1, 2),
-    ("top", "model", 13, 4),
-    ("top", "module", 24, 5),
-    ("top", "module", 200, 15),
     ("top", "module", 0, 45),
+    ("top", "model", 13, 4),
+    ("top", "module", 200, 15),
+    ("top", "module", 24, 5),
+    ("top", "model", 1, 2),
     ("random", "model", 13, 4),
     ("bottom", "model", 13, 4),
     ("top", "module", 3, 4),
