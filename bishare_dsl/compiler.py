@@ -52,7 +52,7 @@ Params = Mapping[str, int | float | str]
 
 
 @dataclass(frozen=True)
-class Planned:
+class ResolvedSpec:
     """A spec resolved against a model, and what to warn of.
 
     ``where`` tells the places of the spec's parts, if it was read from a text; ``changed`` whether its
@@ -81,7 +81,7 @@ def make_plan(
     model: nn.Module | Architecture | Source | str,
     params: Params | None = None,
     where: SourceMap | None = None,
-) -> Planned:
+) -> ResolvedSpec:
     """Resolve a spec against a model.
 
     Args:
@@ -105,7 +105,7 @@ def make_plan(
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
         raise type(error)(tried(error.problems, where, architecture), where) from None
-    return Planned(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
+    return ResolvedSpec(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
 
 
 _ADVICE = re.compile(r"did you mean `([^`]+)`\?|^`rank ([^`]+)`")
@@ -220,7 +220,7 @@ def import_peft(
 
 def install(
     model: nn.Module,
-    made: Planned | StoredAdapter,
+    made: ResolvedSpec | StoredAdapter,
     seed: int = 0,
     name: str | None = None,
     handle: type[Handle] | None = None,
@@ -246,13 +246,13 @@ def install(
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.adapter.recipes import check_remade
     from bishare_dsl.rewrite.adapt import DEFAULT, adapt
-    from bishare_dsl.rewrite.placement import can_be_called
+    from bishare_dsl.rewrite.parts import can_be_called
 
     if name is not None and not can_be_called(name):
         raise AdapterError(codes.NO_NAME(name=name))
     plan, where = made.plan, devices(made.plan, model)
     told: list[Problem] = []
-    if isinstance(made, Planned):
+    if isinstance(made, ResolvedSpec):
         text, compact = made.text(), False
         on_meta = all(device.type == "meta" for device in where.values())
         tensors = first_values(plan, model, seed, "meta" if on_meta else "cpu", unfilled)

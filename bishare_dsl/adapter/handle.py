@@ -26,7 +26,7 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, rende
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.mixed.bank import Bank
+from bishare_dsl.mixed.bank import TrainingBank
 from bishare_dsl.mixed.batches import MixedBatches
 from bishare_dsl.models.hooks import is_sharded, reshard, resident_tensor
 from bishare_dsl.models.inspect import inspect_model
@@ -35,7 +35,7 @@ from bishare_dsl.plan.names import attribute
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.adapt import attach, compile_plan, place, set_enabled, unadapt
 from bishare_dsl.rewrite.owned import OwnedTensors
-from bishare_dsl.rewrite.placement import AdapterRoot, CompiledPlan, Placement
+from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,14 +70,14 @@ class Adapter:
     plan: Plan
     spec_text: str
     seed: int
-    compiled: CompiledPlan
-    placement: Placement
+    compiled: PlanCode
+    parts: AdapterParts
     compact: bool = False
-    bank: tuple[Bank, int] | None = None
+    bank: tuple[TrainingBank, int] | None = None
 
     def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
         """Return where each tensor is, by its name in the plan, and its number there."""
-        stores = (store for _, store in self.placement.owned)
+        stores = (store for _, store in self.parts.owned)
         return {name: (store, i) for store in stores for i, name in enumerate(store.names)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ class Adapter:
     @property
     def drops(self) -> bool:
         """Whether its terms drop values of their inputs in training."""
-        stores = (store._modules.get("dropout") for _, store in self.placement.owned)
+        stores = (store._modules.get("dropout") for _, store in self.parts.owned)
         return any(dropout is not None and dropout.p for dropout in stores)
 
     def set_trainable(self, trainable: bool) -> None:
@@ -106,7 +106,7 @@ class Adapter:
         """
         if trainable and self.compact:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
-        for name, parameter in self.placement.tensors().items():
+        for name, parameter in self.parts.tensors().items():
             parameter.requires_grad_(trainable and self.plan.tensor[name].trainable)
 
 
@@ -132,7 +132,7 @@ class Handle(AdapterRoot):
         once.
         """
         self._model = (cast("PreTrainedModel", model),)
-        first = Adapter(name, plan, spec_text, seed, self.compiled, self.placement)
+        first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts)
         self.adapters, self.active, self._running = {name: first}, (name,), first
         self._watch(model)
 
@@ -245,7 +245,7 @@ class Handle(AdapterRoot):
         """
         if recurse:
             for name in self.active:
-                yield from self.adapters[name].placement.tensors().values()
+                yield from self.adapters[name].parts.tensors().values()
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, counted in the model, in the words of the field."""
@@ -514,7 +514,7 @@ class Handle(AdapterRoot):
             made = Adapter(
                 name, plan, spec_text, seed, compiled, place(self.model, compiled, tensors), compact
             )
-            made.placement.join(name)
+            made.parts.join(name)
             self.adapters[name] = made
         return notes
 
@@ -535,10 +535,10 @@ class Handle(AdapterRoot):
             return
         self._apart("switch adapters")
         running = chosen[0] if len(chosen) == 1 else self._together(chosen)
-        self.placement.remove()
+        self.parts.remove()
         self.active, self._running = names, running
-        self.placement = running.placement if running else Placement()
-        self.placement.insert()
+        self.parts = running.parts if running else AdapterParts()
+        self.parts.insert()
         if self._disabled:
             set_enabled(self.model, False)
 
@@ -559,7 +559,7 @@ class Handle(AdapterRoot):
         if name in self.active:
             rest = [other for other in self.active if other != name]
             self.activate(rest or [other for other in self.adapters if other != name][:1])
-        self.adapters.pop(name).placement.leave(name)
+        self.adapters.pop(name).parts.leave(name)
 
     @contextmanager
     def rows(self, adapter_names: Iterable[str | None]) -> Iterator[None]:
@@ -586,7 +586,7 @@ class Handle(AdapterRoot):
         names: Sequence[str],
         shared: frozenset[str] = frozenset(),
         fixed: frozenset[str] = frozenset(),
-    ) -> Iterator[Bank]:
+    ) -> Iterator[TrainingBank]:
         """Let adapters of one plan train together in a block, in the rows of mixed batches.
 
         Their parameters are views of the bank, which trains in their place: to be saved, merged and switched
@@ -601,8 +601,8 @@ class Handle(AdapterRoot):
         for member in members:
             member.set_trainable(True)
             for name in fixed:
-                member.placement.tensors()[name].requires_grad_(False)
-        bank = Bank([member.placement.tensors() for member in members], shared)
+                member.parts.tensors()[name].requires_grad_(False)
+        bank = TrainingBank([member.parts.tensors() for member in members], shared)
         for row, member in enumerate(members):
             member.bank = bank, row
         try:
@@ -639,14 +639,14 @@ class Handle(AdapterRoot):
             for name, source in adapter.sources().items()
         }
         compiled = compile_plan(self.model, plan)
-        placement = attach(self.model, compiled, sources)
+        parts = attach(self.model, compiled, sources)
         return _Together(
             "+".join(adapter.name for adapter in adapters),
             plan,
             adapters[0].spec_text,
             adapters[0].seed,
             compiled,
-            placement,
+            parts,
             any(adapter.compact for adapter in adapters),
             members=tuple(adapters),
         )
@@ -670,7 +670,7 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: it is sharded over several (BS645).
         """
-        if any(is_sharded(region) for region, _ in self.placement.regions):
+        if any(is_sharded(region) for region, _ in self.parts.regions):
             raise AdapterError(codes.SHARDED(action=action))
 
     def _apart(self, action: str) -> None:
@@ -710,7 +710,7 @@ class Handle(AdapterRoot):
             self._mixed.leave()
         self._mixed = None
         self._model, self._merged, self._running = (), None, None
-        self.placement, self.adapters, self.active = Placement(), {}, ()
+        self.parts, self.adapters, self.active = AdapterParts(), {}, ()
         return model
 
 

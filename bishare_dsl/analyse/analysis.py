@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bishare_dsl.analyse import energy, ranks
-from bishare_dsl.analyse.keys import Grouping
+from bishare_dsl.analyse.keys import PoolsByKey
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
 from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Update
@@ -69,7 +69,7 @@ def analyse(adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0) 
         rank: at which joint energy is given.
         seed: of the vectors that are drawn.
     """
-    grouping = Grouping(adapter.plan.base, [update.site for update in adapter.updates])
+    grouping = PoolsByKey(adapter.plan.base, [update.site for update in adapter.updates])
     rank = rank or _usual([update.whole.rank for update in adapter.updates])
     wanted = sorted({*RANKS, rank})
     looks = (adapter.updates, independent(adapter.updates, seed))

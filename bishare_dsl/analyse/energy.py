@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.analyse.keys import Grouping, share_of
+from bishare_dsl.analyse.keys import PoolsByKey, share_of
 from bishare_dsl.analyse.update import Factored, Update
 
 KEYS = (
@@ -67,7 +67,7 @@ def energy(updates: Sequence[Update], role: str) -> float:
     return sum((u.trained if role == "A" else u.whole).energy for u in updates)
 
 
-def joint(updates: Sequence[Update], grouping: Grouping, ranks: Sequence[int]) -> list[Joint]:
+def joint(updates: Sequence[Update], grouping: PoolsByKey, ranks: Sequence[int]) -> list[Joint]:
     """Return what common factors keep of an adapter, for each key and role."""
     by_path = {update.site.path: update for update in updates}
     # Some keys give the same pools.

@@ -12,7 +12,7 @@ from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.spec import Selection, Share
 
 
-class Grouping:
+class PoolsByKey:
     """Groups the modules that are adapted by the keys of shares."""
 
     def __init__(self, architecture: Architecture, sites: Sequence[Site]):

@@ -19,7 +19,7 @@ from bishare_dsl.resources import find_spec, shipped_specs
 
 if TYPE_CHECKING:
     from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.compiler import Planned
+    from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.models import Architecture, Source
     from bishare_dsl.spec import Spec
 
@@ -64,7 +64,7 @@ def cannot_read(path: str | Path, error: OSError) -> Problem:
 
 def plan_of(
     name: str, model: str | Architecture, params: Mapping[str, int | float | str], report: Report
-) -> Planned:
+) -> ResolvedSpec:
     """Return the plan of a spec for a model; warnings go to the report.
 
     Raises:

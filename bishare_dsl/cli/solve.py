@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
-    from bishare_dsl.compiler import Planned
+    from bishare_dsl.compiler import ResolvedSpec
     from bishare_dsl.models import Architecture
 
 
@@ -44,7 +44,7 @@ def solve(
     architecture = architecture_of(model)
     allowed = parameters(budget, architecture)
 
-    def planned(value: int) -> Planned:
+    def planned(value: int) -> ResolvedSpec:
         return make_plan(spec, architecture, {**params, name: value}, where)
 
     def count(value: int) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bishare_dsl.transforms import stacked
 
 
-class Bank:
+class TrainingBank:
     """The tensors of adapters of one plan. Each adapter's parameters are views of it.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import AdapterError, Problem, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.mixed.bank import Bank
+from bishare_dsl.mixed.bank import TrainingBank
 from bishare_dsl.mixed.experts import run_experts
 from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.mixed.rows import (
@@ -61,7 +61,7 @@ class Member(Protocol):
     def plan(self) -> Plan: ...
 
     @property
-    def bank(self) -> tuple[Bank, int] | None:
+    def bank(self) -> tuple[TrainingBank, int] | None:
         """The bank that has its tensors while it trains with others, and its row there."""
         ...
 

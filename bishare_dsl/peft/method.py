@@ -40,7 +40,7 @@ from bishare_dsl.adapter.own_methods import RESIZING, put_methods
 from bishare_dsl.adapter.recipes import check_remade
 from bishare_dsl.adapter.sharing import check_sharing
 from bishare_dsl.adapter.stored import not_finite, widen_tensor
-from bishare_dsl.compiler import Planned, install, make_plan, read_spec
+from bishare_dsl.compiler import ResolvedSpec, install, make_plan, read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models import architecture_of
@@ -70,7 +70,7 @@ class PeftHandle(Handle, BaseTunerLayer):
         return nn.ModuleDict(
             {
                 name: nn.ParameterList(
-                    p for n, p in a.placement.tensors().items() if a.plan.tensor[n].trainable
+                    p for n, p in a.parts.tensors().items() if a.plan.tensor[n].trainable
                 )
                 for name, a in self.adapters.items()
             }
@@ -157,7 +157,7 @@ class PeftHandle(Handle, BaseTunerLayer):
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         adapter = self[adapter_name]
-        move_tensors(adapter.placement.tensors(), devices(adapter.plan, self.model))
+        move_tensors(adapter.parts.tensors(), devices(adapter.plan, self.model))
 
 
 class BishareModel(BaseTuner):
@@ -253,7 +253,7 @@ class BishareModel(BaseTuner):
         if autocast_adapter_dtype:
             return
         base = next(p for p in self.model.parameters() if p.is_floating_point())
-        for parameter in self.model.bishare[adapter_name].placement.tensors().values():
+        for parameter in self.model.bishare[adapter_name].parts.tensors().values():
             parameter.data = parameter.data.to(base.dtype)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -352,7 +352,7 @@ class BishareModel(BaseTuner):
         }
         _warn(*map(render, not_finite(stored)))
         values = complete(adapter.plan, record, stored)
-        values |= check_remade(record.marks, adapter.placement.tensors())
+        values |= check_remade(record.marks, adapter.parts.tensors())
         config._unchecked = False
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
@@ -406,7 +406,7 @@ def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
     )
 
 
-def _planned(config: BishareConfig, model: nn.Module) -> Planned:
+def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     """Return the plan of a config for a model: of one that was saved, the plan that it was saved with."""
     if (stored := config.stored()) is None:
         return make_plan(str(config.spec), model, where=config._where)
@@ -414,7 +414,7 @@ def _planned(config: BishareConfig, model: nn.Module) -> Planned:
     problems = list(base_problems(plan, architecture_of(model)))
     raise_errors(AdapterError, problems)
     spec, where = read_spec(stored.spec)
-    return Planned(plan, tuple(problems), spec, where, changed=False)
+    return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
 
 
 def _stored_names(config: BishareConfig, plan: Plan) -> list[str]:
@@ -428,7 +428,7 @@ def _stored_names(config: BishareConfig, plan: Plan) -> list[str]:
     ]
 
 
-def _adopts(handle: Handle, name: str, found: Planned) -> bool:
+def _adopts(handle: Handle, name: str, found: ResolvedSpec) -> bool:
     """Tell whether an adapter that `compile_spec` has put into the model is the one of a config."""
     return name in handle.adapters and handle[name].plan.digest == found.plan.digest
 

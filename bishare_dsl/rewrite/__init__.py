@@ -2,4 +2,4 @@
 
 from bishare_dsl.rewrite.adapt import adapt, regions, set_enabled, unadapt
 from bishare_dsl.rewrite.owned import OwnedTensors
-from bishare_dsl.rewrite.placement import AdapterRoot, Placement
+from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot

@@ -16,11 +16,11 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.compile_regions import CONTAINERS, Observer, RegionCompiler
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
+from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.placement import AdapterRoot, CompiledPlan, Placement
 from bishare_dsl.rewrite.region import FACTORS, Pass
 from bishare_dsl.rewrite.rewritten import restore_forward, set_code
-from bishare_dsl.rewrite.whole import WholeTensors, set_whole_enabled
+from bishare_dsl.rewrite.whole import TrainedInFull, set_whole_enabled
 from bishare_dsl.transforms import Width, check_term, load_transform
 
 DEFAULT = "default"
@@ -61,11 +61,11 @@ def adapt(
         raise ModelError(codes.BARE_CONTAINER(kind=type(model).__name__))
     compiled = compile_plan(model, plan, observe, optimisations)
     top = root()
-    top.placement, top.compiled = place(model, compiled, tensors), compiled
+    top.parts, top.compiled = place(model, compiled, tensors), compiled
     top.frozen = tuple(path for path, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
-    top.placement.join(name)
-    top.placement.insert()
+    top.parts.join(name)
+    top.parts.insert()
     model.add_module(ADAPTER, top.train(model.training))
     return compiled.notes
 
@@ -75,7 +75,7 @@ def compile_plan(
     plan: Plan,
     observe: Observer | None = None,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
-) -> CompiledPlan:
+) -> PlanCode:
     """Work out what a plan makes of a model's forwards; the model may have an adapter, and stays as it is.
 
     Returns:
@@ -90,10 +90,10 @@ def compile_plan(
     compiled = tuple(regions)
     if any(map(is_sharded, model.modules())):
         regions.notes[render(codes.SHARDED_ALREADY())] = None
-    return CompiledPlan(plan, compiled, tuple(regions.notes))
+    return PlanCode(plan, compiled, tuple(regions.notes))
 
 
-def place(model: nn.Module, compiled: CompiledPlan, tensors: Mapping[str, Tensor]) -> Placement:
+def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -> AdapterParts:
     """Make the modules of an adapter, and say where they belong; none is put there yet.
 
     Args:
@@ -119,14 +119,14 @@ def place(model: nn.Module, compiled: CompiledPlan, tensors: Mapping[str, Tensor
 
 
 def attach(
-    model: nn.Module, compiled: CompiledPlan, sources: Mapping[str, tuple[OwnedTensors, int]]
-) -> Placement:
+    model: nn.Module, compiled: PlanCode, sources: Mapping[str, tuple[OwnedTensors, int]]
+) -> AdapterParts:
     """Make what runs the code of a plan on tensors that are in modules already.
 
     Args:
         sources: where each tensor of the plan is, by name, and its number there.
     """
-    return Placement(
+    return AdapterParts(
         regions=tuple(
             (model.get_submodule(path), EffectiveFactors(code, [sources[name] for name in names]))
             for path, code, names in compiled.regions
@@ -137,7 +137,7 @@ def attach(
 
 def _whole_tensors(
     model: nn.Module, plan: Plan, sources: Mapping[str, tuple[OwnedTensors, int]]
-) -> Iterator[tuple[nn.Module, WholeTensors]]:
+) -> Iterator[tuple[nn.Module, TrainedInFull]]:
     """Make what gives the tensors in the place of parameters, of each module that has some."""
     found: dict[str, dict[str, tuple[OwnedTensors, int]]] = {}
     for trained in plan.trained:
@@ -145,7 +145,7 @@ def _whole_tensors(
             module, _, name = path.rpartition(".")
             found.setdefault(module, {})[name] = sources[trained.tensor]
     for module, tensors in found.items():
-        yield model.get_submodule(module), WholeTensors(tensors)
+        yield model.get_submodule(module), TrainedInFull(tensors)
 
 
 def check_terms(plan: Plan) -> None:
@@ -167,7 +167,7 @@ def check_terms(plan: Plan) -> None:
 def unadapt(model: nn.Module) -> None:
     """Take everything out again that `adapt` put in: the model is its base, as it was."""
     top = cast(AdapterRoot, model.get_submodule(ADAPTER))
-    top.placement.remove()
+    top.parts.remove()
     for module in list(model.modules()):
         if TENSORS in module._modules:
             delattr(module, TENSORS)

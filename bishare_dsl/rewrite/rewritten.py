@@ -109,7 +109,7 @@ def _code(source: str, filename: str) -> types.CodeType:
     return compile(source, filename, "exec")
 
 
-class Rewritten(nn.Module):
+class RewrittenModule(nn.Module):
     """What every generated class inherits, beside the class it replaces."""
 
     bishare_base: type[nn.Module]
@@ -135,7 +135,7 @@ class Rewritten(nn.Module):
 
 
 # A class lives as long as a module uses it.
-_classes: WeakValueDictionary[Hashable, type[Rewritten]] = WeakValueDictionary()
+_classes: WeakValueDictionary[Hashable, type[RewrittenModule]] = WeakValueDictionary()
 
 
 def set_code(module: nn.Module, code: GraphCode) -> None:
@@ -189,12 +189,12 @@ def restore_forward(module: nn.Module) -> None:
 
 def is_rewritten(module: nn.Module) -> bool:
     """Tell whether the forward of `module` is a graph."""
-    return isinstance(module, Rewritten) and module.bishare_code is not None
+    return isinstance(module, RewrittenModule) and module.bishare_code is not None
 
 
 def base_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Find the class that a module of class `cls` has without a graph."""
-    if not issubclass(cls, Rewritten):
+    if not issubclass(cls, RewrittenModule):
         return cls
     if "bishare_base" in vars(cls):
         return cls.bishare_base
@@ -236,7 +236,7 @@ def _generated_class(
     code: GraphCode | None,
     wrap: Wrap | None = None,
     names: tuple[str, ...] = (),
-) -> type[Rewritten]:
+) -> type[RewrittenModule]:
     parts = code and (code.source, *code.names.items(), *code.modules.items())
     key = (base, base.forward, parts, wrap, names)
     cls = _classes.get(key)
@@ -258,7 +258,7 @@ def _generated_class(
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
         }
-        cls = _classes[key] = type(base.__name__, (Rewritten, base), members)
+        cls = _classes[key] = type(base.__name__, (RewrittenModule, base), members)
     return cls
 
 
@@ -276,7 +276,7 @@ def _restore(
     code: GraphCode | None,
     wrap: Wrap | None,
     names: tuple[str, ...] = (),
-) -> Rewritten:
+) -> RewrittenModule:
     """Make an empty module of the generated class; unpickling and copying fill it."""
     cls = _generated_class(base, code, wrap, names)
     return cls.__new__(cls)

@@ -17,7 +17,7 @@ WHOLE = "bishare_whole"
 """The child of a module that gives the tensors in the place of its parameters."""
 
 
-class WholeTensors(nn.Module):
+class TrainedInFull(nn.Module):
     """Gives the tensors that stand in the place of a module's parameters. None lives in it.
 
     Args:
@@ -42,7 +42,7 @@ class WholeTensors(nn.Module):
         return owned[number].view(kept.shape).to(kept.dtype)
 
 
-def insert_whole(module: nn.Module, tensors: WholeTensors) -> None:
+def insert_whole(module: nn.Module, tensors: TrainedInFull) -> None:
     """Let the tensors stand in the place of a module's parameters."""
     module.add_module(WHOLE, tensors)
     set_whole(module, tensors.parameters_of_base)
@@ -60,7 +60,7 @@ def set_whole_enabled(model: nn.Module, enabled: bool) -> None:
         set_whole(module, tensors.parameters_of_base if enabled else ())
 
 
-def _whole(model: nn.Module) -> Iterator[tuple[nn.Module, WholeTensors]]:
+def _whole(model: nn.Module) -> Iterator[tuple[nn.Module, TrainedInFull]]:
     for module in model.modules():
-        if isinstance(tensors := module._modules.get(WHOLE), WholeTensors):
+        if isinstance(tensors := module._modules.get(WHOLE), TrainedInFull):
             yield module, tensors

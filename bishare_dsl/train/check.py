@@ -11,7 +11,7 @@ from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import CONFIG, place_of, read_adapter
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.compiler import Planned, make_plan, read_fitting
+from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from bishare_dsl.train.request import Request, Settings
 
-Made = Planned | StoredAdapter | Handle
+Made = ResolvedSpec | StoredAdapter | Handle
 """What is to be trained: planned, read from a folder, or in the model already."""
 
 

@@ -24,7 +24,7 @@ from bishare_dsl.mixed.batches import why_not
 from bishare_dsl.models import resolve
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.plan import Plan
-from bishare_dsl.rewrite.placement import can_be_called
+from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import WARM_UP, effective_batch, training_arguments
 from bishare_dsl.train.check import check_adapter, read_rows

@@ -21,7 +21,7 @@ from transformers import TrainingArguments as Args
 
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.mixed.bank import Bank
+from bishare_dsl.mixed.bank import TrainingBank
 from bishare_dsl.train.arguments import catch_refusals
 from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.errors import TrainError
@@ -51,7 +51,7 @@ class ManyTrainer(Trainer):
         done: the steps of the checkpoint that training goes on from.
     """
 
-    bank: Bank
+    bank: TrainingBank
     write: Callable[[], None]
 
     def __init__(

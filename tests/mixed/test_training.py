@@ -99,7 +99,7 @@ def test_tables_of_tokens(tied: bool) -> None:
         assert set(seen.nonzero().flatten().tolist()) == (set(range(64)) if tied else set(others))
     trains(model, dropout=True)
     for adapter in model.bishare.adapters.values():
-        for _, store in adapter.placement.owned:
+        for _, store in adapter.parts.owned:
             store.dropout.p = 0.5
     one, other = (model(ids, adapter_names=names).logits.detach() for _ in range(2))
     assert not torch.equal(one, other)

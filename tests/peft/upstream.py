@@ -229,7 +229,7 @@ def randomize_adapter(adapter: Any) -> None:
     """Give the tensors that train values that do something."""
     import torch
 
-    for name, parameter in adapter.placement.tensors().items():
+    for name, parameter in adapter.parts.tensors().items():
         if adapter.plan.tensor[name].trainable and parameter.device.type != "meta":
             with torch.no_grad():
                 parameter.add_(torch.randn(parameter.shape).to(parameter) * 0.2)

@@ -65,7 +65,7 @@ def adapt(model, terms="share x per module rank 2", target="gate_proj, up_proj, 
 
 
 def tensors_of(model):
-    return model.bishare.placement.tensors()
+    return model.bishare.parts.tensors()
 
 
 def trained(model):

@@ -289,7 +289,7 @@ def check_region(drawn: DrawnRegion, seed: int = 0) -> None:
     with patch.object(torch.nn.functional, "dropout", stand_in):
         notes = adapt(adapted, plan, tensors, optimisations=drawn.optimisations)
         _same(notes if drawn.traced else (), (), "notes")
-        parameters = adapted.get_submodule("bishare").placement.tensors()  # type: ignore[operator, union-attr]
+        parameters = adapted.get_submodule("bishare").parts.tensors()  # type: ignore[operator, union-attr]
         found, gradients = run(adapted, parameters)
         with torch.no_grad():
             again = [adapted(x) for _ in range(2)]

@@ -13,7 +13,7 @@ from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code
-from bishare_dsl.rewrite.whole import WholeTensors, insert_whole, remove_whole
+from bishare_dsl.rewrite.whole import TrainedInFull, insert_whole, remove_whole
 
 
 def can_be_called(name: str) -> bool:
@@ -22,7 +22,7 @@ def can_be_called(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Placement:
+class AdapterParts:
     """Each owner beside the tensors that it owns, each region beside its factors, and each module of which
     parameters are trained in full beside what gives these.
 
@@ -32,7 +32,7 @@ class Placement:
 
     owned: tuple[tuple[nn.Module, OwnedTensors], ...] = ()
     regions: tuple[tuple[nn.Module, EffectiveFactors], ...] = ()
-    whole: tuple[tuple[nn.Module, WholeTensors], ...] = ()
+    whole: tuple[tuple[nn.Module, TrainedInFull], ...] = ()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters by their names in the plan, each once."""
@@ -82,7 +82,7 @@ def _take_out(module: nn.Module, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class CompiledPlan:
+class PlanCode:
     """A plan with the code of its regions, for one model: each with its path and the tensors it reads."""
 
     plan: Plan
@@ -95,10 +95,10 @@ class AdapterRoot(nn.Module):
 
     Attributes:
         frozen: the base's parameters that trained before they were frozen.
-        placement: of the modules of the adapter that runs.
-        compiled: what the placement was made from.
+        parts: what the adapter that runs has put into the model.
+        compiled: what the parts were made from.
     """
 
     frozen: tuple[str, ...] = ()
-    placement: Placement
-    compiled: CompiledPlan
+    parts: AdapterParts
+    compiled: PlanCode
