@@ -90,11 +90,8 @@ def run_many(
         held_out = encoded["eval"].examples if "eval" in encoded else ()
         tasks += _tried(name, encoded["train"].examples, held_out, settings, args)
     most = args.max_steps if args.max_steps > 0 else None
-    batch, collator, rows_at_once = (
-        effective_batch(args),
-        Collator.of(tokenizer),
-        settings.rows_at_once,
-    )
+    batch, collator = effective_batch(args), Collator.of(tokenizer)
+    rows_at_once = settings.rows_at_once
     cost = PASS_COSTS.get(args.device.type, PASS_COSTS["cuda"])
     steps = Steps(
         tasks, collator, batch, args.num_train_epochs, most, rows_at_once, args.world_size, cost

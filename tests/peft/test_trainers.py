@@ -192,28 +192,36 @@ def test_kto(checkpoint: Path, tmp_path: Path) -> None:
     assert losses(trainer)[0] == pytest.approx(0.5, abs=1e-3)  # KL is 0, and so is every advantage.
 
 
+def by_rewards(
+    kind: Any, settings: Any, checkpoint: Path, folder: Path, adapter: BishareConfig, **more: Any
+) -> Any:
+    """Return a trainer that rewards long answers, for two steps."""
+    return kind(
+        str(checkpoint),
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=settings(
+            str(folder),
+            max_steps=2,
+            num_generations=2,
+            max_completion_length=4,
+            save_strategy="no",
+            **more,
+            **COMMON,
+        ),
+        train_dataset=PROMPTS,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=adapter,
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)]
 )
 def test_rewards_of_what_is_generated(
     checkpoint: Path, tmp_path: Path, kind: Any, settings: Any
 ) -> None:
-    trainer = kind(
-        str(checkpoint),
-        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
-        args=settings(
-            str(tmp_path),
-            max_steps=2,
-            num_generations=2,
-            max_completion_length=4,
-            beta=0.1,
-            save_strategy="no",
-            **COMMON,
-        ),
-        train_dataset=PROMPTS,
-        processing_class=tokenizer_of(checkpoint),
-        peft_config=config(task_type="CAUSAL_LM"),
-    )
+    adapter = config(task_type="CAUSAL_LM")
+    trainer = by_rewards(kind, settings, checkpoint, tmp_path, adapter, beta=0.1)
     before = tensors_of(trainer)
     trainer.train()
     first = next(row for row in trainer.state.log_history if "kl" in row)
@@ -225,21 +233,8 @@ def test_thirteen_numbers_are_trained_by_grpo_and_saved_in_26_bytes(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     tied = find_spec("tiny_lora").read_text("utf-8").replace("tiny  per", "tiny  c per model  per")
-    trainer = GRPOTrainer(
-        str(checkpoint),
-        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
-        args=GRPOConfig(
-            str(tmp_path),
-            max_steps=2,
-            num_generations=2,
-            max_completion_length=4,
-            save_strategy="no",
-            **COMMON,
-        ),
-        train_dataset=PROMPTS,
-        processing_class=tokenizer_of(checkpoint),
-        peft_config=BishareConfig(spec=tied, params={"count": 13}, task_type="CAUSAL_LM"),
-    )
+    adapter = BishareConfig(spec=tied, params={"count": 13}, task_type="CAUSAL_LM")
+    trainer = by_rewards(GRPOTrainer, GRPOConfig, checkpoint, tmp_path, adapter)
     trainer.train()
     handle = trainer.model.bishare
     assert handle.plan.trainable == 13

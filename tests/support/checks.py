@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.checks import randomize
+from bishare_dsl.testing.checks import _gradients, _random, _same, randomize
 from tests.support.families import tiny_inputs
 from tests.support.references import reference_model
 
@@ -374,19 +374,6 @@ def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Any:
     return other.to(dtype)
 
 
-def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    # What the loss does not depend on, such as a last layer's keys of padded tokens, has none.
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
-    return [
-        torch.zeros_like(tensor) if gradient is None else gradient
-        for tensor, gradient in zip(tensors, found, strict=True)
-    ]
-
-
-def _random(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return _run(model, inputs)
@@ -403,11 +390,6 @@ def _run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def _names(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-
-
-def _same(found: object, expected: object, what: str) -> None:
-    if found != expected:
-        raise AssertionError(f"{what}: found {found}, expected {expected}")
 
 
 def _identical(found: Tensor, expected: Tensor, what: str) -> None:

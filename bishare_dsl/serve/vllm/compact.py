@@ -79,10 +79,8 @@ class CompactManager(LRUCacheLoRAModelManager):
             AdapterError: as `read_any`; or one of its layers is not adapted here (BS652), there are no slots
                 for its plan (BS650, BS657), or it has other frozen tensors (BS653).
         """
-        stamp, (plan, given) = (
-            Stamp.of(folder),
-            read_any(folder, self.plans.base, self._remade.tensors),
-        )
+        stamp = Stamp.of(folder)
+        plan, given = read_any(folder, self.plans.base, self._remade.tensors)
         layers = self._layers(plan)
         number, tensors = self.plans.number_of(folder, plan), given()
         if number not in self.banks:
@@ -174,7 +172,9 @@ class CompactManager(LRUCacheLoRAModelManager):
         super()._set_adapter_mapping(mapping)
         self.tokens = len(mapping.index_mapping)
         place = {lora_id: slot for slot, lora_id in enumerate(self.lora_index_to_id) if lora_id}
-        number = {lora_id: self._registered_adapters[lora_id].number for lora_id in place}
+        # Not of the cache itself, for which each look is a use: the least used would leave in another order.
+        registered = self._registered_adapters.cache
+        number = {lora_id: registered[lora_id].number for lora_id in place}
         used = {number.get(lora_id) for lora_id in mapping.index_mapping}
         self.groups = {}
         for plan, bank in self.banks.items():
