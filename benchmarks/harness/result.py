@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bishare_dsl.version import __version__
+
 PACKAGES = (
     "bishare",
     "torch",
@@ -87,4 +89,5 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    # An editable install keeps the version that it was made with.
+    return found | {"bishare": __version__}
