@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,7 +23,8 @@ class Task:
         examples: to train on.
         held_out: to evaluate on; empty where there are none.
         rate: its learning rate at most.
-        seed: shuffles its examples.
+        seed: of its first values.
+        order: the seed by which its examples are shuffled.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Task:
     held_out: Sequence[Example] = ()
     rate: float = 1e-4
     seed: int = 0
+    order: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Steps(Sequence[list[Pass]]):
     def _rows(self, task: Task, step: int) -> list[Example]:
         """Return what a task learns in a step: its rows are shuffled anew in each epoch."""
         epoch, number = divmod(step, ceil(len(task.examples) / self.batch))
-        order = _order(len(task.examples), task.seed, epoch)
+        order = _order(len(task.examples), task.order, epoch)
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
     def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[Pass]:
@@ -133,7 +134,9 @@ def _cuts(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, in
 
 @lru_cache(1024)
 def _order(rows: int, seed: int, epoch: int) -> list[int]:
-    return random.Random(f"{seed} {epoch}").sample(range(rows), rows)
+    """Shuffle rows as accelerate's sampler does for a run of one adapter."""
+    generator = torch.Generator().manual_seed(seed + epoch)
+    return torch.randperm(rows, generator=generator).tolist()
 
 
 def count_learned(example: Example) -> int:

@@ -26,7 +26,7 @@ from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import WARM_UP, effective_batch, training_arguments
+from bishare_dsl.train.arguments import effective_batch, training_arguments, warm_up_steps
 from bishare_dsl.train.check import check_adapter, read_rows
 from bishare_dsl.train.data.batches import Collator, Example, Examples
 from bishare_dsl.train.errors import TrainError
@@ -38,6 +38,7 @@ from bishare_dsl.train.result import ManyResult, TaskResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from trl import SFTConfig
 
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
@@ -96,8 +97,6 @@ def run_many(
     steps = Steps(
         tasks, collator, batch, args.num_train_epochs, most, rows_at_once, args.world_size, cost
     )
-    if "warmup_steps" not in request.arguments:
-        args.warmup_steps = min(WARM_UP, len(steps) // 10)
     reporter.note(
         f"{len(tasks)} tasks, {len(steps):,} steps of {batch:,} examples of each, "
         f"{rows_at_once} rows at once"
@@ -120,6 +119,7 @@ def run_many(
         trainer = ManyTrainer(
             steps=steps,
             rates=settings.lr_of,
+            warm_up=partial(warm_up_steps, args, request.arguments),
             model=model,
             args=args,
             callbacks=[watch, *callbacks],
@@ -186,7 +186,7 @@ def _read_library(
     return found
 
 
-def _check(settings: Settings, args: TrainingArguments) -> None:
+def _check(settings: Settings, args: SFTConfig) -> None:
     """Refuse what only one adapter's run can do.
 
     Raises:
@@ -199,6 +199,9 @@ def _check(settings: Settings, args: TrainingArguments) -> None:
         "load_best_model_at_end": args.load_best_model_at_end,
         "optim": getattr(args.optim, "value", args.optim)
         not in ("adamw_torch", "adamw_torch_fused"),
+        "loss_type": args.loss_type != "nll",
+        "label_smoothing_factor": args.label_smoothing_factor > 0,
+        "train_sampling_strategy": args.train_sampling_strategy != "random",
     }
     reasons = [
         f"`{n}` is for one task, and there are several" for n, is_so in refused.items() if is_so
@@ -222,7 +225,8 @@ def _tried(
         for rate in settings.search.get("learning_rate", (None,)):
             called = keeps if rate is None else f"{keeps}-{rate.replace('.', '_')}"
             top = args.learning_rate if rate is None else float(rate)
-            yield Task(called, keeps, examples, held_out, top, seed)
+            order = seed if args.data_seed is None else args.data_seed
+            yield Task(called, keeps, examples, held_out, top, seed, order)
 
 
 def _best(trainer: ManyTrainer, halving: Halving) -> dict[str, int]:

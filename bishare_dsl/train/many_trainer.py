@@ -41,6 +41,7 @@ class ManyTrainer(Trainer):
     Args:
         steps: of all tasks, each an adapter of the model.
         rates: of shares and factors, as ``lr_of`` has them.
+        warm_up: counts the steps over which the rate rises, of so many.
         **arguments: as for Trainer.
 
     Attributes:
@@ -55,9 +56,16 @@ class ManyTrainer(Trainer):
     write: Callable[[], None]
 
     def __init__(
-        self, *, steps: Steps, rates: Mapping[str, str], args: Args, model: Any, **arguments: Any
+        self,
+        *,
+        steps: Steps,
+        rates: Mapping[str, str],
+        warm_up: Callable[[int], int],
+        args: Args,
+        **arguments: Any,
     ) -> None:
         self.steps, self._rates, self.write = steps, rates, lambda: None
+        self._warm_up = warm_up
         self._settings = Settings(
             (args.adam_beta1, args.adam_beta2),
             args.adam_epsilon,
@@ -68,7 +76,7 @@ class ManyTrainer(Trainer):
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
         held: dict[str, Any] = {"train_dataset": steps, "data_collator": _only}
-        super().__init__(model=model, args=args, **held, **arguments)
+        super().__init__(args=args, **held, **arguments)
         # DDP wants parameters of the model's that train; gradients of the bank are summed here.
         prepare = cast(Any, self.accelerator).prepare_model
         vars(self.accelerator)["prepare_model"] = partial(prepare, evaluation_mode=True)
@@ -113,8 +121,7 @@ class ManyTrainer(Trainer):
         return self.optimizer
 
     def _schedule(self, rate: float, steps: int) -> Rate:
-        args = self.args
-        warm_up = args.get_warmup_steps(steps)
+        args, warm_up = self.args, self._warm_up(steps)
         with catch_refusals():
             dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
             kinds = cast(Any, args.lr_scheduler_kwargs)
