@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import re
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,62 @@ def left_out(blocks: dict[str, nn.Parameter], kept: set[str], total: int) -> lis
     return [f"{name} {share:.0%}" for name, share in large]
 
 
+def inputs_of(model: Any, main: str) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield inputs to try, the least first: values of the shapes that the model's config tells, if any."""
+    config: Any = getattr(model, "config", None)
+    parameters = inspect.signature(model.forward).parameters
+    vision = getattr(config, "vision_config", config)
+    random = torch.Generator().manual_seed(0)
+
+    def ids() -> torch.Tensor:
+        vocabulary = config.get_text_config().vocab_size
+        return torch.randint(vocabulary, (2, 16), generator=random)
+
+    def values(*shape: Any) -> torch.Tensor | None:
+        known = all(isinstance(size, int) for size in shape)
+        return torch.randn(2, *shape, generator=random) if known else None
+
+    def pixels() -> torch.Tensor | None:
+        side = getattr(vision, "image_size", None)
+        sides = side if isinstance(side, (list, tuple)) else (side, side)
+        return values(getattr(vision, "num_channels", None), *sides)
+
+    def features() -> torch.Tensor | None:
+        frames = getattr(config, "max_source_positions", None)
+        return values(getattr(config, "num_mel_bins", None), frames and 2 * frames)
+
+    ways: dict[str, Callable[[], torch.Tensor | None]] = {
+        "input_ids": ids,
+        "pixel_values": pixels,
+        "input_features": features,
+        "input_values": lambda: values(4000),  # a quarter of a second
+    }
+    first = ways[main]() if config is not None and main in ways else None
+    if first is None:
+        return
+    made = {main: first}
+    if config.is_encoder_decoder:
+        made["decoder_input_ids"] = ids()
+    yield dict(made)
+    for name in ("pixel_values", "input_ids"):
+        if name not in made and name in parameters and (more := ways[name]()) is not None:
+            made[name] = more
+            yield dict(made)
+
+
+def run(module: Any) -> Probe:
+    """Run a model on the first of its `inputs_of` that it runs on."""
+    main = getattr(module, "main_input_name", "")
+    found = Probe(reason=f"no inputs are known for `{main}`")
+    for made in inputs_of(module, main):
+        try:
+            return probe(module, made)
+        except Exception as error:  # noqa: BLE001 - whatever a family's own code raises
+            reason = f"the model does not run on {', '.join(made)} alone: {one_line(error)}"
+            found = Probe(reason=reason)
+    return found
+
+
 def runs(model: nn.Module) -> dict[str, Probe]:
     """Run the model, and each of its towers alone, on what their configs tell; by path."""
     found = {}
@@ -235,7 +292,7 @@ def runs(model: nn.Module) -> dict[str, Probe]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                found[path] = probe(module)
+                found[path] = run(module)
             except Exception as error:  # noqa: BLE001 - whatever a family's own code raises
                 found[path] = Probe(reason=one_line(error))
     return found

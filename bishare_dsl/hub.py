@@ -143,34 +143,3 @@ def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None
         # Every transport has exceptions of its own, and huggingface_hub has changed its transport twice.
         reason = one_line(error.__cause__ or error)
         raise raised(HUB_UNREACHABLE(name=name, reason=reason, help=offline)) from error
-
-
-@contextmanager
-def hub_or_cache() -> Iterator[str | None]:
-    """Let `datasets` and others take what they need from the Hub if it answers, or else from their cache.
-
-    Yields:
-        Why the Hub cannot be reached; None where it can.
-    """
-    from huggingface_hub import get_session
-    from huggingface_hub.constants import ENDPOINT, is_offline_mode
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    session = get_session()
-    unreachable = "HF_HUB_OFFLINE is set" if is_offline_mode() else None
-    if unreachable is None:
-        try:
-            session.head(ENDPOINT, timeout=_SECONDS)
-        except Exception as error:  # noqa: BLE001 - each transport has exceptions of its own
-            unreachable = one_line(error)
-
-    def refuse(_: object) -> None:
-        raise OfflineModeIsEnabled(f"the Hub cannot be reached ({unreachable})")
-
-    hooks = session.event_hooks
-    if unreachable is not None:
-        session.event_hooks = {**hooks, "request": [refuse]}
-    try:
-        yield unreachable
-    finally:
-        session.event_hooks = hooks

@@ -401,8 +401,8 @@ class Handle(AdapterRoot):
         """Merge the adapter into the base's weights, in float32, and measure what that changed.
 
         Args:
-            inputs: to measure on, by keyword, or the model's main input, such as ``input_ids``; by default
-                random inputs of the shapes in the model's config, always the same.
+            inputs: to measure on, by keyword, or the model's main input, such as ``pixel_values``; by
+                default, of a model that reads text, random tokens, always the same.
             keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import check_out, write_mark
+from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.report import Report
-
-MARK = "bishare_analysis.json"
 
 
 @click.command(
@@ -39,7 +37,6 @@ MARK = "bishare_analysis.json"
 @options.seed
 @options.dtype
 @options.device
-@options.force
 @click.pass_obj
 def command(
     report: Report,
@@ -53,7 +50,6 @@ def command(
     seed: int,
     dtype: str | None,
     device: str | None,
-    force: bool,
 ) -> None:
     """Measure what the updates of an adapter's modules have in common: of each layer, and of each kind across
     layers; of several adapters, with each other too.
@@ -76,7 +72,7 @@ def command(
     from bishare_dsl.compiler import read_fitting
     from bishare_dsl.writing import new_folder
 
-    check_out(out, force=force, mark=MARK, only_listed=True)
+    check_out(out)
     stored = read_adapters(folders, model, report)
     adapters = []
     for name in [*stored]:
@@ -96,7 +92,6 @@ def command(
                 found[i] = replace(one, worth=worth(handle, batches))
     with new_folder(out.resolve()) as new:
         write(new, found, charts)
-        write_mark(new, MARK)
     report.data(out=str(out), **figures(found, charts))
     report.tables(*parts(found, charts))
     report.note(f"written: {out / 'analysis.html'}")

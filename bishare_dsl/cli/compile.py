@@ -93,7 +93,7 @@ def command(
         out = out or Path(
             re.sub(r"[^\w.-]+", "-", f"{plan.spec}-{plan.base.name.rpartition('/')[2]}")
         )
-        check_out(out, force=force, mark="adapter_config.json")
+        check_out(out, "adapter_config.json", force=force)
         _write(
             out,
             plan,

@@ -76,7 +76,7 @@ def command(
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_adapter_for
 
-    check_out(out, force=force, mark=CONFIG)
+    check_out(out, CONFIG, force=force)
     named = _named(folders)
     base, model_name = _base(folders[0], model)
     made = plan_of(spec, base, params, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -12,36 +12,26 @@ from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics import one_line
 from bishare_dsl.diagnostics.codes.evaluate import RUN_FAILED
-from bishare_dsl.diagnostics.codes.usage import CANNOT_READ, WRONG_USAGE
+from bishare_dsl.diagnostics.codes.usage import WRONG_USAGE
 
 
 @click.command(
     "generate",
     epilog=options.examples(
         'bishare generate my-adapter --model ./my-checkpoint --prompt "Why is the sky blue?"',
-        "bishare generate a b --base --model ./my-checkpoint --prompt-file question.txt --json",
-        "echo 2 + 2 = | bishare generate my-adapter --model ./my-checkpoint --prompt-file - --no-chat",
+        'bishare generate a b --base --model ./my-checkpoint --prompt "$(cat question.txt)" --json',
         'bishare generate my-adapter --model ./my-checkpoint --prompt "Name a fruit." --set num_beams=4',
     ),
 )
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
 @options.model(weights=True)
-@click.option("--prompt", metavar="TEXT", help="What the model answers, or goes on from.")
 @click.option(
-    "--prompt-file",
-    type=click.File(encoding="utf-8"),
-    metavar="FILE",
-    help="The same; - for stdin.",
+    "--prompt", required=True, metavar="TEXT", help="What the model answers, or goes on from."
 )
 @click.option("--base", is_flag=True, help="Let the base without an adapter answer too, first.")
 @click.option("--chat/--no-chat", default=None, help="Use the chat template; by default if any.")
 @click.option("--system", metavar="TEXT", help="What the chat template says before.")
 @click.option("--max_new_tokens", default=256, metavar="N", help="The most; by default 256.")
-@click.option(
-    "--do_sample/--no_do_sample", default=None, help="Draw tokens, or take the likeliest."
-)
-@click.option("--temperature", type=float, metavar="T", help="Draw tokens at this temperature.")
-@click.option("--top_p", type=float, metavar="P", help="Draw from the likeliest with this share.")
 @options.keywords
 @options.seed
 @options.dtype
@@ -52,33 +42,25 @@ def command(
     /,
     folders: tuple[Path, ...],
     model: str,
-    prompt: str | None,
-    prompt_file: TextIO | None,
+    prompt: str,
     base: bool,
     chat: bool | None,
     system: str | None,
     seed: int,
     dtype: str | None,
     device: str | None,
+    max_new_tokens: int,
     keywords: dict[str, Any],
-    **generation: Any,
 ) -> None:
     """Let models answer a prompt: each adapter in turn, on one base that is loaded once.
 
-    Without DIR the base alone answers. Options with underscores are those of generate() in transformers, and
-    --set gives its others. What is not given is as the model's generation config says, but that tokens are
-    drawn where --temperature or --top_p is given. On a terminal the text is shown as it comes.
+    Without DIR the base alone answers. --set gives any argument of generate() in transformers, such as
+    temperature=0.7. What is not given is as the model's generation config says, but that tokens are drawn
+    where a temperature or top_p is given. On a terminal the text is shown as it comes.
     """
-    text: Any = prompt
-    if prompt_file is not None:
-        try:
-            text = prompt_file.read().removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise CommandError(CANNOT_READ(path=prompt_file.name, reason=error.reason)) from None
-    if not text or (prompt and prompt_file):
-        what = "the prompt is what either `--prompt` or `--prompt-file` gives, and is not empty"
-        raise CommandError(WRONG_USAGE(what=what, help='such as `--prompt "What is shared?"`'))
-    generation = {name: value for name, value in generation.items() if value is not None} | keywords
+    if not prompt:
+        raise CommandError(WRONG_USAGE(what="the prompt is empty"))
+    generation = {"max_new_tokens": max_new_tokens} | keywords
     if generation.keys() & {"temperature", "top_p"}:
         generation.setdefault("do_sample", True)
     from transformers import TextStreamer, set_seed
@@ -91,9 +73,10 @@ def command(
     chat = bool(tokenizer.chat_template) if chat is None else chat
     if (chat and not tokenizer.chat_template) or (system is not None and not chat):
         raise CommandError(WRONG_USAGE(what="`--chat` and `--system` need a chat template"))
+    text: Any = prompt
     if chat:
         turns = [] if system is None else [{"role": "system", "content": system}]
-        turns.append({"role": "user", "content": text})
+        turns.append({"role": "user", "content": prompt})
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not chat).to(live.device)
     streamer = None

@@ -34,7 +34,7 @@ def command(report: Report, folder: Path, model: str | None, out: Path, force: b
     from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.export.peft_config import read_config
 
-    check_out(out, force=force, mark=CONFIG)
+    check_out(out, CONFIG, force=force)
     base = model or read_config(folder).base_model_name_or_path
     if base is None:
         raise CommandError(codes.WRONG_USAGE(what="the LoRA names no base: give --model"))

@@ -45,7 +45,6 @@ COMMANDS = {
     "models": "List the models that are known by name.",
     "explain": "Say more about an error code.",
     "lsp": "Serve an editor, which starts this command.",
-    "completion": "Print the script that lets a shell complete commands.",
 }
 
 
@@ -58,9 +57,9 @@ COMMANDS = {
     shared={
         allow_use: ("check", "plan", "show", "diff", "compile", "fit"),
         table_form: ("plan", "diff", "analyse", "eval"),
-        as_json: COMMANDS.keys() - {"lsp", "completion"},
+        as_json: COMMANDS.keys() - {"lsp"},
         quiet: COMMANDS.keys(),
-        spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain", "completion"},
+        spec_transform: COMMANDS.keys() - {"fmt", "specs", "models", "explain"},
     },
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(

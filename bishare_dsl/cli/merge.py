@@ -7,12 +7,9 @@ from pathlib import Path
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.files import check_out, write_mark
+from bishare_dsl.cli.files import check_out
 from bishare_dsl.cli.report import Report
 from bishare_dsl.writing import new_folder
-
-MARK = "bishare_merge.json"
-"""By this file, and what it lists, `--force` knows what the command has written."""
 
 
 @click.command(
@@ -29,7 +26,6 @@ MARK = "bishare_merge.json"
 @click.option(
     "--dequantize", is_flag=True, help="Make quantised layers dense; else they are refused."
 )
-@options.force
 @click.pass_obj
 def command(
     report: Report,
@@ -38,7 +34,6 @@ def command(
     out: Path,
     dtype: str | None,
     dequantize: bool,
-    force: bool,
 ) -> None:
     """Add an adapter to its base's weights, and save the result as a checkpoint that needs no bishare.
 
@@ -50,7 +45,7 @@ def command(
     from bishare_dsl.cli.reading import read_adapter_for
     from bishare_dsl.export.effective import check_linear
 
-    check_out(out, force=force, mark=MARK, only_listed=True)
+    check_out(out)
     # What does not fit is found before the weights are loaded.
     stored = read_adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
@@ -71,7 +66,6 @@ def command(
         plain.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-        write_mark(new, MARK, adapter=stored.plan.spec, base=stored.config.base_model or "")
     report.data(out=str(out), **asdict(merged))
     report.result(str(merged))
     report.note(f"saved in {out}")

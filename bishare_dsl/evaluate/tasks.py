@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,9 @@ from bishare_dsl.diagnostics import Problem, nearest, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.evaluate.errors import EvaluateError
-from bishare_dsl.hub import hub_or_cache
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-
-_OFFLINE = (
-    "the Hugging Face Hub cannot be reached; data sets that are in its cache (`HF_HOME`) work, and task "
-    "files with local data (`--include_path`)"
-)
 
 
 def load_tasks(
@@ -45,8 +38,7 @@ def load_tasks(
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=include_path, include_defaults=False)
-    local = all(name in manager.all_subtasks or Path(name).is_file() for name in names)
-    if not local:
+    if not all(name in manager.all_subtasks or Path(name).is_file() for name in names):
         # lm_eval's own 14,000 task files too, which takes seconds.
         manager = TaskManager(include_path=include_path)
     wanted: list[str] = []
@@ -60,15 +52,13 @@ def load_tasks(
             )
     raise_errors(EvaluateError, problems)
     items: list[Any] = []
-    with nullcontext() if local else hub_or_cache() as unreachable:
-        for name in dict.fromkeys(wanted):
-            try:
-                loaded = manager.load([name])
-            except Exception as error:  # noqa: BLE001 - task files and data raise what they like
-                help = _OFFLINE if unreachable else None
-                problems.append(codes.TASK_NOT_LOADED(name=name, reason=one_line(error), help=help))
-            else:
-                group = loaded["groups"].get(name)
-                items += loaded["tasks"].values() if group is None else [group]
+    for name in dict.fromkeys(wanted):
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # noqa: BLE001 - task files and data raise what they like
+            problems.append(codes.TASK_NOT_LOADED(name=name, reason=one_line(error)))
+        else:
+            group = loaded["groups"].get(name)
+            items += loaded["tasks"].values() if group is None else [group]
     raise_errors(EvaluateError, problems)
     return manager, items

@@ -47,7 +47,7 @@ def test_it_writes_a_folder_and_tells_the_means(bishare, here, checkpoint, lora)
     assert json.loads((here / "out" / "figures.json").read_text())["adapters"] == found["adapters"]
     again = bishare("analyse", lora, "--model", checkpoint, "--out", "out")
     assert (again.code, "BS618" in again.err) == (2, True)
-    again = bishare("analyse", lora, "--model", checkpoint, "--out", "out", "--force")
+    again = bishare("analyse", lora, "--model", checkpoint, "--out", "other")
     assert again.code == 0
     assert "kept at rank 4" in again.out
     assert "RMI          modules of a layer" in again.out

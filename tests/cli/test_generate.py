@@ -54,13 +54,12 @@ def test_one_answer_is_the_text_alone_of_the_model_s_own_generate(generate):
     assert answers[0]["text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_models_are_told_apart_and_a_prompt_is_a_file_or_typed(generate, made):
-    (made / "prompt.txt").write_text("from a\nfile\n")
-    run = generate("one", "--base", "--prompt-file", "prompt.txt")
+def test_models_are_told_apart(generate):
+    run = generate("one", "--base", "--prompt", "of two\nlines")
     heads = [line for line in run.out.splitlines() if line.startswith("== ")]
     assert heads == ["== base", "== one"]
-    typed = generate("one", "--base", "--prompt-file", "-", "--json", stdin=b"from a\nfile\n")
-    base, one = (answer["text"] for answer in json.loads(typed.out)["answers"])
+    data = generate("one", "--base", "--prompt", "of two\nlines", "--json")
+    base, one = (answer["text"] for answer in json.loads(data.out)["answers"])
     assert run.out == f"== base\n{base}\n== one\n{one}\n"
     assert base != one
 
@@ -69,9 +68,9 @@ def test_models_are_told_apart_and_a_prompt_is_a_file_or_typed(generate, made):
     ("given", "expected"),
     [
         ([], {}),
-        (["--no_do_sample", "--set", "num_beams=2"], {"do_sample": False, "num_beams": 2}),
-        (["--temperature", "0.5"], {"do_sample": True, "temperature": 0.5}),
-        (["--top_p", "0.9", "--set", "top_k=3"], {"do_sample": True, "top_k": 3, "top_p": 0.9}),
+        (["--set", "num_beams=2"], {"num_beams": 2}),
+        (["--set", "temperature=0.5"], {"do_sample": True, "temperature": 0.5}),
+        (["--set", "top_p=0.9", "-s", "do_sample=false"], {"do_sample": False, "top_p": 0.9}),
         (["--set", "stop_strings=x"], {"stop_strings": "x"}),
     ],
 )
@@ -91,7 +90,7 @@ def test_options_are_those_of_generate(generate, monkeypatch, given, expected):
 
 
 def test_models_that_draw_draw_alike(generate):
-    drawn = ("--prompt", "hello", "--temperature", "2", "--seed", "3", "--json")
+    drawn = ("--prompt", "hello", "--set", "temperature=2.0", "--seed", "3", "--json")
     again, once = (json.loads(generate(*drawn).out) for _ in range(2))
     assert once == again
     many = json.loads(generate(*drawn, "--set", "num_return_sequences=2").out)["answers"]
@@ -126,11 +125,8 @@ def test_the_chat_template_is_the_default(tmp_path, monkeypatch, bishare):
     [
         ([], "BS901"),
         (["--prompt", ""], "BS901"),
-        (["--prompt", "a", "--prompt-file", "tiny/config.json"], "BS901"),
         (["--prompt", "a", "--system", "b"], "BS901"),
         (["--prompt", "a", "--chat"], "BS901"),
-        (["--prompt-file", "nowhere"], "BS901"),
-        (["--prompt-file", "tiny/model.safetensors"], "BS904"),
         (["nowhere", "--prompt", "a"], "BS601"),
         (["--prompt", "a", "--set", "warm=1"], "BS806"),
     ],

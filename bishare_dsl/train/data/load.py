@@ -169,23 +169,16 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
         import datasets
     except ImportError as error:
         raise _needs("reading a Hub data set", "datasets") from error
-    from bishare_dsl.hub import hub_or_cache
-
-    with hub_or_cache() as unreachable:
-        try:
-            table = datasets.load_dataset(name, subset, split=split)
-        except Exception as error:
-            # `datasets`, the file systems below it and the formats have exceptions of their own each.
-            problem = codes.NO_SUCH_PART(name=name, reason=one_line(error))
-            if isinstance(error, ConnectionError):
-                reason = unreachable or one_line(error)
-                help = (
-                    "there is no file of this name either; data sets in the cache (`HF_HOME`) work"
-                )
-                problem = HUB_UNREACHABLE(name=name, reason=reason, help=help)
-            elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
-                problem = HUB_REFUSED(name=name, reason=one_line(error))
-            raise DataError(problem) from error
+    try:
+        table = datasets.load_dataset(name, subset, split=split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(HUB_REFUSED(name=name, reason=one_line(error))) from error
+    except ConnectionError as error:
+        help = "there is no file of this name either; data sets in the cache (`HF_HOME`) work"
+        raise DataError(HUB_UNREACHABLE(name=name, reason=one_line(error), help=help)) from error
+    except Exception as error:
+        # `datasets`, the file systems below it and the formats have exceptions of their own each.
+        raise DataError(codes.NO_SUCH_PART(name=name, reason=one_line(error))) from error
     numbers = range(1, len(table) + 1)
     return Rows(f"{name} ({split})", table, numbers, False, range(len(table)))
 
