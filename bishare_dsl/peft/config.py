@@ -23,13 +23,14 @@ from bishare_dsl.spec import Spec
 
 class Beside(list[str]):
     """Modules that PEFT trains beside a spec. For some tasks it adds the names of heads when the adapter is
-    in the model already, and would wrap a head that the spec trains.
+    in the model already, and would wrap a head that the spec trains: that one gets a name of no module. Left
+    out, it might leave the list empty, which PEFT takes for None, and cannot go through.
     """
 
     of_spec: frozenset[str] = frozenset()
 
     def extend(self, names: Iterable[str]) -> None:
-        super().extend(name for name in names if name not in self.of_spec)
+        super().extend(f"{name}_of_spec" if name in self.of_spec else name for name in names)
 
 
 @dataclass
