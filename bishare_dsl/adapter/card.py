@@ -10,8 +10,6 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.writing import replace_file
 
 CARD = "README.md"
-FOLDER = "path/to/this/folder"
-"""What a card calls the adapter's folder."""
 
 _MARK = "<!-- bishare writes this card anew when it saves; without this line it leaves the card alone. -->"
 _TEMPLATE_OF_PEFT = re.compile(
@@ -26,15 +24,9 @@ _CARD = """\
 
 # {spec}
 
-{what} for {base}, made by [bishare](https://pypi.org/project/bishare/): {kind}.
+{what} for {base}, made by [bishare](https://pypi.org/project/bishare/).
 
     {parameters}
-
-| share | trainable parameters |
-|---|---:|
-{shares}
-
-## Use
 
 ```python
 from transformers import AutoModelForCausalLM
@@ -42,8 +34,6 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained({load_from})
 {use}
 ```
-
-{elsewhere}
 
 ## Spec
 
@@ -57,22 +47,12 @@ _WITH_PEFT = """\
 import bishare_dsl.peft  # pip install "bishare[peft]"; without this line PEFT says KeyError: 'BISHARE'
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(model, "{folder}")"""
+model = PeftModel.from_pretrained(model, "path/to/this/folder")"""
 _WITHOUT_PEFT = """\
 
 from bishare_dsl import load_adapter  # pip install bishare
 
-model = load_adapter("{folder}", model)"""
-_FACTORS = "low-rank factors that modules share"
-_WHOLE = "parameters of its own, trained in full"
-_MERGED = """\
-`bishare merge` makes a plain model with the adapter merged in."""
-_EXPORTED = """\
-`bishare merge` makes a plain model with the adapter merged in, and
-`bishare export` a LoRA that PEFT {loads}."""
-_SERVED = """\
- With
-`pip install "bishare[vllm]"`, `vllm serve {base} --enable-lora --lora-modules name={folder}` serves it."""
+model = load_adapter("path/to/this/folder#{name}", model)"""
 
 
 def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> None:
@@ -92,41 +72,24 @@ def write_card(folder: Path, plan: Plan, spec_text: str, names: tuple[str, ...] 
 def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
     """Return the card, with the front matter that the Hub reads; ``names`` are those of a library."""
     # The Hub takes a `base_model` that is an id there, and rejects the card for any other.
-    tags = ["bishare", "lora", "parameter-sharing"]
-    base = []
-    if plan.base.model_id:
-        base = [f"base_model: {plan.base.model_id}", "base_model_relation: adapter"]
-        tags.insert(0, f"base_model:adapter:{plan.base.model_id}")
+    known = plan.base.model_id
     front_matter = [
         f"library_name: {'bishare' if names else 'peft'}",
-        *base,
+        *([f"base_model: {known}", "base_model_relation: adapter"] if known else []),
         *([] if plan.base.head else ["pipeline_tag: text-generation"]),
         "tags:",
-        *(f"- {tag}" for tag in tags),
+        *([f"- base_model:adapter:{known}"] if known else []),
+        *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]
-    shares = (f"| {name} | {count:,} |" for name, count in plan.shares.items())
-    name = plan.base.model_id or plan.base.name
-    folder = f"{FOLDER}#{names[0]}" if names else FOLDER
-    if not plan.terms:  # There is no LoRA in it to export.
-        elsewhere = _MERGED
-    elif plan.trained:  # vLLM takes low-rank terms alone.
-        elsewhere = _EXPORTED.format(loads="loads")
-    else:
-        elsewhere = _EXPORTED.format(loads="and vLLM load") + _SERVED.format(
-            base=name, folder=folder
-        )
-    kinds = [_FACTORS] * bool(plan.terms) + [_WHOLE] * bool(plan.trained)
+    name = known or plan.base.name
     return _CARD.format(
         front_matter="\n".join(front_matter),
         mark=_MARK,
         spec=plan.spec,
-        base=f"[{name}](https://huggingface.co/{name})" if plan.base.model_id else f"`{name}`",
+        base=f"[{name}](https://huggingface.co/{name})" if known else f"`{name}`",
         parameters=plan.parameters_line,
-        shares="\n".join(shares),
         what=f"A library of {len(names)} adapters" if names else "An adapter",
-        kind=", and ".join(kinds),
-        use=(_WITHOUT_PEFT if names else _WITH_PEFT).format(folder=folder).strip(),
+        use=(_WITHOUT_PEFT.format(name=names[0]) if names else _WITH_PEFT).strip(),
         load_from=json.dumps(name),
-        elsewhere=elsewhere,
         text=spec_text.strip(),
     )

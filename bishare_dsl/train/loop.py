@@ -14,7 +14,7 @@ from transformers.utils import logging
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
-from bishare_dsl.train.progress import progress
+from bishare_dsl.train.progress import Progress
 from bishare_dsl.train.stop import hear_signals
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run_loop(
     folder, resume = request.output_dir, request.resume
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
-    shown = None if reporter.quiet else progress()
+    shown = None if reporter.quiet else Progress()
     if shown is not None:
         trainer.add_callback(shown)
     trainer.done = 0 if resume is None else folders.step_of(resume)

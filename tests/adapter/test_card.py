@@ -35,21 +35,9 @@ def test_a_spec_with_braces_is_only_text() -> None:
     assert text in model_card(plan_spec(parse_spec(text), preset("smollm2-135m")), text)
 
 
-def test_a_card_says_who_loads_what_is_trained_in_full() -> None:
-    """PEFT beside low-rank terms alone, and vLLM never: BS692, BS686."""
-
-    def card(text: str) -> str:
-        return model_card(plan_spec(parse_spec(text), tiny_model("llama")), text)
-
-    alone = card("spec s train norms")
-    assert "/): parameters of its own, trained in full." in alone
-    assert not any(words in alone for words in ("low-rank", "bishare export", "vllm serve"))
-    both = card(f"{TEXT} train norms")
-    assert "/): low-rank factors that modules share, and parameters of its own" in both
-    assert "a LoRA that PEFT loads." in both
-    assert "vLLM" not in both
-    assert "vllm serve" not in both
-    assert "a LoRA that PEFT and vLLM load. With" in card(TEXT)
-    assert "serves it.\n" in card(TEXT)
-    assert "in full" not in card(TEXT)
-    assert "import bishare_dsl.peft" in card(TEXT)
+def test_a_card_says_how_the_adapter_is_loaded() -> None:
+    plan = plan_spec(parse_spec(TEXT), tiny_model("llama"))
+    assert "import bishare_dsl.peft" in model_card(plan, TEXT)
+    library = model_card(plan, TEXT, ("law", "code"))
+    assert "A library of 2 adapters for" in library
+    assert 'load_adapter("path/to/this/folder#law", model)' in library
