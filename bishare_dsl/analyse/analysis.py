@@ -12,7 +12,6 @@ from bishare_dsl.analyse.keys import PoolsByKey
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
 from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Update
-from bishare_dsl.analyse.worth import Worth
 
 RANKS = (1, 2, 4, 8, 16, 32)
 
@@ -49,7 +48,6 @@ class Analysis:
         charts: how alike modules are.
         joint: what common factors keep.
         modules: ranks and contributions by module.
-        worth: what shares are worth on data, where there were some.
     """
 
     adapter: AdapterUpdates
@@ -57,7 +55,6 @@ class Analysis:
     charts: tuple[Chart, ...]
     joint: tuple[JointRow, ...]
     modules: tuple[ranks.ModuleRow, ...]
-    worth: Worth | None = None
 
 
 def analyse(adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0) -> Analysis:

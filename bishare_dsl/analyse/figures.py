@@ -44,7 +44,6 @@ def _adapter(analysis: Analysis) -> dict[str, Any]:
         ],
         "kinds": _rounded([asdict(row) for row in ranks.kinds(analysis.modules)]),
         "modules": _rounded([asdict(row) for row in analysis.modules]),
-        "worth": None if analysis.worth is None else _rounded(asdict(analysis.worth)),
     }
 
 

@@ -6,15 +6,11 @@ import math
 from html import escape
 
 from bishare_dsl.analyse.analysis import Chart
-from bishare_dsl.analyse.similarity import MEASURES, Measure
-from bishare_dsl.show.shell import svg_file
 from bishare_dsl.show.svg import CHARACTER
 
 TICKS = (0.01, 0.05, 0.2, 0.5, 1.0)
 _LEVELS = 48
 _TOP = 18
-
-MEASURE = {measure.name: measure for measure in MEASURES}
 
 
 def opacity(value: float) -> float:
@@ -79,21 +75,3 @@ def summary(chart: Chart) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     return f"mean {number(chart.map.mean)}; by chance {number(chart.chance)}"
-
-
-def whole(adapter: str, chart: Chart) -> str:
-    """Draw a map as a file of its own."""
-    measure: Measure = MEASURE[chart.map.measure]
-    width, height = size(chart)
-    title = f"{adapter}: {measure.title}, {chart.map.title}"
-    line = summary(chart)
-    margin, head = 16, 44
-    full = max(width, math.ceil(max(len(title) * 8.2, len(line) * CHARACTER))) + 2 * margin
-    tall = head + height + 2 * margin
-    drawn = (
-        f'<g transform="translate({margin},{margin})">'
-        f'<text class="title" y="13">{escape(title)}</text>'
-        f'<text class="muted" y="31">{escape(line)}</text>'
-        f'<g transform="translate(0,{head})">{body(chart)}</g></g>'
-    )
-    return svg_file(full, tall, f"{title}; {line}", drawn)

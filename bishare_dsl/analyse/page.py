@@ -58,7 +58,7 @@ def _summary(analyses: Sequence[Analysis]) -> str:
         "<p>The part of all updates (of the sum of their squares) that is left where the modules of a key "
         f"have one factor in common. The line is what independent updates keep.</p>{_joint(a)}"
         f"<h2>{escape(a.adapter.name)}: rank, and what each share contributes</h2>"
-        + "<p></p>".join(_table(t) for t in (tables.kinds(a), *tables.worth(a)))
+        + _table(tables.kinds(a))
         for a in analyses
     )
 

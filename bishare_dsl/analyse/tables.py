@@ -56,15 +56,3 @@ def kinds(analysis: Analysis) -> Table:
         for row in found
     ]
     return Table(head, rows)
-
-
-def worth(analysis: Analysis) -> list[Table]:
-    """Make the table of what each share is worth; none where there were no data."""
-    if (found := analysis.worth) is None:
-        return []
-    rows = [["base", f"{found.base:.4f}", ""], ["adapter", f"{found.adapted:.4f}", ""]]
-    rows += [
-        [f"without {share}", f"{loss:.4f}", f"{loss - found.adapted:+.4f}"]
-        for share, loss in found.without.items()
-    ]
-    return [Table(["loss of a token", "", "more than with all"], rows)]

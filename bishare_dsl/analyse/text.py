@@ -22,7 +22,7 @@ def parts(analyses: Sequence[Analysis], between: Sequence[Chart]) -> list[str | 
             f"{len(analysis.modules):,} modules, {starts}"
         )
         found.append(tables.joint(analysis, tables.by_gain(analysis)))
-        found += [_likeness(analysis.charts), tables.kinds(analysis), *tables.worth(analysis)]
+        found += [_likeness(analysis.charts), tables.kinds(analysis)]
     if between:
         found += ["between the adapters, module by module", _likeness(between)]
     return found

@@ -110,11 +110,6 @@ stored_dtype = click.option(
 )
 force = click.option("--force", is_flag=True, help="Replace what the command wrote there before.")
 
-keep_starts = click.option(
-    "--keep-starts",
-    is_flag=True,
-    help="Measure A with what it started as; by default its change, where the seed tells the start.",
-)
 seed = click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -129,18 +124,12 @@ first_seed = click.option(
     metavar="N",
     help="Draws the tensors' first values, and what is frozen; by default 0.",
 )
-data = click.option(
-    "--data",
-    metavar="FILE",
-    help="Rows to look at: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Needs the weights.",
-)
-rows = click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    default=64,
-    metavar="N",
-    help="Of --data, how many are read; by default 64.",
-)
+
+
+def html(help: str) -> Callable[[_Decorated], _Decorated]:
+    """Take ``--html``: a file to write, or to replace."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--html", type=kind, metavar="FILE", help=help)
 
 
 def out(

@@ -22,12 +22,7 @@ from bishare_dsl.cli.report import Report
 @options.spec()
 @options.model()
 @options.values
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write a page that tells of each module and each share; it needs no network.",
-)
+@options.html("Write a page that tells of each module and each share; it needs no network.")
 @click.option(
     "--svg",
     type=click.Path(path_type=Path, dir_okay=False),

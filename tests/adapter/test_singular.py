@@ -16,7 +16,6 @@ from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.singular import directions, is_exact
 from bishare_dsl.analyse.read import read_updates
-from bishare_dsl.analyse.worth import worth
 from bishare_dsl.cli.main import main
 from bishare_dsl.compiler import read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
@@ -378,15 +377,6 @@ def test_its_updates_are_read(share: str, tmp_path: Path) -> None:
         expected = delta(stored.plan, stored.tensors(), sites[update.site.path])
         norm = float(expected.norm())
         assert found.parts[update.site.path] == {"s": pytest.approx(norm, rel=1e-4)}
-
-
-def test_a_share_is_left_out_with_what_it_subtracts() -> None:
-    model = adapted(PISSA)
-    randomize(model, frozen=False)
-    inputs = tiny_inputs(model)
-    found = worth(model.bishare, [{**inputs, "labels": inputs["input_ids"]}])
-    assert found.without == {"s": pytest.approx(found.base)}
-    assert found.adapted != pytest.approx(found.base)
 
 
 def test_a_fit_has_no_weights(tmp_path: Path) -> None:

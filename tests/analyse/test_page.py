@@ -1,7 +1,6 @@
-"""What `bishare analyse` writes: the page in a real browser, the pictures, the figures."""
+"""What `bishare analyse` writes: the page in a real browser, the figures."""
 
 import json
-import xml.etree.ElementTree as ET
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
@@ -9,8 +8,8 @@ from selenium.webdriver.common.by import By
 
 from bishare_dsl.analyse import heat
 from bishare_dsl.analyse.analysis import analyse, compare_adapters
+from bishare_dsl.analyse.figures import figures
 from bishare_dsl.analyse.page import page
-from bishare_dsl.analyse.write import write
 from tests.analyse.conftest import TARGET
 from tests.show.test_browser import browser  # noqa: F401 - a fixture
 
@@ -54,17 +53,6 @@ def test_the_page_tells_each_cell(browser, analyses, tmp_path):  # noqa: F811
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-def test_the_pictures_are_whole_files(analyses, tmp_path):
-    write(tmp_path, *analyses)
-    drawn = list(tmp_path.glob("*.svg"))
-    # Four measures of modules of a layer and of five kinds, for two adapters, and between these.
-    assert len(drawn) == 2 * 4 * 6 + 4
-    for path in drawn:
-        ET.fromstring(path.read_text(encoding="utf-8"))
-    picture = (tmp_path / "a_angles_in_modules_of_a_layer.svg").read_text(encoding="utf-8")
-    assert "mean 1.000; by chance 0.0" in picture
-
-
 def test_a_cell_is_as_strong_as_its_value(analyses):
     charts = {(c.map.measure, c.map.title): c for c in analyses[0][0].charts}
     drawn = heat.body(charts["angles_in", "modules of a layer"])
@@ -77,9 +65,8 @@ def test_a_cell_is_as_strong_as_its_value(analyses):
     assert full.count("M") == 4 * 4 + 1
 
 
-def test_the_figures_are_plain_json(analyses, tmp_path):
-    write(tmp_path, *analyses)
-    found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+def test_the_figures_are_plain_json(analyses):
+    found = json.loads(json.dumps(figures(*analyses)))
     (row,) = [r for r in found["adapters"][0]["joint"] if (r["key"], r["common"]) == ("layer", "A")]
     assert row["kept"] == pytest.approx(1, abs=1e-3)
     assert row["chance"] < 0.65

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 import torch
@@ -7,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl import load_adapter
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
 
 
 @pytest.fixture
@@ -28,78 +26,48 @@ def lora(bishare, here, checkpoint):
     return here / "lora"
 
 
-@pytest.fixture
-def whole(here, checkpoint):
-    """The checkpoint with a tokenizer."""
-    shutil.copytree(checkpoint, here / "model")
-    tiny_tokenizer().save_pretrained(here / "model")
-    return here / "model"
-
-
-def test_it_writes_a_folder_and_tells_the_means(bishare, here, checkpoint, lora):
-    run = bishare("analyse", lora, "--model", checkpoint, "--out", "out", "--json")
+def test_it_writes_a_page_and_tells_the_means(bishare, here, checkpoint, lora):
+    run = bishare("analyse", lora, "--model", checkpoint, "--html", "page.html", "--json")
     assert run.code == 0, run.err
     found = json.loads(run.out)
-    assert found["problems"] == []
+    assert (found["problems"], found["html"]) == ([], "page.html")
     (adapter,) = found["adapters"]
     assert adapter["starts_known"]
-    assert (here / "out" / "analysis.html").read_text().startswith("<!doctype html>")
-    assert json.loads((here / "out" / "figures.json").read_text())["adapters"] == found["adapters"]
-    again = bishare("analyse", lora, "--model", checkpoint, "--out", "out")
-    assert (again.code, "BS618" in again.err) == (2, True)
-    again = bishare("analyse", lora, "--model", checkpoint, "--out", "other")
+    assert (here / "page.html").read_text().startswith("<!doctype html>")
+    again = bishare("analyse", lora, "--model", checkpoint)
     assert again.code == 0
     assert "kept at rank 4" in again.out
     assert "RMI          modules of a layer" in again.out
 
 
-def test_on_data(bishare, here, whole, lora):
-    rows = [{"text": f"the sum of {i} and {i + 1} is {2 * i + 1}."} for i in range(12)]
-    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = bishare(
-        *("analyse", lora, "--model", whole, "--data", "rows.jsonl", "--out", "out", "--json")
-    )
-    assert run.code == 0, run.err
-    (adapter,) = json.loads(run.out)["adapters"]
-    worth = adapter["worth"]
-    assert set(worth["without"]) == {"own", "all"}
-    assert len({worth["base"], worth["adapted"], *worth["without"].values()}) == 4
-
-
-def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, whole, lora):
-    run = bishare("analyse", "nowhere", "--model", checkpoint, "--out", "out")
+def test_what_is_wrong_is_located_and_coded(bishare, here, checkpoint, lora):
+    run = bishare("analyse", "nowhere", "--model", checkpoint)
     assert (run.code, "BS601" in run.err, "nowhere" in run.err) == (2, True, True)
-    run = bishare("analyse", lora, "--model", "llama-7b", "--out", "out")
+    run = bishare("analyse", lora, "--model", "llama-7b")
     assert (run.code, "BS613" in run.err) == (1, True)
-    run = bishare("analyse", here / "fresh", "--model", checkpoint, "--out", "out")
+    run = bishare("analyse", here / "fresh", "--model", checkpoint, "--html", "page.html")
     assert (run.code, "BS850" in run.err, "fresh" in run.err) == (1, True, True)
-    run = bishare("analyse", lora, "--model", "smollm2-135m", "--data", "x.jsonl", "--out", "out")
-    assert run.code == 1  # Of another base; that it has no weights comes later.
-    run = bishare("analyse", lora, "--model", checkpoint, "--data", "x.jsonl", "--out", "out")
-    assert (run.code, "BS805" in run.err) == (2, True)  # It has no tokenizer.
-    run = bishare("analyse", lora, "--model", whole, "--data", "x.jsonl", "--out", "out")
-    assert (run.code, "BS701" in run.err) == (2, True)
-    assert not (here / "out").exists()
+    assert not (here / "page.html").exists()
 
 
 def test_a_broken_peft_folder(bishare, here, checkpoint, lora):
     (here / "peft").mkdir()
     (here / "peft" / "adapter_config.json").write_text("{")
-    run = bishare("analyse", here / "peft", "--model", checkpoint, "--out", "out")
+    run = bishare("analyse", here / "peft", "--model", checkpoint)
     assert (run.code, "BS604" in run.err) == (1, True)
 
 
 def test_the_starts_of_an_import_are_not_known(bishare, here, checkpoint, lora):
     """Its seed drew none of its tensors."""
     assert bishare("export", lora, "--model", checkpoint, "--out", "peft", "-q").code == 0
-    run = bishare("analyse", "peft", "--model", checkpoint, "--out", "out")
+    run = bishare("analyse", "peft", "--model", checkpoint)
     assert run.code == 0, run.err
     assert "What A started as is not known" in run.out
     tensors = load_file(here / "peft" / "adapter_model.safetensors")
     for name in tensors:
         tensors[name] = torch.zeros_like(tensors[name])
     save_file(tensors, here / "peft" / "adapter_model.safetensors")
-    run = bishare("analyse", "peft", "--model", checkpoint, "--out", "out2")
+    run = bishare("analyse", "peft", "--model", checkpoint)
     assert (run.code, "BS850" in run.err) == (1, True)
 
 
@@ -115,7 +83,7 @@ def test_values_that_are_no_numbers(bishare, here, checkpoint, lora, value, code
                 tensor.fill_(value)
     model.bishare.save_pretrained(here / "spoilt")
     for command in (
-        ("analyse", "spoilt", "--out", "out"),
+        ("analyse", "spoilt"),
         ("fit", lora, "spoilt", "--spec", "lora.share", "--out", "out"),
     ):
         run = bishare(*command, "--model", checkpoint)
