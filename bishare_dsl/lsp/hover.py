@@ -157,24 +157,22 @@ def _named(document: Document, statement: Statement) -> str | None:
     let = next((let for let in spec.lets if let.name == name), None) if spec else None
     if let is None or document.sites is None:
         return f"let **{name}**"
-    selected = document.sites.select(document.sites.sites, let.selection)
-    return f"let **{name}**: {summary(selected)}"
+    selected = document.sites.places.select(let.selection)
+    return f"let **{name}**: {summary(document.sites.of(selected))}"
 
 
 def _selected(document: Document, offset: int) -> str | None:
     """Return which sites the condition at a place selects."""
     if document.sites is None:
         return None
-    everything = document.sites.sites
     for loc, span in document.parts_at(offset):
         part = _part(document.spec, loc)
         if not document.is_own(span) or not isinstance(part, (*_CONDITIONS, Selection)):
             continue
         if not _is_condition(document.spec, loc):
             return None
-        selection = part if isinstance(part, Selection) else Selection(include=(part,))
         try:
-            return f"Selects {summary(document.sites.select(everything, selection))}."
+            return f"Selects {summary(document.sites.of(document.sites.places.select(part)))}."
         except EvaluationError:
             continue  # A word inside a comparison: what is around it is the condition.
     return None

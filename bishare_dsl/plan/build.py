@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -20,7 +20,7 @@ from bishare_dsl.plan.select import Sites
 from bishare_dsl.plan.settings import Resolved, Resolver, at_via
 from bishare_dsl.plan.train import train
 from bishare_dsl.spec import SINGULAR, And, Expression, RankMatch, Ref, Selection, Share, Spec
-from bishare_dsl.spec.evaluate import EvaluationError, Value
+from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
 from bishare_dsl.spec.walk import mentions, refs
 from bishare_dsl.transforms import (
@@ -50,7 +50,11 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         resolver.add(_names(spec, sites))
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
-    target = [] if spec.target is None else sites.select(sites.sites, spec.target, ("target",))
+    try:
+        selected = sites.places.select(spec.target, ("target",)) if spec.target else frozenset()
+    except EvaluationError as error:  # Of a model that is complete it was found before.
+        raise PlanError(error.problem) from error
+    target = sites.of(selected)
     tensors: list[Tensor] = []
     pools: list[Pool] = []
     terms: list[Term] = []
@@ -62,14 +66,14 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         resolver.add([problem(what=what, model=architecture.name, loc=("target",), help=help)])
     else:
         resolver.add(sites.tied_problems(target))
-        resolver.add(_idle_exceptions(sites, sites.sites, spec))
+        resolver.add(_idle_exceptions(sites, spec))
         if architecture.complete:
             resolver.add(_constant(spec, sites))
-        resolver.add(_left_out(sites, spec))
+        resolver.add(_left_out(sites))
         short = _short(sites.sites)
         for index in range(len(spec.shares)):
             planned = _SharePlan(resolver, index, sites, short)
-            planned.make(target)
+            planned.make(selected)
             tensors += planned.tensors
             pools += planned.pools
             terms += planned.terms
@@ -131,27 +135,26 @@ def _constant(spec: Spec, sites: Sites) -> Iterator[Problem]:
     """Find conditions of selections that are as true of all that they are asked of."""
     for mention in mentions(spec):
         if mention.asked == "condition" and mention.over in ("model", "let", "target"):
-            yield from constant(mention, sites.scopes_of(sites.asked(mention)))
+            yield from constant(mention, sites.places, sites.asked(mention))
 
 
-def _idle_exceptions(sites: Sites, everything: Sequence[Site], spec: Spec) -> Iterator[Problem]:
+def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
     """Find exceptions that take nothing away from what stands before them."""
     for loc, selection in _selections(spec):
         if not selection.exclude:
             continue
-        included = sites.select(everything, selection.model_copy(update={"exclude": ()}))
+        included, _ = sites.places.truth(selection.model_copy(update={"exclude": ()}))
         for i, part in enumerate(selection.exclude):
-            if not sites.any_holds(included, part):
+            if included.isdisjoint(sites.places.truth(part)[0]):
                 yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
 
 
-def _left_out(sites: Sites, spec: Spec) -> Iterator[Problem]:
+def _left_out(sites: Sites) -> Iterator[Problem]:
     """Yield what the target's conditions fit and no site is."""
     found: dict[tuple[str, str], list[LeftOut]] = {}
-    for left in sites.architecture.left_out:
-        if sites.would_select(left.path, spec):
-            alike = re.sub(r"\.\d+(?=\.)", ".*", left.path)
-            found.setdefault((alike, left.why), []).append(left)
+    for left in sites.meant(sites.architecture.left_out):
+        alike = re.sub(r"\.\d+(?=\.)", ".*", left.path)
+        found.setdefault((alike, left.why), []).append(left)
     for (alike, why), parts in found.items():
         path = alike if len(parts) > 1 else parts[0].path
         size = sum(part.parameters for part in parts)
@@ -233,7 +236,7 @@ class _SharePlan:
         self.without_rank: set[str] = set()  # the paths of sites where its rank is 0
         self._taken: set[str] = set()  # the attributes of pooled tensors
 
-    def make(self, target: Sequence[Site]) -> None:
+    def make(self, target: Set[int]) -> None:
         """Work out tensors, pools and terms over the sites of the target."""
         try:
             self._make(target)
@@ -244,12 +247,12 @@ class _SharePlan:
         except SpecError as error:  # a package's transform
             self.resolver.add(at_via(self.resolver.spec, self.index, error))
 
-    def _make(self, target: Sequence[Site]) -> None:
+    def _make(self, target: Set[int]) -> None:
         covered = self._covered(target)
         ranks, complete = self._ranks(covered), self.sites.architecture.complete
         for mention in mentions(self.share, loc=self.loc):
             if mention.asked == "condition" and mention.over == "share" and complete:
-                self.resolver.add(constant(mention, self.sites.scopes_of(covered)))
+                self.resolver.add(constant(mention, self.sites.places, covered))
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         found = {
             rank: self.resolver.at(self.index, rank) for rank in sorted({*ranks.values()} - {0})
@@ -258,7 +261,9 @@ class _SharePlan:
         if len(resolved) < len(found) or not found:
             return
         places = [
-            _Place(site, rank, resolved[rank]) for site in target if (rank := ranks.get(site.path))
+            _Place(site, rank, resolved[rank])
+            for site in self.sites.of(covered)
+            if (rank := ranks[site.path])
         ]
         # Once for all that are alike: of a model's sites there are a few kinds.
         first: dict[tuple[int, Width], _Place] = {}
@@ -281,23 +286,24 @@ class _SharePlan:
             widths = [place.width for place in places if place.rank == rank]
             self._review(rank, settings.transform, widths)
 
-    def _covered(self, target: Sequence[Site]) -> Sequence[Site]:
+    def _covered(self, target: Set[int]) -> Set[int]:
         """Return the sites where the share stands."""
         where = self.share.where
         if where is None:
             return target
         loc: Loc = (*self.loc, "where")
-        if covered := self.sites.select(target, where, loc):
+        places = self.sites.places
+        if covered := places.select(where, loc, target):
             if len(where.include) > 1:
                 self.resolver.add(
                     codes.ADDS_NOTHING(share=self.share.name, loc=(*loc, "include", i))
                     for i, part in enumerate(where.include)
-                    if not self.sites.any_holds(target, part)
+                    if target.isdisjoint(places.truth(part)[0])
                 )
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
         help = _nothing_left(where)
-        if any(self.sites.select(self.sites.architecture.sites, where)):
+        if any(i < len(self.sites.architecture.sites) for i in places.truth(where)[0]):
             help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
@@ -523,7 +529,7 @@ class _SharePlan:
             self.terms.append(term.model_copy(update=changed))
         self.tensors += kept.values()
 
-    def _ranks(self, covered: Sequence[Site]) -> dict[str, int]:
+    def _ranks(self, covered: Set[int]) -> dict[str, int]:
         """Return the rank of the share at each site, by path.
 
         Raises:
@@ -532,18 +538,20 @@ class _SharePlan:
         match = self.share.rank
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
         self.resolver.add(idle)
-        ranks = {site.path: self._rank(site) for site in covered}
+        ranks: dict[str, int] = {}
+        for alike in self.sites.places.alike(match, covered):
+            rank = self._rank(self.sites.places.scopes[alike[0]])
+            ranks |= {self.sites.sites[i].path: rank for i in alike}
         return {} if idle else ranks
 
-    def _idle_arms(self, match: RankMatch, covered: Sequence[Site]) -> Iterator[Problem]:
+    def _idle_arms(self, match: RankMatch, covered: Set[int]) -> Iterator[Problem]:
         """Find values of match arms that match none of the share's sites."""
-        among = self.sites.scopes_of(covered)
         for mention in mentions(match, "number", (*self.loc, "rank")):
             value = mention.part
             if mention.asked != "arm":
                 continue
             for problem in self.sites.choice.item_problems(
-                match.subject, value, mention.loc, among
+                match.subject, value, mention.loc, covered
             ):
                 help = problem.help
                 if isinstance(value, Ref) and value.ref in self.sites.kinds:
@@ -559,10 +567,9 @@ class _SharePlan:
                     help=help,
                 )
 
-    def _rank(self, site: Site) -> int:
+    def _rank(self, scope: Scope) -> int:
         """Return the rank of the share at one site."""
         loc: Loc = (*self.loc, "rank")
-        scope = self.sites.scopes[site.path]
         rank = self.share.rank
         if isinstance(rank, RankMatch):
             subject = scope.value(rank.subject, (*loc, "subject"))
@@ -573,7 +580,9 @@ class _SharePlan:
             else:
                 if rank.otherwise is None:
                     help_line = "`else: 2` at the end, say, gives all others a rank"
-                    raise EvaluationError(codes.NO_ARM(site=site.path, loc=loc, help=help_line))
+                    raise EvaluationError(
+                        codes.NO_ARM(site=scope.values["path"], loc=loc, help=help_line)
+                    )
                 rank, loc = rank.otherwise, (*loc, "otherwise")
         return rank_of(rank, scope, loc)
 

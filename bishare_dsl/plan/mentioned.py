@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.places import Places
 from bishare_dsl.spec.walk import Mention, mentions
 
 _COUNTED = ("layer", "expert")
@@ -50,7 +51,7 @@ def _matched(pattern: str, known: Collection[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a spec may choose from: a scope for each site, or for each parameter, of a model.
+    """What a spec may choose from: the sites, or the parameters, of a model.
 
     ``kinds`` are the names that a bare name may be, ``parts`` those of parts that have one in any model, and
     ``declared`` those that are something else. ``unknown`` makes the problem of a bare name that is none, and
@@ -58,7 +59,7 @@ class Choice:
     """
 
     model: str
-    scopes: Sequence[Scope]
+    places: Places
     kinds: Collection[str]
     parts: Collection[str]
     declared: Collection[str]
@@ -68,8 +69,9 @@ class Choice:
     @cached_property
     def _counts(self) -> dict[str, list[tuple[Scope, int]]]:
         """How many layers each tower has, and how many experts a mixture has; in a scope of each."""
-        towers = {scope.values["tower"]: scope for scope in self.scopes}.values()
-        experts = [n for scope in self.scopes if isinstance(n := scope.values["expert"], int)]
+        scopes = self.places.scopes
+        towers = {scope.values["tower"]: scope for scope in scopes}.values()
+        experts = [n for scope in scopes if isinstance(n := scope.values["expert"], int)]
         return {
             "layer": [(scope, scope.layers) for scope in towers],
             "expert": [(scope, max(experts, default=-1) + 1) for scope in (*towers,)[:1]],
@@ -95,30 +97,31 @@ class Choice:
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
         loc, beside = mention.loc, mention.beside
+        any_holds, scopes = self.places.any_holds, self.places.scopes
         match mention.asked, part:
             case "condition" | "part", m.Ref(ref=name):
-                lets = self.scopes[0].lets if self.scopes else {}
-                known = self.any_holds(part) if name in self.parts else name in lets
+                lets = scopes[0].lets if scopes else {}
+                known = any_holds(part) if name in self.parts else name in lets
                 if not known and name not in self.kinds:
                     yield self.unknown(name, loc, False)
-            case "condition" | "part", m.Match() if not self.any_holds(part):
+            case "condition" | "part", m.Match() if not any_holds(part):
                 yield self._no_match(part, loc)
             case "condition" | "part", m.Compare(left=left, right=right):
                 words = [side.ref for side in (left, right) if isinstance(side, m.Ref)]
                 counted = [word for word in words if word in _COUNTED]
                 # What has no order is found where it is asked, and whether there is a layer is always asked.
                 known = all(map(self._is_known, words)) and "none" not in words
-                if counted and known and not self.any_holds(part, loc):
+                if counted and known and not any_holds(part, loc):
                     yield self._outside(counted[0], "this comparison", loc)
             case "condition" | "part", int() | float() | m.Binary() | m.Call():
-                self.any_holds(part, loc)  # Raises: a number is not a predicate.
+                any_holds(part, loc)  # Raises: a number is not a predicate.
             case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
                 yield self.unknown(name, loc, True)
             case "key", m.Ref(ref="expert") if not self._counts["expert"][0][1]:
                 help = f"{self.model} has no experts: leave this part of the key out"
                 yield CONSTANT_KEY(loc=loc, help=help)
-            case "number", m.Ref(ref=name) if self.scopes and name not in _COUNTED:
-                self.scopes[0].number(part, loc)  # Raises: a word is not a number.
+            case "number", m.Ref(ref=name) if scopes and name not in _COUNTED:
+                scopes[0].number(part, loc)  # Raises: a word is not a number.
             case "subject", m.Ref(ref=name) if not self._is_known(name):
                 yield self._no_such_name(name, loc)
             case "side", m.Ref(ref=name) if not self._is_known(name):
@@ -137,20 +140,12 @@ class Choice:
     def _is_known(self, name: str) -> bool:
         return name in self.declared or name in self.parts or name == "none"
 
-    def any_holds(self, part: m.Expression, loc: Loc = ()) -> bool:
-        """Tell whether a predicate is true anywhere; somewhere it may have no value.
-
-        Raises:
-            EvaluationError: it has none anywhere.
-        """
-        return any_holds(self.scopes, part, loc)
-
     def item_problems(
         self,
         subject: m.Expression,
         item: m.Range | m.Expression,
         loc: Loc,
-        among: Sequence[Scope] | None = None,
+        among: Set[int] | None = None,
     ) -> Iterator[Problem]:
         """Find what the subject never has; a range of layers or experts must lie inside the model.
 
@@ -175,7 +170,8 @@ class Choice:
                 yield self._outside(counted, what, loc)
                 return
         valued, errors = [], []
-        for scope in self.scopes if among is None else among:
+        for first, *_ in self.places.alike((subject, item), among):
+            scope = self.places.scopes[first]
             try:
                 valued.append((scope, scope.value(subject, loc)))
             except EvaluationError as error:  # Where it is asked is looked at later.
@@ -200,14 +196,14 @@ class Choice:
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         attribute, pattern = part.attribute, part.pattern
-        known = {str(scope.values[attribute]) for scope in self.scopes}
+        known = {str(scope.values[attribute]) for scope in self.places.scopes}
         glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
         help = nearest(pattern, known) or self.hint
         if pattern in ("expert", "experts") and not self._counts["expert"][0][1]:
             help = f"{self.model} has no experts"
         if meant := _matched(pattern, known):
             help = f"a pattern is not a regular expression: list them, `{', '.join(meant)}`"
-        if glob != pattern and self.any_holds(m.Match(attribute=attribute, pattern=glob)):
+        if glob != pattern and self.places.any_holds(m.Match(attribute=attribute, pattern=glob)):
             help = f'a pattern is not a regular expression: `{attribute} "{glob}"`'
         what = f"`{attribute} {pattern}`"
         return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help)
@@ -227,38 +223,25 @@ class Choice:
         return codes.NO_SUCH_EXPERT(what=what, model=self.model, has=has, loc=loc)
 
 
-def any_holds(scopes: Sequence[Scope], part: m.Expression, loc: Loc = ()) -> bool:
-    """Tell whether a predicate is true in some scope; in some it may have no value.
-
-    Raises:
-        EvaluationError: it has none in any.
-    """
-    errors: list[EvaluationError] = []
-    for scope in scopes:
-        try:
-            if scope.holds(part, loc):
-                return True
-        except EvaluationError as error:
-            errors.append(error)
-    if errors and len(errors) == len(scopes):
-        raise errors[0]
-    return False
-
-
-def constant(mention: Mention, scopes: Sequence[Scope], what: str = "modules") -> Iterator[Problem]:
+def constant(
+    mention: Mention, places: Places, among: Set[int], what: str = "modules"
+) -> Iterator[Problem]:
     """Warn of a condition, or of the smallest part of one, that is always or never true where it is asked.
 
     Args:
         mention: of a whole condition.
-        scopes: of all for which it may be asked.
+        places: the sites, or the parameters, of a model.
+        among: those for which it may be asked.
         what: these are.
     """
-    asked = scopes
+    asked = among
     for condition, truth in mention.given:
-        asked = [scope for scope in asked if _truths([scope], condition) == {truth}]
+        asked &= places.truth(condition)[not truth]
     selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
     assert not isinstance(mention.part, m.Range)  # which is never a condition
-    for part, loc, truth in _constant(mention.part, mention.loc, asked if len(asked) > 1 else ()):
+    for part, loc, truth in _constant(
+        mention.part, mention.loc, places, asked if len(asked) > 1 else frozenset()
+    ):
         # Names in a list say what is meant; that one, or a condition, selects nothing, other codes say.
         named = isinstance(part, m.Ref | m.Match)
         idle = not truth and (selects == "exclude" or mention.over == "target")
@@ -278,9 +261,10 @@ def names_joined(part: m.And) -> str | None:
 
 
 def _constant(
-    part: m.Expression, loc: Loc, scopes: Sequence[Scope]
+    part: m.Expression, loc: Loc, places: Places, asked: Set[int]
 ) -> list[tuple[m.Expression, Loc, bool]]:
-    """Find the smallest parts of a condition that are as true in all scopes, and whether they are true."""
+    """Find the smallest parts of a condition that are as true at all places where they are ``asked`` and have
+    a value, and whether they are true."""
     inner: list[tuple[m.Expression, Loc]] = []
     match part:
         case m.And(all_of=parts):
@@ -292,23 +276,12 @@ def _constant(
     found = [
         (other, place, truth)
         for one, at in inner
-        for other, place, truth in _constant(one, at, scopes)
+        for other, place, truth in _constant(one, at, places, asked)
         if not (truth and isinstance(other, m.Ref | m.Match))  # A name says what is meant.
     ]
-    truths = () if found or not _tells_apart(part) else _truths(scopes, part)
-    return [*found, *((part, loc, truth) for truth in truths if len(truths) == 1)]
-
-
-def _truths(scopes: Sequence[Scope], part: m.Expression) -> set[bool]:
-    """Return what a condition is worth in these scopes, but for those in which it has no value."""
-    found: set[bool] = set()
-    for scope in scopes:
-        try:
-            found.add(scope.holds(part))
-        except EvaluationError:
-            continue
-        if len(found) == 2:
-            break
+    if not found and _tells_apart(part):
+        true, false = (not asked.isdisjoint(where) for where in places.truth(part))
+        found += [(part, loc, true)] * (true != false)
     return found
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 
 from bishare_dsl import spec as m
 from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
-from bishare_dsl.models.site import Architecture, Site
-from bishare_dsl.plan.mentioned import Choice, any_holds, located
+from bishare_dsl.models.site import Architecture, LeftOut, Site
+from bishare_dsl.plan.mentioned import Choice, located
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
+from bishare_dsl.spec.places import Places
 from bishare_dsl.spec.walk import Mention, parts_of, refs
 
 _PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` is any of it"
@@ -58,9 +59,8 @@ class Sites:
             if {*site.paths, *(site.kinds - own), *(parts(site) & self.parts)} & self.named
         )
         self.sites = (*architecture.sites, *self.outside)
-        self.scopes: Mapping[str, Scope] = {
-            site.path: self._scope(spec, site) for site in self.sites
-        }
+        self.places = self._places(self.sites)
+        self.scopes = dict(zip((s.path for s in self.sites), self.places.scopes, strict=True))
 
     def words_of(self, selection: m.Selection) -> frozenset[str]:
         """Return the words of a selection, of the lets in it, and its kinds and paths in full."""
@@ -75,25 +75,27 @@ class Sites:
             words |= {match.pattern for match in matches if not match.is_glob}
         return frozenset(words)
 
-    def _scope(self, spec: m.Spec, site: Site) -> Scope:
+    def _places(self, sites: Iterable[Site]) -> Places:
+        """Return sites, which need not be the model's, as the spec sees them."""
+        return Places([self._scope(site) for site in sites], self.spec.lets)
+
+    def _scope(self, site: Site) -> Scope:
         played = parts(site)
         lets = {part: part in played for part in PARTS}
         lets |= dict.fromkeys(site.kinds - {site.kind}, True)  # A tied weight has several names.
-        return self.scope_of(spec, site, lets, {}, by_name=site.layer is None)
+        return self.scope_of(site, lets, {}, by_name=site.layer is None)
 
     def scope_of(
         self,
-        spec: m.Spec,
         site: Site,
         lets: dict[str, bool],
         more: Mapping[str, Value],
         *,
         by_name: bool = False,
     ) -> Scope:
-        """Make what expressions may read of a site, with other attributes than it has.
+        """Make what expressions may read of a site but for the spec's lets; attributes may be others.
 
         Args:
-            spec: with its lets.
             site: which need not be one of the model's.
             lets: what selects it whatever the spec says.
             more: attributes.
@@ -101,13 +103,7 @@ class Sites:
         """
         layers = self.layers.get(site.tower, self.architecture.layers)
         values = self.params | attributes(site) | {"layers": layers, **more}
-        scope = Scope(values, lets, layers, by_name)
-        for let in spec.lets:  # In order: a let may name those above it.
-            try:
-                lets[let.name] = scope.selects(let.selection)
-            except EvaluationError:  # `selection_problems` finds it again, and says where.
-                lets[let.name] = False
-        return scope
+        return Scope(values, lets, layers, by_name)
 
     def tied_problems(self, target: Sequence[Site]) -> Iterator[Problem]:
         """Find weights of several modules of which the target does not name all: a term acts in each."""
@@ -129,45 +125,35 @@ class Sites:
                     "each a weight of its own before (`tie_word_embeddings = false`, and a copy)",
                 )
 
-    def select(self, sites: Sequence[Site], selection: m.Selection, loc: Loc = ()) -> list[Site]:
-        """Return the sites that a selection selects, in their order."""
-        return [site for site in sites if self.scopes[site.path].selects(selection, loc)]
+    def of(self, where: Iterable[int]) -> list[Site]:
+        """Return the sites of a set, in the order of the model."""
+        return [self.sites[i] for i in sorted(where)]
 
-    def would_select(self, path: str, spec: m.Spec) -> bool:
-        """Tell whether the target would select what is at a path, were it a site."""
-        site, target = Site.at(path, 1, 1), spec.target
-        if site is None or target is None:
-            return False
-        try:
-            return self._scope(spec, site).selects(target)
-        except EvaluationError:
-            return False
-
-    def any_holds(self, sites: Sequence[Site], part: m.Expression) -> bool:
-        """Tell whether some site fits a predicate; at some it may have no value."""
-        return any_holds(self.scopes_of(sites), part)
-
-    def scopes_of(self, sites: Iterable[Site]) -> list[Scope]:
-        """Return the scopes of some sites."""
-        return [self.scopes[site.path] for site in sites]
+    def meant(self, left_out: Iterable[LeftOut]) -> list[LeftOut]:
+        """Return what the target would select, were it a site."""
+        if self.spec.target is None:
+            return []
+        sites = [(site, left) for left in left_out if (site := Site.at(left.path, 1, 1))]
+        selected, _ = self._places(site for site, _ in sites).truth(self.spec.target)
+        return [sites[i][1] for i in sorted(selected)]
 
     @cached_property
-    def target(self) -> Sequence[Site]:
+    def target(self) -> Set[int]:
         """What the target selects; all sites, where it selects none or is wrong."""
         if self.spec.target is None:
-            return self.sites
+            return self.places.all
         try:
-            return self.select(self.sites, self.spec.target) or self.sites
+            return self.places.select(self.spec.target) or self.places.all
         except EvaluationError:
-            return self.sites
+            return self.places.all
 
-    def asked(self, mention: Mention) -> Sequence[Site]:
+    def asked(self, mention: Mention) -> Set[int]:
         """Return the sites of which a part of a selection is asked."""
         if mention.over == "let":
             needed = self.spec.lets[int(mention.loc[1])].name in self.named
         else:
             needed = mention.over == "model"
-        return self.sites if needed else self.target
+        return self.places.all if needed else self.target
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -179,7 +165,7 @@ class Sites:
         """What the spec may choose from."""
         return Choice(
             self.architecture.name,
-            [*self.scopes.values()],
+            self.places,
             self.kinds,
             self.parts,
             {*m.ATTRIBUTES, *self.params, *self.lets},
@@ -192,12 +178,12 @@ class Sites:
         part = mention.part
         if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
             return
-        for scope in self.scopes_of(self.asked(mention)):
+        true, false = self.places.truth(part)
+        for i in sorted(self.asked(mention) - true - false)[:1]:
             try:
-                scope.holds(part, mention.loc)
+                self.places.scopes[i].holds(part, mention.loc)
             except EvaluationError as error:
-                yield located(error.problem, part, scope)
-                return
+                yield located(error.problem, part, self.places.scopes[i])
 
     def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
         model, sites = self.architecture, self.architecture.sites

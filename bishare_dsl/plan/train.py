@@ -17,6 +17,7 @@ from bishare_dsl.plan.plan import Tensor, Trained
 from bishare_dsl.plan.select import Sites
 from bishare_dsl.spec import ATTRIBUTES, Range, Ref, Selection, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.places import Places
 from bishare_dsl.spec.walk import Mention, mentions
 
 TRAIN = "train"
@@ -80,8 +81,9 @@ def _selected(
     spec: Spec, selection: Selection, sites: Sites
 ) -> tuple[list[Parameter], list[Problem]]:
     """Find the parameters that a selection selects; each of its conditions must fit one."""
-    scopes = {other.path: _scope(spec, sites, other) for other in sites.architecture.others}
-    choice = _choice(sites, [*scopes.values()])
+    others = sites.architecture.others
+    places = Places([_scope(sites, other) for other in others], spec.lets)
+    choice = _choice(sites, places)
     asked = list(mentions(selection, None, (TRAIN,), over="parameters"))
     problems = [
         codes.TRAINS_SITE(kind=mention.part.ref, loc=mention.loc)
@@ -98,12 +100,8 @@ def _selected(
         return [], problems
     for mention in asked:
         if mention.asked == "condition":
-            problems += constant(mention, choice.scopes, "parameters")
-    chosen = [
-        other
-        for other in sites.architecture.others
-        if scopes[other.path].selects(selection, (TRAIN,))
-    ]
+            problems += constant(mention, places, places.all, "parameters")
+    chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
     if not chosen:
         model, help = sites.architecture.name, "`except` takes away all that stands before it"
         what = "`train`"
@@ -117,16 +115,16 @@ def _fits_none(mention: Mention, choice: Choice) -> Iterator[Problem]:
     part = mention.part
     assert not isinstance(part, Range)  # which is never a condition
     try:
-        held = [scope.holds(part, mention.loc) for scope in choice.scopes]
+        held = choice.places.select(part, mention.loc)
     except EvaluationError as error:
         help = "`layer != none` leaves out what is in no layer"
         yield replace(error.problem, help=help)
         return
-    if not any(held):
+    if not held:
         yield codes.NO_SUCH_SITE(what="this condition", model=choice.model, loc=mention.loc)
 
 
-def _choice(sites: Sites, scopes: list[Scope]) -> Choice:
+def _choice(sites: Sites, places: Places) -> Choice:
     """Make what `train` may choose from."""
     architecture = sites.architecture
     modules = {_module(path).rpartition(".")[2] for p in architecture.others for path in p.paths}
@@ -140,7 +138,7 @@ def _choice(sites: Sites, scopes: list[Scope]) -> Choice:
 
     return Choice(
         architecture.name,
-        scopes,
+        places,
         modules | {*architecture.kinds},
         {*_PARTS} - sites.lets,
         {*ATTRIBUTES, *sites.params, *sites.lets},
@@ -169,7 +167,7 @@ def _tied_problems(spec: Spec, chosen: list[Parameter], sites: Sites) -> Iterato
             )
 
 
-def _scope(spec: Spec, sites: Sites, other: Parameter) -> Scope:
+def _scope(sites: Sites, other: Parameter) -> Scope:
     """Make what expressions may read of a parameter: what is known of its module, and its own path."""
     kinds = {_module(path).rpartition(".")[2] for path in other.paths}
     site = Site.outside(_module(other.path) or other.path, 1, 1)
@@ -182,7 +180,7 @@ def _scope(spec: Spec, sites: Sites, other: Parameter) -> Scope:
     if site.layer is not None:
         played |= {"heads": False, "embeddings": False}
     alias = dict.fromkeys(kinds - {site.kind}, True)
-    return sites.scope_of(spec, site, played | alias, {"path": other.path, "module": other.path})
+    return sites.scope_of(site, played | alias, {"path": other.path, "module": other.path})
 
 
 def _parts(path: str) -> Iterator[str]:

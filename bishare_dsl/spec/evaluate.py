@@ -54,15 +54,13 @@ class Scope:
 
     A bare name is looked up in ``values`` (params, a site's attributes, ``rank``) and, where truth is
     asked for, in ``lets`` (whether each let selects the site); then it is a kind. ``layers`` resolves
-    negative layers. What is ``by_name`` fits no glob. ``held`` is the truth of each predicate that was asked
-    for, by its id, with the predicate, so that no other gets that id.
+    negative layers. What is ``by_name`` fits no glob.
     """
 
     values: Mapping[str, Value]
-    lets: Mapping[str, bool] = field(default_factory=dict)
+    lets: dict[str, bool] = field(default_factory=dict)
     layers: int = 0
     by_name: bool = False
-    held: dict[int, tuple[bool, m.Expression]] = field(default_factory=dict, compare=False)
 
     @property
     def where(self) -> str:
@@ -143,15 +141,13 @@ class Scope:
             )
         return value
 
-    def holds(self, predicate: m.Expression, loc: Loc = ()) -> bool:
-        """Tell whether a predicate is true; a bare name is a let, else the name of a kind."""
-        known = self.held.get(id(predicate))
-        if known is None:
-            known = self.held[id(predicate)] = self._holds(predicate, loc), predicate
-        return known[0]
-
-    def _holds(self, predicate: m.Expression, loc: Loc) -> bool:
+    def holds(self, predicate: m.Condition, loc: Loc = ()) -> bool:
+        """Tell whether a predicate is true, or a selection selects the site; a bare name is a let, else the
+        name of a kind."""
         match predicate:
+            case m.Selection(include=include, exclude=exclude):
+                included = self._find(True, include, (*loc, "include"))
+                return included and not self._find(True, exclude, (*loc, "exclude"))
             case m.Ref(ref=name):
                 if name in self.lets:
                     return self.lets[name]
@@ -237,18 +233,9 @@ class Scope:
             last = float(self._layer(subject, self.number(item.last, (*loc, "last"))))
         return first, last
 
-    def selects(self, selection: m.Selection, loc: Loc = ()) -> bool:
-        """Tell whether the site whose attributes are ``values`` is selected."""
-        return self._find(True, selection.include, (*loc, "include")) and not self._find(
-            True, selection.exclude, (*loc, "exclude")
-        )
-
     def _find(self, truth: bool, parts: tuple[m.Expression, ...], loc: Loc) -> bool:
-        """Tell whether some part is of that truth; a loop, for a spec of 200 lines asks this 60,000 times."""
-        for i, part in enumerate(parts):  # noqa: SIM110
-            if self.holds(part, (*loc, i)) is truth:
-                return True
-        return False
+        """Tell whether some part is of that truth."""
+        return any(self.holds(part, (*loc, i)) is truth for i, part in enumerate(parts))
 
     def _compare(self, op: str, left: m.Expression, right: m.Expression, loc: Loc) -> bool:
         lhs = self._layer(right, self.value(left, (*loc, "left")))

@@ -185,3 +185,7 @@ class Selection(Node):
 
     include: tuple[Expression, ...]
     exclude: tuple[Expression, ...] = ()
+
+
+Condition = Expression | Selection
+"""What is true of a site or not."""

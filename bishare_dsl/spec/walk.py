@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -25,8 +24,7 @@ Over = Literal["model", "let", "target", "share", "parameters"]
 parameters that are of no site."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mention:
+class Mention(NamedTuple):
     """An expression in a spec.
 
     ``over`` is None where no module is known. ``beside`` is what an item is compared with. It is asked where
@@ -41,7 +39,7 @@ class Mention:
     given: tuple[tuple[m.Expression, bool], ...] = ()
 
 
-# What is asked in each field that has expressions; `_within` knows those of `If` and of a rank match.
+# What is asked in each field that has expressions; `_add_fields` knows those of `If` and of a rank match.
 _ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
@@ -86,13 +84,8 @@ _Given = tuple[tuple[m.Expression, bool], ...]
 
 
 def mentions(
-    part: object,
-    asked: Asked | None = None,
-    loc: Loc = (),
-    over: Over | None = None,
-    beside: m.Expression | None = None,
-    given: _Given = (),
-) -> Iterator[Mention]:
+    part: object, asked: Asked | None = None, loc: Loc = (), over: Over | None = None
+) -> list[Mention]:
     """Find every expression in a part of a spec, and what is in it.
 
     Args:
@@ -102,9 +95,24 @@ def mentions(
     Raises:
         TypeError: an expression stands where nobody says what is asked of it.
     """
+    found: list[Mention] = []
+    _add(found, part, asked, loc, over)
+    return found
+
+
+def _add(
+    found: list[Mention],
+    part: object,
+    asked: Asked | None,
+    loc: Loc,
+    over: Over | None,
+    beside: m.Expression | None = None,
+    given: _Given = (),
+) -> None:
+    """Add every expression in a part of a spec."""
     if isinstance(part, tuple | dict):
         for name, item in part.items() if isinstance(part, dict) else enumerate(part):
-            yield from mentions(item, asked, (*loc, name), over, beside, given)
+            _add(found, item, asked, (*loc, name), over, beside, given)
         return
     if isinstance(part, str):
         part, asked = m.Ref(ref=part), "name"
@@ -113,9 +121,9 @@ def mentions(
             raise TypeError(f"nobody says what is asked at {loc}")
         # What is true or not is asked that, as a key too.
         asked = "condition" if asked == "key" and isinstance(part, _PREDICATES) else asked
-        yield Mention(loc, part, asked, over, beside, given)
-    if isinstance(part, BaseModel):
-        yield from _within(part, asked, loc, over, given)
+        found.append(Mention(loc, part, asked, over, beside, given))
+    if isinstance(part, BaseModel) and not isinstance(part, m.Ref):
+        _add_fields(found, part, asked, loc, over, given)
 
 
 @cache
@@ -126,26 +134,31 @@ def _fields(kind: type[BaseModel]) -> list[tuple[str, Asked | None, Over | None]
     return [(name, _ASKED.get(place), _OVER.get(place)) for name, place in named]
 
 
-def _within(
-    part: BaseModel, asked: Asked | None, loc: Loc, over: Over | None, given: _Given
-) -> Iterator[Mention]:
-    """Find every expression in the fields of a part of a spec."""
+def _add_fields(
+    found: list[Mention],
+    part: BaseModel,
+    asked: Asked | None,
+    loc: Loc,
+    over: Over | None,
+    given: _Given,
+) -> None:
+    """Add every expression in the fields of a part of a spec."""
     if isinstance(part, m.If):
         then, otherwise = ((*given, (part.condition, truth)) for truth in (True, False))
-        yield from mentions(part.condition, "condition", (*loc, "condition"), over, None, given)
-        yield from mentions(part.then, asked, (*loc, "then"), over, None, then)
-        yield from mentions(part.otherwise, asked, (*loc, "otherwise"), over, None, otherwise)
+        _add(found, part.condition, "condition", (*loc, "condition"), over, None, given)
+        _add(found, part.then, asked, (*loc, "then"), over, None, then)
+        _add(found, part.otherwise, asked, (*loc, "otherwise"), over, None, otherwise)
     elif isinstance(part, RankMatch):
-        yield from mentions(part.subject, "subject", (*loc, "subject"), over, None, given)
+        _add(found, part.subject, "subject", (*loc, "subject"), over, None, given)
         for i, arm in enumerate(part.arms):
             at, fits = (*loc, "arms", i), m.Member(value=part.subject, among=arm.values)
-            yield from mentions(arm.values, "arm", (*at, "values"), over, part.subject, given)
+            _add(found, arm.values, "arm", (*at, "values"), over, part.subject, given)
             here = (*given, (fits, True))
-            yield from mentions(arm.rank, "number", (*at, "rank"), over, None, here)
+            _add(found, arm.rank, "number", (*at, "rank"), over, None, here)
             given = (*given, (fits, False))
         if part.otherwise is not None:
             at = (*loc, "otherwise")
-            yield from mentions(part.otherwise, "number", at, over, None, given)
+            _add(found, part.otherwise, "number", at, over, None, given)
     else:
         for name, said, whose in _fields(type(part)):
             value = getattr(part, name)
@@ -156,7 +169,7 @@ def _within(
                 beside = part.left if name == "right" else part.right
             elif isinstance(part, m.Member):
                 beside = part.value if name == "among" else None
-            yield from mentions(value, said, (*loc, name), whose or over, beside, given)
+            _add(found, value, said, (*loc, name), whose or over, beside, given)
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, m.Ref]]:

@@ -336,3 +336,12 @@ def test_what_is_wrong_whatever_the_model_is_a_spec_error():
 )
 def test_nothing_to_say_of_a_sound_spec(text):
     assert problems_of(text)[0] == ()
+
+
+def test_a_condition_without_a_value_on_a_model_that_is_known_in_part():
+    """As adapters of 0.1 have it: names are not looked up, and what has no value is an error all the same."""
+    base = preset("llama-7b").model_copy(update={"complete": False})
+    spec, _ = read("spec s  target 6 / layer > 2  share s per module rank 4")
+    with pytest.raises(PlanError) as error:
+        build_plan(spec, base)
+    assert [problem.code for problem in error.value.problems] == ["BS210"]

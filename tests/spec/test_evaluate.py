@@ -95,9 +95,9 @@ def test_truth(predicate, truth):
 
 
 def test_a_selection_is_any_of_the_first_and_none_of_the_second():
-    assert SCOPE.selects(Selection(include=("low", "top")))
-    assert not SCOPE.selects(Selection(include=("top",), exclude=("low", "up_proj")))
-    assert not SCOPE.selects(Selection(include=()))
+    assert SCOPE.holds(Selection(include=("low", "top")))
+    assert not SCOPE.holds(Selection(include=("top",), exclude=("low", "up_proj")))
+    assert not SCOPE.holds(Selection(include=()))
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ class _Drawing:
 
     def selected(self, sites: Sequence[Site], selection: Selection) -> list[Site]:
         scopes = self.scopes(sites)
-        return [s for s, scope in zip(sites, scopes, strict=True) if scope.selects(selection)]
+        return [s for s, scope in zip(sites, scopes, strict=True) if scope.holds(selection)]
 
     def per(self, sites: Sequence[Site]) -> tuple[Expression, ...]:
         """Keys: none is one pool for all."""

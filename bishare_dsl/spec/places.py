@@ -1,0 +1,122 @@
+"""What conditions are worth at many places at once: of places that are alike one is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
+
+from bishare_dsl.diagnostics import Loc
+from bishare_dsl.spec import expression as m
+from bishare_dsl.spec.evaluate import EvaluationError, Scope
+from bishare_dsl.spec.spec import Let
+from bishare_dsl.spec.walk import mentions
+
+
+class Places:
+    """The sites of a model, or its parameters: each has a scope, and sets of them hold their indices.
+
+    The scopes are given without the ``lets`` of the spec, and get them here.
+    """
+
+    def __init__(self, scopes: Sequence[Scope], lets: Iterable[Let]) -> None:
+        self.scopes = scopes
+        self.all: Set[int] = frozenset(range(len(scopes)))
+        # By the id of a condition, which is kept so that no other gets its id.
+        self._truths: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
+        self._alike: dict[frozenset[str], list[list[int]]] = {}
+        for let in lets:  # In order: a let may name those above it.
+            selected, _ = self.truth(let.selection)
+            for i, scope in enumerate(scopes):
+                scope.lets[let.name] = i in selected
+            for names in [names for names in self._alike if let.name in names]:
+                del self._alike[names]
+
+    def alike(self, part: object, among: Set[int] | None = None) -> list[list[int]]:
+        """Group places at which an expression reads the same, so that it is worth the same in a group.
+
+        The groups, and the places in each, come in the order of the places.
+        """
+        params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
+        names = frozenset(_names(part)) - params  # Params are alike everywhere.
+        if not names <= {*m.ATTRIBUTES}:  # A name that is of nothing else is a kind's.
+            names |= {"kind"}
+        if names not in self._alike:
+            groups: dict[object, list[int]] = {}
+            for i, scope in enumerate(self.scopes):
+                read = [(scope.values.get(name), scope.lets.get(name)) for name in names]
+                groups.setdefault((*read, scope.layers, scope.by_name), []).append(i)
+            self._alike[names] = [*groups.values()]
+        if among is None:
+            return self._alike[names]
+        inside = ([i for i in group if i in among] for group in self._alike[names])
+        return sorted(group for group in inside if group)
+
+    def truth(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
+        """Return where a condition is true and where it is false; elsewhere it has no value."""
+        known = self._truths.get(id(condition))
+        if known is None:
+            known = self._truths[id(condition)] = condition, *self._truth(condition)
+        return known[1:]
+
+    def _truth(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
+        match condition:
+            case m.Selection(include=include, exclude=exclude):
+                (included, others), (excluded, left) = self._any(include), self._any(exclude)
+                return included & left, others | (included & excluded)
+            case m.Or(any_of=parts):
+                return self._any(parts)
+            case m.And(all_of=parts):
+                held, failed = self.all, frozenset[int]()
+                for part in parts:
+                    true, false = self.truth(part)
+                    held, failed = held & true, failed | (held & false)
+                return held, failed
+            case m.Not(negated=inner):
+                true, false = self.truth(inner)
+                return false, true
+        found: tuple[set[int], set[int]] = set(), set()
+        for group in self.alike(condition):
+            with suppress(EvaluationError):
+                found[not self.scopes[group[0]].holds(condition)].update(group)
+        return found
+
+    def _any(self, parts: Sequence[m.Expression]) -> tuple[Set[int], Set[int]]:
+        found, left = frozenset[int](), self.all
+        for part in parts:
+            true, false = self.truth(part)
+            found, left = found | (left & true), left & false
+        return found, left
+
+    def select(
+        self, condition: m.Condition, loc: Loc = (), among: Set[int] | None = None
+    ) -> Set[int]:
+        """Return where a condition is true.
+
+        Raises:
+            EvaluationError: at one of the places it has no value.
+        """
+        among = self.all if among is None else among
+        true, false = self.truth(condition)
+        if valueless := among - true - false:
+            self.scopes[min(valueless)].holds(condition, loc)  # Raises.
+        return among & true
+
+    def any_holds(self, condition: m.Expression, loc: Loc = ()) -> bool:
+        """Tell whether a condition is true at a place; at some it may have no value.
+
+        Raises:
+            EvaluationError: it has none at any.
+        """
+        true, false = self.truth(condition)
+        if self.all and not true and not false:
+            self.scopes[0].holds(condition, loc)  # Raises.
+        return bool(true)
+
+
+def _names(part: object) -> Iterator[str]:
+    """Yield the names that an expression reads, those of attributes included."""
+    for mention in mentions(part, "word"):
+        if isinstance(mention.part, m.Ref):
+            yield mention.part.ref
+        elif isinstance(mention.part, m.Match):
+            yield mention.part.attribute
