@@ -309,6 +309,7 @@ def runs_of(layers: Iterable[int | None]) -> list[tuple[int, int]]:
     return runs
 
 
+@lru_cache(maxsize=4096)
 def block_of(path: str) -> tuple[str, str, str] | None:
     """Return the list of blocks that a path goes through, the number of its block, and the rest."""
     found = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", path)

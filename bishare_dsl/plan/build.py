@@ -47,7 +47,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     wrong = resolver.failed
     sites = Sites(spec, architecture)
     if architecture.complete:  # Else the spec may name what is not known here.
-        resolver.add(_names(spec, sites))
+        resolver.add(_names(resolver, sites))
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
     try:
@@ -68,7 +68,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
         resolver.add(sites.tied_problems(target))
         resolver.add(_idle_exceptions(sites, spec))
         if architecture.complete:
-            resolver.add(_constant(spec, sites))
+            resolver.add(_constant(resolver, sites))
         resolver.add(_left_out(sites))
         short = _short(sites.sites)
         for index in range(len(spec.shares)):
@@ -105,14 +105,14 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     return plan, tuple(resolver.problems)
 
 
-def _names(spec: Spec, sites: Sites) -> Iterator[Problem]:
+def _names(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
     """Find every name, pattern, layer and expert of the spec that the model does not have."""
-    for i, let in enumerate(spec.lets):
+    for i, let in enumerate(sites.spec.lets):
         if let.name in sites.kinds:
             model, loc = sites.architecture.name, ("lets", i, "name")
             yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
     # Of no module is what `train`, and all that has no site, look at themselves.
-    asked = [m for m in mentions(spec) if m.over not in (None, "parameters")]
+    asked = [m for m in resolver.mentions if m.over not in (None, "parameters")]
     found = sites.choice.problems(asked)
     yield from found
     # So that no later evaluation can fail at one site.
@@ -131,9 +131,9 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
             yield ("shares", i, "where"), share.where
 
 
-def _constant(spec: Spec, sites: Sites) -> Iterator[Problem]:
+def _constant(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
     """Find conditions of selections that are as true of all that they are asked of."""
-    for mention in mentions(spec):
+    for mention in resolver.mentions:
         if mention.asked == "condition" and mention.over in ("model", "let", "target"):
             yield from constant(mention, sites.places, sites.asked(mention))
 
@@ -198,10 +198,10 @@ def _uncovered(
 
 def _short(sites: Sequence[Site]) -> dict[str, str]:
     """Return what each site is called in the names of tensors, by its path."""
-    paths = [site.path for site in sites]
-    count = Counter(map(short_path, paths))
+    short = {site.path: short_path(site.path) for site in sites}
+    count = Counter(short.values())
     # Two towers of one model may both have a `layers.0`.
-    return {p: short_path(p) if count[short_path(p)] == 1 else p for p in paths}
+    return {path: name if count[name] == 1 else path for path, name in short.items()}
 
 
 @dataclass(slots=True)
@@ -211,13 +211,10 @@ class _Place:
     site: Site
     rank: int
     resolved: Resolved
+    width: Width
     rows: int = 0
     own: Mapping[str, Own] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def width(self) -> Width:
-        return Width(self.site.d_in, self.site.d_out)
 
 
 _Groups: TypeAlias = dict[tuple[Value, ...], list[_Place]]
@@ -235,6 +232,9 @@ class _SharePlan:
         self.terms: list[Term] = []
         self.without_rank: set[str] = set()  # the paths of sites where its rank is 0
         self._taken: set[str] = set()  # the attributes of pooled tensors
+        self._shapes: dict[
+            object, Own
+        ] = {}  # of pools, by role and the ranks and widths of their sites
 
     def make(self, target: Set[int]) -> None:
         """Work out tensors, pools and terms over the sites of the target."""
@@ -250,8 +250,9 @@ class _SharePlan:
     def _make(self, target: Set[int]) -> None:
         covered = self._covered(target)
         ranks, complete = self._ranks(covered), self.sites.architecture.complete
-        for mention in mentions(self.share, loc=self.loc):
-            if mention.asked == "condition" and mention.over == "share" and complete:
+        for mention in self.resolver.mentions if complete else ():
+            asked = mention.asked == "condition" and mention.over == "share"
+            if asked and mention.loc[:2] == self.loc:
                 self.resolver.add(constant(mention, self.sites.places, covered))
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         found = {
@@ -261,7 +262,7 @@ class _SharePlan:
         if len(resolved) < len(found) or not found:
             return
         places = [
-            _Place(site, rank, resolved[rank])
+            _Place(site, rank, resolved[rank], Width(site.d_in, site.d_out))
             for site in self.sites.of(covered)
             if (rank := ranks[site.path])
         ]
@@ -323,14 +324,15 @@ class _SharePlan:
 
     def _look_alone(self, role: str, groups: _Groups) -> None:
         """Warn of a key that is there to share, and tells all sites apart."""
-        key = self.share.key(role)
-        own = any(ref.ref in ("module", "path") for _, ref in refs(key))
-        if self.share.via and not own and 1 < len(groups) == sum(map(len, groups.values())):
-            loc = self._key_loc(role)
-            help_line = (
-                "a coarser key shares, such as `per layer`; `per module` says that nothing does"
-            )
-            self.resolver.add([codes.ALONE(share=self.share.name, loc=loc, help=help_line)])
+        alone = 1 < len(groups) == sum(map(len, groups.values()))
+        if alone and self.share.via:
+            names = {ref.ref for _, ref in refs(self.share.key(role))}
+            if names.isdisjoint(("module", "path")):
+                loc, name = self._key_loc(role), self.share.name
+                help = (
+                    "a coarser key shares, such as `per layer`; `per module` says that nothing does"
+                )
+                self.resolver.add([codes.ALONE(share=name, loc=loc, help=help)])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
         """Return the value of a part of a key at a site."""
@@ -359,17 +361,9 @@ class _SharePlan:
             pool += "_"
         name = f"{pool}.{role}"
         self._taken.add(attribute(name))
-        ranks = sorted({place.rank for place in members})
-        if len(ranks) > 1:
-            found = ", ".join(map(str, ranks))
-            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=(*self.loc, "rank")))
-        try:
-            shape = self._shared_shape(role, members)
-        except ValueError as error:
-            what = f"share its {role} in the pool `{pool}`"
-            if len(members) == 1:
-                what = f"have a factor {role} at `{paths[0]}`"
-            raise self._unfit(what, error, self._finer(role, places)) from error
+        alike = role, *((place.rank, place.width) for place in members)
+        shape = self._shapes.get(alike) or self._shape(pool, role, members, places)
+        self._shapes[alike] = shape
         if members[0].resolved.starts[role].init in SINGULAR:
             self._singular(role, shape, members)
         self._tensor(name, role, shape, [place.site for place in members], members[0].resolved)
@@ -378,6 +372,26 @@ class _SharePlan:
         )
         for place in members:
             place.tensors[role] = name
+
+    def _shape(
+        self, pool: str, role: str, members: Sequence[_Place], places: Sequence[_Place]
+    ) -> Own:
+        """Return the shape of a pool's tensor.
+
+        Raises:
+            PlanError: its sites cannot share it (BS305, BS306).
+        """
+        ranks = sorted({place.rank for place in members})
+        if len(ranks) > 1:
+            found = ", ".join(map(str, ranks))
+            raise PlanError(codes.RANK_VARIES(pool=pool, found=found, loc=(*self.loc, "rank")))
+        try:
+            return self._shared_shape(role, members)
+        except ValueError as error:
+            what = f"share its {role} in the pool `{pool}`"
+            if len(members) == 1:
+                what = f"have a factor {role} at `{members[0].site.path}`"
+            raise self._unfit(what, error, self._finer(role, places)) from error
 
     def _shared_shape(self, role: str, members: Sequence[_Place]) -> Own:
         """Return the shape of the tensor that these sites share.
@@ -461,7 +475,6 @@ class _SharePlan:
     ) -> None:
         """Add a tensor that some sites use."""
         start = resolved.starts[role]
-        kept = {*resolved.frozen.values(), *resolved.transform.fixed}
         self.tensors.append(
             Tensor(
                 name=name,
@@ -470,7 +483,7 @@ class _SharePlan:
                 init=start.init,
                 amount=start.amount,
                 fan_in=shape.fan_in,
-                trainable=role not in kept,
+                trainable=role not in resolved.kept,
                 owner=owner(tuple(path for site in users for path in site.paths)),
             )
         )

@@ -28,8 +28,8 @@ def check(resolver: Resolver) -> None:
     """Find every problem of a spec that does not depend on a model."""
     spec = resolver.spec
     resolver.add(_names(spec))
-    resolver.add(_unused(spec))
-    resolver.add(_empty_ranges(spec, resolver.params))
+    resolver.add(_unused(resolver))
+    resolver.add(_empty_ranges(resolver))
     resolver.add(_keys(spec))
     resolver.add(_params(spec, resolver.params))
     for index, share in enumerate(spec.shares):
@@ -117,8 +117,9 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
             yield codes.RESERVED(name=share.name, why=why, loc=("shares", i, "name"))
 
 
-def _unused(spec: m.Spec) -> Iterator[Problem]:
-    used = {ref.ref for _, ref in refs(spec)}
+def _unused(resolver: Resolver) -> Iterator[Problem]:
+    spec = resolver.spec
+    used = {mention.part.ref for mention in resolver.mentions if isinstance(mention.part, m.Ref)}
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
@@ -136,10 +137,10 @@ def _unused(spec: m.Spec) -> Iterator[Problem]:
             yield codes.UNUSED(what="default", name=name, loc=("defaults", name), help=help)
 
 
-def _empty_ranges(spec: m.Spec, params: Mapping[str, Value]) -> Iterator[Problem]:
-    scope = Scope(params)
-    for loc, part in parts_of(spec, m.Range):
-        if part.first is None or part.last is None:
+def _empty_ranges(resolver: Resolver) -> Iterator[Problem]:
+    scope = Scope(resolver.params)
+    for loc, part, *_ in resolver.mentions:
+        if not isinstance(part, m.Range) or part.first is None or part.last is None:
             continue
         with suppress(EvaluationError):  # Depends on the site, or is wrong: planning finds out.
             first, last = scope.number(part.first), scope.number(part.last)

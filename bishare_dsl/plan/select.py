@@ -101,8 +101,9 @@ class Sites:
             more: attributes.
             by_name: whether no glob means it.
         """
-        layers = self.layers.get(site.tower, self.architecture.layers)
-        values = self.params | attributes(site) | {"layers": layers, **more}
+        read = attributes(site)
+        layers = self.layers.get(str(read["tower"]), self.architecture.layers)
+        values = self.params | read | {"layers": layers, **more}
         return Scope(values, lets, layers, by_name)
 
     def tied_problems(self, target: Sequence[Site]) -> Iterator[Problem]:
@@ -129,9 +130,9 @@ class Sites:
         """Return the sites of a set, in the order of the model."""
         return [self.sites[i] for i in sorted(where)]
 
-    def meant(self, left_out: Iterable[LeftOut]) -> list[LeftOut]:
+    def meant(self, left_out: Sequence[LeftOut]) -> list[LeftOut]:
         """Return what the target would select, were it a site."""
-        if self.spec.target is None:
+        if self.spec.target is None or not left_out:
             return []
         sites = [(site, left) for left in left_out if (site := Site.at(left.path, 1, 1))]
         selected, _ = self._places(site for site, _ in sites).truth(self.spec.target)

@@ -64,6 +64,11 @@ class Resolved:
         """The options of the transform, as plain values."""
         return self.transform.options()
 
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """The roles of tensors that are never trained."""
+        return frozenset((*self.frozen.values(), *self.transform.fixed))
+
 
 class Resolver:
     """What the shares of a spec say, worked out once for each share and rank; and what is wrong with it."""
@@ -71,6 +76,7 @@ class Resolver:
     def __init__(self, spec: m.Spec):
         self.spec = spec
         self.params, self.problems = m.param_values(spec)
+        self.mentions = mentions(spec)
         self._found: dict[tuple[int, int], Resolved | None] = {}
 
     @property

@@ -24,8 +24,9 @@ class Places:
         # By the id of a condition, which is kept so that no other gets its id.
         self._truths: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
         self._alike: dict[frozenset[str], list[list[int]]] = {}
+        self._lets: dict[str, Set[int]] = {}
         for let in lets:  # In order: a let may name those above it.
-            selected, _ = self.truth(let.selection)
+            selected = self._lets[let.name] = self.truth(let.selection)[0]
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
             for names in [names for names in self._alike if let.name in names]:
@@ -63,6 +64,8 @@ class Places:
             case m.Selection(include=include, exclude=exclude):
                 (included, others), (excluded, left) = self._any(include), self._any(exclude)
                 return included & left, others | (included & excluded)
+            case m.Ref(ref=name) if name in self._lets:
+                return self._lets[name], self.all - self._lets[name]
             case m.Or(any_of=parts):
                 return self._any(parts)
             case m.And(all_of=parts):
