@@ -467,7 +467,7 @@ def save_adapters(model: Path, root: Path, count: int) -> None:
             if mode == "compact":
                 base.bishare.save_pretrained(folder)
             else:
-                base.bishare.export(folder, force=True)
+                base.bishare.export(folder)
         base.bishare.unload()
 
 

@@ -325,14 +325,13 @@ class Handle(AdapterRoot):
         dtype: str | torch.dtype = torch.float32,
         uniform_rank: bool = False,
         experts: str = "fused",
-        force: bool = False,
     ) -> ExportReport:
         """Write the adapter as a plain LoRA: a folder for PEFT and vLLM, or a file for llama.cpp.
 
         Under FSDP2 every process calls this, and the first writes.
 
         Args:
-            out: the folder or file; it does not exist yet, unless ``force`` lets an export be replaced.
+            out: the folder or file, which is not there or an empty folder.
             format: ``"peft"``, ``"gguf"`` or ``"mlx"``.
             rank: cut off what exceeds this rank; the report tells what that loses.
             dtype: of the values: float32, bfloat16 or float16.
@@ -343,8 +342,12 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `bishare_dsl.export.export.export_adapter` does.
         """
-        settings: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "force": force}
-        settings["experts"] = experts
+        settings: Any = {
+            "rank": rank,
+            "dtype": dtype,
+            "uniform_rank": uniform_rank,
+            "experts": experts,
+        }
         report = self._by_one(
             lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **settings)
         )

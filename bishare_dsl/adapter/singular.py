@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from bishare_dsl.adapter.merge import dequantize
 from bishare_dsl.diagnostics import AdapterError
@@ -26,7 +27,6 @@ from bishare_dsl.models.hooks import gather, is_offloaded
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan, Pool, Tensor
-from bishare_dsl.progress import track
 from bishare_dsl.spec import SINGULAR
 
 _POWERS = {"svd_vectors": 0.0, "svd_vectors_bottom": 0.0, "svd_scaled": 1.0}
@@ -75,7 +75,7 @@ def singular_starts(
     order = {path: i for i, path in enumerate(plan.terms_of)}
     pools = [pool for pool in plan.pools if plan.tensor[pool.tensor].init in SINGULAR]
     pools.sort(key=lambda pool: (len(pool.members) == 1, order[pool.members[0]]))
-    for pool in track(pools, "reading the base's weights"):
+    for pool in tqdm(pools, "reading the base's weights", disable=None, leave=False):
         # As a loaded one lies in memory, so that kernels give the same last bits.
         starts.found[pool.tensor] = starts.make(pool).contiguous()
     found = starts.found

@@ -71,7 +71,7 @@ def command(
         what = "`--log_samples` has nowhere to write"
         raise CommandError(WRONG_USAGE(what=what, help="give `--output_path DIR`"))
     from bishare_dsl.cli.candidates import adapted, load_base, read_adapters, with_base
-    from bishare_dsl.evaluate.table import chance_of, rows_of, table_of
+    from bishare_dsl.evaluate.table import rows_of, table_of
     from bishare_dsl.evaluate.tasks import load_tasks
     from bishare_dsl.models.load import require_weights
 
@@ -90,7 +90,6 @@ def command(
     logging.disable(logging.NOTSET)
     said = StringIO() if report.quiet else sys.stderr
     results: dict[str, dict[str, Any]] = {}
-    chance: dict[str, float | None] = {}
     try:
         for label, adapter in models.items():
             report.note(f"evaluating {label} ({len(results) + 1} of {len(models)}) ...")
@@ -98,13 +97,12 @@ def command(
             args = {"pretrained": model} | ({"peft": str(adapter.folder)} if adapter else {})
             with adapted(live, adapter, report), redirect_stdout(said), redirect_stderr(said):
                 found, broken = measure(label, model_args=args, **settings)
-            chance = chance_of(manager.load(loaded), found.pop("samples"))
             if broken:
                 report.problem(NOT_NUMBERS(count=broken, model=label))
             results[label] = found
     finally:
         if results:
             report.partial = True
-            rows = rows_of(results, chance)
+            rows = rows_of(results)
             report.data(model=model, models=list(results), limit=settings["limit"], rows=rows)
             report.tables(table_of(rows, results))

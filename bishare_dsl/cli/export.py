@@ -56,7 +56,6 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
     help="How a folder has experts: as PEFT does; or as vLLM and SGLang do, each by itself, or with one "
     "outer factor for all.",
 )
-@options.force
 @click.pass_obj
 def command(
     report: Report,
@@ -68,7 +67,6 @@ def command(
     dtype: str,
     uniform_rank: bool,
     experts: str,
-    force: bool,
 ) -> None:
     """Write an adapter as one plain LoRA, for PEFT and vLLM, llama.cpp or mlx-lm.
 
@@ -92,7 +90,6 @@ def command(
         dtype=dtype,
         uniform_rank=uniform_rank,
         experts=experts,
-        force=force,
     )
     report.all(exported.warnings)
     report.data(**exported.data())

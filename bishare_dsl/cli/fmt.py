@@ -11,10 +11,9 @@ import click
 from bishare_dsl.cli import options
 from bishare_dsl.cli.reading import cannot_read, read_text
 from bishare_dsl.cli.report import FINDINGS, CommandError, Report
-from bishare_dsl.diagnostics import BishareError, Source
+from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.diagnostics.codes import usage as codes
 from bishare_dsl.language.format import format_text
-from bishare_dsl.language.parse import decode
 from bishare_dsl.writing import replace_file
 
 
@@ -23,7 +22,6 @@ from bishare_dsl.writing import replace_file
     epilog=options.examples(
         "bishare fmt my.share other.share",
         "bishare fmt --check specs/*.share",
-        "bishare fmt --diff my.share",
         "bishare fmt - < my.share",
     ),
 )
@@ -31,9 +29,8 @@ from bishare_dsl.writing import replace_file
     "files", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE..."
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file would change.")
-@click.option("--diff", is_flag=True, help="Write nothing; show what would change.")
 @click.pass_obj
-def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> None:
+def command(report: Report, files: tuple[str, ...], check: bool) -> None:
     """Give specs their one layout; comments and meaning stay. Files are rewritten in place, or not at all.
 
     A file that cannot be read as a spec is left alone, and its errors are shown.
@@ -41,7 +38,7 @@ def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> 
     found: list[dict[str, Any]] = []
     for file in files:
         try:
-            found.append(_format(file, report, check=check, diff=diff))
+            found.append(_format(file, report, check=check))
         except BishareError as error:
             report.error(error)
         except OSError as error:
@@ -51,11 +48,11 @@ def command(report: Report, files: tuple[str, ...], check: bool, diff: bool) -> 
     if check and changed:
         report.exit_code = max(report.exit_code, FINDINGS)
     if len(files) > 1:
-        does = "would change" if check or diff else "changed"
+        does = "would change" if check else "changed"
         report.note(f"{changed} of {len(files)} specs {does}")
 
 
-def _format(file: str, report: Report, *, check: bool, diff: bool) -> dict[str, Any]:
+def _format(file: str, report: Report, *, check: bool) -> dict[str, Any]:
     """Format one file; what to tell of it."""
     if file != "-" and not Path(file).exists():
         # A shipped spec is not meant: rewriting a file that nobody gave the path of would surprise.
@@ -64,12 +61,7 @@ def _format(file: str, report: Report, *, check: bool, diff: bool) -> dict[str, 
     text = format_text(old, name)
     new = text.encode()
     told = {"file": name, "changed": new != old}
-    if diff:
-        difference = _difference(decode(old, name), text)
-        told["diff"] = difference
-        if difference:
-            report.result(difference)
-    elif check:
+    if check:
         if new != old:
             report.result(f"would change {name}")
     elif file == "-" and report.as_json:
@@ -81,12 +73,3 @@ def _format(file: str, report: Report, *, check: bool, diff: bool) -> dict[str, 
         replace_file(Path(file).resolve(), new)
         report.note(f"changed {name}")
     return told
-
-
-def _difference(old: Source, new: str) -> str:
-    from difflib import unified_diff
-
-    lines = unified_diff(
-        old.text.splitlines(), new.splitlines(), old.name, f"{old.name} (formatted)", lineterm=""
-    )
-    return "\n".join(lines)

@@ -26,7 +26,7 @@ FINDINGS, USAGE, INTERNAL, INTERRUPTED, BROKEN_PIPE = 1, 2, 70, 130, 141
 _USAGE_CODES = frozenset(
     [
         # A param, a folder or a format that was named on the command line and is not there or in the way.
-        *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS630", "BS631"),
+        *("BS207", "BS601", "BS602", "BS603", "BS615", "BS616", "BS618", "BS631"),
         "BS646",
         # What training is asked to do, and where; data that is not there.
         *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),

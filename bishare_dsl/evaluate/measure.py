@@ -27,8 +27,8 @@ def measure(
         settings: keywords of ``simple_evaluate``, such as ``model``, an ``HFLM``.
 
     Returns:
-        What lm_eval returns, with samples; and how many likelihoods are not numbers, of which lm_eval takes
-        one all the same.
+        What lm_eval returns, without samples; and how many likelihoods are not numbers, of which lm_eval
+        takes one all the same.
 
     Raises:
         EvaluateError: lm_eval, a task or the model failed (BS806).
@@ -39,10 +39,10 @@ def measure(
     except Exception as error:  # lm_eval's, a task's, the model's: of any type
         raise EvaluateError(RUN_FAILED(model=label, reason=one_line(error))) from error
     # Before lm_eval makes text of them.
-    broken = sum(map(math.isnan, _likelihoods(found["samples"])))
-    results = {name: value for name, value in found.items() if name != "samples"}
-    samples = found["samples"] if log_samples else {}
-    tracker.save_results_aggregated(results=results, samples=samples)
+    samples = found.pop("samples")
+    broken = sum(map(math.isnan, _likelihoods(samples)))
+    samples = samples if log_samples else {}
+    tracker.save_results_aggregated(results=found, samples=samples)
     for task in samples:
         tracker.save_results_samples(task_name=task, samples=samples[task])
     return found, broken

@@ -14,11 +14,10 @@ from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 from bishare_dsl.export.effective import check_linear
-from bishare_dsl.export.gguf import check_file, gguf_names, write_gguf
+from bishare_dsl.export.gguf import gguf_names, write_gguf
 from bishare_dsl.export.lora import Pair, plain_lora, total_error
-from bishare_dsl.export.mlx import TENSORS as MLX_TENSORS
 from bishare_dsl.export.mlx import check_mlx, write_mlx
-from bishare_dsl.export.peft import check_folder, served_by_vllm, taken_for_experts, write_peft
+from bishare_dsl.export.peft import served_by_vllm, taken_for_experts, write_peft
 from bishare_dsl.export.report import ExportedSite, ExportReport
 from bishare_dsl.plan import Plan
 
@@ -34,7 +33,6 @@ def export_adapter(
     dtype: str | torch.dtype = torch.float32,
     uniform_rank: bool = False,
     experts: str = "fused",
-    force: bool = False,
 ) -> ExportReport:
     """Write a plain LoRA that adds to the base what the adapter adds: exactly, or as nearly as is asked.
 
@@ -42,8 +40,7 @@ def export_adapter(
     training. What is written appears in one step.
 
     Args:
-        out: the folder (``peft``, ``mlx``) or file (``gguf``) to write; it does not exist yet, unless
-            ``force`` lets an earlier export be replaced.
+        out: the folder (``peft``, ``mlx``) or file (``gguf``) to write, which is new, or an empty folder.
         plan: the adapter's plan.
         tensors: its tensors by name, with values.
         model: the base, adapted or not, with weights or on the meta device: its config, and its modules'
@@ -57,10 +54,10 @@ def export_adapter(
             they do where A of gate and up, and B of down, are the same for all experts of a layer.
 
     Raises:
-        AdapterError: it exists (BS618), is something else (BS630), or cannot be written (BS616); the
-            format is unknown (BS631), or an option makes no sense (BS646); the adapter is not a matrix
-            (BS633); llama.cpp does not know the family (BS647) or a module (BS648); experts do not share
-            their outer factors (BS685); or a value is not finite (BS628).
+        AdapterError: it exists (BS618) or cannot be written (BS616); the format is unknown (BS631), or an
+            option makes no sense (BS646); the adapter is not a matrix (BS633); llama.cpp does not know the
+            family (BS647) or a module (BS648); experts do not share their outer factors (BS685); or a value
+            is not finite (BS628).
     """
     out = Path(out)
     named = str(dtype).removeprefix("torch.")
@@ -80,17 +77,16 @@ def export_adapter(
     if experts != "fused" and format != "peft":
         reason = f"the format {format} leaves no choice of experts"
         raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise AdapterError(codes.FOLDER_EXISTS(folder=out))
     check_linear(plan.terms, "export the adapter as a plain LoRA")
     write: Callable[[Sequence[Pair]], int | None]
     if format == "gguf":
-        check_file(out, force)
         write = partial(write_gguf, out, plan, model, names=gguf_names(plan, model))
     elif format == "mlx":
-        check_folder(out, force, MLX_TENSORS)
         check_mlx(plan, model)
         write = partial(write_mlx, out, plan)
     else:
-        check_folder(out, force)
         whole = {t.tensor: tensors[t.tensor] for t in plan.trained if t.tensor in tensors}
         write = partial(
             write_peft, out, plan, model, whole=whole, uniform=uniform_rank, experts=experts

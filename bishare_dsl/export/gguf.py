@@ -30,9 +30,6 @@ from bishare_dsl.models.weights import Weight
 from bishare_dsl.plan import Plan
 from bishare_dsl.writing import replace_file
 
-# `general.type` is the string `adapter`: key, type of the value, its length, the value.
-_IS_ADAPTER = b"general.type" + (8).to_bytes(4, "little") + (7).to_bytes(8, "little") + b"adapter"
-
 
 def _halves(config: Any, site: Site) -> torch.Tensor | None:
     """llama.cpp rotates neighbours in a head where transformers rotates its halves."""
@@ -108,23 +105,6 @@ def gguf_names(plan: Plan, model: nn.Module) -> dict[str, str]:
     if missing := [codes.GGUF_MODULE(path=path) for path, name in names.items() if name is None]:
         raise AdapterError(missing[:5])
     return {path: str(name) for path, name in names.items()}
-
-
-def check_file(path: Path, force: bool) -> None:
-    """Check that a file may be written: it is new, or an adapter in GGUF and to be replaced.
-
-    Raises:
-        AdapterError: it exists (BS618), or is something else (BS630).
-    """
-    if path.is_dir():
-        raise AdapterError(codes.FOLDER_EXISTS(folder=path, help="it is a folder"))
-    if path.exists():
-        if not force:
-            raise AdapterError(codes.FOLDER_EXISTS(folder=path, help="`force` replaces an export"))
-        with path.open("rb") as file:
-            start = file.read(1 << 16)
-        if not start.startswith(b"GGUF") or _IS_ADAPTER not in start:
-            raise AdapterError(codes.NOT_EXPORTED(folder=path, found="no adapter in GGUF"))
 
 
 def write_gguf(

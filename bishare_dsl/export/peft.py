@@ -107,7 +107,7 @@ def write_peft(
     their modules have them.
 
     Args:
-        folder: new, or an export to be replaced.
+        folder: new, or empty.
         plan: the adapter's.
         model: the base, adapted or not.
         pairs: what is added to its modules.
@@ -363,22 +363,3 @@ def _target_modules(model: nn.Module, paths: Sequence[str]) -> list[str] | str:
         if {name for name in names if f".{name}".endswith(endings)} == set(paths):
             return targets
     return "|".join(re.escape(path) for path in paths)
-
-
-def check_folder(folder: Path, force: bool, tensors: str = TENSORS) -> None:
-    """Check that a folder may be written: it is new, or empty, or an export and to be replaced.
-
-    Raises:
-        AdapterError: it exists (BS618), or holds something else (BS630).
-    """
-    if folder.is_dir():
-        found = {path.name for path in folder.iterdir()}
-        if found and not force:
-            raise AdapterError(
-                codes.FOLDER_EXISTS(folder=folder, help="`force` replaces an export")
-            )
-        if foreign := sorted(found - {CONFIG, tensors}):
-            shown = ", ".join(foreign[:3])
-            raise AdapterError(codes.NOT_EXPORTED(folder=folder, found=shown))
-    elif folder.exists():
-        raise AdapterError(codes.FOLDER_EXISTS(folder=folder, help="it is a file"))

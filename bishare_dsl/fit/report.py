@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from bishare_dsl.fit.chunks import Place
+from bishare_dsl.show.table import Table
 
 _SHOWN = 12
 """Of several adapters, those with the largest errors are shown by themselves."""
@@ -95,16 +96,11 @@ class FitReport:
             [str(row), *(_percent(cells.get((row, column), ())) for column in (*kinds, "all"))]
             for row in (*layers, "all")
         ]
-        widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
-        table = (
-            "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
-            for line in (head, *rows)
-        )
         several = self.adapters if len(self.adapters) > 1 else {}
         worst = sorted(several.items(), key=lambda pair: -pair[1])
         each = (f"{100 * error:7.2f}  {name}" for name, error in worst[:_SHOWN])
         more = [f"         and {len(worst) - _SHOWN} with less"] if len(worst) > _SHOWN else []
-        return "\n".join(("relative error, in percent", *table, *each, *more))
+        return "\n".join(("relative error, in percent", str(Table(head, rows, ())), *each, *more))
 
 
 def relative(sites: Iterable[FittedSite]) -> float:

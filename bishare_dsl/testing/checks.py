@@ -15,8 +15,6 @@ from itertools import chain, combinations
 import torch
 from torch import Tensor, fx, nn
 
-from bishare_dsl.adapter.initial import draw_tensor
-from bishare_dsl.plan import Plan
 from bishare_dsl.testing.reference import REFERENCES, TermValues
 from bishare_dsl.transforms import Transform, Width
 
@@ -198,30 +196,6 @@ class _Factors(nn.Module):
         # Traced, `tensors` is one proxy that stands for all of them.
         values = {role: tensors[i] for i, role in enumerate(self.roles)}
         return self.transform.factors(values, self.rank, self.width)
-
-
-def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
-    """Set every tensor of an adapter to new values, so that no term is zero; return the tensors by name.
-
-    Args:
-        adapted: by `compile_spec` or `load_adapter`.
-        seed: of the values.
-        frozen: whether frozen tensors get new values too.
-    """
-    tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
-    plan: Plan = adapted.bishare.plan  # type: ignore[union-attr, assignment]
-    random = _random(seed)
-    with torch.no_grad():
-        for name in sorted(tensors):
-            if not (frozen or tensors[name].requires_grad):
-                continue
-            if (tensor := plan.tensor[name]).init == "choice":
-                tensors[name].copy_(draw_tensor(tensor, seed + 1))
-                continue
-            drawn = torch.randn(tensors[name].shape, generator=random, dtype=torch.float64)
-            # So that an update is as large as what it is added to, whatever the rank.
-            tensors[name].copy_(drawn * tensors[name].shape[0] ** -0.5 * 0.3)
-    return tensors
 
 
 def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:

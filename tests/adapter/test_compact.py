@@ -13,11 +13,11 @@ from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models import preset
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms.vector_bank import VectorBank
 from tests.adapter.conftest import logits
 from tests.adapter.test_files import edit_tensors, refused, reseal
+from tests.support.checks import randomize
 from tests.support.stored import load_stored
 
 TEXT = """

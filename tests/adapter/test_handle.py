@@ -15,8 +15,8 @@ from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import install, make_plan
 from bishare_dsl.diagnostics import AdapterError, ModelError
-from bishare_dsl.testing.checks import randomize
 from tests.adapter.conftest import GPT2, SPEC
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 from tests.support.plain import Net
 

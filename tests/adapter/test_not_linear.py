@@ -12,9 +12,9 @@ import torch
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta, effective_factors
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits
+from tests.support.checks import randomize
 
 TEXT = """
 spec experts

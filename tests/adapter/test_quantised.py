@@ -26,9 +26,9 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.peft import BishareConfig
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.support.checks import randomize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPEC = """

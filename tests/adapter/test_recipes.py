@@ -21,9 +21,9 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.resources import find_spec
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
+from tests.support.checks import randomize
 from tests.support.stored import load_stored
 
 TINY = """

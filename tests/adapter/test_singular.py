@@ -23,9 +23,8 @@ from bishare_dsl.export.effective import delta
 from bishare_dsl.fit.fit import fit
 from bishare_dsl.fit.pairs import open_pairs
 from bishare_dsl.models.inspect import inspect_model, linear_maps
-from bishare_dsl.testing.checks import randomize
 from tests.adapter.test_files import refused, reseal
-from tests.support.checks import check_spec
+from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
 

@@ -16,8 +16,7 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
-from bishare_dsl.testing.checks import randomize
-from tests.support.checks import check_spec
+from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
 

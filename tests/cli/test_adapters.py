@@ -141,7 +141,7 @@ def test_export_is_loaded_by_peft(bishare, trained, checkpoint, here):
     model = peft.PeftModel.from_pretrained(base, here / "lora")
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     assert bishare(*command).code == 2
-    assert json.loads(bishare(*command, "--force", "--json").out)["max_lora_rank"] == 16
+    assert json.loads(bishare(*command, "-o", "b", "--json").out)["max_lora_rank"] == 16
 
 
 def test_export_knows_its_formats(bishare, trained, checkpoint, here):
@@ -171,8 +171,7 @@ def test_export_writes_a_file_for_llama_cpp(bishare, trained, checkpoint, here):
     assert "vLLM" not in run.out
     assert (here / "my.gguf").read_bytes()[:4] == b"GGUF"
     assert bishare(*command).code == 2
-    assert bishare(*command, "--force", "--uniform-rank").code == 2
-    assert bishare(*command, "--force").code == 0
+    assert bishare(*command, "-o", "b.gguf", "--uniform-rank").code == 2
 
 
 def test_import_makes_an_adapter_of_an_export(bishare, trained, checkpoint, here):

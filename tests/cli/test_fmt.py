@@ -47,14 +47,6 @@ def test_check_writes_nothing_and_exits_with_1(bishare, ugly):
     assert bishare("fmt", "--check", "ugly.share").code == 0
 
 
-def test_diff_writes_nothing(bishare, ugly):
-    run = bishare("fmt", "--diff", "ugly.share")
-    assert run.code == 0
-    assert "-spec   x\n+spec x\n" in run.out
-    assert ugly.read_bytes() == UGLY
-    assert bishare("fmt", "--diff", "--check", "ugly.share").code == 1
-
-
 def test_standard_input_goes_to_standard_output(bishare):
     run = bishare("fmt", "-", stdin=UGLY)
     assert (run.code, run.out.encode(), run.err) == (0, NEAT, "")

@@ -14,7 +14,7 @@ from mlx_lm.models import llama, qwen3
 from mlx_lm.tuner.utils import load_adapters
 
 from bishare_dsl import compile_spec, parse_spec
-from bishare_dsl.testing.checks import randomize
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
 MODULES = {"llama": llama, "qwen3": qwen3}

@@ -15,7 +15,7 @@ from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export import peft_config
 from bishare_dsl.models import architecture_of
-from bishare_dsl.testing.checks import randomize
+from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
 
 peft = pytest.importorskip("peft")

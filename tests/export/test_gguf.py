@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # Files --------------------------------------------------------------------------------------------
 
 
-def test_force_replaces_an_adapter(tmp_path: Path) -> None:
+def test_a_file_in_the_way(tmp_path: Path) -> None:
     model = adapted("llama")
     file = tmp_path / "new" / "lora.gguf"
     model.bishare.export(file, "gguf")
@@ -176,21 +175,4 @@ def test_force_replaces_an_adapter(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="BS618"):
         model.bishare.export(file, "gguf")
     assert file.read_bytes() == before
-    model.bishare.export(file, "gguf", force=True)
-    assert file.read_bytes() != before
     assert [path.name for path in file.parent.iterdir()] == ["lora.gguf"]
-
-
-def test_force_replaces_no_model_and_nothing_else(tmp_path: Path) -> None:
-    from tests.export.gguf_base import write_base
-
-    model = adapted("llama")
-    write_base(tmp_path / "base.gguf", tiny_model("llama"))
-    (tmp_path / "thesis.tex").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    before = (tmp_path / "base.gguf").read_bytes()
-    for name, code in (("base.gguf", "BS630"), ("thesis.tex", "BS630"), ("folder", "BS618")):
-        with pytest.raises(AdapterError, match=rf"{code}.*{re.escape(name)}"):
-            model.bishare.export(tmp_path / name, "gguf", force=True)
-    assert (tmp_path / "base.gguf").read_bytes() == before
-    assert (tmp_path / "thesis.tex").read_text() == "mine"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.export.effective import delta
-from bishare_dsl.testing.checks import randomize
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
 SPEC = """
@@ -50,14 +50,11 @@ def test_each_key_is_a_layer_of_one_rank_and_scale(tmp_path: Path) -> None:
         torch.testing.assert_close(found, delta(plan, model.bishare.tensors(), site).detach())
 
 
-def test_an_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
     model = adapted()
     model.bishare.export(tmp_path / "out", format="mlx")
     with pytest.raises(AdapterError, match="BS618"):
         model.bishare.export(tmp_path / "out", format="mlx")
-    model.bishare.export(tmp_path / "out", format="mlx", force=True)
-    with pytest.raises(AdapterError, match="BS630"):
-        model.bishare.export(tmp_path / "out", format="peft", force=True)
 
 
 @pytest.mark.parametrize(

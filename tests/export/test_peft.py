@@ -248,16 +248,7 @@ def test_an_existing_folder_is_refused(adapted: Adapted, tmp_path: Path) -> None
     with pytest.raises(AdapterError, match="BS618"):
         model.bishare.export(tmp_path / "peft")
     assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() == content
-    model.bishare.export(tmp_path / "peft", force=True)
-    assert (tmp_path / "peft" / "adapter_model.safetensors").read_bytes() != content
     assert [path.name for path in tmp_path.iterdir()] == ["peft"]
-
-
-def test_force_replaces_nothing_but_an_export(adapted: Adapted, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(AdapterError, match=r"BS630.*thesis\.tex"):
-        adapted().bishare.export(tmp_path, force=True)
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
 def test_an_empty_folder_is_as_good_as_none(adapted: Adapted, tmp_path: Path) -> None:
@@ -269,7 +260,7 @@ def test_an_empty_folder_is_as_good_as_none(adapted: Adapted, tmp_path: Path) ->
 def test_a_file_in_the_way(adapted: Adapted, tmp_path: Path) -> None:
     (tmp_path / "peft").write_text("mine")
     with pytest.raises(AdapterError, match="BS618"):
-        adapted().bishare.export(tmp_path / "peft", force=True)
+        adapted().bishare.export(tmp_path / "peft")
     assert (tmp_path / "peft").read_text() == "mine"
 
 
@@ -277,25 +268,6 @@ def test_a_place_that_cannot_be_written(adapted: Adapted, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("mine")
     with pytest.raises(AdapterError, match="BS616"):
         adapted().bishare.export(tmp_path / "file" / "peft")
-
-
-def test_an_export_that_fails_leaves_the_old_one(
-    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = adapted()
-    model.bishare.export(tmp_path / "peft")
-    rename, calls = Path.rename, []
-
-    def fail_second(self: Path, target: Any) -> Any:
-        calls.append(self)
-        if len(calls) == 2:
-            raise OSError(5, "Input/output error", str(self))
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_second)
-    with pytest.raises(AdapterError, match="BS616"):
-        model.bishare.export(tmp_path / "peft", force=True)
-    assert (tmp_path / "peft" / "adapter_config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_an_adapter_is_fitted(here: Path, trained: Any, capsys: Any) -> None:
     assert code == 0
     made = read_adapter("new")
     assert [tensor.shape[0] for tensor in made.plan.tensors] == [3] * 4
-    head, *rows = out.splitlines()[1:]
+    head, _, *rows = out.splitlines()[1:]
     assert head.split() == ["layer", "q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "all"]
     assert [row.split()[0] for row in rows] == ["0", "1", "all"]
     assert rows[0].split()[2] == "100.00"  # The spec leaves k_proj out.

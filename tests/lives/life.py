@@ -31,9 +31,9 @@ from transformers import PreTrainedModel
 from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.plan import Plan
-from bishare_dsl.testing.checks import randomize
 from tests.lives.drawn import Base, bases, batches, specs
 from tests.lives.several import FIRST, Several
+from tests.support.checks import randomize
 from tests.support.references import reference_model
 
 # How far values may be apart, relative to the largest: the reference has other orders of the same sums.

@@ -16,8 +16,8 @@ from bishare_dsl.models import preset
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
+from tests.support.checks import randomize
 
 # Three layers: enough for pools of several layers that are not all layers.
 LAYERS = 3

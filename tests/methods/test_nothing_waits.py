@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bishare_dsl import compile_spec
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.few import FEW
-from bishare_dsl.testing.checks import randomize
 from tests.methods.conftest import LAYERS, close, spec
 from tests.methods.test_every_method import TINY
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
 WAITING = {

@@ -16,8 +16,8 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.mixed.rows import open_batches
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.rewritten import is_rewritten
-from bishare_dsl.testing.checks import randomize
 from tests.methods.test_every_method import TINY
+from tests.support.checks import randomize
 from tests.support.families import tiny_inputs, tiny_model
 
 SPECS = {

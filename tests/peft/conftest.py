@@ -10,9 +10,9 @@ import torch
 from peft import get_peft_model
 
 from bishare_dsl.peft import BishareConfig
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.support.checks import randomize
 
 SPEC = """spec small
 target q_proj, v_proj, down_proj

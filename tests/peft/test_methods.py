@@ -32,10 +32,10 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.diagnostics import AdapterError, PlanError, SpecError
 from bishare_dsl.peft import BishareConfig
-from bishare_dsl.testing.checks import randomize
 from tests.adapter.test_frozen import VERA
 from tests.methods.test_every_method import TINY
 from tests.peft.conftest import SPEC
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 from tests.support.plain import Net
 

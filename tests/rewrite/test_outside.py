@@ -17,8 +17,7 @@ from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.diagnostics import AdapterError, BishareError, ModelError
 from bishare_dsl.export.effective import delta
 from bishare_dsl.models import inspect_model
-from bishare_dsl.testing.checks import randomize
-from tests.support.checks import check_against_reference, check_spec
+from tests.support.checks import check_against_reference, check_spec, randomize
 from tests.support.families import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bishare_dsl import compile_spec
-from bishare_dsl.testing.checks import randomize
 from tests.models.test_weights import mixture
+from tests.support.checks import randomize
 from tests.support.references import reference_model
 
 TEXT = """

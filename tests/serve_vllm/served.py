@@ -5,10 +5,10 @@ import warnings
 import torch
 
 from bishare_dsl.api import BishareWarning, compile_spec
-from bishare_dsl.testing.checks import randomize
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import SIZES
+from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
 NEW = 5

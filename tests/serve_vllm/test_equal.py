@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.testing.checks import randomize
 from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import engine
 from tests.serve_vllm.served import Served, prompts_of, save_base
+from tests.support.checks import randomize
 
 LINEAR = sorted(set(TINY) - {"hydralora"})
 # Fewer tokens a step than the prompts have, so that they come in chunks, among tokens of other requests.

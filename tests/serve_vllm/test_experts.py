@@ -13,9 +13,9 @@ from vllm.lora.request import LoRARequest
 
 from bishare_dsl import compile_spec
 from bishare_dsl.export.effective import delta
-from bishare_dsl.testing.checks import randomize
 from tests.models.test_weights import mixture
 from tests.serve_vllm import conftest
+from tests.support.checks import randomize
 
 MORE = {**conftest.SIZES, "eos_token_id": 1, "num_hidden_layers": 2, "max_position_embeddings": 64}
 SHARED = """spec s

@@ -29,7 +29,7 @@ from bishare_dsl.models.inspect import linear_maps
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.spec import Spec
-from bishare_dsl.testing.checks import _gradients, _random, _same, randomize
+from bishare_dsl.testing.checks import _gradients, _random, _same
 from tests.support.families import tiny_inputs
 from tests.support.references import reference_model
 
@@ -45,6 +45,30 @@ TOLERANCE: Mapping[torch.dtype, float] = {
 
 A shorter type than float32 is allowed four times its own error in the reference on top of that.
 """
+
+
+def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
+    """Set every tensor of an adapter to new values, so that no term is zero; return the tensors by name.
+
+    Args:
+        adapted: by `compile_spec` or `load_adapter`.
+        seed: of the values.
+        frozen: whether frozen tensors get new values too.
+    """
+    tensors: dict[str, Tensor] = adapted.bishare.tensors()  # type: ignore[operator, union-attr]
+    plan: Plan = adapted.bishare.plan  # type: ignore[union-attr, assignment]
+    random = _random(seed)
+    with torch.no_grad():
+        for name in sorted(tensors):
+            if not (frozen or tensors[name].requires_grad):
+                continue
+            if (tensor := plan.tensor[name]).init == "choice":
+                tensors[name].copy_(draw_tensor(tensor, seed + 1))
+                continue
+            drawn = torch.randn(tensors[name].shape, generator=random, dtype=torch.float64)
+            # So that an update is as large as what it is added to, whatever the rank.
+            tensors[name].copy_(drawn * tensors[name].shape[0] ** -0.5 * 0.3)
+    return tensors
 
 
 def check_spec(spec: Spec, model: PreTrainedModel, seed: int = 0) -> None:
@@ -287,7 +311,7 @@ def check_export(spec: Spec, model: PreTrainedModel, seed: int = 0, compiled: An
     randomize(adapted, seed)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
-            report = adapted.bishare.export(folder, format="peft", force=True)
+            report = adapted.bishare.export(folder, format="peft")
         except AdapterError as error:  # PEFT does not keep every parameter that is trained in full.
             codes = {problem.code for problem in error.problems}
             _same((codes, bool(adapted.bishare.plan.trained)), ({"BS692"}, True), "what is refused")

@@ -45,7 +45,9 @@ DRAWN_OTHERWISE = Code(
 FOREIGN_FILE = Code("BS615", "`{path}` is not part of an adapter and would be overwritten")
 CANNOT_WRITE = Code("BS616", "`{path}` cannot be written: {reason}")
 NO_VALUES = Code("BS617", "the values of `{name}` are not here: {reason}")
-FOLDER_EXISTS = Code("BS618", "`{folder}` exists")
+FOLDER_EXISTS = Code(
+    "BS618", "`{folder}` exists", "give another folder or file, or remove what is there"
+)
 FROZEN_CHANGED = Code(
     "BS635",
     "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
@@ -77,7 +79,6 @@ NOT_KEPT = Code("BS629", "cannot {action}: the base's weights were not kept")
 
 # Exporting ----------------------------------------------------------------------------------------
 
-NOT_EXPORTED = Code("BS630", "`{folder}` has files that an export does not write: {found}")
 UNKNOWN_FORMAT = Code("BS631", "`{format}` is not a format of export")
 RANK_FOR_VLLM = Code(
     "BS632", "the export has rank {rank}, and vLLM serves at most {limit}", severity="warning"
