@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from math import isfinite
 from typing import Any
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem, SourceMap, SpecError
+from bishare_dsl.diagnostics import SourceMap, SpecError
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.grammar import CLAUSES, IN_EXPRESSIONS, is_keyword
+from bishare_dsl.language.read import parse_spec
 
 _IF, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(8)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -38,48 +38,13 @@ def spec_text(spec: m.Spec) -> str:
     A spec that was read with files that it uses is one text.
 
     Raises:
-        SpecError: the spec has a part that no text says (BS140), such as an empty list or an infinity, or
-            names in a way that no text may (BS1xx), such as a let before its declaration.
+        SpecError: no text says the spec (BS140), or none may (BS1xx): a part of it is an empty list or
+            an infinity, say, or a let stands before its declaration.
     """
-    if gaps := list(_gaps(spec, ())):
-        raise SpecError(gaps)
-    return format_text("\n".join(_statements(spec)), spec.name)
-
-
-def _gaps(part: object, loc: Loc) -> Iterator[Problem]:
-    """Find what no text says: wherever the grammar asks for something and nothing is there."""
-    if what := _unsaid(part):
-        yield codes.NO_TEXT(what=what, loc=loc)
-    inner: Iterable[tuple[str | int, object]] = ()
-    if isinstance(part, m.Node | dict):
-        inner = part.items() if isinstance(part, dict) else part
-    elif isinstance(part, tuple):
-        inner = enumerate(part)
-    for name, value in inner:
-        yield from _gaps(value, (*loc, name))
-
-
-def _unsaid(part: object) -> str | None:
-    match part:
-        case m.And(all_of=parts) | m.Or(any_of=parts) if len(parts) < 2:
-            return "`and` or `or` of fewer than two parts"
-        case m.Selection(include=()):
-            return "a selection of nothing"
-        case m.Range(first=None, last=None):
-            return "a range with no end"
-        case m.Member(among=()) | m.Arm(values=()):
-            return "an empty list"
-        case m.RankMatch(arms=(), otherwise=None):
-            return "a `match` with no case"
-        case m.Spec(shares=(), train=None):
-            return "a spec with no share"
-        case m.Spec(shares=(_, *_), target=None):
-            return "a spec with shares and no target"
-        case m.Spec(shares=(), target=m.Selection()):
-            return "a target with no share"
-        case float() if not isfinite(part):
-            return f"the number {part}"
-    return None
+    text = format_text("\n".join(_statements(spec)), spec.name)
+    if parse_spec(text, spec.name) != spec:
+        raise SpecError(codes.NO_TEXT())
+    return text
 
 
 def _statements(spec: m.Spec) -> Iterable[str]:

@@ -18,11 +18,9 @@ from bishare_dsl.lsp.model import ChosenModel, NamedModel, named_model
 from bishare_dsl.lsp.positions import Positions
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.build import build_plan
 from bishare_dsl.plan.check import check_spec
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.spec import Let, Spec
-from bishare_dsl.spec.walk import refs
+from bishare_dsl.spec import Spec
 
 
 @dataclass
@@ -103,23 +101,6 @@ class Document:
     def plan_so_far(self) -> Plan | None:
         """The plan, if it has been made already, or else the one before the last change."""
         return self.plan if "_checked" in vars(self) else self.earlier
-
-    def plan_of(self, share: str) -> Plan | None:
-        """Return the plan if it has been made already, or else that of one share alone, which takes less."""
-        if "_checked" in vars(self) or self.spec is None or self.architecture is None:
-            return self.plan
-        shares = tuple(one for one in self.spec.shares if one.name == share)
-        lets: list[Let] = []
-        named = {ref.ref for _, ref in refs((self.spec.target, shares))}
-        for let in reversed(self.spec.lets):  # A let names those above it.
-            if let.name in named:
-                named |= {ref.ref for _, ref in refs(let.selection)}
-                lets.insert(0, let)
-        alone = self.spec.model_copy(update={"shares": shares, "lets": tuple(lets)})
-        try:
-            return build_plan(alone, self.architecture)[0]
-        except BishareError:
-            return None
 
     @property
     def problems(self) -> tuple[Problem, ...]:

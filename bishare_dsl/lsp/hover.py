@@ -65,7 +65,7 @@ def _is_head(statement: Statement, token: Token) -> bool:
 
 def share_card(document: Document, name: str) -> str | None:
     """Return what a share is on the model: modules, ranks, pools, parameters; None without a plan."""
-    if (plan := document.plan_of(name)) is None or document.spec is None:
+    if (plan := document.plan) is None:
         return None
     row = next((row for row in rows.shares(plan) if row.name == name), None)
     if row is None:
@@ -73,10 +73,8 @@ def share_card(document: Document, name: str) -> str | None:
     ranks = ", ".join(map(str, row.ranks))
     head = (
         f"**{name}** on {plan.base.name}: {row.modules:,} modules, rank {ranks}, "
-        f"{row.trainable:,} trainable parameters"
+        f"{row.trainable:,} trainable parameters ({row.of_total:.1%} of all)"
     )
-    if len(plan.shares) == len(document.spec.shares):  # It is not the plan of this share alone.
-        head += f" ({row.of_total:.1%} of all)"
     lines = ["| role | pools | modules each | shape | parameters |", "|---|---:|---:|---:|---:|"]
     lines += [
         f"| `{role.role}` | {role.pools:,} | {rows.span(role.members)} | "

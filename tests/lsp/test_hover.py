@@ -67,15 +67,3 @@ def test_every_option_says_what_it_is(name):
     for own, field in kind.model_fields.items():
         assert field.description, (name, own)
         assert field_of(kind, field.alias or own) is field
-
-
-def test_a_share_alone_is_told_as_in_the_whole_plan(at):
-    lets = "let late = layer in 16..\nlet late_mlp = mlp and late\nlet idle = o_proj\n"
-    text = HEAD.replace("target", f"{lets}target") + "share other per module rank 3\n"
-    text += SHARE.replace("intra", "in|tra").replace("per", "where late_mlp per")
-    document, position = at(text)
-    before = hover(document, position).contents.value
-    assert document.plan is not None
-    after = hover(document, position).contents.value
-    assert "of all)" in after
-    assert before == after.replace(f" ({after.partition(' (')[2].partition(')')[0]})", "", 1)

@@ -58,7 +58,7 @@ NOT_A_SPEC = Code(
     "`{name}` is not a spec: it does not begin with `spec NAME`",
     "name a file that begins with `spec NAME`",
 )
-NO_TEXT = Code("BS140", "no text says {what}")
+NO_TEXT = Code("BS140", "no text says this spec: what is written of it says another")
 INVALID = Code("BS141", "this cannot be in a spec: {why}")
 BAD_CALL = Code(
     "BS142",
