@@ -56,12 +56,12 @@ def command(
     if svg is not None:
         from bishare_dsl.show.svg import whole
 
-        replace_file(svg, whole(picture(made.plan, made.spec, merged=True)).encode())
+        replace_file(svg, whole(picture(made.plan, made.spec)).encode())
         report.data(svg=str(svg))
         report.result(str(svg))
     if html is None and svg is None:
         from bishare_dsl.show.text import text
 
-        drawn = text(picture(made.plan, made.spec, merged=True))
+        drawn = text(picture(made.plan, made.spec))
         report.data(text=drawn)
         report.result(drawn)

@@ -36,19 +36,6 @@ def reads(part: m.Expression, name: str) -> bool:
     return any(mention.part == m.Ref(ref=name) for mention in mentions(part, "word"))
 
 
-def _matched(pattern: str, known: Collection[str]) -> list[str]:
-    """List the few words that a pattern would match, were it a regular expression with alternatives."""
-    # What could take long to match is not tried.
-    plain = not re.search(r"\)[*+{]", pattern) and sum(map(pattern.count, "*+{?")) < 3
-    if not plain or not {*"|["} & {*pattern}:
-        return []
-    try:
-        found = sorted(word for word in known if re.fullmatch(pattern, word))
-    except re.error:
-        return []
-    return found if len(found) < 5 else []
-
-
 @dataclass(frozen=True)
 class Choice:
     """What a spec may choose from: the sites, or the parameters, of a model.
@@ -201,8 +188,8 @@ class Choice:
         help = nearest(pattern, known) or self.hint
         if pattern in ("expert", "experts") and not self._counts["expert"][0][1]:
             help = f"{self.model} has no experts"
-        if meant := _matched(pattern, known):
-            help = f"a pattern is not a regular expression: list them, `{', '.join(meant)}`"
+        if {*"|["} & {*pattern}:
+            help = "a pattern is not a regular expression: a comma takes one name and another"
         if glob != pattern and self.places.any_holds(m.Match(attribute=attribute, pattern=glob)):
             help = f'a pattern is not a regular expression: `{attribute} "{glob}"`'
         what = f"`{attribute} {pattern}`"

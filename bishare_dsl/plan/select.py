@@ -106,25 +106,45 @@ class Sites:
         values = self.params | read | {"layers": layers, **more}
         return Scope(values, lets, layers, by_name)
 
-    def tied_problems(self, target: Sequence[Site]) -> Iterator[Problem]:
+    def tied_problems(self, target: Iterable[Site]) -> Iterator[Problem]:
         """Find weights of several modules of which the target does not name all: a term acts in each."""
         for site in target:
-            unnamed = [
-                path
-                for path in (site.paths if site.tied else ())
-                if not {path, kind := path.rpartition(".")[2], *parts_outside(kind)} & self.named
-            ]
-            if unnamed:
-                kinds = dict.fromkeys(path.rpartition(".")[2] for path in site.paths)
-                yield codes.TIED(
-                    names=" and ".join(f"`{kind}`" for kind in kinds),
-                    model=self.architecture.name,
-                    statement="target",
-                    unnamed=" and ".join(f"`{path}`" for path in unnamed),
-                    loc=("target",),
-                    help=f"`target {', '.join(kinds)}` adapts it for all of them; to adapt one alone, give "
-                    "each a weight of its own before (`tie_word_embeddings = false`, and a copy)",
-                )
+            kinds = {path: path.rpartition(".")[2] for path in site.paths}
+            said = {path: {path, kind, *parts_outside(kind)} for path, kind in kinds.items()}
+            does = (
+                "adapts it for all of them; to adapt one alone, give each a weight of its own before "
+                "(`tie_word_embeddings = false`, and a copy)"
+            )
+            yield from self.tied("target", self.named, kinds, said, does)
+
+    def tied(
+        self,
+        statement: str,
+        words: Set[str],
+        kinds: Mapping[str, str],
+        said: Mapping[str, Set[str]],
+        does: str,
+    ) -> Iterator[Problem]:
+        """Find a weight that a statement does not name for all modules that use it.
+
+        Args:
+            statement: its keyword.
+            words: the words of the statement.
+            kinds: what the modules are called, by the path of the weight in each.
+            said: what names it there.
+            does: what the statement does that names them all.
+        """
+        unnamed = [path for path, names in said.items() if words.isdisjoint(names)]
+        if len(said) > 1 and unnamed:
+            names = dict.fromkeys(kinds.values())
+            yield codes.TIED(
+                names=" and ".join(f"`{name}`" for name in names),
+                model=self.architecture.name,
+                statement=statement,
+                unnamed=" and ".join(f"`{path}`" for path in unnamed),
+                loc=(statement,),
+                help=f"`{statement} {', '.join(names)}` {does}",
+            )
 
     def of(self, where: Iterable[int]) -> list[Site]:
         """Return the sites of a set, in the order of the model."""

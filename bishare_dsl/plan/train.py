@@ -106,7 +106,11 @@ def _selected(
         model, help = sites.architecture.name, "`except` takes away all that stands before it"
         what = "`train`"
         problems.append(codes.COVERS_NOTHING(what=what, model=model, loc=(TRAIN,), help=help))
-    problems += _tied_problems(spec, chosen, sites)
+    words = sites.words_of(selection)
+    for other in chosen:
+        kinds = {path: _module(path).rpartition(".")[2] for path in other.paths}
+        said = {p: {p, kind, *parts_outside(kind), *_parts(p)} for p, kind in kinds.items()}
+        problems += sites.tied(TRAIN, words, kinds, said, "trains it for all of them")
     return chosen, problems
 
 
@@ -145,26 +149,6 @@ def _choice(sites: Sites, places: Places) -> Choice:
         unknown,
         hint,
     )
-
-
-def _tied_problems(spec: Spec, chosen: list[Parameter], sites: Sites) -> Iterator[Problem]:
-    words = sites.words_of(spec.train) if spec.train else frozenset()
-    for other in chosen:
-        kinds = [_module(path).rpartition(".")[2] for path in other.paths]
-        unnamed = [
-            path
-            for path, kind in zip(other.paths, kinds, strict=True)
-            if not {path, kind, *parts_outside(kind), *_parts(path)} & words
-        ]
-        if other.tied and unnamed:
-            yield codes.TIED(
-                names=" and ".join(f"`{kind}`" for kind in dict.fromkeys(kinds)),
-                model=sites.architecture.name,
-                statement=TRAIN,
-                unnamed=" and ".join(f"`{path}`" for path in unnamed),
-                loc=(TRAIN,),
-                help=f"`train {', '.join(dict.fromkeys(kinds))}` trains it for all of them",
-            )
 
 
 def _scope(sites: Sites, other: Parameter) -> Scope:

@@ -20,7 +20,7 @@ _FEW = 10
 
 def page(plan: Plan, spec: Spec | None = None) -> str:
     """Draw the whole page. With the spec it says in the spec's words who shares."""
-    drawn = picture(plan, spec, merged=True)
+    drawn = picture(plan, spec)
     tabs = [
         Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i, drawn.grid))
         for i, section in enumerate(drawn.sections)
@@ -42,7 +42,7 @@ def _largest_pool(section: Section) -> int:
 
 def frame(plan: Plan, spec: Spec | None = None) -> str:
     """Put the page inside a frame, for a notebook: neither's style nor script meets the other's."""
-    drawn = picture(plan, spec, merged=True)
+    drawn = picture(plan, spec)
     width, height = Scale.of(drawn.grid).size(drawn.grid)
     roles = max((len(section.panels) for section in drawn.sections), default=1)
     # A picture may be drawn 1.75 times as large.

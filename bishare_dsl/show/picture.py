@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 from bishare_dsl.models.site import Site, block_of, layers_of
@@ -82,21 +81,15 @@ class Picture:
     sections: tuple[Section, ...]
 
 
-def picture(plan: Plan, spec: Spec | None = None, *, merged: bool = False) -> Picture:
-    """Collect what to draw of a plan; with ``merged`` roles that are shared alike are drawn once."""
-    grid = _grid(plan)
-    keys = _keys(spec)
-    found = []
-    for row in shares(plan):
-        panels = _panels(plan, grid, row.name)
-        found.append(
-            Section(
-                row,
-                keys.get(row.name, ""),
-                tuple(_merged(panels) if merged else panels),
-                _own(plan, grid, row.name),
-            )
+def picture(plan: Plan, spec: Spec | None = None) -> Picture:
+    """Collect what to draw of a plan."""
+    grid, keys = _grid(plan), _keys(spec)
+    found = (
+        Section(
+            row, keys.get(row.name, ""), _panels(plan, grid, row.name), _own(plan, grid, row.name)
         )
+        for row in shares(plan)
+    )
     return Picture(plan, grid, tuple(found))
 
 
@@ -155,44 +148,35 @@ def split_path(path: str) -> tuple[str, str]:
     return place, inner
 
 
-def _panels(plan: Plan, grid: Grid, share: str) -> list[Panel]:
+def _panels(plan: Plan, grid: Grid, share: str) -> tuple[Panel, ...]:
     index = {site.path: i for i, site in enumerate(grid.sites)}
-    pools: dict[str, list[Pool]] = {}
+    roles: dict[str, list[Pool]] = {}
     for pool in plan.pools:
         if pool.share == share:
-            pools.setdefault(pool.role, []).append(pool)
+            roles.setdefault(pool.role, []).append(pool)
+    alike: dict[tuple[tuple[int, ...], ...], dict[str, list[Pool]]] = {}
+    for role, pools in roles.items():
+        members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)
+        alike.setdefault(members, {})[role] = pools
     panels = []
-    for role, found in pools.items():
-        members = [tuple(sorted(index[path] for path in pool.members)) for pool in found]
+    for members, found in alike.items():
         first = [grid.places[sites[0]] for sites in members]
-        alone = all(len(sites) == 1 for sites in members)
-        covered = {i for sites in members for i in sites}
+        chosen = colours(first, alone=all(len(sites) == 1 for sites in members))
         patches = (
-            Patch((plan.tensor[pool.tensor],), _label(pool), colour, sites)
-            for pool, colour, sites in zip(found, colours(first, alone=alone), members, strict=True)
+            Patch(
+                tuple(plan.tensor[pool.tensor] for pool in pools), _label(pools[0]), colour, sites
+            )
+            for colour, sites, *pools in zip(chosen, members, *found.values(), strict=True)
         )
+        covered = {i for sites in members for i in sites}
         uncovered = (i for i in range(len(grid.sites)) if i not in covered)
-        panels.append(Panel((role,), tuple(patches), tuple(uncovered)))
-    return panels
+        panels.append(Panel(tuple(found), tuple(patches), tuple(uncovered)))
+    return tuple(panels)
 
 
 def _label(pool: Pool) -> str:
     """Return what a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
     return pool.tensor.removeprefix(f"{pool.share}.").removesuffix(pool.role).rstrip(".") or "all"
-
-
-def _merged(panels: Iterable[Panel]) -> list[Panel]:
-    found: dict[tuple[tuple[int, ...], ...], Panel] = {}
-    for panel in panels:
-        partition = tuple(patch.sites for patch in panel.patches)
-        if same := found.get(partition):
-            patches = (
-                replace(one, tensors=(*one.tensors, *other.tensors))
-                for one, other in zip(same.patches, panel.patches, strict=True)
-            )
-            panel = Panel((*same.roles, *panel.roles), tuple(patches), panel.uncovered)
-        found[partition] = panel
-    return list(found.values())
 
 
 def _own(plan: Plan, grid: Grid, share: str) -> dict[int, tuple[tuple[str, Tensor], ...]]:

@@ -4,9 +4,9 @@ from bishare_dsl.show.text import text
 from tests.show.conftest import architecture
 
 
-def panels(planned, text, **options):
+def panels(planned, text):
     spec, plan = planned(text)
-    [section] = picture(plan, spec, **options).sections
+    [section] = picture(plan, spec).sections
     return section.panels
 
 
@@ -28,15 +28,15 @@ def test_each_role_has_a_panel_with_its_own_pools(planned):
     assert a.patches[1].tensors[0].name == "s.layer_1.A"
 
 
-def test_roles_that_are_shared_alike_are_drawn_once_if_that_is_asked(planned):
-    [panel] = panels(planned, "share s per layer rank 2 via SS", merged=True)
+def test_roles_that_are_shared_alike_are_drawn_once(planned):
+    [panel] = panels(planned, "share s per layer rank 2 via SS")
     assert panel.roles == ("A", "B")
     assert [t.name for t in panel.patches[0].tensors] == ["s.layer_0.A", "s.layer_0.B"]
-    assert len(panels(planned, "share s A per layer  B per module rank 2", merged=True)) == 2
+    assert len(panels(planned, "share s A per layer  B per module rank 2")) == 2
 
 
 def test_where_a_share_is_not_is_told(planned):
-    a, _ = panels(planned, "share s where kind q_proj and layer > 0 per model rank 2")
+    [a] = panels(planned, "share s where kind q_proj and layer > 0 per model rank 2")
     assert a.patches[0].label == "all"
     assert a.patches[0].sites == (3, 6)
     assert a.uncovered == (0, 1, 2, 4, 5, 7, 8)
@@ -45,7 +45,7 @@ def test_where_a_share_is_not_is_told(planned):
 def test_tensors_of_single_modules_are_told_at_the_module(planned):
     spec, plan = planned("share s per model rank 2 via KE(size = 16)")
     [section] = picture(plan, spec).sections
-    assert [panel.roles for panel in section.panels] == [("A",), ("B",)]
+    assert [panel.roles for panel in section.panels] == [("A", "B")]
     assert [(role, tensor.shape) for role, tensor in section.own[2]] == [
         ("K_A", (1, 4)),
         ("K_B", (1, 6)),
@@ -95,7 +95,7 @@ def test_a_picture_in_text(planned):
         "share s per layer // 2 rank 2 via SS share t where kind v_proj A per model B per module rank 1"
     )
     assert (
-        text(picture(plan, spec, merged=True))
+        text(picture(plan, spec))
         == """\
 s  per layer // 2  rank 2  via SS(slice = centre)
 A, B: 2 pairs, 3-6 modules each
@@ -122,7 +122,7 @@ self_attn.v_proj  abc
 
 def test_more_pools_than_letters(planned):
     spec, plan = planned("share s per layer rank 2 via SS", architecture(70))
-    drawn = text(picture(plan, spec, merged=True))
+    drawn = text(picture(plan, spec))
     assert "70 pairs, 3 modules each; after 62 the letters begin again" in drawn
     assert (
         drawn.splitlines()[2]

@@ -17,7 +17,7 @@ HOSTILE = "</style></svg><script>alert(1)</script>&amp;\"'"
 
 
 def drawn(spec, plan):
-    text = whole(picture(plan, spec, merged=True))
+    text = whole(picture(plan, spec))
     return ElementTree.fromstring(text)
 
 
@@ -75,7 +75,7 @@ def test_experts_that_share_alike_are_one_row(planned):
         "share bands where expert != none per layer, kind, expert // 2 rank 2"
     )
     spec, plan = planned(text, experts(2, 6), target="q_proj, up_proj")
-    shown = picture(plan, spec, merged=True)
+    shown = picture(plan, spec)
     assert shown.grid.rows == (
         "self_attn.q_proj",
         *(f"mlp.experts.{pair}.up_proj" for pair in ("0-1", "2-3", "4-5")),
