@@ -57,17 +57,16 @@ class Analysis:
     modules: tuple[ranks.ModuleRow, ...]
 
 
-def analyse(adapter: AdapterUpdates, *, rank: int | None = None, seed: int = 0) -> Analysis:
+def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
     """Measure an adapter, and what chance makes of it: updates of the same singular values whose vectors are
     drawn anew, as independent starts are.
 
     Args:
         adapter: to measure.
-        rank: at which joint energy is given.
         seed: of the vectors that are drawn.
     """
     grouping = PoolsByKey(adapter.plan.base, [update.site for update in adapter.updates])
-    rank = rank or _usual([update.whole.rank for update in adapter.updates])
+    rank = _usual([update.whole.rank for update in adapter.updates])
     wanted = sorted({*RANKS, rank})
     looks = (adapter.updates, independent(adapter.updates, seed))
     joint = (energy.joint(updates, grouping, wanted) for updates in looks)

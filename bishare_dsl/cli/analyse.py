@@ -23,17 +23,6 @@ from bishare_dsl.cli.report import Report
 )
 @options.model()
 @options.html("Write a page with a heat map of each measure; it needs no network.")
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Of the common factors that are told of; by default the updates' own.",
-)
-@click.option(
-    "--keep-starts",
-    is_flag=True,
-    help="Measure A with what it started as; by default its change, where the seed tells the start.",
-)
 @options.seed
 @click.pass_obj
 def command(
@@ -41,8 +30,6 @@ def command(
     folders: tuple[Path, ...],
     model: str,
     html: Path | None,
-    rank: int | None,
-    keep_starts: bool,
     seed: int,
 ) -> None:
     """Measure what the updates of an adapter's modules have in common: of each layer, and of each kind across
@@ -66,9 +53,9 @@ def command(
     for name in [*stored]:
         report.note(f"reading {name} ...")
         # What was read goes as soon as its updates are known.
-        adapters.append(read_updates(name, stored.pop(name), keep_starts=keep_starts))
+        adapters.append(read_updates(name, stored.pop(name)))
     report.note("measuring ...")
-    found = [analysis.analyse(one, rank=rank, seed=seed) for one in adapters]
+    found = [analysis.analyse(one, seed=seed) for one in adapters]
     charts = analysis.compare_adapters(adapters, seed=seed) if len(adapters) > 1 else ()
     report.data(**figures(found, charts))
     report.tables(*parts(found, charts))
