@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,72 +30,56 @@ _FIRST = [
 
 
 class _TrainCommand(click.Command):
-    """Takes transformers' arguments beside its own options.
-
-    They are looked up in transformers, which takes seconds to import, where something is not an own option.
-    """
+    """Tells the few options first that one begins with."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("To begin with"):
             formatter.write_dl(_FIRST)
         super().format_options(ctx, formatter)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        args = [*_each_with_name(args)]
-        try:
-            return super().parse_args(ctx, [*args])
-        except click.NoSuchOption:
-            silence_libraries()
-            from bishare_dsl.train.arguments import argument_types, is_flag
-            from bishare_dsl.train.errors import TrainError
-            from bishare_dsl.train.request import unknown_argument
-        before, own = self.params, {option.name for option in self.params}
-        theirs = [click.Option([f"--{name}"]) for name in argument_types() if name not in own]
-        switches = {name for name in argument_types() if is_flag(name)}
-        self.params = [*before, *theirs]
-        try:
-            return super().parse_args(ctx, list(_with_values(args, switches)))
-        except click.NoSuchOption as error:
-            name, known = _key(error.option_name), [option.name or "" for option in self.params]
-            raise TrainError(unknown_argument(name, known, shown=f"--{name}")) from None
-        finally:
-            self.params = before
 
+def _arguments(words: Sequence[str], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Read what are no options of our own: SPEC, more files of ``--data``, and transformers' arguments.
 
-def _each_with_name(args: Sequence[str]) -> Iterator[str]:
-    """Write ``--data`` before each of several files that follow one, as a shell writes ``*.jsonl``."""
-    from bishare_dsl.train.data.load import ENDINGS
+    They are looked up in transformers, which takes seconds to import, where there are any. A switch may
+    stand without a value: ``--bf16``, ``--bf16 false``, ``--no_bf16``.
 
-    follows, before = False, ""
-    for word in args:
-        if before != "--data":
-            file = follows and not word.startswith("-") and word.endswith(ENDINGS)
-            if file:
-                yield "--data"
-            follows = file or word == "--data"
-        yield word
-        before = word
+    Args:
+        words: of the command line.
+        given: the options of our own.
+    """
+    rest, files, specs = deque(words), [*given["data"]], list[str]()
+    while rest:
+        word = rest.popleft()
+        if not word.startswith("--"):
+            from bishare_dsl.train.data.load import ENDINGS
 
+            # As a shell writes `--data *.jsonl`.
+            (files if given["data"] and word.endswith(ENDINGS) else specs).append(word)
+            continue
+        silence_libraries()
+        from bishare_dsl.train.arguments import argument_types, is_flag
+        from bishare_dsl.train.errors import TrainError
+        from bishare_dsl.train.request import unknown_argument
 
-def _with_values(args: Sequence[str], switches: Container[str]) -> Iterator[str]:
-    """Write the value of a switch of transformers after it, which may be left out, or be the next word."""
-    words = deque(args)
-    while words:
-        word = words.popleft()
-        name, negated = _key(word), _key(word).removeprefix("no_")
-        if not word.startswith("--") or (name not in switches and negated not in switches):
-            yield word
-        elif name in switches:
-            said = words.popleft() if words and words[0].lower() in _BOOLEANS else "true"
-            yield f"--{name}={said}"
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if equals and name in argument_types():
+            yield name, value
+        elif is_flag(name):
+            yield name, rest.popleft() if rest and rest[0].lower() in _BOOLEANS else "true"
+        elif is_flag(name.removeprefix("no_")):
+            yield name.removeprefix("no_"), "false"
+        elif name not in (known := argument_types()):
+            raise TrainError(unknown_argument(name, [*known, *given], shown=f"--{name}"))
+        elif rest:
+            yield name, rest.popleft()
         else:
-            yield f"--{negated}=false"
-
-
-def _key(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
+            raise click.BadOptionUsage(word, f"Option '{word}' requires an argument.")
+    if specs[1:]:
+        raise click.UsageError(f"Got unexpected extra argument ({specs[1]})")
+    yield "data", files or None
+    yield "spec", _spec(specs[0] if specs else None)
 
 
 _PLACES = {
@@ -127,7 +111,10 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(
     "train",
     cls=_TrainCommand,
-    context_settings={"token_normalize_func": lambda name: name.replace("-", "_")},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("-", "_"),
+        "ignore_unknown_options": True,
+    },
     epilog=options.examples(
         "bishare train bishare_ke --model ./my-checkpoint --data rows.jsonl --output_dir ke",
         "bishare train my.share --config train.yaml --learning_rate 5e-4 --set r_inter=32",
@@ -138,7 +125,13 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
 )
-@options.spec("spec", "[SPEC]", required=False)
+@click.argument(
+    "words",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[SPEC]",
+    shell_complete=options.complete_specs,
+)
 @options.model(required=False, weights=True)
 @options.values
 @_own_options
@@ -147,7 +140,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     context: click.Context,
     /,
-    spec: str | None,
+    words: tuple[str, ...],
     params: dict[str, int | float | str],
     config: str | None,
     force: bool,
@@ -169,6 +162,8 @@ def command(
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         report.quiet, report.as_json = True, False
+    # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     silence_libraries()
     import datasets
 
@@ -178,8 +173,8 @@ def command(
     from bishare_dsl.train.request import make_request
     from bishare_dsl.train.run import run
 
+    given |= dict(_arguments(words, given)) | {"params": params or None}
     given = {name: None if value == () else value for name, value in given.items()}
-    given |= {"spec": _spec(spec), "params": params or None}
     try:
         reporter = Reporter(
             report.quiet, report.note, report.problem, partial(click.echo, err=True)

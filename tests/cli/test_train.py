@@ -160,7 +160,7 @@ def test_a_spec_on_standard_input(bishare, folder):
 
 
 def test_interrupted(bishare, folder, monkeypatch):
-    monkeypatch.setattr("bishare_dsl.train.loop.progress", lambda: Interrupts())
+    monkeypatch.setattr("bishare_dsl.train.loop.Progress", lambda: Interrupts())
     command = ["train", "--config", "train.yaml", "--num_train_epochs", 3, "--force"]
     run = bishare(*command)
     assert (run.code, run.out) == (130, "")
