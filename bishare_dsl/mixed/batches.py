@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -18,6 +18,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.mixed.bank import TrainingBank
 from bishare_dsl.mixed.experts import run_experts
 from bishare_dsl.mixed.read_rows import ReadRows
+from bishare_dsl.mixed.remade import Make, Remade
 from bishare_dsl.mixed.rows import (
     Call,
     Factors,
@@ -254,7 +255,7 @@ class MixedBatches:
         places: dict[nn.Module, Place] = {}
         found = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
-        beside = _beside([*plans.values()], members, keeps=not trains)
+        beside = _beside([*plans.values()], members)
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
@@ -269,16 +270,12 @@ class MixedBatches:
             if id(code) not in assemblies:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-            make = partial(
-                _factors,
-                assemblies[id(code)],
-                [beside[n] for n in region.names],
-                bases,
-                dtype,
-                grouping.adapters,
-            )
+            given = [beside[n] for n in region.names]
+            make = partial(_factors, assemblies[id(code)], bases, dtype, grouping.adapters)
             # What trains changes while the batch is open, and has a graph for each backward.
-            factors[module] = make if trains else make()
+            factors[module] = (
+                partial(_remade, make, given) if trains else make([g.value for g in given])
+            )
         for module in forwards:
             accept_rows(module)
         return RowBatch(
@@ -378,71 +375,104 @@ def _parents(path: str, count: int) -> list[str]:
     return [path.rsplit(".", above)[0] if above else path for above in range(count + 1)]
 
 
-def _beside(
-    plans: Sequence[Plan], members: Sequence[Member | None], *, keeps: bool
-) -> dict[str, Callable[[], Tensor]]:
-    """Return what gives each tensor of some plans together, of many adapters side by side.
+@dataclass
+class _Beside:
+    """A tensor of each member side by side.
+
+    Attributes:
+        stack: makes it of the members' tensors.
+        sources: these.
+    """
+
+    stack: Callable[[Sequence[Tensor]], Tensor]
+    sources: Sequence[Tensor]
+
+    @cached_property
+    def value(self) -> Tensor:
+        """It, put together once for all regions that read it."""
+        return self.stack(self.sources)
+
+
+def _beside(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, _Beside]:
+    """Return each tensor of some plans together, of many adapters side by side.
 
     What a linear term adds is zero where all of its tensors are: so are those of other plans' adapters.
 
     Args:
         plans: of the members.
         members: None for the base.
-        keeps: whether a tensor that was put together is kept for the regions that read it too.
     """
-    found = {
-        name_of(i, name): partial(given.stacked, name)
+    return {
+        name_of(i, name): given.beside(name)
         for i, given in enumerate(_Given(plan, members) for plan in plans)
         for name in plans[i].tensor
     }
-    return {name: cache(make) for name, make in found.items()} if keeps else {**found}
 
 
 class _Given:
     """The tensors of those members that are adapters of a plan."""
 
     def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
-        mine = [m if m and m.plan.digest == plan.digest else None for m in members]
-        self._rows = [(i, m.bank[1]) for i, m in enumerate(mine) if m and m.bank]
-        banks = [m.bank[0] for m in mine if m and m.bank]
-        self._views = banks[0].views() if banks else {}
-        self._tensors = [None if m is None or banks else m.tensors() for m in mine]
+        mine = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
+        banks = [(m.bank[0], m.bank[1]) for m in mine.values() if m.bank]
+        self._count, self._places, self._rows = len(members), [*mine], [row for _, row in banks]
+        self._views = banks[0][0].views() if banks else {}
+        self._tensors = [] if banks else [m.tensors() for m in mine.values()]
 
-    def stacked(self, name: str) -> Tensor:
+    def beside(self, name: str) -> _Beside:
         """Return a tensor of each member side by side, with zeros for those that have none."""
-        if not self._views:
-            found = [None if given is None else given[name] for given in self._tensors]
-            like = max((t for t in found if t is not None), key=lambda t: t.dtype.itemsize)
-            zero = torch.zeros_like(like)
-            return stacked([zero if tensor is None else tensor.to(like) for tensor in found])
-        value, count = self._views[name], len(self._tensors)
-        places, rows = zip(*self._rows, strict=True)
+        if self._views:
+            return _Beside(self._of_bank, [self._views[name]])
+        return _Beside(self._of_each, [given[name] for given in self._tensors])
+
+    def _of_each(self, tensors: Sequence[Tensor]) -> Tensor:
+        like = max(tensors, key=lambda tensor: tensor.dtype.itemsize)
+        found = [torch.zeros_like(like)] * self._count
+        for place, tensor in zip(self._places, tensors, strict=True):
+            found[place] = tensor.to(like)
+        return stacked(found)
+
+    def _of_bank(self, views: Sequence[Tensor]) -> Tensor:
+        (value,) = views
+        everywhere = len(self._places) == self._count
         if value.dim() == 2:
-            if len(places) == count:
+            if everywhere:
                 return value
-            value, rows = value.expand(count, -1, -1), places
-        if rows != tuple(range(len(value))):
+            value, rows = value.expand(self._count, -1, -1), self._places
+        else:
+            rows = self._rows
+        if rows != [*range(len(value))]:
             value = value.index_select(0, numbers_on(value.device, rows))
-        if len(places) == count:
+        if everywhere:
             return value
-        index = numbers_on(value.device, places)
-        return value.new_zeros(count, *value.shape[1:]).index_copy(0, index, value)
+        index = numbers_on(value.device, self._places)
+        return value.new_zeros(self._count, *value.shape[1:]).index_copy(0, index, value)
 
 
 def _factors(
     assembly: Callable[..., tuple[Tensor, ...]],
-    sources: Sequence[Callable[[], Tensor]],
     bases: Tensor,
     dtype: torch.dtype | None,
     adapters: int,
+    tensors: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Make the factors of a region; whatever a transform makes of zeros, a row of the base gets nothing."""
-    given = {slot: source() for slot, source in enumerate(sources)}
+    given = dict(enumerate(tensors))
     with without_autocast(given[0].device):
         made = of_many(assembly, given, adapters)
     if len(bases):
         made = tuple(factor.index_fill(0, bases.to(factor.device), 0) for factor in made)
     return tuple(factor.to(dtype) for factor in made)
+
+
+def _remade(make: Make, given: Sequence[_Beside]) -> Remade:
+    """Return the factors that are made of what lies side by side."""
+
+    def of_sources(sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        left = iter(sources)
+        return make([beside.stack([next(left) for _ in beside.sources]) for beside in given])
+
+    return Remade(of_sources, [source for beside in given for source in beside.sources])
 
 
 def _of_one(

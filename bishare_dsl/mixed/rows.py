@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.mixed.remade import Remade
 from bishare_dsl.rewrite.rewritten import wrap_forward
 
 
@@ -179,11 +181,15 @@ class Reader(NamedTuple):
 
 
 class RowFactor(NamedTuple):
-    """An effective factor of each adapter of a batch, ``(adapters, rows, width)``; ``reader`` applies it."""
+    """An effective factor of each adapter of a batch, ``(adapters, rows, width)``; ``reader`` applies it.
+
+    ``again`` makes it again, for a backward; None where it is there anyway.
+    """
 
     factor: Tensor
     grouping: Grouping
     reader: Reader
+    again: Callable[[], Tensor] | None = None
 
     @property
     def in_order(self) -> bool:
@@ -245,7 +251,7 @@ class RowFactor(NamedTuple):
         return y + self.grouping.scatter(torch.bmm(z, b)).reshape(y.shape)
 
 
-Factors = tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
+Factors = tuple[Tensor, ...] | Callable[[], Remade]
 """Those that a region reads, ``(adapters, rows, width)`` each, or what makes them when it does."""
 
 
@@ -350,10 +356,17 @@ def rows_of(region: nn.Module) -> tuple[RowFactor, ...] | tuple[Tensor, ...]:
 def row_factors(region: nn.Module) -> tuple[RowFactor, ...]:
     """Return the factors of a region in the open batch that has it, also of one adapter."""
     batch = _batch_of(region)
-    found = batch.factors[region]
-    factors = found() if callable(found) else found
     reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
-    return tuple([RowFactor(factor, batch.grouping, reader) for factor in factors])
+    found = batch.factors[region]
+    if not callable(found):
+        return tuple([RowFactor(factor, batch.grouping, reader) for factor in found])
+    made = found()
+    return tuple(
+        [
+            RowFactor(factor, batch.grouping, reader, partial(made.again, number))
+            for number, factor in enumerate(made.factors())
+        ]
+    )
 
 
 def drops_of(region: nn.Module) -> bool:

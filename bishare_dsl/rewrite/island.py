@@ -67,11 +67,13 @@ def fused_island(
         layers: the weights, then the biases of the layers.
         gated: of an ``x`` that is ``act(gate) * up``, these three: it is made again for the backward.
     """
+    again = None
     if not (a is None or isinstance(a, Tensor)):
+        again = None if a.again is None else [f if f is None else f.again for f in (a, *bs)]
         a, bs = a.checked(x), [b if b is None else b.factor for b in bs]
     inputs = (x, read, *_cast(x, (a,)), *layers, *_cast(x, bs))
     if torch.is_grad_enabled():
-        return _Island.apply(spans, *gated, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return _Island.apply(spans, again, *gated, *inputs)  # type: ignore[no-any-return, no-untyped-call]
     return _run(spans, *inputs)[0]
 
 
@@ -280,13 +282,14 @@ class _Island(torch.autograd.Function):
     """`island` with gradients for ``x``, ``read``, ``A`` and each ``B``; the layers are frozen.
 
     Where ``read`` is ``x``, ``x`` takes both gradients and ``read`` none. Of an ``x`` that is
-    ``act(gate) * up`` only ``gate`` and ``up`` are kept.
+    ``act(gate) * up`` only ``gate`` and ``up`` are kept; of factors that can be made ``again``, none.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         spans: tuple[Spans, ...],
+        again: Sequence[Callable[[], Tensor] | None] | None,
         act: nn.Module | None,
         gate: Tensor | None,
         up: Tensor | None,
@@ -294,8 +297,11 @@ class _Island(torch.autograd.Function):
         *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ys, z = _run(spans, x, *rest)
-        ctx.spans, ctx.act = spans, act
+        ctx.spans, ctx.again, ctx.act = spans, again, act
         ctx.set_materialize_grads(False)
+        if again is not None:
+            n = len(spans)
+            rest = rest[0], None, *rest[2 : 2 + 2 * n], *[None] * n
         ctx.save_for_backward(gate, up, None if act else x, *rest, z)
         # No views, such as a product with a bias gives: who reads them may write to them.
         return tuple(y.data for y in ys)
@@ -304,13 +310,16 @@ class _Island(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         n = len(ctx.spans)
         gate, up, *inputs, z = ctx.saved_tensors
-        _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
+        if ctx.again is not None:
+            made = [f if f is None else f() for f in ctx.again]
+            inputs[2], *inputs[-n:] = _cast(next(dy for dy in grads if dy is not None), made)
+        _, _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
         if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
             s = ctx.act(gate)
             # In place where it can be: a new tensor this wide takes as long as a pass.
             inputs[0] = s * up if torch.is_grad_enabled() else s.mul_(up)
         if torch.is_grad_enabled():
-            return *[None] * 4, *gradients_with_history(
+            return *[None] * 5, *gradients_with_history(
                 lambda *i: _run(ctx.spans, *i)[0], inputs, ctx, grads
             )
         x, read, a, *rest = inputs
@@ -329,4 +338,4 @@ class _Island(torch.autograd.Function):
                 _add(_tokens_of(a, dx), dz.mT, a)
         if dx is not None:
             dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
-        return *[None] * 4, dx, dread, da, *[None] * (2 * n), *dbs
+        return *[None] * 5, dx, dread, da, *[None] * (2 * n), *dbs

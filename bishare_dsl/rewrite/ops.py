@@ -6,6 +6,7 @@ out of place, so that a hook on a base linear keeps the output it was given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -25,6 +26,11 @@ class FactorOfRows(Protocol):
     @property
     def in_order(self) -> bool:
         """Whether rows come adapter by adapter, equally many of each."""
+        ...
+
+    @property
+    def again(self) -> Callable[[], Tensor] | None:
+        """What makes it again for a backward, if it need not be kept."""
         ...
 
     def checked(self, x: Tensor, /) -> Tensor:
