@@ -10,7 +10,7 @@ from dataclasses import replace
 from lsprotocol import types as lsp
 
 from bishare_dsl.diagnostics import Edit, Problem, Source, Span
-from bishare_dsl.diagnostics.codes import language, plan, spec
+from bishare_dsl.diagnostics.codes import language, spec
 from bishare_dsl.language.grammar import CLAUSES, END
 from bishare_dsl.language.parse import parse_open
 from bishare_dsl.language.syntax import Statement, span_of, unquoted
@@ -22,7 +22,6 @@ from bishare_dsl.lsp.positions import apply_edits
 _MEANT = re.compile(r"did you mean `([^`]+)`\?")
 _IN_CODE = re.compile(r"`([^`]+)`")
 _NEEDLESS = {code.code for code in (spec.UNUSED, language.TWICE)}
-_IDLE_ITEMS = {code.code for code in (plan.EXCLUDES_NOTHING, plan.ADDS_NOTHING)}
 
 Remedy = tuple[str, tuple[Edit, ...]]
 """What it does, in words, and the edits that do it."""
@@ -83,8 +82,6 @@ def _remedies(document: Document, problem: Problem) -> Iterator[Remedy]:
         yield from _clauses(help_line, *found)
         if problem.code in _NEEDLESS:
             yield "Leave it out", (Edit(_with_space(document, found[1].span), ""),)
-        if problem.code in _IDLE_ITEMS:
-            yield "Leave it out", (Edit(_with_comma(document, span), ""),)
         if problem.code == spec.OUTDENTED.code:
             yield "Indent it", (Edit(Span(found[1].start, found[1].start), "    "),)
 
@@ -143,22 +140,3 @@ def _with_space(document: Document, span: Span) -> Span:
     if (not start or text[start - 1] == "\n") and text[end : end + 1] == "\n":
         end += 1
     return Span(first + start, first + end)
-
-
-def _with_comma(document: Document, span: Span) -> Span:
-    """Widen the span of one item of a list by the comma, or the `except`, that goes with it."""
-    tokens = [
-        t
-        for t in (document.syntax.tokens if document.syntax else [])
-        if t.type not in ("SPACE", "COMMENT")
-    ]
-    before = [token for token in tokens if span_of(token).end <= span.start]
-    after = next((token for token in tokens if span_of(token).start >= span.end), None)
-    if before and before[-1] == ",":
-        return Span(span_of(before[-1]).start, span.end)
-    if after is not None and after == ",":
-        following = tokens[tokens.index(after) + 1] if after in tokens else after
-        return Span(span.start, span_of(following).start)
-    if before and before[-1] == "except":
-        return _with_space(document, Span(span_of(before[-1]).start, span.end))
-    return span

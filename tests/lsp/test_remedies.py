@@ -60,8 +60,6 @@ def mended(at):
         ("# model: lama-7b\n" + T + "share a per module rank 4", MODEL + T + "share a per module rank 4"),
         (MODEL + "spec s\ntarget q_porj, v_proj\nshare a per module rank 4", MODEL + "spec s\ntarget q_proj, v_proj\nshare a per module rank 4"),
         (MODEL + 'spec s\ntarget path "model.layers.3.mlp.up_prj"\nshare a per module rank 4', MODEL + 'spec s\ntarget path "model.layers.3.mlp.up_proj"\nshare a per module rank 4'),
-        (MODEL + "spec s\ntarget q_proj, v_proj except down_proj\nshare a per module rank 4", MODEL + T + "share a per module rank 4"),
-        (MODEL + "spec s\ntarget q_proj\nshare a where q_proj, v_proj per module rank 4", MODEL + "spec s\ntarget q_proj\nshare a where q_proj per module rank 4"),
         ('spec s\nuse "lroa"\n', 'spec s\nuse "lora"\n'),
         ('spec s\nuse "lora"\nparam r = 4\n', 'spec s\nuse "lora"\nreplace param r = 4\n'),
         (T + "replace share a per module rank 4", T + "share a per module rank 4"),
