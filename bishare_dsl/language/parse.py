@@ -285,7 +285,8 @@ class _Parser:
         tokens = self.tokens[self.first : position]
         for token in tokens:
             _check_word(token, self.problems)
-        if (deep := _too_deep(tree)) is not None:
+        # What has fewer words cannot be as deep.
+        if len(tokens) > MAX_DEPTH and (deep := _too_deep(tree)) is not None:
             self.report_depth(deep)
             return
         replaces = tree.data == "replace"
