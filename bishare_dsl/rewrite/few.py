@@ -46,3 +46,28 @@ def flat(x: Tensor, like: Tensor) -> Tensor:
 def unflat(flat: Tensor, y: Tensor) -> Tensor:
     """Return what was written to ``flat(y)``, ``(tokens, d)``, in the shape and dtype of ``y``."""
     return y if flat.dtype is y.dtype else flat.to(y.dtype).view(y.shape)
+
+
+def add_by_kernels(
+    y: Tensor,
+    x: Tensor,
+    kernels: tuple[Tensor, Tensor],
+    shared: tuple[Tensor, Tensor],
+    blocks: tuple[int, int],
+    scale: float,
+) -> Tensor:
+    """Add ``s (x A^T) B`` to ``y (tokens, d_out)`` in place, where A and B are each ``kernel (x) shared``.
+
+    Args:
+        x: ``(tokens, d_in)``.
+        kernels: of A ``(b, d_in / size)``, of B ``(b, d_out / size)``.
+        shared: of A and of B, ``(a, size)``.
+        blocks: the columns of the kernels.
+    """
+    (k_a, k_b), (a, b) = kernels, shared
+    if x.size(0) > 1:
+        return y.addmm_(F.linear(x, torch.kron(k_a, a)), torch.kron(k_b, b), alpha=scale)
+    # To make a factor takes longer than the product with it.
+    z = F.linear(k_a.mm(x.view(blocks[0], -1)), a)
+    y.view(blocks[1], -1).addmm_(k_b.t(), z.mm(b), alpha=scale)
+    return y

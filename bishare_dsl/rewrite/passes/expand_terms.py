@@ -27,7 +27,8 @@ from bishare_dsl.rewrite.region import (
     read_by,
     target_calls,
 )
-from bishare_dsl.transforms import Width, effective_pair, guard, update_of
+from bishare_dsl.transforms import Transform, Width, effective_pair, guard, update_of
+from bishare_dsl.transforms.apply import GAIN_OUT, GAIN_RANK
 
 
 @dataclass(frozen=True)
@@ -176,16 +177,32 @@ def _pair_of_few(
     first: fx.Node,
 ) -> fx.Node:
     """Make ``total + s (x A^T) B`` in two calls, with nothing cast or scaled that is as large as a factor."""
-    with guard(use.transform, "factors"):
-        a, b = effective_pair(use.transform, tensors, use.rank, width, 1)
     # What is added to one total is added to it flat.
     y, before = total.args if total.target is of_few.unflat else (None, total)
     if y is None:
         y = graph.call_function(of_few.flat, (total, like))
     x = graph.call_function(of_few.flat, (x, like))
+    if kernels := _kernels(use.transform, width, tensors):
+        y = graph.call_function(of_few.add_by_kernels, (y, x, *kernels, use.scale))
+        return graph.call_function(of_few.unflat, (y, before))
+    with guard(use.transform, "factors"):
+        a, b = effective_pair(use.transform, tensors, use.rank, width, 1)
     z = graph.call_function(F.linear, (x, a.node))  # type: ignore[attr-defined]
     y = graph.call_method("addmm_", (y, z, b.node), {"alpha": use.scale})  # type: ignore[attr-defined]
     return graph.call_function(of_few.unflat, (y, before))
+
+
+def _kernels(transform: Transform, width: Width, tensors: Any) -> tuple[Any, Any, Any] | None:
+    """Return of A and B the kernels, the shared factors and the kernels' columns, where they are no more."""
+    found = []
+    for role, side in zip("AB", width, strict=True):
+        columns = tensors[role].shape[1] if role in tensors else side
+        kept = transform.kept(role, side, columns)
+        if kept is None or kept.kernel is None or kept.rowwise or side % columns:
+            return None
+        found.append((tensors[kept.kernel].node, tensors[kept.role].node, side // columns))
+    kernels, shared, blocks = zip(*found, strict=True)
+    return None if {GAIN_RANK, GAIN_OUT} & {*tensors} else (kernels, shared, blocks)
 
 
 def _looked_up(

@@ -84,3 +84,19 @@ def test_few_tokens_are_written_to_where_nobody_looks(case, use, kind):
             expected = nn.functional.linear(x, module.left.weight, module.left.bias)
             assert torch.equal(module.left.gave, expected)
     torch.testing.assert_close(few, module(x))
+
+
+@pytest.mark.parametrize(("rank", "shared", "size"), [(2, 2, 2), (4, 2, 2), (3, 1, 1), (2, 2, 3)])
+def test_few_tokens_meet_kernels_and_shared_factors(case, use, rank, shared, size):
+    """One token is multiplied by each; several, and where a width is cropped, by their product."""
+    rows, k_in, k_out = rank // shared, -(-4 // size), -(-6 // size)
+    shapes = [(shared, size), (shared, size), (rows, k_in), (rows, k_out)]
+    term = use(range(4), rank, scale=0.5, via="KE", size=size, shared_rank=shared)
+    made = case(shapes, Twice, left=[term])
+    assert ("add_by_kernels" in str(made.program().few)) == (size < 3)
+    module, _ = made.module()
+    for tokens in (1, 5):
+        x = torch.randn(1, tokens, 4, dtype=torch.double)
+        with torch.no_grad():
+            few = module(x)
+        torch.testing.assert_close(few, module(x))
