@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bishare_dsl.mixed.rows import drops_of, rows_of
-from bishare_dsl.rewrite.passes.hoist_factors import HoistFactors
 from bishare_dsl.rewrite.region import DROPS, Pass, RegionGraphs
 
 
@@ -16,9 +15,6 @@ class ReadRows(Pass):
 
     What applies a factor sees that it is one of many adapters. It runs last.
     """
-
-    # The call gives what is applied, and nobody changes it any more.
-    behind = (HoistFactors,)
 
     def run(self, region: RegionGraphs) -> None:
         graph, call, region.few = region.forward, region.factors_call(), None
