@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import INTERRUPTED, Report, silence_libraries
+from bishare_dsl.cli.report import INTERRUPTED, CommandError, Report, silence_libraries
+from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 
 if TYPE_CHECKING:
     from bishare_dsl.spec import Spec
@@ -165,14 +166,16 @@ def command(
     # TRL tells its makers of each run; it is asked not to, before anything of it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     silence_libraries()
-    import datasets
+    try:
+        import datasets
 
+        from bishare_dsl.train.errors import TrainingInterrupted
+        from bishare_dsl.train.reporter import Reporter
+        from bishare_dsl.train.request import make_request
+        from bishare_dsl.train.run import run
+    except ImportError as error:
+        raise CommandError(NEEDS_PACKAGE(what="training", package=error.name)) from error
     datasets.disable_progress_bars()
-    from bishare_dsl.train.errors import TrainingInterrupted
-    from bishare_dsl.train.reporter import Reporter
-    from bishare_dsl.train.request import make_request
-    from bishare_dsl.train.run import run
-
     given |= dict(_arguments(words, given)) | {"params": params or None}
     given = {name: None if value == () else value for name, value in given.items()}
     try:

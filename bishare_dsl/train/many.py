@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bishare_dsl.train.data.batches import IGNORED, Collator, Example, Examples
+from bishare_dsl.train.data.batches import IGNORED, Collator, Example
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Task:
 
     name: str
     keeps: str
-    examples: Examples
-    held_out: Sequence[Example] = ()
+    examples: Dataset
+    held_out: Dataset | tuple[()] = ()
     rate: float = 1e-4
     seed: int = 0
     order: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -28,7 +28,7 @@ from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import effective_batch, training_arguments, warm_up_steps
 from bishare_dsl.train.check import check_adapter, read_rows
-from bishare_dsl.train.data.batches import Collator, Example, Examples
+from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.many import Steps, Task
@@ -37,6 +37,7 @@ from bishare_dsl.train.prepare import encode_as_asked, find_tokenizer, load_base
 from bishare_dsl.train.result import ManyResult, TaskResult
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainingArguments
     from trl import SFTConfig
 
@@ -214,8 +215,8 @@ def _check(settings: Settings, args: SFTConfig) -> None:
 
 def _tried(
     name: str,
-    examples: Examples,
-    held_out: Sequence[Example],
+    examples: Dataset,
+    held_out: Dataset | tuple[()],
     settings: Settings,
     args: TrainingArguments,
 ) -> Iterator[Task]:

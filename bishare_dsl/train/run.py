@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import get_peft_model
 from transformers import TrainerCallback, set_seed
+from trl import pack_dataset
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.handle import Handle
@@ -139,8 +140,9 @@ def run(
     encoded = {name: encode_as_asked(part, tokenizer, settings) for name, part in rows.items()}
     for found in encoded.values():
         reporter.note(str(found.report))
-    packed_to = settings.max_length if settings.packing else None
-    sets = {name: found.examples.dataset(packed_to) for name, found in encoded.items()}
+    sets = {name: found.examples for name, found in encoded.items()}
+    if settings.packing:
+        sets = {name: pack_dataset(found, settings.max_length) for name, found in sets.items()}
     for problem, where in problems:
         reporter.report(problem, where)
     steps = count_steps(args, len(sets["train"]))

@@ -27,42 +27,25 @@ Example = dict[str, list[int]]
 has the ``seq_lengths`` of the examples in it."""
 
 
-class Examples(Sequence[Example]):
-    """Examples as a sequence.
+def dataset_of(
+    ids: NDArray[np.int32], labels: NDArray[np.int32], lengths: Sequence[int]
+) -> Dataset:
+    """Return examples as a data set of `datasets`, in the memory that they have.
 
     Args:
         ids: of all tokens, one example after the other.
         labels: of the same tokens.
         lengths: of the examples, in tokens.
     """
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Dataset
 
-    def __init__(self, ids: NDArray[np.int32], labels: NDArray[np.int32], lengths: Sequence[int]):
-        self._columns = {"input_ids": ids, "labels": labels}
-        self._starts = np.cumsum([0, *lengths], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        part = slice(self._starts[number], self._starts[number + 1])
-        return {name: values[part].tolist() for name, values in self._columns.items()}
-
-    def dataset(self, packed_to: int | None = None) -> Dataset:
-        """Return the same as a data set of `datasets`, packed by TRL if that is asked for."""
-        import pyarrow as pa  # type: ignore[import-untyped]
-        from datasets import Dataset
-
-        starts, lists = pa.array(self._starts), pa.LargeListArray.from_arrays
-        columns = {n: lists(starts, pa.array(values)) for n, values in self._columns.items()}
-        dataset = Dataset(pa.table(columns), fingerprint="bishare")  # Else it would hash all of it.
-        if packed_to is None:
-            return dataset
-        from trl import pack_dataset
-
-        return pack_dataset(dataset, packed_to)
+    starts, lists = (
+        pa.array(np.cumsum([0, *lengths], dtype=np.int64)),
+        pa.LargeListArray.from_arrays,
+    )
+    columns = {"input_ids": lists(starts, pa.array(ids)), "labels": lists(starts, pa.array(labels))}
+    return Dataset(pa.table(columns), fingerprint="bishare")  # Else it would hash all of it.
 
 
 @dataclass(frozen=True)

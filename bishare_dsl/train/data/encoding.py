@@ -10,12 +10,13 @@ import numpy as np
 
 from bishare_dsl.diagnostics import DataError
 from bishare_dsl.diagnostics.codes import data as codes
-from bishare_dsl.train.data.batches import IGNORED, Examples
+from bishare_dsl.train.data.batches import IGNORED, dataset_of
 from bishare_dsl.train.data.formats import BadRow, Format, find_format, read_row
 from bishare_dsl.train.data.rows import Findings, Rows
 from bishare_dsl.train.data.tokens import Encoder
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 
@@ -61,7 +62,7 @@ class DataReport:
 class Encoded:
     """What is trained on, and what became of the rows."""
 
-    examples: Examples
+    examples: Dataset
     report: DataReport
 
 
@@ -120,4 +121,4 @@ def encode(
         trained_tokens=int((learned != IGNORED).sum()),
         max_length=max_length,
     )
-    return Encoded(Examples(np.array(ids, np.int32), learned, lengths), report)
+    return Encoded(dataset_of(np.array(ids, np.int32), learned, lengths), report)

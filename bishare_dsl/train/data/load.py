@@ -14,7 +14,6 @@ from typing import Any
 from bishare_dsl.diagnostics import DataError, one_line
 from bishare_dsl.diagnostics.codes import data as codes
 from bishare_dsl.diagnostics.codes.models import HUB_REFUSED, HUB_UNREACHABLE
-from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
 from bishare_dsl.train.data.rows import Findings, Rows, place_of
 
 _Bad = Callable[[int, str], None]
@@ -36,7 +35,7 @@ def load_rows(
 
     Raises:
         DataError: there is no such file (BS701) and no such data set that can be reached (BS504, BS505,
-            BS703), it cannot be read (BS704, BS705, BS735), some of its rows cannot (the first ones are
+            BS703), it cannot be read (BS704, BS705), some of its rows cannot (the first ones are
             named: BS706), or it is empty (BS707).
     """
     path = Path(source)
@@ -140,11 +139,9 @@ def _read_csv(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
 
 
 def _read_parquet(path: Path, bad: _Bad) -> Iterator[tuple[int, Any]]:
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
-    except ImportError as error:
-        raise _needs("reading Parquet files", "pyarrow") from error
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
     try:
         return enumerate(parquet.read_table(path).to_pylist(), 1)
     except pyarrow.ArrowException as error:
@@ -165,10 +162,8 @@ ENDINGS = tuple(_READERS)
 
 def _read_hub(name: str, split: str, subset: str | None) -> Rows:
     """Read the rows of a split by `datasets`, memory-mapped from its cache."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise _needs("reading a Hub data set", "datasets") from error
+    import datasets
+
     try:
         table = datasets.load_dataset(name, subset, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -181,7 +176,3 @@ def _read_hub(name: str, split: str, subset: str | None) -> Rows:
         raise DataError(codes.NO_SUCH_PART(name=name, reason=one_line(error))) from error
     numbers = range(1, len(table) + 1)
     return Rows(f"{name} ({split})", table, numbers, False, range(len(table)))
-
-
-def _needs(what: str, package: str) -> DataError:
-    return DataError(NEEDS_PACKAGE(what=what, package=package, help="pip install 'bishare[train]'"))

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from trl import pack_dataset
 
 from bishare_dsl import compile_spec
-from bishare_dsl.train.data.batches import Collator, Examples, check_packing
+from bishare_dsl.train.data.batches import Collator, check_packing, dataset_of
 from tests.support.families import TINY_FAMILIES, tiny_model
 
 # OPT builds its mask without `position_ids`.
@@ -18,11 +20,11 @@ def examples():
     ids = np.random.default_rng(0).integers(3, 64, sum(LENGTHS), dtype=np.int32)
     trained = np.ones(len(ids), dtype=bool)
     trained[np.cumsum([0, *LENGTHS])[:-1]] = False
-    return Examples(ids, np.where(trained, ids, -100), LENGTHS)
+    return list(dataset_of(ids, np.where(trained, ids, -100), LENGTHS))
 
 
 def pack(examples):
-    return list(examples.dataset(packed_to=16))
+    return list(pack_dataset(Dataset.from_list(examples), 16))
 
 
 def attention(family):

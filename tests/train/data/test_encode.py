@@ -1,6 +1,5 @@
 """Texts to tokens: where they begin and end, what is trained on, what is cut, and what is counted."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,16 +116,11 @@ def test_texts_and_chats_may_alternate(tokenizer, rows, chat, trained):
 
 
 def test_examples_are_a_data_set(tokenizer, rows):
-    from torch.utils.data import DataLoader
-
     examples = encode(rows(*[{"text": "fox"}] * 5), tokenizer(), max_length=4).examples
     assert len(examples) == 5
     assert examples[-1] == examples[4] == list(examples)[4]
-    assert examples[1:3] == [examples[1], examples[2]]
-    with pytest.raises(IndexError):
-        examples[5]
-    assert sum(len(batch) for batch in DataLoader(examples, batch_size=2, collate_fn=list)) == 5
-    assert {type(v) for v in examples[np.int64(0)]["input_ids"]} == {int}
+    assert {type(v) for v in examples[0]["input_ids"]} == {int}
+    assert examples.data.nbytes < 5 * (8 * 4 + 2 * 16)  # Eight bytes a token.
 
 
 # Tokenizers that do not have what is needed.

@@ -178,14 +178,3 @@ def test_a_file_that_may_not_be_opened(tmp_path, problems, monkeypatch):
         "BS705",
         f"`{path}` cannot be read: Permission denied",
     )
-
-
-@pytest.mark.parametrize(("package", "source"), [("pyarrow", "r.parquet"), ("datasets", "a/b")])
-def test_a_package_that_is_not_installed(package, source, tmp_path, problems, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "r.parquet", b"")
-    monkeypatch.setitem(__import__("sys").modules, package, None)
-    [problem] = problems(load_rows, source)
-    assert problem.code == "BS735"
-    assert f"`{package}`" in problem.message
-    assert "bishare[train]" in problem.help
