@@ -105,21 +105,29 @@ def trained(load: Load, spec: Spec, rate: float, seed: int) -> Any:
     return stack.adapted
 
 
-class Stack:
-    """Adapters of one topology on one base, their tensors stacked: each (adapters, …)."""
+class Adapters:
+    """Adapters of one topology on one base, their tensors stacked: each (adapters, …).
 
-    def __init__(self, load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> None:
+    Attributes:
+        values: what is right of each adapter's rows, (adapters, rows), by its number among the answers.
+        batches: of an epoch.
+    """
+
+    values: torch.Tensor
+    batches = BATCHES
+
+    def __init__(self, base: Callable[[], Any], spec: Spec, seeds: Sequence[int]) -> None:
         text, params = spec
-        self.seeds = [seed for _, seed in runs]
+        self.seeds = seeds
         models = {
-            seed: compile_spec(text, load.base.load(), params=params, seed=seed)
-            for seed in dict.fromkeys(self.seeds)
+            seed: compile_spec(text, base(), params=params, seed=seed)
+            for seed in dict.fromkeys(seeds)
         }
-        first = models[self.seeds[0]]
-        self.parameters = plan_spec(text, load.base.load(), params).trainable
+        first = models[seeds[0]]
+        self.parameters = plan_spec(text, base(), params).trainable
         self.bytes = _size(first)
         self.adapted = first.train()
-        own = [_tensors(models[seed]) for seed in self.seeds]
+        own = [_tensors(models[seed]) for seed in seeds]
         self.fixed, trained = {}, {}
         for name, tensor in own[0].items():
             stacked = torch.stack([tensors[name].detach() for tensors in own])
@@ -127,32 +135,13 @@ class Stack:
         self.names = list(trained)
         self.shapes = [tensor.shape for tensor in trained.values()]
         self.flat = torch.cat([t.flatten(1) for t in trained.values()], 1).requires_grad_()
-        found: list[Pairs] = [pairs(load.base, load.task, load.pairs, seed) for _, seed in runs]
-        self.keys = torch.stack([one.keys for one in found])
-        self.values = torch.stack([one.values for one in found])
-        head = first.lm_head.weight.detach()
-        self.heads = torch.stack([head[one.tokens] for one in found])
-        # Of all tokens only the values' logits are wanted.
-        first.lm_head = torch.nn.Identity()
-        length = self.keys.shape[-1]
-        hidden = torch.full((length, length), -1e9).triu(1)
-        self.mask = hidden[None, None]
-        self.places = torch.arange(length)[None]
 
-    def _logits(
-        self, tensors: Mapping[str, torch.Tensor], keys: torch.Tensor, head: torch.Tensor
-    ) -> torch.Tensor:
-        """Return one adapter's logits (keys, VALUES) of the values."""
-        given = {
-            "input_ids": keys,
-            "attention_mask": self.mask.expand(len(keys), -1, -1, -1),
-            "position_ids": self.places.expand(len(keys), -1),
-            "use_cache": False,
-        }
-        return functional_call(self.adapted, dict(tensors), (), given).logits[:, -1] @ head.t()
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (adapters, batch, values) of some rows, whose numbers are (adapters, batch)."""
+        raise NotImplementedError
 
     def losses(self, rows: torch.Tensor, reduction: str) -> torch.Tensor:
-        """Return each adapter's losses on some of its pairs, whose numbers are (adapters, batch)."""
+        """Return each adapter's losses on some of its rows, whose numbers are (adapters, batch)."""
         logits = self.logits(rows)
         values = self.values.gather(1, rows)
         found = F.cross_entropy(logits.transpose(1, 2), values, reduction="none")
@@ -165,11 +154,6 @@ class Stack:
             name: piece.view(shape)
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
-
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return (adapters, batch, VALUES)."""
-        keys = self.keys.gather(1, rows[..., None].expand(-1, -1, self.keys.shape[-1]))
-        return vmap(self._logits)({**self.pieces(), **self.fixed}, keys, self.heads)
 
     def groups(self, of: Callable[[str], str]) -> dict[str, torch.Tensor]:
         """Return by group which numbers are its own, as 1 and 0; `of` names the group of a tensor."""
@@ -194,17 +178,17 @@ class Stack:
         second = torch.zeros_like(self.flat)
         draws = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         warm = max(1, round(recipe.warm_up * steps))
-        count = self.keys.shape[1]
-        size = count // BATCHES
+        count = self.values.shape[1]
+        size = count // self.batches
         shares = self.groups(share_of)
         factors = sum(mask * recipe.factors.get(name, 1.0) for name, mask in shares.items())
         clipped = list(shares.values()) if recipe.by_share else [torch.ones(self.flat.shape[1])]
         slow, fast = recipe.betas[1], recipe.betas[0]
         told = []
         for step in range(steps):
-            if step % BATCHES == 0:
+            if step % self.batches == 0:
                 order = torch.stack([torch.randperm(count, generator=draw) for draw in draws])
-            at = step % BATCHES * size
+            at = step % self.batches * size
             rows = order[:, at : at + size]
             loss = self.losses(rows, "mean")
             (gradient,) = torch.autograd.grad(loss.sum(), self.flat)
@@ -224,6 +208,41 @@ class Stack:
                 self.flat += change
         stretches = torch.stack(told, 1).tensor_split(min(12, steps), 1)
         return torch.stack([part.mean(1) for part in stretches], 1).tolist()
+
+
+class Stack(Adapters):
+    """Adapters that store pairs, each of them its own."""
+
+    def __init__(self, load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> None:
+        super().__init__(load.base.load, spec, [seed for _, seed in runs])
+        found: list[Pairs] = [pairs(load.base, load.task, load.pairs, seed) for _, seed in runs]
+        self.keys = torch.stack([one.keys for one in found])
+        self.values = torch.stack([one.values for one in found])
+        head = self.adapted.lm_head.weight.detach()
+        self.heads = torch.stack([head[one.tokens] for one in found])
+        # Of all tokens only the values' logits are wanted.
+        self.adapted.lm_head = torch.nn.Identity()
+        length = self.keys.shape[-1]
+        hidden = torch.full((length, length), -1e9).triu(1)
+        self.mask = hidden[None, None]
+        self.places = torch.arange(length)[None]
+
+    def _logits(
+        self, tensors: Mapping[str, torch.Tensor], keys: torch.Tensor, head: torch.Tensor
+    ) -> torch.Tensor:
+        """Return one adapter's logits (keys, VALUES) of the values."""
+        given = {
+            "input_ids": keys,
+            "attention_mask": self.mask.expand(len(keys), -1, -1, -1),
+            "position_ids": self.places.expand(len(keys), -1),
+            "use_cache": False,
+        }
+        return functional_call(self.adapted, dict(tensors), (), given).logits[:, -1] @ head.t()
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (adapters, batch, VALUES)."""
+        keys = self.keys.gather(1, rows[..., None].expand(-1, -1, self.keys.shape[-1]))
+        return vmap(self._logits)({**self.pieces(), **self.fixed}, keys, self.heads)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[torch.Tensor, torch.Tensor]:
