@@ -13,7 +13,7 @@ from storing.store import STEPS, Load
 
 STEP = 2.5
 """Between the rates of a search."""
-FURTHER = 2
+FURTHER = 3
 """The most rates that a search tries beyond its first three, while the best of them is at an edge."""
 TUNING, SEEDS = 100, range(5)
 """The seed on which rates are chosen, and the fresh ones."""
