@@ -229,7 +229,7 @@ def run(name: str, spec: Spec, runs: Sequence[tuple[float, int]]) -> list[dict[s
     stack = Late(spec, [seed for _, seed in runs], parts["train"], options, task.batches)
     losses = stack.train(task.steps, torch.tensor([rate for rate, _ in runs]))
     trained = stack.right(parts["train"])
-    tuned, test = (
+    validation, test = (
         stack.right(parts[part]) if part in parts else trained for part in ("validation", "test")
     )
     seconds = round((time.process_time() - began) / len(runs), 2)
@@ -237,7 +237,7 @@ def run(name: str, spec: Spec, runs: Sequence[tuple[float, int]]) -> list[dict[s
         {
             "rate": rate,
             "seed": seed,
-            "validation": tuned[i],
+            "validation": validation[i],
             "test": test[i],
             "train": trained[i],
             "loss": [round(v, 3) if math.isfinite(v) else None for v in losses[i]],
@@ -260,9 +260,12 @@ def found() -> dict[Key, dict[tuple[float, int], dict[str, Any]]]:
     return rows
 
 
-def chosen(rows: dict[tuple[float, int], dict[str, Any]]) -> float:
-    """Return the rate that was best of those that were tuned."""
-    return best_rate({rate: row["validation"] for (rate, s), row in rows.items() if s == TUNING})
+def tuned(rows: dict[tuple[float, int], dict[str, Any]]) -> dict[float, float]:
+    """Return by rate what part of the validation rows is right, in the mean over the seeds that ran."""
+    right = defaultdict(list)
+    for (rate, _), row in rows.items():
+        right[rate].append(row["validation"])
+    return {rate: statistics.fmean(parts) for rate, parts in right.items()}
 
 
 def work(options: argparse.Namespace) -> None:
@@ -271,9 +274,10 @@ def work(options: argparse.Namespace) -> None:
         for method, budget in METHODS:
             while method in options.methods:
                 rows = found()[task, method, budget]
-                tuned = {rate: r["validation"] for (rate, s), r in rows.items() if s == TUNING}
-                runs = [(rate, TUNING) for rate in untried(tuned, 1e-2)]
-                runs = runs or [(chosen(rows), s) for s in SEEDS if (chosen(rows), s) not in rows]
+                runs = [(rate, TUNING) for rate in untried(tuned(rows), 1e-2)]
+                if not runs:
+                    rate = best_rate(tuned(rows))
+                    runs = [(rate, seed) for seed in SEEDS if (rate, seed) not in rows]
                 if not runs:
                     break
                 spec = spec_of("smollm2", method, budget)
@@ -290,7 +294,9 @@ def lines() -> Iterator[str]:
     every = found()
     for task in TASKS:
         whole = {
-            key: [r for (rate, s), r in rows.items() if s in SEEDS and rate == chosen(rows)]
+            key: [
+                r for (rate, s), r in rows.items() if s in SEEDS and rate == best_rate(tuned(rows))
+            ]
             for key, rows in every.items()
             if key[0] == task
         }

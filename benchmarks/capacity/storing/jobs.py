@@ -87,7 +87,8 @@ def _worth(cell: Cell) -> tuple[int, int, int]:
 def passes(results: Results, cells: Sequence[Cell], names: Sequence[str]) -> Iterator[Pass]:
     """Yield what can run now: a search's rates, or the fresh seeds at the rate that it has chosen.
 
-    A rate is chosen at a cell's first load and steps, and kept for its second and for twice the steps.
+    What these find can turn the choice. A rate is chosen at a cell's first load and steps, and kept for its
+    second and for twice the steps.
     """
     for cell in cells:
         for name in chosen_for(results, cell, names):
@@ -127,12 +128,16 @@ def _job(cell: Cell, name: str, rate: float, seed: int) -> Job:
 
 
 def tuned(results: Results, cell: Cell, name: str) -> dict[float, float]:
-    """Return by rate the bits that the tuning seed has stored."""
-    return {
-        job.rate: row["bits"] if row["bits"] is not None else float("-inf")
-        for job, row in results.items()
-        if job.seed == TUNING and job == _job(cell, name, job.rate, TUNING)
-    }
+    """Return by rate the bits that it has stored, in the mean over the seeds that ran.
+
+    So a rate that one seed was lucky with gives way to the next best one.
+    """
+    found: dict[float, list[float]] = {}
+    for job, row in results.items():
+        if job == _job(cell, name, job.rate, job.seed):
+            bits = row["bits"]
+            found.setdefault(job.rate, []).append(float("-inf") if bits is None else bits)
+    return {rate: statistics.fmean(bits) for rate, bits in found.items()}
 
 
 def best_rate(found: Mapping[float, float]) -> float:

@@ -16,7 +16,7 @@ def simulated(cells=(PRIMARY,), names=NAMES):
     while jobs := next(passes(results, cells, names), None):
         count += 1
         for job in jobs:
-            bits = FOUND[job.method] * job.longer - abs(job.rate - 0.03) + job.seed
+            bits = FOUND[job.method] * job.longer - abs(job.rate - 0.03) + job.seed / 1e5
             right = 1.0 if job.method == "gate" else bits / 6_200
             results[job] = {
                 "bits": bits,
@@ -33,8 +33,8 @@ def test_a_search_has_three_rates_and_goes_on_at_an_edge():
     assert untried({}, 1e-2) == [4e-3, 1e-2, 2.5e-2]
     assert untried({4e-3: 1.0, 1e-2: 2.0, 2.5e-2: 1.0}, 1e-2) == []
     assert untried({4e-3: 1.0, 1e-2: 2.0, 2.5e-2: 3.0}, 1e-2) == [6.25e-2]
-    five = {4e-3: 1.0, 1e-2: 2.0, 2.5e-2: 3.0, 6.25e-2: 4.0, 0.1562: 5.0}
-    assert untried(five, 1e-2) == []
+    six = dict(zip((4e-3, 1e-2, 2.5e-2, 6.25e-2, 0.1562, 0.3905), range(6), strict=True))
+    assert untried(six, 1e-2) == []
 
 
 def test_all_is_run_once_and_fresh_seeds_are_not_the_one_of_the_search():
@@ -46,6 +46,16 @@ def test_all_is_run_once_and_fresh_seeds_are_not_the_one_of_the_search():
     assert next(passes(results, [PRIMARY], NAMES), None) is None
     del results[_job(PRIMARY, "lora", rows["lora"][0]["rate"], 3)]
     assert [job.seed for job in next(passes(results, [PRIMARY], NAMES))] == [3]
+
+
+def test_a_rate_that_one_seed_was_lucky_with_gives_way():
+    results, _ = simulated()
+    assert {row["rate"] for row in finished(results, PRIMARY, NAMES)["lora"]} == {2.5e-2}
+    for seed in SEEDS:
+        results[_job(PRIMARY, "lora", 2.5e-2, seed)]["bits"] = 100.0
+    assert "lora" not in finished(results, PRIMARY, NAMES)
+    (*jobs,) = next(passes(results, [PRIMARY], NAMES))
+    assert {job.rate for job in jobs} == {1e-2}
 
 
 def test_twice_the_steps_wait_for_the_best_to_be_known():
