@@ -350,6 +350,7 @@ def picture(chosen: Mapping[Point, tuple[int, float, float, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=len(POINTS), help="at most so many more")
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -363,12 +364,11 @@ def main() -> None:
         return
     known = {Point(**{n: row[n] for n in Point.__dataclass_fields__}) for row in found()}
     data, tokens = prepared()
-    for point in POINTS:
-        if point not in known:
-            for row in run(point, data, tokens):
-                with FOUND.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(row, flush=True)
+    for point in [point for point in POINTS if point not in known][: options.points]:
+        for row in run(point, data, tokens):
+            with FOUND.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
 
 
 if __name__ == "__main__":
