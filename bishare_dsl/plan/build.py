@@ -232,9 +232,9 @@ class _SharePlan:
         self.terms: list[Term] = []
         self.without_rank: set[str] = set()  # the paths of sites where its rank is 0
         self._taken: set[str] = set()  # the attributes of pooled tensors
-        self._shapes: dict[
-            object, Own
-        ] = {}  # of pools, by role and the ranks and widths of their sites
+        self._values: dict[Key, list[tuple[Value, ...]]] = {}  # of keys, at each site
+        # Of pools, by role and the ranks and widths of their sites.
+        self._shapes: dict[object, Own] = {}
 
     def make(self, target: Set[int]) -> None:
         """Work out tensors, pools and terms over the sites of the target."""
@@ -314,12 +314,16 @@ class _SharePlan:
     def _groups(self, role: str, key: Key, places: Sequence[_Place]) -> _Groups:
         """Return the sites that have a tensor, for each distinct value of a key of it."""
         groups: _Groups = {}
-        loc = self._key_loc(role)
-        for place in places:
-            if role not in place.resolved.transform.pooled and role not in place.own:
-                continue
-            values = tuple(self._key(place.site, part, (*loc, i)) for i, part in enumerate(key))
-            groups.setdefault(values, []).append(place)
+        loc, pooled = self._key_loc(role), role in places[0].resolved.transform.pooled
+        # What a key is worth is worked out once for the roles that have it.
+        values = self._values.get(key) or [
+            tuple(self._key(place.site, part, (*loc, i)) for i, part in enumerate(key))
+            for place in places
+        ]
+        self._values[key] = values
+        for place, value in zip(places, values, strict=True):
+            if pooled or role in place.own:
+                groups.setdefault(value, []).append(place)
         return groups
 
     def _look_alone(self, role: str, groups: _Groups) -> None:
@@ -366,7 +370,7 @@ class _SharePlan:
         self._shapes[alike] = shape
         if members[0].resolved.starts[role].init in SINGULAR:
             self._singular(role, shape, members)
-        self._tensor(name, role, shape, [place.site for place in members], members[0].resolved)
+        self._tensor(name, role, shape, members)
         self.pools.append(
             Pool(share=self.share.name, role=role, key=key, tensor=name, members=paths)
         )
@@ -470,10 +474,9 @@ class _SharePlan:
             codes.SHAPES(share=self.share.name, what=what, why=str(error), loc=loc, help=help)
         )
 
-    def _tensor(
-        self, name: str, role: str, shape: Own, users: Sequence[Site], resolved: Resolved
-    ) -> None:
+    def _tensor(self, name: str, role: str, shape: Own, users: Sequence[_Place]) -> None:
         """Add a tensor that some sites use."""
+        resolved = users[0].resolved
         start = resolved.starts[role]
         self.tensors.append(
             Tensor(
@@ -484,7 +487,7 @@ class _SharePlan:
                 amount=start.amount,
                 fan_in=shape.fan_in,
                 trainable=role not in resolved.kept,
-                owner=owner(tuple(path for site in users for path in site.paths)),
+                owner=owner(tuple(path for place in users for path in place.site.paths)),
             )
         )
 
@@ -508,7 +511,7 @@ class _SharePlan:
         for role, shape in place.own.items():
             if role not in place.tensors:
                 place.tensors[role] = f"{self.share.name}.{self.short[path]}.{role}"
-                self._tensor(place.tensors[role], role, shape, [place.site], resolved)
+                self._tensor(place.tensors[role], role, shape, [place])
         self.terms.append(
             Term(
                 share=self.share.name,
