@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,14 +14,6 @@ from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Update
 
 RANKS = (1, 2, 4, 8, 16, 32)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A map beside the mean that chance gives."""
-
-    map: Map
-    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Analysis:
 
     adapter: AdapterUpdates
     rank: int
-    charts: tuple[Chart, ...]
+    charts: tuple[Map, ...]
     joint: tuple[JointRow, ...]
     modules: tuple[ranks.ModuleRow, ...]
 
@@ -82,7 +74,7 @@ def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
     )
 
 
-def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tuple[Chart, ...]:
+def compare_adapters(adapters: Sequence[AdapterUpdates], *, seed: int = 0) -> tuple[Map, ...]:
     """Compare adapters at the modules that two or more of them add something to."""
     names = tuple(adapter.name for adapter in adapters)
     own: dict[str, list[tuple[int, Update]]] = {}
@@ -102,9 +94,9 @@ def independent(updates: Sequence[Update], seed: int) -> tuple[Update, ...]:
     return tuple(update.independent(random) for update in updates)
 
 
-def _charts(seen: Sequence[Map], by_chance: Sequence[Map]) -> tuple[Chart, ...]:
+def _charts(seen: Sequence[Map], by_chance: Sequence[Map]) -> tuple[Map, ...]:
     pairs = zip(seen, by_chance, strict=True)
-    return tuple(Chart(own, chance.mean) for own, chance in pairs)
+    return tuple(replace(own, chance=chance.mean) for own, chance in pairs)
 
 
 def _usual(numbers: Sequence[int]) -> int:

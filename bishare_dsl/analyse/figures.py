@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from bishare_dsl.analyse import ranks
-from bishare_dsl.analyse.analysis import Analysis, Chart
+from bishare_dsl.analyse.analysis import Analysis
 from bishare_dsl.analyse.finding import finding
+from bishare_dsl.analyse.maps import Map
 
 
-def figures(analyses: Sequence[Analysis], charts: Sequence[Chart]) -> dict[str, Any]:
+def figures(analyses: Sequence[Analysis], charts: Sequence[Map]) -> dict[str, Any]:
     """Return all that was measured of adapters, and between them."""
     return {
         "finding": finding(analyses),
@@ -47,14 +48,14 @@ def _adapter(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _chart(chart: Chart) -> dict[str, Any]:
+def _chart(chart: Map) -> dict[str, Any]:
     return {
-        "measure": chart.map.measure,
-        "title": chart.map.title,
-        "labels": chart.map.labels,
-        "mean": _rounded(chart.map.mean),
+        "measure": chart.measure,
+        "title": chart.title,
+        "labels": chart.labels,
+        "mean": _rounded(chart.mean),
         "chance": _rounded(chart.chance),
-        "values": _rounded(chart.map.values.tolist()),
+        "values": _rounded(chart.values.tolist()),
     }
 
 

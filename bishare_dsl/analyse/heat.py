@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from bishare_dsl.analyse.analysis import Chart
+from bishare_dsl.analyse.maps import Map
 from bishare_dsl.show.svg import CHARACTER
 
 TICKS = (0.01, 0.05, 0.2, 0.5, 1.0)
@@ -23,23 +23,23 @@ def cell_size(n: int) -> int:
     return next((s for most, s in ((4, 34), (12, 24), (34, 12), (84, 6), (200, 4)) if n <= most), 2)
 
 
-def left_of(chart: Chart) -> int:
+def left_of(chart: Map) -> int:
     """Return the room for the names of rows."""
-    return math.ceil(max(map(len, chart.map.labels)) * CHARACTER) + 10
+    return math.ceil(max(map(len, chart.labels)) * CHARACTER) + 10
 
 
-def size(chart: Chart) -> tuple[int, int]:
+def size(chart: Map) -> tuple[int, int]:
     """Return width and height of a map with its labels."""
-    n = len(chart.map.labels)
+    n = len(chart.labels)
     return left_of(chart) + n * cell_size(n) + 4, _TOP + n * cell_size(n) + 2
 
 
-def body(chart: Chart) -> str:
+def body(chart: Map) -> str:
     """Draw the cells, one path for each of a few levels of colour, and the names of the rows."""
-    labels, n = chart.map.labels, len(chart.map.labels)
+    labels, n = chart.labels, len(chart.labels)
     step, left = cell_size(n), left_of(chart)
     levels: dict[tuple[str, int], list[str]] = {}
-    for i, row in enumerate(chart.map.values.tolist()):
+    for i, row in enumerate(chart.values.tolist()):
         for j, value in enumerate(row):
             kind, level = "none", _LEVELS
             if math.isfinite(value):
@@ -68,10 +68,10 @@ def body(chart: Chart) -> str:
     return f'<g shape-rendering="crispEdges">{"".join(drawn)}</g>'
 
 
-def summary(chart: Chart) -> str:
+def summary(chart: Map) -> str:
     """Say what a map comes to, beside chance."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    return f"mean {number(chart.map.mean)}; by chance {number(chart.chance)}"
+    return f"mean {number(chart.mean)}; by chance {number(chart.chance)}"

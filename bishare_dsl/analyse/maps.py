@@ -24,12 +24,14 @@ class Map:
         title: what is compared: ``modules of a layer``, ``q_proj across layers`` or ``adapters``.
         labels: the names of the things.
         values: (n, n), NaN where two cannot be compared.
+        chance: the mean that chance gives; None where no two can be compared.
     """
 
     measure: str
     title: str
     labels: tuple[str, ...]
     values: torch.Tensor
+    chance: float | None = None
 
     @property
     def mean(self) -> float | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bishare_dsl.analyse import heat, tables
-from bishare_dsl.analyse.analysis import Analysis, Chart
+from bishare_dsl.analyse.analysis import Analysis
 from bishare_dsl.analyse.finding import finding
+from bishare_dsl.analyse.maps import Map
 from bishare_dsl.analyse.similarity import MEASURES, Measure
 from bishare_dsl.show.shell import Tab, figure, item, shell
 from bishare_dsl.show.table import Table
@@ -19,14 +20,14 @@ _SHOWN = 8
 """Keys that are seen at once."""
 
 
-def page(analyses: Sequence[Analysis], between: Sequence[Chart]) -> str:
+def page(analyses: Sequence[Analysis], between: Sequence[Map]) -> str:
     """Draw the whole page: what is shared and what each share does, then a tab for each measure."""
     charts: list[dict[str, Any]] = []
     names = ", ".join(analysis.adapter.name for analysis in analyses)
     tabs = [Tab("summary", "", _summary(analyses))]
     for measure in MEASURES:
         drawn = [
-            (name, [chart for chart in found if chart.map.measure == measure.name])
+            (name, [chart for chart in found if chart.measure == measure.name])
             for name, found in (
                 *((analysis.adapter.name, analysis.charts) for analysis in analyses),
                 ("between adapters", between),
@@ -94,7 +95,7 @@ def _row(cell: str, made: Table, line: Sequence[str], bar: str) -> str:
 
 
 def _measure(
-    measure: Measure, drawn: Sequence[tuple[str, Sequence[Chart]]], charts: list[dict[str, Any]]
+    measure: Measure, drawn: Sequence[tuple[str, Sequence[Map]]], charts: list[dict[str, Any]]
 ) -> str:
     parts = [f"<p>{escape(measure.meaning)}</p>", _legend(signed=measure.signed)]
     for name, found in drawn:
@@ -106,9 +107,9 @@ def _measure(
     return "".join(parts)
 
 
-def _figure(chart: Chart, number: int) -> str:
+def _figure(chart: Map, number: int) -> str:
     mark, said = f'data-chart="{number}"', heat.summary(chart)
-    return figure(mark, chart.map.title, said, heat.size(chart), heat.body(chart))
+    return figure(mark, chart.title, said, heat.size(chart), heat.body(chart))
 
 
 def _legend(*, signed: bool) -> str:
@@ -120,16 +121,16 @@ def _legend(*, signed: bool) -> str:
     return f"<ul>{items}</ul>"
 
 
-def _data(chart: Chart) -> dict[str, Any]:
+def _data(chart: Map) -> dict[str, Any]:
     """Collect what the page's script tells of a cell."""
-    n = len(chart.map.labels)
+    n = len(chart.labels)
     return {
-        "labels": chart.map.labels,
+        "labels": chart.labels,
         "left": heat.left_of(chart),
         "top": heat.size(chart)[1] - n * heat.cell_size(n) - 2,
         "cell": heat.cell_size(n),
         "values": [
             [round(value, 3) if value == value else None for value in row]
-            for row in chart.map.values.tolist()
+            for row in chart.values.tolist()
         ],
     }

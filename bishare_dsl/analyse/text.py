@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bishare_dsl.analyse import tables
-from bishare_dsl.analyse.analysis import Analysis, Chart
+from bishare_dsl.analyse.analysis import Analysis
 from bishare_dsl.analyse.finding import finding
+from bishare_dsl.analyse.maps import Map
 from bishare_dsl.analyse.similarity import MEASURES
 from bishare_dsl.show.table import Table
 
 
-def parts(analyses: Sequence[Analysis], between: Sequence[Chart]) -> list[str | Table]:
+def parts(analyses: Sequence[Analysis], between: Sequence[Map]) -> list[str | Table]:
     """Say what was found; joint energy, the means of all measures beside those of chance, and ranks."""
     found: list[str | Table] = [finding(analyses)]
     for analysis in analyses:
@@ -28,11 +29,9 @@ def parts(analyses: Sequence[Analysis], between: Sequence[Chart]) -> list[str | 
     return found
 
 
-def _likeness(charts: Sequence[Chart]) -> Table:
+def _likeness(charts: Sequence[Map]) -> Table:
     titles = {measure.name: measure.title for measure in MEASURES}
-    rows = [
-        [titles[c.map.measure], c.map.title, _number(c.map.mean), _number(c.chance)] for c in charts
-    ]
+    rows = [[titles[c.measure], c.title, _number(c.mean), _number(c.chance)] for c in charts]
     return Table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
 
 

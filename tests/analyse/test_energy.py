@@ -82,8 +82,8 @@ def test_chance_stands_beside_it(read):
     assert row.kept > 0.99
     assert row.chance < 0.65
     for chart in shared.charts:
-        if chart.map.measure == "angles_in" and chart.map.title == "modules of a layer":
-            assert chart.map.mean > 0.99
+        if chart.measure == "angles_in" and chart.title == "modules of a layer":
+            assert chart.mean > 0.99
             assert chart.chance < 0.05
 
 

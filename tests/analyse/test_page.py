@@ -54,7 +54,7 @@ def test_the_page_tells_each_cell(browser, analyses, tmp_path):  # noqa: F811
 
 
 def test_a_cell_is_as_strong_as_its_value(analyses):
-    charts = {(c.map.measure, c.map.title): c for c in analyses[0][0].charts}
+    charts = {(c.measure, c.title): c for c in analyses[0][0].charts}
     drawn = heat.body(charts["angles_in", "modules of a layer"])
     assert drawn.count('class="none"') == 1  # Of down_proj with the four others, either way.
     (cells,) = [part for part in drawn.split("<path ") if 'class="none"' in part]

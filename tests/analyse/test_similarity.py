@@ -108,8 +108,8 @@ def test_what_modules_started_as_alike_is_no_sharing(read):
     from bishare_dsl.analyse.analysis import compare_adapters
 
     def angle(one, other):
-        charts = {chart.map.measure: chart for chart in compare_adapters([one, other])}
-        return charts["angles_in"].map.mean
+        charts = {chart.measure: chart for chart in compare_adapters([one, other])}
+        return charts["angles_in"].mean
 
     assert angle(alike, apart) < 0.05
     other = read(INDEPENDENT, change=0.03, seed=1, keep_starts=True, name="d")
