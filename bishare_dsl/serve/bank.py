@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,10 @@ class Bank:
         frozen: the values of the plan's frozen tensors.
         dtype: of the bank.
         device: of the bank.
+
+    Attributes:
+        row: where each slot's numbers are; the last is that of no adapter.
+        made: what others keep that was made of the numbers, forgotten when these change.
     """
 
     def __init__(
@@ -49,6 +55,9 @@ class Bank:
             self.memory[(slots + 1) * start : (slots + 1) * stop].view(slots + 1, stop - start)
             for start, stop in pairwise(self._cuts)
         ]
+        self.row = np.arange(slots + 1)
+        self.made: dict[tuple[object, int, int], Any] = {}
+        self._views: dict[Place, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         for name, place in self.layout.places.items():
             if place.common:
@@ -70,9 +79,12 @@ class Bank:
 
     def view(self, place: Place) -> Tensor:
         """Return a tensor of all slots, ``(slots + 1, rows, columns)``: the last is that of no adapter."""
-        start, step = self.start_of(place)
-        shape = self.slots + 1, place.rows, place.columns
-        return self.memory.as_strided(shape, (step, place.columns, 1), start)
+        if (found := self._views.get(place)) is None:
+            start, step = self.start_of(place)
+            shape = self.slots + 1, place.rows, place.columns
+            found = self.memory.as_strided(shape, (step, place.columns, 1), start)
+            self._views[place] = found
+        return found
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return what the bank holds of an adapter, its numbers in a row, in host memory.
@@ -99,8 +111,25 @@ class Bank:
             packed = torch.zeros(self.layout.numbers, dtype=self.memory.dtype)
         packed = packed.to(self.memory.device)
         for part, (start, stop) in zip(self._parts, pairwise(self._cuts), strict=True):
-            part[slot].copy_(packed[start:stop])
+            part[self.row[slot]].copy_(packed[start:stop])
+        self.made.clear()
 
     def take(self, slot: int) -> Tensor:
         """Return a copy of what a slot holds, in host memory."""
-        return torch.cat([part[slot] for part in self._parts]).cpu()
+        return torch.cat([part[self.row[slot]] for part in self._parts]).cpu()
+
+    def bring(self, slots: Sequence[int]) -> None:
+        """Move what some slots hold, so that it stands in the first rows, in this order."""
+        if (self.row[slots] == np.arange(len(slots))).all():
+            return
+        row, slot_at = self.row.copy(), np.argsort(self.row)
+        for place, slot in enumerate(slots):
+            other, old = slot_at[place], row[slot]
+            slot_at[[place, old]] = slot, other
+            row[[slot, other]] = place, old
+        moved = np.flatnonzero(row != self.row)
+        target, source = (torch.from_numpy(found[moved]) for found in (row, self.row))
+        for part in self._parts:
+            part.index_copy_(0, target, part.index_select(0, source))
+        self.row = row
+        self.made.clear()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,54 +14,85 @@ from torch import Tensor
 from bishare_dsl.serve.bank import Bank
 from bishare_dsl.serve.terms import Place
 
+Made = TypeVar("Made")
+
+
+def part_of(tensor: Tensor, axis: int, part: slice) -> Tensor:
+    """Return a part of an axis: the tensor itself where that is all of it, for each view takes time."""
+    count: int = part.stop - part.start
+    return tensor if tensor.shape[axis] == count else tensor.narrow(axis, part.start, count)
+
 
 @dataclass(frozen=True)
 class Group:
-    """Adapters that have about as many tokens each: ``R`` rows of ``n`` tokens, the shorter ones padded.
+    """Adapters that have about as many tokens each: ``R`` of ``n`` tokens, the shorter ones padded.
 
     Attributes:
         bank: that has them.
-        slots: of the rows: a slice where they lie side by side in the bank, so that nothing is copied.
-        tokens: ``(R * n,)``, which token stands where; None where they are the whole batch, in order.
-        kept: the places in ``tokens`` that are not padding; None where there is none.
+        rows: theirs in the bank: a slice where they lie side by side, so that nothing is copied.
+        place: of the group's tokens among those of the `Batch`.
         length: ``n``.
     """
 
     bank: Bank
-    slots: slice | Tensor
-    tokens: Tensor | None
-    kept: Tensor | None
+    rows: slice | Tensor
+    place: slice
     length: int
-    _views: dict[Place, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def tensor(self, place: Place) -> Tensor:
         """Return a tensor of each of the adapters, ``(R, rows, columns)``."""
-        if place in self._views:
-            return self._views[place]
         whole = self.bank.view(place)
-        if not isinstance(self.slots, slice):
-            if not place.common:
-                return whole.index_select(0, self.slots)
-            shared: Tensor = whole[:1].expand(len(self.slots), -1, -1)
-            return shared
-        # It stays where it is, so that it need not be looked up again.
-        self._views[place] = whole[self.slots]
-        return self._views[place]
+        if isinstance(self.rows, slice):
+            return whole[self.rows]
+        if not place.common:
+            return whole.index_select(0, self.rows)
+        shared: Tensor = whole[:1].expand(len(self.rows), -1, -1)
+        return shared
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Return the group's tokens of ``x (tokens, d)``, ``(R, n, d)``."""
-        found = x if self.tokens is None else x.index_select(0, self.tokens)
-        return found.view(-1, self.length, x.shape[1])
+    def kept(self, key: object, make: Callable[[], Made]) -> Made:
+        """Return what is made of the adapters' tensors, once for as long as these stay as they are."""
+        if not isinstance(self.rows, slice):
+            return make()
+        place = key, self.rows.start, self.rows.stop
+        if place not in self.bank.made:
+            self.bank.made[place] = make()
+        found: Made = self.bank.made[place]
+        return found
 
-    def add(self, output: Tensor, delta: Tensor) -> None:
-        """Add ``delta (R, n, d)`` to the group's tokens of ``output (tokens, d)``, in place."""
-        delta = delta.flatten(0, 1)
-        if self.tokens is None:
-            output.add_(delta)
-        elif self.kept is None:
-            output.index_add_(0, self.tokens, delta)
-        else:
-            output.index_add_(0, self.tokens[self.kept], delta[self.kept])
+    def of(self, tokens: Tensor) -> Tensor:
+        """Return the group's part of ``(tokens, d)`` of the batch, ``(R, n, d)``."""
+        return part_of(tokens, 0, self.place).view(-1, self.length, tokens.shape[1])
+
+
+class Batch(NamedTuple):
+    """The tokens of a batch, adapter by adapter.
+
+    Attributes:
+        groups: of them.
+        tokens: which they are, where they are in order already.
+        order: else which token stands at each place.
+        places: and where each token stands; those without an adapter, behind all.
+    """
+
+    groups: tuple[Group, ...] = ()
+    tokens: slice = slice(0)
+    order: Tensor | None = None
+    places: Tensor | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return ``x (tokens, d)`` adapter by adapter."""
+        return part_of(x, 0, self.tokens) if self.order is None else x.index_select(0, self.order)
+
+    def room(self, output: Tensor) -> Tensor:
+        """Return where to add what is for ``output (tokens, d)``, adapter by adapter: itself if it can be."""
+        if self.order is None:
+            return part_of(output, 0, self.tokens)
+        return output.new_zeros(len(self.order) + 1, output.shape[1])
+
+    def add(self, output: Tensor, room: Tensor) -> None:
+        """Add to an output what `room` has for it."""
+        if self.places is not None:
+            output[: len(self.places)] += room.index_select(0, self.places)
 
 
 TILE = 16
@@ -99,8 +132,8 @@ class Step:
         """Write the slot of each token; negative for one that has no adapter."""
         none = self.bank.slots
         found = np.full(self._tokens, none, np.int32)
-        given = np.asarray(slots, np.int32)
-        found[: len(given)] = np.where(given < 0, none, given)
+        # The last row is that of no adapter.
+        found[: len(slots)] = self.bank.row[np.asarray(slots, np.int32)]
         tiles = np.full((len(self.tiles), 3), -1, np.int32)
         used, starts, counts = np.unique(np.sort(found), return_index=True, return_counts=True)
         cut = [
@@ -116,50 +149,47 @@ class Step:
             host = host.pin_memory()  # So that nobody waits for the copy.
         self._buffer.copy_(host, non_blocking=True)
 
-    def groups(self, tokens: int) -> tuple[Group]:
+    def batch(self, tokens: int) -> Batch:
         """Return the first tokens of the step, each a row by itself."""
-        return (Group(self.bank, self.slots[:tokens], None, None, 1),)
+        whole = slice(0, tokens)
+        return Batch((Group(self.bank, self.slots[whole], whole, 1),), whole)
 
 
-def group_tokens(bank: Bank, slots: Sequence[int]) -> tuple[Group, ...]:
-    """Group the tokens of a batch by how many their adapters have.
+APART = 128
+"""With as many tokens an adapter is in no group but with others that have the same number."""
 
-    Adapters of one group have within a factor of two as many tokens, so that padding at most doubles the
-    work; a batch of n tokens has at most log n groups.
+
+def group_tokens(bank: Bank, slots: Sequence[int]) -> Batch:
+    """Group the tokens of a batch by how many their adapters have, and bring these to the front of the bank.
+
+    Padding at most doubles the work. Groups, and adapters in them, come in the order of the tokens.
 
     Args:
-        bank: of the adapters.
+        bank: of the adapters, on a CPU.
         slots: of the adapter of each token; negative for a token that has none.
     """
-    device = bank.memory.device
-    of_token = np.asarray(slots)
+    of_token = np.asarray(slots, np.int64)
     tokens = np.flatnonzero(of_token >= 0)
     tokens = tokens[np.argsort(of_token[tokens], kind="stable")]
     used, starts, counts = np.unique(of_token[tokens], return_index=True, return_counts=True)
-    groups = []
-    sizes = np.ceil(np.log2(np.maximum(counts, 1)))
-    for size in np.unique(sizes):
-        chosen = np.flatnonzero(sizes == size)
-        length = int(counts[chosen].max())
-        low, high = int(used[chosen[0]]), int(used[chosen[-1]]) + 1
-        # Idle rows in between cost less than a copy of the others' tensors.
-        side_by_side = (high - low - len(chosen)) * length <= len(chosen)
-        rows = used[chosen] - low if side_by_side else np.arange(len(chosen))
-        placed = np.full((high - low if side_by_side else len(chosen), length), -1)
-        for row, start, count in zip(rows, starts[chosen], counts[chosen], strict=True):
-            placed[row, :count] = tokens[start : start + count]
-        flat = placed.ravel()
-        kept = np.flatnonzero(flat >= 0)
-        whole = len(flat) == len(of_token) and bool((flat == np.arange(len(flat))).all())
-        groups.append(
-            Group(
-                bank,
-                slots=slice(low, high)
-                if side_by_side
-                else torch.from_numpy(used[chosen]).to(device),
-                tokens=None if whole else torch.from_numpy(np.maximum(flat, 0)).to(device),
-                kept=None if len(kept) == len(flat) else torch.from_numpy(kept).to(device),
-                length=length,
-            )
-        )
-    return tuple(groups)
+    first = tokens[starts]
+    sizes = np.where(counts < APART, 2 ** np.ceil(np.log2(np.maximum(counts, 1))), counts)
+    of_size = [first[sizes == size].min() for size in sizes]
+    by_token = np.lexsort((first, of_size))
+    bank.bring(used[by_token].tolist())
+    groups, flat, row = [], np.empty(0, np.int64), 0
+    for _, same in groupby(by_token, key=lambda number: sizes[number]):
+        chosen = [*same]
+        placed = np.full((len(chosen), counts[chosen].max()), -1)
+        for line, number in zip(placed, chosen, strict=True):
+            line[: counts[number]] = tokens[starts[number] : starts[number] + counts[number]]
+        rows, place = slice(row, row + len(chosen)), slice(len(flat), len(flat) + placed.size)
+        groups.append(Group(bank, rows, place, placed.shape[1]))
+        flat, row = np.append(flat, placed), rows.stop
+    start = int(flat[0]) if groups else 0
+    if (flat == np.arange(start, start + len(flat))).all():
+        return Batch(tuple(groups), slice(start, start + len(flat)))
+    places = np.full(len(of_token), len(flat))
+    places[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+    order = torch.from_numpy(np.maximum(flat, 0))
+    return Batch(tuple(groups), order=order, places=torch.from_numpy(places))

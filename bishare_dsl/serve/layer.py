@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bishare_dsl.serve.batch import Group
+from bishare_dsl.serve.batch import Batch, Group, part_of
 from bishare_dsl.serve.terms import Factor, Layout, Place, ServedTerm, side_by_side
-from bishare_dsl.serve.tiles import Tiles, flat, in_blocks, lift, out_of_tiles, tiles_in
+from bishare_dsl.serve.tiles import HeldTiles, Tiles, size_of
 
 MANY = 16
 """With as many tokens of each adapter, to make the effective factors costs less than to go by tiles."""
@@ -32,6 +33,20 @@ class Outputs:
     of_site: Tensor | None = None
 
 
+class _Held(NamedTuple):
+    """What a layer multiplies a group's few tokens by.
+
+    Attributes:
+        downs: each run of A that are stored as they are, ``(R, d_in, rows)``, and the rows of each.
+        tiles: of terms that are made by tiles.
+        ups: of each other term its B, if that is stored as it is.
+    """
+
+    downs: list[tuple[Tensor, list[int]]]
+    tiles: list[HeldTiles]
+    ups: list[Tensor | None]
+
+
 class LayerTerms:
     """The terms of a layer's sites.
 
@@ -43,101 +58,131 @@ class LayerTerms:
 
     def __init__(self, layout: Layout, outputs: Sequence[Outputs], inputs: Tensor | None = None):
         self.inputs = inputs
+        outputs = sorted(outputs, key=lambda part: part.place.start)
         self.sites = [(part, layout.terms[part.path]) for part in outputs]
         terms = [term for _, found in self.sites for term in found]
         self.width = terms[0].a.side
+        first = outputs[0].place.start
+        self._span = slice(first, outputs[-1].place.stop)
+        self._places = [slice(p.place.start - first, p.place.stop - first) for p in outputs]
+        sites = [found for _, found in self.sites]
+        sizes = sorted({size_of(term) for term in terms} - {0})
+        self._tiles = [Tiles(size, sites) for size in sizes]
         self._downs = [*dict.fromkeys(term.a for term in terms)]
-        self._tiles = Tiles([term for term in terms if term.a.tiled])
-        self._plain: list[tuple[int, Place, list[tuple[Factor, int, int]]]] = []
-        plain = sorted((f for f in self._downs if f.kernel is None), key=lambda f: f.first)
-        for first, found in groupby(plain, key=lambda f: f.first):
-            runs = side_by_side((factor.stored, factor) for factor in found)
-            self._plain += [(first, whole, parts) for whole, parts in runs]
+        others = [*dict.fromkeys(term.a for term in terms if not size_of(term))]
+        self._plain: list[tuple[int, Place, list[Factor]]] = []
+        plain = sorted((f for f in others if f.kernel is None), key=lambda f: f.first)
+        for first, same in groupby(plain, key=lambda f: f.first):
+            runs = side_by_side((factor.stored, factor) for factor in same)
+            self._plain += [(first, whole, [part for part, *_ in parts]) for whole, parts in runs]
+        self._made = [factor for factor in others if factor.kernel is not None]
+        in_order = [*chain(*(found for *_, found in self._plain)), *self._made]
+        number = {factor: number for number, factor in enumerate(in_order)}
+        self._others = [[(number[t.a], t) for t in found if not size_of(t)] for found in sites]
 
-    def add(self, output: Tensor, x: Tensor, batch: Sequence[Group]) -> None:
+    def add(self, output: Tensor, x: Tensor, batch: Batch) -> None:
         """Add to ``output (tokens, d_out)`` what the adapters make of ``x (tokens, d_in)``, in place."""
-        for group in batch:
-            rows = group.rows(x)
-            if self.inputs is not None:
-                part = rows
-                rows = part.new_zeros(*part.shape[:2], self.width)
-                rows[..., self.inputs] = part
-            z, u = self._down(group, rows)
-            for where, terms in self.sites:
-                target = output[:, where.place]
-                direct = group.tokens is None and where.of_site is None
-                shape = *rows.shape[:2], terms[0].b.side
-                total = target.view(shape) if direct else rows.new_zeros(shape)
-                self._up(group, terms, z, u, total)
-                if not direct:
-                    whole = where.of_site is None
-                    group.add(target, total if whole else total[..., where.of_site])
+        x, output = batch.read(x), part_of(output, 1, self._span)
+        if self.inputs is not None:
+            part = x
+            x = part.new_zeros(len(part), self.width)
+            x[:, self.inputs] = part
+        total = batch.room(output)
+        for group in batch.groups:
+            add = self._add_few if group.length < MANY else self._add_many
+            add(group, group.of(x), group.of(total))
+        batch.add(output, total)
 
-    def _down(self, group: Group, x: Tensor) -> tuple[dict[Factor, Tensor], dict[Factor, Tensor]]:
-        """Multiply ``x (R, n, d_in)`` by each A: its z, and what `Tiles.down` has of it already."""
-        if group.length >= MANY:
-            whole = torch.cat([_matrix(group, factor) for factor in self._downs], 1)
-            parts = torch.bmm(x, whole.mT).split([factor.rows for factor in self._downs], 2)
-            return dict(zip(self._downs, parts, strict=True)), {}
-        z, u = self._tiles.down(group, x)
-        for first, place, runs in self._plain:
-            # Few tokens are multiplied more quickly on the right than on the left.
-            product = torch.bmm(group.tensor(place)[..., first : first + self.width], x.mT).mT
-            z |= {factor: product[..., start:stop] for factor, start, stop in runs}
-        for factor in self._downs:
-            if factor not in z:
-                z[factor] = torch.bmm(x, _matrix(group, factor).mT)
-        return z, u
+    def _targets(self, total: Tensor) -> Iterator[Tensor]:
+        """Give for each site ``(R, n, d_out)``, to which to add what its terms make."""
+        for (part, terms), place in zip(self.sites, self._places, strict=True):
+            target = part_of(total, 2, place)
+            if part.of_site is None:
+                yield target
+            else:
+                whole = total.new_zeros(*total.shape[:2], terms[0].b.side)
+                yield whole
+                target += whole[..., part.of_site]
 
-    def _up(
-        self,
-        group: Group,
-        terms: Sequence[ServedTerm],
-        z: Mapping[Factor, Tensor],
-        u: Mapping[Factor, Tensor],
-        total: Tensor,
-    ) -> None:
-        """Add to ``total (R, n, d_out)`` what a site's terms make of their z, in place."""
-        sums: dict[int, Tensor] = {}
-        for term in terms:
-            tiled = term.b.tiled and term.gain_out is None and group.length < MANY
-            if tiled and (found := u.get(term.a)) is not None:
-                low = found
+    def _add_many(self, group: Group, x: Tensor, total: Tensor) -> None:
+        """Add by effective factors: one product with every A, and one with all B of a site."""
+        whole = torch.cat([_matrix(group, factor) for factor in self._downs], 1)
+        parts = torch.bmm(x, whole.mT).split_with_sizes([factor.rows for factor in self._downs], 2)
+        z = dict(zip(self._downs, parts, strict=True))
+        for target, (_, terms) in zip(self._targets(total), self.sites, strict=True):
+            low = torch.cat([_gained(group, z[term.a], term) for term in terms], 2)
+            add_product(target, low, torch.cat([_up(group, term) for term in terms], 1), 1.0)
+
+    def _add_few(self, group: Group, x: Tensor, total: Tensor) -> None:
+        """Add tile by tile where factors are Kronecker products."""
+        held = group.kept(self, lambda: self._hold(group))
+        z: list[Tensor] = []
+        for a, sizes in held.downs:
+            z += torch.bmm(x, a).split_with_sizes(sizes, 2)
+        z += [torch.bmm(x, _matrix(group, factor).mT) for factor in self._made]
+        made: list[tuple[Tiles, Tensor]] = []
+        for tiles, tensors in zip(self._tiles, held.tiles, strict=True):
+            u = tiles.lift(tensors, x)
+            if tiles.lie_in(total):
+                total.view(len(u), -1, tiles.size).baddbmm_(tensors.kernels, u)
             else:
-                low = flat(z[term.a])
-                if term.gain_rank is not None:
-                    low = low * group.tensor(term.gain_rank)
-                if tiled:
-                    low = lift(group, term.b.stored, in_blocks(low, term.b))
-            if tiled and term.b.kernel is not None:
-                size = term.b.stored.columns
-                across = group.tensor(term.b.kernel).mT
-                if (target := tiles_in(total, size)) is None:
-                    made = low.new_zeros(len(low), across.shape[1], low.shape[2])
-                    target = sums.setdefault(size, made)
-                add_product(target, across, low, term.scale)
-            elif term.gain_out is None:
-                add_product(total, low, _matrix(group, term.b), term.scale)
-            else:
-                delta = torch.bmm(low, _matrix(group, term.b))
-                total.addcmul_(delta, group.tensor(term.gain_out), value=term.scale)
-        for size, tiles in sums.items():
-            total += out_of_tiles(tiles, size, total.shape[2])
+                made.append((tiles, torch.bmm(tensors.kernels, u)))
+        ups = iter(held.ups)
+        for number, (target, others) in enumerate(
+            zip(self._targets(total), self._others, strict=True)
+        ):
+            for tiles, found in made:
+                if (part := tiles.part_of(number, found, target.shape[2])) is not None:
+                    target += part
+            for of_a, term in others:
+                low = _gained(group, z[of_a], term)
+                if (b := next(ups)) is None:
+                    b = _matrix(group, term.b)
+                if term.gain_out is None:
+                    add_product(target, low, b, term.scale)
+                else:
+                    gain = group.tensor(term.gain_out)
+                    target.addcmul_(torch.bmm(low, b), gain, value=term.scale)
+
+    def _hold(self, group: Group) -> _Held:
+        downs = [
+            (group.tensor(place)[..., first : first + self.width].mT, [f.rows for f in parts])
+            for first, place, parts in self._plain
+        ]
+        # Those that have a kernel would take the place of many adapters.
+        ups = [
+            None if term.b.kernel is not None else _matrix(group, term.b)
+            for _, term in chain(*self._others)
+        ]
+        return _Held(downs, [tiles.hold(group) for tiles in self._tiles], ups)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     """Add ``scale * left (R, i, j) @ right (R, j, k)`` to a total, in place.
 
     As products of vectors where torch's own would take three times as long: those of fewer than 400
-    multiplications it makes by a loop, and around one into a part of an output it makes two copies.
+    multiplications it makes by a loop, and those into a part of an output one after the other.
     """
     rows, count, columns = left.shape[1], left.shape[2], right.shape[2]
-    small = rows * count * columns < 400 or (count < 4 and not total.is_contiguous())
-    if count > 1 and not small:
+    whole = total.is_contiguous()
+    if count == 1 or rows * count * columns < 400 or (count < 4 and not whole):
+        for column, row in zip(left.chunk(count, 2), right.chunk(count, 1), strict=True):
+            total.addcmul_(column, row, value=scale)
+    elif whole or len(total) <= rows:
         total.baddbmm_(left, right, alpha=scale)
     else:
-        for i in range(count):
-            total.addcmul_(left[:, :, i : i + 1], right[:, i : i + 1], value=scale)
+        total.add_(torch.bmm(left, right), alpha=scale)
+
+
+def _gained(group: Group, z: Tensor, term: ServedTerm) -> Tensor:
+    """Return a term's ``z (R, n, rows)`` with the gain of its ranks."""
+    return z if term.gain_rank is None else z * group.tensor(term.gain_rank)
+
+
+def _up(group: Group, term: ServedTerm) -> Tensor:
+    """Return the effective B of a term with its scale and the gain of its outputs, ``(R, rows, d_out)``."""
+    b = _matrix(group, term.b) * term.scale
+    return b if term.gain_out is None else b * group.tensor(term.gain_out)
 
 
 def _matrix(group: Group, factor: Factor) -> Tensor:

@@ -15,119 +15,123 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bishare_dsl.serve.batch import Group
-from bishare_dsl.serve.terms import Factor, Place, ServedTerm, side_by_side
+from bishare_dsl.serve.batch import Group, part_of
+from bishare_dsl.serve.terms import Place, ServedTerm, side_by_side
 
 
-class _Pool(NamedTuple):
-    """Blocks ``start`` to ``stop`` of a product with kernels, which are multiplied by one A.
+class HeldTiles(NamedTuple):
+    """The tensors of a group.
 
-    ``b`` is what all of them are multiplied by then, where that is one tensor too.
+    Attributes:
+        products: kernels of A ``(R, b, k)``; and which rows of what they give go to which ``A_s^T`` and
+            ``B_s``.
+        kernels: of all B with the terms' scales, zeros between them: ``(R, tiles, rows)``.
     """
 
-    a: Place
-    start: int
-    stop: int
-    parts: list[tuple[Factor, int, int]]
-    b: Place | None
+    products: list[tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]]
+    kernels: Tensor
 
 
 class Tiles:
-    """The terms of a layer whose A is a Kronecker product. ``z`` stands in blocks, ``(R, b, n, a)``."""
+    """The terms of a layer whose A and B are Kronecker products with tiles of one size.
 
-    def __init__(self, terms: Sequence[ServedTerm]):
-        followers: dict[Factor, list[ServedTerm]] = {}
-        for term in terms:
-            followers.setdefault(term.a, []).append(term)
-        self._products: list[tuple[Place, int, list[_Pool]]] = []
-        kernels = [(factor.kernel, factor) for factor in followers if factor.kernel is not None]
-        for size, found in groupby(sorted(kernels, key=_size), key=_size):
-            for kernel, parts in side_by_side(found):
-                pools = []
-                for a, those in groupby(parts, key=lambda part: part[0].stored):
-                    same = [*those]
-                    b = _only([term for factor, _, _ in same for term in followers[factor]])
-                    pools.append(_Pool(a, same[0][1], same[-1][2], same, b))
-                self._products.append((kernel, size, pools))
+    Args:
+        size: s.
+        sites: the terms of each.
 
-    def down(self, group: Group, x: Tensor) -> tuple[dict[Factor, Tensor], dict[Factor, Tensor]]:
-        """Multiply ``x (R, n, d_in)`` by each A, and further by a B of which it is known that it is next.
+    Attributes:
+        of_site: which tiles of the output are a site's, by its number.
+    """
 
-        Returns:
-            For each A its ``z (R, b, n, a)``, and its ``u (R, b, n s)`` where it is known.
-        """
-        z: dict[Factor, Tensor] = {}
-        u: dict[Factor, Tensor] = {}
-        tiles: dict[int, Tensor] = {}
-        for kernel, size, pools in self._products:
-            if size not in tiles:
-                tiles[size] = _in_tiles(x, size)
-            inner = torch.bmm(group.tensor(kernel), tiles[size])  # (R, b, n s)
-            for pool in pools:
-                blocks = inner[:, pool.start : pool.stop].unflatten(2, (-1, size)).flatten(1, 2)
-                product = torch.bmm(blocks, group.tensor(pool.a).mT)
-                apart = product.unflatten(1, (-1, x.shape[1]))
-                of_pool = None if pool.b is None else lift(group, pool.b, apart)
-                for factor, start, stop in pool.parts:
-                    rows = slice(start - pool.start, stop - pool.start)
-                    z[factor] = apart[:, rows]
-                    if of_pool is not None:
-                        u[factor] = of_pool[:, rows]
-        return z, u
+    def __init__(self, size: int, sites: Sequence[Sequence[ServedTerm]]):
+        self.size = size
+        self.of_site: dict[int, slice] = {}
+        self._products: list[tuple[Place, list[tuple[slice, Place, Place]]]] = []
+        self._kernels: list[tuple[Place, float, slice, slice]] = []
+        self._rows = self._tiles = 0
+        rows: dict[tuple[Place, Place, Place], slice] = {}
+        own = [[term for term in terms if size_of(term) == size] for terms in sites]
+        found = dict.fromkeys(_places(term)[0] for terms in own for term in terms)
+        for kernel, parts in side_by_side((places[0], places) for places in found):
+            pools = []
+            for (a, b), same in groupby(parts, key=lambda part: part[0][1:]):
+                ends = [end for _, *both in same for end in both]
+                pools.append((slice(ends[0], ends[-1]), a, b))
+            self._products.append((kernel, pools))
+            for places, start, stop in parts:
+                rows[places] = slice(self._rows + start, self._rows + stop)
+            self._rows += kernel.rows
+        for number, terms in enumerate(own):
+            for term in terms:
+                places, kernel = _places(term)
+                own_tiles = slice(self._tiles, self._tiles + kernel.columns)
+                self.of_site[number] = own_tiles
+                self._kernels.append((kernel, term.scale, own_tiles, rows[places]))
+            if number in self.of_site:
+                self._tiles = self.of_site[number].stop
+
+    def hold(self, group: Group) -> HeldTiles:
+        """Return the tensors of a group."""
+        products = [
+            (
+                group.tensor(kernel),
+                [(rows, group.tensor(a).mT, group.tensor(b)) for rows, a, b in pools],
+            )
+            for kernel, pools in self._products
+        ]
+        first = products[0][0]
+        kernels = first.new_zeros(len(first), self._tiles, self._rows)
+        for kernel, scale, tiles, blocks in self._kernels:
+            kernels[:, tiles, blocks] = group.tensor(kernel).mT * scale
+        return HeldTiles(products, kernels)
+
+    def lift(self, held: HeldTiles, x: Tensor) -> Tensor:
+        """Multiply ``x (R, n, d_in)`` by each A and the B_s that is next: ``u (R, rows, n s)``."""
+        found = []
+        (rows, length, _), tiles = x.shape, _in_tiles(x, self.size)
+        for kernel, pools in held.products:
+            inner = torch.bmm(kernel, tiles)  # (R, b, n s)
+            for place, a, b in pools:
+                blocks = part_of(inner, 1, place)
+                if length > 1:
+                    blocks = blocks.view(rows, -1, self.size)
+                u = torch.bmm(torch.bmm(blocks, a), b)
+                found.append(u if length == 1 else u.view(rows, -1, length * self.size))
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def lie_in(self, total: Tensor) -> bool:
+        """Tell whether ``total (R, n, d)`` is all tiles, one after the other."""
+        return total.shape[1:] == (1, self._tiles * self.size) and total.is_contiguous()
+
+    def part_of(self, number: int, tiles: Tensor, side: int) -> Tensor | None:
+        """Return a site's part ``(R, n, side)`` of ``tiles (R, k, n s)``; None where it has none."""
+        if (own := self.of_site.get(number)) is None:
+            return None
+        found: Tensor = part_of(tiles, 1, own).unflatten(2, (-1, self.size))
+        return found.transpose(1, 2).flatten(2)[..., :side]
 
 
-def lift(group: Group, b: Place, z: Tensor) -> Tensor:
-    """Multiply ``z (R, b, n, a)`` by the stored ``B (R, a, s)``: ``u (R, b, n s)``."""
-    product: Tensor = torch.bmm(z.flatten(1, 2), group.tensor(b))
-    return product.view(*z.shape[:2], -1)
+def size_of(term: ServedTerm) -> int:
+    """Return the size of the tiles that a term is made by; 0 where it is not."""
+    a, b = term.a, term.b
+    gained = term.gain_rank is not None or term.gain_out is not None
+    alike = (a.rows, a.stored.rows, a.stored.columns) == (b.rows, b.stored.rows, b.stored.columns)
+    return a.stored.columns if a.tiled and b.tiled and alike and not gained else 0
 
 
-def in_blocks(z: Tensor, factor: Factor) -> Tensor:
-    """Return ``z (R, n, rows)`` in the blocks of a B, ``(R, b, n, a)``; in such it may be already."""
-    if z.dim() == 4 and z.shape[1::2] == (factor.rows // factor.stored.rows, factor.stored.rows):
-        return z
-    blocks: Tensor = flat(z).unflatten(2, (-1, factor.stored.rows))
-    return blocks.transpose(1, 2)
-
-
-def flat(z: Tensor) -> Tensor:
-    """Return ``z (R, b, n, a)`` as ``(R, n, rows)``; it may be so already."""
-    return z.transpose(1, 2).flatten(2) if z.dim() == 4 else z
-
-
-def tiles_in(total: Tensor, size: int) -> Tensor | None:
-    """Return ``total (R, n, side)`` as ``(R, k, n s)`` where it lies so, for one token of each adapter."""
-    if total.shape[1] > 1 or total.shape[2] % size:
-        return None
-    tiles: Tensor = total.squeeze(1).unflatten(1, (-1, size))
-    return tiles
-
-
-def out_of_tiles(y: Tensor, size: int, side: int) -> Tensor:
-    """Return ``y (R, k, n s)`` as ``(R, n, side)``."""
-    tiles: Tensor = y.unflatten(2, (-1, size))
-    return tiles.transpose(1, 2).flatten(2)[..., :side]
+def _places(term: ServedTerm) -> tuple[tuple[Place, Place, Place], Place]:
+    """Return where the kernel of A, A_s and B_s are, and the kernel of B."""
+    assert term.a.kernel is not None
+    assert term.b.kernel is not None
+    return (term.a.kernel, term.a.stored, term.b.stored), term.b.kernel
 
 
 def _in_tiles(x: Tensor, size: int) -> Tensor:
     """Return ``x (R, n, d)`` as ``(R, k, n s)``."""
     if spare := -x.shape[2] % size:
         x = pad(x, (0, spare))
-    tiles: Tensor = x.unflatten(2, (-1, size))
-    return tiles.transpose(1, 2).flatten(2)
-
-
-def _size(found: tuple[Place, Factor]) -> int:
-    return found[1].stored.columns
-
-
-def _only(terms: Sequence[ServedTerm]) -> Place | None:
-    """Return the B that all terms of a pool have in common, if their z goes to it as it is."""
-    stored = {term.b.stored for term in terms}
-    plain = all(
-        term.b.tiled
-        and term.gain_rank is None
-        and (term.a.rows, term.a.stored.rows) == (term.b.rows, term.b.stored.rows)
-        for term in terms
-    )
-    return stored.pop() if plain and len(stored) == 1 else None
+    rows, length, width = x.shape
+    if length == 1:
+        return x.view(rows, -1, size)
+    tiles = x.view(rows, length, -1, size).transpose(1, 2)
+    return tiles.reshape(rows, width // size, -1)

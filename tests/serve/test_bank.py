@@ -54,13 +54,34 @@ def test_what_is_frozen_is_there_once():
     assert len(bank.memory) == 4 * bank.layout.numbers + bank.layout.common
 
 
-def test_slots_side_by_side_are_read_in_place_and_others_copied():
+def test_what_is_brought_to_the_front_stays_what_it_was():
+    _, bank = bank_of("bishare_ke", slots=6)
+    held = [torch.randn(bank.layout.numbers) for _ in range(6)]
+    for slot, packed in enumerate(held):
+        bank.put(slot, packed)
+    for order in ([4, 0], [0, 5, 4, 1], [2]):
+        bank.bring(order)
+        assert bank.row[order].tolist() == [*range(len(order))]
+        assert all(torch.equal(bank.take(slot), held[slot]) for slot in range(6))
+    assert not bank.view(next(iter(bank.layout.places.values())))[6].any()
+
+
+def test_the_adapters_of_a_batch_are_read_in_place():
     plan, bank = bank_of("lora", slots=9)
     place = bank.layout.places[plan.terms[0].tensors["A"]]
-    packed = bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors})
-    (near,), (apart,) = group_tokens(bank, [4, 5]), group_tokens(bank, [0, 8])
-    before, copied = near.tensor(place), apart.tensor(place)
-    bank.put(4, packed)
-    bank.put(8, packed)
+    (group,) = group_tokens(bank, [8, 3]).groups
+    before = group.tensor(place)
+    bank.put(8, bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors}))
     assert before[0].all()
-    assert not copied[1].any()
+    assert not before[1].any()
+
+
+def test_what_was_made_of_tensors_is_forgotten_when_they_change():
+    _, bank = bank_of("bishare_ke")
+    (group,) = group_tokens(bank, [1]).groups
+    packed = torch.ones(bank.layout.numbers)
+    for write in (lambda: bank.put(2, packed), lambda: bank.bring([2])):
+        first = group.kept("a", object)
+        assert group.kept("a", object) is first
+        write()
+        assert group.kept("a", object) is not first

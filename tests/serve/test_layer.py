@@ -121,12 +121,12 @@ def test_a_product_that_sites_of_a_layer_share_is_made_once():
 
 
 def test_products_of_a_layer_are_few():
-    """One with all A that are stored as they are, one with all kernels, one with each shared A and B.
+    """One with all A that are stored as they are, one with all kernels of A and of B, one with each shared A and B.
 
-    Kernels of one row, and what is as small as here, are products of vectors.
+    What is as small as here are products of vectors.
     """
     server = Server("bishare_ke")
-    assert products(server, qkv(server), [0, 1, 2]) == 1 + 1 + 2 + 2
+    assert products(server, qkv(server), [0, 1, 2]) == 1 + 1 + 1 + 2 + 2
 
 
 @pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "bishare_ss", "vb_lora"])

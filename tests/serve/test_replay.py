@@ -71,7 +71,7 @@ def test_a_recorded_step_is_right_for_every_batch(spec):
     server, random = Served(spec), torch.Generator().manual_seed(0)
     server.swap(random)
     server.step.write([0])
-    recorded = server.record(server.step.groups(TOKENS))
+    recorded = server.record(server.step.batch(TOKENS))
     for number in range(BATCHES):
         server.swap(random)
         slots = drawn(number, random)
@@ -107,7 +107,7 @@ def test_nothing_waits_for_the_device(spec):
     server = Served(spec)
     with NoWaiting():
         server.step.write([2, 0, -1])
-        server.run(server.inputs, server.step.groups(TOKENS))
+        server.run(server.inputs, server.step.batch(TOKENS))
 
 
 def test_waiting_is_noticed():

@@ -12,7 +12,7 @@ from torch import Tensor
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.serve.bank import Bank
-from bishare_dsl.serve.batch import Group, Step, group_tokens
+from bishare_dsl.serve.batch import Batch, Step, group_tokens
 from bishare_dsl.serve.layer import LayerTerms, Outputs
 from bishare_dsl.serve.vllm.folder import Stamp, read_any
 from bishare_dsl.serve.vllm.private import (
@@ -67,8 +67,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.plans, self._vllm_config = plans, vllm_config
         self.banks: dict[int, Bank] = {}
         self.steps: dict[int, Step] = {}
-        self.groups: dict[int, tuple[Group, ...]] = {}
-        self.tokens = 0
+        self.batches: dict[int, Batch] = {}
         self._remade = Remade(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, **settings)
 
@@ -170,22 +169,21 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def _set_adapter_mapping(self, mapping: Any) -> None:
         super()._set_adapter_mapping(mapping)
-        self.tokens = len(mapping.index_mapping)
-        place = {lora_id: slot for slot, lora_id in enumerate(self.lora_index_to_id) if lora_id}
         # Not of the cache itself, for which each look is a use: the least used would leave in another order.
         registered = self._registered_adapters.cache
-        number = {lora_id: registered[lora_id].number for lora_id in place}
-        used = {number.get(lora_id) for lora_id in mapping.index_mapping}
-        self.groups = {}
+        used = {lora_id for lora_id in mapping.index_mapping if lora_id}
+        self.batches = {}
         for plan, bank in self.banks.items():
-            slots = [
-                place[lora_id] if number.get(lora_id) == plan else -1
-                for lora_id in mapping.index_mapping
-            ]
+            own = {
+                lora_id: self.lora_index_to_id.index(lora_id)
+                for lora_id in used
+                if registered[lora_id].number == plan
+            }
+            slots = [own.get(lora_id, -1) for lora_id in mapping.index_mapping]
             if self.device.type != "cpu":
                 self.steps[plan].write(slots)
-            elif plan in used:
-                self.groups[plan] = group_tokens(bank, slots)
+            elif own:
+                self.batches[plan] = group_tokens(bank, slots)
 
 
 class Kernels:
@@ -223,9 +221,9 @@ class Kernels:
             if kernels is not None:
                 kernels.add(y, x, manager.steps[number])
             elif manager.device.type != "cpu":
-                terms.add(y, x, manager.steps[number].groups(len(x)))
-            elif groups := manager.groups.get(number):
-                terms.add(y[: manager.tokens], x[: manager.tokens], groups)
+                terms.add(y, x, manager.steps[number].batch(len(x)))
+            elif batch := manager.batches.get(number):
+                terms.add(y, x, batch)
 
 
 @torch.library.custom_op("bishare::add_terms", mutates_args=("y",))

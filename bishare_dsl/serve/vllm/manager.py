@@ -57,6 +57,10 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             self.lora_config = only_layers(self.lora_config, layers)
         return super().create_lora_manager(model, vllm_config)
 
+    def list_adapters(self) -> set[int]:
+        # vLLM copies the cache to see, and does so for each request of each step.
+        return set(self._adapter_manager._registered_adapters)
+
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
         number = lora_request.lora_int_id
         try:
