@@ -105,10 +105,8 @@ class Bank:
                 packed[place.offset : place.end].copy_(value.flatten())
         return packed
 
-    def put(self, slot: int, packed: Tensor | None) -> None:
-        """Write an adapter, or zeros, into a slot."""
-        if packed is None:
-            packed = torch.zeros(self.layout.numbers, dtype=self.memory.dtype)
+    def put(self, slot: int, packed: Tensor) -> None:
+        """Write an adapter into a slot."""
         packed = packed.to(self.memory.device)
         for part, (start, stop) in zip(self._parts, pairwise(self._cuts), strict=True):
             part[self.row[slot]].copy_(packed[start:stop])

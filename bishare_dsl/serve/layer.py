@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bishare_dsl.serve.batch import Batch, Group, part_of
 from bishare_dsl.serve.terms import Factor, Layout, Place, ServedTerm, side_by_side
-from bishare_dsl.serve.tiles import HeldTiles, Tiles, size_of
+from bishare_dsl.serve.tiles import Tiles, size_of
 
 MANY = 16
 """With as many tokens of each adapter, to make the effective factors costs less than to go by tiles."""
@@ -31,20 +30,6 @@ class Outputs:
     path: str
     place: slice
     of_site: Tensor | None = None
-
-
-class _Held(NamedTuple):
-    """What a layer multiplies a group's few tokens by.
-
-    Attributes:
-        downs: each run of A that are stored as they are, ``(R, d_in, rows)``, and the rows of each.
-        tiles: of terms that are made by tiles.
-        ups: of each other term its B, if that is stored as it is.
-    """
-
-    downs: list[tuple[Tensor, list[int]]]
-    tiles: list[HeldTiles]
-    ups: list[Tensor | None]
 
 
 class LayerTerms:
@@ -115,46 +100,30 @@ class LayerTerms:
 
     def _add_few(self, group: Group, x: Tensor, total: Tensor) -> None:
         """Add tile by tile where factors are Kronecker products."""
-        held = group.kept(self, lambda: self._hold(group))
         z: list[Tensor] = []
-        for a, sizes in held.downs:
-            z += torch.bmm(x, a).split_with_sizes(sizes, 2)
+        for first, place, factors in self._plain:
+            a = _columns(group, place, first, self.width).mT
+            z += torch.bmm(x, a).split_with_sizes([factor.rows for factor in factors], 2)
         z += [torch.bmm(x, _matrix(group, factor).mT) for factor in self._made]
         made: list[tuple[Tiles, Tensor]] = []
-        for tiles, tensors in zip(self._tiles, held.tiles, strict=True):
-            u = tiles.lift(tensors, x)
-            if tiles.lie_in(total):
-                total.view(len(u), -1, tiles.size).baddbmm_(tensors.kernels, u)
+        for tiles in self._tiles:
+            kernels, u = tiles.lift(group, x)
+            if tiles.are_all(total):
+                total.view(len(u), -1, tiles.size).baddbmm_(kernels, u)
             else:
-                made.append((tiles, torch.bmm(tensors.kernels, u)))
-        ups = iter(held.ups)
-        for number, (target, others) in enumerate(
-            zip(self._targets(total), self._others, strict=True)
-        ):
+                made.append((tiles, torch.bmm(kernels, u)))
+        targets = zip(self._targets(total), self._others, strict=True)
+        for number, (target, others) in enumerate(targets):
             for tiles, found in made:
-                if (part := tiles.part_of(number, found, target.shape[2])) is not None:
+                if (part := tiles.of_site(number, found, target.shape[2])) is not None:
                     target += part
             for of_a, term in others:
-                low = _gained(group, z[of_a], term)
-                if (b := next(ups)) is None:
-                    b = _matrix(group, term.b)
+                low, b = _gained(group, z[of_a], term), _matrix(group, term.b)
                 if term.gain_out is None:
                     add_product(target, low, b, term.scale)
                 else:
                     gain = group.tensor(term.gain_out)
                     target.addcmul_(torch.bmm(low, b), gain, value=term.scale)
-
-    def _hold(self, group: Group) -> _Held:
-        downs = [
-            (group.tensor(place)[..., first : first + self.width].mT, [f.rows for f in parts])
-            for first, place, parts in self._plain
-        ]
-        # Those that have a kernel would take the place of many adapters.
-        ups = [
-            None if term.b.kernel is not None else _matrix(group, term.b)
-            for _, term in chain(*self._others)
-        ]
-        return _Held(downs, [tiles.hold(group) for tiles in self._tiles], ups)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
@@ -187,8 +156,13 @@ def _up(group: Group, term: ServedTerm) -> Tensor:
 
 def _matrix(group: Group, factor: Factor) -> Tensor:
     """Return an effective factor of each of a group's adapters, ``(R, rows, side)``."""
-    kept = factor.kept
-    tensors = {kept.role: group.tensor(factor.stored)}
-    if kept.kernel is not None and factor.kernel is not None:
-        tensors[kept.kernel] = group.tensor(factor.kernel)
+    kept, stored = factor.kept, factor.stored
+    if kept.kernel is None or factor.kernel is None:
+        return _columns(group, stored, factor.first, factor.side)
+    tensors = {kept.role: group.tensor(stored), kept.kernel: group.tensor(factor.kernel)}
     return kept.factor(tensors, factor.side)
+
+
+def _columns(group: Group, place: Place, first: int, width: int) -> Tensor:
+    """Return columns of a tensor of each of a group's adapters, ``(R, rows, width)``."""
+    return group.kept((place, first, width), lambda: group.tensor(place).narrow(2, first, width))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,18 +17,11 @@ from torch.nn.functional import pad
 from bishare_dsl.serve.batch import Group, part_of
 from bishare_dsl.serve.terms import Place, ServedTerm, side_by_side
 
+Held = tuple[list[tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]], Tensor]
+"""Kernels of A ``(R, b, k)``, and which rows of what they give go to which ``A_s^T`` and ``B_s``.
 
-class HeldTiles(NamedTuple):
-    """The tensors of a group.
-
-    Attributes:
-        products: kernels of A ``(R, b, k)``; and which rows of what they give go to which ``A_s^T`` and
-            ``B_s``.
-        kernels: of all B with the terms' scales, zeros between them: ``(R, tiles, rows)``.
-    """
-
-    products: list[tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]]
-    kernels: Tensor
+Then all kernels of B with the terms' scales, zeros between them, ``(R, tiles, rows)``.
+"""
 
 
 class Tiles:
@@ -38,14 +30,11 @@ class Tiles:
     Args:
         size: s.
         sites: the terms of each.
-
-    Attributes:
-        of_site: which tiles of the output are a site's, by its number.
     """
 
     def __init__(self, size: int, sites: Sequence[Sequence[ServedTerm]]):
         self.size = size
-        self.of_site: dict[int, slice] = {}
+        self._of_site: dict[int, slice] = {}
         self._products: list[tuple[Place, list[tuple[slice, Place, Place]]]] = []
         self._kernels: list[tuple[Place, float, slice, slice]] = []
         self._rows = self._tiles = 0
@@ -65,13 +54,12 @@ class Tiles:
             for term in terms:
                 places, kernel = _places(term)
                 own_tiles = slice(self._tiles, self._tiles + kernel.columns)
-                self.of_site[number] = own_tiles
+                self._of_site[number] = own_tiles
                 self._kernels.append((kernel, term.scale, own_tiles, rows[places]))
-            if number in self.of_site:
-                self._tiles = self.of_site[number].stop
+            if number in self._of_site:
+                self._tiles = self._of_site[number].stop
 
-    def hold(self, group: Group) -> HeldTiles:
-        """Return the tensors of a group."""
+    def _hold(self, group: Group) -> Held:
         products = [
             (
                 group.tensor(kernel),
@@ -81,31 +69,36 @@ class Tiles:
         ]
         first = products[0][0]
         kernels = first.new_zeros(len(first), self._tiles, self._rows)
-        for kernel, scale, tiles, blocks in self._kernels:
-            kernels[:, tiles, blocks] = group.tensor(kernel).mT * scale
-        return HeldTiles(products, kernels)
+        for kernel, scale, tiles, rows in self._kernels:
+            kernels[:, tiles, rows] = group.tensor(kernel).mT * scale
+        return products, kernels
 
-    def lift(self, held: HeldTiles, x: Tensor) -> Tensor:
-        """Multiply ``x (R, n, d_in)`` by each A and the B_s that is next: ``u (R, rows, n s)``."""
+    def lift(self, group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply ``x (R, n, d_in)`` by each A and the B_s that is next.
+
+        Returns:
+            The kernels of B ``(R, k, rows)``, and what they multiply, ``u (R, rows, n s)``.
+        """
+        products, kernels = group.kept(self, lambda: self._hold(group))
         found = []
-        (rows, length, _), tiles = x.shape, _in_tiles(x, self.size)
-        for kernel, pools in held.products:
+        (count, length, _), tiles = x.shape, _in_tiles(x, self.size)
+        for kernel, pools in products:
             inner = torch.bmm(kernel, tiles)  # (R, b, n s)
-            for place, a, b in pools:
-                blocks = part_of(inner, 1, place)
+            for rows, a, b in pools:
+                blocks = part_of(inner, 1, rows)
                 if length > 1:
-                    blocks = blocks.view(rows, -1, self.size)
+                    blocks = blocks.view(count, -1, self.size)
                 u = torch.bmm(torch.bmm(blocks, a), b)
-                found.append(u if length == 1 else u.view(rows, -1, length * self.size))
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+                found.append(u if length == 1 else u.view(count, -1, length * self.size))
+        return kernels, found[0] if len(found) == 1 else torch.cat(found, 1)
 
-    def lie_in(self, total: Tensor) -> bool:
-        """Tell whether ``total (R, n, d)`` is all tiles, one after the other."""
+    def are_all(self, total: Tensor) -> bool:
+        """Tell whether ``total (R, 1, d)`` is these tiles one after the other."""
         return total.shape[1:] == (1, self._tiles * self.size) and total.is_contiguous()
 
-    def part_of(self, number: int, tiles: Tensor, side: int) -> Tensor | None:
+    def of_site(self, number: int, tiles: Tensor, side: int) -> Tensor | None:
         """Return a site's part ``(R, n, side)`` of ``tiles (R, k, n s)``; None where it has none."""
-        if (own := self.of_site.get(number)) is None:
+        if (own := self._of_site.get(number)) is None:
             return None
         found: Tensor = part_of(tiles, 1, own).unflatten(2, (-1, self.size))
         return found.transpose(1, 2).flatten(2)[..., :side]

@@ -42,7 +42,7 @@ def test_what_is_put_in_comes_out():
     assert not bank.take(0).any()
     for name, place in bank.layout.places.items():
         assert torch.equal(bank.view(place)[1], tensors[name])
-    bank.put(1, None)
+    bank.put(1, torch.zeros_like(packed))
     assert not bank.memory.any()
 
 

@@ -47,7 +47,8 @@ class Served(Server):
         slot = int(torch.randint(SLOTS, (), generator=random))
         number = int(torch.randint(-1, len(self.adapters), (), generator=random))
         self.held[slot] = None if number < 0 else number
-        packed = None if number < 0 else self.bank.pack(self.adapters[number])
+        none = torch.zeros(self.bank.layout.numbers)
+        packed = none if number < 0 else self.bank.pack(self.adapters[number])
         self.bank.put(slot, packed)
 
 
