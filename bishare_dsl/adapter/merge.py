@@ -169,22 +169,11 @@ def make_dense(model: PreTrainedModel) -> None:
             continue
         if weight.owner != path or weight.looks_up:  # No linear layer could stand there.
             raise AdapterError(codes.NOT_DENSE(path=path, found=found))
-        value = dequantize(weight).to(_compute_dtype(model))
+        value = weight.dense().to(_compute_dtype(model))
         model.set_submodule(path, _dense_layer(weight.module, value))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
         quantizer.remove_quantization_config(model)
         forget_loading(model)
-
-
-def dequantize(weight: Weight) -> torch.Tensor:
-    """Return the ``(d_out, d_in)`` matrix that a quantised weight stands for.
-
-    Raises:
-        AdapterError: it cannot be dequantised (BS623).
-    """
-    if (dense := weight.dequantized()) is None:
-        raise AdapterError(codes.NOT_DENSE(path=weight.path, found=weight.replacement()))
-    return dense
 
 
 def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
@@ -308,7 +297,7 @@ def _summed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make a merged weight, exact in float32 (or float64) and rounded to the weight's type."""
     quantised = weight.replacement() is not None
-    base = dequantize(weight).to(_compute_dtype(model)) if quantised else weight.matrix()
+    base = weight.dense().to(_compute_dtype(model)) if quantised else weight.matrix()
     exact = base.to(torch.promote_types(base.dtype, torch.float32)) + added.to(base.device)
     rounded = exact.to(base.dtype)
     if not torch.isfinite(rounded).all():

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from bishare_dsl.adapter.merge import dequantize
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import gather, is_offloaded
@@ -137,7 +136,7 @@ def read_weight(weight: Weight) -> torch.Tensor:
         AdapterError: it is not in memory (BS624), or cannot be dequantised (BS623).
     """
     if weight.replacement() is not None:
-        return dequantize(weight)
+        return weight.dense()
     matrix = weight.matrix()
     if matrix.is_meta and is_offloaded(weight.module):
         raise AdapterError(codes.NO_WEIGHT(path=weight.path, reason="it is offloaded to disk"))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes.adapter import NOT_DENSE
 from bishare_dsl.models.hooks import is_sharded_tensor, resident_tensor
 from bishare_dsl.models.site import block_of
 
@@ -105,6 +107,16 @@ class Weight:
             return f"{kind}, {str(kept.dtype).removeprefix('torch.')}"
         dense = type(kept.data) is torch.Tensor or is_sharded_tensor(kept)
         return None if dense else type(kept.data).__name__
+
+    def dense(self) -> torch.Tensor:
+        """Return the ``(d_out, d_in)`` matrix that a quantised weight stands for.
+
+        Raises:
+            AdapterError: it cannot be dequantised (BS623).
+        """
+        if (dense := self.dequantized()) is None:
+            raise AdapterError(NOT_DENSE(path=self.path, found=self.replacement()))
+        return dense
 
     def dequantized(self) -> torch.Tensor | None:
         """Return the ``(d_out, d_in)`` weight that a quantised layer stands for, if it tells."""
