@@ -29,8 +29,6 @@ from bishare_dsl.language.structure import check_complete, check_order, names_us
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.resources import shipped_specs
 
-MAX_DEPTH = 16
-"""How long a chain of uses may be: this file uses that, which uses another."""
 MAX_FILES = 64
 """How many files a spec may use, through others or not."""
 
@@ -112,10 +110,8 @@ class Reader:
                 raise SpecError(codes.USE_CYCLE(chain=" uses ".join(chain), span=span))
             if real in self._known:
                 return self._known[real]
-            if len(above) > MAX_DEPTH:
-                raise SpecError(codes.TOO_MANY_USES(limit=f"files {MAX_DEPTH} deep", span=span))
             if len(self._sources) > MAX_FILES:
-                raise SpecError(codes.TOO_MANY_USES(limit=f"{MAX_FILES} files", span=span))
+                raise SpecError(codes.TOO_MANY_USES(limit=MAX_FILES, span=span))
             with path.open("rb") as opened:
                 content = opened.read(left + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -156,26 +156,20 @@ class Choice:
             ):
                 yield self._outside(counted, what, loc)
                 return
-        valued, errors = [], []
-        for first, *_ in self.places.alike((subject, item), among):
-            scope = self.places.scopes[first]
-            try:
-                valued.append((scope, scope.value(subject, loc)))
-            except EvaluationError as error:  # Where it is asked is looked at later.
-                errors.append(error)
-            else:
-                if scope.includes(item, valued[-1][1], subject, loc):
-                    return
-        if errors and not valued:
-            raise errors[0]
-        if not valued:
+        asked = self.places.all if among is None else among
+        true, false = self.places.truth(m.Member(value=subject, among=(item,)))
+        if true & asked or not asked:
             return
+        if not (valued := false & asked):
+            scope = self.places.scopes[min(asked)]
+            scope.includes(item, scope.value(subject, loc), subject, loc)  # Raises.
         if counted:
             yield self._outside(counted, what, loc)
             return
         slip = "did you mean `layer`? `layers` is their number"
-        shown = "this range" if isinstance(item, m.Range) else f"`{valued[0][0].value(item, loc)}`"
-        known = {str(value) for _, value in valued}
+        scopes = [self.places.scopes[i] for i, *_ in self.places.alike((subject, item), valued)]
+        shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
+        known = {str(scope.value(subject)) for scope in scopes}
         help = slip if subject == m.Ref(ref="layers") else nearest(shown.strip("`"), known)
         if subject == m.Ref(ref="kind") and isinstance(item, m.Ref):
             help = self.unknown(item.ref, loc, False).help

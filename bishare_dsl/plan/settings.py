@@ -174,9 +174,13 @@ class Resolver:
                 zero = _zeros(resolved)
                 found += _start(share, resolved, zero)
                 if not zero:
-                    scaled = {r: _shared_scale(start, scale) for r, start in starts.items()}
-                    subtracted = not share.nonzero_start
-                    resolved = replace(resolved, starts=scaled, subtracted=subtracted)
+                    # So that ``scale * B A`` equals that part of the weight.
+                    starts |= {
+                        role: start._replace(amount=abs(scale) ** -0.5)
+                        for role, start in starts.items()
+                        if start.init in _OF_WEIGHT
+                    }
+                    resolved = replace(resolved, subtracted=not share.nonzero_start)
         problems += (problem.within(*at) for problem in found)
         return resolved
 
@@ -285,11 +289,6 @@ def _roles(share: m.Share, resolved: Resolved) -> Iterator[Problem]:
         yield codes.UNUSED(what="key", name="per", loc=("per",))
     if not transform.linear and GAIN_RANK in resolved.gains:
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
-
-
-def _shared_scale(start: Start, scale: float) -> Start:
-    """Scale an `svd` start by ``scale**-0.5``, so that ``scale * B A`` equals that part of W."""
-    return start._replace(amount=abs(scale) ** -0.5) if start.init in _OF_WEIGHT else start
 
 
 def _singular(share: m.Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:

@@ -39,7 +39,7 @@ class Mention(NamedTuple):
     given: tuple[tuple[m.Expression, bool], ...] = ()
 
 
-# What is asked in each field that has expressions; `_add_fields` knows those of `If` and of a rank match.
+# What is asked in each field that has expressions; `_add` knows those of `If` and of a rank match.
 _ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
@@ -122,27 +122,6 @@ def _add(
         # What is true or not is asked that, as a key too.
         asked = "condition" if asked == "key" and isinstance(part, _PREDICATES) else asked
         found.append(Mention(loc, part, asked, over, beside, given))
-    if isinstance(part, BaseModel) and not isinstance(part, m.Ref):
-        _add_fields(found, part, asked, loc, over, given)
-
-
-@cache
-def _fields(kind: type[BaseModel]) -> list[tuple[str, Asked | None, Over | None]]:
-    """List the fields of a part of a spec: what is asked in each, and of what, where the tables say it."""
-    # What all settings have is said of them, and not once more of a share's.
-    named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
-    return [(name, _ASKED.get(place), _OVER.get(place)) for name, place in named]
-
-
-def _add_fields(
-    found: list[Mention],
-    part: BaseModel,
-    asked: Asked | None,
-    loc: Loc,
-    over: Over | None,
-    given: _Given,
-) -> None:
-    """Add every expression in the fields of a part of a spec."""
     if isinstance(part, m.If):
         then, otherwise = ((*given, (part.condition, truth)) for truth in (True, False))
         _add(found, part.condition, "condition", (*loc, "condition"), over, None, given)
@@ -159,7 +138,7 @@ def _add_fields(
         if part.otherwise is not None:
             at = (*loc, "otherwise")
             _add(found, part.otherwise, "number", at, over, None, given)
-    else:
+    elif isinstance(part, BaseModel):
         for name, said, whose in _fields(type(part)):
             value = getattr(part, name)
             if said is None and not isinstance(value, (BaseModel, tuple, dict)):
@@ -170,6 +149,14 @@ def _add_fields(
             elif isinstance(part, m.Member):
                 beside = part.value if name == "among" else None
             _add(found, value, said, (*loc, name), whose or over, beside, given)
+
+
+@cache
+def _fields(kind: type[BaseModel]) -> list[tuple[str, Asked | None, Over | None]]:
+    """List the fields of a part of a spec: what is asked in each, and of what, where the tables say it."""
+    # What all settings have is said of them, and not once more of a share's.
+    named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
+    return [(name, _ASKED.get(place), _OVER.get(place)) for name, place in named]
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, m.Ref]]:

@@ -168,11 +168,11 @@ def chain(folder, length):
     return using("", "0.share")
 
 
-def test_16_files_deep_is_allowed_and_17_is_not(folder):
-    assert parse_spec(chain(folder, 15)).shares
-    error = problems(chain(folder, 16))
+def test_files_may_use_each_other_as_deep_as_there_may_be_files(folder):
+    assert parse_spec(chain(folder, 63)).shares
+    error = problems(chain(folder, 64))
     assert [problem.code for problem in error.problems] == ["BS133"]
-    assert " --> 15.share:2:5\n" in str(error)
+    assert " --> 63.share:2:5\n" in str(error)
 
 
 def test_64_files_are_allowed_and_65_are_not(folder):

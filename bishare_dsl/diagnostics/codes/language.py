@@ -46,7 +46,7 @@ USE_CYCLE = Code(
     "BS132", "a file cannot use itself: {chain}", "put what both need into a third file"
 )
 TOO_MANY_USES = Code(
-    "BS133", "a spec may use {limit}, and no more", "put several of them into one file"
+    "BS133", "a spec may use {limit} files, and no more", "put several of them into one file"
 )
 NOT_REPLACED = Code("BS134", "{what} is declared already, at {place}")
 NOTHING_TO_REPLACE = Code("BS135", "no used file has {what} to be replaced")
