@@ -590,14 +590,14 @@ class Handle(AdapterRoot):
         shared: frozenset[str] = frozenset(),
         fixed: frozenset[str] = frozenset(),
     ) -> Iterator[TrainingBank]:
-        """Let adapters of one plan train together in a block, in the rows of mixed batches.
+        """Let adapters train together in a block, in the rows of mixed batches.
 
         Their parameters are views of the bank, which trains in their place: to be saved, merged and switched
         they are what they were.
 
         Args:
             names: of the adapters.
-            shared: the names in the plan of tensors that are to be one for all. The first adapter's stay.
+            shared: the names of tensors that are to be one for all; then all have one plan. The first's stay.
             fixed: of tensors that do not train.
         """
         members = [self[name] for name in names]

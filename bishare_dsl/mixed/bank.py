@@ -1,98 +1,140 @@
-"""The tensors of adapters of one plan that train together, as one tensor."""
+"""The tensors of adapters that train together, as one tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bishare_dsl.transforms import stacked
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Kind(NamedTuple):
+    """Adapters whose tensors have the same names and shapes.
+
+    Attributes:
+        rows: theirs in the bank.
+        own, common: the shapes of what each trains for itself, and of what all train, by name.
+        frozen: what does not train, of each side by side or of all.
+    """
+
+    rows: list[int]
+    own: Shapes
+    common: Shapes
+    frozen: Mapping[str, Tensor]
+
 
 class TrainingBank:
-    """The tensors of adapters of one plan. Each adapter's parameters are views of it.
+    """The tensors of several adapters. Each adapter's parameters are views of it.
 
     Args:
         members: the parameters of each adapter, by their names in the plan; those that train are float32.
         shared: the names of tensors of which there is one for all: it gets the gradients of all adapters.
 
     Attributes:
-        own: ``(adapters, values)``, what each adapter has for itself and trains.
+        own: ``(adapters, values)``, what each adapter has for itself and trains. Of adapters of several
+            plans, the smaller ones have zeros at the end, which no one reads.
         common: ``(1, values)``, what all share and train.
-        own_columns, common_columns: where in a row each tensor stands, by its name.
+        kinds: the adapters by the shapes of their tensors; what is shared has one kind.
     """
 
     def __init__(
         self, members: Sequence[Mapping[str, nn.Parameter]], shared: frozenset[str] = frozenset()
     ) -> None:
-        first = members[0]
-        trained = [name for name, tensor in first.items() if tensor.requires_grad]
-        self.shapes = {name: tuple(first[name].shape) for name in trained}
-        apart = [name for name in trained if name not in shared]
-        together = [name for name in trained if name in shared]
-        self.own, self.own_columns = _slab(members, apart)
-        self.common, self.common_columns = _slab(members[:1], together)
-        self.frozen = {
-            name: _one_or_all([member[name] for member in members])
-            for name in first
-            if name not in self.shapes
-        }
+        alike: dict[Any, list[int]] = {}
+        for row, member in enumerate(members):
+            key = tuple((name, t.shape, t.requires_grad) for name, t in member.items())
+            alike.setdefault(key, []).append(row)
+        self.kinds = [_kind([*members], rows, shared) for rows in alike.values()]
+        self.own = _slab(members, [self.kind_of(row).own for row in range(len(members))])
+        self.common = _slab(members[:1], [self.kinds[0].common])
         self._members = members
         self.attach()
+
+    def kind_of(self, row: int) -> Kind:
+        """Return the kind of an adapter."""
+        return next(kind for kind in self.kinds if row in kind.rows)
 
     def attach(self) -> None:
         """Let the adapters' parameters be views, again where somebody has given them other memory."""
         for row, member in enumerate(self._members):
+            kind = self.kind_of(row)
+            found = _parts(self.own.detach()[row], kind.own)
+            found |= _parts(self.common.detach()[0], kind.common)
+            for name, frozen in kind.frozen.items():
+                found[name] = frozen[kind.rows.index(row)] if frozen.dim() == 3 else frozen
             for name, tensor in member.items():
-                tensor.data = self._row(name, row)
+                tensor.data = found[name]
                 tensor.requires_grad_(False)
-
-    def _row(self, name: str, row: int) -> Tensor:
-        if (frozen := self.frozen.get(name)) is not None:
-            return frozen[row] if frozen.dim() == 3 else frozen
-        shape = self.shapes[name]
-        if name in self.own_columns:
-            return self.own.detach()[row, self.own_columns[name]].view(shape)
-        return self.common.detach()[0, self.common_columns[name]].view(shape)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What trains: `own`, then `common`, but for what is empty."""
         return [slab for slab in (self.own, self.common) if slab.numel()]
 
-    def views(self) -> dict[str, Tensor]:
-        """Return the tensors by name: ``(adapters, *shape)`` of each its own, ``shape`` of what all share.
+    def views(self, kind: Kind) -> dict[str, Tensor]:
+        """Return tensors by name: ``(adapters, *shape)`` of each its own, ``shape`` of what all share.
 
         Gradients of them all reach the bank in one piece.
         """
-        found = {n: t.view(-1, *self.shapes[n]) for n, t in _parts(self.own, self.own_columns)}
-        common = {n: t.view(self.shapes[n]) for n, t in _parts(self.common, self.common_columns)}
-        return found | common | self.frozen
+        own: Tensor = self.own
+        if len(self.kinds) > 1:
+            own = own.index_select(0, torch.tensor(kind.rows, device=own.device))
+        return {
+            **_parts(own, kind.own),
+            **_parts(self.common.squeeze(0), kind.common),
+            **kind.frozen,
+        }
 
 
-def _slab(
-    members: Sequence[Mapping[str, Tensor]], names: Sequence[str]
-) -> tuple[nn.Parameter, dict[str, slice]]:
-    """Copy tensors into one, a row for each adapter, and say where in a row each stands."""
-    ends = [*accumulate((prod(members[0][name].shape) for name in names), initial=0)]
-    columns = {n: slice(*ends[i : i + 2]) for i, n in enumerate(names)}
+def columns(shapes: Shapes) -> dict[str, slice]:
+    """Return where in a row each tensor stands, by its name."""
+    ends = [*accumulate(map(prod, shapes.values()), initial=0)]
+    return {name: slice(*ends[i : i + 2]) for i, name in enumerate(shapes)}
+
+
+def _kind(members: Sequence[Mapping[str, Tensor]], rows: list[int], shared: frozenset[str]) -> Kind:
+    first = members[rows[0]]
+
+    def shapes(names: Iterable[str]) -> Shapes:
+        return {name: tuple(first[name].shape) for name in names}
+
+    trained = [name for name, tensor in first.items() if tensor.requires_grad]
+    frozen = {
+        name: _one_or_all([members[row][name] for row in rows])
+        for name in first
+        if name not in trained
+    }
+    own, common = (
+        shapes(name for name in trained if (name in shared) == together)
+        for together in (False, True)
+    )
+    return Kind(rows, own, common, frozen)
+
+
+def _slab(members: Sequence[Mapping[str, Tensor]], shapes: Sequence[Shapes]) -> nn.Parameter:
+    """Copy tensors into one, a row for each adapter."""
+    widest = max(sum(map(prod, of_row.values())) for of_row in shapes)
     like: Any = next(iter(members[0].values()))
-    slab = torch.empty(len(members), ends[-1], dtype=like.dtype, device=like.device)
+    slab = torch.zeros(len(members), widest, dtype=like.dtype, device=like.device)
     for row, member in enumerate(members):
-        for name, place in columns.items():
+        for name, place in columns(shapes[row]).items():
             slab[row, place] = member[name].detach().flatten()
-    return nn.Parameter(slab), columns
+    return nn.Parameter(slab)
 
 
-def _parts(slab: Tensor, columns: Mapping[str, slice]) -> list[tuple[str, Tensor]]:
-    if not columns:
-        return []
-    sizes = [place.stop - place.start for place in columns.values()]
-    return [*zip(columns, slab.split(sizes, 1), strict=True)]
+def _parts(slab: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """Take ``(..., values)`` apart at once: ``(..., *shape)`` of each tensor, by name."""
+    sizes = [*map(prod, shapes.values())]
+    parts = slab.split([*sizes, slab.shape[-1] - sum(sizes)], -1)
+    shaped = zip(shapes.items(), parts, strict=False)
+    return {name: part.view(*slab.shape[:-1], *shape) for (name, shape), part in shaped}
 
 
 def _one_or_all(tensors: Sequence[Tensor]) -> Tensor:

@@ -415,8 +415,13 @@ class _Given:
     def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
         mine = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
         banks = [(m.bank[0], m.bank[1]) for m in mine.values() if m.bank]
-        self._count, self._places, self._rows = len(members), [*mine], [row for _, row in banks]
-        self._views = banks[0][0].views() if banks else {}
+        self._count, self._places = len(members), [*mine]
+        self._views: Mapping[str, Tensor] = {}
+        if banks:
+            bank, first = banks[0]
+            kind = bank.kind_of(first)
+            self._views = bank.views(kind)
+            self._rows = [kind.rows.index(row) for _, row in banks]
         self._tensors = [] if banks else [m.tensors() for m in mine.values()]
 
     def beside(self, name: str) -> _Beside:

@@ -52,7 +52,9 @@ class Remade:
         """Return the gradients of the sources, and forget what was made again."""
         (sources, made), self._again = self._again or self.run(), None
         wanted = [source for source in sources if source.requires_grad]
-        known = [(y, dy) for y, dy in zip(made, grads, strict=True) if dy is not None]
+        # Some may be made of no source at all.
+        pairs = zip(made, grads, strict=True)
+        known = [(y, dy) for y, dy in pairs if dy is not None and y.requires_grad]
         ys, dys = zip(*known, strict=True)
         found = iter(torch.autograd.grad(ys, wanted, dys, allow_unused=True))
         return [next(found) if source.requires_grad else None for source in sources]

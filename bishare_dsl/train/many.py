@@ -28,6 +28,7 @@ class Task:
         rate: its learning rate at most.
         seed: of its first values.
         order: the seed by which its examples are shuffled.
+        form: which of the forms of the spec it has, where several are tried.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Task:
     rate: float = 1e-4
     seed: int = 0
     order: int = 0
+    form: int = 0
 
 
 @dataclass(frozen=True)

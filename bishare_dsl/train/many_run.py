@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.compiler import install
+from bishare_dsl.compiler import ResolvedSpec, install
 from bishare_dsl.diagnostics import raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import NO_NAME
@@ -38,9 +39,11 @@ from bishare_dsl.train.result import ManyResult, TaskResult
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
     from trl import SFTConfig
 
+    from bishare_dsl.diagnostics import Problem, SourceMap
+    from bishare_dsl.models import Source
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
 
@@ -73,10 +76,8 @@ def run_many(
     if args.should_save:  # Another process may find what this one has written.
         folders.check_new(folder, force=force or resume is not None)
     base = resolve(request.model) if isinstance(request.model, str) else request.model
-    made, problems = check_adapter(request, base)
-    if isinstance(made, (Handle, StoredAdapter)):
-        reason = "several tasks begin with a spec, and not with an adapter"
-        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    forms, problems = _forms(request, base)
+    made = forms[0]
     unfit = [NO_NAME(name=name) for name in sources if not can_be_called(name)]
     raise_errors(TrainError, [*unfit, *why_not("of each task", made.plan)])
     library = _read_library(settings.library, made.plan, sources)
@@ -105,7 +106,7 @@ def run_many(
     model = load_base(request, base, reporter)
     names = [task.name for task in tasks]
     for task in tasks:
-        for note in install(model, made, task.seed, task.name):
+        for note in install(model, forms[task.form], task.seed, task.name):
             reporter.warn(note)
     handle: Handle = model.bishare  # type: ignore[assignment]
     reporter.note(f"of each task: {handle.plan.parameters_line}")
@@ -162,6 +163,31 @@ def run_many(
         seconds=time.monotonic() - began,
         history=trainer.state.log_history,
     )
+
+
+def _forms(
+    request: Request, base: PreTrainedModel | Source
+) -> tuple[list[ResolvedSpec], list[tuple[Problem, SourceMap | None]]]:
+    """Plan the spec with each of the values of params that are tried, and say what to warn of.
+
+    Raises:
+        BishareError: it cannot be trained so.
+    """
+    forms, found = [], []
+    for params in request.settings.params_tried:
+        asked = replace(request, params={**request.params, **params})
+        made, problems = check_adapter(asked, base)
+        found += problems
+        reason = None
+        if isinstance(made, (Handle, StoredAdapter)):
+            reason = "several tasks begin with a spec, and not with an adapter"
+        elif params and made.plan.is_library:
+            reason = "what adapters share has one form: `search` takes no param of such a spec"
+        else:
+            forms.append(made)
+        if reason is not None:
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    return forms, [*dict.fromkeys(found)]
 
 
 def _read_library(
@@ -223,11 +249,13 @@ def _tried(
     """Make the tasks of a file: one for each seed and each rate."""
     for seed in range(args.seed, args.seed + settings.seeds):
         keeps = name if settings.seeds == 1 else f"{name}-seed{seed}"
-        for rate in settings.search.get("learning_rate", (None,)):
-            called = keeps if rate is None else f"{keeps}-{rate.replace('.', '_')}"
+        rates = settings.search.get("learning_rate", (None,))
+        for (form, params), rate in product(enumerate(settings.params_tried), rates):
+            said = [f"{one}{value}" for one, value in params.items()] + [*filter(None, [rate])]
+            called = "-".join([keeps, *(word.replace(".", "_") for word in said)])
             top = args.learning_rate if rate is None else float(rate)
             order = seed if args.data_seed is None else args.data_seed
-            yield Task(called, keeps, examples, held_out, top, seed, order)
+            yield Task(called, keeps, examples, held_out, top, seed, order, form)
 
 
 def _best(trainer: ManyTrainer, halving: Halving) -> dict[str, int]:
@@ -252,12 +280,12 @@ def _write(
     names = {one: trainer.steps.tasks[i].name for one, i in _best(trainer, halving).items()}
     adapters = {one: trainer.handle[name] for one, name in names.items()}
     first = next(iter(adapters.values()))
-    plan, text, seed = first.plan, first.spec_text, first.seed
-    if plan.is_library:
+    if first.plan.is_library:
         before = {name: stored.tensors() for name, stored in library.items()}
-        seed = next((stored.config.seed for stored in library.values()), seed)
+        seed = next((stored.config.seed for stored in library.values()), first.seed)
         tensors = before | {one: adapter.tensors() for one, adapter in adapters.items()}
-        save_library(folder / LIBRARY, plan, tensors, text, seed=seed)
+        save_library(folder / LIBRARY, first.plan, tensors, first.spec_text, seed=seed)
         return
     for one, adapter in adapters.items():
-        save_adapter(folder / one, plan, adapter.tensors(), text, seed=adapter.seed)
+        text = adapter.spec_text
+        save_adapter(folder / one, adapter.plan, adapter.tensors(), text, seed=adapter.seed)

@@ -21,7 +21,7 @@ from transformers import TrainingArguments as Args
 
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.mixed.bank import TrainingBank
+from bishare_dsl.mixed.bank import TrainingBank, columns
 from bishare_dsl.train.arguments import catch_refusals
 from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.errors import TrainError
@@ -110,14 +110,12 @@ class ManyTrainer(Trainer):
         """Make AdamW with a rate and a schedule for each row."""
         tasks = self.steps.tasks
         own = self._own = [self._schedule(task.rate, self.steps.count(task)) for task in tasks]
-        common = self._schedule(max(task.rate for task in tasks), len(self.steps))
-        of = {id(self.bank.own): own, id(self.bank.common): [common]}
-        self.optimizer = RowAdamW(
-            self.bank.parameters,
-            [of[id(p)] for p in self.bank.parameters],
-            [self._scale(p, of[id(p)]) for p in self.bank.parameters],
-            self._settings,
-        )
+        top = max(task.rate for task in tasks)
+        common = self._schedule(top, len(self.steps))
+        rates, scales = [own], [self._scale(self.bank.own, [task.rate for task in tasks])]
+        if self.bank.common.numel():
+            rates, scales = [*rates, [common]], [*scales, self._scale(self.bank.common, [top])]
+        self.optimizer = RowAdamW(self.bank.parameters, rates, scales, self._settings)
         return self.optimizer
 
     def _schedule(self, rate: float, steps: int) -> Rate:
@@ -129,20 +127,20 @@ class ManyTrainer(Trainer):
             factor = made.lr_lambdas[0]
         return lambda step: rate * factor(step)
 
-    def _scale(self, parameter: Tensor, rates: Sequence[Rate]) -> Tensor:
-        """Return what the rates of the columns are of those of the rows, ``(rows or 1, values)``."""
-        scale = torch.ones(1, parameter.shape[1])
-        columns = self.bank.own_columns if parameter is self.bank.own else self.bank.common_columns
-        tops = torch.tensor([task.rate for task in self.steps.tasks][: len(rates)])
-        for name, said in rates_of(self.handle.plan, self._rates).items():
-            if name not in columns:
-                continue
-            if said[-1] in "xX":
-                scale[:, columns[name]] = float(said[:-1])
-            else:
-                scale = scale.expand(len(rates), -1).clone()
-                scale[:, columns[name]] = (float(said) / tops).unsqueeze(1)
-        return scale.to(parameter.device)
+    def _scale(self, slab: Tensor, tops: Sequence[float]) -> Tensor:
+        """Return what the rates of the columns are of those of the rows, ``(rows or 1, values or 1)``."""
+        if not self._rates:
+            return torch.ones(1, 1, device=slab.device)
+        scale = torch.ones(len(tops), slab.shape[1])
+        for row, top in enumerate(tops):
+            kind = self.bank.kind_of(row)
+            places = columns(kind.own if slab is self.bank.own else kind.common)
+            plan = self.handle[self.steps.tasks[row].name].plan
+            for name, said in rates_of(plan, self._rates).items():
+                if name in places:
+                    factor = float(said[:-1]) if said[-1] in "xX" else float(said) / top
+                    scale[row, places[name]] = factor
+        return scale.to(slab.device)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make a schedule that changes nothing: each row has its own in the optimizer."""
@@ -262,13 +260,17 @@ class ManyTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         values = {"own": self.bank.own.data, "common": self.bank.common.data}
-        save_file(values, folder / BANK, {"stopped": json.dumps([*self.steps.stopped.items()])})
+        notes = {"stopped": [*self.steps.stopped.items()], "held_out": self.held_out}
+        said = {name: json.dumps(value) for name, value in notes.items()}
+        save_file(values, folder / BANK, said)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with safe_open(str(Path(resume_from_checkpoint, BANK)), framework="pt") as found:
             self.bank.own.data.copy_(found.get_tensor("own"))
             self.bank.common.data.copy_(found.get_tensor("common"))
-            self.steps.stopped.update(json.loads(found.metadata()["stopped"]))
+            said = {name: json.loads(value) for name, value in found.metadata().items()}
+        self.steps.stopped.update(said["stopped"])
+        self.held_out |= said["held_out"]
 
 
 def _only(items: Sequence[list[Pass]]) -> list[Pass]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_-]+")
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _RATE = re.compile(_NUMBER.pattern + "x?", re.IGNORECASE)
+_VALUE = re.compile(_NUMBER.pattern + r"|[A-Za-z]\w*", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -47,9 +49,9 @@ class Settings(BaseModel):
     """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
     seeds: int = Field(default=1, gt=0)
     """N: Train an adapter from each of so many seeds, in one run."""
-    search: dict[Literal["learning_rate"], tuple[str, ...]] = {}
-    """learning_rate=RATE,...: Train with each rate in one run, stop those that lose on held-out rows halfway,
-    and keep the best."""
+    search: dict[str, tuple[str, ...]] = {}
+    """NAME=VALUE,...: Train with each learning_rate, or each value of a param of the spec, in one run, stop
+    those that lose on held-out rows halfway, and keep the best."""
     library: str | None = None
     """DIR: Train adapters of a library: what all of its adapters share is as it is there, and frozen."""
     eval_data: str | None = None
@@ -103,17 +105,27 @@ class Settings(BaseModel):
             return self.data if isinstance(self.data, dict) else None
         return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): self.data}
 
+    @property
+    def params_tried(self) -> list[dict[str, int | float | str]]:
+        """Each choice of values for the params of the spec that are tried: an empty one where none are."""
+        tried = {name: said for name, said in self.search.items() if name != "learning_rate"}
+        values = ([_value(one) for one in said] for said in tried.values())
+        return [dict(zip(tried, chosen, strict=True)) for chosen in product(*values)]
+
     @field_validator("search", mode="before")
     @classmethod
     def _searched(cls, value: Any) -> Any:
-        """Take ``["learning_rate=1e-4,5e-4"]``, as it stands on the command line, and numbers."""
+        """Take ``["learning_rate=1e-4,5e-4", "r=4,8"]``, as on the command line, and numbers."""
         if not isinstance(value, Mapping):
             value = [value] if isinstance(value, str) else value
             value = {name: said.split(",") for name, _, said in (v.partition("=") for v in value)}
         found = {name: tuple(str(one).strip() for one in said) for name, said in value.items()}
-        for said in found.values():
-            if len(set(said)) < 2 or not all(map(_NUMBER.fullmatch, said)):
-                raise ValueError("it is written learning_rate=1e-4,5e-4, with two rates at least")
+        for name, said in found.items():
+            known = _NUMBER if name == "learning_rate" else _VALUE
+            if len(set(said)) < max(2, len(said)) or not all(map(known.fullmatch, said)):
+                raise ValueError(
+                    "it is written learning_rate=1e-4,5e-4 or r=4,8, with two values at least"
+                )
         return found
 
     @field_validator("eval_split")
@@ -136,6 +148,12 @@ class Settings(BaseModel):
             reason = "is neither a rate, such as 5e-4, nor a factor, such as 16x"
             raise ValueError(f"`{wrong[0]}` {reason}")
         return rates
+
+
+def _value(text: str) -> int | float | str:
+    if _NUMBER.fullmatch(text) is None:
+        return text
+    return int(text) if text.isdecimal() else float(text)
 
 
 def is_tasks(word: str) -> bool:

@@ -22,6 +22,7 @@ from bishare_dsl.train.many import Steps, Task
 from tests.train.conftest import SMALL, SPEC
 
 PLAIN = SPEC.replace("dropout 0.2\n", "")
+LIBRARY = "spec s\nparam r = 2\ntarget q_proj\nshare x A per kind  B per adapter, kind rank r"
 HOW = SMALL | {"rows_at_once": 6, "logging_steps": 2, "quiet": True}
 
 
@@ -170,6 +171,9 @@ def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
         ({"a": "rows"}, {"label_smoothing_factor": 0.1}, "BS732"),
         ({"a": "rows"}, {"search": {"learning_rate": [1e-4, 1e-3]}}, "BS732"),
         ({"a": "rows"}, {"search": ["learning_rate=1e-4"]}, "BS731"),
+        ({"a": "rows"}, {"search": ["learning_rate=high,low"]}, "BS731"),
+        ({"a": "rows"}, {"search": ["r=4,8"], "eval_split": 2}, "BS207"),
+        ({"a": "rows"}, {"search": ["r=4,8"], "eval_split": 2, "spec": LIBRARY}, "BS732"),
         ({"a": "rows"}, {"spec": "hydralora"}, "BS673"),
     ],
 )
@@ -218,6 +222,41 @@ def test_the_best_of_several_rates_is_what_runs_alone_find(tasks: Any, tmp_path:
         for key, found in tensors(tmp_path / "out" / name).items():
             of_run = alone[best].model.bishare.tensors()[key]
             torch.testing.assert_close(found, of_run, rtol=0, atol=1e-5)
+
+
+def test_ranks_are_tried_against_each_other(tasks: Any, tmp_path: Path) -> None:
+    text = PLAIN.replace("target", "param r = 4\ntarget").replace("rank 4", "rank r")
+    how = {"eval_split": 2, "num_train_epochs": 2, "lr_of": {"B": "4x", "A": "5e-3"}}
+    search = {"r": [1, 4], "learning_rate": ["1e-3", "1e-2"]}
+    made = start(text, tasks, tmp_path / "out", search=search, **how)
+    assert [task.name for task in made.tasks if task.name.startswith("long")] == [
+        f"long-r{r}-{rate}" for r in (1, 4) for rate in ("1e-3", "1e-2")
+    ]
+    for name, data in tasks.items():
+        (kept,) = (task for task in made.tasks if task.folder == str(tmp_path / "out" / name))
+        rank, rate = kept.name.split("-", 1)[1].removeprefix("r").split("-", 1)
+        alone = start(
+            text,
+            data,
+            tmp_path / name,
+            params={"r": int(rank)},
+            learning_rate=float(rate),
+            **how,
+        )
+        assert kept.eval_loss == pytest.approx(alone.eval_loss, abs=1e-5)
+        for key, found in tensors(kept.folder).items():
+            wanted = alone.model.bishare.tensors()[key]
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    again = {
+        task.name: task.eval_loss
+        for task in start(text, tasks, tmp_path / "again", search=search, **how).tasks
+    }
+    with pytest.raises(TrainingInterrupted):
+        start(text, tasks, tmp_path / "parts", search=search, callbacks=[_Stop()], **how)
+    parts = train(
+        model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=tmp_path / "parts", quiet=True
+    )
+    assert {task.name: task.eval_loss for task in parts.tasks} == again
 
 
 def test_several_seeds_are_several_adapters(tasks: Any, tmp_path: Path) -> None:

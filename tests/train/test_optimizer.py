@@ -134,5 +134,6 @@ def test_an_adapter_in_a_bank_is_an_adapter(tmp_path: Any) -> None:
             torch.testing.assert_close(model(IDS[:2]).logits[1], found, rtol=1e-4, atol=1e-5)
         model.bishare.save_pretrained(tmp_path / "two")
     want = values(model, "two")
-    assert torch.equal(bank.own[1], torch.cat([want[n].flatten() for n in bank.own_columns]))
+    (kind,) = bank.kinds
+    assert torch.equal(bank.own[1], torch.cat([want[n].flatten() for n in kind.own]))
     assert model.bishare["two"].bank is None
