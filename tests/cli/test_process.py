@@ -82,9 +82,7 @@ def test_characters_that_the_terminal_lacks_are_written_as_codes(tmp_path: Path)
     assert "\\xfc" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["completion", "bash"], ["specs"], ["explain", "BS201"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["specs"], ["explain", "BS201"]])
 def test_what_needs_no_spec_loads_no_pydantic(arguments: list[str]) -> None:
     program = (
         "import sys; from bishare_dsl.cli.main import main; code = main(sys.argv[1:]);"
