@@ -98,18 +98,15 @@ class Bank:
             values = {role: tensors[name].float() for role, name in term.tensors.items()}
             pair = source.transform.factors(values, term.rank, source.width)
             made |= {source.name(side): factor for side, factor in zip("AB", pair, strict=True)}
-        packed = torch.empty(self.layout.numbers, dtype=self.memory.dtype)
-        for name, place in self.layout.places.items():
-            if not place.common:
-                value = made[name] if name in made else tensors[name]
-                packed[place.offset : place.end].copy_(value.flatten())
-        return packed
+        own = [name for name, place in self.layout.places.items() if not place.common]
+        held = [made[name] if name in made else tensors[name] for name in own]
+        return torch.cat([tensor.flatten() for tensor in held]).to(self.memory.dtype)
 
     def put(self, slot: int, packed: Tensor) -> None:
         """Write an adapter into a slot."""
-        packed = packed.to(self.memory.device)
-        for part, (start, stop) in zip(self._parts, pairwise(self._cuts), strict=True):
-            part[self.row[slot]].copy_(packed[start:stop])
+        pieces = packed.to(self.memory.device).split([part.shape[1] for part in self._parts])
+        for part, piece in zip(self._parts, pieces, strict=True):
+            part[self.row[slot]].copy_(piece)
         self.made.clear()
 
     def take(self, slot: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -61,9 +61,7 @@ class LayerTerms:
             runs = side_by_side((factor.stored, factor) for factor in same)
             self._plain += [(first, whole, [part for part, *_ in parts]) for whole, parts in runs]
         self._made = [factor for factor in others if factor.kernel is not None]
-        in_order = [*chain(*(found for *_, found in self._plain)), *self._made]
-        number = {factor: number for number, factor in enumerate(in_order)}
-        self._others = [[(number[t.a], t) for t in found if not size_of(t)] for found in sites]
+        self._others = [[term for term in found if not size_of(term)] for found in sites]
 
     def add(self, output: Tensor, x: Tensor, batch: Batch) -> None:
         """Add to ``output (tokens, d_out)`` what the adapters make of ``x (tokens, d_in)``, in place."""
@@ -102,11 +100,11 @@ class LayerTerms:
 
     def _add_few(self, group: Group, x: Tensor, total: Tensor) -> None:
         """Add tile by tile where factors are Kronecker products."""
-        z: list[Tensor] = []
+        z = {factor: torch.bmm(x, _matrix(group, factor).mT) for factor in self._made}
         for first, place, factors in self._plain:
             a = _columns(group, place, first, self.width).mT
-            z += torch.bmm(x, a).split_with_sizes([factor.rows for factor in factors], 2)
-        z += [torch.bmm(x, _matrix(group, factor).mT) for factor in self._made]
+            parts = torch.bmm(x, a).split_with_sizes([factor.rows for factor in factors], 2)
+            z |= zip(factors, parts, strict=True)
         made: list[tuple[Tiles, Tensor]] = []
         for tiles in self._tiles:
             kernels, u = tiles.lift(group, x)
@@ -119,8 +117,8 @@ class LayerTerms:
             for tiles, found in made:
                 if (part := tiles.of_site(number, found, target.shape[2])) is not None:
                     target += part
-            for of_a, term in others:
-                low, b = _gained(group, z[of_a], term), _matrix(group, term.b)
+            for term in others:
+                low, b = _gained(group, z[term.a], term), _matrix(group, term.b)
                 if term.gain_out is None:
                     add_product(target, low, b, term.scale)
                 else:
