@@ -171,7 +171,7 @@ def parse_open(source: Source) -> Open:
 def _tokens(source: Source) -> list[Token]:
     """Cut a text into tokens, white space and comments too, and an empty one at the end."""
     tokens = list(lark().lex(source.text, dont_ignore=True))
-    for token in tokens:
+    for token in tokens if source.start else ():
         token.start_pos = source.start + cast(int, token.start_pos)
         token.end_pos = source.start + cast(int, token.end_pos)
     tokens.append(Token(END, "", start_pos=source.end, end_pos=source.end))
@@ -265,9 +265,10 @@ class _Parser:
 
     def ends_key(self, position: int) -> bool:
         """Tell whether a name ends a key and gets the next one, as in `A per kind  core per layer`."""
+        if self.tokens[position].type not in ("NAME", "STRING") or not self.begins(position):
+            return False
         key = any(token.type == "PER" for token in self.tokens[self.first : self.first + 2])
-        named = self.tokens[position].type in ("NAME", "STRING")
-        return key and named and self.begins(position) and END in self.allowed()
+        return key and END in self.allowed()
 
     def ends(self, position: int) -> bool:
         """Keep what is being read if it is whole before a token."""

@@ -77,9 +77,9 @@ class Choice:
                 new = [*self._unknown(mention.part, mention)]
             except EvaluationError as error:
                 new = [error.problem]
-            # Of two parts of one condition that are wrong in the same way, report one.
-            said = {(problem.loc[:-1], problem.help) for problem in found}
-            found += (one for one in new if (one.loc[:-1], one.help) not in said)
+            if new:  # Of two parts of one condition that are wrong in the same way, report one.
+                said = {(problem.loc[:-1], problem.help) for problem in found}
+                found += (one for one in new if (one.loc[:-1], one.help) not in said)
         return found
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
