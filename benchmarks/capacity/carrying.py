@@ -1,7 +1,7 @@
 """Does what capacity says hold on real tasks? See carrying.md beside this file.
 
-    carrying.py [--tasks T,…] [--methods M,…]   # the runs that are not in carrying.jsonl yet
-    carrying.py --tables                        # the tables of carrying.md
+    carrying.py [--tasks T,…] [--methods M,…] [--budgets B …]  # the runs that are not in carrying.jsonl yet
+    carrying.py --tables                                       # the tables of carrying.md
 
 The last three blocks of SmolLM2 train; what the others give for each row is kept in the cache.
 """
@@ -272,7 +272,7 @@ def work(options: argparse.Namespace) -> None:
     """Do the runs that are left: rates first, then the fresh seeds at the best of them."""
     for task in options.tasks:
         for method, budget in METHODS:
-            while method in options.methods:
+            while method in options.methods and budget in options.budgets:
                 rows = found()[task, method, budget]
                 runs = [(rate, TUNING) for rate in untried(tuned(rows), 1e-2)]
                 if not runs:
@@ -336,6 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(dict(METHODS)))
+    parser.add_argument("--budgets", type=int, nargs="*", default=[SMALL, PRIMARY])
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

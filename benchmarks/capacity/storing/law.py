@@ -2,6 +2,9 @@
 
 C is a topology's own, a and b are common to a group. Each topology is held out: a and b come from the others,
 C from its runs at the primary budget, and what it stores in each other cell is predicted.
+
+That does not tell who is ahead. Of a pool with a diagonal for each module and LoRA on the same modules, the
+rank that LoRA has at each of them does: ``pool / LoRA - 1 = g - s log2 rank``.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from storing import placing
 from storing.bases import BASES
 from storing.jobs import LOADS, Cell, Results, density, finished
-from storing.methods import methods
+from storing.methods import architecture, methods
 
 
 class Point(NamedTuple):
@@ -93,3 +97,64 @@ def _told_apart(found: Mapping[str, Sequence[Point]]) -> bool:
     """Tell whether the pairs a parameter differ by more than how near topologies are to a budget."""
     loads = [p.pairs - p.parameters for rest in found.values() for p in rest]
     return max(loads) - min(loads) > math.log(1.5)
+
+
+POOLS = {
+    "pool_up": ("lora_up", ("up_proj",)),
+    "pool_gate_up": ("lora_gate_up", ("gate_proj", "up_proj")),
+}
+"""Of a pool, the LoRA on the same modules, and their kinds."""
+
+
+class Gain(NamedTuple):
+    """What a pool stores more than LoRA on the same modules, as a part, and the rank that LoRA has there."""
+
+    rank: float
+    gain: float
+
+
+class Border(NamedTuple):
+    """How the gain of pools falls as the rank grows.
+
+    Attributes:
+        at_one: the gain at rank 1.
+        doubling: what it loses with each doubling of the rank.
+        error: held out, the median of ``|predicted - found|``.
+    """
+
+    at_one: float
+    doubling: float
+    error: float
+
+    @property
+    def rank(self) -> float:
+        """Return the rank at which nothing is gained."""
+        return float(2 ** (self.at_one / self.doubling))
+
+
+def gains(results: Results, base: str, task: str) -> list[Gain]:
+    """Return what pools gain at each budget."""
+    found = []
+    for budget in sorted(BASES[base].budgets):
+        for pool, (plain, kinds) in POOLS.items():
+            both = finished(results, Cell(base, task, budget), (pool, plain))
+            if len(both) == 2:
+                mine, theirs = (statistics.fmean(map(density, both[n])) for n in (pool, plain))
+                one = sum(s.d_in + s.d_out for s in placing.sites(architecture(base), kinds))
+                found.append(Gain(both[plain][0]["parameters"] / one, mine / theirs - 1))
+    return found
+
+
+def border(found: Sequence[Gain]) -> Border:
+    """Fit how gains fall; each one is held out in turn."""
+
+    def line(known: Sequence[Gain]) -> tuple[float, float]:
+        slope, start = np.polyfit([math.log2(g.rank) for g in known], [g.gain for g in known], 1)
+        return float(start), float(slope)
+
+    errors = []
+    for one in found:
+        start, slope = line([other for other in found if other is not one])
+        errors.append(abs(start + slope * math.log2(one.rank) - one.gain))
+    start, slope = line(found)
+    return Border(start, -slope, statistics.median(errors))

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from storing.bases import BASES
 from storing.jobs import Cell, Results, density, finished
-from storing.law import law, points
+from storing.law import border, gains, law, points
 from storing.methods import methods
 
 LEVEL = 0.05
@@ -162,4 +162,22 @@ def law_lines(results: Results) -> Iterator[str]:
                         f"| {base} | {task} | {group}, {len(names)} | {one.a:.2f} | {b} | "
                         f"{one.error:.1%} | {one.count} |"
                     )
+    yield ""
+    yield from _border_lines(results)
+
+
+def _border_lines(results: Results) -> Iterator[str]:
+    yield "What a pool stores more than LoRA on the same modules, by the rank that LoRA has there:"
+    yield ""
+    yield "| base | keys | at rank 1 | with each doubling | nothing at rank | held out: median error | cells |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for base in BASES:
+        every = {task: gains(results, base, task) for task in ("one", "two")}
+        for task, found in {**every, "either": every["one"] + every["two"]}.items():
+            if len(found) > 3:
+                fell = border(found)
+                yield (
+                    f"| {base} | {task} | {fell.at_one:+.1%} | {-fell.doubling:+.1%} | {fell.rank:.1f} | "
+                    f"{100 * fell.error:.1f} points | {len(found)} |"
+                )
     yield ""

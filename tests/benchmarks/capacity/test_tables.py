@@ -2,7 +2,7 @@
 
 import pytest
 from storing.jobs import SEEDS, TUNING, Cell, _job, finished, passes, untried
-from storing.law import Point, law
+from storing.law import Gain, Point, border, law
 from storing.tables import difference, gate, table
 
 PRIMARY = Cell("random", "one", 4_160)
@@ -98,3 +98,10 @@ def test_a_law_is_found_where_there_is_one():
     assert (found.a, found.b) == (pytest.approx(0.9), pytest.approx(0.2))
     assert found.error == pytest.approx(0, abs=1e-9)
     assert (found.count, found.loads) == (9, True)
+
+
+def test_the_rank_at_which_a_pool_gains_nothing_is_found():
+    found = border([Gain(rank, 0.12 - 0.06 * power) for power, rank in enumerate((1, 2, 4, 8))])
+    assert (found.at_one, found.doubling) == (pytest.approx(0.12), pytest.approx(0.06))
+    assert found.rank == pytest.approx(4)
+    assert found.error == pytest.approx(0, abs=1e-9)
