@@ -169,7 +169,7 @@ def law_lines(results: Results) -> Iterator[str]:
 def _border_lines(results: Results) -> Iterator[str]:
     yield "What a pool stores more than LoRA on the same modules, by the rank that LoRA has there:"
     yield ""
-    yield "| base | keys | at rank 1 | with each doubling | nothing at rank | held out: median error | cells |"
+    yield "| base | keys | at rank 1 | with each doubling | nothing at rank | held out, median | cells |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for base in BASES:
         every = {task: gains(results, base, task) for task in ("one", "two")}
