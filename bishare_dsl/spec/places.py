@@ -25,12 +25,10 @@ class Places:
         self._truths: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
         self._alike: dict[frozenset[str], list[list[int]]] = {}
         self._lets: dict[str, Set[int]] = {}
-        for let in lets:  # In order: a let may name those above it.
+        for let in lets:  # In order: a let may name those above it, and no other.
             selected = self._lets[let.name] = self.truth(let.selection)[0]
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
-            for names in [names for names in self._alike if let.name in names]:
-                del self._alike[names]
 
     def alike(self, part: object, among: Set[int] | None = None) -> list[list[int]]:
         """Group places at which an expression reads the same, so that it is worth the same in a group.
