@@ -14,6 +14,9 @@ from torch import Tensor
 from bishare_dsl.plan import Plan
 from bishare_dsl.serve.terms import Layout, Place, side_by_side
 
+VIEWS = 20_000
+"""How many views are kept for batches of as many adapters as those that were: a layer has some five."""
+
 
 class Bank:
     """The tensors of many adapters of one plan, each adapter's once.
@@ -32,7 +35,8 @@ class Bank:
 
     Attributes:
         row: where each slot's numbers are; the last is that of no adapter.
-        made: what others keep that was made of the numbers, forgotten when these change.
+        views: what others keep of views of the numbers.
+        copies: what others keep that was made of the numbers, forgotten when these change.
     """
 
     def __init__(
@@ -56,7 +60,8 @@ class Bank:
             for start, stop in pairwise(self._cuts)
         ]
         self.row = np.arange(slots + 1)
-        self.made: dict[tuple[object, int, int], Any] = {}
+        self.views: dict[tuple[object, int, int], Any] = {}
+        self.copies: dict[tuple[object, int, int], Any] = {}
         self._views: dict[Place, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         for name, place in self.layout.places.items():
@@ -107,7 +112,7 @@ class Bank:
         pieces = packed.to(self.memory.device).split([part.shape[1] for part in self._parts])
         for part, piece in zip(self._parts, pieces, strict=True):
             part[self.row[slot]].copy_(piece)
-        self.made.clear()
+        self.copies.clear()
 
     def take(self, slot: int) -> Tensor:
         """Return a copy of what a slot holds, in host memory."""
@@ -127,4 +132,6 @@ class Bank:
         for part in self._parts:
             part.index_copy_(0, target, part.index_select(0, source))
         self.row = row
-        self.made.clear()
+        self.copies.clear()
+        if len(self.views) > VIEWS:
+            self.views.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -49,15 +49,22 @@ class Group:
         shared: Tensor = whole[:1].expand(len(self.rows), -1, -1)
         return shared
 
-    def kept(self, key: object, make: Callable[[], Made]) -> Made:
+    def view(self, key: object, make: Callable[[], Made]) -> Made:
+        """Return views of the adapters' tensors, which stay right while others come into these rows."""
+        return self._kept(self.bank.views, key, make)
+
+    def copy(self, key: object, make: Callable[[], Made]) -> Made:
         """Return what is made of the adapters' tensors, once for as long as these stay as they are."""
+        return self._kept(self.bank.copies, key, make)
+
+    def _kept(self, found: dict[Any, Any], key: object, make: Callable[[], Made]) -> Made:
         if not isinstance(self.rows, slice):
             return make()
         place = key, self.rows.start, self.rows.stop
-        if place not in self.bank.made:
-            self.bank.made[place] = make()
-        found: Made = self.bank.made[place]
-        return found
+        if place not in found:
+            found[place] = make()
+        kept: Made = found[place]
+        return kept
 
     def of(self, tokens: Tensor) -> Tensor:
         """Return the group's part of ``(tokens, d)`` of the batch, ``(R, n, d)``."""

@@ -165,4 +165,4 @@ def _matrix(group: Group, factor: Factor) -> Tensor:
 
 def _columns(group: Group, place: Place, first: int, width: int) -> Tensor:
     """Return columns of a tensor of each of a group's adapters, ``(R, rows, width)``."""
-    return group.kept((place, first, width), lambda: group.tensor(place).narrow(2, first, width))
+    return group.view((place, first, width), lambda: group.tensor(place).narrow(2, first, width))

@@ -17,12 +17,6 @@ from torch.nn.functional import pad
 from bishare_dsl.serve.batch import Group, part_of
 from bishare_dsl.serve.terms import Place, ServedTerm, side_by_side
 
-Held = tuple[list[tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]], Tensor]
-"""Kernels of A ``(R, b, k)``, and which rows of what they give go to which ``A_s^T`` and ``B_s``.
-
-Then all kernels of B with the terms' scales, zeros between them, ``(R, tiles, rows)``.
-"""
-
 
 class Tiles:
     """The terms of a layer whose A and B are Kronecker products with tiles of one size.
@@ -59,19 +53,23 @@ class Tiles:
             if number in self._of_site:
                 self._tiles = self._of_site[number].stop
 
-    def _hold(self, group: Group) -> Held:
-        products = [
+    def _downs(self, group: Group) -> list[tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]]:
+        """Return kernels of A ``(R, b, k)``, and which rows of what they give go to an ``A_s^T`` and ``B_s``."""
+        return [
             (
                 group.tensor(kernel),
                 [(rows, group.tensor(a).mT, group.tensor(b)) for rows, a, b in pools],
             )
             for kernel, pools in self._products
         ]
-        first = products[0][0]
-        kernels = first.new_zeros(len(first), self._tiles, self._rows)
-        for kernel, scale, tiles, rows in self._kernels:
-            kernels[:, tiles, rows] = group.tensor(kernel).mT * scale
-        return products, kernels
+
+    def _ups(self, group: Group) -> Tensor:
+        """Return all kernels of B with the terms' scales, zeros between them: ``(R, tiles, rows)``."""
+        found = [group.tensor(kernel).mT * scale for kernel, scale, *_ in self._kernels]
+        kernels = found[0].new_zeros(len(found[0]), self._tiles, self._rows)
+        for kernel, (_, _, tiles, rows) in zip(found, self._kernels, strict=True):
+            kernels[:, tiles, rows] = kernel
+        return kernels
 
     def lift(self, group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply ``x (R, n, d_in)`` by each A and the B_s that is next.
@@ -79,10 +77,9 @@ class Tiles:
         Returns:
             The kernels of B ``(R, k, rows)``, and what they multiply, ``u (R, rows, n s)``.
         """
-        products, kernels = group.kept(self, lambda: self._hold(group))
-        found = []
+        kernels, found = group.copy(self, lambda: self._ups(group)), []
         (count, length, _), tiles = x.shape, _in_tiles(x, self.size)
-        for kernel, pools in products:
+        for kernel, pools in group.view(self, lambda: self._downs(group)):
             inner = torch.bmm(kernel, tiles)  # (R, b, n s)
             for rows, a, b in pools:
                 blocks = part_of(inner, 1, rows)

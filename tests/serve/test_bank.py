@@ -81,7 +81,8 @@ def test_what_was_made_of_tensors_is_forgotten_when_they_change():
     (group,) = group_tokens(bank, [1]).groups
     packed = torch.ones(bank.layout.numbers)
     for write in (lambda: bank.put(2, packed), lambda: bank.bring([2])):
-        first = group.kept("a", object)
-        assert group.kept("a", object) is first
+        view, copy = group.view("a", object), group.copy("a", object)
+        assert group.copy("a", object) is copy
         write()
-        assert group.kept("a", object) is not first
+        assert group.copy("a", object) is not copy
+        assert group.view("a", object) is view
