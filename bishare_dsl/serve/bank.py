@@ -62,6 +62,7 @@ class Bank:
         self.row = np.arange(slots + 1)
         self.views: dict[tuple[object, int, int], Any] = {}
         self.copies: dict[tuple[object, int, int], Any] = {}
+        self._brought = 0
         self._views: dict[Place, Tensor] = {}
         self.frozen: dict[str, Tensor] = {}
         for name, place in self.layout.places.items():
@@ -120,6 +121,11 @@ class Bank:
 
     def bring(self, slots: Sequence[int]) -> None:
         """Move what some slots hold, so that it stands in the first rows, in this order."""
+        if len(slots) != self._brought:
+            self._brought = len(slots)
+            self.copies.clear()  # Lest there be some for each number of adapters.
+        if len(self.views) > VIEWS:
+            self.views.clear()
         if (self.row[slots] == np.arange(len(slots))).all():
             return
         row, slot_at = self.row.copy(), np.argsort(self.row)
@@ -133,5 +139,3 @@ class Bank:
             part.index_copy_(0, target, part.index_select(0, source))
         self.row = row
         self.copies.clear()
-        if len(self.views) > VIEWS:
-            self.views.clear()

@@ -80,7 +80,7 @@ def test_what_was_made_of_tensors_is_forgotten_when_they_change():
     _, bank = bank_of("bishare_ke")
     (group,) = group_tokens(bank, [1]).groups
     packed = torch.ones(bank.layout.numbers)
-    for write in (lambda: bank.put(2, packed), lambda: bank.bring([2])):
+    for write in (lambda: bank.put(2, packed), lambda: bank.bring([2]), lambda: bank.bring([2, 1])):
         view, copy = group.view("a", object), group.copy("a", object)
         assert group.copy("a", object) is copy
         write()
