@@ -54,7 +54,7 @@ class Tiles:
                 self._tiles = self._of_site[number].stop
 
     def _downs(self, group: Group) -> list[tuple[Tensor, list[tuple[slice, Tensor, Tensor]]]]:
-        """Return kernels of A ``(R, b, k)``, and which of the rows they give have which ``A_s^T``, ``B_s``."""
+        """Return kernels of A ``(R, b, k)``, and which of their rows have which ``A_s^T`` and ``B_s``."""
         return [
             (
                 group.tensor(kernel),
