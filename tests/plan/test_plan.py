@@ -26,6 +26,8 @@ def test_the_repr_is_one_line(plan):
 
 
 def test_a_notebook_shows_the_picture(plan):
+    import bishare_dsl.compiler  # noqa: F401  # gives plans their picture
+
     shown = plan(THREE)._repr_html_()
     assert shown.startswith("<iframe srcdoc=")
     # Inside an attribute: no quote of the page ends it.
