@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--methods", type=names, default=MAIN, help=", ".join(METHODS))
     parser.add_argument("--ablations", action="store_true", help="all of the paper's that fit")
     parser.add_argument("--front", action="store_true", help="accuracy against parameters")
-    parser.add_argument("--many", action="store_true", help="many small tasks on one base")
+    parser.add_argument("--many", action="store_true", help="twelve small tasks in one run")
     parser.add_argument("--dry-run", action="store_true", help="only say what there is to do")
     parser.add_argument("--tables", action="store_true", help="only write tables and plot again")
     options = parser.parse_args()
@@ -38,8 +38,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     results = Results(options.results)
     if options.dry_run:
-        number = sum(number for _, number in chains(results, options))
+        if options.many:
+            from sweep.together import left
+
+            number = len([*left(results, options.seeds)])
+        else:
+            number = sum(number for _, number in chains(results, options))
         print(f"about {number} runs to do, {len(results)} are done")
+    elif options.many:
+        from harness.model import smollm2_folder
+        from sweep.together import run_together
+
+        base = smollm2_folder(options.cache)
+        run_together(results, options.seeds, base, options.cache / "wheels")
     elif options.tables:
         from sweep.tables import write
 

@@ -49,8 +49,8 @@ class Size(NamedTuple):
 
 
 Source = Callable[[Path], Iterable[Row]]
-MANY = Size(train=400, validation=16, test=250)
-"""Of each of many tasks: what a run of seconds can learn."""
+TOGETHER = Size(train=192, validation=0, test=120, longest=128)
+"""Of each of many tasks that train in one run: what seconds can teach."""
 
 
 class Task(NamedTuple):
@@ -63,7 +63,7 @@ class Task(NamedTuple):
     train: Source
     test: Source | None = None
     small: Size | None = None
-    many: Size | None = MANY
+    together: Size | None = TOGETHER
 
 
 def normal(text: str) -> str:

@@ -89,11 +89,12 @@ METHODS = MAIN | {
     "ke_0.7M": _tiers("KE `r_1`", "bishare_ke", 3, 16, 16, size=64),
     "ke_0.15M": _tiers("KE `r_1`", "bishare_ke", 0, 32, 64, size=64),
     "ke_0.05M": _tiers("KE `r_1`", "bishare_ke", 0, 8, 64, size=64),
+    "library_4": Method("library, r=4", str(HERE / "library.share"), {"r": 4}),
     **{f"lily_{r}": Method(f"Lily r={r}", "lily", {"r": r}) for r in (120, 30, 11, 4)},
 }
 
-MANY = {"lora": 2e-3, "ke_1_r": 5e-3}
-"""Of many tasks, each at the rate that it was given on the headlines."""
+TOGETHER = ("lora_2", "library_4", "lora")
+"""Of many tasks in one run: adapters apart, adapters with a part in common, and one to cut."""
 
 ABLATIONS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "window (Table 4)": (("ss", {"slice": "leading"}), ("ss", {"slice": "trailing"})),

@@ -16,10 +16,10 @@ from pathlib import Path
 from harness.result import machine, versions
 
 from bishare_dsl.resources import cache_folder
-from sweep.methods import ABLATIONS, MANY
+from sweep.methods import ABLATIONS
 from sweep.results import Job, Results
 from sweep.search import Chain, finished, left, search
-from sweep.tasks import DECIDING, MANY_TASKS, TASKS
+from sweep.tasks import DECIDING, TASKS
 
 # Before torch is loaded: a run has one thread, and runs are forked off this process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,17 +39,12 @@ def arguments(what: str, folder: Path) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, of a thread each")
     parser.add_argument("--results", type=Path, default=folder / "results.jsonl")
     parser.add_argument("--cache", type=Path, default=cache_folder())
-    parser.set_defaults(many=False, ablations=False)
+    parser.set_defaults(ablations=False)
     return parser
 
 
 def chains(results: Results, options: argparse.Namespace) -> Iterator[Chain]:
     """Yield each series of runs that there is to do."""
-    if options.many:
-        for task in MANY_TASKS:
-            rates = {"base": 0.0, **MANY}
-            yield left(results, *(Job(task, m, rate, 0, "many") for m, rate in rates.items()))
-        return
     for task in options.tasks:
         if options.ablations:
             found = finished(results, task)

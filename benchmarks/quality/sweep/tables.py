@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sweep.methods import ABLATIONS, FRONT, MAIN, MANY, METHODS, SIZES
+from sweep.methods import ABLATIONS, FRONT, MAIN, METHODS, SIZES, TOGETHER
 from sweep.paired import Gap, average, holm, paired
 from sweep.results import Job, Results, Row
 from sweep.search import finished, rates, score
@@ -18,6 +18,7 @@ from sweep.tasks import DECIDING, MANY_TASKS, TASKS
 Runs = Mapping[str, Sequence[Row]]
 """By method, its runs at one rate."""
 REFERENCE = "lora"
+APART = (REFERENCE, "ke_1_r")
 
 
 def unmask(row: Row) -> list[int]:
@@ -156,13 +157,13 @@ def front_table(results: Results) -> str:
 
 
 def many_table(results: Results) -> str:
-    """Return many tasks on one base: what the adapters weigh, and how often they are right."""
+    """Return what an earlier version of ``--many`` found, which trained one task after another."""
     found: dict[str, dict[str, Row]] = {}
     for job, row in results.items():
         if job.size == "many":
             found.setdefault(job.method, {})[job.task] = row
     tasks = [task for task in MANY_TASKS if all(task in rows for rows in found.values())]
-    runs = {n: [found[n][task] for task in tasks] for n in ("base", *MANY) if n in found}
+    runs = {n: [found[n][task] for task in tasks] for n in ("base", *APART) if n in found}
     if REFERENCE not in runs or not tasks:
         return ""
     tested = [[f"{mean([row], 'test_accuracy'):.1f}" for row in rows] for rows in runs.values()]
@@ -183,6 +184,41 @@ def many_table(results: Results) -> str:
                 " points in the mean over tasks (for rows alone: one seed)."
             )
     return "\n\n".join(parts)
+
+
+def together_table(results: Results) -> str:
+    """Return many tasks in one run: what the adapters weigh, and how often they are right."""
+    labels = {name: METHODS[name].label for name in TOGETHER}
+    labels["lora_cut"] = f"{labels['lora']}, cut to r=2"
+    found: dict[str, dict[str, list[Row]]] = {name: {} for name in labels}
+    for job, row in results.items():
+        if job.size == "together" and job.method in labels:
+            found[job.method].setdefault(job.task, []).append(row)
+    tasks = [task for task in MANY_TASKS if all(task in rows for rows in found.values())]
+    if not tasks:
+        return ""
+    runs = {name: [rows[task] for task in tasks] for name, rows in found.items()}
+    first, *others = runs
+    versus = {first: [""] * 4} | told(
+        {n: average([gap_of(*p) for p in zip(runs[n], runs[first], strict=True)]) for n in others}
+    )
+    weights = {name: sum(rows[0]["bytes"] for rows in of) for name, of in runs.items()}
+    lines = [
+        [
+            labels[name],
+            f"{weights[name]:,}",
+            *(f"{mean(rows, 'test_accuracy'):.1f}" for rows in of),
+            f"**{statistics.fmean(mean(rows, 'test_accuracy') for rows in of):.1f}**",
+            *versus[name][:3],
+        ]
+        for name, of in runs.items()
+    ]
+    heads = ["adapters", "bytes of all", *tasks, "mean", f"to {labels[first]}", "95%", "p"]
+    seeds = len(runs[first][0])
+    return (
+        table("Many tasks in one run", " | ".join(heads), lines)
+        + f"\n\n{seeds} seeds; {runs[first][0][0]['test_rows']} test rows of each task."
+    )
 
 
 def ablation_table(results: Results) -> str:
@@ -267,6 +303,7 @@ def tables(results: Results) -> str:
         overall_table(results),
         front_table(results),
         many_table(results),
+        together_table(results),
         ablation_table(results),
         search_table(results),
         machines(results),

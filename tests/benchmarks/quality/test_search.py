@@ -107,7 +107,7 @@ def test_what_is_done_is_done_after_a_restart_and_a_torn_line_is_not(tmp_path):
 
 
 def options(**settings):
-    return argparse.Namespace(**{"many": False, "ablations": False, "seeds": 1, **settings})
+    return argparse.Namespace(**{"ablations": False, "seeds": 1, **settings})
 
 
 def test_an_ablation_waits_for_the_rate_of_its_method(tmp_path):
@@ -122,17 +122,6 @@ def test_an_ablation_waits_for_the_rate_of_its_method(tmp_path):
     ]
     results.add(second[0], measured(0.8))
     assert [jobs for jobs, _ in chains(results, wanted)] == [first, second[1:]]
-
-
-def test_of_many_tasks_each_is_run_once_by_each_method(tmp_path):
-    results = Results(tmp_path / "results.jsonl")
-    found = [jobs for jobs, _ in chains(results, options(many=True))]
-    assert len(found) == 12
-    assert found[0] == [
-        Job("headlines", "base", 0.0, 0, "many"),
-        Job("headlines", "lora", 2e-3, 0, "many"),
-        Job("headlines", "ke_1_r", 5e-3, 0, "many"),
-    ]
 
 
 def counts(model):

@@ -94,6 +94,22 @@ def test_many_tasks(results):
     assert "| bytes of all adapters | 8,000 | 2,400 |" in text
 
 
+def test_tasks_in_one_run(results):
+    ways = {"lora_2": 30, "library_4": 28, "lora": 32, "lora_cut": 30}
+    for task in ("quartz", "heart"):
+        for way, hits in ways.items():
+            row = results[Job("headlines", "ss", METHODS["ss"].start, 0)]
+            right = [number < hits for number in range(40)]
+            of_way = {"test_accuracy": hits / 40, "test_right": bitmask(right), "bytes": 10 * hits}
+            for seed in range(2):
+                results.add(Job(task, way, 2e-3, seed, "together"), {**row, **of_way})
+    text = tables(results).partition("### Many tasks in one run")[2].partition("###")[0]
+    assert "| LoRA r=2 | 600 | 75.0 | 75.0 | **75.0** |  |  |  |" in text
+    assert "| library, r=4 | 560 | 70.0 | 70.0 | **70.0** | -5.0 |" in text
+    assert "| LoRA r=8, cut to r=2 | 600 | 75.0 | 75.0 | **75.0** | +0.0 |" in text
+    assert "2 seeds; 40 test rows of each task." in text
+
+
 def test_tables_are_put_between_the_marks_of_the_page_and_the_rest_is_left_alone(results, tmp_path):
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- tables -->\nold\n<!-- /tables -->\nb\n")
