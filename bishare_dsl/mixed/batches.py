@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -256,6 +256,7 @@ class MixedBatches:
         found = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
         beside = _beside([*plans.values()], members)
+        values = cache(lambda name: beside[name][0](beside[name][1]))
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
@@ -270,12 +271,12 @@ class MixedBatches:
             if id(code) not in assemblies:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-            given = [beside[n] for n in region.names]
             make = partial(_factors, assemblies[id(code)], bases, dtype, grouping.adapters)
-            # What trains changes while the batch is open, and has a graph for each backward.
-            factors[module] = (
-                partial(_remade, make, given) if trains else make([g.value for g in given])
-            )
+            if trains:
+                # What trains changes while the batch is open, and has a graph for each backward.
+                factors[module] = partial(_remade, make, [beside[n] for n in region.names])
+            else:
+                factors[module] = make([values(n) for n in region.names])
         for module in forwards:
             accept_rows(module)
         return RowBatch(
@@ -375,22 +376,8 @@ def _parents(path: str, count: int) -> list[str]:
     return [path.rsplit(".", above)[0] if above else path for above in range(count + 1)]
 
 
-@dataclass
-class _Beside:
-    """A tensor of each member side by side.
-
-    Attributes:
-        stack: makes it of the members' tensors.
-        sources: these.
-    """
-
-    stack: Callable[[Sequence[Tensor]], Tensor]
-    sources: Sequence[Tensor]
-
-    @cached_property
-    def value(self) -> Tensor:
-        """It, put together once for all regions that read it."""
-        return self.stack(self.sources)
+_Beside = tuple[Callable[[Sequence[Tensor]], Tensor], Sequence[Tensor]]
+"""What makes a tensor of each member side by side, and the members' tensors that it is made of."""
 
 
 def _beside(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, _Beside]:
@@ -427,8 +414,8 @@ class _Given:
     def beside(self, name: str) -> _Beside:
         """Return a tensor of each member side by side, with zeros for those that have none."""
         if self._views:
-            return _Beside(self._of_bank, [self._views[name]])
-        return _Beside(self._of_each, [given[name] for given in self._tensors])
+            return self._of_bank, [self._views[name]]
+        return self._of_each, [given[name] for given in self._tensors]
 
     def _of_each(self, tensors: Sequence[Tensor]) -> Tensor:
         like = max(tensors, key=lambda tensor: tensor.dtype.itemsize)
@@ -475,9 +462,9 @@ def _remade(make: Make, given: Sequence[_Beside]) -> Remade:
 
     def of_sources(sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         left = iter(sources)
-        return make([beside.stack([next(left) for _ in beside.sources]) for beside in given])
+        return make([stack([next(left) for _ in own]) for stack, own in given])
 
-    return Remade(of_sources, [source for beside in given for source in beside.sources])
+    return Remade(of_sources, [source for _, own in given for source in own])
 
 
 def _of_one(

@@ -7,6 +7,7 @@ they cost a few products of small matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +35,12 @@ class Remade:
         """Return them, with a history that has none of what lies between."""
         return _Factors.apply(self, *self._sources)  # type: ignore[no-any-return, no-untyped-call]
 
-    def again(self, number: int) -> Tensor:
-        """Return one of them, made anew once for a backward; with a history where someone wants one."""
+    def later(self, number: int) -> Callable[[], Tensor]:
+        """Return what makes one of them again, for a backward."""
+        return partial(self._made_again, number)
+
+    def _made_again(self, number: int) -> Tensor:
+        """Make all once for a backward, or with a history for who wants one, and return one of them."""
         if torch.is_grad_enabled():
             return self.make(self._sources)[number]
         if self._again is None:

@@ -13,8 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -358,13 +357,12 @@ def row_factors(region: nn.Module) -> tuple[RowFactor, ...]:
     batch = _batch_of(region)
     reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
     found = batch.factors[region]
-    if not callable(found):
-        return tuple([RowFactor(factor, batch.grouping, reader) for factor in found])
-    made = found()
+    made = found() if callable(found) else None
+    factors = made.factors() if made else cast(tuple[Tensor, ...], found)
     return tuple(
         [
-            RowFactor(factor, batch.grouping, reader, partial(made.again, number))
-            for number, factor in enumerate(made.factors())
+            RowFactor(factor, batch.grouping, reader, None if made is None else made.later(number))
+            for number, factor in enumerate(factors)
         ]
     )
 

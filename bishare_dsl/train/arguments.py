@@ -156,7 +156,7 @@ def count_steps(args: TrainingArguments, examples: int) -> int:
     return ceil(args.num_train_epochs * ceil(examples / effective_batch(args)))
 
 
-def warm_up_steps(args: TrainingArguments, given: Mapping[str, Any], steps: int) -> int:
+def warm_up(args: TrainingArguments, given: Mapping[str, Any], steps: int) -> int:
     """Count the steps over which the rate of a run of so many steps rises, by what was given."""
     return args.get_warmup_steps(steps) if "warmup_steps" in given else min(WARM_UP, steps // 10)
 

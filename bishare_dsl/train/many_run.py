@@ -27,7 +27,7 @@ from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import effective_batch, training_arguments, warm_up_steps
+from bishare_dsl.train.arguments import effective_batch, training_arguments, warm_up
 from bishare_dsl.train.check import check_adapter, read_rows
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.errors import TrainError
@@ -121,7 +121,7 @@ def run_many(
         trainer = ManyTrainer(
             steps=steps,
             rates=settings.lr_of,
-            warm_up=partial(warm_up_steps, args, request.arguments),
+            warm_up=partial(warm_up, args, request.arguments),
             model=model,
             args=args,
             callbacks=[watch, *callbacks],
@@ -178,15 +178,13 @@ def _forms(
         asked = replace(request, params={**request.params, **params})
         made, problems = check_adapter(asked, base)
         found += problems
-        reason = None
         if isinstance(made, (Handle, StoredAdapter)):
             reason = "several tasks begin with a spec, and not with an adapter"
-        elif params and made.plan.is_library:
-            reason = "what adapters share has one form: `search` takes no param of such a spec"
-        else:
-            forms.append(made)
-        if reason is not None:
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        if params and made.plan.is_library:
+            reason = "what adapters share has one form: `search` takes no param of such a spec"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        forms.append(made)
     return forms, [*dict.fromkeys(found)]
 
 

@@ -64,8 +64,8 @@ class ManyTrainer(Trainer):
         args: Args,
         **arguments: Any,
     ) -> None:
-        self.steps, self._rates, self.write = steps, rates, lambda: None
-        self._warm_up = warm_up
+        self.steps, self._rates, self._warm_up = steps, rates, warm_up
+        self.write = lambda: None
         self._settings = Settings(
             (args.adam_beta1, args.adam_beta2),
             args.adam_epsilon,

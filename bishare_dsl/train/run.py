@@ -19,12 +19,7 @@ from bishare_dsl.models import resolve
 from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import (
-    count_steps,
-    effective_batch,
-    training_arguments,
-    warm_up_steps,
-)
+from bishare_dsl.train.arguments import count_steps, effective_batch, training_arguments, warm_up
 from bishare_dsl.train.check import check_adapter, read_rows
 from bishare_dsl.train.data.batches import Collator, check_packing
 from bishare_dsl.train.loop import quietly, run_loop
@@ -146,7 +141,7 @@ def run(
     for problem, where in problems:
         reporter.report(problem, where)
     steps = count_steps(args, len(sets["train"]))
-    args.warmup_steps = warm_up_steps(args, request.arguments, steps)
+    args.warmup_steps = warm_up(args, request.arguments, steps)
     passes = args.world_size * args.gradient_accumulation_steps
     of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
     reporter.note(f"{steps:,} step{'s' * (steps > 1)} of {effective_batch(args):,} examples{of}")
