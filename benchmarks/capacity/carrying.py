@@ -290,7 +290,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def lines() -> Iterator[str]:
-    """Yield a table for each task."""
+    """Yield a table for each task that has been judged."""
     every = found()
     for task in TASKS:
         whole = {
