@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest import mock
 
@@ -54,6 +54,8 @@ PEFT, PEFT_AGAIN = "PEFT LoRA", "PEFT LoRA again"
 MEASURES = ("flops", "bytes", "memory", "step", "prefill", "decode")
 
 Models = Mapping[str, PreTrainedModel]
+Compile = Callable[[Any], Any]
+Subjects = dict[str, Callable[[], Callable[[], object]]]
 
 
 def main() -> None:
@@ -101,17 +103,17 @@ def main() -> None:
                 models[f"{spec} - {type(step).__name__}"] = without(step, spec, base)
             models[f"{spec} - all, linear by linear"] = linear_by_linear(spec, base)
     train_a_little(models)
-    if options.compile:
-        models |= {n: torch.compile(m, backend=options.compile) for n, m in models.items()}
+    # One for each model, so that a control runs what it controls.
+    compiled = cache(partial(torch.compile, backend=options.compile, disable=not options.compile))
 
     ids = torch.randint(base.config.vocab_size, (2, options.tokens // 2), device=options.device)
     rows: list[dict[str, Any]] = []
     for measure in options.measure:
         print(f"== {measure}", file=sys.stderr)
         if measure in COUNTS:
-            rows += COUNTS[measure](models, ids)
+            rows += COUNTS[measure](models, ids, compiled)
             continue
-        subjects = SUBJECTS[measure](models, ids)
+        subjects = SUBJECTS[measure](models, ids, compiled)
         rounds = options.rounds * (20 if measure == "decode" else 1)
         clock = getattr(time, options.clock)
         settle = torch.cuda.synchronize if ids.is_cuda else lambda: None
@@ -198,20 +200,21 @@ def step_of(model: Any, ids: torch.Tensor) -> Callable[[], object]:
     return step
 
 
-def steps(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
-    return ready({name: step_of(model.train(), ids) for name, model in controls(models).items()})
+def steps(models: Models, ids: torch.Tensor, compiled: Compile) -> Subjects:
+    subjects = controls(models)
+    return ready({name: step_of(compiled(m.train()), ids) for name, m in subjects.items()})
 
 
-def prefills(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
+def prefills(models: Models, ids: torch.Tensor, compiled: Compile) -> Subjects:
     @torch.no_grad()
     def prefill(model: Any) -> None:
         model(input_ids=ids, logits_to_keep=1)
 
     subjects = controls(models)
-    return ready({name: partial(prefill, model.eval()) for name, model in subjects.items()})
+    return ready({name: partial(prefill, compiled(m.eval())) for name, m in subjects.items()})
 
 
-def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callable[[], object]]]:
+def decodes(models: Models, ids: torch.Tensor, compiled: Compile) -> Subjects:
     """One token behind 64 others; the cache is cut back to them each time.
 
     A merged model has weights of its own, so that its control is a copy of the base.
@@ -220,7 +223,7 @@ def decodes(models: Models, ids: torch.Tensor) -> dict[str, Callable[[], Callabl
     merged = compile_spec("lora", copy.deepcopy(models[BASE]))
     train_a_little({"": merged})
     subjects["merged"] = merged.bishare.merge_and_unload()
-    return ready({name: decode_of(model.eval(), ids) for name, model in subjects.items()})
+    return ready({name: decode_of(compiled(m.eval()), ids) for name, m in subjects.items()})
 
 
 def decode_of(model: Any, ids: torch.Tensor, tokens: int = 5) -> Callable[[], object]:
@@ -241,9 +244,7 @@ def decode_of(model: Any, ids: torch.Tensor, tokens: int = 5) -> Callable[[], ob
     return several
 
 
-def ready(
-    runs: Mapping[str, Callable[[], object]],
-) -> dict[str, Callable[[], Callable[[], object]]]:
+def ready(runs: Mapping[str, Callable[[], object]]) -> Subjects:
     """Runs that need no preparation before each round."""
     return {name: (lambda run=run: run) for name, run in runs.items()}
 
@@ -303,7 +304,7 @@ def values(models: Models) -> dict[str, tuple[int, int]]:
     return found
 
 
-def flops_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
+def flops_rows(models: Models, ids: torch.Tensor, compiled: Compile) -> list[dict[str, Any]]:
     """What the linear layers and the adapter multiply in a step; attention and the rest are alike for all.
 
     The frozen base has two products of each weight with the tokens, a factor has three.
@@ -313,7 +314,7 @@ def flops_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
     return [row("flops", n, f / 1e9, "GFLOP", f / peft, f / base) for n, f in flops.items()]
 
 
-def bytes_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
+def bytes_rows(models: Models, ids: torch.Tensor, compiled: Compile) -> list[dict[str, Any]]:
     """What one token reads of the linear layers and the factors, where no cache holds any of it."""
     size = models[BASE].dtype.itemsize
     read = {name: size * sum(counts) for name, counts in values(models).items()}
@@ -321,9 +322,9 @@ def bytes_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
     return [row("bytes", n, r / 2**20, "MiB", r / peft, r / base) for n, r in read.items()]
 
 
-def memory_rows(models: Models, ids: torch.Tensor) -> list[dict[str, Any]]:
+def memory_rows(models: Models, ids: torch.Tensor, compiled: Compile) -> list[dict[str, Any]]:
     peaks = {
-        name: peak(step_of(model.train(), ids), ids.device) / 2**20
+        name: peak(step_of(compiled(model.train()), ids), ids.device) / 2**20
         for name, model in models.items()
     }
     return [

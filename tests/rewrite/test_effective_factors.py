@@ -390,3 +390,21 @@ def test_offloading(adapted, planned, fresh_tensors, family, how, order, tmp_pat
         for _ in range(2):
             assert torch.equal(model(IDS).logits, expected)
     assert model(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_who_looks_at_calls_of_owners_sees_them(adapted, tokens, everywhere):
+    """FSDP and accelerate bring tensors in by such hooks: a call is left out only where there is none."""
+    model, seen = adapted("llama").model, set()
+    if everywhere:
+        hooks = [nn.modules.module.register_module_forward_pre_hook(lambda m, _: seen.add(m))]
+    else:
+        hooks = [
+            store.register_forward_pre_hook(lambda m, _: seen.add(m)) for store in stores(model)
+        ]
+    with torch.no_grad():
+        model(IDS[:, :tokens])
+    for hook in hooks:
+        hook.remove()
+    assert seen.issuperset(stores(model))
