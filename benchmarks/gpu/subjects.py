@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from speed import BASE, PEFT, PEFT_AGAIN, SPECS, train_a_little, twin, with_peft
+from speed import BASE, PEFT, PEFT_AGAIN, SPECS, compiler, train_a_little, twin, with_peft
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, logging
 
 from bishare_dsl import compile_spec
@@ -90,10 +90,8 @@ def adapted(base: PreTrainedModel, specs: Sequence[str]) -> dict[str, Any]:
 
 def compiled(models: dict[str, Any], backend: str | None) -> dict[str, Any]:
     """Compile each model, where a backend is given; its first call takes the time."""
-    if backend is None:
-        return models
-    made = {id(model): torch.compile(model, backend=backend) for model in models.values()}
-    return {name: made[id(model)] for name, model in models.items()}
+    made = compiler(backend)
+    return {name: made(model) for name, model in models.items()}
 
 
 def settling(options: argparse.Namespace) -> Callable[[], object]:
