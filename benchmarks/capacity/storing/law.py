@@ -19,7 +19,7 @@ import numpy as np
 from storing import placing
 from storing.bases import BASES
 from storing.jobs import LOADS, Cell, Results, density, finished
-from storing.methods import architecture, methods
+from storing.methods import FIVE, architecture, methods
 
 
 class Point(NamedTuple):
@@ -102,6 +102,8 @@ def _told_apart(found: Mapping[str, Sequence[Point]]) -> bool:
 POOLS = {
     "pool_up": ("lora_up", ("up_proj",)),
     "pool_gate_up": ("lora_gate_up", ("gate_proj", "up_proj")),
+    "pool_down": ("lora_down", ("down_proj",)),
+    "pool_five": ("lora", FIVE),
 }
 """Of a pool, the LoRA on the same modules, and their kinds."""
 
