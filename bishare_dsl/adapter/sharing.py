@@ -20,6 +20,8 @@ FORMAT = 1
 
 def sharing_of(plan: Plan, config: AdapterConfig) -> dict[str, Any]:
     """Return the plan as a reader needs it: plain JSON, with all that a spec leaves to defaults."""
+    kinds = {_kind(term): term for term in plan.terms}  # A plan has few: each is loaded once.
+    options = {kind: _options(term) for kind, term in kinds.items()}
     return {
         "format": FORMAT,
         "tensors": {
@@ -31,7 +33,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> dict[str, Any]:
             {"module": site.path, "shape": [site.d_out, site.d_in]}
             | ({"tied": [*site.tied]} if site.tied else {})
             | ({} if site.expert is None else {"expert": site.expert})
-            | {"terms": [*map(_term, plan.terms_of[site.path])]}
+            | {"terms": [_term(t, options[_kind(t)]) for t in plan.terms_of[site.path]]}
             for site in plan.sites
             if plan.terms_of[site.path]
         ],
@@ -69,11 +71,18 @@ def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]
     return said | {"key": key_of(plan, tensor.name)}
 
 
-def _term(term: Term) -> dict[str, Any]:
-    transform = load_transform(term.transform, term.options)
+def _kind(term: Term) -> tuple[str, str]:
+    return term.transform, repr(term.options)
+
+
+def _options(term: Term) -> dict[str, Any]:
+    return load_transform(term.transform, term.options).model_dump(mode="json", by_alias=True)
+
+
+def _term(term: Term, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "transform": term.transform,
-        "options": transform.model_dump(mode="json", by_alias=True),
+        "options": options,
         "rank": term.rank,
         "scale": term.scale,
         "tensors": term.tensors,

@@ -20,6 +20,7 @@ def test_a_run_is_left_until_all_of_its_ways_are_there(tmp_path):
 
 
 def test_what_is_cut_is_what_peft_makes_of_it():
+    torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "up_proj"])
     model = get_peft_model(tiny_model("llama"), config)
     tensors = {}
@@ -35,7 +36,7 @@ def test_what_is_cut_is_what_peft_makes_of_it():
         key = f"base_model.model.{name.removesuffix('.A')}.lora_"
         found = tensors[name.removesuffix("A") + "B"].T @ tensors[name]
         peft = wanted[f"{key}B.weight"] @ wanted[f"{key}A.weight"]
-        torch.testing.assert_close(found, peft, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, peft, rtol=0, atol=1e-4)  # of products of up to 10
 
 
 def test_a_library_of_twelve_has_the_parameters_of_lora_of_rank_two():
