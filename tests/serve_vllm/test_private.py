@@ -35,6 +35,7 @@ SOURCES = {
     MANAGER.add_adapter: "8d3d33085e4e",
     MANAGER.create_dummy_lora: "5ea382e7a915",
     MANAGER.deactivate_adapter: "002a74a3ec06",
+    MANAGER.list_adapters: "7c04b4fac679",
     MANAGER.remove_adapter: "bd550e65eefc",
     MANAGER.remove_all_adapters: "d1dcd6788c96",
     MANAGER.set_adapter_mapping: "fc14134c10e9",
@@ -55,6 +56,7 @@ SOURCES = {
     utils.process_packed_modules_mapping: "4475d6a8e841 f01f0612ca34",
     worker_manager.WorkerLoRAManager._load_adapter: "e05648e184dd df36054604e0",
     worker_manager.WorkerLoRAManager.add_dummy_lora: "ce17d2f32530",
+    worker_manager.WorkerLoRAManager.list_adapters: "a605e1d9f7a6",
 }
 
 
