@@ -136,7 +136,7 @@ class Step:
         return min(tokens, tokens // TILE + min(tokens, self.bank.slots))
 
     def write(self, slots: Sequence[int]) -> None:
-        """Write the slot of each token; negative for one that has no adapter."""
+        """Write the slot of each token; -1 for one that has no adapter."""
         none = self.bank.slots
         found = np.full(self._tokens, none, np.int32)
         # The last row is that of no adapter.
