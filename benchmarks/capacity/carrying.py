@@ -189,6 +189,8 @@ class Late(Adapters):
         self.batches, self.train_part = batches, train
         self.values = train.answers.expand(len(seeds), -1)
         self.head = self.adapted.lm_head.weight.detach()[options].float()
+        # The whole model is called, which owns what all layers share, for what its head would read.
+        self.adapted.lm_head = torch.nn.Identity()
 
     def _logits(
         self, tensors: dict[str, torch.Tensor], hidden: torch.Tensor, mask: torch.Tensor
@@ -199,8 +201,7 @@ class Late(Adapters):
             "position_ids": torch.arange(hidden.shape[1])[None],
             "use_cache": False,
         }
-        inner = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        found = functional_call(self.adapted.model, inner, (), given)[0]
+        found = functional_call(self.adapted, tensors, (), given).logits
         return found[:, -1].float() @ self.head.t()
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
