@@ -20,8 +20,8 @@ FORMAT = 1
 
 def sharing_of(plan: Plan, config: AdapterConfig) -> dict[str, Any]:
     """Return the plan as a reader needs it: plain JSON, with all that a spec leaves to defaults."""
-    kinds = {_kind(term): term for term in plan.terms}  # A plan has few: each is loaded once.
-    options = {kind: _options(term) for kind, term in kinds.items()}
+    alike = {(term.share, term.rank): term for term in plan.terms}  # Few, whose transforms are one.
+    options = {key: _options(term) for key, term in alike.items()}
     return {
         "format": FORMAT,
         "tensors": {
@@ -33,7 +33,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> dict[str, Any]:
             {"module": site.path, "shape": [site.d_out, site.d_in]}
             | ({"tied": [*site.tied]} if site.tied else {})
             | ({} if site.expert is None else {"expert": site.expert})
-            | {"terms": [_term(t, options[_kind(t)]) for t in plan.terms_of[site.path]]}
+            | {"terms": [_term(t, options[t.share, t.rank]) for t in plan.terms_of[site.path]]}
             for site in plan.sites
             if plan.terms_of[site.path]
         ],
@@ -69,10 +69,6 @@ def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]
     if tensor.name in config.marks:
         return said | {"base": {tensor.init: tensor.amount}}
     return said | {"key": key_of(plan, tensor.name)}
-
-
-def _kind(term: Term) -> tuple[str, str]:
-    return term.transform, repr(term.options)
 
 
 def _options(term: Term) -> dict[str, Any]:

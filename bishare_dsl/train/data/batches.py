@@ -40,11 +40,11 @@ def dataset_of(
     import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
-    starts, lists = (
-        pa.array(np.cumsum([0, *lengths], dtype=np.int64)),
-        pa.LargeListArray.from_arrays,
-    )
-    columns = {"input_ids": lists(starts, pa.array(ids)), "labels": lists(starts, pa.array(labels))}
+    starts = pa.array(np.cumsum([0, *lengths], dtype=np.int64))
+    columns = {
+        name: pa.LargeListArray.from_arrays(starts, pa.array(values))
+        for name, values in (("input_ids", ids), ("labels", labels))
+    }
     return Dataset(pa.table(columns), fingerprint="bishare")  # Else it would hash all of it.
 
 
