@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1]), str(HERE.parent / "quality")]
 
 import torch
+from harness.page import write_below
 from harness.wheels import EVALS, records
 from scipy.stats import t as student
 from storing.bases import BASES
@@ -343,9 +344,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if options.tables:
-        head, mark, _ = PAGE.read_text().partition("<!-- carrying.py --tables -->\n")
-        assert mark
-        PAGE.write_text(head + mark + "\n" + "\n".join(lines()).rstrip() + "\n")
+        write_below(PAGE, "carrying.py", lines())
     else:
         work(options)
 

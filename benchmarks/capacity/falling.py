@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import torch
+from harness.page import write_below
 from storing.bases import BASES, VALUES
 from storing.jobs import TUNING, best_rate, density
 from storing.methods import methods, spec_of
@@ -300,9 +301,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if options.tables:
-        head, mark, _ = PAGE.read_text().partition("<!-- falling.py --tables -->\n")
-        assert mark
-        PAGE.write_text(head + mark + "\n" + "\n".join(lines()).rstrip() + "\n")
+        write_below(PAGE, "falling.py", lines())
     elif options.headlines:
         on_headlines()
     elif options.rates:

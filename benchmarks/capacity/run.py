@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
+from harness.page import write_below
 from storing.bases import BASES
 from storing.jobs import Cell, Job, Pass, cells, finished, passes
 from storing.methods import methods, spec_of
@@ -103,16 +104,11 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
 
 def write_tables(results: Stored) -> None:
     """Write the tables of all cells, and the law, below the mark of README.md."""
-    page = HERE / "README.md"
-    head, mark, _ = page.read_text(encoding="utf-8").partition("<!-- run.py --tables -->\n")
-    assert mark
     lines = [*law_lines(results)]
     for cell in cells(list(BASES), ["one", "two"]):
         if finished(results, cell, list(methods(cell.base))):
             lines += table(results, cell)
-    text = "\n".join(lines).rstrip() + "\n"
-    page.write_text(f"{head}{mark}\n{text}", encoding="utf-8")
-    print(text)
+    print(write_below(HERE / "README.md", "run.py", lines))
 
 
 def names(text: str) -> list[str]:

@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "quality")]
 
 import torch
+from harness.page import write_below
 from sweep.training import load
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -357,9 +358,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.tables:
         chosen = best(found())
-        head, mark, _ = PAGE.read_text().partition("<!-- tiny_map.py --tables -->\n")
-        assert mark
-        PAGE.write_text(head + mark + "\n" + "\n".join(lines(chosen)) + "\n")
+        write_below(PAGE, "tiny_map.py", lines(chosen))
         picture(chosen)
         return
     known = {Point(**{n: row[n] for n in Point.__dataclass_fields__}) for row in found()}

@@ -1,0 +1,15 @@
+"""The tables that a script writes into a page, below its mark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_below(page: Path, script: str, lines: Iterable[str]) -> str:
+    """Write lines of Markdown in the place of all that stands below the mark of a script, and return them."""
+    head, mark, _ = page.read_text(encoding="utf-8").partition(f"<!-- {script} --tables -->\n")
+    assert mark
+    text = "\n".join(lines).rstrip() + "\n"
+    page.write_text(f"{head}{mark}\n{text}", encoding="utf-8")
+    return text
