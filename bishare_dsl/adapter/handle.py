@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -744,11 +745,9 @@ class _Together(Adapter):
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """Return the names in the plan of an adapter's tensors, by their keys in the model's `state_dict`."""
-    # torch leaves out of keys the wrapper in which a layer's activations are computed twice.
-    paths = {
-        id(module): path.replace("_checkpoint_wrapped_module.", "")
-        for path, module in model.named_modules()
-    }
+    # torch leaves the wrappers out that shard a layer or compute its activations twice.
+    wrappers = re.compile(r"\b_(checkpoint|fsdp)_wrapped_module\.")
+    paths = {id(module): wrappers.sub("", path) for path, module in model.named_modules()}
     return {
         f"{paths[id(store)]}.{attribute(name)}": name
         for name, (store, _) in adapter.sources().items()

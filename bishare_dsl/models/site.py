@@ -178,7 +178,7 @@ class Architecture(BaseModel):
     name: str
     family: str
     model_id: str | None = None
-    layers: PositiveInt
+    layers: NonNegativeInt
     parameters: PositiveInt
     sites: tuple[Site, ...]
     outside: tuple[Site, ...] = ()

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
 from torch import nn
 
@@ -134,18 +134,25 @@ class PeftHandle(Handle, BaseTunerLayer):
 
         Args:
             safe_merge: is what PEFT gives; values are always checked, and named as PEFT does if it is set.
-            adapter_names: to merge others than those that run, which run then.
+            adapter_names: to merge others than those that run, beside those that are merged; they run then.
         """
         if safe_merge is None:
             return super().merge(inputs, **settings)
-        if self.merged:
-            names = ",".join(self.merged_adapters)
-            warnings.warn(f"Already following adapters were merged {names}.", stacklevel=2)
+        chosen = check_adapters_to_merge(self, adapter_names)
+        more = [name for name in chosen if name in self.adapters]
+        if not more:
             return None
-        if adapter_names is not None:
-            self.activate([name for name in adapter_names if name in self.adapters])
-        with _in_words_of_peft(self, safe_merge):
-            return self.merge_unmeasured() if self.active else None
+        if before := self.merged_adapters:
+            super().unmerge()
+        try:
+            self.activate([*before, *more])
+            with _in_words_of_peft(self, safe_merge):
+                return self.merge_unmeasured()
+        except BaseException:
+            if before:
+                self.activate(before)
+                self.merge_unmeasured()
+            raise
 
     def unmerge(self) -> None:
         if not self.merged:
@@ -233,7 +240,9 @@ class BishareModel(BaseTuner):
     ) -> Any:
         handle = cast(PeftHandle, self.model.bishare)
         if merge:
-            if adapter_names is not None and not handle.merged:
+            if adapter_names is not None and handle.merged:
+                handle.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            elif adapter_names is not None:
                 handle.activate(adapter_names)
             with _in_words_of_peft(handle, safe_merge):
                 handle.merge_and_unload() if handle.active else handle.unload()
@@ -339,7 +348,7 @@ class BishareModel(BaseTuner):
             record = record.model_copy(
                 update={"drawn": {}, "of_base": (), "compact": {}, "marks": {}}
             )
-        found = {attribute_in(k): (tuple(v.shape), _SHORT[v.dtype]) for k, v in own.items()}
+        found = {attribute_in(k): (tuple(v.shape), type_of(v)) for k, v in own.items()}
         wanted = expected(adapter.plan, record)
         if not config._unchecked:
             drawn = {attribute(t.name) for t in adapter.plan.tensors if t.drawn and not t.trainable}
@@ -377,20 +386,12 @@ def _in_words_of_peft(handle: Handle, safe_merge: bool) -> Iterator[None]:
 
 
 _IN_MEMORY = Path(TENSORS_FILE)
-_SHORT = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.bool: "BOOL",
-}
-"""The types of tensors as safetensors calls them."""
+
+
+def type_of(tensor: torch.Tensor) -> str:
+    """Return a tensor's type as safetensors calls it: ``BF16`` for ``torch.bfloat16``."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return name.replace("float", "f").replace("uint", "u").replace("int", "i").upper()
 
 
 def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -398,7 +399,7 @@ def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest_of_tensors(
         (
             attribute_in(key),
-            _SHORT[tensor.dtype],
+            type_of(tensor),
             tensor.shape,
             tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data,
         )

@@ -51,6 +51,6 @@ BROKEN_WEIGHTS = Code(
 )
 NO_SITES = Code(
     "BS514",
-    "`{name}` has no linear layer inside a numbered block",
-    "give a model with linear layers in numbered blocks, such as `model.layers.0.self_attn.q_proj`",
+    "`{name}` has no linear layer",
+    "give a model that has some among its modules: a single layer is put into one",
 )
