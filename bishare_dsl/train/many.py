@@ -78,8 +78,8 @@ class Steps(Sequence[list[Pass]]):
     at_once: int
     processes: int = 1
     cost: int = 64
-    stopped: dict[int, str] = field(default_factory=dict)
-    """Tasks that have no more steps, and why."""
+    stopped: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Tasks that have no more steps, by number: after which step, and why."""
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""

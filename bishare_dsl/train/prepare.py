@@ -1,21 +1,45 @@
-"""What a run needs before it begins: the tokenizer, the encoded rows, the base."""
+"""What a run needs before it begins: its arguments, the tokenizer, the encoded rows, the base."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import set_seed
+
 from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
-from bishare_dsl.models import Source
+from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.load import load_model, load_tokenizer
+from bishare_dsl.train import folder as folders
+from bishare_dsl.train.arguments import training_arguments
 from bishare_dsl.train.data.encoding import Encoded, encode
 from bishare_dsl.train.errors import TrainError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
 
     from bishare_dsl.train.data.rows import Rows
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
+
+
+def begin(
+    request: Request, reporter: Reporter, *, force: bool
+) -> tuple[SFTConfig, PreTrainedModel | Source]:
+    """Return the Trainer's arguments, and the base or where it is; see that the folder is free.
+
+    Raises:
+        BishareError: an argument is wrong, the folder holds a run (BS740), or there is no such base.
+    """
+    settings, folder = request.settings, request.output_dir
+    evaluates = settings.eval_data is not None or settings.eval_split is not None
+    args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
+    if args.process_index > 0:
+        reporter.silence()
+    set_seed(args.seed)
+    if args.should_save:  # Another process may find what this one has written.
+        folders.check_new(folder, force=force or request.resume is not None)
+    return args, resolve(request.model) if isinstance(request.model, str) else request.model
 
 
 def find_tokenizer(
