@@ -25,8 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import deserialize
-
 from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.card import CARD, write_card
 from bishare_dsl.adapter.config import FORMAT, PEFT_TYPE, RECORD, AdapterConfig, installed_versions
@@ -40,6 +38,7 @@ from bishare_dsl.adapter.contents import (
     key_of,
     part_name,
     reading,
+    shapes_in,
     tensor_problems,
 )
 from bishare_dsl.adapter.devices import gather_tensors
@@ -363,10 +362,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
         if name is not None:
             wanted = {n: shape for n, shape in wanted.items() if (n in common) == (number == 0)}
         with reading(place / file):
-            entries = deserialize(content)  # type: ignore[no-untyped-call]
-        problems += tensor_problems(
-            wanted, {attribute_in(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
-        )
+            problems += tensor_problems(wanted, shapes_in(content))
     raise_errors(AdapterError, problems)
     check_sharing(place / CONFIG, plan, config)
     return StoredAdapter(Path(folder), config, plan, tuple(contents.values()))

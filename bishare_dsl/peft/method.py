@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
+from safetensors.torch import save
 from torch import nn
 
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
@@ -27,7 +28,7 @@ from bishare_dsl.adapter.contents import (
     check_names,
     check_plan,
     complete,
-    digest_of_tensors,
+    digest_of_content,
     expected,
     names_of,
     tensor_problems,
@@ -304,7 +305,7 @@ class BishareModel(BaseTuner):
             base_revision=config.revision,
             compact=adapter.compact,
         )
-        digest = digest_of_torch(stored)
+        digest = digest_of_content(save(stored))
         record = record.model_copy(update={"tensors": digest})
         config.spec, config.seed, config.bishare = record.spec, record.seed, record.record()
         _warn(*map(render, problems))
@@ -338,7 +339,7 @@ class BishareModel(BaseTuner):
         others = {key: value for key, value in state_dict.items() if key not in own}
         record = config.stored() or _record_of(adapter)
         check_names(_IN_MEMORY, adapter.plan, record)
-        if config._unchecked and digest_of_torch(own) != record.tensors:
+        if config._unchecked and digest_of_content(save(own)) != record.tensors:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
         if config._unchecked:
@@ -348,7 +349,10 @@ class BishareModel(BaseTuner):
             record = record.model_copy(
                 update={"drawn": {}, "of_base": (), "compact": {}, "marks": {}}
             )
-        found = {attribute_in(k): (tuple(v.shape), type_of(v)) for k, v in own.items()}
+        found = {
+            attribute_in(key): (tuple(v.shape), "F32" if v.is_floating_point() else str(v.dtype))
+            for key, v in own.items()
+        }
         wanted = expected(adapter.plan, record)
         if not config._unchecked:
             drawn = {attribute(t.name) for t in adapter.plan.tensors if t.drawn and not t.trainable}
@@ -386,25 +390,6 @@ def _in_words_of_peft(handle: Handle, safe_merge: bool) -> Iterator[None]:
 
 
 _IN_MEMORY = Path(TENSORS_FILE)
-
-
-def type_of(tensor: torch.Tensor) -> str:
-    """Return a tensor's type as safetensors calls it: ``BF16`` for ``torch.bfloat16``."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    return name.replace("float", "f").replace("uint", "u").replace("int", "i").upper()
-
-
-def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the digest of tensors in memory, by their keys in the file (`digest_of_tensors`)."""
-    return digest_of_tensors(
-        (
-            attribute_in(key),
-            type_of(tensor),
-            tensor.shape,
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data,
-        )
-        for key, tensor in tensors.items()
-    )
 
 
 def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:

@@ -5,17 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
-from safetensors.torch import _getdtype
 from torch import nn
 
 from bishare_dsl.peft import BishareConfig, BishareModel
-from bishare_dsl.peft.method import PeftHandle, type_of
+from bishare_dsl.peft.method import PeftHandle
 from bishare_dsl.peft.types import peft_type
 
 TUNER = (
@@ -101,11 +99,6 @@ def test_functions_take_what_they_are_called_with():
     )
     inspect.signature(tuners_utils.BaseTuner.get_model_config).bind(None)
     inspect.signature(tuners_utils.check_adapters_to_merge).bind(None, ["a"])
-
-
-def test_types_are_called_as_safetensors_does():
-    for name in ("F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U8", "U16", "BOOL"):
-        assert type_of(torch.zeros((), dtype=_getdtype(name))) == name
 
 
 def test_a_forward_opens_the_hooks_of_the_tuner():
