@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 import transformers
+from harness.probe import Probe, probe
 from torch import nn
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bishare_dsl.adapter.probe import Probe, probe
 from bishare_dsl.compiler import install, make_plan
 from bishare_dsl.diagnostics import BishareError, ModelError, one_line
 from bishare_dsl.models.inspect import inspect_model, linear_maps

@@ -126,19 +126,18 @@ class PeftHandle(Handle, BaseTunerLayer):
 
     def merge(  # type: ignore[override]
         self,
-        inputs: Any = None,
         safe_merge: bool | None = None,
         adapter_names: list[str] | None = None,
         **settings: Any,
     ) -> Any:
-        """Merge as `Handle.merge` does; called as PEFT calls it, without a measurement.
+        """Merge as `Handle.merge` does, or as PEFT calls it.
 
         Args:
             safe_merge: is what PEFT gives; values are always checked, and named as PEFT does if it is set.
             adapter_names: to merge others than those that run, beside those that are merged; they run then.
         """
         if safe_merge is None:
-            return super().merge(inputs, **settings)
+            return super().merge(**settings)
         chosen = check_adapters_to_merge(self, adapter_names)
         more = [name for name in chosen if name in self.adapters]
         if not more:
@@ -148,11 +147,11 @@ class PeftHandle(Handle, BaseTunerLayer):
         try:
             self.activate([*before, *more])
             with _in_words_of_peft(self, safe_merge):
-                return self.merge_unmeasured()
+                return super().merge()
         except BaseException:
             if before:
                 self.activate(before)
-                self.merge_unmeasured()
+                super().merge()
             raise
 
     def unmerge(self) -> None:
