@@ -34,7 +34,7 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @options.model(required=False)
 @options.values
 @options.out("The folder to write; by default SPEC-MODEL.", required=False)
-@options.first_seed
+@options.seed
 @click.option(
     "--emit",
     type=click.Choice(STAGES),

@@ -154,12 +154,6 @@ def test_completion_scripts(bishare, monkeypatch, shell):
     ("typed", "offered"),
     [
         ("bishare ch", "check"),
-        ("bishare plan lora --model llama-3.", "llama-3.1-405b"),
-        ("bishare plan lora bishare_k", "bishare_ke_ab"),
-        ("bishare show bishare_k", "bishare_ke_ab"),
-        ("bishare specs --path bishare_k", "bishare_ke_ab"),
-        ("bishare train bishare_k", "bishare_ke_ab"),
-        ("bishare fit my-lora --spec bishare_k", "bishare_ke_ab"),
         ("bishare train lora --eval_s", "--eval_split"),
     ],
 )
