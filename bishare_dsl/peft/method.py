@@ -124,7 +124,7 @@ class PeftHandle(Handle, BaseTunerLayer):
         for name in self.active:
             self[name].set_trainable(trains and not self[name].compact)
 
-    def merge(  # type: ignore[override]
+    def merge(
         self,
         safe_merge: bool | None = None,
         adapter_names: list[str] | None = None,
