@@ -27,13 +27,19 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import effective_batch, warm_up
-from bishare_dsl.train.check import check_adapter, read_rows
+from bishare_dsl.train.check import (
+    begin,
+    check_adapter,
+    encode_as_asked,
+    find_tokenizer,
+    load_base,
+    read_rows,
+)
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.many import Steps, Task
 from bishare_dsl.train.many_trainer import Halving, ManyTrainer, ManyWatch
-from bishare_dsl.train.prepare import begin, encode_as_asked, find_tokenizer, load_base
 from bishare_dsl.train.result import ManyResult, TaskResult
 
 if TYPE_CHECKING:

@@ -19,11 +19,17 @@ from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import count_steps, effective_batch, warm_up
-from bishare_dsl.train.check import check_adapter, read_rows
+from bishare_dsl.train.check import (
+    begin,
+    check_adapter,
+    encode_as_asked,
+    find_tokenizer,
+    load_base,
+    read_rows,
+)
 from bishare_dsl.train.data.batches import Collator, check_packing
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.many_run import run_many
-from bishare_dsl.train.prepare import begin, encode_as_asked, find_tokenizer, load_base
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import ManyResult, TrainResult

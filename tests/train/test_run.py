@@ -190,7 +190,7 @@ def test_everything_cheap_is_checked_first(files, tmp_path, monkeypatch, model_f
     def refuse(*_, **__):
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("bishare_dsl.train.prepare.load_model", refuse)
+    monkeypatch.setattr("bishare_dsl.train.check.load_model", refuse)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     good = {
