@@ -53,6 +53,10 @@ class DataError(BishareError):
     """A set of training data cannot be found, read or encoded."""
 
 
+class EvaluateError(BishareError):
+    """A model cannot be evaluated, or cannot generate (BS8xx)."""
+
+
 class BishareWarning(UserWarning):
     """Something about a spec or an adapter that is probably not meant, and does no harm."""
 
