@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
 from bishare_dsl.models.hooks import (
@@ -237,8 +237,7 @@ def _check_weights(
         count = len(quantised) - 1
         what = f"`{path}` and {count} others are" if count else f"`{path}` is"
         problems.append(codes.QUANTISED(what=what, found=kind))
-    if problems:
-        raise AdapterError(problems[:5])
+    raise_errors(AdapterError, problems[:5])
 
 
 def _users(model: PreTrainedModel) -> dict[int, list[str]]:
