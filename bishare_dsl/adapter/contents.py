@@ -84,16 +84,11 @@ class StoredAdapter:
         return stored
 
     def tensors(
-        self,
-        device: str = "cpu",
-        tell: Callable[[Problem], None] | None = None,
-        *,
-        with_base: bool = False,
+        self, tell: Callable[[Problem], None] | None = None, *, with_base: bool = False
     ) -> dict[str, torch.Tensor]:
         """Return the tensors by name, as they were saved; those that were not are drawn again.
 
         Args:
-            device: where to.
             tell: as in `stored`.
             with_base: whether the caller makes those that come from the base's weights.
 
@@ -112,8 +107,7 @@ class StoredAdapter:
             )
         stored = self.stored(tell)
         with reading(self.folder):
-            whole = complete(self.plan, self.config, stored)
-        return {name: tensor.to(device) for name, tensor in whole.items()}
+            return complete(self.plan, self.config, stored)
 
 
 def complete(

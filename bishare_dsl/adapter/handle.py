@@ -225,10 +225,6 @@ class Handle(AdapterRoot):
         """Whether the model runs as its base now."""
         return bool(self._disabled)
 
-    def plans(self) -> dict[str, Plan]:
-        """Return the plans of all adapters of the model, by their names."""
-        return {name: adapter.plan for name, adapter in self.adapters.items()}
-
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
 
