@@ -7,11 +7,11 @@ dot of the tensor's name in the plan. bishare 0.2 wrote the names as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, deserialize
 
@@ -84,11 +84,16 @@ class StoredAdapter:
         return stored
 
     def tensors(
-        self, tell: Callable[[Problem], None] | None = None, *, with_base: bool = False
+        self,
+        device: str = "cpu",
+        tell: Callable[[Problem], None] | None = None,
+        *,
+        with_base: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Return the tensors by name, as they were saved; those that were not are drawn again.
 
         Args:
+            device: where to.
             tell: as in `stored`.
             with_base: whether the caller makes those that come from the base's weights.
 
@@ -107,7 +112,8 @@ class StoredAdapter:
             )
         stored = self.stored(tell)
         with reading(self.folder):
-            return complete(self.plan, self.config, stored)
+            whole = complete(self.plan, self.config, stored)
+        return {name: tensor.to(device) for name, tensor in whole.items()}
 
 
 def complete(
@@ -152,29 +158,30 @@ def key_of(plan: Plan, name: str) -> str:
     return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))
 
 
-def digest_of_content(content: bytes) -> str:
-    """Return the SHA-256 of the tensors in a file: that of their names (the last words of their keys), types,
-    shapes and bytes, in the order of the names.
+def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], Any]]) -> str:
+    """Return the SHA-256 of some tensors: that of their names, types, shapes and bytes, in the order of
+    the names.
 
-    Raises:
-        SafetensorError: it is not a file of tensors.
+    Args:
+        tensors: for each the last word of its key, its type as safetensors calls it, its shape and its bytes.
     """
-    entries = deserialize(content)  # type: ignore[no-untyped-call]
     digest = hashlib.sha256()
-    for key, entry in sorted(entries, key=lambda entry: attribute_in(entry[0])):
-        digest.update(f"{attribute_in(key)} {entry['dtype']} {entry['shape']}\n".encode())
-        digest.update(entry["data"])
+    for name, dtype, shape, content in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(f"{name} {dtype} {[*shape]}\n".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
-def shapes_in(content: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and type of the tensors in a file, by the last words of their keys.
+def digest_of_content(content: bytes) -> str:
+    """Return the digest of the tensors in a file.
 
     Raises:
         SafetensorError: it is not a file of tensors.
     """
     entries = deserialize(content)  # type: ignore[no-untyped-call]
-    return {attribute_in(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
+    return digest_of_tensors(
+        (attribute_in(k), e["dtype"], e["shape"], e["data"]) for k, e in entries
+    )
 
 
 def check_plan(config: AdapterConfig) -> Plan:

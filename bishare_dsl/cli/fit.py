@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(allow_dash=True),
     metavar="SPEC",
+    shell_complete=options.complete_specs,
     help="What is fitted.",
 )
 @options.model(required=False)
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="How often all tensors are gone through, at most; by default 30.",
 )
-@options.seed
+@options.first_seed
 @options.stored_dtype
 @options.force
 @click.pass_obj

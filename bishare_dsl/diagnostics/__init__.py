@@ -5,7 +5,6 @@ from bishare_dsl.diagnostics.errors import (
     BishareError,
     BishareWarning,
     DataError,
-    EvaluateError,
     ModelError,
     PlanError,
     SpecError,

@@ -34,6 +34,7 @@ from bishare_dsl.mixed.rows import (
     set_batches,
 )
 from bishare_dsl.models.hooks import forget_recompute, recompute_within
+from bishare_dsl.models.inspect import TENSORS
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
@@ -248,13 +249,14 @@ class MixedBatches:
         members = [None if name is None else self.members[name] for name in names]
         forwards: dict[nn.Module, Callable[..., Any]] = {
             module: forward_of(module, None)
-            for module in self.model.modules()
+            for module in _running(self.model)
             if is_rewritten(module)
         }
         factors: dict[nn.Module, Factors] = {}
+        tensors: dict[nn.Module, Sequence[Tensor]] = {}
         places: dict[nn.Module, Place] = {}
-        found = {member.plan.digest: member.plan for member in members if member is not None}
-        plans = dict(sorted(found.items()))  # So that their code is made for them in any order.
+        given = {member.plan.digest: member.plan for member in members if member is not None}
+        plans = dict(sorted(given.items()))  # So that their code is made for them in any order.
         beside = _beside([*plans.values()], members)
         values = cache(lambda name: beside[name][0](beside[name][1]))
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
@@ -275,7 +277,12 @@ class MixedBatches:
             if trains:
                 # What trains changes while the batch is open, and has a graph for each backward.
                 factors[module] = partial(_remade, make, [beside[n] for n in region.names])
+            elif "are_few" in code.forward.names and device.type == "cpu":
+                found = [values(n) for n in region.names]
+                factors[module] = partial(Remade, make, found)
+                tensors[module] = [t.expand(grouping.adapters, *t.shape[-2:]) for t in found]
             else:
+                # Of many calls on a GPU the launches are what takes the time.
                 factors[module] = make([values(n) for n in region.names])
         for module in forwards:
             accept_rows(module)
@@ -285,6 +292,7 @@ class MixedBatches:
             forwards=forwards,
             factors=factors,
             places=places,
+            tensors=tensors,
             lease=lease,
             text=getattr(self.model, "main_input_name", None) in _TEXTS,
             trains=trains,
@@ -418,11 +426,15 @@ class _Given:
         return self._of_each, [given[name] for given in self._tensors]
 
     def _of_each(self, tensors: Sequence[Tensor]) -> Tensor:
-        like = max(tensors, key=lambda tensor: tensor.dtype.itemsize)
-        found = [torch.zeros_like(like)] * self._count
-        for place, tensor in zip(self._places, tensors, strict=True):
-            found[place] = tensor.to(like)
-        return stacked(found)
+        # Asked at once: a batch has thousands of tensors.
+        if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
+            like = max(tensors, key=lambda tensor: tensor.dtype.itemsize)
+            tensors = [tensor.to(like) for tensor in tensors]
+        if len(tensors) < self._count:
+            of_place = dict(zip(self._places, tensors, strict=True))
+            zeros = torch.zeros_like(tensors[0])
+            tensors = [of_place.get(place, zeros) for place in range(self._count)]
+        return stacked(tensors)
 
     def _of_bank(self, views: Sequence[Tensor]) -> Tensor:
         (value,) = views
@@ -471,6 +483,14 @@ def _of_one(
     assembly: Callable[..., tuple[Tensor, ...]], given: Mapping[int, Tensor]
 ) -> tuple[Tensor, ...]:
     return assembly(None, *(given[slot] for slot in range(len(given))))
+
+
+def _running(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and those in it, but for what holds adapters' tensors: of thousands that takes long."""
+    yield module
+    for name, child in module._modules.items():
+        if child is not None and name != TENSORS:
+            yield from _running(child)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -33,6 +33,8 @@ class Remade:
 
     def factors(self) -> tuple[Tensor, ...]:
         """Return them, with a history that has none of what lies between."""
+        if not torch.is_grad_enabled():
+            return self.make(self._sources)
         return _Factors.apply(self, *self._sources)  # type: ignore[no-any-return, no-untyped-call]
 
     def later(self, number: int) -> Callable[[], Tensor]:

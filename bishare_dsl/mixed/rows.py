@@ -266,8 +266,9 @@ class RowBatch:
         owner: what made it.
         grouping: of the rows that have names.
         forwards: of each region that the batch has a say in.
-        factors: what these forwards read, or what makes it for a batch that trains.
+        factors: what these forwards read, or what makes it when they do.
         places: of these regions.
+        tensors: of regions that can do without factors where they read few tokens, by slot.
         lease: what is alive for as long as the batch is open.
         repeats: whether a call may have each row several times, side by side.
         text: as of a `Call`.
@@ -282,6 +283,7 @@ class RowBatch:
     forwards: Mapping[nn.Module, Callable[..., Any]]
     factors: Mapping[nn.Module, Factors] = field(repr=False)
     places: Mapping[nn.Module, Place] = field(default_factory=dict, repr=False)
+    tensors: Mapping[nn.Module, Sequence[Tensor]] = field(default_factory=dict, repr=False)
     lease: Lease = field(default_factory=Lease, repr=False)
     repeats: bool = False
     text: bool = False
@@ -354,9 +356,8 @@ def rows_of(region: nn.Module) -> tuple[RowFactor, ...] | tuple[Tensor, ...]:
 
 def row_factors(region: nn.Module) -> tuple[RowFactor, ...]:
     """Return the factors of a region in the open batch that has it, also of one adapter."""
-    batch = _batch_of(region)
-    reader = Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
-    found = batch.factors[region]
+    batch = batch_of(region)
+    reader, found = reader_of(region, batch), batch.factors[region]
     made = found() if callable(found) else None
     factors = made.factors() if made else cast(tuple[Tensor, ...], found)
     return tuple(
@@ -367,12 +368,18 @@ def row_factors(region: nn.Module) -> tuple[RowFactor, ...]:
     )
 
 
+def reader_of(region: nn.Module, batch: RowBatch) -> Reader:
+    """Return what is known of the rows that a region of a batch reads."""
+    return Reader(batch.places[region], batch.rows, batch.repeats, batch.text, batch.call)
+
+
 def drops_of(region: nn.Module) -> bool:
     """Tell whether terms drop values of what a region reads, in the open batch that has it."""
-    return region.training and _batch_of(region).drops
+    return region.training and batch_of(region).drops
 
 
-def _batch_of(region: nn.Module) -> RowBatch:
+def batch_of(region: nn.Module) -> RowBatch:
+    """Return the open batch that has a region."""
     return next(batch for batch in open_batches() if region in batch.factors)
 
 

@@ -193,7 +193,8 @@ class RegionCompiler:
         for step in chain(["capture"], run_passes(region, expand, self.optimisations)):
             if self.observe is not None:
                 self.observe(path, step, region)
-        return RegionCode(GraphCode.of(region.forward, region.few), GraphCode.of(region.assembly))
+        forward = GraphCode.of(region.forward, region.few, region.are_few)
+        return RegionCode(forward, GraphCode.of(region.assembly))
 
 
 def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:

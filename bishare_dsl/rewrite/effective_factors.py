@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from bishare_dsl.rewrite.few import alike
 from bishare_dsl.rewrite.island import is_unwatched
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.owned import OwnedTensors
@@ -43,16 +43,8 @@ class EffectiveFactors(nn.Module):
             return tuple(self._assemble(self, *tensors))
 
     def tensors(self, x: Tensor) -> list[Tensor]:
-        """Return the tensors of the region, by slot, where ``x`` is, all of one dtype, as wide as that of
-        ``x`` at least.
-        """
-        tensors = self._tensors()
-        dtype, device = tensors[0].dtype, x.device
-        if x.dtype is not dtype and x.dtype.is_floating_point:
-            dtype = torch.promote_types(dtype, x.dtype)
-        return [
-            t if t.dtype is dtype and t.device == device else t.to(device, dtype) for t in tensors
-        ]
+        """Return the tensors of the region, by slot, for an input."""
+        return alike(self._tensors(), x)
 
     @property
     def drops(self) -> bool:

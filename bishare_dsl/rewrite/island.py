@@ -169,7 +169,7 @@ def _run(
         y = F.linear(x, weight, bias)
         if b is not None:
             # No reshape, which may copy: this is to be written to.
-            _add(y.view(*b.shape[:-2], -1, y.shape[-1]), _part_of(z, mine, -2).mT, b)
+            add(y.view(*b.shape[:-2], -1, y.shape[-1]), _part_of(z, mine, -2).mT, b)
         ys.append(y)
     return tuple(ys), z
 
@@ -224,12 +224,13 @@ def _tokens_of(factor: Tensor, x: Tensor) -> Tensor:
     return x.reshape(*factor.shape[:-2], -1, x.shape[-1])
 
 
-def _add(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """Add a product to a total in place, for each adapter where there are several."""
     if total.dim() == 2:
-        total.addmm_(left, right)
-    else:
-        total.baddbmm_(left, right)
+        return total.addmm_(left, right, alpha=scale)
+    if left.shape[2] == 1:  # Which torch would do by a loop.
+        return total.addcmul_(left, right, value=scale)
+    return total.baddbmm_(left, right, alpha=scale)
 
 
 def _part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
@@ -263,7 +264,7 @@ def _factor_gradients(
         first = 0
         for start, rows in mine:
             # Several layers may use the same rows: each adds to them.
-            _add(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
+            add(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
             first += rows
         dbs.append(_part_of(z, mine, -2) @ dy if want else None)
     return dz, dbs
@@ -335,7 +336,7 @@ class _Island(torch.autograd.Function):
             if wants_read:
                 dread = (dz.mT @ a).view(read.shape)
             elif read is None and dx is not None:
-                _add(_tokens_of(a, dx), dz.mT, a)
+                add(_tokens_of(a, dx), dz.mT, a)
         if dx is not None:
             dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
         return *[None] * 5, dx, dread, da, *[None] * (2 * n), *dbs

@@ -30,7 +30,7 @@ class OwnedTensors(nn.Module):
         """
         super().__init__()
         self.names = tuple(tensors)
-        self._attributes = tuple(map(attribute, tensors))
+        self.attributes = tuple(map(attribute, tensors))
         if dropout:
             self.dropout = nn.Dropout(dropout)
         for name, tensor in tensors.items():
@@ -38,10 +38,10 @@ class OwnedTensors(nn.Module):
 
     def forward(self) -> tuple[Tensor, ...]:
         own = self._parameters
-        if tuple(own) == self._attributes:
+        if tuple(own) == self.attributes:
             return tuple(own.values())  # type: ignore[arg-type]
         # Some are in another order, or given by something else: a parametrization, say.
-        return tuple(getattr(self, name) for name in self._attributes)
+        return tuple(getattr(self, name) for name in self.attributes)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, *args: Any

@@ -17,14 +17,14 @@ import linecache
 import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial, wraps
+from functools import lru_cache
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
 from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
-from bishare_dsl.rewrite.decorators import rewrap
+from bishare_dsl.rewrite.decorators import outermost, rewrap
 from bishare_dsl.rewrite.few import are_few
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -48,7 +48,9 @@ class GraphCode:
     outermost: bool = False
 
     @classmethod
-    def of(cls, graph: fx.Graph, few: fx.Graph | None = None) -> GraphCode:
+    def of(
+        cls, graph: fx.Graph, few: fx.Graph | None = None, are_few: Callable[..., bool] = are_few
+    ) -> GraphCode:
         """Write the code of a graph, and of the one that runs in its stead where there are few tokens."""
         code = graph.python_code("self")
         source, found = code.src.strip() + "\n", dict(code.globals)
@@ -56,9 +58,8 @@ class GraphCode:
             other = few.python_code("self")
             arguments = [str(node.target) for node in few.find_nodes(op="placeholder")]
             first, rest = source.split("\n", 1)
-            call = (
-                f"    if are_few({arguments[0]}):\n        return few(self, {', '.join(arguments)})"
-            )
+            given = f"self, {', '.join(arguments)}"
+            call = f"    if are_few(self, {arguments[0]}):\n        return few({given})"
             source = f"{first}\n{call}\n{rest}"
             source = other.src.strip().replace("def forward(", "def few(", 1) + "\n\n" + source
             found |= {**other.globals, "are_few": are_few}
@@ -244,8 +245,8 @@ def _generated_class(
         forward: Callable[..., Any] = base.forward
         if code is not None:
             function = code.function(base.__qualname__)
-            put = wraps(base.forward) if code.outermost else partial(rewrap, base.forward)
-            forward = put(function)
+            put = outermost if code.outermost else rewrap
+            forward = put(base.forward, function)
         members = {
             "forward": wrap(forward) if wrap else forward,
             "bishare_base": base,

@@ -12,8 +12,8 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from bishare_dsl.rewrite.few import in_tiles
 from bishare_dsl.serve.batch import Group, part_of
 from bishare_dsl.serve.terms import Place, ServedTerm, side_by_side
 
@@ -78,7 +78,7 @@ class Tiles:
             The kernels of B ``(R, k, rows)``, and what they multiply, ``u (R, rows, n s)``.
         """
         kernels, found = group.copy(self, lambda: self._ups(group)), []
-        (count, length, _), tiles = x.shape, _in_tiles(x, self.size)
+        (count, length, _), tiles = x.shape, in_tiles(x, self.size)
         for kernel, pools in group.view(self, lambda: self._downs(group)):
             inner = torch.bmm(kernel, tiles)  # (R, b, n s)
             for rows, a, b in pools:
@@ -114,14 +114,3 @@ def _places(term: ServedTerm) -> tuple[tuple[Place, Place, Place], Place]:
     assert term.a.kernel is not None
     assert term.b.kernel is not None
     return (term.a.kernel, term.a.stored, term.b.stored), term.b.kernel
-
-
-def _in_tiles(x: Tensor, size: int) -> Tensor:
-    """Return ``x (R, n, d)`` as ``(R, k, n s)``."""
-    if spare := -x.shape[2] % size:
-        x = pad(x, (0, spare))
-    rows, length, width = x.shape
-    if length == 1:
-        return x.view(rows, -1, size)
-    tiles = x.view(rows, length, -1, size).transpose(1, 2)
-    return tiles.reshape(rows, width // size, -1)

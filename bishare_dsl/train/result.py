@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.show.table import Table
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -140,12 +138,14 @@ class ManyResult:
         return {**plain, "folder": str(self.folder), "tasks": tasks}
 
     def __str__(self) -> str:
-        head = ["task", "rows", "steps", "first loss", "last loss", "held out", "adapter"]
-        rows = []
+        rows: list[tuple[str, ...]]
+        rows = [("task", "rows", "steps", "first loss", "last loss", "held out", "adapter")]
         for task in self.tasks:
             losses = (task.loss_first, task.loss_last, task.eval_loss)
             said = ["" if loss is None else f"{loss:.4f}" for loss in losses]
             where = ", ".join(part for part in (task.folder, task.stopped) if part)
             rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *said, where))
-        table = Table(head, rows, left={0, 6})
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        table = "\n".join(line.rstrip() for line in lines)
         return f"{table}\n\n{self.tokens:,} tokens in {self.seconds:,.0f} s"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.nn import functional as F
 
 from bishare_dsl.rewrite import few as of_few
 from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.island import add
 from bishare_dsl.rewrite.region import (
     ADDED,
     DROPS,
@@ -209,7 +209,7 @@ class _FewTerms(_Terms):
         """Make ``total + s (x A^T) B``."""
         like = self.tensors[0].node
         # What is added to one total is added to it flat.
-        y, before = total.args if total.target is of_few.unflat else (None, total)
+        y, before = total.args[:2] if total.target is of_few.unflat else (None, total)
         if y is None:
             y = self.call(of_few.flat, (total, like))
         x = self.call(of_few.flat, (x, like))
@@ -217,9 +217,8 @@ class _FewTerms(_Terms):
             y = self.call(of_few.add_by_kernels, (y, x, *kernels, use.scale))
         else:
             a, b = self.factors(use, width, 1)
-            z = self.call(F.linear, (x, a))
-            y = self.graph.call_method("addmm_", (y, z, b), {"alpha": use.scale})
-        return self.call(of_few.unflat, (y, before))
+            y = self.call(add, (y, self.call(of_few.down, (x, a)), b, use.scale))
+        return self.call(of_few.unflat, (y, before, like))
 
     def kernels(self, use: TermUse, width: Width) -> tuple[Any, ...] | None:
         """Return of A and B the kernels, the shared factors and the kernels' columns, if that is all."""
