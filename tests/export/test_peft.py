@@ -276,7 +276,7 @@ def test_a_place_that_cannot_be_written(adapted: Adapted, tmp_path: Path) -> Non
         ({"format": "pefd"}, "BS631", "did you mean `peft`?"),
         ({"rank": 0}, "BS646", "at least 1"),
         ({"dtype": "float8"}, "BS646", "float32, bfloat16, float16"),
-        ({"format": "gguf", "uniform_rank": True}, "BS646", "leaves no choice of ranks"),
+        ({"format": "gguf", "uniform_rank": True}, "BS646", "leaves no choice of it"),
     ],
 )
 def test_options_that_make_no_sense(
