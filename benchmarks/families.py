@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 import transformers
+from harness.probe import Probe, probe
 from torch import nn
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bishare_dsl.adapter.probe import Probe, probe
 from bishare_dsl.compiler import install, make_plan
 from bishare_dsl.diagnostics import BishareError, ModelError, one_line
 from bishare_dsl.models.inspect import inspect_model, linear_maps
@@ -169,10 +169,12 @@ def measure(family: str) -> dict[str, Any]:
     total = sum(p.numel() for p in blocks.values())
     row["parameters"] = total
     try:
-        inspect_model(model)
-    except ModelError as error:
+        sites = inspect_model(model).sites
+    except ModelError:
+        sites = ()
+    if not sites:
         return row | {
-            "refused": [str(error.problems[0].code)],
+            "refused": ["BS514"],
             "sites": 0.0,
             "left": left_out(blocks, set(), total),
         }

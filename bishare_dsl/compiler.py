@@ -40,12 +40,14 @@ if TYPE_CHECKING:
 
 
 def _frame(plan: Plan) -> str:
+    """Draw who shares what with whom, in a notebook."""
     from bishare_dsl.show.page import frame
 
     return frame(plan)
 
 
-Plan.frame = _frame
+# Pictures are made of plans, which therefore do not know them.
+Plan._repr_html_ = _frame  # type: ignore[attr-defined]
 
 Params = Mapping[str, int | float | str]
 """Other values for a spec's params."""

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -37,10 +38,12 @@ def error_page(code: str) -> Path:
     return _HOME / "docs" / "errors" / f"{code}.md"
 
 
-def error_titles() -> dict[str, str]:
-    """Return what each error code is called, by code: the index of their pages says it."""
+@cache
+def error_index() -> dict[str, tuple[str, str]]:
+    """Return what each error code is called, and what helps in general, by code: the index of their pages."""
     index = error_page("README").read_text(encoding="utf-8")
-    return dict(re.findall(r"^- \[?(BS\d{3})\b.*?: (.+)$", index, re.MULTILINE))
+    row = r"^- \[?(BS\d{3})\b.*?: (.+)(?:\n    - (.+))?$"
+    return {code: (title, help) for code, title, help in re.findall(row, index, re.MULTILINE)}
 
 
 def shipped_specs() -> dict[str, Path]:

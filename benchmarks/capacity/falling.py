@@ -187,7 +187,7 @@ def on_headlines() -> None:
     for method, seed in ON_HEADLINES:
         if (method, seed) not in known:
             job = Job("headlines", method, 5e-3, seed)
-            row = training.run(job, smollm2_folder(cache), cache / "wheels")
+            (row,) = training.run([job], smollm2_folder(cache), cache / "wheels")
             told = {"headlines": method, "rate": 5e-3, "seed": seed, "warm_up": LONGER}
             kept = ("test_accuracy", "validation_accuracy", "train_loss", "cpu_s")
             add({**told, **{name: row[name] for name in kept}})

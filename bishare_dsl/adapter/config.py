@@ -100,7 +100,7 @@ class AdapterConfig(BaseModel):
     ``spec`` is the whole text of the spec and ``seed`` drew the first values; ``base_model`` is the
     base's id on the Hub, or else what the user called it, and ``base_revision`` its commit there, where
     they are known. ``base`` are its shapes: with the spec they make the plan, of which ``plan`` is the
-    digest. ``tensors`` is the digest of the file of tensors (`digest_of_tensors`), and ``digest`` in the
+    digest. ``tensors`` is the digest of the file of tensors (`digest_of_content`), and ``digest`` in the
     file that of all this.
 
     ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for

@@ -7,11 +7,11 @@ dot of the tensor's name in the plan. bishare 0.2 wrote the names as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, deserialize
 
@@ -84,16 +84,11 @@ class StoredAdapter:
         return stored
 
     def tensors(
-        self,
-        device: str = "cpu",
-        tell: Callable[[Problem], None] | None = None,
-        *,
-        with_base: bool = False,
+        self, tell: Callable[[Problem], None] | None = None, *, with_base: bool = False
     ) -> dict[str, torch.Tensor]:
         """Return the tensors by name, as they were saved; those that were not are drawn again.
 
         Args:
-            device: where to.
             tell: as in `stored`.
             with_base: whether the caller makes those that come from the base's weights.
 
@@ -112,8 +107,7 @@ class StoredAdapter:
             )
         stored = self.stored(tell)
         with reading(self.folder):
-            whole = complete(self.plan, self.config, stored)
-        return {name: tensor.to(device) for name, tensor in whole.items()}
+            return complete(self.plan, self.config, stored)
 
 
 def complete(
@@ -158,30 +152,29 @@ def key_of(plan: Plan, name: str) -> str:
     return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))
 
 
-def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], Any]]) -> str:
-    """Return the SHA-256 of some tensors: that of their names, types, shapes and bytes, in the order of
-    the names.
-
-    Args:
-        tensors: for each the last word of its key, its type as safetensors calls it, its shape and its bytes.
-    """
-    digest = hashlib.sha256()
-    for name, dtype, shape, content in sorted(tensors, key=lambda tensor: tensor[0]):
-        digest.update(f"{name} {dtype} {[*shape]}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def digest_of_content(content: bytes) -> str:
-    """Return the digest of the tensors in a file.
+    """Return the SHA-256 of the tensors in a file: that of their names (the last words of their keys), types,
+    shapes and bytes, in the order of the names.
 
     Raises:
         SafetensorError: it is not a file of tensors.
     """
     entries = deserialize(content)  # type: ignore[no-untyped-call]
-    return digest_of_tensors(
-        (attribute_in(k), e["dtype"], e["shape"], e["data"]) for k, e in entries
-    )
+    digest = hashlib.sha256()
+    for key, entry in sorted(entries, key=lambda entry: attribute_in(entry[0])):
+        digest.update(f"{attribute_in(key)} {entry['dtype']} {entry['shape']}\n".encode())
+        digest.update(entry["data"])
+    return digest.hexdigest()
+
+
+def shapes_in(content: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and type of the tensors in a file, by the last words of their keys.
+
+    Raises:
+        SafetensorError: it is not a file of tensors.
+    """
+    entries = deserialize(content)  # type: ignore[no-untyped-call]
+    return {attribute_in(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
 
 
 def check_plan(config: AdapterConfig) -> Plan:

@@ -23,9 +23,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from safetensors import deserialize
+from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
 from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.card import CARD, write_card
@@ -40,6 +38,7 @@ from bishare_dsl.adapter.contents import (
     key_of,
     part_name,
     reading,
+    shapes_in,
     tensor_problems,
 )
 from bishare_dsl.adapter.devices import gather_tensors
@@ -73,18 +72,34 @@ MEMBERS = "adapters"
 # Writing ------------------------------------------------------------------------------------------------
 
 
+class Saving(TypedDict, total=False):
+    """How an adapter is saved.
+
+    Attributes:
+        seed: that drew the tensors.
+        base_revision: the commit of the base on the Hub, where it is known.
+        frozen: ``"seed"`` leaves out the frozen tensors that the seed draws again, and a loader checks
+            that it does; ``"tensors"`` stores them.
+        compact: store of each tensor only what running needs, where its transform knows how. What is
+            loaded from that gives the same updates, and cannot train.
+        dtype: ``"bfloat16"`` rounds float32 tensors to it, for a file of half the size.
+        remade: what the base's weights give in float64; frozen tensors that are this are left out.
+    """
+
+    seed: Required[int]
+    base_revision: str | None
+    frozen: Frozen
+    compact: bool
+    dtype: Rounded
+    remade: Mapping[str, torch.Tensor] | None
+
+
 def save_adapter(
     folder: str | os.PathLike[str],
     plan: Plan,
     tensors: Mapping[str, torch.Tensor],
     spec_text: str,
-    *,
-    seed: int,
-    base_revision: str | None = None,
-    frozen: Frozen = "seed",
-    compact: bool = False,
-    dtype: Rounded = None,
-    remade: Mapping[str, torch.Tensor] | None = None,
+    **how: Unpack[Saving],
 ) -> tuple[Problem, ...]:
     """Write an adapter folder, or replace the adapter in it, in one step.
 
@@ -96,14 +111,7 @@ def save_adapter(
         plan: names the tensors.
         tensors: values by name, on any device; written in the type that they have.
         spec_text: what the plan was made from.
-        seed: that drew the tensors.
-        base_revision: the commit of the base on the Hub, where it is known.
-        frozen: ``"seed"`` leaves out the frozen tensors that the seed draws again, and a loader checks
-            that it does; ``"tensors"`` stores them.
-        compact: store of each tensor only what running needs, where its transform knows how. What is
-            loaded from that gives the same updates, and cannot train.
-        dtype: ``"bfloat16"`` rounds float32 tensors to it, for a file of half the size.
-        remade: what the base's weights give in float64; frozen tensors that are this are left out.
+        **how: as `Saving` has it.
 
     Returns:
         What to warn of: frozen tensors that had to be stored (BS635), nothing to be made compact (BS636),
@@ -114,17 +122,7 @@ def save_adapter(
             tensor has no values (BS617), or the text does not give the plan (BS661).
         SpecError: a package's transform fails to make a tensor compact (BS214).
     """
-    values, config, problems = pack(
-        plan,
-        tensors,
-        spec_text,
-        seed=seed,
-        base_revision=base_revision,
-        frozen=frozen,
-        compact=compact,
-        dtype=dtype,
-        remade=remade,
-    )
+    values, config, problems = pack(plan, tensors, spec_text, **how)
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +211,7 @@ def pack(
 ) -> tuple[dict[str, torch.Tensor], AdapterConfig, tuple[Problem, ...]]:
     """Return what stands in an adapter's file, by its keys there, with the config and what to warn of.
 
-    Args, Raises: as `save_adapter`.
+    Args, Raises: as `save_adapter` and `Saving`.
     """
     from bishare_dsl.adapter.recipes import find_remade
     from bishare_dsl.adapter.stored import (
@@ -363,10 +361,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
         if name is not None:
             wanted = {n: shape for n, shape in wanted.items() if (n in common) == (number == 0)}
         with reading(place / file):
-            entries = deserialize(content)  # type: ignore[no-untyped-call]
-        problems += tensor_problems(
-            wanted, {attribute_in(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
-        )
+            problems += tensor_problems(wanted, shapes_in(content))
     raise_errors(AdapterError, problems)
     check_sharing(place / CONFIG, plan, config)
     return StoredAdapter(Path(folder), config, plan, tuple(contents.values()))

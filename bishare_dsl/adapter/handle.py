@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from bishare_dsl.adapter.devices import gather_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.own_methods import RESIZING, SAVING, drop_methods, put_methods
-from bishare_dsl.adapter.probe import Inputs, probe
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
@@ -226,10 +226,6 @@ class Handle(AdapterRoot):
         """Whether the model runs as its base now."""
         return bool(self._disabled)
 
-    def plans(self) -> dict[str, Plan]:
-        """Return the plans of all adapters of the model, by their names."""
-        return {name: adapter.plan for name, adapter in self.adapters.items()}
-
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
 
@@ -395,18 +391,10 @@ class Handle(AdapterRoot):
                 self._merged.swap(self.model)
 
     @_exchanges("merge")
-    def merge(
-        self,
-        inputs: Inputs | None = None,
-        *,
-        keep_base: bool = True,
-        dequantize: bool = False,
-    ) -> MergeReport:
-        """Merge the adapter into the base's weights, in float32, and measure what that changed.
+    def merge(self, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
+        """Merge the adapter into the base's weights, in float32, and report how the sums were rounded.
 
         Args:
-            inputs: to measure on, by keyword, or the model's main input, such as ``pixel_values``; by
-                default, of a model that reads text, random tokens, always the same.
             keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
 
@@ -414,34 +402,18 @@ class Handle(AdapterRoot):
             AdapterError: merged already (BS620), disabled (BS626), an update is not a matrix (BS633), or as
                 `bishare_dsl.adapter.merge` does; the model is as it was.
         """
-        tensors = self._mergeable(dequantize=dequantize)
-        before = probe(self.model, inputs)
-        self._merge(tensors, keep_base=keep_base)
-        after = before if before.output is None else probe(self.model, before.inputs)
-        assert self._merged is not None
-        return merging.report(self._merged, before, after)
-
-    @_exchanges("merge")
-    def merge_unmeasured(self, *, keep_base: bool = True, dequantize: bool = False) -> None:
-        """Merge as `merge` does, without running the model on a probe."""
-        self._merge(self._mergeable(dequantize=dequantize), keep_base=keep_base)
-
-    def _mergeable(self, *, dequantize: bool) -> dict[str, torch.Tensor]:
-        """Return the adapter's tensors whole, if they can be merged."""
         model = self._enabled("merge")
         if self._merged is not None:
             raise AdapterError(codes.ALREADY_MERGED())
         tensors = gather_tensors(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
-        return tensors
-
-    def _merge(self, tensors: Mapping[str, torch.Tensor], *, keep_base: bool) -> None:
-        set_enabled(self.model, False)
+        set_enabled(model, False)
         try:
-            self._merged = merging.merge(self.model, self.plan, tensors, keep_base=keep_base)
+            self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
         except BaseException:
-            set_enabled(self.model, True)
+            set_enabled(model, True)
             raise
+        return self._merged.report
 
     @_exchanges("unmerge")
     def unmerge(self) -> None:
@@ -469,7 +441,7 @@ class Handle(AdapterRoot):
         """
         model = self._enabled("merge")
         if self._merged is None:
-            self.merge_unmeasured(keep_base=False, dequantize=dequantize)
+            self.merge(keep_base=False, dequantize=dequantize)
         assert self._merged is not None
         if dequantize or self._merged.dequantized:
             merging.make_dense(model)
@@ -745,11 +717,9 @@ class _Together(Adapter):
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """Return the names in the plan of an adapter's tensors, by their keys in the model's `state_dict`."""
-    # torch leaves out of keys the wrapper in which a layer's activations are computed twice.
-    paths = {
-        id(module): path.replace("_checkpoint_wrapped_module.", "")
-        for path, module in model.named_modules()
-    }
+    # torch leaves the wrappers out that shard a layer or compute its activations twice.
+    wrappers = re.compile(r"\b_(checkpoint|fsdp)_wrapped_module\.")
+    paths = {id(module): wrappers.sub("", path) for path, module in model.named_modules()}
     return {
         f"{paths[id(store)]}.{attribute(name)}": name
         for name, (store, _) in adapter.sources().items()

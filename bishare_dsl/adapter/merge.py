@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bishare_dsl.adapter.probe import Probe
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
 from bishare_dsl.models.hooks import (
@@ -30,40 +29,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """How far a merged model is from the unmerged one.
+    """What was merged, and how exactly.
 
     Attributes:
         modules: how many layers were merged.
         dequantized: how many of them were quantised and are now dense.
-        max_difference: the largest difference of an output from the unmerged model's, on the probe; None
-            where there is nothing to measure on.
-        relative_difference: the norm of all these differences over that of the output, likewise.
         max_rounding: the largest difference between a merged weight and its sum in float32.
-        measured: which of the model's outputs that is: ``logits``, where it has them.
-        reason: why nothing was measured.
     """
 
     modules: int
     dequantized: int
-    max_difference: float | None
-    relative_difference: float | None
     max_rounding: float
-    measured: str
-    reason: str
 
     def __str__(self) -> str:
         dequantized = f" ({self.dequantized} dequantised)" if self.dequantized else ""
-        rounding = (
-            f"; weights rounded by at most {self.max_rounding:.3g}" if self.max_rounding else ""
-        )
-        if self.max_difference is None:
-            moved = f"how far its outputs moved was not measured, for {self.reason}"
-        else:
-            moved = (
-                f"{self.measured.replace('_', ' ')} differ from the unmerged model's by at most "
-                f"{self.max_difference:.3g} (relative {self.relative_difference:.3g})"
-            )
-        return f"merged {self.modules} modules{dequantized}; {moved}{rounding}"
+        rounding = f"weights rounded by at most {self.max_rounding:.3g}"
+        return f"merged {self.modules} modules{dequantized}; {rounding}"
 
 
 @dataclass
@@ -82,6 +63,11 @@ class Merged:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     layers: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def report(self) -> MergeReport:
+        """What to say of it."""
+        return MergeReport(self.modules, self.dequantized, self.max_rounding)
 
     def swap(self, model: PreTrainedModel) -> None:
         """Exchange, bit by bit, the merged weights and the base's."""
@@ -176,24 +162,6 @@ def make_dense(model: PreTrainedModel) -> None:
         forget_loading(model)
 
 
-def report(merged: Merged, before: Probe, after: Probe) -> MergeReport:
-    """Report how a merge changed the model: what it gave `before` and `after`, for the same inputs."""
-    max_difference = relative_difference = None
-    if before.output is not None and after.output is not None:
-        difference = (after.output - before.output).double()
-        max_difference = difference.abs().max().item()
-        relative_difference = (difference.norm() / before.output.double().norm()).item()
-    return MergeReport(
-        modules=merged.modules,
-        dequantized=merged.dequantized,
-        max_difference=max_difference,
-        relative_difference=relative_difference,
-        max_rounding=merged.max_rounding,
-        measured=before.name,
-        reason=before.reason,
-    )
-
-
 def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
     """Return the sites that the adapter adds something to, each with its weight."""
     maps = linear_maps(model)
@@ -269,8 +237,7 @@ def _check_weights(
         count = len(quantised) - 1
         what = f"`{path}` and {count} others are" if count else f"`{path}` is"
         problems.append(codes.QUANTISED(what=what, found=kind))
-    if problems:
-        raise AdapterError(problems[:5])
+    raise_errors(AdapterError, problems[:5])
 
 
 def _users(model: PreTrainedModel) -> dict[int, list[str]]:

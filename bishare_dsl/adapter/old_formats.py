@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
-from safetensors import deserialize
 
 from bishare_dsl.adapter.config import NAME, AdapterConfig, DrawnTensor
 from bishare_dsl.adapter.contents import (
@@ -30,13 +29,13 @@ from bishare_dsl.adapter.contents import (
     check_plan,
     expected,
     reading,
+    shapes_in,
     tensor_problems,
 )
 from bishare_dsl.diagnostics import AdapterError, nearest, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
-from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, read_file
 
 CONFIG = "bishare_config.json"
@@ -107,8 +106,7 @@ def read(folder: Path, name: str | None) -> StoredAdapter:
         plan = check_plan(config)
     check_names(folder / CONFIG, plan, config)
     with reading(folder / TENSORS):
-        entries = [entry for content in contents for entry in deserialize(content)]  # type: ignore[no-untyped-call]
-        found = {attribute(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
+        found = {name: said for content in contents for name, said in shapes_in(content).items()}
     raise_errors(AdapterError, list(tensor_problems(expected(plan, config), found)))
     place = Path(f"{folder}#{name}") if name is not None else folder
     return StoredAdapter(place, config, plan, tuple(contents))

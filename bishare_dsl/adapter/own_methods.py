@@ -80,8 +80,8 @@ def _resize(
     if wanted != rows:
         tables = (embedding, model.get_output_embeddings())
         paths = {path for path, module in model.named_modules() if any(module is t for t in tables)}
-        for name, plan in model.get_submodule(ADAPTER).plans().items():
-            if found := _at(plan, paths):
+        for name, adapter in model.get_submodule(ADAPTER).adapters.items():
+            if found := _at(adapter.plan, paths):
                 raise AdapterError(RESIZED(path=found, name=name, rows=rows, wanted=wanted))
     return type(model).resize_token_embeddings(
         model, new_num_tokens, pad_to_multiple_of, mean_resizing

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from bishare_dsl.analyse import energy, ranks
-from bishare_dsl.analyse.keys import PoolsByKey
 from bishare_dsl.analyse.maps import ADAPTERS, Map, fold, maps
 from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.update import Update
@@ -57,11 +56,10 @@ def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
         adapter: to measure.
         seed: of the vectors that are drawn.
     """
-    grouping = PoolsByKey(adapter.plan.base, [update.site for update in adapter.updates])
     rank = _usual([update.whole.rank for update in adapter.updates])
     wanted = sorted({*RANKS, rank})
     looks = (adapter.updates, independent(adapter.updates, seed))
-    joint = (energy.joint(updates, grouping, wanted) for updates in looks)
+    joint = (energy.joint(updates, adapter.plan.base, wanted) for updates in looks)
     rows = [
         JointRow(own, own.kept[rank], chance.kept[rank]) for own, chance in zip(*joint, strict=True)
     ]

@@ -8,13 +8,17 @@ told as a part of ``sum |dW_i|^2``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.analyse.keys import PoolsByKey, share_of
 from bishare_dsl.analyse.update import Factored, Update
+from bishare_dsl.export.from_peft import selection_of
+from bishare_dsl.language import parse_spec
+from bishare_dsl.models.site import Architecture
+from bishare_dsl.plan import build_plan
+from bishare_dsl.spec import Selection, Spec
 
 KEYS = (
     *("layer", "parent, layer", "layer // 2", "layer // 4", "layer // 8", "kind, layer // 2"),
@@ -67,19 +71,21 @@ def energy(updates: Sequence[Update], role: str) -> float:
     return sum((u.trained if role == "A" else u.whole).energy for u in updates)
 
 
-def joint(updates: Sequence[Update], grouping: PoolsByKey, ranks: Sequence[int]) -> list[Joint]:
-    """Return what common factors keep of an adapter, for each key and role."""
+def joint(updates: Sequence[Update], base: Architecture, ranks: Sequence[int]) -> list[Joint]:
+    """Return what common factors keep of an adapter, for each key and role; the compiler says who shares."""
     by_path = {update.site.path: update for update in updates}
+    adapted = Selection(include=selection_of([update.site for update in updates], base))
     # Some keys give the same pools.
     known: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
     found, most = [], max(ranks)
     for key in KEYS:
         for role in ROLES:
+            spec = _spec(key, role).model_copy(update={"target": adapted})
             pools = [
-                [by_path[path] for path in pool if path in by_path]
-                for pool in grouping.pools(share_of(_share(key, role)), role[0])
+                [by_path[path] for path in pool.members]
+                for pool in build_plan(spec, base)[0].pools
+                if pool.role == role[0]
             ]
-            pools = [pool for pool in pools if pool]
             kept = torch.zeros(len(ranks), dtype=torch.float64)
             for pool in pools:
                 same = role, tuple(update.site.path for update in pool)
@@ -95,18 +101,17 @@ def joint(updates: Sequence[Update], grouping: PoolsByKey, ranks: Sequence[int])
     return found
 
 
-def _share(key: str, role: str) -> str:
+def _spec(key: str, role: str) -> Spec:
     """Write a share of this key with equal widths in each pool, so that it needs no transform."""
     before = "" if key == "model" else f"{key}, "
-    if role == "A and B":
-        return f"share x  per {before}in, out  rank 1"
-    return f"share x  A per {before}in  B per {before}out  rank 1"
+    per = f"A per {before}in B per {before}out" if role != "A and B" else f"per {before}in, out"
+    return parse_spec(f"spec one  target all  share x  {per}  rank 1")
 
 
 def _squares(rows: torch.Tensor, count: int) -> torch.Tensor:
     """Return the squared singular values of a matrix, falling, by the smaller of its two Gram matrices."""
     if min(rows.shape) > _LARGE:
-        return _largest(lambda x: rows @ x, lambda y: rows.t() @ y, rows.shape[1], count)
+        return _largest(rows, count)
     gram = rows @ rows.t() if rows.shape[0] <= rows.shape[1] else rows.t() @ rows
     values: torch.Tensor = torch.linalg.eigvalsh(gram.double() if len(gram) <= _DOUBLE else gram)
     return values.double().flip(0).clamp(min=0)
@@ -119,12 +124,7 @@ def _of_mean(updates: Sequence[Factored], count: int) -> torch.Tensor:
     left = torch.cat([u.left * u.values[:, None].sqrt() for u in updates])
     right = torch.cat([u.right * u.values[:, None].sqrt() for u in updates])
     if len(left) > _LARGE:
-        squares = _largest(
-            lambda x: left.t() @ (right @ x),
-            lambda y: right.t() @ (left @ y),
-            right.shape[1],
-            count,
-        )
+        squares = _largest(left.t() @ right, count)
     else:
         # The singular values of L^T R are the roots of the eigenvalues of H R R^T H with H = (L L^T)^(1/2).
         values, vectors = torch.linalg.eigh((left @ left.t()).double())
@@ -134,16 +134,9 @@ def _of_mean(updates: Sequence[Factored], count: int) -> torch.Tensor:
     return squares / len(updates)
 
 
-def _largest(
-    apply: Callable[[torch.Tensor], torch.Tensor],
-    back: Callable[[torch.Tensor], torch.Tensor],
-    width: int,
-    count: int,
-) -> torch.Tensor:
-    """Return the largest squared singular values of what two functions apply, by subspace iteration."""
-    random = torch.Generator().manual_seed(0)
-    basis = torch.randn(width, min(width, count + _MORE), generator=random)
-    for _ in range(_ROUNDS):
-        basis = torch.linalg.qr(back(apply(basis))).Q
-    values: torch.Tensor = torch.linalg.svdvals(apply(basis))
+def _largest(matrix: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the largest squared singular values of a matrix, by subspace iteration."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        _, values, _ = torch.svd_lowrank(matrix, min(*matrix.shape, count + _MORE), _ROUNDS)
     return values.double().square()[:count]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from bishare_dsl.analyse.maps import Map
+from bishare_dsl.analyse.maps import Map, shown
 from bishare_dsl.show.svg import CHARACTER
 
 TICKS = (0.01, 0.05, 0.2, 0.5, 1.0)
@@ -70,8 +70,4 @@ def body(chart: Map) -> str:
 
 def summary(chart: Map) -> str:
     """Say what a map comes to, beside chance."""
-
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    return f"mean {number(chart.mean)}; by chance {number(chart.chance)}"
+    return f"mean {shown(chart.mean)}; by chance {shown(chart.chance)}"

@@ -40,6 +40,11 @@ class Map:
         return float(self.values[off].mean()) if off.any() else None
 
 
+def shown(value: float | None) -> str:
+    """Write a mean."""
+    return "-" if value is None else f"{value:.3f}"
+
+
 def maps(updates: Sequence[Update]) -> list[Map]:
     """Compare the modules of each layer, and the layers of each kind."""
     rows = {row: i for i, row in enumerate(dict.fromkeys(_row(update) for update in updates))}

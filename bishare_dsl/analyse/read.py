@@ -48,13 +48,12 @@ class AdapterUpdates:
     starts_known: bool
 
 
-def read_updates(name: str, stored: StoredAdapter, *, keep_starts: bool = False) -> AdapterUpdates:
+def read_updates(name: str, stored: StoredAdapter) -> AdapterUpdates:
     """Work out the updates of an adapter, module by module.
 
     Args:
         name: what to call it.
         stored: the adapter.
-        keep_starts: leave the starts in, though they are known.
 
     Raises:
         AdapterError: an update is not a matrix (BS633), or not of numbers (BS628, BS694); the adapter adds
@@ -64,7 +63,7 @@ def read_updates(name: str, stored: StoredAdapter, *, keep_starts: bool = False)
     plan, tensors = stored.plan, stored.tensors()
     check_linear(plan.terms, "analyse the adapter")
     of_base = any(tensor.init in SINGULAR for tensor in plan.tensors)
-    starts = {} if keep_starts or of_base else draw(plan, stored.config.seed)
+    starts = {} if of_base else draw(plan, stored.config.seed)
     known = _began_as(starts, tensors)
     updates: list[Update] = []
     parts: dict[str, dict[str, float]] = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from bishare_dsl.analyse.rmi import rmi
 from bishare_dsl.analyse.update import Factored, Update
 
 
@@ -66,6 +66,34 @@ def _rmi(updates: Sequence[Update]) -> torch.Tensor:
     energies = torch.tensor([u.whole.energy for u in updates], dtype=torch.float64)
     means = torch.tensor([u.whole.mean for u in updates], dtype=torch.float64)
     return rmi(means, energies / sizes, sizes)
+
+
+def rmi(means: torch.Tensor, squares: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Return the relative mutual information of each two of n matrices, as the paper has it (Eq. 7-10), from
+    means and norms alone: (n, n) float64, NaN where an entropy is 0 or none.
+
+    The entropy of a matrix is that of a normal distribution with the standard deviation of its entries, and
+    the joint entropy of two that of all their entries together. So it knows two standard deviations (and two
+    means), and nothing of which entry is where: independent random matrices of one scale score 1.
+
+    Args:
+        means: of the entries of each matrix, (n,).
+        squares: the mean of the squares of the entries, (n,).
+        sizes: how many entries each has, (n,).
+    """
+    means, squares, sizes = means.double(), squares.double(), sizes.double()
+    own = _entropy(squares - means.square())
+    weight = sizes[:, None] / (sizes[:, None] + sizes)
+    mean = weight * means[:, None] + (1 - weight) * means
+    square = weight * squares[:, None] + (1 - weight) * squares
+    information = own[:, None] + own - _entropy(square - mean.square())
+    found = information / torch.minimum(own[:, None], own)
+    return found.where(found.isfinite(), torch.nan)
+
+
+def _entropy(variance: torch.Tensor) -> torch.Tensor:
+    """Compute Equation 8, ``log(sigma) + log(2 pi) / 2 + 1 / 2``."""
+    return 0.5 * torch.log(variance.clamp(min=0)) + 0.5 * math.log(2 * math.pi) + 0.5
 
 
 def _cosine(updates: Sequence[Update]) -> torch.Tensor:

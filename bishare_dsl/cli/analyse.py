@@ -44,7 +44,7 @@ def command(
     from bishare_dsl.analyse.figures import figures
     from bishare_dsl.analyse.page import page
     from bishare_dsl.analyse.read import read_updates
-    from bishare_dsl.analyse.text import parts
+    from bishare_dsl.analyse.tables import parts
     from bishare_dsl.cli.candidates import read_adapters
     from bishare_dsl.writing import replace_file
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bishare_dsl.cli.reading import read_adapter_for
 from bishare_dsl.cli.report import Report, silence_libraries
+from bishare_dsl.diagnostics import EvaluateError
 from bishare_dsl.diagnostics.codes import evaluate as codes
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def load_base(
     import torch
 
     silence_libraries()
-    from bishare_dsl.evaluate.errors import EvaluateError
     from bishare_dsl.models.load import load_model, require_weights
 
     source = require_weights(model)

@@ -34,16 +34,11 @@ STAGES = ("syntax", "spec", "plan", "graph", "code")
 @options.model(required=False)
 @options.values
 @options.out("The folder to write; by default SPEC-MODEL.", required=False)
-@options.first_seed
+@options.seed
 @click.option(
     "--emit",
     type=click.Choice(STAGES),
     help="Print this stage and write nothing; syntax and spec need no model.",
-)
-@click.option(
-    "--store-frozen",
-    is_flag=True,
-    help="Store frozen tensors too; by default the seed draws them again.",
 )
 @options.stored_dtype
 @options.force
@@ -56,7 +51,6 @@ def command(
     out: Path | None,
     seed: int,
     emit: str | None,
-    store_frozen: bool,
     dtype: str,
     force: bool,
 ) -> None:
@@ -100,7 +94,6 @@ def command(
             report,
             spec_text=found.text(),
             seed=seed,
-            frozen="tensors" if store_frozen else "seed",
             dtype="bfloat16" if dtype == "bfloat16" else None,
         )
 

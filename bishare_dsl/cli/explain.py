@@ -20,14 +20,14 @@ def command(report: Report, code: str) -> None:
     from bishare_dsl.diagnostics import nearest
     from bishare_dsl.diagnostics.codes import registry
     from bishare_dsl.diagnostics.codes import usage as codes
-    from bishare_dsl.resources import error_page, error_titles
+    from bishare_dsl.resources import error_index, error_page
     from bishare_dsl.show.table import terminal
 
     known = registry()
     name = code.upper()
     if name not in known:
         raise CommandError(codes.UNKNOWN_CODE(code=code, help=nearest(name, known)))
-    found, title = known[name], error_titles()[name]
+    found, title = known[name], error_index()[name][0]
     if (file := error_page(name)).is_file():
         page = file.read_text(encoding="utf-8").rstrip()
     else:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(allow_dash=True),
     metavar="SPEC",
-    shell_complete=options.complete_specs,
     help="What is fitted.",
 )
 @options.model(required=False)
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="How often all tensors are gone through, at most; by default 30.",
 )
-@options.first_seed
+@options.seed
 @options.stored_dtype
 @options.force
 @click.pass_obj

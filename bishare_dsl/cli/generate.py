@@ -10,7 +10,7 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
-from bishare_dsl.diagnostics import one_line
+from bishare_dsl.diagnostics import EvaluateError, one_line
 from bishare_dsl.diagnostics.codes.evaluate import RUN_FAILED
 from bishare_dsl.diagnostics.codes.usage import WRONG_USAGE
 
@@ -66,7 +66,6 @@ def command(
     from transformers import TextStreamer, set_seed
 
     from bishare_dsl.cli.candidates import adapted, load_base, read_adapters, with_base
-    from bishare_dsl.evaluate.errors import EvaluateError
 
     models = with_base(read_adapters(folders, model, report), base=base)
     live, tokenizer = load_base(model, dtype, device, report)

@@ -37,8 +37,7 @@ def command(
 ) -> None:
     """Add an adapter to its base's weights, and save the result as a checkpoint that needs no bishare.
 
-    Sums are made in float32. How far the merged model's logits are from the unmerged model's is measured
-    and reported.
+    Sums are made in float32; by how much the weights are rounded is reported.
     """
     from dataclasses import asdict
 

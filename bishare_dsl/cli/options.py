@@ -117,13 +117,6 @@ seed = click.option(
     metavar="N",
     help="Of all that is drawn at random; by default 0.",
 )
-first_seed = click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    metavar="N",
-    help="Draws the tensors' first values, and what is frozen; by default 0.",
-)
 
 
 def html(help: str) -> Callable[[_Decorated], _Decorated]:
@@ -140,50 +133,11 @@ def out(
     return click.option("-o", "--out", required=required, type=kind, metavar=metavar, help=help)
 
 
-def _models(
-    ctx: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[click.shell_completion.CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    from bishare_dsl.models.presets import PRESETS
-
-    presets = [CompletionItem(name) for name in PRESETS if name.startswith(incomplete)]
-    return [*presets, CompletionItem(incomplete, type="file")]
-
-
-def complete_shipped(
-    ctx: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[click.shell_completion.CompletionItem]:
-    """Offer the specs that ship, each with what it is."""
-    from click.shell_completion import CompletionItem
-
-    from bishare_dsl.resources import first_sentence, shipped_specs
-
-    return [
-        CompletionItem(name, help=first_sentence(path.read_text(encoding="utf-8")))
-        for name, path in shipped_specs().items()
-        if name.startswith(incomplete)
-    ]
-
-
-def complete_specs(
-    ctx: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[click.shell_completion.CompletionItem]:
-    """Offer the specs that ship, and files."""
-    from click.shell_completion import CompletionItem
-
-    shipped = complete_shipped(ctx, parameter, incomplete)
-    return [*shipped, CompletionItem(incomplete, type="file")]
-
-
 def spec(
     name: str = "file", metavar: str = "FILE", **settings: Any
 ) -> Callable[[_Decorated], _Decorated]:
     """Take an argument that names a spec: a file, one that ships, or ``-``."""
-    kind = click.Path(allow_dash=True)
-    return click.argument(
-        name, type=kind, metavar=metavar, shell_complete=complete_specs, **settings
-    )
+    return click.argument(name, type=click.Path(allow_dash=True), metavar=metavar, **settings)
 
 
 specs = spec("files", "FILE...", nargs=-1, required=True)
@@ -202,7 +156,6 @@ def model(
         required=required,
         multiple=many,
         metavar="MODEL",
-        shell_complete=_models,
         help=(f"A {kinds}." if weights else f"A preset such as llama-7b, config.json, {kinds}.")
         + again,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -113,13 +114,14 @@ def _combined(
 ) -> Iterator[dict[str, Any]]:
     from bishare_dsl.compiler import make_plan
     from bishare_dsl.models import architecture_of
-    from bishare_dsl.show.compare import combinations, figures
+    from bishare_dsl.show.compare import figures
 
     architectures = {model: architecture_of(model) for model in models}
     told: set[tuple[str, Problem]] = set()
     for file, (spec, where, own) in read_specs(files, params).items():
         for model, architecture in architectures.items():
-            for chosen in combinations(own):
+            for values in product(*own.values()):
+                chosen = dict(zip(own, values, strict=True))
                 row: dict[str, Any] = {"file": file, "spec": spec.name, "model": model}
                 row |= {"set": chosen, "error": None}
                 try:

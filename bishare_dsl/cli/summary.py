@@ -62,21 +62,6 @@ def as_parts(plan: Plan) -> list[str | Table]:
         ],
         left={0, 3},
     )
-    by_role = Table(
-        ["share", "role", "pools", "modules each", "shape", "parameters"],
-        [
-            [
-                row.share,
-                row.role,
-                f"{row.pools:,}",
-                span(row.members),
-                f"{span(row.rows)} x {span(row.columns)}",
-                f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
-            ]
-            for row in rows.roles(plan)
-        ],
-        left={0, 1},
-    )
     by_kind = Table(
         ["kind", "modules", "in", "out", "effective rank"],
         [
@@ -116,7 +101,7 @@ def as_parts(plan: Plan) -> list[str | Table]:
         ],
     )
     first = "\n".join(map(escaped, [head, *([f"params: {params}"] if params else [])]))
-    drawn = [by_share, by_role, by_kind, by_layer] if plan.terms else []
+    drawn = [by_share, rows.role_table(plan), by_kind, by_layer] if plan.terms else []
     last = "\n".join([_adapter_size(plan), _memory(plan), plan.parameters_line])
     return [first, *drawn, *([in_full] if plan.trained else []), last]
 

@@ -126,13 +126,7 @@ def _own_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "torchrun --nproc_per_node 8 -m bishare_dsl.cli.main train lora --config train.yaml",
     ),
 )
-@click.argument(
-    "words",
-    nargs=-1,
-    type=click.UNPROCESSED,
-    metavar="[SPEC]",
-    shell_complete=options.complete_specs,
-)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SPEC]")
 @options.model(required=False, weights=True)
 @options.values
 @_own_options

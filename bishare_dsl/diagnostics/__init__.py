@@ -5,6 +5,7 @@ from bishare_dsl.diagnostics.errors import (
     BishareError,
     BishareWarning,
     DataError,
+    EvaluateError,
     ModelError,
     PlanError,
     SpecError,

@@ -25,10 +25,6 @@ class BishareError(Exception):
     def __str__(self) -> str:
         return "\n".join(render(problem, self.where) for problem in self.problems)
 
-    def at(self, where: SourceMap | None) -> BishareError:
-        """Place the problems of the error in a text."""
-        return type(self)(self.problems, where or self.where)
-
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.problems, self.where)
 
@@ -53,16 +49,18 @@ class DataError(BishareError):
     """A set of training data cannot be found, read or encoded."""
 
 
+class EvaluateError(BishareError):
+    """A model cannot be evaluated, or cannot generate (BS8xx)."""
+
+
 class BishareWarning(UserWarning):
     """Something about a spec or an adapter that is probably not meant, and does no harm."""
 
 
-def raise_errors(
-    error: type[BishareError], problems: Sequence[Problem], where: SourceMap | None = None
-) -> None:
+def raise_errors(error: type[BishareError], problems: Sequence[Problem]) -> None:
     """Raise ``error`` with all of ``problems`` if any of them is one; warnings alone pass."""
     if any(problem.severity == "error" for problem in problems):
-        raise error(problems, where)
+        raise error(problems)
 
 
 def one_line(error: BaseException) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from bishare_dsl.diagnostics.source import Loc, Span
+from bishare_dsl.resources import error_index
 
 Severity = Literal["error", "warning", "note"]
 
@@ -46,14 +47,18 @@ class Problem:
 class Code:
     """An entry of the registry: what a code means.
 
-    ``remedy`` is the help of a problem that brings none of its own. Its title stands in the index of
-    `docs/errors`; what there is to say beyond that, with examples, is the code's page there, if it has one.
+    Its title and its remedy stand in the index of `docs/errors`; what there is to say beyond that, with
+    examples, is the code's page there, if it has one.
     """
 
     code: str
     message: str
-    remedy: str | None = None
-    severity: Severity = "error"
+    severity: Severity = field(default="error", kw_only=True)
+
+    @property
+    def remedy(self) -> str | None:
+        """The help of a problem that brings none of its own."""
+        return error_index()[self.code][1] or None
 
     def __call__(
         self,

@@ -10,9 +10,8 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 
-from bishare_dsl.diagnostics import one_line
+from bishare_dsl.diagnostics import EvaluateError, one_line
 from bishare_dsl.diagnostics.codes.evaluate import RUN_FAILED
-from bishare_dsl.evaluate.errors import EvaluateError
 
 
 def measure(

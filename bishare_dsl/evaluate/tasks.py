@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bishare_dsl.diagnostics import Problem, nearest, one_line, raise_errors
+from bishare_dsl.diagnostics import EvaluateError, Problem, nearest, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import evaluate as codes
 from bishare_dsl.diagnostics.codes.train import NEEDS_PACKAGE
-from bishare_dsl.evaluate.errors import EvaluateError
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

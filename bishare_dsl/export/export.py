@@ -63,20 +63,16 @@ def export_adapter(
     named = str(dtype).removeprefix("torch.")
     if format not in FORMATS:
         raise AdapterError(codes.UNKNOWN_FORMAT(format=format, help=nearest(format, FORMATS)))
-    if named not in DTYPES:
-        reason = f"{named} is not one of {', '.join(DTYPES)}"
-        raise AdapterError(codes.EXPORT_OPTION(option="dtype", reason=reason))
+    for option, value, known in (("dtype", named, DTYPES), ("experts", experts, EXPERTS)):
+        if value not in known:
+            reason = f"{value} is not one of {', '.join(known)}"
+            raise AdapterError(codes.EXPORT_OPTION(option=option, reason=reason))
     if rank is not None and rank < 1:
         raise AdapterError(codes.EXPORT_OPTION(option="rank", reason="it must be at least 1"))
-    if uniform_rank and format != "peft":
-        reason = f"the format {format} leaves no choice of ranks"
-        raise AdapterError(codes.EXPORT_OPTION(option="uniform_rank", reason=reason))
-    if experts not in EXPERTS:
-        reason = f"{experts} is not one of {', '.join(EXPERTS)}"
-        raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
-    if experts != "fused" and format != "peft":
-        reason = f"the format {format} leaves no choice of experts"
-        raise AdapterError(codes.EXPORT_OPTION(option="experts", reason=reason))
+    for option, given in (("uniform_rank", uniform_rank), ("experts", experts != "fused")):
+        if given and format != "peft":
+            reason = f"the format {format} leaves no choice of it"
+            raise AdapterError(codes.EXPORT_OPTION(option=option, reason=reason))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise AdapterError(codes.FOLDER_EXISTS(folder=out))
     check_linear(plan.terms, "export the adapter as a plain LoRA")

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from bishare_dsl.diagnostics import AdapterError, Problem
+from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import (
     Named,
@@ -217,8 +217,7 @@ def _check_modules(model: nn.Module, saved: Mapping[str, str], targets: Collecti
         else:
             continue
         problems.append(codes.NOT_KEPT_BY_PEFT(path=parameter, reason=reason))
-    if problems:
-        raise AdapterError(problems)
+    raise_errors(AdapterError, problems)
 
 
 def _outside(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
@@ -24,19 +23,8 @@ _REFUSED = (
 )  # fmt: skip
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
-_SECONDS = 10
-_MATCH = r"""
-import json, re, sys
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-except (ImportError, ValueError):
-    pass
-patterns, names = json.load(sys.stdin)
-compiled = [(key, re.compile(rf"(.*\.)?({key})$")) for key in patterns]
-json.dump({name: next((key for key, p in compiled if p.match(name)), None) for name in names}, sys.stdout)
-"""
-"""Finds for each name the first pattern that fits its end, as PEFT does."""
+_ENDLESS = re.compile(r"\)[*+?{]|\(\?|\\\d|([*+?{].*){3}", re.DOTALL)
+"""What may make a regular expression take time without end: groups that repeat, and many repetitions."""
 
 _Rank = Annotated[int, Field(gt=0, lt=2**31)]
 _Map = BeforeValidator(lambda value: {} if value is None else value)
@@ -85,7 +73,7 @@ class PeftConfig(BaseModel):
         """Return rank and scale of each path, by PEFT's rule: the first pattern that fits its end.
 
         Raises:
-            AdapterError: a pattern is none, or takes too long (BS608).
+            AdapterError: a pattern is none, or may take time without end (BS608).
         """
         found = {}
         try:
@@ -96,7 +84,7 @@ class PeftConfig(BaseModel):
                 alpha = self.lora_alpha if other is None else self.alpha_pattern[other]
                 scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
                 found[path] = rank, int(scale) if scale.is_integer() else scale
-        except ValueError as error:
+        except (ValueError, re.error, RecursionError, OverflowError) as error:
             reason = f"rank and alpha of its modules: {one_line(error)}"
             raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
         return found
@@ -119,22 +107,15 @@ def read_config(folder: Path) -> PeftConfig:
         raise AdapterError(codes.BROKEN_FILE(path=folder / CONFIG, reason=reason)) from error
 
 
-def _first_fits(patterns: Mapping[str, Any], paths: Collection[str]) -> dict[str, str | None]:
-    """Return the first pattern that fits the end of each path, in a process of its own: a regular expression
-    of a stranger may take time and memory without end, and Python cannot stop it.
+def _first_fits(patterns: Collection[str], paths: Collection[str]) -> dict[str, str | None]:
+    """Return the first pattern that fits the end of each path, as PEFT does.
 
     Raises:
-        ValueError: a pattern is none, or takes too long.
+        ValueError: a pattern, which a stranger has written, may take time without end.
+        re.error: a pattern is none.
     """
-    if not patterns:
-        return {}
-    command, given = [sys.executable, "-I", "-S", "-c", _MATCH], json.dumps([[*patterns], [*paths]])
-    try:
-        done = subprocess.run(
-            command, input=given, capture_output=True, text=True, check=True, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"its patterns take more than {_SECONDS} seconds") from None
-    except subprocess.CalledProcessError as error:
-        raise ValueError(([*error.stderr.splitlines()] or ["they cannot be read"])[-1]) from None
-    return cast("dict[str, str | None]", json.loads(done.stdout))
+    for pattern in patterns:
+        if len(pattern) > 1000 or _ENDLESS.search(pattern.replace("(?:", "(")):
+            raise ValueError(f"`{pattern[:60]}` repeats more than the names of modules do")
+    compiled = [(pattern, re.compile(rf"(.*\.)?({pattern})$")) for pattern in patterns]
+    return {path: next((key for key, p in compiled if p.match(path)), None) for path in paths}

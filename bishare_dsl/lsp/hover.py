@@ -18,6 +18,7 @@ from bishare_dsl.lsp.words import MEANINGS
 from bishare_dsl.models.site import Site, runs_of
 from bishare_dsl.resources import first_sentence
 from bishare_dsl.show import rows
+from bishare_dsl.show.table import write_tables
 from bishare_dsl.spec import And, Compare, Match, Member, Not, Or, Ref, Selection
 from bishare_dsl.spec.evaluate import EvaluationError
 from bishare_dsl.transforms import Transform, transform_kind
@@ -75,15 +76,7 @@ def share_card(document: Document, name: str) -> str | None:
         f"**{name}** on {plan.base.name}: {row.modules:,} modules, rank {ranks}, "
         f"{row.trainable:,} trainable parameters ({row.of_total:.1%} of all)"
     )
-    lines = ["| role | pools | modules each | shape | parameters |", "|---|---:|---:|---:|---:|"]
-    lines += [
-        f"| `{role.role}` | {role.pools:,} | {rows.span(role.members)} | "
-        f"{rows.span(role.rows)} × {rows.span(role.columns)} | "
-        f"{role.parameters:,}{'' if role.trainable else ' frozen'} |"
-        for role in rows.roles(plan)
-        if role.share == name
-    ]
-    return f"{head}\n\n" + "\n".join(lines)
+    return f"{head}\n\n{write_tables([rows.role_table(plan, name)], 'markdown')}"
 
 
 def _used(document: Document, statement: Statement) -> str | None:

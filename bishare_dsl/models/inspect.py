@@ -41,7 +41,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
         name: what to call it; by default its id on the Hub, the name of its folder or file, or its family.
 
     Raises:
-        ModelError: no block has a linear layer (BS514).
+        ModelError: it has no linear layer, and no embedding (BS514).
     """
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", None) or type(model).__name__
@@ -61,7 +61,7 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
                 continue  # Its parameter is counted as it is.
             kept = module._parameters.get(weight.parameter)
             key = id(module if kept is None else kept)
-            if block_of(weight.path) is None:
+            if weight.path and block_of(weight.path) is None:
                 outside.setdefault(key, []).append(weight)
             if key not in counted:
                 counted.add(key)
@@ -80,13 +80,13 @@ def inspect_model(model: nn.Module, name: str | None = None) -> Architecture:
             if not linear or own in (weights[0].parameter, "bias"):
                 names, _ = others.setdefault(id(kept), ([], tuple(kept.shape)))
                 names.append(f"{path}.{own}".removeprefix("."))
-    if not sites:
+    if not sites and not outside:
         raise ModelError(NO_SITES(name=name))
     return Architecture(
         name=name,
         family=family,
         model_id=model_id,
-        layers=1 + max(site.layer or 0 for site in sites),
+        layers=max((1 + (site.layer or 0) for site in sites), default=0),
         parameters=parameters,
         sites=tuple(sites),
         outside=tuple(map(_outside, outside.values())),

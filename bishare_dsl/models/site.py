@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, groupby, pairwise
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,8 @@ from pydantic import (
     field_serializer,
     field_validator,
 )
+
+_T = TypeVar("_T")
 
 MAX_SITES = 250_000
 """More than any model has; a few words in a file may ask for as many as they like."""
@@ -33,8 +35,7 @@ _WORDS = {
     "encoder": "encoder",
     "decoder": "decoder",
 }
-TOWERS = (*_WORDS, "main")
-"""The stacks that a model may have; one whose name says nothing is the main one."""
+"""The stacks that a model may have, by the words in their names; any other is the ``main`` one."""
 
 
 @lru_cache(maxsize=1024)
@@ -102,7 +103,7 @@ class Site(BaseModel):
 
     @property
     def tower(self) -> str:
-        """What its stack of blocks is of, told by the names above it: one of `TOWERS`."""
+        """What its stack of blocks is of, told by the names above it: one of `_WORDS`, or ``main``."""
         block = block_of(self.path)
         return _tower(self.path.rpartition(".")[0] if block is None else block[0])
 
@@ -178,7 +179,7 @@ class Architecture(BaseModel):
     name: str
     family: str
     model_id: str | None = None
-    layers: PositiveInt
+    layers: NonNegativeInt
     parameters: PositiveInt
     sites: tuple[Site, ...]
     outside: tuple[Site, ...] = ()
@@ -209,14 +210,10 @@ class Architecture(BaseModel):
             return value
         if "blocks" not in value[0]:
             return value
-        runs = [_Run.model_validate(run) for run in value]
-        if sum(run.count * len(run.linears) for run in runs) > MAX_SITES:
-            raise ValueError(f"it has more than {MAX_SITES:,} sites")
         return tuple(
-            Site.at(f"{run.blocks}.{number}.{linear}".removeprefix("."), d_in, d_out)
-            for run in runs
-            for number in range(run.first, run.first + run.count)
-            for linear, (d_in, d_out) in run.linears.items()
+            Site.at(path, d_in, d_out)
+            for run in _runs(value)
+            for path, (d_in, d_out) in run.each(run.linears)
         )
 
     @field_serializer("others")
@@ -239,14 +236,13 @@ class Architecture(BaseModel):
         if not (isinstance(value, Sequence) and any(isinstance(part, dict) for part in value)):
             return value
         in_blocks = [isinstance(part, dict) and "blocks" in part for part in value]
-        runs = [_Parameters.model_validate(part) for part in compress(value, in_blocks)]
-        if sum(run.count * len(run.shapes) for run in runs) > MAX_SITES:
-            raise ValueError(f"it has more than {MAX_SITES:,} parameters")
-        return tuple(
-            parameter
-            for part, is_run in zip(value, in_blocks, strict=True)
-            for parameter in (_Parameters.model_validate(part).each() if is_run else [part])
-        )
+        runs = iter(_runs(compress(value, in_blocks)))
+        found: list[Any] = []
+        for part, is_run in zip(value, in_blocks, strict=True):
+            shapes = (run := next(runs)).each(run.shapes) if is_run else ()
+            found += [Parameter(path=path, shape=shape) for path, shape in shapes]
+            found += [] if is_run else [part]
+        return tuple(found)
 
     @property
     def every_site(self) -> tuple[Site, ...]:
@@ -264,27 +260,28 @@ _AS_PAIRS = BeforeValidator(lambda value: dict(value) if isinstance(value, list)
 
 
 class _Run(BaseModel):
+    """Blocks that are alike: the widths of their linear layers, or the shapes of their parameters."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: str
     first: NonNegativeInt
     count: PositiveInt
-    linears: Annotated[dict[str, tuple[PositiveInt, PositiveInt]], _AS_PAIRS]
+    linears: Annotated[dict[str, tuple[PositiveInt, PositiveInt]], _AS_PAIRS] = {}
+    shapes: Annotated[dict[str, tuple[PositiveInt, ...]], _AS_PAIRS] = {}
 
-
-class _Parameters(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    blocks: str
-    first: NonNegativeInt
-    count: PositiveInt
-    shapes: Annotated[dict[str, tuple[PositiveInt, ...]], _AS_PAIRS]
-
-    def each(self) -> Iterator[Parameter]:
+    def each(self, found: dict[str, _T]) -> Iterator[tuple[str, _T]]:
+        """Yield what is found in a block, of each block by its path."""
         for number in range(self.first, self.first + self.count):
-            for name, shape in self.shapes.items():
-                path = f"{self.blocks}.{number}.{name}".removeprefix(".")
-                yield Parameter(path=path, shape=shape)
+            for name, value in found.items():
+                yield f"{self.blocks}.{number}.{name}".removeprefix("."), value
+
+
+def _runs(value: Iterable[Any]) -> list[_Run]:
+    runs = [_Run.model_validate(run) for run in value]
+    if sum(run.count * (len(run.linears) + len(run.shapes)) for run in runs) > MAX_SITES:
+        raise ValueError(f"it has more than {MAX_SITES:,} sites or parameters")
+    return runs
 
 
 def most_parameters(base: Architecture) -> int:

@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
+from safetensors.torch import save
 from torch import nn
 
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
@@ -27,7 +28,7 @@ from bishare_dsl.adapter.contents import (
     check_names,
     check_plan,
     complete,
-    digest_of_tensors,
+    digest_of_content,
     expected,
     names_of,
     tensor_problems,
@@ -123,29 +124,35 @@ class PeftHandle(Handle, BaseTunerLayer):
         for name in self.active:
             self[name].set_trainable(trains and not self[name].compact)
 
-    def merge(  # type: ignore[override]
+    def merge(
         self,
-        inputs: Any = None,
         safe_merge: bool | None = None,
         adapter_names: list[str] | None = None,
         **settings: Any,
     ) -> Any:
-        """Merge as `Handle.merge` does; called as PEFT calls it, without a measurement.
+        """Merge as `Handle.merge` does, or as PEFT calls it.
 
         Args:
             safe_merge: is what PEFT gives; values are always checked, and named as PEFT does if it is set.
-            adapter_names: to merge others than those that run, which run then.
+            adapter_names: to merge others than those that run, beside those that are merged; they run then.
         """
         if safe_merge is None:
-            return super().merge(inputs, **settings)
-        if self.merged:
-            names = ",".join(self.merged_adapters)
-            warnings.warn(f"Already following adapters were merged {names}.", stacklevel=2)
+            return super().merge(**settings)
+        chosen = check_adapters_to_merge(self, adapter_names)
+        more = [name for name in chosen if name in self.adapters]
+        if not more:
             return None
-        if adapter_names is not None:
-            self.activate([name for name in adapter_names if name in self.adapters])
-        with _in_words_of_peft(self, safe_merge):
-            return self.merge_unmeasured() if self.active else None
+        if before := self.merged_adapters:
+            super().unmerge()
+        try:
+            self.activate([*before, *more])
+            with _in_words_of_peft(self, safe_merge):
+                return super().merge()
+        except BaseException:
+            if before:
+                self.activate(before)
+                super().merge()
+            raise
 
     def unmerge(self) -> None:
         if not self.merged:
@@ -233,7 +240,9 @@ class BishareModel(BaseTuner):
     ) -> Any:
         handle = cast(PeftHandle, self.model.bishare)
         if merge:
-            if adapter_names is not None and not handle.merged:
+            if adapter_names is not None and handle.merged:
+                handle.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            elif adapter_names is not None:
                 handle.activate(adapter_names)
             with _in_words_of_peft(handle, safe_merge):
                 handle.merge_and_unload() if handle.active else handle.unload()
@@ -295,7 +304,7 @@ class BishareModel(BaseTuner):
             base_revision=config.revision,
             compact=adapter.compact,
         )
-        digest = digest_of_torch(stored)
+        digest = digest_of_content(save(stored))
         record = record.model_copy(update={"tensors": digest})
         config.spec, config.seed, config.bishare = record.spec, record.seed, record.record()
         _warn(*map(render, problems))
@@ -329,7 +338,7 @@ class BishareModel(BaseTuner):
         others = {key: value for key, value in state_dict.items() if key not in own}
         record = config.stored() or _record_of(adapter)
         check_names(_IN_MEMORY, adapter.plan, record)
-        if config._unchecked and digest_of_torch(own) != record.tensors:
+        if config._unchecked and digest_of_content(save(own)) != record.tensors:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
         if config._unchecked:
@@ -339,7 +348,10 @@ class BishareModel(BaseTuner):
             record = record.model_copy(
                 update={"drawn": {}, "of_base": (), "compact": {}, "marks": {}}
             )
-        found = {attribute_in(k): (tuple(v.shape), _SHORT[v.dtype]) for k, v in own.items()}
+        found = {
+            attribute_in(key): (tuple(v.shape), "F32" if v.is_floating_point() else str(v.dtype))
+            for key, v in own.items()
+        }
         wanted = expected(adapter.plan, record)
         if not config._unchecked:
             drawn = {attribute(t.name) for t in adapter.plan.tensors if t.drawn and not t.trainable}
@@ -377,33 +389,6 @@ def _in_words_of_peft(handle: Handle, safe_merge: bool) -> Iterator[None]:
 
 
 _IN_MEMORY = Path(TENSORS_FILE)
-_SHORT = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.bool: "BOOL",
-}
-"""The types of tensors as safetensors calls them."""
-
-
-def digest_of_torch(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the digest of tensors in memory, by their keys in the file (`digest_of_tensors`)."""
-    return digest_of_tensors(
-        (
-            attribute_in(key),
-            _SHORT[tensor.dtype],
-            tensor.shape,
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data,
-        )
-        for key, tensor in tensors.items()
-    )
 
 
 def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:

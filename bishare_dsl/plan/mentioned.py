@@ -64,6 +64,10 @@ class Choice:
             "expert": [(scope, max(experts, default=-1) + 1) for scope in (*towers,)[:1]],
         }
 
+    def _most(self, counted: str) -> int:
+        """Return how many layers or experts there are, of the tower that has most."""
+        return max((count for _, count in self._counts[counted]), default=0)
+
     def problems(self, asked: Iterable[Mention]) -> list[Problem]:
         """Find what is named and is nowhere among all there is, and what has no value at any.
 
@@ -104,7 +108,7 @@ class Choice:
                 any_holds(part, loc)  # Raises: a number is not a predicate.
             case "key", m.Ref(ref=name) if not self._is_known(name) and name not in self.kinds:
                 yield self.unknown(name, loc, True)
-            case "key", m.Ref(ref="expert") if not self._counts["expert"][0][1]:
+            case "key", m.Ref(ref="expert") if not self._most("expert"):
                 help = f"{self.model} has no experts: leave this part of the key out"
                 yield CONSTANT_KEY(loc=loc, help=help)
             case "number", m.Ref(ref=name) if scopes and name not in _COUNTED:
@@ -147,9 +151,9 @@ class Choice:
         if isinstance(item, m.Range) and counted:
             ends = [(*scope.bounds(item, subject, loc), n) for scope, n in self._counts[counted]]
             if item.first is not None and item.last is not None and all(a > b for a, b, _ in ends):
-                scope, _ = self._counts[counted][0]
-                yield empty_range(scope.number(item.first), scope.number(item.last), loc)
-                return
+                for scope, _ in self._counts[counted][:1]:
+                    yield empty_range(scope.number(item.first), scope.number(item.last), loc)
+                    return
             if not any(
                 (item.first is None or 0 <= first < n) and (item.last is None or 0 <= last < n)
                 for first, last, n in ends
@@ -180,7 +184,7 @@ class Choice:
         known = {str(scope.values[attribute]) for scope in self.places.scopes}
         glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
         help = nearest(pattern, known) or self.hint
-        if pattern in ("expert", "experts") and not self._counts["expert"][0][1]:
+        if pattern in ("expert", "experts") and not self._most("expert"):
             help = f"{self.model} has no experts"
         if {*"|["} & {*pattern}:
             help = "a pattern is not a regular expression: a comma takes one name and another"
@@ -195,7 +199,9 @@ class Choice:
         return UNKNOWN_NAME(name=name, loc=loc, help=help)
 
     def _outside(self, counted: str, what: str, loc: Loc) -> Problem:
-        count = max((n for _, n in self._counts[counted]), default=0)
+        count = self._most(counted)
+        if counted == "layer" and not count:
+            return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=self.hint)
         if counted == "layer":
             return codes.NO_SUCH_LAYER(
                 what=what, model=self.model, last=count - 1, layers=count, loc=loc

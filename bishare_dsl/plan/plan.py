@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
@@ -106,9 +105,6 @@ class Term(_Data):
 class Plan(_Data):
     """A spec resolved against a model."""
 
-    frame: ClassVar[Callable[[Plan], str] | None] = None
-    """Draws a plan for a notebook. Pictures are made of plans, and so set it from above."""
-
     version: Literal[1] = 1
     spec: str
     params: dict[str, int | float | str]
@@ -149,10 +145,6 @@ class Plan(_Data):
         )
 
     __str__ = __repr__
-
-    def _repr_html_(self) -> str | None:
-        """Draw who shares what with whom, in a notebook."""
-        return None if Plan.frame is None else Plan.frame(self)
 
     @property
     def trainable(self) -> int:

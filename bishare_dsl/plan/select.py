@@ -191,8 +191,16 @@ class Sites:
             self.parts,
             {*m.ATTRIBUTES, *self.params, *self.lets},
             self._no_such_kind,
-            _PATHS,
+            self._hint,
         )
+
+    @cached_property
+    def _hint(self) -> str:
+        """How modules are named: in a model without blocks, one by one."""
+        if self.architecture.sites:
+            return _PATHS
+        few = ", ".join(f'`path "{site.path}"`' for site in self.architecture.outside[:4])
+        return f"{self.architecture.name} has no numbered blocks: name its modules, such as {few}"
 
     def without_value(self, mention: Mention) -> Iterator[Problem]:
         """Find a site of which a condition of a selection is asked and at which it has no value."""
@@ -239,4 +247,7 @@ class Sites:
         elif help_line is None and as_key:
             help_line = "such as `per layer`, `per kind`, `per layer, kind` or `per layer // 4`"
         help_line = help_line or nearest(name, self.kinds)
+        if not sites and not as_key:
+            named = {kind for site in model.outside for kind in site.kinds}
+            help_line = nearest(name, named, few=0) or self._hint
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=model.name, loc=loc, help=help_line)

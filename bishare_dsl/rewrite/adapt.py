@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from bishare_dsl.diagnostics import ModelError, render
+from bishare_dsl.diagnostics import ModelError, raise_errors, render
 from bishare_dsl.diagnostics.codes import rewrite as codes
 from bishare_dsl.models.hooks import is_sharded
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, linear_maps
@@ -217,8 +217,7 @@ def _check_sites(model: nn.Module, plan: Plan) -> None:
             expected = f"one parameter {trained.shape} under {len(kept)} names"
             found = ", ".join(map(str, shapes))
             wrong.append(codes.OTHER_MODEL(path=trained.parameter, expected=expected, found=found))
-    if wrong:
-        raise ModelError(wrong[:5])
+    raise_errors(ModelError, wrong[:5])
 
 
 def _parameter(model: nn.Module, path: str) -> nn.Parameter | None:

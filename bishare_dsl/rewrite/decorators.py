@@ -7,7 +7,6 @@ cell; a copy of it with another function in that cell is the same decorator roun
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -57,8 +56,3 @@ def _rewrap(decorated: Callable[..., Any], function: types.FunctionType) -> type
     copy.__dict__.update(decorated.__dict__)
     copy.__wrapped__ = new  # type: ignore[attr-defined]
     return copy
-
-
-def outermost(decorated: Callable[..., Any], function: types.FunctionType) -> Callable[..., Any]:
-    """Put `function` in the place of `decorated` and of its decorators, with the name and the signature."""
-    return functools.wraps(decorated)(function)

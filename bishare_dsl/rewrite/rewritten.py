@@ -17,14 +17,14 @@ import linecache
 import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, wraps
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
 
 from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
-from bishare_dsl.rewrite.decorators import outermost, rewrap
+from bishare_dsl.rewrite.decorators import rewrap
 from bishare_dsl.rewrite.few import are_few
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -245,8 +245,8 @@ def _generated_class(
         forward: Callable[..., Any] = base.forward
         if code is not None:
             function = code.function(base.__qualname__)
-            put = outermost if code.outermost else rewrap
-            forward = put(base.forward, function)
+            put = wraps(base.forward) if code.outermost else partial(rewrap, base.forward)
+            forward = put(function)
         members = {
             "forward": wrap(forward) if wrap else forward,
             "bishare_base": base,

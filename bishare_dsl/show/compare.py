@@ -1,17 +1,12 @@
-"""Plans side by side: figures of one plan, and where two plans differ."""
+"""The figures by which plans are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import TypeVar
 
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.show.rows import BYTES, Bounds, lora_size, rank_bounds
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -43,9 +38,3 @@ def figures(plan: Plan) -> Figures:
         effective_rank=rank_bounds(ranks[path] for path in adapted),
         of_lora=plan.trainable / lora if (lora := lora_size(plan)) else None,
     )
-
-
-def combinations(values: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
-    """Yield every choice of one value for each name; the last name changes fastest."""
-    for chosen in product(*values.values()):
-        yield dict(zip(values, chosen, strict=True))

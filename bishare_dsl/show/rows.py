@@ -13,6 +13,7 @@ from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
 from bishare_dsl.plan.ranks import effective_ranks
 from bishare_dsl.plan.train import TRAIN
+from bishare_dsl.show.table import Table
 from bishare_dsl.transforms import Width
 
 BYTES = 4
@@ -196,6 +197,26 @@ def roles(plan: Plan) -> list[RoleRow]:
         )
         for (share, role), found in sorted(tensors.items(), key=lambda item: order[item[0][0]])
     ]
+
+
+def role_table(plan: Plan, share: str | None = None) -> Table:
+    """Make the table of all roles, or of those of a share."""
+    return Table(
+        ["share", "role", "pools", "modules each", "shape", "parameters"],
+        [
+            [
+                row.share,
+                row.role,
+                f"{row.pools:,}",
+                span(row.members),
+                f"{span(row.rows)} x {span(row.columns)}",
+                f"{row.parameters:,}" + ("" if row.trainable else " frozen"),
+            ]
+            for row in roles(plan)
+            if share in (None, row.share)
+        ],
+        left={0, 1},
+    )
 
 
 def kinds(plan: Plan) -> list[KindRow]:

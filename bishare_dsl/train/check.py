@@ -1,11 +1,13 @@
-"""All that can be known of a run without the weights of its base: what is to be trained, and every row.
+"""What a run needs before it begins: its arguments, what is trained, the tokenizer, every row, the base.
 
-Nothing is written, and nothing is said: what stops the run is raised, and what to know is given back.
+Nothing is written: what stops the run is raised, and what to know is given back.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from transformers import set_seed
 
 from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.contents import StoredAdapter
@@ -15,22 +17,47 @@ from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD
-from bishare_dsl.models import Source
+from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
+from bishare_dsl.models import Source, resolve
 from bishare_dsl.models.inspect import other_task
+from bishare_dsl.models.load import load_model, load_tokenizer
+from bishare_dsl.train.arguments import training_arguments
+from bishare_dsl.train.data.encoding import Encoded, encode
 from bishare_dsl.train.data.formats import split_off
 from bishare_dsl.train.data.load import load_rows
 from bishare_dsl.train.data.rows import Rows
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import has_bank
+from bishare_dsl.train.folder import check_new, has_bank
 from bishare_dsl.train.groups import check_names
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
 
+    from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
 
 Made = ResolvedSpec | StoredAdapter | Handle
 """What is to be trained: planned, read from a folder, or in the model already."""
+
+
+def begin(
+    request: Request, reporter: Reporter, *, force: bool
+) -> tuple[SFTConfig, PreTrainedModel | Source]:
+    """Return the Trainer's arguments, and the base or where it is; see that the folder is free.
+
+    Raises:
+        BishareError: an argument is wrong, the folder holds a run (BS740), or there is no such base.
+    """
+    settings, folder = request.settings, request.output_dir
+    evaluates = settings.eval_data is not None or settings.eval_split is not None
+    args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
+    if args.process_index > 0:
+        reporter.silence()
+    set_seed(args.seed)
+    if args.should_save:  # Another process may find what this one has written.
+        check_new(folder, force=force or request.resume is not None)
+    return args, resolve(request.model) if isinstance(request.model, str) else request.model
 
 
 def check_adapter(
@@ -91,3 +118,43 @@ def read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
         parts = split_off(rows, settings.eval_split, seed, format=settings.format)
         return dict(zip(("train", "eval"), parts, strict=True))
     return {"train": rows}
+
+
+def find_tokenizer(
+    request: Request, base: PreTrainedModel | Source, given: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that was given, or the checkpoint's.
+
+    Raises:
+        TrainError: there is none (BS805).
+    """
+    if given is None and isinstance(base, Source):
+        given = load_tokenizer(base)
+    if given is None:
+        raise TrainError(
+            NO_TOKENIZER(model=request.model if isinstance(base, Source) else "the model")
+        )
+    return given
+
+
+def encode_as_asked(rows: Rows, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Encoded:
+    """Encode rows by the settings of a run. Errors are as for `encode`."""
+    return encode(
+        rows,
+        tokenizer,
+        max_length=settings.max_length,
+        train_on=settings.train_on,
+        format=settings.format,
+    )
+
+
+def load_base(
+    request: Request, base: PreTrainedModel | Source, reporter: Reporter
+) -> PreTrainedModel:
+    """Return the model that was given, or load the one that was named."""
+    if not isinstance(base, Source):
+        return base
+    settings = request.settings
+    reporter.note(f"loading {request.model} ...")
+    bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
+    return load_model(base, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +18,16 @@ from transformers.utils import logging
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_refusals
-from bishare_dsl.train.progress import Progress
-from bishare_dsl.train.stop import hear_signals
+from bishare_dsl.train.reporter import Progress, Reporter
 
 if TYPE_CHECKING:
     from bishare_dsl.train.many_trainer import ManyTrainer
-    from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request
     from bishare_dsl.train.trainer import AdapterTrainer, Watch
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAID = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n"
 
 
 def run_loop(
@@ -64,3 +70,33 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(before)
+
+
+@contextmanager
+def hear_signals(says: bool) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM ask for a stop, for a block; gives what tells whether there was one.
+
+    The second stops at once. Outside of a main thread nothing changes.
+
+    Args:
+        says: whether to confirm the request on standard error.
+    """
+    heard: list[int] = []
+
+    def restore() -> None:
+        for which, handler in before.items():
+            # None: it was installed by something that is not Python.
+            signal.signal(which, signal.SIG_DFL if handler is None else handler)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        restore()
+        if says:
+            os.write(2, _SAID)  # `print` may be what was interrupted.
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {which: signal.signal(which, hear) for which in _SIGNALS} if main else {}
+    try:
+        yield lambda: bool(heard)
+    finally:
+        restore()

@@ -78,8 +78,8 @@ class Steps(Sequence[list[Pass]]):
     at_once: int
     processes: int = 1
     cost: int = 64
-    stopped: dict[int, str] = field(default_factory=dict)
-    """Tasks that have no more steps, and why."""
+    stopped: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Tasks that have no more steps, by number: after which step, and why."""
 
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
@@ -111,7 +111,7 @@ class Steps(Sequence[list[Pass]]):
         found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
         found.sort(key=lambda row: len(row[2]["input_ids"]))
         most = min(self.at_once, ceil(len(found) / self.processes))
-        cuts = _cuts([len(row["input_ids"]) for *_, row in found], most, self.cost)
+        cuts = cut_by_length([len(row["input_ids"]) for *_, row in found], most, self.cost)
         return [self._pass(sorted(found[a:b], key=lambda row: row[0])) for a, b in cuts]
 
     def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> Pass:
@@ -119,7 +119,7 @@ class Steps(Sequence[list[Pass]]):
         return Pass(self.collator(examples), [*tasks], [*learned])
 
 
-def _cuts(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:
+def cut_by_length(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:
     """Cut rows, the short ones first, where all parts together take least.
 
     Each takes as many tokens as its longest row has, for each of its rows, and ``cost`` beside.

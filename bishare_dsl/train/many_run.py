@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
@@ -22,19 +22,24 @@ from bishare_dsl.diagnostics import raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import NO_NAME
 from bishare_dsl.mixed.batches import why_not
-from bishare_dsl.models import resolve
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import effective_batch, training_arguments, warm_up
-from bishare_dsl.train.check import check_adapter, read_rows
+from bishare_dsl.train.arguments import effective_batch, warm_up
+from bishare_dsl.train.check import (
+    begin,
+    check_adapter,
+    encode_as_asked,
+    find_tokenizer,
+    load_base,
+    read_rows,
+)
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.errors import TrainError
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.many import Steps, Task
 from bishare_dsl.train.many_trainer import Halving, ManyTrainer, ManyWatch
-from bishare_dsl.train.prepare import encode_as_asked, find_tokenizer, load_base
 from bishare_dsl.train.result import ManyResult, TaskResult
 
 if TYPE_CHECKING:
@@ -64,18 +69,10 @@ def run_many(
 ) -> ManyResult:
     """Train an adapter for each task. Arguments and errors are as for `bishare_dsl.train.run.run`."""
     began = time.monotonic()
-    settings, folder, resume = request.settings, request.output_dir, request.resume
+    settings, folder = request.settings, request.output_dir
     sources = settings.tasks or {}
-    args = training_arguments(
-        request.arguments, str(folder), evaluates=settings.eval_split is not None
-    )
+    args, base = begin(request, reporter, force=force)
     _check(settings, args)
-    if args.process_index > 0:
-        reporter.silence()
-    set_seed(args.seed)
-    if args.should_save:  # Another process may find what this one has written.
-        folders.check_new(folder, force=force or resume is not None)
-    base = resolve(request.model) if isinstance(request.model, str) else request.model
     forms, problems = _forms(request, base)
     made = forms[0]
     unfit = [NO_NAME(name=name) for name in sources if not can_be_called(name)]
@@ -88,8 +85,8 @@ def run_many(
     for name, source in sources.items():
         rows = read_rows(settings.model_copy(update={"data": source}), args.seed)
         encoded = {key: encode_as_asked(part, tokenizer, settings) for key, part in rows.items()}
-        for found in encoded.values():
-            reporter.note(f"{name}: {found.report}")
+        for part, found in encoded.items():
+            reporter.note(f"{name}{', held out' * (part == 'eval')}: {found.report}")
         held_out = encoded["eval"].examples if "eval" in encoded else ()
         tasks += _tried(name, encoded["train"].examples, held_out, settings, args)
     most = args.max_steps if args.max_steps > 0 else None
@@ -100,7 +97,7 @@ def run_many(
         tasks, collator, batch, args.num_train_epochs, most, rows_at_once, args.world_size, cost
     )
     reporter.note(
-        f"{len(tasks)} tasks, {len(steps):,} steps of {batch:,} examples of each, "
+        f"adapters: {len(tasks)}; steps: {len(steps):,} of {batch:,} examples of each, "
         f"{rows_at_once} rows at once"
     )
     model = load_base(request, base, reporter)
@@ -135,10 +132,9 @@ def run_many(
             trainer.add_callback(halving)
         trainer.write = partial(_write, trainer, halving, folder, library)
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
-        held = folders.claim(folder, request.as_dict(handle.spec_text), resume, force=force)
-        bank_of = handle.bank(names, shared, fixed)
-        with held if args.should_save else nullcontext(), bank_of as bank:
-            trainer.bank = bank
+        asked, bank = request.as_dict(handle.spec_text), handle.bank(names, shared, fixed)
+        held = folders.claim(folder, asked, request.resume, force=force)
+        with held if args.should_save else nullcontext(), bank as trainer.bank:
             run_loop(trainer, watch, request, reporter)
     model.eval()
     best = _best(trainer, halving)
@@ -151,11 +147,11 @@ def run_many(
                 name=task.name,
                 folder=_place(folder, task, made.plan) if best[task.keeps] == number else None,
                 rows=len(task.examples),
-                steps=steps.count(task),
+                steps=steps.stopped.get(number, (steps.count(task),))[0],
                 loss_first=trainer.first.get(task.name),
                 loss_last=trainer.last.get(task.name),
                 eval_loss=trainer.held_out.get(task.name),
-                stopped=steps.stopped.get(number),
+                stopped=steps.stopped.get(number, (0, None))[1],
             )
             for number, task in enumerate(tasks)
         ),
@@ -271,7 +267,8 @@ def _write(
     trainer: ManyTrainer, halving: Halving, folder: Path, library: Mapping[str, StoredAdapter]
 ) -> None:
     """Write each adapter into a folder of its name, or all that share tensors into a library."""
-    if any(task.held_out for task in trainer.steps.tasks):
+    known = trainer.evaluated == trainer.state.global_step
+    if not known and any(task.held_out for task in trainer.steps.tasks):
         trainer.evaluate()
     if not trainer.args.should_save:
         return

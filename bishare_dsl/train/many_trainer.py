@@ -50,6 +50,7 @@ class ManyTrainer(Trainer):
         held_out: the last held-out loss of each task.
         write: writes the adapters when the run is through.
         done: the steps of the checkpoint that training goes on from.
+        evaluated: the step after which the held-out losses were computed.
     """
 
     bank: TrainingBank
@@ -75,8 +76,7 @@ class ManyTrainer(Trainer):
         args.max_grad_norm, args.max_steps = 0.0, len(steps)
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
-        held: dict[str, Any] = {"train_dataset": steps, "data_collator": _only}
-        super().__init__(args=args, **held, **arguments)
+        super().__init__(args=args, train_dataset=cast(Any, steps), **arguments)
         # DDP wants parameters of the model's that train; gradients of the bank are summed here.
         prepare = cast(Any, self.accelerator).prepare_model
         vars(self.accelerator)["prepare_model"] = partial(prepare, evaluation_mode=True)
@@ -85,18 +85,12 @@ class ManyTrainer(Trainer):
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.held_out: dict[str, float] = {}
-        self.done = 0
+        self.done, self.evaluated = 0, -1
 
     @property
     def handle(self) -> Handle:
         """The adapters."""
         return cast(Handle, cast(Any, self.model).bishare)
-
-    @property
-    def _of_bank(self) -> RowAdamW:
-        """The optimizer, without what accelerate puts round it."""
-        optimizer = cast(Any, self.optimizer)
-        return cast(RowAdamW, getattr(optimizer, "optimizer", optimizer))
 
     def get_train_dataloader(self) -> Any:
         """Give the steps as they are."""
@@ -115,7 +109,8 @@ class ManyTrainer(Trainer):
         rates, scales = [own], [self._scale(self.bank.own, [task.rate for task in tasks])]
         if self.bank.common.numel():
             rates, scales = [*rates, [common]], [*scales, self._scale(self.bank.common, [top])]
-        self.optimizer = RowAdamW(self.bank.parameters, rates, scales, self._settings)
+        self._of_bank = RowAdamW(self.bank.parameters, rates, scales, self._settings)
+        self.optimizer = self._of_bank  # accelerate wraps it.
         return self.optimizer
 
     def _schedule(self, rate: float, steps: int) -> Rate:
@@ -221,7 +216,7 @@ class ManyTrainer(Trainer):
                     )
                 )
             for row in rows:
-                self.steps.stopped.setdefault(row, NO_NUMBER)
+                self.steps.stopped.setdefault(row, (self.state.global_step, NO_NUMBER))
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -240,6 +235,8 @@ class ManyTrainer(Trainer):
         self.held_out |= found
         mean = {"eval_loss": sum(found.values()) / max(len(found), 1)}
         self.log({**mean, "eval_losses": found})
+        self.evaluated = self.state.global_step
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
         return mean
 
     def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
@@ -304,12 +301,15 @@ class Halving(TrainerCallback):
         self._when = {math.ceil(len(self._steps) / 2**i) for i in range(1, rounds + 1)}
 
     def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        if state.global_step in self._when:
-            self._trainer.evaluate()
+        control.should_evaluate |= state.global_step in self._when
+
+    def on_evaluate(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        if (step := state.global_step) in self._when:
+            self._when.remove(step)
             for one in dict.fromkeys(task.keeps for task in self._steps.tasks):
                 ranked = self.ranked(one)
                 for loser in ranked[math.ceil(len(ranked) / 2) :]:
-                    self._steps.stopped[loser] = f"lost at step {state.global_step}"
+                    self._steps.stopped[loser] = step, f"lost at step {step}"
 
     def ranked(self, keeps: str) -> list[int]:
         """Return the tasks that are tried for an adapter and not stopped, the best first."""

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.show.table import Table
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -138,14 +140,12 @@ class ManyResult:
         return {**plain, "folder": str(self.folder), "tasks": tasks}
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]]
-        rows = [("task", "rows", "steps", "first loss", "last loss", "held out", "adapter")]
+        head = ["task", "rows", "steps", "first loss", "last loss", "held out", "adapter"]
+        rows = []
         for task in self.tasks:
             losses = (task.loss_first, task.loss_last, task.eval_loss)
             said = ["" if loss is None else f"{loss:.4f}" for loss in losses]
             where = ", ".join(part for part in (task.folder, task.stopped) if part)
             rows.append((task.name, f"{task.rows:,}", f"{task.steps:,}", *said, where))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        table = "\n".join(line.rstrip() for line in lines)
+        table = Table(head, rows, left={0, 6})
         return f"{table}\n\n{self.tokens:,} tokens in {self.seconds:,.0f} s"

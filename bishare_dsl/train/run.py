@@ -9,22 +9,27 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from peft import get_peft_model
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 from trl import pack_dataset
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.compiler import install
-from bishare_dsl.models import resolve
 from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import count_steps, effective_batch, training_arguments, warm_up
-from bishare_dsl.train.check import check_adapter, read_rows
+from bishare_dsl.train.arguments import count_steps, effective_batch, warm_up
+from bishare_dsl.train.check import (
+    begin,
+    check_adapter,
+    encode_as_asked,
+    find_tokenizer,
+    load_base,
+    read_rows,
+)
 from bishare_dsl.train.data.batches import Collator, check_packing
 from bishare_dsl.train.loop import quietly, run_loop
 from bishare_dsl.train.many_run import run_many
-from bishare_dsl.train.prepare import encode_as_asked, find_tokenizer, load_base
 from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import ManyResult, TrainResult
@@ -119,15 +124,8 @@ def run(
     if request.settings.tasks is not None:
         return run_many(request, reporter, tokenizer=tokenizer, force=force, callbacks=callbacks)
     began = time.monotonic()
-    settings, folder, resume = request.settings, request.output_dir, request.resume
-    evaluates = settings.eval_data is not None or settings.eval_split is not None
-    args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
-    if args.process_index > 0:
-        reporter.silence()
-    set_seed(args.seed)
-    if args.should_save:  # Another process may find what this one has written.
-        folders.check_new(folder, force=force or resume is not None)
-    base = resolve(request.model) if isinstance(request.model, str) else request.model
+    settings, folder = request.settings, request.output_dir
+    args, base = begin(request, reporter, force=force)
     made, problems = check_adapter(request, base)
     tokenizer = find_tokenizer(request, base, tokenizer)
     rows = read_rows(settings, args.seed)
@@ -174,7 +172,7 @@ def run(
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
         spec = str(made.folder) if isinstance(made, StoredAdapter) else handle.spec_text
-        held = folders.claim(folder, request.as_dict(spec), resume, force=force)
+        held = folders.claim(folder, request.as_dict(spec), request.resume, force=force)
         with held if args.should_save else nullcontext():
             run_loop(trainer, watch, request, reporter)
     base.eval()

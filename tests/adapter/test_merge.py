@@ -89,24 +89,18 @@ def test_parameters_stay_the_same_objects(adapted: Adapted) -> None:
     assert {name: id(p) for name, p in model.named_parameters()} == before
 
 
-def test_the_report_is_measured(adapted: Adapted, ids: torch.Tensor) -> None:
+def test_the_report(adapted: Adapted, ids: torch.Tensor) -> None:
     model = adapted()
     before = logits(model, ids)
-    report = model.bishare.merge(ids)
-    difference = (logits(model, ids) - before).double()
+    report = model.bishare.merge()
+    assert 0 < (logits(model, ids) - before).abs().max() < 1e-4
     assert report.modules == 10
     assert report.dequantized == 0
-    assert report.max_difference == difference.abs().max().item()
-    assert report.relative_difference == pytest.approx(
-        (difference.norm() / before.double().norm()).item()
-    )
-    assert 0 < report.max_difference < 1e-4
     assert report.max_rounding == 0.0  # float32 is summed in float32
-    assert "10 modules" in str(report)
+    assert str(report) == "merged 10 modules; weights rounded by at most 0"
 
 
 def test_low_precision_shows_in_the_report(adapted: Adapted) -> None:
-    exact = adapted().bishare.merge()
     model = adapted(dtype=torch.bfloat16)
     site = model.bishare.plan.sites[0]
     weight = model.get_submodule(site.path).weight
@@ -115,18 +109,6 @@ def test_low_precision_shows_in_the_report(adapted: Adapted) -> None:
     assert torch.equal(weight, want.bfloat16())
     assert (want - weight.float()).abs().max() <= report.max_rounding < 0.01
     assert report.max_rounding > 0
-    assert report.relative_difference > 10 * exact.relative_difference
-
-
-def test_measuring_leaves_modes_and_generators_alone(adapted: Adapted) -> None:
-    model = adapted()
-    model.train()
-    model.model.layers[0].eval()
-    modes = {name: module.training for name, module in model.named_modules()}
-    state = torch.get_rng_state()
-    model.bishare.merge()
-    assert {name: module.training for name, module in model.named_modules()} == modes
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_merging_twice(adapted: Adapted) -> None:

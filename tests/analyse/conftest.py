@@ -64,8 +64,7 @@ def plant(tmp_path_factory):
 def read(plant):
     """The same, read as updates."""
 
-    def read(text: str, keep_starts: bool = False, name: str = "adapter", **settings):
-        stored = read_adapter(plant(text, name, **settings))
-        return read_updates(name, stored, keep_starts=keep_starts)
+    def read(text: str, name: str = "adapter", **settings):
+        return read_updates(name, read_adapter(plant(text, name, **settings)))
 
     return read

@@ -6,13 +6,11 @@ import torch
 from bishare_dsl.analyse import energy
 from bishare_dsl.analyse.analysis import analyse
 from bishare_dsl.analyse.energy import joint, spectrum
-from bishare_dsl.analyse.keys import PoolsByKey
 from tests.analyse.conftest import INDEPENDENT, TARGET, architecture
 
 
 def found(adapter, rank=4):
-    grouping = PoolsByKey(adapter.plan.base, [update.site for update in adapter.updates])
-    rows = joint(adapter.updates, grouping, [1, rank])
+    rows = joint(adapter.updates, adapter.plan.base, [1, rank])
     return {(row.key, row.role): row.kept[rank] for row in rows}
 
 
@@ -62,10 +60,8 @@ def test_planted_sharing_keeps_all_at_its_rank(read, independent, share, key, ro
 
 def test_less_than_its_rank_keeps_less(read):
     adapter = read(f"spec planted {TARGET} share one A per layer, in B per module rank 4")
-    grouping = PoolsByKey(adapter.plan.base, [update.site for update in adapter.updates])
-    (row,) = [
-        r for r in joint(adapter.updates, grouping, [2, 4]) if (r.key, r.role) == ("layer", "A")
-    ]
+    base = adapter.plan.base
+    (row,) = [r for r in joint(adapter.updates, base, [2, 4]) if (r.key, r.role) == ("layer", "A")]
     assert row.kept[2] < 0.8 < row.kept[4]
 
 

@@ -1,5 +1,7 @@
 """What an analysis says first."""
 
+from dataclasses import replace
+
 from bishare_dsl.analyse.analysis import analyse
 from bishare_dsl.analyse.finding import finding
 from tests.analyse.conftest import INDEPENDENT, TARGET
@@ -29,5 +31,5 @@ def test_two_runs_tell_if_they_agree(read):
 
 
 def test_a_start_that_is_not_known_is_told(read):
-    adapter = read(BY_LAYER, keep_starts=True)
+    adapter = replace(read(BY_LAYER), starts_known=False)
     assert finding([analyse(adapter)]).endswith("which hides what A has in common.")

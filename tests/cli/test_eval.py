@@ -68,14 +68,15 @@ def test_models_stand_side_by_side_as_lm_eval_has_them_when_they_are_merged(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    expected = simple_evaluate(
-        model=HFLM(pretrained="merged", device="cpu"),
-        tasks=["tiny_choose", "tiny_write"],
-        task_manager=TaskManager(include_path="tasks", include_defaults=False),
-    )["results"]
-    for row in data["rows"]:
-        key = f"{row['metric']},{row['filter']}"
-        assert row["scores"]["two"]["value"] == expected[row["task"]][key]
+    for where in ({"pretrained": "merged"}, {"pretrained": "tiny", "peft": "two"}):
+        expected = simple_evaluate(
+            model=HFLM(**where, device="cpu"),
+            tasks=["tiny_choose", "tiny_write"],
+            task_manager=TaskManager(include_path="tasks", include_defaults=False),
+        )["results"]
+        for row in data["rows"]:
+            key = f"{row['metric']},{row['filter']}"
+            assert row["scores"]["two"]["value"] == expected[row["task"]][key]
     accuracies = {label: score["value"] for label, score in data["rows"][0]["scores"].items()}
     assert len(set(accuracies.values())) == 3, accuracies  # The three do differ.
 

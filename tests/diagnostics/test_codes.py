@@ -7,7 +7,7 @@ from bishare_dsl.cli.main import main
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.language import parse_spec
-from bishare_dsl.resources import error_page, error_titles
+from bishare_dsl.resources import error_index, error_page
 from tests.diagnostics.pages import page, shown
 
 CODES = list(registry().values())
@@ -22,7 +22,7 @@ def test_a_code_is_whole_and_its_page_is_about_it(code):
     if error_page(code.code).is_file():
         about = page(code.code)
         assert (about.code, about.severity) == (code.code, code.severity)
-        assert about.title == error_titles()[code.code]
+        assert about.title == error_index()[code.code][0]
     else:
         assert code.code[2] in "5789", "the codes of the language, models and files have a page"
 

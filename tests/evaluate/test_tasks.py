@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bishare_dsl.evaluate.errors import EvaluateError
+from bishare_dsl.diagnostics import EvaluateError
 from bishare_dsl.evaluate.tasks import load_tasks
 from tests.support.tasks import tiny_tasks, write_task
 

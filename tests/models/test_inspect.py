@@ -206,7 +206,7 @@ def test_a_model_of_a_folder_is_called_after_it(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Embedding(3, 4)])
-def test_a_model_without_blocks_is_refused(model: nn.Module) -> None:
+def test_a_model_without_linear_layers_in_it_is_refused(model: nn.Module) -> None:
     with pytest.raises(ModelError) as caught:
         inspect_model(model)
     assert [problem.code for problem in caught.value.problems] == ["BS514"]

@@ -25,7 +25,8 @@ from peft import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import AutoModelForCausalLM, RobertaConfig
 
 from bishare_dsl import compile_spec, load_adapter
@@ -37,7 +38,7 @@ from tests.methods.test_every_method import TINY
 from tests.peft.conftest import SPEC
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
-from tests.support.plain import Net
+from tests.support.plain import Mlp, Net
 
 
 def logits(model: Any, ids: torch.Tensor, **given: Any) -> torch.Tensor:
@@ -114,7 +115,8 @@ def test_the_automatic_class_finds_base_and_adapter(
     model = get_peft_model(base, BishareConfig(spec=SPEC, task_type="CAUSAL_LM")).eval()
     randomize(model)
     model.save_pretrained(tmp_path)
-    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path, adapter_name="named")
+    assert again.active_adapter == "named"
     assert torch.equal(logits(again, ids), logits(model, ids))
 
 
@@ -180,7 +182,7 @@ def test_merging_and_leaving(adapted: Any, base: Any, ids: torch.Tensor) -> None
     model.merge_adapter()
     assert model.get_layer_status()[0].merged_adapters == ["default"]
     torch.testing.assert_close(logits(model, ids), want, rtol=1e-4, atol=1e-4)
-    with pytest.warns(UserWarning, match="Already following adapters were merged default"):
+    with pytest.warns(UserWarning, match="All adapters are already merged"):
         model.merge_adapter()
     model.unmerge_adapter()
     assert torch.equal(logits(model, ids), want)
@@ -190,6 +192,63 @@ def test_merging_and_leaving(adapted: Any, base: Any, ids: torch.Tensor) -> None
     plain = model.unload()
     assert torch.equal(logits(plain, ids), logits(base, ids))
     assert not hasattr(plain, "peft_config")
+
+
+def test_one_adapter_after_the_other_is_merged(adapted: Any, ids: torch.Tensor) -> None:
+    """What is merged later comes beside what is merged; the base comes back bit for bit."""
+    model = adapted()
+    base = {name: p.clone() for name, p in model.get_base_model().named_parameters()}
+    model.add_adapter("other", BishareConfig(spec="lora", seed=4))
+    randomize(model, 4)
+    model.base_model.set_adapter(["default", "other"])
+    want = logits(model.eval(), ids)
+    model.set_adapter("default")
+    model.merge_adapter(["default"])
+    with pytest.warns(UserWarning, match="additionally merging other"):
+        model.merge_adapter(["other"])
+    torch.testing.assert_close(logits(model.eval(), ids), want, rtol=1e-4, atol=1e-4)
+    assert model.get_layer_status()[0].merged_adapters == ["default", "other"]
+    with pytest.warns(UserWarning, match="nothing to do"):
+        model.merge_adapter(["other"])
+    model.unmerge_adapter()
+    now = dict(model.get_base_model().named_parameters())
+    assert all(torch.equal(now[name], p) for name, p in base.items() if "bishare" not in name)
+    # One that cannot be merged leaves what is.
+    with torch.no_grad():
+        next(iter(model.bishare["other"].parts.tensors().values()))[0] = torch.nan
+    model.merge_adapter(["default"])
+    alone = logits(model, ids)
+    with (
+        pytest.warns(UserWarning, match="additionally"),
+        pytest.raises(AdapterError, match="BS628"),
+    ):
+        model.merge_adapter(["other"])
+    assert torch.equal(logits(model, ids), alone)
+    assert model.bishare.merged_adapters == ["default"]
+    with pytest.warns(UserWarning, match="nothing to do"):
+        merged = model.merge_and_unload(adapter_names=["default"])
+    assert torch.equal(logits(merged, ids), alone)
+
+
+def test_an_adapter_is_saved_from_a_model_that_fsdp_wraps(
+    adapted: Any, base: Any, ids: torch.Tensor
+) -> None:
+    """By the first FSDP, which puts wrappers into the paths of modules, and not into keys."""
+    model = adapted()
+    want = logits(model, ids)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = FullyShardedDataParallel(
+                model, use_orig_params=True, device_id=torch.device("cpu")
+            )
+            state = get_peft_model_state_dict(wrapped)
+    finally:
+        distributed.destroy_process_group()
+    other = get_peft_model(copy.deepcopy(base), BishareConfig(spec=SPEC)).eval()
+    set_peft_model_state_dict(other, state)
+    assert torch.equal(logits(other, ids), want)
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -261,29 +320,50 @@ def test_what_compile_spec_made_is_taken_over(base: Any, ids: torch.Tensor) -> N
 
 
 def test_transformers_takes_adapters_in_by_itself(
-    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path
+    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`add_adapter`, which asks for a PEFT that is not out yet, is `inject_adapter_in_model`."""
+    # For all but `load_adapter` it asks for a PEFT that is not out yet.
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.21.0")
     for spec in (SPEC, VERA):
         model = adapted(spec)
         model.save_pretrained(tmp_path)
         other = copy.deepcopy(base)
         other.load_adapter(tmp_path)
         assert torch.equal(logits(other, ids), logits(model, ids))
-        # What its `disable_adapters`, `enable_adapters` and `set_adapter` do.
-        layers = [module for module in other.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(enabled=False)
+        other.disable_adapters()
         assert torch.equal(logits(other, ids), logits(base, ids))
-        for layer in layers:
-            layer.enable_adapters(enabled=True)
-            layer.set_adapter("default")
+        other.enable_adapters()
+        other.add_adapter(BishareConfig(spec="lora"), "fresh")
+        assert other.active_adapters() == ["fresh"]
+        assert torch.equal(logits(other.eval(), ids), logits(base, ids))
+        other.set_adapter("default")
         assert torch.equal(logits(other.eval(), ids), logits(model, ids))
-        assert [layer.active_adapter for layer in layers] == [["default"]]
-    fresh = inject_adapter_in_model(BishareConfig(spec=SPEC), copy.deepcopy(base))
+        other.delete_adapter("fresh")
+        assert not any(".fresh." in name for name in other.state_dict())
+    fresh = copy.deepcopy(base)
+    fresh.add_adapter(BishareConfig(spec=SPEC))
     assert torch.equal(logits(fresh.eval(), ids), logits(base, ids))
     fresh(ids, labels=ids).loss.backward()
     assert all(p.grad is not None for p in fresh.bishare.parameters())
+    inject_adapter_in_model(BishareConfig(spec=SPEC), inject := copy.deepcopy(base))
+    assert torch.equal(logits(inject.eval(), ids), logits(base, ids))
+
+
+def test_folders_of_other_methods_do_not_stand_beside_ours(
+    adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    ours, lora = (
+        adapted(),
+        get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"])),
+    )
+    for model, name in ((ours, "ours"), (lora, "lora")):
+        model.save_pretrained(tmp_path / name)
+    for model, name in ((ours, "lora"), (lora, "ours")):
+        want = logits(model, ids)
+        with pytest.raises(ValueError, match="different peft types"):
+            model.load_adapter(tmp_path / name, name)
+        assert list(model.peft_config) == ["default"]
+        assert torch.equal(logits(model, ids), want)
 
 
 def test_a_compact_adapter_is_read_by_those_who_can(
@@ -373,9 +453,10 @@ def test_the_tensors_of_the_base_are_told_from_those_of_adapters(base: Any) -> N
     assert set_base_model_state_dict(model, want) == ([], [])
 
 
-def test_a_module_without_a_config(tmp_path: Path) -> None:
-    base, x = Net(), torch.randn(3, 8)
-    spec = "spec s\ntarget lin\nshare x per model rank 2\n"
+@pytest.mark.parametrize(("kind", "target"), [(Net, "lin"), (Mlp, 'lin0, path "seq.1"')])
+def test_a_module_without_a_config(kind: type[nn.Module], target: str, tmp_path: Path) -> None:
+    base, x = kind(), torch.randn(3, 8)
+    spec = f"spec s\ntarget {target}\nshare x per model rank 2 via SS\n"
     model = get_peft_model(copy.deepcopy(base), BishareConfig(spec=spec))
     assert torch.equal(model(x), base(x))
     randomize(model)
@@ -386,7 +467,7 @@ def test_a_module_without_a_config(tmp_path: Path) -> None:
     ):
         assert torch.equal(again(x), model(x))
     merged = model.merge_and_unload()
-    assert type(merged) is Net
+    assert type(merged) is kind
     torch.testing.assert_close(merged(x), again(x))
 
 

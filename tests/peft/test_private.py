@@ -98,6 +98,7 @@ def test_functions_take_what_they_are_called_with():
         None, merge=True, progressbar=False, safe_merge=False, adapter_names=None
     )
     inspect.signature(tuners_utils.BaseTuner.get_model_config).bind(None)
+    inspect.signature(tuners_utils.check_adapters_to_merge).bind(None, ["a"])
 
 
 def test_a_forward_opens_the_hooks_of_the_tuner():

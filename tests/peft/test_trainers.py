@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 from trl import (
     DPOConfig,
@@ -267,10 +267,7 @@ def test_reward(checkpoint: Path, tmp_path: Path) -> None:
     trainer.train()
     trainer.save_model(str(tmp_path / "out"))
     ids = torch.arange(3, 9)[None]
-    again = PeftModel.from_pretrained(
-        AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1),
-        tmp_path / "out",
-    )
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1)
     want = trainer.model.eval()(input_ids=ids).logits
     assert torch.equal(again.eval()(input_ids=ids).logits, want)
 

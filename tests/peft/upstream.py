@@ -16,7 +16,7 @@ import sys
 import tarfile
 import types
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, make_dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _ours() -> Any:
-    """Return the config of bishare that takes what PEFT's tests give to every config."""
+    """Make configs of bishare that take what PEFT's tests give to every config, one for each spec."""
     from bishare_dsl.peft import BishareConfig, BishareModel
 
     @dataclass
@@ -210,7 +210,8 @@ def _ours() -> Any:
                     "dense"
                 ]  # Its modules have names of their own; `in_proj` is refused (BS403).
             if targets is not None:
-                names = targets if isinstance(targets, str) else ", ".join(targets)
+                several = [targets] if isinstance(targets, str) else targets
+                names = ", ".join(f'path "{name}"' if "." in name else name for name in several)
                 self.spec = re.sub("target .*", f"target {names}", str(self.spec), count=1)
             super().__post_init__()
 
@@ -222,7 +223,11 @@ def _ours() -> Any:
             randomize_adapter(model.bishare[adapter_name])
 
     BishareModel.inject_adapter = inject_random  # type: ignore[method-assign]
-    return Config
+    # A test that is given a class alone gives it no spec.
+    return {
+        text: make_dataclass(f"Config_{name}", [("spec", str, text)], bases=(Config,))
+        for name, text in SPECS.items()
+    }
 
 
 def randomize_adapter(adapter: Any) -> None:
@@ -241,7 +246,7 @@ class _Matrix:
     def __init__(self) -> None:
         from peft import VeraConfig
 
-        self.vera, self.config = VeraConfig, _ours()
+        self.vera, self.configs = VeraConfig, _ours()
         self.seen: set[int] = set()
         self.known = [*_known()]
         self.outcomes: dict[str, dict[str, tuple[str, str]]] = {}
@@ -274,12 +279,12 @@ class _Matrix:
 
     def _translate(self, part: Any, text: str) -> Any:
         if part is self.vera:
-            return self.config
+            return self.configs[text]
         if isinstance(part, self.vera):
-            return self.config(spec=text, task_type=part.task_type)
+            return self.configs[text](task_type=part.task_type)
         if isinstance(part, dict):
             kept = ("task_type", "target_modules", "modules_to_save", "init_weights")
-            return {"spec": text, **{key: part[key] for key in kept if key in part}}
+            return {key: part[key] for key in kept if key in part}
         return part
 
     @pytest.hookimpl(tryfirst=True)
@@ -290,8 +295,8 @@ class _Matrix:
             fits = name == "vera" or (
                 name is not None and (name == "experts") == (MIXTURE in where)
             )
-            # What these find of a model without blocks is found of each spec.
-            fits &= name in ("vera", "lora") or "test_custom_models" not in item.nodeid
+            # Plain models have no norms.
+            fits &= name != "norms" or "test_custom_models" not in item.nodeid
             (kept if fits else others).append(item)
             for pattern, specs, reason in self.known:
                 if name in specs and fnmatch.fnmatchcase(_key(item.nodeid), pattern):

@@ -9,6 +9,7 @@ from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.models import inspect_model
 from bishare_dsl.models.site import Architecture
 from tests.support.families import tiny_model
+from tests.support.plain import Mlp
 
 UNTIED, TIED = "llama-7b", "smollm2-135m"
 LET = "let ends = heads, embeddings "
@@ -151,3 +152,24 @@ def test_where_a_family_has_them(family: str, paths: list[tuple[str, ...]]) -> N
 def test_they_go_through_json() -> None:
     plan = planned("target lm_head, embed_tokens, q_proj share x per module rank 4", TIED)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        ("target lin share x per module rank 2", "did you mean `lin0`?"),
+        ("target nix share x per module rank 2", 'such as `path "lin0"`, `path "seq.1"`'),
+        ('target kind "*" share x per expert rank 2 via SS', "no numbered blocks: name"),
+        ("target attention_inputs share x per module rank 2", "no numbered blocks: name"),
+        ("target lin0 and layer in 0..3 share x per module rank 2", "no numbered blocks: name"),
+        ("target layer in 0..3 share x per module rank 2", "no numbered blocks: name"),
+        ("target expert in 1..0 share x per module rank 2", "no experts"),
+        ("target lin0 share x per layer // 2 rank 2 via SS", "`lin0` is in no layer"),
+    ],
+)
+def test_a_model_without_blocks_says_how_its_modules_are_named(statements: str, said: str) -> None:
+    plan = planned('target lin0, path "seq.1" share x per layer rank 2 via SS', Mlp())
+    assert (plan.base.layers, len(plan.sites), plan.trainable) == (0, 2, 2 * (8 + 6))
+    with pytest.raises(BishareError) as info:
+        planned(statements, Mlp())
+    assert said in str(info.value)

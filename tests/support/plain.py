@@ -1,4 +1,4 @@
-"""A model that is none of transformers: it has numbered blocks and no config."""
+"""Models that are none of transformers, and have no config: with numbered blocks, and without."""
 
 import torch
 from torch import nn
@@ -22,3 +22,13 @@ class Net(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin0 = nn.Linear(8, 6)
+        self.seq = nn.Sequential(nn.ReLU(), nn.Linear(6, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.seq(self.lin0(x))

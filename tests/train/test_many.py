@@ -218,6 +218,9 @@ def test_the_best_of_several_rates_is_what_runs_alone_find(tasks: Any, tmp_path:
         assert [one for one, task in tried.items() if task.folder is not None] == [best]
         assert tried[best].folder == str(tmp_path / "out" / name)
         assert [one for one, task in tried.items() if task.stopped is None] == [best]
+        for one, task in tried.items():
+            assert task.stopped in (None, f"lost at step {task.steps}")
+            assert task.loss_first == pytest.approx(alone[one].loss_first, abs=1e-5)
         assert tried[best].eval_loss == pytest.approx(alone[best].eval_loss, abs=1e-5)
         for key, found in tensors(tmp_path / "out" / name).items():
             of_run = alone[best].model.bishare.tensors()[key]

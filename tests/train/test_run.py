@@ -190,7 +190,7 @@ def test_everything_cheap_is_checked_first(files, tmp_path, monkeypatch, model_f
     def refuse(*_, **__):
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("bishare_dsl.train.prepare.load_model", refuse)
+    monkeypatch.setattr("bishare_dsl.train.check.load_model", refuse)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     good = {
@@ -283,7 +283,7 @@ def test_a_warning_is_told_once(start, tmp_path):
 def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp_path, monkeypatch):
     from bishare_dsl import language
     from bishare_dsl.models import load, source
-    from bishare_dsl.train import run
+    from bishare_dsl.train import check
 
     seen = []
     resolve, read_file = source.resolve, language.read_file
@@ -295,7 +295,7 @@ def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp
     monkeypatch.setattr(
         language, "read_file", lambda path: seen.append(path.name) or read_file(path)
     )
-    for module in (run, load):
+    for module in (check, load):
         monkeypatch.setattr(module, "resolve", resolving)
     start(tmp_path / "it", model=str(model_folder), tokenizer=None)
 

@@ -8,15 +8,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from harness.result import machine, versions
 
 from bishare_dsl.resources import cache_folder
-from sweep.methods import ABLATIONS
+from sweep.methods import ABLATIONS, METHODS
 from sweep.results import Job, Results
 from sweep.search import Chain, finished, left, search
 from sweep.tasks import DECIDING, TASKS
@@ -58,6 +59,21 @@ def chains(results: Results, options: argparse.Namespace) -> Iterator[Chain]:
             yield search(results, task, name, options.seeds)
 
 
+def todo(
+    results: Results, options: argparse.Namespace, begun: Collection[Job], workers: int
+) -> Iterator[list[Job]]:
+    """Yield what a worker can start, with no job that has begun: the jobs of a series, dealt out to workers.
+
+    Those of bishare's methods go through the base together; of PEFT's and of the base's each runs alone.
+    """
+    for series, _ in chains(results, options):
+        jobs = [job for job in series if job not in begun]
+        apart = [job for job in jobs if job.method == "base" or METHODS[job.method].peft]
+        yield from ([job] for job in apart)
+        if not apart:
+            yield from (jobs[i::workers] for i in range(min(workers, len(jobs))))
+
+
 def sweep(results: Results, options: argparse.Namespace) -> None:
     """Do all runs; what can start depends on what is done."""
     from harness.model import smollm2_folder
@@ -65,7 +81,8 @@ def sweep(results: Results, options: argparse.Namespace) -> None:
     from sweep.training import run
 
     base = smollm2_folder(options.cache)
-    running, failed = {}, set()
+    running: dict[Future[Any], list[Job]] = {}
+    failed: set[Job] = set()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Ctrl-C reaches every process of a terminal; the first one ends the others.
     ignore = (signal.SIGINT, signal.SIG_IGN)
@@ -74,28 +91,27 @@ def sweep(results: Results, options: argparse.Namespace) -> None:
     ) as pool:
         try:
             while True:
-                todo = [job for jobs, _ in chains(results, options) for job in jobs]
-                todo = [job for job in todo if job not in failed and job not in running.values()]
-                for job in todo[: options.workers - len(running)]:
-                    running[pool.submit(run, job, base, options.cache / "wheels")] = job
+                free, begun = options.workers - len(running), failed.union(*running.values())
+                for jobs in [*todo(results, options, begun, free)][:free]:
+                    running[pool.submit(run, jobs, base, options.cache / "wheels")] = jobs
                 if not running:
                     return
                 done = wait(running, return_when=FIRST_COMPLETED).done
                 for future in done:
-                    job = running.pop(future)
+                    jobs = running.pop(future)
                     if error := future.exception():
-                        failed.add(job)
-                        print(f"FAILED {job}", flush=True)
+                        failed |= {*jobs}
+                        print(*(f"FAILED {job}" for job in jobs), sep="\n", flush=True)
                         traceback.print_exception(error)
                         continue
-                    row = future.result() | circumstances(options.workers)
-                    results.add(job, row)
-                    print(
-                        f"[{sum(n for _, n in chains(results, options))} left] {job}: validation"
-                        f" {row['validation_accuracy']:.4f}, test {row['test_accuracy']:.4f},"
-                        f" {row['cpu_s']:.0f} s of CPU",
-                        flush=True,
-                    )
+                    for job, row in zip(jobs, future.result(), strict=True):
+                        results.add(job, row | circumstances(options.workers))
+                        print(
+                            f"[{sum(n for _, n in chains(results, options))} left] {job}: validation"
+                            f" {row['validation_accuracy']:.4f}, test {row['test_accuracy']:.4f},"
+                            f" {row['cpu_s']:.0f} s of CPU",
+                            flush=True,
+                        )
         except KeyboardInterrupt:
             for process in mp.active_children():
                 process.kill()

@@ -1,4 +1,4 @@
-"""One run: adapt, train, evaluate."""
+"""Runs: adapt, train, evaluate. Those that differ in rate and seed alone go through the base together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
+from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.train.many import cut_by_length
+from bishare_dsl.train.optimizer import RowAdamW, Settings
 from sweep.data import BATCH, Row, split
 from sweep.methods import METHODS, adapt
 from sweep.results import Job
@@ -31,6 +35,8 @@ EVALUATION_BATCH = 64
 WARM_UP = 1 / 8
 # Of the gradients, as transformers' Trainer has it.
 LARGEST_NORM = 1.0
+# Of a pass: how many runs have their batch in it at most, and what it takes however few do, in tokens.
+AT_ONCE, COST = 4, 128
 
 
 class Example(NamedTuple):
@@ -208,21 +214,91 @@ def train(model: Any, job: Job, examples: Sequence[Example], steps: int) -> list
     return losses
 
 
-def run(job: Job, base: Path, cache: Path) -> dict[str, Any]:
-    """Train and evaluate once; what a row of the results holds besides the job.
+def together(jobs: Sequence[Job], base: Path) -> Any:
+    """Return a model with an adapter for each job, called as its number, before their first step."""
+    method, model = METHODS[jobs[0].method], load_base(base)
+    made = make_plan(method.spec, model, {**method.params, **jobs[0].params})
+    for number, job in enumerate(jobs):
+        install(model, made, job.seed, str(number))
+    return model
 
-    The method `base` is the model as it is, with how often the commonest answer of the test part is right.
+
+def train_together(
+    model: Any, jobs: Sequence[Job], examples: Sequence[Example], steps: int
+) -> list[list[float]]:
+    """Train the adapters of a model that `together` made, each as `train` would; return each one's losses."""
+    warm = max(1, round(WARM_UP * steps))
+    lengths = [example.length for example in examples]
+    orders = [batches(lengths, job.seed) for job in jobs]
+    losses = torch.zeros(len(jobs), steps)
+    model.train()
+    with model.bishare.bank([str(number) for number, _ in enumerate(jobs)]) as bank:
+        rates = [partial(_rate, job.rate, warm, steps) for job in jobs]
+        settings = Settings(max_norm=LARGEST_NORM)
+        optimizer = RowAdamW(bank.parameters, [rates], [torch.ones(1, 1)], settings)
+        for step in range(steps):
+            drawn = [[examples[i] for i in order[step % len(order)]] for order in orders]
+            for numbers in passes(drawn):
+                owners = [number for number in numbers for _ in drawn[number]]
+                batch = collate([row for number in numbers for row in drawn[number]])
+                with model.bishare.rows(map(str, owners)):
+                    found = scores(model, batch)
+                each = F.cross_entropy(found, batch["answers"], reduction="none")
+                each = each / torch.tensor([len(drawn[number]) for number in owners])
+                each.sum().backward()
+                losses[:, step].index_add_(0, torch.tensor(owners), each.detach())
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses.tolist()
+
+
+def _rate(top: float, warm: int, steps: int, step: int) -> float:
+    """Return the rate of a step, by the schedule of `train`."""
+    return top * min(step / warm, (steps - step) / (steps - warm))
+
+
+def passes(drawn: Sequence[Sequence[Example]]) -> list[list[int]]:
+    """Return which of the runs' batches go through the base at once, by number: those of like lengths."""
+    longest = [max(row.length for row in rows) for rows in drawn]
+    order = sorted(range(len(drawn)), key=longest.__getitem__)
+    cuts = cut_by_length([longest[i] for i in order], AT_ONCE, COST // BATCH)
+    return [order[start:end] for start, end in cuts]
+
+
+def run(jobs: Sequence[Job], base: Path, cache: Path) -> list[dict[str, Any]]:
+    """Train and evaluate each job; return what a row of the results holds besides it.
+
+    Args:
+        jobs: of one task and method. Several are of a method of bishare's, and differ in rate and seed alone.
+            The method `base` is the model as it is, with how often the commonest answer is right.
     """
     # A model that was adapted refers to itself: the last run's is still there, until someone looks.
     gc.collect()
+    job, *others = jobs
     parts = load(job.task, job.size, base, cache)
     began = time.process_time()
-    model = load_base(base) if job.method == "base" else adapted(job, base)
     if job.method == "base":
         answers = Counter(example.answer for example in parts["test"])
-        found: dict[str, Any] = {"commonest_answer": max(answers.values()) / answers.total()}
+        rows = [_measured(load_base(base), parts)]
+        rows[0]["commonest_answer"] = max(answers.values()) / answers.total()
     else:
-        found = _learnt(model, job, parts["train"])
+        model = together(jobs, base) if others else adapted(job, base)
+        steps = getattr(TASKS[job.task], job.size).steps
+        if others:
+            losses = train_together(model, jobs, parts["train"], steps)
+        else:
+            losses = [train(model, job, parts["train"], steps)]
+        rows = []
+        for number, found in enumerate(losses):
+            if others:
+                model.bishare.activate([str(number)])
+            rows.append(_measured(model, parts) | _learnt(model, job, found))
+    spent = (time.process_time() - began) / len(jobs)
+    return [row | {"cpu_s": round(spent, 1)} for row in rows]
+
+
+def _measured(model: Any, parts: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+    """Evaluate, and return what a row holds of that."""
     measured = {}
     for part in ("validation", "test"):
         right, loss = evaluate(model, parts[part])
@@ -233,18 +309,15 @@ def run(job: Job, base: Path, cache: Path) -> dict[str, Any]:
             f"{part}_right": bitmask(right),
             f"{part}_rows": len(right),
         }
-    return {**measured, **found, "cpu_s": round(time.process_time() - began, 1)}
+    return measured
 
 
-def _learnt(model: Any, job: Job, examples: Sequence[Example]) -> dict[str, Any]:
-    """Train, and return what a row holds of that."""
-    steps = getattr(TASKS[job.task], job.size).steps
-    wall = time.perf_counter()
-    losses = train(model, job, examples, steps)
-    wall = time.perf_counter() - wall
+def _learnt(model: Any, job: Job, losses: Sequence[float]) -> dict[str, Any]:
+    """Return what a row holds of an adapter that was trained, and is the active one."""
     with tempfile.TemporaryDirectory() as scratch:
         (model if METHODS[job.method].peft else model.bishare).save_pretrained(scratch)
         size = sum(path.stat().st_size for path in Path(scratch).rglob("*.safetensors"))
+    steps = len(losses)
     every = max(1, steps // 12)
     means = [statistics.fmean(losses[i - every : i]) for i in range(every, steps + 1, every)]
     return {
@@ -252,5 +325,4 @@ def _learnt(model: Any, job: Job, examples: Sequence[Example]) -> dict[str, Any]
         "bytes": size,
         "steps": steps,
         "train_loss": [round(mean, 4) for mean in means],
-        "train_wall_s": round(wall, 1),
     }

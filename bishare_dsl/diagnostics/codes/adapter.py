@@ -4,16 +4,8 @@ from bishare_dsl.diagnostics.problem import Code
 
 # Reading a folder ---------------------------------------------------------------------------------
 
-NO_SUCH_FOLDER = Code(
-    "BS601",
-    "there is no folder `{folder}`",
-    "name a folder that `bishare compile` or `bishare train` wrote",
-)
-NOT_AN_ADAPTER = Code(
-    "BS602",
-    "`{folder}` is not a bishare adapter: it has no adapter_config.json",
-    "name a folder that `bishare compile` or `bishare train` wrote",
-)
+NO_SUCH_FOLDER = Code("BS601", "there is no folder `{folder}`")
+NOT_AN_ADAPTER = Code("BS602", "`{folder}` is not a bishare adapter: it has no adapter_config.json")
 PEFT_ADAPTER = Code("BS603", "`{folder}` is a PEFT adapter")
 BROKEN_CONFIG = Code("BS604", "`{path}` cannot be read: {reason}")
 NEWER_FORMAT = Code(
@@ -45,9 +37,7 @@ DRAWN_OTHERWISE = Code(
 FOREIGN_FILE = Code("BS615", "`{path}` is not part of an adapter and would be overwritten")
 CANNOT_WRITE = Code("BS616", "`{path}` cannot be written: {reason}")
 NO_VALUES = Code("BS617", "the values of `{name}` are not here: {reason}")
-FOLDER_EXISTS = Code(
-    "BS618", "`{folder}` exists", "give another folder or file, or remove what is there"
-)
+FOLDER_EXISTS = Code("BS618", "`{folder}` exists")
 FROZEN_CHANGED = Code(
     "BS635",
     "frozen tensors are stored, since they are not what seed {seed} draws: {names}",
@@ -62,13 +52,8 @@ NOT_MERGED = Code("BS621", "the adapter is not merged")
 RESIZED = Code(
     "BS698",
     "`{path}` cannot have {wanted} rows: adapter `{name}` has something there, made for {rows}",
-    "resize the base first, and adapt it then",
 )
-QUANTISED = Code(
-    "BS622",
-    "{what} quantised ({found}), so that the adapter cannot be merged",
-    "`dequantize=True` (`--dequantize`) makes such layers dense; or load the base in 16 or 32 bits",
-)
+QUANTISED = Code("BS622", "{what} quantised ({found}), so that the adapter cannot be merged")
 NOT_DENSE = Code("BS623", "`{path}` ({found}) offers no way to dequantise it")
 NO_WEIGHT = Code("BS624", "the weight of `{path}` is not here: {reason}")
 SHARED_WEIGHT = Code("BS625", "the weight of `{path}` is also that of `{other}`")
@@ -86,7 +71,6 @@ RANK_FOR_VLLM = Code(
 TAKEN_FOR_EXPERTS = Code(
     "BS693",
     "PEFT takes `{path}`{more} for experts of this `{family}`, and fails or computes something else",
-    "leave these layers out of `target`, or merge the adapter; vLLM takes `--experts each`",
     severity="warning",
 )
 EXPORT_OPTION = Code("BS646", "cannot export with this `{option}`: {reason}")
@@ -118,12 +102,10 @@ MIXED_WHOLE = Code(
 READS_WEIGHTS = Code(
     "BS688",
     "`{tensor}` starts as the base's weights say (`{start}`), and {action} has their shapes alone",
-    "adapt the model with its weights: `compile_spec(spec, model)`, or `bishare train`",
 )
 OTHER_WEIGHTS = Code(
     "BS699",
     "`{name}`, which comes from the base's weights, is not what it was: these are other weights",
-    "take the base that the adapter was trained on, in the same type",
 )
 COMPACT_FOR_GOOD = Code("BS637", "this adapter was saved compactly, and cannot train")
 
@@ -131,9 +113,7 @@ COMPACT_FOR_GOOD = Code("BS637", "this adapter was saved compactly, and cannot t
 
 UNKNOWN_ADAPTER = Code("BS640", "the model has no adapter `{name}`")
 NAME_IN_USE = Code("BS641", "the model has an adapter `{name}` already")
-NO_NAME = Code(
-    "BS638", "an adapter cannot be called `{name}`", "call it by letters, digits, `_` and `-`"
-)
+NO_NAME = Code("BS638", "an adapter cannot be called `{name}`")
 STILL_MERGED = Code("BS643", "cannot {action} while the adapter is merged")
 SHARDED = Code("BS645", "cannot {action}: the model is sharded over several processes")
 MIXED_UNKNOWN = Code("BS670", "row {row} of the batch: the model has no adapter `{name}`")
@@ -155,7 +135,6 @@ MIXED_REENTRANT = Code(
     "BS689",
     "cannot train a mixed batch: the model computes layers again with `use_reentrant=True`, and whose each "
     "row is would not be known then",
-    'call `activation_checkpointing_enable({"use_reentrant": False})`',
 )
 MIXED_OPEN = Code("BS674", "cannot {action} while a mixed batch is open")
 NEEDS_NAME = Code("BS676", "`{folder}` is a library of {count} adapters")
@@ -168,11 +147,7 @@ NOT_FINITE_TENSORS = Code(
     "{count} of the adapter's tensors have values that are not finite, the first is `{name}`",
     severity="warning",
 )
-NOT_FINITE_ADAPTER = Code(
-    "BS694",
-    "cannot use `{folder}`: {what}",
-    "load it with `load_adapter` to look at it, or train it again from its last good checkpoint",
-)
+NOT_FINITE_ADAPTER = Code("BS694", "cannot use `{folder}`: {what}")
 OTHER_COMPILER = Code(
     "BS661", "the adapter's spec gives another plan here than the one that it was saved with"
 )
@@ -181,9 +156,7 @@ UNKNOWN_DTYPE = Code("BS662", "an adapter is not saved in {dtype}")
 # Serving with vLLM --------------------------------------------------------------------------------
 
 OTHER_PLAN = Code(
-    "BS650",
-    "`{folder}` has another plan than this server has slots for: it differs in {what}",
-    'start the server with a folder of this plan in "bishare_plans" of `--additional-config`',
+    "BS650", "`{folder}` has another plan than this server has slots for: it differs in {what}"
 )
 RANK_OVER_LIMIT = Code(
     "BS651",
@@ -195,30 +168,16 @@ LAYER_NOT_ADAPTED = Code(
 OTHER_FROZEN = Code("BS653", "the frozen tensor `{name}` of `{folder}` is not the server's")
 NOT_IN_COMPACT_MODE = Code("BS654", "a server in compact mode does not work with {setting}")
 NO_ROOM = Code(
-    "BS657",
-    "slots for the plan of `{folder}` take {need:.3g} GiB, and {left:.3g} are left",
-    'grant more by "bishare_slots_gib" of `--additional-config`, or start with fewer `--max-loras`',
+    "BS657", "slots for the plan of `{folder}` take {need:.3g} GiB, and {left:.3g} are left"
 )
-BAD_SERVER_SETTING = Code(
-    "BS658",
-    "`{setting}` as a setting of a server: {problem}",
-    "`--additional-config` takes `bishare_plans`, a list of folders, and `bishare_slots_gib`",
-)
+BAD_SERVER_SETTING = Code("BS658", "`{setting}` as a setting of a server: {problem}")
 
 # With PEFT ----------------------------------------------------------------------------------------
 
 SPEC_TARGETS = Code(
-    "BS664",
-    "`target_modules` says nothing to BISHARE: the spec says what it targets",
-    "leave `target_modules` out, and write `target q_proj, v_proj` (say) in the spec",
+    "BS664", "`target_modules` says nothing to BISHARE: the spec says what it targets"
 )
-TRAINED_TWICE = Code(
-    "BS665",
-    "these adapters cannot run together: each has a `{path}` of its own",
-    "make one of them active at a time",
-)
+TRAINED_TWICE = Code("BS665", "these adapters cannot run together: each has a `{path}` of its own")
 COMPACT_BY_TRANSFORMERS = Code(
-    "BS666",
-    "`model.load_adapter` of transformers cannot read an adapter that was saved compactly",
-    "load it by `PeftModel.from_pretrained(model, folder)` or `bishare_dsl.load_adapter(folder, model)`",
+    "BS666", "`model.load_adapter` of transformers cannot read an adapter that was saved compactly"
 )

@@ -3,7 +3,5 @@
 from bishare_dsl.diagnostics.problem import Code
 
 NOTHING_ADDED = Code(
-    "BS850",
-    "the adapter in `{folder}` adds nothing to any module, so there is nothing to measure",
-    "give an adapter that was trained: a new one has a B of zeros, and so no update",
+    "BS850", "the adapter in `{folder}` adds nothing to any module, so there is nothing to measure"
 )

@@ -4,79 +4,40 @@ from bishare_dsl.diagnostics.problem import Code
 
 NO_SUCH_SITE = Code("BS301", "{what} matches no module of {model}")
 NO_SUCH_LAYER = Code(
-    "BS302",
-    "{what} is outside {model}, which has layers 0..{last} (or -{layers}..-1)",
-    "layers count from 0: `layer in 0..3` is the first four, `layer in -4..-1` the last four",
+    "BS302", "{what} is outside {model}, which has layers 0..{last} (or -{layers}..-1)"
 )
-NO_SUCH_EXPERT = Code(
-    "BS320",
-    "{what} is outside {model}, which has {has}",
-    "experts count from 0; what is of no expert has `expert == none`",
-)
+NO_SUCH_EXPERT = Code("BS320", "{what} is outside {model}, which has {has}")
 CONSTANT = Code(
     "BS321",
     "this condition is {always} true of the {count} {what} that it is asked of",
-    "leave it out, or ask what tells these apart",
     severity="warning",
 )
 HIDES_KIND = Code(
-    "BS322",
-    "`let {name}` hides the layers that {model} calls `{name}`",
-    "give the let another name",
-    severity="warning",
+    "BS322", "`let {name}` hides the layers that {model} calls `{name}`", severity="warning"
 )
 COVERS_NOTHING = Code("BS303", "{what} covers no module of {model}")
-RANK_VARIES = Code(
-    "BS304",
-    "the rank is not the same in the whole pool `{pool}`: {found}",
-    "give one rank to all of it, or a key that tells apart what the rank depends on",
-)
-SHAPES = Code(
-    "BS305", "share `{share}` cannot {what}: {why}", "take an option that fits these widths"
-)
+RANK_VARIES = Code("BS304", "the rank is not the same in the whole pool `{pool}`: {found}")
+SHAPES = Code("BS305", "share `{share}` cannot {what}: {why}")
 ARM_NOTHING = Code("BS306", "{value} matches none of the modules of share `{share}`")
 NO_ARM = Code("BS307", "no arm gives `{site}` a rank")
-UNCOVERED = Code(
-    "BS308",
-    "no share covers {what}",
-    "take these out of `target`, or let a share cover them with a rank above 0",
-    severity="warning",
-)
-NOTHING_TO_TRAIN = Code(
-    "BS309",
-    "`{spec}` has nothing to train: {why}",
-    "give a share a rank above 0, and leave a tensor of it unfrozen",
-)
-EXCLUDES_NOTHING = Code(
-    "BS310", "`except` takes nothing away here", "leave the exception out", severity="warning"
-)
+UNCOVERED = Code("BS308", "no share covers {what}", severity="warning")
+NOTHING_TO_TRAIN = Code("BS309", "`{spec}` has nothing to train: {why}")
+EXCLUDES_NOTHING = Code("BS310", "`except` takes nothing away here", severity="warning")
 UNREACHABLE = Code(
     "BS311",
     "share `{share}` asks for rank {rank}, but at {sites} the update's rank is at most {reach}",
-    "a smaller rank learns the same with fewer parameters",
     severity="warning",
 )
-LEFT_OUT = Code(
-    "BS313",
-    "`target` leaves out {what}: {why}",
-    "`except` leaves it out, and then nothing is said of it",
-    severity="warning",
-)
+LEFT_OUT = Code("BS313", "`target` leaves out {what}: {why}", severity="warning")
 ALONE = Code(
     "BS314",
     "no two modules of share `{share}` have the same value of this key, so nothing is shared",
     severity="warning",
 )
 TIED = Code("BS315", "{names} are one weight in {model}, and `{statement}` does not name {unnamed}")
-TRAINED_TWICE = Code(
-    "BS316",
-    "`{path}` is trained in full, and a share adds a term to it",
-    "take it out of `train`, or out of `target`",
-)
+TRAINED_TWICE = Code("BS316", "`{path}` is trained in full, and a share adds a term to it")
 TRAINS_SITE = Code(
-    "BS317",
-    "`{kind}` is a linear layer of a block: shares adapt it, and `train` is for the rest",
-    "name it in `target`",
+    "BS317", "`{kind}` is a linear layer of a block: shares adapt it, and `train` is for the rest"
 )
 NO_DIRECTIONS = Code(
     "BS319", "`{role}` of share `{share}` cannot start as directions of the weights: {why}"
@@ -84,13 +45,11 @@ NO_DIRECTIONS = Code(
 FRESH_HEAD = Code(
     "BS318",
     "the head {what} is trained too, and saved with the adapter ({size:,} parameters)",
-    "`train heads` says that it is meant, `train none` leaves the head as it is",
     severity="note",
 )
 GATE_RANK = Code(
     "BS350",
     "gates of rank {gate_rank} make this update rank {gate_rank} at most, whatever its rank {rank} says",
-    "raise `gate_rank`, or lower the rank: the update is the same",
     severity="warning",
 )
 KERNEL_CROPS = Code(
@@ -99,8 +58,5 @@ KERNEL_CROPS = Code(
     severity="warning",
 )
 ADDS_NOTHING = Code(
-    "BS312",
-    "this part of `where` adds no target module to share `{share}`",
-    "name it in `target` too, or leave it out here",
-    severity="warning",
+    "BS312", "this part of `where` adds no target module to share `{share}`", severity="warning"
 )

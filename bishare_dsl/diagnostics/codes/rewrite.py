@@ -11,7 +11,5 @@ SHARDED_ALREADY = Code(
     severity="warning",
 )
 BARE_CONTAINER = Code(
-    "BS406",
-    "a `{kind}` would take what an adapter puts into it for one more of its layers",
-    "put it into a module: `class Net(nn.Module)` whose `forward` calls it",
+    "BS406", "a `{kind}` would take what an adapter puts into it for one more of its layers"
 )

@@ -5,32 +5,18 @@ from bishare_dsl.diagnostics.problem import Code
 UNKNOWN_PARAM_SET = Code("BS207", "spec `{spec}` has no param `{name}`")
 UNKNOWN_NAME = Code("BS201", "nothing here is called `{name}`")
 TWICE = Code("BS202", "{what} `{name}` is declared twice")
-RESERVED = Code("BS203", "`{name}` cannot be declared: {why}", "give it another name")
+RESERVED = Code("BS203", "`{name}` cannot be declared: {why}")
 UNKNOWN_TRANSFORM = Code("BS204", "no transform is called `{name}`")
 UNKNOWN_OPTION = Code("BS205", "{transform} has no option `{name}`")
 BAD_OPTION = Code("BS206", "{transform} cannot take {what}: {why}")
 UNKNOWN_INIT = Code("BS208", "no tensor can start as `{name}`")
 START = Code("BS209", "share `{share}` {what}")
-NO_VALUE = Code(
-    "BS210",
-    "this has no value here: {why}",
-    "write an expression that has a number at every module",
-)
-BAD_NUMBER = Code(
-    "BS211",
-    "{what} cannot be {value}: {why}",
-    "write an expression with a number that fits at every module",
-)
-NO_ALPHA = Code(
-    "BS212",
-    "this scale reads `alpha`, and nothing sets it",
-    "give one: `alpha 16` before the first share, say",
-)
-UNUSED = Code(
-    "BS213", "{what} `{name}` is never used", "leave it out, or use it", severity="warning"
-)
+NO_VALUE = Code("BS210", "this has no value here: {why}")
+BAD_NUMBER = Code("BS211", "{what} cannot be {value}: {why}")
+NO_ALPHA = Code("BS212", "this scale reads `alpha`, and nothing sets it")
+UNUSED = Code("BS213", "{what} `{name}` is never used", severity="warning")
 BROKEN_PLUGIN = Code("BS214", "the transform `{name}` of package `{package}` cannot be used: {why}")
-UNKNOWN_ROLE = Code("BS215", "share `{share}` has no tensor `{role}` to {what}", "leave it out")
+UNKNOWN_ROLE = Code("BS215", "share `{share}` has no tensor `{role}` to {what}")
 OUTDENTED = Code(
     "BS218", "`{word}` begins a line, and is a clause of share `{share}` alone", severity="warning"
 )
@@ -43,17 +29,11 @@ EMPTY_RANGE = Code("BS220", "`{first}..{last}` is empty: it ends before it begin
 CONSTANT_KEY = Code(
     "BS221",
     "this key is the same at every module, so that it tells nothing apart",
-    "for one pool of all write `per model`",
     severity="warning",
 )
 NO_KEY = Code("BS222", "share `{share}` gives `{role}` no key")
 NOT_PLAIN = Code(
     "BS223",
     "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
-    "start it otherwise, or take another transform",
 )
-NOT_LINEAR = Code(
-    "BS217",
-    "{transform} is not linear in its input, so it takes no `{what}`",
-    "leave it out; `gain out` is possible",
-)
+NOT_LINEAR = Code("BS217", "{transform} is not linear in its input, so it takes no `{what}`")

@@ -31,14 +31,3 @@ def run_passes(
         region.forward.lint()
         region.assembly.lint()
         yield type(step).__name__
-
-
-__all__ = [
-    "OPTIMISATIONS",
-    "ExpandTerms",
-    "FuseGatedMlp",
-    "FuseIslands",
-    "HoistFactors",
-    "ShareFactors",
-    "run_passes",
-]

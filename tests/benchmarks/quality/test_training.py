@@ -3,8 +3,21 @@
 import pytest
 import torch
 from sweep.methods import METHODS
+from sweep.results import Job
 from sweep.tables import unmask
-from sweep.training import Example, batches, bitmask, collate, evaluate, scores
+from sweep.training import (
+    Example,
+    adapted,
+    batches,
+    bitmask,
+    collate,
+    evaluate,
+    passes,
+    scores,
+    together,
+    train,
+    train_together,
+)
 
 from bishare_dsl import compile_spec
 from bishare_dsl.testing.models import tiny_model
@@ -47,6 +60,30 @@ def test_every_library_is_scored_alike():
         torch.testing.assert_close(found, expected)
         found[:, 0].sum().backward()
         assert any(p.grad is not None for p in model.parameters())
+
+
+def test_runs_together_are_those_that_they_are_alone(monkeypatch):
+    monkeypatch.setattr("sweep.training.load_base", lambda _: tiny_model("llama"))
+    examples = [
+        Example([*range(5, 6 + n % 9)], [[8, 14], [9, 10, 11]], n % 2) for n in range(16 * 7)
+    ]
+    runs = [(5e-3, 0), (1e-3, 0), (5e-3, 1)]
+    jobs = [Job("languages", "ke_1_r", *run, params={"size": 4}) for run in runs]
+    model = together(jobs, None)
+    losses = train_together(model, jobs, examples, 5)
+    for number, (job, mine) in enumerate(zip(jobs, losses, strict=True)):
+        alone = adapted(job, None)
+        assert mine == pytest.approx(train(alone, job, examples, 5), abs=1e-5)
+        model.bishare.activate([str(number)])
+        expected = scores(alone.eval(), collate(EXAMPLES))
+        torch.testing.assert_close(
+            scores(model.eval(), collate(EXAMPLES)), expected, atol=1e-4, rtol=0
+        )
+
+
+def test_batches_of_like_lengths_go_through_the_base_together():
+    drawn = [[Example([5] * length, [[6]], 0)] * 16 for length in (40, 6, 41, 7, 8, 40)]
+    assert passes(drawn) == [[1, 3, 4], [0, 5, 2]]
 
 
 def test_evaluation_is_in_the_order_of_the_rows():

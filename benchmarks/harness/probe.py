@@ -1,4 +1,4 @@
-"""What a model gives for inputs that are always the same: so that a merge can be measured."""
+"""What a model gives for inputs that are always the same."""
 
 from __future__ import annotations
 

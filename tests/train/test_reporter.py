@@ -3,7 +3,7 @@ import re
 
 from transformers import TrainerControl, TrainerState
 
-from bishare_dsl.train.progress import Progress
+from bishare_dsl.train.reporter import Progress
 
 LOGS = {"loss": 1.25, "learning_rate": 1e-4, "grad_norm": 2.0}
 
