@@ -45,6 +45,7 @@ class ManyTrainer(Trainer):
         **arguments: as for Trainer.
 
     Attributes:
+        handle: the adapters.
         bank: the adapters' tensors; it is set before `train`, when the model is where it stays.
         first, last: the loss of each task in its first step, and in the last one that was logged.
         held_out: the last held-out loss of each task.
@@ -66,7 +67,6 @@ class ManyTrainer(Trainer):
         **arguments: Any,
     ) -> None:
         self.steps, self._rates, self._warm_up = steps, rates, warm_up
-        self.write = lambda: None
         self._settings = Settings(
             (args.adam_beta1, args.adam_beta2),
             args.adam_epsilon,
@@ -80,17 +80,12 @@ class ManyTrainer(Trainer):
         # DDP wants parameters of the model's that train; gradients of the bank are summed here.
         prepare = cast(Any, self.accelerator).prepare_model
         vars(self.accelerator)["prepare_model"] = partial(prepare, evaluation_mode=True)
-        count = len(steps.tasks)
-        self._sums = torch.zeros(2, count, device=args.device)
+        self.handle: Handle = cast(Any, self.model).bishare
+        self._sums = torch.zeros(2, len(steps.tasks), device=args.device)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.held_out: dict[str, float] = {}
         self.done, self.evaluated = 0, -1
-
-    @property
-    def handle(self) -> Handle:
-        """The adapters."""
-        return cast(Handle, cast(Any, self.model).bishare)
 
     def get_train_dataloader(self) -> Any:
         """Give the steps as they are."""
@@ -221,17 +216,15 @@ class ManyTrainer(Trainer):
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute the held-out loss of each task: the mean over its tokens."""
-        tasks = [
-            i for i, t in enumerate(self.steps.tasks) if t.held_out and i not in self.steps.stopped
-        ]
+        steps, model = self.steps, cast(Any, self.model).eval()
+        tasks = [i for i, t in enumerate(steps.tasks) if t.held_out and i not in steps.stopped]
         totals = torch.zeros_like(self._sums[0])
-        model = cast(Any, self.model).eval()
-        passes = self.steps.passes([(i, self.steps.tasks[i].held_out) for i in tasks])
+        passes = steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
         for numbers, losses in self._losses(model, passes):
             totals.index_add_(0, numbers, losses)
         model.train()
         means = self._together(totals).tolist()
-        found = {self.steps.tasks[i].name: means[i] for i in tasks}
+        found = {steps.tasks[i].name: means[i] for i in tasks}
         self.held_out |= found
         mean = {"eval_loss": sum(found.values()) / max(len(found), 1)}
         self.log({**mean, "eval_losses": found})
@@ -257,15 +250,23 @@ class ManyTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         values = {"own": self.bank.own.data, "common": self.bank.common.data}
-        notes = {"stopped": [*self.steps.stopped.items()], "held_out": self.held_out}
+        stopped = [*self.steps.stopped.items()]
+        notes = {"tasks": self._tasks(), "stopped": stopped, "held_out": self.held_out}
         said = {name: json.dumps(value) for name, value in notes.items()}
         save_file(values, folder / BANK, said)
 
+    def _tasks(self) -> list[list[str]]:
+        """Return the name and the plan of each row of the bank."""
+        return [[t.name, self.handle[t.name].plan.digest] for t in self.steps.tasks]
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with safe_open(str(Path(resume_from_checkpoint, BANK)), framework="pt") as found:
+            said = {name: json.loads(value) for name, value in found.metadata().items()}
+            if said["tasks"] != self._tasks():
+                reason = "the checkpoint has adapters of other tasks, or of other params"
+                raise TrainError(codes.BAD_COMBINATION(reason=reason))
             self.bank.own.data.copy_(found.get_tensor("own"))
             self.bank.common.data.copy_(found.get_tensor("common"))
-            said = {name: json.loads(value) for name, value in found.metadata().items()}
         self.steps.stopped.update(said["stopped"])
         self.held_out |= said["held_out"]
 

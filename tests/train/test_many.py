@@ -90,6 +90,14 @@ def test_what_was_stopped_goes_on_bit_for_bit(tasks: Any, tmp_path: Path) -> Non
     with pytest.raises(TrainingInterrupted):
         start(SPEC, tasks, tmp_path / "parts", callbacks=[_Stop()], **how)
     assert not (tmp_path / "parts" / "long").exists()
+    with pytest.raises(BishareError, match="other tasks"):
+        train(
+            model=tiny_model("llama"),
+            tokenizer=tiny_tokenizer(),
+            resume=tmp_path / "parts",
+            seeds=2,
+            quiet=True,
+        )
     again = train(
         model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=tmp_path / "parts", quiet=True
     )
