@@ -200,7 +200,8 @@ class Sites:
         if self.architecture.sites:
             return _PATHS
         few = ", ".join(f'`path "{site.path}"`' for site in self.architecture.outside[:4])
-        return f"{self.architecture.name} has no numbered blocks: name its modules, such as {few}"
+        name = self.architecture.name
+        return f"{name} has no linear layers in numbered blocks: name its modules, such as {few}"
 
     def without_value(self, mention: Mention) -> Iterator[Problem]:
         """Find a site of which a condition of a selection is asked and at which it has no value."""
