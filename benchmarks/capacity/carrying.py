@@ -32,7 +32,7 @@ import torch
 from harness.page import write_below
 from harness.wheels import EVALS, records
 from scipy.stats import t as student
-from storing.bases import BASES
+from storing.bases import BASES, trunk
 from storing.jobs import TUNING, best_rate, untried
 from storing.methods import methods, spec_of
 from storing.store import Adapters, Spec
@@ -40,15 +40,12 @@ from sweep import tasks
 from sweep.data import SPLIT_SEED, Row, Size, split
 from torch.func import functional_call, vmap
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer
 
 from bishare_dsl.resources import cache_folder
 from examples.smollm2 import smollm2_folder
 
 FOUND, PAGE = HERE / "carrying.jsonl", HERE / "carrying.md"
-BLOCKS = 3
-"""That train, the last ones: as many, and of the same shapes, as `storing.bases` has of SmolLM2."""
 SMALL, PRIMARY = sorted(BASES["smollm2"].budgets)[:2]
 METHODS = [
     *((name, SMALL) for name in ("lora_up", "pool_up", "lora", "gate")),
@@ -112,29 +109,11 @@ class Part:
     answers: torch.Tensor
 
 
-def base(blocks: slice) -> Any:
-    """Return SmolLM2 in bfloat16 with some of its blocks alone."""
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2_folder(cache_folder()), dtype=torch.bfloat16, attn_implementation="eager"
-    )
-    kept = model.model.layers[blocks]
-    for number, block in enumerate(kept):
-        block.self_attn.layer_idx = number
-    model.model.layers, model.config.num_hidden_layers = kept, len(kept)
-    return model
-
-
-def late() -> Any:
-    """Return the blocks that train, without an adapter."""
-    return base(slice(-BLOCKS, None))
-
-
 @torch.no_grad()
-def part_of(trunk: Any, rows: Sequence[Row], prompts: Sequence[list[int]]) -> Part:
+def part_of(below: Any, rows: Sequence[Row], prompts: Sequence[list[int]]) -> Part:
     """Run the blocks that are frozen over rows."""
     ids = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
-    hidden = torch.cat([trunk(input_ids=some, use_cache=False)[0] for some in ids.split(64)])
+    hidden = torch.cat([below(input_ids=some, use_cache=False)[0] for some in ids.split(64)])
     length = ids.shape[1]
     ends = torch.tensor([len(ids) for ids in prompts])[:, None]
     # Rows are moved to the end; attention asks for distances alone.
@@ -167,11 +146,9 @@ def prepared(name: str) -> tuple[dict[str, Part], list[int]]:
     parts = split(rows, None, task.size, lambda row: len(encoded(row.prompt)) <= longest)
     options = [encoded(option)[0] for option in rows[0].options]
     assert len(set(options)) == len(options)
-    trunk = base(slice(None, -BLOCKS)).model
-    # The norm is the last blocks' own.
-    trunk.norm = torch.nn.Identity()
+    below = trunk()
     found = {
-        part: part_of(trunk, these, [encoded(row.prompt) for row in these])
+        part: part_of(below, these, [encoded(row.prompt) for row in these])
         for part, these in parts.items()
         if these
     }
@@ -186,8 +163,8 @@ class Late(Adapters):
     def __init__(
         self, spec: Spec, seeds: Sequence[int], train: Part, options: list[int], batches: int
     ) -> None:
-        super().__init__(late, spec, seeds)
-        self.batches, self.train_part = batches, train
+        super().__init__(BASES["smollm2"].load, spec, seeds, batches)
+        self.train_part = train
         self.values = train.answers.expand(len(seeds), -1)
         self.head = self.adapted.lm_head.weight.detach()[options].float()
         # The whole model is called, which owns what all layers share, for what its head would read.

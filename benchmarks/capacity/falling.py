@@ -1,7 +1,7 @@
 """Why do single seeds fall at high rates, and what helps? See falling.md beside this file.
 
     falling.py              # the trials that are not in falling.jsonl yet
-    falling.py --headlines  # the same on the headlines of benchmarks/quality, where a run takes minutes
+    falling.py --real [N]   # (N more of) runs of benchmarks/quality with the longer warm-up, minutes each
     falling.py --watch      # how far each share's step moves the outputs, of seeds that fall and of others
     falling.py --rates      # how far a first step moves them, and the best rate, of all that run.py has tuned
     falling.py --tables     # the tables of falling.md
@@ -33,7 +33,7 @@ from harness.page import write_below
 from storing.bases import BASES, VALUES
 from storing.jobs import TUNING, best_rate, density
 from storing.methods import methods, spec_of
-from storing.store import BATCHES, Load, Recipe, Spec, Stack, share_of, store
+from storing.store import Load, Recipe, Spec, Stack, share_of, store
 
 FOUND, PAGE = HERE / "falling.jsonl", HERE / "falling.md"
 BASE = BASES["random"]
@@ -58,8 +58,30 @@ BEST = {"ke_r_1": 0.025, "lora": 0.04, "pool_up": 0.0625}
 """Rates, as far as they were tried here."""
 FALLEN = 0.85
 """Of the best mean at the best rate: a seed with less has fallen."""
-ON_HEADLINES = [("ke_0.7M", 1), ("lora", 2), ("ke_0.05M", 1), ("ss", 1), ("lily", 1), ("ke_r_1", 7)]
-"""Methods and seeds that fell at 5e-3 with an eighth of the steps as warm-up (benchmarks/quality)."""
+REAL = [
+    # They fell at 5e-3 with an eighth of the steps as warm-up.
+    *(
+        ("headlines", method, 5e-3, seed)
+        for method, seed in (
+            ("ke_0.7M", 1),
+            ("lora", 2),
+            ("ke_0.05M", 1),
+            ("ss", 1),
+            ("lily", 1),
+            ("ke_r_1", 7),
+            ("gt", 1),
+        )
+    ),
+    # Rates that are best: does the longer warm-up cost anything there?
+    ("headlines", "lora", 2e-3, 0),
+    ("headlines", "ke_1_r", 5e-3, 0),
+    # They fell to guessing.
+    ("languages", "ss", 5e-3, 0),
+    ("languages", "ke_r_1", 1e-2, 1),
+    # One rate for all.
+    *(("headlines", method, 3e-3, 1) for method in ("ss", "lora", "gt", "ke_1_r")),
+]
+"""Task, method, rate and seed of runs of benchmarks/quality."""
 LONGER = 0.25
 """Of the steps, the warm-up that is tried on them."""
 WATCHED = (0, 2, 4, 6, 8, 11, 14, 18)
@@ -91,7 +113,7 @@ def tried() -> None:
     for trial in TRIALS:
         if trial not in known:
             base, method, budget, rate, recipe = trial
-            load = Load(BASES[base], "one", BASES[base].pairs(budget))
+            load = Load(BASES[base], "one", BASES[base].pairs(budget), BASES[base].steps)
             runs = [(rate, seed) for seed in SEEDS[base]]
             stored = store(load, spec(method, budget, base), runs, RECIPES[recipe])
             density = [round((row["bits"] or 0) / row["parameters"], 4) for row in stored]
@@ -111,7 +133,7 @@ def _size(values: torch.Tensor) -> torch.Tensor:
 
 def watched(method: str = "ke_r_1", budget: int = 1_040, rate: float = 0.05) -> None:
     """Measure by share how far the first steps move the logits: the root mean square, by step and seed."""
-    load = Load(BASE, "one", BASE.pairs(budget))
+    load = Load(BASE, "one", BASE.pairs(budget), BASE.steps)
     stack = Stack(load, spec(method, budget), [(rate, seed) for seed in SEEDS["random"]])
     found: dict[str, list[list[float]]] = defaultdict(list)
 
@@ -151,8 +173,12 @@ def rates() -> None:
 
 def _moved(method: str, budget: int, tiny: float = 1e-3) -> float:
     """Return the root mean square of what AdamW's first step does to the logits, for a rate."""
-    stack = Stack(Load(BASE, "one", BASE.pairs(budget)), spec(method, budget), [(1.0, 0), (1.0, 1)])
-    batch = torch.arange(stack.keys.shape[1] // BATCHES).expand(2, -1)
+    stack = Stack(
+        Load(BASE, "one", BASE.pairs(budget), BASE.steps),
+        spec(method, budget),
+        [(1.0, 0), (1.0, 1)],
+    )
+    batch = torch.arange(stack.keys.shape[1] // BASE.batches).expand(2, -1)
     (gradient,) = torch.autograd.grad(stack.losses(batch, "mean").sum(), stack.flat)
     with torch.no_grad():
         before = stack.logits(batch)
@@ -172,8 +198,8 @@ def _peak(found: dict[float, float]) -> float:
     return middle * math.sqrt(above / below) ** ((a - c) / 2 / (a - 2 * b + c))
 
 
-def on_headlines() -> None:
-    """Train seeds that fell at 5e-3 on the headlines with a longer warm-up."""
+def real(most: int) -> None:
+    """Train so many more runs of benchmarks/quality with a longer warm-up."""
     sys.path.append(str(HERE.parent / "quality"))
     from harness.model import smollm2_folder
     from sweep import training
@@ -183,14 +209,13 @@ def on_headlines() -> None:
 
     cache = cache_folder()
     training.WARM_UP = LONGER
-    known = {(r["headlines"], r["seed"]) for r in rows() if "headlines" in r}
-    for method, seed in ON_HEADLINES:
-        if (method, seed) not in known:
-            job = Job("headlines", method, 5e-3, seed)
-            (row,) = training.run([job], smollm2_folder(cache), cache / "wheels")
-            told = {"headlines": method, "rate": 5e-3, "seed": seed, "warm_up": LONGER}
-            kept = ("test_accuracy", "validation_accuracy", "train_loss", "cpu_s")
-            add({**told, **{name: row[name] for name in kept}})
+    names = ("task", "method", "rate", "seed")
+    known = {tuple(row[name] for name in names) for row in rows() if "task" in row}
+    for run in [run for run in REAL if run not in known][:most]:
+        (row,) = training.run([Job(*run)], smollm2_folder(cache), cache / "wheels")
+        kept = ("test_accuracy", "validation_accuracy", "train_loss", "cpu_s")
+        told = {"warm_up": LONGER, **{name: row[name] for name in kept}}
+        add({**dict(zip(names, run, strict=True)), **told})
 
 
 def lines() -> Iterator[str]:
@@ -217,18 +242,21 @@ def lines() -> Iterator[str]:
             yield from _watched_lines(row)
     yield from early_lines()
     yield from _rate_lines([row for row in found if "tuned" in row])
-    yield from _real_lines([row for row in found if "headlines" in row])
+    yield from _real_lines([row for row in found if "task" in row])
 
 
 def _real_lines(found: list[dict[str, Any]]) -> Iterator[str]:
-    if found:
-        yield "| headlines at 5e-3 | seed | warm-up over an eighth | over a quarter |"
-        yield "|---|---:|---:|---:|"
-    usual = {(row["method"], row["seed"]): row["test_accuracy"] for row in _on_headlines()}
+    yield "| task | method | rate | seed | warm-up over an eighth | over a quarter |"
+    yield "|---|---|---:|---:|---:|---:|"
+    usual = {
+        (row["task"], row["method"], row["rate"], row["seed"]): row["test_accuracy"]
+        for row in _quality()
+    }
     for row in found:
-        method, seed = row["headlines"], row["seed"]
-        before = usual[method, seed]
-        yield f"| {method} | {seed} | {before:.1%} | {row['test_accuracy']:.1%} |"
+        run = row["task"], row["method"], row["rate"], row["seed"]
+        before = f"{usual[run]:.1%}" if run in usual else "not run"
+        yield f"| {' | '.join(map(str, run))} | {before} | {row['test_accuracy']:.1%} |"
+    yield ""
 
 
 def _rate_lines(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -244,19 +272,23 @@ def _rate_lines(found: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
 
 
-def _on_headlines() -> Iterator[dict[str, Any]]:
-    """Yield the runs of benchmarks/quality on the headlines at a rate of 5e-3."""
+def _quality() -> Iterator[dict[str, Any]]:
+    """Yield the runs of benchmarks/quality that are of the usual size and form."""
     file = HERE.parent / "quality" / "results.jsonl"
     for row in map(json.loads, file.read_text().splitlines()):
-        usual = row["task"] == "headlines" and row["size"] == "small" and not row["params"]
-        if usual and row["rate"] == 5e-3:
+        if row["size"] == "small" and not row["params"]:
             yield row
+
+
+def _at_5e_3() -> Iterator[dict[str, Any]]:
+    """Yield those on the headlines at a rate of 5e-3."""
+    return (row for row in _quality() if row["task"] == "headlines" and row["rate"] == 5e-3)
 
 
 def early_lines() -> Iterator[str]:
     """Yield how well the loss of the first tenth of the steps tells which methods fall on the headlines."""
     accuracy: dict[int, dict[str, tuple[float, float]]] = defaultdict(dict)
-    for row in _on_headlines():
+    for row in _at_5e_3():
         # VeRA and VB-LoRA train at rates ten times as high.
         if not row["method"].startswith("peft_v"):
             accuracy[row["seed"]][row["method"]] = row["train_loss"][0], row["test_accuracy"]
@@ -295,15 +327,16 @@ def _watched_lines(row: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("headlines", "watch", "rates", "tables"):
+    parser.add_argument("--real", type=int, nargs="?", const=len(REAL), default=0, metavar="N")
+    for name in ("watch", "rates", "tables"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if options.tables:
         write_below(PAGE, "falling.py", lines())
-    elif options.headlines:
-        on_headlines()
+    elif options.real:
+        real(options.real)
     elif options.rates:
         rates()
     elif options.watch:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from bishare_dsl.resources import cache_folder
@@ -31,19 +31,25 @@ class Base:
             about a quarter of it, and three times it. Modules of a wide model are dear, so that not every
             number can be met: the small one of SmolLM2's blocks is two ranks of `up`, a fifth.
         gated: the budget whose pairs tell whether capacity decides: the primary one, or a cheaper one.
+        batches: of an epoch.
+        steps: of training.
+        follows: whether keys follow a first token, as all that a trained model reads does.
     """
 
     name: str
     budgets: tuple[int, int, int]
     gated: int
+    batches: int = 6
+    steps: int = 120
+    follows: bool = False
 
     def pairs(self, budget: int) -> int:
-        """Return how many pairs there are at a budget; six batches divide them."""
-        return 6 * round(budget / PARAMETERS_OF_A_PAIR / 6)
+        """Return how many pairs there are at a budget; the batches divide them."""
+        return self.batches * round(budget / PARAMETERS_OF_A_PAIR / self.batches)
 
-    def load(self) -> LlamaForCausalLM:
-        """Return the model, without an adapter."""
-        return _random() if self.name == "random" else _first_blocks()
+    def load(self) -> Any:
+        """Return the model, without an adapter: of SmolLM2 the blocks that train."""
+        return smollm2(slice(-BLOCKS, None)) if self.follows else _random()
 
     def tokens(self, count: int, seed: int) -> torch.Tensor:
         """Draw so many tokens, none of them twice: the values' come first."""
@@ -54,8 +60,10 @@ class Base:
 
 VOCABULARY = 16384
 """Tokens that are drawn from; the real base has more, of which the rest are not used."""
-_BLOCKS = 3
-"""Of SmolLM2, the first ones."""
+BLOCKS = 3
+"""Of SmolLM2, the last ones."""
+FIRST_TOKEN = 1
+"""It begins each text of SmolLM2's chats."""
 WIDTH, MLP, LAYERS, HEADS, GROUPS = 64, 192, 5, 4, 2
 
 
@@ -76,26 +84,31 @@ def _random() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-@cache
-def _smollm2() -> Path:
-    return smollm2_folder(cache_folder())
-
-
-def _first_blocks() -> LlamaForCausalLM:
-    # It would tell of each tensor of the other blocks.
-    logging.set_verbosity_error()
+def smollm2(blocks: slice) -> Any:
+    """Return SmolLM2 in bfloat16 with some of its blocks alone."""
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(_smollm2())
-    config.num_hidden_layers = _BLOCKS
-    return AutoModelForCausalLM.from_pretrained(
-        _smollm2(), config=config, dtype=torch.float32, attn_implementation="eager"
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2_folder(cache_folder()), dtype=torch.bfloat16, attn_implementation="eager"
     )
+    kept = model.model.layers[blocks]
+    for number, block in enumerate(kept):
+        block.self_attn.layer_idx = number
+    model.model.layers, model.config.num_hidden_layers = kept, len(kept)
+    return model
+
+
+@cache
+def trunk() -> Any:
+    """Return what is frozen of SmolLM2, the blocks below the last ones; without the norm, which is theirs."""
+    model = smollm2(slice(None, -BLOCKS)).model
+    model.norm = torch.nn.Identity()
+    return model
 
 
 BASES = {
     base.name: base
     for base in (
         Base("random", (4_160, 1_040, 12_480), gated=4_160),
-        Base("smollm2", (20_736, 4_224, 62_208), gated=4_224),
+        Base("smollm2", (20_736, 4_224, 62_208), 4_224, batches=24, steps=720, follows=True),
     )
 }

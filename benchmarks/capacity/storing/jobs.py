@@ -9,7 +9,7 @@ from typing import Any
 
 from storing.bases import BASES
 from storing.methods import methods, spec_of
-from storing.store import STEPS, Load
+from storing.store import Load
 
 STEP = 2.5
 """Between the rates of a search."""
@@ -40,7 +40,8 @@ class Cell:
 
     def work(self) -> Load:
         """Return what a run of it stores, and for how many steps."""
-        return Load(BASES[self.base], self.task, self.pairs, STEPS * self.longer)
+        base = BASES[self.base]
+        return Load(base, self.task, self.pairs, base.steps * self.longer)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from bishare_dsl import compile_spec, plan_spec
-from storing.bases import VALUES, Base
+from storing.bases import FIRST_TOKEN, VALUES, Base, trunk
 from storing.pairs import Pairs, pairs
 
-BATCHES = 6
-"""Of an epoch."""
-STEPS = 120
 LARGEST_NORM = 1.0
 EPSILON = 1e-8
 
@@ -39,7 +36,11 @@ class Load:
     base: Base
     task: str
     pairs: int
-    steps: int = STEPS
+    steps: int
+
+    def stack(self, spec: Spec, runs: Sequence[tuple[float, int]]) -> Stack:
+        """Return adapters that are not trained yet, one for each rate and seed."""
+        return (Following if self.base.follows else Stack)(self, spec, runs)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def store(
     """
     started = time.process_time()
     torch.set_num_threads(1)
-    stack = Stack(load, spec, runs)
+    stack = load.stack(spec, runs)
     losses = stack.train(load.steps, torch.tensor([rate for rate, _ in runs]), recipe)
     nats, right = stack.evaluate()
     seconds = (time.process_time() - started) / len(runs)
@@ -97,7 +98,7 @@ def store(
 
 def trained(load: Load, spec: Spec, rate: float, seed: int) -> Any:
     """Train one adapter; return its model."""
-    stack = Stack(load, spec, [(rate, seed)])
+    stack = load.stack(spec, [(rate, seed)])
     stack.train(load.steps, torch.tensor([rate]))
     own = _tensors(stack.adapted)
     for name, tensor in stack.pieces().items():
@@ -114,11 +115,12 @@ class Adapters:
     """
 
     values: torch.Tensor
-    batches = BATCHES
 
-    def __init__(self, base: Callable[[], Any], spec: Spec, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, base: Callable[[], Any], spec: Spec, seeds: Sequence[int], batches: int
+    ) -> None:
         text, params = spec
-        self.seeds = seeds
+        self.seeds, self.batches = seeds, batches
         models = {
             seed: compile_spec(text, base(), params=params, seed=seed)
             for seed in dict.fromkeys(seeds)
@@ -214,30 +216,40 @@ class Stack(Adapters):
     """Adapters that store pairs, each of them its own."""
 
     def __init__(self, load: Load, spec: Spec, runs: Sequence[tuple[float, int]]) -> None:
-        super().__init__(load.base.load, spec, [seed for _, seed in runs])
+        super().__init__(load.base.load, spec, [seed for _, seed in runs], load.base.batches)
         found: list[Pairs] = [pairs(load.base, load.task, load.pairs, seed) for _, seed in runs]
-        self.keys = torch.stack([one.keys for one in found])
+        self.length = found[0].keys.shape[1]
+        self.keys = torch.stack([self._read(one.keys) for one in found])
         self.values = torch.stack([one.values for one in found])
-        head = self.adapted.lm_head.weight.detach()
+        head = self.adapted.lm_head.weight.detach().float()
         self.heads = torch.stack([head[one.tokens] for one in found])
         # Of all tokens only the values' logits are wanted.
         self.adapted.lm_head = torch.nn.Identity()
-        length = self.keys.shape[-1]
-        hidden = torch.full((length, length), -1e9).triu(1)
-        self.mask = hidden[None, None]
-        self.places = torch.arange(length)[None]
+
+    def _read(self, keys: torch.Tensor) -> torch.Tensor:
+        """Return what the model reads of each key: its tokens."""
+        return keys
+
+    def _given(self, keys: torch.Tensor) -> dict[str, Any]:
+        """Return the model's inputs."""
+        hidden = torch.full((self.length, self.length), -1e9).triu(1)
+        return {
+            "input_ids": keys,
+            "attention_mask": hidden.expand(len(keys), 1, -1, -1),
+            "position_ids": torch.arange(self.length).expand(len(keys), -1),
+        }
+
+    def _ends(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs at the last token of each key."""
+        return outputs[:, -1]
 
     def _logits(
         self, tensors: Mapping[str, torch.Tensor], keys: torch.Tensor, head: torch.Tensor
     ) -> torch.Tensor:
         """Return one adapter's logits (keys, VALUES) of the values."""
-        given = {
-            "input_ids": keys,
-            "attention_mask": self.mask.expand(len(keys), -1, -1, -1),
-            "position_ids": self.places.expand(len(keys), -1),
-            "use_cache": False,
-        }
-        return functional_call(self.adapted, dict(tensors), (), given).logits[:, -1] @ head.t()
+        given = {**self._given(keys), "use_cache": False}
+        found = functional_call(self.adapted, dict(tensors), (), given).logits
+        return self._ends(found).float() @ head.t()
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Return (adapters, batch, VALUES)."""
@@ -256,6 +268,38 @@ class Stack(Adapters):
             nats += F.cross_entropy(logits.transpose(1, 2), values, reduction="none").sum(1)
             right += (logits.argmax(2) == values).sum(1)
         return nats, right / len(every)
+
+
+class Following(Stack):
+    """The same in the last blocks of a trained model: keys follow a first token.
+
+    All keys of a batch are one text, in which none sees another, so that the first token is read once.
+    """
+
+    @torch.no_grad()
+    def _read(self, keys: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen blocks give for the tokens of each key, (keys, length * width)."""
+        ids = torch.cat([torch.full((len(keys), 1), FIRST_TOKEN), keys], 1)
+        below = trunk()
+        hidden = torch.cat([below(input_ids=some, use_cache=False)[0] for some in ids.split(64)])
+        self.first = hidden[:1, 0]
+        return hidden[:, 1:].flatten(1)
+
+    def _given(self, keys: torch.Tensor) -> dict[str, Any]:
+        count = len(keys)
+        own = torch.ones(self.length, self.length).tril()
+        seen = torch.ones(1 + count * self.length, 1 + count * self.length)
+        seen[0, 1:] = 0
+        seen[1:, 1:] = torch.block_diag(*[own] * count)
+        places = torch.arange(1, 1 + self.length).repeat(count)
+        return {
+            "inputs_embeds": torch.cat([self.first, keys.view(count * self.length, -1)])[None],
+            "attention_mask": torch.where(seen > 0, 0.0, -1e9)[None, None].to(keys.dtype),
+            "position_ids": torch.cat([torch.zeros(1, dtype=torch.long), places])[None],
+        }
+
+    def _ends(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs[0, self.length :: self.length]
 
 
 def _clipped(gradient: torch.Tensor, parts: int) -> torch.Tensor:

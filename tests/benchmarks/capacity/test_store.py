@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from storing.bases import BASES, VALUES
+from storing import bases
+from storing import store as stacks
+from storing.bases import BASES, FIRST_TOKEN, VALUES, Base
 from storing.methods import spec_of
 from storing.pairs import pairs
 from storing.store import Load, Recipe, Stack, share_of, store, trained
@@ -65,3 +67,20 @@ def test_shares_part_the_numbers_and_a_factor_holds_one_back():
     changed = (ke.flat.detach() != before)[0]
     assert not changed[masks["inter"].bool()].any()
     assert changed[masks["local"].bool()].any()
+
+
+@pytest.mark.parametrize("task", ["one", "two"])
+def test_keys_that_follow_a_first_token_do_not_see_one_another(task, monkeypatch):
+    monkeypatch.setattr(bases, "smollm2", lambda blocks: RANDOM.load())
+    embed = RANDOM.load().model.embed_tokens
+    monkeypatch.setattr(stacks, "trunk", lambda: lambda input_ids, use_cache: [embed(input_ids)])
+    base = Base("tiny", (0, 0, 0), 0, follows=True)
+    stack = Load(base, task, 24, 8).stack(SPECS["lora"], [(1e-2, 3), (1e-2, 4)])
+    stack.train(4, torch.tensor([1e-2, 1e-2]))
+    found = pairs(base, task, 24, 3)
+    own = {name: pieces[0] for name, pieces in {**stack.pieces(), **stack.fixed}.items()}
+    ids = torch.cat([torch.full((24, 1), FIRST_TOKEN), found.keys], 1)
+    with torch.no_grad():
+        alone = torch.func.functional_call(stack.adapted, own, (ids,)).logits[:, -1]
+        together = stack.logits(torch.arange(24).expand(2, -1))[0]
+    torch.testing.assert_close(together, alone @ stack.heads[0].t(), rtol=0, atol=1e-4)
