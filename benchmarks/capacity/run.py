@@ -26,7 +26,7 @@ from harness.page import write_below
 from storing.bases import BASES
 from storing.jobs import Cell, Job, Pass, cells, finished, passes
 from storing.methods import methods, spec_of
-from storing.store import store
+from storing.store import Recipe, store
 from storing.tables import law_lines, table
 
 
@@ -60,7 +60,8 @@ def run(jobs: Pass) -> list[dict[str, object]]:
     cell = Cell(first.base, first.task, first.budget, first.load, first.longer)
     spec = spec_of(first.base, first.method, first.budget)
     assert spec is not None
-    return store(cell.work(), spec, [(job.rate, job.seed) for job in jobs])
+    recipe = Recipe(warm_up=BASES[first.base].warm_up)
+    return store(cell.work(), spec, [(job.rate, job.seed) for job in jobs], recipe)
 
 
 def work(results: Stored, options: argparse.Namespace) -> None:

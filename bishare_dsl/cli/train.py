@@ -142,7 +142,7 @@ def command(
     **given: Any,
 ) -> None:
     """Train an adapter. The recipe is the paper's where nothing else is said: AdamW at 1e-4, 64 examples in a
-    step, one epoch, and 100 steps of warm-up, but no more than a tenth; dropout and alpha as in the spec.
+    step, one epoch, and 100 steps of warm-up, but no more than a quarter; dropout and alpha as in the spec.
 
     SPEC is a spec, or an adapter to train further: its folder, or LIBRARY#NAME. Any argument of transformers'
     TrainingArguments is an option too, such as --learning_rate, --num_train_epochs,

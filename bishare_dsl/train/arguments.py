@@ -29,7 +29,10 @@ BATCH = 64
 PER_DEVICE = 4
 """Examples that go through the model at once, at most."""
 WARM_UP = 100
-"""Steps over which the paper's learning rate rises; by default no more than a tenth of the run's."""
+"""Steps over which the paper's learning rate rises; by default no more than a quarter of the run's.
+
+With a tenth single runs at high rates fall in their first steps (benchmarks/capacity/falling.md).
+"""
 
 DEFAULTS: Mapping[str, Any] = {
     # The paper's, with transformers' AdamW.
@@ -158,7 +161,7 @@ def count_steps(args: TrainingArguments, examples: int) -> int:
 
 def warm_up(args: TrainingArguments, given: Mapping[str, Any], steps: int) -> int:
     """Count the steps over which the rate of a run of so many steps rises, by what was given."""
-    return args.get_warmup_steps(steps) if "warmup_steps" in given else min(WARM_UP, steps // 10)
+    return args.get_warmup_steps(steps) if "warmup_steps" in given else min(WARM_UP, steps // 4)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class Base:
         gated: the budget whose pairs tell whether capacity decides: the primary one, or a cheaper one.
         batches: of an epoch.
         steps: of training.
+        warm_up: the part of them in which the rate rises.
         follows: whether keys follow a first token, as all that a trained model reads does.
     """
 
@@ -41,6 +42,7 @@ class Base:
     gated: int
     batches: int = 6
     steps: int = 120
+    warm_up: float = 0.05
     follows: bool = False
 
     def pairs(self, budget: int) -> int:
@@ -109,6 +111,6 @@ BASES = {
     base.name: base
     for base in (
         Base("random", (4_160, 1_040, 12_480), gated=4_160),
-        Base("smollm2", (20_736, 4_224, 62_208), 4_224, batches=24, steps=720, follows=True),
+        Base("smollm2", (20_736, 4_224, 62_208), 4_224, 24, 720, warm_up=0.25, follows=True),
     )
 }
