@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from bishare_dsl import compile_spec, plan_spec
-from storing.bases import FIRST_TOKEN, VALUES, Base, trunk
+from storing.bases import TURN, VALUES, Base, trunk
 from storing.pairs import Pairs, pairs
 
 LARGEST_NORM = 1.0
@@ -271,35 +271,34 @@ class Stack(Adapters):
 
 
 class Following(Stack):
-    """The same in the last blocks of a trained model: keys follow a first token.
+    """The same in the last blocks of a trained model: keys follow the tokens that begin a turn.
 
-    All keys of a batch are one text, in which none sees another, so that the first token is read once.
+    All keys of a batch are one text, in which none sees another, so that these tokens are read once.
     """
 
     @torch.no_grad()
     def _read(self, keys: torch.Tensor) -> torch.Tensor:
         """Return what the frozen blocks give for the tokens of each key, (keys, length * width)."""
-        ids = torch.cat([torch.full((len(keys), 1), FIRST_TOKEN), keys], 1)
+        ids = torch.cat([torch.tensor(TURN).expand(len(keys), -1), keys], 1)
         below = trunk()
         hidden = torch.cat([below(input_ids=some, use_cache=False)[0] for some in ids.split(64)])
-        self.first = hidden[:1, 0]
-        return hidden[:, 1:].flatten(1)
+        self.turn = hidden[0, : len(TURN)]
+        return hidden[:, len(TURN) :].flatten(1)
 
     def _given(self, keys: torch.Tensor) -> dict[str, Any]:
-        count = len(keys)
+        start, count = len(TURN), len(keys)
         own = torch.ones(self.length, self.length).tril()
-        seen = torch.ones(1 + count * self.length, 1 + count * self.length)
-        seen[0, 1:] = 0
-        seen[1:, 1:] = torch.block_diag(*[own] * count)
-        places = torch.arange(1, 1 + self.length).repeat(count)
+        seen = torch.block_diag(torch.ones(start, start).tril(), *[own] * count)
+        seen[start:, :start] = 1
+        places = torch.arange(start, start + self.length).repeat(count)
         return {
-            "inputs_embeds": torch.cat([self.first, keys.view(count * self.length, -1)])[None],
+            "inputs_embeds": torch.cat([self.turn, keys.view(count * self.length, -1)])[None],
             "attention_mask": torch.where(seen > 0, 0.0, -1e9)[None, None].to(keys.dtype),
-            "position_ids": torch.cat([torch.zeros(1, dtype=torch.long), places])[None],
+            "position_ids": torch.cat([torch.arange(start), places])[None],
         }
 
     def _ends(self, outputs: torch.Tensor) -> torch.Tensor:
-        return outputs[0, self.length :: self.length]
+        return outputs[0, len(TURN) + self.length - 1 :: self.length]
 
 
 def _clipped(gradient: torch.Tensor, parts: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from storing import bases
 from storing import store as stacks
-from storing.bases import BASES, FIRST_TOKEN, VALUES, Base
+from storing.bases import BASES, TURN, VALUES, Base
 from storing.methods import spec_of
 from storing.pairs import pairs
 from storing.store import Load, Recipe, Stack, share_of, store, trained
@@ -70,7 +70,7 @@ def test_shares_part_the_numbers_and_a_factor_holds_one_back():
 
 
 @pytest.mark.parametrize("task", ["one", "two"])
-def test_keys_that_follow_a_first_token_do_not_see_one_another(task, monkeypatch):
+def test_keys_that_follow_a_turn_s_beginning_do_not_see_one_another(task, monkeypatch):
     monkeypatch.setattr(bases, "smollm2", lambda blocks: RANDOM.load())
     embed = RANDOM.load().model.embed_tokens
     monkeypatch.setattr(stacks, "trunk", lambda: lambda input_ids, use_cache: [embed(input_ids)])
@@ -79,7 +79,7 @@ def test_keys_that_follow_a_first_token_do_not_see_one_another(task, monkeypatch
     stack.train(4, torch.tensor([1e-2, 1e-2]))
     found = pairs(base, task, 24, 3)
     own = {name: pieces[0] for name, pieces in {**stack.pieces(), **stack.fixed}.items()}
-    ids = torch.cat([torch.full((24, 1), FIRST_TOKEN), found.keys], 1)
+    ids = torch.cat([torch.tensor(TURN).expand(24, -1), found.keys], 1)
     with torch.no_grad():
         alone = torch.func.functional_call(stack.adapted, own, (ids,)).logits[:, -1]
         together = stack.logits(torch.arange(24).expand(2, -1))[0]
