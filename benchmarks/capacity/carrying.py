@@ -46,7 +46,7 @@ from bishare_dsl.resources import cache_folder
 from examples.smollm2 import smollm2_folder
 
 FOUND, PAGE = HERE / "carrying.jsonl", HERE / "carrying.md"
-SMALL, PRIMARY = sorted(BASES["smollm2"].budgets)[:2]
+PRIMARY, SMALL, _ = BASES["smollm2"].budgets
 METHODS = [
     *((name, SMALL) for name in ("lora_up", "pool_up", "lora", "gate")),
     *((name, PRIMARY) for name in ("lora_up", "pool_up", "lora")),

@@ -28,8 +28,8 @@ class Base:
     Attributes:
         name: of it, in results.
         budgets: trained parameters. The primary one is LoRA r=1 on q, k, v, up and down of each layer; then
-            about a quarter of it, and three times it. Modules of a wide model are dear, so that not every
-            number can be met: the small one of SmolLM2's blocks is two ranks of `up`, a fifth.
+            about a quarter of it, and three times it. Modules of a wide model are dear: of SmolLM2 the others
+            are two ranks of `up`, a fifth, and one.
         gated: the budget whose pairs tell whether capacity decides: the primary one, or a cheaper one.
         batches: of an epoch.
         steps: of training.
@@ -114,6 +114,6 @@ BASES = {
     base.name: base
     for base in (
         Base("random", (4_160, 1_040, 12_480), gated=4_160),
-        Base("smollm2", (20_736, 4_224, 62_208), 4_224, 24, 480, warm_up=0.25, follows=True),
+        Base("smollm2", (20_736, 4_224, 2_112), 4_224, 24, 480, warm_up=0.25, follows=True),
     )
 }
