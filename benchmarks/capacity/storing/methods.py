@@ -54,6 +54,14 @@ def _half(late: bool, *kinds: str) -> Make:
     return make
 
 
+def _middle(*kinds: str) -> Make:
+    def make(architecture: Architecture, budget: int) -> str | None:
+        layer = (1 + max(site.layer or 0 for site in architecture.sites)) // 2
+        return placing.by_layer(architecture, kinds, range(layer, layer + 1), budget)
+
+    return make
+
+
 def _grown(targets: str, *shares: str) -> Make:
     text = "\n\n".join(["spec own", f"target {targets}", "scale 2", *shares, ""])
     return lambda architecture, budget: placing.grown(architecture, text, budget)
@@ -116,6 +124,7 @@ LORA = {
     "lora_gate_up": Method("LoRA on gate and up", "LoRA", _even("gate_proj", "up_proj")),
     "lora_up_down": Method("LoRA on up and down", "LoRA", _even("up_proj", "down_proj")),
     "lora_up_late": Method("LoRA on `up`, late half", "LoRA", _half(True, "up_proj")),
+    "lora_up_middle": Method("LoRA on `up`, the middle layer", "LoRA", _middle("up_proj")),
     "lora_up_early": Method("LoRA on `up`, early half", "LoRA", _half(False, "up_proj")),
 }
 
