@@ -42,6 +42,7 @@ TINY = {
     "shared_input": {"r": 3},
     "tied_lora": {"r": 3},
     "tiny_lora": {"count": 5},
+    "up_pool": {"r": 3},
     "vb_lora": {"vectors": 9, "length": 4},
     "vera": {"r": 6},
 }

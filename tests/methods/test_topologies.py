@@ -1,4 +1,4 @@
-"""Three topologies of our own: who shares what, and what it costs."""
+"""Topologies of our own: who shares what, and what it costs."""
 
 from collections import Counter
 
@@ -69,6 +69,14 @@ def test_late_layers_own_and_early_ones_share(model):
     assert plan.shares == {"own": 8 * 8 * layer, "early": 16 * layer}
     for pool in plan.pools:
         assert len(pool.members) == (1 if pool.share == "own" else layers - 8)
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_all_ups_share_one_pool(model):
+    plan = planned("up_pool", model, r=8)
+    layers, d, _, ffn = SIZES[model]
+    assert {len(pool.members) for pool in plan.pools if pool.role in ("A", "B")} == {layers}
+    assert plan.trainable == 8 * (d + ffn + layers)
 
 
 def test_a_ladder_doubles_its_rank_where_its_pools_widen():
