@@ -64,8 +64,8 @@ def train(
     The recipe is the paper's where nothing else is said: AdamW at 1e-4, then linear to 0; 64 examples in an
     optimizer step, by accumulation; one epoch; dropout and alpha as in the spec. The rate warms up over 100
     steps, but over no more than a quarter of the run. Loss is on the completions alone. Settings have the
-    names that they have in `TrainingArguments`; those of the data, and of shares with a rate of their own, are the
-    fields of `bishare_dsl.train.request.Settings`.
+    names that they have in `TrainingArguments`; those of the data, and of shares with a rate of their own,
+    are the fields of `bishare_dsl.train.request.Settings`.
 
     The base's weights never change and are never saved. Everything that can be checked without these weights
     is checked before they are loaded.
