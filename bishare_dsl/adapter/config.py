@@ -8,6 +8,7 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -100,7 +101,7 @@ class AdapterConfig(BaseModel):
     ``spec`` is the whole text of the spec and ``seed`` drew the first values; ``base_model`` is the
     base's id on the Hub, or else what the user called it, and ``base_revision`` its commit there, where
     they are known. ``base`` are its shapes: with the spec they make the plan, of which ``plan`` is the
-    digest. ``tensors`` is the digest of the file of tensors (`digest_of_content`), and ``digest`` in the
+    digest. ``tensors`` is the digest of the file of tensors (`digest_of`), and ``digest`` in the
     file that of all this.
 
     ``drawn`` are the tensors that are not stored. ``compact`` names the parts that stand in the file for
@@ -167,9 +168,16 @@ class AdapterConfig(BaseModel):
         record = record if isinstance(record, dict) else {}
         if record.get("digest") != seal(fields.get("spec"), fields.get("seed"), record):
             raise ValueError("it is not what was saved")
-        record = {name: value for name, value in record.items() if name != "digest"}
+        said = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
         own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
-        return cls.model_validate(record | own)
+        config = _config_of(json.dumps(said | own))
+        return config.model_copy(update={"tensors": record.get("tensors", "")})
+
+
+@lru_cache(maxsize=16)
+def _config_of(text: str) -> AdapterConfig:
+    """Return a config without the digest of its tensors: thousands of adapters may say the same."""
+    return AdapterConfig.model_validate(json.loads(text))
 
 
 def seal(spec: object, seed: object, record: Mapping[str, object]) -> str:

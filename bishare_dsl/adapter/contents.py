@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, deserialize
 
@@ -34,6 +34,9 @@ PREFIX = "base_model.model."
 
 _DTYPES = ("F64", "F32", "BF16", "F16")
 
+Entries = dict[str, dict[str, Any]]
+"""``dtype``, ``shape`` and ``data`` of the tensors in a file, by the last words of their keys."""
+
 
 @dataclass(frozen=True)
 class StoredAdapter:
@@ -42,8 +45,8 @@ class StoredAdapter:
     folder: Path
     config: AdapterConfig
     plan: Plan
-    contents: tuple[bytes, ...] = field(repr=False)
-    """Of the files of tensors."""
+    entries: Entries = field(repr=False)
+    """What stands in its files of tensors."""
 
     @property
     def spec_text(self) -> str:
@@ -62,20 +65,16 @@ class StoredAdapter:
             tell: takes what to warn of: values that are not finite (BS660). Without it they are refused.
 
         Raises:
-            AdapterError: values are not finite (BS694).
+            AdapterError: values are not finite (BS694), or a part is of a type without sums (BS608).
         """
-        from safetensors.torch import load
+        from bishare_dsl.adapter.stored import not_finite, tensor_of, widen_tensor
 
-        from bishare_dsl.adapter.stored import not_finite, widen_tensor
-
-        # Copies: in the file's memory they are not aligned as torch aligns its own, and kernels give
-        # other last bits.
         names = names_of(self.plan, self.config)
-        stored = {
-            names[attribute_in(key)]: widen_tensor(tensor, self.config.rounded).clone()
-            for content in self.contents
-            for key, tensor in load(content).items()
-        }
+        with reading(self.folder):
+            stored = {
+                names[key]: widen_tensor(tensor_of(entry), self.config.rounded)
+                for key, entry in self.entries.items()
+            }
         for problem in not_finite(stored):
             if tell is None:
                 what = problem.message
@@ -152,29 +151,24 @@ def key_of(plan: Plan, name: str) -> str:
     return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))
 
 
-def digest_of_content(content: bytes) -> str:
-    """Return the SHA-256 of the tensors in a file: that of their names (the last words of their keys), types,
-    shapes and bytes, in the order of the names.
-
-    Raises:
-        SafetensorError: it is not a file of tensors.
+def digest_of(entries: Entries) -> str:
+    """Return the SHA-256 of what stands in a file of tensors: that of their names (the last words of their
+    keys), types, shapes and bytes, in the order of the names.
     """
-    entries = deserialize(content)  # type: ignore[no-untyped-call]
     digest = hashlib.sha256()
-    for key, entry in sorted(entries, key=lambda entry: attribute_in(entry[0])):
-        digest.update(f"{attribute_in(key)} {entry['dtype']} {entry['shape']}\n".encode())
+    for name, entry in sorted(entries.items()):
+        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
         digest.update(entry["data"])
     return digest.hexdigest()
 
 
-def shapes_in(content: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and type of the tensors in a file, by the last words of their keys.
+def entries_in(content: bytes) -> Entries:
+    """Return what stands in a file of tensors.
 
     Raises:
         SafetensorError: it is not a file of tensors.
     """
-    entries = deserialize(content)  # type: ignore[no-untyped-call]
-    return {attribute_in(key): (tuple(e["shape"]), e["dtype"]) for key, e in entries}
+    return {attribute_in(key): entry for key, entry in deserialize(content)}  # type: ignore[no-untyped-call]
 
 
 def check_plan(config: AdapterConfig) -> Plan:
@@ -226,20 +220,18 @@ def expected(plan: Plan, config: AdapterConfig) -> dict[str, Tensor | None]:
     return whole | dict.fromkeys(parts)  # Who restores a part looks at its shape.
 
 
-def tensor_problems(
-    wanted: Mapping[str, Tensor | None], found: Mapping[str, tuple[tuple[int, ...], str]]
-) -> Iterator[Problem]:
+def tensor_problems(wanted: Mapping[str, Tensor | None], found: Entries) -> Iterator[Problem]:
     """Find everything that is wrong with the shapes and types in a file of tensors.
 
     Args:
         wanted: as `expected` gives it.
-        found: shape and type by the last words of the keys.
+        found: in the file.
     """
     for name, tensor in wanted.items():
         if name not in found:
             yield codes.MISSING_TENSOR(name=tensor.name if tensor else name.replace("__", "."))
         elif tensor is not None:
-            shape, dtype = found[name]
+            shape, dtype = tuple(found[name]["shape"]), found[name]["dtype"]
             if shape != tensor.shape:
                 yield codes.WRONG_SHAPE(name=tensor.name, found=shape, expected=tensor.shape)
             if dtype not in _DTYPES:

@@ -29,16 +29,17 @@ from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.card import CARD, write_card
 from bishare_dsl.adapter.config import FORMAT, PEFT_TYPE, RECORD, AdapterConfig, installed_versions
 from bishare_dsl.adapter.contents import (
+    Entries,
     StoredAdapter,
     attribute_in,
     check_names,
     check_plan,
-    digest_of_content,
+    digest_of,
+    entries_in,
     expected,
     key_of,
     part_name,
     reading,
-    shapes_in,
     tensor_problems,
 )
 from bishare_dsl.adapter.devices import gather_tensors
@@ -178,7 +179,7 @@ def save_library(
         name: _file_of({k: v for k, v in values.items() if attribute_in(k) not in common})
         for name, (values, _, _) in packed.items()
     }
-    digests = {name: digest_of_content(content) for name, content in own.items()}
+    digests = {name: digest_of(entries_in(content)) for name, content in own.items()}
     config = config.model_copy(update={"adapters": digests})
     folder = Path(folder)
     with writing(folder):
@@ -269,7 +270,7 @@ def _content_of(
 ) -> tuple[bytes, AdapterConfig]:
     """Return the file of tensors, and the config with its digest."""
     content = _file_of(values)
-    return content, config.model_copy(update={"tensors": digest_of_content(content)})
+    return content, config.model_copy(update={"tensors": digest_of(entries_in(content))})
 
 
 def _file_of(values: Mapping[str, torch.Tensor]) -> bytes:
@@ -356,15 +357,15 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
     check_names(place / CONFIG, plan, config)
     common = {attribute(tensor) for tensor in plan.common}
     problems: list[Problem] = []
-    for number, (file, content) in enumerate(contents.items()):
+    for number, entries in enumerate(contents):
         wanted = expected(plan, config)
         if name is not None:
             wanted = {n: shape for n, shape in wanted.items() if (n in common) == (number == 0)}
-        with reading(place / file):
-            problems += tensor_problems(wanted, shapes_in(content))
+        problems += tensor_problems(wanted, entries)
     raise_errors(AdapterError, problems)
     check_sharing(place / CONFIG, plan, config)
-    return StoredAdapter(Path(folder), config, plan, tuple(contents.values()))
+    whole = {key: entry for entries in contents for key, entry in entries.items()}
+    return StoredAdapter(Path(folder), config, plan, whole)
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
@@ -397,7 +398,7 @@ def _type_in(folder: Path) -> Any:
     return fields.get("peft_type", "") if isinstance(fields, dict) else ""
 
 
-def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, dict[str, bytes]]:
+def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, list[Entries]]:
     """Read the config of an adapter, or of its library, and the files of tensors, which belong together."""
     before = None
     while True:
@@ -405,12 +406,12 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, dict[str
             raise AdapterError(_not_an_adapter(folder))
         config = _config_of(folder, CONFIG)
         wanted = {TENSORS: config.tensors, **_own_of(folder, name, config)}
-        found, wrong = {}, []
+        found, wrong = [], []
         for file in wanted:
-            found[file] = _content(folder, file, _most_bytes(config))
+            content = _content(folder, file, _most_bytes(config))
             with reading(folder / file):
-                digest = digest_of_content(found[file])
-            if digest != wanted[file]:
+                found.append(entries_in(content))
+            if (digest := digest_of(found[-1])) != wanted[file]:
                 wrong.append(folder / file)
                 later = _next_config(folder, digest)  # A kill may have left it there.
                 try:

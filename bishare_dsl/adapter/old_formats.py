@@ -27,9 +27,9 @@ from bishare_dsl.adapter.contents import (
     StoredAdapter,
     check_names,
     check_plan,
+    entries_in,
     expected,
     reading,
-    shapes_in,
     tensor_problems,
 )
 from bishare_dsl.diagnostics import AdapterError, nearest, one_line, raise_errors
@@ -106,10 +106,10 @@ def read(folder: Path, name: str | None) -> StoredAdapter:
         plan = check_plan(config)
     check_names(folder / CONFIG, plan, config)
     with reading(folder / TENSORS):
-        found = {name: said for content in contents for name, said in shapes_in(content).items()}
-    raise_errors(AdapterError, list(tensor_problems(expected(plan, config), found)))
+        entries = {k: entry for content in contents for k, entry in entries_in(content).items()}
+    raise_errors(AdapterError, list(tensor_problems(expected(plan, config), entries)))
     place = Path(f"{folder}#{name}") if name is not None else folder
-    return StoredAdapter(place, config, plan, tuple(contents))
+    return StoredAdapter(place, config, plan, entries)
 
 
 def _read_config(folder: Path) -> _Config:

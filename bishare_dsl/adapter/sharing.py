@@ -49,9 +49,15 @@ def check_sharing(path: Path, plan: Plan, config: AdapterConfig) -> None:
     Raises:
         AdapterError: it is not (BS607).
     """
-    if config.sharing not in (None, sharing_of(plan, config)):
+    said = config.model_copy(update={"tensors": ""})
+    if said not in _RIGHT and config.sharing not in (None, sharing_of(plan, config)):
         reason = "its `sharing` is not what its spec gives"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
+    _RIGHT[:] = [said, *_RIGHT[:15]]
+
+
+_RIGHT: list[AdapterConfig] = []
+"""Configs that were found right, without the digest of their tensors: thousands of adapters say the same."""
 
 
 def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]:

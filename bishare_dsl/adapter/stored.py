@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -41,10 +42,28 @@ def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
     return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor
 
 
+def tensor_of(entry: Mapping[str, Any]) -> torch.Tensor:
+    """Return a tensor of a file (`Entries`).
+
+    A copy: in the file's memory it is not aligned as torch aligns its own, and kernels give other last bits.
+
+    Raises:
+        ValueError: it is of a type that torch does not sum.
+    """
+    name = entry["dtype"].lower().replace("f", "float").replace("i", "int").replace("u", "uint")
+    if "_" in name or (dtype := getattr(torch, name, None)) is None:  # As in `F8_E5M2`.
+        raise ValueError(f"torch does not sum values of type {entry['dtype']}")
+    if not entry["data"]:  # torch makes no tensor of nothing.
+        return torch.empty(entry["shape"], dtype=dtype)
+    return torch.frombuffer(entry["data"], dtype=dtype).view(entry["shape"]).clone()
+
+
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
     """Warn of values that are not finite (BS660)."""
-    values = ((name, tensor) for name, tensor in tensors.items() if not tensor.is_meta)
-    names = [name for name, tensor in values if not torch.isfinite(tensor).all()]
+    values = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    # A sum is finite only where all of it is, and takes a quarter of the time of asking for each value.
+    unsure = {name: t for name, t in values.items() if not math.isfinite(t.sum().item())}
+    names = [name for name, tensor in unsure.items() if not torch.isfinite(tensor).all()]
     return [codes.NOT_FINITE_TENSORS(count=len(names), name=names[0])] if names else []
 
 

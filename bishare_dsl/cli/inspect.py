@@ -41,7 +41,7 @@ def command(report: Report, folder: Path) -> None:
     base = (config.base_model or "?") + (
         f" at {config.base_revision}" if config.base_revision else ""
     )
-    size = sum(map(len, stored.contents))
+    size = sum(len(entry["data"]) for entry in stored.entries.values())
     drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
     notes = [f"{drawn:,} parameters are drawn from the seed, not stored"] if drawn else []
     notes += ["compact: it runs, and cannot train"] if stored.compact else []

@@ -28,7 +28,8 @@ from bishare_dsl.adapter.contents import (
     check_names,
     check_plan,
     complete,
-    digest_of_content,
+    digest_of,
+    entries_in,
     expected,
     names_of,
     tensor_problems,
@@ -304,7 +305,7 @@ class BishareModel(BaseTuner):
             base_revision=config.revision,
             compact=adapter.compact,
         )
-        digest = digest_of_content(save(stored))
+        digest = digest_of(entries_in(save(stored)))
         record = record.model_copy(update={"tensors": digest})
         config.spec, config.seed, config.bishare = record.spec, record.seed, record.record()
         _warn(*map(render, problems))
@@ -338,7 +339,7 @@ class BishareModel(BaseTuner):
         others = {key: value for key, value in state_dict.items() if key not in own}
         record = config.stored() or _record_of(adapter)
         check_names(_IN_MEMORY, adapter.plan, record)
-        if config._unchecked and digest_of_content(save(own)) != record.tensors:
+        if config._unchecked and digest_of(entries_in(save(own))) != record.tensors:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
         if config._unchecked:
@@ -348,10 +349,8 @@ class BishareModel(BaseTuner):
             record = record.model_copy(
                 update={"drawn": {}, "of_base": (), "compact": {}, "marks": {}}
             )
-        found = {
-            attribute_in(key): (tuple(v.shape), "F32" if v.is_floating_point() else str(v.dtype))
-            for key, v in own.items()
-        }
+        types = {key: "F32" if v.is_floating_point() else str(v.dtype) for key, v in own.items()}
+        found = {attribute_in(k): {"shape": v.shape, "dtype": types[k]} for k, v in own.items()}
         wanted = expected(adapter.plan, record)
         if not config._unchecked:
             drawn = {attribute(t.name) for t in adapter.plan.tensors if t.drawn and not t.trainable}

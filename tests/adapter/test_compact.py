@@ -197,6 +197,12 @@ def test_parts_that_do_not_fit(folder: Path, part: str, value: torch.Tensor, why
     refused(folder, "BS608", why)
 
 
+def test_a_part_of_a_type_that_torch_does_not_sum(folder: Path) -> None:
+    wrong = torch.zeros(16, 2, dtype=torch.float8_e5m2)
+    edit_tensors(folder, lambda tensors: tensors.update({f"{NAME}:below": wrong}))
+    refused(folder, "BS608", "F8_E5M2")
+
+
 def test_softmax_sees_the_same_numbers() -> None:
     bank = VectorBank(vectors=50, length=4, top_k=7)
     tensor = torch.randn(30, 50) * 20

@@ -17,7 +17,12 @@ from safetensors.torch import load_file, save_file
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
 from bishare_dsl.adapter import files
 from bishare_dsl.adapter.config import seal
-from bishare_dsl.adapter.contents import attribute_in, base_problems, digest_of_content
+from bishare_dsl.adapter.contents import (
+    attribute_in,
+    base_problems,
+    digest_of,
+    entries_in,
+)
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError
@@ -50,7 +55,7 @@ def reseal(folder: Path, spec: str | None = None, **fields: Any) -> None:
     record = config["bishare"] | fields
     if "tensors" not in fields:
         with suppress(SafetensorError):
-            record["tensors"] = digest_of_content((folder / TENSORS).read_bytes())
+            record["tensors"] = digest_of(entries_in((folder / TENSORS).read_bytes()))
     config |= {"spec": config["spec"] if spec is None else spec}
     record["digest"] = seal(config["spec"], config["seed"], record)
     (folder / CONFIG).write_text(json.dumps(config | {"bishare": record}))
@@ -367,6 +372,12 @@ def test_a_base_that_ties_other_weights(tied: bool) -> None:
     plan = plan_spec(parse_spec(f"spec s target {named} share x per module rank 2"), of)
     [problem] = base_problems(plan, inspect_model(to))
     assert (problem.code, "one weight is that of" in problem.message) == ("BS613", True)
+
+
+def test_values_whose_sum_is_not_finite_are(folder: Path) -> None:
+    most = torch.full((2, 32), torch.finfo(torch.float32).max)
+    edit_tensors(folder, lambda tensors: tensors.update({"x.layer_0.A": most}))
+    assert torch.equal(read_adapter(folder).tensors()["x.layer_0.A"], most)
 
 
 def test_values_that_are_not_finite_are_told(folder: Path) -> None:

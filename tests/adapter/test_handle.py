@@ -395,15 +395,13 @@ def test_a_model_is_saved_as_its_adapter(adapted: Adapted, tmp_path: Path) -> No
         assert {path.name for path in (tmp_path / str(i)).iterdir()} == {
             "README.md", "adapter_config.json", "adapter_model.safetensors"
         }  # fmt: skip
-        assert (
-            read_adapter(tmp_path / str(i)).contents == read_adapter(tmp_path / "adapter").contents
-        )
+        assert read_adapter(tmp_path / str(i)).entries == read_adapter(tmp_path / "adapter").entries
     model.save_pretrained(tmp_path / "nothing", is_main_process=False)
     assert not (tmp_path / "nothing").exists()
     with torch.no_grad():  # A copy speaks for itself.
         next(other.bishare.parameters()).zero_()
     other.save_pretrained(tmp_path / "2")
-    assert read_adapter(tmp_path / "2").contents != read_adapter(tmp_path / "adapter").contents
+    assert read_adapter(tmp_path / "2").entries != read_adapter(tmp_path / "adapter").entries
 
 
 @pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])

@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from bishare_dsl.adapter import old_formats
-from bishare_dsl.adapter.files import CONFIG, TENSORS, own_file, place_of
 from bishare_dsl.diagnostics import BishareError, one_line
 from bishare_dsl.export import peft
 from bishare_dsl.models.inspect import inspect_config
-from bishare_dsl.serve.vllm.folder import Stamp, read_any
+from bishare_dsl.serve.vllm.folder import Stamp, is_ours, read_any, stamp_of
 from bishare_dsl.serve.vllm.plans import Plans
 from bishare_dsl.serve.vllm.settings import granted
 
 if TYPE_CHECKING:
     from bishare_dsl.models.site import Architecture
-
-_Marks = tuple[tuple[int, int, int] | None, ...]
 
 
 class _Server:
@@ -35,7 +31,7 @@ class _Server:
     def __init__(self, config: Any):
         given, self._config = granted(config), config
         self.plans = None if given is None else Plans(config, given)
-        self.good: dict[str, _Marks] = {}
+        self.good: dict[str, Stamp] = {}
 
     @cached_property
     def base(self) -> Architecture:
@@ -62,11 +58,11 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
     Raises:
         ValueError: it cannot be served; vLLM's server makes an answer of that.
     """
-    server, key, marks = _servers[base], os.fspath(folder), _marks(folder)
-    if server.good.get(key) == marks or not (any(marks) or key in server.good):
+    server, key, stamp = _servers[base], os.fspath(folder), stamp_of(folder)
+    if server.good.get(key) == stamp or not (any(stamp) or key in server.good):
         return
     try:
-        if server.plans is None and Stamp.of(folder) is None:
+        if server.plans is None and not is_ours(folder):
             with safe_open(Path(folder, peft.TENSORS), framework="pt"):
                 pass  # Its header fits its size. The rest is vLLM's to read.
         else:
@@ -78,20 +74,4 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
     except (BishareError, OSError, SafetensorError) as error:
         reason = error if isinstance(error, BishareError) else one_line(error)
         raise ValueError(f"LoRA adapter '{name}' cannot be served: {reason}") from error
-    server.good[key] = marks
-
-
-def _marks(folder: str | Path) -> _Marks:
-    """Return what tells that the files of an adapter are the ones that they were."""
-    place, name = place_of(folder)
-    files = [CONFIG, TENSORS, old_formats.CONFIG, old_formats.TENSORS]
-    files += [] if name is None else [own_file(name)]
-    return tuple(_mark(place / file) for file in files)
-
-
-def _mark(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    server.good[key] = stamp

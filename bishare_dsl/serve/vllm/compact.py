@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,11 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.serve.bank import Bank
 from bishare_dsl.serve.batch import Batch, Step, group_tokens
 from bishare_dsl.serve.layer import LayerTerms, Outputs
-from bishare_dsl.serve.vllm.folder import Stamp, read_any
+from bishare_dsl.serve.vllm.folder import Stamp, read_any, stamp_of
 from bishare_dsl.serve.vllm.private import (
     HAS_TRITON,
     LoRAModel,
     LRUCacheLoRAModelManager,
-    Part,
     layer_of,
     layers_of,
     local_inputs,
@@ -29,7 +28,6 @@ from bishare_dsl.serve.vllm.private import (
 from bishare_dsl.serve.vllm.remade import Remade
 
 if TYPE_CHECKING:
-    from bishare_dsl.plan import Plan
     from bishare_dsl.serve.kernels import KernelTerms
     from bishare_dsl.serve.vllm.plans import Plans
 
@@ -78,12 +76,11 @@ class CompactManager(LRUCacheLoRAModelManager):
             AdapterError: as `read_any`; or one of its layers is not adapted here (BS652), there are no slots
                 for its plan (BS650, BS657), or it has other frozen tensors (BS653).
         """
-        stamp = Stamp.of(folder)
+        stamp = stamp_of(folder)
         plan, given = read_any(folder, self.plans.base, self._remade.tensors)
-        layers = self._layers(plan)
         number, tensors = self.plans.number_of(folder, plan), given()
         if number not in self.banks:
-            self._add_bank(number, tensors, layers)
+            self._add_bank(number, tensors)
         bank = self.banks[number]
         for name, value in bank.frozen.items():
             if not torch.equal(tensors[name].to(value), value):
@@ -104,18 +101,12 @@ class CompactManager(LRUCacheLoRAModelManager):
         """Make an adapter that adds nothing."""
         return PackedLoRA(lora_id)
 
-    def _layers(self, plan: Plan) -> dict[str, list[Part]]:
-        """Return the layers of vLLM's that hold sites of a plan."""
+    def _add_bank(self, number: int, frozen: Mapping[str, Tensor]) -> None:
+        plan = self.plans.held[number]
         layers = layers_of(self.model, [path for path, terms in plan.terms_of.items() if terms])
         for name, parts in layers.items():
             if name not in self._kernels:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
-        return layers
-
-    def _add_bank(
-        self, number: int, frozen: Mapping[str, Tensor], layers: Mapping[str, Sequence[Part]]
-    ) -> None:
-        plan = self.plans.held[number]
         bank = Bank(plan, self.lora_slots, frozen, self.lora_config.lora_dtype, self.device)
         site = {site.path: site for site in plan.sites}
         for name, parts in layers.items():

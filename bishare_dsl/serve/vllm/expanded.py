@@ -13,7 +13,7 @@ from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.models.inspect import inspect_config
-from bishare_dsl.serve.vllm.folder import Stamp, read_for
+from bishare_dsl.serve.vllm.folder import Stamp, read_for, stamp_of
 from bishare_dsl.serve.vllm.private import (
     LoRAModel,
     LRUCacheLoRAModelManager,
@@ -72,7 +72,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
             AdapterError: as `read_for`; or its rank is more than the server takes (BS651), or one of its
                 layers is not adapted here (BS652).
         """
-        stamp, stored = Stamp.of(folder), read_for(folder, self.base)
+        stamp, stored = stamp_of(folder), read_for(folder, self.base)
         plan, limit = stored.plan, self.lora_config.max_lora_rank
         paths = [site.path for site in plan.sites if plan.rows(site.path)]
         layers = layers_of(self.model, paths)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
-from bishare_dsl.adapter.files import TENSORS, config_in, place_of, read_adapter
+from bishare_dsl.adapter.files import (
+    CONFIG,
+    TENSORS,
+    config_in,
+    own_file,
+    place_of,
+    read_adapter,
+)
 from bishare_dsl.adapter.stored import not_finite
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -22,26 +30,30 @@ if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """Which writing of a folder was read: an adapter that is saved again has another one."""
+Stamp = tuple[tuple[int, int, int] | None, ...]
+"""Which writing of a folder this is: the inode, the time and the size of each of its files."""
 
-    folder: Path
-    file: int
-    changed: int
 
-    @classmethod
-    def of(cls, folder: str | Path) -> Stamp | None:
-        """Return the stamp of a folder, or of an adapter of a library; None where it is not bishare's."""
-        try:
-            place = place_of(folder)[0]
-            if (path := config_in(place)) is None:
-                return None
-            tensors = place / TENSORS  # By whose renaming an adapter is saved.
-            found = (tensors if tensors.is_file() else path).stat()
-        except OSError:
-            return None
-        return cls(Path(folder), found.st_ino, found.st_mtime_ns)
+def stamp_of(folder: str | Path) -> Stamp:
+    """Return the stamp of a folder, or of an adapter of a library: one that is saved again has another."""
+    place, name = place_of(folder)
+    files = [CONFIG, TENSORS, old_formats.CONFIG, old_formats.TENSORS]
+    files += [] if name is None else [own_file(name)]
+    return tuple(_mark(place / file) for file in files)
+
+
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
+def is_ours(folder: str | Path) -> bool:
+    """Tell whether a folder, or an adapter of a library, is bishare's; one out of reach is not."""
+    with suppress(OSError):
+        return config_in(place_of(folder)[0]) is not None
+    return False
 
 
 def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
@@ -74,7 +86,7 @@ def read_any(
         AdapterError: as `read_for`; or a plain LoRA is damaged (BS608), of another base (BS613), more than a
             plain one (BS656), or has values that are not finite (BS694).
     """
-    if Stamp.of(folder) is not None:
+    if is_ours(folder):
         stored = read_for(folder, base)
         return stored.plan, lambda: tensors_of(stored)
     _, plan, tensors = read_peft(folder, base)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.serve.vllm.compact import CompactManager
 from bishare_dsl.serve.vllm.expanded import ExpandedManager
-from bishare_dsl.serve.vllm.folder import Stamp, check_finite
+from bishare_dsl.serve.vllm.folder import check_finite, is_ours, stamp_of
 from bishare_dsl.serve.vllm.plans import Plans
 from bishare_dsl.serve.vllm.private import (
     LRUCacheWorkerLoRAManager,
@@ -86,7 +86,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
         folder = _place(lora_request.lora_path)
         manager = self._adapter_manager
         compact = isinstance(manager, CompactManager) and Path(folder).exists()
-        if compact or Stamp.of(folder) is not None:
+        if compact or is_ours(folder):
             return manager.read(lora_request.lora_int_id, folder)
         lora = super()._load_adapter(lora_request)
         check_finite(folder, tensors_of(lora))
@@ -114,7 +114,7 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
             lora := self._adapter_manager.list_adapters().get(request.lora_int_id)
         ):
             stamp = getattr(lora, "stamp", None)
-            if stamp and stamp == Stamp.of(_place(request.lora_path)):
+            if stamp and stamp == stamp_of(_place(request.lora_path)):
                 request = copy(request)
                 request.load_inplace = False
         return request
@@ -122,6 +122,6 @@ class WorkerManager(LRUCacheWorkerLoRAManager):
 
 def _place(path: str) -> str:
     """Return the place that a request means, fetched where the Hub has it. vLLM knows no libraries."""
-    if Stamp.of(path) is not None:
+    if is_ours(path):
         return path
     return str(adapter_folder(path)) if "#" in path else get_adapter_absolute_path(path)

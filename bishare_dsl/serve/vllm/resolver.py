@@ -10,7 +10,7 @@ from vllm.lora.resolver import LoRAResolver
 
 from bishare_dsl.adapter.files import names_in, place_of
 from bishare_dsl.serve.vllm.check import check_folder
-from bishare_dsl.serve.vllm.folder import Stamp
+from bishare_dsl.serve.vllm.folder import is_ours
 
 
 class FolderResolver(LoRAResolver):
@@ -34,7 +34,7 @@ class FolderResolver(LoRAResolver):
         """
         folder = self._folder(lora_name)
         inside = self._root in folder.parents or place_of(folder)[0] == self._root
-        if not inside or Stamp.of(folder) is None:
+        if not inside or not is_ours(folder):
             return None
         await asyncio.to_thread(check_folder, lora_name, folder, base_model_name)
         # vLLM gives it its number.
