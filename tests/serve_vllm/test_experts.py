@@ -1,6 +1,6 @@
-"""Experts in the layouts that vLLM has for them: loaded by its own functions, into its own slots.
+"""Experts in the layouts that vLLM has for them: loaded by its own functions, into its own slots; and merged.
 
-What comes out of a forward is not compared: on the CPU vLLM 0.32 has no kernel for LoRA at experts.
+What comes out of a forward with LoRA is not compared: on the CPU vLLM 0.32 has no kernel for it at experts.
 """
 
 import gc
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from bishare_dsl import compile_spec
@@ -81,3 +82,18 @@ def test_vllm_loads_what_bishare_computes(
         a, b = (f[min(site.expert, len(f) - 1)] for f in (a, b))
         torch.testing.assert_close(b @ a, delta(plan, tensors, site))
     gc.collect()
+
+
+def test_a_merged_mixture_is_served_on_a_cpu(tmp_path: Path) -> None:
+    model = mixture("mixtral", **MORE, num_attention_heads=2).eval()
+    compile_spec(SHARED, model)
+    randomize(model, 1, frozen=False)
+    prompt = [5, 9, 13, 2, 7]
+    with torch.no_grad():
+        want = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    model.bishare.merge_and_unload().save_pretrained(tmp_path / "merged")
+    sampling = SamplingParams(max_tokens=1, logprobs=5, temperature=0)
+    with conftest.engine(tmp_path / "merged", enable_lora=False) as llm:
+        (found,) = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+    for token, value in found.outputs[0].logprobs[0].items():
+        assert value.logprob == pytest.approx(want[token].item(), abs=1e-4)
