@@ -18,7 +18,6 @@ from sweep.tasks import DECIDING, MANY_TASKS, TASKS
 Runs = Mapping[str, Sequence[Row]]
 """By method, its runs at one rate."""
 REFERENCE = "lora"
-APART = (REFERENCE, "ke_1_r")
 
 
 def unmask(row: Row) -> list[int]:
@@ -156,36 +155,6 @@ def front_table(results: Results) -> str:
     return table("Accuracy against parameters, on the headlines", heads, lines)
 
 
-def many_table(results: Results) -> str:
-    """Return what an earlier version of ``--many`` found, which trained one task after another."""
-    found: dict[str, dict[str, Row]] = {}
-    for job, row in results.items():
-        if job.size == "many":
-            found.setdefault(job.method, {})[job.task] = row
-    tasks = [task for task in MANY_TASKS if all(task in rows for rows in found.values())]
-    runs = {n: [found[n][task] for task in tasks] for n in ("base", *APART) if n in found}
-    if REFERENCE not in runs or not tasks:
-        return ""
-    tested = [[f"{mean([row], 'test_accuracy'):.1f}" for row in rows] for rows in runs.values()]
-    weights = [sum(row.get("bytes", 0) for row in rows) for rows in runs.values()]
-    lines = [
-        *zip(tasks, *tested, strict=True),
-        ["**mean**", *(f"**{mean(rows, 'test_accuracy'):.1f}**" for rows in runs.values())],
-        ["bytes of all adapters", *(f"{weight:,}" if weight else "" for weight in weights)],
-    ]
-    labels = [METHODS[name].label if name in METHODS else "untrained" for name in runs]
-    parts = [table("Many tasks on one base", " | ".join(["task", *labels]), lines)]
-    for name, rows in runs.items():
-        if name not in ("base", REFERENCE):
-            gaps = [gap_of([a], [b]) for a, b in zip(rows, runs[REFERENCE], strict=True)]
-            gap = average(gaps)
-            parts.append(
-                f"{METHODS[name].label} differs from LoRA by {100 * gap.mean:+.1f} ± {100 * gap.error:.1f}"
-                " points in the mean over tasks (for rows alone: one seed)."
-            )
-    return "\n\n".join(parts)
-
-
 def together_table(results: Results) -> str:
     """Return many tasks in one run: what the adapters weigh, and how often they are right."""
     labels = {name: METHODS[name].label for name in TOGETHER}
@@ -302,7 +271,6 @@ def tables(results: Results) -> str:
         *(task_table(results, task) for task in TASKS),
         overall_table(results),
         front_table(results),
-        many_table(results),
         together_table(results),
         ablation_table(results),
         search_table(results),

@@ -84,16 +84,6 @@ def test_an_ablation_is_beside_the_method_at_its_own_rate_though_another_was_cho
     assert "| -60.0 ± " in line
 
 
-def test_many_tasks(results):
-    for task in ("quartz", "heart"):
-        for method, parameters, hits in (("lora", 1000, 30), ("ke_1_r", 300, 28)):
-            fill(results, task, method, parameters, hits, "many", seeds=1)
-    text = tables(results).partition("### Many tasks")[2].partition("###")[0]
-    assert "| quartz | 75.0 | 70.0 |" in text
-    assert "| **mean** | **75.0** | **70.0** |" in text
-    assert "| bytes of all adapters | 8,000 | 2,400 |" in text
-
-
 def test_tasks_in_one_run(results):
     ways = {"lora_2": 30, "library_4": 28, "lora": 32, "lora_cut": 30}
     for task in ("quartz", "heart"):
