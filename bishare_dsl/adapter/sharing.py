@@ -50,7 +50,9 @@ def check_sharing(path: Path, plan: Plan, config: AdapterConfig) -> None:
         AdapterError: it is not (BS607).
     """
     said = config.model_copy(update={"tensors": ""})
-    if said not in _RIGHT and config.sharing not in (None, sharing_of(plan, config)):
+    if said in _RIGHT:
+        return
+    if config.sharing not in (None, sharing_of(plan, config)):
         reason = "its `sharing` is not what its spec gives"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
     _RIGHT[:] = [said, *_RIGHT[:15]]

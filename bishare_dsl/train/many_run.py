@@ -147,13 +147,14 @@ def run_many(
                 name=task.name,
                 folder=_place(folder, task, made.plan) if best[task.keeps] == number else None,
                 rows=len(task.examples),
-                steps=steps.stopped.get(number, (steps.count(task),))[0],
+                steps=done,
                 loss_first=trainer.first.get(task.name),
                 loss_last=trainer.last.get(task.name),
                 eval_loss=trainer.held_out.get(task.name),
-                stopped=steps.stopped.get(number, (0, None))[1],
+                stopped=why,
             )
             for number, task in enumerate(tasks)
+            for done, why in [steps.stopped.get(number, (steps.count(task), None))]
         ),
         tokens=int(trainer.state.num_input_tokens_seen),
         seconds=time.monotonic() - began,
