@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -124,9 +125,9 @@ def test_the_page_has_all_of_them_and_its_example_keeps_to_the_schema() -> None:
 
 
 def unpacked(path: Path) -> Any:
-    """Return a config with `sharing` as an object."""
+    """Return a config with `sharing` as an object of its own: bishare keeps what it read."""
     config = json.loads(path.read_text("utf-8"))
-    config["bishare"]["sharing"] = AdapterConfig.of(config).sharing
+    config["bishare"]["sharing"] = copy.deepcopy(AdapterConfig.of(config).sharing)
     return config
 
 
