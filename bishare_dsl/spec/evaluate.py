@@ -73,7 +73,7 @@ class Scope:
 
         Raises:
             EvaluationError: BS210, for arithmetic on words, a division by zero, a root of a
-                negative number, a number that is not finite or beyond 2**53, where floats and
+                negative number, a number that is not finite, beyond 2**53, where floats and
                 whole numbers part, or a pattern where there is no site.
         """
         match expression:
@@ -259,8 +259,10 @@ def _is_layer(part: m.Expression) -> bool:
 
 
 def _bounded(number: float, loc: Loc) -> int | float:
-    if not abs(number) <= 2**53:  # Not a number is not smaller either.
-        raise EvaluationError(codes.NO_VALUE(loc=loc, why="a number is out of range"))
+    # Above it whole numbers and floats part; below it float32 has 0, and a term would do nothing.
+    if number != 0 and not 2**-126 <= abs(number) <= 2**53:
+        help = "a number is 0, or between 1e-37 and 9e15 in size"
+        raise EvaluationError(codes.NO_VALUE(loc=loc, why="a number is out of range", help=help))
     return number
 
 

@@ -114,6 +114,7 @@ def test_a_selection_is_any_of_the_first_and_none_of_the_second():
         (Binary(op="+", left=10**400, right=1), "BS210", ("x", "left")),
         (10**400, "BS210", ("x",)),
         (1e300, "BS210", ("x",)),
+        (1e-300, "BS210", ("x",)),  # 0 in float32: a term of this scale would do nothing.
         (Call(function="sqrt", arguments=(-1,)), "BS210", ("x",)),
         (
             Call(function="sqrt", arguments=(Binary(op="/", left=1, right=0),)),
