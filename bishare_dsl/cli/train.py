@@ -189,12 +189,12 @@ def command(
 
 def _spec(name: str | None) -> Spec | str | None:
     """Return what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
-    from bishare_dsl.adapter.files import place_of
     from bishare_dsl.cli.reading import read_spec, read_text
+    from bishare_dsl.train.check import is_adapter
 
     if name == "-":
         return read_spec(name)[0]
-    if name is not None and not place_of(name)[0].is_dir():
+    if name is not None and not is_adapter(name):
         read_text(name)
     return name
 

@@ -82,7 +82,7 @@ def _made(
     spec = request.spec
     if request.resume is not None and not has_bank(request.resume):
         return read_adapter(request.resume), []
-    stored = isinstance(spec, str) and "\n" not in spec and _is_adapter(spec)
+    stored = isinstance(spec, str) and "\n" not in spec and is_adapter(spec)
     if request.params and (adapter is not None or stored):
         reason = "`params` are a spec's, and an adapter has none to be set"
         raise TrainError(codes.BAD_COMBINATION(reason=reason))
@@ -101,7 +101,8 @@ def _made(
     return made, [(problem, made.where) for problem in made.problems]
 
 
-def _is_adapter(spec: str) -> bool:
+def is_adapter(spec: str) -> bool:
+    """Tell whether a word names an adapter's folder: what does not is a spec."""
     folder = place_of(spec)[0]
     return any((folder / name).is_file() for name in (CONFIG, old_formats.CONFIG))
 

@@ -115,6 +115,7 @@ def test_json(bishare, folder):
         (["--learning_rate"], "BS901", "requires an argument"),
         (["--max_length", "x"], "BS731", "`max_length` cannot be `x`"),
         (["none.share"], "BS902", "none.share"),
+        (["tiny"], "BS902", "that is a folder"),
         (["--set", "q=1"], "BS207", "`q`"),
         (["--resume_from_checkpoint=out"], "BS730", "it is `resume`"),
         (["small.share", "rows.jsonl"], "BS901", "unexpected extra argument"),
