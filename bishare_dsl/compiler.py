@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
@@ -243,6 +244,7 @@ def install(
 
     Raises:
         BishareError: the model takes no other adapter; nothing was changed.
+        TypeError: the seed is not a whole number.
     """
     from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.handle import Handle
@@ -255,7 +257,7 @@ def install(
     plan, where = made.plan, devices(made.plan, model)
     told: list[Problem] = []
     if isinstance(made, ResolvedSpec):
-        text, compact = made.text(), False
+        text, seed, compact = made.text(), index(seed), False
         on_meta = all(device.type == "meta" for device in where.values())
         tensors = first_values(plan, model, seed, "meta" if on_meta else "cpu", unfilled)
     else:

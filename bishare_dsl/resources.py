@@ -76,6 +76,5 @@ def find_spec(name_or_path: str | Path) -> Path:
         shipped = _HOME / "specs" / f"{path.stem}{_SUFFIX}"
         if shipped.is_file():
             return shipped
-    raise FileNotFoundError(
-        2, "no such file, and no spec of that name ships with bishare", str(path)
-    )
+    reason = "no such file, and no spec of that name ships (one in a text has several lines)"
+    raise FileNotFoundError(2, reason, os.fspath(name_or_path))

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,6 +103,12 @@ def test_seeds(file: Path) -> None:
     )
     assert same(first, again)
     assert not torch.equal(first["x.layer_0.A"], other["x.layer_0.A"])
+    model = tiny_model("llama")
+    with pytest.raises(TypeError):  # Not when the trained adapter is saved.
+        compile_spec(file, model, seed="1")  # type: ignore[arg-type]
+    counted: Any = np.int64(1)
+    assert same(first, tensors(compile_spec(file, model, seed=counted)))
+    assert type(model.bishare.seed) is int
 
 
 def test_the_order_of_shares_changes_nothing() -> None:

@@ -503,7 +503,7 @@ class Handle(AdapterRoot):
 
         Raises:
             AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), a mixed
-                batch is open (BS674), or two adapters train one parameter in full (BS665).
+                batch is open (BS674), or an adapter trains in full what another one changes (BS665).
         """
         names = tuple(dict.fromkeys(names))
         chosen = [self[name] for name in names]
@@ -607,6 +607,7 @@ class Handle(AdapterRoot):
             return None
         plan = plan_together([adapter.plan for adapter in adapters])
         paths = [path for trained in plan.trained for path in trained.paths]
+        paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise AdapterError(codes.TRAINED_TWICE(path=twice))
         sources = {

@@ -15,6 +15,7 @@ from torch import Tensor
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.compiler import install, make_plan
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
@@ -285,3 +286,20 @@ def test_what_peft_cannot_keep_is_refused(
     with pytest.raises(AdapterError, match=f"BS692.*{says}"):
         model.bishare.export(tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "spec b\ntrain norms\n",
+        # Merged, what stands in the weight's place left no room for the term; unmerged, the sum stayed there.
+        "spec b\ntarget lm_head\nshare y per module rank 1\n",
+    ],
+)
+def test_what_one_adapter_trains_in_full_no_other_changes_beside_it(other: str) -> None:
+    model = trained()
+    install(model, make_plan(other, model), name="b")
+    before = logits(model)
+    with pytest.raises(AdapterError, match="BS665"):
+        model.bishare.activate(["default", "b"])
+    assert torch.equal(logits(model), before)
