@@ -23,9 +23,8 @@ def replace_file(path: Path, content: bytes) -> None:
         OSError: the system refused; the file is as it was.
     """
     in_place = path.exists() and not path.is_file()
-    if in_place or path.parent.resolve() == Path(
-        "/dev"
-    ):  # `/dev/stdout` is a link, to a file perhaps
+    # `/dev/stdout` is a link, to a file perhaps.
+    if in_place or path.parent.resolve() == Path("/dev"):
         path.write_bytes(content)
         return
     new = _aside(path, "new")

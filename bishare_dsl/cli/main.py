@@ -96,9 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000, 50, 50)
     # So would reading what every package that is installed says of itself, in search of plugins of Pydantic.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    if hasattr(
-        sys.stdout, "reconfigure"
-    ):  # A terminal that cannot show a character shows its code.
+    # A terminal that cannot show a character shows its code.
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     for name in ("stdout", "stderr"):  # A closed one (`>&-`) is None.
         if getattr(sys, name) is None:

@@ -125,9 +125,8 @@ def silence_libraries() -> None:
     """Keep off standard error what others write: bars of loading and saving, bitsandbytes's advice."""
     import logging
 
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # It speaks when transformers is imported.
+    # It speaks when transformers is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

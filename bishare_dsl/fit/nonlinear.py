@@ -39,9 +39,8 @@ def descend(problem: Problem, variables: Sequence[Variable], rounds: int) -> Val
     """
     start = problem.values
     leaves = {v: start[v].clone().requires_grad_() for v in variables}
-    whole = (
-        problem.norm**2 or 1.0
-    )  # Of what is given: in parts of it, steps have a length to begin with.
+    # Of what is given: in parts of it, steps have a length to begin with.
+    whole = problem.norm**2 or 1.0
 
     def closure() -> float:
         problem.values = start | {v: leaf.detach() for v, leaf in leaves.items()}

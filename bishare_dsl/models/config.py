@@ -50,9 +50,8 @@ def read_config(source: Source) -> PreTrainedConfig:
     place, keywords = arguments(source, cached=True)
     try:
         config = AutoConfig.from_pretrained(place, **keywords)
-    except (
-        Exception
-    ) as error:  # a family's own checks, and readers of raw bytes, raise what they like
+    # A family's own checks, and readers of raw bytes, raise what they like.
+    except Exception as error:
         raise ModelError(_unreadable(source, one_line(error))) from error
     config.name_or_path = source.place
     return config

@@ -89,11 +89,8 @@ def decoder(name: str, model_id: str | None, config: Mapping[str, Any]) -> Archi
     if family == "gemma3_text":
         for side in ("pre", "post"):
             blocks[f"{side}_feedforward_layernorm.weight"] = (hidden,)
-    if family in (
-        "qwen3",
-        "qwen3_moe",
-        "gemma3_text",
-    ):  # Queries and keys are normed, head by head.
+    # Queries and keys are normed, head by head.
+    if family in ("qwen3", "qwen3_moe", "gemma3_text"):
         blocks |= {f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
     if family == "qwen2":
         widths = {"q": query, "k": key_value, "v": key_value}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,19 +199,26 @@ class BishareModel(BaseTuner):
             BishareError: the spec does not fit the model, or the model takes no other adapter; nothing
             was changed.
         """
-        config = cast(BishareConfig, self.peft_config[adapter_name])
+        configs = cast("dict[str, BishareConfig]", self.peft_config)
+        config = configs[adapter_name]
         compact = bool((config.bishare or {}).get("compact"))
         if compact and not config.inference_mode:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
         found = _planned(config, model)
         left = _stored_names(config, found.plan) if low_cpu_mem_usage else ()
-        handle = getattr(model, "bishare", None)
+        handle: Any = getattr(model, "bishare", None)
         if isinstance(handle, Handle) and not isinstance(handle, PeftHandle):
             handle.__class__ = PeftHandle  # `compile_spec` has put it there, without PEFT.
         if isinstance(handle, Handle) and _adopts(handle, adapter_name, found):
             config.spec, config.seed = handle[adapter_name].spec_text, handle[adapter_name].seed
             return
         first = not isinstance(handle, Handle)
+        plans = [found.plan, *(a.plan for a in ({} if first else handle.adapters).values())]
+        copied = tuple(name for c in configs.values() for name in c.modules_to_save or ())
+        for path in (site.path for plan in plans for site in plan.sites):
+            modules = accumulate(path.split("."), "{}.{}".format)
+            if any(module.endswith(copied) for module in modules):  # So does PEFT find them.
+                raise AdapterError(codes.TRAINED_TWICE(path=path))
         notes = install(
             model, found, config.seed, adapter_name, handle=PeftHandle, unfilled=frozenset(left)
         )

@@ -103,9 +103,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         forward = self.model.get_base_model().forward
         loss = loss_of_learned(model, forward, inputs, num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = (
-                loss * self.accelerator.num_processes
-            )  # They count the tokens of all, and DDP averages.
+            # They count the tokens of all, and DDP averages.
+            loss = loss * self.accelerator.num_processes
         return loss
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> Any:

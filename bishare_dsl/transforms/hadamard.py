@@ -42,6 +42,5 @@ class Hadamard(Transform):
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         one, other = tensors[role][:, :side], tensors[f"{role}_2"]
-        return (one.unsqueeze(1) * other.unsqueeze(0)).flatten(
-            0, 1
-        )  # (r, r, side) to (r * r, side)
+        # (r, r, side) to (r * r, side)
+        return (one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)

@@ -523,3 +523,22 @@ def test_the_head_of_a_task_is_trained_once_in_each_of_two_adapters(
             found, wanted = again.eval()(ids)[0], model.eval()(ids)[0]
             assert torch.equal(found, wanted)
             assert not torch.equal(found, base(ids)[0])
+
+
+def test_a_module_with_a_term_is_not_copied_to_be_trained(base: Any, ids: torch.Tensor) -> None:
+    """The copy would have the term of the adapter that runs, and a merge would not find the weight."""
+
+    def config(target: str, *whole: str) -> BishareConfig:
+        text = f"spec s\ntarget {target}\nshare x per module rank 1\n"
+        return BishareConfig(spec=text, modules_to_save=[*whole] or None, task_type="CAUSAL_LM")
+
+    with pytest.raises(AdapterError, match="BS665"):
+        get_peft_model(copy.deepcopy(base), config("q_proj", "self_attn"))
+    for first, second in (
+        (config("lm_head"), config("q_proj", "lm_head")),
+        (config("q_proj", "lm_head"), config("lm_head")),
+    ):
+        model = get_peft_model(copy.deepcopy(base), first)
+        with pytest.raises(AdapterError, match="BS665"):
+            model.add_adapter("b", second)
+        assert torch.equal(logits(model, ids), logits(base, ids))

@@ -177,7 +177,9 @@ BAD_SERVER_SETTING = Code("BS658", "`{setting}` as a setting of a server: {probl
 SPEC_TARGETS = Code(
     "BS664", "`target_modules` says nothing to BISHARE: the spec says what it targets"
 )
-TRAINED_TWICE = Code("BS665", "of adapters together, one trains `{path}` whole, and one changes it")
+TRAINED_TWICE = Code(
+    "BS665", "`{path}` cannot be trained in full and be changed in another way too"
+)
 COMPACT_BY_TRANSFORMERS = Code(
     "BS666", "`model.load_adapter` of transformers cannot read an adapter that was saved compactly"
 )
