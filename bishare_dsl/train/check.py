@@ -5,6 +5,7 @@ Nothing is written: what stops the run is raised, and what to know is given back
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from transformers import set_seed
@@ -34,11 +35,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig
 
+    from bishare_dsl.plan import Plan
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
 
 Made = ResolvedSpec | StoredAdapter | Handle
 """What is to be trained: planned, read from a folder, or in the model already."""
+
+_FEW, _LOW = 10_000, 1e-3
+"""Parameters so few that a rate below this is a slip: PEFT's entry for UniLoRA learnt nothing by it."""
 
 
 def begin(
@@ -159,3 +164,16 @@ def load_base(
     reporter.note(f"loading {request.model} ...")
     bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
     return load_model(base, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
+
+
+def note_low_rate(
+    reporter: Reporter, plan: Plan, rate: float, settings: Settings, fixed: Collection[str] = ()
+) -> None:
+    """Say that few parameters learn little at a low rate, where no share has a rate of its own.
+
+    Args:
+        fixed: tensors of the plan that are not trained.
+    """
+    learned = sum(t.size for t in plan.tensors if t.trainable and t.name not in fixed)
+    if learned < _FEW and rate < _LOW and not settings.lr_of:
+        reporter.note(f"so few parameters learn little at a rate of {rate:g}: try 2e-3")

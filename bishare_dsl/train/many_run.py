@@ -33,6 +33,7 @@ from bishare_dsl.train.check import (
     encode_as_asked,
     find_tokenizer,
     load_base,
+    note_low_rate,
     read_rows,
 )
 from bishare_dsl.train.data.batches import Collator
@@ -113,6 +114,8 @@ def run_many(
         with torch.no_grad():
             for name, task in product(fixed, tasks):
                 handle[task.name].tensors()[name].copy_(values[name])
+    least = min((form.plan for form in forms), key=lambda plan: plan.trainable)
+    note_low_rate(reporter, least, max(task.rate for task in tasks), settings, fixed)
     with undo_prepare(model), quietly():
         watch = ManyWatch()
         trainer = ManyTrainer(

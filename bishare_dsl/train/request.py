@@ -43,11 +43,11 @@ class Settings(BaseModel):
     data: str | dict[str, str]
     """FILES: Rows: .json, .jsonl, .csv, .parquet, or a data set on the Hub. Several files, NAME=FILE or a
     folder of files are tasks that are trained together, each with an adapter of its own."""
-    rows_at_once: int = Field(default=32, gt=0)
+    rows_at_once: int = Field(default=32, ge=1)
     """N: Of several tasks, the rows that go through the model together; by default 32."""
     lr_of: dict[str, str] = {}
     """NAME=RATE: Another learning rate for a share or a factor: B=16x, inter=5e-5, inter.A=1e-3."""
-    seeds: int = Field(default=1, gt=0)
+    seeds: int = Field(default=1, ge=1)
     """N: Train an adapter from each of so many seeds, in one run."""
     search: dict[str, tuple[str, ...]] = {}
     """NAME=VALUE,...: Train with each learning_rate, or each value of a param of the spec, in one run, stop
@@ -68,7 +68,7 @@ class Settings(BaseModel):
     """NAME: alpaca, prompt-completion, messages or text, where the columns fit several."""
     train_on: Literal["completion", "all"] = "completion"
     """completion|all: Learn completions and the assistant's turns, or every token."""
-    max_length: int = Field(default=1024, gt=1)
+    max_length: int = Field(default=1024, ge=2)
     """N: Tokens of the longest example; by default 1024. Longer ones lose their end."""
     packing: bool = False
     """Put several examples into one sequence."""
@@ -270,8 +270,10 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     except ValidationError as error:
         for e in error.errors():
             name, reason = str(e["loc"][0]), e["msg"].removeprefix("Value error, ")
+            reason = reason.replace("Input", "it").replace("greater than or equal to", "at least")
             if e["type"] != "missing":
-                problems.append(codes.WRONG_VALUE(name=name, value=own[name], reason=reason))
+                value, help = own[name], "`bishare train --help` says what it takes"
+                problems.append(codes.WRONG_VALUE(name=name, value=value, reason=reason, help=help))
         raise TrainError(problems) from None
     if settings.eval_data is not None and settings.eval_split is not None:
         reason = "`eval_data` names held-out rows, and `eval_split` would hold others out"

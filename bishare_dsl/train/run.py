@@ -25,6 +25,7 @@ from bishare_dsl.train.check import (
     encode_as_asked,
     find_tokenizer,
     load_base,
+    note_low_rate,
     read_rows,
 )
 from bishare_dsl.train.data.batches import Collator, check_packing
@@ -34,9 +35,6 @@ from bishare_dsl.train.reporter import Reporter
 from bishare_dsl.train.request import Request, make_request
 from bishare_dsl.train.result import ManyResult, TrainResult
 from bishare_dsl.train.trainer import AdapterTrainer, Watch
-
-_FEW, _LOW = 10_000, 1e-3
-"""Parameters so few that a rate below this is a slip: PEFT's entry for UniLoRA learnt nothing by it."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,10 +147,7 @@ def run(
             reporter.warn(note)
     handle: Handle = base.bishare  # type: ignore[assignment]
     reporter.note(handle.plan.parameters_line)
-    if handle.plan.trainable < _FEW and args.learning_rate < _LOW and not settings.lr_of:
-        reporter.note(
-            f"so few parameters learn little at a rate of {args.learning_rate:g}: try --learning_rate 2e-3"
-        )
+    note_low_rate(reporter, handle.plan, args.learning_rate, settings)
     collator = Collator.of(tokenizer, flatten=settings.packing and uses_flash_attention(base))
     if settings.packing:
         check_packing(base, collator)

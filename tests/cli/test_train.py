@@ -114,6 +114,7 @@ def test_json(bishare, folder):
         (["--data", "none.jsonl"], "BS701", "none.jsonl"),
         (["--learning_rate"], "BS901", "requires an argument"),
         (["--max_length", "x"], "BS731", "`max_length` cannot be `x`"),
+        (["--seeds", "0"], "BS731", "be at least 1\n  = help: `bishare train --help`"),
         (["none.share"], "BS902", "none.share"),
         (["tiny"], "BS902", "that is a folder"),
         (["--set", "q=1"], "BS207", "`q`"),

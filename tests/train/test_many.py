@@ -279,3 +279,16 @@ def test_several_seeds_are_several_adapters(tasks: Any, tmp_path: Path) -> None:
     begun = alone.model.bishare.tensors()
     for name, found in two.items():
         assert (found - begun[name]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(("rate", "said"), [("1e-4", 1), ("5e-3", 0)])
+def test_few_parameters_at_a_low_rate_are_noted_once(
+    files: Path, tmp_path: Path, capsys: Any, rate: str, said: int
+) -> None:
+    """As of one task; of rates that are tried the highest counts."""
+    rows, how = str(files / "rows.jsonl"), {"quiet": False, "max_steps": 1}
+    start(PLAIN, rows, tmp_path / "one", **how, learning_rate=rate)
+    assert capsys.readouterr().err.count("so few parameters learn little") == said
+    how |= {"search": {"learning_rate": ["1e-5", rate]}, "eval_split": 4}
+    start(PLAIN, rows, tmp_path / "many", **how)
+    assert capsys.readouterr().err.count(f"at a rate of {float(rate):g}: try 2e-3") == said

@@ -46,8 +46,8 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         "`data` is missing",
         "`output_dir` is missing",
         "`learning_rate` cannot be `fast`",
-        "`max_length` cannot be `0`: Input should be greater than 1",
-        "`train_on` cannot be `prompts`: Input should be 'completion' or 'all'",
+        "`max_length` cannot be `0`: it should be at least 2",
+        "`train_on` cannot be `prompts`: it should be 'completion' or 'all'",
         "`eval_split` cannot be `1.5`: from 1 on it is a number of rows",
     ):
         assert expected in said
