@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import fx
 
-from bishare_dsl.mixed.few import are_few, few_rows
+from bishare_dsl.mixed.few import FewRows, are_few, few_rows
 from bishare_dsl.mixed.rows import drops_of, rows_of
 from bishare_dsl.rewrite import few, ops
 from bishare_dsl.rewrite.island import add
@@ -61,6 +61,8 @@ def _of_many(graph: fx.Graph) -> fx.Graph | None:
     for node in (call, cast(fx.Node, call.args[0])):
         graph.erase_node(node)
     for node in added:
-        if node.target in (few.flat, few.unflat):
-            node.args = (*node.args[:-1], rows)
+        if node.target is few.flat:
+            node.target, node.args = FewRows.flat, (rows, node.args[0])
+        elif node.target is few.unflat:
+            node.target, node.args = FewRows.unflat, (rows, *node.args)
     return graph

@@ -44,21 +44,16 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     return torch.clone(layer(x), memory_format=torch.contiguous_format)
 
 
-def flat(x: Tensor, like: Any) -> Tensor:
+def flat(x: Tensor, like: Tensor) -> Tensor:
     """Return ``(..., d)`` as ``(tokens, d)``, in the dtype of a tensor of the adapter.
 
-    Of few tokens they are less than the factors, which therefore stay as they are. In a mixed batch ``like``
-    is what has the tensors of all its adapters, and gives ``(adapters, tokens, d)``.
+    Of few tokens they are less than the factors, which therefore stay as they are.
     """
-    if not isinstance(like, Tensor):
-        return like.flat(x)  # type: ignore[no-any-return]
     return (x if x.dtype is like.dtype else x.to(like.dtype)).reshape(-1, x.shape[-1])
 
 
-def unflat(flat: Tensor, y: Tensor, like: Any) -> Tensor:
+def unflat(flat: Tensor, y: Tensor) -> Tensor:
     """Return what was written to ``flat(y, like)`` in the shape and dtype of ``y``."""
-    if not isinstance(like, Tensor):
-        return like.unflat(flat, y)  # type: ignore[no-any-return]
     return y if flat.dtype is y.dtype else flat.to(y.dtype).view(y.shape)
 
 

@@ -218,7 +218,7 @@ class _FewTerms(_Terms):
         else:
             a, b = self.factors(use, width, 1)
             y = self.call(add, (y, self.call(of_few.down, (x, a)), b, use.scale))
-        return self.call(of_few.unflat, (y, before, like))
+        return self.call(of_few.unflat, (y, before))
 
     def kernels(self, use: TermUse, width: Width) -> tuple[Any, ...] | None:
         """Return of A and B the kernels, the shared factors and the kernels' columns, if that is all."""
