@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.reading import MAX_CONFIG
@@ -43,26 +43,38 @@ _PLAIN = 8192
 """Characters of JSON beyond which a field of the file is packed."""
 
 
+def text_of(value: Any) -> str:
+    """Return JSON as its one text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def _pack(value: Any) -> Any:
-    """Return JSON, or, of what is long, the base64 of its compressed text."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return value if len(text) <= _PLAIN else b64encode(zlib.compress(text.encode(), 9)).decode()
+    """Return JSON, or the text of some; of what is long the base64 of its compressed text."""
+    text = value if isinstance(value, str) else text_of(value)
+    packed = b64encode(zlib.compress(text.encode(), 9)).decode()
+    return packed if len(text) > _PLAIN else json.loads(text)
 
 
-def _unpack(value: Any) -> Any:
-    """Return what was given to `_pack`.
+def _text_in(value: Any) -> str:
+    """Return the text of what `_pack` gives.
 
     Raises:
-        ValueError: it was not.
+        ValueError: it did not give this.
     """
     if not isinstance(value, str):
-        return value
+        return text_of(value)
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(b64decode(value), MAX_CONFIG)
     except zlib.error as error:
         raise ValueError(f"it is not packed: {error}") from error
-    return json.loads(text)
+    if not unpacker.eof:
+        raise ValueError("it is not packed to its end")
+    return text.decode()
+
+
+def _unpack(value: Any) -> Any:
+    return json.loads(_text_in(value)) if isinstance(value, str) else value
 
 
 class DrawnTensor(BaseModel):
@@ -110,10 +122,10 @@ class AdapterConfig(BaseModel):
     version, it is from. ``rounded`` is the type that float32 tensors were rounded to for
     the file; loaded, they are float32 again.
 
-    ``sharing`` is the plan as other readers take it (`bishare_dsl.adapter.sharing`); None in what bishare
-    wrote before that. ``marks`` are those of frozen tensors that loading makes again from the base's weights
-    (`bishare_dsl.adapter.recipes`). ``drawn``, ``marks`` and ``sharing`` are packed in the file where
-    they are long.
+    ``sharing`` is the plan as other readers take it (`bishare_dsl.adapter.sharing`), a text of JSON; None in
+    what bishare wrote before that. ``marks`` are those of frozen tensors that loading makes again from the
+    base's weights (`bishare_dsl.adapter.recipes`). ``drawn``, ``marks`` and ``sharing`` are packed in the
+    file where they are long.
 
     Of a library ``adapters`` are the digests of what each adapter has for itself, by its name.
     """
@@ -136,7 +148,9 @@ class AdapterConfig(BaseModel):
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
-    sharing: Annotated[dict[str, Any] | None, BeforeValidator(_unpack)] = None
+    sharing: Annotated[str | None, BeforeValidator(_text_in)] = None
+    _right: list[bool] = PrivateAttr(default_factory=list)
+    """Not empty where `sharing` was found right: one list of all configs that were read from one text."""
 
     def record(self) -> dict[str, Any]:
         """Return what stands in the field ``bishare`` of the file."""
@@ -144,9 +158,8 @@ class AdapterConfig(BaseModel):
         for run in (*record["base"]["sites"], *record["base"]["others"]):
             # PEFT sorts the keys of its config, and the order of a block's layers counts.
             run |= {key: [list(pair) for pair in run[key].items()] for key in _DICTS if key in run}
-        record |= {
-            name: _pack(record[name]) for name in ("drawn", "marks", "sharing") if name in record
-        }
+        packed = ("drawn", "marks", "sharing")
+        record |= {name: _pack(record[name]) for name in packed if name in record}
         return record | {"digest": seal(self.spec, self.seed, record)}
 
     def text(self) -> str:
@@ -171,12 +184,16 @@ class AdapterConfig(BaseModel):
         said = {name: v for name, v in record.items() if name not in ("digest", "tensors")}
         own = {ours: fields[theirs] for ours, theirs in _OF_PEFT.items() if theirs in fields}
         config = _config_of(json.dumps(said | own))
-        return config.model_copy(update={"tensors": record.get("tensors", "")})
+        of_caller = {name: {**value} for name, value in config if isinstance(value, dict)}
+        return config.model_copy(update=of_caller | {"tensors": record.get("tensors", "")})
 
 
 @lru_cache(maxsize=16)
 def _config_of(text: str) -> AdapterConfig:
-    """Return a config without the digest of its tensors: thousands of adapters may say the same."""
+    """Return a config without the digest of its tensors: thousands of adapters may say the same.
+
+    It is kept, so whoever asks for one gets what nobody can change, and dicts of their own.
+    """
     return AdapterConfig.model_validate(json.loads(text))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.adapter.config import AdapterConfig, text_of
 from bishare_dsl.adapter.contents import key_of, part_name
 from bishare_dsl.adapter.counter import distribution
 from bishare_dsl.diagnostics import AdapterError
@@ -18,11 +18,11 @@ FORMAT = 1
 """That of the page."""
 
 
-def sharing_of(plan: Plan, config: AdapterConfig) -> dict[str, Any]:
-    """Return the plan as a reader needs it: plain JSON, with all that a spec leaves to defaults."""
+def sharing_of(plan: Plan, config: AdapterConfig) -> str:
+    """Return the plan as a reader needs it: a text of JSON, with all that a spec leaves to defaults."""
     alike = {(term.share, term.rank): term for term in plan.terms}  # Few, whose transforms are one.
     options = {key: _options(term) for key, term in alike.items()}
-    return {
+    said = {
         "format": FORMAT,
         "tensors": {
             tensor.name: _tensor(plan, config, tensor)
@@ -41,6 +41,7 @@ def sharing_of(plan: Plan, config: AdapterConfig) -> dict[str, Any]:
             _full(trained) for trained in plan.trained if trained.tensor not in config.of_base
         ],
     }
+    return text_of(said)
 
 
 def check_sharing(path: Path, plan: Plan, config: AdapterConfig) -> None:
@@ -49,17 +50,10 @@ def check_sharing(path: Path, plan: Plan, config: AdapterConfig) -> None:
     Raises:
         AdapterError: it is not (BS607).
     """
-    said = config.model_copy(update={"tensors": ""})
-    if said in _RIGHT:
-        return
-    if config.sharing not in (None, sharing_of(plan, config)):
+    if not config._right and config.sharing not in (None, sharing_of(plan, config)):
         reason = "its `sharing` is not what its spec gives"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
-    _RIGHT[:] = [said, *_RIGHT[:15]]
-
-
-_RIGHT: list[AdapterConfig] = []
-"""Configs that were found right, without the digest of their tensors: thousands of adapters say the same."""
+    config._right[:] = [True]
 
 
 def _tensor(plan: Plan, config: AdapterConfig, tensor: Tensor) -> dict[str, Any]:
