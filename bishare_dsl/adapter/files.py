@@ -259,7 +259,7 @@ def pack(
         compact={name: tuple(made) for name, made in parts.items()},
         of_base=of_base,
         marks=marks,
-        rounded=dtype,
+        rounded="bfloat16" if dtype else None,
     )
     config = config.model_copy(update={"sharing": sharing_of(plan, config)})
     return stored, config, tuple(warnings)

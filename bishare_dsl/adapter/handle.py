@@ -280,8 +280,8 @@ class Handle(AdapterRoot):
                 leaves out those that the base's weights give, which loading makes again from them.
             compact: store only what running needs, where a transform (VectorBank) trains more: the same
                 logits, and no more training. An adapter that was loaded compact is saved compact again.
-            dtype: ``"bfloat16"`` rounds the tensors to it, for a file of half the size. Loaded, they are
-                float32 again.
+            dtype: ``"bfloat16"`` or ``torch.bfloat16`` rounds the tensors to it, for a file of half the size.
+                Loaded, they are float32 again.
             state_dict: of the whole model, where the caller has gathered it; values are taken from there.
 
         Raises:

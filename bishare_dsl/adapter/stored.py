@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor
-from bishare_dsl.adapter.contents import part_name
+from bishare_dsl.adapter.contents import Entries, attribute_in, part_name
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.diagnostics import AdapterError, Problem
@@ -22,8 +22,8 @@ Frozen = Literal["seed", "tensors", "base"]
 """How frozen tensors are saved: as the seed that draws them, as tensors, or, where they start from the base's
 weights too, as what loading makes of it again."""
 
-Rounded = Literal["bfloat16"] | None
-"""The type that float32 tensors are rounded to for the file; None for none."""
+Rounded = Literal["bfloat16"] | torch.dtype | None
+"""The type that float32 tensors are rounded to for the file, or its name; None for none."""
 
 
 def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
@@ -32,7 +32,7 @@ def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
     Raises:
         AdapterError: there is no such type (BS662).
     """
-    if dtype not in (None, "bfloat16"):
+    if dtype not in (None, "bfloat16", torch.bfloat16):
         raise AdapterError(codes.UNKNOWN_DTYPE(dtype=dtype))
     return tensor.bfloat16() if dtype and tensor.dtype == torch.float32 else tensor
 
@@ -56,6 +56,17 @@ def tensor_of(entry: Mapping[str, Any]) -> torch.Tensor:
     if not entry["data"]:  # torch makes no tensor of nothing.
         return torch.empty(entry["shape"], dtype=dtype)
     return torch.frombuffer(entry["data"], dtype=dtype).view(entry["shape"]).clone()
+
+
+def entries_of(tensors: Mapping[str, torch.Tensor]) -> Entries:
+    """Return what a file of some tensors has of each, by their keys; the data are theirs, not copies."""
+    found = {}
+    for key, tensor in tensors.items():
+        name = str(tensor.dtype).removeprefix("torch.").replace("float", "f")
+        dtype = name.replace("uint", "u").replace("int", "i").upper()
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found[attribute_in(key)] = {"dtype": dtype, "shape": [*tensor.shape], "data": data}
+    return found
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:

@@ -19,7 +19,6 @@ from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
-from safetensors.torch import save
 from torch import nn
 
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
@@ -30,7 +29,6 @@ from bishare_dsl.adapter.contents import (
     check_plan,
     complete,
     digest_of,
-    entries_in,
     expected,
     names_of,
     tensor_problems,
@@ -42,7 +40,7 @@ from bishare_dsl.adapter.handle import Adapter, Handle, adapter_keys
 from bishare_dsl.adapter.own_methods import RESIZING, put_methods
 from bishare_dsl.adapter.recipes import check_remade
 from bishare_dsl.adapter.sharing import check_sharing
-from bishare_dsl.adapter.stored import not_finite, widen_tensor
+from bishare_dsl.adapter.stored import entries_of, not_finite, widen_tensor
 from bishare_dsl.compiler import ResolvedSpec, install, make_plan, read_spec
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, render
 from bishare_dsl.diagnostics.codes import adapter as codes
@@ -313,8 +311,7 @@ class BishareModel(BaseTuner):
             base_revision=config.revision,
             compact=adapter.compact,
         )
-        digest = digest_of(entries_in(save(stored)))
-        record = record.model_copy(update={"tensors": digest})
+        record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
         config.spec, config.seed, config.bishare = record.spec, record.seed, record.record()
         _warn(*map(render, problems))
         places = {name: key.rpartition(".")[0] for name, key in keys.items()}
@@ -347,7 +344,7 @@ class BishareModel(BaseTuner):
         others = {key: value for key, value in state_dict.items() if key not in own}
         record = config.stored() or _record_of(adapter)
         check_names(_IN_MEMORY, adapter.plan, record)
-        if config._unchecked and digest_of(entries_in(save(own))) != record.tensors:
+        if config._unchecked and digest_of(entries_of(own)) != record.tensors:
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
         if config._unchecked:

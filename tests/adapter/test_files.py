@@ -395,9 +395,10 @@ def test_values_that_are_not_finite_are_told(folder: Path) -> None:
 # In half the size ---------------------------------------------------------------------------------
 
 
-def test_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_bfloat16(tmp_path: Path, dtype: Any) -> None:
     model = compile_spec(parse_spec(TEXT + " freeze A"), tiny_model("llama"))
-    model.bishare.save_pretrained(tmp_path, dtype="bfloat16")
+    model.bishare.save_pretrained(tmp_path, dtype=dtype)
     before, after = model.bishare.tensors(), read_adapter(tmp_path).tensors()
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -407,8 +408,9 @@ def test_bfloat16(tmp_path: Path) -> None:
         want = tensor.bfloat16().float() if here else tensor
         assert torch.equal(after[name], want)
         assert after[name].dtype == torch.float32
-    with pytest.raises(AdapterError, match=r"BS662.*int8"):
-        model.bishare.save_pretrained(tmp_path, dtype="int8")
+    for other in ("int8", torch.int8):
+        with pytest.raises(AdapterError, match=r"BS662.*int8"):
+            model.bishare.save_pretrained(tmp_path, dtype=other)
 
 
 # Format 1 -----------------------------------------------------------------------------------------
