@@ -36,7 +36,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.devices import devices, move_tensors
 from bishare_dsl.adapter.files import CONFIG, pack
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
-from bishare_dsl.adapter.handle import Adapter, Handle, adapter_keys
+from bishare_dsl.adapter.handle import Handle, adapter_keys
 from bishare_dsl.adapter.own_methods import RESIZING, put_methods
 from bishare_dsl.adapter.recipes import check_remade
 from bishare_dsl.adapter.sharing import check_sharing
@@ -207,10 +207,12 @@ class BishareModel(BaseTuner):
         handle: Any = getattr(model, "bishare", None)
         if isinstance(handle, Handle) and not isinstance(handle, PeftHandle):
             handle.__class__ = PeftHandle  # `compile_spec` has put it there, without PEFT.
-        if isinstance(handle, Handle) and _adopts(handle, adapter_name, found):
-            config.spec, config.seed = handle[adapter_name].spec_text, handle[adapter_name].seed
-            return
         first = not isinstance(handle, Handle)
+        there = None if first else handle.adapters.get(adapter_name)
+        if there is not None and there.plan.digest == found.plan.digest:
+            # `compile_spec` has put it there.
+            config.spec, config.seed = there.spec_text, there.seed
+            return
         plans = [found.plan, *(a.plan for a in ({} if first else handle.adapters).values())]
         copied = tuple(name for c in configs.values() for name in c.modules_to_save or ())
         for path in (site.path for plan in plans for site in plan.sites):
@@ -342,32 +344,30 @@ class BishareModel(BaseTuner):
         adapter = _handle_of(model)[adapter_name]
         own = {key: value for key, value in state_dict.items() if f"{TENSORS}." in key}
         others = {key: value for key, value in state_dict.items() if key not in own}
-        record = config.stored() or _record_of(adapter)
-        check_names(_IN_MEMORY, adapter.plan, record)
-        if config._unchecked and digest_of(entries_of(own)) != record.tensors:
-            reason = "it does not belong to the adapter_config.json beside it"
-            raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
+        plan, text, seed = adapter.plan, adapter.spec_text, adapter.seed
+        # Of one that is in the model already: what is drawn is there too.
+        record = AdapterConfig(versions={}, spec=text, seed=seed, base=plan.base, plan=plan.digest)
         if config._unchecked:
-            check_sharing(Path(CONFIG), adapter.plan, record)
-        else:
-            # Into an adapter that is there already: what is drawn is there too.
-            record = record.model_copy(
-                update={"drawn": {}, "of_base": (), "compact": {}, "marks": {}}
-            )
+            record = AdapterConfig.of(config.to_dict())
+            check_names(_IN_MEMORY, plan, record)
+            if digest_of(entries_of(own)) != record.tensors:
+                reason = "it does not belong to the adapter_config.json beside it"
+                raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
+            check_sharing(Path(CONFIG), plan, record)
         types = {key: "F32" if v.is_floating_point() else str(v.dtype) for key, v in own.items()}
         found = {attribute_in(k): {"shape": v.shape, "dtype": types[k]} for k, v in own.items()}
-        wanted = expected(adapter.plan, record)
+        wanted = expected(plan, record)
         if not config._unchecked:
-            drawn = {attribute(t.name) for t in adapter.plan.tensors if t.drawn and not t.trainable}
+            drawn = {attribute(t.name) for t in plan.tensors if t.drawn and not t.trainable}
             wanted = {name: t for name, t in wanted.items() if name in found or name not in drawn}
         raise_errors(AdapterError, list(tensor_problems(wanted, found)))
-        names = names_of(adapter.plan, record)
+        names = names_of(plan, record)
         stored = {
             names[attribute_in(key)]: widen_tensor(tensor, record.rounded)
             for key, tensor in own.items()
         }
         _warn(*map(render, not_finite(stored)))
-        values = complete(adapter.plan, record, stored)
+        values = complete(plan, record, stored)
         values |= check_remade(record.marks, adapter.parts.tensors())
         config._unchecked = False
         keys = adapter_keys(model, adapter)
@@ -417,22 +417,9 @@ def _stored_names(config: BishareConfig, plan: Plan) -> list[str]:
     ]
 
 
-def _adopts(handle: Handle, name: str, found: ResolvedSpec) -> bool:
-    """Tell whether an adapter that `compile_spec` has put into the model is the one of a config."""
-    return name in handle.adapters and handle[name].plan.digest == found.plan.digest
-
-
 def _handle_of(model: nn.Module) -> PeftHandle:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return cast(PeftHandle, base.bishare)
-
-
-def _record_of(adapter: Adapter) -> AdapterConfig:
-    """Return the config of an adapter of which nothing was saved yet."""
-    plan = adapter.plan
-    return AdapterConfig(
-        versions={}, spec=adapter.spec_text, seed=adapter.seed, base=plan.base, plan=plan.digest
-    )
 
 
 def _warn(*texts: str) -> None:
