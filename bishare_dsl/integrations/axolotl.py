@@ -13,6 +13,8 @@ from axolotl.integrations.base import AdapterCapabilities, BasePlugin
 from peft import PeftConfig, PeftModel, get_peft_model
 from pydantic import BaseModel
 
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics.codes.train import MISSING_ARGUMENT
 from bishare_dsl.peft import BishareConfig
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ class BisharePlugin(BasePlugin):  # type: ignore[misc]
         """Name the adapter."""
         return [AdapterCapabilities(name="bishare")]
 
+    def pre_model_load(self, cfg: Any) -> None:
+        """Read the spec, before a model is loaded. Errors are as for `_config_of`."""
+        if cfg.adapter == "bishare" and not cfg.lora_model_dir:
+            _config_of(cfg)
+
     def load_adapter(
         self, model: PreTrainedModel, cfg: Any, inference: bool = False, config_only: bool = False
     ) -> tuple[PeftModel | None, PeftConfig] | None:
@@ -55,5 +62,17 @@ class BisharePlugin(BasePlugin):  # type: ignore[misc]
                 model, cfg.lora_model_dir, is_trainable=not inference
             )
             return loaded, loaded.peft_config["default"]
-        config = BishareConfig(**cfg.bishare, task_type="CAUSAL_LM")
+        config = _config_of(cfg)
         return None if config_only else get_peft_model(model, config), config
+
+
+def _config_of(cfg: Any) -> BishareConfig:
+    """Return what the block ``bishare:`` says.
+
+    Raises:
+        BishareError: there is none (BS736), or its spec is wrong.
+    """
+    if not cfg.bishare:
+        help = "name a spec, as in `bishare: {spec: bishare_ke_ab}`"
+        raise BishareError(MISSING_ARGUMENT(name="bishare", help=help))
+    return BishareConfig(**cfg.bishare, task_type="CAUSAL_LM")
