@@ -91,5 +91,9 @@ class BishareConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json``, and a model card where PEFT has left its empty one."""
         super().save_pretrained(save_directory, **kwargs)
+        self.write_card(save_directory)
+
+    def write_card(self, folder: str) -> None:
+        """Write the model card of an adapter that was saved, unless somebody has written one of their own."""
         if (stored := self.stored()) is not None:
-            write_card(Path(save_directory), check_plan(stored), stored.spec)
+            write_card(Path(folder), check_plan(stored), stored.spec)

@@ -436,6 +436,7 @@ def register() -> None:
         save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(  # type: ignore[assignment]
             save_and_load._get_adapter_state_dict_key_prefixes
         )
+        PeftModel._upload_modified_files = _with_card(PeftModel._upload_modified_files)
 
 
 def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[str]]:
@@ -446,3 +447,14 @@ def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[s
         return others(model) | {path for path in paths if path.rpartition(".")[2] == TENSORS}
 
     return prefixes
+
+
+def _with_card(upload: Callable[..., Any]) -> Callable[..., Any]:
+    """Write the card of the adapter again: `push_to_hub` of transformers puts an empty one over it."""
+
+    def uploads(model: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(config := model.peft_config.get("default"), BishareConfig):
+            config.write_card(working_dir)
+        return upload(model, working_dir, *args, **kwargs)
+
+    return uploads

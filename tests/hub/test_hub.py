@@ -158,8 +158,11 @@ assert main(["merge", "me/mine", "--model", sys.argv[3], "--out", "merged"]) == 
     cache = tmp_path / "cache"
     assert list(cache.rglob("code.safetensors"))
     assert not list(cache.rglob("law.safetensors")), "of a library no other adapter is fetched"
-    # README.md is the empty card of transformers, which puts it over ours, as over PEFT's own.
     assert set(hub.repositories["me/mine"]) == OURS
+    card = hub.repositories["me/mine"]["README.md"].decode()
+    assert card == (adapter / "README.md").read_text("utf-8"), (
+        "transformers has put its own over it"
+    )
 
 
 def test_a_library_comes_from_the_hub(hub, bishare, library):

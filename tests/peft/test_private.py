@@ -11,6 +11,7 @@ from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
 from torch import nn
+from transformers.utils import PushToHubMixin
 
 from bishare_dsl.peft import BishareConfig, BishareModel
 from bishare_dsl.peft.method import PeftHandle
@@ -112,3 +113,11 @@ def test_what_asks_for_the_keys_of_adapters_asks_the_function_that_is_replaced()
         save_and_load.set_base_model_state_dict,
     ):
         assert "_get_adapter_state_dict_key_prefixes" in function.__code__.co_names
+
+
+def test_pushing_uploads_a_folder_by_a_method_of_its_own():
+    """Before it, the card of the adapter is written again: `push_to_hub` has put an empty one over it."""
+    assert [*inspect.signature(PushToHubMixin._upload_modified_files).parameters][:2] == [
+        "self",
+        "working_dir",
+    ]
