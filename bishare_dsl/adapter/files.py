@@ -408,7 +408,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, list[Ent
         wanted = {TENSORS: config.tensors, **_own_of(folder, name, config)}
         found, wrong = [], []
         for file in wanted:
-            content = _content(folder, file, _most_bytes(config))
+            content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
             with reading(folder / file):
                 found.append(entries_in(content))
             if (digest := digest_of(found[-1])) != wanted[file]:
@@ -425,11 +425,6 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, list[Ent
             reason = "it does not belong to the adapter_config.json beside it"
             raise AdapterError(codes.CHANGED_FILE(path=wrong[0], reason=reason))
         before = config  # Once more: an adapter may have been saved in the meantime.
-
-
-def _most_bytes(config: AdapterConfig) -> int:
-    """Return how large a file of tensors may be."""
-    return 8 * most_parameters(config.base) + MAX_CONFIG
 
 
 def _config_of(folder: Path, file: str) -> AdapterConfig:

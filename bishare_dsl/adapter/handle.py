@@ -339,14 +339,9 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `bishare_dsl.export.export.export_adapter` does.
         """
-        settings: Any = {
-            "rank": rank,
-            "dtype": dtype,
-            "uniform_rank": uniform_rank,
-            "experts": experts,
-        }
+        how: Any = {"rank": rank, "dtype": dtype, "uniform_rank": uniform_rank, "experts": experts}
         report = self._by_one(
-            lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **settings)
+            lambda tensors: export_adapter(out, self.plan, tensors, self.model, format, **how)
         )
         for problem in report.warnings:
             warnings.warn(render(problem), BishareWarning, stacklevel=2)
@@ -610,12 +605,8 @@ class Handle(AdapterRoot):
         paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise AdapterError(codes.TRAINED_TWICE(path=twice))
-        sources = {
-            name_of(i, name): source
-            for i, adapter in enumerate(adapters)
-            for name, source in adapter.sources().items()
-        }
         compiled = compile_plan(self.model, plan)
+        sources = _numbered(adapter.sources() for adapter in adapters)
         parts = attach(self.model, compiled, sources)
         return _Together(
             "+".join(adapter.name for adapter in adapters),
@@ -641,15 +632,6 @@ class Handle(AdapterRoot):
             raise AdapterError(codes.DISABLED(action=action))
         return self.model
 
-    def _whole(self, action: str) -> None:
-        """See that the model is in one process.
-
-        Raises:
-            AdapterError: it is sharded over several (BS645).
-        """
-        if any(is_sharded(region) for region, _ in self.parts.regions):
-            raise AdapterError(codes.SHARDED(action=action))
-
     def _apart(self, action: str) -> None:
         """See that the adapter is not in the base's weights, and the model in one process.
 
@@ -659,7 +641,8 @@ class Handle(AdapterRoot):
         if self._merged is not None:
             code = codes.STILL_MERGED if self._merged.kept else codes.NOT_KEPT
             raise AdapterError(code(action=action))
-        self._whole(action)
+        if any(is_sharded(region) for region, _ in self.parts.regions):
+            raise AdapterError(codes.SHARDED(action=action))
 
     @contextmanager
     def _exchange(self, action: str) -> Iterator[None]:
@@ -698,22 +681,19 @@ class _Together(Adapter):
     members: tuple[Adapter, ...] = ()
 
     def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
-        return {
-            name_of(i, name): source
-            for i, member in enumerate(self.members)
-            for name, source in member.sources().items()
-        }
+        return _numbered(member.sources() for member in self.members)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {
-            name_of(i, name): tensor
-            for i, member in enumerate(self.members)
-            for name, tensor in member.tensors().items()
-        }
+        return _numbered(member.tensors() for member in self.members)
 
     def set_trainable(self, trainable: bool) -> None:
         for member in self.members:
             member.set_trainable(trainable)
+
+
+def _numbered(found: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    """Return what each of several adapters has by its names, by those in the plan of all together."""
+    return {name_of(i, name): part for i, each in enumerate(found) for name, part in each.items()}
 
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:

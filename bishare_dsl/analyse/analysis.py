@@ -56,7 +56,8 @@ def analyse(adapter: AdapterUpdates, *, seed: int = 0) -> Analysis:
         adapter: to measure.
         seed: of the vectors that are drawn.
     """
-    rank = _usual([update.whole.rank for update in adapter.updates])
+    own = [update.whole.rank for update in adapter.updates]
+    rank = max(set(own), key=lambda rank: (own.count(rank), rank))  # The most common.
     wanted = sorted({*RANKS, rank})
     looks = (adapter.updates, independent(adapter.updates, seed))
     joint = (energy.joint(updates, adapter.plan.base, wanted) for updates in looks)
@@ -95,8 +96,3 @@ def independent(updates: Sequence[Update], seed: int) -> tuple[Update, ...]:
 def _charts(seen: Sequence[Map], by_chance: Sequence[Map]) -> tuple[Map, ...]:
     pairs = zip(seen, by_chance, strict=True)
     return tuple(replace(own, chance=chance.mean) for own, chance in pairs)
-
-
-def _usual(numbers: Sequence[int]) -> int:
-    """Return the most common number; of several the largest."""
-    return max(set(numbers), key=lambda number: (numbers.count(number), number))

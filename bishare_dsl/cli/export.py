@@ -22,12 +22,10 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @options.model()
 @options.out("The folder to write, or the file for gguf.", "PATH")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
+@options.choice(
+    *("--format", "form"),
+    among=FORMATS,
     default="peft",
-    show_default=True,
     help="For PEFT and vLLM, for llama.cpp, or for mlx-lm.",
 )
 @click.option(
@@ -36,23 +34,16 @@ from bishare_dsl.export import DTYPES, EXPERTS, FORMATS
     metavar="N",
     help="Cut off what exceeds this rank; what that loses is measured and reported.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="float32",
-    show_default=True,
-    help="Of the values.",
-)
+@options.choice("--dtype", among=DTYPES, default="float32", help="Of the values.")
 @click.option(
     "--uniform-rank",
     is_flag=True,
     help="Write one rank for all modules, for engines that know no rank_pattern.",
 )
-@click.option(
+@options.choice(
     "--experts",
-    type=click.Choice(EXPERTS),
+    among=EXPERTS,
     default="fused",
-    show_default=True,
     help="How a folder has experts: as PEFT does; or as vLLM and SGLang do, each by itself, or with one "
     "outer factor for all.",
 )

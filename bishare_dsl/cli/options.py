@@ -92,11 +92,18 @@ spec_transform = click.Option(
     help="Run a Python file, or those of a folder, that has transforms; may be repeated.",
 )
 """`bishare_dsl.cli.main` gives these four to the commands that take them."""
-dtype = click.option(
-    "--dtype",
-    type=click.Choice(("float32", "bfloat16", "float16")),
-    help="Of the weights; by default the checkpoint's.",
-)
+
+
+def choice(
+    *names: str, among: Sequence[str], **settings: Any
+) -> Callable[[_Decorated], _Decorated]:
+    """Take one of some words; a default is shown."""
+    settings["show_default"] = "default" in settings
+    return click.option(*names, type=click.Choice(among), **settings)
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+dtype = choice("--dtype", among=_DTYPES, help="Of the weights; by default the checkpoint's.")
 device = click.option(
     "--device",
     metavar="NAME",

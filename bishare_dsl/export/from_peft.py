@@ -103,11 +103,12 @@ def _saved(
 ) -> dict[str, torch.Tensor]:
     """Return the values of parameters that PEFT has trained in full, by their paths in the base."""
     others = {path: other for other in architecture.others for path in other.paths}
-    whole = _whole(config)
     found: dict[str, torch.Tensor] = {}
     for name, tensor in sorted(tensors.items()):
         path = name.replace(".base_layer.", ".")
-        if _TENSOR.fullmatch(name) or (path != name and not whole(path)):
+        # Of a wrapped module's own its bias is trained, where the config says so.
+        trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
+        if _TENSOR.fullmatch(name) or not trained:
             continue  # PEFT keeps the base's own weight, frozen, for a vocabulary that has grown.
         if path not in others:
             reason = f"`{name}` is neither a factor of a linear layer nor a parameter that `train` can name"
@@ -129,12 +130,6 @@ def _saved(
             )
             raise AdapterError(codes.NOT_PLAIN_LORA(folder=folder, reason=reason))
     return {other.path: found[other.path] for other in architecture.others if other.path in found}
-
-
-def _whole(config: PeftConfig) -> Callable[[str], bool]:
-    """Tell what of a wrapped module's own is trained: its bias, where the config says so."""
-    biases = config.bias != "none"
-    return lambda path: biases and "bias" in path.rpartition(".")[2]
 
 
 def _trained(

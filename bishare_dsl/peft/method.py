@@ -436,7 +436,8 @@ def register() -> None:
         save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(  # type: ignore[assignment]
             save_and_load._get_adapter_state_dict_key_prefixes
         )
-        PeftModel._upload_modified_files = _with_card(PeftModel._upload_modified_files)
+        upload = _with_card(PeftModel._upload_modified_files)
+        PeftModel._upload_modified_files = upload  # type: ignore[method-assign]
 
 
 def _prefixes_beside(others: Callable[[Any], set[str]]) -> Callable[[Any], set[str]]:

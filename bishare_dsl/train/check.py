@@ -5,7 +5,6 @@ Nothing is written: what stops the run is raised, and what to know is given back
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from transformers import set_seed
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig
 
-    from bishare_dsl.plan import Plan
     from bishare_dsl.train.reporter import Reporter
     from bishare_dsl.train.request import Request, Settings
 
@@ -166,14 +164,7 @@ def load_base(
     return load_model(base, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
 
 
-def note_low_rate(
-    reporter: Reporter, plan: Plan, rate: float, settings: Settings, fixed: Collection[str] = ()
-) -> None:
-    """Say that few parameters learn little at a low rate, where no share has a rate of its own.
-
-    Args:
-        fixed: tensors of the plan that are not trained.
-    """
-    learned = sum(t.size for t in plan.tensors if t.trainable and t.name not in fixed)
+def note_low_rate(reporter: Reporter, learned: int, rate: float, settings: Settings) -> None:
+    """Say that few parameters learn little at a low rate, where no share has a rate of its own."""
     if learned < _FEW and rate < _LOW and not settings.lr_of:
         reporter.note(f"so few parameters learn little at a rate of {rate:g}: try 2e-3")

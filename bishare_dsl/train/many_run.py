@@ -114,8 +114,11 @@ def run_many(
         with torch.no_grad():
             for name, task in product(fixed, tasks):
                 handle[task.name].tensors()[name].copy_(values[name])
-    least = min((form.plan for form in forms), key=lambda plan: plan.trainable)
-    note_low_rate(reporter, least, max(task.rate for task in tasks), settings, fixed)
+    least = min(
+        sum(t.size for t in form.plan.tensors if t.trainable and t.name not in fixed)
+        for form in forms
+    )
+    note_low_rate(reporter, least, max(task.rate for task in tasks), settings)
     with undo_prepare(model), quietly():
         watch = ManyWatch()
         trainer = ManyTrainer(

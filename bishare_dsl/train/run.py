@@ -147,7 +147,7 @@ def run(
             reporter.warn(note)
     handle: Handle = base.bishare  # type: ignore[assignment]
     reporter.note(handle.plan.parameters_line)
-    note_low_rate(reporter, handle.plan, args.learning_rate, settings)
+    note_low_rate(reporter, handle.plan.trainable, args.learning_rate, settings)
     collator = Collator.of(tokenizer, flatten=settings.packing and uses_flash_attention(base))
     if settings.packing:
         check_packing(base, collator)
