@@ -167,4 +167,5 @@ def load_base(
 def note_low_rate(reporter: Reporter, learned: int, rate: float, settings: Settings) -> None:
     """Say that few parameters learn little at a low rate, where no share has a rate of its own."""
     if learned < _FEW and rate < _LOW and not settings.lr_of:
-        reporter.note(f"so few parameters learn little at a rate of {rate:g}: try 2e-3")
+        advice = "try --learning_rate 2e-3"
+        reporter.note(f"so few parameters learn little at a rate of {rate:g}: {advice}")
