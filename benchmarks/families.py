@@ -36,7 +36,6 @@ from bishare_dsl.diagnostics import BishareError, ModelError, one_line
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.site import block_of
 from bishare_dsl.models.weights import linear_widths
-from bishare_dsl.rewrite.adapt import regions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "families.json"
@@ -204,7 +203,8 @@ def measure(family: str) -> dict[str, Any]:
         {f"{code} {re.sub(r'[0-9]+', '*', path)}" for path, code in refused.items()}
     )
     how = Counter[str]()
-    for path, module in regions(model):
+    for path, *_ in model.bishare.compiled.regions:
+        module = model.get_submodule(path)
         mine = [s for s in adapted if s.path == path or s.path.rpartition(".")[0] == path]
         experts = [s for s in adapted if maps[s.path].owner == path != s.path]
         kind = "experts" if experts else "one by one" if linear_widths(module) else "traced"

@@ -33,7 +33,7 @@ from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.plan.together import name_of, plan_together
-from bishare_dsl.rewrite.adapt import attach, compile_plan, place, set_enabled, unadapt
+from bishare_dsl.rewrite.adapt import attach, compile_plan, place, unadapt
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
 
@@ -72,13 +72,10 @@ class Adapter:
     seed: int
     compiled: PlanCode
     parts: AdapterParts
+    sources: Mapping[str, tuple[OwnedTensors, int]]
+    """Where each tensor is, by its name in the plan, and its number there."""
     compact: bool = False
     bank: tuple[TrainingBank, int] | None = None
-
-    def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
-        """Return where each tensor is, by its name in the plan, and its number there."""
-        stores = (store for _, store in self.parts.owned)
-        return {name: (store, i) for store in stores for i, name in enumerate(store.names)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by their names in the plan: the parameters themselves, each once.
@@ -86,18 +83,17 @@ class Adapter:
         Under accelerate's offload these are the tensors that hold the values.
         """
         found = {}
-        for _, store in self.parts.owned:
-            for name, key in zip(store.names, store.attributes, strict=True):
-                value = resident_tensor(store, key)
-                assert value is not None, name
-                found[name] = value
-        return {tensor.name: found[tensor.name] for tensor in self.plan.tensors}
+        for name in self.plan.tensor:
+            store, number = self.sources[name]
+            value = resident_tensor(store, store.attributes[number])
+            assert value is not None, name
+            found[name] = value
+        return found
 
     @property
     def drops(self) -> bool:
         """Whether its terms drop values of their inputs in training."""
-        stores = (store._modules.get("dropout") for _, store in self.parts.owned)
-        return any(dropout is not None and dropout.p for dropout in stores)
+        return any(store.drops for _, store in self.parts.owned)
 
     def set_trainable(self, trainable: bool) -> None:
         """Let those of its tensors train that the spec trains, or none.
@@ -107,7 +103,8 @@ class Adapter:
         """
         if trainable and self.compact:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
-        for name, parameter in self.parts.tensors().items():
+        for name, (store, number) in self.sources.items():
+            parameter = store.get_parameter(store.attributes[number])
             parameter.requires_grad_(trainable and self.plan.tensor[name].trainable)
 
 
@@ -133,7 +130,8 @@ class Handle(AdapterRoot):
         once.
         """
         self._model = (cast("PreTrainedModel", model),)
-        first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts)
+        sources = self.parts.sources()
+        first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
         self.adapters, self.active, self._running = {name: first}, (name,), first
         self._watch(model)
 
@@ -381,7 +379,7 @@ class Handle(AdapterRoot):
         self._disabled -= 1
         if not self._disabled:
             if self._merged is None:
-                set_enabled(self.model, True)
+                self.parts.enable(True)
             else:
                 self._merged.swap(self.model)
 
@@ -402,11 +400,11 @@ class Handle(AdapterRoot):
             raise AdapterError(codes.ALREADY_MERGED())
         tensors = gather_tensors(self.plan, self.tensors())
         merging.check(model, self.plan, tensors, dequantize=dequantize)
-        set_enabled(model, False)
+        self.parts.enable(False)
         try:
             self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
         except BaseException:
-            set_enabled(model, True)
+            self.parts.enable(True)
             raise
         return self._merged.report
 
@@ -417,12 +415,12 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: not merged (BS621), disabled (BS626), or the base was not kept (BS629).
         """
-        model = self._enabled("unmerge")
+        self._enabled("unmerge")
         if self._merged is None:
             raise AdapterError(codes.NOT_MERGED())
         self._to_base("unmerge")
         self._merged = None
-        set_enabled(model, True)
+        self.parts.enable(True)
 
     @_exchanges("merge")
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
@@ -438,7 +436,7 @@ class Handle(AdapterRoot):
         if self._merged is None:
             self.merge(keep_base=False, dequantize=dequantize)
         assert self._merged is not None
-        if dequantize or self._merged.dequantized:
+        if dequantize or self._merged.report.dequantized:
             merging.make_dense(model)
         return self._leave(model)
 
@@ -482,11 +480,11 @@ class Handle(AdapterRoot):
             compiled = next(alike, None)
             notes = () if compiled else (compiled := compile_plan(self.model, plan)).notes
             assert compiled is not None
-            made = Adapter(
-                name, plan, spec_text, seed, compiled, place(self.model, compiled, tensors), compact
+            parts = place(self.model, compiled, tensors)
+            parts.join(name)
+            self.adapters[name] = Adapter(
+                name, plan, spec_text, seed, compiled, parts, parts.sources(), compact
             )
-            made.parts.join(name)
-            self.adapters[name] = made
         return notes
 
     @_exchanges("switch adapters")
@@ -511,7 +509,7 @@ class Handle(AdapterRoot):
         self.parts = running.parts if running else AdapterParts()
         self.parts.insert()
         if self._disabled:
-            set_enabled(self.model, False)
+            self.parts.enable(False)
 
     def __getitem__(self, name: str) -> Adapter:
         """Return an adapter of the model.
@@ -605,18 +603,21 @@ class Handle(AdapterRoot):
         paths += [f"{path}.weight" for site in plan.sites for path in (site.path, *site.tied)]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise AdapterError(codes.TRAINED_TWICE(path=twice))
+        sources = {
+            name_of(i, name): source
+            for i, adapter in enumerate(adapters)
+            for name, source in adapter.sources.items()
+        }
         compiled = compile_plan(self.model, plan)
-        sources = _numbered(adapter.sources() for adapter in adapters)
-        parts = attach(self.model, compiled, sources)
-        return _Together(
+        return Adapter(
             "+".join(adapter.name for adapter in adapters),
             plan,
             adapters[0].spec_text,
             adapters[0].seed,
             compiled,
-            parts,
+            attach(self.model, compiled, sources),
+            sources,
             any(adapter.compact for adapter in adapters),
-            members=tuple(adapters),
         )
 
     def extra_repr(self) -> str:
@@ -657,7 +658,7 @@ class Handle(AdapterRoot):
 
     def _to_base(self, action: str) -> None:
         if self._merged is None:
-            set_enabled(self.model, False)
+            self.parts.enable(False)
         elif self._merged.kept:
             self._merged.swap(self.model)
         else:
@@ -674,28 +675,6 @@ class Handle(AdapterRoot):
         return model
 
 
-@dataclass(eq=False)
-class _Together(Adapter):
-    """Several adapters that run as one. The tensors are theirs."""
-
-    members: tuple[Adapter, ...] = ()
-
-    def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
-        return _numbered(member.sources() for member in self.members)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return _numbered(member.tensors() for member in self.members)
-
-    def set_trainable(self, trainable: bool) -> None:
-        for member in self.members:
-            member.set_trainable(trainable)
-
-
-def _numbered(found: Iterable[Mapping[str, T]]) -> dict[str, T]:
-    """Return what each of several adapters has by its names, by those in the plan of all together."""
-    return {name_of(i, name): part for i, each in enumerate(found) for name, part in each.items()}
-
-
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """Return the names in the plan of an adapter's tensors, by their keys in the model's `state_dict`."""
     # torch leaves the wrappers out that shard a layer or compute its activations twice.
@@ -703,5 +682,5 @@ def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     paths = {id(module): wrappers.sub("", path) for path, module in model.named_modules()}
     return {
         f"{paths[id(store)]}.{attribute(name)}": name
-        for name, (store, _) in adapter.sources().items()
+        for name, (store, _) in adapter.sources.items()
     }

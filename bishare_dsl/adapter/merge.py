@@ -21,13 +21,13 @@ from bishare_dsl.models.hooks import (
 from bishare_dsl.models.inspect import in_adapter, linear_maps
 from bishare_dsl.models.site import Site
 from bishare_dsl.models.weights import Weight
-from bishare_dsl.plan.plan import Plan, Trained
+from bishare_dsl.plan.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
+@dataclass
 class MergeReport:
     """What was merged, and how exactly.
 
@@ -38,8 +38,8 @@ class MergeReport:
     """
 
     modules: int
-    dequantized: int
-    max_rounding: float
+    dequantized: int = 0
+    max_rounding: float = 0.0
 
     def __str__(self) -> str:
         dequantized = f" ({self.dequantized} dequantised)" if self.dequantized else ""
@@ -51,35 +51,37 @@ class MergeReport:
 class Merged:
     """What a merged model was before: `swap` exchanges that with what it is.
 
-    ``weights`` are exact copies on the CPU, by path, and ``layers`` the quantised layers that dense ones
-    replace; ``parameters`` are copies of those that were trained in full. All are empty where the base was
-    not to be kept.
+    ``weights`` are exact copies on the CPU, by the path of a site or of a parameter that was trained in full,
+    and ``layers`` the quantised layers that dense ones replace. Both are empty where the base was not to be
+    kept.
     """
 
     kept: bool
-    max_rounding: float = 0.0
-    modules: int = 0
-    dequantized: int = 0
+    report: MergeReport
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     layers: dict[str, nn.Module] = field(default_factory=dict)
-    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    @property
-    def report(self) -> MergeReport:
-        """What to say of it."""
-        return MergeReport(self.modules, self.dequantized, self.max_rounding)
+    def write(
+        self, path: str, kept: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor
+    ) -> None:
+        """Write a merged value, rounded, and note what it was before."""
+        self.note(exact, rounded)
+        if self.kept:
+            self.weights[path] = kept.detach().to("cpu", copy=True)
+        with torch.no_grad():
+            kept.copy_(rounded)
+
+    def note(self, exact: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Report by how much a value is rounded."""
+        lost = (exact - rounded).abs().max().item()
+        self.report.max_rounding = max(self.report.max_rounding, lost)
 
     def swap(self, model: PreTrainedModel) -> None:
         """Exchange, bit by bit, the merged weights and the base's."""
         maps = linear_maps(model) if self.weights else {}
         for path, other in self.weights.items():
-            weight = maps[path].matrix()
-            self.weights[path] = weight.to("cpu", copy=True)
-            with torch.no_grad():
-                weight.copy_(other)
-        for path, other in self.parameters.items():
-            kept = _kept(model, path)
-            self.parameters[path] = kept.detach().to("cpu", copy=True)
+            kept = maps[path].matrix() if path in maps else _kept(model, path)
+            self.weights[path] = kept.detach().to("cpu", copy=True)
             with torch.no_grad():
                 kept.copy_(other)
         for path, layer in self.layers.items():
@@ -105,12 +107,14 @@ def merge(
         keep_base: whether to keep copies of the weights, for the way back.
     """
     targets = _targets(model, plan)
-    merged = Merged(keep_base, modules=len(targets))
+    merged = Merged(keep_base, MergeReport(len(targets)))
     try:
         for site, weight in targets:
             _merge_site(model, weight, delta(plan, tensors, site), merged)
         for trained in plan.trained:
-            _merge_whole(model, trained, tensors[trained.tensor], merged)
+            kept = _kept(model, trained.parameter)
+            exact = tensors[trained.tensor].view(kept.shape).to(kept.device)
+            merged.write(trained.parameter, kept, exact, exact.to(kept.dtype))
     except BaseException:  # out of memory, interrupted: what was changed goes back
         merged.swap(model)
         raise
@@ -172,31 +176,14 @@ def _merge_site(
     model: PreTrainedModel, weight: Weight, added: torch.Tensor, merged: Merged
 ) -> None:
     exact, rounded = _summed(model, weight, added)
-    merged.max_rounding = max(merged.max_rounding, (exact - rounded).abs().max().item())
     if weight.replacement() is None:
-        matrix = weight.matrix()
-        if merged.kept:
-            merged.weights[weight.path] = matrix.to("cpu", copy=True)
-        with torch.no_grad():
-            matrix.copy_(rounded)
+        merged.write(weight.path, weight.matrix(), exact, rounded)
     else:
-        merged.dequantized += 1
+        merged.note(exact, rounded)
+        merged.report.dequantized += 1
         if merged.kept:
             merged.layers[weight.path] = weight.module
         model.set_submodule(weight.path, _dense_layer(weight.module, rounded))
-
-
-def _merge_whole(
-    model: PreTrainedModel, trained: Trained, value: torch.Tensor, merged: Merged
-) -> None:
-    kept = _kept(model, trained.parameter)
-    rounded = value.view(kept.shape).to(kept)
-    lost = (value.view(kept.shape).to(kept.device) - rounded).abs().max().item()
-    merged.max_rounding = max(merged.max_rounding, lost)
-    if merged.kept:
-        merged.parameters[trained.parameter] = kept.detach().to("cpu", copy=True)
-    with torch.no_grad():
-        kept.copy_(rounded)
 
 
 def _kept(model: PreTrainedModel, path: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -121,12 +121,8 @@ def _write(out: Path, plan: Plan, report: Report, *, seed: int, **saving: Any) -
 
 def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
     report.note("building the model on the meta device ...")
-    import torch
-
     from bishare_dsl.models.load import meta_model
-    from bishare_dsl.rewrite import adapt, regions
-    from bishare_dsl.rewrite.effective_factors import EffectiveFactors
-    from bishare_dsl.rewrite.region import FACTORS
+    from bishare_dsl.rewrite.adapt import compile_plan
 
     distinct: set[int] = set()
     told: list[dict[str, str]] = []
@@ -144,11 +140,8 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
             few = {} if region.few is None else {"few": region.few}
             tell(path, step, forward=region.forward, factors=region.assembly, **few)
 
-    found = meta_model(model)
-    tensors = {t.name: torch.empty(t.shape, device="meta") for t in plan.tensors}
-    adapt(found, plan, tensors, observe=observe)
-    for path, region in regions(found) if emit == "code" else ():
-        code = cast(EffectiveFactors, region.get_submodule(FACTORS)).code
+    compiled = compile_plan(meta_model(model), plan, observe)
+    for path, code, _ in compiled.regions if emit == "code" else ():
         if id(code) not in distinct:
             distinct.add(id(code))
             tell(path, None, forward=code.forward.source, factors=code.assembly.source)

@@ -18,9 +18,8 @@ from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
-from bishare_dsl.rewrite.region import FACTORS, Pass
-from bishare_dsl.rewrite.rewritten import restore_forward, set_code
-from bishare_dsl.rewrite.whole import TrainedInFull, set_whole_enabled
+from bishare_dsl.rewrite.region import Pass
+from bishare_dsl.rewrite.whole import TrainedInFull
 from bishare_dsl.transforms import Width, check_term, load_transform
 
 DEFAULT = "default"
@@ -32,7 +31,6 @@ def adapt(
     plan: Plan,
     tensors: Mapping[str, Tensor],
     root: type[AdapterRoot] = AdapterRoot,
-    observe: Observer | None = None,
     optimisations: tuple[Pass, ...] = OPTIMISATIONS,
     name: str = DEFAULT,
 ) -> tuple[str, ...]:
@@ -59,7 +57,7 @@ def adapt(
         raise ModelError(codes.ADAPTED_ALREADY())
     if isinstance(model, CONTAINERS):
         raise ModelError(codes.BARE_CONTAINER(kind=type(model).__name__))
-    compiled = compile_plan(model, plan, observe, optimisations)
+    compiled = compile_plan(model, plan, optimisations=optimisations)
     top = root()
     top.parts, top.compiled = place(model, compiled, tensors), compiled
     top.frozen = tuple(path for path, p in model.named_parameters() if p.requires_grad)
@@ -113,8 +111,8 @@ def place(model: nn.Module, compiled: PlanCode, tensors: Mapping[str, Tensor]) -
         path: OwnedTensors(group, max(dropouts.get(name, 0.0) for name in group))
         for path, group in owned.items()
     }
-    sources = {name: (store, i) for store in stores.values() for i, name in enumerate(store.names)}
     placed = tuple((model.get_submodule(path), store) for path, store in stores.items())
+    sources = AdapterParts(owned=placed).sources()
     return replace(attach(model, compiled, sources), owned=placed)
 
 
@@ -175,23 +173,6 @@ def unadapt(model: nn.Module) -> None:
     trained = set(top.frozen)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
-
-
-def set_enabled(model: nn.Module, enabled: bool) -> None:
-    """Let the regions run their rewritten forwards, or the base's own, as if there were no adapter."""
-    for _, region in regions(model):
-        if enabled:
-            set_code(region, cast(EffectiveFactors, region.get_submodule(FACTORS)).code.forward)
-        else:
-            restore_forward(region)
-    set_whole_enabled(model, enabled)
-
-
-def regions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the regions of an adapted model, with their paths; a disabled one is a region too."""
-    for path, module in model.named_modules():
-        if isinstance(getattr(module, FACTORS, None), EffectiveFactors):
-            yield path, module
 
 
 def _home(model: nn.Module, owner: str) -> str:

@@ -26,10 +26,10 @@ from bishare_dsl.rewrite.rewritten import has_own_forward
 from bishare_dsl.rewrite.signature import graph_signature, is_read
 from bishare_dsl.rewrite.trace import (
     BypassedTarget,
+    RegionTracer,
     UntraceableRegion,
     Variant,
     check_decorators,
-    trace_region,
 )
 
 
@@ -73,8 +73,8 @@ def _capture(module: nn.Module) -> fx.Graph:
     if has_own_forward(module):
         raise UntraceableRegion("its forward was replaced on the instance")
     check_decorators(module)
-    graph = trace_region(module, Variant())
-    _merge_training(graph, trace_region(module, Variant(training=True)))
+    graph = RegionTracer(module, Variant()).trace()
+    _merge_training(graph, RegionTracer(module, Variant(training=True)).trace())
     _, *others = (str(node.target) for node in graph.find_nodes(op="placeholder"))
     optional = [n for n in others if not n.startswith("*") and _may_be_none(module, graph, n)]
     # Training and absence could depend on each other, and one absence on another; each alone, in eval mode,
@@ -106,7 +106,8 @@ def _may_be_none(module: nn.Module, graph: fx.Graph, name: str) -> bool:
 
 def _check_variant(module: nn.Module, graph: fx.Graph, variant: Variant) -> None:
     """Prove the graph right for one variant of the forward."""
-    expected = graph_signature(trace_region(module, variant), variant.absent, variant.training)
+    traced = RegionTracer(module, variant).trace()
+    expected = graph_signature(traced, variant.absent, variant.training)
     if graph_signature(graph, variant.absent, variant.training) != expected:
         who = " and ".join(sorted(variant.absent))
         missing = f"{who} {'is' if len(variant.absent) == 1 else 'are'} None"

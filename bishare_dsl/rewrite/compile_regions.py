@@ -80,7 +80,7 @@ class RegionCompiler:
                     self.notes[
                         f"`{site.path}` is a layer of other modules, too, and adapted alone"
                     ] = None
-                    yield self._alone(site.path, width)
+                    yield self._alone(site.path, site.path, width)
                 else:
                     by_parent.setdefault(parent, {})[child] = width
         for owner, of_module in experts.items():
@@ -97,14 +97,18 @@ class RegionCompiler:
             kind = type(self.model.get_submodule(parent)).__name__
             self.notes[f"{kind} is adapted linear by linear: {compiled.reason}"] = None
             for child, width in children.items():
-                yield self._alone(f"{parent}.{child}", width)
+                yield self._alone(f"{parent}.{child}", f"{parent}.{child}", width)
 
-    def _alone(self, path: str, width: Width) -> tuple[str, RegionCode, list[str]]:
-        """Return the region of one linear."""
-        compiled, names = self._region(path, {"": width})
+    def _alone(
+        self, path: str, site: str, width: Width, lookup: Lookup | None = None
+    ) -> tuple[str, RegionCode, list[str]]:
+        """Return the region of one linear or embedding, with the terms of a site, which may be tied to it."""
+        slots: dict[str, int] = {}
+        uses = tuple(self._use(term, slots) for term in self.plan.terms_of[site])
+        compiled = self._compiled_region(path, (Target("", width, uses, lookup),), slots)
         if not isinstance(compiled, RegionCode):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
-        return path, compiled, names
+        return path, compiled, list(slots)
 
     def _outside(
         self, path: str, site: Site, maps: Mapping[str, Weight]
@@ -114,7 +118,6 @@ class RegionCompiler:
         if reads_tensors(self.model, parent, weight.path.removeprefix(f"{parent}.")):
             why = "its parent computes with its weight itself"
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=why))
-        slots: dict[str, int] = {}
         terms = self.plan.terms_of[site.path]
         if weight.looks_up and any(not term.linear for term in terms):
             raise ModelError(codes.CANNOT_ADAPT(path=path, why=NO_MATRIX.format("an embedding")))
@@ -123,21 +126,16 @@ class RegionCompiler:
             embedding = cast(nn.Embedding, weight.module)
             scaled = hasattr(embedding, "embed_scale")
             lookup = Lookup(embedding.padding_idx, scaled, not maps[site.path].looks_up)
-        uses = tuple(self._use(term, slots) for term in terms)
-        target = Target("", Width(site.d_in, site.d_out), uses, lookup)
-        compiled = self._compiled_region(path, (target,), slots)
-        if not isinstance(compiled, RegionCode):
-            raise ModelError(codes.CANNOT_ADAPT(path=path, why=compiled.reason))
-        return path, compiled, list(slots)
+        return self._alone(path, site.path, Width(site.d_in, site.d_out), lookup)
 
     def _region(
         self, path: str, children: Mapping[str, Width]
     ) -> tuple[RegionCode | UntraceableRegion, list[str]]:
         slots: dict[str, int] = {}
+        terms = self.plan.terms_of
         targets = tuple(
-            Target(child, width, tuple(self._use(term, slots) for term in self.plan.terms_of[site]))
+            Target(child, width, tuple(self._use(t, slots) for t in terms[f"{path}.{child}"]))
             for child, width in children.items()
-            for site in [f"{path}.{child}" if child else path]
         )
         return self._compiled_region(path, targets, slots), list(slots)
 

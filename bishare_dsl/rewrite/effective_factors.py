@@ -49,10 +49,7 @@ class EffectiveFactors(nn.Module):
     @property
     def drops(self) -> bool:
         """Whether terms drop values of their inputs."""
-        if not self.training:
-            return False
-        dropouts = (owned._modules.get("dropout") for owned in self._owned)
-        return any(dropout is not None and dropout.p for dropout in dropouts)
+        return self.training and any(owned.drops for owned in self._owned)
 
     def _tensors(self) -> list[Tensor]:
         # A call that nobody sees is left out: with one token, it takes as long as two small products.

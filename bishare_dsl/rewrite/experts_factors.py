@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +83,10 @@ class ExpertsAssembly:
         return "\n".join(lines) + "\n"
 
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
-        """Return what makes the factors, of the tensors of the region."""
-        return self._assemble
-
-    def _assemble(self, module: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(factor for part in self.parts for factor in self._part(part, tensors))
+        """Return what makes the factors, of the module and the tensors of the region."""
+        return lambda _, *tensors: tuple(
+            f for part in self.parts for f in self._part(part, tensors)
+        )
 
     def _part(self, part: tuple[str, float], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         mine = [term for term in self.terms if (term.parameter, term.dropout) == part]
@@ -96,10 +95,9 @@ class ExpertsAssembly:
         for _, group in groupby(mine, lambda term: term.place):
             made = [(term, *term.factors(tensors)) for term in group]
             rows = max(a.shape[1] for _, a, _ in made)
-            downs.append(_sum(self._of_all(a, term, rows) for term, a, _ in made))
-            ups.append(
-                _sum(self._of_all(_widened(b, term, outputs), term, rows) for term, _, b in made)
-            )
+            wide = [(term, _widened(b, term, outputs)) for term, _, b in made]
+            downs.append(reduce(torch.add, [self._of_all(a, term, rows) for term, a, _ in made]))
+            ups.append(reduce(torch.add, [self._of_all(b, term, rows) for term, b in wide]))
         return _beside(downs), _beside(ups)
 
     def _of_all(self, factor: Tensor, terms: ExpertTerms, rows: int) -> Tensor:
@@ -119,13 +117,6 @@ def _widened(b: Tensor, terms: ExpertTerms, outputs: int) -> Tensor:
     wide = b.new_zeros(*b.shape[:-1], outputs)
     wide[..., slice(*terms.outputs)] = b
     return wide
-
-
-def _sum(factors: Any) -> Tensor:
-    first, *others = factors
-    for factor in others:
-        first = first + factor
-    return first  # type: ignore[no-any-return]
 
 
 def _beside(factors: Sequence[Tensor]) -> Tensor:

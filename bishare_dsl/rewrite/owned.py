@@ -36,6 +36,12 @@ class OwnedTensors(nn.Module):
         for name, tensor in tensors.items():
             self.register_parameter(attribute(name), tensor)
 
+    @property
+    def drops(self) -> bool:
+        """Whether terms that use the tensors drop values of their inputs in training."""
+        dropout = self._modules.get("dropout")
+        return bool(dropout is not None and dropout.p)
+
     def forward(self) -> tuple[Tensor, ...]:
         own = self._parameters
         if tuple(own) == self.attributes:

@@ -12,8 +12,8 @@ from bishare_dsl.plan import Plan
 from bishare_dsl.rewrite.effective_factors import EffectiveFactors
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.region import FACTORS
-from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code
-from bishare_dsl.rewrite.whole import TrainedInFull, insert_whole, remove_whole
+from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code, set_whole
+from bishare_dsl.rewrite.whole import WHOLE, TrainedInFull
 
 
 def can_be_called(name: str) -> bool:
@@ -36,11 +36,13 @@ class AdapterParts:
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters by their names in the plan, each once."""
-        return {
-            name: cast(nn.Parameter, parameter)
-            for _, owned in self.owned
-            for name, parameter in zip(owned.names, owned._parameters.values(), strict=True)
-        }
+        places = self.sources().items()
+        return {name: store.get_parameter(store.attributes[i]) for name, (store, i) in places}
+
+    def sources(self) -> dict[str, tuple[OwnedTensors, int]]:
+        """Return where each tensor is, by its name in the plan, and its number there."""
+        stores = (store for _, store in self.owned)
+        return {name: (store, i) for store in stores for i, name in enumerate(store.names)}
 
     def join(self, name: str) -> None:
         """Put the tensors into the model as ``OWNER.bishare_tensors.NAME``."""
@@ -61,19 +63,28 @@ class AdapterParts:
     def insert(self) -> None:
         """Let the adapter run: its regions train or not as their modules do."""
         for region, factors in self.regions:
-            factors.train(region.training)
-            region.add_module(FACTORS, factors)
-            set_code(region, factors.code.forward)
+            region.add_module(FACTORS, factors.train(region.training))
         for module, tensors in self.whole:
-            insert_whole(module, tensors)
+            module.add_module(WHOLE, tensors)
+        self.enable(True)
 
     def remove(self) -> None:
-        """Let the model run as its base."""
-        for module, _ in self.whole:
-            remove_whole(module)
+        """Let the model run as its base, and take out what `insert` put in."""
+        self.enable(False)
         for region, _ in self.regions:
-            restore_forward(region)
             _take_out(region, FACTORS)
+        for module, _ in self.whole:
+            _take_out(module, WHOLE)
+
+    def enable(self, enabled: bool) -> None:
+        """Let the adapter run, or the base's own forwards and parameters, as if there were no adapter."""
+        for region, factors in self.regions:
+            if enabled:
+                set_code(region, factors.code.forward)
+            else:
+                restore_forward(region)
+        for module, tensors in self.whole:
+            set_whole(module, tensors.parameters_of_base if enabled else ())
 
 
 def _take_out(module: nn.Module, name: str) -> None:

@@ -145,34 +145,18 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
     module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
     """
-    cls = type(module)
-    _swap(module, _generated_class(base_class(cls), code, names=_names(cls)))
+    _change(module, code=code, wrap=None)
 
 
 def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
     """Let what `module` reads under the names of its parameters be given by its child ``bishare_whole``."""
-    cls = type(module)
-    base, code, wrap = (
-        base_class(cls),
-        getattr(cls, "bishare_code", None),
-        getattr(cls, "bishare_wrap", None),
-    )
-    if names or code or wrap:
-        _swap(module, _generated_class(base, code, wrap, names))
-    else:
-        _swap(module, base)
-
-
-def _names(cls: type[nn.Module]) -> tuple[str, ...]:
-    return getattr(cls, "bishare_names", ())
+    _change(module, names=names)
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
     """Put `wrap`, once, round what a module runs now; it pickles by its name."""
-    cls = type(module)
-    if getattr(cls, "bishare_wrap", None) is not wrap:
-        code = getattr(cls, "bishare_code", None)
-        _swap(module, _generated_class(base_class(cls), code, wrap, _names(cls)))
+    if getattr(type(module), "bishare_wrap", None) is not wrap:
+        _change(module, wrap=wrap)
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
@@ -183,9 +167,15 @@ def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
 
 def restore_forward(module: nn.Module) -> None:
     """Restore the class and the forward that `module` had; without a graph, do nothing."""
+    _change(module, code=None, wrap=None)
+
+
+def _change(module: nn.Module, **changed: Any) -> None:
+    """Change what a module has of an adapter; with nothing left of it, the class is the one it had before."""
     cls = type(module)
-    base = base_class(cls)
-    _swap(module, _generated_class(base, None, names=_names(cls)) if _names(cls) else base)
+    before = {name: getattr(cls, f"bishare_{name}", None) for name in ("code", "wrap", "names")}
+    base, has = base_class(cls), {k: v for k, v in (before | changed).items() if v}
+    _swap(module, _generated_class(base, **has) if has else base)
 
 
 def is_rewritten(module: nn.Module) -> bool:
@@ -234,7 +224,7 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
 
 def _generated_class(
     base: type[nn.Module],
-    code: GraphCode | None,
+    code: GraphCode | None = None,
     wrap: Wrap | None = None,
     names: tuple[str, ...] = (),
 ) -> type[RewrittenModule]:
@@ -272,12 +262,7 @@ def _read_whole(name: str) -> property:
     return property(read)
 
 
-def _restore(
-    base: type[nn.Module],
-    code: GraphCode | None,
-    wrap: Wrap | None,
-    names: tuple[str, ...] = (),
-) -> RewrittenModule:
+def _restore(base: type[nn.Module], *parts: Any) -> RewrittenModule:
     """Make an empty module of the generated class; unpickling and copying fill it."""
-    cls = _generated_class(base, code, wrap, names)
+    cls = _generated_class(base, *parts)
     return cls.__new__(cls)

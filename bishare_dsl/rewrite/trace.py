@@ -99,15 +99,6 @@ def check_decorators(module: nn.Module) -> None:
         raise UntraceableRegion(f"its decorator cannot be copied: {error}") from error
 
 
-def trace_region(module: nn.Module, variant: Variant) -> fx.Graph:
-    """Trace one variant of the forward of `module`.
-
-    Raises:
-        TraceError, or whatever the forward raises when it meets a traced value it cannot use.
-    """
-    return RegionTracer(module, variant).trace()
-
-
 class RegionProxy(fx.Proxy):
     """A traced value. The shape of hidden states is a tuple, since their rank is known."""
 
@@ -248,7 +239,7 @@ class TorchView:
 
 
 class RegionTracer(GraphAppendingTracer):
-    """Traces one forward, once. Every value it meets is a node of `graph`."""
+    """Traces one variant of the forward of a module, once. Every value it meets is a node of `graph`."""
 
     def __init__(self, module: nn.Module, variant: Variant) -> None:
         super().__init__(fx.Graph())
@@ -259,6 +250,11 @@ class RegionTracer(GraphAppendingTracer):
         self._view: nn.Module | None = None
 
     def trace(self) -> fx.Graph:
+        """Return the graph.
+
+        Raises:
+            TraceError, or whatever the forward raises when it meets a traced value it cannot use.
+        """
         function = forward_function(self.module)
         args, kwargs = self._placeholders(function)
         view = self._view = self._make_view()

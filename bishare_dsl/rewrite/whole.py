@@ -6,12 +6,11 @@ reads in its stead: that of the base, a rewritten one, compiled code, or a loss 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from bishare_dsl.rewrite.owned import OwnedTensors
-from bishare_dsl.rewrite.rewritten import set_whole
 
 WHOLE = "bishare_whole"
 """The child of a module that gives the tensors in the place of its parameters."""
@@ -40,27 +39,3 @@ class TrainedInFull(nn.Module):
         place, number = self._numbers[name]
         owned: tuple[Tensor, ...] = self._owned[place]()
         return owned[number].view(kept.shape).to(kept.dtype)
-
-
-def insert_whole(module: nn.Module, tensors: TrainedInFull) -> None:
-    """Let the tensors stand in the place of a module's parameters."""
-    module.add_module(WHOLE, tensors)
-    set_whole(module, tensors.parameters_of_base)
-
-
-def remove_whole(module: nn.Module) -> None:
-    """Let a module have its own parameters, and nothing else, again."""
-    set_whole(module, ())
-    delattr(module, WHOLE)
-
-
-def set_whole_enabled(model: nn.Module, enabled: bool) -> None:
-    """Let the modules of a model read the adapter's tensors, or their own parameters."""
-    for module, tensors in _whole(model):
-        set_whole(module, tensors.parameters_of_base if enabled else ())
-
-
-def _whole(model: nn.Module) -> Iterator[tuple[nn.Module, TrainedInFull]]:
-    for module in model.modules():
-        if isinstance(tensors := module._modules.get(WHOLE), TrainedInFull):
-            yield module, tensors

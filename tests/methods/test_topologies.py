@@ -7,7 +7,7 @@ import torch
 
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
-from bishare_dsl.rewrite import adapt
+from bishare_dsl.rewrite.adapt import compile_plan
 from bishare_dsl.rewrite.island import island
 from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
 from bishare_dsl.testing.models import tiny_model
@@ -46,10 +46,9 @@ def test_shared_input_projects_each_input_down_once():
         model = tiny_model("llama", num_hidden_layers=1)
         plan, _ = build_plan(spec(name, r=2), inspect_model(model))
         graphs = {}
-        adapt(
+        compile_plan(
             model,
             plan,
-            {t.name: torch.zeros(t.shape) for t in plan.tensors},
             observe=lambda path, _, region: graphs.update({path: region.forward}),
             optimisations=(ShareFactors(), FuseIslands()),
         )

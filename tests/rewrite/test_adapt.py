@@ -15,9 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.diagnostics import BishareWarning, ModelError
 from bishare_dsl.models.inspect import inspect_model
-from bishare_dsl.rewrite import OwnedTensors, adapt, regions, set_enabled, unadapt
+from bishare_dsl.rewrite import OwnedTensors, adapt, unadapt
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.support import checks
+from tests.support.checks import regions
 from tests.support.families import TINY_FAMILIES, tiny_model
 
 IDS = torch.tensor([[5, 9, 13, 21, 34, 3, 8], [7, 7, 40, 41, 42, 43, 60]])
@@ -142,7 +143,7 @@ def test_autocast(adapted, family):
         assert torch.equal(logits(case.model), logits(case.base))
     case.train()
     seen = {}
-    _, region = next(regions(case.model))
+    _, region = regions(case.model)[0]
     region.bishare_factors.register_forward_hook(lambda m, a, out: seen.update(out=out))
     with torch.autocast("cpu", torch.bfloat16):
         got = gradients(case.model, case.tensors)
@@ -220,7 +221,7 @@ def test_compiles_to_one_graph(adapted):
         want, got = (gradients(m, case.tensors) for m in (model, compiled))
         assert all(torch.allclose(got[n], want[n], atol=1e-6) for n in want)
         assert backend.count == 2
-    set_enabled(model, False)
+    model.bishare.parts.enable(False)
     close(logits(compiled), logits(case.base))
     assert backend.count == 3
 
@@ -247,7 +248,7 @@ def test_deepcopy_shares_nothing(adapted, family):
 
 LOAD = """
 import pickle, sys, torch
-from bishare_dsl.rewrite import set_enabled, unadapt
+from bishare_dsl.rewrite import unadapt
 from bishare_dsl.rewrite.rewritten import is_rewritten
 for path in sys.argv[1:]:
     ids, trained, base = torch.load(path + ".in")
@@ -256,9 +257,9 @@ for path in sys.argv[1:]:
     for model in (pickled, torch.load(path + ".pt", weights_only=False)):
         with torch.no_grad():
             assert torch.equal(model(ids).logits, trained)
-            set_enabled(model, False)
+            model.bishare.parts.enable(False)
             assert torch.equal(model(ids).logits, base)
-            set_enabled(model, True)
+            model.bishare.parts.enable(True)
             assert torch.equal(model(ids).logits, trained)
             assert any(map(is_rewritten, model.modules()))
             unadapt(model)
@@ -365,10 +366,10 @@ def test_disabling(adapted):
     trained = logits(case.model)
     paths = [path for path, _ in regions(case.model)]
     for _ in range(2):
-        set_enabled(case.model, False)
+        case.model.bishare.parts.enable(False)
         assert torch.equal(logits(case.model), logits(case.base))
         assert [path for path, _ in regions(case.model)] == paths
-        set_enabled(case.model, True)
+        case.model.bishare.parts.enable(True)
         assert torch.equal(logits(case.model), trained)
 
 
@@ -417,7 +418,7 @@ def test_tensors_that_are_missing_change_nothing(planned, fresh_tensors):
     with pytest.raises(KeyError):
         adapt(model, plan, tensors)
     assert all(p.requires_grad for p in model.parameters())
-    assert not list(regions(model))
+    assert not regions(model)
 
 
 def test_a_linear_with_a_forward_of_its_own_is_refused(planned, fresh_tensors):
@@ -710,7 +711,7 @@ def test_a_sequential_keeps_its_children(adapted):
     assert len(case.model.layers[0]) == 3
     x = torch.randn(3, 4)
     close(case.model(x), case.reference()(x))
-    set_enabled(case.model, False)
+    case.model.bishare.parts.enable(False)
     assert torch.equal(case.model(x), case.base(x))
 
 

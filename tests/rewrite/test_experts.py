@@ -14,9 +14,9 @@ from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.diagnostics import BishareWarning, ModelError
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import linear_maps
-from bishare_dsl.rewrite import regions
 from bishare_dsl.spec import Via
 from bishare_dsl.transforms import Width, effective_pair, load_transform
+from tests.support.checks import regions
 from tests.support.plans import vias
 from tests.support.references import reference_model
 

@@ -19,7 +19,7 @@ from bishare_dsl.language import parse_spec
 from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
-from bishare_dsl.rewrite import adapt
+from bishare_dsl.rewrite.adapt import compile_plan
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from tests.support.regions import DrawnRegion, Layers, check_region
 
@@ -42,10 +42,9 @@ def test_the_graphs_are_these(path: Path) -> None:
     model = Layers(region_of(given["layers"], given["forward"]))
     plan, _ = build_plan(spec, inspect_model(model))
     found = {}
-    adapt(
+    compile_plan(
         model,
         plan,
-        {t.name: torch.zeros(t.shape) for t in plan.tensors},
         observe=lambda _, __, graphs: found.update(
             graph=shown(graphs.forward), factors=shown(graphs.assembly)
         ),

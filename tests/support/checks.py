@@ -47,6 +47,13 @@ A shorter type than float32 is allowed four times its own error in the reference
 """
 
 
+def regions(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the regions of an adapted model, with their paths; a disabled one is a region too."""
+    return [
+        (p, module) for p, module in model.named_modules() if "bishare_factors" in module._modules
+    ]
+
+
 def randomize(adapted: nn.Module, seed: int = 0, *, frozen: bool = True) -> dict[str, Tensor]:
     """Set every tensor of an adapter to new values, so that no term is zero; return the tensors by name.
 

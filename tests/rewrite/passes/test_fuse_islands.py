@@ -5,7 +5,8 @@ import torch
 from bishare_dsl.language import parse_spec
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
-from bishare_dsl.rewrite import adapt, ops
+from bishare_dsl.rewrite import ops
+from bishare_dsl.rewrite.adapt import compile_plan
 from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.rewrite.passes import FuseIslands, ShareFactors
 from tests.support.families import tiny_model
@@ -58,9 +59,8 @@ def test_a_layer_that_is_a_region_has_one_product_each_way():
     model = tiny_model("gpt2")
     spec = parse_spec("spec s\ntarget c_attn\nshare x per module rank 2\nshare y per model rank 1")
     plan, _ = build_plan(spec, inspect_model(model))
-    tensors, graphs = {t.name: torch.zeros(t.shape) for t in plan.tensors}, []
-    steps = ShareFactors(), FuseIslands()
-    adapt(model, plan, tensors, observe=lambda *seen: graphs.append(seen[2]), optimisations=steps)
+    graphs, steps = [], (ShareFactors(), FuseIslands())
+    compile_plan(model, plan, lambda *seen: graphs.append(seen[2]), steps)
     targets = [node.target for node in graphs[-1].forward.nodes]
     assert [targets.count(t) for t in (base_forward, ops.down, ops.up, torch.cat)] == [1, 1, 1, 2]
 
