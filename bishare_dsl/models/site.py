@@ -7,19 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress, groupby, pairwise
 from math import prod
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FieldSerializationInfo,
     NonNegativeInt,
     PositiveInt,
+    ValidationInfo,
     field_serializer,
     field_validator,
 )
 
-_T = TypeVar("_T")
+_RUNS = {"sites": "linears", "others": "shapes"}
+"""The fields of an `Architecture` that are written as `_Run`s, and what these call them."""
 
 MAX_SITES = 250_000
 """More than any model has; a few words in a file may ask for as many as they like."""
@@ -188,59 +191,47 @@ class Architecture(BaseModel):
     complete: bool = True
     left_out: tuple[LeftOut, ...] = ()
 
-    @field_serializer("sites")
-    def _as_blocks(self, sites: Sequence[Site]) -> list[dict[str, Any]]:
+    @field_serializer("sites", "others")
+    def _as_blocks(
+        self, parts: Sequence[Site] | Sequence[Parameter], info: FieldSerializationInfo
+    ) -> list[dict[str, Any]]:
         """Write blocks that follow each other and are alike as one.
 
-        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in, d_out]}}``
+        ``{"blocks": "model.layers", "first": 0, "count": 32, "linears": {"mlp.up_proj": [d_in, d_out]}}``, or
+        of parameters ``"shapes"``; a parameter that is in no block, or tied, stands by itself.
         """
+        what = _RUNS[info.field_name]
         runs: list[dict[str, Any]] = []
-        blocks = ((block_of(site.path), site) for site in sites)
-        found = ((*block, site) for block, site in blocks if block is not None)
-        for (place, digits), group in groupby(found, lambda part: part[:2]):
-            number = int(digits)
-            linears = {rest: [site.d_in, site.d_out] for _, _, rest, site in group}
-            _add_block(runs, place, number, "linears", linears)
+        found = ((None if part.tied else block_of(part.path), part) for part in parts)
+        for place, group in groupby(found, lambda pair: pair[0] and pair[0][:2]):
+            if place is None:
+                runs += (part.model_dump(exclude_defaults=True) for _, part in group)
+            else:
+                inside = {
+                    block[2]: [part.d_in, part.d_out] if isinstance(part, Site) else [*part.shape]
+                    for block, part in group
+                    if block
+                }
+                _add_block(runs, place[0], int(place[1]), what, inside)
         return runs
 
-    @field_validator("sites", mode="before")
+    @field_validator("sites", "others", mode="before")
     @classmethod
-    def _from_blocks(cls, value: Any) -> Any:
-        if not (isinstance(value, Sequence) and value and isinstance(value[0], dict)):
+    def _from_blocks(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read what `_as_blocks` writes."""
+        parts = value if isinstance(value, Sequence) else ()
+        in_blocks = [isinstance(part, dict) and "blocks" in part for part in parts]
+        if not any(in_blocks):
             return value
-        if "blocks" not in value[0]:
-            return value
-        return tuple(
-            Site.at(path, d_in, d_out)
-            for run in _runs(value)
-            for path, (d_in, d_out) in run.each(run.linears)
-        )
-
-    @field_serializer("others")
-    def _as_parameters(self, others: Sequence[Parameter]) -> list[dict[str, Any]]:
-        """Write blocks that follow each other and are alike as one, as those of sites."""
-        runs: list[dict[str, Any]] = []
-        named = ((block_of(other.path) if not other.tied else None, other) for other in others)
-        for block, group in groupby(named, lambda part: part[0] and part[0][:2]):
-            if block is None:
-                runs += (other.model_dump(exclude_defaults=True) for _, other in group)
-                continue
-            place, number = block[0], int(block[1])
-            shapes = {block_of(other.path)[2]: list(other.shape) for _, other in group}  # type: ignore[index]
-            _add_block(runs, place, number, "shapes", shapes)
-        return runs
-
-    @field_validator("others", mode="before")
-    @classmethod
-    def _from_parameters(cls, value: Any) -> Any:
-        if not (isinstance(value, Sequence) and any(isinstance(part, dict) for part in value)):
-            return value
-        in_blocks = [isinstance(part, dict) and "blocks" in part for part in value]
+        what = _RUNS[info.field_name or ""]
         runs = iter(_runs(compress(value, in_blocks)))
         found: list[Any] = []
         for part, is_run in zip(value, in_blocks, strict=True):
-            shapes = (run := next(runs)).each(run.shapes) if is_run else ()
-            found += [Parameter(path=path, shape=shape) for path, shape in shapes]
+            for path, sizes in next(runs).each(what) if is_run else ():
+                is_site = what == "linears"
+                found.append(
+                    Site.at(path, *sizes) if is_site else Parameter(path=path, shape=sizes)
+                )
             found += [] if is_run else [part]
         return tuple(found)
 
@@ -270,11 +261,11 @@ class _Run(BaseModel):
     linears: Annotated[dict[str, tuple[PositiveInt, PositiveInt]], _AS_PAIRS] = {}
     shapes: Annotated[dict[str, tuple[PositiveInt, ...]], _AS_PAIRS] = {}
 
-    def each(self, found: dict[str, _T]) -> Iterator[tuple[str, _T]]:
-        """Yield what is found in a block, of each block by its path."""
+    def each(self, what: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield the ``linears`` or the ``shapes`` of each block, by their paths."""
         for number in range(self.first, self.first + self.count):
-            for name, value in found.items():
-                yield f"{self.blocks}.{number}.{name}".removeprefix("."), value
+            for name, sizes in getattr(self, what).items():
+                yield f"{self.blocks}.{number}.{name}".removeprefix("."), sizes
 
 
 def _runs(value: Iterable[Any]) -> list[_Run]:
