@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.config import AdapterConfig, installed_versions
 from bishare_dsl.adapter.replan import check_transforms, plan_of_text
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, one_line
+from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, nearest, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.inspect import TENSORS as CHILD
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 """What PEFT puts before each key."""
 
+MEMBERS = "adapters"
+"""The folder, in that of a library, of what each adapter has for itself."""
+
 _DTYPES = ("F64", "F32", "BF16", "F16")
+
+_T = TypeVar("_T")
 
 Entries = dict[str, dict[str, Any]]
 """``dtype``, ``shape`` and ``data`` of the tensors in a file, by the last words of their keys."""
@@ -271,6 +276,38 @@ def base_problems(plan: Plan, architecture: Architecture) -> Iterator[Problem]:
         yield codes.OTHER_BASE(base=plan.base.name, model=architecture.name, reason=reason)
     elif architecture.family != plan.base.family:
         yield codes.OTHER_FAMILY(base=plan.base.family, model=architecture.family)
+
+
+def own_file(name: str) -> str:
+    """Return the name of the file of what one adapter of a library has for itself."""
+    return f"{MEMBERS}/{name}.safetensors"
+
+
+def own_of(folder: Path, name: str | None, members: Mapping[str, _T]) -> dict[str, _T]:
+    """Return the file of one adapter of a library, with what the config has of it; none of an adapter that
+    stands alone.
+
+    Raises:
+        AdapterError: no name (BS676), none of these (BS678), or it is no library (BS677).
+    """
+    if name is None and members:
+        raise AdapterError(
+            codes.NEEDS_NAME(folder=folder, count=len(members), help=_named(folder, members))
+        )
+    if name is None:
+        return {}
+    if not members:
+        raise AdapterError(codes.NOT_A_LIBRARY(folder=folder, name=name))
+    if name not in members:
+        help = nearest(name, members)
+        raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=help))
+    return {own_file(name): members[name]}
+
+
+def _named(folder: Path, names: Mapping[str, object]) -> str:
+    return f"name one: {', '.join(f'`{folder}#{name}`' for name in [*names][:5])}" + (
+        ", ..." if len(names) > 5 else ""
+    )
 
 
 @contextmanager

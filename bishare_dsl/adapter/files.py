@@ -29,6 +29,7 @@ from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.card import CARD, write_card
 from bishare_dsl.adapter.config import FORMAT, PEFT_TYPE, RECORD, AdapterConfig, installed_versions
 from bishare_dsl.adapter.contents import (
+    MEMBERS,
     Entries,
     StoredAdapter,
     attribute_in,
@@ -38,6 +39,8 @@ from bishare_dsl.adapter.contents import (
     entries_in,
     expected,
     key_of,
+    own_file,
+    own_of,
     part_name,
     reading,
     tensor_problems,
@@ -45,13 +48,7 @@ from bishare_dsl.adapter.contents import (
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
 from bishare_dsl.adapter.sharing import check_sharing, sharing_of
-from bishare_dsl.diagnostics import (
-    AdapterError,
-    Problem,
-    nearest,
-    one_line,
-    raise_errors,
-)
+from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
@@ -67,9 +64,6 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-MEMBERS = "adapters"
-"""The folder, in that of a library, of what each adapter has for itself."""
-
 # Writing ------------------------------------------------------------------------------------------------
 
 
@@ -215,12 +209,7 @@ def pack(
     Args, Raises: as `save_adapter` and `Saving`.
     """
     from bishare_dsl.adapter.recipes import find_remade
-    from bishare_dsl.adapter.stored import (
-        compact_tensors,
-        find_drawn,
-        not_finite,
-        round_tensor,
-    )
+    from bishare_dsl.adapter.stored import compact_tensors, find_drawn, not_finite, round_tensor
 
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
@@ -305,11 +294,6 @@ def _check_free(folder: Path) -> None:
 def in_the_way(path: Path) -> AdapterError:
     """Make the error that something of another kind is there (BS615)."""
     return AdapterError(codes.FOREIGN_FILE(path=path, help="choose another folder"))
-
-
-def own_file(name: str) -> str:
-    """Return the name of the file of what one adapter of a library has for itself."""
-    return f"{MEMBERS}/{name}.safetensors"
 
 
 # Reading ------------------------------------------------------------------------------------------------
@@ -405,7 +389,7 @@ def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, list[Ent
         if not os.path.lexists(folder / CONFIG):
             raise AdapterError(_not_an_adapter(folder))
         config = _config_of(folder, CONFIG)
-        wanted = {TENSORS: config.tensors, **_own_of(folder, name, config)}
+        wanted = {TENSORS: config.tensors, **own_of(folder, name, config.adapters or {})}
         found, wrong = [], []
         for file in wanted:
             content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
@@ -461,29 +445,6 @@ def _not_an_adapter(folder: Path) -> Problem:
         help = "`bishare import` makes an adapter of bishare's of it"
         return codes.PEFT_ADAPTER(folder=folder, help=help)
     return codes.NOT_AN_ADAPTER(folder=folder)
-
-
-def _own_of(folder: Path, name: str | None, config: AdapterConfig) -> dict[str, str]:
-    """Return the file of one adapter of a library, with its digest; none of an adapter that stands alone."""
-    members = config.adapters or {}
-    if name is None and members:
-        raise AdapterError(
-            codes.NEEDS_NAME(folder=folder, count=len(members), help=_named(folder, members))
-        )
-    if name is None:
-        return {}
-    if not members:
-        raise AdapterError(codes.NOT_A_LIBRARY(folder=folder, name=name))
-    if name not in members:
-        help = nearest(name, members)
-        raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=help))
-    return {own_file(name): members[name]}
-
-
-def _named(folder: Path, names: Mapping[str, object]) -> str:
-    return f"name one: {', '.join(f'`{folder}#{name}`' for name in [*names][:5])}" + (
-        ", ..." if len(names) > 5 else ""
-    )
 
 
 def _content(folder: Path, name: str, limit: int = MAX_CONFIG) -> bytes:

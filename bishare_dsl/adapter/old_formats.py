@@ -29,10 +29,11 @@ from bishare_dsl.adapter.contents import (
     check_plan,
     entries_in,
     expected,
+    own_of,
     reading,
     tensor_problems,
 )
-from bishare_dsl.diagnostics import AdapterError, nearest, one_line, raise_errors
+from bishare_dsl.diagnostics import AdapterError, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.plan import Plan
@@ -84,19 +85,10 @@ def read(folder: Path, name: str | None) -> StoredAdapter:
         AdapterError, SpecError: as `bishare_dsl.adapter.files.read_adapter`.
     """
     old = _read_config(folder)
-    members = old.adapters or {}
-    if name is None and members:
-        help = "name one, after a `#`"
-        raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
-    if name is not None and not members:
-        raise AdapterError(codes.NOT_A_LIBRARY(folder=folder, name=name))
-    if name is not None and name not in members:
-        near = nearest(name, members)
-        raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=near))
+    own = own_of(folder, name, old.adapters or {})
     spec = _content(folder, _SPEC, old.files[_SPEC])
-    contents = [_content(folder, TENSORS, old.files[TENSORS])]
-    if name is not None:
-        contents.append(_content(folder, f"adapters/{name}.safetensors", members[name]))
+    files = {TENSORS: old.files[TENSORS]} | own
+    contents = [_content(folder, file, digest) for file, digest in files.items()]
     with reading(folder / _SPEC):
         fields: Any = old.model_dump(exclude={"files", "adapters", "digest", "format"})
         if old.format == 1:

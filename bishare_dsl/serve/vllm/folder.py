@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter import old_formats
-from bishare_dsl.adapter.contents import StoredAdapter, base_problems
-from bishare_dsl.adapter.files import (
-    CONFIG,
-    TENSORS,
-    config_in,
-    own_file,
-    place_of,
-    read_adapter,
-)
+from bishare_dsl.adapter.contents import StoredAdapter, base_problems, own_file
+from bishare_dsl.adapter.files import CONFIG, TENSORS, config_in, place_of, read_adapter
 from bishare_dsl.adapter.stored import not_finite
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
