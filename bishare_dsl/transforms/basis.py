@@ -39,9 +39,6 @@ class Basis(Transform):
     def own(self, rank: int, width: Width) -> Mapping[str, Own]:
         return {role: Own(1, self.count, fan_in=self.count) for role in self.owned}
 
-    def reach(self, rank: int, width: Width) -> int:
-        return min(rank, *width)
-
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         basis = tensors[role][:, :side].unflatten(0, (self.count, rank))  # (count, r, side)
         combined: Tensor = (tensors[f"c_{role}"].t().unsqueeze(2) * basis).sum(0)

@@ -7,7 +7,7 @@ Lopez-Piqueres et al. 2025, "MetaTT: A Global Tensor-Train Adapter for Parameter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeInt
@@ -48,9 +48,6 @@ class Core(Transform):
     @property
     def roles(self) -> tuple[str, ...]:
         return (*self.pooled, *self.between, *(["c"] if self.count else []))
-
-    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, max(widths)
 
     def start(self, role: str) -> Start:
         if role == "core" and self.count:

@@ -7,7 +7,7 @@ Evaluation", for LoHa.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
@@ -27,9 +27,6 @@ class Hadamard(Transform):
     name: ClassVar[str] = "Hadamard"
     title: ClassVar[str] = "Hadamard Product"
     owned: ClassVar[tuple[str, ...]] = ("A_2", "B_2")
-
-    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, max(widths)
 
     def start(self, role: str) -> Start:
         return Start("zeros") if role == "B" else Start("normal", 0.1 if role == "B_2" else 1.0)

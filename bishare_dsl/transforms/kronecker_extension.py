@@ -13,15 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import (
-    Kept,
-    Own,
-    Start,
-    Tensors,
-    Transform,
-    Width,
-    divisors,
-)
+from bishare_dsl.transforms.transform import Kept, Own, Start, Tensors, Transform, Width, divisors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from bishare_dsl.transforms.transform import Own, Start, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,10 +45,5 @@ class Loadings(Transform):
     def reach(self, rank: int, width: Width) -> int:
         return min(rank, self.vectors, *width)
 
-    def factors(
-        self, tensors: Mapping[str, Tensor], rank: int, width: Width
-    ) -> tuple[Tensor, Tensor]:
-        return (
-            tensors["L_A"] @ tensors["A"][:, : width.d_in],
-            tensors["L_B"] @ tensors["B"][:, : width.d_out],
-        )
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+        return tensors[f"L_{role}"] @ tensors[role][:, :side]

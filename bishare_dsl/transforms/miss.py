@@ -7,7 +7,6 @@ Kang and Yin 2024, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Sha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from bishare_dsl.transforms.transform import Tensors, Transform
@@ -26,9 +25,6 @@ class MiSS(Transform):
     name: ClassVar[str] = "MiSS"
     title: ClassVar[str] = "Matrix Shard Sharing"
     pooled: ClassVar[tuple[str, ...]] = ("B",)
-
-    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, max(widths)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         shared = tensors["B"]

@@ -50,9 +50,6 @@ class Mix(Transform):
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return self._count(role) * rank, max(widths)
 
-    def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
-        return rank if role == "B" else max(widths)
-
     def start(self, role: str) -> Start:
         if role not in self.owned:
             return super().start(role)

@@ -5,7 +5,6 @@ Section 3.2.1, Equation 3, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -32,9 +31,6 @@ class SliceSharing(Transform):
         alias="slice",
         description="where in the shared factor a narrower site's part lies",
     )
-
-    def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
-        return rank, max(widths)
 
     def kept(self, role: str, side: int, columns: int) -> Kept:
         spare = columns - side

@@ -147,10 +147,12 @@ class Transform(BaseModel):
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         """Return ``(rows, columns)`` of a pooled tensor whose sites are ``widths`` wide, on its side.
 
+        By default these are the rank and the widest.
+
         Raises:
             ValueError: the widths cannot share such a tensor; the reason is shown at the share.
         """
-        raise NotImplementedError
+        return rank, max(widths)
 
     def fan_in(self, role: str, rank: int, widths: Sequence[int]) -> int:
         """Return the fan-in of a pooled tensor, in the paper's orientation; it scales the kaiming starts."""

@@ -14,7 +14,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -82,9 +81,11 @@ class VectorBank(Transform):
         """
         if role == "bank":
             return None
+        import torch
+
         logits, vectors = tensor.topk(self.top_k, dim=-1)
         return {
-            "vectors": vectors.to(self._index_type()),
+            "vectors": vectors.to(torch.uint8 if self.vectors <= 256 else torch.int32),
             "below": logits[:, :1] - logits[:, 1:],
         }
 
@@ -98,8 +99,3 @@ class VectorBank(Transform):
         largest = below.new_zeros(rows, 1)
         logits = below.new_full(shape, -math.inf)
         return logits.scatter(1, vectors[:, 1:], -below).scatter(1, vectors[:, :1], largest)
-
-    def _index_type(self) -> torch.dtype:
-        import torch
-
-        return torch.uint8 if self.vectors <= 256 else torch.int32
