@@ -16,32 +16,6 @@ _TEMPLATE_OF_PEFT = re.compile(
     r"^# Model Card for Model ID$.*\[More Information Needed\]", re.MULTILINE | re.DOTALL
 )
 
-_CARD = """\
----
-{front_matter}
----
-{mark}
-
-# {spec}
-
-{what} for {base}, made by [bishare](https://pypi.org/project/bishare/).
-
-    {parameters}
-
-```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({load_from})
-{use}
-```
-
-## Spec
-
-```
-{text}
-```
-"""
-
 _WITH_PEFT = """\
 
 import bishare_dsl.peft  # pip install "bishare[peft]"; without this line PEFT says KeyError: 'BISHARE'
@@ -82,7 +56,8 @@ def model_card(plan: Plan, spec_text: str, names: tuple[str, ...] = ()) -> str:
         *(f"- {tag}" for tag in ("bishare", "lora", "parameter-sharing")),
     ]
     name = known or plan.base.name
-    return _CARD.format(
+    card = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    return card.format(
         front_matter="\n".join(front_matter),
         mark=_MARK,
         spec=plan.spec,
