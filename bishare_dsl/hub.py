@@ -117,11 +117,7 @@ def adapter_folder(place: str | os.PathLike[str]) -> Path:
 @contextmanager
 def _asked(name: str, raised: type[BishareError], offline: str) -> Iterator[None]:
     """Turn what goes wrong while the Hub is asked into our own error, of the class ``raised``."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:

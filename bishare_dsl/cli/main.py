@@ -11,14 +11,7 @@ import click
 
 from bishare_dsl.cli.group import LazyGroup
 from bishare_dsl.cli.options import allow_use, as_json, examples, quiet, spec_transform, table_form
-from bishare_dsl.cli.report import (
-    BROKEN_PIPE,
-    INTERNAL,
-    INTERRUPTED,
-    USAGE,
-    CommandError,
-    Report,
-)
+from bishare_dsl.cli.report import BROKEN_PIPE, INTERNAL, INTERRUPTED, USAGE, CommandError, Report
 from bishare_dsl.diagnostics import BishareError
 from bishare_dsl.version import __version__
 

@@ -22,14 +22,7 @@ from transformers.models.auto import modeling_auto
 
 from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.export.experts import (
-    Named,
-    Stack,
-    each_expert,
-    shared_outer,
-    stacks,
-    wrappers_of,
-)
+from bishare_dsl.export.experts import Named, Stack, each_expert, shared_outer, stacks, wrappers_of
 from bishare_dsl.export.lora import Pair
 from bishare_dsl.export.report import ExportReport
 from bishare_dsl.models.hooks import is_sharded_tensor

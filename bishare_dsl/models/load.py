@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import ModelError, one_line
-from bishare_dsl.diagnostics.codes.models import (
-    BROKEN_WEIGHTS,
-    GGUF_BROKEN,
-    NO_WEIGHTS,
-)
+from bishare_dsl.diagnostics.codes.models import BROKEN_WEIGHTS, GGUF_BROKEN, NO_WEIGHTS
 from bishare_dsl.models.decoder import plain_decoder
 from bishare_dsl.models.presets import PRESETS, preset
 from bishare_dsl.models.site import Architecture
@@ -55,10 +51,9 @@ def architecture_of(model: str | Source | Architecture | nn.Module) -> Architect
         if (plain := plain_decoder(source.name, config)) is not None:
             return plain
 
-    from bishare_dsl.models.config import read_config
-    from bishare_dsl.models.inspect import inspect_config
+    from bishare_dsl.models.inspect import inspect_model
 
-    return inspect_config(read_config(source), source.name)
+    return inspect_model(meta_model(source), source.name)
 
 
 def meta_model(name: str | Source) -> PreTrainedModel:

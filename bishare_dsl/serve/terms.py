@@ -8,14 +8,7 @@ from math import prod
 from typing import NamedTuple, TypeVar
 
 from bishare_dsl.plan import Plan, Term
-from bishare_dsl.transforms import (
-    GAIN_OUT,
-    GAIN_RANK,
-    Kept,
-    Transform,
-    Width,
-    load_transform,
-)
+from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Kept, Transform, Width, load_transform
 
 T = TypeVar("T")
 
