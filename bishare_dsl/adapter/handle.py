@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import threading
@@ -44,22 +43,6 @@ T = TypeVar("T")
 
 _SWITCHING = threading.RLock()
 """Held while what runs in a model is exchanged."""
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _exchanges(action: str) -> Callable[[Method], Method]:
-    """Make a decorator of a method that exchanges what runs in the model."""
-
-    def decorate(method: Method) -> Method:
-        @functools.wraps(method)
-        def alone(self: Handle, *args: Any, **kwargs: Any) -> Any:
-            with self._exchange(action):
-                return method(self, *args, **kwargs)
-
-        return cast(Method, alone)
-
-    return decorate
 
 
 @dataclass(eq=False)
@@ -366,24 +349,23 @@ class Handle(AdapterRoot):
         finally:
             self.enable()
 
-    @_exchanges("disable the adapter")
     def disable(self) -> None:
         """Make the model its base, until `enable` is called as often as this."""
-        if not self._disabled:
-            self._to_base("disable the adapter")
-        self._disabled += 1
+        with self._exchange("disable the adapter"):
+            if not self._disabled:
+                self._to_base("disable the adapter")
+            self._disabled += 1
 
-    @_exchanges("enable the adapter")
     def enable(self) -> None:
         """Undo one `disable`."""
-        self._disabled -= 1
-        if not self._disabled:
-            if self._merged is None:
-                self.parts.enable(True)
-            else:
-                self._merged.swap(self.model)
+        with self._exchange("enable the adapter"):
+            self._disabled -= 1
+            if not self._disabled:
+                if self._merged is None:
+                    self.parts.enable(True)
+                else:
+                    self._merged.swap(self.model)
 
-    @_exchanges("merge")
     def merge(self, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
         """Merge the adapter into the base's weights, in float32, and report how the sums were rounded.
 
@@ -395,34 +377,34 @@ class Handle(AdapterRoot):
             AdapterError: merged already (BS620), disabled (BS626), an update is not a matrix (BS633), or as
                 `bishare_dsl.adapter.merge` does; the model is as it was.
         """
-        model = self._enabled("merge")
-        if self._merged is not None:
-            raise AdapterError(codes.ALREADY_MERGED())
-        tensors = gather_tensors(self.plan, self.tensors())
-        merging.check(model, self.plan, tensors, dequantize=dequantize)
-        self.parts.enable(False)
-        try:
-            self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
-        except BaseException:
-            self.parts.enable(True)
-            raise
-        return self._merged.report
+        with self._exchange("merge"):
+            model = self._enabled("merge")
+            if self._merged is not None:
+                raise AdapterError(codes.ALREADY_MERGED())
+            tensors = gather_tensors(self.plan, self.tensors())
+            merging.check(model, self.plan, tensors, dequantize=dequantize)
+            self.parts.enable(False)
+            try:
+                self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
+            except BaseException:
+                self.parts.enable(True)
+                raise
+            return self._merged.report
 
-    @_exchanges("unmerge")
     def unmerge(self) -> None:
         """Restore the base's weights, bit for bit, and let the adapter run beside them again.
 
         Raises:
             AdapterError: not merged (BS621), disabled (BS626), or the base was not kept (BS629).
         """
-        self._enabled("unmerge")
-        if self._merged is None:
-            raise AdapterError(codes.NOT_MERGED())
-        self._to_base("unmerge")
-        self._merged = None
-        self.parts.enable(True)
+        with self._exchange("unmerge"):
+            self._enabled("unmerge")
+            if self._merged is None:
+                raise AdapterError(codes.NOT_MERGED())
+            self._to_base("unmerge")
+            self._merged = None
+            self.parts.enable(True)
 
-    @_exchanges("merge")
     def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
         """Merge for good, and return the model without any trace of bishare.
 
@@ -432,25 +414,26 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `merge` does.
         """
-        model = self._enabled("merge")
-        if self._merged is None:
-            self.merge(keep_base=False, dequantize=dequantize)
-        assert self._merged is not None
-        if dequantize or self._merged.report.dequantized:
-            merging.make_dense(model)
-        return self._leave(model)
+        with self._exchange("merge"):
+            model = self._enabled("merge")
+            if self._merged is None:
+                self.merge(keep_base=False, dequantize=dequantize)
+            assert self._merged is not None
+            if dequantize or self._merged.report.dequantized:
+                merging.make_dense(model)
+            return self._leave(model)
 
-    @_exchanges("unload")
     def unload(self) -> PreTrainedModel:
         """Take the adapters out, and return the base as it was before.
 
         Raises:
             AdapterError: disabled (BS626), or merged without keeping the base (BS629).
         """
-        model = self._enabled("unload")
-        if self._merged is not None:
-            self.unmerge()
-        return self._leave(model)
+        with self._exchange("unload"):
+            model = self._enabled("unload")
+            if self._merged is not None:
+                self.unmerge()
+            return self._leave(model)
 
     # Several adapters: what PEFT's methods call -----------------------------------------------------
 
@@ -487,7 +470,6 @@ class Handle(AdapterRoot):
             )
         return notes
 
-    @_exchanges("switch adapters")
     def activate(self, names: Sequence[str]) -> None:
         """Let other adapters run, several together or none.
 
@@ -498,18 +480,19 @@ class Handle(AdapterRoot):
             AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), a mixed
                 batch is open (BS674), or an adapter trains in full what another one changes (BS665).
         """
-        names = tuple(dict.fromkeys(names))
-        chosen = [self[name] for name in names]
-        if names == self.active and self._running is not None:
-            return
-        self._apart("switch adapters")
-        running = chosen[0] if len(chosen) == 1 else self._together(chosen)
-        self.parts.remove()
-        self.active, self._running = names, running
-        self.parts = running.parts if running else AdapterParts()
-        self.parts.insert()
-        if self._disabled:
-            self.parts.enable(False)
+        with self._exchange("switch adapters"):
+            names = tuple(dict.fromkeys(names))
+            chosen = [self[name] for name in names]
+            if names == self.active and self._running is not None:
+                return
+            self._apart("switch adapters")
+            running = chosen[0] if len(chosen) == 1 else self._together(chosen)
+            self.parts.remove()
+            self.active, self._running = names, running
+            self.parts = running.parts if running else AdapterParts()
+            self.parts.insert()
+            if self._disabled:
+                self.parts.enable(False)
 
     def __getitem__(self, name: str) -> Adapter:
         """Return an adapter of the model.
@@ -521,14 +504,14 @@ class Handle(AdapterRoot):
             raise AdapterError(codes.UNKNOWN_ADAPTER(name=name, help=nearest(name, self.adapters)))
         return self.adapters[name]
 
-    @_exchanges("delete an adapter")
     def drop(self, name: str) -> None:
         """Take an adapter out of the model. One that runs makes room for the first of the others."""
-        self[name]
-        if name in self.active:
-            rest = [other for other in self.active if other != name]
-            self.activate(rest or [other for other in self.adapters if other != name][:1])
-        self.adapters.pop(name).parts.leave(name)
+        with self._exchange("delete an adapter"):
+            self[name]
+            if name in self.active:
+                rest = [other for other in self.active if other != name]
+                self.activate(rest or [other for other in self.adapters if other != name][:1])
+            self.adapters.pop(name).parts.leave(name)
 
     @contextmanager
     def rows(self, adapter_names: Iterable[str | None]) -> Iterator[None]:
