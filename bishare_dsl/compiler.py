@@ -32,7 +32,6 @@ from bishare_dsl.resources import find_spec
 from bishare_dsl.spec import Spec
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from bishare_dsl.adapter.contents import StoredAdapter
@@ -248,6 +247,7 @@ def install(
     """
     from bishare_dsl.adapter.devices import devices
     from bishare_dsl.adapter.handle import Handle
+    from bishare_dsl.adapter.initial import first_values, start_of_base
     from bishare_dsl.adapter.recipes import check_remade
     from bishare_dsl.rewrite.adapt import DEFAULT, adapt
     from bishare_dsl.rewrite.parts import can_be_called
@@ -280,25 +280,3 @@ def install(
         made_handle.running.compact = True
         made_handle.running.set_trainable(False)
     return (*notes, *map(render, told))
-
-
-def first_values(
-    plan: Plan, model: nn.Module, seed: int, device: str, unfilled: Collection[str] = ()
-) -> dict[str, torch.Tensor]:
-    """Return the first values of a plan's tensors: drawn from the seed, or as the base says."""
-    from bishare_dsl.adapter.initial import draw
-
-    tensors = draw(plan, seed, device, unfilled)
-    missing = plan.tensor.keys() - tensors.keys()
-    return {**tensors, **start_of_base(plan, model, missing)} if missing else tensors
-
-
-def start_of_base(plan: Plan, model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return the first values of tensors that start as the base says."""
-    from bishare_dsl.adapter.initial import copy_base
-    from bishare_dsl.adapter.singular import singular_starts
-
-    base = copy_base(plan, model)
-    if any(plan.tensor[name].init != "base" for name in names):
-        base |= singular_starts(plan, model)
-    return {name: base[name] for name in names}

@@ -15,6 +15,25 @@ from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.spec import SINGULAR
 
 
+def first_values(
+    plan: Plan, model: nn.Module, seed: int, device: str, unfilled: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Return the first values of a plan's tensors: drawn from the seed, or as the base says."""
+    tensors = draw(plan, seed, device, unfilled)
+    missing = plan.tensor.keys() - tensors.keys()
+    return {**tensors, **start_of_base(plan, model, missing)} if missing else tensors
+
+
+def start_of_base(plan: Plan, model: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return the first values of tensors that start as the base says."""
+    from bishare_dsl.adapter.singular import singular_starts
+
+    base = copy_base(plan, model)
+    if any(plan.tensor[name].init != "base" for name in names):
+        base |= singular_starts(plan, model)
+    return {name: base[name] for name in names}
+
+
 def draw(
     plan: Plan,
     seed: int,
