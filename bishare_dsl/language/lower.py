@@ -108,11 +108,8 @@ def _settings(clauses: Iterable[Statement]) -> dict[str, _Part]:
         made, name = _Parts().transform(clause.words), str(clause.keyword)
         if clause.role is not None:
             made.parts = {**made.parts, "name": _Part(clause.role, span_of(clause.name_token))}
-            name, made = (
-                "keys",
-                _record({**keys.parts, clause.role: made}, keys.span or clause.span),
-            )
-            keys = made
+            keys = _record({**keys.parts, clause.role: made}, keys.span or clause.span)
+            name, made = "keys", keys
         fields["nonzero_start" if name == "start" else name] = made
     return fields
 

@@ -109,10 +109,8 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
     try:
         decoded = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as error:
-        at, byte = (
-            start + len(plain_lines(error.object[: error.start].decode())),
-            error.object[error.start],
-        )
+        at = start + len(plain_lines(error.object[: error.start].decode()))
+        byte = error.object[error.start]
         place, help_line = Span(at, at + 1), "save the file as UTF-8"
         problem = codes.NOT_UTF8(span=place, offset=error.start, byte=byte, help=help_line)
         decoded = error.object.decode(errors="replace")

@@ -59,10 +59,8 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
             said.append((f"the default `{word}`", statement))
         elif word in DEFAULTS:
             help_line = f"move `{word}` above the first share, or to the share that it is meant for"
-            place, edits = (
-                span_of(statement.keyword),
-                _moved(syntax, statement, statements[first_share]),
-            )
+            place = span_of(statement.keyword)
+            edits = _moved(syntax, statement, statements[first_share])
             yield codes.LATE_DEFAULT(span=place, word=word, help=help_line, edits=edits)
         elif word in ("spec", "target", "train"):
             said.append((f"`{word}`", statement))

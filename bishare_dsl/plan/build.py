@@ -185,10 +185,8 @@ def _uncovered(
         help = None
         if all(site.path in without_rank for site in missing):
             layers = layers_of(missing)
-            share, some = (
-                without_rank[missing[0].path],
-                ", ".join("none" if n is None else str(n) for n in layers[:4]),
-            )
+            share = without_rank[missing[0].path]
+            some = ", ".join("none" if n is None else str(n) for n in layers[:4])
             where = f"layer{'s' * (len(layers) > 1)} {some}{', …' * (len(layers) > 4)}"
             help = (
                 f"the rank of share `{share}` is 0 there, in {where}: raise it, or leave these out"

@@ -158,10 +158,8 @@ class Watch(TrainerCallback):
         if self.stopping and state.global_step < state.max_steps:
             ended = float(state.epoch or 0).is_integer()
             control.should_save = ended
-            control.should_log, control.should_evaluate = (
-                ended and control.should_log,
-                ended and control.should_evaluate,
-            )
+            control.should_log &= ended
+            control.should_evaluate &= ended
 
 
 def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]) -> TrainError:

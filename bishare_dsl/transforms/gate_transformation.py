@@ -64,10 +64,8 @@ class GateTransformation(Transform):
             down = linear(tensors["A"], tensors["G_iu"])  # (r, g)
             return down @ tensors["G_id"], linear(tensors["B"], tensors["G_od"]) @ tensors["G_ou"]
         # One row of a gate by many of a factor: the other way round, a product takes three times as long.
-        down, up = (
-            linear(tensors["G_iu"], tensors["A"]),
-            linear(tensors["G_od"], tensors["B"]),
-        )  # (g, r)
+        down = linear(tensors["G_iu"], tensors["A"])  # (g, r)
+        up = linear(tensors["G_od"], tensors["B"])
         return tensors["G_id"], linear(down, up) @ tensors["G_ou"]
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:

@@ -39,11 +39,8 @@ class Plans:
         self.base = inspect_config(config.model_config.hf_config)
         self.held: list[Plan] = []
         self._rows, self._itemsize = lora.max_loras + 1, lora.lora_dtype.itemsize
-        self._left, self.grows, self.folders = (
-            granted.bishare_slots_gib,
-            True,
-            granted.bishare_plans,
-        )
+        self._left, self.grows = granted.bishare_slots_gib, True
+        self.folders = granted.bishare_plans
         for folder in self.folders:
             self.number_of(folder, read_any(folder, self.base)[0])
         self.grows = self._left is not None and not records_steps(config)
