@@ -145,18 +145,20 @@ def set_code(module: nn.Module, code: GraphCode) -> None:
     The graph's placeholders are the parameters of the forward it replaces. Its nodes may call the
     module's children (`call_module`), read its attributes (`get_attr`) and call importable functions.
     """
-    _change(module, code=code, wrap=None)
+    _change(module, code, None, _names(module))
 
 
 def set_whole(module: nn.Module, names: tuple[str, ...]) -> None:
     """Let what `module` reads under the names of its parameters be given by its child ``bishare_whole``."""
-    _change(module, names=names)
+    cls = type(module)
+    code, wrap = getattr(cls, "bishare_code", None), getattr(cls, "bishare_wrap", None)
+    _change(module, code, wrap, names)
 
 
 def wrap_forward(module: nn.Module, wrap: Wrap) -> None:
     """Put `wrap`, once, round what a module runs now; it pickles by its name."""
     if getattr(type(module), "bishare_wrap", None) is not wrap:
-        _change(module, wrap=wrap)
+        _change(module, getattr(type(module), "bishare_code", None), wrap, _names(module))
 
 
 def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
@@ -167,15 +169,19 @@ def forward_of(module: nn.Module, code: GraphCode | None) -> Callable[..., Any]:
 
 def restore_forward(module: nn.Module) -> None:
     """Restore the class and the forward that `module` had; without a graph, do nothing."""
-    _change(module, code=None, wrap=None)
+    _change(module, None, None, _names(module))
 
 
-def _change(module: nn.Module, **changed: Any) -> None:
-    """Change what a module has of an adapter; with nothing left of it, the class is the one it had before."""
-    cls = type(module)
-    before = {name: getattr(cls, f"bishare_{name}", None) for name in ("code", "wrap", "names")}
-    base, has = base_class(cls), {k: v for k, v in (before | changed).items() if v}
-    _swap(module, _generated_class(base, **has) if has else base)
+def _names(module: nn.Module) -> tuple[str, ...]:
+    return getattr(type(module), "bishare_names", ())
+
+
+def _change(
+    module: nn.Module, code: GraphCode | None, wrap: Wrap | None, names: tuple[str, ...]
+) -> None:
+    """Let a module run these, or nothing of an adapter: then its class is the one that it had before."""
+    base, any_of = base_class(type(module)), code or wrap or names
+    _swap(module, _generated_class(base, code, wrap, names) if any_of else base)
 
 
 def is_rewritten(module: nn.Module) -> bool:
