@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from peft import get_peft_model
 from swift.tuner_plugin import PeftTuner, tuners_map
 
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics.codes.train import MISSING_ARGUMENT
 from bishare_dsl.peft import BishareConfig
 
 if TYPE_CHECKING:
@@ -27,9 +29,16 @@ class BishareTuner(PeftTuner):  # type: ignore[misc]
 
     @staticmethod
     def prepare_model(args: Any, model: PreTrainedModel) -> PeftModel:
-        """Adapt a model; ms-swift puts ``--model_kwargs`` into the environment."""
+        """Adapt a model; ms-swift puts ``--model_kwargs`` into the environment.
+
+        Raises:
+            BishareError: they name no spec (BS736), or it is wrong.
+        """
+        if not (spec := os.environ.get("BISHARE_SPEC")):
+            help = """it is `--model_kwargs '{"bishare_spec": "bishare_ke_ab"}'`, say"""
+            raise BishareError(MISSING_ARGUMENT(name="bishare_spec", help=help))
         config = BishareConfig(
-            spec=os.environ["BISHARE_SPEC"],
+            spec=spec,
             params=json.loads(os.environ.get("BISHARE_PARAMS", "{}")),
             seed=args.seed,
             task_type="CAUSAL_LM",

@@ -48,7 +48,6 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import TENSORS
 from bishare_dsl.peft.config import Beside, BishareConfig
 from bishare_dsl.peft.types import peft_type
-from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 
 
@@ -203,7 +202,10 @@ class BishareModel(BaseTuner):
         if compact and not config.inference_mode:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
         found = _planned(config, model)
-        left = _stored_names(config, found.plan) if low_cpu_mem_usage else ()
+        stored = frozenset[str]()  # What comes from a file needs no first values.
+        if low_cpu_mem_usage and (record := config.stored()) is not None:
+            names = frozenset(found.plan.tensor)
+            stored = names.difference(record.drawn, record.of_base, record.marks)
         handle: Any = getattr(model, "bishare", None)
         if isinstance(handle, Handle) and not isinstance(handle, PeftHandle):
             handle.__class__ = PeftHandle  # `compile_spec` has put it there, without PEFT.
@@ -219,9 +221,7 @@ class BishareModel(BaseTuner):
             modules = accumulate(path.split("."), "{}.{}".format)
             if any(module.endswith(copied) for module in modules):  # So does PEFT find them.
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
-        notes = install(
-            model, found, config.seed, adapter_name, handle=PeftHandle, unfilled=frozenset(left)
-        )
+        notes = install(model, found, config.seed, adapter_name, handle=PeftHandle, unfilled=stored)
         _warn(*(render(problem, found.where) for problem in found.problems), *notes)
         adapter = cast(PeftHandle, model.bishare)[adapter_name]
         adapter.compact = compact
@@ -404,17 +404,6 @@ def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     raise_errors(AdapterError, problems)
     spec, where = read_spec(stored.spec)
     return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
-
-
-def _stored_names(config: BishareConfig, plan: Plan) -> list[str]:
-    """Return the tensors that come from a file, so that they need no first values."""
-    if (record := config.stored()) is None:
-        return []
-    return [
-        t.name
-        for t in plan.tensors
-        if t.name not in {*record.drawn, *record.of_base, *record.marks}
-    ]
 
 
 def _handle_of(model: nn.Module) -> PeftHandle:
