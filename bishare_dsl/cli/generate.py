@@ -63,12 +63,12 @@ def command(
     generation = {"max_new_tokens": max_new_tokens} | keywords
     if generation.keys() & {"temperature", "top_p"}:
         generation.setdefault("do_sample", True)
-    from transformers import TextStreamer, set_seed
-
     from bishare_dsl.cli.candidates import adapted, load_base, read_adapters, with_base
 
     models = with_base(read_adapters(folders, model, report), base=base)
     live, tokenizer = load_base(model, dtype, device, report)
+    from transformers import TextStreamer, set_seed  # Silenced by now.
+
     chat = bool(tokenizer.chat_template) if chat is None else chat
     if (chat and not tokenizer.chat_template) or (system is not None and not chat):
         raise CommandError(WRONG_USAGE(what="`--chat` and `--system` need a chat template"))
