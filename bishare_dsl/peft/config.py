@@ -13,11 +13,13 @@ from peft import PeftConfig
 from bishare_dsl.adapter.card import write_card
 from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.adapter.contents import check_plan
+from bishare_dsl.adapter.files import CONFIG
 from bishare_dsl.compiler import read_spec
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
+from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec import Spec
 
 
@@ -38,8 +40,8 @@ class BishareConfig(PeftConfig):
     """A spec, the values of its params, and the seed that draws its tensors.
 
     Args:
-        spec: a spec, its text (of several lines), the path of a ``.share`` file, or the name of a spec that
-            ships with bishare. The config keeps the text, so that a folder needs no other file.
+        spec: a spec, its text (of several lines), the path of a file that ends in ``.share``, or the name of
+            a spec that ships with bishare. The config keeps the text, so that a folder needs no other file.
         params: values to use instead of those in the spec.
         seed: of the tensors; the same seed gives the same adapter on any device.
         modules_to_save: modules that PEFT copies and trains beside the spec, such as a new classifier.
@@ -74,6 +76,11 @@ class BishareConfig(PeftConfig):
         self._unchecked = self.bishare is not None
         self._where = None
         if self.spec:
+            name = "\n" if isinstance(self.spec, Spec) else os.fspath(self.spec)
+            # The config may be a stranger's, and an error shows lines of the file that is read.
+            if not ("\n" in name or name.endswith(".share") or name in shipped_specs()):
+                reason = "neither a `.share` file nor a spec that ships (a text has several lines)"
+                raise FileNotFoundError(2, reason, name)
             spec, self._where = read_spec(self.spec)
             spec = spec.with_params(self.params)
             self.spec = own_text(spec, self._where, changed=bool(self.params))
@@ -84,9 +91,13 @@ class BishareConfig(PeftConfig):
         """Return what is known of an adapter that was saved; None of one that was not.
 
         Raises:
-            ValueError: it is not what bishare writes.
+            AdapterError: it is not what bishare writes (BS604).
         """
-        return AdapterConfig.of(self.to_dict()) if self.bishare is not None else None
+        try:
+            return AdapterConfig.of(self.to_dict()) if self.bishare is not None else None
+        except ValueError as error:
+            problem = codes.BROKEN_CONFIG(path=CONFIG, reason=one_line(error))
+            raise AdapterError(problem) from error
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json``, and a model card where PEFT has left its empty one."""

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -542,3 +543,24 @@ def test_a_module_with_a_term_is_not_copied_to_be_trained(base: Any, ids: torch.
         with pytest.raises(AdapterError, match="BS665"):
             model.add_adapter("b", second)
         assert torch.equal(logits(model, ids), logits(base, ids))
+
+
+@pytest.mark.parametrize("record", [None, {}])
+def test_a_strangers_config_reads_no_file(
+    base: Any, record: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("token = 1234\n")
+    said = {"peft_type": "BISHARE", "spec": f"{tmp_path / 'secret'}", "bishare": record}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    for read in (PeftConfig.from_pretrained, partial(PeftModel.from_pretrained, base)):
+        with pytest.raises(FileNotFoundError, match="secret") as caught:
+            read(tmp_path)
+        assert "1234" not in str(caught.value)
+
+
+def test_a_config_that_was_changed_says_so(base: Any, adapted: Any, tmp_path: Path) -> None:
+    adapted(SPEC).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": "x"'))
+    with pytest.raises(AdapterError, match="BS604"):
+        PeftModel.from_pretrained(base, tmp_path)
