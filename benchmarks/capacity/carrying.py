@@ -35,7 +35,7 @@ from scipy.stats import t as student
 from storing.bases import BASES, trunk
 from storing.jobs import TUNING, best_rate, untried
 from storing.methods import methods, spec_of
-from storing.store import Adapters, Spec
+from storing.store import Adapters, Recipe, Spec
 from sweep import tasks
 from sweep.data import SPLIT_SEED, Row, Size, split
 from torch.func import functional_call, vmap
@@ -46,14 +46,21 @@ from bishare_dsl.resources import cache_folder
 from examples.smollm2 import smollm2_folder
 
 FOUND, PAGE = HERE / "carrying.jsonl", HERE / "carrying.md"
-PRIMARY, SMALL, _ = BASES["smollm2"].budgets
+_, SMALL, SMALLEST = BASES["smollm2"].budgets
 METHODS = [
-    *((name, SMALL) for name in ("lora_up", "pool_up", "lora", "gate")),
-    *((name, PRIMARY) for name in ("lora_up", "pool_up", "lora")),
+    ("lora_up", SMALLEST),
+    ("pool_up", SMALLEST),
+    ("lora_up", SMALL),
+    ("pool_up", SMALL),
+    ("gate", SMALL),
+    ("pool_gate_up", SMALL),
+    ("lora", SMALL),
 ]
-"""And their budgets; the gate, LoRA r=8, stands beside all."""
-SEEDS = range(4)
+"""And their budgets, those of most interest first; the gate, LoRA r=8, stands beside all."""
+SEEDS = range(8)
 LEVEL = 0.05
+RECIPE = Recipe(warm_up=0.25)
+"""As in `bishare train`."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,12 @@ def paints(cache: Path) -> Iterator[Row]:
 
 
 TASKS = {
-    "paints": Task(paints, Size(600, 0, 0, longest=6), batches=6, steps=120),
+    "paints": Task(paints, Size(600, 0, 0, longest=6), batches=24, steps=480),
     "languages": Task(
-        tasks.TASKS["languages"].train, Size(960, 250, 750, longest=9), batches=24, steps=48
+        tasks.TASKS["languages"].train, Size(960, 750, 1000, longest=9), batches=60, steps=120
     ),
     "headlines": Task(
-        tasks.TASKS["headlines"].train, Size(960, 250, 600, longest=24), batches=24, steps=48
+        tasks.TASKS["headlines"].train, Size(960, 750, 1000, longest=24), batches=60, steps=120
     ),
 }
 
@@ -206,7 +213,7 @@ def run(name: str, spec: Spec, runs: Sequence[tuple[float, int]]) -> list[dict[s
     began, task = time.process_time(), TASKS[name]
     parts, options = prepared(name)
     stack = Late(spec, [seed for _, seed in runs], parts["train"], options, task.batches)
-    losses = stack.train(task.steps, torch.tensor([rate for rate, _ in runs]))
+    losses = stack.train(task.steps, torch.tensor([rate for rate, _ in runs]), RECIPE)
     trained = stack.right(parts["train"])
     validation, test = (
         stack.right(parts[part]) if part in parts else trained for part in ("validation", "test")
@@ -315,7 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(dict(METHODS)))
-    parser.add_argument("--budgets", type=int, nargs="*", default=[SMALL, PRIMARY])
+    parser.add_argument("--budgets", type=int, nargs="*", default=[SMALL, SMALLEST])
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
