@@ -2,6 +2,7 @@
 
     falling.py              # the trials that are not in falling.jsonl yet
     falling.py --real [N]   # (N more of) runs of benchmarks/quality with the longer warm-up, minutes each
+    falling.py --late       # 20 seeds at one rate on the headlines, in SmolLM2's last blocks; 40 minutes
     falling.py --watch      # how far each share's step moves the outputs, of seeds that fall and of others
     falling.py --rates      # how far a first step moves them, and the best rate, of all that run.py has tuned
     falling.py --tables     # the tables of falling.md
@@ -93,6 +94,12 @@ REAL = [
     *(("languages", method, 3e-3, 0) for method in ("lora", "ss", "ke_1_r", "ke_r_1")),
 ]
 """Task, method, rate and seed of runs of benchmarks/quality."""
+LATE, GRID, SEARCHED = "headlines", (2e-3, 4e-3, 8e-3, 1.6e-2), (100, 101)
+"""A task, the rates of which one is chosen for all methods, and the seeds on which it is."""
+ALIKE = ("lora", "ss", "gt", "ke_1_r")
+"""Methods of benchmarks/quality, at the ranks that they have there."""
+GUESSED = 0.5
+"""What is right of the headlines by chance."""
 LONGER = 0.25
 """Of the steps, the warm-up that is tried on them."""
 WATCHED = (0, 2, 4, 6, 8, 11, 14, 18)
@@ -229,6 +236,63 @@ def real(most: int) -> None:
         add({**dict(zip(names, run, strict=True)), **told})
 
 
+def late() -> None:
+    """Train on real rows, in the last blocks: all rates on two seeds, then 20 seeds at the common rate."""
+    sys.path.append(str(HERE.parent / "quality"))
+    from carrying import run
+    from sweep.methods import METHODS
+
+    def train(method: str, runs: list[tuple[float, int]]) -> None:
+        how = METHODS[method]
+        found = run(LATE, (how.spec, how.params), runs)
+        for rate in dict.fromkeys(rate for rate, _ in runs):
+            right = [row["test"] for row in found if row["rate"] == rate]
+            told = {"late": LATE, "method": method, "rate": rate, "right": right}
+            add({**told, "parameters": found[0]["parameters"], "cpu_s": found[0]["cpu_s"]})
+
+    def known(seeds: int) -> set[str]:
+        return {row["method"] for row in rows() if "late" in row and len(row["right"]) == seeds}
+
+    for method in ALIKE:
+        if method not in known(len(SEARCHED)):
+            train(method, [(rate, seed) for rate in GRID for seed in SEARCHED])
+    for method in ALIKE:
+        if method not in known(len(MANY)):
+            train(method, [(common_rate(rows()), seed) for seed in MANY])
+
+
+def common_rate(found: list[dict[str, Any]]) -> float:
+    """Return the rate at which the method that loses most to its own best rate loses least."""
+    right: dict[str, dict[float, float]] = defaultdict(dict)
+    for row in found:
+        if "late" in row and len(row["right"]) == len(SEARCHED):
+            right[row["method"]][row["rate"]] = statistics.fmean(row["right"])
+    loss = {rate: max(max(of.values()) - of[rate] for of in right.values()) for rate in GRID}
+    return min(loss, key=lambda rate: loss[rate])
+
+
+def _late_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    searched = defaultdict(dict)
+    for row in found:
+        if len(row["right"]) == len(SEARCHED):
+            searched[row["method"]][row["rate"]] = statistics.fmean(row["right"])
+    yield f"Of the {LATE}, in SmolLM2's last three blocks, warm-up over a quarter:"
+    yield ""
+    rates = " | ".join(f"at {rate:g}" for rate in GRID)
+    yield f"| | parameters | {rates} | rate | 20 seeds | the worst | fallen |"
+    yield "|---|---:|" + "---:|" * len(GRID) + "---:|---:|---:|---:|"
+    for row in found:
+        if len(row["right"]) == len(MANY):
+            right, tried = row["right"], searched[row["method"]]
+            mean, cells = statistics.fmean(right), [f"{tried[rate]:.1%}" for rate in GRID]
+            usual = FALLEN * (max(mean, *tried.values()) - GUESSED) + GUESSED
+            fallen = f"{sum(part < usual for part in right)} of {len(right)}"
+            spread = f"{mean:.1%} ± {statistics.stdev(right):.1%}"
+            name = f"{row['method']} | {row['parameters']:,} | {' | '.join(cells)}"
+            yield f"| {name} | {row['rate']:g} | {spread} | {min(right):.1%} | {fallen} |"
+    yield ""
+
+
 def lines() -> Iterator[str]:
     """Yield the tables."""
     found = rows()
@@ -254,6 +318,8 @@ def lines() -> Iterator[str]:
     yield from early_lines()
     yield from _rate_lines([row for row in found if "tuned" in row])
     yield from _real_lines([row for row in found if "task" in row])
+    if any("late" in row for row in found):
+        yield from _late_lines([row for row in found if "late" in row])
 
 
 def _real_lines(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -339,7 +405,7 @@ def _watched_lines(row: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--real", type=int, nargs="?", const=len(REAL), default=0, metavar="N")
-    for name in ("watch", "rates", "tables"):
+    for name in ("late", "watch", "rates", "tables"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -348,6 +414,8 @@ def main() -> None:
         write_below(PAGE, "falling.py", lines())
     elif options.real:
         real(options.real)
+    elif options.late:
+        late()
     elif options.rates:
         rates()
     elif options.watch:
