@@ -136,11 +136,12 @@ def part_of(below: Any, rows: Sequence[Row], prompts: Sequence[list[int]]) -> Pa
 
 def prepared(name: str) -> tuple[dict[str, Part], list[int]]:
     """Return a task's parts, and its options' tokens; the cache keeps them."""
-    kept = cache_folder() / f"carrying-{name}.pt"
+    task = TASKS[name]
+    kept = cache_folder() / f"carrying-{name}-{'-'.join(map(str, task.size))}.pt"
     if kept.exists():
         found, options = torch.load(kept, weights_only=True)
         return {part: Part(*tensors) for part, tensors in found.items()}, options
-    task, tokenizer = TASKS[name], AutoTokenizer.from_pretrained(smollm2_folder(cache_folder()))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder(cache_folder()))
 
     def encoded(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)

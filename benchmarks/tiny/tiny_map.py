@@ -292,7 +292,7 @@ def evaluate(late: Late, numbers: Tensor, test: Rows, options: int) -> list[floa
 
 def prepared() -> tuple[dict[str, Rows], list[int]]:
     """Return the rows of each objective and of the test, and the options' tokens; the cache keeps them."""
-    kept = cache_folder() / f"tiny-{TASK}-{ROWS}-{LATE}.pt"
+    kept = cache_folder() / f"tiny-{TASK}-{ROWS}-{JUDGED}-{LATE}.pt"
     if kept.exists():
         data, options = torch.load(kept, weights_only=True)
         return {name: Rows(*tensors) for name, tensors in data.items()}, options
