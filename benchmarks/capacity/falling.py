@@ -238,7 +238,6 @@ def real(most: int) -> None:
 
 def late() -> None:
     """Train on real rows, in the last blocks: all rates on two seeds, then 20 seeds at the common rate."""
-    sys.path.append(str(HERE.parent / "quality"))
     from carrying import run
     from sweep.methods import METHODS
 
@@ -261,21 +260,24 @@ def late() -> None:
             train(method, [(common_rate(rows()), seed) for seed in MANY])
 
 
-def common_rate(found: list[dict[str, Any]]) -> float:
-    """Return the rate at which the method that loses most to its own best rate loses least."""
+def searched(found: list[dict[str, Any]]) -> dict[str, dict[float, float]]:
+    """Return by method and rate what part of the rows is right, in the mean of the search."""
     right: dict[str, dict[float, float]] = defaultdict(dict)
     for row in found:
         if "late" in row and len(row["right"]) == len(SEARCHED):
             right[row["method"]][row["rate"]] = statistics.fmean(row["right"])
+    return right
+
+
+def common_rate(found: list[dict[str, Any]]) -> float:
+    """Return the rate at which the method that loses most to its own best rate loses least."""
+    right = searched(found)
     loss = {rate: max(max(of.values()) - of[rate] for of in right.values()) for rate in GRID}
     return min(loss, key=lambda rate: loss[rate])
 
 
 def _late_lines(found: list[dict[str, Any]]) -> Iterator[str]:
-    searched = defaultdict(dict)
-    for row in found:
-        if len(row["right"]) == len(SEARCHED):
-            searched[row["method"]][row["rate"]] = statistics.fmean(row["right"])
+    right_at = searched(found)
     yield f"Of the {LATE}, in SmolLM2's last three blocks, warm-up over a quarter:"
     yield ""
     rates = " | ".join(f"at {rate:g}" for rate in GRID)
@@ -283,7 +285,7 @@ def _late_lines(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "|---|---:|" + "---:|" * len(GRID) + "---:|---:|---:|---:|"
     for row in found:
         if len(row["right"]) == len(MANY):
-            right, tried = row["right"], searched[row["method"]]
+            right, tried = row["right"], right_at[row["method"]]
             mean, cells = statistics.fmean(right), [f"{tried[rate]:.1%}" for rate in GRID]
             usual = FALLEN * (max(mean, *tried.values()) - GUESSED) + GUESSED
             fallen = f"{sum(part < usual for part in right)} of {len(right)}"

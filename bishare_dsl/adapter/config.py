@@ -51,8 +51,9 @@ def text_of(value: Any) -> str:
 def _pack(value: Any) -> Any:
     """Return JSON, or the text of some; of what is long the base64 of its compressed text."""
     text = value if isinstance(value, str) else text_of(value)
-    packed = b64encode(zlib.compress(text.encode(), 9)).decode()
-    return packed if len(text) > _PLAIN else json.loads(text)
+    if len(text) <= _PLAIN:
+        return json.loads(text)
+    return b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def _text_in(value: Any) -> str:

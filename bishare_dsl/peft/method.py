@@ -210,12 +210,13 @@ class BishareModel(BaseTuner):
         if isinstance(handle, Handle) and not isinstance(handle, PeftHandle):
             handle.__class__ = PeftHandle  # `compile_spec` has put it there, without PEFT.
         first = not isinstance(handle, Handle)
-        there = None if first else handle.adapters.get(adapter_name)
+        adapters = {} if first else handle.adapters
+        there = adapters.get(adapter_name)
         if there is not None and there.plan.digest == found.plan.digest:
             # `compile_spec` has put it there.
             config.spec, config.seed = there.spec_text, there.seed
             return
-        plans = [found.plan, *(a.plan for a in ({} if first else handle.adapters).values())]
+        plans = [found.plan, *(adapter.plan for adapter in adapters.values())]
         copied = tuple(name for c in configs.values() for name in c.modules_to_save or ())
         for path in (site.path for plan in plans for site in plan.sites):
             modules = accumulate(path.split("."), "{}.{}".format)
