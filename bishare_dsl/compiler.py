@@ -26,6 +26,7 @@ from bishare_dsl.diagnostics import (
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.models import Architecture, architecture_of
+from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.check import check_spec
 from bishare_dsl.resources import find_spec
@@ -249,11 +250,14 @@ def install(
     from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.adapter.initial import first_values, start_of_base
     from bishare_dsl.adapter.recipes import check_remade
+    from bishare_dsl.models.inspect import in_adapter
     from bishare_dsl.rewrite.adapt import DEFAULT, adapt
-    from bishare_dsl.rewrite.parts import can_be_called
 
-    if name is not None and not can_be_called(name):
-        raise AdapterError(codes.NO_NAME(name=name))
+    if name is not None:
+        paths = (path for path, *_ in (*model.named_modules(), *model.named_parameters()))
+        taken = module_names(path for path in paths if not in_adapter(path))
+        if fault := name_fault(name, taken):
+            raise AdapterError(codes.NO_NAME(name=name, reason=fault))
     plan, where = made.plan, devices(made.plan, model)
     told: list[Problem] = []
     if isinstance(made, ResolvedSpec):

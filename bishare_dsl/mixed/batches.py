@@ -35,6 +35,7 @@ from bishare_dsl.mixed.rows import (
 )
 from bishare_dsl.models.hooks import forget_recompute, recompute_within
 from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.names import BASE
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
@@ -45,9 +46,6 @@ from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, 
 from bishare_dsl.transforms import of_many, stacked
 
 Names = Iterable[str | None]
-
-BASE = "__base__"
-"""PEFT's name for no adapter; here None says so too."""
 
 ASIDE = frozenset({"vision", "audio", "connector"})
 """The towers that read images or sound, which have places in a text where there is one."""

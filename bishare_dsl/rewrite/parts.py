@@ -16,11 +16,6 @@ from bishare_dsl.rewrite.rewritten import RegionCode, restore_forward, set_code,
 from bishare_dsl.rewrite.whole import WHOLE, TrainedInFull
 
 
-def can_be_called(name: str) -> bool:
-    """Tell whether an adapter's tensors can stand in a model under a name."""
-    return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)
-
-
 @dataclass(frozen=True)
 class AdapterParts:
     """Each owner beside the tensors that it owns, each region beside its factors, and each module of which

@@ -23,8 +23,8 @@ from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import NO_NAME
 from bishare_dsl.mixed.batches import why_not
 from bishare_dsl.models.hooks import undo_prepare
+from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan
-from bishare_dsl.rewrite.parts import can_be_called
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import effective_batch, warm_up
 from bishare_dsl.train.check import (
@@ -76,7 +76,13 @@ def run_many(
     _check(settings, args)
     forms, problems = _forms(request, base)
     made = forms[0]
-    unfit = [NO_NAME(name=name) for name in sources if not can_be_called(name)]
+    architecture = made.plan.base
+    others = [
+        path for parameter in architecture.others for path in (parameter.path, *parameter.tied)
+    ]
+    taken = module_names([*(p for site in architecture.every_site for p in site.paths), *others])
+    faults = {name: name_fault(name, taken) for name in sources}
+    unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
     raise_errors(TrainError, [*unfit, *why_not("of each task", made.plan)])
     library = _read_library(settings.library, made.plan, sources)
     tokenizer = find_tokenizer(request, base, tokenizer)

@@ -301,7 +301,7 @@ def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
         adapted().add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "training", "mlp", "layers", "0", "__base__"])
 def test_names_that_no_adapter_can_have(adapted: Any, ids: torch.Tensor, name: str) -> None:
     model = adapted()
     with pytest.raises(AdapterError, match="BS638"):

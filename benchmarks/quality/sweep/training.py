@@ -219,7 +219,7 @@ def together(jobs: Sequence[Job], base: Path) -> Any:
     method, model = METHODS[jobs[0].method], load_base(base)
     made = make_plan(method.spec, model, {**method.params, **jobs[0].params})
     for number, job in enumerate(jobs):
-        install(model, made, job.seed, str(number))
+        install(model, made, job.seed, f"job{number}")
     return model
 
 
@@ -232,7 +232,7 @@ def train_together(
     orders = [batches(lengths, job.seed) for job in jobs]
     losses = torch.zeros(len(jobs), steps)
     model.train()
-    with model.bishare.bank([str(number) for number, _ in enumerate(jobs)]) as bank:
+    with model.bishare.bank([f"job{number}" for number, _ in enumerate(jobs)]) as bank:
         rates = [partial(_rate, job.rate, warm, steps) for job in jobs]
         settings = Settings(max_norm=LARGEST_NORM)
         optimizer = RowAdamW(bank.parameters, [rates], [torch.ones(1, 1)], settings)
@@ -241,7 +241,7 @@ def train_together(
             for numbers in passes(drawn):
                 owners = [number for number in numbers for _ in drawn[number]]
                 batch = collate([row for number in numbers for row in drawn[number]])
-                with model.bishare.rows(map(str, owners)):
+                with model.bishare.rows(f"job{owner}" for owner in owners):
                     found = scores(model, batch)
                 each = F.cross_entropy(found, batch["answers"], reduction="none")
                 each = each / torch.tensor([len(drawn[number]) for number in owners])
@@ -291,7 +291,7 @@ def run(jobs: Sequence[Job], base: Path, cache: Path) -> list[dict[str, Any]]:
         rows = []
         for number, found in enumerate(losses):
             if others:
-                model.bishare.activate([str(number)])
+                model.bishare.activate([f"job{number}"])
             rows.append(_measured(model, parts) | _learnt(model, job, found))
     spent = (time.process_time() - began) / len(jobs)
     return [row | {"cpu_s": round(spent, 1)} for row in rows]

@@ -113,7 +113,7 @@ COMPACT_FOR_GOOD = Code("BS637", "this adapter was saved compactly, and cannot t
 
 UNKNOWN_ADAPTER = Code("BS640", "the model has no adapter `{name}`")
 NAME_IN_USE = Code("BS641", "the model has an adapter `{name}` already")
-NO_NAME = Code("BS638", "an adapter cannot be called `{name}`")
+NO_NAME = Code("BS638", "an adapter cannot be called `{name}`: {reason}")
 STILL_MERGED = Code("BS643", "cannot {action} while the adapter is merged")
 SHARDED = Code("BS645", "cannot {action}: the model is sharded over several processes")
 MIXED_UNKNOWN = Code("BS670", "row {row} of the batch: the model has no adapter `{name}`")
