@@ -1,18 +1,20 @@
 """Every family of transformers, built small: how its layers are adapted, and which parameters are sites.
 
 Each is built in a process of its own from its config class: narrow, with random weights, and with as many
-blocks as its kinds of layers need. `docs/families.md` is written from the rows in `results/families.json`.
+blocks as its kinds of layers need. `docs/families.csv` is written from the rows in `results/families.json`.
 
     python benchmarks/families.py                  # all of them, in 15 minutes of one core
     python benchmarks/families.py llama mixtral    # these again; the others' rows stay
-    python benchmarks/families.py --page           # only the page
+    python benchmarks/families.py --table          # only the table
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import inspect
+import io
 import json
 import os
 import re
@@ -39,7 +41,7 @@ from bishare_dsl.models.weights import linear_widths
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "families.json"
-PAGE = ROOT / "docs" / "families.md"
+TABLE = ROOT / "docs" / "families.csv"
 SECONDS = 120
 TASKS = {
     "vision and language": ("IMAGE_TEXT_TO_TEXT", "ZERO_SHOT_IMAGE_CLASSIFICATION"),
@@ -364,11 +366,11 @@ def alone(family: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("family", nargs="*")
     asked = parser.parse_args()
     kept = read()
-    if not asked.page:
+    if not asked.table:
         transformers.logging.set_verbosity_error()
         warnings.simplefilter("ignore")
         for family in ("llama", "mixtral", "bert", "clip", "t5"):  # imported once
@@ -377,7 +379,7 @@ def main() -> None:
             kept[family] = alone(family)
             print(json.dumps(kept[family]), flush=True)
             keep(kept)
-    PAGE.write_text(page(kept), encoding="utf-8")
+    TABLE.write_text(table(kept), encoding="utf-8")
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -400,72 +402,34 @@ def keep(rows: Mapping[str, dict[str, Any]]) -> None:
     RESULTS.write_text(f'{json.dumps(about, indent=2)[:-2]},\n  "rows": [\n    {lines}\n  ]\n}}\n')
 
 
-# The page --------------------------------------------------------------------------------------
+# The table -------------------------------------------------------------------------------------
 
-HEAD = """# Families of models
-
-Written by `python benchmarks/families.py` on {date}, with transformers {transformers} and torch {torch}. Each
-family that does one of the tasks below is built small, with random weights, by the class named here;
-`target kind "*"` with a share of rank 2 takes every site in a block, experts too.
-
-- **sites**: the part of the blocks' parameters that is adapted. A block is what is below a number in a path.
-- **how**: *traced*, whole parents are rewritten; *one by one*, a parent cannot be traced, and each of its
-  linear layers is a region of its own, which computes the same; *experts*, weights of all experts in one
-  parameter.
-- **same**: a fresh adapter's outputs are those of the base, bit for bit; and those of one with other values
-  move by less than a thousandth when it is merged. `-` where the model does not run on the inputs that its
-  config tells. Of models of pictures or sounds it is most often the language model that runs, and a tower
-  alone where that can.
-- **left out**: parameters of blocks that are not adapted, from 3% on; with a code, linear layers that are
-  refused because their parent computes with the weight itself.
-
-{summary}
-"""
+COLUMNS = ("family", "task", "class", "adapted", "how", "same", "left out")
 
 
-def page(rows: Mapping[str, dict[str, Any]]) -> str:
-    """Write the page of the rows."""
-    about = json.loads(RESULTS.read_text())
-    adapted = [row for row in rows.values() if row.get("sites")]
-    built = [row for row in rows.values() if "parameters" in row]
-    most = [row for row in adapted if row["sites"] >= 0.8]
-    told = [row for row in adapted if row["sites"] >= 0.8 or row.get("left") or row["refused"]]
-    wrong = sorted(row["family"] for row in adapted if same(row) == "no")
-    summary = (
-        f"Of {len(rows)} families {len(built)} can be built here, and {len(adapted)} of them adapt. "
-        f"In {len(most)} the sites are at least 80% of the block parameters; in {len(told)} they are "
-        "that, or what is left is named. "
-        f"{sum(same(row) == 'yes' for row in adapted)} run, and in {len(wrong)} of these something differs"
-        f"{': ' + ', '.join(wrong) if wrong else ''}."
-    )
-    text = HEAD.format(**about, summary=summary)
-    for task in TASKS:
-        mine = [rows[family] for family in sorted(rows) if families()[family][0] == task]
-        text += f"\n## {task.capitalize()}\n\n| family | class | sites | how | same | left out |\n"
-        text += "|---|---|---|---|---|---|\n"
-        text += "".join(f"| {' | '.join(cells(row))} |\n" for row in mine)
-    return text
+def table(rows: Mapping[str, dict[str, Any]]) -> str:
+    """Return the rows as CSV, one family a line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    order = list(TASKS)
+    task = {name: found[0] for name, found in families().items()}
+    for name in sorted(rows, key=lambda name: (order.index(task[name]), name)):
+        writer.writerow([name, task[name], *cells(rows[name])])
+    return out.getvalue()
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """Return the cells of a family's row in the page."""
+    """Return the cells of a family's row after its name and task, in the order of `COLUMNS`."""
     if "sites" not in row:
         why = row.get("built") or row.get("failed") or ""
-        return [f"`{row['family']}`", row.get("class", ""), "", "not built", "", _cell(why)[:120]]
+        return [row.get("class", ""), "", "not built", "", " ".join(why.split())[:120]]
     how = [
         f"{kind} {row[kind]:.0%}" for kind in ("traced", "one by one", "experts") if row.get(kind)
     ]
-    left = [
-        f"`{name}` {share}"
-        for name, share in (text.rsplit(" ", 1) for text in row.get("left") or ())
-    ]
-    refused = [
-        f"[{code}](errors/{code}.md) `{path}`"
-        for code, path in (t.split(" ", 1) for t in row["refused"] if " " in t)
-    ]
-    refused += ["no linear layer"] * (row["refused"] == ["BS514"])
-    shown = [f"`{row['family']}`", row["class"], f"{row['sites']:.0%}", ", ".join(how)]
-    return [*shown, same(row), _cell(", ".join([*left, *refused]))]
+    refused = ["no linear layer"] if row["refused"] == ["BS514"] else row["refused"]
+    left = [*(row.get("left") or ()), *refused]
+    return [row["class"], f"{row['sites']:.0%}", ", ".join(how), same(row), ", ".join(left)]
 
 
 def same(row: Mapping[str, Any]) -> str:
@@ -473,10 +437,6 @@ def same(row: Mapping[str, Any]) -> str:
     if not row.get("ran"):
         return "-"
     return "yes" if row["fresh"] and row["merged"] < 1e-3 else "no"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
 
 
 if __name__ == "__main__":

@@ -21,9 +21,6 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "benchmarks/README.md": "benchmarks.md",
-    "benchmarks/quality/README.md": "quality.md",
-    "benchmarks/metamath/README.md": "metamath.md",
 }
 LANGUAGES = {".py": "python", ".share": "share", ".json": "json", ".mjs": "js", ".js": "js"}
 AS_THEY_ARE = (".svg", ".png", ".ipynb")

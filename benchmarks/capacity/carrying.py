@@ -1,7 +1,7 @@
-"""Does what capacity says hold on real tasks? See carrying.md beside this file.
+"""Does what capacity says hold on real tasks? See notes/2026-11-27-carrying.md.
 
     carrying.py [--tasks T,…] [--methods M,…] [--budgets B …]  # the runs that are not in carrying.jsonl yet
-    carrying.py --tables                                       # the tables of carrying.md
+    carrying.py --tables                                       # the tables of that page
 
 The last three blocks of SmolLM2 train; what the others give for each row is kept in the cache.
 """
@@ -45,7 +45,7 @@ from transformers import AutoTokenizer
 from bishare_dsl.resources import cache_folder
 from examples.smollm2 import smollm2_folder
 
-FOUND, PAGE = HERE / "carrying.jsonl", HERE / "carrying.md"
+FOUND, PAGE = HERE / "carrying.jsonl", HERE.parent / "notes" / "2026-11-27-carrying.md"
 _, SMALL, SMALLEST = BASES["smollm2"].budgets
 METHODS = [
     ("lora_up", SMALLEST),

@@ -1,11 +1,11 @@
-"""Why do single seeds fall at high rates, and what helps? See falling.md beside this file.
+"""Why do single seeds fall at high rates, and what helps? See notes/2026-11-27-falling.md.
 
     falling.py              # the trials that are not in falling.jsonl yet
     falling.py --real [N]   # (N more of) runs of benchmarks/quality with the longer warm-up, minutes each
     falling.py --late       # 20 seeds at one rate on the headlines, in SmolLM2's last blocks; 40 minutes
     falling.py --watch      # how far each share's step moves the outputs, of seeds that fall and of others
     falling.py --rates      # how far a first step moves them, and the best rate, of all that run.py has tuned
-    falling.py --tables     # the tables of falling.md
+    falling.py --tables     # the tables of that page
 
 A trial is 16 or 20 seeds in one pass.
 """
@@ -36,7 +36,7 @@ from storing.jobs import TUNING, best_rate, density
 from storing.methods import methods, spec_of
 from storing.store import Load, Recipe, Spec, Stack, share_of, store
 
-FOUND, PAGE = HERE / "falling.jsonl", HERE / "falling.md"
+FOUND, PAGE = HERE / "falling.jsonl", HERE.parent / "notes" / "2026-11-27-falling.md"
 BASE = BASES["random"]
 SEEDS = range(16)
 RECIPES = {

@@ -1,4 +1,4 @@
-"""How many bits of random pairs does a trained parameter store, by topology? See README.md beside this file.
+"""How many bits of random pairs does a trained parameter store, by topology? See notes/2026-11-27-capacity.md.
 
     run.py [--bases random,smollm2] [--tasks one,two] [--methods M,…] [--budgets 0,1,2] [--part I/N]
     run.py --tables | --dry-run
@@ -20,6 +20,7 @@ from pathlib import Path
 # Before torch is loaded: a pass has one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "notes" / "2026-11-27-capacity.md"
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 from harness.page import write_below
@@ -104,12 +105,12 @@ def wanted(options: argparse.Namespace) -> list[Cell]:
 
 
 def write_tables(results: Stored) -> None:
-    """Write the tables of all cells, and the law, below the mark of README.md."""
+    """Write the tables of all cells, and the law, below the mark of the page."""
     lines = [*law_lines(results)]
     for cell in cells(list(BASES), ["one", "two"]):
         if finished(results, cell, list(methods(cell.base))):
             lines += table(results, cell)
-    print(write_below(HERE / "README.md", "run.py", lines))
+    print(write_below(PAGE, "run.py", lines))
 
 
 def names(text: str) -> list[str]:
@@ -144,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     parser.add_argument(
-        "--tables", action="store_true", help="only write and print the tables of README.md"
+        "--tables", action="store_true", help="only write and print the tables of the page"
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what can run now")
     options = parser.parse_args()

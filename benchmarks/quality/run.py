@@ -1,4 +1,4 @@
-"""The quality of bishare's specs and of PEFT's methods on real tasks; see README.md beside this file.
+"""The quality of bishare's specs and of PEFT's methods on real tasks; see notes/2026-11-27-quality.md.
 
     run.py [--tasks T,…] [--methods M,…] [--seeds N] [--workers N]
     run.py --ablations | --front | --many
@@ -54,7 +54,7 @@ def main() -> None:
     elif options.tables:
         from sweep.tables import write
 
-        write(results, HERE)
+        write(results, HERE.parent / "notes" / "2026-11-27-quality.md", HERE / "front.svg")
     else:
         sweep(results, options)
 

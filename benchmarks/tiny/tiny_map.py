@@ -1,7 +1,7 @@
-"""How few trained numbers learn a task, by RL of one label and by SFT with noise? See README.md.
+"""How few trained numbers learn a task, by RL of one label and by SFT with noise? See notes/2026-11-27-tiny.md.
 
     tiny_map.py            # all runs that are not in results.jsonl yet
-    tiny_map.py --tables   # the table of README.md and the picture, from results.jsonl
+    tiny_map.py --tables   # the table of that page and the picture, from results.jsonl
 
 A pass trains the adapters of one topology for all rates and seeds. The blocks below the last are run once:
 what they give for each row is kept in the cache.
@@ -41,7 +41,7 @@ from bishare_dsl import compile_spec
 from bishare_dsl.resources import cache_folder
 from examples.smollm2 import smollm2_folder
 
-FOUND, PAGE = HERE / "results.jsonl", HERE / "README.md"
+FOUND, PAGE = HERE / "results.jsonl", HERE.parent / "notes" / "2026-11-27-tiny.md"
 TASK, ROWS = "languages", 256
 LATE = 2
 """Blocks that are trained, the last ones."""

@@ -31,7 +31,7 @@ PER_DEVICE = 4
 WARM_UP = 100
 """Steps over which the paper's learning rate rises; by default no more than a quarter of the run's.
 
-With a tenth single runs at high rates fall in their first steps (benchmarks/capacity/falling.md).
+With a tenth single runs at high rates fall in their first steps (benchmarks/notes/2026-11-27-falling.md).
 """
 
 DEFAULTS: Mapping[str, Any] = {

@@ -26,8 +26,8 @@ def test_a_row_is_what_is_measured(table, family):
     assert found == kept
 
 
-def test_the_page_is_of_the_rows(table):
-    assert table.PAGE.read_text(encoding="utf-8") == table.page(table.read())
+def test_the_file_is_of_the_rows(table):
+    assert table.TABLE.read_text(encoding="utf-8") == table.table(table.read())
 
 
 def test_enough_families_adapt(table):

@@ -220,5 +220,5 @@ def test_entry_point_of_a_plugin():
 
     from bishare_dsl.transforms.registry import GROUP
 
-    [block] = [b for b in BLOCKS if b.language == "toml" and b.page.name == "transforms.md"]
+    [block] = [b for b in BLOCKS if b.language == "toml" and b.page.name == "write-a-transform.md"]
     assert list(tomllib.loads(block.text)["project"]["entry-points"]) == [GROUP]

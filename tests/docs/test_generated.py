@@ -47,7 +47,7 @@ def test_numbers_of_the_readme():
     """What it says was measured is what the report of the benchmark says."""
     readme, report = (
         (ROOT / name).read_text(encoding="utf-8")
-        for name in ("README.md", "benchmarks/quality/README.md")
+        for name in ("README.md", "benchmarks/notes/2026-11-27-quality.md")
     )
     table = readme[readme.index("| | of LoRA's parameters") :].split("\n\n")[0].splitlines()[2:]
     figure = r"\d+\.\d ± \d+\.\d|\d+\.\d%|[-+]\d+\.\d to [-+]\d+\.\d"

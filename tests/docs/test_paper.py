@@ -1,4 +1,4 @@
-"""Every row of the table of counts in docs/paper.md: what its command counts is what the row says."""
+"""Every row of the table of counts in the note on the paper: what its command counts is what the row says."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from bishare_dsl import plan_spec
 from bishare_dsl.cli.main import main
 from bishare_dsl.cli.options import _value
 
-PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
+PAGE = Path(__file__).parents[2] / "benchmarks" / "notes" / "2026-11-27-paper.md"
 ROWS = re.findall(
     r"^\| (.*?) \| (.*?) \| ([\d,]+) \| `(bishare plan .*)` \|$",
     PAGE.read_text("utf-8"),

@@ -2,7 +2,7 @@
 
     python tests/peft/upstream.py 0.21.0 -k "TestDecoderModels and ke"
 
-A test that VeRA passes is one that bishare is to pass, for each spec. The table of docs/peft-tests.md names
+A test that VeRA passes is one that bishare is to pass, for each spec. The table of known.md names
 those that it does not, and the run fails for any other. This is also the plugin that pytest loads for it.
 """
 
@@ -25,7 +25,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("BISHARE_CACHE", REPOSITORY / ".cache")) / "peft-tests"
-KNOWN = REPOSITORY / "docs" / "peft-tests.md"
+KNOWN = Path(__file__).with_name("known.md")
 FILES = [
     f"tests/test_{name}.py"
     for name in (

@@ -1,4 +1,4 @@
-"""The results as tables between the marks of README.md, and accuracy against parameters as a plot."""
+"""The results as tables between the marks of a page, and accuracy against parameters as a plot."""
 
 from __future__ import annotations
 
@@ -279,11 +279,10 @@ def tables(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def write(results: Results, folder: Path) -> None:
-    """Print the tables, put them between the marks of the folder's README.md, and the plot beside it."""
+def write(results: Results, page: Path, picture: Path) -> None:
+    """Print the tables, write them between the marks of a page, and draw the plot."""
     text = tables(results)
     print(text)
-    page = folder / "README.md"
     marked = re.compile("(?<=<!-- tables -->\n).*(?=\n<!-- /tables -->)", re.DOTALL)
     page.write_text(marked.sub(lambda _: text, page.read_text()))
-    plot(results, folder / "front.svg")
+    plot(results, picture)

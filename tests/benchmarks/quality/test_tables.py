@@ -8,7 +8,7 @@ from sweep.results import Job, Results
 from sweep.tables import overall_table, tables, write
 from sweep.training import bitmask
 
-README = Path(__file__).parents[3] / "benchmarks" / "quality" / "README.md"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 def fill(results, task, method, parameters, hits, size="small", seeds=3):
@@ -101,14 +101,14 @@ def test_tasks_in_one_run(results):
 
 
 def test_tables_are_put_between_the_marks_of_the_page_and_the_rest_is_left_alone(results, tmp_path):
-    page = tmp_path / "README.md"
+    page = tmp_path / "page.md"
     page.write_text("a\n<!-- tables -->\nold\n<!-- /tables -->\nb\n")
-    write(results, tmp_path)
+    write(results, page, tmp_path / "front.svg")
     text = tables(results)
     assert page.read_text() == f"a\n<!-- tables -->\n{text}\n<!-- /tables -->\nb\n"
     assert "svg" in (tmp_path / "front.svg").read_text()
 
 
 def test_the_page_has_the_tables_of_the_results():
-    text = README.read_text(encoding="utf-8")
-    assert tables(Results(README.with_name("results.jsonl"))) in text
+    text = (BENCHMARKS / "notes" / "2026-11-27-quality.md").read_text(encoding="utf-8")
+    assert tables(Results(BENCHMARKS / "quality" / "results.jsonl")) in text
