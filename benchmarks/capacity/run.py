@@ -1,4 +1,4 @@
-"""How many bits of random pairs does a trained parameter store, by topology? See notes/2026-11-27-capacity.md.
+"""How many bits of random pairs does a parameter store, by topology? See notes/2026-11-27-capacity.md
 
     run.py [--bases random,smollm2] [--tasks one,two] [--methods M,…] [--budgets 0,1,2] [--part I/N]
     run.py --tables | --dry-run

@@ -1,4 +1,4 @@
-"""PEFT's comparison of methods on MetaMathQA, with bishare's specs beside PEFT's methods; see notes/2026-11-25-metamath.md.
+"""PEFT's comparison on MetaMathQA, with bishare's specs; see notes/2026-11-25-metamath.md.
 
     run.py                                       every experiment that has no result yet, on a GPU
     run.py bishare/ke lora/rank32 --model FOLDER --train MetaMathQA-395K.json \

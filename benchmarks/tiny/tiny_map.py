@@ -1,4 +1,4 @@
-"""How few trained numbers learn a task, by RL of one label and by SFT with noise? See notes/2026-11-27-tiny.md.
+"""How few numbers learn a task, by RL of one label and by SFT with noise? See notes/2026-11-27-tiny.md.
 
     tiny_map.py            # all runs that are not in results.jsonl yet
     tiny_map.py --tables   # the table of that page and the picture, from results.jsonl
