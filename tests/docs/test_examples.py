@@ -169,6 +169,7 @@ def test_python(page, monkeypatch):
     # A class whose annotations are looked up needs a module to look in.
     module = ModuleType("example_of_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    write_files(page)
     for block in (b for b in BLOCKS if b.page == page and b.language == "python"):
         code = "\n" * block.line + block.text  # So that a traceback has the page's line numbers.
         out = io.StringIO()
@@ -200,6 +201,7 @@ def test_first_commands_of_the_readme_warn_of_nothing(capsys):
     from bishare_dsl.cli.main import main
 
     [block] = [b for b in BLOCKS if b.page.name == "README.md" and "run" in b.marks]
+    write_files(block.page)
     for line in block.text.splitlines():
         assert main(shlex.split(line)[2:]) == 0
         assert "warning" not in capsys.readouterr().err, line
