@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -150,6 +151,9 @@ def run_many(
             run_loop(trainer, watch, request, reporter)
     model.eval()
     best = _best(trainer, halving)
+    if lost := [one for one in dict.fromkeys(task.keeps for task in tasks) if one not in best]:
+        reporter.report(_not_finite(trainer, lost), None)
+    logged = [entry["losses"] for entry in trainer.state.log_history if "losses" in entry]
     return ManyResult(
         folder=folder,
         model=model,
@@ -157,11 +161,11 @@ def run_many(
         tasks=tuple(
             TaskResult(
                 name=task.name,
-                folder=_place(folder, task, made.plan) if best[task.keeps] == number else None,
+                folder=_place(folder, task, made.plan) if best.get(task.keeps) == number else None,
                 rows=len(task.examples),
                 steps=done,
-                loss_first=trainer.first.get(task.name),
-                loss_last=trainer.last.get(task.name),
+                loss_first=next((x[task.name] for x in logged if task.name in x), None),
+                loss_last=next((x[task.name] for x in reversed(logged) if task.name in x), None),
                 eval_loss=trainer.held_out.get(task.name),
                 stopped=why,
             )
@@ -194,7 +198,8 @@ def _forms(
             reason = "what adapters share has one form: `search` takes no param of such a spec"
             raise TrainError(codes.BAD_COMBINATION(reason=reason))
         forms.append(made)
-    return forms, [*dict.fromkeys(found)]
+    # Each only once; the source of a text has no hash.
+    return forms, [pair for i, pair in enumerate(found) if pair not in found[:i]]
 
 
 def _read_library(
@@ -266,10 +271,18 @@ def _tried(
 
 
 def _best(trainer: ManyTrainer, halving: Halving) -> dict[str, int]:
-    """Return the task that is kept of each name: the one that is left, or has the lowest held-out loss."""
-    tasks = trainer.steps.tasks
-    numbers = {task.keeps: i for i, task in reversed([*enumerate(tasks)])}
-    return {one: next(iter(halving.ranked(one)), first) for one, first in numbers.items()}
+    """Return the task that is kept of each name, where one has finite values."""
+    names = dict.fromkeys(task.keeps for task in trainer.steps.tasks)
+    best = ((one, halving.best(one)) for one in names)
+    return {one: number for one, number in best if number is not None}
+
+
+def _not_finite(trainer: ManyTrainer, names: Sequence[str]) -> Problem:
+    """Make the problem of adapters that are not kept, because they have no finite values (BS750)."""
+    tasks = [i for i, task in enumerate(trainer.steps.tasks) if task.keeps == names[0]]
+    steps = [trainer.steps.stopped.get(i, (trainer.state.global_step, ""))[0] for i in tasks]
+    kept = f"no adapter is written for {', '.join(f'`{name}`' for name in names)}"
+    return codes.NOT_FINITE(what="gradient", step=max(steps), value=math.nan, kept=kept)
 
 
 def _place(folder: Path, task: Task, plan: Plan) -> str:
@@ -287,6 +300,10 @@ def _write(
         return
     names = {one: trainer.steps.tasks[i].name for one, i in _best(trainer, halving).items()}
     adapters = {one: trainer.handle[name] for one, name in names.items()}
+    if not adapters:
+        raise TrainError(
+            _not_finite(trainer, [*dict.fromkeys(t.keeps for t in trainer.steps.tasks)])
+        )
     first = next(iter(adapters.values()))
     if first.plan.is_library:
         before = {name: stored.tensors() for name, stored in library.items()}

@@ -47,7 +47,6 @@ class ManyTrainer(Trainer):
     Attributes:
         handle: the adapters.
         bank: the adapters' tensors; it is set before `train`, when the model is where it stays.
-        first, last: the loss of each task in its first step, and in the last one that was logged.
         held_out: the last held-out loss of each task.
         write: writes the adapters when the run is through.
         done: the steps of the checkpoint that training goes on from.
@@ -82,8 +81,6 @@ class ManyTrainer(Trainer):
         vars(self.accelerator)["prepare_model"] = partial(prepare, evaluation_mode=True)
         self.handle: Handle = cast(Any, self.model).bishare
         self._sums = torch.zeros(2, len(steps.tasks), device=args.device)
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
         self.held_out: dict[str, float] = {}
         self.done, self.evaluated = 0, -1
 
@@ -189,8 +186,6 @@ class ManyTrainer(Trainer):
             self._sums.zero_()
             losses = {i: t / n for i, (t, n) in enumerate(zip(totals, counts, strict=True)) if n}
             names = [task.name for task in self.steps.tasks]
-            self.last |= {names[i]: loss for i, loss in losses.items()}
-            self.first = {**self.last, **self.first}
             done = max(self.state.global_step - 1, 0)
             logs["learning_rate"] = max(
                 (self._own[i](done) for i in self.steps.running(done)), default=0.0
@@ -313,8 +308,26 @@ class Halving(TrainerCallback):
                     self._steps.stopped[loser] = step, f"lost at step {step}"
 
     def ranked(self, keeps: str) -> list[int]:
-        """Return the tasks that are tried for an adapter and not stopped, the best first."""
+        """Return the running tasks that are tried for an adapter, by held-out loss, the best first."""
+        return [i for i in self._by_loss(keeps) if i not in self._steps.stopped]
+
+    def best(self, keeps: str) -> int | None:
+        """Return the task whose adapter is kept: one that ran to its end if there is one, else the best of
+        those that lost, else one whose gradient was no number. None if no adapter has finite values."""
+        stopped, bank = self._steps.stopped, self._trainer.bank
+        rank = {None: 0, NO_NUMBER: 2}
+        order = sorted(
+            self._by_loss(keeps), key=lambda i: rank.get(stopped.get(i, (0, None))[1], 1)
+        )
+        common = bool(bank.common.isfinite().all())
+        return next((i for i in order if common and bank.own[i].isfinite().all()), None)
+
+    def _by_loss(self, keeps: str) -> list[int]:
         tasks, losses = self._steps.tasks, self._trainer.held_out
-        going = (i for i in range(len(tasks)) if i not in self._steps.stopped)
-        found = [i for i in going if tasks[i].keeps == keeps]
-        return sorted(found, key=lambda i: losses.get(tasks[i].name, math.inf))
+        found = (i for i, task in enumerate(tasks) if task.keeps == keeps)
+
+        def loss(i: int) -> float:
+            value = losses.get(tasks[i].name, math.inf)
+            return math.inf if math.isnan(value) else value  # No order has a place for NaN.
+
+        return sorted(found, key=loss)

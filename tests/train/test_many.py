@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from bishare_dsl import load_adapter
-from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.diagnostics import BishareError, BishareWarning
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.testing.tokenizer import tiny_tokenizer
 from bishare_dsl.train import TrainingInterrupted, train
@@ -101,7 +101,9 @@ def test_what_was_stopped_goes_on_bit_for_bit(tasks: Any, tmp_path: Path) -> Non
     again = train(
         model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=tmp_path / "parts", quiet=True
     )
-    assert [task.eval_loss for task in again.tasks] == [task.eval_loss for task in whole.tasks]
+    for of_task in ("eval_loss", "loss_first", "loss_last"):
+        found, wanted = ([getattr(t, of_task) for t in r.tasks] for r in (again, whole))
+        assert found == wanted, of_task
     for name in tasks:
         found = tensors(tmp_path / "parts" / name)
         assert all(torch.equal(found[n], t) for n, t in tensors(tmp_path / "whole" / name).items())
@@ -160,8 +162,11 @@ class _Break(TrainerCallback):
 
 
 def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
-    made = start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break()], max_steps=4)
+    with pytest.warns(BishareWarning, match=r"BS750.*no adapter is written for `short`"):
+        made = start(PLAIN, tasks, tmp_path / "out", callbacks=[_Break()], max_steps=4)
     assert [task.stopped for task in made.tasks] == [None, "a gradient was no number"]
+    assert [task.folder for task in made.tasks] == [str(tmp_path / "out" / "long"), None]
+    assert not (tmp_path / "out" / "short").exists()
     whole = start(PLAIN, tasks, tmp_path / "whole", max_steps=4)
     for name, found in whole.model.bishare["long"].tensors().items():
         torch.testing.assert_close(
@@ -169,9 +174,64 @@ def test_a_task_of_no_numbers_stops_alone(tasks: Any, tmp_path: Path) -> None:
         )
 
 
+class _BreakAt(TrainerCallback):
+    """Makes the values of adapters no numbers, from a step on."""
+
+    def __init__(self, step: int, word: str) -> None:
+        self.step, self.word = step, word
+
+    def on_step_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        if state.global_step == self.step:
+            for name in model.bishare.adapters:
+                if self.word in name:
+                    bank, row = model.bishare[name].bank
+                    with torch.no_grad():
+                        bank.own[row, 0] = torch.nan
+
+
+def test_the_best_finite_adapter_of_a_search_is_kept(tasks: Any, tmp_path: Path) -> None:
+    """The winner of the halving diverges: the best of those that lost is kept, not the first."""
+    how = {"eval_split": 2, "max_steps": 8, "search": {"learning_rate": ["1e-5", "3e-2", "1e-3"]}}
+    data = {"long": tasks["long"]}
+    plain = start(PLAIN, data, tmp_path / "plain", **how)
+    (winner,) = (task.name for task in plain.tasks if task.folder)
+    losers = {t.name: t.eval_loss for t in plain.tasks if t.name != winner}
+    broken = start(PLAIN, data, tmp_path / "out", callbacks=[_BreakAt(5, winner)], **how)
+    kept = [task.name for task in broken.tasks if task.folder]
+    assert kept == [min(losers, key=lambda name: losers[name])] != ["long-1e-5"]
+    assert all(t.isfinite().all() for t in tensors(tmp_path / "out" / "long").values())
+
+
+def test_a_run_without_a_finite_adapter_is_an_error(tasks: Any, tmp_path: Path) -> None:
+    how = {"eval_split": 2, "max_steps": 4, "search": {"learning_rate": ["1e-3", "1e-2"]}}
+    with pytest.raises(BishareError, match=r"BS750.*no adapter is written for `long`, `short`"):
+        start(PLAIN, tasks, tmp_path / "out", callbacks=[_BreakAt(1, "")], **how)
+    assert not (tmp_path / "out" / "long").exists()
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"seeds": 2}, {"search": ["r=1,2"], "eval_split": 2}], ids=lambda how: "".join(how)
+)
+def test_a_spec_with_a_warning_trains(
+    tasks: Any, tmp_path: Path, how: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    """As every KE whose size divides no width, and so `bishare_ke_ab` on SmolLM2; each run says it once."""
+    text = "spec s\nparam r = 2\ntarget q_proj, v_proj\nshare a where q_proj per kind rank r\n"
+    made = start(text, tasks, tmp_path / "out", max_steps=1, **how)
+    assert len([task for task in made.tasks if task.folder]) == 2 * how.get("seeds", 1)
+    assert sum("BS308" in str(w.message) for w in recwarn) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "how", "code"),
     [
+        *(
+            ({name: "rows"}, {}, "BS638")
+            for name in ("__base__", "checkpoint-2", "a#b", "\x1b[2J", "a\x00", "n" * 201, "mlp")
+        ),
+        *(({name: "rows"}, {}, "BS638") for name in ("/tmp/away", "..", "a/b", "")),
         ({"train": "rows"}, {}, "BS638"),
         (["rows", "rows"], {}, "BS731"),
         ({"a": "rows"}, {"packing": True}, "BS732"),
