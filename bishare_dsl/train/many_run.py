@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
@@ -153,7 +153,10 @@ def run_many(
     best = _best(trainer, halving)
     if lost := [one for one in dict.fromkeys(task.keeps for task in tasks) if one not in best]:
         reporter.report(_not_finite(trainer, lost), None)
-    logged = [entry["losses"] for entry in trainer.state.log_history if "losses" in entry]
+    history: list[dict[str, Any]] = (
+        trainer.state.log_history
+    )  # Of numbers, and of those of each task.
+    logged = [entry["losses"] for entry in history if "losses" in entry]
     return ManyResult(
         folder=folder,
         model=model,
