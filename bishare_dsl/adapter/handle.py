@@ -366,12 +366,21 @@ class Handle(AdapterRoot):
                 else:
                     self._merged.swap(self.model)
 
-    def merge(self, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
+    def merge(
+        self,
+        *,
+        keep_base: bool = True,
+        dequantize: bool = False,
+        stochastic_seed: int | None = None,
+    ) -> MergeReport:
         """Merge the adapter into the base's weights, in float32, and report how the sums were rounded.
+
+        A warning says where rounding loses more than a tenth of the update (BS639).
 
         Args:
             keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
+            stochastic_seed: round up or down at random, so that on average nothing is lost.
 
         Raises:
             AdapterError: merged already (BS620), disabled (BS626), an update is not a matrix (BS633), or as
@@ -385,10 +394,16 @@ class Handle(AdapterRoot):
             merging.check(model, self.plan, tensors, dequantize=dequantize)
             self.parts.enable(False)
             try:
-                self._merged = merging.merge(model, self.plan, tensors, keep_base=keep_base)
+                self._merged = merging.merge(
+                    *(model, self.plan, tensors),
+                    keep_base=keep_base,
+                    stochastic_seed=stochastic_seed,
+                )
             except BaseException:
                 self.parts.enable(True)
                 raise
+            for problem in self._merged.report.survival.problems():
+                warnings.warn(render(problem), BishareWarning, stacklevel=3)
             return self._merged.report
 
     def unmerge(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear, delta
 from bishare_dsl.models.hooks import (
@@ -35,16 +38,65 @@ class MergeReport:
         modules: how many layers were merged.
         dequantized: how many of them were quantised and are now dense.
         max_rounding: the largest difference between a merged weight and its sum in float32.
+        survival: which share of the update the weights keep.
     """
 
     modules: int
     dequantized: int = 0
     max_rounding: float = 0.0
+    survival: Survival = field(default_factory=lambda: Survival())
 
     def __str__(self) -> str:
         dequantized = f" ({self.dequantized} dequantised)" if self.dequantized else ""
         rounding = f"weights rounded by at most {self.max_rounding:.3g}"
-        return f"merged {self.modules} modules{dequantized}; {rounding}"
+        kept = f"\nkept of the update: {self.survival}" if self.survival.kept else ""
+        return f"merged {self.modules} modules{dequantized}; {rounding}{kept}"
+
+
+@dataclass
+class Survival:
+    """Which share of an update survives rounding: ``<W' - W, dW> / |dW|^2``, 1 where nothing is lost.
+
+    Attributes:
+        form: what weights are rounded to.
+        projections: the sums of ``<W' - W, dW>``, by the kind of the module.
+        energies: those of ``|dW|^2``.
+    """
+
+    form: str = ""
+    projections: Counter[str] = field(default_factory=Counter)
+    energies: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, change: torch.Tensor, update: torch.Tensor) -> None:
+        """Count a module whose weights have changed by ``change`` where ``update`` is added."""
+        self.projections[kind] += (change * update).sum(dtype=torch.float64).item()
+        self.energies[kind] += update.square().sum(dtype=torch.float64).item()
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The share by kind; kinds to which nothing is added are left out."""
+        return {kind: self.projections[kind] / e for kind, e in self.energies.items() if e}
+
+    def problems(self) -> list[Problem]:
+        """Warn where a kind keeps less than `ENOUGH` of its update (BS639)."""
+        kind, share = min(self.kept.items(), key=lambda pair: pair[1], default=("", math.inf))
+        if share >= ENOUGH:
+            return []
+        return [codes.UPDATE_LOST(kind=kind, kept=_percent(share), form=self.form)]
+
+    def __str__(self) -> str:
+        whole = sum(self.projections.values()) / sum(self.energies.values())
+        kinds = ", ".join(f"{kind} {_percent(share)}" for kind, share in self.kept.items())
+        return f"{_percent(whole)} in {self.form} ({kinds})"
+
+
+ENOUGH = 0.9
+"""The share of an update below which merging warns."""
+
+
+def _percent(share: float) -> str:
+    # Rounded down: 100% is all of it.
+    return f"{math.floor(share * 1000 + 1e-3) / 10:.4g}%"
 
 
 @dataclass
@@ -95,6 +147,7 @@ def merge(
     tensors: Mapping[str, torch.Tensor],
     *,
     keep_base: bool,
+    stochastic_seed: int | None = None,
 ) -> Merged:
     """Add each site's ``dW`` to its weight, in float32, and round the sum to the weight's type.
 
@@ -105,12 +158,13 @@ def merge(
         plan: its adapter's.
         tensors: the adapter's tensors by name, with values.
         keep_base: whether to keep copies of the weights, for the way back.
+        stochastic_seed: round up or down at random, so that the mean is exact; None rounds to the nearest.
     """
     targets = _targets(model, plan)
     merged = Merged(keep_base, MergeReport(len(targets)))
     try:
         for site, weight in targets:
-            _merge_site(model, weight, delta(plan, tensors, site), merged)
+            _merge_site(model, weight, delta(plan, tensors, site), merged, stochastic_seed)
         for trained in plan.trained:
             kept = _kept(model, trained.parameter)
             exact = tensors[trained.tensor].view(kept.shape).to(kept.device)
@@ -173,9 +227,13 @@ def _targets(model: PreTrainedModel, plan: Plan) -> list[tuple[Site, Weight]]:
 
 
 def _merge_site(
-    model: PreTrainedModel, weight: Weight, added: torch.Tensor, merged: Merged
+    model: PreTrainedModel, weight: Weight, added: torch.Tensor, merged: Merged, seed: int | None
 ) -> None:
-    exact, rounded = _summed(model, weight, added)
+    exact, rounded = _summed(model, weight, added, seed)
+    survival, added = merged.report.survival, added.to(exact.device)
+    survival.form = str(rounded.dtype).removeprefix("torch.")
+    # What was lost is small, so that the share is exact where all is kept.
+    survival.add(weight.path.rpartition(".")[2], added - (exact - rounded), added)
     if weight.replacement() is None:
         merged.write(weight.path, weight.matrix(), exact, rounded)
     else:
@@ -247,16 +305,32 @@ def _identity(tensor: torch.Tensor) -> int:
 
 
 def _summed(
-    model: PreTrainedModel, weight: Weight, added: torch.Tensor
+    model: PreTrainedModel, weight: Weight, added: torch.Tensor, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make a merged weight, exact in float32 (or float64) and rounded to the weight's type."""
     quantised = weight.replacement() is not None
     base = weight.dense().to(_compute_dtype(model)) if quantised else weight.matrix()
     exact = base.to(torch.promote_types(base.dtype, torch.float32)) + added.to(base.device)
     rounded = exact.to(base.dtype)
+    if seed is not None:
+        digest = hashlib.sha256(f"{seed}:{weight.path}".encode()).digest()
+        random = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        rounded = _rounded_at_random(exact, rounded, random)
     if not torch.isfinite(rounded).all():
         raise AdapterError(codes.NOT_FINITE(action="merging", path=weight.path))
     return exact, rounded
+
+
+def _rounded_at_random(
+    exact: torch.Tensor, nearest: torch.Tensor, random: torch.Generator
+) -> torch.Tensor:
+    """Return the nearest value or the next one beyond the exact one, so that the mean is the exact one."""
+    lost = exact - nearest
+    towards = torch.full_like(lost, math.inf).copysign(lost).to(nearest.dtype)
+    other = torch.nextafter(nearest, towards)
+    drawn = torch.rand(exact.shape, generator=random).to(exact.device)
+    chosen = (drawn * (other.to(exact) - nearest).abs() < lost.abs()) & other.isfinite()
+    return torch.where(chosen, other, nearest)
 
 
 def _dense_layer(layer: nn.Module, weight: torch.Tensor) -> nn.Linear:

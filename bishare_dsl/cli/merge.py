@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.files import check_out
-from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.writing import new_folder
 
 
@@ -17,6 +18,8 @@ from bishare_dsl.writing import new_folder
     epilog=options.examples(
         "bishare merge my-adapter --model ./my-checkpoint --out merged",
         "bishare merge my-adapter --model model.gguf --out merged --dtype bfloat16",
+        "bishare merge my-adapter --model ./my-checkpoint --out merged --round stochastic",
+        "bishare merge my-adapter --model ./my-checkpoint --out merged --into nf4",
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -26,6 +29,18 @@ from bishare_dsl.writing import new_folder
 @click.option(
     "--dequantize", is_flag=True, help="Make quantised layers dense; else they are refused."
 )
+@options.choice(
+    *("--round", "rounding"),
+    among=("nearest", "stochastic"),
+    default="nearest",
+    help="Round each weight to the nearest value, or up or down at random so that the mean is exact.",
+)
+@options.seed
+@options.choice(
+    "--into",
+    among=("int8", "nf4"),
+    help="Quantise the merged checkpoint by bitsandbytes.",
+)
 @click.pass_obj
 def command(
     report: Report,
@@ -34,17 +49,29 @@ def command(
     out: Path,
     dtype: str | None,
     dequantize: bool,
+    rounding: str,
+    seed: int,
+    into: str | None,
 ) -> None:
     """Add an adapter to its base's weights, and save the result as a checkpoint that needs no bishare.
 
-    Sums are made in float32; by how much the weights are rounded is reported.
+    Sums are made in float32. The report says which share of the update survives rounding, by kind of module,
+    and warns where it is less than 90%.
     """
-    from dataclasses import asdict
+    import warnings
 
     from bishare_dsl.cli.reading import read_adapter_for
+    from bishare_dsl.diagnostics import BishareWarning
+    from bishare_dsl.diagnostics.codes import usage as codes
     from bishare_dsl.export.effective import check_linear
+    from bishare_dsl.models.source import resolve
 
     check_out(out)
+    source = resolve(model)
+    if into and source.kind == "gguf":
+        what = "--into quantises checkpoint folders and Hub models, and this is a .gguf file"
+        help = "merge into the checkpoint that the .gguf file was made from"
+        raise CommandError(codes.WRONG_USAGE(what=what, help=help))
     # What does not fit is found before the weights are loaded.
     stored = read_adapter_for(folder, model, report)
     check_linear(stored.plan.terms, "merge the adapter")
@@ -58,13 +85,36 @@ def command(
     install(base, stored)
     handle = base.bishare
     assert isinstance(handle, Handle)
-    merged = handle.merge(keep_base=False, dequantize=dequantize)
+    plan, tensors = handle.plan, handle.tensors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BishareWarning)  # The report has it.
+        merged = handle.merge(
+            keep_base=False,
+            dequantize=dequantize,
+            stochastic_seed=seed if rounding == "stochastic" else None,
+        )
     plain = handle.merge_and_unload(dequantize=dequantize)
-    report.note("saving ...")
     with new_folder(out.resolve()) as new:
+        if into:
+            from bishare_dsl.adapter.requantise import requantise
+
+            report.note(f"quantising to {into} ...")
+            with TemporaryDirectory(dir=new.parent, prefix=".merging-") as scratch:
+                plain.save_pretrained(scratch)
+                found = requantise(Path(scratch), source, into, plan, tensors)
+                plain, merged.survival = found
+        report.note("saving ...")
         plain.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-    report.data(out=str(out), **asdict(merged))
+    report.all(merged.survival.problems())
+    report.data(
+        out=str(out),
+        modules=merged.modules,
+        dequantized=merged.dequantized,
+        max_rounding=merged.max_rounding,
+        form=merged.survival.form,
+        kept=merged.survival.kept,
+    )
     report.result(str(merged))
     report.note(f"saved in {out}")

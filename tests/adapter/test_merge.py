@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 from bishare_dsl import compile_spec, parse_spec
 from bishare_dsl.adapter import merge as merging
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.export.effective import delta
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.families import tiny_model
@@ -97,7 +97,114 @@ def test_the_report(adapted: Adapted, ids: torch.Tensor) -> None:
     assert report.modules == 10
     assert report.dequantized == 0
     assert report.max_rounding == 0.0  # float32 is summed in float32
-    assert str(report) == "merged 10 modules; weights rounded by at most 0"
+    assert set(report.survival.kept.values()) == {1.0}
+    first, second = str(report).splitlines()
+    assert first == "merged 10 modules; weights rounded by at most 0"
+    assert second.startswith("kept of the update: 100% in float32 (")
+
+
+def small(model: Any, size: float) -> torch.Tensor:
+    """Make the update of every site as small as this, of its weight's norm; return that of the first site."""
+    handle = model.bishare
+    with torch.no_grad():
+        for name, tensor in handle.tensors().items():
+            tensor.mul_(size if name.endswith(".B") else 1)
+    return delta(handle.plan, handle.tensors(), handle.plan.sites[0])
+
+
+def test_what_bfloat16_keeps_of_a_small_update(adapted: Adapted) -> None:
+    """By the definition, `<W' - W, dW> / |dW|^2`, of one kind alone; less than a tenth is lost in float32."""
+    model = adapted(dtype=torch.bfloat16)
+    added = small(model, 3e-4)
+    site = model.bishare.plan.sites[0]
+    kind = [s for s in model.bishare.plan.sites if s.kind == site.kind]
+    before = {s.path: model.get_submodule(s.path).weight.float().clone() for s in kind}
+    updates = {s.path: delta(model.bishare.plan, model.bishare.tensors(), s) for s in kind}
+    assert 1e-5 < added.norm() / before[site.path].norm() < 1e-3
+    with pytest.warns(BishareWarning, match="BS639.*in bfloat16"):
+        report = model.bishare.merge()
+    changes = {p: model.get_submodule(p).weight.float() - w for p, w in before.items()}
+    want = sum((changes[p] * u).sum() for p, u in updates.items()) / sum(
+        u.square().sum() for u in updates.values()
+    )
+    assert report.survival.kept[site.kind] == pytest.approx(float(want), abs=1e-4)
+    assert report.survival.kept[site.kind] < 0.9
+    assert "in bfloat16" in str(report)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_is_exact_on_average(dtype: torch.dtype) -> None:
+    exact = torch.tensor([1.0013, -0.30015, 0.0, 65504.0 * (dtype == torch.float16)])
+    nearest = exact.to(dtype)
+    random = torch.Generator().manual_seed(0)
+    draws = torch.stack(
+        [merging._rounded_at_random(exact, nearest, random).float() for _ in range(4000)]
+    )
+    step = (torch.nextafter(nearest, torch.full_like(nearest, torch.inf)) - nearest).float()
+    error = (draws.mean(0) - exact).abs()
+    assert (error[:3] < 0.03 * step[:3]).all()
+    assert ((nearest.float() - exact).abs()[:2] > 0.03 * step[:2]).all()
+    assert torch.isfinite(draws).all()  # No step beyond the largest number.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_takes_one_of_two_neighbours(
+    adapted: Adapted, dtype: torch.dtype
+) -> None:
+    """Each weight is one of its two neighbours; the same seed gives the same, another one another."""
+    found = []
+    for seed in (0, 0, 1):
+        model = adapted(dtype=dtype)
+        small(model, 3e-4)
+        base = weights(model)
+        exact = {
+            f"{site.path}.weight": base[f"{site.path}.weight"].float()
+            + delta(model.bishare.plan, model.bishare.tensors(), site)
+            for site in model.bishare.plan.sites
+        }
+        model.bishare.merge(stochastic_seed=seed)
+        found.append(weights(model))
+        for name, value in exact.items():
+            lost = (found[-1][name].float() - value).abs()
+            near = value.to(dtype)
+            ends = (torch.full_like(near, torch.inf), torch.full_like(near, -torch.inf))
+            steps = [(torch.nextafter(near, end).float() - near.float()).abs() for end in ends]
+            assert (lost <= torch.maximum(*steps)).all()
+        model.bishare.unmerge()
+        assert same(weights(model), base)
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_a_thousand_cycles_beside_peft() -> None:
+    """bishare puts the base back; PEFT subtracts what it added, and rounds twice a cycle."""
+    from peft import LoraConfig, get_peft_model
+
+    drifts = {}
+    for name in ("peft", "bishare"):
+        model = tiny_model("llama", num_hidden_layers=1).bfloat16()
+        before = model.model.layers[0].self_attn.q_proj.weight.detach().float().clone()
+        if name == "peft":
+            config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+            torch.manual_seed(0)
+            adapted = get_peft_model(model, config)
+            layer = model.model.layers[0].self_attn.q_proj
+            cycle = (layer.merge, layer.unmerge)
+        else:
+            compile_spec("spec s\ntarget q_proj\nshare l per module rank 2", model)
+            with torch.no_grad():
+                for tensor in model.bishare.tensors().values():
+                    tensor.normal_(0, 0.2)
+            adapted, cycle = model, (model.bishare.merge, model.bishare.unmerge)
+        for _ in range(1000):
+            for step in cycle:
+                step()
+        layer = model.model.layers[0].self_attn.q_proj
+        after = getattr(layer, "base_layer", layer).weight.detach().float()
+        drifts[name] = float((after - before).abs().max() / before.abs().mean())
+        del adapted
+    assert drifts["bishare"] == 0
+    assert drifts["peft"] > 0.1
 
 
 def test_low_precision_shows_in_the_report(adapted: Adapted) -> None:

@@ -62,6 +62,12 @@ UNLOADED = Code("BS627", "the adapter is no longer in a model")
 NOT_FINITE = Code("BS628", "{action} gives values in `{path}` that are not finite")
 NOT_KEPT = Code("BS629", "cannot {action}: the base's weights were not kept")
 
+UPDATE_LOST = Code(
+    "BS639",
+    "`{kind}` keeps {kept} of its update in {form}: the rest is lost by rounding",
+    severity="warning",
+)
+
 # Exporting ----------------------------------------------------------------------------------------
 
 UNKNOWN_FORMAT = Code("BS631", "`{format}` is not a format of export")

@@ -1,0 +1,62 @@
+"""Quantise a merged checkpoint, and measure what that leaves of the update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bishare_dsl.adapter.merge import Survival
+from bishare_dsl.export.effective import delta
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.load import load_model
+from bishare_dsl.models.source import Source
+from bishare_dsl.models.weights import Weight
+from bishare_dsl.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BITS = {"int8": 8, "nf4": 4}
+"""What bitsandbytes quantises to, and in how many bits."""
+
+
+def requantise(
+    merged: Path, base: Source, form: str, plan: Plan, tensors: Mapping[str, torch.Tensor]
+) -> tuple[PreTrainedModel, Survival]:
+    """Quantise a merged checkpoint and its base alike, and compare the two.
+
+    The change of a weight is the difference between what both dequantise to, so that it has no part of what
+    quantising the base alone loses.
+
+    Args:
+        merged: the folder of a dense checkpoint.
+        base: what it was merged from.
+        form: one of `BITS`.
+        plan: the adapter's.
+        tensors: its tensors by name, with values.
+
+    Returns:
+        The quantised model, and what it keeps of the update.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or does not quantise this model (BS513).
+        AdapterError: a layer cannot be dequantised (BS623).
+    """
+    before = linear_maps(load_model(base, bits=BITS[form], causal=False)[0])
+    model, _ = load_model(str(merged), bits=BITS[form], causal=False)
+    after, survival = linear_maps(model), Survival(form)
+    for site in plan.sites:
+        if plan.rows(site.path):
+            update = delta(plan, tensors, site)
+            change = _value(after[site.path]) - _value(before[site.path])
+            survival.add(site.kind, change.to(update.device), update)
+    return model, survival
+
+
+def _value(weight: Weight) -> torch.Tensor:
+    """Return a weight, quantised or not, float32."""
+    kept = weight.matrix() if weight.replacement() is None else weight.dense()
+    return kept.float()
