@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -64,8 +64,8 @@ class Survival:
     """
 
     form: str = ""
-    projections: Counter[str] = field(default_factory=Counter)
-    energies: Counter[str] = field(default_factory=Counter)
+    projections: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    energies: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, kind: str, change: torch.Tensor, update: torch.Tensor) -> None:
         """Count a module whose weights have changed by ``change`` where ``update`` is added."""
