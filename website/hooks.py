@@ -5,14 +5,18 @@ MkDocs calls the `on_` functions. Pages have the links that GitHub follows; here
 
 from __future__ import annotations
 
+import inspect
 import re
 from os.path import relpath
 from pathlib import Path
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import bishare_dsl
+from bishare_dsl.cli.main import COMMANDS, bishare
+from bishare_dsl.cli.report import Report
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -80,8 +84,43 @@ def api() -> str:
     names = [f"bishare_dsl.{name}" for name in sorted(bishare_dsl.__all__) if name != "__version__"]
     names += ["bishare_dsl.adapter.handle.Handle", "bishare_dsl.transforms.Transform"]
     text = "\n\n".join(f"::: {name}" for name in names)
-    head = "All that `bishare_dsl` exports, the handle `model.bishare`, and the protocol of transforms."
-    return f"# The API\n\n{head}\n\n{text}\n"
+    head = "All names of `bishare_dsl`, the handle `model.bishare`, and the protocol of transforms."
+    return f"# Python API\n\n{head}\n\n{text}\n"
+
+
+def command_line() -> str:
+    """Return the page of the command line: usage, help and options of every command, as click has them."""
+    parts = [
+        "# The command line",
+        "All commands and options of `bishare`. `bishare COMMAND --help` prints them with examples.",
+        "| command | |\n|---|---|\n"
+        + "\n".join(f"| [`{name}`](#bishare-{name}) | {line} |" for name, line in COMMANDS.items()),
+    ]
+    with click.Context(bishare, info_name="bishare", obj=Report()) as context:
+        for name in COMMANDS:
+            command = bishare.get_command(context, name)
+            assert command is not None
+            with click.Context(command, parent=context, info_name=name, obj=context.obj) as own:
+                usage = command.get_usage(own).removeprefix("Usage: ")
+                rows = [param.get_help_record(own) for param in command.get_params(own)]
+            about = inspect.cleandoc(command.help or "").replace("\b\n", "")
+            options = [
+                f"| `{_one_line(o)}` | {_one_line(text)} |"
+                for o, text in filter(None, rows)
+                if text
+            ]
+            parts += [
+                f"## `bishare {name}`",
+                about,
+                f"```console\n$ {' '.join(usage.split())}\n```",
+            ]
+            if options:
+                parts.append("| option | |\n|---|---|\n" + "\n".join(options))
+    return "\n\n".join(parts) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -100,6 +139,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         waiting |= found
         files.append(File.generated(config, place_of(path), content=text))
     files.append(File.generated(config, "api.md", content=api()))
+    files.append(File.generated(config, "cli.md", content=command_line()))
     return files
 
 

@@ -1,4 +1,4 @@
-"""docs/language.md covers the language: its tables are tried too, and no word of the grammar is left out."""
+"""The reference covers the language: its tables are tried too, and no word of the grammar is left out."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,11 @@ from bishare_dsl.plan import build_plan
 from bishare_dsl.spec import ATTRIBUTES, Initial
 from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, transform_kind, transform_names
 
-TEXT = (Path(__file__).parents[2] / "docs" / "language.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = "".join(
+    (DOCS / name).read_text(encoding="utf-8")
+    for name in ("language.md", "transforms.md", "starts.md")
+)
 HEAD = "spec x let mlp = up_proj, down_proj target q_proj, k_proj, v_proj, mlp, parent self_attn"
 
 

@@ -57,3 +57,17 @@ def test_the_api_has_every_public_name(hooks):
     text = hooks.api()
     for name in set(bishare_dsl.__all__) - {"__version__"}:
         assert f"::: bishare_dsl.{name}\n" in text
+
+
+def test_the_command_line_page_has_every_command_and_option(hooks):
+    import click
+
+    text = hooks.command_line()
+    for name in hooks.COMMANDS:
+        section = text.partition(f"## `bishare {name}`")[2].partition("\n## ")[0]
+        context = click.Context(hooks.bishare, obj=hooks.Report())
+        command = hooks.bishare.get_command(context, name)
+        assert f"$ bishare {name}" in section
+        for param in command.params:
+            if isinstance(param, click.Option) and not param.hidden:
+                assert param.opts[-1] in section, (name, param.opts)
