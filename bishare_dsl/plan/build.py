@@ -553,7 +553,7 @@ class _SharePlan:
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
         self.resolver.add(idle)
         ranks: dict[str, int] = {}
-        for alike in self.sites.places.alike(match, covered):
+        for alike in self.sites.places.alike(match, "number", covered):
             rank = self._rank(self.sites.places.scopes[alike[0]])
             ranks |= {self.sites.sites[i].path: rank for i in alike}
         return {} if idle else ranks

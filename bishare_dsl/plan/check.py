@@ -12,7 +12,7 @@ from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import Resolver, check_names, reads_alpha
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
-from bishare_dsl.spec.walk import parts_of, refs
+from bishare_dsl.spec.walk import names_read, parts_of, reads_param, refs
 
 _OTHER_NAME = "give one of the two another name"
 
@@ -92,7 +92,7 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
         if name in seen:
             yield codes.TWICE(what=what, name=name, loc=loc, also=seen[name], help=_OTHER_NAME)
         seen.setdefault(name, loc)
-        if name in (*m.ATTRIBUTES, "model", "rank", "alpha"):
+        if name in (*m.ATTRIBUTES, "model", "rank", "alpha", "none"):
             yield codes.RESERVED(name=name, why="it already means something", loc=loc)
     below = [let.name for let in spec.lets]
     # A text has been read in order; a spec built in Python has not.
@@ -119,7 +119,9 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
 
 def _unused(resolver: Resolver) -> Iterator[Problem]:
     spec = resolver.spec
-    used = {mention.part.ref for mention in resolver.mentions if isinstance(mention.part, m.Ref)}
+    params = [param.name for param in spec.params]
+    read = [mention for mention in resolver.mentions if isinstance(mention.part, m.Ref)]
+    used = {of.part.ref for of in read if of.part.ref not in params or reads_param(of, params)}
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
@@ -157,12 +159,11 @@ def empty_range(first: float, last: float, loc: Loc) -> Problem:
 
 def _keys(spec: m.Spec) -> Iterator[Problem]:
     """Find keys that tell apart all, or nothing."""
-    constant = {"layers", *(param.name for param in spec.params)}
+    params = [param.name for param in spec.params]
     for i, share in enumerate(spec.shares):
         for place, key in share.placed_keys.items():
             for j, part in enumerate(key):
-                names = {ref.ref for _, ref in refs(part)}
-                if names <= constant and not isinstance(part, m.Match):
+                if {name for name, _ in names_read(part, params, "key")} <= {"layers"}:
                     help = "leave it out" if len(key) > 1 else None
                     help = "did you mean `layer`?" if part == m.Ref(ref="layers") else help
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)

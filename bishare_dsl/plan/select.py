@@ -13,7 +13,7 @@ from bishare_dsl.models.site import Architecture, LeftOut, Site
 from bishare_dsl.plan.mentioned import Choice, located
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.places import Places
-from bishare_dsl.spec.walk import Mention, parts_of, refs
+from bishare_dsl.spec.walk import Mention, names_read, parts_of
 
 _PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` is any of it"
 
@@ -52,28 +52,38 @@ class Sites:
         self.parts = frozenset(PARTS) - self.lets  # A let of the name of a part is in its place.
         self._lets = {let.name: let.selection for let in spec.lets}
         self.named = frozenset() if spec.target is None else self.words_of(spec.target)
-        own = {*self.architecture.kinds, *self.lets}
+        kinds = frozenset(self.architecture.kinds)
         self.outside = tuple(
             site
             for site in architecture.outside
-            if {*site.paths, *(site.kinds - own), *(parts(site) & self.parts)} & self.named
+            if {*site.paths, *(site.kinds - kinds), *parts(site)} & self.named
         )
         self.sites = (*architecture.sites, *self.outside)
         self.places = self._places(self.sites)
         self.scopes = dict(zip((s.path for s in self.sites), self.places.scopes, strict=True))
 
     def words_of(self, selection: m.Selection) -> frozenset[str]:
-        """Return the words of a selection, of the lets in it, and its kinds and paths in full."""
+        """Return the words of a selection and of the lets in it, and its kinds and paths in full.
+
+        What a param or a let is called is no word of the model's.
+        """
         words: set[str] = set()
-        waiting = [selection]
-        while waiting:
-            one = waiting.pop()
-            found = {ref.ref for _, ref in refs(one)}
-            waiting += (self._lets[name] for name in found - words if name in self._lets)
-            words |= found
+        for one in (selection, *(self._lets[name] for name in self._lets_in(selection))):
+            words |= {name for name, _ in names_read(one, self.params)} - self.lets
             matches = [match for _, match in parts_of(one, m.Match) if match.attribute != "parent"]
             words |= {match.pattern for match in matches if not match.is_glob}
         return frozenset(words)
+
+    def _lets_in(self, selection: m.Selection) -> Set[str]:
+        """Return the lets that a selection reads, themselves or through others."""
+        found: set[str] = set()
+        waiting = [selection]
+        while waiting:
+            names = {name for name, _ in names_read(waiting.pop(), self.params)}
+            new = names & self.lets - found
+            found |= new
+            waiting += (self._lets[name] for name in new)
+        return found
 
     def _places(self, sites: Iterable[Site]) -> Places:
         """Return sites, which need not be the model's, as the spec sees them."""
@@ -171,7 +181,8 @@ class Sites:
     def asked(self, mention: Mention) -> Set[int]:
         """Return the sites of which a part of a selection is asked."""
         if mention.over == "let":
-            needed = self.spec.lets[int(mention.loc[1])].name in self.named
+            target, name = self.spec.target, self.spec.lets[int(mention.loc[1])].name
+            needed = target is not None and name in self._lets_in(target)
         else:
             needed = mention.over == "model"
         return self.places.all if needed else self.target

@@ -90,7 +90,7 @@ def _selected(
         for mention in asked
         if mention.loc[:-1] == (TRAIN, "include")
         and isinstance(mention.part, Ref)
-        and mention.part.ref in sites.architecture.kinds
+        and mention.part.ref in {*sites.architecture.kinds} - sites.lets
     ]
     problems += choice.problems(asked)
     if not problems:

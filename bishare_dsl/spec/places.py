@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 
 from bishare_dsl.diagnostics import Loc
 from bishare_dsl.spec import expression as m
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.spec import Let
-from bishare_dsl.spec.walk import mentions
+from bishare_dsl.spec.walk import Asked, names_read
 
 
 class Places:
@@ -30,14 +30,18 @@ class Places:
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
 
-    def alike(self, part: object, among: Set[int] | None = None) -> list[list[int]]:
+    def alike(
+        self, part: object, asked: Asked, among: Set[int] | None = None
+    ) -> list[list[int]]:
         """Group places at which an expression reads the same, so that it is worth the same in a group.
 
-        The groups, and the places in each, come in the order of the places.
+        The groups, and the places in each, come in the order of the places. ``asked`` is what the expression is
+        there for: a bare name that is asked for its truth is no param's.
         """
         params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
-        names = frozenset(_names(part)) - params  # Params are alike everywhere.
-        if not names <= {*m.ATTRIBUTES}:  # A name that is of nothing else is a kind's.
+        read = [*names_read(part, params, asked)]  # Params are alike everywhere.
+        names = frozenset(name for name, _ in read)
+        if any(of in ("condition", "part") for _, of in read):  # What is no let is a kind.
             names |= {"kind"}
         if names not in self._alike:
             groups: dict[object, list[int]] = {}
@@ -76,7 +80,7 @@ class Places:
                 true, false = self.truth(inner)
                 return false, true
         found: tuple[set[int], set[int]] = set(), set()
-        for group in self.alike(condition):
+        for group in self.alike(condition, "condition"):
             with suppress(EvaluationError):
                 found[not self.scopes[group[0]].holds(condition)].update(group)
         return found
@@ -113,11 +117,3 @@ class Places:
             self.scopes[0].holds(condition, loc)  # Raises.
         return bool(true)
 
-
-def _names(part: object) -> Iterator[str]:
-    """Yield the names that an expression reads, those of attributes included."""
-    for mention in mentions(part, "word"):
-        if isinstance(mention.part, m.Ref):
-            yield mention.part.ref
-        elif isinstance(mention.part, m.Match):
-            yield mention.part.attribute

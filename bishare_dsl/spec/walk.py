@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from typing import Literal, NamedTuple, TypeVar
 
@@ -157,6 +157,26 @@ def _fields(kind: type[BaseModel]) -> list[tuple[str, Asked | None, Over | None]
     # What all settings have is said of them, and not once more of a share's.
     named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
     return [(name, _ASKED.get(place), _OVER.get(place)) for name, place in named]
+
+
+def reads_param(mention: Mention, params: Container[str]) -> bool:
+    """Tell whether a bare name stands for a param: where truth is asked for, it never does."""
+    named = isinstance(mention.part, m.Ref) and mention.part.ref in params
+    return named and mention.asked not in ("condition", "part")
+
+
+def names_read(
+    part: object, params: Container[str] = (), asked: Asked = "word"
+) -> Iterator[tuple[str, Asked]]:
+    """Yield the names that a part of a spec reads, attributes of patterns included, and what is asked of each.
+
+    Params are left out where they are read.
+    """
+    for mention in mentions(part, asked):
+        if isinstance(mention.part, m.Ref) and not reads_param(mention, params):
+            yield mention.part.ref, mention.asked
+        elif isinstance(mention.part, m.Match):
+            yield mention.part.attribute, mention.asked
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, m.Ref]]:

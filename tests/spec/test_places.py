@@ -69,11 +69,11 @@ def test_what_reads_the_same_is_asked_once(monkeypatch):
 
 def test_groups_come_in_order_of_their_places():
     places, _ = asked("up")
-    assert places.alike(Match(attribute="kind", pattern="*"), {1, 2, 4, 10}) == [
+    assert places.alike(Match(attribute="kind", pattern="*"), "condition", {1, 2, 4, 10}) == [
         [1],
         [2],
         [4],
         [10],
     ]
-    assert places.alike(4) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [10]]
-    assert Places([], ()).alike(4) == []
+    assert places.alike(4, "number") == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [10]]
+    assert Places([], ()).alike(4, "number") == []
