@@ -11,15 +11,26 @@ from typing import TypeAlias
 
 from bishare_dsl.diagnostics import Loc, PlanError, Problem, SpecError, raise_errors
 from bishare_dsl.diagnostics.codes import plan as codes
+from bishare_dsl.diagnostics.codes import spec as spec_codes
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
 from bishare_dsl.plan.mentioned import constant, located, names_joined
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import Resolved, Resolver, at_via
+from bishare_dsl.plan.settings import Resolved, Resolver, at_via, fitted, largest_fit
 from bishare_dsl.plan.train import train
-from bishare_dsl.spec import SINGULAR, And, Expression, RankMatch, Ref, Selection, Share, Spec
+from bishare_dsl.spec import (
+    SINGULAR,
+    And,
+    Binary,
+    Expression,
+    RankMatch,
+    Ref,
+    Selection,
+    Share,
+    Spec,
+)
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
 from bishare_dsl.spec.spec import Key
 from bishare_dsl.spec.walk import mentions, refs
@@ -259,10 +270,12 @@ class _SharePlan:
         resolved = {rank: settings for rank, settings in found.items() if settings is not None}
         if len(resolved) < len(found) or not found:
             return
+        sites = [site for site in self.sites.of(covered) if ranks[site.path]]
+        shapes = {(ranks[site.path], Width(site.d_in, site.d_out)) for site in sites}
+        resolved = {rank: fitted(settings, shapes) for rank, settings in resolved.items()}
         places = [
-            _Place(site, rank, resolved[rank], Width(site.d_in, site.d_out))
-            for site in self.sites.of(covered)
-            if (rank := ranks[site.path])
+            _Place(site, ranks[site.path], resolved[ranks[site.path]], Width(site.d_in, site.d_out))
+            for site in sites
         ]
         # Once for all that are alike: of a model's sites there are a few kinds.
         first: dict[tuple[int, Width], _Place] = {}
@@ -275,6 +288,7 @@ class _SharePlan:
         for role in dict.fromkeys((*pooled, *self.share.keys)):
             groups = self._groups(role, self.share.key(role), places)
             self._look_alone(role, groups)
+            self._look_idle(role, places)
             for key, members in groups.items():
                 self._pool(role, key, members, places)
         for place in places:
@@ -335,6 +349,28 @@ class _SharePlan:
                     "a coarser key shares, such as `per layer`; `per module` says that nothing does"
                 )
                 self.resolver.add([codes.ALONE(share=name, loc=loc, help=help)])
+
+    def _look_idle(self, role: str, places: Sequence[_Place]) -> None:
+        """Warn of a `//` in a key that is the same everywhere, and of a `%` that changes no value."""
+        key, loc = self.share.key(role), self._key_loc(role)
+        for i, part in enumerate(key):
+            if not isinstance(part, Binary) or part.op not in ("//", "%") or len(places) < 2:
+                continue
+            values = [value[i] for value in self._values[key]]
+            before = [self._key(place.site, part.left, (*loc, i, "left")) for place in places]
+            if len({*before}) < 2:
+                continue  # Of what is the same by itself nothing is lost.
+            least, most = min(map(float, before)), max(map(float, before))
+            of = f"`{part.left.ref}`" if isinstance(part.left, Ref) else "the left side"
+            spread = f"{of} is {least:g} to {most:g} here"
+            if part.op == "//" and len({*values}) == 1:
+                help = f"{spread}: divide it by less, or leave this part of the key out"
+                self.resolver.add([spec_codes.CONSTANT_KEY(loc=(*loc, i), help=help)])
+            elif part.op == "%" and values == before:
+                help = f"{spread}: take the rest of a division by less, or write {of} alone"
+                why = "this `%` changes no value of it"
+                problem = spec_codes.FINE_KEY(operand=of, why=why, loc=(*loc, i, "op"), help=help)
+                self.resolver.add([problem])
 
     def _key(self, site: Site, part: Expression, loc: Loc) -> Value:
         """Return the value of a part of a key at a site."""
@@ -616,10 +652,22 @@ class _SharePlan:
             width, reach = min(short, key=lambda pair: pair[1])
             sites = f"{width.d_in} -> {width.d_out} modules"
             loc: Loc = (*self.loc, "rank")
+            # An option that could be left to the model may be what is in the way.
+            help = None
+            for option in transform.auto:
+                best = largest_fit(transform, option, [(rank, width) for width in distinct])
+                other = transform.model_copy(update={option: best})
+                if all(other.reach(rank, width) == other.rows(rank, width) for width in distinct):
+                    help = f"`{option} = {best}` lets it reach rank {rank}; `{option} = auto` finds that"
             self.resolver.add(
                 [
                     codes.UNREACHABLE(
-                        share=self.share.name, rank=rank, sites=sites, reach=reach, loc=loc
+                        share=self.share.name,
+                        rank=rank,
+                        sites=sites,
+                        reach=reach,
+                        loc=loc,
+                        help=help,
                     )
                 ]
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import Loc, Problem
+from bishare_dsl.diagnostics import Loc, Problem, advise
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.diagnostics.codes.language import USED_BEFORE
 from bishare_dsl.plan.settings import Resolver, check_names, reads_alpha
@@ -31,6 +31,7 @@ def check(resolver: Resolver) -> None:
     resolver.add(_unused(resolver))
     resolver.add(_empty_ranges(resolver))
     resolver.add(_keys(spec))
+    resolver.add(_choices(resolver))
     resolver.add(_params(spec, resolver.params))
     for index, share in enumerate(spec.shares):
         resolver.add(_share(resolver, index, share))
@@ -120,8 +121,12 @@ def _names(spec: m.Spec) -> Iterator[Problem]:
 def _unused(resolver: Resolver) -> Iterator[Problem]:
     spec = resolver.spec
     params = [param.name for param in spec.params]
-    read = [mention for mention in resolver.mentions if isinstance(mention.part, m.Ref)]
-    used = {of.part.ref for of in read if of.part.ref not in params or reads_param(of, params)}
+    used = {
+        mention.part.ref
+        for mention in resolver.mentions
+        if isinstance(mention.part, m.Ref)
+        and (mention.part.ref not in params or reads_param(mention, params))
+    }
     for what, i, name in _declared(spec):
         if name not in used:
             yield codes.UNUSED(what=what, name=name, loc=(f"{what}s", i))
@@ -163,7 +168,10 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
     for i, share in enumerate(spec.shares):
         for place, key in share.placed_keys.items():
             for j, part in enumerate(key):
-                if {name for name, _ in names_read(part, params, "key")} <= {"layers"}:
+                if part == m.Ref(ref="none"):
+                    help = advise("key", "none")
+                    yield codes.UNKNOWN_NAME(name="none", loc=("shares", i, *place, j), help=help)
+                elif {name for name, _ in names_read(part, params, "key")} <= {"layers"}:
                     help = "leave it out" if len(key) > 1 else None
                     help = "did you mean `layer`?" if part == m.Ref(ref="layers") else help
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
@@ -171,10 +179,24 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                 if isinstance(part, m.Binary) and part.op == "/":
                     ref = part.left.ref if isinstance(part.left, m.Ref) else None
                     yield codes.FINE_KEY(
-                        divided=f"`{ref}`" if ref else "what is divided",
+                        operand=f"`{ref}`" if ref else "what is divided",
+                        why="`/` does not round",
                         loc=("shares", i, *place, j, "op"),
                         help="did you mean `//`?",
                     )
+
+
+def _choices(resolver: Resolver) -> Iterator[Problem]:
+    """Find choices that come to the same either way."""
+    for loc, part, *_ in resolver.mentions:
+        if isinstance(part, m.If) and part.then == part.otherwise:
+            yield codes.SAME_CHOICE(loc=loc)
+    for i, share in enumerate(resolver.spec.shares):
+        if isinstance(share.rank, m.RankMatch):
+            ranks = [arm.rank for arm in share.rank.arms]
+            ranks += [] if share.rank.otherwise is None else [share.rank.otherwise]
+            if len(ranks) > 1 and all(rank == ranks[0] for rank in ranks):
+                yield codes.SAME_CHOICE(loc=("shares", i, "rank"))
 
 
 def _uses_alpha(spec: m.Spec, share: m.Share) -> bool:

@@ -171,7 +171,9 @@ class Choice:
             yield self._outside(counted, what, loc)
             return
         slip = "did you mean `layer`? `layers` is their number"
-        scopes = [self.places.scopes[i] for i, *_ in self.places.alike((subject, item), "item", valued)]
+        scopes = [
+            self.places.scopes[i] for i, *_ in self.places.alike((subject, item), "item", valued)
+        ]
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
         known = {str(scope.value(subject)) for scope in scopes}
         help = slip if subject == m.Ref(ref="layers") else nearest(shown.strip("`"), known)

@@ -169,6 +169,10 @@ class Sites:
         return [sites[i][1] for i in sorted(selected)]
 
     @cached_property
+    def _lets_of_target(self) -> Set[str]:
+        return frozenset() if self.spec.target is None else self._lets_in(self.spec.target)
+
+    @cached_property
     def target(self) -> Set[int]:
         """What the target selects; all sites, where it selects none or is wrong."""
         if self.spec.target is None:
@@ -181,8 +185,7 @@ class Sites:
     def asked(self, mention: Mention) -> Set[int]:
         """Return the sites of which a part of a selection is asked."""
         if mention.over == "let":
-            target, name = self.spec.target, self.spec.lets[int(mention.loc[1])].name
-            needed = target is not None and name in self._lets_in(target)
+            needed = self.spec.lets[int(mention.loc[1])].name in self._lets_of_target
         else:
             needed = mention.over == "model"
         return self.places.all if needed else self.target

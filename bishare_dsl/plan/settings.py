@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, get_args
@@ -21,12 +21,14 @@ from bishare_dsl.transforms import (
     GAIN_RANK,
     Start,
     Transform,
+    Width,
     guard,
     load_transform,
     transform_kind,
     transform_names,
 )
 from bishare_dsl.transforms.registry import BUILT_IN
+from bishare_dsl.transforms.transform import divisors
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
@@ -46,6 +48,7 @@ _ZERO = (Start("zeros"), Start("constant", 0.0))
 class Resolved:
     """A share's settings at one rank.
 
+    ``auto`` names the options of the transform that depend on the widths of the share's sites: see `fitted`.
     ``starts`` says how each tensor of the term starts, by role; ``gains`` are the roles of its gains, and
     ``frozen`` those that keep their start, by the places that name them. ``subtracted`` says that the term
     starts as what is in the base already, and so has to be taken away.
@@ -57,6 +60,7 @@ class Resolved:
     starts: Mapping[str, Start]
     gains: Set[str]
     frozen: Mapping[Loc, str]
+    auto: Sequence[str] = ()
     subtracted: bool = False
 
     @cached_property
@@ -167,7 +171,8 @@ class Resolver:
         if transform is not None:
             starts |= gains | _own_starts(transform, starts)
             frozen = _frozen(share, starts, self.params)
-            resolved = Resolved(transform, scale, dropout, starts, gains.keys(), frozen)
+            auto = _auto(share, type(transform), self.params)
+            resolved = Resolved(transform, scale, dropout, starts, gains.keys(), frozen, auto)
             if not any(problem.severity == "error" for problem in (*problems, *found)):
                 found += _roles(share, resolved)
                 problems += _singular(share, resolved, places)
@@ -382,6 +387,9 @@ def _transform(
             problems.append(error.problem)
     if values.keys() < via.options.keys():
         return None  # What one without a value would be is not known.
+    values = {
+        name: value for name, value in values.items() if name not in _auto(share, kind, params)
+    }
     try:
         transform = load_transform(name, values, ValidationError)
     except ValidationError as error:
@@ -414,6 +422,44 @@ def _transform(
         )
         return None
     return transform
+
+
+def _auto(share: m.Share, kind: type[Transform], params: Mapping[str, Value]) -> tuple[str, ...]:
+    """Return the options that a share leaves to the model."""
+    options = share.via.options if share.via else {}
+    named = {name: given.ref for name, given in options.items() if isinstance(given, m.Ref)}
+    words = {name: params.get(word, word) for name, word in named.items()}
+    return tuple(name for name in kind.auto if words.get(name) == "auto")
+
+
+def fitted(resolved: Resolved, sites: Collection[tuple[int, Width]]) -> Resolved:
+    """Return a share's settings with a number for each option that was left to the model.
+
+    Args:
+        resolved: the settings, with such options at their defaults.
+        sites: the rank of the share and the widths at its sites.
+    """
+    transform = resolved.transform
+    for option in resolved.auto:
+        size = largest_fit(transform, option, sites)
+        transform = transform.model_copy(update={option: size})
+    return replace(resolved, transform=transform) if resolved.auto else resolved
+
+
+def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, Width]]) -> int:
+    """Find the largest value of an option, up to its default, that divides all widths of some sites.
+
+    It leaves as much of the rank in reach as any does."""
+    most = type(transform).model_fields[option].default
+
+    def lacking(size: int) -> int:
+        """Count the ranks that are out of reach."""
+        tried = transform.model_copy(update={option: size})
+        return sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
+
+    sizes = [d for d in divisors(side for _, width in sites for side in width) if d <= most]
+    with guard(transform, "reach"):
+        return min(sizes, key=lambda size: (lacking(size), -size))
 
 
 def _transform_called(name: str) -> str | None:

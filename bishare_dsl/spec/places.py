@@ -30,13 +30,11 @@ class Places:
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
 
-    def alike(
-        self, part: object, asked: Asked, among: Set[int] | None = None
-    ) -> list[list[int]]:
+    def alike(self, part: object, asked: Asked, among: Set[int] | None = None) -> list[list[int]]:
         """Group places at which an expression reads the same, so that it is worth the same in a group.
 
-        The groups, and the places in each, come in the order of the places. ``asked`` is what the expression is
-        there for: a bare name that is asked for its truth is no param's.
+        The groups, and the places in each, come in the order of the places. ``asked`` is what the expression
+        is there for: a bare name that is asked for its truth is no param's.
         """
         params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
         read = [*names_read(part, params, asked)]  # Params are alike everywhere.
@@ -46,8 +44,8 @@ class Places:
         if names not in self._alike:
             groups: dict[object, list[int]] = {}
             for i, scope in enumerate(self.scopes):
-                read = [(scope.values.get(name), scope.lets.get(name)) for name in names]
-                groups.setdefault((*read, scope.layers, scope.by_name), []).append(i)
+                values = [(scope.values.get(name), scope.lets.get(name)) for name in names]
+                groups.setdefault((*values, scope.layers, scope.by_name), []).append(i)
             self._alike[names] = [*groups.values()]
         if among is None:
             return self._alike[names]
@@ -116,4 +114,3 @@ class Places:
         if self.all and not true and not false:
             self.scopes[0].holds(condition, loc)  # Raises.
         return bool(true)
-

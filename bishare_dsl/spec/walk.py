@@ -168,9 +168,9 @@ def reads_param(mention: Mention, params: Container[str]) -> bool:
 def names_read(
     part: object, params: Container[str] = (), asked: Asked = "word"
 ) -> Iterator[tuple[str, Asked]]:
-    """Yield the names that a part of a spec reads, attributes of patterns included, and what is asked of each.
+    """Yield the names that a part of a spec reads, and what is asked of each.
 
-    Params are left out where they are read.
+    Attributes that patterns are of are among them; params are left out where they are read.
     """
     for mention in mentions(part, asked):
         if isinstance(mention.part, m.Ref) and not reads_param(mention, params):

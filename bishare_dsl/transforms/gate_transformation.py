@@ -69,5 +69,6 @@ class GateTransformation(Transform):
         return tensors["G_id"], linear(down, up) @ tensors["G_ou"]
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
-        if self.gate_rank < rank:
+        # Whoever writes it knows it.
+        if self.gate_rank < rank and "gate_rank" not in self.model_fields_set:
             yield codes.GATE_RANK(rank=rank, gate_rank=self.gate_rank, loc=("via",))

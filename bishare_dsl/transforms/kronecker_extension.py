@@ -38,6 +38,7 @@ class KroneckerExtension(Transform):
     name: ClassVar[str] = "KE"
     title: ClassVar[str] = "Kronecker Extension"
     owned: ClassVar[tuple[str, ...]] = ("K_A", "K_B")
+    auto: ClassVar[tuple[str, ...]] = ("size",)
 
     size: PositiveInt = Field(256, description="columns of the shared factors")
     kernel: Literal["kaiming_normal", "kaiming_uniform", "ones"] = Field(

@@ -119,6 +119,9 @@ class Transform(BaseModel):
             and can be trained, saved and run, but neither merged nor exported.
         later: the names of options that came later. A plan does not say them where they have their defaults,
             so that it stays the plan of adapters that were saved before.
+        auto: the names of options that a spec may leave to the model by the word `auto`: each is then the
+            largest number, up to its default, that divides every width of the share's modules and leaves
+            its rank in reach.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -131,6 +134,7 @@ class Transform(BaseModel):
     plain: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = True
     later: ClassVar[tuple[str, ...]] = ()
+    auto: ClassVar[tuple[str, ...]] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:

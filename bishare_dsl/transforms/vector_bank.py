@@ -29,6 +29,7 @@ class VectorBank(Transform):
     title: ClassVar[str] = "Vector Bank"
     pooled: ClassVar[tuple[str, ...]] = ("bank",)
     owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
+    auto: ClassVar[tuple[str, ...]] = ("length",)
 
     vectors: PositiveInt = Field(90, description="vectors in the bank")
     length: PositiveInt = Field(256, description="values of a vector; it divides every width")

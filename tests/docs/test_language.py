@@ -41,6 +41,13 @@ def test_key(key):
     assert plan.pools
 
 
+def row_of(name):
+    """Return the row of a transform in the table of transforms."""
+    rows = [line for line in TEXT.splitlines() if line.startswith(f"| `{name}`")]
+    assert rows, f"the table of transforms in docs/language.md needs a row for `{name}`"
+    return rows[0]
+
+
 def said(name):
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", TEXT)
 
@@ -63,7 +70,7 @@ def test_attributes_and_starts(name):
 )
 def test_transforms_and_their_options(kind):
     """The table has each option with its default first."""
-    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{kind.name}`"))
+    row = row_of(kind.name)
     for name, field in kind.model_fields.items():
         option = field.alias or name
         default = "false" if field.default is False else field.default
@@ -76,7 +83,7 @@ def test_transforms_and_their_options(kind):
 def test_roles(name):
     """`freeze` takes them by name, so the page gives every one."""
     kind = transform_kind(name)
-    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}`"))
+    row = row_of(name)
     assert all(f"`{role}`" in row for role in {*kind.pooled, *kind.owned} - {"A", "B"})
     assert said(GAIN_RANK)
     assert said(GAIN_OUT)

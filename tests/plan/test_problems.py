@@ -84,6 +84,8 @@ ERRORS = [
     (f'{TARGET}share s where path "*.x" per module rank 4', "BS301", 'path "*.x"', None),
     (f"{TARGET}share s per q_prj rank 4 via SS", "BS301", "q_prj", "did you mean `q_proj`?"),
     (f"{TARGET}share s per layr rank 4 via SS", "BS301", "layr", "did you mean `layer`?"),
+    (f"{TARGET}share s per none rank 4 via SS", "BS201", "none", "`per module`"),
+    (f"{TARGET}share s A per kind, none B per module rank 4", "BS201", "none", "`per module`"),
     (f"let top = q_prj\n{TARGET}share s where top per module rank 4", "BS301", "q_prj", "did you mean `q_proj`?"),
     (f"{TARGET}share s where layer in 16..40 per module rank 4", "BS302", "16..40", None),
     (f"{TARGET}share s where layer in 3..1 per module rank 4", "BS220", "3..1", "`1..3`"),
@@ -134,6 +136,15 @@ WARNINGS = [
     ("target q_proj except up_proj\nshare s per module rank 4", "BS310", "up_proj", None),
     (f"{TARGET}share s per layer / 4 rank 4 via SS", "BS219", "/", "`//`"),
     (f"{TARGET}share s per layers rank 4 via SS", "BS221", "layers", "`layer`"),
+    (f"{TARGET}share s per layer // 100, kind rank 4", "BS221", "layer // 100", "0 to 31 here"),
+    (f"{TARGET}share s per layer % 40 rank 4 via SS", "BS219", "%", "write `layer` alone"),
+    (
+        f"{TARGET}share s per module rank 8 if layer > 3 else 8",
+        "BS224",
+        "8 if layer > 3 else 8",
+        None,
+    ),
+    (f"{TARGET}share s per module rank match kind {{ q_proj: 4; else: 4 }}", "BS224", None, None),
     (
         f"param n = 2\n{TARGET}share s per kind, n // 2 rank 4 via SS",
         "BS221",
@@ -212,7 +223,7 @@ def test_the_key_that_is_advised_fits(keys, given, advised):
         try:
             build_plan(spec, model)
         except PlanError as error:
-            return [problem.help for problem in error.problems]
+            return [problem.help for problem in error.problems if problem.severity == "error"]
         return []
 
     (help,) = helps(given)

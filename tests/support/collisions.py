@@ -77,9 +77,11 @@ class Text:
         target = chance.choice([f'kind "*"{head}', 'kind "*"', self.selection()])
         train = chance.choice(["", "", f"train {self.named()}\n", f"train {self.atom()}\n"])
         self.text = "\n".join(
-            ["spec t", *lines, f"target {target}", train]
-            + [f"share <4>\n  where {self.where}\n  per {key}\n  rank {rank}\n  via SS"]
-            + [f"share <5>  per module  rank {chance.choice(self.params or ['3'])}"]
+            [
+                *("spec t", *lines, f"target {target}", train),
+                f"share <4>\n  where {self.where}\n  per {key}\n  rank {rank}\n  via SS",
+                f"share <5>  per module  rank {chance.choice(self.params or ['3'])}",
+            ]
         )
 
     def spelt(self, *, fresh: bool) -> str:

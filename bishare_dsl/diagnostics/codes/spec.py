@@ -22,7 +22,7 @@ OUTDENTED = Code(
 )
 FINE_KEY = Code(
     "BS219",
-    "this key tells apart all that {divided} tells apart: `/` does not round",
+    "this key tells apart all that {operand} tells apart: {why}",
     severity="warning",
 )
 EMPTY_RANGE = Code("BS220", "`{first}..{last}` is empty: it ends before it begins")
@@ -35,5 +35,8 @@ NO_KEY = Code("BS222", "share `{share}` gives `{role}` no key")
 NOT_PLAIN = Code(
     "BS223",
     "`{role}` of share `{share}` cannot start as `{start}`: {transform} makes factors of it",
+)
+SAME_CHOICE = Code(
+    "BS224", "this choice is the same either way, so that it decides nothing", severity="warning"
 )
 NOT_LINEAR = Code("BS217", "{transform} is not linear in its input, so it takes no `{what}`")

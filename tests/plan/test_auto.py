@@ -1,0 +1,86 @@
+"""An option that is left to the model takes the largest number at which the rank of the spec is reached."""
+
+from functools import cache
+
+import pytest
+
+from bishare_dsl.compiler import make_plan, read_spec
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.models import preset
+from bishare_dsl.models.presets import PRESETS
+from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.resources import shipped_specs
+from bishare_dsl.testing.models import tiny_model
+
+
+@cache
+def short_models():
+    """The presets, one of those whose layers are alike, cut to nine layers and two experts."""
+    found = {}
+    for name in PRESETS:
+        model = preset(name)
+        sites = [
+            site
+            for site in model.sites
+            if (site.layer or 0) < 9 and (site.expert is None or site.expert < 2)
+        ]
+        widths = tuple((site.kind, site.d_in, site.d_out) for site in sites)
+        found[widths] = model.model_copy(update={"sites": tuple(sites), "layers": 9})
+    return list(found.values())
+
+
+@pytest.mark.parametrize("name", shipped_specs())
+def test_a_spec_that_ships_fits_every_model(name):
+    spec, _ = read_spec(name)
+    for model in short_models():
+        made = make_plan(spec, model)
+        assert made.problems == (), (model.name, made.problems)
+
+
+def sizes(spec, model, params=None):
+    plan = make_plan(spec, model, params).plan
+    return {term.share: term.options["size"] for term in plan.terms if "size" in term.options}
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("llama-7b", {"intra": 256, "inter": 256}),  # the paper's
+        ("smollm2-135m", {"intra": 48, "inter": 12}),
+        ("qwen2.5-72b", {"intra": 128, "inter": 64}),
+    ],
+)
+def test_each_share_has_its_own_number(model, found):
+    assert sizes("bishare_ke_ab", model) == found
+    ranks = effective_ranks(make_plan("bishare_ke_ab", model).plan)
+    assert {rank for rank in ranks.values() if rank} == {22}
+
+
+def test_what_is_given_from_outside_is_taken():
+    assert sizes("bishare_ke_ab", "smollm2-135m", {"size": 64}) == {"intra": 64, "inter": 64}
+    assert sizes("bishare_ke", "smollm2-135m", {"size": "auto"}) == {"intra": 192, "inter": 192}
+
+
+@pytest.mark.parametrize(
+    ("via", "found"),
+    [("KE(size = auto)", 4), ("KE(size = auto, shared_rank = 1)", 1), ("KE(size = 4)", 4)],
+)
+def test_a_rank_that_varies_is_reached_wherever_it_can_be(via, found):
+    """Widths are 20 to 48: four divides them all, and rank 24 is out of reach at those of 20."""
+    text = f"spec s\ntarget attention_inputs, mlp_downs\nshare a per layer rank 8 + 16 * layer via {via}\n"
+    assert {*sizes(text, tiny_model("llama")).values()} == {found}
+
+
+def test_a_number_that_is_in_the_way_of_the_rank_has_a_remedy_that_works():
+    text = "spec s\ntarget attention_inputs\nshare a per model rank 16 via KE(size = {}, shared_rank = 1)\n"
+    (problem,) = make_plan(text.format(192), "smollm2-135m").problems
+    assert problem.code == "BS311"
+    assert problem.help == "`size = 12` lets it reach rank 16; `size = auto` finds that"
+    assert make_plan(text.format(12), "smollm2-135m").problems == ()
+    assert make_plan(text.format("auto"), "smollm2-135m").problems == ()
+
+
+def test_an_option_that_no_model_can_give_is_an_error():
+    text = "spec s\ntarget q_proj\nshare a per module rank 4 via Experts(count = auto)\n"
+    with pytest.raises(BishareError, match="`count` is a whole number"):
+        make_plan(text, "llama-7b")
