@@ -37,7 +37,8 @@ def solve(
         raise CommandError(codes.WRONG_USAGE(what=f"`{name}` is both set and to be solved for"))
     spec, where = read_spec(file)
     spec.with_params({name: 0})  # there is such a param
-    if any(isinstance(param.value, str) for param in spec.params if param.name == name):
+    values = [param.value for param in spec.params if param.name == name]
+    if any(isinstance(value, str) and value != "auto" for value in values):
         raise CommandError(
             codes.WRONG_USAGE(what=f"param `{name}` is a word, and `--solve` looks for a number")
         )

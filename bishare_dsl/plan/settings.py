@@ -28,7 +28,6 @@ from bishare_dsl.transforms import (
     transform_names,
 )
 from bishare_dsl.transforms.registry import BUILT_IN
-from bishare_dsl.transforms.transform import divisors
 
 _INITIALS: dict[str, Start] = {
     name: Start(name, 0.02 if name == "normal" else 1.0)
@@ -447,19 +446,21 @@ def fitted(resolved: Resolved, sites: Collection[tuple[int, Width]]) -> Resolved
 
 
 def largest_fit(transform: Transform, option: str, sites: Collection[tuple[int, Width]]) -> int:
-    """Find the largest value of an option, up to its default, that divides all widths of some sites.
+    """Find the value of an option, up to its default, that suits some sites best.
 
-    It leaves as much of the rank in reach as any does."""
+    It leaves as much of the rank in reach as any does. Of such values it is one that divides all widths, if
+    there is one, and the largest of these.
+    """
     most = type(transform).model_fields[option].default
+    sides = {side for _, width in sites for side in width}
 
-    def lacking(size: int) -> int:
-        """Count the ranks that are out of reach."""
+    def cost(size: int) -> tuple[int, bool, int]:
         tried = transform.model_copy(update={option: size})
-        return sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
+        lacking = sum(tried.rows(rank, width) - tried.reach(rank, width) for rank, width in sites)
+        return lacking, any(side % size for side in sides), -size
 
-    sizes = [d for d in divisors(side for _, width in sites for side in width) if d <= most]
     with guard(transform, "reach"):
-        return min(sizes, key=lambda size: (lacking(size), -size))
+        return min(range(1, most + 1), key=cost)
 
 
 def _transform_called(name: str) -> str | None:

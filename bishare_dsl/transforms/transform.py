@@ -120,8 +120,8 @@ class Transform(BaseModel):
         later: the names of options that came later. A plan does not say them where they have their defaults,
             so that it stays the plan of adapters that were saved before.
         auto: the names of options that a spec may leave to the model by the word `auto`: each is then the
-            largest number, up to its default, that divides every width of the share's modules and leaves
-            its rank in reach.
+            largest number, up to its default, that leaves the rank in reach and, if possible, divides every
+            width of the share's modules.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

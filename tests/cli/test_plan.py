@@ -18,10 +18,10 @@ def test_the_plan_of_the_paper_reads_as_it_should(bishare, check_golden):
 
 
 def test_warnings_go_to_stderr_with_their_place(bishare):
-    run = bishare("plan", "bishare_gt", "--model", "llama-7b")
+    run = bishare("plan", "bishare_ke", "--model", "llama-7b", "--set", "size=300")
     assert run.code == 0
     assert "warning" not in run.out
-    assert "warning[BS350]" in run.err
+    assert "warning[BS351]" in run.err
     assert "^^^" in run.err
 
 
@@ -200,8 +200,10 @@ def test_a_combination_that_does_not_fit_leaves_the_others(bishare):
 
 
 def test_a_warning_is_told_once(bishare):
-    run = bishare("plan", "bishare_gt", "-m", "llama-7b", "--set", "r_local=1,2")
-    assert run.err.count("warning[BS350]") == 2  # one for each of two shares
+    run = bishare(
+        "plan", "bishare_ke", "-m", "llama-7b", "--set", "size=300", "--set", "r_local=1,2"
+    )
+    assert run.err.count("warning[BS351]") == 2  # one for each of two shares
 
 
 def test_a_param_that_no_spec_has_is_wrong_usage(bishare):

@@ -63,10 +63,10 @@ def test_what_is_given_from_outside_is_taken():
 
 @pytest.mark.parametrize(
     ("via", "found"),
-    [("KE(size = auto)", 4), ("KE(size = auto, shared_rank = 1)", 1), ("KE(size = 4)", 4)],
+    [("KE(size = auto)", 256), ("KE(size = auto, shared_rank = 1)", 1), ("KE(size = 4)", 4)],
 )
 def test_a_rank_that_varies_is_reached_wherever_it_can_be(via, found):
-    """Widths are 20 to 48: four divides them all, and rank 24 is out of reach at those of 20."""
+    """Widths are 20 to 48. Four divides them all, and would leave a rank of 4 where shared factors have all of it."""
     text = f"spec s\ntarget attention_inputs, mlp_downs\nshare a per layer rank 8 + 16 * layer via {via}\n"
     assert {*sizes(text, tiny_model("llama")).values()} == {found}
 
