@@ -33,11 +33,12 @@ from torch import nn
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import BishareError, ModelError, one_line
 from bishare_dsl.models.inspect import inspect_model, linear_maps
 from bishare_dsl.models.site import block_of
 from bishare_dsl.models.weights import linear_widths
+from bishare_dsl.peft.method import install
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "families.json"

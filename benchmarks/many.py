@@ -22,7 +22,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.peft.method import install
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.loss import learned_logits
 from bishare_dsl.train.many import Pass, Steps, Task

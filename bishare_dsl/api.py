@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from bishare_dsl.compiler import Params, install, make_plan, read_fitting
+from bishare_dsl.compiler import Params, make_plan, read_fitting
 from bishare_dsl.diagnostics import BishareWarning, render
 from bishare_dsl.models import Architecture
 from bishare_dsl.plan import Plan
@@ -70,9 +70,10 @@ def compile_spec(
         BishareError: as in `plan_spec`; or the model has an adapter (BS401). Nothing was changed.
         FileNotFoundError: there is no such spec.
     """
-    if type(spec).__name__ == "LoraConfig":
-        from bishare_dsl.peft.lora import spec_of_lora
+    from bishare_dsl.peft.lora import spec_of_lora
+    from bishare_dsl.peft.method import install
 
+    if type(spec).__name__ == "LoraConfig":
         spec = spec_of_lora(cast("LoraConfig", spec), model)
     found = make_plan(cast("Spec", spec), model, params)
     _warn(*(render(problem, found.where) for problem in found.problems))
@@ -97,6 +98,8 @@ def load_adapter(folder: str | os.PathLike[str], model: Model) -> Model:
             transform of it is not installed or cannot be used (BS619, BS214), the Hub does not give it out
             (BS504, BS505), or the model has an adapter, as in `compile_spec`; nothing was changed.
     """
+    from bishare_dsl.peft.method import install
+
     stored, problems = read_fitting(folder, model)
     _warn(*map(render, problems))
     _warn(*install(model, stored))

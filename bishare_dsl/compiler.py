@@ -1,4 +1,4 @@
-"""From a spec to its plan, and from a plan into a model.
+"""From a spec to its plan, and from a folder to the adapter in it.
 
 Emits no warnings; returns them to the caller: `api` warns, commands and training runs report.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import (
     AdapterError,
@@ -21,12 +20,9 @@ from bishare_dsl.diagnostics import (
     Problem,
     SourceMap,
     raise_errors,
-    render,
 )
-from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes import registry
 from bishare_dsl.models import Architecture, architecture_of
-from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.plan import Plan, build_plan
 from bishare_dsl.plan.check import check_spec
 from bishare_dsl.resources import find_spec
@@ -36,7 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bishare_dsl.adapter.contents import StoredAdapter
-    from bishare_dsl.adapter.handle import Handle
     from bishare_dsl.models import Source
 
 
@@ -219,68 +214,3 @@ def import_peft(
         if tell is not None:
             tell(problem)
     return text
-
-
-def install(
-    model: nn.Module,
-    made: ResolvedSpec | StoredAdapter,
-    seed: int = 0,
-    name: str | None = None,
-    handle: type[Handle] | None = None,
-    unfilled: Collection[str] = (),
-) -> tuple[str, ...]:
-    """Put an adapter into a model, or, under a name, beside those that are in it.
-
-    Args:
-        model: that it fits.
-        made: a plan, whose tensors are drawn, or an adapter that was saved.
-        seed: of the tensors that are drawn.
-        name: of the adapter; ``default`` for one alone.
-        handle: the class of ``model.bishare``; by default `Handle`.
-        unfilled: tensors that the caller fills: they are on the meta device.
-
-    Returns:
-        What is done in another way than asked, to be told.
-
-    Raises:
-        BishareError: the model takes no other adapter; nothing was changed.
-        TypeError: the seed is not a whole number.
-    """
-    from bishare_dsl.adapter.devices import devices
-    from bishare_dsl.adapter.handle import Handle
-    from bishare_dsl.adapter.initial import first_values, start_of_base
-    from bishare_dsl.adapter.recipes import check_remade
-    from bishare_dsl.models.inspect import in_adapter
-    from bishare_dsl.rewrite.adapt import DEFAULT, adapt
-
-    if name is not None:
-        paths = (path for path, *_ in (*model.named_modules(), *model.named_parameters()))
-        taken = module_names(path for path in paths if not in_adapter(path))
-        if fault := name_fault(name, taken):
-            raise AdapterError(codes.NO_NAME(name=name, reason=fault))
-    plan, where = made.plan, devices(made.plan, model)
-    told: list[Problem] = []
-    if isinstance(made, ResolvedSpec):
-        text, seed, compact = made.text(), index(seed), False
-        on_meta = all(device.type == "meta" for device in where.values())
-        tensors = first_values(plan, model, seed, "meta" if on_meta else "cpu", unfilled)
-    else:
-        text, seed, compact = made.spec_text, made.config.seed, made.compact
-        tensors = made.tensors(tell=told.append, with_base=True)
-        if missing := plan.tensor.keys() - tensors.keys():
-            tensors |= start_of_base(plan, model, missing)
-            tensors |= check_remade(made.config.marks, tensors)
-    tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
-    beside = getattr(model, "bishare", None)
-    if name is not None and isinstance(beside, Handle):
-        return (*beside.add(name, plan, tensors, text, seed, compact), *map(render, told))
-    if compact and model.training:
-        raise AdapterError(codes.COMPACT_FOR_GOOD())
-    name = name or DEFAULT
-    notes = adapt(model, plan, tensors, root=handle or Handle, name=name)
-    made_handle = cast("Handle", model.bishare)
-    made_handle.bind(model, plan, text, seed, name)
-    if compact:
-        made_handle.running.compact = True
-        made_handle.running.set_trainable(False)
-    return (*notes, *map(render, told))

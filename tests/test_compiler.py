@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec
-from bishare_dsl.compiler import install, make_plan, read_fitting
+from bishare_dsl.compiler import make_plan, read_fitting
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, PlanError, SpecError
 from bishare_dsl.models import inspect_model, resolve
+from bishare_dsl.peft.method import install
 from tests.support.families import tiny_model
 
 ODD = "spec s\ntarget dense, query_key_value\nshare x where dense per module rank 1\n"

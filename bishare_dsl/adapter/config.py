@@ -36,6 +36,7 @@ _OF_PEFT = {
     "seed": "seed",
     "base_model": "base_model_name_or_path",
     "base_revision": "revision",
+    "auto_mapping": "auto_mapping",
 }
 
 
@@ -108,8 +109,8 @@ class Marks(BaseModel):
 class AdapterConfig(BaseModel):
     """The config of an adapter.
 
-    In the file ``spec``, ``seed``, ``base_model`` (``base_model_name_or_path``) and ``base_revision``
-    (``revision``) stand among the fields of PEFT, and the others in the field ``bishare``.
+    In the file ``spec``, ``seed``, ``auto_mapping``, ``base_model`` (``base_model_name_or_path``) and
+    ``base_revision`` (``revision``) stand among the fields of PEFT, and the others in the field ``bishare``.
 
     ``spec`` is the whole text of the spec and ``seed`` drew the first values; ``base_model`` is the
     base's id on the Hub, or else what the user called it, and ``base_revision`` its commit there, where
@@ -139,6 +140,8 @@ class AdapterConfig(BaseModel):
     seed: int
     base_model: str | None = None
     base_revision: str | None = None
+    auto_mapping: dict[str, str | None] | None = None
+    """The class of the base, by which `AutoPeftModelForCausalLM` finds it."""
     base: Architecture
     plan: str
     tensors: str = ""

@@ -73,6 +73,7 @@ class Saving(TypedDict, total=False):
     Attributes:
         seed: that drew the tensors.
         base_revision: the commit of the base on the Hub, where it is known.
+        auto_mapping: the class of the base in the words of PEFT, where it is known.
         frozen: ``"seed"`` leaves out the frozen tensors that the seed draws again, and a loader checks
             that it does; ``"tensors"`` stores them.
         compact: store of each tensor only what running needs, where its transform knows how. What is
@@ -83,6 +84,7 @@ class Saving(TypedDict, total=False):
 
     seed: Required[int]
     base_revision: str | None
+    auto_mapping: dict[str, str | None] | None
     frozen: Frozen
     compact: bool
     dtype: Rounded
@@ -199,6 +201,7 @@ def pack(
     *,
     seed: int,
     base_revision: str | None = None,
+    auto_mapping: dict[str, str | None] | None = None,
     frozen: Frozen = "seed",
     compact: bool = False,
     dtype: Rounded = None,
@@ -241,6 +244,7 @@ def pack(
         seed=seed,
         base_model=plan.base.model_id or plan.base.name,
         base_revision=base_revision,
+        auto_mapping=auto_mapping,
         base=plan.base,
         plan=plan.digest,
         packages=packages_of(plan),

@@ -1,4 +1,8 @@
-"""``model.bishare``: what a user does with an adapted model."""
+"""``model.bishare``: what a user does with an adapted model, and the tuner layer by which PEFT does the same.
+
+It is the one tuner layer of PEFT that has all adapters of a model: PEFT, transformers and TRL switch, merge,
+disable and delete adapters by its methods, which have the names that they have in PEFT.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from bishare_dsl.adapter import merge as merging
-from bishare_dsl.adapter.devices import gather_tensors, on_first_process
+from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
 from bishare_dsl.adapter.files import save_adapter
 from bishare_dsl.adapter.merge import Merged, MergeReport
-from bishare_dsl.adapter.own_methods import RESIZING, SAVING, drop_methods, put_methods
+from bishare_dsl.adapter.own_methods import RESIZING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
@@ -35,6 +40,7 @@ from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.adapt import attach, compile_plan, place, unadapt
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
+from bishare_dsl.rewrite.rewritten import base_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,6 +65,8 @@ class Adapter:
     """Where each tensor is, by its name in the plan, and its number there."""
     compact: bool = False
     bank: tuple[TrainingBank, int] | None = None
+    config: Any = None
+    """PEFT's, which stands in ``model.peft_config`` too; None of several that run together."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by their names in the plan: the parameters themselves, each once.
@@ -91,7 +99,7 @@ class Adapter:
             parameter.requires_grad_(trainable and self.plan.tensor[name].trainable)
 
 
-class Handle(AdapterRoot):
+class Handle(AdapterRoot, BaseTunerLayer):
     """The adapters of a model, of which one runs: the others' tensors stand in the model beside its.
 
     Attributes:
@@ -99,13 +107,23 @@ class Handle(AdapterRoot):
         active: the names of those that run.
     """
 
+    adapter_layer_names = ("by_adapter",)
+    other_param_names = ()
+    cast_input_dtype_enabled = False  # What a term reads is never cast, whoever asks for that.
+
+    # A tuner layer gives the weight of the layer that it wraps. This one wraps none.
+    weight = property()
+    bias = property()
+
     adapters: dict[str, Adapter]
     active: tuple[str, ...] = ()
     # In a tuple, where `nn.Module` does not register it: the model is not a child of its own child.
     _model: tuple[PreTrainedModel, ...] = ()
     _running: Adapter | None = None
     _merged: Merged | None = None
-    _disabled: int = 0
+    _before_merge: tuple[str, ...] = ()
+    _off: bool = False
+    _blocks: int = 0
     _mixed: MixedBatches | None = None
 
     def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
@@ -116,11 +134,7 @@ class Handle(AdapterRoot):
         sources = self.parts.sources()
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
         self.adapters, self.active, self._running = {name: first}, (name,), first
-        self._watch(model)
-
-    def _watch(self, model: nn.Module) -> None:
-        """Let what would save or resize the model ask here."""
-        put_methods(model, SAVING, RESIZING)
+        put_methods(model, RESIZING)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -182,7 +196,7 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: it is disabled (BS626).
         """
-        if self._disabled:
+        if self.disabled:
             raise AdapterError(codes.DISABLED(action="copy the model"))
         return super().__getstate__()  # type: ignore[no-any-return, no-untyped-call]
 
@@ -198,14 +212,36 @@ class Handle(AdapterRoot):
         return self._model[0]
 
     @property
-    def merged(self) -> bool:
-        """Whether the adapter is in the base's weights now."""
-        return self._merged is not None
+    def merged_adapters(self) -> list[str]:  # type: ignore[override]
+        """The names of the adapters that are in the base's weights now."""
+        return [] if self._merged is None else [*self.active]
+
+    @property
+    def active_adapter(self) -> list[str]:
+        """The names of those that run."""
+        return [*self.active]
 
     @property
     def disabled(self) -> bool:
         """Whether the model runs as its base now."""
-        return bool(self._disabled)
+        return self._off or self._blocks > 0
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the model runs as its base now."""
+        return self.disabled
+
+    @property
+    def by_adapter(self) -> nn.ModuleDict:
+        """The parameters of each adapter that the spec trains, for PEFT's reports."""
+        return nn.ModuleDict(
+            {
+                name: nn.ParameterList(
+                    p for n, p in a.parts.tensors().items() if a.plan.tensor[n].trainable
+                )
+                for name, a in self.adapters.items()
+            }
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the adapter's tensors by their names in the plan: the parameters themselves, each once.
@@ -268,9 +304,11 @@ class Handle(AdapterRoot):
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        adapter, remade = self.running, None
+        adapter, remade, model = self.running, None, self.model
+        kind = base_class(type(model))
+        mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         if frozen == "base":
-            remade = singular_starts(adapter.plan, self.model, torch.float64)
+            remade = singular_starts(adapter.plan, model, torch.float64)
 
         def write(tensors: Mapping[str, torch.Tensor]) -> Any:
             return save_adapter(
@@ -279,7 +317,8 @@ class Handle(AdapterRoot):
                 tensors,
                 adapter.spec_text,
                 seed=adapter.seed,
-                base_revision=getattr(getattr(self.model, "config", None), "_commit_hash", None),
+                base_revision=getattr(getattr(model, "config", None), "_commit_hash", None),
+                auto_mapping={**mapping},
                 frozen=frozen,
                 compact=compact or adapter.compact,
                 dtype=dtype,
@@ -341,100 +380,144 @@ class Handle(AdapterRoot):
         The adapter is disabled for all threads, from the first block in any thread to the end of the last.
 
         Raises:
-            AdapterError: the adapter was merged without keeping the base (BS629).
+            AdapterError: the adapter was merged without keeping the base (BS629), or a mixed batch is open
+                (BS674).
         """
-        self.disable()
+        self._turn("disable the adapter", blocks=1)
         try:
             yield
         finally:
-            self.enable()
+            self._turn("enable the adapter", blocks=-1)
 
-    def disable(self) -> None:
-        """Make the model its base, until `enable` is called as often as this."""
-        with self._exchange("disable the adapter"):
-            if not self._disabled:
-                self._to_base("disable the adapter")
-            self._disabled += 1
+    def enable_adapters(self, enabled: bool) -> None:
+        """Make the model its base, or let the adapter run again, as if there were no other call of this.
 
-    def enable(self) -> None:
-        """Undo one `disable`."""
-        with self._exchange("enable the adapter"):
-            self._disabled -= 1
-            if not self._disabled:
-                if self._merged is None:
+        In a block of `disable_adapter` it stays disabled until the block ends.
+
+        Raises:
+            AdapterError: as `disable_adapter`.
+        """
+        self._turn("enable the adapter" if enabled else "disable the adapter", off=not enabled)
+
+    def _turn(self, action: str, *, off: bool | None = None, blocks: int = 0) -> None:
+        with self._exchange(action):
+            off, blocks = self._off if off is None else off, self._blocks + blocks
+            if (off or blocks > 0) != self.disabled:
+                if not self.disabled:
+                    self._to_base(action)
+                elif self._merged is None:
                     self.parts.enable(True)
                 else:
                     self._merged.swap(self.model)
+            self._off, self._blocks = off, blocks
 
-    def merge(
+    def merge(  # type: ignore[override]
         self,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
         *,
         keep_base: bool = True,
         dequantize: bool = False,
         stochastic_seed: int | None = None,
     ) -> MergeReport:
-        """Merge the adapter into the base's weights, in float32, and report how the sums were rounded.
+        """Merge adapters into the base's weights, in float32, and report how the sums were rounded.
 
         A warning says where rounding loses more than a tenth of the update (BS639).
 
         Args:
+            safe_merge: name values that are not finite as PEFT does; they are refused in any case.
+            adapter_names: to merge others than those that run; they run until `unmerge`. Adapters that are
+                merged already stay so.
             keep_base: keep copies of the weights on the CPU, for `unmerge` and `disable_adapter`.
             dequantize: replace quantised layers by dense ones.
             stochastic_seed: round up or down at random, so that on average nothing is lost.
 
         Raises:
-            AdapterError: merged already (BS620), disabled (BS626), an update is not a matrix (BS633), or as
+            AdapterError: disabled (BS626), no such adapter (BS640), an update is not a matrix (BS633), or as
                 `bishare_dsl.adapter.merge` does; the model is as it was.
+            ValueError: values are not finite, and ``safe_merge`` is set; its cause is BS628.
         """
         with self._exchange("merge"):
-            model = self._enabled("merge")
-            if self._merged is not None:
-                raise AdapterError(codes.ALREADY_MERGED())
-            tensors = gather_tensors(self.plan, self.tensors())
-            merging.check(model, self.plan, tensors, dequantize=dequantize)
-            self.parts.enable(False)
+            self._enabled("merge")
+            merged, active = self.merged_adapters, self.active
+            more = self._mine(check_adapters_to_merge(self, adapter_names))
+            if not more:
+                return self._merged.report if self._merged else MergeReport(0)
+            if merged:
+                self._restore("merge")
             try:
-                self._merged = merging.merge(
-                    *(model, self.plan, tensors),
-                    keep_base=keep_base,
-                    stochastic_seed=stochastic_seed,
-                )
+                self._switch([*merged, *more])
+                with _in_words_of_peft(more) if safe_merge else nullcontext():
+                    report = self._merge(
+                        keep_base=keep_base, dequantize=dequantize, stochastic_seed=stochastic_seed
+                    )
             except BaseException:
-                self.parts.enable(True)
+                self._switch(active)
+                if merged:
+                    self._merge(keep_base=True, dequantize=True)
                 raise
-            for problem in self._merged.report.survival.problems():
+            if not merged:
+                self._before_merge = active
+            for problem in report.survival.problems():
                 warnings.warn(render(problem), BishareWarning, stacklevel=3)
-            return self._merged.report
+            return report
+
+    def _merge(
+        self, *, keep_base: bool, dequantize: bool, stochastic_seed: int | None = None
+    ) -> MergeReport:
+        model, tensors = self.model, gather_tensors(self.plan, self.tensors())
+        merging.check(model, self.plan, tensors, dequantize=dequantize)
+        self.parts.enable(False)
+        try:
+            self._merged = merging.merge(
+                *(model, self.plan, tensors), keep_base=keep_base, stochastic_seed=stochastic_seed
+            )
+        except BaseException:
+            self.parts.enable(True)
+            raise
+        return self._merged.report
 
     def unmerge(self) -> None:
-        """Restore the base's weights, bit for bit, and let the adapter run beside them again.
+        """Restore the base's weights, bit for bit, and let the adapters that ran before run beside them.
 
         Raises:
-            AdapterError: not merged (BS621), disabled (BS626), or the base was not kept (BS629).
+            AdapterError: disabled (BS626), or the base was not kept (BS629).
         """
         with self._exchange("unmerge"):
             self._enabled("unmerge")
             if self._merged is None:
-                raise AdapterError(codes.NOT_MERGED())
-            self._to_base("unmerge")
-            self._merged = None
-            self.parts.enable(True)
+                warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+                return
+            self._restore("unmerge")
+            self._switch([name for name in self._before_merge if name in self.adapters])
 
-    def merge_and_unload(self, *, dequantize: bool = False) -> PreTrainedModel:
+    def _restore(self, action: str) -> None:
+        """Let what is merged run beside the base's weights again."""
+        self._to_base(action)
+        self._merged = None
+        self.parts.enable(True)
+
+    def merge_and_unload(
+        self,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        *,
+        dequantize: bool = False,
+    ) -> PreTrainedModel:
         """Merge for good, and return the model without any trace of bishare.
 
         Other adapters of the model are dropped. Where layers are dequantised, so are those that the
         adapter does not touch: the model saves and loads as a dense one.
 
         Raises:
-            AdapterError: as `merge` does.
+            AdapterError, ValueError: as `merge` does.
         """
         with self._exchange("merge"):
             model = self._enabled("merge")
-            if self._merged is None:
-                self.merge(keep_base=False, dequantize=dequantize)
-            assert self._merged is not None
-            if dequantize or self._merged.report.dequantized:
+            if self._merged is None or adapter_names is not None:
+                keep = self._merged is not None  # To undo it where another cannot be merged.
+                self.merge(safe_merge, adapter_names, keep_base=keep, dequantize=dequantize)
+            if dequantize or (self._merged and self._merged.report.dequantized):
                 merging.make_dense(model)
             return self._leave(model)
 
@@ -447,67 +530,94 @@ class Handle(AdapterRoot):
         with self._exchange("unload"):
             model = self._enabled("unload")
             if self._merged is not None:
-                self.unmerge()
+                self._restore("unload")
             return self._leave(model)
 
-    # Several adapters: what PEFT's methods call -----------------------------------------------------
+    # Several adapters -----------------------------------------------------
 
     def add(
-        self,
-        name: str,
-        plan: Plan,
-        tensors: Mapping[str, torch.Tensor],
-        spec_text: str,
-        seed: int,
-        compact: bool = False,
+        self, name: str, plan: Plan, tensors: Mapping[str, torch.Tensor], spec_text: str, seed: int
     ) -> tuple[str, ...]:
-        """Put another adapter into the model, beside the one that runs.
+        """Put an adapter into the model, beside the others or in the place of one of this name.
 
         Returns:
             Notes, as `adapt` gives them, for the first adapter of a plan.
 
         Raises:
-            AdapterError: the name is in use (BS641) or the model is sharded (BS645).
+            AdapterError: the model is merged (BS643, BS629) or sharded (BS645), or a mixed batch is open, if
+                there is one of this name (BS674).
             ModelError, SpecError: as `compile_plan` does.
         """
-        if name in self.adapters:
-            raise AdapterError(codes.NAME_IN_USE(name=name))
         self._apart("load another adapter")
-        with _SWITCHING, torch.inference_mode(False):  # In which it could never train.
-            alike = (a.compiled for a in self.adapters.values() if a.plan.runs_as(plan))
-            compiled = next(alike, None)
-            notes = () if compiled else (compiled := compile_plan(self.model, plan)).notes
-            assert compiled is not None
+        with self._exchange("replace an adapter") if name in self.adapters else _SWITCHING:
+            alike = [a.compiled for a in self.adapters.values() if a.plan.runs_as(plan)]
+            compiled = alike[0] if alike else compile_plan(self.model, plan)
             parts = place(self.model, compiled, tensors)
+            if name in self.adapters:
+                self[name].parts.leave(name)
             parts.join(name)
-            self.adapters[name] = Adapter(
-                name, plan, spec_text, seed, compiled, parts, parts.sources(), compact
-            )
-        return notes
+            sources = parts.sources()
+            self.adapters[name] = Adapter(name, plan, spec_text, seed, compiled, parts, sources)
+            if name in self.active:
+                self._running = None
+                self._switch(self.active)
+        return () if alike else compiled.notes
 
-    def activate(self, names: Sequence[str]) -> None:
-        """Let other adapters run, several together or none.
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Let other adapters run, several together or none, and train unless ``inference_mode``.
 
         A forward that runs meanwhile in another thread, and is of no mixed batch, is of no one adapter: let
-        it end first.
+        it end first. Adapters that are saved compactly never train, and in a `bank` the bank trains.
 
         Raises:
             AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), a mixed
                 batch is open (BS674), or an adapter trains in full what another one changes (BS665).
         """
+        names = [adapter_names] if isinstance(adapter_names, str) else [*adapter_names]
         with self._exchange("switch adapters"):
-            names = tuple(dict.fromkeys(names))
-            chosen = [self[name] for name in names]
-            if names == self.active and self._running is not None:
-                return
-            self._apart("switch adapters")
-            running = chosen[0] if len(chosen) == 1 else self._together(chosen)
-            self.parts.remove()
-            self.active, self._running = names, running
-            self.parts = running.parts if running else AdapterParts()
-            self.parts.insert()
-            if self._disabled:
-                self.parts.enable(False)
+            self._switch(names)
+            for name, adapter in self.adapters.items():
+                if adapter.bank is None:
+                    trains = name in names and not inference_mode
+                    adapter.set_trainable(trains and not adapter.compact)
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        """Let the tensors of adapters train, or not.
+
+        Raises:
+            AdapterError: no such name (BS640), or it was saved compactly (BS637).
+        """
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self[name].set_trainable(requires_grad)
+
+    def _switch(self, names: Sequence[str]) -> None:
+        names = tuple(dict.fromkeys(names))
+        chosen = [self[name] for name in names]
+        if names == self.active and self._running is not None:
+            return
+        self._apart("switch adapters")
+        running = chosen[0] if len(chosen) == 1 else self._together(chosen)
+        self.parts.remove()
+        self.active, self._running = names, running
+        self.parts = running.parts if running else AdapterParts()
+        self.parts.insert()
+        if self.disabled:
+            self.parts.enable(False)
+
+    def _mine(self, names: Sequence[str]) -> list[str]:
+        """Return those of some names that are adapters here: others may be of another method of PEFT.
+
+        Raises:
+            AdapterError: the model has no such adapter (BS640).
+        """
+        layers = (module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
+        others = {name for layer in layers for name in layer._get_available_adapters()}
+        for name in names:
+            if name not in others:
+                self[name]
+        return [name for name in names if name in self.adapters]
 
     def __getitem__(self, name: str) -> Adapter:
         """Return an adapter of the model.
@@ -519,14 +629,37 @@ class Handle(AdapterRoot):
             raise AdapterError(codes.UNKNOWN_ADAPTER(name=name, help=nearest(name, self.adapters)))
         return self.adapters[name]
 
-    def drop(self, name: str) -> None:
-        """Take an adapter out of the model. One that runs makes room for the first of the others."""
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter out of the model. If it runs alone, the first of the others runs in its place.
+
+        Raises:
+            AdapterError: no such name (BS640), the model is merged (BS643, BS629) or sharded (BS645), or a
+                mixed batch is open (BS674).
+        """
         with self._exchange("delete an adapter"):
-            self[name]
-            if name in self.active:
-                rest = [other for other in self.active if other != name]
-                self.activate(rest or [other for other in self.adapters if other != name][:1])
-            self.adapters.pop(name).parts.leave(name)
+            if not self._mine([adapter_name]):
+                return
+            if adapter_name in self.active:
+                rest = [name for name in self.active if name != adapter_name]
+                others = [name for name in self.adapters if name != adapter_name]
+                if not rest and others:
+                    warnings.warn(
+                        f"Adapter {adapter_name} was active which is now deleted. Setting active adapter "
+                        f"to {others[0]}.",
+                        stacklevel=2,
+                    )
+                # One that was saved compactly never trains, and says nothing of those that run after it.
+                compact = self[adapter_name].compact
+                trains = compact or any(p.requires_grad for p in self.parameters())
+                self.set_adapter(rest or others[:1], inference_mode=not trains)
+            self.adapters.pop(adapter_name).parts.leave(adapter_name)
+            vars(self.model).get("peft_config", {}).pop(adapter_name, None)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        adapter = self[adapter_name]
+        move_tensors(adapter.parts.tensors(), devices(adapter.plan, self.model))
 
     @contextmanager
     def rows(self, adapter_names: Iterable[str | None]) -> Iterator[None]:
@@ -622,12 +755,12 @@ class Handle(AdapterRoot):
         if not self._model or self._running is None:
             return "unloaded"
         modules = sum(1 for terms in self.plan.terms_of.values() if terms)
-        state = "disabled" if self._disabled else "merged" if self.merged else "active"
+        state = "disabled" if self.disabled else "merged" if self.merged else "active"
         return f"{self.plan.spec}: {self.plan.trainable:,} trainable parameters at {modules} modules, {state}"
 
     def _enabled(self, action: str, *, disabled: bool = False) -> PreTrainedModel:
         """Return the model, if its adapter is not disabled, or may be."""
-        if self._disabled and not disabled:
+        if self.disabled and not disabled:
             raise AdapterError(codes.DISABLED(action=action))
         return self.model
 
@@ -668,9 +801,27 @@ class Handle(AdapterRoot):
         if self._mixed is not None:
             self._mixed.leave()
         self._mixed = None
+        vars(model).pop("peft_config", None)
         self._model, self._merged, self._running = (), None, None
         self.parts, self.adapters, self.active = AdapterParts(), {}, ()
         return model
+
+
+@contextmanager
+def _in_words_of_peft(names: Sequence[str]) -> Iterator[None]:
+    """Raise what PEFT raises of values that are not finite.
+
+    Raises:
+        ValueError: they are not; its cause is the error of bishare (BS628).
+    """
+    try:
+        yield
+    except AdapterError as error:
+        if error.problems[0].code == codes.NOT_FINITE.code:
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken"
+            ) from error
+        raise
 
 
 def adapter_keys(model: nn.Module, adapter: Adapter) -> dict[str, str]:

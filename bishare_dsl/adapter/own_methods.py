@@ -11,12 +11,13 @@ know their model as an argument, so that copies and pickles of a model have thei
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes.adapter import RESIZED
-from bishare_dsl.models.hooks import HAS_ADAPTER
+from bishare_dsl.models.hooks import HAS_ADAPTER, uploaded
 from bishare_dsl.models.inspect import ADAPTER
 from bishare_dsl.plan import Plan
 
@@ -59,11 +60,13 @@ def _save(
     push_to_hub: bool = False,
     **settings: Any,
 ) -> None:
-    """Write the adapter to a folder; what says how a base is written, such as ``max_shard_size``, is moot."""
-    if push_to_hub:
-        model.push_to_hub(settings.get("repo_id") or str(save_directory))
+    """Write the adapter to a folder, and upload that as transformers does.
+
+    What specifies how a base is written, such as ``max_shard_size``, does not matter to an adapter.
+    """
     if is_main_process:
-        model.bishare.save_pretrained(save_directory, state_dict=state_dict)
+        with uploaded(model, save_directory, settings) if push_to_hub else nullcontext():
+            model.bishare.save_pretrained(save_directory, state_dict=state_dict)
 
 
 def _resize(

@@ -74,7 +74,7 @@ def load_base(
 @contextmanager
 def adapted(model: PreTrainedModel, stored: StoredAdapter | None, report: Report) -> Iterator[None]:
     """Put an adapter, if one is given, into a model for a block."""
-    from bishare_dsl.compiler import install
+    from bishare_dsl.peft.method import install
 
     if stored is None:
         yield

@@ -77,8 +77,8 @@ def command(
     check_linear(stored.plan.terms, "merge the adapter")
     report.note(f"loading {model} ...")
     from bishare_dsl.adapter.handle import Handle
-    from bishare_dsl.compiler import install
     from bishare_dsl.models import load_model
+    from bishare_dsl.peft.method import install
 
     base, tokenizer = load_model(model, dtype=dtype, causal=False)
     report.note("merging ...")

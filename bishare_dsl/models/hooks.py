@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bishare_dsl.diagnostics import AdapterError
@@ -28,6 +30,39 @@ HAS_ADAPTER = "_hf_peft_config_loaded"
 """By this attribute transformers knows that a model has an adapter: that a quantised base may train, and that
 gradients are to reach the inputs of layers that are computed again.
 """
+
+
+_OF_BASE = (
+    *("max_shard_size", "variant", "save_peft_format", "save_original_format"),
+    "distributed_checkpoint",
+)
+"""Arguments of `save_pretrained` that specify how a base is written."""
+
+
+@contextmanager
+def uploaded(
+    model: Any, folder: str | os.PathLike[str], settings: Mapping[str, Any]
+) -> Iterator[None]:
+    """Upload what a block writes to a folder, by the calls of the `save_pretrained` of transformers.
+
+    Args:
+        model: has the methods of `PushToHubMixin`.
+        folder: its name is that of the repository, unless ``repo_id`` is in ``settings``.
+        settings: of `save_pretrained`: ``token``, ``private``, ``commit_message`` and so on.
+    """
+    from huggingface_hub import create_repo
+
+    how = {
+        n: v for n, v in settings.items() if n not in _OF_BASE and (n != "token" or v is not None)
+    }
+    uploading = {"commit_message": how.pop("commit_message", None)}
+    repository = how.pop("repo_id", os.fspath(folder).split(os.path.sep)[-1])
+    uploading["create_pr"] = how.pop("create_pr", False)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    repository = create_repo(repository, exist_ok=True, **how).repo_id
+    before = model._get_files_timestamps(folder)
+    yield
+    model._upload_modified_files(folder, repository, before, token=how.get("token"), **uploading)
 
 
 def own_forward(module: nn.Module) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.adapter.config import RECORD, AdapterConfig
 from bishare_dsl.adapter.contents import check_plan
 from bishare_dsl.adapter.files import CONFIG
 from bishare_dsl.compiler import read_spec
@@ -45,6 +46,7 @@ class BishareConfig(PeftConfig):
         params: values to use instead of those in the spec.
         seed: of the tensors; the same seed gives the same adapter on any device.
         modules_to_save: modules that PEFT copies and trains beside the spec, such as a new classifier.
+        trainable_token_indices: rows of the embedding that PEFT trains beside the spec, as for `LoraConfig`.
         bishare: what bishare keeps of an adapter that was saved; nobody gives it by hand.
 
     Raises:
@@ -62,6 +64,9 @@ class BishareConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules to copy and train beside the spec."}
     )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings train beside the spec."}
+    )
     target_modules: None = field(
         default=None, metadata={"help": "Not to be given: the spec says what it targets."}
     )
@@ -75,6 +80,7 @@ class BishareConfig(PeftConfig):
         # Of an adapter that was read: whether its tensors are still to be compared with the record.
         self._unchecked = self.bishare is not None
         self._where = None
+        self._record: AdapterConfig | None = None
         if self.spec:
             name = "\n" if isinstance(self.spec, Spec) else os.fspath(self.spec)
             # The config may be a stranger's, and an error shows lines of the file that is read.
@@ -87,14 +93,37 @@ class BishareConfig(PeftConfig):
             if self.params:
                 self._where = None  # Of the text that was given, which this is no longer.
 
+    def own(self) -> BishareConfig:
+        """Return a copy for a model, which changes with the adapter: the user's stays as it is."""
+        made = copy.copy(self)
+        made._record = None
+        return made
+
+    def note(self, record: AdapterConfig) -> None:
+        """Keep for the file what an adapter is, as it is saved; the fields stay what they are."""
+        self._record = record
+
+    def settle(self) -> None:
+        """Be the config of an adapter that is in a model, whole: it is bound to no base any more."""
+        if self._unchecked:
+            self._record, self._unchecked = self.stored(), False
+            self.bishare = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what stands in ``adapter_config.json``."""
+        fields: dict[str, Any] = super().to_dict()
+        if (record := self._record) is not None:
+            fields |= {"spec": record.spec, "seed": record.seed, RECORD: record.record()}
+        return fields
+
     def stored(self) -> AdapterConfig | None:
-        """Return what is known of an adapter that was saved; None of one that was not.
+        """Return what is known of an adapter that was saved and is to be loaded; None of any other.
 
         Raises:
             AdapterError: it is not what bishare writes (BS604).
         """
         try:
-            return AdapterConfig.of(self.to_dict()) if self.bishare is not None else None
+            return AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
         except ValueError as error:
             problem = codes.BROKEN_CONFIG(path=CONFIG, reason=one_line(error))
             raise AdapterError(problem) from error
@@ -106,5 +135,5 @@ class BishareConfig(PeftConfig):
 
     def write_card(self, folder: str) -> None:
         """Write the model card of an adapter that was saved, unless somebody has written one of their own."""
-        if (stored := self.stored()) is not None:
+        if (stored := self._record or self.stored()) is not None:
             write_card(Path(folder), check_plan(stored), stored.spec)

@@ -1,28 +1,30 @@
-"""Adapters of bishare as PEFT's: what switches, merges, saves and loads them for `PeftModel`.
+"""Put adapters into models, by PEFT's tuner: what `compile_spec`, `get_peft_model` and transformers call.
 
-What is private to PEFT stands here and in `types`; `tests/peft/test_private.py` notices a change. The state
-of a model's adapters is in ``model.bishare``, which is a tuner layer of PEFT: `inject_adapter_in_model`, by
-which transformers takes adapters in, keeps nothing but the model.
+What is private to PEFT stands here, in `types` and in `adapter.handle`; `tests/peft/test_private.py`
+notices a change. The state of a model's adapters is in ``model.bishare``, which is a tuner layer of PEFT:
+`inject_adapter_in_model`, by which transformers takes adapters in, keeps nothing but the model.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
+from operator import index
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
 from torch import nn
 
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
 from bishare_dsl.adapter.contents import (
+    StoredAdapter,
     attribute_in,
     base_problems,
     check_names,
@@ -33,144 +35,146 @@ from bishare_dsl.adapter.contents import (
     names_of,
     tensor_problems,
 )
-from bishare_dsl.adapter.devices import devices, move_tensors
+from bishare_dsl.adapter.devices import devices
 from bishare_dsl.adapter.files import CONFIG, pack
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.handle import Handle, adapter_keys
-from bishare_dsl.adapter.own_methods import RESIZING, put_methods
+from bishare_dsl.adapter.initial import first_values, start_of_base
+from bishare_dsl.adapter.own_methods import SAVING, put_methods
 from bishare_dsl.adapter.recipes import check_remade
 from bishare_dsl.adapter.sharing import check_sharing
 from bishare_dsl.adapter.stored import entries_of, not_finite, widen_tensor
-from bishare_dsl.compiler import ResolvedSpec, install, make_plan, read_spec
-from bishare_dsl.diagnostics import AdapterError, BishareWarning, raise_errors, render
+from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
+from bishare_dsl.diagnostics import (
+    AdapterError,
+    BishareWarning,
+    ModelError,
+    Problem,
+    raise_errors,
+    render,
+)
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.diagnostics.codes.rewrite import ADAPTED_ALREADY
 from bishare_dsl.models import architecture_of
-from bishare_dsl.models.inspect import TENSORS
+from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
+from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import Beside, BishareConfig
 from bishare_dsl.peft.types import peft_type
 from bishare_dsl.plan.names import attribute
+from bishare_dsl.rewrite.adapt import DEFAULT, adapt
 
 
-class PeftHandle(Handle, BaseTunerLayer):
-    """``model.bishare`` as the one tuner layer of PEFT that knows of all adapters of a model."""
+def install(
+    model: nn.Module, made: ResolvedSpec | StoredAdapter, seed: int = 0, name: str | None = None
+) -> tuple[str, ...]:
+    """Put into a model what `get_peft_model` would put there, or, under a name, beside what it has.
 
-    adapter_layer_names = ("by_adapter",)
-    other_param_names = ()
+    The model stays the object that it is, and writes its adapter where it is saved, as transformers does with
+    a model that has adapters of PEFT.
 
-    # A tuner layer gives the weight of the layer that it wraps. This one wraps none.
-    weight = property()
-    bias = property()
+    Args:
+        model: that it fits.
+        made: a plan, whose tensors are drawn, or an adapter that was saved.
+        seed: of the tensors that are drawn.
+        name: of the adapter; ``default`` for one alone.
 
-    def _watch(self, model: nn.Module) -> None:
-        put_methods(model, RESIZING)  # How the model is saved is PEFT's.
+    Returns:
+        What is done in another way than asked, to be told.
 
-    @property
-    def by_adapter(self) -> nn.ModuleDict:
-        """The parameters of each adapter, for PEFT's reports."""
-        return nn.ModuleDict(
-            {
-                name: nn.ParameterList(
-                    p for n, p in a.parts.tensors().items() if a.plan.tensor[n].trainable
-                )
-                for name, a in self.adapters.items()
-            }
-        )
+    Raises:
+        BishareError: the model takes no other adapter; nothing was changed.
+        TypeError: the seed is not a whole number.
+    """
+    if name is None and in_model(model) is not None:
+        raise ModelError(ADAPTED_ALREADY())
+    if name is not None and name in getattr(in_model(model), "adapters", ()):
+        raise AdapterError(codes.NAME_IN_USE(name=name))
+    text, seed = (
+        (made.text(), index(seed))
+        if isinstance(made, ResolvedSpec)
+        else (made.spec_text, made.config.seed)
+    )
+    # Of one line it would be taken for a name.
+    config = BishareConfig(spec=text if "\n" in text else f"{text}\n", seed=seed)
+    config.base_model_name_or_path = vars(model).get("name_or_path") or None
+    notes = _put(model, made, config, name or DEFAULT)
+    put_methods(model, SAVING)
+    return notes
 
-    @property
-    def disable_adapters(self) -> bool:
-        return self.disabled
 
-    @property
-    def active_adapter(self) -> list[str]:
-        return [*self.active]
+def in_model(model: nn.Module) -> Handle | None:
+    """Return the handle of a model, if it has adapters of bishare."""
+    found = getattr(model, ADAPTER, None)
+    return found if isinstance(found, Handle) else None
 
-    @property
-    def merged_adapters(self) -> list[str]:  # type: ignore[override]
-        return [*self.active] if self.merged else []
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Let some adapters run, and train unless ``inference_mode``."""
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        self.activate(names)
-        for name, adapter in self.adapters.items():
-            trains = name in names and not inference_mode and not adapter.compact
-            adapter.set_trainable(trains)
+def as_peft_model(model: nn.Module, task_type: str | None = None) -> PeftModel:
+    """Return the `PeftModel` of a model that has adapters already, of which one runs.
 
-    def set_requires_grad(
-        self, adapter_names: str | Sequence[str], requires_grad: bool = True
-    ) -> None:
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            self[name].set_trainable(requires_grad)
+    `get_peft_model` would put another adapter there, unless it is given the model's own config.
+    """
+    handle = cast(Handle, in_model(model))
+    handle.running.config.task_type = task_type
+    configs = vars(model).pop("peft_config")
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(task_type or "", PeftModel)
+    made = kind(model, configs[handle.name], handle.name)
+    made.peft_config.update(configs)
+    return made
 
-    def enable_adapters(self, enabled: bool) -> None:
-        if enabled == self.disabled:
-            self.enable() if enabled else self.disable()
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        if adapter_name not in self.adapters:
-            return  # Another method's, in a model that has adapters of both.
-        others = [name for name in self.adapters if name != adapter_name]
-        if self.active == (adapter_name,) and others:
-            warnings.warn(
-                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to "
-                f"{others[0]}.",
-                stacklevel=2,
-            )
-        # One that was saved compactly never trains, and says nothing of those that run after it.
-        compact = adapter_name in self.active and self[adapter_name].compact
-        trains = compact or any(p.requires_grad for p in self.parameters())
-        self.drop(adapter_name)
-        for name in self.active:
-            self[name].set_trainable(trains and not self[name].compact)
+def _put(
+    model: nn.Module,
+    made: ResolvedSpec | StoredAdapter,
+    config: BishareConfig,
+    name: str,
+    unfilled: Collection[str] = (),
+) -> tuple[str, ...]:
+    """Put an adapter into a model; one of this name makes room for it.
 
-    def merge(
-        self,
-        safe_merge: bool | None = None,
-        adapter_names: list[str] | None = None,
-        **settings: Any,
-    ) -> Any:
-        """Merge as `Handle.merge` does, or as PEFT calls it.
-
-        Args:
-            safe_merge: is what PEFT gives; values are always checked, and named as PEFT does if it is set.
-            adapter_names: to merge others than those that run, beside those that are merged; they run then.
-        """
-        if safe_merge is None:
-            return super().merge(**settings)
-        chosen = check_adapters_to_merge(self, adapter_names)
-        more = [name for name in chosen if name in self.adapters]
-        if not more:
-            return None
-        if before := self.merged_adapters:
-            super().unmerge()
-        try:
-            self.activate([*before, *more])
-            with _in_words_of_peft(self, safe_merge):
-                return super().merge()
-        except BaseException:
-            if before:
-                self.activate(before)
-                super().merge()
-            raise
-
-    def unmerge(self) -> None:
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        super().unmerge()
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        adapter = self[adapter_name]
-        move_tensors(adapter.parts.tensors(), devices(adapter.plan, self.model))
+    Args:
+        unfilled: tensors that the caller fills: they are on the meta device.
+    """
+    paths = (path for path, *_ in (*model.named_modules(), *model.named_parameters()))
+    taken = module_names(path for path in paths if not in_adapter(path))
+    if fault := name_fault(name, taken):
+        raise AdapterError(codes.NO_NAME(name=name, reason=fault))
+    plan, where = made.plan, devices(made.plan, model)
+    told: list[Problem] = []
+    with torch.inference_mode(False):  # In which it could never train.
+        if isinstance(made, ResolvedSpec):
+            text, compact = made.text(), False
+            on_meta = all(device.type == "meta" for device in where.values())
+            device = "meta" if on_meta else "cpu"
+            tensors = first_values(plan, model, config.seed, device, unfilled)
+        else:
+            text, compact = made.spec_text, made.compact
+            tensors = made.tensors(tell=told.append, with_base=True)
+            if missing := plan.tensor.keys() - tensors.keys():
+                tensors |= start_of_base(plan, model, missing)
+                tensors |= check_remade(made.config.marks, tensors)
+        tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
+        handle = in_model(model)
+        if handle is None:
+            if compact and model.training:
+                raise AdapterError(codes.COMPACT_FOR_GOOD())
+            notes = adapt(model, plan, tensors, root=Handle, name=name)
+            handle = cast(Handle, model.get_submodule(ADAPTER))
+            handle.bind(model, plan, text, config.seed, name)
+        else:
+            notes = handle.add(name, plan, tensors, text, config.seed)
+    adapter = handle[name]
+    adapter.compact, adapter.config = compact, config
+    if compact:
+        adapter.set_trainable(False)
+    vars(model).setdefault("peft_config", {})[name] = config
+    return (*notes, *map(render, told))
 
 
 class BishareModel(BaseTuner):
     """The tuner of PEFT that puts compiled adapters into a model."""
 
     prefix = "bishare_"
-    tuner_layer_cls = PeftHandle
+    tuner_layer_cls = Handle
     target_module_mapping: dict[str, list[str]] = {}
 
     def __init__(
@@ -178,9 +182,11 @@ class BishareModel(BaseTuner):
     ) -> None:
         # transformers, which fills the tensors in by itself, gives the config alone; `PeftModel` gives a
         # dict.
-        if isinstance(peft_config, BishareConfig) and (peft_config.bishare or {}).get("compact"):
-            raise AdapterError(codes.COMPACT_BY_TRANSFORMERS())
-        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        if isinstance(peft_config, BishareConfig):
+            if (peft_config.bishare or {}).get("compact"):
+                raise AdapterError(codes.COMPACT_BY_TRANSFORMERS())
+            peft_config = {adapter_name: peft_config}
+        super().__init__(model, {**peft_config}, adapter_name, *args, **kwargs)
 
     def inject_adapter(
         self,
@@ -197,7 +203,25 @@ class BishareModel(BaseTuner):
             was changed.
         """
         configs = cast("dict[str, BishareConfig]", self.peft_config)
-        config = configs[adapter_name]
+        config, handle = configs[adapter_name], in_model(model)
+        there = None if handle is None else handle.adapters.get(adapter_name)
+        if there is not None and there.config is config:
+            return  # `as_peft_model`, or whoever gives the model's own config, wraps what is there.
+        given, config = config, config.own()
+        configs[adapter_name] = config
+        try:
+            self._inject(model, adapter_name, config, low_cpu_mem_usage)
+            if isinstance(config.modules_to_save, Beside) and config.modules_to_save.of_spec:
+                # PEFT reads them once more where a task has a head; it has added some of them itself.
+                given.modules_to_save = config.modules_to_save
+        except BaseException:
+            if there is not None:
+                configs[adapter_name] = there.config
+            raise
+
+    def _inject(
+        self, model: nn.Module, name: str, config: BishareConfig, low_cpu_mem_usage: bool
+    ) -> None:
         compact = bool((config.bishare or {}).get("compact"))
         if compact and not config.inference_mode:
             raise AdapterError(codes.COMPACT_FOR_GOOD())
@@ -206,27 +230,22 @@ class BishareModel(BaseTuner):
         if low_cpu_mem_usage and (record := config.stored()) is not None:
             names = frozenset(found.plan.tensor)
             stored = names.difference(record.drawn, record.of_base, record.marks)
-        handle: Any = getattr(model, "bishare", None)
-        if isinstance(handle, Handle) and not isinstance(handle, PeftHandle):
-            handle.__class__ = PeftHandle  # `compile_spec` has put it there, without PEFT.
-        first = not isinstance(handle, Handle)
-        adapters = {} if first else handle.adapters
-        there = adapters.get(adapter_name)
-        if there is not None and there.plan.digest == found.plan.digest:
-            # `compile_spec` has put it there.
-            config.spec, config.seed = there.spec_text, there.seed
-            return
-        plans = [found.plan, *(adapter.plan for adapter in adapters.values())]
-        copied = tuple(name for c in configs.values() for name in c.modules_to_save or ())
+        others = getattr(in_model(model), "adapters", {}).items()
+        plans = [found.plan, *(adapter.plan for other, adapter in others if other != name)]
+        configs = cast("dict[str, BishareConfig]", self.peft_config).values()
+        copied = tuple(module for c in configs for module in c.modules_to_save or ())
         for path in (site.path for plan in plans for site in plan.sites):
             modules = accumulate(path.split("."), "{}.{}".format)
             if any(module.endswith(copied) for module in modules):  # So does PEFT find them.
                 raise AdapterError(codes.TRAINED_TWICE(path=path))
-        notes = install(model, found, config.seed, adapter_name, handle=PeftHandle, unfilled=stored)
+        notes = _put(model, found, config, name, stored)
         _warn(*(render(problem, found.where) for problem in found.problems), *notes)
-        adapter = cast(PeftHandle, model.bishare)[adapter_name]
-        adapter.compact = compact
-        adapter.set_trainable(first and not config.inference_mode)
+        handle = _handle_of(model)
+        handle[name].compact = compact
+        if name in self.active_adapters:
+            handle.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        else:
+            handle[name].set_trainable(False)
         beside = Beside()
         beside.of_spec = frozenset(
             part for t in found.plan.trained for path in t.paths for part in path.split(".")[:-1]
@@ -237,8 +256,8 @@ class BishareModel(BaseTuner):
             model=model,
             peft_config=config,
             model_config=self.get_model_config(model),
-            adapter_name=adapter_name,
-            activate_adapter=adapter_name in self.active_adapters,
+            adapter_name=name,
+            activate_adapter=name in self.active_adapters,
         )
 
     def _unload_and_optionally_merge(
@@ -248,14 +267,9 @@ class BishareModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
-        handle = cast(PeftHandle, self.model.bishare)
+        handle = _handle_of(self.model)
         if merge:
-            if adapter_names is not None and handle.merged:
-                handle.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            elif adapter_names is not None:
-                handle.activate(adapter_names)
-            with _in_words_of_peft(handle, safe_merge):
-                handle.merge_and_unload() if handle.active else handle.unload()
+            handle.merge_and_unload(safe_merge, adapter_names)
         else:
             handle.unload()
         return (
@@ -315,7 +329,7 @@ class BishareModel(BaseTuner):
             compact=adapter.compact,
         )
         record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
-        config.spec, config.seed, config.bishare = record.spec, record.seed, record.record()
+        config.note(record)
         _warn(*map(render, problems))
         places = {name: key.rpartition(".")[0] for name, key in keys.items()}
         owners = {attribute(name): place for name, place in places.items()}
@@ -370,27 +384,9 @@ class BishareModel(BaseTuner):
         _warn(*map(render, not_finite(stored)))
         values = complete(plan, record, stored)
         values |= check_remade(record.marks, adapter.parts.tensors())
-        config._unchecked = False
+        config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
-
-
-@contextmanager
-def _in_words_of_peft(handle: Handle, safe_merge: bool) -> Iterator[None]:
-    """Raise what PEFT raises of values that are not finite, where ``safe_merge`` asks for that check.
-
-    Raises:
-        ValueError: they are not; its cause is the error of bishare (BS628).
-    """
-    names = ", ".join(handle.active)
-    try:
-        yield
-    except AdapterError as error:
-        if safe_merge and error.problems[0].code == codes.NOT_FINITE.code:
-            raise ValueError(
-                f"NaNs detected in the merged weights. The adapter {names} seems to be broken"
-            ) from error
-        raise
 
 
 _IN_MEMORY = Path(TENSORS_FILE)
@@ -407,9 +403,9 @@ def _planned(config: BishareConfig, model: nn.Module) -> ResolvedSpec:
     return ResolvedSpec(plan, tuple(problems), spec, where, changed=False)
 
 
-def _handle_of(model: nn.Module) -> PeftHandle:
+def _handle_of(model: nn.Module) -> Handle:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return cast(PeftHandle, base.bishare)
+    return cast(Handle, base.bishare)
 
 
 def _warn(*texts: str) -> None:

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from peft import get_peft_model
 from transformers import TrainerCallback
 from trl import pack_dataset
 
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.compiler import install
 from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
-from bishare_dsl.peft import BishareConfig
+from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import count_steps, effective_batch, warm_up
 from bishare_dsl.train.check import (
@@ -151,12 +149,11 @@ def run(
     collator = Collator.of(tokenizer, flatten=settings.packing and uses_flash_attention(base))
     if settings.packing:
         check_packing(base, collator)
-    config = BishareConfig(spec=handle.spec_text, seed=handle.seed, task_type="CAUSAL_LM")
     with undo_prepare(base), quietly():
         watch = Watch()
         trainer = AdapterTrainer(
             rates=settings.lr_of,
-            model=get_peft_model(base, config, handle.name),
+            model=as_peft_model(base, "CAUSAL_LM"),
             args=args,
             data_collator=collator,
             train_dataset=sets["train"],

@@ -13,8 +13,9 @@ from torch import nn
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter
 from bishare_dsl.adapter.handle import Handle
-from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, ModelError
+from bishare_dsl.peft.method import install
 from tests.adapter.conftest import GPT2, SPEC
 from tests.support.checks import randomize
 from tests.support.families import tiny_model

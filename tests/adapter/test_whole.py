@@ -15,8 +15,9 @@ from torch import Tensor
 from bishare_dsl import compile_spec, load_adapter, parse_spec
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, BishareWarning
+from bishare_dsl.peft.method import install
 from tests.support.checks import check_spec, randomize
 from tests.support.families import tiny_inputs, tiny_model
 from tests.support.stored import load_stored
@@ -301,5 +302,5 @@ def test_what_one_adapter_trains_in_full_no_other_changes_beside_it(other: str) 
     install(model, make_plan(other, model), name="b")
     before = logits(model)
     with pytest.raises(AdapterError, match="BS665"):
-        model.bishare.activate(["default", "b"])
+        model.bishare.set_adapter(["default", "b"])
     assert torch.equal(logits(model), before)

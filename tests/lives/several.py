@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bishare_dsl.compiler import install, make_plan, read_fitting
-from bishare_dsl.peft.method import PeftHandle
+from bishare_dsl.compiler import make_plan, read_fitting
+from bishare_dsl.peft.method import install
 
 FIRST = "default"
 
@@ -15,7 +15,6 @@ class Several:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        model.bishare.__class__ = PeftHandle
 
     @property
     def names(self) -> tuple[str, ...]:

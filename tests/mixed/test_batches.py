@@ -562,8 +562,8 @@ def test_states_in_which_none_runs(model: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
-    "set_adapter": lambda handle: handle.activate(["b"]),
-    "delete_adapter": lambda handle: handle.drop("a2"),
+    "set_adapter": lambda handle: handle.set_adapter(["b"]),
+    "delete_adapter": lambda handle: handle.delete_adapter("a2"),
     "merge": lambda handle: handle.merge(),
     "unload": lambda handle: handle.unload(),
     "disable_adapter": lambda handle: handle.disable_adapter().__enter__(),
@@ -578,7 +578,7 @@ def test_changes_while_one_is_open(model: Any) -> None:
             with pytest.raises(AdapterError, match="BS674"):
                 change(handle)
         assert not any(module.training for module in model.get_base_model().modules())
-    handle.activate(["b"])
+    handle.set_adapter(["b"])
 
 
 @torch.no_grad()
@@ -612,7 +612,7 @@ def test_changes_while_another_thread_has_one_open(model: Any) -> None:
         thread.join()
     hook.remove()
     assert torch.equal(found["rows"], want)
-    handle.activate(["b"])
+    handle.set_adapter(["b"])
 
 
 def test_a_call_that_fails_leaves_no_batch_open(model: Any) -> None:

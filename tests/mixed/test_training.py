@@ -61,7 +61,7 @@ def of_each_alone(model: Any, names: Names, **how: Any) -> dict[tuple[str, str],
         losses(model(IDS[row : row + 1], **how).logits, IDS[row : row + 1]).sum().backward()
         for key, gradient in gradients(model).items():
             found[key] = found.get(key, 0) + gradient
-    model.bishare.activate(active)
+    model.bishare.set_adapter(active)
     trains(model)
     return found
 

@@ -13,8 +13,8 @@ from peft.utils import register_peft_method, save_and_load, set_additional_train
 from torch import nn
 from transformers.utils import PushToHubMixin
 
+from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.peft import BishareConfig, BishareModel
-from bishare_dsl.peft.method import PeftHandle
 from bishare_dsl.peft.types import peft_type
 
 TUNER = (
@@ -51,7 +51,7 @@ LAYER_VALUES = (
 def overridden() -> Iterator[Any]:
     for ours, theirs, names in (
         (BishareModel, BaseTuner, TUNER),
-        (PeftHandle, BaseTunerLayer, LAYER),
+        (Handle, BaseTunerLayer, LAYER),
     ):
         for name in names:
             yield pytest.param(ours, theirs, name, id=f"{theirs.__name__}.{name}")
@@ -75,7 +75,7 @@ def test_no_name_of_ours_is_one_of_theirs_unknown_to_us():
     """A method that PEFT adds under a name of ours would be replaced by it, and nobody would notice."""
     for ours, theirs, known in (
         (BishareModel, BaseTuner, TUNER),
-        (PeftHandle, BaseTunerLayer, (*LAYER, *LAYER_VALUES)),
+        (Handle, BaseTunerLayer, (*LAYER, *LAYER_VALUES)),
     ):
         alike = {name for name in vars(ours) if name in dir(theirs)} - set(dir(nn.Module))
         assert alike - {"__abstractmethods__", "_abc_impl"} == set(known)

@@ -99,7 +99,7 @@ def _tested(made: Any, way: Way, tests: dict[str, list[Example]]) -> Iterator[di
     handle, names = made.model.bishare, [*tests]
     shared = handle.plan.common if handle.plan.is_library else frozenset()
     for task, examples in tests.items():
-        handle.activate([task])
+        handle.set_adapter([task])
         tensors = handle[task].tensors()
         if way.rank is not None:
             cut(tensors, way.rank)

@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
-from bishare_dsl.compiler import install, make_plan
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.peft.method import install
 from bishare_dsl.train.many import cut_by_length
 from bishare_dsl.train.optimizer import RowAdamW, Settings
 from sweep.data import BATCH, Row, split
@@ -291,7 +292,7 @@ def run(jobs: Sequence[Job], base: Path, cache: Path) -> list[dict[str, Any]]:
         rows = []
         for number, found in enumerate(losses):
             if others:
-                model.bishare.activate([f"job{number}"])
+                model.bishare.set_adapter([f"job{number}"])
             rows.append(_measured(model, parts) | _learnt(model, job, found))
     spent = (time.process_time() - began) / len(jobs)
     return [row | {"cpu_s": round(spent, 1)} for row in rows]

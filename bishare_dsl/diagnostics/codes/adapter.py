@@ -47,8 +47,6 @@ NOTHING_COMPACT = Code("BS636", "no tensor of the adapter has a compact form", s
 
 # Merging ------------------------------------------------------------------------------------------
 
-ALREADY_MERGED = Code("BS620", "the adapter is merged already")
-NOT_MERGED = Code("BS621", "the adapter is not merged")
 RESIZED = Code(
     "BS698",
     "`{path}` cannot have {wanted} rows: adapter `{name}` has something there, made for {rows}",

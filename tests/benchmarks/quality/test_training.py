@@ -74,7 +74,7 @@ def test_runs_together_are_those_that_they_are_alone(monkeypatch):
     for number, (job, mine) in enumerate(zip(jobs, losses, strict=True)):
         alone = adapted(job, None)
         assert mine == pytest.approx(train(alone, job, examples, 5), abs=1e-5)
-        model.bishare.activate([f"job{number}"])
+        model.bishare.set_adapter([f"job{number}"])
         expected = scores(alone.eval(), collate(EXAMPLES))
         torch.testing.assert_close(
             scores(model.eval(), collate(EXAMPLES)), expected, atol=1e-4, rtol=0

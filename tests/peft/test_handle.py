@@ -1,0 +1,401 @@
+"""One handle: what `compile_spec`, `get_peft_model` and transformers put into a model is the same object."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    inject_adapter_in_model,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.utils import PushToHubMixin
+
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.diagnostics import AdapterError, ModelError
+from bishare_dsl.peft import BishareConfig
+from bishare_dsl.peft.method import as_peft_model
+from bishare_dsl.testing.models import tiny_model
+from tests.peft.conftest import SPEC
+from tests.support.checks import randomize
+
+PLAIN = "spec plain\ntarget q_proj, down_proj\nshare a per module rank 2\n"
+HYDRA = """spec gated
+target down_proj
+share h per module rank 2 via Hydra(experts = 2)
+"""
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def with_two(base: Any, spec: str = PLAIN) -> Any:
+    """A `PeftModel` with adapters a, which runs, and b, that do something."""
+    model = get_peft_model(base, BishareConfig(spec=spec, task_type="CAUSAL_LM"), "a")
+    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
+    for seed, name in enumerate("ab"):
+        tensors = model.get_base_model().bishare[name].tensors()
+        random = torch.Generator().manual_seed(seed)
+        for tensor in tensors.values():
+            tensor.data.add_(torch.randn(tensor.shape, generator=random), alpha=0.2)
+    return model.eval()
+
+
+# The same object ------------------------------------------------------------------------------------------
+
+
+def test_three_ways_put_the_same_into_a_model(base: Any, ids: torch.Tensor) -> None:
+    config = BishareConfig(spec=SPEC, seed=3)
+    ways = [
+        compile_spec(SPEC, copy.deepcopy(base), seed=3),
+        get_peft_model(copy.deepcopy(base), config).get_base_model(),
+        inject_adapter_in_model(config, copy.deepcopy(base)),
+    ]
+    for model in ways:
+        assert type(model) is type(base)
+        assert type(model.bishare) is Handle
+        assert isinstance(model.bishare, BaseTunerLayer)
+        assert [*model.peft_config] == ["default"]
+        assert isinstance(model.peft_config["default"], BishareConfig)
+        assert torch.equal(logits(model, ids), logits(base, ids))
+    tensors = [model.bishare.tensors() for model in ways]
+    assert all(
+        torch.equal(tensors[0][name], other[name]) for other in tensors for name in tensors[0]
+    )
+    trained = [{n for n, p in model.named_parameters() if p.requires_grad} for model in ways]
+    assert trained[0] == trained[1] == trained[2] != set()
+
+
+def test_the_models_own_config_wraps_what_is_there(base: Any, ids: torch.Tensor) -> None:
+    model = compile_spec(SPEC, base, seed=3)
+    randomize(model)
+    want = logits(model.eval(), ids)
+    with pytest.warns(UserWarning, match="second time"):
+        wrapped = get_peft_model(model, model.peft_config["default"])
+    assert wrapped.get_base_model() is model
+    assert torch.equal(logits(wrapped.eval(), ids), want)
+    assert wrapped.get_nb_trainable_parameters()[0] == model.bishare.plan.trainable
+
+
+def test_a_peft_model_of_several_adapters(base: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    model = with_two(base).get_base_model()
+    model.bishare.set_adapter("b")
+    want = logits(model, ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        wrapped = as_peft_model(model, "CAUSAL_LM")
+    assert {*wrapped.peft_config} == {"a", "b"}
+    assert wrapped.active_adapters == ["b"]
+    wrapped.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "b")
+    assert torch.equal(logits(again, ids), want)
+
+
+def test_without_an_adapter_nothing_is_left(base: Any, ids: torch.Tensor) -> None:
+    before, want = {*vars(base)}, logits(base, ids)
+    model = compile_spec(PLAIN, base)
+    with pytest.raises(ModelError, match="BS401"):
+        compile_spec(PLAIN, model)
+    model.bishare.unload()
+    assert {*vars(base)} == before
+    assert torch.equal(logits(base, ids), want)
+
+
+# A second adapter of a name, and configs as data (F14, F15) ----------------------------------------------
+
+
+def test_a_second_get_peft_model_gives_a_fresh_adapter(base: Any, ids: torch.Tensor) -> None:
+    want = logits(base, ids)
+    first = get_peft_model(base, BishareConfig(spec=SPEC, seed=1, task_type="CAUSAL_LM"))
+    randomize(base)
+    assert not torch.equal(logits(first.eval(), ids), want)
+    config = BishareConfig(spec=SPEC, seed=2, task_type="CAUSAL_LM")
+    with pytest.warns(UserWarning, match="second time"):
+        second = get_peft_model(base, config)
+    assert torch.equal(logits(second.eval(), ids), want)
+    assert (config.seed, base.bishare.seed) == (2, 2)
+    fresh = compile_spec(SPEC, tiny_model("llama"), seed=2).bishare.tensors()
+    assert all(torch.equal(t, fresh[n]) for n, t in base.bishare.tensors().items())
+    assert second.get_nb_trainable_parameters()[0] == base.bishare.plan.trainable
+
+
+def test_a_second_get_peft_model_with_another_spec_and_name(base: Any, ids: torch.Tensor) -> None:
+    get_peft_model(base, BishareConfig(spec=SPEC), "one")
+    randomize(base)
+    changed = logits(base.eval(), ids)
+    with pytest.warns(UserWarning, match="second time"):
+        second = get_peft_model(base, BishareConfig(spec=PLAIN), "two")
+    assert base.bishare.active == ("two",)
+    assert {*second.peft_config} == {"one", "two"}
+    second.set_adapter("one")
+    assert torch.equal(logits(second.eval(), ids), changed)
+
+
+def test_a_refused_second_get_peft_model_leaves_the_first(base: Any, ids: torch.Tensor) -> None:
+    model = get_peft_model(base, BishareConfig(spec=SPEC))
+    randomize(base)
+    want, config = logits(model.eval(), ids), base.peft_config["default"]
+    wrong = BishareConfig(spec="spec x\ntarget nothing_here\nshare a per module rank 1\n")
+    with pytest.warns(UserWarning, match="second time"), pytest.raises(Exception, match="BS301"):
+        get_peft_model(base, wrong)
+    assert base.peft_config["default"] is config
+    assert torch.equal(logits(model, ids), want)
+
+
+def test_nothing_changes_a_config_that_a_user_holds(
+    base: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    config = BishareConfig(spec=PLAIN, seed=5, params={}, task_type="CAUSAL_LM")
+    before = copy.deepcopy(vars(config))
+
+    def same() -> bool:
+        # PEFT itself notes the name of the base, which for these is none.
+        return vars(config) == before
+
+    model = get_peft_model(base, config)
+    assert same()
+    randomize(base)
+    model.save_pretrained(tmp_path / "one")
+    of_model = copy.deepcopy(vars(model.peft_config["default"]))
+    base.bishare.save_pretrained(tmp_path / "two")
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    model.merge_adapter()
+    model.unmerge_adapter()
+    model.delete_adapter("other")
+    assert same()
+    assert {k: v for k, v in vars(model.peft_config["default"]).items() if k != "_record"} == {
+        k: v for k, v in of_model.items() if k != "_record"
+    }
+    wide = tiny_model("llama", num_hidden_layers=3)  # Another base takes it, too.
+    for held in (config, model.peft_config["default"]):
+        other = get_peft_model(copy.deepcopy(wide), held)
+        assert other.get_base_model().bishare.plan.base.layers == 3
+    assert same()
+    loaded = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "one")
+    assert torch.equal(logits(loaded, ids), logits(model.eval(), ids))
+    get_peft_model(copy.deepcopy(wide), loaded.peft_config["default"])
+
+
+# Merging, switching, disabling (F6, F7) ------------------------------------------------------------------
+
+
+def test_enabling_what_is_enabled(base: Any, ids: torch.Tensor) -> None:
+    handle = compile_spec(PLAIN, base).bishare
+    randomize(base)
+    want = logits(base.eval(), ids)
+    handle.enable_adapters(True)
+    handle.enable_adapters(False)
+    handle.enable_adapters(False)
+    handle.enable_adapters(True)
+    handle.enable_adapters(True)
+    assert not handle.disabled
+    assert torch.equal(logits(base, ids), want)
+    with handle.disable_adapter():
+        handle.enable_adapters(True)
+        assert handle.disabled
+        handle.enable_adapters(False)
+    assert handle.disabled
+    handle.enable_adapters(True)
+    assert handle.merge().modules
+    assert torch.allclose(logits(base, ids), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_merging_an_adapter_that_does_not_run(base: Any, ids: torch.Tensor, safe: bool) -> None:
+    model, plain = with_two(base), {n: p.clone() for n, p in base.named_parameters()}
+    handle = base.bishare
+    of = {}
+    for name in "ba":
+        model.set_adapter(name)
+        of[name] = logits(model, ids)
+    model.merge_adapter(adapter_names=["b"], safe_merge=safe)
+    assert handle.merged_adapters == ["b"]
+    assert torch.allclose(logits(model, ids), of["b"], atol=1e-4)
+    model.merge_adapter(adapter_names=["a"], safe_merge=safe)
+    assert handle.merged_adapters == ["b", "a"]
+    model.unmerge_adapter()
+    assert handle.active == ("a",)
+    assert all(torch.equal(p, plain[n]) for n, p in base.named_parameters() if n in plain)
+    assert torch.equal(logits(model, ids), of["a"])
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_refused_merge_changes_nothing(
+    base: Any, ids: torch.Tensor, safe: bool, merged: bool
+) -> None:
+    model = with_two(base)
+    next(iter(base.bishare["b"].tensors().values())).data.fill_(torch.nan)
+    if merged:
+        model.merge_adapter(adapter_names=["a"])
+    want, weights = logits(model, ids), {n: p.clone() for n, p in base.named_parameters()}
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError if safe else AdapterError, match="NaN" if safe else "BS628"):
+            merge(adapter_names=["b"], safe_merge=safe)
+        assert base.bishare.active == ("a",)
+        assert base.bishare.merged == merged
+        assert torch.equal(logits(model, ids), want)
+        assert all(
+            torch.equal(p, weights[n]) for n, p in base.named_parameters() if not p.isnan().any()
+        )
+
+
+def test_a_refused_merge_of_what_is_no_matrix(base: Any, ids: torch.Tensor) -> None:
+    model = with_two(base)
+    gated = (Path(__file__).parents[2] / "specs" / "hydralora.share").read_text()
+    model.add_adapter("h", BishareConfig(spec=gated))
+    want = logits(model, ids)
+    with pytest.raises(AdapterError, match="BS633"):
+        model.merge_adapter(adapter_names=["h"])
+    assert base.bishare.active == ("a",)
+    assert torch.equal(logits(model, ids), want)
+
+
+@pytest.mark.parametrize("names", [["b"], ["a", "b"]])
+def test_unloading_with_adapters_that_do_not_run(
+    base: Any, ids: torch.Tensor, names: list[str]
+) -> None:
+    model = with_two(base)
+    model.base_model.set_adapter(names)
+    want = logits(model, ids)
+    model.base_model.set_adapter("a")
+    plain = model.merge_and_unload(adapter_names=names)
+    assert plain is base
+    assert not hasattr(plain, "bishare")
+    assert torch.allclose(logits(plain, ids), want, atol=1e-4)
+
+
+def test_no_such_adapter_to_merge_or_delete(base: Any) -> None:
+    handle = compile_spec(PLAIN, base).bishare
+    with pytest.raises(AdapterError, match="BS640"):
+        handle.merge(adapter_names=["defualt"])
+    with pytest.raises(AdapterError, match="BS640"):
+        handle.delete_adapter("defualt")
+
+
+def test_deleting_an_adapter_of_another_method_beside(base: Any) -> None:
+    model = compile_spec("spec x\ntarget q_proj\nshare a per module rank 1\n", base)
+    inject_adapter_in_model(LoraConfig(target_modules=["down_proj"]), model, "lora")
+    model.bishare.delete_adapter("lora")
+    assert [*model.bishare.adapters] == ["default"]
+
+
+def test_an_adapter_that_is_added_in_inference_mode_trains(base: Any, ids: torch.Tensor) -> None:
+    model = get_peft_model(base, BishareConfig(spec=PLAIN))
+    with torch.inference_mode():
+        model.add_adapter("two", BishareConfig(spec=PLAIN))
+    model.set_adapter("two")
+    model(ids, labels=ids).loss.backward()
+    assert any(p.grad is not None for p in base.bishare.parameters())
+
+
+# Saving through the methods of transformers that are wrapped (F2, F38) -----------------------------------
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What reaches the Hub: repositories that are made, and uploads with their files."""
+    calls: list[Any] = []
+
+    class Url(str):
+        repo_id = "me/name"
+
+    def create(self: Any, repo_id: str, **how: Any) -> Url:
+        calls.append(("create", repo_id, {k: v for k, v in how.items() if v is not None}))
+        return Url("https://me/name")
+
+    def upload(self: Any, folder: Any, repo_id: str, stamps: Any = None, **how: Any) -> None:
+        stamps = how.pop("files_timestamps", stamps)
+        files = {path.name for path in Path(folder).iterdir()} - {*stamps}
+        calls.append(("upload", repo_id, how, bool(files)))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *a, **k: create(None, *a, **k))
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    return calls
+
+
+PUSHES = [
+    {},
+    {"private": True, "token": "hf_mine", "commit_message": "first"},
+    {"repo_id": "me/other", "create_pr": True},
+    {"max_shard_size": "1GB", "token": False},
+]
+
+
+@pytest.mark.parametrize("how", PUSHES)
+def test_saving_reaches_the_hub_as_a_plain_model_does(
+    base: Any, reached: list[Any], tmp_path: Path, how: dict[str, Any]
+) -> None:
+    adapted = compile_spec(PLAIN, copy.deepcopy(base))
+    base.save_pretrained(tmp_path / "plain" / "run", push_to_hub=True, **how)
+    plain = [*reached]
+    reached.clear()
+    adapted.save_pretrained(tmp_path / "adapted" / "run", push_to_hub=True, **how)
+    assert reached == plain
+    assert [call[0] for call in reached] == ["create", "upload"]
+    assert (tmp_path / "adapted" / "run" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("how", [{}, {"private": True, "token": "hf_mine", "commit_message": "c"}])
+def test_pushing_reaches_the_hub_as_a_plain_model_does(
+    base: Any, reached: list[Any], how: dict[str, Any]
+) -> None:
+    adapted = compile_spec(PLAIN, copy.deepcopy(base))
+    base.push_to_hub("me/name", **how)
+    plain = [*reached]
+    reached.clear()
+    adapted.push_to_hub("me/name", **how)
+    assert reached == plain != []
+
+
+def test_other_wrapped_methods_reach_nothing(
+    base: Any,
+    reached: list[Any],
+    tmp_path: Path,
+    ids: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`generate` and `resize_token_embeddings` of an adapted model write and fetch nothing, as those of a plain one."""
+    monkeypatch.chdir(tmp_path)
+    model = compile_spec("spec x\ntarget q_proj\nshare a per module rank 1\n", base)
+    with model.bishare.rows(["default", None]):
+        model.generate(ids[:1].expand(2, -1), max_new_tokens=2, do_sample=False)
+    model.resize_token_embeddings(70)
+    assert model.get_input_embeddings().weight.shape[0] == 70
+    assert not reached
+    assert not [*tmp_path.iterdir()]
+
+
+def test_not_the_main_process_writes_nothing(base: Any, reached: list[Any], tmp_path: Path) -> None:
+    model = compile_spec(PLAIN, base)
+    model.save_pretrained(tmp_path / "out", is_main_process=False, push_to_hub=True)
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert not reached
+
+
+def test_a_saved_folder_says_what_its_base_is(
+    base: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base.save_pretrained(tmp_path / "base")
+    model = compile_spec(PLAIN, type(base).from_pretrained(tmp_path / "base"))
+    randomize(model)
+    model.bishare.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(again, ids), logits(model.eval(), ids))
+    loaded = load_adapter(tmp_path / "adapter", type(base).from_pretrained(tmp_path / "base"))
+    assert torch.equal(logits(loaded, ids), logits(again, ids))
