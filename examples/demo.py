@@ -187,13 +187,8 @@ def by_peft(
     inputs: transformers.BatchEncoding,
     expected: torch.Tensor,
 ) -> str:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        console.print(
-            "PEFT is not installed here: `pip install 'bishare\\[peft]'` to see it load this."
-        )
-        return "not installed"
+    from peft import PeftModel
+
     # On a base that bishare never touched.
     base = load_model(checkpoint, dtype=torch.float32)[0]
     found = logits(PeftModel.from_pretrained(base, folder), inputs)

@@ -18,7 +18,7 @@ _TEMPLATE_OF_PEFT = re.compile(
 
 _WITH_PEFT = """\
 
-import bishare_dsl.peft  # pip install "bishare[peft]"; without this line PEFT says KeyError: 'BISHARE'
+import bishare_dsl.peft  # pip install bishare; without this line PEFT says KeyError: 'BISHARE'
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(model, "path/to/this/folder")"""

@@ -310,16 +310,6 @@ def test_names_that_no_adapter_can_have(adapted: Any, ids: torch.Tensor, name: s
     logits(model, ids)
 
 
-def test_what_compile_spec_made_is_taken_over(base: Any, ids: torch.Tensor) -> None:
-    model = compile_spec(SPEC, copy.deepcopy(base), seed=3)
-    randomize(model)
-    want = logits(model.eval(), ids)
-    peft = get_peft_model(model, BishareConfig(spec=SPEC, seed=3, task_type="CAUSAL_LM"))
-    assert peft.get_base_model() is model
-    assert torch.equal(logits(peft.eval(), ids), want)
-    assert peft.get_nb_trainable_parameters()[0] == model.bishare.plan.trainable
-
-
 def test_transformers_takes_adapters_in_by_itself(
     adapted: Any, base: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,8 +167,8 @@ def test_dpo_begins_where_it_begins(checkpoint: Path, tmp_path: Path, stage: str
         if stage == "second":
             model = PeftModel.from_pretrained(base, tmp_path / "trained", is_trainable=True)
         else:
-            spec = load_adapter(tmp_path / "trained", base).bishare.spec_text
-            model = get_peft_model(base, BishareConfig(spec=spec))
+            load_adapter(tmp_path / "trained", base)
+            model = get_peft_model(base, base.peft_config["default"])
     trainer = DPOTrainer(
         model,
         args=DPOConfig(str(tmp_path / "dpo"), max_steps=2, save_strategy="no", **COMMON),
