@@ -1,9 +1,0 @@
-"""The benchmark is not part of the package: its folder is where its scripts look for their parts."""
-
-import sys
-from pathlib import Path
-
-import bishare_dsl
-
-FOLDER = Path(bishare_dsl.__file__).parents[1] / "benchmarks" / "quality"
-sys.path.insert(0, str(FOLDER))
