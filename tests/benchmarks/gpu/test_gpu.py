@@ -110,3 +110,54 @@ def test_all_parts_are_run_and_a_failure_is_told(monkeypatch, capfd):
     assert "usage:" in capfd.readouterr().out  # of the second, in spite of the first
     assert run.main(["--minutes", "0"]) == 1
     assert "no time is left" in capfd.readouterr().out
+
+
+@pytest.fixture
+def roofline(monkeypatch, tmp_path, capsys):
+    """Bound a spec on two tiny layers, and return the rows by step and subject."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SHAPES}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def run(spec, *flags):
+        module = importlib.import_module("gpu.roofline")
+        module.main([spec, "--model", str(tmp_path), "--adapters", "3", "--json", *flags])
+        found = json.loads(capsys.readouterr().out)
+        assert found["measured"] is False
+        return {(row["step"], row["of"]): row for row in found["rows"]}
+
+    return run
+
+
+SHAPES = {
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "tie_word_embeddings": False,
+}
+WIDTHS = 2 * ((32 + 32) + 2 * (32 + 16) + (32 + 96) + (96 + 32))
+"""The sum of d_in + d_out of q, k, v, up and down."""
+
+
+def test_a_rank_of_lora_costs_its_two_products_a_token(roofline):
+    found = {r: roofline("lora", "--set", f"r={r}") for r in (4, 8)}
+    token = {r: rows["decoded token", "lora"]["GFLOP"] * 1e9 for r, rows in found.items()}
+    assert token[8] - token[4] == pytest.approx(2 * 4 * WIDTHS, abs=0.5)
+    base = found[4]["decoded token", "base"]["GFLOP"] * 1e9
+    assert token[4] - base == pytest.approx(2 * 4 * WIDTHS, abs=0.5)
+    peft = found[8]["decoded token", "PEFT LoRA r=8"]["GFLOP"] * 1e9
+    assert peft == pytest.approx(token[8], abs=0.5)
+
+
+def test_a_token_reads_every_weight_and_an_adapter_makes_it_no_faster(roofline):
+    found = roofline("bishare_ke_ab", "--context", "0")
+    weights = 2 * (2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 96) + 32 * 64)
+    base = found["decoded token", "base"]
+    assert weights < base["GB"] * 1e9 < 3 * weights
+    for (step, name), row in found.items():
+        assert row["kernels"] >= found[step, "base"]["kernels"], name
+        assert 0 < row["at best, x base's speed"] <= 1
+    assert {name for step, name in found if step == "mixed batch"} == {"base", "bishare_ke_ab x 3"}
