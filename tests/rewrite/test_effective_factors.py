@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.nn.utils.stateless import functional_call
+from torch.func import functional_call
 
 from bishare_dsl.rewrite import OwnedTensors
 

@@ -177,7 +177,7 @@ def luminance(browser, selector, what="background-color"):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize(("scheme", "clicks"), product(("light", "dark"), range(4)))
+@pytest.mark.parametrize(("scheme", "clicks"), list(product(("light", "dark"), range(4))))
 def test_light_and_dark(show, planned, scheme, clicks):
     spec, plan = planned("share s where kind q_proj per model rank 2")
     browser = show(plan, spec)
