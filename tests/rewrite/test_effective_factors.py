@@ -8,8 +8,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
 from torch.func import functional_call
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from bishare_dsl.rewrite import OwnedTensors
 
