@@ -12,7 +12,8 @@ _FEW = (
 # Multiples of these two, and their sums, come near no whole number soon: of the places in a grid it makes
 # hues that lie far apart wherever the places lie near each other (the additive sequence R2 of M. Roberts).
 _ACROSS, _DOWN = 0.7548776662, 0.5698402910
-_OWN = "#a3adb8"
+OWN = "#a3adb8"
+"""Of what one module has for itself."""
 _LIGHT, _SATURATION = (0.62, 0.45, 0.74), 0.5
 
 
@@ -22,7 +23,7 @@ def colours(places: Sequence[tuple[int, int]], *, alone: bool = False) -> list[s
     They are for a light and for a dark page. Pools of one module (``alone``) are grey: nothing is shared.
     """
     if alone:
-        return [_OWN] * len(places)
+        return [OWN] * len(places)
     if len(places) <= len(_FEW):
         return list(_FEW[: len(places)])
     return [

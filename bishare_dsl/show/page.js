@@ -12,16 +12,16 @@ function runs(layers) {
   return found.map(([a, b]) => (a === b ? a : a + '-' + b)).join(', ');
 }
 
-function members(sites) {
-  if (sites.length <= 8) return sites.map(i => plan.sites[i][2]);
+function members(panel, sites) {
+  if (sites.length <= 8) return sites.map(i => plan.sites[i][1]);
   const rows = new Map();
   for (const i of sites) {
-    const [row, layer] = plan.sites[i];
+    const row = panel.at[i], [layer] = plan.sites[i];
     if (layer === null) continue; // It is in no layer, and its row says all.
     if (!rows.has(row)) rows.set(row, []);
     rows.get(row).push(layer);
   }
-  const lines = [...rows].map(([row, layers]) => plan.rows[row] + ': layer' + (layers.length > 1 ? 's ' : ' ') + runs(layers));
+  const lines = [...rows].map(([row, layers]) => panel.rows[row] + ': layer' + (layers.length > 1 ? 's ' : ' ') + runs(layers));
   return lines.length <= 12 ? lines : [...lines.slice(0, 10), 'and ' + number(lines.length - 10) + ' more'];
 }
 
@@ -29,25 +29,25 @@ const sitesOf = rect => rect.dataset.i.split(' ').map(Number);
 
 function describe(figure, pool, inside) {
   const [share, panel] = figure.dataset.panel.split(' ').map(Number);
-  const section = plan.shares[share];
+  const section = plan.shares[share], drawn = section.panels[panel];
   const lines = [];
   if (pool !== null) {
     const sites = [...figure.querySelectorAll('svg g[data-p="' + pool + '"] rect')].flatMap(sitesOf);
-    for (const [name, rows, columns, init, trainable] of section.panels[panel][pool]) {
+    for (const [name, rows, columns, init, trainable] of drawn.pools[pool]) {
       lines.push(line(name, 'name'));
       lines.push(line(number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
         (trainable ? ' trainable' : ' frozen') + ' parameters, starts ' + init, 'shape'));
     }
     lines.push(line('used by ' + number(sites.length) + (sites.length === 1 ? ' module' : ' modules'), 'count'));
-    if (sites.length > 1) lines.push(line(members(sites).join('\n'), 'members'));
+    if (sites.length > 1) lines.push(line(members(drawn, sites).join('\n'), 'members'));
   }
   if (inside !== null) {
-    const [site] = inside, [row, layer, path, d_in, d_out] = plan.sites[site];
+    const [site] = inside, [layer, path, d_in, d_out] = plan.sites[site], row = drawn.rows[drawn.at[site]];
     const own = section.own.kinds[section.own.sites[site]] || [];
-    const folded = plan.rows[row].includes('-') && layer !== null;
-    lines.push(line('at ' + (folded ? 'layer ' + layer + ', ' + plan.rows[row] : path) + ', ' + number(d_in) + ' → ' + number(d_out) +
+    const folded = row.includes('-') && layer !== null;
+    lines.push(line('at ' + (folded ? 'layer ' + layer + ', ' + row : path) + ', ' + number(d_in) + ' → ' + number(d_out) +
       (pool === null ? ': not in this share' : '') +
-      (own.length ? '; of its own: ' + own.map(([role, rows, columns]) => [role, number(rows), '×', number(columns)].join('\u00a0')).join(', ') : ''), 'site'));
+      (own.length ? '; private: ' + own.map(([role, rows, columns]) => [role, number(rows), '×', number(columns)].join('\u00a0')).join(', ') : ''), 'site'));
   }
   tip.replaceChildren(...lines);
 }

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bishare_dsl.plan import Plan
-from bishare_dsl.show.picture import Grid, Panel, Picture, Section, picture
-from bishare_dsl.show.rows import BYTES, mib, trained_in_full
+from bishare_dsl.show.colours import OWN
+from bishare_dsl.show.picture import Panel, Picture, Section, picture
+from bishare_dsl.show.rows import BYTES, held, mib, trained_in_full
 from bishare_dsl.show.shell import Tab, figure, item, shell
-from bishare_dsl.show.svg import Scale, panel_body, settings, summary
+from bishare_dsl.show.svg import Scale, panel_body, summary
 from bishare_dsl.spec import Spec
 
 _FEW = 10
@@ -22,12 +23,13 @@ def page(plan: Plan, spec: Spec | None = None) -> str:
     """Draw the whole page. With the spec it says in the spec's words who shares."""
     drawn = picture(plan, spec)
     tabs = [
-        Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i, drawn.grid))
+        Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i))
         for i, section in enumerate(drawn.sections)
     ]
     foot = (
-        "Modules of one colour use one tensor. Where tensors are many, colours tell neighbours apart: "
-        "point at a module to see who shares with it, click to keep that."
+        "Modules of one colour use one tensor; grey ones are private, hatched ones are frozen. Where "
+        "tensors are many, colours only tell neighbours apart. Point at a module to see which modules share "
+        "with it; click to keep the selection."
     )
     script = Path(__file__).with_name("page.js")
     of, data = f"on {plan.base.name}", _data(drawn)
@@ -43,11 +45,12 @@ def _largest_pool(section: Section) -> int:
 def frame(plan: Plan, spec: Spec | None = None) -> str:
     """Put the page inside a frame, for a notebook: neither's style nor script meets the other's."""
     drawn = picture(plan, spec)
-    width, height = Scale.of(drawn.grid).size(drawn.grid)
-    roles = max((len(section.panels) for section in drawn.sections), default=1)
+    sizes = [Scale.of(panel.grid).size(panel.grid) for panel in drawn.panels]
+    width, height = (max(side, default=0) for side in zip(*sizes, strict=True)) if sizes else (0, 0)
+    panels = max((len(section.panels) for section in drawn.sections), default=1)
     # A picture may be drawn 1.75 times as large.
-    stacked = 1 if roles * (1.75 * width + 60) <= 1000 else roles
-    tall = min(300 + stacked * (ceil(1.75 * height) + 130), 900)
+    stacked = 1 if panels * (1.75 * width + 60) <= 1000 else panels
+    tall = min(340 + stacked * (ceil(1.75 * height) + 130), 900)
     return (
         f'<iframe srcdoc="{escape(page(plan, spec))}" width="100%" height="{tall}" '
         f'style="border:0" title="{escape(f"{plan.spec} on {plan.base.name}")}"></iframe>'
@@ -57,58 +60,77 @@ def frame(plan: Plan, spec: Spec | None = None) -> str:
 def _facts(drawn: Picture) -> list[str]:
     plan = drawn.plan
     adapted = sum(1 for terms in plan.terms_of.values() if terms)
+    layers = len({site.layer for site in plan.sites if site.layer is not None})
     params = ", ".join(f"{name} = {value}" for name, value in plan.params.items())
     facts = [
         f"<b>{plan.trainable:,}</b> trainable parameters",
         f"{mib(BYTES * plan.stored)} MiB",
-        f"<b>{adapted:,}</b> modules in {len(drawn.grid.layers):,} layers",
+        f"<b>{adapted:,}</b> modules in {layers:,} layers",
         *([escape(params)] if params else []),
     ]
     trained = ", ".join(map(str, trained_in_full(plan)))
-    return [" · ".join(facts), *([f"trained in full: {escape(trained)}"] if trained else [])]
+    full = [f"trained in full: {escape(trained)}"] if trained else []
+    return [" · ".join(facts), *([_split(plan)] if plan.terms else []), *full]
 
 
-def _section(section: Section, i: int, grid: Grid) -> str:
-    panels = "".join(_figure(panel, f"{i} {j}", grid) for j, panel in enumerate(section.panels))
-    roles = dict.fromkeys(role for own in section.own.values() for role, _ in own)
-    own = f"<br><i>of its own each module has {escape(', '.join(roles))}</i>" if roles else ""
+def _split(plan: Plan) -> str:
+    """Draw how much several modules share, how much is private to one, and how much is frozen."""
+    found = held(plan)
+    parts = [
+        ("shared", "var(--high)", f"{found.shared:,} shared by several modules"),
+        ("private", OWN, f"{found.private:,} private to one module"),
+        ("frozen", "var(--none)", f"{found.frozen:,} frozen, not trained"),
+    ]
+    sizes = zip(found, parts, strict=True)
+    bars, items = [], []
+    for size, (name, colour, text) in sizes:
+        if size:
+            part = f"{size / sum(found):.1%}"
+            bars.append(f'<i class="{name}" style="flex-grow:{size};background:{colour}"></i>')
+            items.append(
+                f'<span class="item"><i class="key {name}" style="background:{colour}"></i>{text} ({part})</span>'
+            )
+    return f'<span class="split">{"".join(bars)}</span>{"".join(items)}'
+
+
+def _section(section: Section, i: int) -> str:
+    panels = "".join(_figure(panel, f"{i} {j}") for j, panel in enumerate(section.panels))
     return (
         f'<p class="statement"><b>share</b> {escape(section.row.name)}  {escape(section.key)} '
-        f'<i>{escape(settings(section))}</i>{own}</p><div class="panels wide">{panels}</div>'
+        f'<i>{escape(section.settings)}</i></p><div class="panels wide">{panels}</div>'
     )
 
 
-def _figure(panel: Panel, place: str, grid: Grid) -> str:
-    size = sum(tensor.size for patch in panel.patches for tensor in patch.tensors)
+def _figure(panel: Panel, place: str) -> str:
     # Of many pools the axes and the pointer tell which is which.
     listed = [] if panel.alone or len(panel.patches) > _FEW else panel.patches
     legend = [item(patch.colour, patch.label, f' data-p="{i}"') for i, patch in enumerate(listed)]
     if panel.uncovered:
         legend.append(item("var(--none)", "not in this share"))
-    said, drawn = f"{summary(panel)}, {size:,} parameters", panel_body(panel, grid)
     mark, roles = f'data-panel="{place}"', ", ".join(panel.roles)
-    return figure(mark, roles, said, Scale.of(grid).size(grid), drawn, "".join(legend))
+    size, drawn = Scale.of(panel.grid).size(panel.grid), panel_body(panel)
+    return figure(mark, roles, summary(panel), size, drawn, "".join(legend))
 
 
 def _data(drawn: Picture) -> dict[str, Any]:
     """Collect what the page's script tells of pools and modules."""
-    grid = drawn.grid
+    sites = drawn.plan.sites
     return {
-        "rows": grid.rows,
-        "sites": [
-            [row, site.layer, site.path, site.d_in, site.d_out]
-            for site, (row, _) in zip(grid.sites, grid.places, strict=True)
-        ],
+        "sites": [[site.layer, site.path, site.d_in, site.d_out] for site in sites],
         "shares": [
             {
                 "panels": [
-                    [
-                        [[t.name, *t.shape, t.init, t.trainable] for t in patch.tensors]
-                        for patch in panel.patches
-                    ]
+                    {
+                        "rows": panel.grid.rows,
+                        "at": [row for row, _ in panel.grid.places],
+                        "pools": [
+                            [[t.name, *t.shape, t.init, t.trainable] for t in patch.tensors]
+                            for patch in panel.patches
+                        ],
+                    }
                     for panel in section.panels
                 ],
-                "own": _own(section, len(grid.sites)),
+                "own": _own(section, len(sites)),
             }
             for section in drawn.sections
         ],
@@ -116,10 +138,14 @@ def _data(drawn: Picture) -> dict[str, Any]:
 
 
 def _own(section: Section, sites: int) -> dict[str, Any]:
-    """Collect what single modules have, each distinct set of shapes once."""
+    """Collect what the transform keeps for single modules, each distinct set of shapes once."""
+    own: dict[int, list[list[Any]]] = {}
+    for panel in section.panels:
+        for patch in panel.patches if panel.private else ():
+            shapes = zip(panel.roles, patch.tensors, strict=True)
+            own.setdefault(patch.sites[0], []).extend([r, *t.shape] for r, t in shapes)
     kinds: dict[str, int] = {}
     found = [-1] * sites
-    for site, own in section.own.items():
-        kind = json.dumps([[role, *tensor.shape] for role, tensor in own])
-        found[site] = kinds.setdefault(kind, len(kinds))
+    for site, shapes in own.items():
+        found[site] = kinds.setdefault(json.dumps(shapes), len(kinds))
     return {"kinds": [json.loads(kind) for kind in kinds], "sites": found}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from bishare_dsl.models.site import Site, block_of, layers_of
 from bishare_dsl.plan import Plan, Pool, Tensor
 from bishare_dsl.show.colours import colours
-from bishare_dsl.show.rows import ShareRow, shares, spans
+from bishare_dsl.show.rows import ShareRow, shares, spans, via
 from bishare_dsl.spec import Spec
 
 _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
@@ -17,10 +19,11 @@ _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 
 @dataclass(frozen=True)
 class Grid:
-    """The modules of a plan: layers across, modules of a block down, each in the model's order.
+    """The modules of a panel: layers across, modules of a block down, each in the model's order.
 
-    ``groups`` and ``names`` say what each row is, ``self_attn`` and ``q_proj``. ``places`` has the row and
-    the column of each of ``sites``. Experts that share alike have one row, ``experts.0-7``.
+    ``groups`` and ``names`` label the rows, ``self_attn`` and ``q_proj``. ``places`` has the row and
+    the column of each of ``sites``. Neighbouring experts that share the same tensors in this panel have one
+    row, ``experts.0-7``.
     """
 
     groups: tuple[str, ...]
@@ -49,27 +52,40 @@ class Patch:
 
 @dataclass(frozen=True)
 class Panel:
-    """Who shares the tensors of one role; ``roles`` has several where these are shared alike."""
+    """The tensors of one role of a share, on a grid of modules; ``roles`` has several where the same modules
+    share them. ``private`` tensors belong to single modules by the transform, not by a key."""
 
     roles: tuple[str, ...]
     patches: tuple[Patch, ...]
     uncovered: tuple[int, ...]
+    grid: Grid
+    private: bool = False
 
     @property
     def alone(self) -> bool:
         """Tell whether no two modules share."""
         return all(len(patch.sites) == 1 for patch in self.patches)
 
+    @property
+    def frozen(self) -> bool:
+        """Tell whether its tensors keep their initial values."""
+        return not self.patches[0].tensors[0].trainable
+
+    @property
+    def parameters(self) -> int:
+        """Count the numbers in its tensors."""
+        return sum(tensor.size for patch in self.patches for tensor in patch.tensors)
+
 
 @dataclass(frozen=True)
 class Section:
-    """One share. ``key`` is what the spec says of who shares, ``""`` where the spec is not known. ``own`` has
-    the tensors that single modules have, by the index of the site."""
+    """One share. ``key`` and ``settings`` are its statement up to the rank, and from the rank on; without a
+    spec ``key`` is ``""``."""
 
     row: ShareRow
     key: str
+    settings: str
     panels: tuple[Panel, ...]
-    own: dict[int, tuple[tuple[str, Tensor], ...]]
 
 
 @dataclass(frozen=True)
@@ -77,25 +93,28 @@ class Picture:
     """All that is drawn of a plan."""
 
     plan: Plan
-    grid: Grid
     sections: tuple[Section, ...]
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """All panels, in order."""
+        return tuple(panel for section in self.sections for panel in section.panels)
 
 
 def picture(plan: Plan, spec: Spec | None = None) -> Picture:
     """Collect what to draw of a plan."""
-    grid, keys = _grid(plan), _keys(spec)
-    found = (
-        Section(
-            row, keys.get(row.name, ""), _panels(plan, grid, row.name), _own(plan, grid, row.name)
-        )
-        for row in shares(plan)
-    )
-    return Picture(plan, grid, tuple(found))
+    statements = _statements(spec)
+    sections = []
+    for row in shares(plan):
+        key, settings = statements.get(row.name, ("", _settings(row)))
+        sections.append(Section(row, key, settings, tuple(_panels(plan, row.name))))
+    return Picture(plan, tuple(sections))
 
 
-def _grid(plan: Plan) -> Grid:
+def _grid(plan: Plan, pools: Mapping[str, str]) -> Grid:
+    """Place the modules of a panel, where ``pools`` names the tensor of each that has one."""
     sites = plan.sites
-    experts = _expert_rows(plan)
+    experts = _expert_rows(plan, pools)
     split = [
         (tower, experts.get(site.path, inner))
         for site in sites
@@ -118,13 +137,8 @@ def _grid(plan: Plan) -> Grid:
     )
 
 
-def _expert_rows(plan: Plan) -> dict[str, str]:
-    """Return the row of each expert's module: experts side by side that share alike have one."""
-    pools: dict[str, list[tuple[str, str, str]]] = {}
-    for pool in plan.pools:
-        shared = pool.tensor if len(pool.members) > 1 else ""
-        for path in pool.members:
-            pools.setdefault(path, []).append((pool.share, pool.role, shared))
+def _expert_rows(plan: Plan, pools: Mapping[str, str]) -> dict[str, str]:
+    """Return the row of each expert's module: neighbours with the same tensors have one."""
     experts: dict[str, dict[int, dict[str, object]]] = {}
     parts: dict[str, tuple[str, int, str]] = {}
     for site in plan.sites:
@@ -148,20 +162,34 @@ def split_path(path: str) -> tuple[str, str]:
     return place, inner
 
 
-def _panels(plan: Plan, grid: Grid, share: str) -> tuple[Panel, ...]:
-    index = {site.path: i for i, site in enumerate(grid.sites)}
-    roles: dict[str, list[Pool]] = {}
+def _panels(plan: Plan, share: str) -> Iterator[Panel]:
+    """Yield a panel for each set of roles whose tensors the same modules use, and that train or stay."""
+    index = {site.path: i for i, site in enumerate(plan.sites)}
+    roles: dict[tuple[str, bool], list[Pool]] = {}
     for pool in plan.pools:
         if pool.share == share:
-            roles.setdefault(pool.role, []).append(pool)
-    alike: dict[tuple[tuple[int, ...], ...], dict[str, list[Pool]]] = {}
-    for role, pools in roles.items():
+            roles.setdefault((pool.role, False), []).append(pool)
+    pooled = {pool.tensor for pool in plan.pools}
+    for term in (term for term in plan.terms if term.share == share):
+        for role, name in term.tensors.items():
+            if name not in pooled:
+                own = Pool(share=share, role=role, key=(), tensor=name, members=(term.site,))
+                roles.setdefault((role, True), []).append(own)
+    panels: dict[object, dict[str, list[Pool]]] = {}
+    for (role, private), pools in roles.items():
         members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)
-        alike.setdefault(members, {})[role] = pools
-    panels = []
-    for members, found in alike.items():
-        first = [grid.places[sites[0]] for sites in members]
-        chosen = colours(first, alone=all(len(sites) == 1 for sites in members))
+        trains = plan.tensor[pools[0].tensor].trainable
+        panels.setdefault((members, private, trains), {})[role] = pools
+    for (members, private, _), found in panels.items():  # type: ignore[misc]
+        first = next(iter(found.values()))
+        shared = {
+            path: pool.tensor if len(pool.members) > 1 else ""
+            for pool in first
+            for path in pool.members
+        }
+        grid = _grid(plan, shared)
+        corners = [grid.places[sites[0]] for sites in members]
+        chosen = colours(corners, alone=all(len(sites) == 1 for sites in members))
         patches = (
             Patch(
                 tuple(plan.tensor[pool.tensor] for pool in pools), _label(pools[0]), colour, sites
@@ -169,9 +197,8 @@ def _panels(plan: Plan, grid: Grid, share: str) -> tuple[Panel, ...]:
             for colour, sites, *pools in zip(chosen, members, *found.values(), strict=True)
         )
         covered = {i for sites in members for i in sites}
-        uncovered = (i for i in range(len(grid.sites)) if i not in covered)
-        panels.append(Panel(tuple(found), tuple(patches), tuple(uncovered)))
-    return tuple(panels)
+        uncovered = tuple(i for i in range(len(grid.sites)) if i not in covered)
+        yield Panel(tuple(found), tuple(patches), uncovered, grid, private)
 
 
 def _label(pool: Pool) -> str:
@@ -179,33 +206,41 @@ def _label(pool: Pool) -> str:
     return pool.tensor.removeprefix(f"{pool.share}.").removesuffix(pool.role).rstrip(".") or "all"
 
 
-def _own(plan: Plan, grid: Grid, share: str) -> dict[int, tuple[tuple[str, Tensor], ...]]:
-    pooled = {pool.tensor for pool in plan.pools}
-    index = {site.path: i for i, site in enumerate(grid.sites)}
-    return {
-        index[term.site]: own
-        for term in plan.terms
-        if term.share == share
-        and (
-            own := tuple(
-                (role, plan.tensor[name])
-                for role, name in term.tensors.items()
-                if name not in pooled
-            )
-        )
-    }
+def _settings(row: ShareRow) -> str:
+    """Write the rank of a share and its transform, from a plan alone."""
+    said = via(row.transform, row.options)
+    rank = f"rank {', '.join(map(str, row.ranks))}"
+    return rank if said == "-" else f"{rank} via {said}"
 
 
-def _keys(spec: Spec | None) -> dict[str, str]:
-    """Return what a spec says of who shares, by share: ``where layer < 20 per layer // 2``."""
+def _statements(spec: Spec | None) -> dict[str, tuple[str, str]]:
+    """Return the statement of each share before and from its rank on, with the values of params in it."""
     if spec is None:
         return {}
     from bishare_dsl.language import spec_text
 
-    keys = {}
+    statements = {}
     for share in spec.shares:
+        settings = spec.settings(share)
+        whole = share.model_copy(
+            update={name: getattr(settings, name) for name in settings.model_fields_set}
+        )
+        data = _with_values(whole.model_dump(mode="json", exclude_unset=True), spec.values)
         # One at a time, so that nothing is aligned with the others.
-        text = spec_text(spec.model_copy(update={"shares": (share,)}))
+        text = spec_text(spec.model_copy(update={"shares": (type(share).model_validate(data),)}))
         statement = " ".join(text[text.rindex("\nshare ") :].split())
-        keys[share.name] = statement.split(" ", 2)[2].partition(" rank ")[0]
-    return keys
+        key, _, rest = statement.split(" ", 2)[2].partition("rank ")
+        statements[share.name] = key.strip(), f"rank {rest}"
+    return statements
+
+
+def _with_values(data: Any, values: Mapping[str, int | float | str]) -> Any:
+    """Put the values of params where a share's data refers to them."""
+    if isinstance(data, list):
+        return [_with_values(part, values) for part in data]
+    if not isinstance(data, dict):
+        return data
+    if data.keys() == {"ref"} and data["ref"] in values:
+        value = values[data["ref"]]
+        return {"ref": value} if isinstance(value, str) else value
+    return {key: _with_values(part, values) for key, part in data.items()}

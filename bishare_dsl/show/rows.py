@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
@@ -109,6 +109,37 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+
+
+class Held(NamedTuple):
+    """How many numbers of an adapter's terms several modules use, and how many one module has for itself.
+
+    ``frozen`` ones never train, and count in neither of the others.
+    """
+
+    shared: int
+    private: int
+    frozen: int
+
+    def __str__(self) -> str:
+        trained = self.shared + self.private
+        parts = [f"{trained:,} trainable parameters"]
+        if trained:
+            parts.append(f"{self.shared:,} shared by several modules ({self.shared / trained:.1%})")
+            parts.append(f"{self.private:,} private to one ({self.private / trained:.1%})")
+        parts += [f"{self.frozen:,} more are frozen"] if self.frozen else []
+        return ", ".join(parts)
+
+
+def held(plan: Plan) -> Held:
+    """Count what a plan's modules share, and what each has for itself."""
+    users = Counter(name for term in plan.terms for name in {*term.tensors.values()})
+    sizes = Counter[str]()
+    for name, count in users.items():
+        tensor = plan.tensor[name]
+        kind = "frozen" if not tensor.trainable else "shared" if count > 1 else "private"
+        sizes[kind] += tensor.size
+    return Held(sizes["shared"], sizes["private"], sizes["frozen"])
 
 
 def memory(plan: Plan) -> Memory:

@@ -79,6 +79,7 @@ def figure(
         f"<figure {mark}><figcaption><b>{escape(title)}</b> <span>{escape(said)}</span></figcaption>"
         f'<div class="scroll"><svg style="--drawn:{width}px" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{drawn}</svg></div>'
+        f'<p class="hint">scroll to the right for more</p>'
         f"<ul>{legend}</ul></figure>"
     )
 

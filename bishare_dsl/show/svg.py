@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil
 
-from bishare_dsl.show.picture import Grid, Panel, Picture, Section
-from bishare_dsl.show.rows import bounds, span, trained_in_full, via
+from bishare_dsl.show.picture import Grid, Panel, Picture
+from bishare_dsl.show.rows import bounds, span, trained_in_full
 from bishare_dsl.show.shell import svg_file
 
 CHARACTER = 6.7
@@ -15,6 +15,8 @@ CHARACTER = 6.7
 _GAP_OF_GROUPS = 6
 _HEAD = 20
 _WIDTH = 1000
+_HATCH = 6
+"""Pixels between the lines across what is frozen."""
 
 
 @dataclass(frozen=True)
@@ -47,49 +49,52 @@ class Scale:
         return self.left + len(grid.layers) * self.across + 4, self.tops[-1]
 
 
-def panel_body(panel: Panel, grid: Grid) -> str:
-    """Draw the cells of a panel and the names of rows and columns."""
+def panel_body(panel: Panel) -> str:
+    """Draw the cells of a panel, hatched where they are frozen, and the names of rows and columns."""
+    grid = panel.grid
     scale = Scale.of(grid)
     drawn = [_axes(grid, scale)]
     taken: set[tuple[int, int]] = set()
     if panel.uncovered:
-        drawn.append(f'<g class="none">{_cells(panel.uncovered, grid, scale, taken)}</g>')
+        cells = _cells(panel.uncovered, grid, scale, taken, hatched=False)
+        drawn.append(f'<g class="none">{cells}</g>')
     for i, patch in enumerate(panel.patches):
-        if cells := _cells(patch.sites, grid, scale, taken):
+        if cells := _cells(patch.sites, grid, scale, taken, hatched=panel.frozen):
             drawn.append(f'<g data-p="{i}" fill="{patch.colour}">{cells}</g>')
     return "".join(drawn)
 
 
 def summary(panel: Panel) -> str:
-    """Describe the pools of a panel in a few words."""
+    """Describe the pools of a panel and their parameters in a few words."""
     what = {1: "tensor", 2: "pair"}.get(len(panel.roles), "set")
-    if panel.alone:
-        return f"a {what} for each module"
     members = span(bounds(len(patch.sites) for patch in panel.patches))
-    if len(panel.patches) == 1:
-        return f"one {what} for {members} modules"
-    return f"{len(panel.patches):,} {what}s, {members} modules each"
-
-
-def settings(section: Section) -> str:
-    """Describe the rank of a share and its transform."""
-    said = via(section.row.transform, section.row.options)
-    rank = f"rank {', '.join(map(str, section.row.ranks))}"
-    return rank if said == "-" else f"{rank}  via {said}"
+    if panel.alone:
+        pools = f"private, a {what} for each module"
+    elif len(panel.patches) == 1:
+        pools = f"one {what} for {members} modules"
+    else:
+        pools = f"{len(panel.patches):,} {what}s, {members} modules each"
+    return f"{pools}, {panel.parameters:,} {'frozen' if panel.frozen else 'trainable'} parameters"
 
 
 def whole(picture: Picture) -> str:
     """Draw all of a plan as one SVG file, section by section, for a light and a dark page."""
-    grid = picture.grid
-    width, height = Scale.of(grid).size(grid)
+    sizes = [Scale.of(panel.grid).size(panel.grid) for panel in picture.panels]
+    width, height = (max(side, default=0) for side in zip(*sizes, strict=True)) if sizes else (0, 0)
     margin, space = 24, 36
     boxes: list[tuple[list[tuple[str, str]], Panel | None]] = []
     for section in picture.sections:
+        # What the transform keeps for single modules is a line, not another grey grid.
+        own = [f"{', '.join(p.roles)}: {summary(p)}" for p in section.panels if p.private]
         for panel in section.panels:
-            roles = f"  {', '.join(panel.roles)}" if len(section.panels) > 1 else ""
-            head = [(section.row.name + roles, "title")]
-            head += [(section.key, "")] if section.key else []
-            head += [(settings(section), "muted"), (summary(panel), "muted")]
+            if panel.private and len(own) < len(section.panels):
+                continue
+            head = [(section.row.name, "title"), *([(section.key, "")] if section.key else [])]
+            head += [
+                (section.settings, ""),
+                (f"{', '.join(panel.roles)}: {summary(panel)}", "muted"),
+            ]
+            head += [] if panel.private else [(line, "muted") for line in own]
             boxes.append((head, panel))
     if trained := trained_in_full(picture.plan):
         lines = [(str(row), "") for row in trained]
@@ -106,7 +111,7 @@ def whole(picture: Picture) -> str:
             f'<text class="{kind}" y="{17 * j + 12}">{_words(line)}</text>'
             for j, (line, kind) in enumerate(head)
         )
-        body = "" if shown is None else panel_body(shown, grid)
+        body = "" if shown is None else panel_body(shown)
         drawn.append(
             f'<g transform="translate({x},{y})">{words}<g transform="translate(0,{top})">{body}</g></g>'
         )
@@ -139,7 +144,9 @@ def _axes(grid: Grid, scale: Scale) -> str:
     return "".join(drawn)
 
 
-def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[int, int]]) -> str:
+def _cells(
+    sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[int, int]], *, hatched: bool
+) -> str:
     """Draw the cells of a pool: neighbours touch. Of folded experts that share with none, one is drawn."""
     here: dict[tuple[int, int], list[int]] = {}
     for i in sites:
@@ -147,7 +154,7 @@ def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[in
             here.setdefault(grid.places[i], []).append(i)
     taken.update(here)
     corner = ' rx="3"' if min(scale.across, scale.down) >= 13 and len(here) == 1 else ""
-    drawn = []
+    drawn, lines = [], []
     for (row, column), inside in here.items():
         x, y = scale.left + column * scale.across, scale.tops[row]
         width = scale.across - scale.gap * ((row, column + 1) not in here)
@@ -158,7 +165,18 @@ def _cells(sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[in
             f'<rect data-i="{" ".join(map(str, inside))}" x="{x}" y="{y}" width="{width}" '
             f'height="{height}"{corner}/>'
         )
-    return "".join(drawn)
+        lines += _diagonals(x, y, width, height) if hatched else []
+    hatch = f'<path class="hatch" d="{"".join(lines)}"/>' if lines else ""
+    return "".join(drawn) + hatch
+
+
+def _diagonals(x: int, y: int, width: int, height: int) -> list[str]:
+    """Hatch a cell by lines where ``x + y`` is a multiple of `_HATCH`, so that neighbours' lines meet."""
+    first = -(-(x + y + 1) // _HATCH) * _HATCH
+    return [
+        f"M{max(x, s - y - height)} {min(s - x, y + height)}L{min(s - y, x + width)} {max(y, s - x - width)}"
+        for s in range(first, x + y + width + height, _HATCH)
+    ]
 
 
 def _words(text: str) -> str:

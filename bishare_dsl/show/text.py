@@ -5,8 +5,8 @@ from __future__ import annotations
 from string import ascii_letters, digits
 
 from bishare_dsl.show.picture import Grid, Panel, Picture
-from bishare_dsl.show.rows import trained_in_full
-from bishare_dsl.show.svg import settings, summary
+from bishare_dsl.show.rows import held, trained_in_full
+from bishare_dsl.show.svg import summary
 from bishare_dsl.show.table import wrapped
 
 _CHARACTERS = ascii_letters + digits
@@ -14,15 +14,18 @@ _UNCOVERED = "."
 
 
 def text(picture: Picture) -> str:
-    """Draw all of a plan: layers across, modules down."""
-    parts = []
+    """Draw all of a plan: what is shared and what is private, then layers across, modules down."""
+    plan = picture.plan
+    parts = [wrapped(f"{plan.spec} on {plan.base.name}: {held(plan)}")]
     for section in picture.sections:
+        head = " ".join(filter(None, (section.row.name, section.key, section.settings)))
+        lines = [wrapped(f"share {head}")]
         for panel in section.panels:
-            head = f"{section.row.name}  {section.key}".rstrip()
-            head += f"  {settings(section)}\n{', '.join(panel.roles)}: {summary(panel)}"
+            said = f"{', '.join(panel.roles)}: {summary(panel)}"
             if len(panel.patches) > len(_CHARACTERS) and not panel.alone:
-                head += f"; after {len(_CHARACTERS)} the letters begin again"
-            parts.append("\n".join([wrapped(head), *_drawn(panel, picture.grid)]))
+                said += f"; after {len(_CHARACTERS)} the letters begin again"
+            lines += [wrapped(said), *_drawn(panel, panel.grid)]
+        parts.append("\n".join(lines))
     if trained := trained_in_full(picture.plan):
         parts.append("\n".join(["trained in full:", *map(str, trained)]))
     return "\n\n".join(parts)

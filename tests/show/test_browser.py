@@ -7,6 +7,7 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from bishare_dsl.api import plan_spec
 from bishare_dsl.language import parse_spec, read_file
@@ -77,11 +78,15 @@ def test_pointing_at_a_module_tells_its_tensor_and_who_shares_it(show):
         *(f"model.layers.3.self_attn.{kind}_proj" for kind in "qkv"),
         "model.layers.3.mlp.up_proj",
         "model.layers.3.mlp.down_proj",
-        "at model.layers.3.self_attn.k_proj, 4,096 → 4,096; of its own: K_A 1 × 16, K_B 1 × 16",
+        "at model.layers.3.self_attn.k_proj, 4,096 → 4,096; private: K_A 1 × 16, K_B 1 × 16",
     ]
     picked = browser.find_elements(By.CSS_SELECTOR, "svg.pick g.on rect")
     assert len(picked) == 5
-    assert not cells(browser, 2)  # A and B are shared alike.
+    # A and B are shared alike; the kernels have a panel of their own.
+    assert hover(browser, cells(browser, 2)[1])[:2] == [
+        "intra.layers.0.self_attn.k_proj.K_A",
+        "1 × 16 = 16 trainable parameters, starts kaiming_normal",
+    ]
 
 
 def test_a_tensor_of_the_whole_model_tells_its_modules_by_kind(show):
@@ -103,7 +108,38 @@ def test_it_opens_on_the_share_with_the_largest_pools(show):
     [open_tab] = browser.find_elements(By.CSS_SELECTOR, "nav button[aria-selected=true]")
     assert open_tab.text.split()[0] == "inter"
     [statement] = visible(browser, ".statement")
-    assert statement.text.endswith("of its own each module has K_A, K_B")
+    assert statement.text.endswith("rank 16 via KE(size = 256, kernel = kaiming_normal) scale 2")
+
+
+def test_the_head_counts_what_is_private(show, planned):
+    spec, plan = planned(
+        "share s A per kind  B per module  rank 2 freeze A share t per model rank 1 via SS"
+    )
+    browser = show(plan, spec)
+    assert [part.text for part in visible(browser, ".facts .item")] == [
+        "160 shared by several modules (10.0%)",
+        "1,056 private to one module (66.0%)",
+        "384 frozen, not trained (24.0%)",
+    ]
+    bars = visible(browser, ".split i")
+    assert [bar.get_attribute("class") for bar in bars] == ["shared", "private", "frozen"]
+    widths = [bar.size["width"] for bar in bars]
+    assert widths[0] < widths[2] < widths[1]
+
+
+def test_a_narrow_page_hints_at_the_rest_of_a_picture(show):
+    browser = show(*ke())
+    assert not visible(browser, ".hint")
+    size = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        WebDriverWait(browser, 10).until(lambda b: len(visible(b, ".hint")) == 2)
+        browser.execute_script(
+            "document.querySelectorAll('section:not([hidden]) .scroll').forEach(s => s.scrollLeft = 9999)"
+        )
+        WebDriverWait(browser, 10).until(lambda b: not visible(b, ".hint"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_what_is_a_module_s_own_is_grey(show):
@@ -125,8 +161,15 @@ def test_counts(show):
         captions = [caption.text for caption in visible(browser, "figcaption")]
         pools = [p for p in plan.pools if p.share == name]
         size = sum(plan.tensor[pool.tensor].size for pool in pools)
-        assert [caption[:4] for caption in captions] == ["A, B"]
-        assert captions[0].endswith(f" {size:,} parameters")
+        roles = ["A, B"] if name == "local" else ["A, B", "K_A, K_B"]
+        assert [
+            caption.split("  ")[0].strip()[: len(r)]
+            for caption, r in zip(captions, roles, strict=True)
+        ] == roles
+        assert captions[0].endswith(f" {size:,} trainable parameters")
+        assert captions[-1].endswith(
+            f" {size if name == 'local' else count - size:,} trainable parameters"
+        )
         drawn = visible(browser, "figure:nth-of-type(1) svg g[data-p]")
         assert len(drawn) == len(pools) // 2
         assert len(cells(browser)) == len(plan.sites)

@@ -1,5 +1,6 @@
 from bishare_dsl.models.site import Architecture
 from bishare_dsl.show.picture import picture
+from bishare_dsl.show.rows import held
 from bishare_dsl.show.text import text
 from tests.show.conftest import architecture
 
@@ -12,7 +13,7 @@ def panels(planned, text):
 
 def test_the_grid_has_layers_across_and_modules_down(planned):
     _, plan = planned("share s per module rank 2")
-    grid = picture(plan).grid
+    grid = picture(plan).panels[0].grid
     assert grid.layers == (0, 1, 2)
     assert grid.rows == ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
     assert grid.groups == ("self_attn", "self_attn", "mlp")
@@ -42,25 +43,52 @@ def test_where_a_share_is_not_is_told(planned):
     assert a.uncovered == (0, 1, 2, 4, 5, 7, 8)
 
 
-def test_tensors_of_single_modules_are_told_at_the_module(planned):
-    spec, plan = planned("share s per model rank 2 via KE(size = 16)")
-    [section] = picture(plan, spec).sections
-    assert [panel.roles for panel in section.panels] == [("A", "B")]
-    assert [(role, tensor.shape) for role, tensor in section.own[2]] == [
-        ("K_A", (1, 4)),
-        ("K_B", (1, 6)),
-    ]
-
-
-def test_the_key_is_told_in_the_words_of_the_spec(planned):
-    spec, plan = planned(
-        "param r = 2 share s where layer > 0 per layer // 2, kind rank r share t A per kind B per module rank 1"
+def test_private_tensors_have_a_panel_and_a_count(planned):
+    shared, own = panels(planned, "share s per model rank 2 via KE(size = 16)")
+    assert (shared.roles, shared.private, own.roles, own.private) == (
+        ("A", "B"),
+        False,
+        ("K_A", "K_B"),
+        True,
     )
-    assert [section.key for section in picture(plan, spec).sections] == [
-        "where layer > 0 per layer // 2, kind",
-        "A per kind B per module",
+    assert [tensor.shape for tensor in own.patches[2].tensors] == [(1, 4), (1, 6)]
+    assert own.patches[2].sites == (2,)
+    assert (shared.parameters, own.parameters) == (
+        2 * 2 * 16,
+        3 * (4 + 4 + 4 + 1 + 4 + 6),
+    )
+
+
+def test_frozen_tensors_are_a_panel_of_their_own(planned):
+    a, b = panels(planned, "share s per kind rank 2 freeze A")
+    assert [(p.roles, p.frozen) for p in (a, b)] == [(("A",), True), (("B",), False)]
+    assert a.parameters == 3 * 2 * 64
+
+
+def test_the_whole_share_is_printed_with_the_values_of_params(planned):
+    spec, plan = planned(
+        "param r = 2 scale 3 share s where layer > 0 per layer // 2, kind rank 2 * r freeze A gain rank init 0.5 "
+        "share t A per kind B per module rank 1 dropout 0.1"
+    )
+    assert [(section.key, section.settings) for section in picture(plan, spec).sections] == [
+        (
+            "where layer > 0 per layer // 2, kind",
+            "rank 2 * 2 scale 3 freeze A gain rank init 0.5",
+        ),
+        ("A per kind B per module", "rank 1 scale 3 dropout 0.1"),
     ]
-    assert [section.key for section in picture(plan).sections] == ["", ""]
+    assert [(s.key, s.settings) for s in picture(plan).sections] == [("", "rank 4"), ("", "rank 1")]
+
+
+def test_what_is_shared_what_is_private_and_what_is_frozen(planned):
+    _, plan = planned(
+        "share s A per layer  B per module  rank 2 freeze A share t per model rank 1 via SS"
+    )
+    assert held(plan) == (64 + 96, 3 * 2 * (64 + 16 + 96), 3 * 2 * 64)
+    assert str(held(plan)) == (
+        "1,216 trainable parameters, 160 shared by several modules (13.2%), "
+        "1,056 private to one (86.8%), 384 more are frozen"
+    )
 
 
 def test_two_towers_with_the_same_layers_have_rows_of_their_own(planned):
@@ -69,7 +97,7 @@ def test_two_towers_with_the_same_layers_have_rows_of_their_own(planned):
         name="both", family="x", layers=2, parameters=1000, sites=(*towers[0], *towers[1])
     )
     _, plan = planned("share s per module rank 2", both)
-    grid = picture(plan).grid
+    grid = picture(plan).panels[0].grid
     assert len(set(grid.places)) == len(grid.sites) == 12
     assert grid.rows[0] == "vision.layers.self_attn.q_proj"
     assert grid.rows[3] == "text.layers.self_attn.q_proj"
@@ -82,8 +110,8 @@ def test_a_layer_without_a_module_has_a_gap_there(planned):
     )
     spec, plan = planned("share s per kind rank 2", some)
     drawn = picture(plan, spec)
-    assert (1, 1) not in drawn.grid.places
-    assert text(drawn).splitlines()[3:6] == [
+    assert (1, 1) not in drawn.panels[0].grid.places
+    assert text(drawn).splitlines()[5:8] == [
         "self_attn.q_proj  aaa",
         "self_attn.v_proj  b b",
         "     mlp.up_proj  ccc",
@@ -97,22 +125,22 @@ def test_a_picture_in_text(planned):
     assert (
         text(picture(plan, spec))
         == """\
-s  per layer // 2  rank 2  via SS(slice = centre)
-A, B: 2 pairs, 3-6 modules each
+small on small: 752 trainable parameters, 704 shared by several modules (93.6%), 48 private to one (6.4%)
+
+share s per layer // 2 rank 2 via SS
+A, B: 2 pairs, 3-6 modules each, 640 trainable parameters
            layer  0
 self_attn.q_proj  aab
 self_attn.v_proj  aab
      mlp.up_proj  aab
 
-t  where kind v_proj A per model B per module  rank 1
-A: one tensor for 3 modules
+share t where kind v_proj A per model B per module rank 1
+A: one tensor for 3 modules, 64 trainable parameters
            layer  0
 self_attn.q_proj  ...
 self_attn.v_proj  aaa
      mlp.up_proj  ...
-
-t  where kind v_proj A per model B per module  rank 1
-B: a tensor for each module
+B: private, a tensor for each module, 48 trainable parameters
            layer  0
 self_attn.q_proj  ...
 self_attn.v_proj  abc
@@ -123,8 +151,11 @@ self_attn.v_proj  abc
 def test_more_pools_than_letters(planned):
     spec, plan = planned("share s per layer rank 2 via SS", architecture(70))
     drawn = text(picture(plan, spec))
-    assert "70 pairs, 3 modules each; after 62 the letters begin again" in drawn
     assert (
-        drawn.splitlines()[2]
+        "70 pairs, 3 modules each, 22,400 trainable parameters; after 62 the letters begin again"
+        in drawn
+    )
+    assert (
+        drawn.splitlines()[4]
         == "           layer  0         10        20        30        40        50        60"
     )

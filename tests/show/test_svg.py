@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -60,7 +61,7 @@ def test_cells_do_not_overlap_at_any_depth(planned):
         spec, plan = planned("share s per module rank 2", model, target="q_proj, v_proj, up_proj")
         groups, _ = pools(drawn(spec, plan))
         cells = [rect for g in groups for rect in g.iter(f"{SVG}rect")]
-        assert len(cells) == len({*picture(plan).grid.places})
+        assert len(cells) == len({*picture(plan).panels[0].grid.places})
         corners = Counter((rect.get("x"), rect.get("y")) for rect in cells)
         assert max(corners.values()) == 1
         width, height = int(cells[0].get("width")), int(cells[0].get("height"))
@@ -76,24 +77,47 @@ def test_experts_that_share_alike_are_one_row(planned):
     )
     spec, plan = planned(text, experts(2, 6), target="q_proj, up_proj")
     shown = picture(plan, spec)
-    assert shown.grid.rows == (
+    own, bands = shown.panels
+    # Private pairs say nothing of who shares, so all experts are one row there.
+    assert own.grid.rows == ("self_attn.q_proj", "mlp.experts.0-5.up_proj")
+    assert bands.grid.rows == (
         "self_attn.q_proj",
         *(f"mlp.experts.{pair}.up_proj" for pair in ("0-1", "2-3", "4-5")),
     )
     groups, _ = pools(drawn(spec, plan))
-    own, bands = groups[: 2 * 4], groups[2 * 4 :]
-    assert [rect.get("data-i") for g in bands for rect in g.iter(f"{SVG}rect")][:2] == [
+    assert [rect.get("data-i") for g in groups[2 * 2 :] for rect in g.iter(f"{SVG}rect")][:2] == [
         "1 2",
         "3 4",
     ]
-    assert all(len(list(g.iter(f"{SVG}rect"))) == 1 for g in own)
+    assert all(len(list(g.iter(f"{SVG}rect"))) == 1 for g in groups[: 2 * 2])
     # Every other expert is of another pool: no two neighbours are alike.
     odd = planned(
         "share s where expert != none per kind, expert % 2 rank 2",
         experts(2, 4),
         target="q_proj, up_proj",
     )[1]
-    assert len(picture(odd).grid.rows) == 1 + 4
+    assert len(picture(odd).panels[0].grid.rows) == 1 + 4
+
+
+def test_what_shares_in_a_panel_is_one_row_there(planned):
+    text = "share s A per layer, kind  B per layer, kind, expert // 2 rank 2"
+    spec, plan = planned(text, experts(2, 4), target="up_proj")
+    a, b = picture(plan, spec).panels
+    assert a.grid.rows == ("mlp.experts.0-3.up_proj",)
+    assert b.grid.rows == ("mlp.experts.0-1.up_proj", "mlp.experts.2-3.up_proj")
+
+
+def test_frozen_cells_are_hatched(planned):
+    groups, _ = pools(drawn(*planned("share s per kind rank 2 freeze A")))
+    hatched = [len(list(g.iter(f"{SVG}path"))) for g in groups]
+    assert hatched == [1, 1, 1, 0, 0, 0]
+    cells = list(groups[0].iter(f"{SVG}rect"))
+    left, right = int(cells[0].get("x")), int(cells[-1].get("x")) + int(cells[-1].get("width"))
+    lines = re.findall(r"M(\d+) (\d+)L(\d+) (\d+)", next(groups[0].iter(f"{SVG}path")).get("d"))
+    assert len(lines) > len(cells)
+    for x1, y1, x2, y2 in (map(int, line) for line in lines):
+        assert x1 - x2 == y2 - y1  # At 45 degrees, inside the cells.
+        assert left <= x1 <= x2 <= right
 
 
 def test_the_cells_of_a_pool_touch(planned):
@@ -111,10 +135,12 @@ def test_specs_that_ship_are_drawn(name):
     spec = read_file(shipped_specs()[name])[0]
     plan = plan_spec(spec, preset("llama-7b"))
     groups, none = pools(drawn(spec, plan))
-    alike = {(p.share, p.key, p.members) for p in plan.pools}
-    assert len(groups) == len(alike)
+    alike = {(p.share, p.key, p.members, plan.tensor[p.tensor].trainable) for p in plan.pools}
+    # What a share subtracts has no key: each module has it for itself.
+    starts = sum(1 for term in plan.terms if term.share.endswith(".start"))
+    assert len(groups) == len(alike) + starts
     cells = [len(list(g.iter(f"{SVG}rect"))) for g in (*groups, *none)]
-    assert sum(cells) % len(plan.sites) == 0
+    assert sum(cells) % len(plan.sites) == 0 or any("expert" in s.path for s in plan.sites)
     assert "per " in ElementTree.tostring(drawn(spec, plan), encoding="unicode")
 
 
