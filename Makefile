@@ -144,7 +144,8 @@ dist: $(STAMP) ## build the sdist and the wheel into dist, check them, and try t
 
 docs: $(STAMP) ## write the picture in the README, colours and the JSON schema for editors; then the site, into build/docs
 	@$(BIN)/python tools/editors.py
-	@$(BIN)/bishare show docs/images/sharing.share --model docs/images/six-layers.json --svg docs/images/sharing.svg
+	@awk '/^```share/ { inside = 1; next } /^```/ { if (inside) exit } inside' README.md \
+	  | $(BIN)/bishare show - --model docs/images/six-layers.json --svg docs/images/sharing.svg
 	@$(MKDOCS) build --quiet
 
 playground: $(STAMP) ## put what the site's playground runs into build/docs, behind `make docs` (needs npm)

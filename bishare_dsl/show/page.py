@@ -87,9 +87,8 @@ def _split(plan: Plan) -> str:
         if size:
             part = f"{size / sum(found):.1%}"
             bars.append(f'<i class="{name}" style="flex-grow:{size};background:{colour}"></i>')
-            items.append(
-                f'<span class="item"><i class="key {name}" style="background:{colour}"></i>{text} ({part})</span>'
-            )
+            key = f'<i class="key {name}" style="background:{colour}"></i>'
+            items.append(f'<span class="item">{key}{text} ({part})</span>')
     return f'<span class="split">{"".join(bars)}</span>{"".join(items)}'
 
 

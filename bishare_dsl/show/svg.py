@@ -66,15 +66,26 @@ def panel_body(panel: Panel) -> str:
 
 def summary(panel: Panel) -> str:
     """Describe the pools of a panel and their parameters in a few words."""
+    return f"{_pools(panel)}, {_count(panel)}"
+
+
+def _pools(panel: Panel) -> str:
     what = {1: "tensor", 2: "pair"}.get(len(panel.roles), "set")
     members = span(bounds(len(patch.sites) for patch in panel.patches))
     if panel.alone:
-        pools = f"private, a {what} for each module"
-    elif len(panel.patches) == 1:
-        pools = f"one {what} for {members} modules"
-    else:
-        pools = f"{len(panel.patches):,} {what}s, {members} modules each"
-    return f"{pools}, {panel.parameters:,} {'frozen' if panel.frozen else 'trainable'} parameters"
+        return f"private, a {what} for each module"
+    if len(panel.patches) == 1:
+        return f"one {what} for {members} modules"
+    return f"{len(panel.patches):,} {what}s, {members} modules each"
+
+
+def _count(panel: Panel) -> str:
+    return f"{panel.parameters:,} {'frozen' if panel.frozen else 'trainable'} parameters"
+
+
+def _lines(panel: Panel) -> tuple[str, str]:
+    """Describe a panel above its picture, in two short lines."""
+    return f"{', '.join(panel.roles)}: {_pools(panel)}", f"  {_count(panel)}"
 
 
 def whole(picture: Picture) -> str:
@@ -85,16 +96,13 @@ def whole(picture: Picture) -> str:
     boxes: list[tuple[list[tuple[str, str]], Panel | None]] = []
     for section in picture.sections:
         # What the transform keeps for single modules is a line, not another grey grid.
-        own = [f"{', '.join(p.roles)}: {summary(p)}" for p in section.panels if p.private]
+        own = [line for p in section.panels if p.private for line in _lines(p)]
         for panel in section.panels:
-            if panel.private and len(own) < len(section.panels):
+            if panel.private and not all(p.private for p in section.panels):
                 continue
             head = [(section.row.name, "title"), *([(section.key, "")] if section.key else [])]
-            head += [
-                (section.settings, ""),
-                (f"{', '.join(panel.roles)}: {summary(panel)}", "muted"),
-            ]
-            head += [] if panel.private else [(line, "muted") for line in own]
+            said = _lines(panel) if panel.private else [*_lines(panel), *own]
+            head += [(section.settings, ""), *((line, "muted") for line in said)]
             boxes.append((head, panel))
     if trained := trained_in_full(picture.plan):
         lines = [(str(row), "") for row in trained]

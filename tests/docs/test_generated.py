@@ -1,5 +1,6 @@
 """What is written by a program is what the program would write now."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -15,12 +16,15 @@ from tools.editors import grammar, schema
 ROOT = Path(__file__).parents[2]
 
 
-def test_picture(tmp_path):
-    """`make docs` writes it."""
+def test_the_picture_is_of_the_spec_in_the_readme(tmp_path, monkeypatch):
+    """`make docs` draws the first spec of the README, on a model of six layers."""
     images = ROOT / "docs" / "images"
-    command = ["show", images / "sharing.share", "--model", images / "six-layers.json", "--quiet"]
-    assert bishare([*map(str, command), "--svg", str(tmp_path / "new.svg")]) == 0
-    assert (tmp_path / "new.svg").read_bytes() == (images / "sharing.svg").read_bytes()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    spec = re.search(r"^```share.*?\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(spec.encode())))
+    command = ["show", "-", "--model", str(images / "six-layers.json"), "--quiet"]
+    assert bishare([*command, "--svg", str(tmp_path / "new.svg")]) == 0
+    assert (tmp_path / "new.svg").read_bytes() == (images / "sharing.svg").read_bytes(), "make docs"
 
 
 def test_colours_for_editors():
