@@ -47,12 +47,6 @@ def test_every_spec_that_ships_fits_the_json_schema(name):
         jsonschema.validate(spec | {"shares": [{"name": "a"}]}, json.loads(schema()))
 
 
-def test_picture_is_of_the_spec_in_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    spec = (ROOT / "docs" / "images" / "sharing.share").read_text(encoding="utf-8")
-    assert f"```share file=mine.share\n{spec}```" in readme
-
-
 def test_measured_numbers_are_those_of_the_notes():
     """Every number in a table of docs/measured.md is in a note that the page links to."""
     page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
