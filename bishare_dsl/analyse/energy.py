@@ -9,7 +9,7 @@ told as a part of ``sum |dW_i|^2``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -41,6 +41,7 @@ class Joint:
         pools: how many common factors there are.
         modules: the most modules of one.
         kept: the part of the energy that is kept, by rank.
+        groups: the modules of each pool. Keys with equal groups are one choice under several names.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Joint:
     pools: int
     modules: int
     kept: Mapping[int, float]
+    groups: frozenset[tuple[str, ...]] = field(default=frozenset(), repr=False)
 
 
 def spectrum(updates: Sequence[Update], role: str, count: int) -> torch.Tensor:
@@ -95,9 +97,9 @@ def joint(updates: Sequence[Update], base: Architecture, ranks: Sequence[int]) -
                 kept += known[same]
             parts = (kept / sum(energy(pool, role) for pool in pools)).clamp(0, 1)
             largest = max(map(len, pools))
-            found.append(
-                Joint(key, role, len(pools), largest, dict(zip(ranks, parts.tolist(), strict=True)))
-            )
+            by_rank = dict(zip(ranks, parts.tolist(), strict=True))
+            groups = frozenset(tuple(update.site.path for update in pool) for pool in pools)
+            found.append(Joint(key, role, len(pools), largest, by_rank, groups))
     return found
 
 

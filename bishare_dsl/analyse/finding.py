@@ -29,12 +29,22 @@ def finding(analyses: Sequence[Analysis]) -> str:
         said = [
             f"{name[0].upper()}{name[1:]} stands out: it keeps {_points(most)} more than chance."
         ]
-        near = [common for common in others if fmean(gains[common]) > _NEAR * most]
+        groups = {
+            (row.joint.key, row.joint.role): row.joint.groups
+            for analysis in analyses
+            for row in analysis.joint
+        }
+        # A key with the groups of one that is listed is that one again.
+        near: list[tuple[str, str]] = []
+        for common in others:
+            same = [c for c in (first, *near) if c[1] == common[1] and groups[c] == groups[common]]
+            if fmean(gains[common]) > _NEAR * most and not (groups[common] and same):
+                near.append(common)
         listed = ", ".join(f"{_named(common)} ({_points(fmean(gains[common]))})" for common in near)
         said += [f"Nearly as much: {listed}."] * bool(near) + [f"{runs} {_tells(first, analyses)}"]
     if not all(analysis.adapter.starts_known for analysis in analyses):
         said.append(
-            "What A started as is not known and stays in it, which hides what A has in common."
+            "The initial values of A are unknown, so they stay in the updates and hide what A shares."
         )
     return " ".join(said)
 

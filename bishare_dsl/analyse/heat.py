@@ -69,5 +69,7 @@ def body(chart: Map) -> str:
 
 
 def summary(chart: Map) -> str:
-    """Say what a map comes to, beside chance."""
+    """Give the mean of a map, and the mean by chance."""
+    if chart.mean is None:
+        return "no two modules have equal widths"
     return f"mean {shown(chart.mean)}; by chance {shown(chart.chance)}"

@@ -36,8 +36,8 @@ def page(analyses: Sequence[Analysis], between: Sequence[Map]) -> str:
         if shown := [part for part in drawn if part[1]]:
             tabs.append(Tab(measure.title, "", _measure(measure, shown, charts)))
     foot = (
-        "Chance is measured: independent updates have the same singular values, and vectors that are drawn "
-        "anew. Grey cells cannot be compared: their widths differ. Point at a cell for its value."
+        "Chance is measured, on random updates with the same singular values. Grey cells compare modules of "
+        "different widths, which have no value. Point at a cell for its value."
     )
     of, script = f"on {analyses[0].adapter.plan.base.name}", Path(__file__).with_name("page.js")
     facts = [_facts(analyses)]
@@ -47,21 +47,24 @@ def page(analyses: Sequence[Analysis], between: Sequence[Map]) -> str:
 def _facts(analyses: Sequence[Analysis]) -> str:
     return " · ".join(
         f"<b>{len(a.modules):,}</b> modules of {escape(a.adapter.name)}, "
-        + ("starts taken away" if a.adapter.starts_known else "starts left in")
+        + tables.initial_values(a.adapter)
         for a in analyses
     )
 
 
 def _summary(analyses: Sequence[Analysis]) -> str:
-    said = re.sub("`(.+?)`", r"<code>\1</code>", escape(finding(analyses)))
-    return f'<p class="lead">{said}</p>' + "".join(
-        f"<h2>{escape(a.adapter.name)}: what common factors of rank {a.rank} keep</h2>"
-        "<p>The part of all updates (of the sum of their squares) that is left where the modules of a key "
-        f"have one factor in common. The line is what independent updates keep.</p>{_joint(a)}"
+    return f'<p class="lead">{_code(finding(analyses))}</p>' + "".join(
+        f"<h2>{escape(a.adapter.name)}: which modules could share a factor of rank {a.rank}?</h2>"
+        f"{_joint(a)}<p>{_code(tables.caption(a))}</p>"
         f"<h2>{escape(a.adapter.name)}: rank, and what each share contributes</h2>"
         + _table(tables.kinds(a))
         for a in analyses
     )
+
+
+def _code(text: str) -> str:
+    """Write text as HTML, what stands in backticks as code."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
 
 
 def _joint(analysis: Analysis) -> str:
@@ -71,7 +74,8 @@ def _joint(analysis: Analysis) -> str:
         _table(tables.joint(analysis, part), [_bar(row.kept, row.chance) for row in part])
         for part in (rows[:_SHOWN], rows[_SHOWN:])
     )
-    return f"{first}<details><summary>{len(rows) - _SHOWN} more keys</summary>{rest}</details>"
+    more = f"<details><summary>{len(rows) - _SHOWN} more keys</summary>{rest}</details>"
+    return f"{first}{more if len(rows) > _SHOWN else ''}"
 
 
 def _bar(kept: float, chance: float) -> str:

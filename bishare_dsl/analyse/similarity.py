@@ -25,25 +25,27 @@ MEASURES = (
     Measure(
         "rmi",
         "RMI",
-        "Relative mutual information as the paper has it (Eq. 7-10). It depends on the two standard "
-        "deviations alone, and so does not see sharing: chance scores as high.",
+        "Relative mutual information, as the paper defines it (Eq. 7-10). It compares two standard "
+        "deviations and nothing else, so it cannot detect sharing: chance scores as high.",
     ),
     Measure(
         "cosine",
         "cosine",
-        "The cosine of the two updates, entry by entry: whether one update would do for both modules.",
+        "How similar two updates are, entry by entry: 1 if they are equal up to their size, 0 if unrelated. "
+        "High values mean that two modules could share one update.",
         signed=True,
     ),
     Measure(
         "angles_in",
         "angles of A",
-        "The mean squared cosine of the principal angles between the inputs that the two updates read: "
-        "1 where one A would do for both.",
+        "Whether two updates read the same directions of their input: 1 if one A would do for both "
+        "modules, 0 if they have none in common (mean squared cosine of the principal angles).",
     ),
     Measure(
         "angles_out",
         "angles of B",
-        "The same of the outputs that they write: 1 where one B would do for both.",
+        "Whether two updates write the same directions of their output: 1 if one B would do for both "
+        "modules, 0 if they have none in common.",
     ),
 )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bishare_dsl.analyse import ranks
 from bishare_dsl.analyse.analysis import Analysis, JointRow
 from bishare_dsl.analyse.finding import finding
 from bishare_dsl.analyse.maps import Map, shown
+from bishare_dsl.analyse.read import AdapterUpdates
 from bishare_dsl.analyse.similarity import MEASURES
 from bishare_dsl.show.table import Table
 
@@ -17,12 +19,11 @@ def parts(analyses: Sequence[Analysis], between: Sequence[Map]) -> list[str | Ta
     found: list[str | Table] = [finding(analyses)]
     for analysis in analyses:
         adapter = analysis.adapter
-        starts = "starts taken away" if adapter.starts_known else "starts left in"
         found.append(
             f"{adapter.name}: {adapter.plan.spec} on {adapter.plan.base.name}, "
-            f"{len(analysis.modules):,} modules, {starts}"
+            f"{len(analysis.modules):,} modules, {initial_values(adapter)}"
         )
-        found.append(joint(analysis, by_gain(analysis)))
+        found += [joint(analysis, by_gain(analysis)), caption(analysis)]
         found += [_likeness(analysis.charts), kinds(analysis)]
     if between:
         found += ["between the adapters, module by module", _likeness(between)]
@@ -35,21 +36,45 @@ def _likeness(charts: Sequence[Map]) -> Table:
     return Table(["measure", "of", "mean", "by chance"], rows, left={0, 1})
 
 
+def initial_values(adapter: AdapterUpdates) -> str:
+    """Say whether the random initial values of A are subtracted before updates are compared."""
+    known = adapter.starts_known
+    return "initial values subtracted" if known else "initial values unknown, so not subtracted"
+
+
+def caption(analysis: Analysis) -> str:
+    """Explain the table of `joint` in plain words."""
+    return (
+        "How to read a row: the modules that have equal values of the key `per` form a group. If each group "
+        f"shared one factor of rank {analysis.rank} (column `shared`), `kept` is the part of the trained "
+        "updates, measured by their squared norm, that would survive. `by chance` is the same for unrelated "
+        "random updates: only the difference, `above chance`, speaks for sharing. Keys joined by `=` form "
+        "equal groups on this model."
+    )
+
+
 def by_gain(analysis: Analysis) -> list[JointRow]:
-    """Return what common factors keep, most above chance first."""
-    return sorted(analysis.joint, key=lambda row: row.gain, reverse=True)
+    """Return what shared factors keep, most above chance first; keys with equal groups are one row."""
+    folded: dict[object, JointRow] = {}
+    for row in sorted(analysis.joint, key=lambda row: row.gain, reverse=True):
+        same = row.joint.role, row.joint.groups or row.joint.key
+        first = folded.setdefault(same, row)
+        if first is not row:
+            key = f"{first.joint.key} = {row.joint.key}"
+            folded[same] = replace(first, joint=replace(first.joint, key=key))
+    return list(folded.values())
 
 
 def joint(analysis: Analysis, rows: Sequence[JointRow]) -> Table:
     """Make the table of what common factors keep, beside chance."""
     head = [
         "per",
-        "common",
-        "factors",
+        "shared",
+        "groups",
         "modules each",
         f"kept at rank {analysis.rank}",
         "by chance",
-        "points above",
+        "above chance",
     ]
     lines = [
         [

@@ -2,31 +2,47 @@
 const at = (id) => document.getElementById(id);
 const spec = at('spec'), status = at('status');
 const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
-let texts = {}, words = {}, waiting = false;
+let texts = {}, words = {}, running = null, next = null, timer = null;
+
+// Six lines to change; the same spec as in the README.
+const FIRST = 'a first spec';
+texts[FIRST] = `# Change a line: the answer and the picture follow.
+spec mine
+target q_proj, k_proj, v_proj, up_proj, down_proj
+share own    per module      rank 1
+share kinds  per kind        rank 8
+share block  per layer // 2  rank 4  via SS
+`;
 
 function options(select, names, chosen) {
   select.replaceChildren(...names.map((name) => new Option(name, name, name === chosen, name === chosen)));
 }
 
-function busy(what) {
-  waiting = Boolean(what);
-  for (const button of document.querySelectorAll('#commands button')) button.disabled = waiting;
-  status.textContent = what;
+// One command runs at a time; of those asked for meanwhile the last one follows.
+function run(command) {
+  clearTimeout(timer);
+  next = { command, text: spec.value, model: at('model').value };
+  pump();
 }
 
-function run(command) {
-  if (waiting) return;
-  busy(`bishare ${command} …`);
-  at('answer').textContent = '';
-  worker.postMessage({ command, text: spec.value, model: at('model').value });
+function pump() {
+  if (running || !next) return;
+  [running, next] = [next, null];
+  status.textContent = `bishare ${running.command} …`;
+  worker.postMessage(running);
+}
+
+function soon() {
+  clearTimeout(timer);
+  timer = setTimeout(() => run('check'), 350);
 }
 
 function draw(page) {
   // A frame that was emptied stays blank in Chromium, so each picture has a frame of its own.
   const frame = at('picture').cloneNode();
-  frame.hidden = !page;
-  frame.removeAttribute('srcdoc');
-  if (page) frame.srcdoc = page;
+  frame.hidden = false;
+  frame.classList.remove('stale');
+  frame.srcdoc = page;
   at('picture').replaceWith(frame);
 }
 
@@ -72,6 +88,7 @@ function take(word) {
   spec.setRangeText(word, end - begun().length, end, 'end');
   at('words').replaceChildren();
   colour();
+  soon();
 }
 
 async function share() {
@@ -82,36 +99,47 @@ async function share() {
 }
 
 const told = {
-  loading: ({ what }) => busy(`Loading ${what} …`),
+  loading: ({ what, part }) => {
+    at('bar').value = part;
+    status.textContent = `Loading ${what} …`;
+  },
   ready: ({ models, specs, ...more }) => {
-    texts = specs;
+    texts = { ...texts, ...specs };
     words = more;
     const linked = new URLSearchParams(location.hash.slice(1));
     const model = models.includes(linked.get('model')) ? linked.get('model') : 'llama-7b';
     options(at('model'), models, model);
-    options(at('specs'), Object.keys(specs), 'bishare_ke');
-    write(linked.get('spec') ?? texts.bishare_ke);
+    options(at('specs'), Object.keys(texts), FIRST);
+    write(linked.get('spec') ?? texts[FIRST]);
+    at('bar').remove();
     at('workbench').hidden = false;
-    busy('');
-    run('plan');
+    status.textContent = '';
+    run('check');
   },
   answer: ({ output, text, page }) => {
-    at('answer').textContent = page ? '' : output;
-    write(text);
-    draw(page);
-    busy('');
+    at('answer').textContent = output;
+    at('answer').classList.toggle('long', running.command === 'plan');
+    if (running.command === 'fmt' && spec.value === running.text) write(text);
+    if (page) draw(page);
+    else if (running.command === 'check') at('picture').classList.add('stale');
+    const formatted = running.command === 'fmt';
+    running = null;
+    status.textContent = '';
+    if (formatted && !next) run('check');
+    pump();
   },
   broken: ({ why }) => (status.textContent = `The playground cannot start: ${why}`),
 };
 
 worker.onmessage = ({ data }) => told[data.kind](data);
 worker.onerror = ({ message }) => told.broken({ why: message ?? 'its worker does not load' });
-at('specs').onchange = () => write(texts[at('specs').value]);
+at('specs').onchange = () => (write(texts[at('specs').value]), run('check'));
+at('model').onchange = () => run('check');
 at('link').onclick = share;
 for (const button of document.querySelectorAll('#commands [data-command]')) {
   button.onclick = () => run(button.dataset.command);
 }
-spec.oninput = () => (colour(), offer());
+spec.oninput = () => (colour(), offer(), soon());
 spec.onscroll = colour;
 spec.onblur = () => at('words').replaceChildren();
 spec.onkeydown = (event) => {

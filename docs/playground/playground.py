@@ -28,17 +28,23 @@ def known() -> str:
 
 
 def run(command: str, text: str, model: str) -> str:
-    """Run a command on a text: what it says, the text behind it, and the page that it draws."""
+    """Run a command on a text. The result has its output, the text afterwards, and after a check without
+    errors the page that draws the spec."""
     SPEC.write_text(text, encoding="utf-8")
-    PAGE.unlink(missing_ok=True)
-    arguments = [command, str(SPEC)]
-    if command != "fmt":
-        arguments += ["--model", model]
-    if command == "show":
-        arguments += ["--html", str(PAGE)]
+    on = [] if command == "fmt" else ["--model", model]
+    code, output = called(command, str(SPEC), *on)
+    page = None
+    if command == "check" and code == 0:
+        PAGE.unlink(missing_ok=True)
+        called("show", str(SPEC), *on, "--html", str(PAGE))
+        page = PAGE.read_text(encoding="utf-8")
+    answer = {"output": output, "text": SPEC.read_text(encoding="utf-8"), "page": page}
+    return json.dumps(answer)
+
+
+def called(*arguments: str) -> tuple[int, str]:
+    """Run a command line, and return its exit code and all that it writes."""
     output = io.StringIO()
     with redirect_stdout(output), redirect_stderr(output):
-        main(arguments)
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else None
-    answer = {"output": output.getvalue(), "text": SPEC.read_text(encoding="utf-8"), "page": page}
-    return json.dumps(answer)
+        code = main(arguments)
+    return code, output.getvalue()

@@ -10,11 +10,11 @@ async function fetched(name) {
 
 async function start() {
   const { wheels } = await (await fetched('runtime.json')).json();
-  tell('loading', { what: 'Python' });
+  tell('loading', { what: 'Python', part: 0.05 });
   const { loadPyodide } = await import(new URL('pyodide.mjs', here));
   const python = await loadPyodide({ indexURL: here.href });
-  for (const wheel of wheels) {
-    tell('loading', { what: wheel.split('-')[0] });
+  for (const [i, wheel] of wheels.entries()) {
+    tell('loading', { what: wheel.split('-')[0], part: 0.5 + (0.5 * i) / wheels.length });
     python.unpackArchive(await (await fetched(`wheels/${wheel}`)).arrayBuffer(), 'wheel');
   }
   const code = await (await fetch(new URL('playground.py', import.meta.url))).text();

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from bishare_dsl.analyse.analysis import analyse
 from bishare_dsl.analyse.finding import finding
+from bishare_dsl.analyse.tables import by_gain
 from tests.analyse.conftest import INDEPENDENT, TARGET
 
 BY_LAYER = f"spec planted {TARGET} share one A per layer, in B per module rank 4"
@@ -32,4 +33,15 @@ def test_two_runs_tell_if_they_agree(read):
 
 def test_a_start_that_is_not_known_is_told(read):
     adapter = replace(read(BY_LAYER), starts_known=False)
-    assert finding([analyse(adapter)]).endswith("which hides what A has in common.")
+    assert finding([analyse(adapter)]).endswith("hide what A shares.")
+
+
+def test_keys_with_equal_groups_are_one_row(read):
+    analysis = analyse(
+        read(INDEPENDENT)
+    )  # Eight layers, two of them in each group of `layer // 4`.
+    rows = {(row.joint.key, row.joint.role) for row in by_gain(analysis)}
+    assert ("layer // 8 = model", "A") in rows
+    assert len(rows) < len(analysis.joint)
+    keys = [key for name, role in rows if role == "A" for key in name.split(" = ")]
+    assert sorted(keys) == sorted(row.joint.key for row in analysis.joint if row.joint.role == "A")

@@ -28,9 +28,11 @@ def test_the_page_tells_each_cell(browser, analyses, tmp_path):  # noqa: F811
     browser.get(path.as_uri())
     tabs = browser.find_elements(By.CSS_SELECTOR, "nav button")
     assert [tab.text for tab in tabs][:4] == ["summary", "RMI", "cosine", "angles of A"]
-    assert (
-        "layer A 16 4" in browser.find_element(By.CSS_SELECTOR, "section:not([hidden]) table").text
-    )
+    shown = browser.find_element(By.CSS_SELECTOR, "section:not([hidden])").text
+    assert "layer A 16 4" in shown
+    # Eight layers: one for the model and one for eight layers is the same, and stands there once.
+    assert "layer // 8 = model A" in shown
+    assert "How to read a row" in shown
     tabs[3].click()
     svg = browser.find_element(By.CSS_SELECTOR, "section:not([hidden]) figure svg")
     cells = svg.find_element(By.CSS_SELECTOR, "rect.frame")
