@@ -75,7 +75,8 @@ def _text_in(value: Any) -> str:
     return text.decode()
 
 
-def _unpack(value: Any) -> Any:
+def unpack(value: Any) -> Any:
+    """Return a field of the file as JSON, whether it is packed or not."""
     return json.loads(_text_in(value)) if isinstance(value, str) else value
 
 
@@ -145,10 +146,10 @@ class AdapterConfig(BaseModel):
     base: Architecture
     plan: str
     tensors: str = ""
-    drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(_unpack)] = {}
+    drawn: Annotated[dict[str, DrawnTensor], BeforeValidator(unpack)] = {}
     compact: dict[str, tuple[str, ...]] = {}
     of_base: tuple[str, ...] = ()
-    marks: Annotated[dict[str, Marks], BeforeValidator(_unpack)] = {}
+    marks: Annotated[dict[str, Marks], BeforeValidator(unpack)] = {}
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None

@@ -297,9 +297,10 @@ def own_of(folder: Path, name: str | None, members: Mapping[str, _T]) -> dict[st
     if name is None:
         return {}
     if not members:
-        raise AdapterError(codes.NOT_A_LIBRARY(folder=folder, name=name))
+        help = f"leave `#{name}` out: `{folder}`"
+        raise AdapterError(codes.NOT_A_LIBRARY(folder=folder, name=name, help=help))
     if name not in members:
-        help = nearest(name, members)
+        help = nearest(name, members) or f"`bishare inspect {folder}` lists its adapters"
         raise AdapterError(codes.NOT_IN_LIBRARY(folder=folder, name=name, help=help))
     return {own_file(name): members[name]}
 

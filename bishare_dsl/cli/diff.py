@@ -1,4 +1,4 @@
-"""``bishare diff``: which modules two specs share differently."""
+"""``bishare diff``: which modules two specs share differently, or how far apart two adapters are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import Report
+from bishare_dsl.cli.diff_adapters import compare_adapters, is_adapter, one_of_each
+from bishare_dsl.cli.report import CommandError, Report
 from bishare_dsl.diagnostics import escaped
 
 if TYPE_CHECKING:
@@ -24,21 +25,37 @@ if TYPE_CHECKING:
         "bishare diff lora bishare_ke --model llama-7b",
         "bishare diff bishare_ss my.share --model ./my-checkpoint --set r_inter=32",
         "bishare diff old.share new.share --model llama-7b --json | jq '.regrouped[].sites[]'",
+        "bishare diff lib#acme lib#globex    # two adapters",
     ),
 )
 @options.spec("before", "BEFORE")
 @options.spec("after", "AFTER")
-@options.model()
+@options.model(required=False)
 @options.values
 @click.pass_obj
 def command(
-    report: Report, before: str, after: str, model: str, params: dict[str, options.Value]
+    report: Report, before: str, after: str, model: str | None, params: dict[str, options.Value]
 ) -> None:
-    """Show which modules two specs share differently on a model, share by share.
+    """Show which modules two specs share differently on a model, share by share; or how far apart the updates
+    of two adapters are.
+
+    BEFORE and AFTER are two specs, for which --model is needed, or two adapters: folders, adapters of a
+    library (FOLDER#NAME), or plain LoRAs of PEFT.
 
     Shares are matched by name, and where each spec has one left, those two. A param that only one of the
-    specs has is set in that one.
+    specs has is set in that one. Updates are compared by kind of module, by their relative difference
+    |dW_1 - dW_2| / |dW_1| and their cosine.
     """
+    adapters = [is_adapter(name) for name in (before, after)]
+    if all(adapters):
+        if params:
+            raise click.UsageError("--set is for specs, and these are adapters")
+        compare_adapters(before, after, model, report)
+        return
+    if any(adapters):
+        raise CommandError(one_of_each(*sorted((before, after), key=is_adapter, reverse=True)))
+    if model is None:
+        raise click.UsageError("two specs are compared on a model: give --model, such as llama-7b")
     from bishare_dsl.cli.reading import read_specs
     from bishare_dsl.compiler import make_plan
     from bishare_dsl.models import architecture_of

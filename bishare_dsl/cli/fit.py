@@ -77,7 +77,7 @@ def command(
 
     check_out(out, CONFIG, force=force)
     named = _named(folders)
-    base, model_name = _base(folders[0], model)
+    base, model_name = base_of(folders[0], model)
     made = plan_of(spec, base, params, report)
     first = read_adapter_for(folders[0], base, report, model_name)
     report.note("fitting ...")
@@ -150,7 +150,7 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _base(folder: Path, model: str | None) -> tuple[Architecture, str]:
+def base_of(folder: Path, model: str | None) -> tuple[Architecture, str]:
     """Return the shapes and the name of the base: the one that is named, or that the adapter names."""
     from bishare_dsl.adapter.files import is_peft, read_adapter
     from bishare_dsl.export.peft_config import read_config

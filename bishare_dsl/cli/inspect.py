@@ -1,40 +1,84 @@
-"""``bishare inspect``: what is in an adapter, and whether it is whole."""
+"""``bishare inspect``: what is in an adapter, and whether it is whole; or a list of many adapters."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bishare_dsl.cli import options
-from bishare_dsl.cli.report import Report
-from bishare_dsl.diagnostics import escaped
+from bishare_dsl.cli.report import FINDINGS, Report
+from bishare_dsl.diagnostics import BishareError, escaped
+
+if TYPE_CHECKING:
+    from bishare_dsl.adapter.contents import StoredAdapter
+    from bishare_dsl.adapter.inventory import Listed, Shared
+    from bishare_dsl.show.table import Table
+
+SORTS = ("name", "method", "base", "rank", "parameters", "bytes", "date", "steps", "loss")
+_BAR_FROM = 50
+"""Adapters from which a bar is worth its line."""
 
 
 @click.command(
     "inspect",
     epilog=options.examples(
         "bishare inspect bishare_ke-llama-7b",
+        "bishare inspect adapters/    # a table of all adapters in a folder",
+        "bishare inspect out/library lora-a lora-b --sort loss",
+        "bishare inspect adapters/ --format csv > adapters.csv",
         "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
     ),
 )
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
+)
+@click.option("--sort", type=click.Choice(SORTS), help="Order the list by this column.")
 @click.pass_obj
-def command(report: Report, folder: Path) -> None:
-    """Show what is in an adapter: its plan, its base, what wrote it.
+def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None:
+    """Show what is in an adapter: its plan, its base, how large its updates are. Or list many adapters.
 
-    Every file is compared with its digest, and every tensor's name and shape with the plan; what differs
-    is an error.
+    Of one adapter every file is compared with its digest, and every tensor's name and shape with the plan.
+    What differs is an error.
+
+    A folder of adapters, a library, or several adapters become a table. Plain LoRAs of PEFT are listed
+    too. A list reads sizes and configs alone, and verifies nothing.
     """
-    from bishare_dsl.adapter.files import read_adapter
-    from bishare_dsl.cli import summary
+    from bishare_dsl.adapter.files import is_peft, names_in
+    from bishare_dsl.adapter.inventory import find_adapters
     from bishare_dsl.hub import adapter_folder
 
-    stored = read_adapter(adapter_folder(folder))
+    places = [adapter_folder(folder) for folder in folders]
+    found = [adapter for place in places for adapter in find_adapters(place)]
+    one = len(places) == 1 and sort is None
+    if one and (
+        not found or (found == places and not names_in(found[0]) and not is_peft(found[0]))
+    ):
+        _show(places[0], report)
+    else:
+        _list(found, places, sort, report)
+
+
+def _show(folder: Path, report: Report) -> None:
+    """Show one adapter."""
+    from bishare_dsl.adapter.files import read_adapter
+    from bishare_dsl.cli import summary
+
+    stored = read_adapter(folder)
     config = stored.config
+    norms, why = _norms(stored)
+    where = _whereabouts(stored)
     if report.as_json:
         report.data(
-            **summary.as_data(stored.plan), config=config.model_dump(), spec_text=stored.spec_text
+            **summary.as_data(stored.plan),
+            config=config.model_dump(),
+            spec_text=stored.spec_text,
+            norms=norms,
+            whereabouts=where,
         )
         return
     versions = ", ".join(f"{name} {v}" for name, v in config.versions.items() if v)
@@ -42,13 +86,161 @@ def command(report: Report, folder: Path) -> None:
         f" at {config.base_revision}" if config.base_revision else ""
     )
     size = sum(len(entry["data"]) for entry in stored.entries.values())
-    drawn = sum(stored.plan.tensor[name].size for name in config.drawn)
-    notes = [f"{drawn:,} parameters are drawn from the seed, not stored"] if drawn else []
+    notes = [f"parameters: {', '.join(f'{n:,} {text}' for text, n in where.items() if n)}"]
     notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
+    notes += [f"norms of updates: not shown, {why}"] if why else []
+    measured = ["norms of updates, by layer and kind (root mean square of |dW| over modules)"]
     report.tables(
         *summary.as_parts(stored.plan),
-        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; format {config.format}, "
+        *([*measured, _norm_table(stored, norms)] if norms else []),
+        f"base: {escaped(base)}\nwritten by: {escaped(versions)}; folder format {config.format}, "
         f"seed {config.seed}\ntensors: {size:,} bytes, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
     )
+
+
+def _whereabouts(stored: StoredAdapter) -> dict[str, int]:
+    """Count the parameters that the files hold, that the seed gives, and that the base's weights give."""
+    plan, config = stored.plan, stored.config
+    random = sum(plan.tensor[name].size for name in config.drawn)
+    of_base = sum(plan.tensor[name].size for name in {*config.marks, *config.of_base})
+    whole = sum(tensor.size for tensor in plan.tensors)
+    return {
+        "stored": whole - random - of_base,
+        "random, regenerated from the seed": random,
+        "recomputed from the base's weights": of_base,
+    }
+
+
+def _norms(stored: StoredAdapter) -> tuple[dict[str, float], str]:
+    """Return the norm of each module's update, or why there is none."""
+    from bishare_dsl.analyse.updates import factors_of, norm
+
+    try:
+        found = {site.path: norm(factors) for site, factors in factors_of(stored).items()}
+    except BishareError as error:
+        return {}, error.problems[0].message
+    return found, ""
+
+
+def _norm_table(stored: StoredAdapter, norms: dict[str, float]) -> Table:
+    from bishare_dsl.show.table import Table
+
+    cells: dict[tuple[object, object], list[float]] = {}
+    kinds: dict[str, None] = {}
+    layers: dict[int | None, None] = {}
+    for site in stored.plan.sites:
+        if site.path in norms:
+            kinds[site.kind] = layers[site.layer] = None
+            for row in (site.layer, "all"):
+                for column in (site.kind, "all"):
+                    cells.setdefault((row, column), []).append(norms[site.path])
+    rows = [
+        [
+            "none" if row is None else str(row),
+            *(_mean(cells.get((row, kind), ())) for kind in (*kinds, "all")),
+        ]
+        for row in (*layers, "all")
+    ]
+    return Table(["layer", *kinds, "all"], rows, ())
+
+
+def _mean(norms: Sequence[float]) -> str:
+    return f"{(sum(n * n for n in norms) / len(norms)) ** 0.5:.3g}" if norms else ""
+
+
+def _list(found: Sequence[Path], places: Sequence[Path], sort: str | None, report: Report) -> None:
+    """List adapters."""
+    from dataclasses import asdict
+
+    from bishare_dsl.adapter.files import read_adapter
+    from bishare_dsl.adapter.inventory import Shared, find_adapters, list_adapters
+
+    for place in places:
+        if not find_adapters(place):  # Say what is wrong with it, in the words of one that is read.
+            try:
+                read_adapter(place)
+            except BishareError as error:
+                report.error(error)
+    rows: list[Listed] = []
+    shared: list[Shared] = []
+    hidden = report.quiet or report.as_json or not sys.stderr.isatty() or len(found) < _BAR_FROM
+    with click.progressbar(found, label="reading", file=sys.stderr, hidden=hidden) as bar:
+        for folder in bar:
+            for entry in list_adapters(folder):
+                (shared if isinstance(entry, Shared) else rows).append(entry)  # type: ignore[arg-type]
+    if sort is not None:
+        rows.sort(key=lambda row: _key(row, sort))
+    if any(row.error for row in rows):
+        report.exit_code = max(report.exit_code, FINDINGS)
+    report.data(
+        adapters=[{k: v for k, v in asdict(row).items() if k != "spec"} for row in rows],
+        shared=[asdict(part) for part in shared],
+        totals=_totals(rows, shared),
+    )
+    if rows:
+        report.tables(_table(rows), *_errors(rows), _summary(rows, shared))
+
+
+def _key(row: Listed, sort: str) -> tuple[bool, Any]:
+    """Order rows by a column; rows without a value come last."""
+    value = getattr(row, sort)
+    return value is None or bool(row.error), "" if value is None else value
+
+
+def _table(rows: Iterable[Listed]) -> Table:
+    from bishare_dsl.show.rows import span
+    from bishare_dsl.show.table import Table
+
+    head = ["name", "method", "base", "rank", "parameters", "bytes", "date", "steps", "loss"]
+    lines = []
+    for row in rows:
+        if row.error:
+            lines.append([row.name, "cannot be read", *[""] * 7])
+            continue
+        base = (row.base or "-") + (f"@{row.revision[:7]}" if row.revision else "")
+        date = datetime.fromtimestamp(row.date).strftime("%Y-%m-%d %H:%M")
+        numbers = [f"{row.parameters:,}", f"{row.bytes:,}", date]
+        numbers += ["-" if row.steps is None else f"{row.steps:,}"]
+        numbers += ["-" if row.loss is None else f"{row.loss:.4f}"]
+        lines.append([row.name, row.method, base, span(row.rank), *numbers])
+    return Table(head, lines, left={0, 1, 2})
+
+
+def _errors(rows: Iterable[Listed]) -> list[str]:
+    lines = [f"{escaped(row.place)}: {escaped(row.error)}" for row in rows if row.error]
+    return ["\n".join(lines)] if lines else []
+
+
+def _totals(rows: Sequence[Listed], shared: Sequence[Shared]) -> dict[str, Any]:
+    good = [row for row in rows if not row.error]
+    return {
+        "adapters": len(good),
+        "unreadable": len(rows) - len(good),
+        "parameters": sum(row.parameters for row in (*good, *shared)),
+        "bytes": sum(row.bytes for row in (*good, *shared)),
+        "specs": len({row.spec or row.method for row in good}),
+        "bases": sorted({row.base for row in good if row.base}),
+    }
+
+
+def _summary(rows: Sequence[Listed], shared: Sequence[Shared]) -> str:
+    from bishare_dsl.show.rows import mib
+
+    total = _totals(rows, shared)
+    count, bases = total["adapters"], total["bases"]
+    bad = f"; {total['unreadable']} cannot be read" if total["unreadable"] else ""
+    size = f"{total['parameters']:,} parameters, {mib(total['bytes'])} MiB"
+    lines = [
+        f"{count:,} adapter{'s' * (count != 1)}, {size}{bad}",
+        f"{total['specs']} different spec{'s' * (total['specs'] != 1)}; base: "
+        + (", ".join(map(escaped, bases[:5])) or "unknown")
+        + (f" and {len(bases) - 5} more" if len(bases) > 5 else ""),
+    ]
+    for part in shared:
+        size = f"{part.parameters:,} parameters, {mib(part.bytes)} MiB"
+        lines.append(
+            f"shared in {escaped(part.library)}: {size}, once for {part.adapters:,} of these"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,264 @@
+"""Lists of adapters: what each folder says of itself, read from configs and from the heads of tensor files.
+
+No tensor is read and no plan is made, so a thousand adapters take seconds. The contents are not verified:
+`read_adapter` does that for one adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from bishare_dsl.adapter.config import PEFT_TYPE, RECORD, unpack
+from bishare_dsl.adapter.contents import own_file
+from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of
+from bishare_dsl.diagnostics import one_line
+from bishare_dsl.reading import MAX_CONFIG, read_file
+
+_RUN, _STATE = "run.json", "trainer_state.json"
+_SPEC = re.compile(r"^\s*spec\s+(\"[^\"\n]+\"|[\w.-]+)", re.MULTILINE)
+_HEAD = 100_000_000
+"""The most bytes that the head of a file of tensors may have, by the format."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One adapter as its folder describes it.
+
+    Attributes:
+        name: the folder's, or the adapter's in a library.
+        place: what names it on a command line.
+        method: the name of its spec, or a method of PEFT in lower case.
+        base: the base model's name; None where the config has none.
+        revision: of the base on the Hub.
+        rank: the least and the highest rank of a module's update, as declared: the sum over its terms.
+        parameters: stored for this adapter; of a library without what its adapters share.
+        bytes: of its files, likewise.
+        date: seconds since 1970 when its tensors were written.
+        steps: of the run that trained it, and its last ``loss``; None where the folder has no run.
+        library: the folder of the library that it belongs to.
+        spec: the text of its spec, by which adapters are compared.
+        error: why the folder could not be read; then the fields above are empty.
+    """
+
+    name: str
+    place: str
+    method: str = ""
+    base: str | None = None
+    revision: str | None = None
+    rank: tuple[int, int] | None = None
+    parameters: int = 0
+    bytes: int = 0
+    date: float = 0.0
+    steps: int | None = None
+    loss: float | None = None
+    library: str | None = None
+    spec: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the adapters of a library have in common, stored once."""
+
+    library: str
+    adapters: int
+    parameters: int
+    bytes: int
+
+
+def find_adapters(folder: Path) -> list[Path]:
+    """Return the folders of adapters and libraries that a path means: itself, or those one or two levels
+    below it, in the order of their names. Checkpoints of runs are left out."""
+    place, _ = place_of(folder)
+    if (place / CONFIG).is_file():
+        return [folder]
+    found: list[Path] = []
+    for child in _folders(folder):
+        if (child / CONFIG).is_file():
+            found.append(child)
+        else:
+            found += [inner for inner in _folders(child) if (inner / CONFIG).is_file()]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if not re.fullmatch(r"checkpoint-\d+", name)]
+
+
+def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
+    """Describe the adapter in a folder, or each one of a library and what they share."""
+    place, member = place_of(folder)
+    try:
+        fields = _json(place, CONFIG)
+        record = fields.get(RECORD)
+        record = record if isinstance(record, dict) else {}
+        members = record.get("adapters")
+        if fields.get("peft_type") != PEFT_TYPE:
+            yield _lora(folder, fields)
+        elif isinstance(members, dict) and members:
+            yield from _library(place, fields, record, [member] if member else [*members])
+        else:
+            yield _adapter(folder, fields, record)
+    except (OSError, ValueError, RecursionError) as error:
+        yield Listed(place.resolve().name, str(folder), error=one_line(error))
+
+
+def _adapter(folder: Path, fields: Mapping[str, Any], record: Mapping[str, Any]) -> Listed:
+    sizes, size = _tensors(folder, TENSORS)
+    return Listed(
+        name=folder.resolve().name,
+        place=str(folder),
+        parameters=sum(sizes.values()),
+        bytes=size + (folder / CONFIG).stat().st_size,
+        date=(folder / TENSORS).stat().st_mtime,
+        **_of_config(fields, record),
+        **_run(folder),
+    )
+
+
+def _library(
+    place: Path, fields: Mapping[str, Any], record: Mapping[str, Any], names: list[str]
+) -> Iterator[Listed | Shared]:
+    sizes, size = _tensors(place, TENSORS)
+    size += (place / CONFIG).stat().st_size
+    of_config = _of_config(fields, record)
+    for name in names:
+        where = f"{place}#{name}"
+        try:
+            own, bytes_ = _tensors(place, own_file(name))
+        except (OSError, ValueError) as error:
+            yield Listed(name, where, error=one_line(error))
+            continue
+        yield Listed(
+            name=name,
+            place=where,
+            parameters=sum(own.values()),
+            bytes=bytes_,
+            date=(place / own_file(name)).stat().st_mtime,
+            library=str(place),
+            **of_config,
+            **_run(place, name),
+        )
+    yield Shared(str(place), len(names), sum(sizes.values()), size)
+
+
+def _lora(folder: Path, fields: Mapping[str, Any]) -> Listed:
+    """Describe an adapter of another method of PEFT."""
+    sizes, size = _tensors(folder, TENSORS)
+    ranks = [fields.get("r"), *_values(fields.get("rank_pattern"))]
+    known = [rank for rank in ranks if type(rank) is int]
+    return Listed(
+        name=folder.resolve().name,
+        place=str(folder),
+        method=str(fields.get("peft_type") or "unknown").lower(),
+        base=_text(fields.get("base_model_name_or_path")),
+        revision=_text(fields.get("revision")),
+        rank=(min(known), max(known)) if known else None,
+        parameters=sum(sizes.values()),
+        bytes=size + (folder / CONFIG).stat().st_size,
+        date=(folder / TENSORS).stat().st_mtime,
+        **_run(folder),
+    )
+
+
+def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    text = _text(fields.get("spec")) or ""
+    found = _SPEC.search(text)
+    return {
+        "method": found[1].strip('"') if found else "unknown",
+        "base": _text(fields.get("base_model_name_or_path")),
+        "revision": _text(fields.get("revision")),
+        "rank": _ranks(record.get("sharing")),
+        "spec": text,
+    }
+
+
+def _ranks(sharing: Any) -> tuple[int, int] | None:
+    """Return the least and the highest sum of the ranks of a module's terms, as ``sharing`` lists them."""
+    try:
+        said = unpack(sharing)
+        sums = [sum(int(term["rank"]) for term in m["terms"]) for m in said["modules"]]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return (min(sums), max(sums)) if sums else None
+
+
+def _run(folder: Path, task: str | None = None) -> dict[str, Any]:
+    """Find the steps of a run and its last loss, in the folder or in the one above: that of many tasks."""
+    name = task or folder.resolve().name
+    for place in (folder, folder.resolve().parent):
+        if not (place / _RUN).is_file() and not (place / _STATE).is_file():
+            continue
+        try:
+            state = _json(place, _STATE)
+        except (OSError, ValueError, RecursionError):
+            continue
+        history = [entry for entry in _items(state.get("log_history")) if isinstance(entry, dict)]
+        by_task = [e["losses"] for e in history if isinstance(e.get("losses"), dict)]
+        losses = [found.get(name) for found in by_task]
+        if not by_task and place == folder:
+            losses = [entry.get("loss") for entry in history]
+        numbers = [loss for loss in losses if isinstance(loss, (int, float))]
+        steps = state.get("global_step")
+        if numbers or place == folder:
+            last = float(numbers[-1]) if numbers else None
+            return {"steps": steps if type(steps) is int else None, "loss": last}
+    return {}
+
+
+def _tensors(folder: Path, name: str) -> tuple[dict[str, int], int]:
+    """Return how many numbers each tensor of a file has, and the file's bytes, from its head alone.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is not a file of tensors.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"`{name}` is missing")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if length > min(_HEAD, size):
+            raise ValueError(f"`{name}` is not a file of tensors")
+        head = json.loads(file.read(length))
+    try:
+        sizes = {
+            str(key): prod(int(n) for n in entry["shape"])
+            for key, entry in head.items()
+            if key != "__metadata__"
+        }
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"`{name}` is not a file of tensors") from error
+    return sizes, size
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    fields = json.loads(read_file(folder, name, MAX_CONFIG))
+    if isinstance(fields, dict):
+        return fields
+    raise ValueError(f"`{name}` is not a JSON object")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _values(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else ()

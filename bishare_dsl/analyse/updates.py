@@ -1,0 +1,78 @@
+"""How large the updates of an adapter are, and how far apart those of two: from their factors alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from bishare_dsl.export.effective import finite_factors
+from bishare_dsl.models.site import Site
+
+if TYPE_CHECKING:
+    from bishare_dsl.adapter.contents import StoredAdapter
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""A ``(R, d_in)`` and B ``(R, d_out)`` of a module: ``dW = B^T A``."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Two adapters' updates of some modules, as squared norms and their inner product."""
+
+    modules: int
+    first: float
+    second: float
+    product: float
+
+    @property
+    def relative(self) -> float | None:
+        """``|dW_1 - dW_2| / |dW_1|``, in Frobenius norms; None where the first adds nothing."""
+        left = max(self.first + self.second - 2 * self.product, 0.0)
+        return math.sqrt(left / self.first) if self.first else None
+
+    @property
+    def cosine(self) -> float | None:
+        """The cosine of the two updates; None where one of them is zero."""
+        norms = math.sqrt(self.first * self.second)
+        return self.product / norms if norms else None
+
+
+def factors_of(stored: StoredAdapter) -> dict[Site, Factors]:
+    """Return the effective factors of each module that an adapter updates.
+
+    Raises:
+        AdapterError: an update is not a matrix (BS633) or not finite (BS628), or a tensor comes from the
+            base's weights (BS688).
+    """
+    plan, tensors = stored.plan, stored.tensors()
+    return {
+        site: finite_factors(plan, tensors, site, "measuring updates")
+        for site in plan.sites
+        if plan.terms_of[site.path]
+    }
+
+
+def norm(factors: Factors) -> float:
+    """Return the Frobenius norm of an update."""
+    return math.sqrt(max(_product(factors, factors), 0.0))
+
+
+def distance(first: Iterable[Factors], second: Iterable[Factors]) -> Distance:
+    """Compare two adapters on the same modules, in the same order."""
+    pairs = list(zip(first, second, strict=True))
+    return Distance(
+        len(pairs),
+        sum(_product(a, a) for a, _ in pairs),
+        sum(_product(b, b) for _, b in pairs),
+        sum(_product(a, b) for a, b in pairs),
+    )
+
+
+def _product(one: Factors, other: Factors) -> float:
+    """Compute ``<B^T A, D^T C> = sum (A C^T) * (B D^T)``, in float64."""
+    (a, b), (c, d) = one, other
+    return float(((a.double() @ c.double().t()) * (b.double() @ d.double().t())).sum())
