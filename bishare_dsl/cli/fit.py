@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,35 @@ import click
 
 from bishare_dsl.cli import options
 from bishare_dsl.cli.report import CommandError, Report
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import analyse as analyse_codes
 from bishare_dsl.diagnostics.codes import usage as codes
 
 if TYPE_CHECKING:
+    from bishare_dsl.compiler import ResolvedSpec
+    from bishare_dsl.fit.report import FitReport
     from bishare_dsl.models import Architecture
+
+
+class _Percent(click.ParamType):
+    """``5%`` or ``0.05``, as a part of one."""
+
+    name = "percent"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        text = str(value).strip()
+        try:
+            found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            found = -1.0
+        if not 0 < found < 1:
+            self.fail(f"`{value}` is no part of the updates: write `5%` or `0.05`", param, context)
+        return found
+
+
+_PERCENT = _Percent()
 
 
 @click.command(
@@ -23,6 +48,7 @@ if TYPE_CHECKING:
         "bishare fit my-lora --spec bishare_ke --set size=64 --out smaller",
         "bishare fit peft-lora --spec my.share --out smaller --json | jq .error",
         "bishare fit tasks/* --spec family.share --out library    # then library#NAME is an adapter",
+        "bishare fit tasks/* --spec family.share --out library --tolerance 5% --solve r",
     ),
 )
 @click.argument(
@@ -45,6 +71,25 @@ if TYPE_CHECKING:
     metavar="N",
     help="How often all tensors are gone through, at most; by default 30.",
 )
+@click.option(
+    "--warn-above",
+    type=_PERCENT,
+    default="10%",
+    metavar="PERCENT",
+    help="Warn where the relative error of an adapter is larger; by default 10%.",
+)
+@click.option(
+    "--tolerance",
+    type=_PERCENT,
+    metavar="PERCENT",
+    help="Find the smallest value of a param, its rank, that keeps every adapter's relative error below.",
+)
+@click.option(
+    "--solve",
+    "name",
+    metavar="NAME",
+    help="The param that --tolerance changes; not needed where the spec has one.",
+)
 @options.seed
 @options.stored_dtype
 @options.force
@@ -58,6 +103,9 @@ def command(
     params: dict[str, int | float | str],
     out: Path,
     sweeps: int,
+    warn_above: float,
+    tolerance: float | None,
+    name: str | None,
     seed: int,
     dtype: str,
     force: bool,
@@ -65,7 +113,8 @@ def command(
     """Find the adapter of a spec whose updates come nearest to those of a trained LoRA.
 
     DIR is an adapter of bishare, or a LoRA that PEFT has saved. The tensors are found by alternating least
-    squares, from the small factors alone. How far each module's update is from the given one is reported.
+    squares that start at the leading eigenvectors, from the small factors alone. The report has the relative
+    error by layer, kind and adapter, and the bytes before and after.
     The base is the one that DIR names, unless another one is given; its shapes are enough.
 
     Several DIRs become a library: one folder, in which all have one tensor for each pool whose key does not
@@ -74,11 +123,15 @@ def command(
     from bishare_dsl.adapter.files import CONFIG
     from bishare_dsl.cli.files import check_out
     from bishare_dsl.cli.reading import plan_of, read_adapter_for
+    from bishare_dsl.compiler import make_plan
 
     check_out(out, CONFIG, force=force)
-    named = _named(folders)
+    named = named_folders(folders)
     base, model_name = base_of(folders[0], model)
     made = plan_of(spec, base, params, report)
+    if name is not None and tolerance is None:
+        raise click.UsageError("--solve goes with --tolerance")
+    param, most = (None, 0) if tolerance is None else _param(made, name)
     first = read_adapter_for(folders[0], base, report, model_name)
     report.note("fitting ...")
     import torch
@@ -97,12 +150,20 @@ def command(
         )
         for name, folder in named.items()
     )
+    how: Any = {"seed": seed, "sweeps": sweeps, "dtype": getattr(torch, dtype), "watch": watch}
     with open_pairs(read) as found:
-        kind = getattr(torch, dtype)
-        family, values, fitted = fit(
-            made.plan, found, seed=seed, sweeps=sweeps, dtype=kind, watch=watch
-        )
-    report.data(out=str(out), **fitted.data())
+        if tolerance is None:
+            family, values, fitted = fit(made.plan, found, **how)
+        else:
+
+            def attempt(value: int) -> tuple[ResolvedSpec, tuple[Any, Any, FitReport]]:
+                tried = make_plan(made.spec, base, {str(param): value}, made.where)
+                report.note(f"{param} = {value}:")
+                return tried, fit(tried.plan, found, **how)
+
+            made, (family, values, fitted) = _smallest(attempt, str(param), most, tolerance)
+    before = sum(_bytes(folder) for folder in named.values())
+    report.data(out=str(out), params=made.plan.params, **fitted.data())
     saving: Any = {
         "seed": seed,
         "base_revision": first.config.base_revision,
@@ -119,11 +180,92 @@ def command(
                 "nothing in the spec tells the adapters apart: this is one, nearest to all of them; "
                 "`adapter` in a key gives each its own"
             )
-    report.result(str(fitted))
+    after = _bytes(out)
+    report.data(bytes_before=before, bytes_after=after)
+    report.result(f"{fitted}\n\n{_saved(before, after)}")
+    far = [(adapter, e) for adapter, e in fitted.adapters.items() if e > warn_above]
+    if far:
+        adapter, error = max(far, key=lambda pair: pair[1])
+        what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{adapter}` is"
+        report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=error, limit=warn_above))
     report.note(f"saved in {out}" + (f": `{out}#{next(iter(named))}`, ..." if family.apart else ""))
 
 
-def _named(folders: Sequence[Path]) -> dict[str, Path]:
+def _param(made: ResolvedSpec, name: str | None) -> tuple[str, int]:
+    """Return the param that a tolerance changes, and the largest value to try: as the spec sets it.
+
+    Raises:
+        CommandError: there is none, or there are several and none is named (BS901).
+    """
+    ranks = {n: v for n, v in made.plan.params.items() if isinstance(v, int) and v > 0}
+    if name in ranks:
+        return str(name), ranks[str(name)]
+    if name is None and len(ranks) == 1:
+        return next(iter(ranks.items()))
+    listed = ", ".join(f"`--solve {param}`" for param in ranks)
+    what = (
+        "--tolerance needs the param to change"
+        if name is None
+        else f"`{name}` is no param of the spec whose value is a whole number"
+    )
+    help = f"give {listed}" if ranks else "declare the rank as a param: `param r = 64`"
+    raise CommandError(codes.WRONG_USAGE(what=what, help=help))
+
+
+def _smallest(
+    attempt: Callable[[int], tuple[ResolvedSpec, tuple[Any, Any, FitReport]]],
+    param: str,
+    most: int,
+    tolerance: float,
+) -> tuple[ResolvedSpec, tuple[Any, Any, FitReport]]:
+    """Return the fit with the smallest value of a param that keeps each adapter's error within a tolerance:
+    1, 2, 4, ... first, and then by halving.
+
+    Raises:
+        AdapterError: not even the largest value does (BS852).
+    """
+
+    def worst(found: tuple[ResolvedSpec, tuple[Any, Any, FitReport]]) -> float:
+        return max(found[1][2].adapters.values(), default=0.0)
+
+    least, value, best = 0, 1, None
+    while best is None:
+        found = attempt(value)
+        if worst(found) <= tolerance:
+            best = found
+        elif value == most:
+            raise AdapterError(
+                analyse_codes.OUT_OF_REACH(
+                    param=param, most=most, limit=tolerance, error=worst(found)
+                )
+            )
+        else:
+            least, value = value, min(2 * value, most)
+    while value - least > 1:
+        middle = (least + value) // 2
+        found = attempt(middle)
+        if worst(found) <= tolerance:
+            value, best = middle, found
+        else:
+            least = middle
+    return best
+
+
+def _bytes(folder: Path) -> int:
+    """Return the bytes of an adapter's files: of a library those of all its adapters."""
+    from bishare_dsl.adapter.inventory import list_adapters
+
+    return sum(entry.bytes for entry in list_adapters(folder))
+
+
+def _saved(before: int, after: int) -> str:
+    from bishare_dsl.show.rows import mib
+
+    part = f", {after / before:.1%}" if before else ""
+    return f"bytes: {before:,} ({mib(before)} MiB) before, {after:,} ({mib(after)} MiB) after{part}"
+
+
+def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the adapters by their names: those of their folders, or that they have in a library.
 
     Raises:

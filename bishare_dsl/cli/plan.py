@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
@@ -29,6 +30,7 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
         "bishare plan bishare_ke --model llama-7b --json | jq .trainable",
         "bishare plan lora bishare_ke -m llama-7b -m qwen2.5-7b --set r=4,8,16 --sort percent",
         "bishare plan bishare_ke -m llama-7b --budget '44% of lora' --solve r_local > my.share",
+        "bishare plan bishare_ke -m llama-7b --adapters 200 --memory 80GB",
     ),
 )
 @options.specs
@@ -48,6 +50,17 @@ SORTS = ("spec", "model", "parameters", "rank", "percent")
     metavar="NAME",
     help="Find the largest value of this param in the budget.",
 )
+@click.option(
+    "--adapters",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show what N adapters of this spec cost: on disk, in memory, in an engine's slots.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Of the device, such as 80GB; with --adapters, to count how many fit beside the base.",
+)
 @click.pass_obj
 def command(
     report: Report,
@@ -57,6 +70,8 @@ def command(
     sort: str | None,
     budget: str | None,
     name: str | None,
+    adapters: int | None,
+    memory: str | None,
 ) -> None:
     """Show what a spec shares and costs on a model: pools, ranks, parameters, bytes.
 
@@ -68,11 +83,22 @@ def command(
 
     With --budget and --solve the result is the spec itself, with the largest value of one param that keeps
     it within the budget.
+
+    With --adapters the result is the cost of many adapters: kept separately, as a library with a part in
+    common, as LoRA r=8, and as the LoRA whose rank comes nearest in bytes, at 16, 8 and 4 bits.
     """
     one = len(files) == len(models) == 1 and all(len(values) == 1 for values in params.values())
     if (budget is None) != (name is None):
         raise click.UsageError("--budget and --solve go together")
-    if budget is not None and name is not None:
+    if memory is not None and adapters is None:
+        raise click.UsageError("--memory goes with --adapters")
+    if adapters is not None:
+        if not one or sort is not None or budget is not None:
+            raise click.UsageError(
+                "--adapters takes one spec, one model and one value of each param"
+            )
+        _cost(files[0], models[0], _single(params), adapters, memory, report)
+    elif budget is not None and name is not None:
         if not one or sort is not None:
             raise click.UsageError("--solve takes one spec, one model and one value of each param")
         solve(files[0], models[0], _single(params), budget, name, report)
@@ -84,6 +110,58 @@ def command(
         report.tables(*summary.as_parts(plan))
     else:
         _compare(files, models, params, sort, report)
+
+
+def _cost(
+    file: str,
+    model: str,
+    params: dict[str, options.Value],
+    adapters: int,
+    memory: str | None,
+    report: Report,
+) -> None:
+    """Show what many adapters of a spec cost."""
+    from bishare_dsl.serve.terms import Layout
+    from bishare_dsl.show import cost
+
+    plan = plan_of(file, model, params, report).plan
+    base = 2 * plan.base.parameters
+    free = None if memory is None else _bytes(memory) - base
+    layout: list[Layout] = []
+
+    def slots(common: frozenset[str]) -> tuple[int, int]:
+        layout[:] = layout or [Layout(plan)]
+        sizes = [(place.rows * place.columns, n in common) for n, place in layout[0].places.items()]
+        return sum(n for n, alike in sizes if not alike), sum(n for n, alike in sizes if alike)
+
+    rows = cost.costs(plan, slots)
+    report.data(
+        spec=plan.spec,
+        params=plan.params,
+        model=plan.base.name,
+        adapters=adapters,
+        base_bytes=base,
+        memory_left=free,
+        ways=[row.data(adapters, free) for row in rows],
+    )
+    where = f"; fit: beside it in {memory}" if memory is not None else ""
+    report.tables(
+        f"{plan.spec} on {plan.base.name}: {adapters:,} adapter{'s' * (adapters > 1)}; "
+        f"the base takes {cost.size(base)} at 16 bits{where}",
+        cost.table(rows, adapters, free),
+        "each, once: numbers of one adapter, and numbers that all share. disk: their files, and host memory "
+        "while they wait. slots: an engine's memory in compact mode; expanded: in expanded mode. At 8 and 4 "
+        "bits scales are not counted.",
+    )
+
+
+def _bytes(text: str) -> int:
+    """Read ``80GB`` or ``80GiB``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise click.UsageError(f"`--memory {text}` is not a size: write `--memory 80GB`")
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _single(params: Mapping[str, tuple[options.Value, ...]]) -> dict[str, options.Value]:

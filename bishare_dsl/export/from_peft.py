@@ -63,7 +63,7 @@ def read_peft(
     groups: dict[tuple[int, float], list[Site]] = {}
     for site, (down, _, scale) in pairs.items():
         groups.setdefault((len(down), scale), []).append(site)
-    spec = _spec(groups, config.lora_dropout, architecture)
+    spec = _spec(_name(folder), groups, config.lora_dropout, architecture)
     spec, plan = _trained(spec, saved, architecture)
     values = {
         trained.tensor: saved[trained.parameter].float().reshape(plan.tensor[trained.tensor].shape)
@@ -232,15 +232,44 @@ def _same_update(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     )
 
 
+def factors_in(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return A and B of each linear layer as PEFT has saved them, float32, the scale folded into B.
+
+    A is ``(rank, d_in)``, B ``(rank, d_out)``; the keys are the paths of the layers.
+    """
+    from safetensors.torch import load_file
+
+    config, pairs = read_config(folder), dict[str, dict[str, torch.Tensor]]()
+    for name, tensor in load_file(folder / TENSORS).items():
+        match = _TENSOR.fullmatch(name.removeprefix("base_model.model."))
+        if match and match[2]:
+            pairs.setdefault(match[1], {})[match[2]] = tensor.float()
+    settings = config.settings(folder, pairs)
+    return {
+        path: (pair["A"], settings[path][1] * pair["B"].t())
+        for path, pair in pairs.items()
+        if len(pair) == 2
+    }
+
+
+def _name(folder: Path) -> str:
+    """Name the spec after the folder, as far as a name may consist of its characters."""
+    name = re.sub(r"\W+", "_", folder.resolve().name).strip("_")
+    return name if name[:1].isalpha() and name.isascii() else f"imported_{name}".rstrip("_")
+
+
 def _spec(
-    groups: Mapping[tuple[int, float], Sequence[Site]], dropout: float, architecture: Architecture
+    name: str,
+    groups: Mapping[tuple[int, float], Sequence[Site]],
+    dropout: float,
+    architecture: Architecture,
 ) -> m.Spec:
     """Write a share for the modules of each rank and scale."""
     selections = [selection_of(sites, architecture) for sites in groups.values()]
     everything = tuple(dict.fromkeys(part for parts in selections for part in parts))
     several = len(groups) > 1
     return m.Spec(
-        name="imported",
+        name=name,
         target=m.Selection(include=everything) if groups else None,
         defaults=m.Settings(dropout=dropout) if dropout else m.Settings(),
         shares=tuple(

@@ -15,6 +15,7 @@ from bishare_dsl.fit.nonlinear import descend, nonlinear_blocks
 from bishare_dsl.fit.pairs import GivenPairs
 from bishare_dsl.fit.problem import Block, Problem
 from bishare_dsl.fit.report import FitReport
+from bishare_dsl.fit.start import leading
 from bishare_dsl.plan import Plan
 
 Watch = Callable[[int, float], None]
@@ -50,7 +51,7 @@ def fit(
     Args:
         plan: of each adapter; tensors that are `Plan.common` are fitted to all adapters together.
         given: the adapters.
-        seed: draws what is begun with, and what is frozen.
+        seed: draws what is frozen, and the initial values that `leading` leaves.
         sweeps: how often all tensors are gone through, at most.
         dtype: what values are rounded to.
         watch: called after each sweep.
@@ -63,7 +64,7 @@ def fit(
     check_low_rank(plan, "fit the spec")
     check_drawn(plan, "a fit")
     family = Family(plan, given.names)
-    problem = Problem(family, given, family.draw(seed))
+    problem = Problem(family, given, leading(family, given, family.draw(seed)))
     curved = nonlinear_blocks(problem)
     start = best = problem.error()
     values, done = dict(problem.values), 0

@@ -65,6 +65,17 @@ class FitReport:
             found.setdefault(site.adapter, []).append(site)
         return {name: relative(sites) for name, sites in found.items()}
 
+    @cached_property
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """The relative error of each kind of module, by adapter."""
+        found: dict[str, dict[str, list[FittedSite]]] = {}
+        for site in self.sites:
+            found.setdefault(site.adapter, {}).setdefault(site.kind, []).append(site)
+        return {
+            name: {kind: relative(sites) for kind, sites in kinds.items()}
+            for name, kinds in found.items()
+        }
+
     def data(self) -> dict[str, Any]:
         """Return the report for machines; a module to which nothing was given has no error."""
         return {
@@ -72,6 +83,7 @@ class FitReport:
             "error_at_start": self.start,
             "sweeps": self.sweeps,
             "adapters": self.adapters,
+            "kinds": self.by_kind,
             "modules": [
                 {
                     "adapter": site.adapter,
@@ -82,6 +94,9 @@ class FitReport:
                 for site in self.sites
             ],
         }
+
+    def _in_order(self, adapter: str, kinds: Iterable[str]) -> list[float]:
+        return [self.by_kind[adapter].get(kind, 0.0) for kind in kinds]
 
     def __str__(self) -> str:
         layers = sorted({site.layer for site in self.sites}, key=lambda n: (n is None, n))
@@ -96,11 +111,17 @@ class FitReport:
             [str(row), *(_percent(cells.get((row, column), ())) for column in (*kinds, "all"))]
             for row in (*layers, "all")
         ]
-        several = self.adapters if len(self.adapters) > 1 else {}
-        worst = sorted(several.items(), key=lambda pair: -pair[1])
-        each = (f"{100 * error:7.2f}  {name}" for name, error in worst[:_SHOWN])
-        more = [f"         and {len(worst) - _SHOWN} with less"] if len(worst) > _SHOWN else []
-        return "\n".join(("relative error, in percent", str(Table(head, rows, ())), *each, *more))
+        parts: list[str] = ["relative error of updates, in percent", str(Table(head, rows, ()))]
+        if len(self.adapters) > 1:
+            worst = sorted(self.adapters.items(), key=lambda pair: -pair[1])
+            lines = [
+                [name, *(f"{100 * e:.2f}" for e in (*self._in_order(name, kinds), error))]
+                for name, error in worst[:_SHOWN]
+            ]
+            parts.append(str(Table(["adapter", *kinds, "all"], lines)))
+            if len(worst) > _SHOWN:
+                parts.append(f"and {len(worst) - _SHOWN} with smaller errors")
+        return "\n\n".join(parts)
 
 
 def relative(sites: Iterable[FittedSite]) -> float:

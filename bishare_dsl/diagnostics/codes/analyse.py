@@ -1,7 +1,17 @@
-"""BS85x: analysing adapters."""
+"""BS85x: analysing adapters, and fitting specs to them."""
 
 from bishare_dsl.diagnostics.problem import Code
 
 NOTHING_ADDED = Code(
     "BS850", "the adapter in `{folder}` adds nothing to any module, so there is nothing to measure"
+)
+FAR_FROM_GIVEN = Code(
+    "BS851",
+    "{what} {error:.1%} away from what was given, measured by the norm of the updates, which is more than "
+    "{limit:.0%}",
+    severity="warning",
+)
+OUT_OF_REACH = Code(
+    "BS852",
+    "no value of `{param}` up to {most} keeps the error below {limit:.1%}: the least is {error:.1%}",
 )

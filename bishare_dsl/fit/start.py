@@ -1,0 +1,140 @@
+"""Initial values at the leading eigenvectors: what one factor of a rank can keep of many updates.
+
+Of updates ``dW_i``, one A of rank r for all of them, each with a B of its own, keeps most if its rows are
+the r leading eigenvectors of ``sum dW_i^T dW_i``; one B likewise of ``sum dW_i dW_i^T``. Where A and B are
+both shared, with a core between them, the two take turns, each seeing only what the other keeps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bishare_dsl.fit.family import Family, Values, Variable
+from bishare_dsl.fit.pairs import GivenPairs
+from bishare_dsl.models.site import Site
+from bishare_dsl.plan import Term
+
+_ROUNDS = 3
+_ROLES = ("A", "B")
+
+
+def leading(family: Family, given: GivenPairs, values: Values) -> Values:
+    """Return values that start the widest factor of a plan, or both of a share with a core, at the leading
+    eigenvectors of the updates. Every other value stays.
+
+    A factor is started where its transform takes it as wide as each of its modules is. The widest factor is
+    the one that most modules of all adapters share.
+
+    Args:
+        family: the adapters that are fitted.
+        given: their updates.
+        values: the values otherwise started from.
+    """
+    share, roles = _widest(family)
+    found = dict(values)
+    if not roles:
+        return found
+    uses: dict[str, dict[Variable, list[tuple[str, Site, Term]]]] = {role: {} for role in roles}
+    for name in family.names:
+        for site in family.plan.sites:
+            for term in family.plan.terms_of[site.path]:
+                if term.share == share and given.rows(name, site):
+                    for role in roles:
+                        variable = family.variable(name, term.tensors[role])
+                        uses[role].setdefault(variable, []).append((name, site, term))
+    started: set[Variable] = set()
+    for _ in range(_ROUNDS if len(roles) > 1 else 1):
+        for role in roles:
+            for variable, places in uses[role].items():
+                rows = [_rows(family, given, role, place, found, started) for place in places]
+                found[variable] = _eigenvectors(rows, found[variable])
+                started.add(variable)
+    return found
+
+
+def _widest(family: Family) -> tuple[str, tuple[str, ...]]:
+    """Return the share whose A or B most places use, and which of the two; both where a core joins them."""
+    plan = family.plan
+    places = Counter[tuple[str, str]]()
+    unfit: set[tuple[str, str]] = set()
+    tensors: dict[tuple[str, str], set[Variable]] = {}
+    cores: set[str] = set()
+    for site in plan.sites:
+        widths = {"A": site.d_in, "B": site.d_out}
+        for term in plan.terms_of[site.path]:
+            trains = {r for r, name in term.tensors.items() if plan.tensor[name].trainable}
+            cores |= {term.share} if trains - {*_ROLES} else set()
+            for role in _ROLES:
+                name = term.tensors.get(role)
+                fits = name and role in trains and plan.tensor[name].shape[1] == widths[role]
+                if not fits or not term.linear:
+                    unfit.add((term.share, role))
+                    continue
+                places[term.share, role] += len(family.names)
+                for adapter in family.names:
+                    variable = family.variable(adapter, str(name))
+                    tensors.setdefault((term.share, role), set()).add(variable)
+    width = {key: count / len(tensors[key]) for key, count in places.items() if key not in unfit}
+    if not width:
+        return "", ()
+    share, role = max(width, key=lambda key: width[key])
+    both = share in cores and all((share, role) in width for role in _ROLES)
+    return share, _ROLES if both else (role,)
+
+
+def _rows(
+    family: Family,
+    given: GivenPairs,
+    role: str,
+    place: tuple[str, Site, Term],
+    values: Values,
+    started: set[Variable],
+) -> Tensor:
+    """Return rows ``R`` with ``R^T R = dW^T P dW`` (A) or ``dW P dW^T`` (B), where P keeps what the other
+    factor spans, if that has started."""
+    name, site, term = place
+    a, b = (factor[0] for factor in given.stacked([(name, site)]))
+    mine, other = (a, b) if role == "A" else (b, a)
+    opposite = term.tensors.get("B" if role == "A" else "A")
+    if opposite and (variable := family.variable(name, opposite)) in started:
+        other = other @ values[variable].t()
+    triangle: Tensor = torch.linalg.qr(other.t(), mode="r").R
+    return triangle @ mine
+
+
+def _eigenvectors(rows: list[Tensor], begun: Tensor) -> Tensor:
+    """Return as many leading right singular vectors of all rows as a tensor has rows, orthonormal; the rest
+    stays as it began."""
+    vectors = _leading_of(torch.cat(rows), len(begun))
+    return torch.cat([vectors, begun[len(vectors) :]])
+
+
+def _leading_of(rows: Tensor, count: int) -> Tensor:
+    if min(rows.shape) <= _DIRECT:
+        gram = rows.t() @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.t()
+        values, vectors = torch.linalg.eigh(gram)
+        kept = list(_falling(values, count))
+        found = vectors[:, kept].t()
+        if rows.shape[0] < rows.shape[1]:
+            found = torch.nn.functional.normalize(found @ rows, dim=1)
+        return found
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        _, _, right = torch.svd_lowrank(rows, min(*rows.shape, count + 16), 4)
+    return right.t()[:count]
+
+
+_DIRECT = 2048
+"""Up to how many rows or columns eigenvectors are computed directly."""
+
+
+def _falling(values: Tensor, count: int) -> Iterator[int]:
+    """Yield the indices of the largest eigenvalues that are not zero."""
+    least = 1e-14 * float(values[-1]) if len(values) else 0.0
+    for i in range(len(values) - 1, max(len(values) - 1 - count, -1), -1):
+        if float(values[i]) > least:
+            yield i

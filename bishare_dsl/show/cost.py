@@ -1,0 +1,145 @@
+"""What many adapters of a spec cost, against other ways to keep them: counts alone, from a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.ranks import effective_ranks
+from bishare_dsl.show.rows import lora_size
+from bishare_dsl.show.table import Table
+
+BITS = (16, 8, 4)
+LORA_RANK = 8
+_MOST = 12
+
+Slots = Callable[[frozenset[str]], tuple[int, int]]
+"""Counts the numbers of an engine's slots: each adapter's, and those held once, where tensors of these names
+are the same in all adapters."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One way to keep many adapters, in numbers (values, whatever their bits).
+
+    Attributes:
+        way: in words.
+        own: that each adapter has, in its file and in host memory.
+        once: that all adapters share, in a file of theirs.
+        slot: that each adapter has in a slot of an engine, in compact mode; None where an update is no matrix.
+        slot_once: that all slots share.
+        expanded: that a slot has in expanded mode, as a plain LoRA of the highest rank.
+    """
+
+    way: str
+    own: int
+    once: int
+    slot: int | None
+    slot_once: int
+    expanded: int | None
+
+    def disk(self, adapters: int, bits: int) -> int:
+        """Count the bytes of the files of some adapters, and of their tensors in host memory."""
+        return (self.once + adapters * self.own) * bits // 8
+
+    def slots(self, adapters: int, bits: int) -> int | None:
+        """Count the bytes of some adapters in slots, in compact mode."""
+        return None if self.slot is None else (self.slot_once + adapters * self.slot) * bits // 8
+
+    def fit(self, memory: int, bits: int) -> int | None:
+        """Count the adapters whose slots fit into some bytes."""
+        if self.slot is None:
+            return None
+        left = 8 * memory // bits - self.slot_once
+        return max(left // self.slot, 0) if self.slot else None
+
+    def data(self, adapters: int, memory: int | None) -> dict[str, Any]:
+        """Return the row for machines."""
+        return {
+            **vars(self),
+            "bytes": {
+                str(bits): {
+                    "disk": self.disk(adapters, bits),
+                    "host": self.disk(adapters, bits),
+                    "slots": self.slots(adapters, bits),
+                    "fit": None if memory is None else self.fit(memory, bits),
+                }
+                for bits in BITS
+            },
+        }
+
+
+def costs(plan: Plan, slots: Slots) -> list[Cost]:
+    """Compare ways to keep adapters of a plan: separate, as a library, and as plain LoRAs on its modules."""
+    frozen = frozenset(tensor.name for tensor in plan.tensors if not tensor.trainable)
+    if plan.is_library:
+        ways = [("library, as the spec says", plan.common)]
+    else:
+        ways = [("separate adapters", frozen), *_libraries(plan, frozen)]
+    ranks = [rank for rank in effective_ranks(plan).values() if rank]
+    each = lora_size(plan, 1)
+    expanded = max(ranks) * each if ranks and all(term.linear for term in plan.terms) else None
+    found = [_cost(plan, way, common, slots, expanded) for way, common in ways]
+    near = max(1, round(found[0].own / each)) if each else 1
+    lora = [(f"LoRA r={LORA_RANK}", LORA_RANK), (f"LoRA r={near}, nearest in bytes", near)]
+    return found + [Cost(way, r * each, 0, r * each, 0, r * each) for way, r in lora if each]
+
+
+def _cost(plan: Plan, way: str, common: frozenset[str], slots: Slots, expanded: int | None) -> Cost:
+    trained = {tensor.name: tensor.size for tensor in plan.tensors if tensor.trainable}
+    once = sum(size for name, size in trained.items() if name in common)
+    full = sum(size for name, size in trained.items() if name not in common)
+    slot, slot_once = slots(common) if all(term.linear for term in plan.terms) else (None, 0)
+    return Cost(way, full, once, slot, slot_once, expanded)
+
+
+def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield the libraries that a plan could become: one factor, one share, or all but one are common."""
+    pooled: dict[str, dict[str, set[str]]] = {}
+    for pool in plan.pools:
+        if pool.tensor not in frozen:
+            pooled.setdefault(pool.share, {}).setdefault(pool.role, set()).add(pool.tensor)
+    trained = {tensor.name for tensor in plan.tensors} - frozen
+    found: dict[frozenset[str], str] = {}
+    for share, by_role in pooled.items():
+        for role, names in by_role.items() if len(by_role) > 1 else ():
+            found.setdefault(frozenset(names), f"library, {role} of `{share}` is common")
+        found.setdefault(frozenset().union(*by_role.values()), f"library, `{share}` is common")
+    for share in pooled if len(pooled) > 2 else ():
+        others = (n for s, by_role in pooled.items() if s != share for n in by_role.values())
+        found.setdefault(frozenset().union(*others), f"library, only `{share}` is private")
+    for common, way in [*found.items()][:_MOST]:
+        if common < trained:  # Otherwise nothing would be left to each adapter.
+            yield way, common | frozen
+
+
+def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
+    """Make the table of all ways."""
+    head = ["way", "each", "once", *(f"disk, {bits} bits" for bits in BITS)]
+    head += [*(f"slots, {bits} bits" for bits in BITS), "expanded, 16 bits"]
+    head += [f"fit, {bits} bits" for bits in BITS] if memory is not None else []
+    lines = []
+    for row in rows:
+        line = [row.way, f"{row.own:,}", f"{row.once:,}"]
+        line += [size(row.disk(adapters, bits)) for bits in BITS]
+        line += [size(row.slots(adapters, bits)) for bits in BITS]
+        line.append(size(None if row.expanded is None else 2 * adapters * row.expanded))
+        if memory is not None:
+            fits = (row.fit(memory, bits) for bits in BITS)
+            line += ["-" if count is None else f"{count:,}" for count in fits]
+        lines.append(line)
+    return Table(head, lines)
+
+
+def size(count: int | None) -> str:
+    """Write bytes in the unit of files: ``2.8 GB``."""
+    if count is None:
+        return "-"
+    for unit, one in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= one:
+            return (
+                f"{count / one:,.1f} {unit}" if count < 100 * one else f"{count / one:,.0f} {unit}"
+            )
+    return f"{count:,} B"
