@@ -21,7 +21,9 @@ _WITH_PEFT = """\
 import bishare_dsl.peft  # pip install bishare; without this line PEFT says KeyError: 'BISHARE'
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(model, "path/to/this/folder")"""
+model = PeftModel.from_pretrained(model, "path/to/this/folder")
+# For programs that you cannot change (lm_eval, a web UI): python -m bishare_dsl.autoload on
+# Or write a plain LoRA for them: bishare export path/to/this/folder --model MODEL --out lora"""
 _WITHOUT_PEFT = """\
 
 from bishare_dsl import load_adapter  # pip install bishare

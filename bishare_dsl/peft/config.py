@@ -77,6 +77,11 @@ class BishareConfig(PeftConfig):
         self.peft_type = peft_type()
         if self.target_modules is not None:
             raise AdapterError(codes.SPEC_TARGETS())
+        if members := (self.bishare or {}).get("adapters"):
+            name = next(iter(members))
+            help = f'`bishare_dsl.load_adapter("FOLDER#{name}", model)` loads one of them'
+            folder = "what PEFT loads"
+            raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
         # Of an adapter that was read: whether its tensors are still to be compared with the record.
         self._unchecked = self.bishare is not None
         self._where = None

@@ -13,7 +13,8 @@ from bishare_dsl.show.table import Table
 
 BITS = (16, 8, 4)
 LORA_RANK = 8
-_MOST = 12
+_LEAST = 0.01
+"""The part of the trained numbers that a library must have in common to be listed."""
 
 Slots = Callable[[frozenset[str]], tuple[int, int]]
 """Counts the numbers of an engine's slots: each adapter's, and those held once, where tensors of these names
@@ -28,7 +29,7 @@ class Cost:
         way: in words.
         own: that each adapter has, in its file and in host memory.
         once: that all adapters share, in a file of theirs.
-        slot: that each adapter has in a slot of an engine, in compact mode; None where an update is no matrix.
+        slot: that each adapter has in a slot of an engine, in compact mode; None of a nonlinear update.
         slot_once: that all slots share.
         expanded: that a slot has in expanded mode, as a plain LoRA of the highest rank.
     """
@@ -83,8 +84,11 @@ def costs(plan: Plan, slots: Slots) -> list[Cost]:
     expanded = max(ranks) * each if ranks and all(term.linear for term in plan.terms) else None
     found = [_cost(plan, way, common, slots, expanded) for way, common in ways]
     near = max(1, round(found[0].own / each)) if each else 1
-    lora = [(f"LoRA r={LORA_RANK}", LORA_RANK), (f"LoRA r={near}, nearest in bytes", near)]
-    return found + [Cost(way, r * each, 0, r * each, 0, r * each) for way, r in lora if each]
+    lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
+    lora[near] = f"LoRA r={near}, nearest in bytes"
+    return found + [
+        Cost(way, r * each, 0, r * each, 0, r * each) for r, way in lora.items() if each
+    ]
 
 
 def _cost(plan: Plan, way: str, common: frozenset[str], slots: Slots, expanded: int | None) -> Cost:
@@ -101,7 +105,7 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
     for pool in plan.pools:
         if pool.tensor not in frozen:
             pooled.setdefault(pool.share, {}).setdefault(pool.role, set()).add(pool.tensor)
-    trained = {tensor.name for tensor in plan.tensors} - frozen
+    trained = {tensor.name: tensor.size for tensor in plan.tensors if tensor.trainable}
     found: dict[frozenset[str], str] = {}
     for share, by_role in pooled.items():
         for role, names in by_role.items() if len(by_role) > 1 else ():
@@ -110,8 +114,9 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
     for share in pooled if len(pooled) > 2 else ():
         others = (n for s, by_role in pooled.items() if s != share for n in by_role.values())
         found.setdefault(frozenset().union(*others), f"library, only `{share}` is private")
-    for common, way in [*found.items()][:_MOST]:
-        if common < trained:  # Otherwise nothing would be left to each adapter.
+    whole = sum(trained.values())
+    for common, way in found.items():
+        if _LEAST * whole <= sum(trained[name] for name in common) < whole:
             yield way, common | frozen
 
 

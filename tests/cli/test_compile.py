@@ -45,7 +45,7 @@ def test_frozen_tensors_are_drawn(bishare, here, checkpoint):
     plan = read_adapter(here / "seed").plan
     with safe_open(here / "seed" / TENSORS, framework="numpy") as file:
         assert set(file.keys()) == {key_of(plan, "s.B")}
-    assert "64 parameters are drawn from the seed, not stored" in bishare("inspect", "seed").out
+    assert "64 random, regenerated from the seed" in bishare("inspect", "seed").out
     assert json.loads(bishare("inspect", "seed", "--json").out)["config"]["drawn"].keys() == {"s.A"}
 
 

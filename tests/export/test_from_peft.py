@@ -90,7 +90,7 @@ def test_the_spec_is_what_one_would_write(tmp_path: Path) -> None:
     saved(tmp_path / "peft", "llama", **SETTINGS["plain"][1])
     text = import_peft(tmp_path / "peft", architecture_of(tiny_model("llama")), tmp_path / "ours")
     assert text == (
-        "spec imported\n\ntarget q_proj, down_proj\n\nshare lora  per module  rank 4  scale 2\n"
+        "spec peft\n\ntarget q_proj, down_proj\n\nshare lora  per module  rank 4  scale 2\n"
     )
 
 

@@ -38,9 +38,9 @@ def test_an_adapter_is_fitted(here: Path, trained: Any, capsys: Any) -> None:
     assert code == 0
     made = read_adapter("new")
     assert [tensor.shape[0] for tensor in made.plan.tensors] == [3] * 4
-    head, _, *rows = out.splitlines()[1:]
+    head, _, *rows = out.splitlines()[2:]
     assert head.split() == ["layer", "q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "all"]
-    assert [row.split()[0] for row in rows] == ["0", "1", "all"]
+    assert [row.split()[0] for row in rows[:3]] == ["0", "1", "all"]
     assert rows[0].split()[2] == "100.00"  # The spec leaves k_proj out.
     assert "sweep 1: relative error" in err
 
@@ -86,3 +86,67 @@ def test_what_is_wrong_is_told_and_nothing_is_written(
     assert exit_code in (1, 2)
     assert f"error[{code}" in err
     assert not Path("new").exists()
+
+
+def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
+    here: Path, trained: Any, capsys: Any
+) -> None:
+    for seed in (1, 2, 3):
+        trained("lora", name=f"c{seed}", seed=seed, r=3)
+    library = (
+        "spec lib\nparam r = 24\ntarget all\nshare a  A per in  B per adapter, module  rank r\n"
+    )
+    Path("lib.share").write_text(library)
+    names = ("c1", "c2", "c3")
+    words = (*names, "--spec", "lib.share", "--out", "lib", "--quiet")
+    code, out, err = run(capsys, *words, "--set", "r=4")
+    assert code == 0
+    assert "warning[BS851]: 3 adapters are up to" in err
+    assert "more than 10%" in err
+    rows = out.splitlines()
+    assert [row.split()[0] for row in rows if row.startswith("c")] != []
+    before = sum(p.stat().st_size for n in names for p in Path(n).glob("adapter_*"))
+    files = [*Path("lib").rglob("*.safetensors"), Path("lib/adapter_config.json")]
+    assert f"bytes: {before:,} (" in out
+    assert f"{sum(p.stat().st_size for p in files):,} (" in out
+    code, out, err = run(capsys, *words, "--set", "r=4", "--force", "--json", "--warn-above", "99%")
+    found = json.loads(out)
+    assert found["problems"] == []
+    assert (found["bytes_before"], found["bytes_after"]) == (
+        before,
+        sum(p.stat().st_size for p in files),
+    )
+    for name in names:
+        each = found["kinds"][name]
+        assert set(each) == {
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        } & set(each)
+        assert max(each.values()) >= found["adapters"][name]
+
+
+def test_a_tolerance_finds_the_smallest_rank(here: Path, trained: Any, capsys: Any) -> None:
+    for seed in (1, 2):
+        trained("lora", name=f"c{seed}", seed=seed, r=2)
+    text = (
+        "spec s\nparam r = 8\nparam other = 1\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\n"
+    )
+    Path("s.share").write_text(f"{text}share a  per module, adapter  rank r\n")
+    words = ("c1", "c2", "--spec", "s.share", "--out", "lib", "--quiet", "--json")
+    code, out, _ = run(capsys, *words, "--tolerance", "1%", "--solve", "r")
+    assert code == 0
+    assert json.loads(out)["params"]["r"] == 2
+    assert read_adapter("lib#c1").plan.params["r"] == 2
+    code, out, _ = run(capsys, *words, "--tolerance", "1%", "--force")
+    assert (code, "--solve r" in out, "--solve other" in out) == (2, True, True)
+    code, out, _ = run(
+        capsys, *words, "--tolerance", "1%", "--solve", "r", "--set", "r=1", "--force"
+    )
+    assert (code, "BS852" in out) == (1, True)
+    code, out, _ = run(capsys, *words, "--tolerance", "none", "--force")
+    assert (code, "write `5%` or `0.05`" in out) == (2, True)

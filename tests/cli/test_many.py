@@ -1,0 +1,396 @@
+"""Many adapters: listed, compared, imported and counted, of a tiny model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bishare_dsl.adapter.files import read_adapter, save_adapter, save_library
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.export.effective import delta
+from bishare_dsl.export.export import export_adapter
+from bishare_dsl.models import architecture_of
+from bishare_dsl.models.load import meta_model
+
+LORA = (
+    "spec small\ntarget q_proj, down_proj\nshare a  per module  rank 2\nshare b  per kind  rank 3\n"
+)
+LIBRARY = (
+    "spec family\ntarget q_proj, down_proj\nshare a  A per in  B per adapter, module  rank 2\n"
+)
+
+
+def tensors_of(plan, seed):
+    random = torch.Generator().manual_seed(seed)
+    return {t.name: torch.randn(t.shape, generator=random) / 3 for t in plan.tensors}
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint, tmp_path_factory):
+    """A folder of adapters: two of one spec, a plain LoRA of PEFT, and a library of two."""
+    folder = tmp_path_factory.mktemp("many")
+    base = architecture_of(str(checkpoint))
+    plan = make_plan(LORA, base)
+    for name, seed in (("acme", 0), ("globex", 1)):
+        save_adapter(
+            folder / name,
+            plan.plan,
+            tensors_of(plan.plan, seed),
+            plan.text(),
+            seed=0,
+            base_revision="0123456789abcdef",
+        )
+    lora = make_plan("lora", base, {"r": 3})
+    export_adapter(
+        folder / "initech", lora.plan, tensors_of(lora.plan, 2), meta_model(str(checkpoint))
+    )
+    family = make_plan(LIBRARY, base)
+    each = {n: tensors_of(family.plan, seed) for n, seed in (("one", 3), ("two", 4))}
+    save_library(folder / "lib", family.plan, each, family.text(), seed=0)
+    state = {"global_step": 40, "log_history": [{"loss": 3.0}, {"loss": 1.5}, {"eval_loss": 9.0}]}
+    (folder / "acme" / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "acme" / "run.json").write_text("{}")
+    losses = {"global_step": 12, "log_history": [{"losses": {"one": 2.0, "two": 4.0}}]}
+    (folder / "trainer_state.json").write_text(json.dumps(losses))
+    return folder
+
+
+@pytest.fixture
+def adapters(made, here):
+    """A copy of it, in the folder that one is in."""
+    shutil.copytree(made, here / "adapters")
+    return here / "adapters"
+
+
+def listed(run):
+    return {row["name"]: row for row in json.loads(run.out)["adapters"]}
+
+
+def test_a_folder_is_a_table(bishare, adapters):
+    run = bishare("inspect", "adapters")
+    assert (run.code, run.err) == (0, "")
+    head, _, *rows = run.out.splitlines()
+    columns = ["name", "method", "base", "rank", "parameters", "bytes", "date", "steps", "loss"]
+    assert head.split() == columns
+    names = [row.split()[:2] for row in rows[:5]]
+    assert names == [
+        ["acme", "small"],
+        ["globex", "small"],
+        ["initech", "lora"],
+        ["one", "family"],
+        ["two", "family"],
+    ]
+    assert rows[0].split()[-2:] == ["40", "1.5000"]
+    assert "@0123456" in rows[0]
+    assert "5 adapters, " in run.out
+    assert "shared in adapters/lib: " in run.out
+
+
+def test_what_a_row_says_is_true(bishare, adapters):
+    found = listed(bishare("inspect", "adapters", "--json"))
+    stored = read_adapter(adapters / "acme")
+    acme = found["acme"]
+    assert acme["parameters"] == stored.plan.trainable
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    assert acme["bytes"] == sum((adapters / "acme" / name).stat().st_size for name in names)
+    assert acme["rank"] == [5, 5]
+    assert (acme["steps"], acme["loss"]) == (40, 1.5)
+    assert acme["date"] == (adapters / "acme" / names[1]).stat().st_mtime
+    assert found["initech"]["rank"] == [3, 3]
+    assert (found["initech"]["steps"], found["initech"]["loss"]) == (None, None)
+    family = read_adapter(f"{adapters}/lib#two").plan
+    own = sum(t.size for t in family.tensors if t.name not in family.common)
+    assert found["two"]["parameters"] == own
+    assert found["two"]["place"] == "adapters/lib#two"
+
+
+def test_totals_count_what_is_shared_once(bishare, adapters):
+    data = json.loads(bishare("inspect", "adapters/lib", "--json").out)
+    files = [*(adapters / "lib").rglob("*.safetensors"), adapters / "lib" / "adapter_config.json"]
+    assert data["totals"]["bytes"] == sum(path.stat().st_size for path in files)
+    [shared] = data["shared"]
+    assert shared["adapters"] == 2
+    assert data["totals"]["parameters"] == shared["parameters"] + sum(
+        row["parameters"] for row in data["adapters"]
+    )
+    assert data["totals"]["specs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sort", "first"), [("bytes", "one"), ("loss", "acme"), ("name", "acme"), ("method", "one")]
+)
+def test_rows_are_sorted_and_what_has_no_value_comes_last(bishare, adapters, sort, first):
+    rows = json.loads(bishare("inspect", "adapters", "--sort", sort, "--json").out)["adapters"]
+    values = [row[sort] for row in rows]
+    known = [value for value in values if value is not None]
+    assert known == sorted(known)
+    assert values[: len(known)] == known
+    assert rows[0]["name"] == first
+
+
+def test_several_folders_and_formats(bishare, adapters):
+    run = bishare("inspect", "adapters/acme", "adapters/lib#two", "--format", "csv")
+    lines = run.out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["name", "acme", "two"]
+    assert lines[0].startswith("name,method,base,rank,parameters,bytes")
+
+
+def test_what_cannot_be_read_is_a_row_and_the_others_are_listed(bishare, adapters):
+    (adapters / "acme" / "adapter_model.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0nonsense!")
+    (adapters / "globex" / "adapter_model.safetensors").unlink()
+    (adapters / "initech" / "adapter_config.json").write_text("[]")
+    run = bishare("inspect", "adapters")
+    assert run.code == 1
+    assert run.out.count("cannot be read") == 3 + 1
+    assert "adapters/globex: `adapter_model.safetensors` is missing" in run.out
+    assert "2 adapters, " in run.out
+
+
+def test_a_strangers_names_do_not_reach_the_terminal(bishare, adapters):
+    config = json.loads((adapters / "initech" / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "a\x1b[31mb", "peft_type": {"x": 1}, "r": "many"}
+    (adapters / "initech" / "adapter_config.json").write_text(json.dumps(config))
+    run = bishare("inspect", "adapters")
+    assert run.code == 0
+    assert "\x1b" not in run.out
+
+
+def test_a_thousand_folders_read_heads_alone(bishare, adapters, monkeypatch):
+    """No plan is built and no tensor is read, however many there are."""
+    for number in range(40):
+        shutil.copytree(adapters / "acme", adapters / f"copy{number}")
+
+    def refuse(*_):
+        raise AssertionError("an adapter was read")
+
+    monkeypatch.setattr("bishare_dsl.adapter.files.read_adapter", refuse)
+    monkeypatch.setattr("bishare_dsl.adapter.contents.plan_of_text", refuse)
+    assert len(listed(bishare("inspect", "adapters", "--json"))) == 45
+
+
+def test_one_adapter_shows_its_norms_and_where_its_numbers_are(bishare, adapters):
+    data = json.loads(bishare("inspect", "adapters/acme", "--json").out)
+    stored = read_adapter(adapters / "acme")
+    tensors = stored.tensors()
+    for site in stored.plan.sites:
+        dense = delta(stored.plan, tensors, site)
+        assert data["norms"][site.path] == pytest.approx(float(dense.norm()), rel=1e-5)
+    assert data["whereabouts"]["stored"] == stored.plan.trainable
+    out = bishare("inspect", "adapters/acme").out
+    assert "norms of updates, by layer and kind" in out
+    assert "stored" in out
+
+
+def test_frozen_numbers_are_said_to_be_random(bishare, here, checkpoint):
+    (here / "f.share").write_text("spec f target q_proj share s per model rank 2 freeze A")
+    bishare("compile", "f.share", "-m", checkpoint, "--out", "f")
+    assert "64 random, regenerated from the seed" in bishare("inspect", "f").out
+
+
+def test_two_adapters_are_compared_by_their_factors(bishare, adapters):
+    data = json.loads(bishare("diff", "adapters/acme", "adapters/globex", "--json").out)
+    assert data["same_spec"]
+    one, two = (read_adapter(adapters / name) for name in ("acme", "globex"))
+    for kind in ("q_proj", "down_proj", None):
+        a, b = (
+            torch.cat(
+                [
+                    delta(s.plan, s.tensors(), site).flatten()
+                    for site in s.plan.sites
+                    if kind in (None, site.kind)
+                ]
+            ).double()
+            for s in (one, two)
+        )
+        found = data["all"] if kind is None else data["kinds"][kind]
+        assert found["relative_difference"] == pytest.approx(float((a - b).norm() / a.norm()))
+        cosine = float((a * b).sum() / a.norm() / b.norm())
+        assert found["cosine"] == pytest.approx(cosine, abs=1e-6)
+    out = bishare("diff", "adapters/acme", "adapters/globex").out
+    assert "the same spec, small" in out
+    same = bishare("diff", "adapters/acme", "adapters/acme").out
+    assert "0.00%" in same
+    assert "the updates are equal" in same
+
+
+def test_adapters_of_different_kinds_are_compared(bishare, adapters, checkpoint):
+    run = bishare("diff", "adapters/initech", "adapters/lib#one", "--model", checkpoint)
+    assert run.code == 0
+    assert "different specs" in run.out
+    assert "adapted by one of the two only" in run.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["diff", "adapters/lib", "adapters/acme"], "name one: `adapters/lib#one`"),
+        (["diff", "adapters/lib#on", "adapters/acme"], "did you mean `one`?"),
+        (["diff", "adapters/acme#one", "adapters/acme"], "leave `#one` out: `adapters/acme`"),
+        (["diff", "adapters/acme", "lora", "-m", "llama-7b"], "give a second adapter"),
+        (["diff", "lora", "bishare_ke"], "give --model"),
+        (["inspect", "nowhere"], "there is no folder `nowhere`"),
+        (["inspect", "adapters/lib#onee"], "did you mean `one`?"),
+        (["plan", "adapters/acme", "-m", "llama-7b"], "`bishare inspect adapters/acme`"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_answered_by_what_to_type(bishare, adapters, words, told):
+    run = bishare(*words)
+    assert run.code in (1, 2)
+    assert told in run.err
+
+
+def test_peft_says_what_a_library_is(adapters, checkpoint):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import bishare_dsl.peft  # noqa: F401
+    from bishare_dsl.diagnostics import AdapterError
+
+    with pytest.raises(AdapterError) as caught:
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(checkpoint), adapters / "lib"
+        )
+    assert [problem.code for problem in caught.value.problems] == ["BS676"]
+    assert "load_adapter" in caught.value.problems[0].help
+
+
+@pytest.fixture
+def customers(here, checkpoint):
+    """Five LoRAs of PEFT, one of which is damaged."""
+    base = architecture_of(str(checkpoint))
+    for number in range(5):
+        made = make_plan("lora", base, {"r": 1 + number})
+        tensors = tensors_of(made.plan, number)
+        export_adapter(
+            here / f"customers/c-{number}", made.plan, tensors, meta_model(str(checkpoint))
+        )
+    (here / "customers/c-3/adapter_model.safetensors").write_bytes(b"no")
+    return sorted((here / "customers").iterdir())
+
+
+def test_many_loras_are_imported_and_each_is_checked(bishare, customers, checkpoint, here):
+    run = bishare("import", *customers, "--out", "adapters", "--model", checkpoint)
+    assert run.code == 1
+    assert "BS608" in run.err
+    assert "4 of 5 imported into adapters" in run.out
+    assert sorted(p.name for p in (here / "adapters").iterdir()) == ["c-0", "c-1", "c-2", "c-4"]
+    for name in ("c-0", "c-4"):
+        stored = read_adapter(f"adapters/{name}")
+        assert stored.plan.spec == name.replace("-", "_")
+        tensors, raw = stored.tensors(), load_file(f"customers/{name}/adapter_model.safetensors")
+        scale = json.loads((here / f"customers/{name}/adapter_config.json").read_text())
+        for site in stored.plan.sites:
+            a, b = (raw[f"base_model.model.{site.path}.lora_{x}.weight"] for x in "AB")
+            wanted = scale["lora_alpha"] / scale["r"] * (b @ a)
+            assert torch.allclose(delta(stored.plan, tensors, site), wanted, atol=1e-6)
+
+
+def test_an_import_that_is_not_the_lora_is_an_error(bishare, customers, checkpoint, monkeypatch):
+    real = save_adapter
+
+    def spoil(folder, plan, tensors, text, **how):
+        first = next(iter(tensors))
+        return real(folder, plan, tensors | {first: tensors[first] + 1e-3}, text, **how)
+
+    monkeypatch.setattr("bishare_dsl.adapter.files.save_adapter", spoil)
+    run = bishare("import", *customers[:2], "--out", "adapters", "--model", checkpoint)
+    assert run.code == 1
+    assert "error[BS607]" in run.err
+    assert "differ from those of" in run.err
+    assert "0 of 2 imported" in run.out
+
+
+def test_a_folder_of_loras_is_imported(bishare, customers, checkpoint):
+    shutil.rmtree(customers[3])
+    data = json.loads(
+        bishare("import", "customers", "--out", "new", "-m", checkpoint, "--json").out
+    )
+    assert data["imported"] == 4
+    rows = {row["name"]: row for row in data["adapters"]}
+    assert rows["c-1"]["checked"] == rows["c-1"]["modules"] == 10
+    assert bishare("import", "customers", "--out", "new", "-m", checkpoint).code == 2
+    assert bishare("import", "customers", "--out", "new", "-m", checkpoint, "--force").code == 0
+
+
+def test_an_imported_lora_keeps_its_name(bishare, customers, checkpoint):
+    run = bishare("import", customers[1], "--out", "new", "--model", checkpoint)
+    assert run.out.startswith("spec c_1\n")
+    assert read_adapter("new").plan.spec == "c_1"
+
+
+def test_a_scale_is_part_of_the_check(bishare, customers, checkpoint):
+    """Of a LoRA whose config was changed behind its import the factors differ."""
+    tensors = load_file(customers[2] / "adapter_model.safetensors")
+    save_file(
+        {k: v.bfloat16() for k, v in tensors.items()}, customers[2] / "adapter_model.safetensors"
+    )
+    run = bishare("import", customers[2], customers[1], "--out", "n", "-m", checkpoint, "--json")
+    assert [row["checked"] for row in json.loads(run.out)["adapters"]] == [10, 10]
+
+
+def test_what_many_adapters_cost(bishare):
+    run = bishare(
+        "plan", "bishare_ke_ab", "-m", "llama-7b", "--adapters", "200", "--memory", "80GB"
+    )
+    assert (run.code, run.err) == (0, "")
+    rows = {line.split("  ")[0]: line for line in run.out.splitlines()}
+    assert "separate adapters" in rows
+    assert "LoRA r=8" in rows
+    assert "LoRA r=2, nearest in bytes" in rows
+    data = json.loads(
+        bishare(
+            "plan",
+            "bishare_ke_ab",
+            "-m",
+            "llama-7b",
+            "--adapters",
+            "200",
+            "--memory",
+            "80GB",
+            "--json",
+        ).out
+    )
+    ways = {way["way"]: way for way in data["ways"]}
+    own = ways["separate adapters"]
+    assert own["own"] == 3_660_032
+    assert own["bytes"]["16"]["disk"] == 200 * 3_660_032 * 2
+    assert own["bytes"]["4"]["slots"] == 200 * own["slot"] // 2
+    assert ways["LoRA r=8"]["own"] == 14_024_704
+    assert ways["LoRA r=2, nearest in bytes"]["own"] == 3_506_176
+    free = 80 * 10**9 - data["base_bytes"]
+    assert ways["LoRA r=8"]["bytes"]["16"]["fit"] == free // (2 * 14_024_704)
+    library = ways["library, `local` is common"]
+    assert library["own"] + library["once"] == 3_660_032
+    assert library["bytes"]["16"]["disk"] == 2 * (library["once"] + 200 * library["own"])
+
+
+def test_slots_are_what_the_server_keeps(bishare):
+    """A NOLA folder has a few numbers a module, and its slot expanded factors."""
+    run = bishare("plan", "nola", "-m", "llama-7b", "--adapters", "10", "--json")
+    own = json.loads(run.out)["ways"][0]
+    assert own["slot"] > 100 * own["own"]
+
+
+def test_a_library_costs_what_its_spec_says(bishare, here):
+    (here / "l.share").write_text(LIBRARY)
+    data = json.loads(bishare("plan", "l.share", "-m", "llama-7b", "--adapters", "3", "--json").out)
+    first = data["ways"][0]
+    assert first["way"] == "library, as the spec says"
+    assert first["once"] == 2 * (4096 + 11008)
+    assert data["memory_left"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--memory", "80GB"], "--memory goes with --adapters"),
+        (["--adapters", "3", "--memory", "much"], "write `--memory 80GB`"),
+        (["--adapters", "3", "--set", "r=4,8"], "--adapters takes one spec"),
+    ],
+)
+def test_costs_asked_for_wrongly(bishare, more, told):
+    run = bishare("plan", "lora", "-m", "llama-7b", *more)
+    assert run.code == 2
+    assert told in run.err
