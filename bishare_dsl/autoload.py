@@ -15,7 +15,7 @@ from pathlib import Path
 
 HOOK, PTH = "_bishare_autoload.py", "bishare_autoload.pth"
 
-_HOOK = '''"""Written by `python -m bishare_dsl.autoload on`; `python -m bishare_dsl.autoload off` removes it."""
+_HOOK = '''"""Written by `python -m bishare_dsl.autoload on`; the same with `off` removes it."""
 
 import sys
 

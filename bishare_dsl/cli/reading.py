@@ -127,10 +127,10 @@ def _no_such_spec(name: str) -> Problem:
     except ValueError:
         why = "that is not a name of a file"
     help = nearest(Path(name).stem, shipped_specs())
-    if why == "that is a folder":
-        help = f"`bishare inspect {name}` shows the adapters in a folder; a spec is a `.share` file"
     if "=" in name:
         help = f"a param is given by `--set {name}`"
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".share"):
         help = f"an adapter of the Hub is fetched first: `hf download {name} --local-dir adapter`"
+    if why == "that is a folder":
+        help = f"`bishare inspect {name}` shows the adapters in a folder; a spec is a `.share` file"
     return codes.NO_SUCH_SPEC(name=name, why=why, help=help)

@@ -239,7 +239,8 @@ def factors_in(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """
     from safetensors.torch import load_file
 
-    config, pairs = read_config(folder), dict[str, dict[str, torch.Tensor]]()
+    config = read_config(folder)
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(folder / TENSORS).items():
         match = _TENSOR.fullmatch(name.removeprefix("base_model.model."))
         if match and match[2]:

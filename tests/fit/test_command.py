@@ -93,9 +93,7 @@ def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
 ) -> None:
     for seed in (1, 2, 3):
         trained("lora", name=f"c{seed}", seed=seed, r=3)
-    library = (
-        "spec lib\nparam r = 24\ntarget all\nshare a  A per in  B per adapter, module  rank r\n"
-    )
+    library = "spec lib\nparam r = 24\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\nshare a  A per in  B per adapter, module  rank r\n"
     Path("lib.share").write_text(library)
     names = ("c1", "c2", "c3")
     words = (*names, "--spec", "lib.share", "--out", "lib", "--quiet")
@@ -118,15 +116,7 @@ def test_bytes_and_errors_are_reported_and_large_ones_warned_of(
     )
     for name in names:
         each = found["kinds"][name]
-        assert set(each) == {
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        } & set(each)
+        assert len(each) == 5
         assert max(each.values()) >= found["adapters"][name]
 
 
