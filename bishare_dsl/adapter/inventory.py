@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,16 @@ def _of_config(fields: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str
 
 def _ranks(sharing: Any) -> tuple[int, int] | None:
     """Return the least and the highest sum of the ranks of a module's terms, as ``sharing`` lists them."""
+    return _packed_ranks(sharing) if isinstance(sharing, str) else _plain_ranks(sharing)
+
+
+@lru_cache(maxsize=64)
+def _packed_ranks(sharing: str) -> tuple[int, int] | None:
+    """Return the ranks of what was packed: adapters of one spec have equal texts."""
+    return _plain_ranks(sharing)
+
+
+def _plain_ranks(sharing: Any) -> tuple[int, int] | None:
     try:
         said = unpack(sharing)
         sums = [sum(int(term["rank"]) for term in m["terms"]) for m in said["modules"]]
