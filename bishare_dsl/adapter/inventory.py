@@ -117,11 +117,11 @@ def list_adapters(folder: Path) -> Iterator[Listed | Shared]:
 
 
 def _adapter(folder: Path, fields: Mapping[str, Any], record: Mapping[str, Any]) -> Listed:
-    sizes, size = _tensors(folder, TENSORS)
+    numbers, size = _tensors(folder, TENSORS)
     return Listed(
         name=folder.resolve().name,
         place=str(folder),
-        parameters=sum(sizes.values()),
+        parameters=numbers,
         bytes=size + (folder / CONFIG).stat().st_size,
         date=(folder / TENSORS).stat().st_mtime,
         **_of_config(fields, record),
@@ -132,7 +132,7 @@ def _adapter(folder: Path, fields: Mapping[str, Any], record: Mapping[str, Any])
 def _library(
     place: Path, fields: Mapping[str, Any], record: Mapping[str, Any], names: list[str]
 ) -> Iterator[Listed | Shared]:
-    sizes, size = _tensors(place, TENSORS)
+    numbers, size = _tensors(place, TENSORS)
     size += (place / CONFIG).stat().st_size
     of_config = _of_config(fields, record)
     for name in names:
@@ -145,19 +145,19 @@ def _library(
         yield Listed(
             name=name,
             place=where,
-            parameters=sum(own.values()),
+            parameters=own,
             bytes=bytes_,
             date=(place / own_file(name)).stat().st_mtime,
             library=str(place),
             **of_config,
             **_run(place, name),
         )
-    yield Shared(str(place), len(names), sum(sizes.values()), size)
+    yield Shared(str(place), len(names), numbers, size)
 
 
 def _lora(folder: Path, fields: Mapping[str, Any]) -> Listed:
     """Describe an adapter of another method of PEFT."""
-    sizes, size = _tensors(folder, TENSORS)
+    numbers, size = _tensors(folder, TENSORS)
     ranks = [fields.get("r"), *_values(fields.get("rank_pattern"))]
     known = [rank for rank in ranks if type(rank) is int]
     return Listed(
@@ -167,7 +167,7 @@ def _lora(folder: Path, fields: Mapping[str, Any]) -> Listed:
         base=_text(fields.get("base_model_name_or_path")),
         revision=_text(fields.get("revision")),
         rank=(min(known), max(known)) if known else None,
-        parameters=sum(sizes.values()),
+        parameters=numbers,
         bytes=size + (folder / CONFIG).stat().st_size,
         date=(folder / TENSORS).stat().st_mtime,
         **_run(folder),
@@ -229,8 +229,8 @@ def _run(folder: Path, task: str | None = None) -> dict[str, Any]:
     return {}
 
 
-def _tensors(folder: Path, name: str) -> tuple[dict[str, int], int]:
-    """Return how many numbers each tensor of a file has, and the file's bytes, from its head alone.
+def _tensors(folder: Path, name: str) -> tuple[int, int]:
+    """Return how many numbers a file of tensors has, and its bytes, from its head alone.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -246,14 +246,11 @@ def _tensors(folder: Path, name: str) -> tuple[dict[str, int], int]:
             raise ValueError(f"`{name}` is not a file of tensors")
         head = json.loads(file.read(length))
     try:
-        sizes = {
-            str(key): prod(int(n) for n in entry["shape"])
-            for key, entry in head.items()
-            if key != "__metadata__"
-        }
+        head.pop("__metadata__", None)
+        numbers = sum(prod(entry["shape"]) for entry in head.values())
     except (AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"`{name}` is not a file of tensors") from error
-    return sizes, size
+    return numbers, size
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
