@@ -23,20 +23,28 @@ import sys
 class _Peft:
     """Imports bishare_dsl.peft as soon as peft was imported. It looks at names alone until then."""
 
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name != "peft":
+    looking = False
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        # Programs also ask whether there is a peft, and import it later or never.
+        if name != "peft" or cls.looking:
             return None
-        sys.meta_path.remove(_Peft)
         from importlib.util import find_spec
 
-        spec = find_spec(name)
+        cls.looking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            cls.looking = False
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
 
         def run_and_register(module):
             run(module)
+            if cls in sys.meta_path:
+                sys.meta_path.remove(cls)
             try:
                 import bishare_dsl.peft
             except Exception as error:

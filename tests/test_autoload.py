@@ -57,6 +57,9 @@ def test_peft_brings_bishare_and_nothing_else_does(site):
     assert "'bishare_dsl.peft'" not in python(site, "-c", ASK.format("peft")).stdout
     main(["on", str(site)])
     assert python(site, "-c", ASK.format("json")).stdout == "[]\n"
+    looked = "import sys; from importlib.util import find_spec; assert find_spec('peft'); "
+    run = python(site, "-c", looked + ASK.format("peft"))  # As transformers does.
+    assert "'bishare_dsl.peft'" in run.stdout
     run = python(site, "-c", ASK.format("peft"))
     assert run.stdout == "['bishare_dsl.peft', 'peft', 'torch']\n", run.stderr
     main(["off", str(site)])
@@ -67,7 +70,7 @@ def test_without_bishare_peft_is_imported_with_a_warning(site):
     main(["on", str(site)])
     (site / "bishare_dsl").mkdir()
     (site / "bishare_dsl" / "__init__.py").write_text("raise ImportError('gone')")
-    run = python(site, "-c", "import peft; print(peft.LoraConfig.__name__)")
+    run = python(site, "-c", "import peft; print(peft.LoraConfig.__name__)", cwd=site)
     assert run.stdout == "LoraConfig\n"
     assert "bishare cannot be loaded with PEFT: gone" in run.stderr
 
