@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bishare_dsl.models import Architecture
 
 
-class _Percent(click.ParamType):
+class _Percent(click.ParamType[float]):
     """``5%`` or ``0.05``, as a part of one."""
 
     name = "percent"

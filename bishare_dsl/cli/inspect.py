@@ -90,10 +90,13 @@ def _show(folder: Path, report: Report) -> None:
     notes += ["compact: it runs, and cannot train"] if stored.compact else []
     notes += [f"transform {name}: from {package}" for name, package in config.packages.items()]
     notes += [f"norms of updates: not shown, {why}"] if why else []
-    measured = ["norms of updates, by layer and kind (root mean square of |dW| over modules)"]
+    measured: list[str | Table] = []
+    if norms:
+        said = "norms of updates, by layer and kind (root mean square of |dW| over modules)"
+        measured = [said, _norm_table(stored, norms)]
     report.tables(
         *summary.as_parts(stored.plan),
-        *([*measured, _norm_table(stored, norms)] if norms else []),
+        *measured,
         f"base: {escaped(base)}\nwritten by: {escaped(versions)}; folder format {config.format}, "
         f"seed {config.seed}\ntensors: {size:,} bytes, all as they were saved"
         + "".join(f"\n{escaped(note)}" for note in notes),
@@ -218,8 +221,8 @@ def _totals(rows: Sequence[Listed], shared: Sequence[Shared]) -> dict[str, Any]:
     return {
         "adapters": len(good),
         "unreadable": len(rows) - len(good),
-        "parameters": sum(row.parameters for row in (*good, *shared)),
-        "bytes": sum(row.bytes for row in (*good, *shared)),
+        "parameters": sum(r.parameters for r in good) + sum(s.parameters for s in shared),
+        "bytes": sum(r.bytes for r in good) + sum(s.bytes for s in shared),
         "specs": len({row.spec or row.method for row in good}),
         "bases": sorted({row.base for row in good if row.base}),
     }

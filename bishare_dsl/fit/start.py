@@ -125,7 +125,8 @@ def _leading_of(rows: Tensor, count: int) -> Tensor:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         _, _, right = torch.svd_lowrank(rows, min(*rows.shape, count + 16), 4)
-    return right.t()[:count]
+    leading: Tensor = right.t()[:count]
+    return leading
 
 
 _DIRECT = 2048

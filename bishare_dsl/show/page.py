@@ -141,8 +141,8 @@ def _own(section: Section, sites: int) -> dict[str, Any]:
     own: dict[int, list[list[Any]]] = {}
     for panel in section.panels:
         for patch in panel.patches if panel.private else ():
-            shapes = zip(panel.roles, patch.tensors, strict=True)
-            own.setdefault(patch.sites[0], []).extend([r, *t.shape] for r, t in shapes)
+            pairs = zip(panel.roles, patch.tensors, strict=True)
+            own.setdefault(patch.sites[0], []).extend([r, *t.shape] for r, t in pairs)
     kinds: dict[str, int] = {}
     found = [-1] * sites
     for site, shapes in own.items():
