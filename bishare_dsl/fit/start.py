@@ -118,7 +118,7 @@ def _leading_of(rows: Tensor, count: int) -> Tensor:
         gram = rows.t() @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.t()
         values, vectors = torch.linalg.eigh(gram)
         kept = list(_falling(values, count))
-        found = vectors[:, kept].t()
+        found: Tensor = vectors[:, kept].t()
         if rows.shape[0] < rows.shape[1]:
             found = torch.nn.functional.normalize(found @ rows, dim=1)
         return found
