@@ -23,7 +23,7 @@ TRANSFORMERS := $(shell sed -n 's/^ *"\(transformers>=.*\)",$$/\1/p' pyproject.t
 OLDEST       := $(shell sed 's/transformers>=\([0-9.]*\).*/\1/' <<< "$(TRANSFORMERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test hunt lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-clients dist docs playground docs-serve tree-sitter vscode clean
+.PHONY: help setup demo test hunt hostile lint format bench claims test-compat test-peft test-vllm test-kernels test-quantised test-clients dist docs playground docs-serve tree-sitter vscode clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr @ '\t' | expand -t 20
@@ -54,6 +54,9 @@ test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
 
 hunt: $(STAMP) ## draw lives of adapted models beside the dense reference, for an hour; ARGS="--minutes 480 --seed 7"
 	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)
+
+hostile: $(STAMP) ## read 10,000 mutated specs within a minute of the processor; ARGS="10000 SEED"
+	@$(BIN)/python tests/language/hostile.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, the one-way import order, the form of the specs and the number of code lines
 	@$(BIN)/ruff check

@@ -102,27 +102,39 @@ def make_plan(
         spec = spec.with_params(params or {})
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
-        raise type(error)(tried(error.problems, where, architecture), where) from None
+        problems = drop_failing_advice(error.problems, where, architecture)
+        raise type(error)(problems, where) from None
     return ResolvedSpec(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
 
 
+# For each piece of advice that is tried a spec is planned again.
+_TRIED = 10
 _ADVICE = re.compile(r"did you mean `([^`]+)`\?|^`rank ([^`]+)`")
 
 
-def tried(
+def drop_failing_advice(
     problems: Iterable[Problem], where: SourceMap | None, architecture: Architecture | None
 ) -> Iterator[Problem]:
-    """Leave out advice that fails: what it names is put in the place that is wrong, and the text checked,
-    with a model or without. A problem of a used file stays as it is."""
+    """Yield problems without the advice that fails when it is followed.
+
+    What the advice names replaces what is wrong in the text, which is checked again: with a model or without.
+    So is the advice of the first few problems; that of others is left out. A problem of a used file stays as
+    it is.
+    """
+    tried = 0
     for problem in problems:
         meant = _ADVICE.match(problem.help or "")
         span = where.locate(problem.loc) if where and problem.loc and meant else None
         if meant and span and where and where.source_of(span) is where.source:
             text = where.source.text
             text = text[: span.start] + (meant[1] or meant[2]) + text[span.end :]
-            again = _problems(text, where.source.name, architecture)
-            said = [one.loc for one in again if one.severity == "error"]
-            if any(loc[: len(problem.loc)] == problem.loc for loc in said):
+            tried += 1
+            failing = tried > _TRIED
+            if not failing:
+                again = _problems(text, where.source.name, architecture)
+                said = [one.loc for one in again if one.severity == "error"]
+                failing = any(loc[: len(problem.loc)] == problem.loc for loc in said)
+            if failing:
                 problem = replace(problem, help=registry()[problem.code].remedy)
         yield problem
 

@@ -69,9 +69,9 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
 
             problems = check_spec(spec)
             if any(problem.severity == "error" for problem in problems):
-                from bishare_dsl.compiler import tried
+                from bishare_dsl.compiler import drop_failing_advice
 
-                problems = [*tried(problems, where, None)]
+                problems = [*drop_failing_advice(problems, where, None)]
             report.all([*find_doubts(spec, where), *problems], where)
         else:
             from bishare_dsl.compiler import make_plan

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from copy import copy
 from functools import cache
 
 from lark import Lark, Token
+from lark.lexer import BasicLexer, LexerThread
 
 from bishare_dsl.resources import cache_folder, grammar
 
@@ -52,6 +54,20 @@ def lark() -> Lark:
         propagate_positions=True,
         cache=_cache_file() or False,
     )
+
+
+@cache
+def _lexer(*, everything: bool) -> BasicLexer:
+    """Make the lexer once: `Lark.lex` would make one for each text, which takes longer than to parse it."""
+    configuration = copy(lark().lexer_conf)
+    if everything:
+        configuration.ignore = ()
+    return BasicLexer(configuration)
+
+
+def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
+    """Cut a text into tokens: ``everything``, or all but white space, comments and what is no token."""
+    return LexerThread.from_text(_lexer(everything=everything), text).lex(None)
 
 
 def _cache_file() -> str | None:

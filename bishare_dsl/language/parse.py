@@ -29,6 +29,7 @@ from bishare_dsl.language.grammar import (
     found,
     is_keyword,
     lark,
+    lex,
     shortened,
     spelled,
 )
@@ -41,8 +42,9 @@ MAX_DEPTH = 64
 MAX_PROBLEMS = 100
 # How many tokens of a statement are read again where a mend changes one of them.
 _AGAIN = 64
-# How many mends of a text are tried in all.
-_TRIALS = 800
+# How many mends of a text are tried in all, and for how many mistakes they are looked up.
+_TRIALS = 300
+_MENDED = 30
 # What an expression is made of; clauses and the like nest in nothing.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
@@ -102,8 +104,8 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
         SpecError: BS101 (not UTF-8), BS102 (too large).
     """
     problem = None
-    if len(text) > MAX_BYTES:
-        size = f"{len(text):,} or more"
+    if (size_of := byte_count(text)) > MAX_BYTES:
+        size = f"{size_of:,} or more"
         problem = codes.TOO_LARGE(span=Span(start, start), limit=MAX_BYTES, size=size)
         text = ""
     try:
@@ -118,6 +120,11 @@ def decode(text: str | bytes, name: str, start: int = 0, used: Span | None = Non
     if problem:
         raise SpecError(problem, SourceMap(source))
     return source
+
+
+def byte_count(text: str | bytes) -> int:
+    """Count the bytes of a text in UTF-8."""
+    return len(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"))
 
 
 def plain_lines(text: str) -> str:
@@ -168,7 +175,7 @@ def parse_open(source: Source) -> Open:
 
 def _tokens(source: Source) -> list[Token]:
     """Cut a text into tokens, white space and comments too, and an empty one at the end."""
-    tokens = list(lark().lex(source.text, dont_ignore=True))
+    tokens = list(lex(source.text, everything=True))
     for token in tokens if source.start else ():
         token.start_pos = source.start + cast(int, token.start_pos)
         token.end_pos = source.start + cast(int, token.end_pos)
@@ -320,9 +327,11 @@ class _Parser:
             self.problems.count += 1
             return self.skip(position)
         allowed = self.allowed()
-        slip = known_slip(
-            self.tokens, position, allowed, lambda *mend: self.would_read(position, *mend)
-        )
+        slip = None
+        if self.held <= _MENDED:
+            slip = known_slip(
+                self.tokens, position, allowed, lambda *mend: self.would_read(position, *mend)
+            )
         if slip is None and self.is_name(position, allowed):
             quoted, why = (Edit(span, f'"{token}"'),), f'in quotes it is a name: `"{token}"`'
             self.report(token, codes.KEYWORD_AS_NAME(span=span, word=token, help=why, edits=quoted))

@@ -16,7 +16,7 @@ from bishare_dsl.language.grammar import (
     END,
     OPERATORS,
     STATEMENT_KINDS,
-    lark,
+    lex,
     spelled,
     words,
 )
@@ -241,7 +241,7 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     last -= tokens[last - 1].type == END
     if text == "#":
         return _commented(tokens, first)
-    new, kept = list(lark().lex(text)), 0
+    new, kept = list(lex(text)), 0
     while new and first < last and _alike(new[0], tokens[first]):
         first, kept = first + 1, cast(int, new.pop(0).end_pos)
     while new and first < last and _alike(new[-1], tokens[last - 1]):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from typing import cast
 
-from lark import Token
+from lark import Token, Tree
 
 from bishare_dsl.diagnostics import Edit, Problem, Source, Span, advise
 from bishare_dsl.diagnostics.codes import language as codes
@@ -126,10 +127,20 @@ def _union(
         return "a file holds one spec: put the second one into a file of its own", ()
     if word not in _LISTS or any(t.data == "exclude" for p in (first, second) for t in p.trees()):
         return None, ()
-    head, listed = _text(syntax, first).split(word, 1)
-    more = _text(syntax, second).split(word, 1)[1]
-    joined = f"{head}{word} {listed.strip()}, {more.strip()}"
+    listed, more = (_listed(syntax, part) for part in (first, second))
+    if not listed or not more:  # `per model` lists nothing.
+        return None, ()
+    role = _text_of(syntax, span_of(first.name_token)) + " " if first.role else ""
+    joined = f"{role}{word} {listed}, {more}"
     return f"both are `{joined}`", (Edit(first.span, joined), Edit(second.span, ""))
+
+
+def _listed(syntax: Syntax, part: Statement) -> str:
+    """Return the text of what a statement lists, after its keyword as the text spells it."""
+    items = part.words.children[1 if part.role else 0 :]
+    if any(isinstance(item, Tree) and item.data == "model" for item in items):
+        return ""
+    return _text_of(syntax, Span(span_of(items[0]).start, part.end))
 
 
 def _check_share(syntax: Syntax, share: Statement, whole: bool) -> Iterator[Problem]:
@@ -194,7 +205,15 @@ def _moved(syntax: Syntax, statement: Statement, before: Statement) -> tuple[Edi
 
 
 def _text(syntax: Syntax, part: Statement) -> str:
-    return "".join(t for t in syntax.tokens if part.start <= span_of(t).start < part.end)
+    return _text_of(syntax, part.span)
+
+
+def _text_of(syntax: Syntax, span: Span) -> str:
+    first, last = (
+        bisect_left(syntax.tokens, place, key=lambda token: span_of(token).start)
+        for place in (span.start, span.end)
+    )
+    return "".join(syntax.tokens[first:last])
 
 
 def check_order(

@@ -24,7 +24,7 @@ from lark import Tree
 from bishare_dsl.diagnostics import Edit, Source, SourceMap, Span, SpecError, nearest
 from bishare_dsl.diagnostics.codes import language as codes
 from bishare_dsl.language.grammar import DEFAULTS
-from bishare_dsl.language.parse import MAX_BYTES, Problems, decode
+from bishare_dsl.language.parse import MAX_BYTES, Problems, byte_count, decode
 from bishare_dsl.language.structure import check_complete, check_order, names_used, parse_and_check
 from bishare_dsl.language.syntax import Statement, Syntax, Words, first_token, span_of, unquoted
 from bishare_dsl.resources import shipped_specs
@@ -73,7 +73,7 @@ class Reader:
             SpecError: BS101 (not UTF-8), BS102 (too large).
         """
         source = decode(text, name)
-        self._size = len(text)
+        self._size = byte_count(text)
         self._root = realpath(Path(name).parent)
         file = self._file(source, {})
         kinds = {token.type for token in file.syntax.tokens}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bishare_dsl.highlight import rules
 from bishare_dsl.highlight.rules import tokens
-from bishare_dsl.language.grammar import BAD, lark, words
+from bishare_dsl.language.grammar import BAD, lex, words
 from bishare_dsl.resources import shipped_specs
 from tests.docs.test_examples import BLOCKS
 
@@ -15,7 +15,7 @@ TEXTS |= {block.place: block.text for block in BLOCKS if block.language == "shar
 
 
 def of_the_parser(text):
-    return [(token.start_pos, token.end_pos, token.type) for token in lark().lex(text)]
+    return [(token.start_pos, token.end_pos, token.type) for token in lex(text)]
 
 
 @pytest.mark.parametrize("name", TEXTS)

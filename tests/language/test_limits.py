@@ -2,6 +2,9 @@ import pytest
 
 from bishare_dsl.diagnostics import SpecError
 from bishare_dsl.language import parse_spec
+from bishare_dsl.language.parse import MAX_BYTES
+from bishare_dsl.language.read import survey
+from tests.language.hostile import outcome, text_of
 
 HEAD = "spec x\ntarget q\nshare s per layer rank "
 
@@ -50,3 +53,23 @@ def test_of_very_many_errors_the_first_are_shown_and_the_rest_counted():
 def test_64_levels_are_allowed_and_65_are_not():
     assert parse_spec(HEAD + "(" * 63 + "1" + ")" * 63)
     assert codes(HEAD + "(" * 64 + "1" + ")" * 64) == ["BS108"]
+
+
+@pytest.mark.parametrize("start", range(0, 1000, 100))
+def test_a_mutated_spec_is_a_spec_or_a_located_error(start):
+    """`make hostile` does so with 10,000, and counts their time."""
+    for number in range(start, start + 100):
+        assert outcome(text_of(number))
+
+
+def test_two_keys_of_a_share_whose_first_one_is_a_name_are_said_as_one():
+    """The word `per` stands nowhere in the first of them."""
+    text = "spec x\ntarget q\nshare a\n where x per layer rank 8\nshare MetaTT rows\n where y per layer rank 1"
+    assert codes(text) == ["BS110", "BS124"]
+
+
+def test_the_size_of_a_text_is_that_of_its_bytes():
+    text = "# " + "é" * (MAX_BYTES // 2) + "\nspec x\ntarget q\nshare s per layer rank 1\n"
+    assert len(text) < MAX_BYTES < len(text.encode())
+    assert codes(text) == codes(text.encode()) == ["BS102"]
+    assert [problem.code for problem in survey(text).problems] == ["BS102"]
