@@ -102,8 +102,8 @@ def make_plan(
         spec = spec.with_params(params or {})
         plan, problems = build_plan(spec, architecture)
     except BishareError as error:
-        problems = drop_failing_advice(error.problems, where, architecture)
-        raise type(error)(problems, where) from None
+        said = drop_failing_advice(error.problems, where, architecture)
+        raise type(error)(said, where) from None
     return ResolvedSpec(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
 
 

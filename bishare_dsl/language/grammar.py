@@ -67,7 +67,7 @@ def _lexer(*, everything: bool) -> BasicLexer:
 
 def lex(text: str, *, everything: bool = False) -> Iterator[Token]:
     """Cut a text into tokens: ``everything``, or all but white space, comments and what is no token."""
-    return LexerThread.from_text(_lexer(everything=everything), text).lex(None)
+    yield from LexerThread.from_text(_lexer(everything=everything), text).lex(None)
 
 
 def _cache_file() -> str | None:
