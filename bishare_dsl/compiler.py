@@ -211,6 +211,7 @@ def import_peft(
         BishareError: as `read_peft` and `save_adapter` do, or the model cannot be found.
     """
     from bishare_dsl.adapter.files import save_adapter
+    from bishare_dsl.adapter.stored import check_finite
     from bishare_dsl.export.from_peft import read_peft
     from bishare_dsl.language import spec_text
     from bishare_dsl.models.load import meta_model
@@ -221,6 +222,7 @@ def import_peft(
     if source is not None:
         live = partial(meta_model, source) if isinstance(source, (str, Source)) else lambda: source
     spec, plan, tensors = read_peft(folder, architecture_of(model), live)
+    check_finite(folder, tensors)
     text = spec_text(spec)
     for problem in save_adapter(out, plan, tensors, text, seed=0):
         if tell is not None:

@@ -5,12 +5,17 @@ than what is said of it. No pipe is waited for, no device read, no link followed
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 MAX_CONFIG = 2**26
 """Bytes of a config, more than that of any adapter has."""
+
+MAX_VALUES = 2**20
+"""Values in a text of JSON, more than any config has: each takes hundreds of bytes once it is read."""
 
 # A pipe is opened without waiting for its writer; Windows has neither these names nor such pipes.
 _FLAGS = (
@@ -19,6 +24,21 @@ _FLAGS = (
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_BINARY", 0)
 )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a stranger's text of JSON means.
+
+    Raises:
+        ValueError: it is no JSON, nested too deep, or of more than `MAX_VALUES` values.
+    """
+    comma, colon = (b",", b":") if isinstance(text, bytes) else (",", ":")
+    if text.count(comma) + text.count(colon) > MAX_VALUES:  # type: ignore[arg-type]
+        raise ValueError(f"it has more than {MAX_VALUES:,} values")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def read_file(folder: str | os.PathLike[str], name: str, limit: int) -> bytes:

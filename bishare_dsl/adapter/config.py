@@ -9,12 +9,15 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from bishare_dsl.models.site import Architecture
-from bishare_dsl.reading import MAX_CONFIG
+from bishare_dsl.diagnostics import AdapterError, lines_of
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.site import MAX_SITES, Architecture
+from bishare_dsl.reading import MAX_CONFIG, parse_json
 from bishare_dsl.version import __version__
 
 PEFT_TYPE = "BISHARE"
@@ -76,8 +79,22 @@ def _text_in(value: Any) -> str:
 
 
 def unpack(value: Any) -> Any:
-    """Return a field of the file as JSON, whether it is packed or not."""
-    return json.loads(_text_in(value)) if isinstance(value, str) else value
+    """Return a field of the file as JSON, whether it is packed or not.
+
+    Raises:
+        ValueError: it is none, or of a thing for each of more tensors than any adapter has.
+    """
+    found = parse_json(_text_in(value)) if isinstance(value, str) else value
+    if isinstance(found, dict) and len(found) > MAX_SITES:
+        raise ValueError(f"it has more than {MAX_SITES:,} tensors")
+    return found
+
+
+def broken_config(path: str | Path, error: ValueError) -> AdapterError:
+    """Make the error of a config that is none: the first ten things that are wrong with it (BS604)."""
+    return AdapterError(
+        codes.BROKEN_CONFIG(path=path, reason=reason) for reason in lines_of(error, 10)
+    )
 
 
 class DrawnTensor(BaseModel):
@@ -130,7 +147,8 @@ class AdapterConfig(BaseModel):
     base's weights (`bishare_dsl.adapter.recipes`). ``drawn``, ``marks`` and ``sharing`` are packed in the
     file where they are long.
 
-    Of a library ``adapters`` are the digests of what each adapter has for itself, by its name.
+    Of a library ``adapters`` are the digests of what each adapter has for itself, by its name. ``beside`` is
+    the digest of the tensors of modules that PEFT has saved in the file, beside the adapter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,6 +171,7 @@ class AdapterConfig(BaseModel):
     packages: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+( [\w.+!-]+)?$")]] = {}
     rounded: Literal["bfloat16"] | None = None
     adapters: dict[Annotated[str, Field(pattern=NAME)], str] | None = None
+    beside: str | None = None
     sharing: Annotated[str | None, BeforeValidator(_text_in)] = None
     _right: list[bool] = PrivateAttr(default_factory=list)
     """Not empty where `sharing` was found right: one list of all configs that were read from one text."""

@@ -1,13 +1,15 @@
 """What is in an adapter's folder: its tensors by their keys, and whether they are what its config says.
 
 A tensor's key is ``base_model.model.OWNER.bishare_tensors.TENSOR``, as PEFT names it, with ``__`` for each
-dot of the tensor's name in the plan. bishare 0.2 wrote the names as they are.
+dot of the tensor's name in the plan. If the seed draws tensors that are not there, an empty tensor stands for
+the seed: ``seed_7``, in the place of ``TENSOR``, for seed 7. Keys without ``bishare_tensors`` are of modules
+that PEFT saves beside an adapter.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,14 @@ from safetensors import SafetensorError, deserialize
 
 from bishare_dsl.adapter.config import AdapterConfig, installed_versions
 from bishare_dsl.adapter.replan import check_transforms, plan_of_text
-from bishare_dsl.diagnostics import AdapterError, BishareError, Problem, nearest, one_line
+from bishare_dsl.diagnostics import (
+    AdapterError,
+    BishareError,
+    Problem,
+    nearest,
+    one_line,
+    raise_errors,
+)
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
 from bishare_dsl.models.inspect import TENSORS as CHILD
@@ -53,6 +62,9 @@ class StoredAdapter:
     entries: Entries = field(repr=False)
     """What stands in its files of tensors."""
 
+    beside: Entries = field(repr=False, default_factory=dict)
+    """What PEFT has saved beside it, by the whole keys."""
+
     @property
     def spec_text(self) -> str:
         """The text of its spec."""
@@ -63,37 +75,10 @@ class StoredAdapter:
         """Whether there are tensors of which only what running needs was saved."""
         return bool(self.config.compact)
 
-    def stored(self, tell: Callable[[Problem], None] | None = None) -> dict[str, torch.Tensor]:
-        """Return what the files hold, by name: tensors and parts of them.
-
-        Args:
-            tell: takes what to warn of: values that are not finite (BS660). Without it they are refused.
-
-        Raises:
-            AdapterError: values are not finite (BS694), or a part is of a type without sums (BS608).
-        """
-        from bishare_dsl.adapter.stored import not_finite, tensor_of, widen_tensor
-
-        names = names_of(self.plan, self.config)
-        with reading(self.folder):
-            stored = {
-                names[key]: widen_tensor(tensor_of(entry), self.config.rounded)
-                for key, entry in self.entries.items()
-            }
-        for problem in not_finite(stored):
-            if tell is None:
-                what = problem.message
-                raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=self.folder, what=what))
-            tell(problem)
-        return stored
-
-    def tensors(
-        self, tell: Callable[[Problem], None] | None = None, *, with_base: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def tensors(self, *, with_base: bool = False) -> dict[str, torch.Tensor]:
         """Return the tensors by name, as they were saved; those that were not are drawn again.
 
         Args:
-            tell: as in `stored`.
             with_base: whether the caller makes those that come from the base's weights.
 
         Raises:
@@ -109,29 +94,84 @@ class StoredAdapter:
             raise AdapterError(
                 codes.READS_WEIGHTS(tensor=name, start=start, action=action, help=help)
             )
-        stored = self.stored(tell)
+        from bishare_dsl.adapter.stored import tensor_of
+
         with reading(self.folder):
-            return complete(self.plan, self.config, stored)
+            stored = {key: tensor_of(entry) for key, entry in self.entries.items()}
+            return complete(self.folder, self.plan, self.config, stored)
 
 
 def complete(
-    plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
+    folder: Path, plan: Plan, config: AdapterConfig, stored: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a plan by name: those that are stored, those in parts, and those that are drawn.
 
+    The second half of the check at every door; `check_entries` is the first.
+
     Args:
-        stored: by name: tensors, and parts of them.
+        folder: to be named in errors.
+        plan: the adapter's.
+        config: says what is stored in parts, and what is drawn.
+        stored: tensors and parts of them, by the last words of their keys.
 
     Raises:
         AdapterError, SpecError: as `StoredAdapter.tensors`.
         ValueError: parts of a tensor do not make it.
     """
-    from bishare_dsl.adapter.stored import redraw_tensors, restore_tensors
+    from bishare_dsl.adapter.stored import (
+        check_finite,
+        redraw_tensors,
+        restore_tensors,
+        widen_tensor,
+    )
 
-    whole = {name: tensor for name, tensor in stored.items() if name in plan.tensor}
-    whole |= restore_tensors(plan, config, stored)
+    names = names_of(plan, config)
+    found = {
+        names[key]: widen_tensor(tensor, config.rounded)
+        for key, tensor in stored.items()
+        if not is_seed(key)
+    }
+    check_finite(folder, found)
+    whole = {name: tensor for name, tensor in found.items() if name in plan.tensor}
+    whole |= restore_tensors(plan, config, found)
     whole |= redraw_tensors(plan, config)
     return whole
+
+
+def check_entries(
+    path: Path, plan: Plan, config: AdapterConfig, entries: Entries, *, is_file: bool = True
+) -> None:
+    """Check that tensors are those of an adapter, none missing and none too many, before a model has them.
+
+    Every door calls this, and then `complete`, which looks at the values: whatever reads a folder, and what
+    takes the tensors of PEFT's state dict.
+
+    Args:
+        path: of the config, to be named in errors.
+        plan: the adapter's.
+        config: says which tensors are not stored, or in parts.
+        entries: the shapes and types of tensors, by the last words of their keys.
+        is_file: whether all that the config says to be stored must be there; else what the seed draws may
+            be left out, if the seed is there.
+
+    Raises:
+        AdapterError: all that is wrong with them (BS609 to BS612, BS695), or what the config says to be
+            left out may not be (BS604).
+    """
+    check_names(path, plan, config)
+    wanted, problems = expected(plan, config), list[Problem]()
+    if not is_file:
+        drawn = {attribute(t.name) for t in plan.tensors if t.drawn and not t.trainable}
+        left_out = drawn - entries.keys()
+        wanted = {name: tensor for name, tensor in wanted.items() if name not in left_out}
+        if left_out and not any(map(is_seed, entries)):
+            problems.append(codes.MISSING_TENSOR(name=f"seed_{config.seed}"))
+    seeds = [name.removeprefix("seed_") for name in entries if is_seed(name)]
+    problems += [
+        codes.OTHER_SEED(found=seed, seed=config.seed) for seed in seeds if seed != str(config.seed)
+    ]
+    own = {name: entry for name, entry in entries.items() if not is_seed(name)}
+    raise_errors(AdapterError, [*problems, *tensor_problems(wanted, own)])
 
 
 def names_of(plan: Plan, config: AdapterConfig) -> dict[str, str]:
@@ -146,8 +186,42 @@ def part_name(tensor: str, part: str) -> str:
 
 
 def attribute_in(key: str) -> str:
-    """Return the last word of a tensor's key, by which `names_of` knows it."""
-    return attribute(key.rpartition(f"{CHILD}.")[2])
+    """Return the last word of a tensor's key, by which `names_of` knows it; of no adapter's the whole key."""
+    _, mark, name = key.rpartition(f"{CHILD}.")
+    return attribute(name) if mark else key
+
+
+def is_seed(name: str) -> bool:
+    """Tell whether the last word of a key stands for the seed: no tensor's name is without a dot."""
+    return name.startswith("seed_") and "__" not in name
+
+
+def seed_key(seed: int) -> str:
+    """Return the key of the empty tensor that stands for a seed."""
+    return f"{PREFIX}{CHILD}.seed_{seed}"
+
+
+def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft: bool) -> None:
+    """Check the tensors in a file that are not an adapter's.
+
+    Raises:
+        AdapterError: there are some, and PEFT does not load the folder (BS610); or they are not what was
+            saved (BS607).
+    """
+    if beside and not by_peft:
+        help = "if PEFT has saved it beside the adapter, load the folder by `PeftModel.from_pretrained`"
+        raise AdapterError(
+            codes.UNEXPECTED_TENSOR(name=name, help=help) for name in sorted(beside)[:10]
+        )
+    if config.beside is not None and digest_of(beside) != config.beside:
+        reason = "the modules beside the adapter are not those of its config"
+        raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
+
+
+def split_entries(entries: Entries) -> tuple[Entries, Entries]:
+    """Return the entries of an adapter, and those that PEFT has saved beside it, whose keys have dots."""
+    own = {name: entry for name, entry in entries.items() if "." not in name}
+    return own, {name: entry for name, entry in entries.items() if name not in own}
 
 
 def key_of(plan: Plan, name: str) -> str:
@@ -172,8 +246,13 @@ def entries_in(content: bytes) -> Entries:
 
     Raises:
         SafetensorError: it is not a file of tensors.
+        ValueError: two of its tensors have one name.
     """
-    return {attribute_in(key): entry for key, entry in deserialize(content)}  # type: ignore[no-untyped-call]
+    stored = deserialize(content)  # type: ignore[no-untyped-call]
+    entries = {attribute_in(key): entry for key, entry in stored}
+    if len(entries) < len(stored):
+        raise ValueError("two of its tensors have one name")
+    return entries
 
 
 def check_plan(config: AdapterConfig) -> Plan:

@@ -12,12 +12,11 @@ a name that has the tensors' digest, and renamed after: where a kill leaves the 
 a reader finds the new one by what the tensors are.
 
 A library has the tensors that all its adapters share in ``adapter_model.safetensors``, and those of each in
-``adapters/NAME.safetensors``; ``FOLDER#NAME`` is read as an adapter. `old_formats` reads folders of 0.2.
+``adapters/NAME.safetensors``; ``FOLDER#NAME`` is read as an adapter.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,36 +24,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
-from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.card import CARD, write_card
-from bishare_dsl.adapter.config import FORMAT, PEFT_TYPE, RECORD, AdapterConfig, installed_versions
+from bishare_dsl.adapter.config import (
+    FORMAT,
+    PEFT_TYPE,
+    RECORD,
+    AdapterConfig,
+    broken_config,
+    installed_versions,
+)
 from bishare_dsl.adapter.contents import (
     MEMBERS,
     Entries,
     StoredAdapter,
     attribute_in,
-    check_names,
+    check_beside,
+    check_entries,
     check_plan,
     digest_of,
     entries_in,
-    expected,
     key_of,
     own_file,
     own_of,
     part_name,
     reading,
-    tensor_problems,
+    seed_key,
+    split_entries,
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text
 from bishare_dsl.adapter.sharing import check_sharing, sharing_of
-from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
+from bishare_dsl.diagnostics import AdapterError, Problem, one_line
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
-from bishare_dsl.reading import MAX_CONFIG, read_file
+from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
 from bishare_dsl.writing import lock_folder, new_folder, remove_leftovers, replace_file
 
 if TYPE_CHECKING:
@@ -211,6 +217,8 @@ def pack(
 
     Args, Raises: as `save_adapter` and `Saving`.
     """
+    import torch
+
     from bishare_dsl.adapter.recipes import find_remade
     from bishare_dsl.adapter.stored import compact_tensors, find_drawn, not_finite, round_tensor
 
@@ -238,6 +246,8 @@ def pack(
         key_of(plan, name): round_tensor(tensor.cpu(), dtype).clone().contiguous()
         for name, tensor in values.items()
     }
+    if left_out:
+        stored[seed_key(seed)] = torch.empty(0)
     config = AdapterConfig(
         versions=installed_versions(),
         spec=spec_text,
@@ -284,7 +294,9 @@ def _check_free(folder: Path) -> None:
     Raises:
         AdapterError: there is (BS615).
     """
-    found, tensors = _type_in(folder), folder / TENSORS
+    found, tensors, card = _type_in(folder), folder / TENSORS, folder / CARD
+    if os.path.lexists(card) and not card.is_file():
+        raise in_the_way(card)
     if found == PEFT_TYPE:
         if names_in(folder):
             raise in_the_way(folder / CONFIG)
@@ -317,43 +329,32 @@ def place_of(folder: str | os.PathLike[str]) -> tuple[Path, str | None]:
 def names_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return the names of the adapters of a library; none where a folder is not a library."""
     path = Path(folder)
-    if (found := config_in(path)) is None:
+    if not is_ours(path):
         return ()
-    if found.name == old_formats.CONFIG:
-        return old_formats.names_in(path)
     return tuple(_config_of(path, CONFIG).adapters or ())
 
 
-def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
+def read_adapter(folder: str | os.PathLike[str], *, by_peft: bool = False) -> StoredAdapter:
     """Read an adapter folder and check all of it: each file once, so that what is checked is what is used.
 
+    Args:
+        folder: of an adapter; ``FOLDER#NAME`` is one of a library.
+        by_peft: whether the caller loads, through PEFT, the modules that PEFT has saved beside an adapter.
+
     Raises:
-        AdapterError: BS601 to BS612, BS619 and BS661, everything that is wrong with the tensors at once.
+        AdapterError: BS601 to BS612, BS619, BS661, BS695: all that is wrong with the tensors at once.
         SpecError: a package's transform cannot be used (BS214).
     """
     place, name = place_of(folder)
-    try:
-        config_path = config_in(place)
-    except OSError as error:
-        reason = one_line(error)
-        raise AdapterError(codes.BROKEN_CONFIG(path=place / CONFIG, reason=reason)) from error
-    if config_path is not None and config_path.name == old_formats.CONFIG:
-        return old_formats.read(place, name)
-    config, contents = _read_files(place, name)
-    with reading(place / CONFIG):
+    config, entries = _read_files(place, name)
+    path = place / CONFIG
+    with reading(path):
         plan = check_plan(config)
-    check_names(place / CONFIG, plan, config)
-    common = {attribute(tensor) for tensor in plan.common}
-    problems: list[Problem] = []
-    for number, entries in enumerate(contents):
-        wanted = expected(plan, config)
-        if name is not None:
-            wanted = {n: shape for n, shape in wanted.items() if (n in common) == (number == 0)}
-        problems += tensor_problems(wanted, entries)
-    raise_errors(AdapterError, problems)
-    check_sharing(place / CONFIG, plan, config)
-    whole = {key: entry for entries in contents for key, entry in entries.items()}
-    return StoredAdapter(Path(folder), config, plan, whole)
+    own, beside = split_entries(entries)
+    check_entries(path, plan, config, own)
+    check_beside(path, config, beside, by_peft=by_peft)
+    check_sharing(path, plan, config)
+    return StoredAdapter(Path(folder), config, plan, own, beside)
 
 
 def is_peft(folder: str | os.PathLike[str]) -> bool:
@@ -364,42 +365,49 @@ def is_peft(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
-def config_in(folder: Path) -> Path | None:
-    """Return the config of the adapter of bishare in a folder, a damaged one too; None where none is."""
-    if _type_in(folder) in (PEFT_TYPE, ""):
-        return folder / CONFIG
-    old = folder / old_formats.CONFIG
-    return old if old.is_file() and not (folder / CONFIG).is_file() else None
+def is_ours(folder: Path) -> bool:
+    """Tell whether a folder has an adapter of bishare, a damaged one too; one out of reach has none."""
+    try:
+        return _type_in(folder) in (PEFT_TYPE, "")
+    except OSError:
+        return False
 
 
 def _type_in(folder: Path) -> Any:
     """Return the method that the config in a folder is of, ``""`` if that is unknown; None where there is
     none.
     """
-    path = folder / CONFIG
-    if not path.is_file():
+    if not os.path.lexists(folder / CONFIG):
         return None
     try:
-        fields = json.loads(read_file(folder, CONFIG, MAX_CONFIG))
-    except (OSError, ValueError, RecursionError):
+        fields = parse_json(read_file(folder, CONFIG, MAX_CONFIG))
+    except (OSError, ValueError):
         return ""
     return fields.get("peft_type", "") if isinstance(fields, dict) else ""
 
 
-def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, list[Entries]]:
+def _read_files(folder: Path, name: str | None) -> tuple[AdapterConfig, Entries]:
     """Read the config of an adapter, or of its library, and the files of tensors, which belong together."""
     before = None
     while True:
-        if not os.path.lexists(folder / CONFIG):
-            raise AdapterError(_not_an_adapter(folder))
+        try:
+            (folder / CONFIG).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise AdapterError(_not_an_adapter(folder)) from None
+        except OSError as error:
+            reason = one_line(error)
+            raise AdapterError(codes.BROKEN_CONFIG(path=folder / CONFIG, reason=reason)) from error
         config = _config_of(folder, CONFIG)
         wanted = {TENSORS: config.tensors, **own_of(folder, name, config.adapters or {})}
-        found, wrong = [], []
+        found, wrong = Entries(), []
         for file in wanted:
             content = _content(folder, file, 8 * most_parameters(config.base) + MAX_CONFIG)
             with reading(folder / file):
-                found.append(entries_in(content))
-            if (digest := digest_of(found[-1])) != wanted[file]:
+                entries = entries_in(content)
+                if not found.keys().isdisjoint(entries):
+                    raise ValueError("a tensor of it is in another file too")
+                found |= entries
+            if (digest := digest_of(split_entries(entries)[0])) != wanted[file]:
                 wrong.append(folder / file)
                 later = _next_config(folder, digest)  # A kill may have left it there.
                 try:
@@ -419,7 +427,7 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
     path = folder / file
     text = _content(folder, file)
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         # A newer format may have fields that this version does not know, so this comes first.
         record = fields.get(RECORD) if isinstance(fields, dict) else None
         found = record.get("format") if isinstance(record, dict) else None
@@ -438,8 +446,8 @@ def _config_of(folder: Path, file: str) -> AdapterConfig:
         if isinstance(fields, dict) and fields.get("peft_type", PEFT_TYPE) != PEFT_TYPE:
             raise AdapterError(_not_an_adapter(folder))
         return AdapterConfig.of(fields)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(codes.BROKEN_CONFIG(path=path, reason=one_line(error))) from error
+    except ValueError as error:
+        raise broken_config(path, error) from error
 
 
 def _not_an_adapter(folder: Path) -> Problem:
@@ -448,6 +456,9 @@ def _not_an_adapter(folder: Path) -> Problem:
     if is_peft(folder):
         help = "`bishare import` makes an adapter of bishare's of it"
         return codes.PEFT_ADAPTER(folder=folder, help=help)
+    if (folder / "bishare_config.json").is_file():
+        help = "bishare 0.2 has saved it, and 0.3 reads it: load it with bishare 0.3, and save it again"
+        return codes.NOT_AN_ADAPTER(folder=folder, help=help)
     return codes.NOT_AN_ADAPTER(folder=folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -76,6 +77,12 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
     unsure = {name: t for name, t in values.items() if not math.isfinite(t.sum().item())}
     names = [name for name, tensor in unsure.items() if not torch.isfinite(tensor).all()]
     return [codes.NOT_FINITE_TENSORS(count=len(names), name=names[0])] if names else []
+
+
+def check_finite(folder: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise AdapterError (BS694) where values of the adapter in a folder are not finite."""
+    for problem in not_finite(tensors):
+        raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
 
 
 def find_drawn(

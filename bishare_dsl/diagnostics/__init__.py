@@ -9,6 +9,7 @@ from bishare_dsl.diagnostics.errors import (
     ModelError,
     PlanError,
     SpecError,
+    lines_of,
     one_line,
     raise_errors,
 )

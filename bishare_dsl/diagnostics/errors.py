@@ -68,13 +68,20 @@ def one_line(error: BaseException) -> str:
 
     Of the system's the reason alone, of Pydantic's the first problem with its place.
     """
-    text = str(error)
+    return lines_of(error, 1)[0]
+
+
+def lines_of(error: BaseException, most: int) -> list[str]:
+    """Return an exception's own words as `one_line` does, of Pydantic's first problems a line each."""
+    texts = [str(error)]
     if isinstance(error, OSError):
-        text = error.strerror or text
+        texts = [error.strerror or str(error)]
     elif isinstance(error, RecursionError):
-        text = "it is nested too deep"
+        texts = ["it is nested too deep"]
     elif isinstance(error, ValueError) and callable(errors := getattr(error, "errors", None)):
-        first = errors()[0]
-        text = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
+        texts = [
+            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"])))
+            for each in errors()[:most]
+        ]
+    lines = [" ".join(text.split()) or type(error).__name__ for text in texts]
+    return [text if len(text) <= 200 else f"{text[:197]}..." for text in lines]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bishare_dsl import spec as m
-from bishare_dsl.diagnostics import AdapterError, one_line
+from bishare_dsl.diagnostics import AdapterError, Problem, one_line, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.experts import Stacked, stacked_in
 from bishare_dsl.export.peft import TENSORS
@@ -47,8 +47,8 @@ def read_peft(
             these are kept is no part of the architecture.
 
     Raises:
-        AdapterError: the LoRA cannot be read (BS608), is more than a plain one (BS656), or is of another
-            base (BS613).
+        AdapterError: the LoRA cannot be read (BS608), lacks a module (BS609), is more than a plain one
+            (BS656), or is of another base (BS613).
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -160,6 +160,7 @@ def _pairs(
             factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     _join_tied(folder, factors, architecture)
     stacked = _stacked(folder, config, architecture, model)
+    raise_errors(AdapterError, [*_missing(config, factors, architecture)] if factors else [])
     named = {path: stacked[path].path if path in stacked else path for path in factors}
     settings = config.settings(folder, named.values())
     sites = {site.path: site for site in architecture.every_site}
@@ -189,6 +190,22 @@ def _pairs(
             given = [*stacked[module].split(pair["A"], pair["B"], rank)]
         found |= {sites[path]: (down, up, scale) for path, down, up in given}
     return {site: found[site] for site in architecture.every_site if site in found}
+
+
+def _missing(
+    config: PeftConfig, factors: Mapping[str, object], architecture: Architecture
+) -> Iterator[Problem]:
+    """Find the modules that PEFT would adapt by their names, and that have no factors (BS609)."""
+    settings = config.model_extra or {}
+    targets = settings.get("target_modules")
+    narrowed = settings.get("layers_to_transform") is not None or settings.get("exclude_modules")
+    # PEFT renames the targets of families whose experts are one parameter.
+    if isinstance(targets, list) and not narrowed and not config.target_parameters:
+        ends = tuple(f".{target}" for target in targets)
+        by_experts = any(site.expert is not None for site in architecture.sites)
+        for path in [] if by_experts else [site.path for site in architecture.every_site]:
+            if f".{path}".endswith(ends) and path not in factors:
+                yield codes.MISSING_TENSOR(name=f"{path}.lora_A.weight")
 
 
 def _stacked(

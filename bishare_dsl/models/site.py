@@ -246,8 +246,15 @@ class Architecture(BaseModel):
         return tuple(dict.fromkeys(site.kind for site in self.sites))
 
 
-_AS_PAIRS = BeforeValidator(lambda value: dict(value) if isinstance(value, list) else value)
-"""A dict may be written as a list of pairs, where something sorts the keys of dicts."""
+def _from_pairs(value: Any) -> Any:
+    """Read a dict that is written as a list of pairs, where something sorts the keys of dicts."""
+    try:
+        return dict(value) if isinstance(value, list) else value
+    except TypeError as error:
+        raise ValueError("it is no list of pairs") from error
+
+
+_AS_PAIRS = BeforeValidator(_from_pairs)
 
 
 class _Run(BaseModel):

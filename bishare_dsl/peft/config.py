@@ -12,11 +12,11 @@ from typing import Any
 from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import RECORD, AdapterConfig
-from bishare_dsl.adapter.contents import check_plan
-from bishare_dsl.adapter.files import CONFIG
+from bishare_dsl.adapter.config import RECORD, AdapterConfig, broken_config
+from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in, split_entries
+from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
-from bishare_dsl.diagnostics import AdapterError, one_line
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
@@ -34,6 +34,16 @@ class Beside(list[str]):
 
     def extend(self, names: Iterable[str]) -> None:
         super().extend(f"{name}_of_spec" if name in self.of_spec else name for name in names)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "spec": (str, Spec, os.PathLike),
+    "params": (dict,),
+    "seed": (int,),
+    "modules_to_save": (list, tuple, set, type(None)),
+    "bishare": (dict, type(None)),
+}
+"""What the fields of a config may be: a stranger's file may have anything."""
 
 
 @dataclass
@@ -77,6 +87,10 @@ class BishareConfig(PeftConfig):
         self.peft_type = peft_type()
         if self.target_modules is not None:
             raise AdapterError(codes.SPEC_TARGETS())
+        for name, kinds in _KINDS.items():
+            if not isinstance(getattr(self, name), kinds):
+                reason = f"`{name}` cannot be {getattr(self, name)!r}"
+                raise AdapterError(codes.BROKEN_CONFIG(path=CONFIG, reason=reason))
         if members := (self.bishare or {}).get("adapters"):
             name = next(iter(members))
             help = f'`bishare_dsl.load_adapter("FOLDER#{name}", model)` loads one of them'
@@ -130,11 +144,15 @@ class BishareConfig(PeftConfig):
         try:
             return AdapterConfig.of(super().to_dict()) if self.bishare is not None else None
         except ValueError as error:
-            problem = codes.BROKEN_CONFIG(path=CONFIG, reason=one_line(error))
-            raise AdapterError(problem) from error
+            raise broken_config(CONFIG, error) from error
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write ``adapter_config.json``, and a model card where PEFT has left its empty one."""
+        tensors = Path(save_directory, TENSORS)
+        if self._record is not None and tensors.is_file():
+            _, beside = split_entries(entries_in(tensors.read_bytes()))
+            noted = {"beside": digest_of(beside) if beside else None}
+            self._record = self._record.model_copy(update=noted)
         super().save_pretrained(save_directory, **kwargs)
         self.write_card(save_directory)
 

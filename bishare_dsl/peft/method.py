@@ -19,37 +19,39 @@ import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import register_peft_method, save_and_load, set_additional_trainable_modules
+from peft.utils import (
+    AuxiliaryTrainingWrapper,
+    register_peft_method,
+    save_and_load,
+    set_additional_trainable_modules,
+)
 from torch import nn
 
 from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
 from bishare_dsl.adapter.contents import (
+    Entries,
     StoredAdapter,
     attribute_in,
     base_problems,
-    check_names,
+    check_entries,
     check_plan,
     complete,
     digest_of,
-    expected,
-    names_of,
-    tensor_problems,
 )
 from bishare_dsl.adapter.devices import devices
 from bishare_dsl.adapter.files import CONFIG, pack
 from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.handle import Handle, adapter_keys
-from bishare_dsl.adapter.initial import first_values, start_of_base
+from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
 from bishare_dsl.adapter.recipes import check_remade
 from bishare_dsl.adapter.sharing import check_sharing
-from bishare_dsl.adapter.stored import entries_of, not_finite, widen_tensor
+from bishare_dsl.adapter.stored import entries_of
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
 from bishare_dsl.diagnostics import (
     AdapterError,
     BishareWarning,
     ModelError,
-    Problem,
     raise_errors,
     render,
 )
@@ -59,7 +61,9 @@ from bishare_dsl.models import architecture_of
 from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import Beside, BishareConfig
+from bishare_dsl.peft.doors import guard_doors, tables_of
 from bishare_dsl.peft.types import peft_type
+from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
 
@@ -139,7 +143,6 @@ def _put(
     if fault := name_fault(name, taken):
         raise AdapterError(codes.NO_NAME(name=name, reason=fault))
     plan, where = made.plan, devices(made.plan, model)
-    told: list[Problem] = []
     with torch.inference_mode(False):  # In which it could never train.
         if isinstance(made, ResolvedSpec):
             text, compact = made.text(), False
@@ -148,7 +151,7 @@ def _put(
             tensors = first_values(plan, model, config.seed, device, unfilled)
         else:
             text, compact = made.spec_text, made.compact
-            tensors = made.tensors(tell=told.append, with_base=True)
+            tensors = made.tensors(with_base=True)
             if missing := plan.tensor.keys() - tensors.keys():
                 tensors |= start_of_base(plan, model, missing)
                 tensors |= check_remade(made.config.marks, tensors)
@@ -167,7 +170,7 @@ def _put(
     if compact:
         adapter.set_trainable(False)
     vars(model).setdefault("peft_config", {})[name] = config
-    return (*notes, *map(render, told))
+    return notes
 
 
 class BishareModel(BaseTuner):
@@ -333,10 +336,12 @@ class BishareModel(BaseTuner):
         _warn(*map(render, problems))
         places = {name: key.rpartition(".")[0] for name, key in keys.items()}
         owners = {attribute(name): place for name, place in places.items()}
-        return {
-            f"{owners[attribute_in(key).partition(':')[0]]}.{attribute_in(key)}": value
-            for key, value in stored.items()
-        }
+        found = {}
+        for key, value in stored.items():
+            name = attribute_in(key)
+            owner = owners.get(name.partition(":")[0])
+            found[f"{owner}.{name}" if owner else key] = value
+        return found
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -357,36 +362,85 @@ class BishareModel(BaseTuner):
         """
         config = cast(BishareConfig, config)
         adapter = _handle_of(model)[adapter_name]
-        own = {key: value for key, value in state_dict.items() if f"{TENSORS}." in key}
-        others = {key: value for key, value in state_dict.items() if key not in own}
-        plan, text, seed = adapter.plan, adapter.spec_text, adapter.seed
-        # Of one that is in the model already: what is drawn is there too.
-        record = AdapterConfig(versions={}, spec=text, seed=seed, base=plan.base, plan=plan.digest)
-        if config._unchecked:
-            record = AdapterConfig.of(config.to_dict())
-            check_names(_IN_MEMORY, plan, record)
-            if digest_of(entries_of(own)) != record.tensors:
-                reason = "it does not belong to the adapter_config.json beside it"
-                raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
-            check_sharing(Path(CONFIG), plan, record)
-        types = {key: "F32" if v.is_floating_point() else str(v.dtype) for key, v in own.items()}
-        found = {attribute_in(k): {"shape": v.shape, "dtype": types[k]} for k, v in own.items()}
-        wanted = expected(plan, record)
-        if not config._unchecked:
-            drawn = {attribute(t.name) for t in plan.tensors if t.drawn and not t.trainable}
-            wanted = {name: t for name, t in wanted.items() if name in found or name not in drawn}
-        raise_errors(AdapterError, list(tensor_problems(wanted, found)))
-        names = names_of(plan, record)
-        stored = {
-            names[attribute_in(key)]: widen_tensor(tensor, record.rounded)
-            for key, tensor in own.items()
-        }
-        _warn(*map(render, not_finite(stored)))
-        values = complete(plan, record, stored)
-        values |= check_remade(record.marks, adapter.parts.tensors())
+        record = config.stored() if config._unchecked else None
+        plan, seed = adapter.plan, adapter.seed
+        values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
+        _check_others(model, adapter_name, record, others)
+        if record is not None:
+            values |= check_remade(record.marks, adapter.parts.tensors())
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}
+
+
+def _check_state(
+    plan: Plan,
+    spec_text: str,
+    seed: int,
+    record: AdapterConfig | None,
+    state_dict: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return an adapter's tensors by name, checked, and the other tensors of a state dict by their keys.
+
+    Args:
+        plan: the adapter's.
+        spec_text: of its spec.
+        seed: that drew it.
+        record: of an adapter that was saved; None of one that is in a model.
+        state_dict: by PEFT's keys.
+
+    Raises:
+        AdapterError: they are not those of the adapter (BS607 to BS612, BS694, BS695).
+    """
+    own = {key: value for key, value in state_dict.items() if f"{TENSORS}." in key}
+    others = {key: value for key, value in state_dict.items() if key not in own}
+    stored = {attribute_in(key): value for key, value in own.items()}
+    entries: Entries = {
+        name: {
+            "shape": value.shape,
+            "dtype": "F32" if value.is_floating_point() else str(value.dtype),
+        }
+        for name, value in stored.items()
+    }
+    known = record or AdapterConfig(
+        versions={}, spec=spec_text, seed=seed, base=plan.base, plan=plan.digest
+    )
+    check_entries(_IN_MEMORY, plan, known, entries, is_file=record is not None)
+    if record is not None:
+        if len(entries) < len(own) or digest_of(entries_of(own)) != record.tensors:
+            reason = "it does not belong to the adapter_config.json beside it"
+            raise AdapterError(codes.CHANGED_FILE(path=_IN_MEMORY, reason=reason))
+        check_sharing(Path(CONFIG), plan, record)
+    return complete(_IN_MEMORY, plan, known, stored), others
+
+
+def _check_others(
+    model: nn.Module, name: str, record: AdapterConfig | None, others: Mapping[str, torch.Tensor]
+) -> None:
+    """Check that what stands beside an adapter is what PEFT trains there, or the table of a grown vocabulary.
+
+    Raises:
+        AdapterError: it would take the place of weights of the base (BS610).
+    """
+    allowed = {
+        f"{path}.{key}"
+        for path, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for key in module.adapter_state_dict_load_map(name).values()
+    }
+    tables = tables_of(model) if record is not None and record.beside is not None else ()
+    wrong = [key for key in others if key not in allowed and not key.startswith(tables)]
+    raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in wrong[:10]])
+
+
+def _check_new(
+    config: BishareConfig, model: nn.Module, state_dict: Mapping[str, torch.Tensor]
+) -> tuple[Plan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the plan, the tensors and what is beside them of an adapter that a config is to make."""
+    plan, record = _planned(config, model).plan, config.stored()
+    found, others = _check_state(plan, str(config.spec), config.seed, record, state_dict)
+    missing = [t for t in plan.tensors if t.drawn and t.name not in found]
+    return plan, found | {t.name: draw_tensor(t, config.seed) for t in missing}, others
 
 
 _IN_MEMORY = Path(TENSORS_FILE)
@@ -422,6 +476,7 @@ def register() -> None:
         save_and_load._get_adapter_state_dict_key_prefixes = _prefixes_beside(  # type: ignore[assignment]
             save_and_load._get_adapter_state_dict_key_prefixes
         )
+        guard_doors(_check_new)
         upload = _with_card(PeftModel._upload_modified_files)
         PeftModel._upload_modified_files = upload  # type: ignore[method-assign]
 

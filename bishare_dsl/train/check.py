@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from transformers import set_seed
 
-from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import CONFIG, place_of, read_adapter
 from bishare_dsl.adapter.handle import Handle
@@ -106,8 +105,7 @@ def _made(
 
 def is_adapter(spec: str) -> bool:
     """Tell whether a word names an adapter's folder: what does not is a spec."""
-    folder = place_of(spec)[0]
-    return any((folder / name).is_file() for name in (CONFIG, old_formats.CONFIG))
+    return (place_of(spec)[0] / CONFIG).is_file()
 
 
 def read_rows(settings: Settings, seed: int) -> dict[str, Rows]:

@@ -14,7 +14,7 @@ from bishare_dsl.adapter import initial
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.adapter.stored import find_drawn
-from bishare_dsl.diagnostics import BishareWarning
+from bishare_dsl.diagnostics import AdapterError, BishareWarning
 from bishare_dsl.models import preset
 from bishare_dsl.testing.models import tiny_model
 from tests.adapter.conftest import logits, trained
@@ -102,7 +102,9 @@ def test_values_that_are_no_numbers_are_stored(tmp_path: Path) -> None:
         pytest.warns(BishareWarning, match="BS660"),
     ):
         model.bishare.save_pretrained(tmp_path)
-    assert torch.isnan(read_adapter(tmp_path).tensors(tell=[].append)["s.A"][1, 2])
+    assert torch.isnan(load_stored(tmp_path)["s.A"][1, 2])
+    with pytest.raises(AdapterError, match="BS694"):
+        load_adapter(tmp_path, tiny_model("llama"))
 
 
 def test_of_many_names_the_first_are_told(tmp_path: Path) -> None:
@@ -196,6 +198,11 @@ def test_another_seed(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     refused(folder, "BS604", "not what was saved")
     reseal(folder)
+    refused(folder, "BS695", "seed 3")
+
+
+def test_a_tensor_that_is_drawn_otherwise(folder: Path) -> None:
+    edit_config(folder, lambda config: config["drawn"]["s.A"].update(sha256="00000000"))
     refused(folder, "BS634", "`s.A`")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import zlib
 from base64 import b64decode, b64encode
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bishare_dsl import load_adapter, parse_spec, plan_spec
+from bishare_dsl import parse_spec, plan_spec
 from bishare_dsl.adapter.config import AdapterConfig
 from bishare_dsl.adapter.files import pack, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
+from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.adapter.sharing import sharing_of
 from bishare_dsl.models import preset
 from bishare_dsl.resources import find_spec
@@ -136,15 +136,21 @@ def test_a_small_text_that_unpacks_to_a_large_one_is_refused(folder: Path) -> No
 
 
 def test_what_torch_drew_stays_torchs(tmp_path: Path) -> None:
-    """Folders of before are loaded bit for bit, and saved with the generator that they have."""
-    shutil.copytree(Path(__file__).parent / "format_1" / "whole", tmp_path / "old")
-    model = load_adapter(tmp_path / "old", tiny_model("llama"))
-    model.bishare.save_pretrained(tmp_path / "new")
-    old, new = (read_adapter(tmp_path / name) for name in ("old", "new"))
+    """What bishare 0.2 drew, and 0.3 saved, is loaded bit for bit and saved with its generator."""
+    text = TEXT.replace("via SS", "via SS freeze A")
+    plan = plan_spec(parse_spec(text), tiny_model("llama"))
+    old = {
+        name: draw_by_torch(plan.tensor[name], 0) if not plan.tensor[name].trainable else tensor
+        for name, tensor in draw(plan, 0).items()
+    }
+    save_adapter(tmp_path, plan, old, text, seed=0)
+    new = read_adapter(tmp_path)
     assert {drawn.generator for drawn in new.config.drawn.values()} == {"torch"}
-    cold = json.loads(new.config.sharing or "")["tensors"]["cold.q_proj.A"]
-    assert cold["draw"].keys() == {"torch"}
-    for name, tensor in old.tensors().items():
+    assert "x.layer_0.A" in new.config.drawn
+    assert json.loads(new.config.sharing or "")["tensors"]["x.layer_0.A"]["draw"].keys() == {
+        "torch"
+    }
+    for name, tensor in old.items():
         assert torch.equal(new.tensors()[name], tensor)
 
 

@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from tests.serve_vllm.served import Served, save_base
 COUNT, CLIENTS, REQUESTS = 12, 16, 500
 PROMPT = "what is shared?"
 TOKENS = 6
-OF_0_1 = Path(__file__).parent.parent / "adapter" / "format_1" / "whole"
 
 
 class Server:
@@ -111,7 +109,6 @@ class Server:
         stored = read_adapter(self.adapters / self.names[0])
         spoilt = {name: torch.full_like(t, torch.nan) for name, t in stored.tensors().items()}
         save_adapter(self.adapters / "nan", stored.plan, spoilt, stored.spec_text, seed=0)
-        shutil.copytree(OF_0_1, self.adapters / "of-0.1")
         for name, spec, base in (
             ("other-plan", "lora", model),
             ("other-base", "bishare_ke", tiny_model("llama", num_hidden_layers=3)),
@@ -186,7 +183,6 @@ BROKEN = {
     "other-plan": "BS650",
     "other-base": "BS613",
     "no-matrix": "BS633",
-    "of-0.1": "BS613",
 }
 
 

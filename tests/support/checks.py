@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.adapter.contents import attribute_in
+from bishare_dsl.adapter.contents import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.stored import compact_tensors
@@ -230,6 +230,7 @@ def _check_saved(adapted: Any, model: PreTrainedModel, expected: set[str], seed:
         stored = {
             names[attribute_in(key)]: tensor
             for key, tensor in load_file(Path(folder) / TENSORS).items()
+            if not is_seed(attribute_in(key))
         }
         loaded: Any = load_adapter(folder, copy.deepcopy(model))
     _same(set(stored), expected, "stored tensors")

@@ -32,6 +32,13 @@ DRAWN_OTHERWISE = Code(
     "than torch {there} did when the adapter was saved",
 )
 
+OTHER_SEED = Code(
+    "BS695",
+    "the tensors are those of seed {found}, and the adapter's frozen tensors were drawn from seed {seed}",
+)
+
+OTHER_CONFIG = Code("BS696", "`{folder}` has another plan than {what}")
+
 # Writing a folder ---------------------------------------------------------------------------------
 
 FOREIGN_FILE = Code("BS615", "`{path}` is not part of an adapter and would be overwritten")

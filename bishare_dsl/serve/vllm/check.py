@@ -63,7 +63,9 @@ def check_folder(name: str, folder: str | Path, base: str) -> None:
         return
     try:
         if server.plans is None and not is_ours(folder):
-            with safe_open(Path(folder, peft.TENSORS), framework="pt"):
+            if not (file := Path(folder, peft.TENSORS)).is_file():
+                raise OSError(f"{file} is no file")  # A pipe would be waited for.
+            with safe_open(file, framework="pt"):
                 pass  # Its header fits its size. The rest is vLLM's to read.
         else:
             # What the base's weights give is made where they are.

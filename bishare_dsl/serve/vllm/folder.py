@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bishare_dsl.adapter import old_formats
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems, own_file
-from bishare_dsl.adapter.files import CONFIG, TENSORS, config_in, place_of, read_adapter
-from bishare_dsl.adapter.stored import not_finite
+from bishare_dsl.adapter.files import CONFIG, TENSORS, place_of, read_adapter
+from bishare_dsl.adapter.files import is_ours as has_ours
+from bishare_dsl.adapter.stored import check_finite
 from bishare_dsl.diagnostics import AdapterError, raise_errors
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import check_linear
@@ -30,8 +30,7 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 def stamp_of(folder: str | Path) -> Stamp:
     """Return the stamp of a folder, or of an adapter of a library: one that is saved again has another."""
     place, name = place_of(folder)
-    files = [CONFIG, TENSORS, old_formats.CONFIG, old_formats.TENSORS]
-    files += [] if name is None else [own_file(name)]
+    files = [CONFIG, TENSORS, *([] if name is None else [own_file(name)])]
     return tuple(_mark(place / file) for file in files)
 
 
@@ -44,9 +43,7 @@ def _mark(path: Path) -> tuple[int, int, int] | None:
 
 def is_ours(folder: str | Path) -> bool:
     """Tell whether a folder, or an adapter of a library, is bishare's; one out of reach is not."""
-    with suppress(OSError):
-        return config_in(place_of(folder)[0]) is not None
-    return False
+    return has_ours(place_of(folder)[0])
 
 
 def read_for(folder: str | Path, base: Architecture) -> StoredAdapter:
@@ -86,12 +83,6 @@ def read_any(
     _check_outside(folder, plan)
     check_finite(folder, tensors)
     return plan, lambda: tensors
-
-
-def check_finite(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise AdapterError (BS694) where values of an adapter are not finite."""
-    for problem in not_finite(tensors):
-        raise AdapterError(codes.NOT_FINITE_ADAPTER(folder=folder, what=problem.message))
 
 
 def _check_outside(folder: str | Path, plan: Plan) -> None:

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.adapter.stored import check_finite
 from bishare_dsl.hub import adapter_folder
 from bishare_dsl.serve.vllm.compact import CompactManager
 from bishare_dsl.serve.vllm.expanded import ExpandedManager
-from bishare_dsl.serve.vllm.folder import check_finite, is_ours, stamp_of
+from bishare_dsl.serve.vllm.folder import is_ours, stamp_of
 from bishare_dsl.serve.vllm.plans import Plans
 from bishare_dsl.serve.vllm.private import (
     LRUCacheWorkerLoRAManager,

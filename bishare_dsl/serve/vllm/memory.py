@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bishare_dsl.serve.vllm.folder import check_finite
+from bishare_dsl.adapter.stored import check_finite
 from bishare_dsl.serve.vllm.private import manager_of
 
 

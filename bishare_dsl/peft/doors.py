@@ -1,0 +1,204 @@
+"""The methods of PEFT and transformers that load or save a folder, each behind a check of the folder.
+
+PEFT puts an adapter into a model before it reads the adapter's file, and transformers compares the tensors
+of the file with nothing. So what loads a folder of bishare's first reads and checks it: where it refuses, the
+model is as it was. `tests/peft/test_private.py` notices where the methods take other arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers.integrations.peft import PeftAdapterMixin
+
+from bishare_dsl.adapter.card import CARD
+from bishare_dsl.adapter.contents import StoredAdapter, base_problems, key_of
+from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, is_ours, read_adapter
+from bishare_dsl.adapter.initial import start_of_base
+from bishare_dsl.adapter.recipes import check_remade
+from bishare_dsl.adapter.stored import tensor_of
+from bishare_dsl.compiler import make_plan
+from bishare_dsl.diagnostics import AdapterError, raise_errors
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models import architecture_of
+from bishare_dsl.peft.config import BishareConfig
+from bishare_dsl.plan import Plan
+
+_Tensors = dict[str, torch.Tensor]
+StateCheck = Callable[
+    [BishareConfig, nn.Module, Mapping[str, torch.Tensor]], tuple[Plan, _Tensors, _Tensors]
+]
+"""Checks a state dict against a config: gives the plan, its tensors by name, and the other tensors by key."""
+
+
+def guard_doors(check_state: StateCheck) -> None:
+    """Let each method that loads a folder check it first."""
+    by_class = PeftModel.__dict__["from_pretrained"].__func__
+    PeftModel.from_pretrained = classmethod(_checked(by_class))  # type: ignore[assignment]
+    PeftModel.load_adapter = _checked(PeftModel.load_adapter)  # type: ignore[method-assign]
+    PeftModel.create_or_update_model_card = _if_free(PeftModel.create_or_update_model_card)  # type: ignore[method-assign]
+    by_transformers = _filled(PeftAdapterMixin.load_adapter, check_state)
+    PeftAdapterMixin.load_adapter = by_transformers  # type: ignore[method-assign]
+
+
+def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``load`` of PEFT, which gives the file's tensors to `BishareModel`, to be checked again."""
+    signature = inspect.signature(load)
+
+    @wraps(load)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        asked = signature.bind(*args, **kwargs).arguments
+        model: Any = asked.get("model", args[0])
+        if (folder := _folder_of(asked["model_id"], asked.get("kwargs", {}))) is not None:
+            name = asked.get("adapter_name", "default")
+            _read_for(folder, model, name, asked.get("config"))
+        return load(*args, **kwargs)
+
+    return checked
+
+
+def _if_free(write: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``write`` of PEFT, the first to write in a folder, which would wait for a pipe in its place."""
+
+    @wraps(write)
+    def written(model: Any, output_dir: Any) -> Any:
+        card = Path(output_dir, CARD)
+        if (
+            isinstance(model.active_peft_config, BishareConfig)
+            and card.exists()
+            and not card.is_file()
+        ):
+            raise in_the_way(card)
+        return write(model, output_dir)
+
+    return written
+
+
+def _filled(load: Callable[..., Any], check_state: StateCheck) -> Callable[..., Any]:
+    """Wrap ``load`` of transformers, and let the model have the tensors that were checked."""
+    signature = inspect.signature(load)
+
+    @wraps(load)
+    def filled(model: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = signature.bind(model, *args, **kwargs).arguments
+        config, state = asked.get("peft_config"), asked.get("adapter_state_dict")
+        name = asked.get("adapter_name") or "default"
+        settings = asked.get("load_config")
+        place = asked.get("peft_model_id") or getattr(
+            settings, "pretrained_model_name_or_path", None
+        )
+        where = {**(getattr(settings, "download_kwargs", None) or {}), **asked.get("kwargs", {})}
+        where |= asked.get("adapter_kwargs") or {}
+        if state is None and place and (folder := _folder_of(place, where)) is not None:
+            stored, tensors = _read_for(folder, model, name, config)
+            config = config or PeftConfig.from_pretrained(str(folder))
+            plan, others = stored.plan, {k: tensor_of(entry) for k, entry in stored.beside.items()}
+        elif state is not None and isinstance(config, BishareConfig):
+            plan, tensors, others = check_state(config, model, state)
+            wrong = [key for key in others if not _is_saved(key, config)]
+            raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in wrong[:10]])
+        else:
+            return load(model, *args, **kwargs)
+        state = {key_of(plan, tensor): value for tensor, value in tensors.items()} | others
+        more = asked.pop("kwargs", {})
+        asked |= {"peft_config": config, "adapter_state_dict": state, "peft_model_id": None}
+        found = load(**asked, **more)
+        adapter = model.bishare[name]
+        with torch.no_grad():
+            for tensor, parameter in adapter.tensors().items():
+                if tensor in tensors:
+                    parameter.copy_(tensors[tensor])
+        adapter.config.settle()
+        return found
+
+    return filled
+
+
+def _read_for(
+    folder: Path, model: Any, name: str, config: PeftConfig | None
+) -> tuple[StoredAdapter, dict[str, torch.Tensor]]:
+    """Read a folder that a model is to have as an adapter, and return its tensors by name.
+
+    Args:
+        folder: of an adapter of bishare.
+        model: the base, or PEFT's model of it.
+        name: of the adapter; it may be in the model already.
+        config: what it is to be loaded with in place of its own.
+
+    Raises:
+        AdapterError: it is damaged (BS601 to BS612, BS694, BS695), of another base (BS613, BS699), or not
+            what the config or the adapter in the model says (BS696).
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    stored = read_adapter(folder, by_peft=True)
+    raise_errors(AdapterError, list(base_problems(stored.plan, architecture_of(base))))
+    if stored.beside:
+        own = PeftConfig.from_pretrained(str(folder))
+        tables = tuple(f"base_model.model.{path}" for path in tables_of(base))
+        others = [
+            key
+            for key in stored.beside
+            if not _is_saved(key, own)
+            # bishare 0.3 does not note what is saved beside an adapter.
+            and not (stored.config.beside and key.startswith(tables))
+        ]
+        raise_errors(AdapterError, [codes.UNEXPECTED_TENSOR(name=key) for key in others[:10]])
+    adapters = getattr(getattr(base, "bishare", None), "adapters", {})
+    plans: dict[str, tuple[str, int]] = {}
+    if name in adapters:
+        plans[f"the adapter `{name}` in the model"] = (
+            adapters[name].plan.digest,
+            adapters[name].seed,
+        )
+    if isinstance(config, BishareConfig):
+        record = config.stored()
+        digest = record.plan if record else make_plan(str(config.spec), base).plan.digest
+        plans["the config that it is to be loaded with"] = digest, config.seed
+    for what, (digest, seed) in plans.items():
+        if digest != stored.plan.digest:
+            raise AdapterError(codes.OTHER_CONFIG(folder=folder, what=what))
+        if stored.config.drawn and seed != stored.config.seed:
+            raise AdapterError(codes.OTHER_SEED(found=stored.config.seed, seed=seed))
+    tensors = stored.tensors(with_base=True)
+    if stored.config.marks:
+        starts = start_of_base(stored.plan, base, stored.config.marks.keys())
+        tensors |= check_remade(stored.config.marks, starts)
+    return stored, tensors
+
+
+def _is_saved(key: str, config: PeftConfig) -> bool:
+    """Tell whether a tensor is of a module that PEFT trains and saves beside an adapter."""
+    return any(f".{name}." in key for name in getattr(config, "modules_to_save", None) or ())
+
+
+def tables_of(model: Any) -> tuple[str, ...]:
+    """Return the beginnings of the keys of a model's tables of tokens: PEFT saves what has grown."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    get = (getattr(base, f"get_{side}_embeddings", lambda: None) for side in ("input", "output"))
+    tables = [table for table in (each() for each in get) if table is not None]
+    return tuple(
+        f"{path}." for path, module in model.named_modules() if any(module is t for t in tables)
+    )
+
+
+def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
+    """Return the folder of an adapter of bishare, fetched if it is on the Hub; None of another's."""
+    folder = Path(place, where.get("subfolder") or "")
+    if not (folder / CONFIG).exists():
+        known = inspect.signature(hf_hub_download).parameters
+        how = {name: value for name, value in where.items() if name in known}
+        try:
+            folder = Path(hf_hub_download(str(place), CONFIG, **how)).parent
+            if is_ours(folder):
+                hf_hub_download(str(place), TENSORS, **how)
+        except Exception:  # noqa: BLE001 - who loads it asks the Hub again, and says what is wrong
+            return None
+    return folder if is_ours(folder) else None

@@ -1,0 +1,432 @@
+"""Every door by which an adapter comes into a model, by every damage: refused, and the model is as it was.
+
+`python -m tests.peft.test_doors` prints the table.
+"""
+
+import copy
+import json
+import os
+import shutil
+import struct
+import tempfile
+import tracemalloc
+import warnings
+import zlib
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save, save_file
+
+from bishare_dsl import compile_spec, load_adapter
+from bishare_dsl.adapter.config import seal
+from bishare_dsl.adapter.contents import digest_of, entries_in, split_entries
+from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
+from bishare_dsl.compiler import import_peft
+from bishare_dsl.diagnostics import AdapterError, BishareError
+from bishare_dsl.fit.pairs import open_pairs
+from bishare_dsl.models import architecture_of
+from bishare_dsl.peft import BishareConfig
+from bishare_dsl.serve.vllm.folder import is_ours, read_any
+from bishare_dsl.testing.models import tiny_model
+
+# A share with private factors, and one whose factors a seed draws.
+SPEC = """spec s
+target q_proj, v_proj
+share a per layer, kind rank 2
+share b per model rank 3 via SS init A kaiming_normal, B kaiming_normal freeze A, B gain rank init 0.1, out init 0
+"""
+OTHER = "spec s\ntarget q_proj, v_proj\nshare a per layer, kind rank 2\n"
+IDS = torch.arange(3, 15).view(2, 6)
+
+
+def randomize(model: Any, seed: int = 0) -> None:
+    """Move what trains."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=random))
+
+
+def saved(folder: Path, spec: str = SPEC, seed: int = 0, values: int = 0) -> Path:
+    """Save an adapter of a tiny model by PEFT, with modules of the base beside it."""
+    model = get_peft_model(tiny_model("llama"), BishareConfig(spec=spec, seed=seed))
+    randomize(model, values)
+    model.save_pretrained(folder)
+    return folder
+
+
+def reseal(folder: Path) -> None:
+    """Make the digests of a folder right again: a writer may be wrong, and know how to seal."""
+    fields = json.loads((folder / CONFIG).read_text())
+    own, beside = split_entries(entries_in((folder / TENSORS).read_bytes()))
+    record = fields["bishare"]
+    record["tensors"] = digest_of(own)
+    if beside:
+        record["beside"] = digest_of(beside)
+    record["digest"] = seal(fields["spec"], fields["seed"], record)
+    (folder / CONFIG).write_text(json.dumps(fields))
+
+
+def tensors_in(folder: Path, change: Callable[[dict[str, Any]], Any], sealed: bool) -> None:
+    tensors = load_file(folder / TENSORS)
+    change(tensors)
+    save_file(tensors, folder / TENSORS, {"format": "pt"})
+    if sealed:
+        reseal(folder)
+
+
+def a_key(tensors: dict[str, Any]) -> str:
+    return next(key for key in sorted(tensors) if len(tensors[key]))
+
+
+def nan(tensors: dict[str, Any]) -> None:
+    tensors[a_key(tensors)][0, 0] = torch.nan
+
+
+def misshapen(tensors: dict[str, Any]) -> None:
+    key = a_key(tensors)
+    tensors[key] = tensors[key][:, :-1].contiguous()
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / TENSORS).read_bytes())
+    (size,) = struct.unpack("<Q", content[:8])
+    content[8 + size + 2] ^= 4
+    (folder / TENSORS).write_bytes(content)
+
+
+def replaced(file: str, **other: Any) -> Callable[[Path], None]:
+    """Take a file from the folder of another adapter."""
+
+    def damage(folder: Path) -> None:
+        shutil.copy(saved(folder.with_name("other"), **other) / file, folder / file)
+
+    return damage
+
+
+def other_seed(folder: Path) -> None:
+    """Let the config say another seed than the one of which the tensors are."""
+    fields = json.loads((folder / CONFIG).read_text())
+    drawn = json.loads((saved(folder.with_name("other"), seed=1) / CONFIG).read_text())
+    fields |= {"seed": 1}
+    fields["bishare"]["drawn"] = drawn["bishare"]["drawn"]
+    (folder / CONFIG).write_text(json.dumps(fields))
+    reseal(folder)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {}
+for sealed in (False, True):
+    more = ", sealed" if sealed else ""
+    DAMAGES |= {
+        f"missing tensor{more}": lambda f, s=sealed: tensors_in(f, lambda t: t.pop(a_key(t)), s),
+        f"missing seed{more}": lambda f, s=sealed: tensors_in(
+            f, lambda t: t.pop("base_model.model.bishare_tensors.seed_0"), s
+        ),
+        f"no tensors{more}": lambda f, s=sealed: tensors_in(f, dict.clear, s),
+        f"NaN{more}": lambda f, s=sealed: tensors_in(f, nan, s),
+        f"wrong shape{more}": lambda f, s=sealed: tensors_in(f, misshapen, s),
+        f"extra tensor{more}": lambda f, s=sealed: tensors_in(
+            f, lambda t: t.update({a_key(t) + "2": torch.ones(2, 2)}), s
+        ),
+        f"weight of the base{more}": lambda f, s=sealed: tensors_in(
+            f, lambda t: t.update({"base_model.model.model.norm.weight": torch.ones(64)}), s
+        ),
+        f"head of the base{more}": lambda f, s=sealed: tensors_in(
+            f, lambda t: t.update({"lm_head.weight": torch.ones(64, 64)}), s
+        ),
+    }
+DAMAGES |= {
+    "flipped bit": flip,
+    "empty file": lambda f: (f / TENSORS).write_bytes(b""),
+    "cut file": lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-40]),
+    "no file": lambda f: (f / TENSORS).unlink(),
+    "other training's tensors": replaced(TENSORS, values=1),
+    "other training's config": replaced(CONFIG, values=1),
+    "other seed": other_seed,
+    "other seed's tensors": replaced(TENSORS, seed=1),
+    "config of another plan": replaced(CONFIG, spec=OTHER),
+    "tensors of another plan": replaced(TENSORS, spec=OTHER),
+}
+
+
+def snapshot(model: Any) -> tuple[Any, ...]:
+    """Return all that a refusal leaves as it was."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with torch.no_grad():
+        found = base(IDS).logits.clone()
+    kinds = [(path, type(module)) for path, module in model.named_modules()]
+    values = {key: value.clone() for key, value in model.state_dict().items()}
+    configs = {name: str(c.to_dict()) for name, c in getattr(model, "peft_config", {}).items()}
+    attributes = sorted(vars(base))
+    trains = [p.requires_grad for p in model.parameters()]
+    return found, kinds, values, configs, attributes, trains, getattr(base, "bishare", None) is None
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def plain() -> Any:
+    return tiny_model("llama").eval()
+
+
+def with_one(spec: str = SPEC) -> Any:
+    model = get_peft_model(plain(), BishareConfig(spec=spec))
+    randomize(model, 9)
+    return model.eval()
+
+
+def by_state(model: Any, folder: Path) -> None:
+    set_peft_model_state_dict(model, load_file(folder / TENSORS))
+
+
+def in_memory(model: Any, folder: Path) -> None:
+    """Let transformers make an adapter of a fresh config and the tensors of a file."""
+    fields = json.loads((folder / CONFIG).read_text())
+    config = BishareConfig(spec=fields["spec"], seed=fields["seed"])
+    state = load_file(folder / TENSORS)
+    model.load_adapter(None, adapter_state_dict=state, peft_config=config)
+
+
+def with_config(model: Any, folder: Path) -> None:
+    PeftModel.from_pretrained(model, folder, config=PeftConfig.from_pretrained(folder))
+
+
+def fit(model: Any, folder: Path) -> None:
+    with open_pairs([("a", read_adapter(folder))]):
+        pass
+
+
+def serve(model: Any, folder: Path) -> None:
+    _, tensors = read_any(folder, architecture_of(model))
+    tensors()
+
+
+DOORS: dict[str, tuple[Callable[[], Any], Callable[[Any, Path], Any]]] = {
+    "load_adapter": (plain, lambda model, folder: load_adapter(folder, model)),
+    "PeftModel.from_pretrained": (plain, lambda m, f: PeftModel.from_pretrained(m, f)),
+    "PeftModel.from_pretrained(config=)": (plain, with_config),
+    "PeftModel.load_adapter": (with_one, lambda model, folder: model.load_adapter(folder, "b")),
+    "PeftModel.load_adapter, again": (
+        with_one,
+        lambda model, folder: model.load_adapter(folder, "default"),
+    ),
+    "transformers' load_adapter": (plain, lambda model, folder: model.load_adapter(folder)),
+    "transformers' load_adapter, of a state": (plain, in_memory),
+    "set_peft_model_state_dict": (with_one, by_state),
+    "vLLM": (plain, serve),
+    "fit": (plain, fit),
+}
+
+STATES = ("transformers' load_adapter, of a state", "set_peft_model_state_dict")
+"""Doors that get tensors alone: what only the config of a folder tells from right ones is not damage there."""
+FOR_FOLDERS = {
+    "flipped bit",
+    "other training's tensors",
+    "other training's config",
+    "empty file",
+    "cut file",
+    "no file",
+}
+
+
+def refusals(door: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield each damage with what the door answers."""
+    make, enter = DOORS[door]
+    saved(folder / "whole")
+    model = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        enter(make(), folder / "whole")
+    before = snapshot(model)
+    for name, damage in DAMAGES.items():
+        if door in STATES and name in FOR_FOLDERS:
+            continue
+        if door == "set_peft_model_state_dict" and name in ("other seed", "config of another plan"):
+            continue  # It reads no config.
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+        shutil.copytree(folder / "whole", folder / "damaged")
+        damage(folder / "damaged")
+        try:
+            enter(model, folder / "damaged")
+        except AdapterError as error:
+            answer = error.problems[0].code
+        else:
+            answer = "TAKEN"
+        if answer == "TAKEN" or not same(before, snapshot(model)):
+            answer += "" if answer == "TAKEN" else " AND THE MODEL CHANGED"
+            model, before = make(), snapshot(make())
+        yield name, answer
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_damaged_is_refused_and_the_model_stays_as_it_was(
+    door: str, tmp_path: Path
+) -> None:
+    answers = dict(refusals(door, tmp_path))
+    # Of a folder the seed is in the config; bishare 0.3 has it there alone.
+    allowed = set() if door in STATES else {"missing seed, sealed"}
+    wrong = {n: a for n, a in answers.items() if not a.startswith("BS") or " " in a}
+    assert {n: a for n, a in wrong.items() if n not in allowed} == {}
+    assert len(answers) >= (18 if door in STATES else len(DAMAGES))
+
+
+LORA_DAMAGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "a factor is missing": ("BS613", lambda t: t.pop(a_key(t))),
+    "a module is missing": ("BS609", lambda t: [t.pop(key) for key in sorted(t)[:2]]),
+    "no tensors": ("BS608", dict.clear),
+    "NaN": ("BS694", nan),
+    "wrong shape": ("BS613", misshapen),
+    "extra module": (
+        "BS613",
+        lambda t: t.update({a_key(t).replace("q_proj", "q_prog"): torch.ones(2, 64)}),
+    ),
+    "extra tensor": ("BS656", lambda t: t.update({"base_model.model.norm2": torch.ones(2)})),
+}
+
+
+@pytest.mark.parametrize("damage", LORA_DAMAGES)
+def test_a_damaged_lora_is_not_imported(damage: str, tmp_path: Path) -> None:
+    code, change = LORA_DAMAGES[damage]
+    model = get_peft_model(plain(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    randomize(model)
+    model.save_pretrained(folder := tmp_path / "lora")
+    import_peft(folder, plain(), tmp_path / "whole")
+    tensors = load_file(folder / TENSORS)
+    change(tensors)
+    (folder / TENSORS).write_bytes(save(tensors))
+    with pytest.raises(AdapterError, match=code):
+        import_peft(folder, plain(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    """Of the config, which vLLM's own resolver would open, of a LoRA's tensors, and of the card."""
+    for name in ("config", "zero"):
+        saved(tmp_path / name)
+        (tmp_path / name / CONFIG).unlink()
+    os.mkfifo(tmp_path / "config" / CONFIG)
+    (tmp_path / "zero" / CONFIG).symlink_to("/dev/zero")
+    for name in ("config", "zero"):
+        assert is_ours(tmp_path / name)
+        with pytest.raises(AdapterError, match="BS608"):
+            serve(plain(), tmp_path / name)
+    (tmp_path / "card").mkdir()
+    os.mkfifo(tmp_path / "card" / "README.md")
+    with pytest.raises(AdapterError, match="BS615"):
+        with_one().save_pretrained(tmp_path / "card")
+    with pytest.raises(AdapterError, match="BS615"):
+        compile_spec(SPEC, plain()).bishare.save_pretrained(tmp_path / "card")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"spec": 5},
+        {"params": 5},
+        {"params": {"r": float("nan")}},
+        {"modules_to_save": 5},
+        {"seed": "x"},
+        {"bishare": 5},
+    ],
+)
+def test_a_field_of_another_kind_has_a_code(fields: dict[str, Any]) -> None:
+    with pytest.raises(BishareError, match=r"BS604|BS211"):
+        BishareConfig(**{"spec": "lora"} | fields)
+
+
+def record_with(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    config["bishare"] |= fields
+    (folder / CONFIG).write_text(json.dumps(config))
+    reseal(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "{" + ",".join(f'"{i}":{{}}' for i in range(600_000)) + "}",
+        "[" + "{}," * 2**22,
+    ],
+    ids=["deep", "keys", "values"],
+)
+def test_a_small_field_that_would_fill_the_memory_is_refused_before_it_is_read(
+    text: str, tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    record_with(tmp_path, drawn=b64encode(zlib.compress(text.encode())).decode())
+    tracemalloc.start()
+    with pytest.raises(AdapterError, match="BS604"):
+        read_adapter(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+    with pytest.raises(AdapterError, match="BS604"):
+        PeftModel.from_pretrained(plain(), tmp_path)
+
+
+def test_a_wrong_config_reports_its_first_ten_problems(tmp_path: Path) -> None:
+    saved(tmp_path)
+    record_with(tmp_path, drawn={f"t{i}": {} for i in range(20)})
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(tmp_path)
+    assert [problem.code for problem in caught.value.problems] == ["BS604"] * 10
+    base = json.loads((tmp_path / CONFIG).read_text())["bishare"]["base"]
+    base["sites"][0]["linears"] = [1, 2]
+    record_with(tmp_path, drawn={}, base=base)
+    with pytest.raises(AdapterError, match="BS604"):
+        read_adapter(tmp_path)
+
+
+def test_the_table_of_a_grown_vocabulary_is_loaded_and_no_other_weight(tmp_path: Path) -> None:
+    """PEFT saves it beside the adapter; its digest stands in the config."""
+    model = with_one()
+    model.get_base_model().resize_token_embeddings(70)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    base = plain()
+    base.resize_token_embeddings(70)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    with pytest.raises(AdapterError, match="BS610"):
+        load_adapter(tmp_path, base)
+    flip_beside = load_file(tmp_path / TENSORS)
+    key = next(key for key in flip_beside if "embed_tokens" in key)
+    flip_beside[key][0, 0] += 1
+    save_file(flip_beside, tmp_path / TENSORS)
+    with pytest.raises(AdapterError, match="BS607"):
+        PeftModel.from_pretrained(base, tmp_path)
+
+
+def main() -> None:
+    """Print the table of doors by damages."""
+    columns = {}
+    for door in DOORS:
+        with tempfile.TemporaryDirectory() as folder:
+            columns[door] = dict(refusals(door, Path(folder)))
+    print("| damage |", " | ".join(columns), "|")  # noqa: T201
+    print("|---|", "---|" * len(columns))  # noqa: T201
+    for name in DAMAGES:
+        cells = [answers.get(name, "no damage there") for answers in columns.values()]
+        print(f"| {name} |", " | ".join(cells), "|")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
