@@ -31,6 +31,7 @@ _USAGE_CODES = frozenset(
         # What training is asked to do, and where; data that is not there.
         *(f"BS{number}" for number in (*range(730, 738), 740, 741, 742)),
         *("BS701", "BS703", "BS704"),
+        *("BS871", "BS872"),  # An adapter on a server that cannot be judged.
         *("BS802", "BS803", "BS805"),  # What an evaluation needs: its tasks, a tokenizer.
     ]
 )

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 _BYTES_EACH = 8  # float64
-_TENSOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the base's modules."""
+
+FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
 def read_peft(
@@ -53,7 +56,8 @@ def read_peft(
     folder = Path(folder)
     config = read_config(folder)
     config.check_plain(folder)
-    tensors = _stored(folder, architecture)
+    stored = lora_tensors(folder, architecture)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
     saved = _saved(folder, config, tensors, architecture)
     pairs = _pairs(folder, config, tensors, architecture, model)
     if not pairs and not saved:
@@ -77,8 +81,12 @@ def read_peft(
     return spec, plan, values
 
 
-def _stored(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
-    """Return the tensors of a folder by their names, each without what PEFT puts before it."""
+def lora_tensors(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return the tensors of a folder of PEFT by their names.
+
+    Raises:
+        AdapterError: they cannot be read, or are more than a base of these shapes can have (BS608).
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -92,7 +100,7 @@ def _stored(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]
             kind = str(tensor.dtype).removeprefix("torch.")
             reason = f"the tensor `{name}` is {kind}"
             raise AdapterError(codes.BROKEN_FILE(path=path, reason=reason))
-    return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _saved(
@@ -108,7 +116,7 @@ def _saved(
         path = name.replace(".base_layer.", ".")
         # Of a wrapped module's own its bias is trained, where the config says so.
         trained = path == name or (config.bias != "none" and "bias" in path.rpartition(".")[2])
-        if _TENSOR.fullmatch(name) or not trained:
+        if FACTOR.fullmatch(name) or not trained:
             continue  # PEFT keeps the base's own weight, frozen, for a vocabulary that has grown.
         if path not in others:
             reason = f"`{name}` is neither a factor of a linear layer nor a parameter that `train` can name"
@@ -156,7 +164,7 @@ def _pairs(
     """Return A ``(rank, d_in)``, B ``(d_out, rank)`` and the scale of each module, in the model's order."""
     factors: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        if match := _TENSOR.fullmatch(name):
+        if match := FACTOR.fullmatch(name):
             factors.setdefault(match[1], {})[match[2] or match[3]] = tensor
     _join_tied(folder, factors, architecture)
     stacked = _stacked(folder, config, architecture, model)

@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING
 from bishare_dsl.lazy import lazy
 
 if TYPE_CHECKING:
+    from bishare_dsl.train.callbacks import GradientCheck, SyncCheck
     from bishare_dsl.train.errors import TrainError, TrainingInterrupted
     from bishare_dsl.train.result import TrainResult
     from bishare_dsl.train.run import train
 
-__all__ = ["TrainError", "TrainResult", "TrainingInterrupted", "train"]
+__all__ = [
+    "GradientCheck",
+    "SyncCheck",
+    "TrainError",
+    "TrainResult",
+    "TrainingInterrupted",
+    "train",
+]
 
 __getattr__ = lazy(
     __name__,
     {
+        "GradientCheck": "bishare_dsl.train.callbacks",
+        "SyncCheck": "bishare_dsl.train.callbacks",
         "TrainError": "bishare_dsl.train.errors",
         "TrainResult": "bishare_dsl.train.result",
         "TrainingInterrupted": "bishare_dsl.train.errors",

@@ -29,6 +29,7 @@ from bishare_dsl.peft.method import install
 from bishare_dsl.plan import Plan
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import effective_batch, warm_up
+from bishare_dsl.train.callbacks import GradientCheck
 from bishare_dsl.train.check import (
     begin,
     check_adapter,
@@ -135,7 +136,7 @@ def run_many(
             warm_up=partial(warm_up, args, request.arguments),
             model=model,
             args=args,
-            callbacks=[watch, *callbacks],
+            callbacks=[watch, GradientCheck(report=reporter.report), *callbacks],
             eval_dataset=[()] if settings.eval_split is not None else None,
         )
         watch.trainer = trainer  # type: ignore[assignment]

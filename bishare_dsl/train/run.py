@@ -17,6 +17,7 @@ from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.train import folder as folders
 from bishare_dsl.train.arguments import count_steps, effective_batch, warm_up
+from bishare_dsl.train.callbacks import GradientCheck
 from bishare_dsl.train.check import (
     begin,
     check_adapter,
@@ -159,7 +160,7 @@ def run(
             train_dataset=sets["train"],
             eval_dataset=sets.get("eval"),
             processing_class=tokenizer,
-            callbacks=[watch, *callbacks],
+            callbacks=[watch, GradientCheck(report=reporter.report), *callbacks],
         )
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.

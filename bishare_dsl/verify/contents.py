@@ -1,0 +1,229 @@
+"""What the files of an adapter add to which modules of a model, and what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bishare_dsl.adapter.files import is_peft
+from bishare_dsl.compiler import read_fitting
+from bishare_dsl.diagnostics import AdapterError, Problem, nearest
+from bishare_dsl.diagnostics.codes import adapter as adapter_codes
+from bishare_dsl.diagnostics.codes import verify as codes
+from bishare_dsl.export.effective import check_linear, effective_factors
+from bishare_dsl.export.experts import stacked_in
+from bishare_dsl.export.from_peft import FACTOR, PREFIX, lora_tensors
+from bishare_dsl.export.peft_config import PeftConfig, read_config
+from bishare_dsl.hub import adapter_folder
+from bishare_dsl.models import architecture_of
+from bishare_dsl.models.inspect import linear_maps
+from bishare_dsl.models.site import block_of
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is added to the weight of a module: ``dW = scale * up @ down``, float32.
+
+    Attributes:
+        down: A, ``(rank, d_in)``.
+        up: B, ``(d_out, rank)``.
+        scale: ``alpha / rank``, or 1 where it is in B.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        return len(self.up), self.down.shape[1]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An adapter, by the modules of a model.
+
+    Attributes:
+        folder: where it is.
+        pairs: what it adds to modules that the model has, by their paths.
+        named: the modules that the files name, whether the model has them or not.
+        problems: what is wrong with the files.
+        tensors: those of a LoRA of PEFT by their names in the file; empty for bishare's own folders.
+        config: PEFT's, of such a LoRA.
+        scales: of its modules as the file names them.
+        others: the names of tensors that are no factors, such as modules that are trained in full.
+        complete: whether ``pairs`` are all that the adapter does.
+    """
+
+    folder: Path
+    pairs: Mapping[str, Pair]
+    named: Sequence[str]
+    problems: Sequence[Problem]
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    config: PeftConfig | None = None
+    scales: Mapping[str, float] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    complete: bool = True
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that modules have, each once, in order."""
+        return sorted({len(pair.down) for pair in self.pairs.values()})
+
+
+def layers_of(paths: Iterable[str]) -> list[int]:
+    """Return the numbers of the layers that modules are in, each once, in order."""
+    return sorted({int(block[1]) for path in paths if (block := block_of(path))})
+
+
+def kind_of(path: str) -> str:
+    """Return the last part of a module's path."""
+    return path.rpartition(".")[2]
+
+
+def read_contents(folder: str | os.PathLike[str], model: nn.Module, name: str) -> Contents:
+    """Read any LoRA of PEFT or adapter of bishare, and compare it with the modules of a model.
+
+    Args:
+        folder: the adapter's, or its id on the Hub.
+        model: the base, which may be on the meta device.
+        name: what to call it in messages.
+
+    Raises:
+        BishareError: there is no adapter, or its files cannot be read (BS6xx).
+    """
+    folder = adapter_folder(folder)
+    if is_peft(folder):
+        return _of_peft(Path(folder), model, name)
+    stored, problems = read_fitting(folder, model)
+    check_linear(stored.plan.terms, "verify the adapter")
+    tensors, maps = stored.tensors(), linear_maps(model)
+    pairs: dict[str, Pair] = {}
+    for site in stored.plan.sites:
+        down, up = effective_factors(stored.plan, tensors, site)
+        for path in site.paths if len(down) else ():
+            # A tied embedding looks up rows of the head's update.
+            swapped = maps[path].looks_up and not maps[site.path].looks_up
+            a, b = (up, down) if swapped else (down, up)
+            pairs[path] = Pair(a, b.t(), 1.0)
+    problems += _values({path: (pair.down, pair.up) for path, pair in pairs.items()}, folder)
+    whole = [trained.parameter for trained in stored.plan.trained]
+    return Contents(Path(folder), pairs, [*pairs], problems, others=whole, complete=not whole)
+
+
+def _of_peft(folder: Path, model: nn.Module, name: str) -> Contents:
+    config, problems = read_config(folder), []
+    try:
+        config.check_plain(folder)
+    except AdapterError as error:
+        reasons = [problem.message.partition(": ")[2] for problem in error.problems]
+        problems.append(codes.NOT_PLAIN(reason="; ".join(reasons)))
+    tensors = lora_tensors(folder, architecture_of(model))
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    others = []
+    for full in sorted(tensors):
+        if match := FACTOR.fullmatch(full.removeprefix(PREFIX)):
+            factors.setdefault(match[1], {})[match[2] or match[3]] = tensors[full]
+        else:
+            others.append(full)
+    maps = linear_maps(model)
+    stacked = stacked_in(model, config.target_parameters) if config.target_parameters else {}
+    known = maps.keys() | stacked.keys()
+    named = {path: stacked[path].path if path in stacked else path for path in factors}
+    settings = config.settings(folder, named.values())
+
+    def add(code: Callable[..., Problem], found: Sequence[str], **values: object) -> None:
+        if found:
+            count, total = len(found), len(factors)
+            problems.append(code(count=count, total=total, path=found[0], model=name, **values))
+
+    missing = [path for path in factors if path not in known]
+    add(codes.NO_MODULE, missing, help=_advice(missing, known))
+    whole = {path: pair for path, pair in factors.items() if len(pair) == 2}
+    add(codes.ONE_FACTOR, [path for path in factors if path not in whole])
+    wrong, pairs = [], {}
+    for path, pair in whole.items():
+        rank, scale = settings[named[path]]
+        if path in known:
+            if path in stacked:
+                wanted = stacked[path].shapes(rank)
+            else:
+                wanted = (rank, maps[path].d_in), (maps[path].d_out, rank)
+            if (tuple(pair["A"].shape), tuple(pair["B"].shape)) != wanted:
+                wrong.append(path)
+            elif path in stacked:
+                for at, down, up in stacked[path].split(pair["A"], pair["B"], rank):
+                    pairs[at] = Pair(down.float(), up.float(), scale)
+            else:
+                pairs[path] = Pair(pair["A"].float(), pair["B"].float(), scale)
+    add(codes.OTHER_SHAPES, wrong)
+    problems += _values({path: (pair["A"], pair["B"]) for path, pair in whole.items()}, folder)
+    add(codes.NO_FACTORS, others)
+    if not missing:  # Else they are most likely these.
+        add(codes.WITHOUT_TENSORS, _without_tensors(config, factors, known))
+    plain = not others and all(problem.code != "BS867" for problem in problems)
+    scales = {path: settings[named[path]][1] for path in factors}
+    return Contents(
+        folder, pairs, [*factors], problems, tensors, config, scales, tuple(others), plain
+    )
+
+
+def _values(
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: object
+) -> list[Problem]:
+    """Find factors that add nothing, or that are no numbers."""
+    found = []
+    bad = [path for path, pair in factors.items() if not all(t.isfinite().all() for t in pair)]
+    if bad:
+        what = f"{len(bad)} modules have values that are not finite, the first is `{bad[0]}`"
+        found.append(adapter_codes.NOT_FINITE_ADAPTER(folder=folder, what=what))
+    zero = [path for path, pair in factors.items() if not all(t.any() for t in pair)]
+    if zero:
+        problem = codes.ADDS_NOTHING(count=len(zero), total=len(factors), path=zero[0])
+        some = len(zero) < len(factors)
+        found.append(replace(problem, severity="warning") if some else problem)
+    return found
+
+
+def _without_tensors(
+    config: PeftConfig, factors: Collection[str], known: Collection[str]
+) -> list[str]:
+    """Return the modules that a config targets by name, and for which the file has no tensors."""
+    more = config.model_extra or {}
+    targets = more.get("target_modules")
+    chosen = ("layers_to_transform", "exclude_modules", "layers_pattern")
+    if not isinstance(targets, list) or any(more.get(key) for key in chosen):
+        return []
+    ends = tuple(f".{target}" for target in targets)
+    return [path for path in known if f".{path}".endswith(ends) and path not in factors]
+
+
+def _advice(missing: Sequence[str], known: Collection[str]) -> str | None:
+    """Say how the model calls the modules that it does not have by these names."""
+    if not missing:
+        return None
+    path, layers = missing[0], layers_of(known)
+    parts, layer = path.split("."), layers_of([path])
+    alike: dict[tuple[int, bool], list[str]] = {}
+    for other in (other for other in known if kind_of(other) == parts[-1]):
+        pairs = zip(reversed(parts), reversed(other.split(".")), strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        alike.setdefault((same, layers_of([other]) == layer), []).append(other)
+    nearest_known = alike[max(alike)] if alike else []
+    if len(nearest_known) == 1:
+        end = max(alike)[0]
+        ours, theirs = (
+            "".join(f"{part}." for part in name.split(".")[:-end])
+            for name in (path, nearest_known[0])
+        )
+        return f"`{ours}*` is `{theirs}*` there: rename the tensors, or export the adapter again"
+    if layer and layers and layer[0] not in layers:
+        return f"the model has layers {layers[0]} to {layers[-1]}: this is another base"
+    return nearest(parts[-1], {kind_of(other) for other in known})

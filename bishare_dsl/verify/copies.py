@@ -1,0 +1,224 @@
+"""What a server does with copies of an adapter: which parts it ignores, and what else comes with a slot.
+
+A part of a trained adapter moves an answer by less than bfloat16 rounds. So a copy has random values of a
+third of the weight's size in one part, and nothing else: it is heard, or the server ignores the part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from bishare_dsl.export.from_peft import FACTOR, PREFIX
+from bishare_dsl.export.peft import CONFIG, TENSORS
+from bishare_dsl.export.peft_config import PeftConfig
+from bishare_dsl.verify.answers import TEXTS, Answer, distance
+from bishare_dsl.verify.contents import Contents, kind_of, layers_of
+from bishare_dsl.verify.judge import (
+    APPLIED,
+    GARBAGE,
+    IN_PART,
+    NOT_APPLIED,
+    SCALE,
+    STALE,
+    UNKNOWN,
+    Asked,
+    Verdict,
+)
+from bishare_dsl.verify.server import Server, shortened
+
+LOUD = (0.3, 1.2, 4.8)
+"""Sizes of a part's random values, of its weight's; a part is silent if none of them is heard."""
+
+_BARELY = 1e-5
+
+
+@dataclass
+class Copies:
+    """Loads copies of a LoRA of PEFT into a server, one at a time, and unloads each.
+
+    Attributes:
+        server: that loads adapters at run time.
+        contents: the adapter.
+        asked: what its base and the adapter have answered.
+        base, name: what these are called there.
+        scratch: a folder that the server can read.
+        tell: takes what happens.
+    """
+
+    server: Server
+    contents: Contents
+    asked: Asked
+    base: str
+    name: str
+    scratch: Path
+    tell: Callable[[str], None]
+    floor: float = 0.0
+    _count: int = field(default=0, init=False)
+
+    def test(self, found: Verdict) -> None:
+        """Add to a verdict what copies tell.
+
+        Raises:
+            VerifyError: the server loads none (BS872).
+        """
+        base, floor = self.asked.base, self.asked.noise
+        fresh = self._answers(self.contents.tensors)
+        self.floor = max(floor, distance(self._random(lambda path: True, _BARELY), base))
+        found.numbers |= {"null": self.floor, "fresh": distance(self.asked.mine, fresh)}
+        self._parts(found)
+        if self._differs(self.asked.mine, fresh):
+            off = found.numbers["fresh"]
+            why = f"'{self.name}' differs from a fresh copy of the folder by {off:.2g}"
+            found.fault(STALE, f"{why}: the server has older tensors; load them under a new name")
+        empty = self._answers(
+            {name: t * 0 if _is_up(name) else t for name, t in self.contents.tensors.items()}
+        )
+        if self._differs(empty, base):
+            off = distance(empty, base)
+            why = f"a copy whose B is zero moves the answers by {off:.2g}"
+            found.fault(GARBAGE, f"{why}: something else is in its slot")
+        off = distance(self._answers(*self._folded()), fresh)
+        if off > 2 * self.floor:
+            why = f"a copy whose scale alpha / r is folded into B differs by {off:.2g}"
+            found.fault(SCALE, f"{why}: the server applies another scale")
+        found.unseen = [one for one in found.unseen if "--copies" not in one]
+        if "effect" not in found.numbers:
+            found.unseen += ["A and B swapped", "another base", "layers shifted within the stack"]
+        if found.word == UNKNOWN and not found.faults:
+            found.word = APPLIED
+            why = "each kind and both ends of the layers are heard"
+            found.why = f"{why}, and '{self.name}' answers as a fresh copy"
+
+    def _parts(self, found: Verdict) -> None:
+        """Look for kinds and layers that the server ignores."""
+        kinds = list(dict.fromkeys(map(kind_of, self.contents.named)))
+        silent = [kind for kind in kinds if not self._heard({kind}, kind_of)]
+        if len(silent) == len(kinds):
+            why = (
+                "no module is applied, however large its values: the server knows none of the names"
+            )
+            found.fault(NOT_APPLIED, why)
+            return
+        if silent:
+            found.fault(IN_PART, f"the server ignores {', '.join(silent)}")
+        layers = layers_of(self.contents.named)
+        half = len(layers) // 2
+        ignored = {*self._silent_end(layers), *self._silent_end(layers[::-1])}
+        for part in (layers[:half], layers[half:]):
+            if not ignored & {*part} and part and not self._heard({*part}, _layer):
+                ignored |= {*part}
+        if ignored:
+            several = f"layers {min(ignored)} to {max(ignored)}"
+            why = (
+                several
+                if len(ignored) > 1
+                else f"layer {min(ignored)}, or shifts all layers by one"
+            )
+            found.fault(IN_PART, f"the server ignores {why}")
+
+    def _silent_end(self, ordered: list[int]) -> list[int]:
+        """Return the first layers that are ignored, by bisection."""
+        silent, most = 0, len(ordered)
+        while silent < most:
+            middle = (silent + most + 1) // 2 if silent else 1
+            if self._heard({*ordered[:middle]}, _layer):
+                most = middle - 1
+            else:
+                silent = middle
+        return ordered[:silent]
+
+    def _heard(self, part: Collection[object], of: Callable[[str], object]) -> bool:
+        """Tell whether large random values in a part move the answers."""
+        for size in LOUD:
+            answer = self._random(lambda path: of(path) in part, size)
+            base = self.server.ask(self.base, TEXTS)
+            # Not `>`: an overflow gives no numbers, and is heard.
+            if answer != base and not distance(answer, base) <= 1.5 * self.floor:
+                return True
+        return False
+
+    def _random(self, part: Callable[[str], bool], size: float) -> list[Answer]:
+        """Return the answers of a copy with random values of this size in a part, and nothing else."""
+        random = torch.Generator().manual_seed(self._count)
+        drawn = {}
+        for name, tensor in self.contents.tensors.items():
+            module = _module(name)
+            if module is not None and part(module):
+                values = torch.randn(tensor.shape, generator=random)
+                if _is_up(name):
+                    # |W| is about the root of its rows; |B A| of normal values that of rows x rank x columns.
+                    down = self.contents.tensors[_down_of(name)]
+                    values *= size / (self.contents.scales[module] * math.sqrt(down.numel()))
+                drawn[name] = values.to(tensor.dtype)
+        return self._answers(drawn)
+
+    def _differs(self, one: list[Answer], other: list[Answer]) -> bool:
+        return one != other if self.asked.exact else distance(one, other) > 2 * self.floor
+
+    def _folded(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the tensors with their scales in B, and what makes the config's scale 1."""
+        config, scales = self._config(), self.contents.scales
+        folded = {
+            name: (t.float() * scales[module or ""]).to(t.dtype) if _is_up(name) else t
+            for name, t in self.contents.tensors.items()
+            for module in [_module(name)]
+        }
+        alphas = {"lora_alpha": config.r, "alpha_pattern": dict(config.rank_pattern)}
+        return folded, alphas | {"use_rslora": False}
+
+    def _config(self) -> PeftConfig:
+        assert self.contents.config is not None, "only a LoRA of PEFT has copies"
+        return self.contents.config
+
+    def _answers(
+        self, tensors: Mapping[str, torch.Tensor], changes: Mapping[str, Any] | None = None
+    ) -> list[Answer]:
+        """Load a copy under a name of its own, ask it, and unload it."""
+        self._count += 1
+        self.tell(f"copy {self._count} ...")
+        name = f"verify-{uuid.uuid4().hex[:8]}"
+        folder = self.scratch / name
+        folder.mkdir()
+        config = self._config().model_dump(exclude_unset=True) | dict(changes or {})
+        (folder / CONFIG).write_text(json.dumps(config))
+        (folder / TENSORS).write_bytes(save({n: t.contiguous() for n, t in tensors.items()}))
+        body, root = {"lora_name": name, "lora_path": str(folder)}, False
+        status, text = self.server.call("/load_lora_adapter", body)
+        if status == 404:
+            root = True
+            status, text = self.server.call("/load_lora_adapter", body, root=True)
+        if status != 200:
+            raise self.server.fails(f"loads no copy of the adapter: {status} {shortened(text)}")
+        try:
+            return self.server.ask(name, TEXTS)
+        finally:
+            self.server.call("/unload_lora_adapter", {"lora_name": name}, root=root)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _module(name: str) -> str | None:
+    """Return the module that a factor is of; None for other tensors."""
+    match = FACTOR.fullmatch(name.removeprefix(PREFIX))
+    return match[1] if match else None
+
+
+def _is_up(name: str) -> bool:
+    return name.endswith(("lora_B.weight", "lora_embedding_B"))
+
+
+def _down_of(name: str) -> str:
+    return name.replace("lora_B.weight", "lora_A.weight").replace("embedding_B", "embedding_A")
+
+
+def _layer(path: str) -> int | None:
+    return next(iter(layers_of([path])), None)

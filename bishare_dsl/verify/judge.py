@@ -1,0 +1,219 @@
+"""Whether a server applies an adapter: questions to its base and to the adapter, and what they allow to say.
+
+A server's rounding is the floor of what can be told: where its base differs from the same base in float32 by
+0.07, as in bfloat16, an effect of the adapter below four times that is not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bishare_dsl.verify.answers import LONG, TEXTS, Answer, distance, rms
+from bishare_dsl.verify.contents import Contents, kind_of
+from bishare_dsl.verify.reference import NONE, WHOLE, WITHOUT, Reference, hypotheses
+from bishare_dsl.verify.server import Server, VerifyError
+
+MOST_NOISE = 0.3
+"""Of the base's answers to the same texts; more than any rounding gives."""
+
+OTHER_BASE = 0.2
+"""The distance between the server's base and the reference above which they are not the same weights."""
+
+LEAST_FLOOR = 5e-4
+"""What two programs may differ by in float32."""
+
+APPLIED, NOT_APPLIED, IN_PART, AS_IF = "APPLIED", "NOT APPLIED", "APPLIED IN PART", "AS IF"
+OTHER_TENSORS, STALE, SCALE, GARBAGE = "OTHER TENSORS", "STALE", "SCALE", "GARBAGE"
+UNKNOWN = "cannot be judged"
+
+
+@dataclass
+class Verdict:
+    """What is known of an adapter on a server.
+
+    Attributes:
+        word: `APPLIED`, a fault, or `UNKNOWN`.
+        why: the evidence, in a sentence.
+        faults: every fault that was found, each a word and a sentence.
+        unseen: what could not be seen.
+        warnings: what else to know.
+        numbers: the distances, in natural logarithms.
+    """
+
+    word: str = UNKNOWN
+    why: str = ""
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def fault(self, word: str, why: str) -> None:
+        """Add a fault; the first is what the verdict says."""
+        if not self.faults:
+            self.word, self.why = word, why
+        self.faults.append((word, why))
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its evidence."""
+        return "; ".join(f"{word}: {why}" for word, why in self.faults or [(self.word, self.why)])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the base and the adapter answer.
+
+    Attributes:
+        base: the base's answers.
+        mine: the adapter's.
+        noise: how far the base's answers to the same texts differ; 0 where no bit does.
+        long: the adapter's to a long text, kept off the server's prefix cache and not; None if it takes none.
+    """
+
+    base: list[Answer]
+    mine: list[Answer]
+    noise: float
+    long: tuple[list[Answer], list[Answer]] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the base answers the same to the last bit, however it is asked."""
+        return self.noise == 0
+
+
+def ask(server: Server, name: str, base: str, tell: Callable[[str], None]) -> Asked:
+    """Ask the base in three arrangements, and the adapter once.
+
+    Raises:
+        VerifyError: the server does not answer (BS872).
+    """
+    tell(f"asking the base, and '{name}' ...")
+    first = server.ask(base, TEXTS)
+    one_by_one = [server.ask(base, [text])[0] for text in TEXTS]
+    reverse = server.ask(base, TEXTS[::-1])[::-1]
+    mine = server.ask(name, TEXTS)
+    again = server.ask(base, TEXTS)
+    try:
+        # Each run leaves its answer in the cache, so that one after a reload finds what is stale.
+        long = server.ask(name, [LONG]), server.ask(name, [LONG], salt=False)
+    except VerifyError:
+        long = None
+    others = [other for other in (one_by_one, reverse, again) if other != first]
+    noise = max((distance(other, first) for other in others), default=0.0)
+    return Asked(first, mine, noise, long)
+
+
+def judge(asked: Asked, name: str, contents: Contents, reference: Reference | None) -> Verdict:
+    """Say what the answers allow to say, without loading anything into the server.
+
+    Args:
+        asked: the answers.
+        name: of the adapter there.
+        contents: what the adapter is.
+        reference: the base in float32; without it only a server that ignores the adapter is found.
+    """
+    found = Verdict(numbers={"noise": asked.noise, "moved": distance(asked.mine, asked.base)})
+    if asked.noise > MOST_NOISE:
+        found.why = (
+            f"the base answers the same texts differently (by {asked.noise:.2f}): ask it alone"
+        )
+    elif asked.exact and asked.mine == asked.base:
+        count = len(TEXTS)
+        found.fault(
+            NOT_APPLIED,
+            f"'{name}' answers as the base does, bit for bit, on {count} of {count} texts",
+        )
+    elif reference is None or not contents.complete:
+        lacking = (
+            "the base's weights (--model)" if reference is None else "all that it does in the file"
+        )
+        found.why = (
+            f"'{name}' differs from the base by {found.numbers['moved']:.3g}, and whether by this adapter "
+            f"cannot be told without {lacking}"
+        )
+    else:
+        _compare(found, asked, name, contents, reference)
+    if asked.long is None:
+        found.unseen.append(
+            "a prefix cache of older tensors: the server takes no text of 300 tokens"
+        )
+    elif asked.exact and (off := distance(*asked.long)):
+        why = f"a long text is answered by what older tensors left in the prefix cache ({off:.2g} off)"
+        found.fault(STALE, f"{why}: reset that cache, or load the adapter under a new name")
+    return found
+
+
+def _compare(
+    found: Verdict, asked: Asked, name: str, contents: Contents, reference: Reference
+) -> None:
+    """Find the hypothesis whose answers are nearest."""
+    expected = {words: reference.answer(h) for words, h in hypotheses(contents.pairs).items()}
+    ids = [[reference.number(token) for token in answer] for answer in asked.mine]
+
+    def moved(words: str, other: str = NONE) -> float:
+        rows = zip(expected[words], expected[other], ids, strict=True)
+        return rms([float(a[i] - b[i]) for a, b, own in rows for i in own if i is not None])
+
+    rounding = reference.distance(asked.base, expected[NONE])
+    if rounding == math.inf:
+        found.why = "the tokens of the server are not those of --model's tokenizer"
+        return
+    if rounding > OTHER_BASE:
+        found.warnings.append(
+            f"the server's base differs from --model by {rounding:.2g}: it is another base, or quantised"
+        )
+    floor = max(rounding, LEAST_FLOOR, asked.noise)
+    errors = {words: reference.distance(asked.mine, row) for words, row in expected.items()}
+    best = min(errors, key=lambda words: errors[words])
+    near = sorted(
+        (w for w in errors if errors[w] <= errors[best] + 0.2 * floor), key=errors.__getitem__
+    )
+    effect = moved(WHOLE)
+    found.numbers |= {"floor": floor, "effect": effect, "error": errors[WHOLE]}
+    found.numbers |= {f"as if {words}": errors[words] for words in near if words != WHOLE}
+    numbers = (
+        f"{errors[best]:.2g} from it, {errors[WHOLE]:.2g} from the whole, rounding {floor:.2g}"
+    )
+    if effect < 4 * floor:
+        found.why = (
+            f"the adapter moves these answers by {effect:.2g}, and this server's rounding is {floor:.2g}: "
+            "ask one that runs in float32, or add --copies"
+        )
+    elif errors[best] > 1.5 * floor:
+        found.fault(
+            OTHER_TENSORS,
+            f"'{name}' answers as nothing that this adapter gives ({errors[best]:.2g} from {best}, the "
+            f"nearest): an older version of it, another adapter, or another base",
+        )
+    elif WHOLE in near:
+        kinds = [w for w in expected if w.startswith(WITHOUT)]
+        small = [w.removeprefix(WITHOUT) for w in kinds if moved(WHOLE, w) < floor]
+        found.word = APPLIED
+        found.why = (
+            f"'{name}' answers as base + adapter ({errors[WHOLE]:.2g} from it, {errors[NONE]:.2g} from "
+            f"the base, rounding {floor:.2g})"
+        )
+        if small:
+            found.unseen.append(
+                f"whether {', '.join(small)} count, whose effect is below the rounding"
+            )
+        found.unseen.append("what may be left in unused ranks of its slot (--copies)")
+    elif best == NONE:
+        found.fault(NOT_APPLIED, f"'{name}' answers as the base ({numbers})")
+    else:
+        found.fault(AS_IF, f"'{name}' answers as the adapter {', or '.join(near)} ({numbers})")
+
+
+def unseen_modules(contents: Contents) -> list[str]:
+    """Name the modules that short texts may not reach."""
+    found = []
+    if any(".experts." in path for path in contents.named):
+        found.append("experts to which no token of the texts was sent")
+    towers = ("vision", "visual", "audio", "image")
+    if any(word in path for path in contents.named for word in towers):
+        found.append("towers that read no text")
+    if any(kind_of(path) == "embed_tokens" for path in contents.named):
+        found.append("rows of `embed_tokens` whose tokens are not in the texts")
+    return found

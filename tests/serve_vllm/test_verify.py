@@ -1,0 +1,165 @@
+"""`bishare verify` on a real vLLM: the eleven cases, in float32 and in bfloat16, each with its sentence.
+
+A faulty folder is what a faulty engine would have read: faults are put into what the client loads.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bishare_dsl.models.load import load_model, meta_model
+from bishare_dsl.verify.answers import LONG, TEXTS
+from bishare_dsl.verify.contents import read_contents
+from bishare_dsl.verify.copies import Copies
+from bishare_dsl.verify.judge import ask, judge
+from bishare_dsl.verify.reference import Reference
+from bishare_dsl.verify.server import VerifyError
+from tests.verify.served import FAULTS, FaultyServer, change, save_base, save_lora
+from tests.verify.test_server import BY_COPIES, BY_REFERENCE, PARTS, WORDS
+
+
+class Running:
+    """vLLM's server of a tiny base, in a type."""
+
+    def __init__(self, root, dtype):
+        self.root, self.dtype = root, dtype
+        self.base = save_base(root / "base")
+        self.lora = save_lora(root / "lora", self.base)
+        self.contents = read_contents(self.lora, meta_model(str(self.base)), "base")
+        self.reference = Reference(*load_model(str(self.base), dtype="float32"), TEXTS)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1"
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", root / "base", "--served-model-name", "base", "--port", port]
+        command += ["--dtype", dtype, "--enforce-eager", "--max-model-len", "1024", "--enable-lora"]
+        command += ["--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", "8"]
+        self.log = (root / "log").open("w")
+        settings = {
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            "VLLM_PLUGINS": "",
+        }
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | settings,
+        )
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.client().call("/models")
+                return
+            except VerifyError:
+                time.sleep(0.5)
+        raise AssertionError((root / "log").read_text()[-4000:])
+
+    def client(self, fault="none"):
+        server = FaultyServer(self.url)
+        server.fault = fault
+        return server
+
+    def load(self, server, name, folder, **more):
+        body = {"lora_name": name, "lora_path": str(folder)} | more
+        status, text = server.call("/load_lora_adapter", body)
+        assert status == 200, text
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def running(request, tmp_path_factory):
+    found = Running(tmp_path_factory.mktemp("verify"), request.param)
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_said_of_a_fault(running, tmp_path, fault):
+    server, name = running.client(fault), f"mine-{fault}"
+    running.load(server, name, shutil.copytree(running.lora, tmp_path / "served"))
+    asked = ask(server, name, server.base(name), lambda text: None)
+    assert asked.exact
+    found = judge(asked, name, running.contents, running.reference)
+    by_reference = found.word
+    if running.dtype == "bfloat16" and fault in ("k", "littered"):
+        assert by_reference in (BY_REFERENCE[fault], "APPLIED")
+    else:
+        assert by_reference == BY_REFERENCE[fault], (found.sentence, found.numbers)
+        assert WORDS.get(fault, "") in found.sentence
+    Copies(server, running.contents, asked, "base", name, tmp_path, lambda text: None).test(found)
+    words = {word for word, _ in found.faults} or {found.word}
+    assert words >= ({BY_COPIES[fault]} if fault != "swapped" else {"AS IF"}), found.sentence
+    assert PARTS.get(fault, "") in found.sentence
+    if fault == "none":  # No false alarm.
+        assert (found.word, found.faults) == ("APPLIED", [])
+    server.call("/unload_lora_adapter", {"lora_name": name})
+
+
+def test_copies_alone_say_that_they_are_blind_to_a_swap(running, tmp_path):
+    server = running.client("swapped")
+    running.load(server, "swap", shutil.copytree(running.lora, tmp_path / "served"))
+    asked = ask(server, "swap", "base", lambda text: None)
+    found = judge(asked, "swap", running.contents, None)
+    Copies(server, running.contents, asked, "base", "swap", tmp_path, lambda text: None).test(found)
+    assert found.word == "APPLIED"
+    assert "A and B swapped" in found.unseen
+
+
+def test_a_zero_b(running, tmp_path):
+    folder = shutil.copytree(running.lora, tmp_path / "served")
+    change(folder, lambda found: {n: t * 0 if "lora_B" in n else t for n, t in found.items()})
+    contents = read_contents(folder, meta_model(str(running.base)), "base")
+    assert [problem.code for problem in contents.problems] == ["BS864"]
+    server = running.client()
+    running.load(server, "zero", folder)
+    found = judge(
+        ask(server, "zero", "base", lambda text: None), "zero", contents, running.reference
+    )
+    assert found.word == "NOT APPLIED"
+
+
+def test_older_tensors_and_what_they_left_in_the_prefix_cache(running, tmp_path):
+    server = running.client()
+    old = shutil.copytree(running.lora, tmp_path / "old")
+    change(old, lambda found: {n: t.roll(1, 0).contiguous() for n, t in found.items()})
+    running.load(server, "mine", old)
+    asked = ask(server, "mine", "base", lambda text: None)  # This run fills the prefix cache.
+    found = judge(asked, "mine", running.contents, running.reference)
+    assert found.word == "OTHER TENSORS"
+    Copies(server, running.contents, asked, "base", "mine", tmp_path, lambda text: None).test(found)
+    assert "STALE" in dict(found.faults)
+    shutil.rmtree(old)
+    shutil.copytree(running.lora, old)
+    running.load(server, "mine", old, load_inplace=True)
+    asked = ask(server, "mine", "base", lambda text: None)
+    found = judge(asked, "mine", running.contents, running.reference)
+    assert found.word == "STALE"
+    assert "left in the prefix cache" in found.why
+    assert len(server.ask("mine", [LONG])) == 1
+
+
+def test_another_base(running, tmp_path):
+    other = save_base(tmp_path / "other", seed=1)
+    reference = Reference(*load_model(str(other), dtype="float32"), TEXTS)
+    server = running.client()
+    running.load(server, "mine-here", running.lora)
+    asked = ask(server, "mine-here", "base", lambda text: None)
+    found = judge(asked, "mine-here", running.contents, reference)
+    assert found.word != "APPLIED"
+    assert "another base, or quantised" in found.warnings[0]

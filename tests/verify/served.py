@@ -1,0 +1,230 @@
+"""A LoRA on a tiny base, faults that an engine may have, and a server over transformers and PEFT."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.verify.server import Server
+
+LAYERS = 4
+KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SIZES = {"initializer_range": 0.1, "hidden_size": 64, "head_dim": 32, "num_hidden_layers": LAYERS}
+SIZES |= {"max_position_embeddings": 1024}
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save_base(folder, seed=0):
+    """A tiny base in a folder, with its tokenizer. (vLLM's attention on the CPU takes heads of 32.)"""
+    model = tiny_model("llama", seed=seed, **SIZES)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_lora(folder, base, size=0.1, seed=0, **settings):
+    """A LoRA of PEFT of alpha / r = 2, each update about this large of its weight."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": KINDS, "task_type": "CAUSAL_LM"} | settings
+    )
+    model = get_peft_model(model, config)
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "lora_B") and len(getattr(module, "lora_B", ())):
+                down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+                up.normal_()
+                up.mul_(size * module.base_layer.weight.norm() / (2 * (up @ down).norm()))
+    model.save_pretrained(folder)
+    return folder
+
+
+def change(folder, tensors=lambda found: found, **config):
+    """Write a folder's tensors, or its config, anew."""
+    save_file(tensors(load_file(folder / TENSORS)), folder / TENSORS)
+    settings = json.loads((folder / CONFIG).read_text()) | config
+    (folder / CONFIG).write_text(json.dumps(settings))
+
+
+def without(*words):
+    return lambda found: {n: t for n, t in found.items() if not any(word in n for word in words)}
+
+
+def shifted(found):
+    """Layers one later; the last is lost, and the first has none."""
+    moved = {}
+    for name, tensor in found.items():
+        number = int(name.split(".layers.")[1].split(".")[0])
+        if number + 1 < LAYERS:
+            moved[name.replace(f".layers.{number}.", f".layers.{number + 1}.")] = tensor
+    return moved
+
+
+def swapped(found):
+    """A and B change places where modules are square, where that gives factors of the same shapes."""
+    new = dict(found)
+    for name, a in found.items():
+        b = found.get(name.replace("lora_A", "lora_B"))
+        if "lora_A" in name and b is not None and b.shape == a.shape[::-1]:
+            new[name], new[name.replace("lora_A", "lora_B")] = (
+                b.t().contiguous(),
+                a.t().contiguous(),
+            )
+    return new
+
+
+def littered(found):
+    """What an earlier adapter left: B has something of its own, whatever the file has."""
+    random = torch.Generator().manual_seed(5)
+    return {
+        n: t + 0.05 * torch.randn(t.shape, generator=random).to(t) if "lora_B" in n else t
+        for n, t in found.items()
+    }
+
+
+FAULTS = {
+    "none": {},
+    "prefix": {
+        "tensors": lambda found: {
+            n.replace("model.layers", "model.wrap.layers"): t for n, t in found.items()
+        }
+    },
+    "up": {"tensors": without("up_proj")},
+    "k": {"tensors": without("k_proj")},
+    "half": {"tensors": without(*(f".layers.{n}." for n in range(LAYERS // 2, LAYERS)))},
+    "shifted": {"tensors": shifted},
+    "alpha": {"lora_alpha": 4},
+    "swapped": {"tensors": swapped},
+    "littered": {"tensors": littered},
+}
+
+
+class FaultyServer(Server):
+    """A client that gives the server what a faulty engine would have read."""
+
+    fault = "none"
+
+    def call(self, path, body=None, root=False):
+        if path == "/load_lora_adapter" and FAULTS[self.fault]:
+            change(Path(body["lora_path"]), **FAULTS[self.fault])
+        return super().call(path, body, root)
+
+
+class Engine:
+    """A base in a type, with adapters by name: what a server answers."""
+
+    def __init__(self, base, dtype=torch.float32):
+        self.tokenizer = tiny_tokenizer()
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        self.adapters, self.lock, self.answers = {}, threading.Lock(), 0
+        self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
+
+    def load(self, name, folder):
+        """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
+        config = json.loads((Path(folder) / CONFIG).read_text())
+        scale, pairs = config["lora_alpha"] / config["r"], {}
+        for key, tensor in load_file(Path(folder) / TENSORS).items():
+            path, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+            pairs.setdefault(path, {})[factor[0]] = tensor.to(self.model.dtype)
+        self.adapters[name] = {p: (pair["A"], pair["B"], scale) for p, pair in pairs.items()}
+
+    @contextmanager
+    def active(self, name):
+        def adds(a, b, scale):
+            return lambda module, inputs, output: output + (inputs[0] @ a.t()) @ b.t() * scale
+
+        modules = dict(self.model.named_modules())
+        pairs = self.adapters.get(name, {}).items()
+        handles = [
+            modules[p].register_forward_hook(adds(*pair)) for p, pair in pairs if p in modules
+        ]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def choice(self, name, text, top):
+        ids = torch.tensor([self.tokenizer(text)["input_ids"]])
+        with self.active(name):
+            found = self.model(ids).logits[0, -1].float()
+        if self.restless and name not in self.adapters:  # Answered with somebody's adapter.
+            self.answers += 1
+            found = found + self.restless * torch.sin(torch.arange(len(found)) * self.answers)
+        values, tokens = found.log_softmax(-1).topk(top)
+        names = [
+            f"token_id:{i}" if self.ids else self.tokenizer.decode([i]) for i in tokens.tolist()
+        ]
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def answer(self, path, body):
+        """The status, and the JSON."""
+        with self.lock:
+            if path == "/v1/models":
+                listed = [{"id": "base"}, *({"id": n, "parent": "base"} for n in self.adapters)]
+                return 200, {"data": listed}
+            if path == "/v1/load_lora_adapter":
+                self.load(body["lora_name"], body["lora_path"])
+                return 200, "ok"
+            if path == "/v1/unload_lora_adapter":
+                del self.adapters[body["lora_name"]]
+                return 200, "ok"
+            if path != "/v1/completions":
+                return 404, {"error": f"no {path}"}
+            if body["model"] not in {"base", *self.adapters}:
+                return 404, {"error": f"no model {body['model']}"}
+            known = {"model", "prompt", "max_tokens", "temperature", "logprobs"}
+            if body["logprobs"] > self.most or not (self.unknown_fields or known >= body.keys()):
+                return 400, {"error": "refused"}
+            if any(len(text) > 60 for text in body["prompt"]):
+                return 400, {"error": "too long"}
+            choices = [
+                {
+                    "index": i,
+                    "logprobs": {
+                        "top_logprobs": [self.choice(body["model"], text, body["logprobs"])]
+                    },
+                }
+                for i, text in enumerate(body["prompt"])
+            ]
+            return 200, {"choices": choices[::-1]}
+
+
+@contextmanager
+def serving(engine):
+    """The URL of a server of an engine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.reply(None)
+
+        def do_POST(self):
+            self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def reply(self, body):
+            status, found = engine.answer(self.path, body)
+            content = json.dumps(found).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
