@@ -267,7 +267,7 @@ def factors_in(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     config = read_config(folder)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(folder / TENSORS).items():
-        match = _TENSOR.fullmatch(name.removeprefix("base_model.model."))
+        match = FACTOR.fullmatch(name.removeprefix(PREFIX))
         if match and match[2]:
             pairs.setdefault(match[1], {})[match[2]] = tensor.float()
     settings = config.settings(folder, pairs)
