@@ -196,6 +196,15 @@ def test_console(block, capsys):
         assert out == expected
 
 
+def test_the_snippet_of_the_readme_warns_of_nothing():
+    [spec] = [b for b in BLOCKS if b.page.name == "README.md" and b.language == "share"]
+    [snippet] = [b for b in BLOCKS if b.page.name == "README.md" and b.language == "python"]
+    assert "SmolLM2-135M-Instruct" in snippet.text
+    assert spec.values("file")[0] in snippet.text
+    for model in ("smollm2-135m", "llama-7b"):
+        assert findings(spec.text, model) == [[], []]
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_first_commands_of_the_readme_warn_of_nothing(capsys):
     from bishare_dsl.cli.main import main
