@@ -11,8 +11,8 @@ from bishare_dsl.resources import error_page
 
 FORM = re.compile(
     r"# (?P<code>BS\d{3}): (?P<title>.+)\n\n\*(?P<severity>\w+)\*\n\n(?P<explanation>.+?)\n"
-    r"(\nThis has the problem:\n\n```(share|console)\n(?P<bad>.*?)```\n)?"
-    r"(\nThis has not:\n\n```(share|console)\n(?P<good>.*?)```\n)?",
+    r"(\nWrong:\n\n```(share|console)\n(?P<bad>.*?)```\n)?"
+    r"(\nRight:\n\n```(share|console)\n(?P<good>.*?)```\n)?",
     re.DOTALL,
 )
 
