@@ -35,6 +35,7 @@ from bishare_dsl.language.grammar import (
 )
 from bishare_dsl.language.slips import Slip, known_slip, unknown_slip
 from bishare_dsl.language.syntax import Statement, Syntax, Words, span_of, unquoted
+from bishare_dsl.spec.expression import globs_of
 
 # The longest text, all that it uses included, that any content of it lets us read in about a second.
 MAX_BYTES = 2**16
@@ -143,6 +144,8 @@ def parse(source: Source, problems: Problems) -> Syntax:
 
 def _foreign(text: str) -> str | None:
     """Say what a text is that was not written as a spec."""
+    if re.search(r"^[ \t]*spec[ \t]+\S", text, re.MULTILINE):
+        return None
     lines = (line.strip() for line in text.split("\n"))
     first = next((line for line in lines if line and not line.startswith("#")), None)
     if first is None:
@@ -153,7 +156,7 @@ def _foreign(text: str) -> str | None:
         return "this looks like JSON"
     if re.match(r"(from|import)\s+\w|\w+ *=|[\w.]+\(", first):
         return "this looks like Python"
-    return "this looks like YAML" if re.match(r"---$|\w+:(\s|$)", first) else None
+    return "this looks like YAML" if re.match(r"---$|[^\W\d]\w*:(\s|$)", first) else None
 
 
 class Open(NamedTuple):
@@ -289,8 +292,8 @@ class _Parser:
         """Add what has been read to the statements; ``position`` is after it."""
         self.parser = None
         tokens = self.tokens[self.first : position]
-        for token in tokens:
-            _check_word(token, self.problems)
+        for before, token in zip([tokens[0], *tokens], tokens, strict=False):
+            _check_word(before, token, self.problems)
         # What has fewer words cannot be as deep.
         if len(tokens) > MAX_DEPTH and (deep := _too_deep(tree)) is not None:
             self.report_depth(deep)
@@ -462,10 +465,16 @@ def _too_deep(tree: Words) -> Span | None:
     return None
 
 
-def _check_word(token: Token, problems: Problems) -> None:
-    """Check a number or a quoted name in itself."""
+def _check_word(before: Token, token: Token, problems: Problems) -> None:
+    """Check a number or a quoted name, which the token ``before`` may make a pattern."""
     if token.type == "STRING" and unquoted(token) == token:
-        problems(codes.BAD_ESCAPE(span=span_of(token)))
+        span, help_line, edits = span_of(token), None, ()
+        globs = globs_of(token[1:-1]) if before.type in ("PATH", "KIND", "PARENT") else []
+        if globs:
+            listed = ", ".join(f'{before} "{glob}"' for glob in globs)
+            help_line = f"a pattern is not a regular expression: `{listed}`"
+            edits = (Edit(Span(span_of(before).start, span.end), listed),)
+        problems(codes.BAD_ESCAPE(span=span, help=help_line, edits=edits))
     if token.type == "INT":
         # Long ones are not even converted: that takes Python quadratic time.
         digits = token.lstrip("0")
@@ -490,6 +499,8 @@ def _unreadable(token: Token, help_line: str | None, edits: tuple[Edit, ...]) ->
             why = f"write `{plain[1]}000`"
         elif text.replace("_", "").isdecimal():
             why = f"write `{text.replace('_', '')}`"
+        elif plain := re.fullmatch(r"(\d+)[xX]", text):
+            why = f"a number stands alone: `{plain[1]}`"
         elif product := re.fullmatch(r"(\d+)([A-Za-z]\w*)", text):
             why = f"a product is written `{product[1]} * {product[2]}`"
         return codes.BAD_NUMBER(span=span, text=shortened(text), help=why)

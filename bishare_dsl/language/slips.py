@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence, Set
 from functools import cache
 from typing import NamedTuple, cast
+from unicodedata import normalize
 
 from lark import Token
 
@@ -33,6 +34,11 @@ _SETS: dict[str, Set[str]] = {
     BAD: {BAD, "QUOTE", "DIGIT", "LETTERS", "UNSEEN", "BLANK"},
 }
 _QUOTES = tuple("'`´‘’‚“”„«»")
+# Letters of other alphabets that look like Latin ones; wide ones Unicode itself knows.
+_LOOKALIKES = str.maketrans(
+    "авгеікмнопрстухһѕјАВЕІКМНОРСТХЅЈαβγεικνορτυχΑΒΕΗΙΚΜΝΟΡΤΥΧΖı",
+    "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
+)
 _ONCE = {"SPEC", "TARGET", "TRAIN"}
 # So many words of a line are read again to try what would mend it.
 _FAR = 64
@@ -173,6 +179,11 @@ def _near_words(tokens: Sequence[Token], position: int, allowed: Set[str]) -> di
         named = beside[0] if beside and beside[0].type == "NAME" else ""
         found = nearest(named, [word for word in words() if len(word) > 2], few=0)
         made[where] = found.split("`")[1] if named and found else ""
+    made |= dict.fromkeys(("latin", "odd"), "")
+    latin = normalize("NFKC", token).translate(_LOOKALIKES)
+    if latin != token and re.fullmatch(r"[A-Za-z_]\w*", latin, re.ASCII):
+        odd = next(letter for letter in token if not letter.isascii())
+        made |= {"latin": latin, "odd": f"U+{ord(odd):04X}"}
     if before and before[0].type in _SETS["NUMBER"]:
         made["percent"] = f"{float(before[0]) / 100:g}"
     return made
@@ -223,7 +234,7 @@ def _fits(word: str, token: Token) -> bool:
     if kind == BAD:
         kind = "QUOTE" if token in _QUOTES else kind
         kind = "DIGIT" if token.isdecimal() else kind
-        kind = "LETTERS" if len(token) > 1 and token[0].isalpha() else kind
+        kind = "LETTERS" if token[0].isalpha() or token[0] == "_" else kind
         kind = "UNSEEN" if not token.isprintable() else kind
         kind = "BLANK" if token.isspace() else kind
     if word == "TITLE":

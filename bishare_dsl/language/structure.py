@@ -47,8 +47,11 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
         statements and header and header is not statements[0]
     ):
         start = Span(syntax.first.start, syntax.first.start)
-        named = () if header else (Edit(start, "spec mine\n"),)
-        yield codes.NO_HEADER(span=syntax.first, edits=named)
+        named, help_line = (Edit(start, "spec mine\n"),), None
+        if header:
+            named = _moved(syntax, header, statements[0])
+            help_line = f"move `spec {header.name}` to the top"
+        yield codes.NO_HEADER(span=syntax.first, edits=named, help=help_line)
     words = [str(statement.keyword) for statement in statements]
     first_share = words.index("share") if "share" in words else len(words)
     uses_end = next((i for i, word in enumerate(words) if word not in ("spec", "use")), len(words))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from dataclasses import replace
 from os.path import realpath
 from typing import Any
 
@@ -11,7 +13,7 @@ from pygls.exceptions import JsonRpcInvalidParams
 from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path, to_fs_path
 
-from bishare_dsl.diagnostics import BishareError, Span
+from bishare_dsl.diagnostics import BishareError, Edit, Span
 from bishare_dsl.language.format import format_text
 from bishare_dsl.language.syntax import span_of, unquoted
 from bishare_dsl.language.text import spelled_name
@@ -22,7 +24,7 @@ from bishare_dsl.lsp.hints import inlay_hints
 from bishare_dsl.lsp.hover import hover
 from bishare_dsl.lsp.model import ChosenModel
 from bishare_dsl.lsp.names import name_at, tokens_named
-from bishare_dsl.lsp.positions import Positions
+from bishare_dsl.lsp.positions import Positions, apply_edits
 from bishare_dsl.lsp.remedies import code_actions
 from bishare_dsl.version import __version__
 
@@ -220,13 +222,21 @@ def _renamed(document: Document, position: lsp.Position, new: str) -> list[lsp.T
     """Give a param or a let of a document another name, wherever the document has it.
 
     Raises:
-        JsonRpcInvalidParams: there is none there that this file declares.
+        JsonRpcInvalidParams: there is none there that this file declares, or the new name makes the file
+            wrong: it is reserved, or taken.
     """
     found = name_at(document, document.positions.offset(position))
     if found is None or document.file is None or found[1][0].source is not document.file.source:
         raise JsonRpcInvalidParams("a file renames the params and lets that it declares itself")
     text = spelled_name(new.strip().strip('"'))
-    places = map(span_of, tokens_named(document.file, [unquoted(found[0])]))
+    places = [span_of(token) for token in tokens_named(document.file, [unquoted(found[0])])]
+    after = replace(
+        document, text=apply_edits(document.source, tuple(Edit(place, text) for place in places))
+    )
+    before = Counter(problem.code for problem in document.problems if problem.severity == "error")
+    for problem in after.problems:
+        if problem.severity == "error" and not before[problem.code]:
+            raise JsonRpcInvalidParams(f"the file would be wrong: {problem.message}")
     return [lsp.TextEdit(document.positions.range(place), text) for place in places]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from bishare_dsl.adapter.config import RECORD, AdapterConfig, broken_config
 from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in, split_entries
 from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
-from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics import AdapterError, nearest
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.language import own_text
 from bishare_dsl.peft.types import peft_type
@@ -82,6 +82,14 @@ class BishareConfig(PeftConfig):
     )
     bishare: dict[str, Any] | None = None
 
+    def __new__(cls, *_: Any, **given: Any) -> BishareConfig:
+        """Name the way to say it, where a setting of the spec is given as one of the config."""
+        known = {field.name for field in fields(cls)}
+        for name in given.keys() - known:
+            value = f'`params={{"{name}": {given[name]!r}}}`'
+            raise TypeError(f"{cls.__name__} has no `{name}`: {value} sets a param of the spec")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = peft_type()
@@ -105,6 +113,8 @@ class BishareConfig(PeftConfig):
             # The config may be a stranger's, and an error shows lines of the file that is read.
             if not ("\n" in name or name.endswith(".share") or name in shipped_specs()):
                 reason = "neither a `.share` file nor a spec that ships (a text has several lines)"
+                if meant := nearest(name, shipped_specs(), few=0):
+                    reason = f"no spec of that name ships: {meant}"
                 raise FileNotFoundError(2, reason, name)
             spec, self._where = read_spec(self.spec)
             spec = spec.with_params(self.params)

@@ -348,7 +348,8 @@ class _SharePlan:
                 help = (
                     "a coarser key shares, such as `per layer`; `per module` says that nothing does"
                 )
-                self.resolver.add([codes.ALONE(share=name, loc=loc, help=help)])
+                what = f"no `{role}`" if role in self.share.keys else "nothing"
+                self.resolver.add([codes.ALONE(share=name, what=what, loc=loc, help=help)])
 
     def _look_idle(self, role: str, places: Sequence[_Place]) -> None:
         """Warn of a `//` in a key that is the same everywhere, and of a `%` that changes no value."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -184,14 +183,16 @@ class Choice:
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         attribute, pattern = part.attribute, part.pattern
         known = {str(scope.values[attribute]) for scope in self.places.scopes}
-        glob = re.sub(r"\\?\.\*", "*", pattern.strip("^$")).replace("\\.", ".")
+        globs = m.globs_of(pattern)
         help = nearest(pattern, known) or self.hint
         if pattern in ("expert", "experts") and not self._most("expert"):
             help = f"{self.model} has no experts"
         if {*"|["} & {*pattern}:
             help = "a pattern is not a regular expression: a comma takes one name and another"
-        if glob != pattern and self.places.any_holds(m.Match(attribute=attribute, pattern=glob)):
-            help = f'a pattern is not a regular expression: `{attribute} "{glob}"`'
+        fits = [self.places.any_holds(m.Match(attribute=attribute, pattern=one)) for one in globs]
+        if globs != [pattern] and globs and all(fits):
+            listed = ", ".join(f'{attribute} "{glob}"' for glob in globs)
+            help = f"a pattern is not a regular expression: `{listed}`"
         what = f"`{attribute} {pattern}`"
         return codes.NO_SUCH_SITE(what=what, model=self.model, loc=loc, help=help)
 

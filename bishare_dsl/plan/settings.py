@@ -484,6 +484,9 @@ def _described(kind: type[Transform], option: str, value: Value | None) -> str |
     field = fields.get(option)
     if field is None or not field.description:
         return None
+    words = [word for word in get_args(field.annotation) if isinstance(word, str)]
+    if isinstance(value, str) and (meant := nearest(value, words, few=0)):
+        return meant
     default = "" if field.default in (None, PydanticUndefined) else f"; without it {field.default}"
     return f"`{option}` is: {field.description}{default}"
 

@@ -16,6 +16,7 @@ from bishare_dsl.spec.expression import Or as Or
 from bishare_dsl.spec.expression import Range as Range
 from bishare_dsl.spec.expression import Ref as Ref
 from bishare_dsl.spec.expression import Selection as Selection
+from bishare_dsl.spec.expression import globs_of as globs_of
 from bishare_dsl.spec.spec import SINGULAR as SINGULAR
 from bishare_dsl.spec.spec import Arm as Arm
 from bishare_dsl.spec.spec import Gain as Gain

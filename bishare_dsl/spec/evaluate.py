@@ -92,6 +92,7 @@ class Scope:
                 except (ZeroDivisionError, OverflowError) as error:
                     help, why = "make the numbers smaller", f"{error}{self.where}"
                     if rhs == 0:
+                        why = f"it divides by zero{self.where}"
                         help = "divide by a number other than 0: `max(..., 1)` is one"
                     raise EvaluationError(codes.NO_VALUE(loc=loc, why=why, help=help)) from error
             case m.Call(function=function, arguments=arguments):
@@ -123,11 +124,16 @@ class Scope:
                 if name in m.ATTRIBUTES:
                     self.attribute(name, loc)
                 numbers = [known for known, v in self.values.items() if not isinstance(v, str)]
-                numbers += ["layer", "layers", "in", "out", "expert"] if "rank" in loc else []
-                help_line = advise("number", name) or advise("name", name, numbers, few=0)
+                if {"rank", "per", "keys"} & {*loc}:
+                    numbers += ["layer", "layers", "in", "out", "expert"]
+                at = "rank" if "rank" in loc else "number"
+                help_line = advise(at, name) or advise("number", name)
+                help_line = help_line or advise("name", name, numbers, few=0)
                 help_line = (
                     help_line or f"a number stands here, or a param: `param {name} = 8` above"
                 )
+                if re.fullmatch(r"[0-9]+(\.[0-9]+)?", name):
+                    help_line = f"did you mean `{name}`? A number has no quotes"
                 raise EvaluationError(codes.UNKNOWN_NAME(name=name, loc=loc, help=help_line))
             help = None
             if isinstance(expression, m.Ref) and expression.ref not in m.ATTRIBUTES:
@@ -187,6 +193,8 @@ class Scope:
                     isinstance(side, m.Ref) for side in (predicate.left, predicate.right)
                 ):
                     help = "what is listed has commas between: `q_proj, v_proj`"
+                elif names := _dashed(predicate):
+                    help = f"a list has commas and no dashes: `{', '.join(names)}`"
                 elif {"per", "keys"} & {*loc}:
                     help = "the parts of a key have commas between: `per layer, kind`"
                 elif loc[:1] == ("lets",) and isinstance(predicate, int | float):
@@ -252,6 +260,16 @@ class Scope:
         if not isinstance(value, str) and value < 0 and _is_layer(subject):
             return value + self.layers
         return value
+
+
+def _dashed(part: m.Expression) -> list[str]:
+    """Return the names of a list that is written with dashes, which is read as a difference; else none."""
+    match part:
+        case m.Binary(op="-", left=0, right=m.Ref(ref=name)):
+            return [name]
+        case m.Binary(op="-", left=left, right=m.Ref(ref=name)) if names := _dashed(left):
+            return [*names, name]
+    return []
 
 
 def _is_layer(part: m.Expression) -> bool:

@@ -6,6 +6,8 @@ param, an attribute of a site, a `let`, a kind, or a plain word such as ``centre
 
 from __future__ import annotations
 
+import re
+from itertools import product
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -118,6 +120,16 @@ class Match(Node):
     def is_glob(self) -> bool:
         """Whether the pattern has a wildcard, and so may fit more than one name."""
         return bool({*"*?"} & {*self.pattern})
+
+
+def globs_of(regex: str) -> list[str]:
+    """Return the patterns of the language that fit what a simple regular expression does; none for others."""
+    plain = re.sub(r"\\d[+*]?|\\w[+*]?|\.[*+]", "*", regex.strip("^$")).replace("\\.", ".")
+    plain = plain if "(" in plain or "|" not in plain else f"({plain})"
+    pieces = re.split(r"\((?:\?:)?([^()]*)\)", plain)  # Every second one is a group.
+    choices = [piece.split("|") if i % 2 else [piece] for i, piece in enumerate(pieces)]
+    globs = ["".join(chosen) for chosen in product(*choices)] if len(pieces) < 6 else []
+    return [] if any({*"()[]{}+\\|^$"} & {*glob} for glob in globs) else globs[:8]
 
 
 class Member(Node):

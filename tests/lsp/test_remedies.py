@@ -51,7 +51,7 @@ def mended(at):
         (T + "share a per module rank 4 rank 8", T + "share a per module rank 4"),
         (T + "share a per module rank 4 via Bsis", T + "share a per module rank 4 via Basis"),
         (T + "share a per module rank 4 via KE(sise = 64)", T + "share a per module rank 4 via KE(size = 64)"),
-        (T + "share a per module rank 4 via SS(slice = center)", None),
+        (T + "share a per module rank 4 via SS(slice = center)", T + "share a per module rank 4 via SS(slice = centre)"),
         (T + "share a per module rank 4 init A kaiming_unifrm", T + "share a per module rank 4 init A kaiming_uniform"),
         (T + "param r = 4\nshare a per module rank 4", T + "share a per module rank 4"),
         (T + "share a per module rank 4 alpha 8 scale 2", T + "share a per module rank 4 scale 2"),

@@ -137,6 +137,16 @@ async def test_definition_across_use(client, tmp_path):
         await client.text_document_rename_async(lsp.RenameParams(document, at, "deep"))
 
 
+@pytest.mark.parametrize(
+    ("new", "why"), [("layer", "already means something"), ("r", "declared twice")]
+)
+async def test_a_name_that_makes_the_file_wrong_is_refused(client, tmp_path, new, why):
+    text = "spec s\nparam r = 2\nlet attn = q_proj\ntarget attn\nshare a per module rank r\n"
+    document = await opened(client, tmp_path / "my.share", text)
+    with pytest.raises(Exception, match=why):
+        await client.text_document_rename_async(lsp.RenameParams(document, lsp.Position(2, 5), new))
+
+
 async def test_rename(client, tmp_path):
     document = await opened(client, tmp_path / "my.share", TEXT)
     at = place(TEXT, "mlp")

@@ -293,8 +293,10 @@ def test_what_a_config_says_is_checked(base: Any, adapted: Any) -> None:
             base, BishareConfig(spec="spec s\ntarget q_porj\nshare x per module rank 2\n")
         )
     assert not hasattr(base, "bishare")
-    with pytest.raises(FileNotFoundError, match="lroa"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean `lora`.*lroa"):
         BishareConfig(spec="lroa")
+    with pytest.raises(TypeError, match=r'no `r`: `params=\{"r": 8\}` sets a param of the spec'):
+        BishareConfig(spec="lora", r=8)  # type: ignore[call-arg]
     with pytest.raises(AdapterError, match="BS664"):
         BishareConfig(spec="lora", target_modules=["q_proj"])
     with pytest.raises(ValueError, match="different peft types"):

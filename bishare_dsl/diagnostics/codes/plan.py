@@ -31,7 +31,7 @@ UNREACHABLE = Code(
 LEFT_OUT = Code("BS313", "`target` leaves out {what}: {why}", severity="warning")
 ALONE = Code(
     "BS314",
-    "no two modules of share `{share}` have the same value of this key, so nothing is shared",
+    "no two modules of share `{share}` have the same value of this key, so {what} is shared",
     severity="warning",
 )
 TIED = Code("BS315", "{names} are one weight in {model}, and `{statement}` does not name {unnamed}")
