@@ -468,7 +468,8 @@ def _too_deep(tree: Words) -> Span | None:
 def _check_word(before: Token, token: Token, problems: Problems) -> None:
     """Check a number or a quoted name, which the token ``before`` may make a pattern."""
     if token.type == "STRING" and unquoted(token) == token:
-        span, help_line, edits = span_of(token), None, ()
+        span, help_line = span_of(token), None
+        edits: tuple[Edit, ...] = ()
         globs = globs_of(token[1:-1]) if before.type in ("PATH", "KIND", "PARENT") else []
         if globs:
             listed = ", ".join(f'{before} "{glob}"' for glob in globs)

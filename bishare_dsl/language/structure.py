@@ -47,7 +47,8 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
         statements and header and header is not statements[0]
     ):
         start = Span(syntax.first.start, syntax.first.start)
-        named, help_line = (Edit(start, "spec mine\n"),), None
+        named: tuple[Edit, ...] = (Edit(start, "spec mine\n"),)
+        help_line = None
         if header:
             named = _moved(syntax, header, statements[0])
             help_line = f"move `spec {header.name}` to the top"
