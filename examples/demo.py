@@ -95,7 +95,7 @@ def one_task_three_ways(checkpoint: str, steps: int) -> None:
         own = own or plan.trainable
         train(name, model, tokenizer, training, steps)
         answers[name] = ask(model, tokenizer, held_out)
-        folder = Path(name.replace(" ", "-").replace("=", ""))
+        folder = Path("three-ways", name.replace(" ", "-").replace("=", ""))
         model.bishare.save_pretrained(folder)
         [listed] = list_adapters(folder)
         rows.append(
