@@ -10,7 +10,7 @@ The word behind a fence and what follows it say how a block is checked:
   prints. Models that it loads are tiny ones, and the current folder is an empty one. ```` ```py ```` needs an
   engine that is not installed here, and runs in the tests of that engine.
 - ```` ```console run ````: every line that starts with ``$ bishare`` succeeds; ``exit=1`` expects another
-  exit code. A `text` block right behind it is what it prints.
+  exit code. A `text` block right behind it is what it prints. ``many`` is run by `test_many_adapters`.
 """
 
 import contextlib
@@ -221,7 +221,7 @@ def test_examples_are_found():
     assert {block.language for block in BLOCKS} >= {"share", "python", "console"}
     known = {"share", "python", "py", "console", "text", "bash", "toml", "json", "lua"}
     assert not [b.place for b in BLOCKS if b.language not in known]
-    marks = r"fragment|run|(model|warning|error|exit|file)=[\w.-]+"
+    marks = r"fragment|run|many|(model|warning|error|exit|file)=[\w.-]+"
     assert not [b.place for b in BLOCKS if not all(re.fullmatch(marks, m) for m in b.marks)]
 
 
