@@ -27,7 +27,7 @@ COMMANDS = {
     "compile": "Make an adapter from a spec, or print a stage of doing so.",
     "train": "Train an adapter on rows of text.",
     "inspect": "Show what is in an adapter, or list many.",
-    "verify": "Find out whether an adapter is applied, by its files and by a server.",
+    "verify": "Find out whether an adapter is applied.",
     "merge": "Add an adapter to its base's weights, and save the result.",
     "fit": "Make the adapter of a spec that comes nearest to trained LoRAs.",
     "import": "Make adapters of plain LoRAs of PEFT.",

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--copies",
     is_flag=True,
-    help="Load changed copies into the server, some 30. Not in production.",
+    help="Load changed copies into the server, some 20. Not in production.",
 )
 @click.option(
     "--scratch",

@@ -59,13 +59,21 @@ def without(*words):
     return lambda found: {n: t for n, t in found.items() if not any(word in n for word in words)}
 
 
+def ignored(*words):
+    """Under names that no module has, which a server takes no notice of."""
+    return lambda found: {
+        n.replace("model.layers", "model.wrap.layers") if any(word in n for word in words) else n: t
+        for n, t in found.items()
+    }
+
+
 def shifted(found):
     """Layers one later; the last is lost, and the first has none."""
     moved = {}
     for name, tensor in found.items():
         number = int(name.split(".layers.")[1].split(".")[0])
-        if number + 1 < LAYERS:
-            moved[name.replace(f".layers.{number}.", f".layers.{number + 1}.")] = tensor
+        lost = ignored("") if number + 1 == LAYERS else dict
+        moved |= lost({name.replace(f".layers.{number}.", f".layers.{number + 1}."): tensor})
     return moved
 
 
@@ -93,14 +101,10 @@ def littered(found):
 
 FAULTS = {
     "none": {},
-    "prefix": {
-        "tensors": lambda found: {
-            n.replace("model.layers", "model.wrap.layers"): t for n, t in found.items()
-        }
-    },
-    "up": {"tensors": without("up_proj")},
-    "k": {"tensors": without("k_proj")},
-    "half": {"tensors": without(*(f".layers.{n}." for n in range(LAYERS // 2, LAYERS)))},
+    "prefix": {"tensors": ignored("")},
+    "up": {"tensors": ignored("up_proj")},
+    "k": {"tensors": ignored("k_proj")},
+    "half": {"tensors": ignored(*(f".layers.{n}." for n in range(LAYERS // 2, LAYERS)))},
     "shifted": {"tensors": shifted},
     "alpha": {"lora_alpha": 4},
     "swapped": {"tensors": swapped},
@@ -127,6 +131,7 @@ class Engine:
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         self.adapters, self.lock, self.answers = {}, threading.Lock(), 0
         self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
+        self.llama = False
 
     def load(self, name, folder):
         """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
@@ -170,7 +175,12 @@ class Engine:
         with self.lock:
             if path == "/v1/models":
                 listed = [{"id": "base"}, *({"id": n, "parent": "base"} for n in self.adapters)]
-                return 200, {"data": listed}
+                return 200, {
+                    "data": [{"id": "m.gguf", "owned_by": "llamacpp"}] if self.llama else listed
+                }
+            if path == "/lora-adapters" and self.llama:
+                found = [{"id": i, "path": f"/a/{n}.gguf"} for i, n in enumerate(self.adapters)]
+                return 200, found
             if path == "/v1/load_lora_adapter":
                 self.load(body["lora_name"], body["lora_path"])
                 return 200, "ok"
@@ -179,22 +189,32 @@ class Engine:
                 return 200, "ok"
             if path != "/v1/completions":
                 return 404, {"error": f"no {path}"}
-            if body["model"] not in {"base", *self.adapters}:
-                return 404, {"error": f"no model {body['model']}"}
+            name = body["model"]
+            if self.llama:  # It applies what it has to every request, unless a scale is given.
+                (name, *more) = [
+                    n for n, one in zip(self.adapters, body["lora"], strict=True) if one["scale"]
+                ] or ["base"]
+                assert not more
+            if name not in {"base", *self.adapters}:
+                return 404, {"error": f"no model {name}"}
             known = {"model", "prompt", "max_tokens", "temperature", "logprobs"}
             if body["logprobs"] > self.most or not (self.unknown_fields or known >= body.keys()):
                 return 400, {"error": "refused"}
             if any(len(text) > 60 for text in body["prompt"]):
                 return 400, {"error": "too long"}
-            choices = [
-                {
-                    "index": i,
-                    "logprobs": {
-                        "top_logprobs": [self.choice(body["model"], text, body["logprobs"])]
-                    },
-                }
-                for i, text in enumerate(body["prompt"])
-            ]
+            found = [self.choice(name, text, body["logprobs"]) for text in body["prompt"]]
+            if self.llama:
+                tops = [
+                    [
+                        {"id": int(k.split(":")[1]), "token": "?", "logprob": v}
+                        for k, v in one.items()
+                    ]
+                    for one in found
+                ]
+                logprobs = [{"content": [{"top_logprobs": top}]} for top in tops]
+            else:
+                logprobs = [{"top_logprobs": [one]} for one in found]
+            choices = [{"index": i, "logprobs": one} for i, one in enumerate(logprobs)]
             return 200, {"choices": choices[::-1]}
 
 

@@ -162,6 +162,21 @@ def test_servers_that_offer_less(
     assert found.word == "APPLIED"
 
 
+def test_a_server_of_llama_cpp_is_asked_by_scales(base, lora, contents, reference, tmp_path):
+    engine = Engine(base)
+    with serving(engine) as engine.url:
+        ask_mine(engine, lora, tmp_path)
+        engine.adapters["other"] = {}
+        engine.llama = True
+        server = Server(engine.url)
+        asked = ask(server, "mine", server.base("mine"), lambda text: None)
+        assert judge(asked, "mine", contents, reference).word == "APPLIED"
+        asked = ask(server, "other", server.base("other"), lambda text: None)
+        assert judge(asked, "other", contents, reference).word == "NOT APPLIED"
+        with pytest.raises(VerifyError, match=r"BS872.*has no adapter 'nobody'"):
+            server.base("nobody")
+
+
 def test_a_server_that_does_not_answer(engine):
     with pytest.raises(VerifyError, match=r"BS872.*answers 404 to 'nobody'"):
         Server(engine.url).ask("nobody", TEXTS)
