@@ -93,7 +93,7 @@ def make_plan(
             each at its place in the text.
         FileNotFoundError: there is no such spec.
     """
-    from bishare_dsl.language.read import find_doubts
+    from bishare_dsl.language.read import warn_of_outdented
 
     spec, read_where = read_spec(spec)
     where = where or read_where
@@ -104,7 +104,9 @@ def make_plan(
     except BishareError as error:
         said = drop_failing_advice(error.problems, where, architecture)
         raise type(error)(said, where) from None
-    return ResolvedSpec(plan, (*find_doubts(spec, where), *problems), spec, where, bool(params))
+    return ResolvedSpec(
+        plan, (*warn_of_outdented(spec, where), *problems), spec, where, bool(params)
+    )
 
 
 # For each piece of advice that is tried a spec is planned again.

@@ -64,7 +64,7 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
     try:
         spec, where = read_spec(file)
         if architecture is None:
-            from bishare_dsl.language.read import find_doubts
+            from bishare_dsl.language.read import warn_of_outdented
             from bishare_dsl.plan.check import check_spec
 
             problems = check_spec(spec)
@@ -72,7 +72,7 @@ def _check(file: str, architecture: Architecture | None, report: Report) -> None
                 from bishare_dsl.compiler import drop_failing_advice
 
                 problems = [*drop_failing_advice(problems, where, None)]
-            report.all([*find_doubts(spec, where), *problems], where)
+            report.all([*warn_of_outdented(spec, where), *problems], where)
         else:
             from bishare_dsl.compiler import make_plan
 

@@ -19,7 +19,7 @@ from bishare_dsl.export.peft import TENSORS
 from bishare_dsl.export.peft_config import PeftConfig, read_config
 from bishare_dsl.models.site import Architecture, Site, most_parameters, runs_of
 from bishare_dsl.plan import Plan, build_plan
-from bishare_dsl.plan.train import NONE
+from bishare_dsl.plan.in_full import NONE
 from bishare_dsl.reading import read_file
 
 if TYPE_CHECKING:

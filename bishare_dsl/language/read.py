@@ -17,7 +17,7 @@ from bishare_dsl.language.use import File, Joiner, Reader
 from bishare_dsl.spec import Spec
 
 
-def find_doubts(spec: Spec, where: SourceMap | None) -> list[Problem]:
+def warn_of_outdented(spec: Spec, where: SourceMap | None) -> list[Problem]:
     """Warn of what a text says and may not mean: a setting of a share that looks like one of all shares."""
     outdented = where.outdented if where and len(spec.shares) > 1 else ()
     help_line = "for all shares it stands before the first one; for this one, indent it"

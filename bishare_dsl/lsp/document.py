@@ -11,7 +11,7 @@ from lsprotocol.types import PositionEncodingKind
 
 from bishare_dsl.diagnostics import BishareError, Loc, Problem, Source, Span
 from bishare_dsl.language.parse import plain_lines
-from bishare_dsl.language.read import Survey, find_doubts, survey
+from bishare_dsl.language.read import Survey, survey, warn_of_outdented
 from bishare_dsl.language.syntax import Statement, Syntax, span_of
 from bishare_dsl.language.use import File
 from bishare_dsl.lsp.model import ChosenModel, NamedModel, named_model
@@ -83,13 +83,13 @@ class Document:
         if spec is None:
             return None, tuple(self.survey.problems)
         if architecture is None:
-            return None, (*find_doubts(spec, where), *check_spec(spec))
+            return None, (*warn_of_outdented(spec, where), *check_spec(spec))
         from bishare_dsl.compiler import make_plan
 
         try:
             made = make_plan(spec, architecture, where=where)
         except BishareError as error:
-            return None, (*find_doubts(spec, where), *error.problems)
+            return None, (*warn_of_outdented(spec, where), *error.problems)
         return made.plan, made.problems
 
     @property

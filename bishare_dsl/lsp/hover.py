@@ -148,7 +148,7 @@ def _named(document: Document, statement: Statement) -> str | None:
     let = next((let for let in spec.lets if let.name == name), None) if spec else None
     if let is None or document.sites is None:
         return f"let **{name}**"
-    selected = document.sites.places.select(let.selection)
+    selected = document.sites.site_sets.select(let.selection)
     return f"let **{name}**: {summary(document.sites.of(selected))}"
 
 
@@ -163,7 +163,7 @@ def _selected(document: Document, offset: int) -> str | None:
         if not _is_condition(document.spec, loc):
             return None
         try:
-            return f"Selects {summary(document.sites.of(document.sites.places.select(part)))}."
+            return f"Selects {summary(document.sites.of(document.sites.site_sets.select(part)))}."
         except EvaluationError:
             continue  # A word inside a comparison: what is around it is the condition.
     return None

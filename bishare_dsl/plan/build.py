@@ -14,12 +14,12 @@ from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes import spec as spec_codes
 from bishare_dsl.models.site import Architecture, LeftOut, Site, layers_of
 from bishare_dsl.plan.check import check, rank_of
-from bishare_dsl.plan.mentioned import constant, located, names_joined
+from bishare_dsl.plan.in_full import train
 from bishare_dsl.plan.names import attribute, key_name, owner, short_path, start_name
 from bishare_dsl.plan.plan import Plan, Pool, Tensor, Term
 from bishare_dsl.plan.select import Sites
-from bishare_dsl.plan.settings import Resolved, Resolver, at_via, fitted, largest_fit
-from bishare_dsl.plan.train import train
+from bishare_dsl.plan.settings import Resolver, ShareSettings, at_via, fitted, largest_fit
+from bishare_dsl.plan.vocabulary import constant, located, names_joined
 from bishare_dsl.spec import (
     SINGULAR,
     And,
@@ -62,7 +62,7 @@ def build_plan(spec: Spec, architecture: Architecture) -> tuple[Plan, tuple[Prob
     raise_errors(SpecError if wrong else PlanError, resolver.problems)
 
     try:
-        selected = sites.places.select(spec.target, ("target",)) if spec.target else frozenset()
+        selected = sites.site_sets.select(spec.target, ("target",)) if spec.target else frozenset()
     except EvaluationError as error:  # Of a model that is complete it was found before.
         raise PlanError(error.problem) from error
     target = sites.of(selected)
@@ -123,8 +123,8 @@ def _names(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
             model, loc = sites.architecture.name, ("lets", i, "name")
             yield codes.HIDES_KIND(name=let.name, model=model, loc=loc)
     # Of no module is what `train`, and all that has no site, look at themselves.
-    asked = [m for m in resolver.mentions if m.over not in (None, "parameters")]
-    found = sites.choice.problems(asked)
+    asked = [m for m in resolver.mentions if m.domain not in (None, "parameters")]
+    found = sites.vocabulary.problems(asked)
     yield from found
     # So that no later evaluation can fail at one site.
     for mention in asked:
@@ -145,8 +145,8 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
 def _constant(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
     """Find conditions of selections that are as true of all that they are asked of."""
     for mention in resolver.mentions:
-        if mention.asked == "condition" and mention.over in ("model", "let", "target"):
-            yield from constant(mention, sites.places, sites.asked(mention))
+        if mention.purpose == "condition" and mention.domain in ("model", "let", "target"):
+            yield from constant(mention, sites.site_sets, sites.domain_of(mention))
 
 
 def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
@@ -154,16 +154,16 @@ def _idle_exceptions(sites: Sites, spec: Spec) -> Iterator[Problem]:
     for loc, selection in _selections(spec):
         if not selection.exclude:
             continue
-        included, _ = sites.places.truth(selection.model_copy(update={"exclude": ()}))
+        included, _ = sites.site_sets.partition(selection.model_copy(update={"exclude": ()}))
         for i, part in enumerate(selection.exclude):
-            if included.isdisjoint(sites.places.truth(part)[0]):
+            if included.isdisjoint(sites.site_sets.partition(part)[0]):
                 yield codes.EXCLUDES_NOTHING(loc=(*loc, "exclude", i))
 
 
 def _left_out(sites: Sites) -> Iterator[Problem]:
     """Yield what the target's conditions fit and no site is."""
     found: dict[tuple[str, str], list[LeftOut]] = {}
-    for left in sites.meant(sites.architecture.left_out):
+    for left in sites.left_out_of_target(sites.architecture.left_out):
         alike = re.sub(r"\.\d+(?=\.)", ".*", left.path)
         found.setdefault((alike, left.why), []).append(left)
     for (alike, why), parts in found.items():
@@ -219,7 +219,7 @@ class _Place:
 
     site: Site
     rank: int
-    resolved: Resolved
+    resolved: ShareSettings
     width: Width
     rows: int = 0
     own: Mapping[str, Own] = field(default_factory=dict)
@@ -260,12 +260,13 @@ class _SharePlan:
         covered = self._covered(target)
         ranks, complete = self._ranks(covered), self.sites.architecture.complete
         for mention in self.resolver.mentions if complete else ():
-            asked = mention.asked == "condition" and mention.over == "share"
+            asked = mention.purpose == "condition" and mention.domain == "share"
             if asked and mention.loc[:2] == self.loc:
-                self.resolver.add(constant(mention, self.sites.places, covered))
+                self.resolver.add(constant(mention, self.sites.site_sets, covered))
         self.without_rank = {path for path, rank in ranks.items() if rank == 0}
         found = {
-            rank: self.resolver.at(self.index, rank) for rank in sorted({*ranks.values()} - {0})
+            rank: self.resolver.for_rank(self.index, rank)
+            for rank in sorted({*ranks.values()} - {0})
         }
         resolved = {rank: settings for rank, settings in found.items() if settings is not None}
         if len(resolved) < len(found) or not found:
@@ -305,18 +306,18 @@ class _SharePlan:
         if where is None:
             return target
         loc: Loc = (*self.loc, "where")
-        places = self.sites.places
+        places = self.sites.site_sets
         if covered := places.select(where, loc, target):
             if len(where.include) > 1:
                 self.resolver.add(
                     codes.ADDS_NOTHING(share=self.share.name, loc=(*loc, "include", i))
                     for i, part in enumerate(where.include)
-                    if target.isdisjoint(places.truth(part)[0])
+                    if target.isdisjoint(places.partition(part)[0])
                 )
             return covered
         what, model = f"share `{self.share.name}`", self.sites.architecture.name
         help = _nothing_left(where)
-        if any(i < len(self.sites.architecture.sites) for i in places.truth(where)[0]):
+        if any(i < len(self.sites.architecture.sites) for i in places.partition(where)[0]):
             help = "all that `where` names is outside of `target`: name it there too"
         raise PlanError(codes.COVERS_NOTHING(what=what, model=model, loc=loc, help=help))
 
@@ -590,8 +591,8 @@ class _SharePlan:
         idle = [*self._idle_arms(match, covered)] if isinstance(match, RankMatch) else []
         self.resolver.add(idle)
         ranks: dict[str, int] = {}
-        for alike in self.sites.places.alike(match, "number", covered):
-            rank = self._rank(self.sites.places.scopes[alike[0]])
+        for alike in self.sites.site_sets.groups(match, "number", covered):
+            rank = self._rank(self.sites.site_sets.scopes[alike[0]])
             ranks |= {self.sites.sites[i].path: rank for i in alike}
         return {} if idle else ranks
 
@@ -599,9 +600,9 @@ class _SharePlan:
         """Find values of match arms that match none of the share's sites."""
         for mention in mentions(match, "number", (*self.loc, "rank")):
             value = mention.part
-            if mention.asked != "arm":
+            if mention.purpose != "arm":
                 continue
-            for problem in self.sites.choice.item_problems(
+            for problem in self.sites.vocabulary.item_problems(
                 match.subject, value, mention.loc, covered
             ):
                 help = problem.help

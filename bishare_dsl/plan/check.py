@@ -224,4 +224,4 @@ def _share(resolver: Resolver, index: int, share: m.Share) -> Iterator[Problem]:
             yield error.problem
             continue
         if value:
-            resolver.at(index, value)
+            resolver.for_rank(index, value)

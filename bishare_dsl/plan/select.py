@@ -10,9 +10,9 @@ from bishare_dsl.diagnostics import Loc, Problem, advise, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import PARTS, part_called, parts, parts_outside
 from bishare_dsl.models.site import Architecture, LeftOut, Site
-from bishare_dsl.plan.mentioned import Choice, located
+from bishare_dsl.plan.vocabulary import Vocabulary, located
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
-from bishare_dsl.spec.places import Places
+from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, names_read, parts_of
 
 _PATHS = "a path reads `model.layers.0.self_attn.q_proj`, and in a pattern `*` is any of it"
@@ -59,8 +59,8 @@ class Sites:
             if {*site.paths, *(site.kinds - kinds), *parts(site)} & self.named
         )
         self.sites = (*architecture.sites, *self.outside)
-        self.places = self._places(self.sites)
-        self.scopes = dict(zip((s.path for s in self.sites), self.places.scopes, strict=True))
+        self.site_sets = self._places(self.sites)
+        self.scopes = dict(zip((s.path for s in self.sites), self.site_sets.scopes, strict=True))
 
     def words_of(self, selection: m.Selection) -> frozenset[str]:
         """Return the words of a selection and of the lets in it, and its kinds and paths in full.
@@ -85,9 +85,9 @@ class Sites:
             waiting += (self._lets[name] for name in new)
         return found
 
-    def _places(self, sites: Iterable[Site]) -> Places:
+    def _places(self, sites: Iterable[Site]) -> SiteSets:
         """Return sites, which need not be the model's, as the spec sees them."""
-        return Places([self._scope(site) for site in sites], self.spec.lets)
+        return SiteSets([self._scope(site) for site in sites], self.spec.lets)
 
     def _scope(self, site: Site) -> Scope:
         played = parts(site)
@@ -125,9 +125,9 @@ class Sites:
                 "adapts it for all of them; to adapt one alone, give each a weight of its own before "
                 "(`tie_word_embeddings = false`, and a copy)"
             )
-            yield from self.tied("target", self.named, kinds, said, does)
+            yield from self.partly_named("target", self.named, kinds, said, does)
 
-    def tied(
+    def partly_named(
         self,
         statement: str,
         words: Set[str],
@@ -160,12 +160,12 @@ class Sites:
         """Return the sites of a set, in the order of the model."""
         return [self.sites[i] for i in sorted(where)]
 
-    def meant(self, left_out: Sequence[LeftOut]) -> list[LeftOut]:
+    def left_out_of_target(self, left_out: Sequence[LeftOut]) -> list[LeftOut]:
         """Return what the target would select, were it a site."""
         if self.spec.target is None or not left_out:
             return []
         sites = [(site, left) for left in left_out if (site := Site.at(left.path, 1, 1))]
-        selected, _ = self._places(site for site, _ in sites).truth(self.spec.target)
+        selected, _ = self._places(site for site, _ in sites).partition(self.spec.target)
         return [sites[i][1] for i in sorted(selected)]
 
     @cached_property
@@ -176,19 +176,19 @@ class Sites:
     def target(self) -> Set[int]:
         """What the target selects; all sites, where it selects none or is wrong."""
         if self.spec.target is None:
-            return self.places.all
+            return self.site_sets.all
         try:
-            return self.places.select(self.spec.target) or self.places.all
+            return self.site_sets.select(self.spec.target) or self.site_sets.all
         except EvaluationError:
-            return self.places.all
+            return self.site_sets.all
 
-    def asked(self, mention: Mention) -> Set[int]:
+    def domain_of(self, mention: Mention) -> Set[int]:
         """Return the sites of which a part of a selection is asked."""
-        if mention.over == "let":
+        if mention.domain == "let":
             needed = self.spec.lets[int(mention.loc[1])].name in self._lets_of_target
         else:
-            needed = mention.over == "model"
-        return self.places.all if needed else self.target
+            needed = mention.domain == "model"
+        return self.site_sets.all if needed else self.target
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -196,11 +196,11 @@ class Sites:
         return frozenset((*self.architecture.kinds, *outside))
 
     @cached_property
-    def choice(self) -> Choice:
+    def vocabulary(self) -> Vocabulary:
         """What the spec may choose from."""
-        return Choice(
+        return Vocabulary(
             self.architecture.name,
-            self.places,
+            self.site_sets,
             self.kinds,
             self.parts,
             {*m.ATTRIBUTES, *self.params, *self.lets},
@@ -222,12 +222,12 @@ class Sites:
         part = mention.part
         if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
             return
-        true, false = self.places.truth(part)
-        for i in sorted(self.asked(mention) - true - false)[:1]:
+        true, false = self.site_sets.partition(part)
+        for i in sorted(self.domain_of(mention) - true - false)[:1]:
             try:
-                self.places.scopes[i].holds(part, mention.loc)
+                self.site_sets.scopes[i].holds(part, mention.loc)
             except EvaluationError as error:
-                yield located(error.problem, part, self.places.scopes[i])
+                yield located(error.problem, part, self.site_sets.scopes[i])
 
     def _no_such_kind(self, name: str, loc: Loc, as_key: bool) -> Problem:
         model, sites = self.architecture, self.architecture.sites

@@ -15,7 +15,7 @@ from bishare_dsl.diagnostics import Loc, Problem, SpecError, advise, nearest
 from bishare_dsl.diagnostics.codes import spec as codes
 from bishare_dsl.resources import shipped_specs
 from bishare_dsl.spec.evaluate import EvaluationError, Scope, Value
-from bishare_dsl.spec.walk import Asked, mentions, refs
+from bishare_dsl.spec.walk import Purpose, mentions, refs
 from bishare_dsl.transforms import (
     GAIN_OUT,
     GAIN_RANK,
@@ -44,7 +44,7 @@ _ZERO = (Start("zeros"), Start("constant", 0.0))
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ShareSettings:
     """A share's settings at one rank.
 
     ``auto`` names the options of the transform that depend on the widths of the share's sites: see `fitted`.
@@ -80,7 +80,7 @@ class Resolver:
         self.spec = spec
         self.params, self.problems = m.param_values(spec)
         self.mentions = mentions(spec)
-        self._found: dict[tuple[int, int], Resolved | None] = {}
+        self._found: dict[tuple[int, int], ShareSettings | None] = {}
 
     @property
     def failed(self) -> bool:
@@ -94,7 +94,7 @@ class Resolver:
             if (problem.code, problem.message, problem.loc) not in said:
                 self.problems.append(problem)
 
-    def at(self, index: int, rank: int) -> Resolved | None:
+    def for_rank(self, index: int, rank: int) -> ShareSettings | None:
         """Return the settings of share number ``index`` at a rank; None where they are wrong."""
         if (index, rank) not in self._found:
             found: list[Problem] = []
@@ -108,7 +108,7 @@ class Resolver:
             self._found[index, rank] = None if wrong else resolved
         return self._found[index, rank]
 
-    def _resolve(self, index: int, rank: int, problems: list[Problem]) -> Resolved | None:
+    def _resolve(self, index: int, rank: int, problems: list[Problem]) -> ShareSettings | None:
         share = self.spec.shares[index]
         at: Loc = ("shares", index)
         settings = self.spec.settings(share)
@@ -171,7 +171,7 @@ class Resolver:
             starts |= gains | _own_starts(transform, starts)
             frozen = _frozen(share, starts, self.params)
             auto = _auto(share, type(transform), self.params)
-            resolved = Resolved(transform, scale, dropout, starts, gains.keys(), frozen, auto)
+            resolved = ShareSettings(transform, scale, dropout, starts, gains.keys(), frozen, auto)
             if not any(problem.severity == "error" for problem in (*problems, *found)):
                 found += _roles(share, resolved)
                 problems += _singular(share, resolved, places)
@@ -223,7 +223,7 @@ def at_via(spec: m.Spec, index: int, error: SpecError) -> list[Problem]:
     return [replace(problem, loc=loc) for problem in error.problems]
 
 
-def check_names(scope: Scope, given: object, loc: Loc, asked: Asked = "number") -> None:
+def check_names(scope: Scope, given: object, loc: Loc, asked: Purpose = "number") -> None:
     """Look at each name of an expression that is about no module, in what is not evaluated too.
 
     Raises:
@@ -231,8 +231,8 @@ def check_names(scope: Scope, given: object, loc: Loc, asked: Asked = "number") 
     """
     known = {*scope.values, "none"}
     for mention in mentions(given, asked, loc):
-        part, beside = mention.part, mention.beside
-        match mention.asked, part:
+        part, beside = mention.part, mention.compared_with
+        match mention.purpose, part:
             case "number", m.Ref():
                 scope.number(part, mention.loc)
             case "condition" | "part", m.Ref() | m.Match():
@@ -250,7 +250,7 @@ def reads_alpha(scale: m.Expression) -> bool:
     return any(ref.ref == "alpha" for _, ref in refs(scale))
 
 
-def _roles(share: m.Share, resolved: Resolved) -> Iterator[Problem]:
+def _roles(share: m.Share, resolved: ShareSettings) -> Iterator[Problem]:
     """Yield what the share says of tensors that its transform does not give it."""
     transform = resolved.transform
     roles = [*transform.roles, *resolved.gains]
@@ -295,7 +295,9 @@ def _roles(share: m.Share, resolved: Resolved) -> Iterator[Problem]:
         yield codes.NOT_LINEAR(transform=transform.name, what="gain rank", loc=("gain", "rank"))
 
 
-def _singular(share: m.Share, resolved: Resolved, places: Mapping[str, Loc]) -> Iterator[Problem]:
+def _singular(
+    share: m.Share, resolved: ShareSettings, places: Mapping[str, Loc]
+) -> Iterator[Problem]:
     """Find tensors that cannot start as directions of a weight, whatever the model."""
     transform = resolved.transform
     for role, loc in places.items():
@@ -313,7 +315,7 @@ def _singular(share: m.Share, resolved: Resolved, places: Mapping[str, Loc]) -> 
             )
 
 
-def _zeros(resolved: Resolved) -> frozenset[str]:
+def _zeros(resolved: ShareSettings) -> frozenset[str]:
     """Return which parts of the product that is the term start at zero."""
     transform = resolved.transform
     roles = (*transform.roles, *resolved.gains)
@@ -322,7 +324,7 @@ def _zeros(resolved: Resolved) -> frozenset[str]:
         return transform.zeros(zero) | (zero & resolved.gains)
 
 
-def _start(share: m.Share, resolved: Resolved, parts: frozenset[str]) -> Iterator[Problem]:
+def _start(share: m.Share, resolved: ShareSettings, parts: frozenset[str]) -> Iterator[Problem]:
     """Tell whether the term starts at zero, and can leave it; or as what is subtracted."""
     transform = resolved.transform
     starts = (resolved.starts[role].init for role in transform.roles)
@@ -431,7 +433,7 @@ def _auto(share: m.Share, kind: type[Transform], params: Mapping[str, Value]) ->
     return tuple(name for name in kind.auto if words.get(name) == "auto")
 
 
-def fitted(resolved: Resolved, sites: Collection[tuple[int, Width]]) -> Resolved:
+def fitted(resolved: ShareSettings, sites: Collection[tuple[int, Width]]) -> ShareSettings:
     """Return a share's settings with a number for each option that was left to the model.
 
     Args:

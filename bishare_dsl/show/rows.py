@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from bishare_dsl.models.site import runs_of
 from bishare_dsl.plan import Plan, Tensor, Term
+from bishare_dsl.plan.in_full import TRAIN
 from bishare_dsl.plan.ranks import effective_ranks
-from bishare_dsl.plan.train import TRAIN
 from bishare_dsl.show.table import Table
 from bishare_dsl.transforms import Width
 

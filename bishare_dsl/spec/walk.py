@@ -1,4 +1,4 @@
-"""The one walk over a spec: every expression in it, where it stands, what is asked of it, and of what."""
+"""Walk over a spec: every expression in it, its location, its purpose, and the modules that it is about."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from bishare_dsl.diagnostics import Loc
 from bishare_dsl.spec import expression as m
 from bishare_dsl.spec.spec import Gain, Let, Param, RankMatch, Settings, Share, Spec, Via
 
-Asked = Literal[
+Purpose = Literal[
     "condition", "part", "key", "number", "side", "subject", "item", "arm", "word", "name"
 ]
-"""What an expression is there for. A ``condition`` is true or not, and so is a ``part`` of one; a ``side`` is
-compared with the other; an ``item`` is what a ``subject`` may be, and so is one of an ``arm``. A ``word``
-means what the one who takes it says, and a ``name`` is nothing but a word."""
+"""The purpose of an expression. A ``condition`` is true or false, and so is a ``part`` of one. A ``side`` is
+compared with the other side, and an ``item`` or an ``arm``'s value with a ``subject``. The reader of a
+``word`` decides what it means; a ``name`` is a plain word."""
 
-Over = Literal["model", "let", "target", "share", "parameters"]
-"""Of what it is asked: of the sites of the model, of a let's, of the target's, of the share's, or of the
-parameters that are of no site."""
+Domain = Literal["model", "let", "target", "share", "parameters"]
+"""The modules that an expression is about: those of the model, of a let, of the target, of the share; or the
+parameters outside of all sites."""
 
 
 class Mention(NamedTuple):
     """An expression in a spec.
 
-    ``over`` is None where no module is known. ``beside`` is what an item is compared with. It is asked where
-    the conditions of ``given`` are as true as they say.
+    ``domain`` is None where no module is known. ``compared_with`` is the expression that an item is compared
+    with. The expression is evaluated only where the conditions of ``assuming`` have the truth given there.
     """
 
     loc: Loc
     part: m.Range | m.Expression
-    asked: Asked
-    over: Over | None = None
-    beside: m.Expression | None = None
-    given: tuple[tuple[m.Expression, bool], ...] = ()
+    purpose: Purpose
+    domain: Domain | None = None
+    compared_with: m.Expression | None = None
+    assuming: tuple[tuple[m.Expression, bool], ...] = ()
 
 
 # What is asked in each field that has expressions; `_add` knows those of `If` and of a rank match.
-_ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
+_PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
     (Param, "value"): "number",
@@ -68,7 +68,7 @@ _ASKED: Mapping[tuple[type[BaseModel], str], Asked] = {
     (m.Range, "first"): "number",
     (m.Range, "last"): "number",
 }
-_OVER: Mapping[tuple[type[BaseModel], str], Over] = {
+_DOMAIN: Mapping[tuple[type[BaseModel], str], Domain] = {
     (Spec, "target"): "model",
     (Spec, "train"): "parameters",
     (Let, "selection"): "let",
@@ -84,99 +84,99 @@ _Given = tuple[tuple[m.Expression, bool], ...]
 
 
 def mentions(
-    part: object, asked: Asked | None = None, loc: Loc = (), over: Over | None = None
+    part: object, purpose: Purpose | None = None, loc: Loc = (), domain: Domain | None = None
 ) -> list[Mention]:
     """Find every expression in a part of a spec, and what is in it.
 
     Args:
         part: a spec, a statement, an expression, or several of them.
-        asked: and the others, as in a `Mention`, are what is true of the part itself.
+        purpose: and the others, as in a `Mention`, are what is true of the part itself.
 
     Raises:
-        TypeError: an expression stands where nobody says what is asked of it.
+        TypeError: an expression stands where nobody says what is purpose of it.
     """
     found: list[Mention] = []
-    _add(found, part, asked, loc, over)
+    _add(found, part, purpose, loc, domain)
     return found
 
 
 def _add(
     found: list[Mention],
     part: object,
-    asked: Asked | None,
+    purpose: Purpose | None,
     loc: Loc,
-    over: Over | None,
-    beside: m.Expression | None = None,
-    given: _Given = (),
+    domain: Domain | None,
+    compared_with: m.Expression | None = None,
+    assuming: _Given = (),
 ) -> None:
     """Add every expression in a part of a spec."""
     if isinstance(part, tuple | dict):
         for name, item in part.items() if isinstance(part, dict) else enumerate(part):
-            _add(found, item, asked, (*loc, name), over, beside, given)
+            _add(found, item, purpose, (*loc, name), domain, compared_with, assuming)
         return
     if isinstance(part, str):
-        part, asked = m.Ref(ref=part), "name"
+        part, purpose = m.Ref(ref=part), "name"
     if isinstance(part, _EXPRESSIONS):
-        if asked is None:
-            raise TypeError(f"nobody says what is asked at {loc}")
-        # What is true or not is asked that, as a key too.
-        asked = "condition" if asked == "key" and isinstance(part, _PREDICATES) else asked
-        found.append(Mention(loc, part, asked, over, beside, given))
+        if purpose is None:
+            raise TypeError(f"nobody says what is purpose at {loc}")
+        # What is true or not is purpose that, as a key too.
+        purpose = "condition" if purpose == "key" and isinstance(part, _PREDICATES) else purpose
+        found.append(Mention(loc, part, purpose, domain, compared_with, assuming))
     if isinstance(part, m.If):
-        then, otherwise = ((*given, (part.condition, truth)) for truth in (True, False))
-        _add(found, part.condition, "condition", (*loc, "condition"), over, None, given)
-        _add(found, part.then, asked, (*loc, "then"), over, None, then)
-        _add(found, part.otherwise, asked, (*loc, "otherwise"), over, None, otherwise)
+        then, otherwise = ((*assuming, (part.condition, truth)) for truth in (True, False))
+        _add(found, part.condition, "condition", (*loc, "condition"), domain, None, assuming)
+        _add(found, part.then, purpose, (*loc, "then"), domain, None, then)
+        _add(found, part.otherwise, purpose, (*loc, "otherwise"), domain, None, otherwise)
     elif isinstance(part, RankMatch):
-        _add(found, part.subject, "subject", (*loc, "subject"), over, None, given)
+        _add(found, part.subject, "subject", (*loc, "subject"), domain, None, assuming)
         for i, arm in enumerate(part.arms):
             at, fits = (*loc, "arms", i), m.Member(value=part.subject, among=arm.values)
-            _add(found, arm.values, "arm", (*at, "values"), over, part.subject, given)
-            here = (*given, (fits, True))
-            _add(found, arm.rank, "number", (*at, "rank"), over, None, here)
-            given = (*given, (fits, False))
+            _add(found, arm.values, "arm", (*at, "values"), domain, part.subject, assuming)
+            here = (*assuming, (fits, True))
+            _add(found, arm.rank, "number", (*at, "rank"), domain, None, here)
+            assuming = (*assuming, (fits, False))
         if part.otherwise is not None:
             at = (*loc, "otherwise")
-            _add(found, part.otherwise, "number", at, over, None, given)
+            _add(found, part.otherwise, "number", at, domain, None, assuming)
     elif isinstance(part, BaseModel):
         for name, said, whose in _fields(type(part)):
             value = getattr(part, name)
             if said is None and not isinstance(value, (BaseModel, tuple, dict)):
                 continue
-            beside = None
+            compared_with = None
             if isinstance(part, m.Compare):
-                beside = part.left if name == "right" else part.right
+                compared_with = part.left if name == "right" else part.right
             elif isinstance(part, m.Member):
-                beside = part.value if name == "among" else None
-            _add(found, value, said, (*loc, name), whose or over, beside, given)
+                compared_with = part.value if name == "among" else None
+            _add(found, value, said, (*loc, name), whose or domain, compared_with, assuming)
 
 
 @cache
-def _fields(kind: type[BaseModel]) -> list[tuple[str, Asked | None, Over | None]]:
-    """List the fields of a part of a spec: what is asked in each, and of what, where the tables say it."""
+def _fields(kind: type[BaseModel]) -> list[tuple[str, Purpose | None, Domain | None]]:
+    """List the fields of a part of a spec: what is purpose in each, and of what, where the tables say it."""
     # What all settings have is said of them, and not once more of a share's.
     named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
-    return [(name, _ASKED.get(place), _OVER.get(place)) for name, place in named]
+    return [(name, _PURPOSE.get(place), _DOMAIN.get(place)) for name, place in named]
 
 
 def reads_param(mention: Mention, params: Container[str]) -> bool:
-    """Tell whether a bare name stands for a param: where truth is asked for, it never does."""
+    """Tell whether a bare name stands for a param: where truth is purpose for, it never does."""
     named = isinstance(mention.part, m.Ref) and mention.part.ref in params
-    return named and mention.asked not in ("condition", "part")
+    return named and mention.purpose not in ("condition", "part")
 
 
 def names_read(
-    part: object, params: Container[str] = (), asked: Asked = "word"
-) -> Iterator[tuple[str, Asked]]:
-    """Yield the names that a part of a spec reads, and what is asked of each.
+    part: object, params: Container[str] = (), purpose: Purpose = "word"
+) -> Iterator[tuple[str, Purpose]]:
+    """Yield the names that a part of a spec reads, and what is purpose of each.
 
     Attributes that patterns are of are among them; params are left out where they are read.
     """
-    for mention in mentions(part, asked):
+    for mention in mentions(part, purpose):
         if isinstance(mention.part, m.Ref) and not reads_param(mention, params):
-            yield mention.part.ref, mention.asked
+            yield mention.part.ref, mention.purpose
         elif isinstance(mention.part, m.Match):
-            yield mention.part.attribute, mention.asked
+            yield mention.part.attribute, mention.purpose
 
 
 def refs(part: object, loc: Loc = ()) -> Iterator[tuple[Loc, m.Ref]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bishare_dsl.diagnostics import nearest
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.plan.train import TRAIN
+from bishare_dsl.plan.in_full import TRAIN
 from bishare_dsl.train.errors import TrainError
 
 if TYPE_CHECKING:

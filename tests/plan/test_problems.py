@@ -245,7 +245,7 @@ def test_every_code_of_a_spec_and_of_a_plan_is_tested():
         "BS316",
         "BS317",
         "BS318",
-        *("BS320", "BS321", "BS322"),  # in test_mentioned.py
+        *("BS320", "BS321", "BS322"),  # in test_vocabulary.py
     }
     assert {code for code in registry() if code.startswith(("BS2", "BS3"))} <= tested
 

@@ -165,8 +165,8 @@ def differences(seed: int) -> Iterator[str]:
         yield f"{text}\non {model.name}: {one[1]} and, with fresh names, {two[1]}"
     sites = Sites(spec, model)
     for condition in (spec.shares[0].where, *(let.selection for let in spec.lets)):
-        true, false = sites.places.truth(condition)
-        for i, scope in enumerate(sites.places.scopes):
+        true, false = sites.site_sets.partition(condition)
+        for i, scope in enumerate(sites.site_sets.scopes):
             try:
                 holds: bool | None = scope.holds(condition)
             except EvaluationError:

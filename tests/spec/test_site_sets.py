@@ -1,4 +1,4 @@
-"""Places are worth what each of them is worth by itself."""
+"""SiteSets are worth what each of them is worth by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from bishare_dsl.language import parse_spec
 from bishare_dsl.spec import Match
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
-from bishare_dsl.spec.places import Places
+from bishare_dsl.spec.site_sets import SiteSets
 
 LETS = "let even = layer % 2 == 0\nlet some = even and up, down except layer > 1\n"
 CONDITIONS = [
@@ -30,15 +30,15 @@ def scopes() -> list[Scope]:
     return [*found, Scope(head, {"ups": False, "up": True}, 3, by_name=True)]
 
 
-def asked(condition: str) -> tuple[Places, object]:
+def asked(condition: str) -> tuple[SiteSets, object]:
     spec = parse_spec(f"spec s\nparam r = 4\n{LETS}target {condition}\nshare s per module rank r")
-    return Places(scopes(), spec.lets), spec.target
+    return SiteSets(scopes(), spec.lets), spec.target
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_condition_is_true_where_it_holds(condition):
     places, target = asked(condition)
-    true, false = places.truth(target)
+    true, false = places.partition(target)
     for i, scope in enumerate(places.scopes):
         try:
             assert (i in true, i in false) == (holds := scope.holds(target), not holds)
@@ -62,18 +62,18 @@ def test_what_reads_the_same_is_asked_once(monkeypatch):
         Scope, "holds", lambda self, part, loc=(): asked_of.append(part) or holds(self, part, loc)
     )
     for _ in range(2):
-        places.truth(target)
+        places.partition(target)
     # Of 11 places: three layers in one tower, two in the other, none; two kinds, and one with a name more.
     assert [asked_of.count(part) for part in (*target.include, *target.exclude)] == [6, 5, 6]
 
 
 def test_groups_come_in_order_of_their_places():
     places, _ = asked("up")
-    assert places.alike(Match(attribute="kind", pattern="*"), "condition", {1, 2, 4, 10}) == [
+    assert places.groups(Match(attribute="kind", pattern="*"), "condition", {1, 2, 4, 10}) == [
         [1],
         [2],
         [4],
         [10],
     ]
-    assert places.alike(4, "number") == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [10]]
-    assert Places([], ()).alike(4, "number") == []
+    assert places.groups(4, "number") == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [10]]
+    assert SiteSets([], ()).groups(4, "number") == []

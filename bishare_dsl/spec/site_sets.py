@@ -1,4 +1,4 @@
-"""What conditions are worth at many places at once: of places that are alike one is asked."""
+"""Evaluate conditions for all sites, once per group of equivalent sites."""
 
 from __future__ import annotations
 
@@ -9,57 +9,59 @@ from bishare_dsl.diagnostics import Loc
 from bishare_dsl.spec import expression as m
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
 from bishare_dsl.spec.spec import Let
-from bishare_dsl.spec.walk import Asked, names_read
+from bishare_dsl.spec.walk import Purpose, names_read
 
 
-class Places:
-    """The sites of a model, or its parameters: each has a scope, and sets of them hold their indices.
+class SiteSets:
+    """The sites of a model, or its parameters, each with a scope; sets contain their indices.
 
-    The scopes are given without the ``lets`` of the spec, and get them here.
+    The constructor adds the ``lets`` of the spec to the scopes.
     """
 
     def __init__(self, scopes: Sequence[Scope], lets: Iterable[Let]) -> None:
         self.scopes = scopes
         self.all: Set[int] = frozenset(range(len(scopes)))
         # By the id of a condition, which is kept so that no other gets its id.
-        self._truths: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
-        self._alike: dict[frozenset[str], list[list[int]]] = {}
+        self._partitions: dict[int, tuple[m.Condition, Set[int], Set[int]]] = {}
+        self._groups_by_names: dict[frozenset[str], list[list[int]]] = {}
         self._lets: dict[str, Set[int]] = {}
         for let in lets:  # In order: a let may name those above it, and no other.
-            selected = self._lets[let.name] = self.truth(let.selection)[0]
+            selected = self._lets[let.name] = self.partition(let.selection)[0]
             for i, scope in enumerate(scopes):
                 scope.lets[let.name] = i in selected
 
-    def alike(self, part: object, asked: Asked, among: Set[int] | None = None) -> list[list[int]]:
-        """Group places at which an expression reads the same, so that it is worth the same in a group.
+    def groups(
+        self, part: object, purpose: Purpose, among: Set[int] | None = None
+    ) -> list[list[int]]:
+        """Group sites that give an expression the same inputs, so that it has one value in each group.
 
-        The groups, and the places in each, come in the order of the places. ``asked`` is what the expression
-        is there for: a bare name that is asked for its truth is no param's.
+        Groups, and the sites in each, keep the order of the model. The ``purpose`` decides what a bare name
+        is: in a condition it is never a param.
         """
         params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
-        read = [*names_read(part, params, asked)]  # Params are alike everywhere.
+        read = [*names_read(part, params, purpose)]  # Params are equal everywhere.
         names = frozenset(name for name, _ in read)
         if any(of in ("condition", "part") for _, of in read):  # What is no let is a kind.
             names |= {"kind"}
-        if names not in self._alike:
+        if names not in self._groups_by_names:
             groups: dict[object, list[int]] = {}
             for i, scope in enumerate(self.scopes):
                 values = [(scope.values.get(name), scope.lets.get(name)) for name in names]
                 groups.setdefault((*values, scope.layers, scope.by_name), []).append(i)
-            self._alike[names] = [*groups.values()]
+            self._groups_by_names[names] = [*groups.values()]
         if among is None:
-            return self._alike[names]
-        inside = ([i for i in group if i in among] for group in self._alike[names])
+            return self._groups_by_names[names]
+        inside = ([i for i in group if i in among] for group in self._groups_by_names[names])
         return sorted(group for group in inside if group)
 
-    def truth(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
+    def partition(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
         """Return where a condition is true and where it is false; elsewhere it has no value."""
-        known = self._truths.get(id(condition))
+        known = self._partitions.get(id(condition))
         if known is None:
-            known = self._truths[id(condition)] = condition, *self._truth(condition)
+            known = self._partitions[id(condition)] = condition, *self._partition(condition)
         return known[1:]
 
-    def _truth(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
+    def _partition(self, condition: m.Condition) -> tuple[Set[int], Set[int]]:
         match condition:
             case m.Selection(include=include, exclude=exclude):
                 (included, others), (excluded, left) = self._any(include), self._any(exclude)
@@ -71,14 +73,14 @@ class Places:
             case m.And(all_of=parts):
                 held, failed = self.all, frozenset[int]()
                 for part in parts:
-                    true, false = self.truth(part)
+                    true, false = self.partition(part)
                     held, failed = held & true, failed | (held & false)
                 return held, failed
             case m.Not(negated=inner):
-                true, false = self.truth(inner)
+                true, false = self.partition(inner)
                 return false, true
         found: tuple[set[int], set[int]] = set(), set()
-        for group in self.alike(condition, "condition"):
+        for group in self.groups(condition, "condition"):
             with suppress(EvaluationError):
                 found[not self.scopes[group[0]].holds(condition)].update(group)
         return found
@@ -86,7 +88,7 @@ class Places:
     def _any(self, parts: Sequence[m.Expression]) -> tuple[Set[int], Set[int]]:
         found, left = frozenset[int](), self.all
         for part in parts:
-            true, false = self.truth(part)
+            true, false = self.partition(part)
             found, left = found | (left & true), left & false
         return found, left
 
@@ -99,7 +101,7 @@ class Places:
             EvaluationError: at one of the places it has no value.
         """
         among = self.all if among is None else among
-        true, false = self.truth(condition)
+        true, false = self.partition(condition)
         if valueless := among - true - false:
             self.scopes[min(valueless)].holds(condition, loc)  # Raises.
         return among & true
@@ -110,7 +112,7 @@ class Places:
         Raises:
             EvaluationError: it has none at any.
         """
-        true, false = self.truth(condition)
+        true, false = self.partition(condition)
         if self.all and not true and not false:
             self.scopes[0].holds(condition, loc)  # Raises.
         return bool(true)

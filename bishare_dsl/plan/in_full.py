@@ -11,13 +11,13 @@ from bishare_dsl.diagnostics import Loc, Problem, nearest
 from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.models.parts import parts_outside
 from bishare_dsl.models.site import Parameter, Site
-from bishare_dsl.plan.mentioned import Choice, constant
 from bishare_dsl.plan.names import owner, short_path
 from bishare_dsl.plan.plan import Tensor, Trained
 from bishare_dsl.plan.select import Sites
+from bishare_dsl.plan.vocabulary import Vocabulary, constant
 from bishare_dsl.spec import ATTRIBUTES, Range, Ref, Selection, Spec
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
-from bishare_dsl.spec.places import Places
+from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
 
 TRAIN = "train"
@@ -82,9 +82,9 @@ def _selected(
 ) -> tuple[list[Parameter], list[Problem]]:
     """Find the parameters that a selection selects; each of its conditions must fit one."""
     others = sites.architecture.others
-    places = Places([_scope(sites, other) for other in others], spec.lets)
-    choice = _choice(sites, places)
-    asked = list(mentions(selection, None, (TRAIN,), over="parameters"))
+    places = SiteSets([_scope(sites, other) for other in others], spec.lets)
+    vocabulary = _vocabulary(sites, places)
+    asked = list(mentions(selection, None, (TRAIN,), domain="parameters"))
     problems = [
         codes.TRAINS_SITE(kind=mention.part.ref, loc=mention.loc)
         for mention in asked
@@ -92,14 +92,14 @@ def _selected(
         and isinstance(mention.part, Ref)
         and mention.part.ref in {*sites.architecture.kinds} - sites.lets
     ]
-    problems += choice.problems(asked)
+    problems += vocabulary.problems(asked)
     if not problems:
         whole = (mention for mention in asked if len(mention.loc) == 3)
-        problems = [problem for mention in whole for problem in _fits_none(mention, choice)]
+        problems = [problem for mention in whole for problem in _fits_none(mention, vocabulary)]
     if problems:
         return [], problems
     for mention in asked:
-        if mention.asked == "condition":
+        if mention.purpose == "condition":
             problems += constant(mention, places, places.all, "parameters")
     chosen = [others[i] for i in sorted(places.select(selection, (TRAIN,)))]
     if not chosen:
@@ -110,25 +110,25 @@ def _selected(
     for other in chosen:
         kinds = {path: _module(path).rpartition(".")[2] for path in other.paths}
         said = {p: {p, kind, *parts_outside(kind), *_parts(p)} for p, kind in kinds.items()}
-        problems += sites.tied(TRAIN, words, kinds, said, "trains it for all of them")
+        problems += sites.partly_named(TRAIN, words, kinds, said, "trains it for all of them")
     return chosen, problems
 
 
-def _fits_none(mention: Mention, choice: Choice) -> Iterator[Problem]:
+def _fits_none(mention: Mention, vocabulary: Vocabulary) -> Iterator[Problem]:
     """Tell of a condition that no parameter fits, or that has no value at one."""
     part = mention.part
     assert not isinstance(part, Range)  # which is never a condition
     try:
-        held = choice.places.select(part, mention.loc)
+        held = vocabulary.site_sets.select(part, mention.loc)
     except EvaluationError as error:
         help = "`layer != none` leaves out what is in no layer"
         yield replace(error.problem, help=help)
         return
     if not held:
-        yield codes.NO_SUCH_SITE(what="this condition", model=choice.model, loc=mention.loc)
+        yield codes.NO_SUCH_SITE(what="this condition", model=vocabulary.model, loc=mention.loc)
 
 
-def _choice(sites: Sites, places: Places) -> Choice:
+def _vocabulary(sites: Sites, places: SiteSets) -> Vocabulary:
     """Make what `train` may choose from."""
     architecture = sites.architecture
     modules = {_module(path).rpartition(".")[2] for p in architecture.others for path in p.paths}
@@ -140,7 +140,7 @@ def _choice(sites: Sites, places: Places) -> Choice:
             help = f"{architecture.name} has none of these: leave `{name}` out"
         return codes.NO_SUCH_SITE(what=f"`{name}`", model=architecture.name, loc=loc, help=help)
 
-    return Choice(
+    return Vocabulary(
         architecture.name,
         places,
         modules | {*architecture.kinds},

@@ -12,7 +12,7 @@ from bishare_dsl.diagnostics.codes import plan as codes
 from bishare_dsl.diagnostics.codes.spec import CONSTANT_KEY, UNKNOWN_NAME
 from bishare_dsl.plan.check import empty_range
 from bishare_dsl.spec.evaluate import EvaluationError, Scope
-from bishare_dsl.spec.places import Places
+from bishare_dsl.spec.site_sets import SiteSets
 from bishare_dsl.spec.walk import Mention, mentions
 
 _COUNTED = ("layer", "expert")
@@ -36,7 +36,7 @@ def reads(part: m.Expression, name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Vocabulary:
     """What a spec may choose from: the sites, or the parameters, of a model.
 
     ``kinds`` are the names that a bare name may be, ``parts`` those of parts that have one in any model, and
@@ -45,7 +45,7 @@ class Choice:
     """
 
     model: str
-    places: Places
+    site_sets: SiteSets
     kinds: Collection[str]
     parts: Collection[str]
     declared: Collection[str]
@@ -55,7 +55,7 @@ class Choice:
     @cached_property
     def _counts(self) -> dict[str, list[tuple[Scope, int]]]:
         """How many layers each tower has, and how many experts a mixture has; in a scope of each."""
-        scopes = self.places.scopes
+        scopes = self.site_sets.scopes
         towers = {scope.values["tower"]: scope for scope in scopes}.values()
         experts = [n for scope in scopes if isinstance(n := scope.values["expert"], int)]
         return {
@@ -86,9 +86,9 @@ class Choice:
         return found
 
     def _unknown(self, part: m.Range | m.Expression, mention: Mention) -> Iterator[Problem]:
-        loc, beside = mention.loc, mention.beside
-        any_holds, scopes = self.places.any_holds, self.places.scopes
-        match mention.asked, part:
+        loc, beside = mention.loc, mention.compared_with
+        any_holds, scopes = self.site_sets.any_holds, self.site_sets.scopes
+        match mention.purpose, part:
             case "condition" | "part", m.Ref(ref=name):
                 lets = scopes[0].lets if scopes else {}
                 known = any_holds(part) if name in self.parts else name in lets
@@ -159,19 +159,20 @@ class Choice:
             ):
                 yield self._outside(counted, what, loc)
                 return
-        asked = self.places.all if among is None else among
-        true, false = self.places.truth(m.Member(value=subject, among=(item,)))
+        asked = self.site_sets.all if among is None else among
+        true, false = self.site_sets.partition(m.Member(value=subject, among=(item,)))
         if true & asked or not asked:
             return
         if not (valued := false & asked):
-            scope = self.places.scopes[min(asked)]
+            scope = self.site_sets.scopes[min(asked)]
             scope.includes(item, scope.value(subject, loc), subject, loc)  # Raises.
         if counted:
             yield self._outside(counted, what, loc)
             return
         slip = "did you mean `layer`? `layers` is their number"
         scopes = [
-            self.places.scopes[i] for i, *_ in self.places.alike((subject, item), "item", valued)
+            self.site_sets.scopes[i]
+            for i, *_ in self.site_sets.groups((subject, item), "item", valued)
         ]
         shown = "this range" if isinstance(item, m.Range) else f"`{scopes[0].value(item, loc)}`"
         known = {str(scope.value(subject)) for scope in scopes}
@@ -182,14 +183,16 @@ class Choice:
 
     def _no_match(self, part: m.Match, loc: Loc) -> Problem:
         attribute, pattern = part.attribute, part.pattern
-        known = {str(scope.values[attribute]) for scope in self.places.scopes}
+        known = {str(scope.values[attribute]) for scope in self.site_sets.scopes}
         globs = m.globs_of(pattern)
         help = nearest(pattern, known) or self.hint
         if pattern in ("expert", "experts") and not self._most("expert"):
             help = f"{self.model} has no experts"
         if {*"|["} & {*pattern}:
             help = "a pattern is not a regular expression: a comma takes one name and another"
-        fits = [self.places.any_holds(m.Match(attribute=attribute, pattern=one)) for one in globs]
+        fits = [
+            self.site_sets.any_holds(m.Match(attribute=attribute, pattern=one)) for one in globs
+        ]
         if globs != [pattern] and globs and all(fits):
             listed = ", ".join(f'{attribute} "{glob}"' for glob in globs)
             help = f"a pattern is not a regular expression: `{listed}`"
@@ -214,7 +217,7 @@ class Choice:
 
 
 def constant(
-    mention: Mention, places: Places, among: Set[int], what: str = "modules"
+    mention: Mention, places: SiteSets, among: Set[int], what: str = "modules"
 ) -> Iterator[Problem]:
     """Warn of a condition, or of the smallest part of one, that is always or never true where it is asked.
 
@@ -225,8 +228,8 @@ def constant(
         what: these are.
     """
     asked = among
-    for condition, truth in mention.given:
-        asked &= places.truth(condition)[not truth]
+    for condition, truth in mention.assuming:
+        asked &= places.partition(condition)[not truth]
     selects = mention.loc[-2] if mention.loc[-2] in ("include", "exclude") else None
     assert not isinstance(mention.part, m.Range)  # which is never a condition
     for part, loc, truth in _constant(
@@ -234,7 +237,7 @@ def constant(
     ):
         # Names in a list say what is meant; that one, or a condition, selects nothing, other codes say.
         named = isinstance(part, m.Ref | m.Match)
-        idle = not truth and (selects == "exclude" or mention.over == "target")
+        idle = not truth and (selects == "exclude" or mention.domain == "target")
         if selects and loc == mention.loc and (named or idle):
             continue
         always = "always" if truth else "never"
@@ -251,7 +254,7 @@ def names_joined(part: m.And) -> str | None:
 
 
 def _constant(
-    part: m.Expression, loc: Loc, places: Places, asked: Set[int]
+    part: m.Expression, loc: Loc, places: SiteSets, asked: Set[int]
 ) -> list[tuple[m.Expression, Loc, bool]]:
     """Find the smallest parts of a condition that are as true at all places where they are ``asked`` and have
     a value, and whether they are true."""
@@ -270,7 +273,7 @@ def _constant(
         if not (truth and isinstance(other, m.Ref | m.Match))  # A name says what is meant.
     ]
     if not found and _tells_apart(part):
-        true, false = (not asked.isdisjoint(where) for where in places.truth(part))
+        true, false = (not asked.isdisjoint(where) for where in places.partition(part))
         found += [(part, loc, true)] * (true != false)
     return found
 
@@ -284,7 +287,7 @@ def _tells_apart(part: m.Expression) -> bool:
         or (
             isinstance(mention.part, m.Ref)
             and (
-                mention.asked in ("condition", "part")
+                mention.purpose in ("condition", "part")
                 or mention.part.ref in {*m.ATTRIBUTES} - {*_SAME_EVERYWHERE}
             )
         )
