@@ -69,6 +69,8 @@ share tt A per in B per out core per layer core_2 per kind core_3 per model rank
     "vector_bank": """
 share s per model rank 2 via VectorBank(vectors = 12, length = 4, top_k = 3) start nonzero
 """,
+    # Half of the logits of each row are equal, and larger than any exponential.
+    "ties": "share s per model rank 2 via VectorBank(vectors = 12, length = 4, top_k = 3) start nonzero",
     # What is drawn.
     "random_basis": """
 share s per model rank 2 via Basis(count = 5) init B kaiming_uniform freeze A, B
@@ -145,6 +147,8 @@ def trained(plan: Plan, dtype: torch.dtype, number: int = 0) -> dict[str, torch.
         if tensor.trainable:
             tensors[tensor.name] = torch.empty(tensor.shape)
             fill(tensors[tensor.name].numpy(), {"normal": 0.5}, number, f"trained {tensor.name}")
+            if plan.spec == "ties" and ".L_" in tensor.name:
+                tensors[tensor.name] = 1000 + tensors[tensor.name].clamp(max=0.0)
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 

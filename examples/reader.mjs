@@ -18,6 +18,27 @@ const range = (n) => Array.from({ length: n }, (_, i) => i);
 const beside = (parts) => parts[0].map((_, i) => parts.flatMap((part) => part[i]));
 const table = (numbers, columns) => range(numbers.length / columns).map((i) => [...numbers.slice(i * columns, (i + 1) * columns)]);
 
+// The roles of each transform beside `gain_rank` and `gain_out`, and its options: all others are refused.
+const KNOWN = {
+  Identity: ['A B', ''],
+  SS: ['A B', 'slice'],
+  KE: ['A B K_A K_B', 'size kernel shared_rank rowwise'],
+  GT: ['A B G_id G_iu G_od G_ou', 'size gates gate_rank'],
+  Basis: ['A B c_A c_B', 'count'],
+  Mix: ['A B m_A m_B', 'count_A count_B'],
+  Loadings: ['A B L_A L_B', 'vectors'],
+  Core: ['A B core core_2 core_3 c', 'cores count'],
+  BlockDiagonal: ['A B', 'blocks cut'],
+  Grid: ['A B', 'blocks'],
+  Hadamard: ['A B A_2 B_2', ''],
+  MiSS: ['B', ''],
+  Rotation: ['A B', 'chunks_A chunks_B stride'],
+  Shards: ['A B I_A I_B', 'rows shards'],
+  VectorBank: ['bank L_A L_B', 'vectors length top_k bank_bound logits_deviation'],
+  Experts: ['A B G', 'count'],
+};
+const WORDS = { slice: ['leading', 'centre', 'trailing'], cut: ['both', 'in', 'out'] };
+
 function unknown(what) {
   throw new Error(`this reader does not know: ${what}`);
 }
@@ -28,7 +49,8 @@ function unknown(what) {
  * @param files the bytes of adapter_model.safetensors and, of a library, of an adapter's own file
  */
 export async function read(config, files) {
-  const { peft_type: type, seed, bishare } = JSON.parse(config);
+  const { peft_type: type, bishare } = JSON.parse(config);
+  const [, seed] = config.match(/"seed":\s*(-?\d+)/); // Its digits: a number of JavaScript has 53 bits.
   const sharing = typeof bishare.sharing === 'string' ? JSON.parse(await unpacked(bishare.sharing)) : bishare.sharing;
   if (type !== 'BISHARE' || sharing.format !== 1) unknown('format');
   const stored = Object.assign({}, ...files.map(safetensors));
@@ -40,11 +62,21 @@ export async function read(config, files) {
     else unknown("a start from the base's weights");
   }
   for (const { module, shape, terms } of sharing.modules) {
+    terms.forEach(check);
     const update = (x) => sum(terms.map((term) => matrix(term, tensors, ...shape, x)));
     updates[module] = terms.some((term) => term.transform === 'Experts') ? update : update();
   }
   for (const { parameter, tensor } of sharing.full) full[parameter] = [tensors[tensor].flat()];
   return { sharing, updates, full };
+}
+
+/** Refuses a transform, a role, an option or a word that this reader does not know. */
+function check({ transform, options, tensors }) {
+  const [roles, names] = (KNOWN[transform] ?? unknown(`the transform ${transform}`)).map((text) => text.split(' '));
+  for (const role of Object.keys(tensors)) if (![...roles, 'gain_rank', 'gain_out'].includes(role)) unknown(`the role ${role} of ${transform}`);
+  for (const [option, value] of Object.entries(options)) {
+    if (!names.includes(option) || !(WORDS[option] ?? [value]).includes(value)) unknown(`${option} = ${value} of ${transform}`);
+  }
 }
 
 /** Returns logits of which only the largest are known, and by how much the others of them are below the first. */
@@ -151,7 +183,8 @@ function matrix(term, tensors, dOut, dIn, x) {
   const t = Object.fromEntries(Object.entries(term.tensors).map(([role, name]) => [role, tensors[name]]));
   let [rank, out] = [t.gain_rank?.[0], t.gain_out?.[0]];
   if (term.transform === 'Experts') {
-    const chances = t.G.map((row) => Math.exp(row.reduce((total, g, i) => total + g * x[i], 0)));
+    const logits = t.G.map((row) => row.reduce((total, g, i) => total + g * x[i], 0));
+    const chances = logits.map((logit) => Math.exp(logit - Math.max(...logits)));
     const total = chances.reduce((one, other) => one + other);
     rank = chances.flatMap((chance) => Array(term.rank).fill(chance / total));
   }
@@ -200,8 +233,9 @@ function factor({ transform, options: o, rank: r }, t, x, d) {
     }
     case 'VectorBank': {
       const weights = t[`L_${x}`].map((row) => {
-        const least = [...row].sort((one, other) => other - one)[o.top_k - 1];
-        const chosen = row.map((logit) => (logit < least ? 0 : Math.exp(logit)));
+        // Of equal logits the first: sorting keeps their order.
+        const places = range(row.length).sort((i, j) => (row[i] > row[j] ? -1 : row[i] < row[j] ? 1 : 0)).slice(0, o.top_k);
+        const chosen = row.map((logit, i) => (places.includes(i) ? Math.exp(logit - row[places[0]]) : 0));
         return chosen.map((weight) => weight / chosen.reduce((one, other) => one + other));
       });
       return table(times(weights, t.bank).flat(), d);

@@ -15,6 +15,26 @@ import numpy as np
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I32": "<i4"}
 ONE = np.ones((1, 1))
+# The roles of each transform beside `gain_rank` and `gain_out`, and its options: all others are refused.
+KNOWN = {
+    "Identity": ("A B", ""),
+    "SS": ("A B", "slice"),
+    "KE": ("A B K_A K_B", "size kernel shared_rank rowwise"),
+    "GT": ("A B G_id G_iu G_od G_ou", "size gates gate_rank"),
+    "Basis": ("A B c_A c_B", "count"),
+    "Mix": ("A B m_A m_B", "count_A count_B"),
+    "Loadings": ("A B L_A L_B", "vectors"),
+    "Core": ("A B core core_2 core_3 c", "cores count"),
+    "BlockDiagonal": ("A B", "blocks cut"),
+    "Grid": ("A B", "blocks"),
+    "Hadamard": ("A B A_2 B_2", ""),
+    "MiSS": ("B", ""),
+    "Rotation": ("A B", "chunks_A chunks_B stride"),
+    "Shards": ("A B I_A I_B", "rows shards"),
+    "VectorBank": ("bank L_A L_B", "vectors length top_k bank_bound logits_deviation"),
+    "Experts": ("A B G", "count"),
+}
+WORDS = {"slice": ("leading", "centre", "trailing"), "cut": ("both", "in", "out")}
 
 
 def read(folder, name=None):
@@ -22,14 +42,7 @@ def read(folder, name=None):
 
     Where a router makes dW depend on x `(d_in)`, a function of x stands in its place.
     """
-    config = json.loads(Path(folder, "adapter_config.json").read_text("utf-8"))
-    sharing = config["bishare"]["sharing"]
-    if isinstance(sharing, str):
-        sharing = json.loads(zlib.decompress(base64.b64decode(sharing)))
-    known(config["peft_type"] == "BISHARE" and sharing["format"] == 1, "format")
-    stored = safetensors(Path(folder, "adapter_model.safetensors"))
-    stored |= safetensors(Path(folder, "adapters", f"{name}.safetensors")) if name else {}
-    tensors = {n: values(n, said, stored, config["seed"]) for n, said in sharing["tensors"].items()}
+    _, sharing, tensors = open_folder(folder, name)
     updates = {}
     for module in sharing["modules"]:
         routed = any(term["transform"] == "Experts" for term in module["terms"])
@@ -39,10 +52,36 @@ def read(folder, name=None):
     return updates, full
 
 
+def open_folder(folder, name=None):
+    """Return the config, `sharing`, and the tensors by name."""
+    config = json.loads(Path(folder, "adapter_config.json").read_text("utf-8"))
+    sharing = config["bishare"]["sharing"]
+    if isinstance(sharing, str):
+        sharing = json.loads(zlib.decompress(base64.b64decode(sharing)))
+    known(config["peft_type"] == "BISHARE" and sharing["format"] == 1, "format")
+    for term in (term for module in sharing["modules"] for term in module["terms"]):
+        check(term)
+    stored = safetensors(Path(folder, "adapter_model.safetensors"))
+    stored |= safetensors(Path(folder, "adapters", f"{name}.safetensors")) if name else {}
+    tensors = {n: values(n, said, stored, config["seed"]) for n, said in sharing["tensors"].items()}
+    return config, sharing, tensors
+
+
 def known(condition, what):
     """Refuse what this reader does not know."""
     if not condition:
         raise SystemExit(f"this reader does not know: {what}")
+
+
+def check(term):
+    """Refuse a transform, a role, an option or a word that this reader does not know."""
+    known(term["transform"] in KNOWN, f"the transform {term['transform']}")
+    roles, options = (names.split() for names in KNOWN[term["transform"]])
+    for role in term["tensors"]:
+        known(role in (*roles, "gain_rank", "gain_out"), f"the role {role} of {term['transform']}")
+    for option, value in term["options"].items():
+        said = f"{option} = {value} of {term['transform']}"
+        known(option in options and value in WORDS.get(option, (value,)), said)
 
 
 def safetensors(path):
@@ -110,7 +149,8 @@ def update_of(module, tensors, x=None):
         t = {role: tensors[name] for role, name in term["tensors"].items()}
         gain = t.get("gain_rank", ONE)
         if term["transform"] == "Experts":
-            chances = np.exp(t["G"] @ x)
+            chances = t["G"] @ x
+            chances = np.exp(chances - chances.max())
             gain = np.repeat(chances / chances.sum(), term["rank"])
         b = factor(term, t, "B", d_out)[:, :d_out].T * gain * t.get("gain_out", ONE).T
         total = total + term["scale"] * b @ factor(term, t, "A", d_in)[:, :d_in]
@@ -162,9 +202,13 @@ def factor(term, t, x, d):
             return pieces[(256 * high + low) % len(pieces)].reshape(o["rows"], d)
         case "VectorBank":
             logits = t[f"L_{x}"]
-            least = np.sort(logits, 1)[:, -o["top_k"], None]
-            weights = np.exp(np.where(logits < least, -np.inf, logits))
-            return (weights / weights.sum(1, keepdims=True) @ t["bank"]).reshape(r, d)
+            places = np.argsort(-logits, 1, kind="stable")[
+                :, : o["top_k"]
+            ]  # Of equal ones the first.
+            largest = np.take_along_axis(logits, places, 1)
+            weights = np.exp(largest - largest[:, :1])
+            weights /= weights.sum(1, keepdims=True)
+            return np.einsum("sk,skl->sl", weights, t["bank"][places]).reshape(r, d)
         case "Experts":
             return np.tile(own, (o["count"], 1)) if x == "A" else own
         case other:

@@ -220,7 +220,13 @@ def pack(
     import torch
 
     from bishare_dsl.adapter.recipes import find_remade
-    from bishare_dsl.adapter.stored import compact_tensors, find_drawn, not_finite, round_tensor
+    from bishare_dsl.adapter.stored import (
+        compact_tensors,
+        find_drawn,
+        never_rounded,
+        not_finite,
+        round_tensor,
+    )
 
     if plan_of_text(spec_text, plan.base).digest != plan.digest:
         raise AdapterError(codes.OTHER_COMPILER(help="this is a mistake of whoever saves it"))
@@ -241,9 +247,12 @@ def pack(
         values |= {part_name(name, label): part for label, part in made.items()}
     warnings += not_finite(values)
     of_base = tuple(t.name for t in plan.tensors if t.init == "base" and t.name not in values)
+    exact = never_rounded(plan) if dtype else set()
     # Clones, because a tensor that is a view of another cannot be written as it is.
     stored = {
-        key_of(plan, name): round_tensor(tensor.cpu(), dtype).clone().contiguous()
+        key_of(plan, name): round_tensor(tensor.cpu(), None if name in exact else dtype)
+        .clone()
+        .contiguous()
         for name, tensor in values.items()
     }
     if left_out:

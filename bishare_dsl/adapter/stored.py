@@ -38,6 +38,11 @@ def round_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
     return tensor.bfloat16() if dtype and tensor.dtype == torch.float32 else tensor
 
 
+def never_rounded(plan: Plan) -> set[str]:
+    """Return the tensors that say which numbers are used: rounded, some of them would say others."""
+    return {name for name, (transform, role) in _users(plan).items() if role in transform.exact}
+
+
 def widen_tensor(tensor: torch.Tensor, dtype: Rounded) -> torch.Tensor:
     """Widen a tensor that `round_tensor` rounded to the type that it had."""
     return tensor.float() if dtype and tensor.dtype == torch.bfloat16 else tensor

@@ -128,6 +128,11 @@ class BishareConfig(PeftConfig):
         made._record = None
         return made
 
+    @property
+    def record(self) -> AdapterConfig | None:
+        """What the adapter was when it was loaded or saved last."""
+        return self._record
+
     def note(self, record: AdapterConfig) -> None:
         """Keep for the file what an adapter is, as it is saved; the fields stay what they are."""
         self._record = record

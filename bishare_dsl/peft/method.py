@@ -323,13 +323,17 @@ class BishareModel(BaseTuner):
         adapter = _handle_of(model)[adapter_name]
         keys = {name: key for key, name in adapter_keys(model, adapter).items()}
         tensors = {name: state_dict[key] for name, key in keys.items()}
+        was = config.record  # Of one that was loaded, or saved before: how that was done holds.
+        drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
         stored, record, problems = pack(
             adapter.plan,
             tensors,
             adapter.spec_text,
             seed=adapter.seed,
             base_revision=config.revision,
+            frozen="tensors" if was and drawn and not was.drawn else "seed",
             compact=adapter.compact,
+            dtype=was.rounded if was else None,
         )
         record = record.model_copy(update={"tensors": digest_of(entries_of(stored))})
         config.note(record)

@@ -122,6 +122,8 @@ class Transform(BaseModel):
         auto: the names of options that a spec may leave to the model by the word `auto`: each is then the
             largest number, up to its default, that leaves the rank in reach and, if possible, divides every
             width of the share's modules.
+        exact: the roles of tensors whose order says which numbers are used: a file of half the size keeps
+            them in float32, since rounding would change the choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -135,6 +137,7 @@ class Transform(BaseModel):
     linear: ClassVar[bool] = True
     later: ClassVar[tuple[str, ...]] = ()
     auto: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[tuple[str, ...]] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:

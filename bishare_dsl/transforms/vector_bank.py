@@ -30,6 +30,7 @@ class VectorBank(Transform):
     pooled: ClassVar[tuple[str, ...]] = ("bank",)
     owned: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
     auto: ClassVar[tuple[str, ...]] = ("length",)
+    exact: ClassVar[tuple[str, ...]] = ("L_A", "L_B")
 
     vectors: PositiveInt = Field(90, description="vectors in the bank")
     length: PositiveInt = Field(256, description="values of a vector; it divides every width")
@@ -71,10 +72,15 @@ class VectorBank(Transform):
         return frozenset("AB" if "bank" in zero else "")  # Both factors are made of it.
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        largest = tensors[f"L_{role}"].topk(self.top_k, dim=-1)
-        weights, chosen = largest[0].softmax(-1), largest[1]
+        logits, chosen = self._largest(tensors[f"L_{role}"])
+        weights = logits.softmax(-1)
         stretches = (weights.unsqueeze(-1) * tensors["bank"][chosen]).sum(-2)  # (r * tiles, length)
         return stretches.reshape(rank, -1)
+
+    def _largest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ``top_k`` largest logits of each row and their places: of equal ones the first."""
+        ordered, places = logits.sort(dim=-1, descending=True, stable=True)
+        return ordered[..., : self.top_k], places[..., : self.top_k]
 
     def compact(self, role: str, tensor: Tensor) -> Mapping[str, Tensor] | None:
         """Keep of each row of logits which ``top_k`` are the largest, and by how much all but the first of
@@ -84,7 +90,7 @@ class VectorBank(Transform):
             return None
         import torch
 
-        logits, vectors = tensor.topk(self.top_k, dim=-1)
+        logits, vectors = self._largest(tensor)
         return {
             "vectors": vectors.to(torch.uint8 if self.vectors <= 256 else torch.int32),
             "below": logits[:, :1] - logits[:, 1:],

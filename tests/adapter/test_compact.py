@@ -229,3 +229,37 @@ def test_a_model_that_may_not_train_is_in_eval_altogether(tmp_path: Path) -> Non
     with pytest.raises(AdapterError, match="BS637"):
         model.train()
     assert not any(module.training for module in model.modules())
+
+
+def test_rounding_a_file_changes_no_choice(tmp_path: Path) -> None:
+    """Logits that differ by less than bfloat16 tells choose the same vectors."""
+    model = compile_spec(TEXT_OF_MANY, tiny_model("llama"))
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.bishare.tensors().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.1)
+    model.bishare.save_pretrained(tmp_path, dtype="bfloat16")
+    stored, others = read_adapter(tmp_path).tensors(), 0
+    for name, tensor in model.bishare.tensors().items():
+        is_logits = ".L_" in name
+        assert torch.equal(stored[name], tensor if is_logits else tensor.bfloat16().float())
+        if is_logits:
+            rounded, exact = (t.topk(2).indices.sort(1).values for t in (tensor.bfloat16(), tensor))
+            others += int((rounded != exact).any(1).sum())
+    assert others, "rounded, no row would have chosen others"
+
+
+TEXT_OF_MANY = """spec s
+target q_proj, v_proj
+share s per model rank 4 via VectorBank(vectors = 256, length = 4, top_k = 2) start nonzero
+"""
+
+
+def test_of_equal_logits_the_first_count() -> None:
+    from bishare_dsl.transforms import load_transform
+
+    transform = load_transform("VectorBank", {"vectors": 4, "length": 1, "top_k": 2})
+    logits = torch.tensor([[0.0, 5.0, 5.0, 5.0], [1.0, 1.0, 1.0, 1.0]])
+    tensors = {"L_A": logits, "bank": torch.tensor([[1.0], [2.0], [4.0], [8.0]])}
+    assert transform.factor("A", tensors, 1, 2).tolist() == [[3.0, 1.5]]
+    assert transform.compact("A", logits)["vectors"].tolist() == [[1, 2], [0, 1]]

@@ -14,9 +14,12 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
+from bishare_dsl import compile_spec, load_adapter
 from bishare_dsl.adapter.config import AdapterConfig
+from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.transforms import package_of, transform_kind, transform_names
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +41,8 @@ def imported(path: Path) -> Any:
 
 MAKE = imported(FOLDER / "make.py")
 READER = imported(ROOT / "examples" / "reader.py")
+sys.modules["reader"] = READER
+TO_LORA = imported(ROOT / "examples" / "to_lora.py")
 EXPECTED = sorted(FOLDER.glob("*/expected*.safetensors"))
 
 
@@ -73,6 +78,95 @@ def test_javascript_alone_reads_them() -> None:
         assert row["worst"] is not None, row
         assert row["worst"] <= 1e-5, row
         assert not row["left"], row
+
+
+@pytest.mark.parametrize("path", EXPECTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_numpy_alone_makes_a_plain_lora_of_it(path: Path, tmp_path: Path) -> None:
+    """The pairs give each dW; what is no plain LoRA is refused, and named."""
+    name = path.stem.partition("-")[2] or None
+    if path.parent.name in ("router", "head_and_full"):
+        with pytest.raises(SystemExit, match="as a plain LoRA"):
+            TO_LORA.to_lora(path.parent, tmp_path / "lora", name)
+        return
+    pairs = TO_LORA.to_lora(path.parent, tmp_path / "lora", name)
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    expected = load_file(path)
+    assert pairs.keys() == expected.keys()
+    assert len(stored) == 2 * len(expected)
+    for module, value in expected.items():
+        a, b = (stored[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
+        near((b.double() @ a.double()).numpy(), value)
+
+
+def test_peft_loads_the_plain_lora(tmp_path: Path) -> None:
+    TO_LORA.to_lora(FOLDER / "several_terms", tmp_path / "lora")
+    ours = load_adapter(FOLDER / "several_terms", tiny_model("llama")).eval()
+    theirs = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "lora").eval()
+    ids = torch.arange(12).view(2, 6)
+    torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def changed(folder: Path, change: Any) -> Path:
+    """Copy an adapter with several terms, and change its first term."""
+    shutil.copytree(FOLDER / "slice_sharing", folder)
+    config = unpacked(folder / "adapter_config.json")
+    change(config["bishare"]["sharing"]["modules"][0]["terms"][0])
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+STRANGE = {
+    "role": lambda term: term["tensors"].update(gain_in=term["tensors"]["A"]),
+    "option": lambda term: term["options"].update(mirror=True),
+    "word": lambda term: term["options"].update(slice="middle"),
+    "transform": lambda term: term.update(transform="Mirror"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_not_on_the_page_is_refused_by_page_schema_and_readers(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = changed(tmp_path / "it", STRANGE[kind])
+    with pytest.raises(SystemExit, match="does not know"):
+        READER.read(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config, SCHEMA)
+    if shutil.which("node"):
+        command = ["node", str(ROOT / "examples" / "reader.mjs"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "does not know" in done.stderr
+
+
+def test_the_tables_of_the_readers_and_the_schema_are_those_of_the_transforms() -> None:
+    assert {*READER.KNOWN} == OURS
+    for name, (roles, options) in READER.KNOWN.items():
+        kind = transform_kind(name)
+        assert {*roles.split()} == {*kind.pooled, *kind.owned}
+        assert {*options.split()} == {f.alias or n for n, f in kind.model_fields.items()}
+        closed = SCHEMA["$defs"][name]["properties"]
+        assert closed["options"]["properties"].keys() == {*options.split()}
+        assert {*closed["tensors"]["propertyNames"]["enum"]} == {
+            *roles.split(),
+            "gain_rank",
+            "gain_out",
+        }
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 + 11, -3])
+def test_a_seed_of_any_size_draws_the_same_in_javascript(seed: int, tmp_path: Path) -> None:
+    text = "spec s\ntarget q_proj\nshare s per module rank 2 via SS init B normal freeze A, B gain rank init 1 start nonzero\n"
+    model = compile_spec(text, tiny_model("llama"), seed=seed)
+    model.bishare.save_pretrained(tmp_path)
+    updates, _ = READER.read(tmp_path)
+    command = ["node", str(ROOT / "examples" / "reader.mjs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        place, norm = line.split()
+        assert float(norm) == pytest.approx(np.linalg.norm(updates[place]), rel=1e-9)
 
 
 def test_neither_imports_torch_or_bishare() -> None:

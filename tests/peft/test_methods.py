@@ -26,6 +26,7 @@ from peft import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
+from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import AutoModelForCausalLM, RobertaConfig
@@ -556,3 +557,18 @@ def test_a_config_that_was_changed_says_so(base: Any, adapted: Any, tmp_path: Pa
     file.write_text(file.read_text().replace('"seed": 0', '"seed": "x"'))
     with pytest.raises(AdapterError, match="BS604"):
         PeftModel.from_pretrained(base, tmp_path)
+
+
+@pytest.mark.parametrize("how", [{"dtype": "bfloat16"}, {"frozen": "tensors"}])
+def test_peft_saves_as_it_was_saved(how: dict[str, Any], base: Any, tmp_path: Path) -> None:
+    """The type and the stored frozen tensors of a folder are kept, before more training and after."""
+    model = compile_spec(VERA, copy.deepcopy(base))
+    model.bishare.save_pretrained(tmp_path / "ours", **how)
+    kept = load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours")
+    for name in ("once", "twice"):
+        loaded.save_pretrained(tmp_path / name)
+        again = load_file(tmp_path / name / "adapter_model.safetensors")
+        assert again.keys() == kept.keys()
+        assert all(torch.equal(again[key], value) for key, value in kept.items())
+        assert {key: v.dtype for key, v in again.items()} == {k: v.dtype for k, v in kept.items()}

@@ -90,7 +90,7 @@ def vector_bank(term: TermValues) -> Factors:
             largest = sorted(range(len(own)), key=lambda i: -float(own[i].detach()))[
                 : term.options["top_k"]
             ]
-            weights = torch.stack([own[i].exp() for i in largest])
+            weights = torch.stack([(own[i] - own[largest[0]]).exp() for i in largest])
             stretches.append((weights / weights.sum()) @ bank[largest])
         tiles = width // length
         return torch.stack(
