@@ -31,9 +31,9 @@ from harness.model import smollm2_folder
 from harness.result import RESULTS, machine, versions
 
 from bishare_dsl import compile_spec, parse_spec, plan_spec
+from bishare_dsl.batched.bank import Layout
 from bishare_dsl.models import load_model
 from bishare_dsl.resources import find_spec
-from bishare_dsl.serve.terms import Layout
 
 PARAMS = {"size": 64}  # KE {2, 4, 16}: it divides 192, 576 and 1536.
 BYTES = 80 * 10**9
@@ -208,19 +208,15 @@ def where_the_bytes_are(bench: Bench) -> list[dict[str, Any]]:
         limit = next(rank for rank in (8, 16, 32, 64, 128, 256) if rank >= most)
         read = 0
         for _, found in groupby(sites, key=lambda s: (s.path.rpartition(".")[0], s.d_in)):
-            terms = [term for site in found for term in layout.terms[site.path]]
-            factors = {factor for term in terms for factor in (term.a, term.b)}
-            plain = {(f.stored, f.first, f.side) for f in factors if f.kernel is None}
-            whole = {place for f in factors if f.kernel for place in (f.stored, f.kernel)}
-            whole |= {gain for t in terms for gain in (t.gain_rank, t.gain_out) if gain}
-            read += sum(stored.rows * side for stored, _, side in plain)
-            read += sum(place.rows * place.columns for place in whole)
+            terms = [term for site in found for term in plan.terms_of[site.path]]
+            names = {name for term in terms for name in term.tensors.values()}
+            read += sum(plan.tensor[name].size for name in names)
         rows.append(
             {
                 "method": spec,
                 "disk and host": 4 * (plan.trainable if spec == "thirteen" else plan.stored),
-                "compact slot": 4 * layout.numbers,
-                "once for all": 4 * layout.common,
+                "compact slot": layout.nbytes(1, torch.float32) - layout.nbytes(0, torch.float32),
+                "once for all": layout.nbytes(0, torch.float32),
                 "expanded slot": 4 * limit * sum(site.d_in + site.d_out for site in sites),
                 "a token reads": 4 * read,
             }

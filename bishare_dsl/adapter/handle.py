@@ -26,12 +26,12 @@ from bishare_dsl.adapter.merge import Merged, MergeReport
 from bishare_dsl.adapter.own_methods import RESIZING, drop_methods, put_methods
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.adapter.stored import Frozen, Rounded
+from bishare_dsl.batched.bank import Bank
+from bishare_dsl.batched.batches import MixedBatches
 from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, render
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.mixed.bank import TrainingBank
-from bishare_dsl.mixed.batches import MixedBatches
 from bishare_dsl.models.hooks import is_sharded, reshard, resident_tensor
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import Plan
@@ -64,7 +64,7 @@ class Adapter:
     sources: Mapping[str, tuple[OwnedTensors, int]]
     """Where each tensor is, by its name in the plan, and its number there."""
     compact: bool = False
-    bank: tuple[TrainingBank, int] | None = None
+    bank: tuple[Bank, int] | None = None
     config: Any = None
     """PEFT's, which stands in ``model.peft_config`` too; None of several that run together."""
 
@@ -686,7 +686,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         names: Sequence[str],
         shared: frozenset[str] = frozenset(),
         fixed: frozenset[str] = frozenset(),
-    ) -> Iterator[TrainingBank]:
+    ) -> Iterator[Bank]:
         """Let adapters train together in a block, in the rows of mixed batches.
 
         Their parameters are views of the bank, which trains in their place: to be saved, merged and switched
@@ -702,7 +702,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             member.set_trainable(True)
             for name in fixed:
                 member.parts.tensors()[name].requires_grad_(False)
-        bank = TrainingBank([member.parts.tensors() for member in members], shared)
+        bank = Bank.of_members([member.parts.tensors() for member in members], shared)
         for row, member in enumerate(members):
             member.bank = bank, row
         try:

@@ -137,8 +137,7 @@ def _explain(plan: Plan, model: str, emit: str, report: Report) -> None:
 
     def observe(path: str, step: str, region: RegionGraphs) -> None:
         if emit == "graph":
-            few = {} if region.few is None else {"few": region.few}
-            tell(path, step, forward=region.forward, factors=region.assembly, **few)
+            tell(path, step, forward=region.forward, factors=region.assembly)
 
     compiled = compile_plan(meta_model(model), plan, observe)
     for path, code, _ in compiled.regions if emit == "code" else ():

@@ -121,17 +121,15 @@ def _cost(
     report: Report,
 ) -> None:
     """Show what many adapters of a spec cost."""
-    from bishare_dsl.serve.terms import Layout
     from bishare_dsl.show import cost
 
     plan = plan_of(file, model, params, report).plan
     base = 2 * plan.base.parameters
     free = None if memory is None else _bytes(memory) - base
-    layout: list[Layout] = []
 
     def slots(common: frozenset[str]) -> tuple[int, int]:
-        layout[:] = layout or [Layout(plan)]
-        sizes = [(place.rows * place.columns, n in common) for n, place in layout[0].places.items()]
+        names = {name for term in plan.terms for name in term.tensors.values()}
+        sizes = [(plan.tensor[name].size, name in common) for name in names]
         return sum(n for n, alike in sizes if not alike), sum(n for n, alike in sizes if alike)
 
     rows = cost.costs(plan, slots)

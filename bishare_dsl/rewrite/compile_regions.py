@@ -191,8 +191,7 @@ class RegionCompiler:
         for step in chain(["capture"], run_passes(region, expand, self.optimisations)):
             if self.observe is not None:
                 self.observe(path, step, region)
-        forward = GraphCode.of(region.forward, region.few, region.are_few)
-        return RegionCode(forward, GraphCode.of(region.assembly))
+        return RegionCode(GraphCode.of(region.forward), GraphCode.of(region.assembly))
 
 
 def _capture(module: nn.Module, targets: tuple[Target, ...]) -> fx.Graph:

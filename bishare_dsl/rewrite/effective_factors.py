@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bishare_dsl.rewrite.few import alike
 from bishare_dsl.rewrite.island import is_unwatched
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.rewritten import RegionCode
+from bishare_dsl.transforms.factor import Factor
 
 
 class EffectiveFactors(nn.Module):
@@ -34,17 +34,13 @@ class EffectiveFactors(nn.Module):
         self._slots = tuple((self._owned.index(owned), number) for owned, number in sources)
         self._assemble = code.assembly.function()
 
-    def forward(self) -> tuple[Tensor, ...]:
+    def forward(self) -> tuple[Factor, ...]:
         """Return the factors."""
-        tensors = self._tensors()
-        # Factors are small, and made in the precision they are trained in: what runs, what merges and
-        # what is exported are then the same numbers.
+        tensors = alike(self._tensors())
+        # What a transform computes is small, and made in the precision it is trained in: what runs, what
+        # merges and what is exported are then the same numbers.
         with without_autocast(tensors[0].device):
             return tuple(self._assemble(self, *tensors))
-
-    def tensors(self, x: Tensor) -> list[Tensor]:
-        """Return the tensors of the region, by slot, for an input."""
-        return alike(self._tensors(), x)
 
     @property
     def drops(self) -> bool:
@@ -65,3 +61,12 @@ class EffectiveFactors(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self._slots)} tensors of {len(self._owned)} modules"
+
+
+def alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return tensors of one dtype, the first's, on one device; those of integers stay so."""
+    dtype, device = tensors[0].dtype, tensors[0].device
+    if all(t.dtype is dtype and t.device == device for t in tensors):
+        return tensors
+    dtype = next(t.dtype for t in tensors if t.is_floating_point())
+    return [t.to(device, dtype if t.is_floating_point() else None) for t in tensors]

@@ -23,6 +23,7 @@ from bishare_dsl.diagnostics import BishareWarning
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.region import FACTORS
 from bishare_dsl.rewrite.rewritten import base_class
+from bishare_dsl.transforms.factor import Dense, Factor
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,13 @@ class ExpertWeight(Tensor):
 
 def _add_one(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Add to ``x W^T`` of one expert."""
-    return ops.up(y, ops.down(x, a), b)
+    return ops.up(y, ops.down(x, Dense(a)), Dense(b))
 
 
 def _add_rows(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Add to ``(S, 1, d_in)`` times ``(S, d_in, d_out)``, a weight for each row."""
-    z = torch.bmm(x, a.to(x).mT)
-    return y + torch.bmm(z, b.to(z)).to(y)
+    z = Dense(a.to(x)).down(x)
+    return Dense(b.to(y)).add_up(torch.clone(y), z.to(y))
 
 
 def _add_columns(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def _add_groups(
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def experts_forward(
     module: nn.Module,
-    factors: Sequence[Tensor],
+    factors: Sequence[Factor],
     parts: Sequence[tuple[str, float]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -157,7 +158,7 @@ def experts_forward(
     """Run the base's forward of a module of experts, with terms.
 
     Args:
-        factors: of each part the stacked ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``.
+        factors: of each part ``A (experts, rows, d_in)`` and ``B (experts, rows, d_out)``.
         parts: parameters and dropouts.
         args: of the base's forward.
         kwargs: of it.
@@ -170,7 +171,7 @@ def experts_forward(
     for (parameter, dropout), a, b in zip(parts, factors[::2], factors[1::2], strict=True):
         if dropout and drops is None:
             drops = cast(Any, module.get_submodule(FACTORS)).drops
-        addition = Addition(a, b, dropout if drops else 0.0)
+        addition = Addition(a.dense(), b.dense(), dropout if drops else 0.0)
         additions.setdefault(parameter, []).append(addition)
     weights = {
         name: ExpertWeight.of(getattr(module, name), additions.get(name, ()))

@@ -16,6 +16,7 @@ from bishare_dsl.rewrite.experts import experts_forward
 from bishare_dsl.rewrite.region import FACTORS, TermUse
 from bishare_dsl.rewrite.rewritten import GraphCode
 from bishare_dsl.transforms import Transform, Width, effective_pairs, stacked
+from bishare_dsl.transforms.factor import Dense, Factor
 
 Slots = tuple[int, ...]
 
@@ -82,10 +83,10 @@ class ExpertsAssembly:
         lines = [f"# {name}: A and B of {self.experts} experts" for name, _ in self.parts]
         return "\n".join(lines) + "\n"
 
-    def function(self) -> Callable[..., tuple[Tensor, ...]]:
+    def function(self) -> Callable[..., tuple[Factor, ...]]:
         """Return what makes the factors, of the module and the tensors of the region."""
         return lambda _, *tensors: tuple(
-            f for part in self.parts for f in self._part(part, tensors)
+            Dense(f) for part in self.parts for f in self._part(part, tensors)
         )
 
     def _part(self, part: tuple[str, float], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ class ExpertsAssembly:
             wide = [(term, _widened(b, term, outputs)) for term, _, b in made]
             downs.append(reduce(torch.add, [self._of_all(a, term, rows) for term, a, _ in made]))
             ups.append(reduce(torch.add, [self._of_all(b, term, rows) for term, b in wide]))
-        return _beside(downs), _beside(ups)
+        return _below(downs), _below(ups)
 
     def _of_all(self, factor: Tensor, terms: ExpertTerms, rows: int) -> Tensor:
         """Return a factor of some experts as one of all, with zeros where they have none."""
@@ -119,7 +120,7 @@ def _widened(b: Tensor, terms: ExpertTerms, outputs: int) -> Tensor:
     return wide
 
 
-def _beside(factors: Sequence[Tensor]) -> Tensor:
+def _below(factors: Sequence[Tensor]) -> Tensor:
     return factors[0] if len(factors) == 1 else torch.cat(list(factors), 1)
 
 

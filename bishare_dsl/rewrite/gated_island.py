@@ -1,8 +1,8 @@
 """The island behind a gated product, ``down(act(gate) * up)``, for which less is kept for the backward.
 
 Module by module, four tensors ``(tokens, d_ff)`` are kept: both inputs of the product, what the activation
-reads, and the product. ``gate`` and ``up`` are enough. The others are made again, which costs two passes over
-memory beside three large products.
+reads, and the product. ``gate`` and ``up`` are enough. The others are recomputed, which costs two passes over
+memory next to three large products.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from transformers import activations
 
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import (
-    Spans,
+    Uses,
     frozen_parameters,
     fused_island,
     gradients_with_history,
     is_unwatched,
     island,
+    rows_of,
 )
 
 # Functions of their input alone: called again, they give the same.
@@ -40,19 +41,22 @@ def gated_island(
     act: nn.Module,
     gate: Tensor,
     up: Tensor,
-    a: ops.Factor | None,
+    downs: Sequence[ops.Applied],
     linears: Sequence[nn.Module],
-    spans: Sequence[Spans],
-    bs: Sequence[ops.Factor | None],
+    uses: Sequence[Uses],
+    ups: Sequence[Sequence[ops.Applied]],
 ) -> tuple[Tensor, ...]:
-    """Compute ``island(h, h, a, linears, spans, bs)`` of ``h = act(gate) * up``, all ``(..., d_ff)``."""
-    layers = frozen_parameters(gate, a, linears) if _is_pure(act) and _alike(gate, up) else None
+    """Compute ``island(h, h, downs, linears, uses, ups)`` of ``h = act(gate) * up``, all ``(..., d_ff)``."""
+    layers = None
+    rows = rows_of(downs)
+    if not ops.is_decode_step(gate, rows) and _is_pure(act) and _alike(gate, up):
+        layers = frozen_parameters(gate, rows, linears)
     if layers is None:
         h = act(gate) * up
-        return island(h, h, a, linears, spans, bs)
+        return island(h, h, downs, linears, uses, ups)
     product = _Product.apply if torch.is_grad_enabled() else _product
     h = product(act, gate, up)
-    return fused_island(spans, h, None, a, layers, bs, (act, gate, up))
+    return fused_island(h, None, downs, layers, uses, ups, (act, gate, up))
 
 
 def _is_pure(act: nn.Module) -> bool:

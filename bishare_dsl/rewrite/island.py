@@ -3,12 +3,14 @@
 Module by module, autograd makes a gradient of the input for each layer and for each factor and then adds
 them up; as one function, each product is accumulated into the same tensor. What the layers give is written
 to in place: no one else has seen it yet. Both hold only where nothing looks at the layers one by one, which
-is decided at each call. Where something does, the layers are called as they stand.
+is decided at each call. Where something does, the layers are called as they stand. In a decode step factors
+multiply as they are; otherwise the dense ones of all terms stand below each other, and there is one product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,46 +20,220 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from bishare_dsl.rewrite import ops
+from bishare_dsl.transforms.factor import Factor, add_product, map_tensors
 
 Spans = tuple[tuple[int, int], ...]
-"""Which rows of the island's ``A`` a layer uses: the first and how many, for each run of them."""
+"""Which rows of an island's ``A`` a layer uses: the first and how many, for each run of them."""
+
+
+Use = tuple[int, int, int, float]
+"""A term of a layer: the number of its A among the island's, the first of that A's rows where all stand below
+each other, how many there are, and the scale of the term."""
+
+Uses = tuple[Use, ...]
 
 
 def island(
     x: Tensor,
     read: Tensor,
-    a: ops.Factor | None,
+    downs: Sequence[ops.Applied],
     linears: Sequence[nn.Module],
-    spans: Sequence[Spans],
-    bs: Sequence[ops.Factor | None],
+    uses: Sequence[Uses],
+    ups: Sequence[Sequence[ops.Applied]],
 ) -> tuple[Tensor, ...]:
-    """Compute ``y_i = linear_i(x) + z_i B_i`` for each layer, where ``z = read A^T`` and ``z_i`` are
-    the columns of it that the layer uses.
+    """Compute ``linear_i(x) + sum_t scale_t (read A_t^T) B_t`` for each layer, over its terms.
 
     Args:
         x: ``(..., d_in)``, what the layers read.
         read: ``(..., d_in)``, what the factors read: ``x``, or its dropout.
-        a: ``(rows, d_in)``, the ``A`` of all terms; None where the island has none.
+        downs: each A of the island once; none where it has no terms.
         linears: the layers.
-        spans: for each, its rows of ``A``.
-        bs: for each, its ``B``, ``(its rows, d_out)``; None where the adapter adds nothing to it.
+        uses: for each layer, its terms, in the order of their rows.
+        ups: for each layer, the B of its terms.
 
     Returns:
         For each layer ``(..., d_out)``.
     """
-    layers = frozen_parameters(x, a, linears)
-    if layers is None:
-        return _one_by_one(x, read, a, linears, spans, bs)
-    return fused_island(spans, x, None if read is x else read, a, layers, bs)
+    rows = rows_of(downs)
+    if ops.is_decode_step(x, rows):
+        return decode(x, read, downs, linears, uses, ups, rows)
+    layers = frozen_parameters(x, rows, linears)
+    if layers is not None:
+        return fused_island(x, None if read is x else read, downs, layers, uses, ups)
+    z, bs = _low(read, downs, uses, ups)
+    its = zip(linears, uses, bs, strict=True)
+    return tuple(_added(linear(x), z, mine, b, rows) for linear, mine, b in its)
+
+
+def add_terms(
+    y: Tensor, read: Tensor, downs: Sequence[ops.Applied], uses: Uses, ups: Sequence[ops.Applied]
+) -> Tensor:
+    """Compute what `island` does for one layer that has run and gave ``y``, out of place."""
+    rows = rows_of(downs)
+    if ops.is_decode_step(read, rows):
+        own = torch.clone(y if rows is None else rows.repeat(y))
+        return _add_in_place(own, _products(read, downs, rows), uses, ups, rows)
+    z, (b,) = _low(read, downs, [uses], [ups])
+    return _added(y, z, uses, b, rows)
+
+
+def rows_of(factors: Sequence[ops.Applied]) -> ops.Rows | None:
+    """Return whose each row is in a mixed batch; None for one adapter."""
+    first = factors[0] if factors else None
+    return first.rows if isinstance(first, ops.OfRows) else None
+
+
+# A decode step: factors multiply as they are ----------------------------------------------------------
+
+
+def decode(
+    x: Tensor,
+    read: Tensor,
+    downs: Sequence[Any],
+    linears: Sequence[nn.Module],
+    uses: Sequence[Uses],
+    ups: Sequence[Sequence[Any]],
+    rows: ops.Rows | None,
+) -> tuple[Tensor, ...]:
+    """Compute `island` for few tokens: the calls of torch are what takes the time, not arithmetic."""
+    z = _products(read, downs, rows) if downs else []
+    ys = []
+    for linear, mine, bs in zip(linears, uses, ups, strict=True):
+        y = own_output(linear, x)
+        ys.append(_add_in_place(y, z, mine, bs, rows) if mine else y)
+    return tuple(ys)
+
+
+def own_output(linear: nn.Module, x: Tensor) -> Tensor:
+    """Call a layer of the base, and return what nobody else has: terms are added to it in place."""
+    if type(linear) is nn.Linear and is_unwatched(linear):
+        own = linear._parameters
+        return F.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+    return torch.clone(linear(x), memory_format=torch.contiguous_format)
+
+
+def _products(x: Tensor, downs: Sequence[Any], rows: ops.Rows | None) -> list[Tensor]:
+    """Multiply few tokens by each A, in the dtype of the factors: tokens are less than these."""
+    if rows is None:
+        flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
+    else:
+        rows.check(x)
+        flat = rows.gather(x)
+        downs = [down.factor for down in downs]
+    like = _first_tensor(downs[0])
+    if like.dtype is not x.dtype or like.device != x.device:
+        flat, downs = _met(flat, downs, like)
+    return [down.down(flat) for down in downs]
+
+
+def _add_in_place(
+    y: Tensor, z: Sequence[Tensor], uses: Uses, ups: Sequence[Any], rows: ops.Rows | None
+) -> Tensor:
+    """Add the terms of a layer to what it gave, or to a copy in a wider dtype or in another order."""
+    flat = y.view(-1, y.shape[-1]) if rows is None else rows.gather(y)
+    if rows is not None:
+        ups = [up.factor for up in ups]
+    like = _first_tensor(ups[0])
+    if like.dtype is not y.dtype or like.device != y.device:
+        flat, ups = _met(flat, ups, like)
+    for (number, _, _, scale), up in zip(uses, ups, strict=True):
+        up.add_up(flat, z[number], scale)
+    if rows is None or rows.in_order:
+        return y if flat.dtype is y.dtype else flat.to(y.dtype).view(y.shape)
+    return rows.scatter(flat, y).to(y.dtype)
+
+
+def _first_tensor(factor: Any) -> Tensor:
+    first = factor[0]
+    while isinstance(first, tuple):
+        first = first[0]
+    found: Tensor = first
+    return found
+
+
+def _met(x: Tensor, factors: Sequence[Any], like: Tensor) -> tuple[Tensor, list[Any]]:
+    """Return few tokens and factors on one device, in the wider of their dtypes."""
+    dtype, device = torch.promote_types(like.dtype, x.dtype), x.device
+    if like.dtype is not dtype or like.device != device:
+        factors = [map_tensors(factor, lambda t: t.to(device, dtype)) for factor in factors]
+    return x.to(dtype), [*factors]
+
+
+# Many tokens: the dense factors of all terms in one product -------------------------------------------
+
+
+def joined(
+    downs: Sequence[ops.Applied], uses: Sequence[Uses], ups: Sequence[Sequence[ops.Applied]]
+) -> list[Tensor | None]:
+    """Make the A of all terms, below each other, and each layer's B, scaled; None where there is none."""
+    return [
+        _below([down.dense() for down in downs]),
+        *(
+            _below([_scaled(b.dense(), use[3]) for use, b in zip(mine, bs, strict=True)])
+            for mine, bs in zip(uses, ups, strict=True)
+        ),
+    ]
+
+
+def _scaled(b: Tensor, scale: float) -> Tensor:
+    return b if scale == 1 else b * scale
+
+
+def _below(factors: Sequence[Tensor]) -> Tensor | None:
+    if len(factors) > 1:
+        return torch.cat([*factors], -2)
+    return factors[0] if factors else None
+
+
+def _low(
+    read: Tensor,
+    downs: Sequence[ops.Applied],
+    uses: Sequence[Uses],
+    ups: Sequence[Sequence[ops.Applied]],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Multiply an input by the A of all terms, and return each layer's B."""
+    if not downs:
+        return None, [None] * len(uses)
+    rows = rows_of(downs)
+    # Factors are small, and made in the precision they are trained in: what runs, what merges and what is
+    # exported are then the same numbers.
+    with ops.without_autocast(read.device):
+        a, *bs = joined(downs, uses, ups)
+    if rows is not None:
+        rows.check(read)
+        return torch.bmm(rows.gather(read), a.to(read).mT), bs  # type: ignore[union-attr]
+    return F.linear(_flat(read), a.to(read)), bs  # type: ignore[union-attr]
+
+
+def _added(
+    y: Tensor, z: Tensor | None, uses: Uses, b: Tensor | None, rows: ops.Rows | None
+) -> Tensor:
+    """Compute ``y + z B``, out of place."""
+    if b is None:
+        return y
+    with ops.without_autocast(y.device):
+        return ops.add_dense(y, part_of(z, spans_of(uses), -1), b.to(y), 1.0, rows)
+
+
+@lru_cache(4096)
+def spans_of(uses: Uses) -> Spans:
+    """Return the rows of an island's A that a layer uses; neighbours are one span."""
+    spans: list[tuple[int, int]] = []
+    for _, start, rows, _ in uses:
+        if spans and sum(spans[-1]) == start:
+            spans[-1] = spans[-1][0], spans[-1][1] + rows
+        else:
+            spans.append((start, rows))
+    return tuple(spans)
 
 
 def fused_island(
-    spans: Sequence[Spans],
     x: Tensor,
     read: Tensor | None,
-    a: Any,
+    downs: Sequence[ops.Applied],
     layers: Sequence[Any],
-    bs: Sequence[Any],
+    uses: Sequence[Uses],
+    ups: Sequence[Sequence[ops.Applied]],
     gated: tuple[Any, Any, Any] = (None, None, None),
 ) -> tuple[Tensor, ...]:
     """Compute `island` in one function.
@@ -65,20 +241,33 @@ def fused_island(
     Args:
         read: None where it is ``x``.
         layers: the weights, then the biases of the layers.
-        gated: of an ``x`` that is ``act(gate) * up``, these three: it is made again for the backward.
+        gated: of an ``x`` that is ``act(gate) * up``, these three: it is recomputed for the backward.
     """
-    again = None
-    if not (a is None or isinstance(a, Tensor)):
-        again = None if a.again is None else [f if f is None else f.again for f in (a, *bs)]
-        a, bs = a.checked(x), [b if b is None else b.factor for b in bs]
+    rows, spans = rows_of(downs), tuple(map(spans_of, uses))
+    if rows is not None:
+        rows.check(x)
+    a, *bs = joined(downs, uses, ups)
     inputs = (x, read, *_cast(x, (a,)), *layers, *_cast(x, bs))
     if torch.is_grad_enabled():
-        return _Island.apply(spans, again, *gated, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return _Island.apply(spans, _recompute(downs, uses, ups), *gated, *inputs)  # type: ignore[no-any-return, no-untyped-call]
     return _run(spans, *inputs)[0]
 
 
+def _recompute(
+    downs: Sequence[ops.Applied], uses: Sequence[Uses], ups: Sequence[Sequence[ops.Applied]]
+) -> Callable[[], list[Tensor | None]] | None:
+    """Return what makes the joined factors again for a backward; None where they are kept."""
+    if not downs or getattr(downs[0], "recompute", None) is None:
+        return None
+
+    def again(factors: Sequence[Any]) -> list[Factor]:
+        return [factor.recompute() for factor in factors]
+
+    return lambda: joined(again(downs), uses, [again(bs) for bs in ups])
+
+
 def frozen_parameters(
-    x: Tensor, a: ops.Factor | None, linears: Sequence[nn.Module]
+    x: Tensor, rows: ops.Rows | None, linears: Sequence[nn.Module]
 ) -> list[Any] | None:
     """Return the weights, then the biases of ``linears``, if a function of our own may run in their place.
 
@@ -89,7 +278,7 @@ def frozen_parameters(
     """
     if not _is_eager(x) or _has_any_global_hook() or ops.autocasts(x.device):
         return None
-    if not (a is None or isinstance(a, Tensor) or a.in_order):
+    if rows is not None and not rows.in_order:
         return None
     dtype = x.dtype
     weights: list[Any] = []
@@ -169,7 +358,7 @@ def _run(
         y = F.linear(x, weight, bias)
         if b is not None:
             # No reshape, which may copy: this is to be written to.
-            add(y.view(*b.shape[:-2], -1, y.shape[-1]), _part_of(z, mine, -2).mT, b)
+            add_product(y.view(*b.shape[:-2], -1, y.shape[-1]), part_of(z, mine, -2).mT, b)
         ys.append(y)
     return tuple(ys), z
 
@@ -195,25 +384,6 @@ def gradients_with_history(
     return [next(found) if need else None for need in needed]
 
 
-def _one_by_one(
-    x: Tensor,
-    read: Tensor,
-    a: ops.Factor | None,
-    linears: Sequence[nn.Module],
-    spans: Sequence[Spans],
-    bs: Sequence[ops.Factor | None],
-) -> tuple[Tensor, ...]:
-    """Compute `island` as the graph had it before: the layers are called, and hooks see what they give."""
-    # What knows whose each row is asks for the axis that they are in.
-    read = _flat(read) if isinstance(a, Tensor) else read
-    z = None if a is None else ops.down(read, a)
-    ys = []
-    for linear, mine, b in zip(linears, spans, bs, strict=True):
-        y = linear(x)
-        ys.append(y if b is None else ops.up(y, _part_of(z, mine, -1), b))
-    return tuple(ys)
-
-
 def _flat(x: Tensor) -> Tensor:
     """View ``(..., d)`` as ``(tokens, d)``."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
@@ -224,16 +394,7 @@ def _tokens_of(factor: Tensor, x: Tensor) -> Tensor:
     return x.reshape(*factor.shape[:-2], -1, x.shape[-1])
 
 
-def add(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Add a product to a total in place, for each adapter where there are several."""
-    if total.dim() == 2:
-        return total.addmm_(left, right, alpha=scale)
-    if left.shape[2] == 1:  # Which torch would do by a loop.
-        return total.addcmul_(left, right, value=scale)
-    return total.baddbmm_(left, right, alpha=scale)
-
-
-def _part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
+def part_of(z: Tensor | None, spans: Spans, dim: int) -> Tensor:
     """Take of ``z`` what belongs to some rows of ``A``, which lie along a dimension of it."""
     assert z is not None
     if len(spans) == 1:
@@ -264,9 +425,9 @@ def _factor_gradients(
         first = 0
         for start, rows in mine:
             # Several layers may use the same rows: each adds to them.
-            add(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
+            add_product(dz.narrow(-2, start, rows), b.narrow(-2, first, rows), dy.mT)
             first += rows
-        dbs.append(_part_of(z, mine, -2) @ dy if want else None)
+        dbs.append(part_of(z, mine, -2) @ dy if want else None)
     return dz, dbs
 
 
@@ -283,14 +444,14 @@ class _Island(torch.autograd.Function):
     """`island` with gradients for ``x``, ``read``, ``A`` and each ``B``; the layers are frozen.
 
     Where ``read`` is ``x``, ``x`` takes both gradients and ``read`` none. Of an ``x`` that is
-    ``act(gate) * up`` only ``gate`` and ``up`` are kept; of factors that can be made ``again``, none.
+    ``act(gate) * up`` only ``gate`` and ``up`` are kept; of factors that can be recomputed, none.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         spans: tuple[Spans, ...],
-        again: Sequence[Callable[[], Tensor] | None] | None,
+        recompute: Callable[[], list[Tensor | None]] | None,
         act: nn.Module | None,
         gate: Tensor | None,
         up: Tensor | None,
@@ -298,9 +459,9 @@ class _Island(torch.autograd.Function):
         *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ys, z = _run(spans, x, *rest)
-        ctx.spans, ctx.again, ctx.act = spans, again, act
+        ctx.spans, ctx.recompute, ctx.act = spans, recompute, act
         ctx.set_materialize_grads(False)
-        if again is not None:
+        if recompute is not None:
             n = len(spans)
             rest = rest[0], None, *rest[2 : 2 + 2 * n], *[None] * n
         ctx.save_for_backward(gate, up, None if act else x, *rest, z)
@@ -311,9 +472,9 @@ class _Island(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         n = len(ctx.spans)
         gate, up, *inputs, z = ctx.saved_tensors
-        if ctx.again is not None:
-            made = [f if f is None else f() for f in ctx.again]
-            inputs[2], *inputs[-n:] = _cast(next(dy for dy in grads if dy is not None), made)
+        if ctx.recompute is not None:
+            like = next(dy for dy in grads if dy is not None)
+            inputs[2], *inputs[-n:] = _cast(like, ctx.recompute())
         _, _, _, _, _, wants_x, wants_read, wants_a, *wants = ctx.needs_input_grad
         if ctx.act is not None and (wants_a or torch.is_grad_enabled()):
             s = ctx.act(gate)
@@ -336,7 +497,7 @@ class _Island(torch.autograd.Function):
             if wants_read:
                 dread = (dz.mT @ a).view(read.shape)
             elif read is None and dx is not None:
-                add(_tokens_of(a, dx), dz.mT, a)
+                add_product(_tokens_of(a, dx), dz.mT, a)
         if dx is not None:
             dx = dx.view(*next(dy for dy in grads if dy is not None).shape[:-1], dx.shape[-1])
         return *[None] * 5, dx, dread, da, *[None] * (2 * n), *dbs

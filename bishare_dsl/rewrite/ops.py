@@ -1,6 +1,6 @@
-"""What a rewritten forward adds to the base's: the leaves that apply effective factors.
+"""What a rewritten forward adds to the base's: the leaves that apply factors.
 
-Factors are trained in their own dtype, float32 as a rule, and applied in the activations'. Everything is
+Factors are trained in their own dtype, float32 as a rule, and applied in the activations'. Everything here is
 out of place, so that a hook on a base linear keeps the output it was given.
 """
 
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor
 
-class FactorOfRows(Protocol):
-    """An effective factor of each adapter of a mixed batch, which knows whose each row is."""
+
+class Rows(Protocol):
+    """Whose adapter each row of a mixed batch has, as a region that reads them knows it."""
 
     @property
-    def factor(self) -> Tensor:
-        """Those of all adapters, ``(adapters, rows, width)``."""
+    def adapters(self) -> int:
+        """How many adapters there are."""
         ...
 
     @property
@@ -28,24 +30,44 @@ class FactorOfRows(Protocol):
         """Whether rows come adapter by adapter, equally many of each."""
         ...
 
-    @property
-    def again(self) -> Callable[[], Tensor] | None:
-        """What makes it again for a backward, if it need not be kept."""
+    def check(self, x: Tensor, /) -> None:
+        """Refuse an input of which it cannot be known whose each row is."""
         ...
 
-    def checked(self, x: Tensor, /) -> Tensor:
-        """Return `factor`, for what is known to have the rows of a call."""
+    def gather(self, x: Tensor, /) -> Tensor:
+        """Sort ``(..., d)`` by adapter: ``(adapters, tokens, d)``."""
         ...
 
-    def down(self, x: Tensor, /) -> Tensor: ...
+    def scatter(self, sorted_: Tensor, y: Tensor, /) -> Tensor:
+        """Undo `gather`, in the shape of ``y``."""
+        ...
 
-    def up(self, y: Tensor, z: Tensor, /) -> Tensor: ...
+    def spread(self, ids: Tensor, /) -> Tensor:
+        """Repeat indices that all rows have in common for each row."""
+        ...
 
-    def look_up(self, ids: Tensor, padding: int | None, keep: Tensor | None, /) -> Tensor: ...
+    def repeat(self, y: Tensor, /) -> Tensor:
+        """Repeat a ``y`` that all rows have in common for each row."""
+        ...
 
 
-Factor = Tensor | FactorOfRows
-"""An effective factor of one adapter, or of each of a mixed batch."""
+class OfRows(NamedTuple):
+    """A factor of each adapter of a mixed batch, ``(adapters, rows, side)``, and whose each row is.
+
+    ``recompute`` makes it again for a backward; None where it is there anyway.
+    """
+
+    factor: Factor
+    rows: Rows
+    recompute: Callable[[], Factor] | None = None
+
+    def dense(self) -> Tensor:
+        """Return the factors of all adapters."""
+        return self.factor.dense()
+
+
+Applied = Factor | OfRows
+"""A factor of one adapter, or of each of a mixed batch."""
 
 
 def autocasts(device: torch.device) -> bool:
@@ -62,24 +84,53 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def down(x: Tensor, a: Factor) -> Tensor:
-    """Compute ``x A^T``: ``(..., d_in)`` and ``(rows, d_in)`` to ``(..., rows)``."""
-    return F.linear(x, a.to(x)) if isinstance(a, Tensor) else a.down(x)
+def is_decode_step(x: Tensor, rows: Rows | None = None) -> bool:
+    """Tell whether few tokens of each adapter are read, with no gradients to find."""
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and x.numel() <= DECODE_TOKENS * x.shape[-1] * (1 if rows is None else rows.adapters)
+        and not torch.compiler.is_exporting()  # which is to hold for any number
+        and not torch._C._are_functorch_transforms_active()  # which may refuse to write
+        and not autocasts(x.device)
+    )
 
 
-def look_up(ids: Tensor, a: Factor, padding: int | None, keep: Tensor | None = None) -> Tensor:
-    """Compute ``x A^T`` for the one-hot rows x of ``ids (...)``: columns of A, ``(..., rows)``.
+def down(x: Tensor, a: Applied) -> Tensor:
+    """Compute ``x A^T``: ``(..., d_in)`` to ``(..., rows)``; of a mixed batch ``(tokens, rows)``, sorted.
+
+    Raises:
+        AdapterError: whose a row is cannot be known (BS682).
+    """
+    if isinstance(a, OfRows):
+        a.rows.check(x)
+        return torch.bmm(a.rows.gather(x), a.dense().to(x).mT).flatten(0, 1)
+    return F.linear(x, a.dense().to(x))
+
+
+def look_up(ids: Tensor, a: Applied, padding: int | None, keep: Tensor | None = None) -> Tensor:
+    """Compute ``x A^T`` for the one-hot rows x of ``ids (...)``: columns of A, as `down` gives them.
 
     Args:
         ids: indices.
-        a: the factor, ``(rows, d_in)``.
+        a: the factor.
         padding: an index from which no gradient comes.
         keep: ``(...)``, what dropout has made of the ones in x.
+
+    Raises:
+        AdapterError: whose a row is cannot be known (BS682).
     """
-    if not isinstance(a, Tensor):
-        return a.look_up(ids, padding, keep)
-    z = F.embedding(ids, a.t(), padding)
-    return z if keep is None else z * keep.unsqueeze(-1)
+    if not isinstance(a, OfRows):
+        z = F.embedding(ids, a.dense().t(), padding)
+        return z if keep is None else z * keep.unsqueeze(-1)
+    places = a.rows.gather(a.rows.spread(ids).unsqueeze(-1))
+    columns = a.dense().mT
+    z = columns.gather(1, places.expand(-1, -1, columns.shape[-1]))
+    if padding is not None:
+        z = torch.where(places == padding, z.detach(), z)
+    if keep is not None:
+        z = z * a.rows.gather(a.rows.spread(keep).unsqueeze(-1))
+    return z.flatten(0, 1)
 
 
 def kept_ones(ids: Tensor, p: float, training: bool) -> Tensor | None:
@@ -92,17 +143,28 @@ def times(z: Tensor, scale: float | Tensor, weight: Tensor) -> Tensor:
     return z * (scale.to(weight).to(z) if isinstance(scale, Tensor) else scale)
 
 
-def up(y: Tensor, z: Tensor, b: Factor, scale: float = 1.0) -> Tensor:
-    """Compute ``y + s z B``: ``(..., d_out)``, ``(..., rows)`` and ``(rows, d_out)`` to ``(..., d_out)``.
+def up(y: Tensor, z: Tensor, b: Applied, scale: float = 1.0) -> Tensor:
+    """Compute ``y + s z B`` for ``y (..., d_out)`` and a ``z`` that `down` or `look_up` gives.
 
-    One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit.
+    One product that starts from ``y``: where ``B`` is zero the result is ``y``, bit for bit. In a mixed batch
+    a ``y`` that all rows have in common becomes one for each.
     """
     # Autocast would round a float32 ``y`` that a quantised linear gives.
     with without_autocast(y.device):
-        if not isinstance(b, Tensor):
-            return b.up(y, z)
-        flat, rows = (t.reshape(-1, t.shape[-1]) for t in (y, z))
-        return torch.addmm(flat, rows.to(y), b.to(y), alpha=scale).view(y.shape)
+        return add_dense(y, z, b.dense().to(y), scale, b.rows if isinstance(b, OfRows) else None)
+
+
+def add_dense(y: Tensor, z: Tensor, b: Tensor, scale: float, rows: Rows | None) -> Tensor:
+    """Compute ``y + s z B`` out of place, of a B ``(..., rows, d_out)`` in the dtype of ``y``."""
+    if rows is None:
+        flat, low = (t.reshape(-1, t.shape[-1]) for t in (y, z))
+        return torch.addmm(flat, low.to(y), b, alpha=scale).view(y.shape)
+    low = z.to(y).reshape(len(b), -1, z.shape[-1])
+    y = rows.repeat(y)
+    if rows.in_order:
+        flat = y.reshape(len(b), -1, y.shape[-1])
+        return torch.baddbmm(flat, low, b, alpha=scale).view(y.shape)
+    return y.add(rows.scatter(torch.bmm(low, b), y), alpha=scale)
 
 
 def cast(tensor: Tensor, x: Tensor) -> Tensor:

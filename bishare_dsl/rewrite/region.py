@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from torch import fx
 
-from bishare_dsl.rewrite import few as of_few
 from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.transforms import Transform, Width
 
@@ -66,17 +65,14 @@ class Target:
 class RegionGraphs:
     """The graphs of a region, changed in place by the passes.
 
-    ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what
-    ``assembly`` makes of the region's tensors: at first the tensors as they are. ``few`` computes the same in
-    fewer calls of torch, where there are so few tokens that these are what takes the time (``are_few``).
-    ``linears`` are the children that are linear layers, targets or not.
+    ``forward`` replaces the region's forward. It calls the child `FACTORS`, which gives what ``assembly``
+    makes of the region's tensors: at first the tensors as they are. ``linears`` are the children that are
+    linear layers, targets or not.
     """
 
     forward: fx.Graph
     assembly: fx.Graph
     linears: frozenset[str]
-    few: fx.Graph | None = None
-    are_few: Callable[..., bool] = of_few.are_few
 
     @classmethod
     def start(cls, forward: fx.Graph, tensors: int, linears: Iterable[str] = ()) -> RegionGraphs:

@@ -25,7 +25,6 @@ from torch import fx, nn
 
 from bishare_dsl.models.hooks import FORWARDS, is_sharded_class, own_forward
 from bishare_dsl.rewrite.decorators import rewrap
-from bishare_dsl.rewrite.few import are_few
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes a forward of a forward."""
@@ -48,24 +47,13 @@ class GraphCode:
     outermost: bool = False
 
     @classmethod
-    def of(
-        cls, graph: fx.Graph, few: fx.Graph | None = None, are_few: Callable[..., bool] = are_few
-    ) -> GraphCode:
-        """Write the code of a graph, and of the one that runs in its stead where there are few tokens."""
+    def of(cls, graph: fx.Graph) -> GraphCode:
+        """Write the code of a graph."""
         code = graph.python_code("self")
-        source, found = code.src.strip() + "\n", dict(code.globals)
-        if few is not None:
-            other = few.python_code("self")
-            arguments = [str(node.target) for node in few.find_nodes(op="placeholder")]
-            first, rest = source.split("\n", 1)
-            given = f"self, {', '.join(arguments)}"
-            call = f"    if are_few(self, {arguments[0]}):\n        return few({given})"
-            source = f"{first}\n{call}\n{rest}"
-            source = other.src.strip().replace("def forward(", "def few(", 1) + "\n\n" + source
-            found |= {**other.globals, "are_few": are_few}
+        found = dict(code.globals)
         modules = {k: v.__name__ for k, v in found.items() if isinstance(v, types.ModuleType)}
         names = {k: v for k, v in found.items() if k not in modules}
-        return cls(source, names, modules)
+        return cls(code.src.strip() + "\n", names, modules)
 
     def function(self, name: str = "forward") -> types.FunctionType:
         """Make a function of the code; `name` says in tracebacks what it is the forward of."""

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, combinations
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from bishare_dsl.testing.reference import REFERENCES, TermValues
-from bishare_dsl.transforms import Transform, Width
+from bishare_dsl.transforms import Transform, Width, effective_pair, of_many, term_factors
+from bishare_dsl.transforms.factor import DECODE_TOKENS
 
 
 def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) -> bool:
@@ -24,7 +26,7 @@ def check_transform(transform: Transform, rank: int, widths: Sequence[Width]) ->
 
     Shapes are as declared; the update is zero where `zeros` says so, and nowhere else; it can leave zero
     if one part is zero, and never if several are; its rank is at most `reach`; `factors` gives the same
-    in a traced graph; what a server keeps gives the same factors; gradients reach every
+    in a traced graph; factors multiply as the matrices that they are; gradients reach every
     tensor; the options survive being written down; and the update is that of the reference, where one
     is registered.
 
@@ -66,7 +68,7 @@ def _check_factors(
     transform: Transform, rank: int, width: Width, shapes: Mapping[str, tuple[int, int]]
 ) -> None:
     values = _drawn(shapes, _random(rank))
-    down, up = transform.factors(values, rank, width)
+    down, up = _dense(transform, values, rank, width)
     rows, where = transform.rows(rank, width), f"at {width.d_in} -> {width.d_out}"
     _same(tuple(down.shape), (rows, width.d_in), f"the shape of the effective A {where}")
     _same(tuple(up.shape), (rows, width.d_out), f"the shape of the effective B {where}")
@@ -80,7 +82,7 @@ def _check_factors(
         raise AssertionError(f"the update's rank is {measured} {where}, and reach says {reach}")
 
     def product(tensors: Mapping[str, Tensor]) -> Tensor:
-        a, b = transform.factors(tensors, rank, width)
+        a, b = _dense(transform, tensors, rank, width)
         return b.T @ a
 
     _check_learning(transform, values, product, where)
@@ -89,9 +91,9 @@ def _check_factors(
     traced = _Factors(transform, rank, width, tuple(shapes))
     graph = fx.symbolic_trace(traced)
     for found, expected, factor in zip(graph(*values.values()), (down, up), "AB", strict=True):
-        _near(found, expected, f"the effective {factor} of a traced graph {where}")
+        _near(found.dense(), expected, f"the effective {factor} of a traced graph {where}")
 
-    _check_kept(transform, values, rank, width, where)
+    _check_products(transform, values, rank, width, where)
 
     if (reference := REFERENCES.get(transform.name)) is not None:
         term = TermValues(values, transform.options(), rank, width.d_in, width.d_out)
@@ -114,24 +116,28 @@ def _check_plain(
             )
 
 
-def _check_kept(
+def _check_products(
     transform: Transform, values: Mapping[str, Tensor], rank: int, width: Width, where: str
 ) -> None:
-    """Check that effective factors lie in the tensors as `kept` says, also in those of several adapters."""
+    """Check that factors multiply as the matrices that they are, those of several adapters too."""
     several = {role: torch.stack([value, 2 * value]) for role, value in values.items()}
-    pairs = [transform.factors(each, rank, width) for each in _apart(several)]
-    for role, side, factors in zip("AB", width, zip(*pairs, strict=True), strict=True):
-        if (
-            role not in values
-            or (kept := transform.kept(role, side, values[role].shape[-1])) is None
-        ):
-            continue
-        found, what = kept.factor(several, side), f"the effective {role} that is kept {where}"
-        _near(found, torch.stack(factors), what, 1e-9)
-
-
-def _apart(several: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    return [{role: value[i] for role, value in several.items()} for i in range(2)]
+    apart = [{role: value[i] for role, value in several.items()} for i in range(2)]
+    each = [[f.dense() for f in term_factors(transform, one, rank, width)] for one in apart]
+    together = of_many(lambda given: term_factors(transform, given, rank, width), several, 2)
+    random = _random(rank)
+    for number, (role, side) in enumerate(zip("AB", width, strict=True)):
+        one, want = term_factors(transform, values, rank, width)[number], each[0][number]
+        both = torch.stack([pair[number] for pair in each])
+        _near(together[number].dense(), both, f"the effective {role} of several {where}", 1e-9)
+        for tokens in (1, 3, DECODE_TOKENS + 1):
+            for factor, dense, axes in ((one, want, ()), (together[number], both, (2,))):
+                x = torch.randn(*axes, tokens, side, generator=random, dtype=want.dtype)
+                z = torch.randn(*axes, tokens, len(want), generator=random, dtype=want.dtype)
+                what = f"of the effective {role} {where}, {tokens} tokens"
+                _near(factor.down(x), x @ dense.mT, f"`down` {what}", 1e-9)
+                _near(
+                    factor.add_up(x.clone(), z, 0.5), x + 0.5 * z @ dense, f"`add_up` {what}", 1e-9
+                )
 
 
 def _check_update(
@@ -192,10 +198,24 @@ class _Factors(nn.Module):
         super().__init__()
         self.transform, self.rank, self.width, self.roles = transform, rank, width, roles
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *tensors: Tensor) -> tuple[Any, Any]:
         # Traced, `tensors` is one proxy that stands for all of them.
         values = {role: tensors[i] for i, role in enumerate(self.roles)}
-        return self.transform.factors(values, self.rank, self.width)
+        a, b = term_factors(self.transform, values, self.rank, self.width)
+        return _node(a), _node(b)
+
+
+def _node(factor: Any) -> Any:
+    """Return a traced factor as one value of the graph."""
+    parts = [_node(part) if isinstance(part, tuple) else part for part in factor]
+    proxy = next(part for part in parts if isinstance(part, fx.Proxy))
+    return proxy.tracer.create_proxy("call_function", type(factor), tuple(parts), {})
+
+
+def _dense(
+    transform: Transform, values: Mapping[str, Tensor], rank: int, width: Width
+) -> tuple[Tensor, Tensor]:
+    return effective_pair(transform, values, rank, width, 1.0)
 
 
 def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:

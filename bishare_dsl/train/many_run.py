@@ -18,11 +18,11 @@ from transformers import TrainerCallback
 from bishare_dsl.adapter.contents import StoredAdapter
 from bishare_dsl.adapter.files import names_in, read_adapter, save_adapter, save_library
 from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.batched.batches import why_not
 from bishare_dsl.compiler import ResolvedSpec
 from bishare_dsl.diagnostics import raise_errors
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.diagnostics.codes.adapter import NO_NAME
-from bishare_dsl.mixed.batches import why_not
 from bishare_dsl.models.hooks import undo_prepare
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.method import install

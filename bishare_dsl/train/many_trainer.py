@@ -20,8 +20,8 @@ from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 
 from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.batched.bank import Bank, columns
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.mixed.bank import TrainingBank, columns
 from bishare_dsl.train.arguments import catch_refusals
 from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.errors import TrainError
@@ -53,7 +53,7 @@ class ManyTrainer(Trainer):
         evaluated: the step after which the held-out losses were computed.
     """
 
-    bank: TrainingBank
+    bank: Bank
     write: Callable[[], None]
 
     def __init__(

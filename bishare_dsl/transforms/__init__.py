@@ -7,6 +7,7 @@ from bishare_dsl.transforms.apply import (
     effective_pairs,
     of_many,
     stacked,
+    term_factors,
     update_of,
 )
 from bishare_dsl.transforms.protocol import check_term, guard, shape_of
@@ -18,4 +19,4 @@ from bishare_dsl.transforms.registry import (
     transform_kind,
     transform_names,
 )
-from bishare_dsl.transforms.transform import Kept, Own, Start, Tensors, Transform, Width, one_width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, one_width

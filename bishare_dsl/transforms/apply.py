@@ -1,7 +1,8 @@
-"""A term as one low-rank pair: its transform, then its gains and its scale.
+"""A term as a pair of factors: its transform, then its gains and its scale.
 
-The one definition of what a term computes. Merging and export call it with tensors, rewriting with
-proxies.
+`term_factors` is the one definition of what a term computes. Rewriting calls it with proxies, mixed batches
+and serving with the tensors of many adapters; `effective_pair` is the same as dense matrices, for merging and
+export.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from bishare_dsl.transforms.transform import Tensors, Transform, Width
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bishare_dsl.transforms.factor import Factor
+
 K = TypeVar("K")
 
 GAIN_RANK = "gain_rank"
@@ -23,19 +26,30 @@ GAIN_OUT = "gain_out"
 """The role of the diagonal after the factors, stored ``(1, d_out)``."""
 
 
+def term_factors(
+    transform: Transform, tensors: Tensors, rank: int, width: Width
+) -> tuple[Factor, Factor]:
+    """Make a term's factors A and B, of which ``scale B^T A`` is its dW. The gains belong to B.
+
+    Called with tensors, and with `torch.fx` proxies that stand for them.
+    """
+    from bishare_dsl.transforms.factor import Gained, as_factor
+
+    a, b = map(as_factor, transform.factors(tensors, rank, width))
+    if GAIN_RANK in tensors or GAIN_OUT in tensors:
+        b = Gained(b, tensors.get(GAIN_RANK), tensors.get(GAIN_OUT))
+    return a, b
+
+
 def effective_pair(
     transform: Transform, tensors: Tensors, rank: int, width: Width, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Make ``A (rows, d_in)`` and ``B (rows, d_out)``: ``scale diag(out) B^T diag(rank) A`` is a term's dW.
+    """Make ``A (rows, d_in)`` and ``B (rows, d_out)`` of a term: ``B^T A`` is its dW.
 
     The gains and the scale are folded into B.
     """
-    a, b = transform.factors(tensors, rank, width)
-    if (gain := tensors.get(GAIN_RANK)) is not None:
-        b = b * gain.t()
-    if (gain := tensors.get(GAIN_OUT)) is not None:
-        b = b * gain
-    return a, (b if scale == 1 else b * scale)
+    a, b = term_factors(transform, tensors, rank, width)
+    return a.dense(), (b.dense() if scale == 1 else b.dense() * scale)
 
 
 def effective_pairs(
@@ -49,30 +63,45 @@ def effective_pairs(
         count: n.
         rank: as for `effective_pair`, like what follows.
     """
-    a, b = of_many(
-        lambda given: effective_pair(transform, given, rank, width, scale), tensors, count
-    )
-    return a, b
+    from bishare_dsl.transforms.factor import Dense
+
+    def make(given: Tensors) -> list[Factor]:
+        return [*map(Dense, effective_pair(transform, given, rank, width, scale))]
+
+    a, b = of_many(make, tensors, count)
+    return a.dense(), b.dense()
 
 
 def of_many(
-    make: Callable[[Mapping[K, Tensor]], Sequence[Tensor]], given: Mapping[K, Tensor], count: int
-) -> tuple[Tensor, ...]:
-    """Make the factors of many adapters, sites or experts in one go, each ``(n, rows, width)``.
+    make: Callable[[Mapping[K, Tensor]], Sequence[Factor]], given: Mapping[K, Tensor], count: int
+) -> tuple[Factor, ...]:
+    """Make the factors of many adapters, sites or experts in one go, each ``(n, rows, side)``.
 
     Args:
-        make: makes the factors of one, ``(rows, width)`` each, of tensors ``(rows, columns)``.
+        make: makes the factors of one, ``(rows, side)`` each, of tensors ``(rows, columns)``.
         given: tensors ``(n, rows, columns)`` of which each has its own, or ``(rows, columns)`` that all
             share. What comes of shared ones alone is made once, and given as a view.
         count: n.
     """
     from torch import vmap
 
+    from bishare_dsl.transforms.factor import map_tensors, tensors_of
+
     dims = {key: 0 if tensor.dim() == 3 else None for key, tensor in given.items()}
     if all(dim is None for dim in dims.values()):
-        return tuple(factor.expand(count, *factor.shape) for factor in make(given))
-    made: Sequence[Tensor] = vmap(make, in_dims=(dims,))(dict(given))
-    return tuple(made)
+        return tuple(
+            map_tensors(factor, lambda tensor: tensor.expand(count, *tensor.shape))
+            for factor in make(given)
+        )
+    factors: Sequence[Factor] = ()
+
+    def made(given: Mapping[K, Tensor]) -> list[Tensor]:
+        nonlocal factors
+        factors = make(given)
+        return [tensor for factor in factors for tensor in tensors_of(factor)]
+
+    tensors = iter(vmap(made, in_dims=(dims,))(dict(given)))
+    return tuple(map_tensors(factor, lambda _: next(tensors)) for factor in factors)
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeInt
 
-from bishare_dsl.transforms.transform import Kept, Own, Start, Tensors, Transform, Width
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +59,6 @@ class Core(Transform):
         if self.count:  # The matrices are N(0, 1 / r).
             own |= {"core": Own(self.count * rank, rank, fan_in=2 * rank), "c": Own(1, self.count)}
         return own
-
-    def kept(self, role: str, side: int, columns: int) -> Kept | None:
-        return Kept(role) if role == "A" else None
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         factor = tensors[role][..., :side]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from bishare_dsl.transforms.transform import Kept, Tensors, Transform, one_width
+from bishare_dsl.transforms.transform import Tensors, Transform, one_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,6 @@ class Identity(Transform):
 
     def shared_shape(self, role: str, rank: int, widths: Sequence[int]) -> tuple[int, int]:
         return rank, one_width(widths)
-
-    def kept(self, role: str, side: int, columns: int) -> Kept:
-        return Kept(role)
 
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
         return tensors[role]

@@ -13,10 +13,10 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bishare_dsl.diagnostics import Problem
 from bishare_dsl.diagnostics.codes import plan as codes
-from bishare_dsl.transforms.transform import Kept, Own, Start, Tensors, Transform, Width, divisors
+from bishare_dsl.transforms.transform import Own, Start, Tensors, Transform, Width, divisors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from bishare_dsl.transforms.factor import Factor
 
 _BLOCKS = 256
 """The most columns of a kernel that is weighed: with more it would cost what a module's own factors do."""
@@ -90,18 +90,10 @@ class KroneckerExtension(Transform):
         )
         return min(super().reach(rank, width), *sides)
 
-    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        from torch import kron
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Factor:
+        from bishare_dsl.transforms.factor import Kron
 
-        kernel, shared = tensors[f"K_{role}"], tensors[role]
-        if self.rowwise:
-            whole = (kernel.unsqueeze(2) * shared.unsqueeze(1)).flatten(1)
-        else:
-            whole = kron(kernel, shared)
-        return whole[:, :side] if side % self.size else whole
-
-    def kept(self, role: str, side: int, columns: int) -> Kept:
-        return Kept(role, kernel=f"K_{role}", rowwise=self.rowwise)
+        return Kron(tensors[f"K_{role}"], tensors[role], side, self.rowwise)
 
     def review(self, rank: int, widths: Sequence[Width]) -> Iterable[Problem]:
         sides = sorted({side for width in widths for side in width})

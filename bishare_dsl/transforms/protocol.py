@@ -85,8 +85,11 @@ def _check_term(
     with guard(transform, "factors"):
         pair: object = transform.factors(tensors, rank, width)
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise transform_error(transform, "`factors` gives no pair of tensors")
+        raise transform_error(transform, "`factors` gives no pair of factors")
     for factor, found, side in zip("AB", pair, width, strict=True):
+        if isinstance(found, tuple):
+            with guard(transform, "dense"):
+                found = found.dense()  # type: ignore[attr-defined]
         _expect(transform, f"`factors` gives an effective {factor}", found, (rows, side), where)
 
 

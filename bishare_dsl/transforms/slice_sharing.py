@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from bishare_dsl.transforms.transform import Kept, Tensors, Transform
+from bishare_dsl.transforms.transform import Tensors, Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +32,7 @@ class SliceSharing(Transform):
         description="where in the shared factor a narrower site's part lies",
     )
 
-    def kept(self, role: str, side: int, columns: int) -> Kept:
-        spare = columns - side
-        return Kept(role, {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window])
-
     def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
-        return self.kept(role, side, tensors[role].shape[-1]).factor(tensors, side)
+        spare = tensors[role].shape[-1] - side
+        first = {"leading": 0, "centre": spare // 2, "trailing": spare}[self.window]
+        return tensors[role][..., first : first + side]

@@ -14,6 +14,8 @@ from bishare_dsl.spec.spec import Initial
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bishare_dsl.transforms.factor import Factor
+
 Tensors: TypeAlias = "Mapping[str, Tensor]"
 """The tensors of a term, by role."""
 
@@ -46,33 +48,6 @@ class Width(NamedTuple):
     def sides(self, role: str) -> tuple[int, ...]:
         """Return the widths that a pooled tensor depends on: A the input's, B the output's, others both."""
         return {"A": (self.d_in,), "B": (self.d_out,)}.get(role, tuple(self))
-
-
-class Kept(NamedTuple):
-    """Where an effective factor lies in a transform's tensors, so that a server need not make it.
-
-    It is the columns from ``first`` on of the tensor ``role``. With a ``kernel (b, k)`` it is the leading
-    columns of the Kronecker product ``kernel (x) role``, whose row ``i a + j`` is ``kernel[i] (x) role[j]``;
-    or, ``rowwise``, of the one whose row i is ``kernel[i] (x) role[i]``.
-    """
-
-    role: str
-    first: int = 0
-    kernel: str | None = None
-    rowwise: bool = False
-
-    def factor(self, tensors: Tensors, side: int) -> Tensor:
-        """Make the effective factor ``(..., rows, side)`` of tensors ``(..., rows, columns)``."""
-        stored = tensors[self.role]
-        if self.kernel is None:
-            return stored[..., self.first : self.first + side]
-        kernel = tensors[self.kernel]
-        if self.rowwise:
-            whole = (kernel.unsqueeze(-1) * stored.unsqueeze(-2)).flatten(-2)
-        else:
-            tiles = kernel[..., :, None, :, None] * stored[..., None, :, None, :]
-            whole = tiles.flatten(-2).flatten(-3, -2)
-        return whole[..., :side]
 
 
 def one_width(widths: Sequence[int], parts: int = 1, name: str = "parts") -> int:
@@ -193,32 +168,22 @@ class Transform(BaseModel):
         """Return the highest rank that the update of a site can have, at most `rows`."""
         return min(self.rows(rank, width), *width)
 
-    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor:
+    def factor(self, role: str, tensors: Tensors, rank: int, side: int) -> Tensor | Factor:
         """Return the effective factor ``A (rows, d_in)`` or ``B (rows, d_out)``: ``dW = B^T A``.
 
-        ``tensors`` holds the pooled tensors and the site's own; ``side`` is ``d_in`` or ``d_out``. Called
-        with tensors, to merge and export, and with `torch.fx` proxies, to build the graph that trains; so
-        it is written in plain tensor methods, and branches on shapes only.
+        It is a tensor, or a `Factor` that multiplies without being made, such as `Kron`. ``tensors`` holds
+        the pooled tensors and the site's own; ``side`` is ``d_in`` or ``d_out``. Called with tensors, with
+        those of many adapters under `torch.vmap`, and with `torch.fx` proxies; so it is written in plain
+        tensor methods, and branches on shapes only.
         """
         raise NotImplementedError
 
-    def factors(self, tensors: Tensors, rank: int, width: Width) -> tuple[Tensor, Tensor]:
+    def factors(
+        self, tensors: Tensors, rank: int, width: Width
+    ) -> tuple[Tensor | Factor, Tensor | Factor]:
         """Return both effective factors; for a transform that makes them together, instead of `factor`."""
         d_in, d_out = width
         return self.factor("A", tensors, rank, d_in), self.factor("B", tensors, rank, d_out)
-
-    def kept(self, role: str, side: int, columns: int) -> Kept | None:
-        """Say how a server that holds many adapters finds the effective factor ``A`` or ``B`` in the tensors.
-
-        Args:
-            role: ``A`` or ``B``.
-            side: ``d_in`` or ``d_out``.
-            columns: of the tensor that has this role.
-
-        Returns:
-            None by default: then a server makes the factor once for each adapter, and keeps that.
-        """
-        return None
 
     def update(self, x: Tensor, tensors: Tensors, rank: int, width: Width) -> Tensor:
         """Return the update ``(..., d_out)`` of an input ``(..., d_in)``, for updates that are not linear.

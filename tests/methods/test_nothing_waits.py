@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl import compile_spec
 from bishare_dsl.peft import BishareConfig
-from bishare_dsl.rewrite.few import FEW
+from bishare_dsl.transforms.factor import DECODE_TOKENS
 from tests.methods.conftest import LAYERS, close, spec
 from tests.methods.test_every_method import TINY
 from tests.support.checks import randomize
@@ -22,7 +22,7 @@ WAITING = {
 }  # fmt: skip
 """What waits for a device, or gives a shape that depends on values."""
 
-IDS = torch.arange(2 * (FEW + 4)).view(2, -1) * 5 % 64
+IDS = torch.arange(2 * (DECODE_TOKENS + 4)).view(2, -1) * 5 % 64
 EXPERTS = "spec s\ntarget parent experts\nshare x per expert // 2, kind rank 2\nshare y per model rank 2 via SS"
 
 

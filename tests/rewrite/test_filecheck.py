@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import fx, nn
 
+from bishare_dsl.batched.read_rows import ReadRows
 from bishare_dsl.language import parse_spec
-from bishare_dsl.mixed.read_rows import ReadRows
 from bishare_dsl.models.inspect import inspect_model
 from bishare_dsl.plan import build_plan
 from bishare_dsl.rewrite.adapt import compile_plan

@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 
 from bishare_dsl.rewrite.gated_island import gated_island
 from bishare_dsl.rewrite.island import island
+from bishare_dsl.transforms.factor import Dense
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -30,9 +31,11 @@ class Mlp(nn.Module):
                 nn.init.zeros_(b)
 
     def forward(self, x, *factors):
-        a_in, b_up, a_out, b_down = factors or self.factors
-        gate, up = island(x, x, a_in, (self.gate, self.up), ((), ((0, 3),)), (None, b_up))
-        return gated_island(self.act, gate, up, a_out, (self.down,), (((0, 2),),), (b_down,))[0]
+        a_in, b_up, a_out, b_down = map(Dense, factors or self.factors)
+        uses = ((), ((0, 0, 3, 1.0),))
+        gate, up = island(x, x, (a_in,), (self.gate, self.up), uses, ((), (b_up,)))
+        uses = (((0, 0, 2, 1.0),),)
+        return gated_island(self.act, gate, up, (a_out,), (self.down,), uses, ((b_down,),))[0]
 
     def plain(self, x):
         a_in, b_up, a_out, b_down = self.factors

@@ -10,10 +10,12 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from bishare_dsl.rewrite.island import island
+from bishare_dsl.transforms.factor import Dense
 
 # Two terms of 2 and 3 rows: the first layer reads both, the second only the second one, the third
 # both in the other order, and the last none.
-COLUMNS = (((0, 5),), ((2, 3),), ((2, 3), (0, 2)), ())
+FIRST, SECOND = (0, 0, 2, 1.0), (1, 2, 3, 1.0)
+USES = ((FIRST, SECOND), (SECOND,), (SECOND, FIRST), ())
 ROWS = (5, 3, 5, 0)
 
 
@@ -33,9 +35,15 @@ class Island(nn.Module):
         )
 
     def forward(self, x, read=None):
-        return island(
-            x, x if read is None else read, self.a, tuple(self.layers), COLUMNS, (*self.bs, None)
-        )
+        return self.run(x, x if read is None else read, self.a, *self.bs)
+
+    def run(self, x, read, a, *bs):
+        downs = Dense(a[:2]), Dense(a[2:])
+        ups = [
+            [Dense(part) for part in b.split([rows for _, _, rows, _ in uses])]
+            for b, uses in zip(bs, USES, strict=False)
+        ]
+        return island(x, read, downs, tuple(self.layers), USES, (*ups, ()))
 
     def dense(self, x, read=None):
         """`W x + B^T A read`, from the definition."""
@@ -74,9 +82,7 @@ def test_its_gradients_are_those_of_the_formula(x, given):
 
     def run(x, *parameters):
         read = x.sin() if given else x
-        return island(
-            x, read, parameters[0], tuple(module.layers), COLUMNS, (*parameters[1:], None)
-        )
+        return module.run(x, read, *parameters)
 
     assert gradcheck(run, (x, *parameters))
     assert gradgradcheck(run, (x, *parameters))

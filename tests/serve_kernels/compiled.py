@@ -3,7 +3,7 @@
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from bishare_dsl.serve import kernels
+from bishare_dsl.batched import kernels
 
 TYPES = {
     **dict.fromkeys(("memory", "x", "y"), "*bf16"),

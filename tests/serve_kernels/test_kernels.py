@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bishare_dsl.serve import kernels
-from bishare_dsl.serve.batch import Step, group_tokens
-from bishare_dsl.serve.layer import LayerTerms, Outputs
-from tests.serve.test_layer import SLOTS, Server, qkv
+from bishare_dsl.batched import kernels
+from bishare_dsl.batched.bank import columns
+from bishare_dsl.batched.grouping import Step, group_tokens
+from bishare_dsl.batched.layer import LayerTerms, Outputs
+from tests.batched.test_layer import ATTENTION, SLOTS, TOEPLITZ, Server, qkv
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 MLP = "model.layers.1.mlp.down_proj"
@@ -24,7 +25,7 @@ class Layer:
     """A layer by kernels and by torch, with its buffers."""
 
     def __init__(self, server, outputs, tokens, inputs=None):
-        self.bank, self.terms = server.bank, LayerTerms(server.bank.layout, outputs, inputs)
+        self.bank, self.terms = server.bank, LayerTerms(server.bank, outputs, inputs)
         self.kernels = kernels.KernelTerms(server.bank, self.terms)
         width = self.terms.width if inputs is None else len(inputs)
         self.x = torch.randn(tokens, width)
@@ -45,9 +46,7 @@ class Layer:
         torch.testing.assert_close(self.output, expected, rtol=1e-5, atol=1e-5 * max(scale, 1.0))
 
 
-@pytest.mark.parametrize(
-    "spec", ["lora", "bishare_ss", "bishare_gt", "bishare_ke", "bishare_ke_ab", "vera", "lora_xs"]
-)
+@pytest.mark.parametrize("spec", ["lora", "bishare_ss", "bishare_ke", "bishare_ke_ab", "vera"])
 def test_kernels(spec):
     """More than a tile of one adapter, and tokens that have none."""
     server = Server(spec)
@@ -106,21 +105,28 @@ def test_a_token_reads_the_numbers_of_its_adapter_at_its_layer_and_no_others(spe
     """All others are no numbers: what came of them would be none."""
     server = Server(spec)
     layer = Layer(server, qkv(server), 3)
-    bank, terms = server.bank, [term for _, found in layer.terms.sites for term in found]
-    read = {
-        place
-        for term in terms
-        for place in (term.a.stored, term.a.kernel, term.b.stored, term.b.kernel)
-        if place is not None
-    }
+    bank = server.bank
     packed = bank.take(2)
     poison = torch.full_like(packed, torch.nan)
-    for place in read:
-        poison[place.offset : place.end] = packed[place.offset : place.end]
+    for name in {name for path in ATTENTION for name in names_at(server.plan, path)}:
+        place = columns(bank.layout.own)[name]
+        poison[place] = packed[place]
     for slot in range(bank.slots):
         bank.put(slot, poison if slot == 2 else torch.full_like(packed, torch.nan))
     layer.check([2, -1, 2])
     assert layer.output.isfinite().all()
+
+
+def names_at(plan, path):
+    return [name for term in plan.terms_of[path] for name in term.tensors.values()]
+
+
+@pytest.mark.parametrize("spec", ["bishare_gt", "lora_xs", TOEPLITZ])
+def test_factors_that_are_computed_are_no_kernels(spec):
+    """Torch makes them, in a step that can be recorded as well."""
+    server = Server(spec)
+    with pytest.raises(ValueError, match="no part of them"):
+        kernels.KernelTerms(server.bank, LayerTerms(server.bank, qkv(server)))
 
 
 def test_kernels_are_compiled_for_a_gpu():

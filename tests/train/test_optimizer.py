@@ -8,9 +8,9 @@ import torch
 
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train.optimizer import RowAdamW, Settings
+from tests.batched.test_batches import IDS, filled
+from tests.batched.test_training import losses, trains
 from tests.methods.test_every_method import TINY
-from tests.mixed.test_batches import IDS, filled
-from tests.mixed.test_training import losses, trains
 
 NAMES = ["one", "two"]
 RATES = {"one": 1e-3, "two": 3e-3}

@@ -1,5 +1,7 @@
 """Every transform, through the protocol: shapes, zero start, rank, tracing, and the paper's equation."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,6 @@ from pydantic import ValidationError
 import tests.support.references  # noqa: F401 - registers what `check_transform` compares with
 from bishare_dsl.testing.checks import check_transform
 from bishare_dsl.transforms import (
-    Kept,
     Transform,
     Width,
     effective_pair,
@@ -24,6 +25,7 @@ from bishare_dsl.transforms.identity import Identity
 from bishare_dsl.transforms.kronecker_extension import KroneckerExtension
 from bishare_dsl.transforms.slice_sharing import SliceSharing
 from tests.support.plans import pools
+from tests.support.toeplitz import Toeplitz
 
 RANKS = st.integers(1, 6)
 SIZES = st.integers(1, 26)
@@ -81,16 +83,33 @@ def test_many_pairs_are_made_at_once_of_what_each_has_and_what_all_share(own):
         assert all(made.stride(0) == 0 for made in pairs)
 
 
-def test_a_wrong_place_of_a_factor_fails_the_check():
-    class Wrong(SliceSharing):
-        def kept(self, role, side, columns):
-            return Kept(role, 1)
+class Halved(NamedTuple):
+    """A factor of a package's own, which multiplies by half of what it says to be."""
 
+    tensor: torch.Tensor
+
+    def down(self, x):
+        return x @ self.tensor.mT / 2
+
+    def add_up(self, y, z, scale=1.0):
+        return y.add_(z @ self.tensor, alpha=scale)
+
+    def dense(self):
+        return self.tensor
+
+
+def test_a_factor_that_multiplies_otherwise_than_it_is_fails_the_check():
+    class Wrong(Identity):
         def factor(self, role, tensors, rank, side):
-            return tensors[role][:, :side]
+            return Halved(tensors[role])
 
-    with pytest.raises(AssertionError, match=r"the effective A that is kept at \d+ -> \d+ differ"):
-        check_transform(Wrong(), 2, [Width(4, 6), Width(6, 8)])
+    with pytest.raises(AssertionError, match=r"`down` of the effective A at .* 1 tokens differs"):
+        check_transform(Wrong(), 2, [Width(4, 6)])
+
+
+@given(pools(), RANKS)
+def test_toeplitz(widths, rank):
+    assert check_transform(Toeplitz(), rank, widths)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,9 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
-from bishare_dsl.rewrite import few as of_few
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.island import add
 from bishare_dsl.rewrite.region import (
     ADDED,
     DROPS,
@@ -25,7 +22,7 @@ from bishare_dsl.rewrite.region import (
     read_by,
     target_calls,
 )
-from bishare_dsl.transforms import GAIN_OUT, GAIN_RANK, Width, effective_pair, guard, update_of
+from bishare_dsl.transforms import Width, guard, term_factors, update_of
 
 
 @dataclass(frozen=True)
@@ -47,20 +44,16 @@ class ExpandTerms(Pass):
     shapes: tuple[tuple[int, int], ...]
 
     def run(self, region: RegionGraphs) -> None:
-        region.few = fx.Graph()
-        region.few.output(region.few.graph_copy(region.forward, {}))
-        targets = {target.path: target for target in self.targets}
-        for graph, kind in ((region.forward, _Terms), (region.few, _FewTerms)):
-            base = set(graph.nodes)
-            terms = kind(graph, self.shapes)
-            # In the order of the calls: what one reads has the terms of those before it by then.
-            for path, call in list(target_calls(graph)):
-                if path in targets:
-                    terms.add(targets[path], call)
-            for node in graph.nodes:
-                # Two calls of a layer stay two: what they give is written to.
-                if node not in base and node.target is not of_few.linear:
-                    node.meta[ADDED] = True
+        graph, targets = region.forward, {target.path: target for target in self.targets}
+        base = set(graph.nodes)
+        terms = _Terms(graph, self.shapes)
+        # In the order of the calls: what one reads has the terms of those before it by then.
+        for path, call in list(target_calls(graph)):
+            if path in targets:
+                terms.add(targets[path], call)
+        for node in graph.nodes:
+            if node not in base:
+                node.meta[ADDED] = True
 
 
 class _Shaped(fx.Proxy):
@@ -88,23 +81,15 @@ class _Terms:
         # One: torch takes no proxies of several.
         self.tracer = fx.proxy.GraphAppendingTracer(graph)
         with graph.inserting_before(self.first):
-            given = self.given()
+            given = graph.call_module(FACTORS)
             self.tensors = [
                 _Shaped(self.call(operator.getitem, (given, i)), shape, self.tracer)
                 for i, shape in enumerate(shapes)
             ]
 
-    def given(self) -> fx.Node:
-        """Call for the tensors."""
-        return self.graph.call_module(FACTORS)
-
-    def start(self, target: Target, call: fx.Node) -> fx.Node:
-        """Return what the terms of a target are added to."""
-        return call
-
     def add(self, target: Target, call: fx.Node) -> None:
         """Add the terms of a target to what a call of it gives."""
-        x, total = read_by(call), self.start(target, call)
+        x, total = read_by(call), call
         for use in target.terms:
             users = [*total.users]
             with self.graph.inserting_before(total.next):
@@ -116,19 +101,24 @@ class _Terms:
                     added = make(use, target.width, total, read)
             for user in users:
                 user.replace_input_with(total, added)
-            if total.target is of_few.unflat and not total.users:
-                self.graph.erase_node(total)
             total = added
 
     def of(self, use: TermUse) -> Any:
         """Return the tensors of a term, by role."""
         return {role: self.tensors[slot] for role, slot in use.slots}
 
-    def factors(self, use: TermUse, width: Width, scale: float) -> tuple[fx.Node, fx.Node]:
-        """Make the effective factors of a term."""
-        with guard(use.transform, "factors"):
-            a, b = effective_pair(use.transform, self.of(use), use.rank, width, scale)
-        return a.node, b.node  # type: ignore[attr-defined]
+    def factors(self, use: TermUse, width: Width) -> tuple[fx.Node, fx.Node]:
+        """Make the factors of a term, in front of everything."""
+        with self.graph.inserting_before(self.first), guard(use.transform, "factors"):
+            a, b = term_factors(use.transform, self.of(use), use.rank, width)
+            return self.node(a), self.node(b)
+
+    def node(self, factor: Any) -> fx.Node:
+        """Return a factor of proxies as a value of the graph."""
+        parts = (self.node(part) if isinstance(part, tuple) else part for part in factor)
+        return self.call(
+            type(factor), tuple(p.node if isinstance(p, fx.Proxy) else p for p in parts)
+        )
 
     def dropped(self, x: fx.Node, p: float, drop: Any) -> fx.Node:
         """Return the one dropout of an input, next to the input: a sibling may read it before the target."""
@@ -141,20 +131,17 @@ class _Terms:
             return self.call(drop, (x, p, self.graph.get_attr(DROPS)))
 
     def pair(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
-        """Make ``up(total, down(x, A), B)``, with the factors made in front of everything."""
-        with self.graph.inserting_before(self.first):
-            a, b = self.factors(use, width, use.scale)
+        """Make ``up(total, down(x, A), B, scale)``, with the factors made in front of everything."""
+        a, b = self.factors(use, width)
         z = self.call(ops.down, (x, a))
         z.meta[ROWS] = use.rows
-        return self.call(ops.up, (total, z, b))
+        return self.call(ops.up, (total, z, b, *_scale(use)))
 
     def looked_up(
         self, lookup: Lookup, use: TermUse, width: Width, total: fx.Node, ids: fx.Node
     ) -> fx.Node:
-        """Make ``up(total, look_up(ids, A), B)``; of a head's terms ``up(total, look_up(ids, B), A)``."""
-        of_factor, of_product = self.scales(use)
-        with self.graph.inserting_before(self.first):
-            a, b = self.factors(use, width, of_factor)
+        """Make ``up(total, look_up(ids, A), B, scale)``; of a head's terms the same with A for B."""
+        a, b = self.factors(use, width)
         if lookup.swapped:
             a, b = b, a
         given: tuple[Any, ...] = (ids, a, lookup.padding)
@@ -165,11 +152,7 @@ class _Terms:
             scale, weight = self.graph.get_attr("embed_scale"), self.graph.get_attr("weight")
             z = self.call(ops.times, (z, scale, weight))
         z.meta[ROWS] = use.rows
-        return self.call(ops.up, (total, z, b, *of_product))
-
-    def scales(self, use: TermUse) -> tuple[float, tuple[float, ...]]:
-        """Return what a factor is multiplied by where an index is looked up, and what the product is."""
-        return use.scale, ()
+        return self.call(ops.up, (total, z, b, *_scale(use)))
 
     def update(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
         """Make ``total + update(x)``, with the tensors in the dtype of x."""
@@ -183,54 +166,5 @@ class _Terms:
         return self.call(ops.add, (total, delta.node))
 
 
-class _FewTerms(_Terms):
-    """Writes terms for few tokens: added in place, with nothing cast or scaled as large as a factor."""
-
-    def given(self) -> fx.Node:
-        x = self.graph.find_nodes(op="placeholder")[0]
-        return self.graph.call_method("tensors", (self.graph.get_attr(FACTORS), x))
-
-    def start(self, target: Target, call: fx.Node) -> fx.Node:
-        """Return the result of a layer as one that may be written to."""
-        if target.lookup is not None or not any(use.transform.linear for use in target.terms):
-            return call
-        with self.graph.inserting_before(call.next):
-            if call.op == "call_module":
-                layer = self.graph.get_attr(str(call.target))
-                own = self.call(of_few.linear, (layer, *call.args))
-            else:
-                own = self.call(torch.clone, (call,))
-        call.replace_all_uses_with(own, delete_user_cb=lambda user: user is not own)
-        if not call.users:
-            self.graph.erase_node(call)
-        return own
-
-    def pair(self, use: TermUse, width: Width, total: fx.Node, x: fx.Node) -> fx.Node:
-        """Make ``total + s (x A^T) B``."""
-        like = self.tensors[0].node
-        # What is added to one total is added to it flat.
-        y, before = total.args[:2] if total.target is of_few.unflat else (None, total)
-        if y is None:
-            y = self.call(of_few.flat, (total, like))
-        x = self.call(of_few.flat, (x, like))
-        if kernels := self.kernels(use, width):
-            y = self.call(of_few.add_by_kernels, (y, x, *kernels, use.scale))
-        else:
-            a, b = self.factors(use, width, 1)
-            y = self.call(add, (y, self.call(of_few.down, (x, a)), b, use.scale))
-        return self.call(of_few.unflat, (y, before))
-
-    def kernels(self, use: TermUse, width: Width) -> tuple[Any, ...] | None:
-        """Return of A and B the kernels, the shared factors and the kernels' columns, if that is all."""
-        tensors, found = self.of(use), []
-        for role, side in zip("AB", width, strict=True):
-            columns = tensors[role].shape[1] if role in tensors else side
-            kept = use.transform.kept(role, side, columns)
-            if kept is None or kept.kernel is None or kept.rowwise or side % columns:
-                return None
-            found.append((tensors[kept.kernel].node, tensors[kept.role].node, side // columns))
-        return None if {GAIN_RANK, GAIN_OUT} & {*tensors} else tuple(zip(*found, strict=True))
-
-    def scales(self, use: TermUse) -> tuple[float, tuple[float, ...]]:
-        # The factor of a tied head is as wide as a vocabulary.
-        return 1.0, (use.scale,)
+def _scale(use: TermUse) -> tuple[float, ...]:
+    return () if use.scale == 1 else (use.scale,)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import cast
 
-import torch
 from torch import fx
 
 from bishare_dsl.rewrite import ops
-from bishare_dsl.rewrite.island import Spans, island
+from bishare_dsl.rewrite.island import Use, add_terms, island
 from bishare_dsl.rewrite.leaves import base_forward
 from bishare_dsl.rewrite.region import ROWS, Pass, RegionGraphs, read_by
 
@@ -20,12 +19,13 @@ from bishare_dsl.rewrite.region import ROWS, Pass, RegionGraphs, read_by
 @dataclass(frozen=True)
 class FuseIslands(Pass):
     """Before: for each layer ``up(... up(layer_i(x), down(x, A_1), B_1) ..., down(x, A_n), B_n)``.
-    After: ``island(x, x, cat(A), layers, rows, (cat(B_i), ...))``, and its results.
+    After: ``island(x, x, (A_1, ...), layers, uses, ((B_1, ...), ...))``, and its results.
 
-    Each skinny product costs a pass over ``x`` or over what a layer gives: of all ``A`` there is one, and of
-    a layer's ``B`` one, in the order of their rows in ``A``. Layers that the adapter leaves alone are in the
-    island of their siblings. A layer that is a region itself has one ``down`` and one ``up``. A target whose
-    terms read several inputs (dropouts of different probability) stays as it is, with its siblings.
+    Each skinny product costs a pass over ``x`` or over what a layer gives: an island has one for all ``A``,
+    and one for a layer's ``B``, in the order of their rows in ``A``. Layers that the adapter leaves alone are
+    in the island of their siblings. A layer that is a region itself becomes ``add_terms(layer(x), x, ...)``.
+    A target whose terms read several inputs (dropouts of different probability) stays as it is, with its
+    siblings.
     """
 
     def run(self, region: RegionGraphs) -> None:
@@ -34,7 +34,7 @@ class FuseIslands(Pass):
         for x in graph.nodes:
             calls = sorted(u for u in x.users if _is_layer(u, x, region.linears))
             ups = [_ups_of(call) for call in calls]
-            downs = sorted({cast(fx.Node, up.args[1]) for chain in ups for up in chain})
+            downs = sorted({_down_of(up) for chain in ups for up in chain})
             if len({down.args[0] for down in downs}) == 1:
                 _fuse(graph, x, calls, ups, downs)
 
@@ -52,7 +52,7 @@ def _ups_of(call: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     total = call
     while up := next((u for u in total.users if u.target is ops.up and u.args[0] is total), None):
-        if cast(fx.Node, up.args[1]).target is not ops.down:
+        if _down_of(up).target is not ops.down:
             break
         found.append(up)
         total = up
@@ -67,22 +67,23 @@ def _fuse(
     downs: Sequence[fx.Node],
 ) -> None:
     starts = dict(zip(downs, accumulate((d.meta[ROWS] for d in downs), initial=0), strict=False))
-    ordered = [sorted(chain, key=lambda up: starts[cast(fx.Node, up.args[1])]) for chain in ups]
+    ordered = [sorted(chain, key=lambda up: starts[_down_of(up)]) for chain in ups]
     last = [chain[-1] if chain else call for call, chain in zip(calls, ups, strict=True)]
+    number = {down: i for i, down in enumerate(downs)}
+    uses = tuple(
+        tuple(_use(up, number[_down_of(up)], starts[_down_of(up)]) for up in chain)
+        for chain in ordered
+    )
     alone = calls[0].target is base_forward
     with graph.inserting_before(calls[0].next if alone else calls[0]):
-        a = _together(graph, [down.args[1] for down in downs])
-        bs = tuple(_together(graph, [up.args[2] for up in chain]) for chain in ordered)
-        read = downs[0].args[0]
+        read, factors = downs[0].args[0], tuple(down.args[1] for down in downs)
+        bs = tuple(tuple(up.args[2] for up in chain) for chain in ordered)
         if alone:
-            z = graph.call_function(ops.down, (read, a))
-            results = [graph.call_function(ops.up, (calls[0], z, bs[0]))]
+            given = (calls[0], read, factors, uses[0], bs[0])
+            results = [graph.call_function(add_terms, given)]
         else:
             layers = tuple(graph.get_attr(str(call.target)) for call in calls)
-            rows = tuple(
-                _spans([cast(fx.Node, up.args[1]) for up in chain], starts) for chain in ordered
-            )
-            together = graph.call_function(island, (x, read, a, layers, rows, bs))
+            together = graph.call_function(island, (x, read, factors, layers, uses, bs))
             results = [
                 graph.call_function(operator.getitem, (together, i)) for i in range(len(calls))
             ]
@@ -94,20 +95,11 @@ def _fuse(
             graph.erase_node(node)
 
 
-def _together(graph: fx.Graph, factors: Sequence[fx.node.Argument]) -> fx.node.Argument:
-    """Put factors below each other."""
-    if len(factors) > 1:
-        return graph.call_function(torch.cat, (list(factors),))
-    return factors[0] if factors else None
+def _down_of(up: fx.Node) -> fx.Node:
+    return cast(fx.Node, up.args[1])
 
 
-def _spans(downs: Sequence[fx.Node], starts: dict[fx.Node, int]) -> Spans:
-    """Say which rows of the island's ``A`` some products are; neighbours are one span."""
-    spans: list[tuple[int, int]] = []
-    for down in downs:
-        start, rows = starts[down], down.meta[ROWS]
-        if spans and sum(spans[-1]) == start:
-            spans[-1] = spans[-1][0], spans[-1][1] + rows
-        else:
-            spans.append((start, rows))
-    return tuple(spans)
+def _use(up: fx.Node, number: int, start: int) -> Use:
+    """Say which factors of the island a term is of."""
+    scale = cast(float, up.args[3]) if len(up.args) > 3 else 1.0
+    return number, start, _down_of(up).meta[ROWS], scale

@@ -19,15 +19,13 @@ class ShareFactors(Pass):
     """
 
     def run(self, region: RegionGraphs) -> None:
-        for graph in filter(None, (region.forward, region.few)):
-            numbers = {node: i for i, node in enumerate(graph.nodes)}
-            seen: dict[object, fx.Node] = {}
-            for node in list(graph.nodes):
-                if ADDED not in node.meta:
-                    continue
-                args, kwargs = freeze(node.args, numbers), freeze(node.kwargs, numbers)
-                if (
-                    twin := seen.setdefault((node.op, node.target, args, kwargs), node)
-                ) is not node:
-                    node.replace_all_uses_with(twin)
-                    graph.erase_node(node)
+        graph = region.forward
+        numbers = {node: i for i, node in enumerate(graph.nodes)}
+        seen: dict[object, fx.Node] = {}
+        for node in list(graph.nodes):
+            if ADDED not in node.meta:
+                continue
+            args, kwargs = freeze(node.args, numbers), freeze(node.kwargs, numbers)
+            if (twin := seen.setdefault((node.op, node.target, args, kwargs), node)) is not node:
+                node.replace_all_uses_with(twin)
+                graph.erase_node(node)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bishare_dsl.batched.bank import Slots
+from bishare_dsl.batched.grouping import Batch, Step, group_tokens
+from bishare_dsl.batched.layer import LayerTerms, Outputs
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.serve.bank import Bank
-from bishare_dsl.serve.batch import Batch, Step, group_tokens
-from bishare_dsl.serve.layer import LayerTerms, Outputs
 from bishare_dsl.serve.vllm.folder import Stamp, read_any, stamp_of
 from bishare_dsl.serve.vllm.private import (
     HAS_TRITON,
@@ -28,7 +28,7 @@ from bishare_dsl.serve.vllm.private import (
 from bishare_dsl.serve.vllm.remade import Remade
 
 if TYPE_CHECKING:
-    from bishare_dsl.serve.kernels import KernelTerms
+    from bishare_dsl.batched.kernels import KernelTerms
     from bishare_dsl.serve.vllm.plans import Plans
 
 
@@ -50,7 +50,7 @@ class PackedLoRA(LoRAModel):
 
 
 class CompactManager(LRUCacheLoRAModelManager):
-    """vLLM's manager of adapters, with a `Bank` for the slots of each plan.
+    """vLLM's manager of adapters, with a `Slots` for the adapters of each plan.
 
     Args:
         plans: that are served.
@@ -63,7 +63,7 @@ class CompactManager(LRUCacheLoRAModelManager):
 
     def __init__(self, plans: Plans, *, vllm_config: Any, **settings: Any):
         self.plans, self._vllm_config = plans, vllm_config
-        self.banks: dict[int, Bank] = {}
+        self.banks: dict[int, Slots] = {}
         self.steps: dict[int, Step] = {}
         self.batches: dict[int, Batch] = {}
         self._remade = Remade(vllm_config.model_config.model)
@@ -107,7 +107,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         for name, parts in layers.items():
             if name not in self._kernels:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
-        bank = Bank(plan, self.lora_slots, frozen, self.lora_config.lora_dtype, self.device)
+        bank = Slots(plan, self.lora_slots, frozen, self.lora_config.lora_dtype, self.device)
         site = {site.path: site for site in plan.sites}
         for name, parts in layers.items():
             kernels, sites = self._kernels[name], {part.number: site[part.path] for part in parts}
@@ -115,7 +115,7 @@ class CompactManager(LRUCacheLoRAModelManager):
             places = local_outputs(kernels.layer, widths)
             outputs = [Outputs(site.path, *places[number]) for number, site in sites.items()]
             inputs = local_inputs(kernels.layer, site[parts[0].path].d_in)
-            kernels.serve(number, bank, LayerTerms(bank.layout, outputs, inputs))
+            kernels.serve(number, bank, LayerTerms(bank, outputs, inputs))
         self.steps[number] = Step(bank, self.max_num_batched_tokens)
         self.banks[number] = bank
 
@@ -188,11 +188,11 @@ class Kernels:
         self.name, self.layer, self._manager = name, layer, manager
         self._plans: list[tuple[int, LayerTerms, KernelTerms | None]] = []
 
-    def serve(self, number: int, bank: Bank, terms: LayerTerms) -> None:
+    def serve(self, number: int, bank: Slots, terms: LayerTerms) -> None:
         """Add the terms that a plan has in this layer."""
         kernels = None
         if self._manager.device.type == "cuda" and HAS_TRITON:
-            from bishare_dsl.serve.kernels import KernelTerms
+            from bishare_dsl.batched.kernels import KernelTerms
 
             with suppress(ValueError):  # Of features that do not lie side by side, in torch.
                 kernels = KernelTerms(bank, terms)

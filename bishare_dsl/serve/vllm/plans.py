@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bishare_dsl.batched.bank import Layout
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.inspect import inspect_config
-from bishare_dsl.serve.terms import Layout
 from bishare_dsl.serve.vllm.folder import read_any
 from bishare_dsl.serve.vllm.private import records_steps
 from bishare_dsl.serve.vllm.settings import Granted
@@ -38,7 +38,7 @@ class Plans:
         lora = config.lora_config
         self.base = inspect_config(config.model_config.hf_config)
         self.held: list[Plan] = []
-        self._rows, self._itemsize = lora.max_loras + 1, lora.lora_dtype.itemsize
+        self._rows, self._dtype = lora.max_loras + 1, lora.lora_dtype
         self._left, self.grows = granted.bishare_slots_gib, True
         self.folders = granted.bishare_plans
         for folder in self.folders:
@@ -58,8 +58,7 @@ class Plans:
             what = others[0] if others else "plan at all"
             raise AdapterError(codes.OTHER_PLAN(folder=folder, what=what))
         if self._left is not None:
-            layout = Layout(plan)
-            need = (self._rows * layout.numbers + layout.common) * self._itemsize / 2**30
+            need = Layout(plan).nbytes(self._rows, self._dtype) / 2**30
             if need > self._left:
                 raise AdapterError(codes.NO_ROOM(folder=folder, need=need, left=self._left))
             self._left -= need

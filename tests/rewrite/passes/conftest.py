@@ -84,7 +84,7 @@ class Case:
         dropout = max(use.dropout for target in self.targets for use in target.terms)
         named = {f"tensor.{i}": tensor for i, tensor in enumerate(tensors)}
         owned = OwnedTensors(named, dropout)
-        forward = GraphCode.of(program.forward, program.few)
+        forward = GraphCode.of(program.forward)
         assembly = GraphCode.of(program.assembly)
         sources = [(owned, i) for i in range(len(tensors))]
         module.add_module(FACTORS, EffectiveFactors(RegionCode(forward, assembly), sources))

@@ -7,18 +7,33 @@ on the number of tokens and on the server's settings alone.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bishare_dsl.serve.bank import Bank
-from bishare_dsl.serve.batch import TILE, Step
-from bishare_dsl.serve.layer import LayerTerms
-from bishare_dsl.serve.terms import Factor, Place
+from bishare_dsl.batched.bank import Slots
+from bishare_dsl.batched.grouping import TILE, Group, Step
+from bishare_dsl.batched.layer import LayerTerms
+from bishare_dsl.transforms.factor import Dense, Factor, Gained, Kron
 
 COLUMNS = 64
 """How many features of an input or output a program has at a time."""
+
+
+class Stored(NamedTuple):
+    """Where a tensor of each slot is in a bank: the first slot's, the step to the next, and its shape."""
+
+    at: int
+    step: int
+    rows: int
+    columns: int
+    stride: int
+
+
+NOWHERE = Stored(-1, 0, 1, 1, 1)
 
 
 class KernelTerms:
@@ -29,41 +44,42 @@ class KernelTerms:
         terms: of the layer.
 
     Raises:
-        ValueError: this process has inputs or outputs that do not lie side by side.
+        ValueError: this process has inputs or outputs that do not lie side by side, or a factor is no part of
+            the bank, nor a Kronecker product of parts.
     """
 
-    def __init__(self, bank: Bank, terms: LayerTerms):
+    def __init__(self, bank: Slots, terms: LayerTerms):
         self._bank = bank
         inputs = 0 if terms.inputs is None else _first(terms.inputs)
-        factors = [term for _, found in terms.sites for term in found]
-        columns: dict[Factor, int] = {}
-        self._width = 0
-        for term in factors:
-            if term.a not in columns:
-                columns[term.a] = self._width
-                self._width += term.a.rows
-        downs = [[*self._factor(a), column, a.side, inputs] for a, column in columns.items()]
+        pairs = terms.pairs(Group(bank, slice(0, 2), slice(0, 2), 1))
+        downs, most, self._width = list[list[int]](), 1, 0
+        columns: list[int] = []
+        for i in terms.downs:
+            columns.append(self._width)
+            fields, rows = self._factor(pairs[i][0])
+            downs.append([*fields, self._width, terms.width, inputs])
+            most = max(most, fields[3])
+            self._width += rows
         ups: list[list[int]] = []
         blocks: list[list[int]] = []
-        for part, found in terms.sites:
+        scales: list[float] = []
+        for (part, uses), found in zip(terms.sites, terms.ups, strict=True):
             start, stop = part.place.start, part.place.stop
             first = 0 if part.of_site is None else _first(part.of_site)
             blocks += [
                 [at, min(COLUMNS, stop - at), first + at - start, len(ups), len(ups) + len(found)]
                 for at in range(start, stop, COLUMNS)
             ]
-            ups += [
-                [
-                    *self._factor(t.b),
-                    columns[t.a],
-                    *self._place(t.gain_rank),
-                    *self._place(t.gain_out),
-                ]
-                for t in found
-            ]
+            for (number, _, _, scale), i in zip(uses, found, strict=True):
+                b = pairs[i][1]
+                gains = [b.by_row, b.by_output] if isinstance(b, Gained) else [None, None]
+                fields, _ = self._factor(b.factor if isinstance(b, Gained) else b)
+                places = [NOWHERE if gain is None else self._stored(gain) for gain in gains]
+                ups.append([*fields, columns[number], *(n for p in places for n in (p.at, p.step))])
+                most = max(most, fields[3])
+                scales.append(scale)
         self._downs, self._ups, self._blocks = (self._table(rows) for rows in (downs, ups, blocks))
-        self._scales = torch.tensor([t.scale for t in factors], device=bank.memory.device)
-        most = max(factor.stored.rows for t in factors for factor in (t.a, t.b))
+        self._scales = torch.tensor(scales, device=bank.memory.device)
         self._rows = min(64, max(16, triton.next_power_of_2(most)))
 
     def add(self, output: Tensor, x: Tensor, step: Step) -> None:
@@ -90,19 +106,34 @@ class KernelTerms:
     def _table(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=self._bank.memory.device)
 
-    def _place(self, place: Place | None) -> tuple[int, int]:
-        return (-1, 0) if place is None else self._bank.start_of(place)
+    def _stored(self, tensor: Tensor) -> Stored:
+        """Return where a tensor ``(slots, rows, columns)`` is in the bank."""
+        memory = self._bank.memory
+        if tensor.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
+            raise ValueError("a factor is made of the tensors, and no part of them")
+        _, rows, columns = tensor.shape
+        step, stride, next_ = tensor.stride()
+        if next_ != 1 and columns > 1:
+            raise ValueError("a factor's columns do not lie side by side")
+        return Stored(int(tensor.storage_offset()), step, rows, columns, stride)
 
-    def _factor(self, factor: Factor) -> list[int]:
-        """Return a factor in numbers. One without a kernel has a single tile, as wide as the site."""
-        stored, kernel = factor.stored, factor.kernel
-        size = factor.side if kernel is None else stored.columns
-        blocks, tiles = (1, 1) if kernel is None else (kernel.rows, kernel.columns)
+    def _factor(self, factor: Factor) -> tuple[list[int], int]:
+        """Return a factor in numbers, and its rows. One without a kernel has a single tile."""
+        if isinstance(factor, Kron):
+            stored, kernel = self._stored(factor.shared), self._stored(factor.kernel)
+            if kernel.stride != kernel.columns and kernel.rows > 1:
+                raise ValueError("a kernel's rows do not lie side by side")
+            blocks, size = kernel.rows, stored.columns
+        elif isinstance(factor, Dense):
+            stored, kernel = self._stored(factor.tensor), NOWHERE
+            blocks, size = 1, stored.columns
+        else:
+            raise ValueError("a factor is no part of the bank")  # noqa: TRY004 - of a package
         # Row by row, each row of the kernel has one of what is stored.
-        rows, skip = (1, stored.columns) if factor.rowwise else (stored.rows, 0)
-        start, step = self._bank.start_of(stored)
-        at = start + factor.first, step, stored.columns, rows, skip, size
-        return [*at, *self._place(kernel), blocks, tiles]
+        rowwise = isinstance(factor, Kron) and factor.rowwise
+        rows, skip = (1, stored.stride) if rowwise else (stored.rows, 0)
+        read = [stored.at, stored.step, stored.stride, rows, skip, size]
+        return [*read, kernel.at, kernel.step, blocks, kernel.columns], blocks * rows
 
 
 def _first(places: Tensor) -> int:

@@ -6,19 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from bishare_dsl.mixed.rows import (
+from bishare_dsl.batched.rows import (
     Call,
     Grouping,
     Place,
-    Reader,
+    RegionRows,
     RowBatch,
-    RowFactor,
     accept_rows,
+    factors_of,
     open_batch,
     open_batches,
-    rows_of,
 )
+from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.rewritten import base_class, is_rewritten, restore_forward
+from bishare_dsl.transforms.factor import Dense
 
 PLACE = Place("x", in_block=True, in_expert=False, aside=False)
 CPU = torch.device("cpu")
@@ -31,12 +32,10 @@ OWNERS = {
 }
 
 
-def factors(owners: Sequence[int], repeats: int = 1) -> tuple[RowFactor, RowFactor]:
-    rows, many = len(owners), max(owners) + 1
-    call = Call(rows * repeats, (4,), text=False)
-    reader = Reader(PLACE, rows, repeats > 1, False, call)
-    grouping = Grouping.of(owners, CPU)
-    return tuple(RowFactor(drawn(many, 2, d), grouping, reader) for d in (5, 6))  # type: ignore[return-value]
+def factors(owners: Sequence[int], repeats: int = 1) -> tuple[ops.OfRows, ops.OfRows]:
+    call = Call(len(owners) * repeats, (4,), text=False)
+    rows = RegionRows(Grouping.of(owners, CPU), PLACE, repeats > 1, False, call)
+    return tuple(ops.OfRows(Dense(drawn(max(owners) + 1, 2, d)), rows) for d in (5, 6))  # type: ignore[return-value]
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -52,13 +51,13 @@ def test_each_row_meets_its_own(owners: Sequence[int], repeats: int) -> None:
     want = torch.stack(
         [
             y[row]
-            + x[row] @ a.factor[owners[row // repeats]].t() @ b.factor[owners[row // repeats]]
+            + x[row] @ a.dense()[owners[row // repeats]].t() @ b.dense()[owners[row // repeats]]
             for row in range(rows)
         ]
     )
-    torch.testing.assert_close(b.up(y, a.down(x)), want)
+    torch.testing.assert_close(ops.up(y, ops.down(x, a), b), want)
     # As some forwards hand them on: tokens without a batch.
-    flat = b.up(y.flatten(0, 1), a.down(x.flatten(0, 1)))
+    flat = ops.up(y.flatten(0, 1), ops.down(x.flatten(0, 1), a), b)
     torch.testing.assert_close(flat, want.flatten(0, 1))
 
 
@@ -70,9 +69,9 @@ def test_no_copy_where_rows_come_in_order() -> None:
 @pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
 def test_a_row_of_zeros_is_left_alone(owners: Sequence[int]) -> None:
     a, b = factors(owners)
-    a.factor[0] = b.factor[0] = 0
+    a.dense()[0] = b.dense()[0] = 0
     x, y = drawn(len(owners), 4, 5), drawn(len(owners), 4, 6)
-    found = b.up(y, a.down(x))
+    found = ops.up(y, ops.down(x, a), b)
     for row, owner in enumerate(owners):
         assert torch.equal(found[row], y[row]) == (owner == 0)
 
@@ -89,14 +88,18 @@ def test_a_region_leaves_its_call_to_the_open_batch() -> None:
 
     two, factor = Grouping(2, 1), drawn(1, 2, 3)
     batch = RowBatch(
-        None, two, {region: lambda self, x: rows_of(self)}, {region: (factor,)}, {region: PLACE}
+        None,
+        two,
+        {region: lambda self, x: factors_of(self)},
+        {region: (Dense(factor),)},
+        {region: PLACE},
     )
     with open_batch(batch):
-        assert torch.equal(region(x)[0], factor[0])
+        assert torch.equal(region(x)[0].dense(), factor[0])
         assert torch.equal(other(x), nn.functional.linear(x, other.weight, other.bias))
         with open_batch(RowBatch(None, two, {other: lambda self, x: x}, {})):
             assert torch.equal(other(x), x)
-            assert torch.equal(region(x)[0], factor[0])
+            assert torch.equal(region(x)[0].dense(), factor[0])
     assert open_batches() == ()
     assert torch.equal(region(x), plain)
     restore_forward(region)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bishare_dsl.serve.batch import APART, group_tokens
+from bishare_dsl.batched.grouping import APART, group_tokens
 
 SLOTS = 12
 BATCHES = st.lists(st.tuples(st.integers(-1, SLOTS - 1), st.integers(1, 9)), min_size=1).map(

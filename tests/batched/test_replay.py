@@ -5,9 +5,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bishare_dsl.serve.batch import Step, group_tokens
-from bishare_dsl.serve.layer import LayerTerms, Outputs
-from tests.serve.test_layer import ATTENTION, LINEAR, Server, qkv
+from bishare_dsl.batched.grouping import Step, group_tokens
+from bishare_dsl.batched.layer import LayerTerms, Outputs
+from tests.batched.test_layer import ATTENTION, LINEAR, TOEPLITZ, Server, qkv
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
@@ -26,7 +26,7 @@ class Served(Server):
             for path, site in self.site.items()
             if "layers.1.mlp" in path or not layers
         ]
-        self.layers = [LayerTerms(self.bank.layout, outputs) for outputs in layers]
+        self.layers = [LayerTerms(self.bank, outputs) for outputs in layers]
         self.inputs = [torch.randn(TOKENS, terms.width) for terms in self.layers]
         self.step = Step(self.bank, TOKENS)
 
@@ -66,7 +66,7 @@ def drawn(number, random):
     return torch.randint(-1, SLOTS, (count,), generator=random).tolist()
 
 
-@pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "bishare_ss", "vera"])
+@pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "bishare_ss", "vera", TOEPLITZ])
 def test_a_recorded_step_is_right_for_every_batch(spec):
     """200 batches by writing the buffers alone, while adapters come and go."""
     server, random = Served(spec), torch.Generator().manual_seed(0)

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from bishare_dsl.batched.rows import open_batches
 from bishare_dsl.diagnostics import AdapterError
-from bishare_dsl.mixed.rows import open_batches
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.rewrite.rewritten import is_rewritten
 from tests.methods.test_every_method import TINY

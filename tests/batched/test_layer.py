@@ -5,16 +5,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bishare_dsl.api import plan_spec
+from bishare_dsl.batched.bank import Slots
+from bishare_dsl.batched.grouping import group_tokens
+from bishare_dsl.batched.layer import LayerTerms, Outputs
 from bishare_dsl.export.effective import effective_factors
-from bishare_dsl.serve.bank import Bank
-from bishare_dsl.serve.batch import group_tokens
-from bishare_dsl.serve.layer import MANY, LayerTerms, Outputs
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.transforms.factor import DECODE_TOKENS, Kron
 from tests.methods.test_every_method import TINY
+from tests.support.toeplitz import Toeplitz  # noqa: F401 - a package's own
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
 LINEAR = sorted(set(TINY) - {"hydralora"})
+TOEPLITZ = "spec t\ntarget attention_inputs, mlp_downs\nshare s per layer rank 3 via Toeplitz\n"
 SLOTS = [2, 2, 2, 0, -1, 4, 2, 5, 0, -1]
 ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]
 
@@ -29,7 +32,7 @@ class Server:
         self.adapters = [
             {t.name: torch.randn(t.shape) for t in self.plan.tensors} | frozen for _ in range(6)
         ]
-        self.bank = Bank(self.plan, slots, frozen, torch.float32)
+        self.bank = Slots(self.plan, slots, frozen, torch.float32)
         for slot, tensors in enumerate(self.adapters[:slots]):
             self.bank.put(slot, self.bank.pack(tensors))
         self.site = {site.path: site for site in self.plan.sites}
@@ -46,7 +49,7 @@ class Server:
     def added(self, outputs, x, width, inputs=None, slots=SLOTS):
         output = torch.zeros(len(slots), width)
         batch = group_tokens(self.bank, slots)
-        LayerTerms(self.bank.layout, outputs, inputs).add(output, x, batch)
+        LayerTerms(self.bank, outputs, inputs).add(output, x, batch)
         return output
 
 
@@ -54,12 +57,12 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("spec", LINEAR)
+@pytest.mark.parametrize("spec", [*LINEAR, TOEPLITZ])
 def test_every_spec(spec):
     """A few tokens of each adapter, and so many that effective factors are made."""
     server = Server(spec)
     for path, site in server.site.items():
-        for slots in (SLOTS, [3] * MANY + [0] * (MANY + 3)):
+        for slots in (SLOTS, [3] * (DECODE_TOKENS + 1) + [0] * (DECODE_TOKENS + 4)):
             x = torch.randn(len(slots), site.d_in)
             found = server.added([Outputs(path, slice(0, site.d_out))], x, site.d_out, slots=slots)
             close(found, server.expected(path, x, slots))
@@ -86,7 +89,7 @@ def test_sites_of_a_fused_layer_stand_side_by_side():
 
 def products(server, outputs, slots):
     """How many matrix products a layer makes of a batch."""
-    terms = LayerTerms(server.bank.layout, outputs)
+    terms = LayerTerms(server.bank, outputs)
     width = max(part.place.stop for part in outputs)
     d_in = server.site[outputs[0].path].d_in
     with CountProducts() as count:
@@ -120,13 +123,27 @@ def test_a_product_that_sites_of_a_layer_share_is_made_once():
     assert products(server, qkv(server), [0, 1, 2]) == 1  # And three of vectors, of each B.
 
 
-def test_products_of_a_layer_are_few():
-    """One with all A that are stored as they are, one with all kernels of A and of B, one with each shared A and B.
-
-    What is as small as here are products of vectors.
-    """
+def test_nothing_as_wide_as_a_site_is_made_of_kernels():
+    """For few tokens of each adapter."""
     server = Server("bishare_ke")
-    assert products(server, qkv(server), [0, 1, 2]) == 1 + 1 + 1 + 2 + 2
+    with MadeKrons() as made:
+        products(server, qkv(server), [0, 1, 2, 2])
+    assert not made.krons
+    with MadeKrons() as made:
+        products(server, qkv(server), [0] * (DECODE_TOKENS + 1))
+    assert made.krons
+
+
+class MadeKrons(pytest.MonkeyPatch):
+    """Notes which Kronecker products are made, in a block."""
+
+    def __enter__(self):
+        self.krons, dense = [], Kron.dense
+        self.setattr(Kron, "dense", lambda kron: self.krons.append(kron) or dense(kron))
+        return self
+
+    def __exit__(self, *_):
+        self.undo()
 
 
 @pytest.mark.parametrize("spec", ["bishare_ke", "bishare_gt", "bishare_ss", "vb_lora"])

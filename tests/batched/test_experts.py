@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bishare_dsl.diagnostics import AdapterError
-from tests.mixed.test_batches import IDS, alone, close, filled, logits_alone
-from tests.mixed.test_training import close as close_gradients
-from tests.mixed.test_training import gradients, losses, of_each_alone, trains
+from tests.batched.test_batches import IDS, alone, close, filled, logits_alone
+from tests.batched.test_training import close as close_gradients
+from tests.batched.test_training import gradients, losses, of_each_alone, trains
 from tests.models.test_weights import mixture
 
 SPECS = {
@@ -65,7 +65,7 @@ def test_an_expert_that_is_a_module_of_its_own_is_refused(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a module is given tokens of all rows."""
-    monkeypatch.setattr("bishare_dsl.mixed.batches.ExpertsAssembly", str)
+    monkeypatch.setattr("bishare_dsl.batched.batches.ExpertsAssembly", str)
     with pytest.raises(AdapterError, match="BS679"):
         model(IDS[:2], adapter_names=["a", "b"])
 
@@ -73,7 +73,7 @@ def test_an_expert_that_is_a_module_of_its_own_is_refused(
 def test_a_module_that_is_not_told_the_expert_of_a_token_is_refused(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bishare_dsl.mixed.experts.INDICES", ())
+    monkeypatch.setattr("bishare_dsl.batched.experts.INDICES", ())
     with pytest.raises(AdapterError, match=r"BS682.*takes no numbers of experts"):
         model(IDS[:2], adapter_names=["a", "b"])
     model(IDS[:2], adapter_names=["a", "a"])

@@ -13,37 +13,38 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.diagnostics import AdapterError, Problem, nearest
-from bishare_dsl.diagnostics.codes import adapter as codes
-from bishare_dsl.mixed.bank import TrainingBank
-from bishare_dsl.mixed.experts import run_experts
-from bishare_dsl.mixed.read_rows import ReadRows
-from bishare_dsl.mixed.remade import Make, Remade
-from bishare_dsl.mixed.rows import (
+from bishare_dsl.batched.bank import Bank
+from bishare_dsl.batched.experts import run_experts
+from bishare_dsl.batched.grouping import Grouping, numbers_on
+from bishare_dsl.batched.read_rows import ReadRows
+from bishare_dsl.batched.recomputed import Make, Recomputed
+from bishare_dsl.batched.rows import (
     Call,
     Factors,
-    Grouping,
     Lease,
     Place,
     RowBatch,
     accept_rows,
     again,
-    numbers_on,
     open_batch,
     open_batches,
     set_batches,
 )
+from bishare_dsl.diagnostics import AdapterError, Problem, nearest
+from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.models.hooks import forget_recompute, recompute_within
 from bishare_dsl.models.inspect import TENSORS
 from bishare_dsl.names import BASE
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.together import name_of, plan_together
 from bishare_dsl.rewrite.compile_regions import RegionCompiler
+from bishare_dsl.rewrite.effective_factors import alike
 from bishare_dsl.rewrite.experts_factors import ExpertsAssembly
 from bishare_dsl.rewrite.ops import without_autocast
 from bishare_dsl.rewrite.passes import OPTIMISATIONS
 from bishare_dsl.rewrite.rewritten import RegionCode, forward_of, is_rewritten, restore_forward
 from bishare_dsl.transforms import of_many, stacked
+from bishare_dsl.transforms.factor import Dense, Factor, map_tensors
 
 Names = Iterable[str | None]
 
@@ -61,7 +62,7 @@ class Member(Protocol):
     def plan(self) -> Plan: ...
 
     @property
-    def bank(self) -> tuple[TrainingBank, int] | None:
+    def bank(self) -> tuple[Bank, int] | None:
         """The bank that has its tensors while it trains with others, and its row there."""
         ...
 
@@ -251,12 +252,11 @@ class MixedBatches:
             if is_rewritten(module)
         }
         factors: dict[nn.Module, Factors] = {}
-        tensors: dict[nn.Module, Sequence[Tensor]] = {}
         places: dict[nn.Module, Place] = {}
         given = {member.plan.digest: member.plan for member in members if member is not None}
         plans = dict(sorted(given.items()))  # So that their code is made for them in any order.
-        beside = _beside([*plans.values()], members)
-        values = cache(lambda name: beside[name][0](beside[name][1]))
+        stacks = _stacks([*plans.values()], members)
+        values = cache(lambda name: stacks[name][0](stacks[name][1]))
         bases = numbers_on(device, [i for i, m in enumerate(members) if m is None])
         assemblies: dict[int, Callable[..., Any]] = {}
         for region in self._regions(plans) if plans else ():
@@ -270,17 +270,11 @@ class MixedBatches:
                 forwards[module] = forward_of(module, code.forward)
             if id(code) not in assemblies:
                 assemblies[id(code)] = partial(_of_one, code.assembly.function())
-            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-            make = partial(_factors, assemblies[id(code)], bases, dtype, grouping.adapters)
+            make = partial(_factors, assemblies[id(code)], bases, grouping.adapters)
             if trains:
                 # What trains changes while the batch is open, and has a graph for each backward.
-                factors[module] = partial(_remade, make, [beside[n] for n in region.names])
-            elif "are_few" in code.forward.names and device.type == "cpu":
-                found = [values(n) for n in region.names]
-                factors[module] = partial(Remade, make, found)
-                tensors[module] = [t.expand(grouping.adapters, *t.shape[-2:]) for t in found]
+                factors[module] = partial(_recomputed, make, [stacks[n] for n in region.names])
             else:
-                # Of many calls on a GPU the launches are what takes the time.
                 factors[module] = make([values(n) for n in region.names])
         for module in forwards:
             accept_rows(module)
@@ -290,7 +284,6 @@ class MixedBatches:
             forwards=forwards,
             factors=factors,
             places=places,
-            tensors=tensors,
             lease=lease,
             text=getattr(self.model, "main_input_name", None) in _TEXTS,
             trains=trains,
@@ -382,46 +375,54 @@ def _parents(path: str, count: int) -> list[str]:
     return [path.rsplit(".", above)[0] if above else path for above in range(count + 1)]
 
 
-_Beside = tuple[Callable[[Sequence[Tensor]], Tensor], Sequence[Tensor]]
-"""What makes a tensor of each member side by side, and the members' tensors that it is made of."""
+_Stack = tuple[Callable[[Sequence[Tensor]], Tensor], Sequence[Tensor]]
+"""What stacks a tensor of each member, and the members' tensors that it stacks."""
 
 
-def _beside(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, _Beside]:
+def _stacks(plans: Sequence[Plan], members: Sequence[Member | None]) -> dict[str, _Stack]:
     """Return each tensor of some plans together, of many adapters side by side.
 
-    What a linear term adds is zero where all of its tensors are: so are those of other plans' adapters.
+    Adapters of other plans get zero tensors, so that their terms add nothing.
 
     Args:
         plans: of the members.
         members: None for the base.
     """
     return {
-        name_of(i, name): given.beside(name)
-        for i, given in enumerate(_Given(plan, members) for plan in plans)
+        name_of(i, name): tensors.stack(name)
+        for i, tensors in enumerate(_MemberTensors(plan, members) for plan in plans)
         for name in plans[i].tensor
     }
 
 
-class _Given:
+class _MemberTensors:
     """The tensors of those members that are adapters of a plan."""
 
     def __init__(self, plan: Plan, members: Sequence[Member | None]) -> None:
         mine = {i: m for i, m in enumerate(members) if m and m.plan.digest == plan.digest}
-        banks = [(m.bank[0], m.bank[1]) for m in mine.values() if m.bank]
         self._count, self._places = len(members), [*mine]
         self._views: Mapping[str, Tensor] = {}
-        if banks:
-            bank, first = banks[0]
-            kind = bank.kind_of(first)
-            self._views = bank.views(kind)
-            self._rows = [kind.rows.index(row) for _, row in banks]
-        self._tensors = [] if banks else [m.tensors() for m in mine.values()]
+        self._tensors: list[Mapping[str, Tensor]] = []
+        held = [m.bank for m in mine.values()]
+        views = {id(bank): bank.views(bank.kind_of(row)) for bank, row in filter(None, held)}
+        if len(views) == 1 and None not in held:
+            (self._views,) = views.values()
+            self._rows = [bank.kind_of(row).rows.index(row) for bank, row in filter(None, held)]
+            return
+        for member in mine.values():
+            if member.bank is None:
+                self._tensors.append(member.tensors())
+            else:  # Next to adapters that are in no bank, or in another one.
+                bank, row = member.bank
+                number = bank.kind_of(row).rows.index(row)
+                found = views[id(bank)].items()
+                self._tensors.append({n: t[number] if t.dim() == 3 else t for n, t in found})
 
-    def beside(self, name: str) -> _Beside:
+    def stack(self, name: str) -> _Stack:
         """Return a tensor of each member side by side, with zeros for those that have none."""
         if self._views:
             return self._of_bank, [self._views[name]]
-        return self._of_each, [given[name] for given in self._tensors]
+        return self._of_each, [tensors[name] for tensors in self._tensors]
 
     def _of_each(self, tensors: Sequence[Tensor]) -> Tensor:
         # Asked at once: a batch has thousands of tensors.
@@ -452,35 +453,38 @@ class _Given:
 
 
 def _factors(
-    assembly: Callable[..., tuple[Tensor, ...]],
+    assembly: Callable[..., tuple[Factor, ...]],
     bases: Tensor,
-    dtype: torch.dtype | None,
     adapters: int,
     tensors: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
+) -> tuple[Factor, ...]:
     """Make the factors of a region; whatever a transform makes of zeros, a row of the base gets nothing."""
-    given = dict(enumerate(tensors))
-    with without_autocast(given[0].device):
-        made = of_many(assembly, given, adapters)
+    tensors = alike(tensors)
+    device = tensors[0].device
+    with without_autocast(device):
+        made = of_many(assembly, dict(enumerate(tensors)), adapters)
     if len(bases):
-        made = tuple(factor.index_fill(0, bases.to(factor.device), 0) for factor in made)
-    return tuple(factor.to(dtype) for factor in made)
+        rows = bases.to(device)
+        made = tuple(map_tensors(f, lambda tensor: tensor.index_fill(0, rows, 0)) for f in made)
+    # Of many calls on a GPU the launches are what takes the time.
+    return made if device.type == "cpu" else tuple(Dense(factor.dense()) for factor in made)
 
 
-def _remade(make: Make, given: Sequence[_Beside]) -> Remade:
+def _recomputed(make: Make, given: Sequence[_Stack]) -> Recomputed:
     """Return the factors that are made of what lies side by side."""
 
-    def of_sources(sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def of_sources(sources: Sequence[Tensor]) -> tuple[Factor, ...]:
         left = iter(sources)
         return make([stack([next(left) for _ in own]) for stack, own in given])
 
-    return Remade(of_sources, [source for _, own in given for source in own])
+    return Recomputed(of_sources, [source for _, own in given for source in own])
 
 
 def _of_one(
-    assembly: Callable[..., tuple[Tensor, ...]], given: Mapping[int, Tensor]
-) -> tuple[Tensor, ...]:
-    return assembly(None, *(given[slot] for slot in range(len(given))))
+    assembly: Callable[..., tuple[Factor, ...]], given: Mapping[int, Tensor]
+) -> tuple[Factor, ...]:
+    found: tuple[Factor, ...] = assembly(None, *(given[slot] for slot in range(len(given))))
+    return found
 
 
 def _running(module: nn.Module) -> Iterator[nn.Module]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from bishare_dsl.mixed.rows import Reader, drops_of, row_factors
+from bishare_dsl.batched.rows import RegionRows, drops_of, row_factors
 from bishare_dsl.rewrite.experts import experts_forward
 from bishare_dsl.rewrite.rewritten import base_class
+from bishare_dsl.transforms.factor import Dense
 
 INDICES = ("top_k_index", "router_indices")
 """What transformers calls the numbers of the experts of each token, ``(tokens, k)``."""
@@ -30,14 +31,16 @@ def run_experts(
         AdapterError: whose tokens it reads cannot be known (BS682).
     """
     found = row_factors(module)
-    factors = [factor.factor.flatten(0, 1) for factor in found]
-    grouping, reader = found[0].grouping, found[0].reader
+    factors = [Dense(factor.dense().flatten(0, 1)) for factor in found]
+    rows = cast(RegionRows, found[0].rows)
+    grouping = rows.grouping
     if grouping.adapters > 1:
         bound = inspect.signature(base_class(type(module)).forward).bind(module, *args, **kwargs)
         _, x, index = bound.args[:3]
-        _check(reader, module, [*bound.arguments][2], x)
+        _check(rows, module, [*bound.arguments][2], x)
         owners = grouping.owners(index.device).repeat_interleave(len(index) // grouping.rows)
-        experts, every = found[0].factor.shape[1], len(factors[0])
+        every = len(factors[0].tensor)
+        experts = every // grouping.adapters
         # The number behind the last expert is no expert's.
         own = torch.where(index < experts, index + experts * owners.unsqueeze(1), every)
         bound.arguments[[*bound.arguments][2]] = own
@@ -47,7 +50,7 @@ def run_experts(
     )
 
 
-def _check(reader: Reader, module: nn.Module, name: str, x: Any) -> None:
-    reader.check(x, single=False)
+def _check(rows: RegionRows, module: nn.Module, name: str, x: Any) -> None:
+    rows.check(x, single=False)
     if name not in INDICES or not hasattr(module, "num_experts"):
-        reader.refuse("its forward takes no numbers of experts")
+        rows.refuse("its forward takes no numbers of experts")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.testing.models import tiny_model
-from tests.mixed.test_batches import ADAPTERS, IDS, NAMES, filled
+from tests.batched.test_batches import ADAPTERS, IDS, NAMES, filled
 
 Names = Sequence[str | None]
 
@@ -212,3 +213,19 @@ def test_sources_that_were_written_to_are_seen(model: Any) -> None:
             tensor.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.backward()
+
+
+@pytest.mark.parametrize("banks", [["a"], ["a a2"], ["a a2", "a3"], ["a3 a", "a2"]])
+@pytest.mark.parametrize("names", [["a", "a2", "a3", None], ["a3", "a", "a2", "a"]])
+def test_adapters_of_a_bank_stand_next_to_others_of_their_plan(
+    shared: Any, names: Names, banks: Sequence[str]
+) -> None:
+    """Those of no bank, and of another one."""
+    model = copy.deepcopy(shared).eval()
+    with torch.no_grad():
+        want = model(IDS, adapter_names=names).logits
+        with ExitStack() as stack:
+            for members in banks:
+                stack.enter_context(model.bishare.bank(members.split()))
+            found = model(IDS, adapter_names=names).logits
+    torch.testing.assert_close(found, want)

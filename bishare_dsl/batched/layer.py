@@ -1,0 +1,170 @@
+"""What one layer of a server's model adds to a batch, straight from what adapters are stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bishare_dsl.batched.bank import Slots
+from bishare_dsl.batched.grouping import Batch, Group, part_of
+from bishare_dsl.plan import Term
+from bishare_dsl.rewrite.island import Uses, joined, spans_of
+from bishare_dsl.rewrite.island import part_of as rows_of
+from bishare_dsl.transforms import Transform, Width, load_transform, of_many, term_factors
+from bishare_dsl.transforms.factor import DECODE_TOKENS, Factor, add_product, map_tensors
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A site's part of a layer's output: a layer may hold several sites, or this process a share of one.
+
+    Attributes:
+        path: the site's.
+        place: where its part is.
+        of_site: which of the site's outputs these are; None for all.
+    """
+
+    path: str
+    place: slice
+    of_site: Tensor | None = None
+
+
+class _Term(NamedTuple):
+    """A term of a site, with what makes its factors."""
+
+    term: Term
+    transform: Transform
+    width: Width
+
+    def factors(self, tensors: Mapping[str, Tensor]) -> tuple[Factor, Factor]:
+        given = {role: tensors[name] for role, name in self.term.tensors.items()}
+        return term_factors(self.transform, given, self.term.rank, self.width)
+
+
+class LayerTerms:
+    """The terms of a layer's sites.
+
+    Args:
+        bank: of the adapters.
+        outputs: the layer's sites.
+        inputs: which of the sites' inputs this process has; None for all.
+
+    Attributes:
+        sites: the layer's sites, with the uses of their terms.
+        downs: which terms' A the uses number; an A that several terms have is there once.
+        width: of the input of the sites.
+    """
+
+    def __init__(self, bank: Slots, outputs: Sequence[Outputs], inputs: Tensor | None = None):
+        self.inputs, self._computed = inputs, bank.layout.computed
+        outputs = sorted(outputs, key=lambda part: part.place.start)
+        plan, self._terms = bank.layout.plan, list[_Term]()
+        of_site: list[range] = []
+        for part in outputs:
+            width, first = bank.layout.width[part.path], len(self._terms)
+            self._terms += [
+                _Term(term, load_transform(term.transform, term.options), width)
+                for term in plan.terms_of[part.path]
+            ]
+            of_site.append(range(first, len(self._terms)))
+        self._names = dict.fromkeys(n for t in self._terms for n in t.term.tensors.values())
+        self.width = self._terms[0].width.d_in
+        place = slice(outputs[0].place.start, outputs[-1].place.stop)
+        self._span = place
+        self._places = [
+            slice(p.place.start - place.start, p.place.stop - place.start) for p in outputs
+        ]
+        # Where the factors of two adapters are tells which terms have one A.
+        numbers: dict[object, int] = {}
+        self.downs, starts, of_term = list[int](), [0], list[int]()
+        for i, (a, _) in enumerate(self.pairs(Group(bank, slice(0, 2), slice(0, 2), 1))):
+            of_term.append(number := numbers.setdefault(_identity(a), len(numbers)))
+            if number == len(self.downs):
+                self.downs.append(i)
+                starts.append(starts[-1] + self._terms[i].term.rows)
+        self.sites: list[tuple[Outputs, Uses]] = []
+        self.ups: list[list[int]] = []
+        for part, terms in zip(outputs, of_site, strict=True):
+            mine = sorted(terms, key=lambda i: of_term[i])
+            found = [(of_term[i], self._terms[i].term) for i in mine]
+            self.ups.append(mine)
+            uses = tuple((n, starts[n], term.rows, term.scale) for n, term in found)
+            self.sites.append((part, uses))
+
+    def pairs(self, group: Group) -> list[tuple[Factor, Factor]]:
+        """Make A and B of all terms, of each of a group's adapters."""
+        made = of_many(
+            lambda given: [factor for term in self._terms for factor in term.factors(given)],
+            {name: group.tensor(name) for name in self._names},
+            group.count,
+        )
+        return [*zip(made[::2], made[1::2], strict=True)]
+
+    def _factors(self, group: Group) -> tuple[list[Factor], list[list[Factor]]]:
+        """Return each A of the layer, and the B of each site's terms."""
+        pairs = self.pairs(group)
+        downs = [pairs[i][0] for i in self.downs]
+        return downs, [[pairs[i][1] for i in terms] for terms in self.ups]
+
+    def add(self, output: Tensor, x: Tensor, batch: Batch) -> None:
+        """Add to ``output (tokens, d_out)`` what the adapters make of ``x (tokens, d_in)``, in place."""
+        x, output = batch.read(x), part_of(output, 1, self._span)
+        if self.inputs is not None:
+            part = x
+            x = part.new_zeros(len(part), self.width)
+            x[:, self.inputs] = part
+        total = batch.room(output)
+        for group in batch.groups:
+            self._add(group, group.of(x), group.of(total))
+        batch.add(output, total)
+
+    def _add(self, group: Group, x: Tensor, total: Tensor) -> None:
+        if self._computed:
+            # The slots have float32: the factors of rounded tensors could be quite others.
+            downs, ups = self._factors(group)
+            cast = partial(map_tensors, change=lambda tensor: tensor.to(x.dtype))
+            downs, ups = [*map(cast, downs)], [[*map(cast, found)] for found in ups]
+        else:
+            downs, ups = group.view(self, lambda: self._factors(group))
+        uses = [uses for _, uses in self.sites]
+        if group.length <= DECODE_TOKENS:
+            z = [down.down(x) for down in downs]
+            for target, mine, found in zip(self._targets(total), uses, ups, strict=True):
+                for (number, _, _, scale), up in zip(mine, found, strict=True):
+                    up.add_up(target, z[number], scale)
+            return
+        a, *bs = joined(downs, uses, ups)
+        assert a is not None
+        # Few rows are multiplied more quickly on the left than on the right.
+        low = torch.bmm(a, x.mT)
+        for target, mine, b in zip(self._targets(total), uses, bs, strict=True):
+            assert b is not None
+            add_product(target, rows_of(low, spans_of(mine), -2).mT, b)
+
+    def _targets(self, total: Tensor) -> Iterator[Tensor]:
+        """Give for each site ``(R, n, d_out)``, to which to add what its terms make."""
+        for (part, _), terms, place in zip(self.sites, self.ups, self._places, strict=True):
+            target = part_of(total, 2, place)
+            if part.of_site is None:
+                yield target
+            else:
+                whole = total.new_zeros(*total.shape[:2], self._terms[terms[0]].width.d_out)
+                yield whole
+                target += whole[..., part.of_site]
+
+
+def _identity(factor: Factor) -> object:
+    """Return what is equal for factors that are the same tensors in memory."""
+    return type(factor), *(
+        (part.data_ptr(), part.shape, part.stride())
+        if isinstance(part, Tensor)
+        else _identity(part)  # type: ignore[arg-type]
+        if isinstance(part, tuple)
+        else part
+        for part in factor  # type: ignore[attr-defined]
+    )

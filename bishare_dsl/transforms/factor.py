@@ -1,0 +1,193 @@
+"""Factors: what a transform makes of tensors for one role at one site, and how that multiplies.
+
+An adapter's update is ``dW = B^T A``. `Dense` is a tensor as it stands, `Kron` a Kronecker product, and
+`Gained` a factor between two diagonals. Each also stands for the factors of many adapters, sites or experts:
+its tensors then have one more axis in front, and so do the ``x``, ``y`` and ``z`` that it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DECODE_TOKENS = 16
+"""With at most as many tokens of an adapter, launching products takes longer than computing them."""
+
+
+class Factor(Protocol):
+    """An effective factor ``(..., rows, side)``: A with the features of the input, B with those of the
+    output.
+
+    An implementation is a `NamedTuple` of tensors, other factors and plain numbers, so that it can stand in a
+    graph and be made of many adapters at once.
+    """
+
+    def down(self, x: Tensor) -> Tensor:
+        """Compute ``x A^T``: ``(..., n, side)`` to ``(..., n, rows)``."""
+        ...
+
+    def add_up(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+        """Add ``scale * z B`` to ``y (..., n, side)`` in place, and return it; z is ``(..., n, rows)``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """Return the factor as one tensor, ``(..., rows, side)``."""
+        ...
+
+
+class Dense(NamedTuple):
+    """A tensor that is the factor."""
+
+    tensor: Tensor
+
+    def down(self, x: Tensor) -> Tensor:
+        a = self.tensor
+        return F.linear(x, a) if a.dim() == 2 else torch.bmm(x, a.mT)
+
+    def add_up(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+        return add_product(y, z, self.tensor, scale)
+
+    def dense(self) -> Tensor:
+        return self.tensor
+
+
+class Kron(NamedTuple):
+    """The leading ``side`` columns of ``kernel (..., b, k)`` (x) ``shared (..., a, s)``; its rows are ``b
+    a``.
+
+    Row ``i a + j`` is ``kernel[i] (x) shared[j]``; or, ``rowwise``, row i is ``kernel[i] (x) shared[i]``. An
+    input of few tokens is read as k tiles ``x_j`` of s features: the a rows of block i are ``shared sum_j
+    K_ij x_j``. An output is written the other way round: tile j gets ``sum_i K_ij z_i shared``. So nothing as
+    wide as the site is made.
+    """
+
+    kernel: Tensor
+    shared: Tensor
+    side: int
+    rowwise: bool = False
+
+    def down(self, x: Tensor) -> Tensor:
+        kernel, shared, side, rowwise = self
+        tokens = x.shape[-2]
+        if rowwise or tokens > DECODE_TOKENS or (kernel.dim() == 2 and tokens > 1):
+            return Dense(self.dense()).down(x)
+        size = shared.shape[-1]
+        if side % size:
+            x = F.pad(x, (0, -side % size))
+        if kernel.dim() == 2:
+            return F.linear(kernel.mm(x.view(-1, size)), shared).view(1, -1)
+        adapters, rows = len(kernel), shared.shape[-2]
+        tiles = x.reshape(adapters, tokens, -1, size).transpose(1, 2)
+        blocks = torch.bmm(kernel, tiles.reshape(adapters, -1, tokens * size))
+        z = torch.bmm(blocks.view(adapters, -1, size), shared.mT)  # (adapters, b n, a)
+        if tokens > 1:
+            z = z.view(adapters, -1, tokens, rows).transpose(1, 2)
+        return z.reshape(adapters, tokens, -1)
+
+    def add_up(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+        kernel, shared, side, rowwise = self
+        tokens, size = z.shape[-2], shared.shape[-1]
+        if rowwise or tokens > DECODE_TOKENS or (kernel.dim() == 2 and tokens > 1) or side % size:
+            return add_product(y, z, self.dense(), scale)
+        if kernel.dim() == 2:
+            blocks = z.view(kernel.size(0), -1).mm(shared)
+            y.view(-1, size).addmm_(kernel.t(), blocks, alpha=scale)
+            return y
+        adapters, rows = len(kernel), shared.shape[-2]
+        if tokens > 1:
+            z = z.view(adapters, tokens, -1, rows).transpose(1, 2)
+        blocks = torch.bmm(z.reshape(adapters, -1, rows), shared)
+        if tokens == 1:
+            add_product(y.view(adapters, -1, size), kernel.mT, blocks, scale)
+            return y
+        tiles = torch.bmm(kernel.mT, blocks.view(adapters, -1, tokens * size))
+        tiles = tiles.view(adapters, -1, tokens, size).transpose(1, 2)
+        y.view(adapters, tokens, -1, size).add_(tiles, alpha=scale)
+        return y
+
+    def dense(self) -> Tensor:
+        kernel, shared, side, rowwise = self
+        if rowwise:
+            whole = (kernel.unsqueeze(-1) * shared.unsqueeze(-2)).flatten(-2)
+        elif kernel.dim() == 2:
+            whole = torch.kron(kernel, shared)
+        else:
+            tiles = kernel[..., :, None, :, None] * shared[..., None, :, None, :]
+            whole = tiles.flatten(-2).flatten(-3, -2)
+        return whole if whole.shape[-1] == side else whole[..., :side]
+
+
+class Gained(NamedTuple):
+    """A factor B between two diagonals: ``by_row (..., 1, rows)`` and ``by_output (..., 1, side)``."""
+
+    factor: Factor
+    by_row: Tensor | None
+    by_output: Tensor | None
+
+    def down(self, x: Tensor) -> Tensor:
+        return Dense(self.dense()).down(x)
+
+    def add_up(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+        if self.by_row is not None:
+            z = z * self.by_row
+        if self.by_output is None:
+            return self.factor.add_up(y, z, scale)
+        return y.addcmul_(z @ self.factor.dense(), self.by_output, value=scale)
+
+    def dense(self) -> Tensor:
+        b = self.factor.dense()
+        if self.by_row is not None:
+            b = b * self.by_row.mT
+        return b if self.by_output is None else b * self.by_output
+
+
+def as_factor(found: Tensor | Factor) -> Factor:
+    """Return what a transform gives as a factor: a plain tensor is one."""
+    return found if isinstance(found, tuple) else Dense(found)  # type: ignore[arg-type]
+
+
+T = TypeVar("T")
+
+
+def map_tensors(factor: T, change: Callable[[Any], Any], kind: type[Any] = Tensor) -> T:
+    """Return a factor whose tensors (or what stands for them, of another ``kind``) are changed."""
+    return type(factor)(
+        *(
+            map_tensors(part, change, kind)
+            if isinstance(part, tuple)
+            else change(part)
+            if isinstance(part, kind)
+            else part
+            for part in factor  # type: ignore[attr-defined]
+        )
+    )
+
+
+def tensors_of(factor: Factor) -> list[Tensor]:
+    """List the tensors that a factor consists of."""
+    found: list[Tensor] = []
+    map_tensors(factor, found.append)
+    return found
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """Add ``scale * left (..., i, j) @ right (..., j, k)`` to a total, in place.
+
+    As products of vectors where torch's own would take three times as long: of many adapters it makes those
+    of fewer than 400 multiplications by a loop, and those into a part of an output one after the other.
+    """
+    if total.dim() == 2:
+        return total.addmm_(left, right, alpha=scale)
+    rows, count, columns = left.shape[1], left.shape[2], right.shape[2]
+    whole = total.is_contiguous()
+    if count == 1 or rows * count * columns < 400 or (count < 4 and not whole):
+        for column, row in zip(left.split(1, 2), right.split(1, 1), strict=True):
+            total.addcmul_(column, row, value=scale)
+        return total
+    if whole or len(total) <= rows:
+        return total.baddbmm_(left, right, alpha=scale)
+    return total.add_(torch.bmm(left, right), alpha=scale)

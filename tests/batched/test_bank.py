@@ -1,0 +1,77 @@
+"""The slots: each tensor once an adapter, frozen ones once for all; what is put in comes out."""
+
+import pytest
+import torch
+
+from bishare_dsl.api import plan_spec
+from bishare_dsl.batched.bank import Slots
+from bishare_dsl.batched.grouping import group_tokens
+from bishare_dsl.testing.models import tiny_model
+from tests.batched.test_layer import LINEAR, TOEPLITZ
+from tests.methods.test_every_method import TINY
+
+pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
+
+
+def bank_of(spec, slots=3):
+    plan = plan_spec(spec, tiny_model("llama"), TINY.get(spec))
+    frozen = {t.name: torch.randn(t.shape) for t in plan.tensors if not t.trainable}
+    return plan, Slots(plan, slots, frozen, torch.float32)
+
+
+@pytest.mark.parametrize("spec", [*LINEAR, TOEPLITZ])
+def test_an_adapter_takes_the_bytes_of_its_trained_tensors(spec):
+    plan, bank = bank_of(spec)
+    assert bank.nbytes_each == 4 * plan.trainable
+    assert len(bank.pack({t.name: torch.randn(t.shape) for t in plan.tensors})) == plan.trainable
+
+
+def test_tensors_that_factors_are_computed_of_are_not_rounded():
+    """In a server that computes in 16 bits: the largest of rounded logits could be others."""
+    for spec, dtype in (("vb_lora", torch.float32), ("bishare_ke", torch.bfloat16)):
+        plan = plan_spec(spec, tiny_model("llama"), TINY[spec])
+        assert Slots(plan, 1, {}, torch.bfloat16).memory.dtype is dtype
+
+
+def test_what_is_put_in_comes_out():
+    plan, bank = bank_of("bishare_ke")
+    tensors = {t.name: torch.randn(t.shape) for t in plan.tensors}
+    packed = bank.pack(tensors)
+    bank.put(1, packed)
+    assert torch.equal(bank.take(1), packed)
+    assert not bank.take(0).any()
+    for name, tensor in tensors.items():
+        assert torch.equal(bank.tensor(name)[1], tensor)
+    bank.put(1, torch.zeros_like(packed))
+    assert not bank.memory.any()
+
+
+def test_what_is_frozen_is_there_once():
+    plan, bank = bank_of("vera")
+    frozen = [tensor for tensor in plan.tensors if not tensor.trainable]
+    assert frozen
+    assert all(bank.tensor(tensor.name).shape == tensor.shape for tensor in frozen)
+    assert len(bank.memory) == 4 * plan.trainable + sum(tensor.size for tensor in frozen)
+
+
+def test_what_is_brought_to_the_front_stays_what_it_was():
+    _, bank = bank_of("bishare_ke", slots=6)
+    held = [torch.randn(bank.layout.numbers) for _ in range(6)]
+    for slot, packed in enumerate(held):
+        bank.put(slot, packed)
+    for order in ([4, 0], [0, 5, 4, 1], [2]):
+        bank.bring(order)
+        assert bank.row[order].tolist() == [*range(len(order))]
+        assert all(torch.equal(bank.take(slot), held[slot]) for slot in range(6))
+    assert not bank.tensor(next(iter(bank.layout.own)))[6].any()
+
+
+def test_the_adapters_of_a_batch_are_read_in_place():
+    plan, bank = bank_of("lora", slots=9)
+    name = plan.terms[0].tensors["A"]
+    (group,) = group_tokens(bank, [8, 3]).groups
+    before = group.view("a", lambda: group.tensor(name))
+    bank.put(8, bank.pack({t.name: torch.ones(t.shape) for t in plan.tensors}))
+    assert before[0].all()
+    assert not before[1].any()
+    assert group.view("a", lambda: None) is before
