@@ -82,9 +82,9 @@ def command(
     contents = read_contents(folder, meta_model(source), source.name)
     report.all(contents.problems)
     report.all(engine_problems(contents, engine) if engine else ())
-    ranks = " and ".join(map(str, contents.ranks)) or "none"
+    ranks = f", rank {' and '.join(map(str, contents.ranks))}" if contents.ranks else ""
     report.data(modules=len(contents.named), ranks=contents.ranks)
-    report.result(f"files     {len(contents.named)} modules, rank {ranks}")
+    report.result(f"files     {len(contents.named)} modules{ranks}")
     if server is None:
         errors = f"{report.errors} error{'s' * (report.errors > 1)} in the files"
         report.result(f"verdict   {errors if report.errors else 'the files fit the model'}")
