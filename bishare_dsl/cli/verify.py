@@ -92,9 +92,7 @@ def command(
     from bishare_dsl.verify.server import Server
 
     at, name = Server(server), name or folder.name
-    found = _of_server(
-        report, contents, source, at, name, base, scratch if copies else None, copies
-    )
+    found = _of_server(report, contents, source, at, name, base, scratch, copies)
     numbers = ", ".join(f"{what} {value:.2g}" for what, value in found.numbers.items())
     report.data(**asdict(found))
     report.result(f"server    {numbers}\nverdict   {found.sentence}")
@@ -119,6 +117,7 @@ def _of_server(
     from bishare_dsl.verify.copies import Copies
     from bishare_dsl.verify.judge import MOST_NOISE, UNKNOWN, ask, judge, unseen_modules
     from bishare_dsl.verify.reference import Reference
+    from bishare_dsl.verify.server import VerifyError
 
     base = server.base(name) if base is None else base
     asked = ask(server, name, base, report.note)
@@ -129,8 +128,11 @@ def _of_server(
         reference = Reference(model, tokenizer, TEXTS) if tokenizer is not None else None
     found = judge(asked, name, contents, reference)
     if copies and contents.config is not None and asked.noise <= MOST_NOISE:
-        with TemporaryDirectory(dir=scratch, prefix="bishare-verify-") as folder:
-            Copies(server, contents, asked, base, name, Path(folder), report.note).test(found)
+        try:
+            with TemporaryDirectory(dir=scratch, prefix="bishare-verify-") as folder:
+                Copies(server, contents, asked, base, name, Path(folder), report.note).test(found)
+        except VerifyError as error:  # What is known without copies is told all the same.
+            report.error(error)
     elif copies:
         found.unseen.append(
             "what copies tell: only a LoRA of PEFT has copies, on a server that is not busy"

@@ -157,7 +157,7 @@ class Copies:
                 values = torch.randn(tensor.shape, generator=random)
                 if _is_up(name):
                     # |W| is about the root of its rows; |B A| of normal values that of rows x rank x columns.
-                    down = self.contents.tensors[_down_of(name)]
+                    down = self.contents.tensors.get(_down_of(name), tensor)
                     values *= size / (self.contents.scales[module] * math.sqrt(down.numel()))
                 drawn[name] = values.to(tensor.dtype)
         return self._answers(drawn)

@@ -131,7 +131,7 @@ class Engine:
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         self.adapters, self.lock, self.answers = {}, threading.Lock(), 0
         self.ids, self.most, self.unknown_fields, self.restless = True, 20, True, 0.0
-        self.llama = False
+        self.llama, self.loads = False, True
 
     def load(self, name, folder):
         """By hooks, in the engine's type; names that the model does not have are ignored, as in vLLM."""
@@ -181,7 +181,7 @@ class Engine:
             if path == "/lora-adapters" and self.llama:
                 found = [{"id": i, "path": f"/a/{n}.gguf"} for i, n in enumerate(self.adapters)]
                 return 200, found
-            if path == "/v1/load_lora_adapter":
+            if path == "/v1/load_lora_adapter" and self.loads:
                 self.load(body["lora_name"], body["lora_path"])
                 return 200, "ok"
             if path == "/v1/unload_lora_adapter":

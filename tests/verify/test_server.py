@@ -214,6 +214,19 @@ def test_the_command_asks_and_says(bishare, engine, base, lora, tmp_path):
     assert (run.code, "BS872" in run.err) == (2, True)
 
 
+def test_a_server_that_loads_no_copies_is_judged_by_its_answers(bishare, base, lora, tmp_path):
+    engine = Engine(base)
+    with serving(engine) as engine.url:
+        ask_mine(engine, lora, tmp_path)
+        engine.loads = False
+        run = bishare(
+            *("verify", lora, "--model", base, "--server", engine.url, "--name", "mine", "--copies")
+        )
+    assert (run.code, "BS872" in run.err) == (2, True)
+    assert "loads no copy of the adapter: 404" in run.err
+    assert "verdict   APPLIED" in run.out
+
+
 def test_every_fault_is_told_by_one_or_the_other():
     told = Counter(
         fault
