@@ -117,6 +117,8 @@ def command(
     error by layer, kind and adapter, and the bytes before and after.
     The base is the one that DIR names, unless another one is given; its shapes are enough.
 
+    A DIR may also be a folder of adapters, or a library, for all that are in it.
+
     Several DIRs become a library: one folder, in which all have one tensor for each pool whose key does not
     name `adapter`, and each adapter has the others for itself.
     """
@@ -126,6 +128,7 @@ def command(
     from bishare_dsl.compiler import make_plan
 
     check_out(out, CONFIG, force=force)
+    folders = tuple(adapter for folder in folders for adapter in _adapters_in(folder))
     named = named_folders(folders)
     base, model_name = base_of(folders[0], model)
     made = plan_of(spec, base, params, report)
@@ -189,6 +192,19 @@ def command(
         what = f"{len(far):,} adapters are up to" if len(far) > 1 else f"`{adapter}` is"
         report.problem(analyse_codes.FAR_FROM_GIVEN(what=what, error=error, limit=warn_above))
     report.note(f"saved in {out}" + (f": `{out}#{next(iter(named))}`, ..." if family.apart else ""))
+
+
+def _adapters_in(folder: Path) -> list[Path]:
+    """Return the adapter that a word names, or all of those in a folder or in a library."""
+    from bishare_dsl.adapter.files import names_in
+    from bishare_dsl.adapter.inventory import find_adapters
+
+    found = find_adapters(folder) or [folder]
+    return [
+        adapter
+        for place in found
+        for adapter in ([Path(f"{place}#{name}") for name in names_in(place)] or [place])
+    ]
 
 
 def _param(made: ResolvedSpec, name: str | None) -> tuple[str, int]:

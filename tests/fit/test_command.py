@@ -140,3 +140,18 @@ def test_a_tolerance_finds_the_smallest_rank(here: Path, trained: Any, capsys: A
     assert (code, "BS852" in out) == (1, True)
     code, out, _ = run(capsys, *words, "--tolerance", "none", "--force")
     assert (code, "write `5%` or `0.05`" in out) == (2, True)
+
+
+def test_a_folder_of_adapters_and_a_library_are_all_that_is_in_them(
+    here: Path, trained: Any, capsys: Any
+) -> None:
+    for seed in (1, 2):
+        trained("lora", name=f"all/c{seed}", seed=seed, r=2)
+    Path("all/run.json").write_text("{}")
+    library = "spec l\ntarget q_proj, k_proj, v_proj, up_proj, down_proj\n"
+    Path("l.share").write_text(f"{library}share a  per module, adapter  rank 2\n")
+    code, out, _ = run(capsys, "all", "--spec", "l.share", "--out", "lib", "--json")
+    assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
+    code, out, _ = run(capsys, "lib", "--spec", "l.share", "--out", "again", "--json")
+    assert (code, [*json.loads(out)["adapters"]]) == (0, ["c1", "c2"])
+    assert json.loads(out)["error"] < 1e-5
