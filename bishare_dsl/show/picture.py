@@ -107,6 +107,8 @@ def picture(plan: Plan, spec: Spec | None = None) -> Picture:
     sections = []
     for row in shares(plan):
         key, settings = statements.get(row.name, ("", _settings(row)))
+        for option, value in row.options.items():  # What is left to the model is known here.
+            settings = settings.replace(f"{option} = auto", f"{option} = {value}")
         sections.append(Section(row, key, settings, tuple(_panels(plan, row.name))))
     return Picture(plan, tuple(sections))
 
