@@ -12,12 +12,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from bishare_dsl.adapter import merge as merging
 from bishare_dsl.adapter.devices import devices, gather_tensors, move_tensors, on_first_process
@@ -32,11 +33,11 @@ from bishare_dsl.diagnostics import AdapterError, BishareWarning, nearest, rende
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.export import export_adapter
 from bishare_dsl.export.report import ExportReport
-from bishare_dsl.models.hooks import is_sharded, reshard, resident_tensor
-from bishare_dsl.models.inspect import inspect_model
+from bishare_dsl.models.hooks import FUSED_HEAD, is_sharded, reshard, resident_tensor
+from bishare_dsl.models.inspect import ADAPTER, inspect_model
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
-from bishare_dsl.plan.together import name_of, plan_together
+from bishare_dsl.plan.together import name_of, plan_together, scaled_plan
 from bishare_dsl.rewrite.adapt import attach, compile_plan, place, unadapt
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.parts import AdapterParts, AdapterRoot, PlanCode
@@ -67,6 +68,15 @@ class Adapter:
     bank: tuple[Bank, int] | None = None
     config: Any = None
     """PEFT's, which stands in ``model.peft_config`` too; None of several that run together."""
+    scale: float = 1.0
+    """By what the terms of the plan that it was trained with are multiplied."""
+    trained: Plan | None = None
+    """That plan, where it is another than the one that runs."""
+
+    @property
+    def saved_plan(self) -> Plan:
+        """The plan that a folder has: no scale is saved."""
+        return self.trained or self.plan
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by their names in the plan: the parameters themselves, each once.
@@ -125,6 +135,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
     _off: bool = False
     _blocks: int = 0
     _mixed: MixedBatches | None = None
+    _head: tuple[RemovableHandle, ...] = ()
 
     def bind(self, model: nn.Module, plan: Plan, spec_text: str, seed: int, name: str) -> None:
         """Make this the handle of the adapter that was put into a model. Whoever puts it there does so
@@ -135,6 +146,19 @@ class Handle(AdapterRoot, BaseTunerLayer):
         first = Adapter(name, plan, spec_text, seed, self.compiled, self.parts, sources)
         self.adapters, self.active, self._running = {name: first}, (name,), first
         put_methods(model, RESIZING)
+        self._watch_head(plan)
+
+    def _watch_head(self, plan: Plan) -> None:
+        """Refuse losses that others compute from the head's weight, if a plan has a term at the head."""
+        if not self._head and self.at_head(plan):
+            self._head = (self.model.register_forward_pre_hook(_check_head, with_kwargs=True),)
+
+    def at_head(self, plan: Plan) -> str | None:
+        """Return the path of the model's head, if a plan has a term there."""
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        paths = {p for s in plan.sites if plan.terms_of[s.path] for p in s.paths}
+        modules = self.model.named_modules()
+        return next((p for p, module in modules if module is head and p in paths), None)
 
     def _repr_html_(self) -> str:
         """Draw who shares what with whom, in a notebook."""
@@ -308,12 +332,12 @@ class Handle(AdapterRoot, BaseTunerLayer):
         kind = base_class(type(model))
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         if frozen == "base":
-            remade = singular_starts(adapter.plan, model, torch.float64)
+            remade = singular_starts(adapter.saved_plan, model, torch.float64)
 
         def write(tensors: Mapping[str, torch.Tensor]) -> Any:
             return save_adapter(
                 folder,
-                adapter.plan,
+                adapter.saved_plan,
                 tensors,
                 adapter.spec_text,
                 seed=adapter.seed,
@@ -561,6 +585,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
             if name in self.active:
                 self._running = None
                 self._switch(self.active)
+            self._watch_head(plan)
         return () if alike else compiled.notes
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -591,6 +616,44 @@ class Handle(AdapterRoot, BaseTunerLayer):
         """
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             self[name].set_trainable(requires_grad)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply by a number what an adapter adds, as it was trained; 1 is as it was trained.
+
+        The forwards are compiled again, and merging, mixed batches and exports follow. No scale is saved.
+
+        Raises:
+            AdapterError: no such adapter (BS640), it trains parameters in full (BS695), the model is merged
+                (BS643, BS629) or sharded (BS645), or a mixed batch is open (BS674).
+        """
+        member = self[adapter]
+        if scale == member.scale:
+            return
+        if member.plan.trained:
+            path = member.plan.trained[0].parameter
+            raise AdapterError(codes.NOT_SCALED(name=adapter, path=path))
+        with self._exchange("scale an adapter"):
+            self._apart("scale an adapter")
+            trained = member.saved_plan
+            plan = trained if scale == 1 else scaled_plan(trained, scale)
+            compiled = compile_plan(self.model, plan)
+            parts = attach(self.model, compiled, member.sources)
+            member.parts = replace(parts, owned=member.parts.owned)
+            member.plan, member.compiled, member.scale = plan, compiled, scale
+            member.trained = None if scale == 1 else trained
+            if adapter in self.active:
+                self._running = None
+                self._switch(self.active)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply by a number what the adapters that run add. Errors as in `set_scale`."""
+        for name in self.active:
+            self.set_scale(name, self[name].scale * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Undo `scale_layer`, or by default all scaling. Errors as in `set_scale`."""
+        for name in self.active:
+            self.set_scale(name, 1.0 if scale is None else self[name].scale / scale)
 
     def _switch(self, names: Sequence[str]) -> None:
         names = tuple(dict.fromkeys(names))
@@ -800,11 +863,26 @@ class Handle(AdapterRoot, BaseTunerLayer):
         drop_methods(model)
         if self._mixed is not None:
             self._mixed.leave()
-        self._mixed = None
+        for hook in self._head:
+            hook.remove()
+        self._mixed, self._head = None, ()
         vars(model).pop("peft_config", None)
         self._model, self._merged, self._running = (), None, None
         self.parts, self.adapters, self.active = AdapterParts(), {}, ()
         return model
+
+
+def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """See that the adapter that runs adds nothing at a head from whose weight a loss is computed.
+
+    Raises:
+        AdapterError: it does (BS696).
+    """
+    if kwargs.get(FUSED_HEAD):
+        handle = cast(Handle, model.get_submodule(ADAPTER))
+        running = None if handle.disabled or handle.merged else handle._running
+        if running is not None and (path := handle.at_head(running.plan)):
+            raise AdapterError(codes.FUSED_HEAD(path=path, name=running.name))
 
 
 @contextmanager

@@ -32,6 +32,9 @@ gradients are to reach the inputs of layers that are computed again.
 """
 
 
+FUSED_HEAD = "fused_lm_head"
+"""The argument by which TRL asks a forward for a loss that is computed from the weight of the head."""
+
 _OF_BASE = (
     *("max_shard_size", "variant", "save_peft_format", "save_original_format"),
     "distributed_checkpoint",

@@ -15,8 +15,20 @@ if not hasattr(BaseTuner, "_get_adapter_state_dict"):
     )
 
 from bishare_dsl.peft.config import BishareConfig
-from bishare_dsl.peft.method import BishareModel, register
+from bishare_dsl.peft.method import BishareModel, as_peft_model, register
+from bishare_dsl.peft.named import (
+    create_lorafa_optimizer,
+    create_loraplus_optimizer,
+    rescale_adapter_scale,
+)
 
-__all__ = ["BishareConfig", "BishareModel"]
+__all__ = [
+    "BishareConfig",
+    "BishareModel",
+    "as_peft_model",
+    "create_lorafa_optimizer",
+    "create_loraplus_optimizer",
+    "rescale_adapter_scale",
+]
 
 register()

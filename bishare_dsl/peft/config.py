@@ -122,6 +122,19 @@ class BishareConfig(PeftConfig):
             if self.params:
                 self._where = None  # Of the text that was given, which this is no longer.
 
+    def __getattr__(self, name: str) -> Any:
+        """Say of what only other methods of PEFT have that this is none of them, such as for X-LoRA or Arrow.
+
+        Raises:
+            AttributeError: always.
+        """
+        message = (
+            f"{type(self).__name__} has no `{name}`: an adapter of bishare is no LoRA of PEFT. "
+        )
+        raise AttributeError(
+            message + "Where a LoRA is wanted, use `model.bishare.export(folder)`."
+        )
+
     def own(self) -> BishareConfig:
         """Return a copy for a model, which changes with the adapter: the user's stays as it is."""
         made = copy.copy(self)

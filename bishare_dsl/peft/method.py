@@ -8,7 +8,7 @@ notices a change. The state of a model's adapters is in ``model.bishare``, which
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from operator import index
@@ -62,7 +62,9 @@ from bishare_dsl.models.inspect import ADAPTER, TENSORS, in_adapter
 from bishare_dsl.names import module_names, name_fault
 from bishare_dsl.peft.config import Beside, BishareConfig
 from bishare_dsl.peft.doors import guard_doors, tables_of
+from bishare_dsl.peft.named import replace_named
 from bishare_dsl.peft.types import peft_type
+from bishare_dsl.peft.weighted import weighted_spec, weighted_tensors
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.rewrite.adapt import DEFAULT, adapt
@@ -281,6 +283,48 @@ class BishareModel(BaseTuner):
             )
         )
 
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        **settings: Any,
+    ) -> None:
+        """Add an adapter that adds ``sum of w_i dW_i``, exactly, at the sum of the ranks.
+
+        Args:
+            adapters: the names of adapters of one spec, linear in their inputs.
+            weights: of each, which is not 0.
+            adapter_name: of the sum, which does not run before `set_adapter`.
+            combination_type: ``"cat"``; PEFT's others are approximations for LoRA.
+            **settings: PEFT's for its other types are refused.
+
+        Raises:
+            AdapterError: there is no such sum (BS697), no such adapter (BS640), or the name is in use (BS641)
+                or that of no adapter (BS638).
+        """
+        handle = _handle_of(self.model)
+        if combination_type != "cat" or any(v is not None for v in settings.values()):
+            reason = f"`combination_type={combination_type!r}` is for LoRA"
+            raise AdapterError(codes.NOT_WEIGHTED(reason=reason))
+        if adapter_name in handle.adapters:
+            raise AdapterError(codes.NAME_IN_USE(name=adapter_name))
+        members = [handle[name] for name in adapters]
+        spec = weighted_spec(members, weights)
+        config = BishareConfig(spec=spec, seed=members[0].seed)
+        config.task_type = members[0].config.task_type
+        values = dict(weighted_tensors(members, weights, make_plan(spec, self.model).plan))
+        self.peft_config[adapter_name] = config
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except BaseException:
+            self.peft_config.pop(adapter_name, None)
+            raise
+        with torch.no_grad():
+            for name, tensor in handle[adapter_name].tensors().items():
+                tensor.copy_(values[name])
+
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Nothing is left to do: `install` lets the base train no more."""
 
@@ -326,7 +370,7 @@ class BishareModel(BaseTuner):
         was = config.record  # Of one that was loaded, or saved before: how that was done holds.
         drawn = any(t.drawn and not t.trainable for t in adapter.plan.tensors)
         stored, record, problems = pack(
-            adapter.plan,
+            adapter.saved_plan,
             tensors,
             adapter.spec_text,
             seed=adapter.seed,
@@ -367,7 +411,7 @@ class BishareModel(BaseTuner):
         config = cast(BishareConfig, config)
         adapter = _handle_of(model)[adapter_name]
         record = config.stored() if config._unchecked else None
-        plan, seed = adapter.plan, adapter.seed
+        plan, seed = adapter.saved_plan, adapter.seed
         values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
         _check_others(model, adapter_name, record, others)
         if record is not None:
@@ -481,6 +525,7 @@ def register() -> None:
             save_and_load._get_adapter_state_dict_key_prefixes
         )
         guard_doors(_check_new)
+        replace_named()
         upload = _with_card(PeftModel._upload_modified_files)
         PeftModel._upload_modified_files = upload  # type: ignore[method-assign]
 

@@ -40,3 +40,10 @@ def plan_together(plans: Sequence[Plan]) -> Plan:
         terms=tuple(terms),
         trained=tuple(trained),
     )
+
+
+def scaled_plan(plan: Plan, scale: float) -> Plan:
+    """Return the plan whose terms add ``scale`` times as much."""
+    terms = tuple(term.model_copy(update={"scale": term.scale * scale}) for term in plan.terms)
+    fields = {name: getattr(plan, name) for name in Plan.model_fields}
+    return Plan(**fields | {"terms": terms})

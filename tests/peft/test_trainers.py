@@ -28,6 +28,7 @@ from trl import (
 
 from bishare_dsl import load_adapter
 from bishare_dsl.adapter.files import read_adapter
+from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.peft import BishareConfig
 from bishare_dsl.resources import find_spec
 from tests.peft.conftest import SPEC
@@ -193,11 +194,17 @@ def test_kto(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def by_rewards(
-    kind: Any, settings: Any, checkpoint: Path, folder: Path, adapter: BishareConfig, **more: Any
+    kind: Any,
+    settings: Any,
+    checkpoint: Path,
+    folder: Path,
+    adapter: BishareConfig,
+    model: Any = None,
+    **more: Any,
 ) -> Any:
     """Return a trainer that rewards long answers, for two steps."""
     return kind(
-        str(checkpoint),
+        model or str(checkpoint),
         reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
         args=settings(
             str(folder),
@@ -270,6 +277,80 @@ def test_reward(checkpoint: Path, tmp_path: Path) -> None:
     again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1)
     want = trainer.model.eval()(input_ids=ids).logits
     assert torch.equal(again.eval()(input_ids=ids).logits, want)
+
+
+# A head with an adapter ----------------------------------------------------------------------------------
+
+TRAINERS: dict[str, tuple[Any, Any, Dataset]] = {
+    "sft": (SFTTrainer, SFTConfig, ROWS),
+    "dpo": (DPOTrainer, DPOConfig, PAIRS),
+    "kto": (KTOTrainer, KTOConfig, LABELLED),
+    "grpo": (GRPOTrainer, GRPOConfig, PROMPTS),
+    "rloo": (RLOOTrainer, RLOOConfig, PROMPTS),
+}
+AT_HEAD = {"tied": "lm_head, embed_tokens", "untied": "q_proj, lm_head"}
+
+
+def with_head(checkpoint: Path, tied: bool) -> Any:
+    return AutoModelForCausalLM.from_pretrained(checkpoint, tie_word_embeddings=tied)
+
+
+def trainer_of(kind: str, model: Any, checkpoint: Path, folder: Path, adapter: Any) -> Any:
+    trainer, settings, rows = TRAINERS[kind]
+    if kind in ("grpo", "rloo"):
+        return by_rewards(trainer, settings, checkpoint, folder, adapter, model=model, beta=0.0)
+    return trainer(
+        model,
+        args=settings(str(folder), max_steps=2, save_strategy="no", **COMMON),
+        train_dataset=rows,
+        processing_class=tokenizer_of(checkpoint),
+        peft_config=adapter,
+    )
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("tied", [True, False], ids=AT_HEAD)
+def test_a_term_at_the_head_is_refused_by_what_would_leave_it_out(
+    checkpoint: Path, tmp_path: Path, kind: str, tied: bool
+) -> None:
+    """TRL multiplies by `lm_head.weight` itself; of PEFT's LoRA it refuses the same."""
+    text = f"spec x\ntarget {AT_HEAD['tied' if tied else 'untied']}\nshare a per module rank 2\n"
+    adapter = BishareConfig(spec=text, task_type="CAUSAL_LM")
+    model = with_head(checkpoint, tied)
+    trainer = trainer_of(kind, model, checkpoint, tmp_path, adapter)
+    before = tensors_of(trainer)
+    with pytest.raises(AdapterError, match="BS696"):
+        trainer.train()
+    assert all(torch.equal(t, before[n]) for n, t in tensors_of(trainer).items())
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_head_that_is_trained_in_full_is_heard(
+    checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    text = "spec x\ntarget q_proj\ntrain lm_head\nshare a per module rank 2\n"
+    adapter = BishareConfig(spec=text, task_type="CAUSAL_LM")
+    trainer = trainer_of(kind, with_head(checkpoint, False), checkpoint, tmp_path, adapter)
+    handle = trainer.model.get_base_model().bishare
+    with torch.no_grad():  # Not what the base has: a loss of the base's head would be another.
+        for tensor in handle.tensors().values():
+            tensor.add_(
+                torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1
+            )
+    before = {name: tensor.detach().clone() for name, tensor in handle.tensors().items()}
+    if kind == "sft":
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        found = trainer.compute_loss(trainer.model, batch)
+        plain = trainer.model(**{k: v for k, v in batch.items() if k != "fused_lm_head"}).loss
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+        grads = zip(torch.autograd.grad(found, parameters), torch.autograd.grad(plain, parameters))
+        for one, other in grads:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    trainer.train()
+    changed = {n for n, t in handle.tensors().items() if not torch.equal(t, before[n])}
+    assert any("lm_head" in name for name in changed)
+    assert any("q_proj" in name for name in changed)
 
 
 def tokenizer_of(checkpoint: Path) -> Any:

@@ -1,0 +1,176 @@
+"""Functions of PEFT for LoRA that find its tensors by their names, for adapters of bishare.
+
+Each has the name and the arguments of PEFT's. `bishare_dsl.peft` puts them in the place of PEFT's own, which
+they call for any other model: PEFT's would train with wrong rates, or freeze nothing, without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import helpers, optimizers
+from peft.optimizers import lorafa, loraplus
+from torch import nn
+
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+
+_RIDGE = 1e-8
+"""What PEFT's LoRA-FA adds to the diagonal of ``A A^T`` before it is inverted."""
+
+
+def handle_in(model: nn.Module) -> Handle | None:
+    """Return the handle of a model, or of the one that is wrapped in a `PeftModel`."""
+    return next((module for module in model.modules() if isinstance(module, Handle)), None)
+
+
+def create_loraplus_optimizer(
+    model: nn.Module,
+    optimizer_cls: type[torch.optim.Optimizer],
+    *,
+    lr: float,
+    loraplus_lr_ratio: float,
+    loraplus_weight_decay: float = 0.0,
+    loraplus_lr_embedding: float = 1e-6,
+    **settings: Any,
+) -> torch.optim.Optimizer:
+    """Make an optimizer that learns B faster than A (LoRA+, https://arxiv.org/abs/2402.12354).
+
+    Of adapters of bishare the fast tensors are B, those that start at 0, and vectors.
+
+    Args:
+        model: a `PeftModel`, or a model that `compile_spec` has adapted.
+        optimizer_cls: such as `torch.optim.AdamW`.
+        lr: the learning rate of all that is not fast.
+        loraplus_lr_ratio: the rate of fast tensors relative to it.
+        loraplus_weight_decay: of all tensors of the adapters.
+        loraplus_lr_embedding: the rate of tensors whose terms all stand at embeddings.
+        **settings: of the optimizer.
+    """
+    handle = handle_in(model)
+    assert handle is not None
+    fast, looked_up = set[int](), set[int]()
+    for adapter in handle.adapters.values():
+        tensors, plan = adapter.parts.tensors(), adapter.plan
+        sites: dict[str, list[str]] = {}
+        for term in plan.terms:
+            for role, name in term.tensors.items():
+                sites.setdefault(name, []).append(term.site)
+                tensor = tensors[name]
+                if role == "B" or plan.tensor[name].init == "zeros" or tensor.ndim == 1:
+                    fast.add(id(tensor))
+        for name, paths in sites.items():
+            modules = map(handle.model.get_submodule, paths)
+            if all(isinstance(module, nn.Embedding) for module in modules):
+                looked_up.add(id(tensors[name]))
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        rate = lr * loraplus_lr_ratio if id(parameter) in fast else lr
+        rate = loraplus_lr_embedding if id(parameter) in looked_up else rate
+        groups.setdefault(rate, []).append(parameter)
+    decay = {"weight_decay": loraplus_weight_decay}
+    return optimizer_cls(
+        [{"params": p, "lr": rate, **decay} for rate, p in groups.items()], **settings
+    )
+
+
+def create_lorafa_optimizer(
+    model: nn.Module,
+    r: int | None = None,
+    lora_alpha: int | None = None,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    use_rslora: bool | None = None,
+) -> torch.optim.Optimizer:
+    """Freeze A, and make an AdamW for B with its gradient as LoRA-FA projects it.
+
+    ``(A A^T)^-1 g / s^2`` (https://arxiv.org/abs/2308.03303), for each B that has one A.
+
+    Args:
+        model: a `PeftModel`, or a model that `compile_spec` has adapted.
+        r, lora_alpha, use_rslora: not used: ranks and scales s are the plan's.
+        lr: the learning rate.
+        weight_decay: of AdamW.
+
+    Raises:
+        AdapterError: an adapter that runs has terms for which this is not defined (BS691).
+    """
+    handle = handle_in(model)
+    assert handle is not None
+    pairs: list[tuple[nn.Parameter, nn.Parameter, float]] = []
+    for name in handle.active:
+        tensors, plan = handle[name].parts.tensors(), handle[name].plan
+        found: dict[str, set[tuple[str, float]]] = {}
+        for term in plan.terms:
+            if term.transform != "Identity" or {*term.tensors} != {"A", "B"}:
+                reason = f"share `{term.share}` has a transform or gains ({term.transform})"
+                raise AdapterError(codes.NO_LORA_FA(name=name, reason=reason))
+            found.setdefault(term.tensors["B"], set()).add((term.tensors["A"], term.scale))
+        for b, uses in found.items():
+            if len(uses) > 1:
+                reason = f"`{b}` is used with {len(uses)} tensors A or scales"
+                raise AdapterError(codes.NO_LORA_FA(name=name, reason=reason))
+            [(a, scale)] = uses
+            pairs.append((tensors[a], tensors[b], scale))
+    for a, _, _ in pairs:
+        a.requires_grad_(False)
+
+    def project(*_: Any) -> None:
+        with torch.no_grad():
+            for a, b, scale in pairs:
+                if b.grad is not None:
+                    gram = a @ a.T + _RIDGE * torch.eye(len(a), device=a.device)
+                    b.grad = (torch.linalg.pinv(gram) @ b.grad).to(b) / scale**2
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    optimizer.register_step_pre_hook(project)
+    return optimizer
+
+
+@contextmanager
+def rescale_adapter_scale(model: nn.Module, multiplier: float) -> Iterator[None]:
+    """Multiply what the adapters that run add by a number, in a block.
+
+    Raises:
+        AdapterError: as `Handle.set_scale`.
+        TypeError: ``multiplier`` is no number.
+    """
+    handle = handle_in(model)
+    assert handle is not None
+    if not isinstance(multiplier, (float, int)):
+        raise TypeError(f"Argument multiplier should be of type float, got {type(multiplier)}")
+    before = {name: handle[name].scale for name in handle.active}
+    handle.scale_layer(multiplier)
+    try:
+        yield
+    finally:
+        for name, scale in before.items():
+            handle.set_scale(name, scale)
+
+
+def _for_both(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls ours for a model with adapters of bishare, and PEFT's for any other."""
+
+    @functools.wraps(theirs)
+    def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (theirs if handle_in(model) is None else ours)(model, *args, **kwargs)
+
+    return call
+
+
+def replace_named() -> None:
+    """Put the functions in the place of PEFT's. Whoever has imported PEFT's before keeps PEFT's own."""
+    places: Mapping[Callable[..., Any], tuple[Any, ...]] = {
+        create_loraplus_optimizer: (optimizers, loraplus),
+        create_lorafa_optimizer: (optimizers, lorafa),
+        rescale_adapter_scale: (helpers,),
+    }
+    for ours, modules in places.items():
+        for module in modules:
+            setattr(module, ours.__name__, _for_both(ours, getattr(module, ours.__name__)))

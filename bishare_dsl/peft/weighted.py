@@ -1,0 +1,89 @@
+"""A sum of adapters of one spec, each with a weight, as an adapter of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from bishare_dsl.compiler import read_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.spec import Binary, Expression, Ref, Share, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from bishare_dsl.adapter.handle import Adapter
+    from bishare_dsl.plan import Plan
+
+
+def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec:
+    """Return a spec with each share once for each adapter, multiplied by its weight.
+
+    What its adapter adds is ``sum of w_i dW_i`` exactly, at the sum of the ranks.
+
+    Raises:
+        AdapterError: the adapters are of several specs, not linear, or train parameters in full, or a weight
+            is not a number other than 0 (BS697).
+    """
+    first = adapters[0]
+    reason = None
+    if any(one.spec_text != first.spec_text for one in adapters):
+        reason = "they are of several specs"
+    elif whole := first.saved_plan.trained:
+        reason = f"they train `{whole[0].parameter}` in full"
+    elif wrong := next((term for term in first.saved_plan.terms if not term.linear), None):
+        reason = f"share `{wrong.share}` is not linear ({wrong.transform})"
+    elif len(adapters) != len(weights) or not all(w and math.isfinite(w) for w in weights):
+        reason = "each takes one weight, a number other than 0"
+    if reason is not None:
+        raise AdapterError(codes.NOT_WEIGHTED(reason=reason))
+    spec, _ = read_spec(first.spec_text if "\n" in first.spec_text else f"{first.spec_text}\n")
+    shares = [
+        _times(spec, share, number, weight)
+        for number, weight in enumerate(weights)
+        for share in spec.shares
+    ]
+    defaults = spec.defaults.model_copy(update={"alpha": None, "scale": None})
+    return spec.model_copy(update={"shares": tuple(shares), "defaults": defaults})
+
+
+def weighted_tensors(
+    adapters: Sequence[Adapter], weights: Sequence[float], plan: Plan
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of the sum by name.
+
+    Raises:
+        AdapterError: the plan of the sum is not that of its parts (BS697).
+    """
+    for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+        tensors, sums = adapter.tensors(), {(t.share, t.site): t for t in plan.terms}
+        for term in adapter.saved_plan.terms:
+            made = sums.get((_name(term.share, number), term.site))
+            scale = term.scale * weight
+            if (
+                made is None
+                or made.tensors.keys() != term.tensors.keys()
+                or not math.isclose(made.scale, scale)
+            ):
+                reason = f"share `{term.share}` at `{term.site}` has no equal in the sum"
+                raise AdapterError(codes.NOT_WEIGHTED(reason=reason))
+            for role, name in made.tensors.items():
+                yield name, tensors[term.tensors[role]]
+
+
+def _name(share: str, number: int) -> str:
+    base, dot, start = share.partition(".")  # A start that is taken away is a share of its own.
+    return f"{base}_{number + 1}{dot}{start}"
+
+
+def _times(spec: Spec, share: Share, number: int, weight: float) -> Share:
+    settings = spec.settings(share)
+    factor: Expression = weight if weight > 0 else Binary(op="-", left=0, right=-weight)
+    scale = settings.scale
+    if scale is None and settings.alpha is not None:
+        scale = Binary(op="/", left=settings.alpha, right=Ref(ref="rank"))
+    scale = factor if scale is None else Binary(op="*", left=scale, right=factor)
+    update = {"name": _name(share.name, number), "alpha": settings.alpha, "scale": scale}
+    return share.model_copy(update=update)

@@ -1,0 +1,313 @@
+"""Scales at run time, sums with weights, and optimizers: functions of PEFT for LoRA, for adapters of bishare."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+
+from bishare_dsl import compile_spec
+from bishare_dsl.diagnostics import AdapterError
+from bishare_dsl.export.effective import delta
+from bishare_dsl.peft import BishareConfig, create_lorafa_optimizer, create_loraplus_optimizer
+from bishare_dsl.testing.models import tiny_model
+from tests.peft.conftest import SPEC
+from tests.support.checks import randomize
+
+PLAIN = "spec plain\ntarget q_proj, down_proj\nalpha 3\nshare a per module rank 2\n"
+WHOLE = "spec whole\ntarget q_proj\ntrain norms\nshare a per module rank 2\n"
+SPECS = {
+    "plain": PLAIN,
+    "pooled": SPEC.replace("dropout 0.2\n", ""),
+    "vera": "vera",
+    "loha": "loha",
+}
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def two(base: Any, spec: str) -> Any:
+    """A `PeftModel` with adapters a, which runs, and b, that do something."""
+    model = get_peft_model(base, BishareConfig(spec=spec), "a")
+    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
+    for seed, name in enumerate("ab"):
+        random = torch.Generator().manual_seed(seed)
+        for name, tensor in base.bishare[name].tensors().items():
+            if base.bishare.plan.tensor[name].trainable:
+                tensor.data.add_(torch.randn(tensor.shape, generator=random), alpha=0.2)
+    return model.eval()
+
+
+def updates(model: Any, name: str) -> dict[str, torch.Tensor]:
+    """The dense ``dW`` of each site, of the plan that runs."""
+    adapter = model.get_base_model().bishare[name]
+    tensors = {n: t.detach() for n, t in adapter.tensors().items()}
+    return {
+        site.path: delta(adapter.plan, tensors, site)
+        for site in adapter.plan.sites
+        if adapter.plan.terms_of[site.path]
+    }
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("scale", [0.5, 0.0, -2.0])
+def test_a_scale_multiplies_what_an_adapter_adds(
+    base: Any, ids: torch.Tensor, spec: str, scale: float, tmp_path: Path
+) -> None:
+    plain, model = copy.deepcopy(base), two(base, spec)
+    handle, dense = base.bishare, updates(model, "a")
+    want, others = logits(model, ids), {n: t.detach().clone() for n, t in handle.tensors().items()}
+    handle.set_scale("a", scale)
+    with torch.no_grad():
+        for path, added in dense.items():
+            weight = plain.get_submodule(path).weight
+            weight.add_(added.reshape(weight.shape), alpha=scale)
+    expected = logits(plain, ids)
+    torch.testing.assert_close(logits(model, ids), expected, rtol=1e-4, atol=1e-5)
+    rows = logits_of_rows(model, ids, ["a", "a", None])
+    torch.testing.assert_close(rows[:2], expected[:2], rtol=1e-4, atol=1e-5)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, ids), expected, rtol=1e-4, atol=1e-5)
+    model.unmerge_adapter()
+    with pytest.raises(AdapterError, match="BS640"):
+        handle.set_scale("c", 2.0)
+    model.save_pretrained(tmp_path)  # No scale is saved.
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "a")
+    assert torch.equal(logits(again, ids), want)
+    handle.unscale_layer()
+    assert torch.equal(logits(model, ids), want)
+    assert all(torch.equal(t, others[n]) for n, t in handle.tensors().items())
+
+
+def logits_of_rows(model: Any, ids: torch.Tensor, names: list[str | None]) -> torch.Tensor:
+    with model.get_base_model().bishare.rows(names):
+        return logits(model, ids)
+
+
+def test_scales_by_the_names_of_diffusers_and_peft(base: Any, ids: torch.Tensor) -> None:
+    model = two(base, PLAIN)
+    handle, one = base.bishare, logits(model, ids)
+    handle.scale_layer(0.5)
+    half = logits(model, ids)
+    assert handle["a"].scale == 0.5
+    assert not torch.equal(half, one)
+    handle.unscale_layer(0.5)
+    assert torch.equal(logits(model, ids), one)
+    with peft.helpers.rescale_adapter_scale(model, 0.5):
+        assert torch.equal(logits(model, ids), half)
+    assert torch.equal(logits(model, ids), one)
+    with pytest.raises(ValueError, match="here"), peft.helpers.rescale_adapter_scale(model, 0.5):
+        raise ValueError("here")
+    assert handle["a"].scale == 1
+    # As diffusers sets several adapters with weights.
+    for layer in (
+        m for m in base.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)
+    ):
+        layer.set_adapter(["a", "b"])
+        for name, weight in (("a", 0.5), ("b", 2.0)):
+            layer.set_scale(name, weight)
+    together = logits(model, ids)
+    plain = tiny_model("llama").eval()
+    with torch.no_grad():
+        for name in "ab":
+            for path, added in updates(model, name).items():
+                plain.get_submodule(path).weight.add_(added)
+    torch.testing.assert_close(together, logits(plain, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_scale_trains_as_it_runs(base: Any, ids: torch.Tensor) -> None:
+    model = two(base, PLAIN)
+    base.bishare.set_scale("a", 0.5)
+    model.train()(ids, labels=ids).loss.backward()
+    grown = {n: p.grad.clone() for n, p in base.bishare.tensors().items()}
+    dense = compile_spec(PLAIN.replace("alpha 3", "alpha 1.5"), tiny_model("llama").train())
+    for name, tensor in dense.bishare.tensors().items():
+        tensor.data.copy_(base.bishare.tensors()[name])
+    dense(ids, labels=ids).loss.backward()
+    for name, tensor in dense.bishare.tensors().items():
+        torch.testing.assert_close(grown[name], tensor.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_scaled(base: Any) -> None:
+    handle = compile_spec(WHOLE, base).bishare
+    with pytest.raises(AdapterError, match="BS695"):
+        handle.set_scale("default", 0.5)
+    handle = compile_spec(PLAIN, tiny_model("llama")).bishare
+    handle.merge()
+    with pytest.raises(AdapterError, match="BS643"):
+        handle.set_scale("default", 0.5)
+    assert handle["default"].scale == 1
+
+
+def test_inputs_are_never_cast(base: Any, ids: torch.Tensor) -> None:
+    model = two(base, PLAIN)
+    want = logits(model, ids)
+    with disable_input_dtype_casting(model):
+        assert torch.equal(logits(model, ids), want)
+
+
+# Sums with weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_weighted_sum_is_exact_and_is_saved(
+    base: Any, ids: torch.Tensor, spec: str, tmp_path: Path
+) -> None:
+    model = two(base, spec)
+    before = logits(model, ids)
+    dense = [updates(model, name) for name in "ab"]
+    model.add_weighted_adapter(["a", "b"], [0.75, -0.5], "sum")
+    assert torch.equal(logits(model, ids), before)
+    for path, found in updates(model, "sum").items():
+        want = 0.75 * dense[0][path] - 0.5 * dense[1][path]
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
+    model.set_adapter("sum")
+    want = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model("llama").eval(), tmp_path / "sum")
+    assert torch.equal(logits(again, ids), want)
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "code"),
+    [
+        (PLAIN, {"weights": [1.0]}, "BS697"),
+        (PLAIN, {"weights": [1.0, 0.0]}, "BS697"),
+        (PLAIN, {"combination_type": "svd"}, "BS697"),
+        (PLAIN, {"svd_rank": 4}, "BS697"),
+        (PLAIN, {"adapters": ["a", "x"]}, "BS640"),
+        (PLAIN, {"adapter_name": "b"}, "BS641"),
+        (PLAIN, {"adapter_name": "mlp"}, "BS638"),
+        (WHOLE, {}, "BS697"),
+        ("hydralora", {}, "BS697"),
+    ],
+)
+def test_sums_that_are_refused(
+    base: Any, ids: torch.Tensor, spec: str, given: dict[str, Any], code: str
+) -> None:
+    model = get_peft_model(base, BishareConfig(spec=spec), "a")
+    model.add_adapter("b", BishareConfig(spec=spec, seed=1))
+    how = {"adapters": ["a", "b"], "weights": [1.0, 1.0], "adapter_name": "sum"} | given
+    with pytest.raises(AdapterError, match=code):
+        model.add_weighted_adapter(**how)
+    assert [*model.peft_config] == ["a", "b"] == [*base.bishare.adapters]
+
+
+def test_a_sum_of_two_specs_is_refused(base: Any) -> None:
+    model = get_peft_model(base, BishareConfig(spec=PLAIN), "a")
+    model.add_adapter("b", BishareConfig(spec=SPEC))
+    with pytest.raises(AdapterError, match="BS697.*several specs"):
+        model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")
+
+
+# Optimizers ----------------------------------------------------------------------------------------------
+
+
+def test_lora_plus_learns_b_faster_by_either_name(base: Any) -> None:
+    model = get_peft_model(base, BishareConfig(spec=SPEC))
+    for make in (create_loraplus_optimizer, peft.optimizers.create_loraplus_optimizer):
+        optimizer = make(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        tensors = base.bishare.tensors()
+        assert {*rates} == {id(p) for p in model.parameters() if p.requires_grad}
+        for name, tensor in tensors.items():
+            assert rates[id(tensor)] == (1.6e-2 if name.split(".")[-1] == "B" else 1e-3), name
+
+
+def test_lora_plus_at_an_embedding(base: Any) -> None:
+    text = "spec e\ntarget embed_tokens, q_proj\nshare a per module rank 2\n"
+    model = compile_spec(text, tiny_model("llama", tie_word_embeddings=False))
+    optimizer = create_loraplus_optimizer(model, torch.optim.SGD, lr=1.0, loraplus_lr_ratio=4)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, tensor in model.bishare.tensors().items():
+        want = 1e-6 if "embed_tokens" in name else 4.0 if name.endswith("B") else 1.0
+        assert rates[id(tensor)] == want
+
+
+def test_lora_fa_is_that_of_peft(base: Any, ids: torch.Tensor) -> None:
+    """One step, from the values of PEFT's LoRA with the same scale, gives the same B."""
+    theirs = get_peft_model(
+        copy.deepcopy(base), LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"])
+    )
+    ours = get_peft_model(copy.deepcopy(base), BishareConfig(spec=PLAIN))
+    tensors = ours.get_base_model().bishare.tensors()
+    for name, layer in theirs.get_base_model().named_modules():
+        if hasattr(layer, "lora_A"):
+            layer.lora_B["default"].weight.data.normal_(std=0.1)
+            tensors[f"a.{name}.A"].data.copy_(layer.lora_A["default"].weight)
+            tensors[f"a.{name}.B"].data.copy_(layer.lora_B["default"].weight.T)
+    lora_a = {n: t.detach().clone() for n, t in tensors.items()}
+    for model in (theirs, ours):
+        optimizer = peft.optimizers.create_lorafa_optimizer(model, 2, 3, lr=1e-2)
+        model.train()(ids, labels=ids).loss.backward()
+        optimizer.step()
+    for name, layer in theirs.get_base_model().named_modules():
+        if hasattr(layer, "lora_A"):
+            assert torch.equal(tensors[f"a.{name}.A"], lora_a[f"a.{name}.A"])
+            found, want = tensors[f"a.{name}.B"], layer.lora_B["default"].weight.T
+            assert not torch.equal(found, lora_a[f"a.{name}.B"])
+            # PEFT projects in bfloat16 where the machine has it; Adam's first step is the sign of that.
+            torch.testing.assert_close(found, want, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "spec", ["bishare_ke", "vera", "spec s\ntarget q_proj\nshare a B per model rank 2\n"]
+)
+def test_lora_fa_of_what_it_is_not_defined_for(base: Any, spec: str) -> None:
+    with pytest.raises(AdapterError, match="BS691"):
+        create_lorafa_optimizer(compile_spec(spec, base), lr=1e-3)
+
+
+def test_another_model_is_peft_s(base: Any) -> None:
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    made = peft.optimizers.create_loraplus_optimizer(
+        model, torch.optim.SGD, lr=1.0, loraplus_lr_ratio=2
+    )
+    assert [group["lr"] for group in made.param_groups] == [1.0, 1e-6, 2.0, 2.0]
+    with peft.helpers.rescale_adapter_scale(model, 0.5):
+        pass
+
+
+# Other things of PEFT ------------------------------------------------------------------------------------
+
+
+def test_a_config_says_that_it_is_no_lora() -> None:
+    config = BishareConfig(spec="lora")
+    assert getattr(config, "use_dora", None) is None
+    with pytest.raises(AttributeError, match="no `use_dora`.*export"):
+        config.use_dora  # noqa: B018
+    with pytest.raises(AttributeError):
+        peft.XLoraConfig(hidden_size=4, adapters={"a": "x"}) and config.r
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_tokens_train_beside_a_spec(tied: bool, ids: torch.Tensor, tmp_path: Path) -> None:
+    """As TRL asks for where a chat template has new tokens."""
+    base = tiny_model("llama", tie_word_embeddings=tied).eval()
+    config = BishareConfig(
+        spec=PLAIN, task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": [5, 6]}
+    )
+    model = get_peft_model(copy.deepcopy(base), config)
+    randomize(model.get_base_model())
+    names = {n for n, p in model.named_parameters() if p.requires_grad and "bishare" not in n}
+    assert any("trainable_tokens_delta" in name for name in names)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.add_(1)
+    want = logits(model.eval(), ids)
+    assert not torch.equal(want, logits(base, ids))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    assert torch.equal(logits(again, ids), want)
+    assert isinstance(again.get_base_model().get_input_embeddings(), nn.Module)
