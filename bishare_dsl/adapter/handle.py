@@ -623,7 +623,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
         The forwards are compiled again, and merging, mixed batches and exports follow. No scale is saved.
 
         Raises:
-            AdapterError: no such adapter (BS640), it trains parameters in full (BS695), the model is merged
+            AdapterError: no such adapter (BS640), it trains parameters in full (BS667), the model is merged
                 (BS643, BS629) or sharded (BS645), or a mixed batch is open (BS674).
         """
         member = self[adapter]
@@ -876,7 +876,7 @@ def _check_head(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
     """See that the adapter that runs adds nothing at a head from whose weight a loss is computed.
 
     Raises:
-        AdapterError: it does (BS696).
+        AdapterError: it does (BS668).
     """
     if kwargs.get(FUSED_HEAD):
         handle = cast(Handle, model.get_submodule(ADAPTER))

@@ -301,7 +301,7 @@ class BishareModel(BaseTuner):
             **settings: PEFT's for its other types are refused.
 
         Raises:
-            AdapterError: there is no such sum (BS697), no such adapter (BS640), or the name is in use (BS641)
+            AdapterError: there is no such sum (BS672), no such adapter (BS640), or the name is in use (BS641)
                 or that of no adapter (BS638).
         """
         handle = _handle_of(self.model)

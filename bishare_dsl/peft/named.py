@@ -98,7 +98,7 @@ def create_lorafa_optimizer(
         weight_decay: of AdamW.
 
     Raises:
-        AdapterError: an adapter that runs has terms for which this is not defined (BS691).
+        AdapterError: an adapter that runs has terms for which this is not defined (BS669).
     """
     handle = handle_in(model)
     assert handle is not None
@@ -115,8 +115,8 @@ def create_lorafa_optimizer(
             if len(uses) > 1:
                 reason = f"`{b}` is used with {len(uses)} tensors A or scales"
                 raise AdapterError(codes.NO_LORA_FA(name=name, reason=reason))
-            [(a, scale)] = uses
-            pairs.append((tensors[a], tensors[b], scale))
+            [(name_of_a, scale)] = uses
+            pairs.append((tensors[name_of_a], tensors[b], scale))
     for a, _, _ in pairs:
         a.requires_grad_(False)
 

@@ -25,7 +25,7 @@ def weighted_spec(adapters: Sequence[Adapter], weights: Sequence[float]) -> Spec
 
     Raises:
         AdapterError: the adapters are of several specs, not linear, or train parameters in full, or a weight
-            is not a number other than 0 (BS697).
+            is not a number other than 0 (BS672).
     """
     first = adapters[0]
     reason = None
@@ -55,7 +55,7 @@ def weighted_tensors(
     """Yield the tensors of the sum by name.
 
     Raises:
-        AdapterError: the plan of the sum is not that of its parts (BS697).
+        AdapterError: the plan of the sum is not that of its parts (BS672).
     """
     for number, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         tensors, sums = adapter.tensors(), {(t.share, t.site): t for t in plan.terms}

@@ -194,13 +194,13 @@ TRAINED_TWICE = Code(
 COMPACT_BY_TRANSFORMERS = Code(
     "BS666", "`model.load_adapter` of transformers cannot read an adapter that was saved compactly"
 )
-NO_LORA_FA = Code("BS691", "LoRA-FA is not defined for adapter `{name}`: {reason}")
+NO_LORA_FA = Code("BS669", "LoRA-FA is not defined for adapter `{name}`: {reason}")
 NOT_SCALED = Code(
-    "BS695",
+    "BS667",
     "adapter `{name}` cannot be scaled: its `{path}` is trained in full, and replaces the base's",
 )
 FUSED_HEAD = Code(
-    "BS696",
+    "BS668",
     "the trainer computes its loss from the weight of `{path}`, without what adapter `{name}` adds there",
 )
-NOT_WEIGHTED = Code("BS697", "cannot add adapters with weights: {reason}")
+NOT_WEIGHTED = Code("BS672", "cannot add adapters with weights: {reason}")
