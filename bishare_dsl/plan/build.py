@@ -1,4 +1,4 @@
-"""Resolve a spec against a model's sites: the one place where sharing is worked out."""
+"""Resolve a spec against a model's sites. All sharing is decided here."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _selections(spec: Spec) -> Iterator[tuple[Loc, Selection]]:
 
 
 def _constant(resolver: Resolver, sites: Sites) -> Iterator[Problem]:
-    """Find conditions of selections that are as true of all that they are asked of."""
+    """Find conditions of selections that have the same truth at all of their sites."""
     for mention in resolver.mentions:
         if mention.purpose == "condition" and mention.domain in ("model", "let", "target"):
             yield from constant(mention, sites.site_sets, sites.domain_of(mention))
@@ -230,7 +230,7 @@ _Groups: TypeAlias = dict[tuple[Value, ...], list[_Place]]
 
 
 class _SharePlan:
-    """What one share adds to a plan. Whatever is wrong with it goes to the resolver, and it ends there."""
+    """The part of a plan that one share adds. Its problems go to the resolver."""
 
     def __init__(self, resolver: Resolver, index: int, sites: Sites, short: Mapping[str, str]):
         self.resolver, self.index, self.sites, self.short = resolver, index, sites, short
@@ -284,7 +284,7 @@ class _SharePlan:
             if (alike := first.setdefault((place.rank, place.width), place)) is place:
                 self._own(place)
             place.rows, place.own = alike.rows, alike.own
-        # What a transform pools does not depend on the rank.
+        # The pooled roles of a transform do not depend on the rank.
         pooled = next(iter(resolved.values())).transform.pooled
         for role in dict.fromkeys((*pooled, *self.share.keys)):
             groups = self._groups(role, self.share.key(role), places)
@@ -328,7 +328,7 @@ class _SharePlan:
         """Return the sites that have a tensor, for each distinct value of a key of it."""
         groups: _Groups = {}
         loc, pooled = self._key_loc(role), role in places[0].resolved.transform.pooled
-        # What a key is worth is worked out once for the roles that have it.
+        # A key is evaluated once for all roles that have it.
         values = self._values.get(key) or [
             tuple(self._key(place.site, part, (*loc, i)) for i, part in enumerate(key))
             for place in places
@@ -361,7 +361,7 @@ class _SharePlan:
             values = [value[i] for value in self._values[key]]
             before = [self._key(place.site, part.left, (*loc, i, "left")) for place in places]
             if len({*before}) < 2:
-                continue  # Of what is the same by itself nothing is lost.
+                continue  # Equal values stay equal.
             least, most = min(map(float, before)), max(map(float, before))
             of = f"`{part.left.ref}`" if isinstance(part.left, Ref) else "the left side"
             spread = f"{of} is {least:g} to {most:g} here"

@@ -1,4 +1,4 @@
-"""What can be said of a spec before any model is known."""
+"""Check a spec before any model is known."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _keys(spec: m.Spec) -> Iterator[Problem]:
                     help = "leave it out" if len(key) > 1 else None
                     help = "did you mean `layer`?" if part == m.Ref(ref="layers") else help
                     yield codes.CONSTANT_KEY(loc=("shares", i, *place, j), help=help)
-                # What is rounded after all, or compared, is something else.
+                # A quotient that is rounded or compared afterwards is fine.
                 if isinstance(part, m.Binary) and part.op == "/":
                     ref = part.left.ref if isinstance(part.left, m.Ref) else None
                     yield codes.FINE_KEY(

@@ -1,4 +1,4 @@
-"""Which parameters of the base a spec trains in full, beside its shares."""
+"""Find the parameters of the base that a spec trains in full."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PARTS = ("norms", "biases", "heads", "embeddings")
 def train(
     spec: Spec, sites: Sites, adapted: Collection[str]
 ) -> tuple[list[Trained], list[Tensor], list[Problem]]:
-    """Find the parameters that a spec trains in full, and what is wrong with what it says of them.
+    """Find the parameters that a spec trains in full, and the problems of its `train` statement.
 
     A head that the model has for its task is trained where the spec says nothing of it, and a note says so.
 

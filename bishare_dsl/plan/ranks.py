@@ -1,4 +1,4 @@
-"""What rank an update can have, whatever the values of the tensors are."""
+"""Find the highest rank that an update can have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sites a spec's names and conditions mean, and which of them mean none."""
+"""Match the names and conditions of a spec with the sites of a model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Sites:
     def words_of(self, selection: m.Selection) -> frozenset[str]:
         """Return the words of a selection and of the lets in it, and its kinds and paths in full.
 
-        What a param or a let is called is no word of the model's.
+        Names of params and lets are left out.
         """
         words: set[str] = set()
         for one in (selection, *(self._lets[name] for name in self._lets_in(selection))):
@@ -174,7 +174,7 @@ class Sites:
 
     @cached_property
     def target(self) -> Set[int]:
-        """What the target selects; all sites, where it selects none or is wrong."""
+        """The sites of the target; all sites if it selects none or is wrong."""
         if self.spec.target is None:
             return self.site_sets.all
         try:
@@ -183,7 +183,7 @@ class Sites:
             return self.site_sets.all
 
     def domain_of(self, mention: Mention) -> Set[int]:
-        """Return the sites of which a part of a selection is asked."""
+        """Return the sites at which a part of a selection is evaluated."""
         if mention.domain == "let":
             needed = self.spec.lets[int(mention.loc[1])].name in self._lets_of_target
         else:
@@ -197,7 +197,7 @@ class Sites:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What the spec may choose from."""
+        """The names and sites that the spec may refer to."""
         return Vocabulary(
             self.architecture.name,
             self.site_sets,
@@ -218,7 +218,7 @@ class Sites:
         return f"{name} has no linear layers in numbered blocks: name its modules, such as {few}"
 
     def without_value(self, mention: Mention) -> Iterator[Problem]:
-        """Find a site of which a condition of a selection is asked and at which it has no value."""
+        """Find a site at which a condition of a selection is evaluated and has no value."""
         part = mention.part
         if isinstance(part, m.Ref | m.Range) or mention.loc[-2] not in ("include", "exclude"):
             return

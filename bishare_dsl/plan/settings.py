@@ -1,4 +1,4 @@
-"""What a share says once its rank is known: transform, scale, dropout and the factors' starts."""
+"""The settings of a share at a rank: transform, scale, dropout and the initial values."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ShareSettings:
 
 
 class Resolver:
-    """What the shares of a spec say, worked out once for each share and rank; and what is wrong with it."""
+    """The settings of all shares, resolved once for each share and rank, and their problems."""
 
     def __init__(self, spec: m.Spec):
         self.spec = spec
@@ -387,7 +387,7 @@ def _transform(
         except EvaluationError as error:
             problems.append(error.problem)
     if values.keys() < via.options.keys():
-        return None  # What one without a value would be is not known.
+        return None  # Without all values the transform is unknown.
     values = {
         name: value for name, value in values.items() if name not in _auto(share, kind, params)
     }

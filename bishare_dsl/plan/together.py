@@ -13,7 +13,7 @@ def name_of(number: int, name: str) -> str:
 
 
 def plan_together(plans: Sequence[Plan]) -> Plan:
-    """Make one plan with the terms of several, of which each has names of its own (`name_of`)."""
+    """Make one plan with the terms of several, under distinct names (`name_of`)."""
     sites = {site.path: site for plan in plans for site in plan.sites}
     tensors: list[Tensor] = []
     terms: list[Term] = []

@@ -1,4 +1,4 @@
-"""What a spec mentions, held against the sites or parameters that it may choose from."""
+"""Look up the names that a spec mentions among the sites or parameters of a model."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def located(problem: Problem, part: m.Expression, scope: Scope) -> Problem:
 
 
 def reads(part: m.Expression, name: str) -> bool:
-    """Tell whether a name stands in an expression."""
+    """Tell whether an expression contains a name."""
     return any(mention.part == m.Ref(ref=name) for mention in mentions(part, "word"))
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a spec may choose from: the sites, or the parameters, of a model.
+    """The names that a spec may use for the sites, or the parameters, of a model.
 
     ``kinds`` are the names that a bare name may be, ``parts`` those of parts that have one in any model, and
     ``declared`` those that are something else. ``unknown`` makes the problem of a bare name that is none, and
@@ -219,7 +219,7 @@ class Vocabulary:
 def constant(
     mention: Mention, places: SiteSets, among: Set[int], what: str = "modules"
 ) -> Iterator[Problem]:
-    """Warn of a condition, or of the smallest part of one, that is always or never true where it is asked.
+    """Warn of a condition, or of its smallest part, that is always or never true where it is evaluated.
 
     Args:
         mention: of a whole condition.
@@ -248,7 +248,7 @@ def constant(
 
 
 def names_joined(part: m.And) -> str | None:
-    """Write as a list the names of which all are asked; None where these are not several."""
+    """Write the names of an `and` as a list; None if there are fewer than two."""
     names = [inner.ref for inner in part.all_of if isinstance(inner, m.Ref)]
     return ", ".join(names) if len(names) > 1 else None
 

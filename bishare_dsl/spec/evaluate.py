@@ -1,4 +1,4 @@
-"""What an expression is worth: numbers for ranks and scales, truth for predicates, values for keys."""
+"""Evaluate expressions: numbers for ranks and scales, truth for predicates, values for keys."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True)
 class Scope:
-    """What bare names mean at one place.
+    """The meaning of bare names at one site.
 
-    A bare name is looked up in ``values`` (params, a site's attributes, ``rank``) and, where truth is
-    asked for, in ``lets`` (whether each let selects the site); then it is a kind. ``layers`` resolves
-    negative layers. What is ``by_name`` fits no glob.
+    A value is looked up in ``values`` (params, a site's attributes, ``rank``). A condition is looked up in
+    ``lets`` (whether each let selects the site); any other name is a kind. ``layers`` resolves
+    negative layers. A site that is ``by_name`` fits no glob.
     """
 
     values: Mapping[str, Value]
@@ -160,7 +160,7 @@ class Scope:
                 return self.attribute("kind", loc) == name
             case m.Match(attribute=attribute, pattern=pattern):
                 if predicate.is_glob and self.by_name:
-                    return False  # What is in no block is meant by its name alone.
+                    return False  # A module outside of all blocks is selected by its name only.
                 return _glob(pattern).fullmatch(str(self.attribute(attribute, loc))) is not None
             case m.And(all_of=parts):
                 return not self._find(False, parts, (*loc, "all_of"))

@@ -41,7 +41,7 @@ class SiteSets:
         params = self.scopes[0].values.keys() - {*m.ATTRIBUTES} if self.scopes else set()
         read = [*names_read(part, params, purpose)]  # Params are equal everywhere.
         names = frozenset(name for name, _ in read)
-        if any(of in ("condition", "part") for _, of in read):  # What is no let is a kind.
+        if any(of in ("condition", "part") for _, of in read):  # Any name but a let's is a kind.
             names |= {"kind"}
         if names not in self._groups_by_names:
             groups: dict[object, list[int]] = {}

@@ -79,7 +79,7 @@ class Via(Node):
 
 
 class Settings(Node):
-    """What a share says of its own, or a spec for every share that says nothing.
+    """The settings of one share, or the defaults of a spec for all shares.
 
     ``scale`` defaults to ``alpha / rank`` where ``alpha`` is given, and to 1 where neither is. ``init`` says
     how tensors start, by role: ``init A kaiming_uniform, B zeros``.
@@ -157,7 +157,7 @@ class Spec(Node):
 
     @property
     def values(self) -> dict[str, int | float | str]:
-        """What its params are worth, by name."""
+        """The values of its params, by name."""
         return param_values(self)[0]
 
     def with_params(self, values: Mapping[str, int | float | str]) -> Spec:
@@ -193,7 +193,7 @@ class Spec(Node):
         return self.model_copy(update={"params": tuple(params)})
 
     def settings(self, share: Share) -> Settings:
-        """Settle what holds for a share: what it says itself, else what the spec says for all."""
+        """Return the settings of a share: its own, else the defaults of the spec."""
         own = {name: getattr(share, name) for name in Settings.model_fields}
         own["init"] = self.defaults.init | share.init
         said = {name: value for name, value in own.items() if value is not None}

@@ -39,7 +39,7 @@ class Mention(NamedTuple):
     assuming: tuple[tuple[m.Expression, bool], ...] = ()
 
 
-# What is asked in each field that has expressions; `_add` knows those of `If` and of a rank match.
+# The purpose of each field that has expressions; `_add` knows those of `If` and of a rank match.
 _PURPOSE: Mapping[tuple[type[BaseModel], str], Purpose] = {
     (m.Selection, "include"): "condition",
     (m.Selection, "exclude"): "condition",
@@ -119,7 +119,7 @@ def _add(
     if isinstance(part, _EXPRESSIONS):
         if purpose is None:
             raise TypeError(f"nobody says what is purpose at {loc}")
-        # What is true or not is purpose that, as a key too.
+        # A predicate is a condition, also where it stands as a key.
         purpose = "condition" if purpose == "key" and isinstance(part, _PREDICATES) else purpose
         found.append(Mention(loc, part, purpose, domain, compared_with, assuming))
     if isinstance(part, m.If):
@@ -154,7 +154,7 @@ def _add(
 @cache
 def _fields(kind: type[BaseModel]) -> list[tuple[str, Purpose | None, Domain | None]]:
     """List the fields of a part of a spec: what is purpose in each, and of what, where the tables say it."""
-    # What all settings have is said of them, and not once more of a share's.
+    # Fields that all settings have are listed once, under `Settings`.
     named = [(n, (Settings if n in Settings.model_fields else kind, n)) for n in kind.model_fields]
     return [(name, _PURPOSE.get(place), _DOMAIN.get(place)) for name, place in named]
 
