@@ -1,4 +1,4 @@
-"""The one family of exceptions, which carries problems."""
+"""The exceptions of bishare, which carry problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong, as data."""
+"""Problems as data."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Edit:
 class Problem:
     """One finding. Drawing it (`render`) is a separate act.
 
-    ``loc`` names the part of the spec that is wrong; ``span`` the characters of the text, where a
-    finding is about text that never became a spec; ``also`` is where that stands which is said again here.
+    ``loc`` names the part of the spec that is wrong; ``span`` the characters of the text, if the text could
+    not be read as a spec; ``also`` the location of the first of two things that are said twice.
     ``help`` says what was expected, or what to do; ``edits`` do it, where the reader of the text knows how.
     """
 
@@ -39,7 +39,7 @@ class Problem:
     also: Loc | Span | None = None
 
     def within(self, *prefix: str | int) -> Problem:
-        """Return the same problem as seen from a part that contains the one it was found in."""
+        """Return the problem with its location prefixed by that of an enclosing part."""
         return replace(self, loc=(*prefix, *self.loc))
 
 
@@ -57,7 +57,7 @@ class Code:
 
     @property
     def remedy(self) -> str | None:
-        """The help of a problem that brings none of its own."""
+        """The help of a problem that has no other."""
         return error_index()[self.code][1] or None
 
     def __call__(

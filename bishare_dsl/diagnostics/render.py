@@ -39,7 +39,7 @@ def _printable(text: str) -> str:
 def render(problem: Problem, where: SourceMap | None = None, width: float = inf) -> str:
     """Draw the problem as text, several lines long where it has a place, and no line wider than ``width``.
 
-    No name, path or text that it is about adds a line of its own, or reaches the terminal as it is.
+    Names, paths and texts are escaped: none of them adds a line or reaches the terminal unescaped.
     """
     head = _fitted(f"{problem.severity}[{problem.code}]: {escaped(problem.message)}", width)
     tail = "\n" + _fitted(f"  = help: {escaped(problem.help)}", width) if problem.help else ""

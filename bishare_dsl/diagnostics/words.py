@@ -1,4 +1,4 @@
-"""What to say of a word that means nothing where it stands: what it is called here, or the nearest name."""
+"""Advise on an unknown word: its name in this language, or the nearest valid name."""
 
 from __future__ import annotations
 

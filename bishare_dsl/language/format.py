@@ -31,7 +31,7 @@ _BRACKETED = ("options", "arms")
 
 
 def format_text(text: str | bytes, name: str = "<text>") -> str:
-    """Lay out a text in the one layout: same spec and comments, lines of at most 100 columns where possible.
+    """Format a text: same spec and comments, lines of at most 100 columns where possible.
 
     Formatting what this returns changes nothing.
 
@@ -234,7 +234,7 @@ def _line(code: str, after: list[_Comment]) -> str:
 
 
 def _lines(block: _Block) -> list[str]:
-    """Write a statement by itself: on one line, else a piece a line, else a unit a line."""
+    """Write a statement that is not aligned: on one line, else a piece a line, else a unit a line."""
     if block.one_line:
         return [_line(block.text, block.after)]
     lines: list[str] = []
@@ -249,7 +249,7 @@ def _lines(block: _Block) -> list[str]:
 
 
 def _aligned(group: list[_Block]) -> dict[_Block, str]:
-    """Lay out those statements of a group that stand in columns."""
+    """Lay out the statements of a group that are aligned in columns."""
     rows = {block: cells for block in group if block.one_line and (cells := _cells(block))}
     columns = sorted({column for row in rows.values() for column in row})
     widths = {column: max(len(row.get(column, "")) for row in rows.values()) for column in columns}
@@ -259,7 +259,7 @@ def _aligned(group: list[_Block]) -> dict[_Block, str]:
         made[block] = (" " if block.kind == "param" else "  ").join(padded).rstrip()
     if any(len(code) > WIDTH for code in made.values()):
         return {}
-    # Comments at the ends of neighbouring lines stand in one column.
+    # Align the comments at the ends of neighbouring lines.
     wide = max((len(code) for block, code in made.items() if block.after), default=0)
     return {
         block: _line(code.ljust(wide) if block.after else code, block.after)
@@ -268,7 +268,7 @@ def _aligned(group: list[_Block]) -> dict[_Block, str]:
 
 
 def _cells(block: _Block) -> dict[tuple[int, int], str]:
-    """Return what stands in which column: nothing for a statement that is not aligned.
+    """Return the cells of a statement by column; nothing if it is not aligned.
 
     The columns are those of `CLAUSES`, and of a share's keys the first, the second and so on.
     """

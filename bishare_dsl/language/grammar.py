@@ -32,7 +32,7 @@ OPERATORS = {"IF", "OR", "AND", "IN", "EQ", "NE", "LE", "LT", "GE", "GT"}
 OPERATORS |= {"PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"}
 STATEMENT_KINDS = frozenset(word.upper() for word in STATEMENTS) | {END}
 CLAUSE_KINDS = frozenset(word.upper() for word in (*CLAUSES, "A", "B"))
-# What is said of tokens that may stand at a place: the first one that fits.
+# Descriptions of the tokens that are possible at a position: the first that fits is used.
 _VALUES = {
     ("INT", "LPAR"): "a value",
     ("INT", "NAME"): "a number or a name",
@@ -104,7 +104,7 @@ def spelled(kind: str) -> str | None:
 
 
 def expected(kinds: Collection[str]) -> str:
-    """Say what may stand at a place: ``a name``, ``a clause of the share or a statement``."""
+    """Describe what is possible at a position: ``a name``, ``a clause of the share or a statement``."""
     left = set(kinds)
     if "PLUS" in left:  # After a name in an expression, which could be a function's.
         left.discard("LPAR")

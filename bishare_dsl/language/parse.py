@@ -1,8 +1,8 @@
 """From text to syntax tree, with every error of the text in one run.
 
-Lark cuts the text into tokens, and parses one statement or clause after the other. What is plainly a slip (a
-misspelt keyword, a missing comma) is mended; at any other error reading goes on with the next clause or
-statement, whose first words are reserved.
+Lark cuts the text into tokens, and parses one statement or clause after the other. The parser mends plain slips
+(a misspelt keyword, a missing comma). After any other error it goes on with the next clause or statement, whose
+first words are reserved.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _AGAIN = 64
 # How many mends of a text are tried in all, and for how many mistakes they are looked up.
 _TRIALS = 300
 _MENDED = 30
-# What an expression is made of; clauses and the like nest in nothing.
+# The rules of expressions; clauses and the like do not nest.
 _NESTING = (
     *("any_of", "all_of", "negation", "compare", "member", "range", "sum", "product", "group"),
     *("call", "match", "word", "number", "minus", "choice"),
@@ -56,7 +56,7 @@ _OPEN = frozenset(
     ["LPAR", "COMMA", "EQUAL", "COLON", "PLUS", "MINUS", "TIMES", "OVER", "FLOOR", "MODULO"]
 )
 
-# What begins a value, and does not go on with one.
+# Tokens that begin a value and cannot continue one.
 _BEGINNING = frozenset(["NAME", "STRING", "INT", "FLOAT", "LPAR", "MATCH"])
 
 
@@ -64,7 +64,7 @@ _SHORTEST = "a spec reads `spec mine  target q_proj, v_proj  share lora per modu
 
 
 class Problems:
-    """Problems found so far: the first ones, and the number of all."""
+    """The first problems found so far, and the number of all."""
 
     def __init__(self) -> None:
         self.kept: list[Problem] = []
@@ -196,10 +196,10 @@ class _Parser:
     def __init__(self, tokens: list[Token], problems: Problems) -> None:
         self.tokens, self.problems = tokens, problems
         self.statements: list[Statement] = []
-        # What is being read, its first token, and how many brackets are open in it.
+        # The statement being read, its first token, and the number of open brackets.
         self.parser: InteractiveParser | None = None
         self.first = self.open = 0
-        # What may begin when that is whole.
+        # Kinds of token that may follow it.
         self.starters = STATEMENT_KINDS | DEFAULT_KINDS
         self.too_deep = False
         self.told: int | None = 0  # the line of what was reported last
@@ -294,7 +294,7 @@ class _Parser:
         tokens = self.tokens[self.first : position]
         for before, token in zip([tokens[0], *tokens], tokens, strict=False):
             _check_word(before, token, self.problems)
-        # What has fewer words cannot be as deep.
+        # Fewer words cannot be as deep.
         if len(tokens) > MAX_DEPTH and (deep := _too_deep(tree)) is not None:
             self.report_depth(deep)
             return
@@ -386,7 +386,7 @@ class _Parser:
         trial.statements = [replace(s, clauses=[*s.clauses]) for s in self.statements[-1:]]
         at = 0
         while trial.reads(at) or (trial.begins(at) and trial.ends(at)):
-            at += trial.parser is not None  # What has ended there is followed by the token itself.
+            at += trial.parser is not None  # Read the token again after the end of a statement.
         left = whole[at:-1]
         same_line = left and left[0].type != END and left[0].line == self.tokens[position].line
         if len(left) > 1 or same_line or (left and trial.parser is not None and not trial.ends(at)):
@@ -414,7 +414,7 @@ class _Parser:
             self.tokens[slip.first : slip.last] = slip.tokens
         if slip.first == position:
             return position
-        self.parser = None  # What is being read is read again.
+        self.parser = None  # Read the statement again.
         return self.first
 
     def is_name(self, position: int, allowed: Set[str]) -> bool:
@@ -477,11 +477,11 @@ def _check_word(before: Token, token: Token, problems: Problems) -> None:
             edits = (Edit(Span(span_of(before).start, span.end), listed),)
         problems(codes.BAD_ESCAPE(span=span, help=help_line, edits=edits))
     if token.type == "INT":
-        # Long ones are not even converted: that takes Python quadratic time.
+        # Do not convert long numbers: that takes Python quadratic time.
         digits = token.lstrip("0")
         fits = len(digits) < 20 and int(digits or "0") < 2**63
     elif token.type == "FLOAT":
-        # What is written is not zero: that it can only be kept as zero is as wrong as infinity.
+        # A number that underflows to zero is as wrong as infinity.
         zero = token.lower().partition("e")[0].strip("0.") == ""
         fits = isfinite(float(token)) and (zero or float(token) != 0)
     else:

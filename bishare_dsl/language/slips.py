@@ -34,7 +34,7 @@ _SETS: dict[str, Set[str]] = {
     BAD: {BAD, "QUOTE", "DIGIT", "LETTERS", "UNSEEN", "BLANK"},
 }
 _QUOTES = tuple("'`´‘’‚“”„«»")
-# Letters of other alphabets that look like Latin ones; wide ones Unicode itself knows.
+# Letters of other alphabets that look like Latin letters; NFKC replaces wide letters.
 _LOOKALIKES = str.maketrans(
     "авгеікмнопрстухһѕјАВЕІКМНОРСТХЅЈαβγεικνορτυχΑΒΕΗΙΚΜΝΟΡΤΥΧΖı",
     "abreikmhonpctyxhsjABEIKMHOPCTXSJabyeikvoptuxABEHIKMNOPTYXZi",
@@ -80,7 +80,7 @@ def _table() -> Table:
 
 
 class Slip(NamedTuple):
-    """What to do about a mistake: ``tokens`` are read in place of those from ``first`` up to ``last``.
+    """A remedy for a mistake: ``tokens`` are read in place of those from ``first`` up to ``last``.
 
     Without ``tokens`` reading goes on at the next clause or statement. ``at`` is the token to point at, where
     that is not the one at which reading stopped; ``edits`` mend the text.
@@ -261,7 +261,7 @@ def _mended(tokens: Sequence[Token], first: int, last: int, text: str) -> Slip:
     start = span_of(old[0]).start if old else span_of(tokens[first - 1]).end
     end = span_of(old[-1]).end if old else start
     written = " " if not new and _apart(tokens, first, last) else ""
-    if new:  # What is put between is as far from the word before as it is in the text.
+    if new:  # Keep the space before inserted words.
         written = text[new[0].start_pos if old else kept : new[-1].end_pos]
     placed = []
     for token in new:

@@ -1,4 +1,4 @@
-"""What is wrong with a file as a whole although each statement can be read: missing, twice, too late."""
+"""Find problems of a file whose statements can be read: missing, repeated or late statements."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
         elif word in ("spec", "target", "train"):
             said.append((f"`{word}`", statement))
             if word == "spec" and statement is not header:
-                break  # Another spec: what it says twice is not wrong with this one.
+                break  # Repetitions in another spec are not wrong with this spec.
         elif word == "use":
             said.append((f"`use {statement.name}`", statement))
             if i > uses_end:
@@ -88,7 +88,7 @@ def _check_structure(syntax: Syntax, broken: list[int]) -> Iterator[Problem]:
 def check_complete(syntax: Syntax, kinds: Collection[str]) -> Iterator[Problem]:
     """Find what a spec lacks with all that it uses, of which ``kinds`` are the tokens."""
     if not syntax.statements and "SPEC" not in kinds:
-        return  # That this is not a spec is said.
+        return  # Another problem says that this is not a spec.
     header = syntax.header
     name, place = (header.name, header.span) if header else ("?", syntax.first)
     alone = "TRAIN" in kinds and "SHARE" not in kinds  # It may stand by itself.

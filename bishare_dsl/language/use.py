@@ -1,6 +1,6 @@
 """`use`: a text is read together with the files that it uses, and all become the statements of one.
 
-What `use` brings in stands there as if it were written in the file, with these differences. A name of the
+Used statements count as if they were written in the file, with these differences. A name of the
 used file is declared anew only with `replace`, and what replaces it stands where it stood. Two used files
 may not disagree on a name, unless the file that uses them replaces it, so that the order of `use` means
 nothing; a file that is used along two ways is one file. `target`, and each default, of the file itself
@@ -134,7 +134,7 @@ class Reader:
         return self._known[real]
 
     def _find(self, use: Statement, folder: Path) -> Path:
-        """Find a file beside the one that uses it, else among the specs that ship.
+        """Find a file in the folder of the file that uses it, else among the specs that ship.
 
         Raises:
             SpecError: it is at neither place, or a spec does not reach it, links followed.
@@ -156,8 +156,8 @@ class Reader:
 
 
 class Joiner:
-    """Makes one list of the statements of a file and of all that it uses. What is in the way goes to
-    ``problems``; the files are read without any."""
+    """Makes one list of the statements of a file and of all that it uses. Conflicts go to
+    ``problems``; the files themselves have none."""
 
     def __init__(self, problems: Problems, where: SourceMap) -> None:
         self.problems, self.where = problems, where
@@ -186,7 +186,7 @@ class Joiner:
         return self._joined[file]
 
     def _used(self, file: File, settled: set[_Key]) -> _ByKey:
-        """Collect what the files that a file uses bring in. ``settled`` is what it says itself instead."""
+        """Collect the statements of used files. ``settled`` are the keys that the file itself decides."""
         used: _ByKey = {}
         bringing: dict[_Key, Statement] = {}
         for use, other in file.uses:

@@ -1,4 +1,4 @@
-"""What may stand where somebody is writing: the parser says which words, the clause which names."""
+"""Complete words and names: the parser gives the possible words, the clause the names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def completions(document: Document, position: lsp.Position) -> list[lsp.Completi
     written = _half_word(before)
     found = parse_open(Source(document.path, before[: len(before) - len(written)]))
     names = _Names(document, found)
-    # What is named comes before words of the language, of which many may stand anywhere.
+    # Names come before keywords, many of which are possible anywhere.
     items = [*names.items()] if {"NAME", "STRING"} & found.allowed else []
     if "PER" in found.allowed:
         items += (item for item in names.roles() if item.label not in ("A", "B"))
@@ -110,7 +110,7 @@ def _item(
 
 
 class _Names:
-    """The names that may stand at the end of a text, by the clause that it ends in."""
+    """The names that are possible at the end of a text, by its last clause."""
 
     def __init__(self, document: Document, found: Open) -> None:
         self.document, self.found = document, found
@@ -227,7 +227,7 @@ class _Names:
 
     def _starts(self) -> Items:
         for name in get_args(Initial):
-            if name in MEANINGS:  # What a gain starts as cannot be asked for by name.
+            if name in MEANINGS:  # The initial values of gains have no name in a spec.
                 yield _item(name, Kind.EnumMember, MEANINGS[name])
         yield from self._declared("param")
         yield from self.roles()

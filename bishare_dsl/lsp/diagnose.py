@@ -21,7 +21,7 @@ _SEVERITY = {
 def diagnostics(document: Document) -> list[lsp.Diagnostic]:
     """Return all that is wrong with a document.
 
-    What is wrong with a file that the document uses is shown at the `use`, with its own place beside it.
+    A problem of a used file is shown at its `use`, with a link to its own location.
     """
     return [diagnostic(document, problem) for problem in document.problems]
 

@@ -1,4 +1,4 @@
-"""A spec as it stands in an editor; each stage of the front end is run when something asks for it."""
+"""A spec in an editor. Each stage of the front end runs on demand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Document:
 
     @property
     def spec(self) -> Spec | None:
-        """What the text means; None while it has errors."""
+        """The spec that the text means; None while it has errors."""
         return self.survey.spec
 
     @cached_property
@@ -94,12 +94,12 @@ class Document:
 
     @property
     def plan(self) -> Plan | None:
-        """The spec on its model; None where there is no model, or the spec does not fit it."""
+        """The plan of the spec; None without a model, or if the spec does not fit it."""
         return self._checked[0]
 
     @property
     def plan_so_far(self) -> Plan | None:
-        """The plan, if it has been made already, or else the one before the last change."""
+        """The plan, if it exists already, or else the plan before the last change."""
         return self.plan if "_checked" in vars(self) else self.earlier
 
     @property
@@ -115,7 +115,7 @@ class Document:
 
     @cached_property
     def sites(self) -> Sites | None:
-        """The model's sites as the spec sees them; None where there is no spec or no model."""
+        """The model's sites as the spec sees them; None without a spec or a model."""
         if self.spec is None or self.architecture is None:
             return None
         return Sites(self.spec, self.architecture)
@@ -125,7 +125,7 @@ class Document:
         return self.survey.where.source_of(span) is self.survey.where.source
 
     def token_at(self, offset: int) -> Token | None:
-        """Find the word or comment at a character, or the one that ends there."""
+        """Find the word or comment that contains a character or ends there."""
         found = None
         for token in self.syntax.tokens if self.syntax else ():
             span = span_of(token)

@@ -1,4 +1,4 @@
-"""What an editor shows beside the text: what each share and the whole train."""
+"""Hints in the text: the trainable parameters of each share and of the spec."""
 
 from __future__ import annotations
 

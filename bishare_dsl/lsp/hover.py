@@ -1,4 +1,4 @@
-"""What stands under the pointer: a share's pools and counts, the sites that a name selects, an option."""
+"""Describe the word under the pointer: pools and counts of a share, the sites of a name, an option."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CONDITIONS = (And, Compare, Match, Member, Not, Or, Ref)
 
 
 def hover(document: Document, position: lsp.Position) -> lsp.Hover | None:
-    """Return what stands at a place of a document; None where there is nothing to tell."""
+    """Describe the word at a position of a document; None if there is nothing to say."""
     offset = document.positions.offset(position)
     token = document.token_at(offset)
     if token is None or token.type == "COMMENT":

@@ -1,4 +1,4 @@
-"""Which model a spec is held against: the one that a comment of it names, or that of the settings."""
+"""Find the model to check a spec against: from a comment in the spec, or from the settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HELP = "a comment names a preset, which `bishare models` lists; any other model
 
 @dataclass(frozen=True)
 class NamedModel:
-    """What ``# model: NAME`` names, and where: a preset, since a stranger's text reads no other file."""
+    """The model that ``# model: NAME`` names: a preset, since a stranger's text reads no other file."""
 
     name: str
     span: Span
@@ -28,7 +28,7 @@ class NamedModel:
 
     @property
     def problem(self) -> Problem | None:
-        """What is wrong with the name."""
+        """The problem with the name, if there is one."""
         if self.architecture is not None:
             return None
         near = nearest(self.name, (*PRESETS, *ALIASES)) or _HELP

@@ -18,7 +18,7 @@ DECLARING = ("param", "let")
 
 @dataclass(frozen=True)
 class Declaration:
-    """A `param` or `let`, and the text that it stands in."""
+    """A `param` or `let`, and the text that declares it."""
 
     statement: Statement
     source: Source
@@ -66,7 +66,7 @@ def tokens_named(file: File, names: Iterable[str]) -> Iterator[Token]:
 
 
 def name_at(document: Document, offset: int) -> tuple[Token, list[Declaration]] | None:
-    """Find the param or let whose name stands at a character, and its declarations."""
+    """Find the param or let that is named at a character, and its declarations."""
     if document.file is None:
         return None
     known = declarations(document.file)

@@ -1,4 +1,4 @@
-"""What a message advises, done by a click. A remedy is offered only if the message goes away by it."""
+"""Offer the advice of a message as a code action, if it removes the message."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _spelled_as(document: Document, wrong: Span, meant: str) -> str:
 
 
 def _clauses(help_line: str, statement: Statement, clause: Statement) -> Iterator[Remedy]:
-    """Write each clause that the help names into the share, in place of its own such clause if it has one."""
+    """Write each clause of the help into the share, in place of the same clause if there is one."""
     for text in _IN_CODE.findall(help_line) if statement.keyword == "share" else ():
         found = parse_open(Source("", f"share s {text}"))
         if END not in found.allowed or not found.words:

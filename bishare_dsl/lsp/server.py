@@ -62,7 +62,7 @@ class SpecServer(LanguageServer):
         return list(self.workspace.text_documents)
 
     def check(self, uri: str, pause: float = 0) -> None:
-        """Check a document when nothing has changed it for a while, beside other work."""
+        """Check a document in the background once it has not changed for a while."""
         task = asyncio.ensure_future(self._check(uri, pause))
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
@@ -126,7 +126,7 @@ class SpecServer(LanguageServer):
 
 
 def make_server() -> SpecServer:
-    """Make a server that answers all that it is asked for."""
+    """Make a server with all features."""
     server = SpecServer()
 
     @server.feature(lsp.INITIALIZE)
@@ -241,7 +241,7 @@ def _renamed(document: Document, position: lsp.Position, new: str) -> list[lsp.T
 
 
 def _formatted(document: Document) -> list[lsp.TextEdit] | None:
-    """Return the one layout of a document; None while it cannot be read."""
+    """Format a document; None while it cannot be read."""
     try:
         text = format_text(document.text, document.path)
     except BishareError:

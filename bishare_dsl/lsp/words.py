@@ -1,4 +1,4 @@
-"""What the words of the language mean, in a line each, for whoever points at one."""
+"""The meaning of each word of the language, in a line."""
 
 from __future__ import annotations
 
