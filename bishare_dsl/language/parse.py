@@ -1,8 +1,8 @@
 """From text to syntax tree, with every error of the text in one run.
 
-Lark cuts the text into tokens, and parses one statement or clause after the other. The parser mends plain slips
-(a misspelt keyword, a missing comma). After any other error it goes on with the next clause or statement, whose
-first words are reserved.
+Lark cuts the text into tokens, and parses one statement or clause after the other. The parser mends
+plain slips (a misspelt keyword, a missing comma). After any other error it goes on with the next clause or
+statement, whose first words are reserved.
 """
 
 from __future__ import annotations
