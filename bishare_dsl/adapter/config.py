@@ -16,7 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from bishare_dsl.diagnostics import AdapterError, lines_of
 from bishare_dsl.diagnostics.codes import adapter as codes
+from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import MAX_SITES, Architecture
+from bishare_dsl.plan import Plan
+from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, parse_json
 from bishare_dsl.version import __version__
 
@@ -28,6 +31,12 @@ FORMAT = 4
 
 RECORD = "bishare"
 """The field of the config with what is bishare's own."""
+
+PREFIX = "base_model.model."
+"""What PEFT puts before each key."""
+
+Entries = dict[str, dict[str, Any]]
+"""``dtype``, ``shape`` and ``data`` of the tensors in a file, by the last words of their keys."""
 
 NAME = r"^\w[\w.-]*$"
 """What an adapter of a library may be called: it is the name of a file."""
@@ -240,3 +249,36 @@ def installed_versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def part_name(tensor: str, part: str) -> str:
+    """Return the name in the file of a part of a tensor; no tensor has a colon in its name."""
+    return f"{tensor}:{part}"
+
+
+def attribute_in(key: str) -> str:
+    """Return the last word of a tensor's key, by which `names_of` knows it; of no adapter's the whole key."""
+    _, mark, name = key.rpartition(f"{CHILD}.")
+    return attribute(name) if mark else key
+
+
+def is_seed(name: str) -> bool:
+    """Tell whether the last word of a key stands for the seed: no tensor's name is without a dot."""
+    return name.startswith("seed_") and "__" not in name
+
+
+def seed_key(seed: int) -> str:
+    """Return the key of the empty tensor that stands for a seed."""
+    return f"{PREFIX}{CHILD}.seed_{seed}"
+
+
+def split_entries(entries: Entries) -> tuple[Entries, Entries]:
+    """Return the entries of an adapter, and those that PEFT has saved beside it, whose keys have dots."""
+    own = {name: entry for name, entry in entries.items() if "." not in name}
+    return own, {name: entry for name, entry in entries.items() if name not in own}
+
+
+def key_of(plan: Plan, name: str) -> str:
+    """Return the key of a tensor in the file, or that of a part of it."""
+    owner = plan.tensor[name.partition(":")[0]].owner
+    return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))

@@ -13,11 +13,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
-from bishare_dsl.adapter.config import AdapterConfig, installed_versions
+from bishare_dsl.adapter.config import (
+    AdapterConfig,
+    Entries,
+    attribute_in,
+    installed_versions,
+    is_seed,
+    part_name,
+)
 from bishare_dsl.adapter.replan import check_transforms, plan_of_text
 from bishare_dsl.diagnostics import (
     AdapterError,
@@ -29,7 +36,6 @@ from bishare_dsl.diagnostics import (
 )
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.diagnostics.codes.spec import BROKEN_PLUGIN
-from bishare_dsl.models.inspect import TENSORS as CHILD
 from bishare_dsl.models.site import MAX_SITES, Architecture, most_parameters
 from bishare_dsl.plan import Plan, Tensor
 from bishare_dsl.plan.names import attribute
@@ -38,8 +44,6 @@ from bishare_dsl.spec import SINGULAR
 if TYPE_CHECKING:
     import torch
 
-PREFIX = "base_model.model."
-"""What PEFT puts before each key."""
 
 MEMBERS = "adapters"
 """The folder, in that of a library, of what each adapter has for itself."""
@@ -47,9 +51,6 @@ MEMBERS = "adapters"
 _DTYPES = ("F64", "F32", "BF16", "F16")
 
 _T = TypeVar("_T")
-
-Entries = dict[str, dict[str, Any]]
-"""``dtype``, ``shape`` and ``data`` of the tensors in a file, by the last words of their keys."""
 
 
 @dataclass(frozen=True)
@@ -180,27 +181,6 @@ def names_of(plan: Plan, config: AdapterConfig) -> dict[str, str]:
     return {attribute(name): name for name in (*plan.tensor, *parts)}
 
 
-def part_name(tensor: str, part: str) -> str:
-    """Return the name in the file of a part of a tensor; no tensor has a colon in its name."""
-    return f"{tensor}:{part}"
-
-
-def attribute_in(key: str) -> str:
-    """Return the last word of a tensor's key, by which `names_of` knows it; of no adapter's the whole key."""
-    _, mark, name = key.rpartition(f"{CHILD}.")
-    return attribute(name) if mark else key
-
-
-def is_seed(name: str) -> bool:
-    """Tell whether the last word of a key stands for the seed: no tensor's name is without a dot."""
-    return name.startswith("seed_") and "__" not in name
-
-
-def seed_key(seed: int) -> str:
-    """Return the key of the empty tensor that stands for a seed."""
-    return f"{PREFIX}{CHILD}.seed_{seed}"
-
-
 def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft: bool) -> None:
     """Check the tensors in a file that are not an adapter's.
 
@@ -216,18 +196,6 @@ def check_beside(path: Path, config: AdapterConfig, beside: Entries, *, by_peft:
     if config.beside is not None and digest_of(beside) != config.beside:
         reason = "the modules beside the adapter are not those of its config"
         raise AdapterError(codes.CHANGED_FILE(path=path, reason=reason))
-
-
-def split_entries(entries: Entries) -> tuple[Entries, Entries]:
-    """Return the entries of an adapter, and those that PEFT has saved beside it, whose keys have dots."""
-    own = {name: entry for name, entry in entries.items() if "." not in name}
-    return own, {name: entry for name, entry in entries.items() if name not in own}
-
-
-def key_of(plan: Plan, name: str) -> str:
-    """Return the key of a tensor in the file, or that of a part of it."""
-    owner = plan.tensor[name.partition(":")[0]].owner
-    return PREFIX + ".".join(filter(None, (owner, CHILD, attribute(name))))
 
 
 def digest_of(entries: Entries) -> str:

@@ -30,26 +30,26 @@ from bishare_dsl.adapter.config import (
     PEFT_TYPE,
     RECORD,
     AdapterConfig,
+    Entries,
+    attribute_in,
     broken_config,
     installed_versions,
+    key_of,
+    part_name,
+    seed_key,
+    split_entries,
 )
 from bishare_dsl.adapter.contents import (
     MEMBERS,
-    Entries,
     StoredAdapter,
-    attribute_in,
     check_beside,
     check_entries,
     check_plan,
     digest_of,
     entries_in,
-    key_of,
     own_file,
     own_of,
-    part_name,
     reading,
-    seed_key,
-    split_entries,
 )
 from bishare_dsl.adapter.devices import gather_tensors
 from bishare_dsl.adapter.replan import packages_of, plan_of_text

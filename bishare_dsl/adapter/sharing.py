@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bishare_dsl.adapter.config import AdapterConfig, text_of
-from bishare_dsl.adapter.contents import key_of, part_name
+from bishare_dsl.adapter.config import AdapterConfig, key_of, part_name, text_of
 from bishare_dsl.adapter.counter import distribution
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes

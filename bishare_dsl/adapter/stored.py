@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor
-from bishare_dsl.adapter.contents import Entries, attribute_in, part_name
+from bishare_dsl.adapter.config import AdapterConfig, DrawnTensor, Entries, attribute_in, part_name
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.old_draws import draw_by_torch
 from bishare_dsl.diagnostics import AdapterError, Problem

@@ -12,8 +12,8 @@ from typing import Any
 from peft import PeftConfig
 
 from bishare_dsl.adapter.card import write_card
-from bishare_dsl.adapter.config import RECORD, AdapterConfig, broken_config
-from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in, split_entries
+from bishare_dsl.adapter.config import RECORD, AdapterConfig, broken_config, split_entries
+from bishare_dsl.adapter.contents import check_plan, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS
 from bishare_dsl.compiler import read_spec
 from bishare_dsl.diagnostics import AdapterError, nearest
@@ -106,6 +106,7 @@ class BishareConfig(PeftConfig):
             raise AdapterError(codes.NEEDS_NAME(folder=folder, count=len(members), help=help))
         # Of an adapter that was read: whether its tensors are still to be compared with the record.
         self._unchecked = self.bishare is not None
+        self.seed_checked = False
         self._where = None
         self._record: AdapterConfig | None = None
         if self.spec:

@@ -20,7 +20,8 @@ from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
 from bishare_dsl.adapter.card import CARD
-from bishare_dsl.adapter.contents import StoredAdapter, base_problems, key_of
+from bishare_dsl.adapter.config import key_of
+from bishare_dsl.adapter.contents import StoredAdapter, base_problems
 from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, is_ours, read_adapter
 from bishare_dsl.adapter.initial import start_of_base
 from bishare_dsl.adapter.recipes import check_remade
@@ -57,9 +58,16 @@ def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*args: Any, **kwargs: Any) -> Any:
         asked = signature.bind(*args, **kwargs).arguments
         model: Any = asked.get("model", args[0])
+        name = asked.get("adapter_name", "default")
+        there = getattr(model, "peft_config", {}).get(name)
+        if isinstance(there, BishareConfig) and there.stored() is not None:
+            return load(
+                *args, **kwargs
+            )  # `from_pretrained` calls `load_adapter`, and has checked it.
         if (folder := _folder_of(asked["model_id"], asked.get("kwargs", {}))) is not None:
-            name = asked.get("adapter_name", "default")
             _read_for(folder, model, name, asked.get("config"))
+            if isinstance(there, BishareConfig):
+                there.seed_checked = True  # In folders of bishare 0.3 the config alone has it.
         return load(*args, **kwargs)
 
     return checked

@@ -27,11 +27,9 @@ from peft.utils import (
 )
 from torch import nn
 
-from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig
+from bishare_dsl.adapter.config import PEFT_TYPE, AdapterConfig, Entries, attribute_in, seed_key
 from bishare_dsl.adapter.contents import (
-    Entries,
     StoredAdapter,
-    attribute_in,
     base_problems,
     check_entries,
     check_plan,
@@ -412,6 +410,9 @@ class BishareModel(BaseTuner):
         adapter = _handle_of(model)[adapter_name]
         record = config.stored() if config._unchecked else None
         plan, seed = adapter.saved_plan, adapter.seed
+        if config.seed_checked and record is None:
+            state_dict = {seed_key(seed): torch.empty(0)} | state_dict
+            config.seed_checked = False
         values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
         _check_others(model, adapter_name, record, others)
         if record is not None:

@@ -14,13 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl import compile_spec, load_adapter, parse_spec, plan_spec, writing
 from bishare_dsl.adapter import files
-from bishare_dsl.adapter.config import seal
-from bishare_dsl.adapter.contents import (
-    attribute_in,
-    base_problems,
-    digest_of,
-    entries_in,
-)
+from bishare_dsl.adapter.config import attribute_in, seal
+from bishare_dsl.adapter.contents import base_problems, digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
 from bishare_dsl.diagnostics import AdapterError

@@ -73,13 +73,14 @@ def by_the_page(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
         if "base" not in said:
             continue
         [(start, c)] = said["base"].items()
-        users = [
-            weights[m["module"]] if role == "A" else weights[m["module"]].T
+        roles = {  # Each module once, though several of its terms have the tensor.
+            m["module"]: role
             for m in sharing["modules"]
             for term in m["terms"]
             for role, used in term["tensors"].items()
             if used == name
-        ]
+        }
+        users = [weights[m] if role == "A" else weights[m].T for m, role in roles.items()]
         _, values, vectors = np.linalg.svd(np.concatenate(users), full_matrices=False)
         rows = len(values) - said["shape"][0] if start.endswith("_bottom") else 0
         chosen = slice(rows, rows + said["shape"][0])
@@ -95,7 +96,15 @@ def by_the_page(folder: Path, weights: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("text", [TINY, XS])
+TWICE = """
+spec twice
+target q_proj
+share s  per module  rank 3  init A svd, B svd  gain rank init 1  freeze A, B
+"""
+"""Its start is taken away by a second term, with the same tensors at the same module."""
+
+
+@pytest.mark.parametrize("text", [TINY, XS, TWICE])
 def test_numpy_makes_them_by_the_page(text: str, tmp_path: Path) -> None:
     model = trained(text)
     model.bishare.save_pretrained(tmp_path, frozen="base")

@@ -5,7 +5,7 @@ import pytest
 from safetensors import safe_open
 
 from bishare_dsl.adapter import files
-from bishare_dsl.adapter.contents import key_of
+from bishare_dsl.adapter.config import key_of
 from bishare_dsl.adapter.files import TENSORS, read_adapter
 
 

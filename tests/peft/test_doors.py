@@ -29,8 +29,8 @@ from peft import (
 from safetensors.torch import load_file, save, save_file
 
 from bishare_dsl import compile_spec, load_adapter
-from bishare_dsl.adapter.config import seal
-from bishare_dsl.adapter.contents import digest_of, entries_in, split_entries
+from bishare_dsl.adapter.config import seal, split_entries
+from bishare_dsl.adapter.contents import digest_of, entries_in
 from bishare_dsl.adapter.files import CONFIG, TENSORS, read_adapter
 from bishare_dsl.compiler import import_peft
 from bishare_dsl.diagnostics import AdapterError, BishareError

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bishare_dsl.adapter.contents import attribute_in, is_seed
+from bishare_dsl.adapter.config import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS
 from bishare_dsl.adapter.initial import draw_tensor
 from bishare_dsl.adapter.stored import compact_tensors

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bishare_dsl.adapter.contents import attribute_in, is_seed
+from bishare_dsl.adapter.config import attribute_in, is_seed
 from bishare_dsl.adapter.files import TENSORS
 
 
