@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 
 import torch
 from smollm2 import smollm2_folder
-from words import TASKS, Pair
+from words import PROMPTS, TASKS, Pair
 
 from bishare_dsl import compile_spec
 from bishare_dsl.adapter.inventory import list_adapters
@@ -39,8 +39,8 @@ SPEC = "bishare_ke_ab"
 MAIN = "plural"
 HELD_OUT = 24
 BATCH = 16
-STEPS = 24
-MANY_STEPS = 16
+STEPS = 12
+MANY_STEPS = 10
 SECONDS = 110
 """On two idle cores, from the command to its end, with the model in the cache."""
 
@@ -122,7 +122,8 @@ def six_tasks_in_one_pass(checkpoint: str) -> None:
     Path("tasks").mkdir()
     for name, pairs in TASKS.items():
         lines = (
-            json.dumps({"prompt": prompt(p.word), "completion": f" {p.answer}"}) for p in pairs
+            json.dumps({"prompt": prompt(p.word, name), "completion": f" {p.answer}"})
+            for p in pairs
         )
         Path("tasks", f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     files = [f"tasks/{name}.jsonl" for name in TASKS]
@@ -152,20 +153,20 @@ def six_tasks_in_one_pass(checkpoint: str) -> None:
     for name in others:
         model.load_adapter(f"adapters/{name}", adapter_name=name)
     model.eval()
-    asked = [pairs[0].word for pairs in TASKS.values()]
+    asked = [prompt(pairs[0].word, name) for name, pairs in TASKS.items()]
     found = generate(model, tokenizer, asked, adapter_names=[*TASKS])
     rows = zip(TASKS, asked, found, (pairs[0].answer for pairs in TASKS.values()), strict=True)
     say(str(Table(["adapter", "asked", "answer", "meant"], [*rows], left=range(4))))
 
 
-def prompt(word: str) -> str:
-    return f"{word} ->"
+def prompt(word: str, task: str = MAIN) -> str:
+    return PROMPTS[task].format(word)
 
 
 def train(name: str, model: torch.nn.Module, tokenizer, pairs: Sequence[Pair], steps: int) -> None:
     """Train what requires a gradient; the loss is over the answers and the end."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 4, (steps - step) / steps)
     )
@@ -205,14 +206,14 @@ def batch(tokenizer, pairs: Sequence[Pair]) -> tuple[dict[str, torch.Tensor], to
 
 
 def ask(model: torch.nn.Module, tokenizer, pairs: Sequence[Pair]) -> list[str]:
-    return generate(model, tokenizer, [pair.word for pair in pairs])
+    return generate(model, tokenizer, [prompt(pair.word) for pair in pairs])
 
 
-def generate(model: torch.nn.Module, tokenizer, words: Sequence[str], **how: object) -> list[str]:
-    """Answer some words in one batch, greedily; an answer ends at its first line or full stop."""
+def generate(model: torch.nn.Module, tokenizer, prompts: Sequence[str], **how: object) -> list[str]:
+    """Answer some prompts in one batch, greedily; an answer is its first line."""
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    inputs = tokenizer([prompt(word) for word in words], return_tensors="pt", padding=True)
+    inputs = tokenizer([*prompts], return_tensors="pt", padding=True)
     with torch.no_grad():
         out = model.generate(
             **inputs, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id, **how

@@ -12,6 +12,17 @@ class Pair(NamedTuple):
     answer: str
 
 
+PROMPTS = {
+    "plural": "one {}, two",
+    "past": "today I {}, yesterday I",
+    "opposite": "not {} but",
+    "capital": "from {}, so from",
+    "young": "a {} and its young",
+    "shout": "he said {}, she cried",
+}
+"""What is asked of a word, by task."""
+
+
 def _pairs(text: str) -> list[Pair]:
     return [
         Pair(*item.split()) for item in text.strip().replace("\n", ",").split(",") if item.strip()
