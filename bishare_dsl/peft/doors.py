@@ -163,7 +163,7 @@ def _read_for(
     plans: dict[str, tuple[str, int]] = {}
     if name in adapters:
         plans[f"the adapter `{name}` in the model"] = (
-            adapters[name].plan.digest,
+            adapters[name].saved_plan.digest,
             adapters[name].seed,
         )
     if isinstance(config, BishareConfig):
