@@ -241,7 +241,7 @@ def test_who_has_no_weights_says_so(tmp_path: Path) -> None:
 
 
 def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path: Path) -> None:
-    from bishare_dsl.serve.vllm.remade import Remade
+    from bishare_dsl.serve.vllm.frozen import FrozenCache
 
     model = trained(TINY)
     tiny_model("llama").save_pretrained(tmp_path / "base")
@@ -249,14 +249,14 @@ def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path: Path) -> N
     for number, name in enumerate(("one", "two")):
         randomize(model, number, frozen=False)
         model.bishare.save_pretrained(tmp_path / name, frozen="base")
-    want, remade = model.bishare.tensors(), Remade(str(tmp_path / "base"))
+    want, remade = model.bishare.tensors(), FrozenCache(str(tmp_path / "base"))
     one, two = (remade.tensors(read_adapter(tmp_path / name)) for name in ("one", "two"))
     assert two.keys() == want.keys()
     assert all(torch.equal(two[name], tensor) for name, tensor in want.items())
     shared = "tiny.layers.0.self_attn.q_proj.A"
     assert one[shared] is two[shared]  # Adapters of one base have it once.
     with pytest.raises(AdapterError, match="BS699"):
-        Remade(str(tmp_path / "other")).tensors(read_adapter(tmp_path / "one"))
+        FrozenCache(str(tmp_path / "other")).tensors(read_adapter(tmp_path / "one"))
 
 
 def test_what_must_not_come_from_the_base(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bishare_dsl.batched.layer import LayerTerms, Outputs
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.serve.vllm.folder import Stamp, read_any, stamp_of
+from bishare_dsl.serve.vllm.frozen import FrozenCache
 from bishare_dsl.serve.vllm.private import (
     HAS_TRITON,
     LoRAModel,
@@ -25,14 +26,13 @@ from bishare_dsl.serve.vllm.private import (
     local_outputs,
     set_kernels,
 )
-from bishare_dsl.serve.vllm.remade import Remade
 
 if TYPE_CHECKING:
     from bishare_dsl.batched.kernels import KernelTerms
     from bishare_dsl.serve.vllm.plans import Plans
 
 
-class PackedLoRA(LoRAModel):
+class SlotLoRA(LoRAModel):
     """An adapter that waits in host memory; while it is in a slot, ``packed`` is None.
 
     ``number`` is that of its plan. One that adds nothing has neither.
@@ -66,10 +66,10 @@ class CompactManager(LRUCacheLoRAModelManager):
         self.banks: dict[int, Slots] = {}
         self.steps: dict[int, Step] = {}
         self.batches: dict[int, Batch] = {}
-        self._remade = Remade(vllm_config.model_config.model)
+        self._frozen = FrozenCache(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, **settings)
 
-    def read(self, lora_id: int, folder: str) -> PackedLoRA:
+    def read(self, lora_id: int, folder: str) -> SlotLoRA:
         """Read an adapter folder.
 
         Raises:
@@ -77,7 +77,7 @@ class CompactManager(LRUCacheLoRAModelManager):
                 for its plan (BS650, BS657), or it has other frozen tensors (BS653).
         """
         stamp = stamp_of(folder)
-        plan, given = read_any(folder, self.plans.base, self._remade.tensors)
+        plan, given = read_any(folder, self.plans.base, self._frozen.tensors)
         number, tensors = self.plans.number_of(folder, plan), given()
         if number not in self.banks:
             self._add_bank(number, tensors)
@@ -85,7 +85,7 @@ class CompactManager(LRUCacheLoRAModelManager):
         for name, value in bank.frozen.items():
             if not torch.equal(tensors[name].to(value), value):
                 raise AdapterError(codes.OTHER_FROZEN(folder=folder, name=name))
-        return PackedLoRA(lora_id, stamp, number, bank.pack(tensors))
+        return SlotLoRA(lora_id, stamp, number, bank.pack(tensors))
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
         """Give a loaded adapter other tensors, those of its plan by name."""
@@ -97,9 +97,9 @@ class CompactManager(LRUCacheLoRAModelManager):
         else:
             lora.packed = packed
 
-    def create_empty(self, lora_id: int) -> PackedLoRA:
+    def create_empty(self, lora_id: int) -> SlotLoRA:
         """Make an adapter that adds nothing."""
-        return PackedLoRA(lora_id)
+        return SlotLoRA(lora_id)
 
     def _add_bank(self, number: int, frozen: Mapping[str, Tensor]) -> None:
         plan = self.plans.held[number]

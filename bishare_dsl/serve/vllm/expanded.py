@@ -14,6 +14,7 @@ from bishare_dsl.diagnostics.codes import adapter as codes
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.models.inspect import inspect_config
 from bishare_dsl.serve.vllm.folder import Stamp, read_for, stamp_of
+from bishare_dsl.serve.vllm.frozen import FrozenCache
 from bishare_dsl.serve.vllm.private import (
     LoRAModel,
     LRUCacheLoRAModelManager,
@@ -21,7 +22,6 @@ from bishare_dsl.serve.vllm.private import (
     layer_weights,
     layers_of,
 )
-from bishare_dsl.serve.vllm.remade import Remade
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bishare_dsl.plan import Plan
 
 
-class CompactLoRA(LoRAModel):
+class StoredLoRA(LoRAModel):
     """An adapter in host memory: its plan and its tensors, and no effective factors.
 
     ``layers`` says which layers of vLLM's model hold its sites. One that adds nothing has neither.
@@ -57,7 +57,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
 
     def __init__(self, *, vllm_config: Any, **settings: Any):
         self._hf_config = vllm_config.model_config.hf_config
-        self._remade = Remade(vllm_config.model_config.model)
+        self._frozen = FrozenCache(vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, **settings)
 
     @cached_property
@@ -65,7 +65,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         """The shapes of the model that vLLM serves."""
         return inspect_config(self._hf_config)
 
-    def read(self, lora_id: int, folder: str) -> CompactLoRA:
+    def read(self, lora_id: int, folder: str) -> StoredLoRA:
         """Read an adapter folder.
 
         Raises:
@@ -82,7 +82,7 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         for layer, parts in layers.items():
             if layer not in self.modules:
                 raise AdapterError(codes.LAYER_NOT_ADAPTED(site=parts[0].path))
-        return CompactLoRA(lora_id, stamp, plan, self._remade.tensors(stored), layers)
+        return StoredLoRA(lora_id, stamp, plan, self._frozen.tensors(stored), layers)
 
     def write(self, lora_id: int, tensors: Mapping[str, Tensor]) -> None:
         """Give a loaded adapter other tensors, those of its plan by name."""
@@ -91,9 +91,9 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         if self.deactivate_adapter(lora_id):
             self.activate_adapter(lora_id)
 
-    def create_empty(self, lora_id: int) -> CompactLoRA:
+    def create_empty(self, lora_id: int) -> StoredLoRA:
         """Make an adapter that adds nothing."""
-        return CompactLoRA(lora_id)
+        return StoredLoRA(lora_id)
 
     # What vLLM calls ------------------------------------------------------------------------------
 
@@ -110,11 +110,11 @@ class ExpandedManager(LRUCacheLoRAModelManager):
         self._wrapping = False
 
     def _create_merged_loras_inplace(self, lora_model: LoRAModel) -> None:
-        if not isinstance(lora_model, CompactLoRA):
+        if not isinstance(lora_model, StoredLoRA):
             super()._create_merged_loras_inplace(lora_model)
 
     def _get_lora_layer_weights(self, lora_model: LoRAModel, module_name: str) -> Any:
-        if not isinstance(lora_model, CompactLoRA):
+        if not isinstance(lora_model, StoredLoRA):
             return super()._get_lora_layer_weights(lora_model, module_name)
         if not (parts := lora_model.layers.get(module_name)):
             return None

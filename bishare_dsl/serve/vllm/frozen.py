@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Remade:
+class FrozenCache:
     """The tensors of adapters on one base: one after the other, they have equal frozen tensors in common.
 
     Args:
