@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bishare_dsl.rewrite.island import is_unwatched
-from bishare_dsl.rewrite.ops import without_autocast
+from bishare_dsl.rewrite.ops import autocasts, without_autocast
 from bishare_dsl.rewrite.owned import OwnedTensors
 from bishare_dsl.rewrite.rewritten import RegionCode
 from bishare_dsl.transforms.factor import Factor
@@ -39,8 +39,10 @@ class EffectiveFactors(nn.Module):
         tensors = alike(self._tensors())
         # What a transform computes is small, and made in the precision it is trained in: what runs, what
         # merges and what is exported are then the same numbers.
+        if not autocasts(tensors[0].device):
+            return self._assemble(self, *tensors)  # type: ignore[no-any-return]
         with without_autocast(tensors[0].device):
-            return tuple(self._assemble(self, *tensors))
+            return self._assemble(self, *tensors)  # type: ignore[no-any-return]
 
     @property
     def drops(self) -> bool:
@@ -66,7 +68,10 @@ class EffectiveFactors(nn.Module):
 def alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return tensors of one dtype, the first's, on one device; those of integers stay so."""
     dtype, device = tensors[0].dtype, tensors[0].device
-    if all(t.dtype is dtype and t.device == device for t in tensors):
+    for tensor in tensors:  # No generator: with one token, it would be felt.
+        if tensor.dtype is not dtype or tensor.device != device:
+            break
+    else:
         return tensors
     dtype = next(t.dtype for t in tensors if t.is_floating_point())
     return [t.to(device, dtype if t.is_floating_point() else None) for t in tensors]

@@ -17,6 +17,7 @@ from transformers import activations
 from bishare_dsl.rewrite import ops
 from bishare_dsl.rewrite.island import (
     Uses,
+    decode,
     frozen_parameters,
     fused_island,
     gradients_with_history,
@@ -47,9 +48,12 @@ def gated_island(
     ups: Sequence[Sequence[ops.Applied]],
 ) -> tuple[Tensor, ...]:
     """Compute ``island(h, h, downs, linears, uses, ups)`` of ``h = act(gate) * up``, all ``(..., d_ff)``."""
-    layers = None
     rows = rows_of(downs)
-    if not ops.is_decode_step(gate, rows) and _is_pure(act) and _alike(gate, up):
+    if ops.is_decode_step(gate, rows):
+        h = act(gate) * up
+        return decode(h, h, downs, linears, uses, ups, rows)
+    layers = None
+    if _is_pure(act) and _alike(gate, up):
         layers = frozen_parameters(gate, rows, linears)
     if layers is None:
         h = act(gate) * up
