@@ -416,7 +416,15 @@ class BishareModel(BaseTuner):
         values, others = _check_state(plan, adapter.spec_text, seed, record, state_dict)
         _check_others(model, adapter_name, record, others)
         if record is not None:
-            values |= check_remade(record.marks, adapter.parts.tensors())
+            there: Mapping[str, torch.Tensor] = adapter.parts.tensors()
+            missing = [name for name in (*record.marks, *record.of_base) if there[name].is_meta]
+            base = _handle_of(model).model
+            if missing and not all(p.is_meta for p in base.parameters()):
+                # `low_cpu_mem_usage` made them on the meta device, where the base says nothing.
+                made = start_of_base(plan, base, missing)
+                there = {**there, **made}
+                values |= {name: made[name] for name in record.of_base if name in made}
+            values |= check_remade(record.marks, there)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}

@@ -61,3 +61,14 @@ def test_an_adapter_is_made_and_gone_on_with(plugin: Any, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path)
     again, _ = plugin.load_adapter(tiny_model("llama"), cfg(lora_model_dir=str(tmp_path)))
     assert again.get_nb_trainable_parameters()[0] > 0
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_loaded_adapter_trains_unless_it_is_for_inference(
+    plugin: Any, tmp_path: Path, inference: bool
+) -> None:
+    made, _ = plugin.load_adapter(tiny_model("llama"), cfg(bishare={"spec": "lora"}))
+    made.save_pretrained(tmp_path)
+    said = cfg(lora_model_dir=str(tmp_path))
+    model, _ = plugin.load_adapter(tiny_model("llama"), said, inference=inference)
+    assert any(p.requires_grad for p in model.parameters()) is not inference
