@@ -53,8 +53,8 @@ def test_shared_input_projects_each_input_down_once():
             optimisations=(ShareFactors(), FuseIslands()),
         )
         nodes = graphs["model.layers.0.self_attn"].nodes
-        (rows,) = (node.args[4] for node in nodes if node.target is island)
-        return rows
+        (uses,) = (node.args[4] for node in nodes if node.target is island)
+        return tuple(tuple(use[1:3] for use in layer) for layer in uses)  # First row, and rows.
 
     assert products("lora") == (((0, 2),), ((2, 2),), ((4, 2),))
     assert products("shared_input") == (((0, 2),),) * 3
