@@ -26,8 +26,8 @@ from bishare_dsl.compiler import make_plan
 from bishare_dsl.peft.method import install
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.loss import learned_logits
-from bishare_dsl.train.many import Pass, Steps, Task
 from bishare_dsl.train.optimizer import RowAdamW, Settings
+from bishare_dsl.train.tasks import MicroBatch, Steps, Task
 
 
 def examples(tasks: int, rows: int, vocabulary: int) -> list[list[dict[str, list[int]]]]:
@@ -41,7 +41,7 @@ def examples(tasks: int, rows: int, vocabulary: int) -> list[list[dict[str, list
     return [[row() for _ in range(rows)] for _ in range(tasks)]
 
 
-def loss(model: Any, forward: Any, one: Pass) -> torch.Tensor:
+def loss(model: Any, forward: Any, one: MicroBatch) -> torch.Tensor:
     """Return the sum of the tasks' mean losses."""
     logits, learned = learned_logits(model, forward, dict(one.inputs))
     each = torch.nn.functional.cross_entropy(
@@ -51,7 +51,7 @@ def loss(model: Any, forward: Any, one: Pass) -> torch.Tensor:
 
 
 def alone(
-    model: Any, forward: Any, parameters: list[Any], passes: list[Pass]
+    model: Any, forward: Any, parameters: list[Any], passes: list[MicroBatch]
 ) -> Callable[[], None]:
     """Return a step of each of some tasks, one after another, as everybody has it."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
@@ -132,7 +132,7 @@ def main() -> None:
             scales = [torch.ones(1, 1) for _ in bank.parameters]
             optimizer = RowAdamW(bank.parameters, rates, scales, Settings(max_norm=1.0))
 
-            def together(passes: list[Pass] = passes, optimizer: Any = optimizer) -> None:
+            def together(passes: list[MicroBatch] = passes, optimizer: Any = optimizer) -> None:
                 for one in passes:
                     with handle.rows([tasks[task].name for task in one.tasks]):
                         loss(base, base.forward, one).backward()
@@ -169,7 +169,7 @@ def main() -> None:
             )
 
 
-def memory(base: Any, handle: Any, bank: Any, one: Pass, count: int) -> None:
+def memory(base: Any, handle: Any, bank: Any, one: MicroBatch, count: int) -> None:
     """Print what a pass of ``count`` adapters keeps, beside what the base keeps of the same rows."""
     there = [*base.parameters(), *base.buffers(), *bank.parameters]
     with handle.rows([f"t{task}" for task in one.tasks]):

@@ -41,6 +41,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return where a path leads. A link to itself leads to itself, where `Path.resolve` has a bare error."""
+    return Path(os.path.realpath(path))
+
+
 def read_file(folder: str | os.PathLike[str], name: str, limit: int) -> bytes:
     """Read a file of a folder.
 
@@ -56,7 +61,7 @@ def read_file(folder: str | os.PathLike[str], name: str, limit: int) -> bytes:
         FileNotFoundError: it is not there.
         OSError: it leaves the folder, is not a plain file, is too large, or the system refuses.
     """
-    root = Path(folder).resolve()
+    root = real_path(folder)
     path = Path(folder, name)
     real = Path(os.path.realpath(path, strict=True))
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root

@@ -6,11 +6,13 @@ is never opened where something is already: no link is followed. A kill may leav
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -43,19 +45,26 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to write into, which takes the place of ``folder`` when all has gone well.
 
     It is on the disk before it has its name. Where something goes wrong, or the user interrupts, ``folder``
-    is as it was.
+    is as it was. What writers have left that were killed is removed.
 
     Raises:
         OSError: the system refused.
     """
-    new = _aside(folder, "new")
-    new.mkdir(parents=True)
-    try:
-        yield new
-        _move_into_place(new, folder)
-    except BaseException:
-        discard(new)
-        raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locked:
+        with lock_folder(folder.parent):
+            for left in folder.parent.glob(_half_written(glob.escape(folder.name))):
+                if not left.is_symlink() and left.is_dir() and _is_abandoned(left):
+                    discard(left)
+            new = _aside(folder, "new")
+            new.mkdir()
+            locked.enter_context(lock_folder(new))
+        try:
+            yield new
+            _move_into_place(new, folder)
+        except BaseException:
+            discard(new)
+            raise
 
 
 def _move_into_place(new: Path, folder: Path) -> None:
@@ -68,6 +77,10 @@ def _move_into_place(new: Path, folder: Path) -> None:
         _sync(path)
     old = _aside(folder, "old")
     if os.path.lexists(folder):
+        if _exchange(new, folder):
+            _sync(folder.parent)
+            discard(new)
+            return
         folder.rename(old)
     try:
         new.rename(folder)
@@ -79,9 +92,41 @@ def _move_into_place(new: Path, folder: Path) -> None:
     discard(old)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders exchange their names in one step; False where the system cannot.
+
+    There a kill between the two renames that do it instead leaves the old folder as ``.NAME.TOKEN.old``.
+    """
+    import ctypes
+
+    names = [os.fsencode(path) for path in (one, other)]
+    libc, swap, here = ctypes.CDLL(None), 2, -100  # RENAME_EXCHANGE or RENAME_SWAP; AT_FDCWD.
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        return bool(libc.renameat2(here, names[0], here, names[1], swap) == 0)
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(*names, swap) == 0)
+    return False
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Tell whether nobody writes into a folder any more; always False where the system has no locks."""
+    if os.name == "nt":
+        return False
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what a kill has left of `replace_file`. Nobody else may be writing that file now."""
-    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.new"):
+    for left in path.parent.glob(_half_written(path.name)):
         discard(left)
 
 
@@ -119,6 +164,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _half_written(name: str) -> str:
+    """Return a pattern of the names that `_aside` gives to what is half written."""
+    return f".{name}.{'[0-9a-f]' * 8}.new"
 
 
 def _aside(path: Path, what: str) -> Path:

@@ -248,9 +248,56 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one(
         return full_disk() if path.suffix == ".new" else real(path, target)
 
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(writing, "_exchange", lambda *_: False)  # As on a system without it.
     with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "it"):
         pass
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["it", "it/old"]
+
+
+def _replace_and_die(folder: Path, number: int) -> None:
+    """Replace a folder, and be killed before the system call of a number that changes a name."""
+    left = itertools.count(1)
+
+    def counted(call: object) -> object:
+        def wrapped(*arguments: object, **keywords: object) -> object:
+            if next(left) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **keywords)  # type: ignore[operator]
+
+        return wrapped
+
+    writing._exchange = counted(writing._exchange)  # type: ignore[assignment]
+    writing.discard = counted(writing.discard)  # type: ignore[assignment]
+    Path.rename = counted(Path.rename)  # type: ignore[assignment,method-assign]
+    with new_folder(folder) as new:
+        (new / "content").write_text("new")
+
+
+def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+    """At each change of a name (F53), and the next writer removes what was left."""
+    context, folder, seen = multiprocessing.get_context("fork"), tmp_path / "it", []
+    for number in itertools.count(1):
+        folder.mkdir(exist_ok=True)
+        (folder / "content").write_text("old")
+        process = context.Process(target=_replace_and_die, args=(folder, number))
+        process.start()
+        process.join()
+        seen.append((folder / "content").read_text())
+        if process.exitcode == 0:
+            break
+        with new_folder(folder) as new:
+            (new / "content").touch()
+        assert [path.name for path in tmp_path.iterdir()] == ["it"]
+    assert seen == ["old", "new", "new"]
+
+
+def test_what_another_writer_is_writing_is_not_removed(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "it") as first:
+        (first / "a").touch()
+        with new_folder(tmp_path / "it") as second:
+            (second / "b").touch()
+        assert (first / "a").exists()
+    assert [path.name for path in (tmp_path / "it").iterdir()] == ["a"]
 
 
 def test_whether_a_folder_can_be_written(tmp_path: Path) -> None:

@@ -61,7 +61,13 @@ from bishare_dsl.models.site import most_parameters
 from bishare_dsl.plan import Plan
 from bishare_dsl.plan.names import attribute
 from bishare_dsl.reading import MAX_CONFIG, parse_json, read_file
-from bishare_dsl.writing import lock_folder, new_folder, remove_leftovers, replace_file
+from bishare_dsl.writing import (
+    check_writable,
+    lock_folder,
+    new_folder,
+    remove_leftovers,
+    replace_file,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -314,6 +320,20 @@ def _check_free(folder: Path) -> None:
     if (found is not None or os.path.lexists(tensors)) and not ours:
         # A broken adapter of ours may be replaced.
         raise in_the_way(tensors if found is None else folder / CONFIG)
+
+
+def check_place(folder: Path, *, library: bool = False) -> None:
+    """Check that an adapter or a library can be saved in a folder, long before it is. Nothing is left.
+
+    Raises:
+        AdapterError: something else is there (BS615), or the system refuses (BS616).
+    """
+    with writing(folder):
+        if library and folder.is_dir() and any(folder.iterdir()) and not names_in(folder):
+            raise in_the_way(folder)
+        if not library:
+            _check_free(folder)
+        check_writable(folder)
 
 
 def in_the_way(path: Path) -> AdapterError:

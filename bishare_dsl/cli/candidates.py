@@ -12,6 +12,7 @@ from bishare_dsl.cli.reading import read_adapter_for
 from bishare_dsl.cli.report import Report, silence_libraries
 from bishare_dsl.diagnostics import EvaluateError
 from bishare_dsl.diagnostics.codes import evaluate as codes
+from bishare_dsl.reading import real_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def read_adapters(folders: Iterable[Path], model: str, report: Report) -> dict[s
     from bishare_dsl.models import architecture_of
 
     architecture = architecture_of(model)
-    names = {folder: folder.resolve().name for folder in folders}
+    names = {folder: real_path(folder).name for folder in folders}
     count = Counter([BASE, *names.values()])
     return {
         name if count[name] == 1 else str(folder): read_adapter_for(

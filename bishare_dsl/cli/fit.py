@@ -289,11 +289,12 @@ def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
     """
     from bishare_dsl.adapter.config import NAME
     from bishare_dsl.adapter.files import place_of
+    from bishare_dsl.reading import real_path
 
     named: dict[str, Path] = {}
     for folder in folders:
         place, member = place_of(folder)
-        name = member or place.resolve().name
+        name = member or real_path(place).name
         if name in named:
             what = (
                 f"`{named[name]}` and `{folder}` have one name: an adapter is called as its folder"

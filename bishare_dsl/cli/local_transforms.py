@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bishare_dsl.cli.report import CommandError
 from bishare_dsl.diagnostics.codes import usage as codes
+from bishare_dsl.reading import real_path
 from bishare_dsl.transforms import Transform, register
 from bishare_dsl.transforms.registry import describe_exception
 
@@ -30,7 +31,7 @@ def run_transforms(path: Path) -> None:
 
 
 def _run(file: Path) -> None:
-    whole = file.resolve()
+    whole = real_path(file)
     # The name is of no module that is installed, and of the same file the same in every process.
     name = f"spec_transform_{file.stem}_{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
     if name in sys.modules:

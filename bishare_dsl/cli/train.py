@@ -190,7 +190,7 @@ def command(
 def _spec(name: str | None) -> Spec | str | None:
     """Return what stands for SPEC: a text of standard input is read here, and a file is seen to be there."""
     from bishare_dsl.cli.reading import read_spec, read_text
-    from bishare_dsl.train.check import is_adapter
+    from bishare_dsl.train.prepare import is_adapter
 
     if name == "-":
         return read_spec(name)[0]

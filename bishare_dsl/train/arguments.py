@@ -11,18 +11,20 @@ from contextlib import contextmanager
 from dataclasses import fields
 from enum import EnumMeta
 from functools import cache
-from math import ceil
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from trl import SFTConfig
 
 from bishare_dsl.diagnostics import nearest, one_line
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl import SFTConfig
 
 BATCH = 64
 """Examples in an optimizer step, of all processes together."""
@@ -78,6 +80,8 @@ _NOT_TAKEN = {
 @cache
 def argument_types() -> Mapping[str, Any]:
     """Return the types of all arguments that are taken, by name."""
+    from trl import SFTConfig
+
     types = get_type_hints(SFTConfig)
     names = (*(field.name for field in fields(TrainingArguments) if field.init), *_OF_TRL)
     return {name: types[name] for name in names if name not in _NOT_TAKEN}
@@ -122,6 +126,8 @@ def training_arguments(given: Mapping[str, Any], output_dir: str, *, evaluates: 
     Raises:
         TrainError: arguments do not go together (BS732), or ask one process to shard the model (BS754).
     """
+    from trl import SFTConfig
+
     for name, without in (("load_best_model_at_end", False), ("eval_strategy", "no")):
         if not evaluates and given.get(name, without) != without:
             reason = f"`{name}` needs held-out data"
@@ -150,13 +156,6 @@ def effective_batch(args: TrainingArguments) -> int:
     """Count the examples in an optimizer step, of all processes together."""
     at_once: int = args.per_device_train_batch_size * args.world_size
     return at_once * args.gradient_accumulation_steps
-
-
-def count_steps(args: TrainingArguments, examples: int) -> int:
-    """Count the optimizer steps of a run on so many examples."""
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    return ceil(args.num_train_epochs * ceil(examples / effective_batch(args)))
 
 
 def warm_up(args: TrainingArguments, given: Mapping[str, Any], steps: int) -> int:
@@ -193,11 +192,30 @@ def check_sharding(trainer: Trainer) -> None:
         raise TrainError(codes.NOT_SHARDED(reason="this is FSDP 1"))
 
 
+def check_processes(args: TrainingArguments, model: PreTrainedModel) -> None:
+    """Check that a run has the processes that were asked for, each with one device.
+
+    Raises:
+        TrainError: one process sees several GPUs, or accelerate has started one where it was asked for
+            several (BS732).
+    """
+    if args.n_gpu > 1 and len({*(getattr(model, "hf_device_map", None) or {}).values()}) < 2:
+        reason = f"one process sees {args.n_gpu} GPUs"
+        help = "start with `torchrun --nproc_per_node N`, or show one: CUDA_VISIBLE_DEVICES=0"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+    # `accelerate launch --cpu --num_processes 2` sets an address to meet at, and starts one process.
+    launched = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        reason = "several processes were asked for, and accelerate has started one"
+        help = "start with `torchrun --nproc_per_node N -m bishare_dsl.cli.main train`"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason, help=help))
+
+
 def _fill_batch(args: TrainingArguments, given: Mapping[str, Any]) -> None:
     """Let what was not given follow, so that an optimizer step sees `BATCH` examples."""
     size = given.get("per_device_train_batch_size")
     steps = given.get("gradient_accumulation_steps")
-    if 0 in (size, steps):
+    if any(given is not None and given < 1 for given in (size, steps)):
         raise ValueError("a batch has one example at least")
     if size is None and steps is None:
         size = max(1, min(PER_DEVICE, BATCH // args.world_size))

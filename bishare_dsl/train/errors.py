@@ -39,3 +39,12 @@ def translate_refusals(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=one_line(error))) from error
+    except Exception as error:
+        # torch and safetensors have errors of their own for a file that cannot be written.
+        if not any(words in str(error) for words in _NOT_WRITTEN):
+            raise
+        reason = "the disk is full, or the system refuses"
+        raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
+
+
+_NOT_WRITTEN = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "I/O error")

@@ -3,30 +3,35 @@
 | | |
 |---|---|
 | the adapter's files | once the run is finished, so that the folder is an adapter's |
-| ``checkpoint-N/`` | transformers' Trainer's, with the adapter alone; its last file says that it is whole |
+| ``checkpoint-N/`` | transformers' Trainer's, with the adapter alone; ``digests.json`` seals it |
 | ``run.json`` | what was asked, as a config takes it |
 | ``trainer_state.json``, ``runs/`` | what was logged, and told to TensorBoard |
+
+Several tasks have their adapters in folders of their names, or in a library.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from bishare_dsl.adapter.files import CONFIG, TENSORS
+from bishare_dsl.adapter.card import CARD
+from bishare_dsl.adapter.contents import MEMBERS
+from bishare_dsl.adapter.files import CONFIG, TENSORS, is_ours
 from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.train.errors import TrainError, translate_refusals
-from bishare_dsl.writing import check_writable
+from bishare_dsl.writing import check_writable, discard, replace_file
 
-ASKED, STATE = "run.json", "trainer_state.json"
-BANK = "bank.safetensors"
-"""In a checkpoint of several tasks, the tensors of all of their adapters."""
+RUN_FILE, STATE, DIGESTS = "run.json", "trainer_state.json", "digests.json"
+LIBRARY = "library"
+"""The folder in a run's of adapters that share tensors."""
 
 
 def check_new(folder: Path, *, force: bool) -> None:
@@ -41,9 +46,9 @@ def check_new(folder: Path, *, force: bool) -> None:
             written (BS747).
     """
     with translate_refusals(folder):
-        if (folder / ASKED).is_file():
-            with (folder / ASKED).open("ab") as file:
-                _take(file, folder, force=force)
+        if (folder / RUN_FILE).is_file():
+            with (folder / RUN_FILE).open("ab") as file:
+                _lock(file, folder, force=force)
         elif (folder.exists() and not folder.is_dir()) or _written(folder):
             reason = "it is not empty, and holds no run of bishare"
             raise TrainError(codes.NOT_A_RUN(folder=folder, reason=reason))
@@ -51,13 +56,26 @@ def check_new(folder: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def claim(
-    folder: Path, asked: Mapping[str, Any], resumed: Path | None, *, force: bool = False
+def hold(
+    folder: Path,
+    asked: Mapping[str, Any],
+    resumed: Path | None,
+    *,
+    force: bool = False,
+    earlier: Collection[str] = (),
 ) -> Iterator[None]:
     """Hold a folder for the one run that writes into it; after a kill nobody holds it.
 
-    The checkpoints after ``resumed`` are removed: training makes them again. A run that begins removes all
-    that an earlier one has written.
+    The checkpoints after ``resumed`` are removed: training makes them again. A run that begins first removes
+    all that an earlier one has written, and then writes what was asked: a kill in between leaves the earlier
+    run's record with what is left of it.
+
+    Args:
+        folder: made where it does not exist.
+        asked: of the run that begins.
+        resumed: the checkpoint that a run goes on from.
+        force: whether an earlier run may be removed.
+        earlier: the folders of that run's adapters.
 
     Raises:
         TrainError: another training is at work in it (BS741), or was since it was checked (BS740), or it
@@ -65,23 +83,26 @@ def claim(
     """
     with translate_refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ASKED).open("ab")
+        file = (folder / RUN_FILE).open("ab")
     with file:
-        _take(file, folder, force=force or resumed is not None)
+        _lock(file, folder, force=force or resumed is not None)
         with translate_refusals(folder):
-            if resumed is None:
-                dropped = _written(folder)
+            if resumed is not None:
+                for path in checkpoints(folder):
+                    if step_of(path) > step_of(resumed):
+                        shutil.rmtree(path)
+            else:
+                for path in _written(folder)[::-1]:  # The last checkpoint first.
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                for name in earlier:
+                    _remove_adapter(folder / name)
                 file.truncate(0)
                 file.write(json.dumps(asked, indent=2, ensure_ascii=False).encode())
                 file.flush()
-            else:
-                dropped = [p for p in checkpoints(folder) if step_of(p) > step_of(resumed)]
-            for path in dropped:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
 
 
-def _take(file: IO[bytes], folder: Path, *, force: bool) -> None:
+def _lock(file: IO[bytes], folder: Path, *, force: bool) -> None:
     """Take the record of a run for this process alone; Windows and some network folders have no such lock.
 
     Raises:
@@ -103,6 +124,65 @@ def _take(file: IO[bytes], folder: Path, *, force: bool) -> None:
         raise TrainError(codes.RUN_EXISTS(folder=folder, help=help))
 
 
+# Checkpoints ----------------------------------------------------------------------------------------------
+
+
+def seal(checkpoint: Path, tasks: Sequence[Sequence[str]]) -> None:
+    """Record each file of a checkpoint that is written, and of several tasks each with its plan's digest."""
+    files = [
+        path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != DIGESTS
+    ]
+    digests = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in files}
+    record = {"step": step_of(checkpoint), "tasks": tasks, "files": digests}
+    replace_file(checkpoint / DIGESTS, json.dumps(record, indent=1).encode())
+
+
+def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints until there are ``keep``: never the last one, nor the best."""
+    found = checkpoints(folder)
+    spared = [path for path in found[:-1] if path.name != Path(best or "").name]
+    for path in spared[: max(len(found) - keep, 0) if keep else 0]:
+        discard(path)
+
+
+def keep_only(folder: Path, best: str) -> None:
+    """Remove all checkpoints but the best, when a run that keeps one is through."""
+    for path in checkpoints(folder):
+        if path.name != Path(best).name:
+            discard(path)
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Return why a run cannot go on from a checkpoint: it was not sealed, or is not as it was then."""
+    try:
+        record = json.loads((checkpoint / DIGESTS).read_bytes())
+        files, step, _ = dict(record["files"]), record["step"], [*record["tasks"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return "it was not saved to its end"
+    if step != step_of(checkpoint):
+        return f"it is that of step {step}"
+    for name, digest in files.items():
+        path = checkpoint / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return f"its {DIGESTS} names a file outside of it"
+        if not path.is_file():
+            return f"`{name}` is missing"
+        try:
+            same = _digest(path) == digest
+        except OSError:
+            return f"`{name}` cannot be read"
+        if not same:
+            return f"`{name}` is not as it was saved"
+    needed = {STATE} | ({"model.safetensors"} if record["tasks"] else {CONFIG, TENSORS})
+    return None if needed <= files.keys() else "files of it are missing"
+
+
+def tasks_of(checkpoint: Path) -> list[list[str]]:
+    """Return the name and the plan's digest of each of several tasks of a checkpoint; none if it has one."""
+    found: list[list[str]] = json.loads((checkpoint / DIGESTS).read_bytes())["tasks"]
+    return found
+
+
 def find_checkpoint(path: Path) -> Path:
     """Find the checkpoint to go on from: the last whole one in the folder of a run, or the one that is named.
 
@@ -110,14 +190,16 @@ def find_checkpoint(path: Path) -> Path:
         TrainError: there is none (BS742), or it is not whole (BS743).
     """
     if is_checkpoint(path):
-        if not _is_whole(path):
-            raise TrainError(codes.BROKEN_CHECKPOINT(folder=path))
+        if fault := fault_of(path):
+            raise TrainError(codes.BROKEN_CHECKPOINT(folder=path, reason=fault))
         return path
+    reason = f"`{path}` has none that is whole"
     for found in reversed(checkpoints(path)):
-        if _is_whole(found):
+        if (fault := fault_of(found)) is None:
             return found
+        reason += f"; `{found.name}`: {fault}"
     help = "`--force` begins anew; `--save_steps N` saves a checkpoint every N steps"
-    raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has none that is whole", help=help))
+    raise TrainError(codes.NO_CHECKPOINT(reason=reason, help=help))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -135,22 +217,23 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint was saved to its end: transformers writes its own state last."""
-    try:
-        state = json.loads((checkpoint / STATE).read_bytes())
-    except (OSError, ValueError):
-        return False
-    named = has_bank(checkpoint) or all((checkpoint / n).is_file() for n in (CONFIG, TENSORS))
-    return named and state.get("global_step") == step_of(checkpoint)
-
-
-def has_bank(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is one of several tasks."""
-    return (checkpoint / BANK).is_file()
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _written(folder: Path) -> list[Path]:
-    """Find what a run has written into a folder, but for what was asked; the adapter's config first."""
-    named = (folder / name for name in (CONFIG, TENSORS, STATE))
+    """Find what a run has written into a folder, but for what was asked."""
+    named = (folder / name for name in (TENSORS, CONFIG, STATE))
     return [*(path for path in named if path.exists()), *checkpoints(folder)]
+
+
+def _remove_adapter(folder: Path) -> None:
+    """Remove an adapter or a library of ours, and its folder if nothing else is in it."""
+    if not is_ours(folder):
+        return
+    for name in (CONFIG, TENSORS, CARD, MEMBERS):
+        if os.path.lexists(folder / name):
+            discard(folder / name)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -21,9 +21,10 @@ from bishare_dsl.train.errors import TrainError, TrainingInterrupted, translate_
 from bishare_dsl.train.reporter import Progress, Reporter
 
 if TYPE_CHECKING:
-    from bishare_dsl.train.many_trainer import ManyTrainer
+    from bishare_dsl.train.bank_trainer import BankTrainer
+    from bishare_dsl.train.base_trainer import Watch
     from bishare_dsl.train.request import Request
-    from bishare_dsl.train.trainer import AdapterTrainer, Watch
+    from bishare_dsl.train.trainer import AdapterTrainer
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,7 +32,7 @@ _SAID = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to s
 
 
 def run_loop(
-    trainer: AdapterTrainer | ManyTrainer, watch: Watch, request: Request, reporter: Reporter
+    trainer: AdapterTrainer | BankTrainer, watch: Watch, request: Request, reporter: Reporter
 ) -> None:
     """Train, and save the adapter."""
     folder, resume = request.output_dir, request.resume
@@ -50,6 +51,9 @@ def run_loop(
                 raise TrainingInterrupted(state.global_step, state.max_steps, saved)
             trainer.save_model()
             trainer.save_state()
+            best = state.best_model_checkpoint
+            if trainer.keep == 1 and best is not None and trainer.args.should_save:
+                folders.keep_only(folder, best)
             trainer.accelerator.wait_for_everyone()
     except torch.OutOfMemoryError as error:
         reason = str(error).split(".")[0]

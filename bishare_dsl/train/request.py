@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bishare_dsl.diagnostics import Problem, advise, one_line
 from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.names import name_fault
 from bishare_dsl.train.data.formats import Format
 from bishare_dsl.train.data.load import ENDINGS
 from bishare_dsl.train.errors import TrainError
@@ -87,6 +88,8 @@ class Settings(BaseModel):
         """Take several files, or a folder of files, for tasks by their names."""
         words = [value] if isinstance(value, str) else value
         if isinstance(value, Mapping):
+            if not value:
+                raise ValueError("there is no task in it")
             return {str(name): os.fspath(path) for name, path in value.items()}
         if len(words) == 1 and not is_tasks(words[0]):
             return words[0]
@@ -99,11 +102,16 @@ class Settings(BaseModel):
         return dict(found)
 
     @property
-    def tasks(self) -> dict[str, str] | None:
-        """The data of several tasks, by their names; None where there is one adapter to train."""
-        if isinstance(self.data, dict) or not (self.seeds > 1 or self.search or self.library):
-            return self.data if isinstance(self.data, dict) else None
+    def tasks(self) -> dict[str, str]:
+        """The data of each task, by name; one file alone is called by its name."""
+        if isinstance(self.data, dict):
+            return self.data
         return {re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.data).stem): self.data}
+
+    @property
+    def several(self) -> bool:
+        """Whether adapters are trained together, each in a folder of its own."""
+        return isinstance(self.data, dict) or bool(self.seeds > 1 or self.search or self.library)
 
     @property
     def params_tried(self) -> list[dict[str, int | float | str]]:
@@ -179,8 +187,8 @@ class Request:
     """All that a run was asked to do.
 
     Attributes:
-        spec: a spec, a file or a shipped name; or an adapter's folder; None for a model that is adapted, and
-            for a run whose checkpoint has the adapter.
+        spec: a spec, a file or a shipped name; or an adapter's folder; None for a model that is adapted, for
+            a library's spec, and for a run whose checkpoint has the adapter.
         model: a name, or a model.
         output_dir: where everything goes.
         params: other values for the spec's.
@@ -197,6 +205,21 @@ class Request:
     settings: Settings
     arguments: Mapping[str, Any]
 
+    @property
+    def several(self) -> bool:
+        """Whether adapters are trained together, each in a folder of its own."""
+        return self.settings.several
+
+    @property
+    def tasks(self) -> Mapping[str, str]:
+        """The data of each task, by name."""
+        return self.settings.tasks
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of the adapters that are kept: one of each task and seed."""
+        return _groups(self.settings, self.arguments)
+
     def as_dict(self, spec: str | None) -> dict[str, Any]:
         """Return what asks for the same run from any folder; ``spec`` is a text or a path."""
         plain = self.settings.model_dump(exclude_defaults=True)
@@ -205,6 +228,32 @@ class Request:
         values = {k: v.value if isinstance(v, Enum) else v for k, v in self.arguments.items()}
         params = {"params": dict(self.params)} if self.params else {}
         return {**({"spec": spec} if spec else {}), **params, **named, **places, **values}
+
+
+def groups_of(task: str, seeds: int, first: int) -> dict[str, int]:
+    """Return the names of the adapters of a task, one for each seed, with the seed."""
+    if seeds == 1:
+        return {task: first}
+    return {f"{task}-seed{seed}": seed for seed in range(first, first + seeds)}
+
+
+def _groups(settings: Settings, arguments: Mapping[str, Any]) -> list[str]:
+    seed = int(arguments.get("seed", 0))
+    return [group for task in settings.tasks for group in groups_of(task, settings.seeds, seed)]
+
+
+def result_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in which the run in a folder has its adapters; none of one adapter."""
+    from bishare_dsl.train.folder import LIBRARY, RUN_FILE
+
+    try:
+        asked = read_config(folder / RUN_FILE)
+        own = {name: asked[name] for name in Settings.model_fields if name in asked}
+        settings = Settings.model_validate(own)
+        names = [*_groups(settings, asked), LIBRARY] if settings.several else []
+    except (TrainError, ValueError, TypeError):  # It says nothing that can be read.
+        return []
+    return [name for name in names if name_fault(name) is None]
 
 
 def _absolute(value: Any) -> Any:
@@ -252,11 +301,15 @@ def make_request(given: Mapping[str, Any], config: str | os.PathLike[str] | None
     theirs = argument_types()
     known = {*_OWN, *Settings.model_fields, *theirs}
     problems = [unknown_argument(name, known) for name in merged if name not in known]
-    spared = {"spec"} if before or not isinstance(merged.get("model", ""), str) else set()
+    adapted = not isinstance(merged.get("model", ""), str)
+    spared = {"spec"} if before or adapted or merged.get("library") else set()
     needed = [name for name in ("spec", "model", "data", "output_dir") if name not in spared]
     problems += [
         codes.MISSING_ARGUMENT(name=name, help=_SUCH[name]) for name in needed if name not in merged
     ]
+    if not str(merged.get("output_dir", "-")).strip():
+        reason, help = "it names no folder", _SUCH["output_dir"]
+        problems.append(codes.WRONG_VALUE(name="output_dir", value="", reason=reason, help=help))
     converted = {}
     for name in theirs:
         if name in merged:
@@ -295,16 +348,19 @@ def _run_before(where: str | os.PathLike[str] | None) -> tuple[Path | None, dict
     """Return the checkpoint that a run is to go on from, and what the run was asked."""
     if where is None:
         return None, {}
-    from bishare_dsl.train.folder import ASKED, find_checkpoint, has_bank, is_checkpoint
+    from bishare_dsl.train.folder import RUN_FILE, find_checkpoint, is_checkpoint, tasks_of
 
     path = Path(where).expanduser()
     folder = path.parent if is_checkpoint(path) else path
-    if not (folder / ASKED).is_file():
-        raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {ASKED}"))
-    asked = read_config(folder / ASKED)  # JSON is YAML.
+    if not (folder / RUN_FILE).is_file():
+        raise TrainError(codes.NO_CHECKPOINT(reason=f"`{path}` has no {RUN_FILE}"))
+    asked = read_config(folder / RUN_FILE)  # JSON is YAML.
+    if not asked:
+        reason = f"`{folder / RUN_FILE}` is empty: a run was about to begin"
+        raise TrainError(codes.NO_CHECKPOINT(reason=reason, help="begin anew, with all arguments"))
     # The spec of the run is the checkpoint's; its file may have changed since.
     found = find_checkpoint(path)
-    spec = asked.get("spec") if has_bank(found) else None
+    spec = asked.get("spec") if tasks_of(found) else None
     return found, {**asked, "spec": spec, "output_dir": str(folder)}
 
 

@@ -1,44 +1,62 @@
-"""Training from Python, and what the command does: `check`, load, train, save."""
+"""Training from Python, and what the command does: prepare, load, train, save."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
-from trl import pack_dataset
 
 from bishare_dsl.adapter.contents import StoredAdapter
+from bishare_dsl.adapter.files import save_adapter, save_library
 from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.diagnostics.codes import train as codes
 from bishare_dsl.models.hooks import undo_prepare, uses_flash_attention
 from bishare_dsl.peft.method import as_peft_model, install
 from bishare_dsl.train import folder as folders
-from bishare_dsl.train.arguments import count_steps, effective_batch, warm_up
+from bishare_dsl.train.arguments import check_processes, effective_batch, warm_up
+from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch, Halving
+from bishare_dsl.train.base_trainer import Watch, logged
 from bishare_dsl.train.callbacks import GradientCheck
-from bishare_dsl.train.check import (
+from bishare_dsl.train.data.batches import Collator, check_packing
+from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.loop import quietly, run_loop
+from bishare_dsl.train.prepare import (
     begin,
-    check_adapter,
-    encode_as_asked,
+    check_resumed,
+    check_several,
     find_tokenizer,
     load_base,
     note_low_rate,
-    read_rows,
+    note_steps,
+    read_library,
+    read_tasks,
+    spec_variants,
 )
-from bishare_dsl.train.data.batches import Collator, check_packing
-from bishare_dsl.train.loop import quietly, run_loop
-from bishare_dsl.train.many_run import run_many
 from bishare_dsl.train.reporter import Reporter
-from bishare_dsl.train.request import Request, make_request
-from bishare_dsl.train.result import ManyResult, TrainResult
-from bishare_dsl.train.trainer import AdapterTrainer, Watch
+from bishare_dsl.train.request import Request, make_request, result_folders
+from bishare_dsl.train.result import TaskResult, TrainResult
+from bishare_dsl.train.tasks import Steps, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
 
+    from bishare_dsl.diagnostics import Problem
+    from bishare_dsl.plan import Plan
     from bishare_dsl.spec import Spec
+    from bishare_dsl.train.trainer import AdapterTrainer
+
+COSTS = {"cpu": 64, "cuda": 16_384}
+"""What a micro-batch takes however few rows it has, in tokens, by the kind of device."""
 
 
 def train(
@@ -55,8 +73,8 @@ def train(
     callbacks: Iterable[TrainerCallback] = (),
     quiet: bool = False,
     **arguments: Any,
-) -> TrainResult | ManyResult:
-    """Train an adapter by TRL's SFTTrainer, and save it in a folder.
+) -> TrainResult:
+    """Train an adapter by TRL's SFTTrainer, or one for each of several tasks, and save it in a folder.
 
     The recipe is the paper's where nothing else is said: AdamW at 1e-4, then linear to 0; 64 examples in an
     optimizer step, by accumulation; one epoch; dropout and alpha as in the spec. The rate warms up over 100
@@ -69,7 +87,8 @@ def train(
 
     Args:
         spec: a spec, its text, the path of a ``.share`` file, the name of one that ships with bishare, or the
-            folder of an adapter to train further. None for a model that is adapted, which is trained further.
+            folder of an adapter to train further. None for a model that is adapted, which is trained further,
+            and for ``library``, whose spec it then is.
         model: a checkpoint folder, a ``.gguf`` file or a Hub id; or a model, which is adapted in place.
         data: a file (.json, .jsonl, .csv, .parquet) or a data set on the Hub. Several by name, or a folder of
             files, are tasks that are trained together: each has an adapter of its own, in a folder of its
@@ -88,7 +107,7 @@ def train(
             ``learning_rate=2e-4`` or ``eval_split=0.05``.
 
     Returns:
-        The trained model, and what was measured; of several tasks, of each. ``print`` it for a summary.
+        The trained model, and what was measured of each task. ``print`` it for a summary.
 
     Raises:
         BishareError: the arguments, the spec, the model or the data are wrong (BS7xx and those of their
@@ -116,73 +135,205 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
-) -> TrainResult | ManyResult:
+) -> TrainResult:
     """Do what was asked for, and tell ``reporter``. Arguments and errors are as for `train`."""
-    if request.settings.tasks is not None:
-        return run_many(request, reporter, tokenizer=tokenizer, force=force, callbacks=callbacks)
     began = time.monotonic()
-    settings, folder = request.settings, request.output_dir
+    settings, folder, several = request.settings, request.output_dir, request.several
     args, base = begin(request, reporter, force=force)
-    made, problems = check_adapter(request, base)
+    variants = spec_variants(request, base, reporter)
+    if several:
+        check_several(request, args, variants[0].plan)
+    library = read_library(request, variants[0].plan)
     tokenizer = find_tokenizer(request, base, tokenizer)
-    rows = read_rows(settings, args.seed)
-    reporter.note(f"encoding {sum(map(len, rows.values())):,} rows ...")
-    encoded = {name: encode_as_asked(part, tokenizer, settings) for name, part in rows.items()}
-    for found in encoded.values():
-        reporter.note(str(found.report))
-    sets = {name: found.examples for name, found in encoded.items()}
-    if settings.packing:
-        sets = {name: pack_dataset(found, settings.max_length) for name, found in sets.items()}
-    for problem, where in problems:
-        reporter.report(problem, where)
-    steps = count_steps(args, len(sets["train"]))
-    args.warmup_steps = warm_up(args, request.arguments, steps)
-    passes = args.world_size * args.gradient_accumulation_steps
-    of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
-    reporter.note(f"{steps:,} step{'s' * (steps > 1)} of {effective_batch(args):,} examples{of}")
-    base = load_base(request, base, reporter)
-    if not isinstance(made, Handle):
-        for note in install(base, made, args.seed):
+    tasks = read_tasks(request, args, tokenizer, reporter)
+    contents = [[task.name, variants[task.variant].plan.digest] for task in tasks if several]
+    if request.resume is not None:
+        check_resumed(request, contents, reporter)
+    batch, steps = effective_batch(args), _steps(args, request, tasks, tokenizer)
+    warm = partial(warm_up, args, request.arguments)  # Before a trainer changes the arguments.
+    note_steps(args, request, steps, reporter)
+    model = load_base(request, base, reporter)
+    check_processes(args, model)
+    for task in tasks:
+        made = variants[task.variant]
+        name = task.name if several else None
+        for note in () if isinstance(made, Handle) else install(model, made, task.seed, name):
             reporter.warn(note)
-    handle: Handle = base.bishare  # type: ignore[assignment]
-    reporter.note(handle.plan.parameters_line)
-    note_low_rate(reporter, handle.plan.trainable, args.learning_rate, settings)
-    collator = Collator.of(tokenizer, flatten=settings.packing and uses_flash_attention(base))
-    if settings.packing:
-        check_packing(base, collator)
-    with undo_prepare(base), quietly():
-        watch = Watch()
-        trainer = AdapterTrainer(
-            rates=settings.lr_of,
-            model=as_peft_model(base, "CAUSAL_LM"),
-            args=args,
-            data_collator=collator,
-            train_dataset=sets["train"],
-            eval_dataset=sets.get("eval"),
-            processing_class=tokenizer,
-            callbacks=[watch, GradientCheck(report=reporter.report), *callbacks],
-        )
+    handle: Handle = model.bishare  # type: ignore[assignment]
+    adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
+    reporter.note(f"{'of each task: ' * several}{handle.plan.parameters_line}")
+    shared = _share(adapters, library) if several else frozenset()
+    fixed = shared if library else frozenset()
+    trained = (
+        sum(t.size for t in adapter.plan.tensors if t.trainable and t.name not in fixed)
+        for adapter in adapters
+    )
+    note_low_rate(reporter, min(trained), max(task.rate for task in tasks), settings)
+    first = variants[0]
+    spec = str(first.folder) if isinstance(first, StoredAdapter) else handle.spec_text
+    how: dict[str, Any] = {
+        "rates": settings.lr_of,
+        "warm_up": warm,
+        "tasks": contents,
+        "args": args,
+    }
+    with undo_prepare(model), quietly(), ExitStack() as stack:
+        trainer: AdapterTrainer | BankTrainer
+        if several:
+            watch: Watch = BankWatch(steps)
+            names = [task.name for task in tasks]
+            bank = stack.enter_context(handle.bank(names, shared, fixed))
+            evaluates = [()] if settings.eval_split is not None else None
+            how["eval_dataset"] = evaluates
+            how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
+            trainer = BankTrainer(steps=steps, handle=handle, bank=bank, **how)
+            trainer.write = partial(_write, trainer, folder, library)
+            if settings.search:
+                trainer.add_callback(Halving(trainer))
+        else:
+            watch = Watch()
+            how["callbacks"] = [watch, GradientCheck(report=reporter.report), *callbacks]
+            trainer = _one_trainer(handle, tasks[0], tokenizer, packed=settings.packing, **how)
         watch.trainer = trainer
         trainer.accelerator.wait_for_everyone()  # Nobody is looking at the folder any more.
-        spec = str(made.folder) if isinstance(made, StoredAdapter) else handle.spec_text
-        held = folders.claim(folder, request.as_dict(spec), request.resume, force=force)
-        with held if args.should_save else nullcontext():
-            run_loop(trainer, watch, request, reporter)
-    base.eval()
-    state, history = trainer.state, trainer.state.log_history
-    held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    best = state.best_global_step if args.load_best_model_at_end else None
+        if args.should_save:
+            asked, earlier = request.as_dict(spec), result_folders(folder)
+            held = folders.hold(folder, asked, request.resume, force=force, earlier=earlier)
+            stack.enter_context(held)
+        run_loop(trainer, watch, request, reporter)
+        best = trainer.kept() if isinstance(trainer, BankTrainer) else {tasks[0].group: 0}
+    if lost := [group for group in steps.groups if group not in best]:
+        reporter.report(_not_finite(steps, lost), None)
+    model.eval()
+    epochs = max(steps.epochs_of(i) for i in range(len(tasks)))
     return TrainResult(
         folder=folder,
-        model=base,
+        model=model,
         model_name=request.model if isinstance(request.model, str) else "MODEL",
         trainable=handle.plan.trainable,
-        steps=state.global_step,
-        epochs=float(state.epoch or 0),
-        batch=effective_batch(args),
-        eval_loss=held_out[best or max(held_out)] if held_out else None,
-        tokens=int(state.num_input_tokens_seen),
+        tasks=tuple(
+            _task_result(trainer, steps, number, request, kept=best.get(task.group) == number)
+            for number, task in enumerate(tasks)
+        ),
+        steps=trainer.state.global_step,
+        epochs=epochs if several else float(trainer.state.epoch or 0),
+        batch=batch,
+        tokens=int(trainer.state.num_input_tokens_seen),
         seconds=time.monotonic() - began,
-        data={name: found.report for name, found in encoded.items()},
-        history=history,
+        history=trainer.state.log_history,
     )
+
+
+def _steps(
+    args: SFTConfig, request: Request, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase
+) -> Steps:
+    """Return the steps of the tasks; of one alone, Trainer and its data loader make them."""
+    return Steps(
+        tasks,
+        Collator.of(tokenizer),
+        effective_batch(args),
+        args.num_train_epochs,
+        args.max_steps if args.max_steps > 0 else None,
+        request.settings.rows_at_once,
+        args.world_size,
+        COSTS.get(args.device.type, COSTS["cuda"]),
+    )
+
+
+def _share(adapters: Sequence[Any], library: Mapping[str, StoredAdapter]) -> frozenset[str]:
+    """Return the tensors of which there is one for all adapters, and let them have the library's values.
+
+    Frozen tensors of a library are drawn from one seed: its own, or the first adapter's.
+    """
+    plan: Plan = adapters[0].plan
+    if not plan.is_library:
+        return frozenset()
+    frozen = {tensor.name for tensor in plan.tensors if not tensor.trainable}
+    stored = next(iter(library.values()), None)
+    values = adapters[0].tensors() if stored is None else stored.tensors()
+    with torch.no_grad():
+        for name, adapter in product(frozen | (plan.common if library else set()), adapters):
+            adapter.tensors()[name].copy_(values[name])
+    return plan.common
+
+
+def _one_trainer(
+    handle: Handle, task: Task, tokenizer: PreTrainedTokenizerBase, *, packed: bool, **how: Any
+) -> AdapterTrainer:
+    """Make the trainer of one adapter: TRL's, of a model of PEFT."""
+    from bishare_dsl.train.trainer import AdapterTrainer
+
+    model: Any = handle.model
+    collator = Collator.of(tokenizer, flatten=packed and uses_flash_attention(model))
+    if packed:
+        check_packing(model, collator)
+    return AdapterTrainer(
+        model=as_peft_model(model, "CAUSAL_LM"),
+        data_collator=collator,
+        train_dataset=task.examples,
+        eval_dataset=task.held_out or None,
+        processing_class=tokenizer,
+        **how,
+    )
+
+
+def _task_result(
+    trainer: AdapterTrainer | BankTrainer,
+    steps: Steps,
+    number: int,
+    request: Request,
+    *,
+    kept: bool,
+) -> TaskResult:
+    """Return what became of a task, by what was logged."""
+    task, state, several = steps.tasks[number], trainer.state, request.several
+    named = task.name if several else None
+    losses = [*logged(state.log_history, "loss", named).values()]
+    held_out = logged(state.log_history, "eval_loss", named)
+    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+    done, why = steps.stopped.get(number, (steps.count(task), None))
+    folder = request.output_dir
+    if isinstance(trainer, BankTrainer):
+        library = f"{folder / folders.LIBRARY}#{task.group}"
+        is_library = trainer.handle[task.name].plan.is_library
+        place = library if is_library else str(folder / task.group)
+    else:
+        place = str(folder)
+    return TaskResult(
+        name=task.name,
+        folder=place if kept else None,
+        steps=done if several else state.global_step,
+        loss_first=losses[0] if losses else None,
+        loss_last=losses[-1] if losses else None,
+        eval_loss=held_out[best or max(held_out)] if held_out else None,
+        stopped=why,
+        data=task.data,
+    )
+
+
+def _not_finite(steps: Steps, groups: Sequence[str]) -> Problem:
+    """Make the problem of adapters that are not kept, because they have no finite values (BS750)."""
+    whys = (steps.stopped.get(i) for i, task in enumerate(steps.tasks) if task.group == groups[0])
+    step = max((why[0] for why in whys if why), default=len(steps))
+    kept = f"no adapter is written for {', '.join(f'`{name}`' for name in groups)}"
+    return codes.NOT_FINITE(what="gradient", step=step, value=math.nan, kept=kept)
+
+
+def _write(trainer: BankTrainer, folder: Path, library: Mapping[str, StoredAdapter]) -> None:
+    """Write each adapter into a folder of its name, or all that share tensors into a library."""
+    names = {group: trainer.steps.tasks[i].name for group, i in trainer.kept().items()}
+    adapters = {group: trainer.handle[name] for group, name in names.items()}
+    if not adapters:
+        raise TrainError(_not_finite(trainer.steps, trainer.steps.groups))
+    if not trainer.args.should_save:
+        return
+    first = next(iter(adapters.values()))
+    if first.plan.is_library:
+        before = {name: stored.tensors() for name, stored in library.items()}
+        seed = next((stored.config.seed for stored in library.values()), first.seed)
+        tensors = before | {group: adapter.tensors() for group, adapter in adapters.items()}
+        save_library(folder / folders.LIBRARY, first.plan, tensors, first.spec_text, seed=seed)
+        return
+    for group, adapter in adapters.items():
+        text = adapter.spec_text
+        save_adapter(folder / group, adapter.plan, adapter.tensors(), text, seed=adapter.seed)

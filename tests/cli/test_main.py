@@ -20,6 +20,25 @@ from bishare_dsl.version import __version__
 from tests.diagnostics.pages import shown
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fit loop --spec lora --model llama-7b --out o",
+        "analyse loop --model llama-7b",
+        "check lora --spec-transform loop",
+        "import loop --out o",
+        "inspect loop",
+        "train lora --model loop --data loop --output_dir loop",
+        "train --resume loop",
+    ],
+)
+def test_a_link_to_itself_is_an_error_with_a_code(bishare, here, command):
+    (here / "loop").symlink_to("loop")
+    run = bishare(*command.split())
+    assert run.code in (1, 2)
+    assert "error[BS" in run.err
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(bishare, check_golden, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")

@@ -92,8 +92,9 @@ def test_json(bishare, folder):
     run = bishare("train", "--config", "train.yaml", "--json", "--eval_split", 4)
     assert run.code == 0
     found = json.loads(run.out)
-    assert found["adapter"] == "out"
-    assert (found["steps"], found["data"]["eval"]["rows"]) == (1, 4)
+    (task,) = found["tasks"]
+    assert (found["folder"], task["folder"]) == ("out", "out")
+    assert (found["steps"], task["data"]["eval"]["rows"]) == (1, 4)
     assert found["eval_loss"] > 0
     assert found["problems"] == []
 

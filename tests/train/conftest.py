@@ -5,14 +5,15 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from bishare_dsl.testing.models import tiny_model
-from bishare_dsl.testing.tokenizer import tiny_tokenizer
-from bishare_dsl.train import TrainResult, train
+
+if TYPE_CHECKING:  # What these bring takes seconds, and some tests need only torch.
+    from bishare_dsl.train import TrainResult
 
 SPEC = """spec small
 target q_proj, v_proj, down_proj
@@ -46,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Start = Callable[..., TrainResult]
+Start = Callable[..., "TrainResult"]
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +62,10 @@ def _imported() -> None:
 @pytest.fixture
 def start(files: Path, _imported: None) -> Start:
     """Train a tiny Llama into a folder."""
+    from bishare_dsl.testing.tokenizer import tiny_tokenizer
+    from bishare_dsl.train import train
 
-    def run(folder: Path, **arguments: Any) -> TrainResult:
+    def run(folder: Path, **arguments: Any) -> "TrainResult":
         given = {
             "spec": str(files / "small.share"),
             "model": tiny_model("llama"),
@@ -80,18 +83,20 @@ def start(files: Path, _imported: None) -> Start:
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     """The same model and tokenizer, saved."""
+    from bishare_dsl.testing.tokenizer import tiny_tokenizer
+
     folder = tmp_path / "tiny"
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def values(result: TrainResult) -> dict[str, torch.Tensor]:
+def values(result: "TrainResult") -> dict[str, torch.Tensor]:
     """The adapter's tensors."""
     return {n: t.detach().clone() for n, t in result.model.bishare.tensors().items()}
 
 
-def losses(result: TrainResult) -> list[tuple[Any, ...]]:
+def losses(result: "TrainResult") -> list[tuple[Any, ...]]:
     """What was logged that must not depend on an interruption."""
     keys = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "num_input_tokens_seen")
     return [tuple(entry.get(key) for key in keys) for entry in result.history]

@@ -76,8 +76,8 @@ def main(files: Path, seed: int) -> None:
         except TrainError:
             assert reached == 0
             more = {"force": True}
-        # About as many files as Python opens for one or two checkpoints.
-        number = draw.randint(4, 30)
+        # About as many files as Python opens to check one checkpoint, and to write and seal one or two.
+        number = draw.randint(4, 110)
 
         def killed(number=number, more=more) -> None:
             die_at(number, parts)

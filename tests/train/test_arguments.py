@@ -2,7 +2,7 @@ import pytest
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from bishare_dsl.train import TrainError, arguments
+from bishare_dsl.train import TrainError
 from bishare_dsl.train.arguments import convert, effective_batch, training_arguments
 
 
@@ -20,14 +20,6 @@ def test_the_papers_recipe(tmp_path):
     assert not found.logging_nan_inf_filter
     assert not found.bf16
     assert not found.gradient_checkpointing
-
-
-@pytest.mark.parametrize(
-    ("examples", "more", "steps"),
-    [(64, {}, 1), (65, {}, 2), (128, {"num_train_epochs": 1.5}, 3), (1, {"max_steps": 7}, 7)],
-)
-def test_the_steps_of_a_run(tmp_path, examples, more, steps):
-    assert arguments.count_steps(args(tmp_path, **more), examples) == steps
 
 
 @pytest.mark.parametrize(
@@ -101,6 +93,8 @@ def test_wrong_values(name, value, reason):
         ({"report_to": "tensorbord"}, "tensorbord"),
         ({"report_to": "wandb"}, "pip install wandb"),
         ({"per_device_train_batch_size": 0}, "one example at least"),
+        ({"per_device_train_batch_size": -2}, "one example at least"),
+        ({"gradient_accumulation_steps": -1}, "one example at least"),
     ],
 )
 def test_what_does_not_go(tmp_path, given, said):

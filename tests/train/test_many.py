@@ -18,7 +18,7 @@ from bishare_dsl.train import TrainingInterrupted, train
 from bishare_dsl.train.data.batches import Collator
 from bishare_dsl.train.data.encoding import encode
 from bishare_dsl.train.data.load import load_rows
-from bishare_dsl.train.many import Steps, Task
+from bishare_dsl.train.tasks import Steps, Task
 from tests.train.conftest import SMALL, SPEC
 
 PLAIN = SPEC.replace("dropout 0.2\n", "")

@@ -11,7 +11,7 @@ from bishare_dsl import compile_spec
 from bishare_dsl.diagnostics import AdapterError, BishareError, BishareWarning, DataError, PlanError
 from bishare_dsl.testing.models import tiny_model
 from bishare_dsl.train import TrainError, train
-from bishare_dsl.train.folder import check_new, claim
+from bishare_dsl.train.folder import check_new, hold
 from tests.train.conftest import SMALL, SPEC, losses, saved, values
 
 IDS = torch.arange(3, 20)[None]
@@ -28,8 +28,9 @@ def test_a_run_from_end_to_end(start, tmp_path):
     assert result.loss_last < result.loss_first
     assert (result.steps, result.epochs, result.batch) == (15, 3.0, 4)
     assert result.eval_loss == [h["eval_loss"] for h in result.history if "eval_loss" in h][-1]
-    report = result.data["train"]
-    assert (report.rows, result.data["eval"].rows) == (20, 4)
+    data = result.tasks[0].data
+    report = data["train"]
+    assert (report.rows, data["eval"].rows) == (20, 4)
     assert result.tokens == 3 * report.tokens
     # The folder is the adapter's, and a checkpoint holds it and not the base.
     assert result.model is base
@@ -190,7 +191,7 @@ def test_everything_cheap_is_checked_first(files, tmp_path, monkeypatch, model_f
     def refuse(*_, **__):
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("bishare_dsl.train.check.load_model", refuse)
+    monkeypatch.setattr("bishare_dsl.train.prepare.load_model", refuse)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     good = {
@@ -258,7 +259,7 @@ def test_two_at_once_in_one_folder(start, tmp_path):
             for begins in (
                 lambda: check_new(folder, force=False),
                 lambda: check_new(folder, force=True),
-                lambda: claim(folder, {}, None).__enter__(),  # Both were checked before.
+                lambda: hold(folder, {}, None).__enter__(),  # Both were checked before.
             ):
                 with pytest.raises(TrainError, match=r"BS741.*another training"):
                     begins()
@@ -283,7 +284,7 @@ def test_a_warning_is_told_once(start, tmp_path):
 def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp_path, monkeypatch):
     from bishare_dsl import language
     from bishare_dsl.models import load, source
-    from bishare_dsl.train import check
+    from bishare_dsl.train import prepare
 
     seen = []
     resolve, read_file = source.resolve, language.read_file
@@ -295,7 +296,7 @@ def test_a_name_is_resolved_and_a_spec_read_once(start, files, model_folder, tmp
     monkeypatch.setattr(
         language, "read_file", lambda path: seen.append(path.name) or read_file(path)
     )
-    for module in (check, load):
+    for module in (prepare, load):
         monkeypatch.setattr(module, "resolve", resolving)
     start(tmp_path / "it", model=str(model_folder), tokenizer=None)
 

@@ -2,17 +2,26 @@
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from bishare_dsl.train import TrainError
-from bishare_dsl.train.trainer import AdapterTrainer, Watch
+from bishare_dsl.train.bank_trainer import BankTrainer, BankWatch
+from bishare_dsl.train.base_trainer import RunTrainer, Watch
+from bishare_dsl.train.trainer import AdapterTrainer
 from tests.support.families import tiny_model
 from tests.train.conftest import losses, values
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(AdapterTrainer, SFTTrainer), (Watch, TrainerCallback)]
+    ("ours", "theirs"),
+    [
+        (AdapterTrainer, SFTTrainer),
+        (RunTrainer, Trainer),
+        (BankTrainer, Trainer),
+        (Watch, TrainerCallback),
+        (BankWatch, TrainerCallback),
+    ],
 )
 def test_nothing_private_is_overridden(ours, theirs):
     overridden = {name for name in vars(ours) if not name.endswith("__") and hasattr(theirs, name)}
@@ -21,12 +30,20 @@ def test_nothing_private_is_overridden(ours, theirs):
 
 
 def test_what_is_overridden_is_still_called_so():
-    for name in (
-        "create_optimizer", "create_scheduler", "set_initial_training_values", "training_step",
-        "compute_loss", "evaluate", "create_model_card",
-    ):  # fmt: skip
-        assert name in vars(AdapterTrainer)
-        assert callable(getattr(SFTTrainer, name))
+    for ours, theirs, names in (
+        (
+            AdapterTrainer,
+            SFTTrainer,
+            "create_optimizer create_scheduler training_step compute_loss",
+        ),
+        (AdapterTrainer, SFTTrainer, "evaluate create_model_card"),
+        (RunTrainer, Trainer, "set_initial_training_values"),
+        (BankTrainer, Trainer, "get_train_dataloader create_optimizer create_scheduler"),
+        (BankTrainer, Trainer, "training_step log evaluate save_model"),
+    ):
+        for name in names.split():
+            assert name in vars(ours)
+            assert callable(getattr(theirs, name))
 
 
 def test_tensors_stay_in_float32_on_a_base_of_8_bits(start, tmp_path):

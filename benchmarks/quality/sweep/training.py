@@ -24,8 +24,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.peft.method import install
-from bishare_dsl.train.many import cut_by_length
 from bishare_dsl.train.optimizer import RowAdamW, Settings
+from bishare_dsl.train.tasks import cut_by_length
 from sweep.data import BATCH, Row, split
 from sweep.methods import METHODS, adapt
 from sweep.results import Job
@@ -292,7 +292,7 @@ def run(jobs: Sequence[Job], base: Path, cache: Path) -> list[dict[str, Any]]:
         rows = []
         for number, found in enumerate(losses):
             if others:
-                model.bishare.set_adapter([f"job{number}"])
+                model.bishare.activate([f"job{number}"])
             rows.append(_measured(model, parts) | _learnt(model, job, found))
     spent = (time.process_time() - began) / len(jobs)
     return [row | {"cpu_s": round(spent, 1)} for row in rows]

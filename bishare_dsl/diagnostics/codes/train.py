@@ -17,9 +17,7 @@ SPEC_AND_ADAPTED = Code("BS737", "the model is adapted by `{spec}` already, so i
 RUN_EXISTS = Code("BS740", "`{folder}` holds a run already")
 NOT_A_RUN = Code("BS741", "a run cannot begin in `{folder}`: {reason}")
 NO_CHECKPOINT = Code("BS742", "there is no checkpoint to resume from: {reason}")
-BROKEN_CHECKPOINT = Code(
-    "BS743", "the checkpoint `{folder}` was not saved to its end, or files of it are missing"
-)
+BROKEN_CHECKPOINT = Code("BS743", "the checkpoint `{folder}` cannot be used: {reason}")
 CANNOT_SAVE = Code("BS747", "`{folder}` cannot be written: {reason}")
 
 # While it runs ------------------------------------------------------------------------------------
@@ -28,6 +26,11 @@ NOT_FINITE = Code(
     "BS750", "the {what} of step {step} is {value}, and the step is not applied; {kept}"
 )
 OUT_OF_MEMORY = Code("BS751", "there is too little memory: {reason}")
+LARGE_STEP = Code(
+    "BS752",
+    "a step takes {batch:,} examples, and {names}: each step sees all of them",
+    severity="warning",
+)
 NOT_SHARDED = Code("BS754", "the model would not be sharded with FSDP2: {reason}")
 NOT_A_CAUSAL_CLASS = Code(
     "BS756", "`{name}` is not a causal language model, and `train` trains no other"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
@@ -15,6 +15,8 @@ from bishare_dsl.train.data.batches import IGNORED, Collator, Example
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from bishare_dsl.train.data.encoding import DataReport
+
 
 @dataclass(frozen=True)
 class Task:
@@ -22,27 +24,29 @@ class Task:
 
     Attributes:
         name: the adapter's.
-        keeps: what the adapter is called that is kept; tasks of one such name are tried against each other.
+        group: what the adapter is called that is kept; tasks of one group are tried against each other.
         examples: to train on.
         held_out: to evaluate on; empty where there are none.
         rate: its learning rate at most.
         seed: of its first values.
         order: the seed by which its examples are shuffled.
-        form: which of the forms of the spec it has, where several are tried.
+        variant: which of the variants of the spec it has, where several are tried.
+        data: what became of its rows, by ``"train"`` and ``"eval"``.
     """
 
     name: str
-    keeps: str
+    group: str
     examples: Dataset
     held_out: Dataset | tuple[()] = ()
     rate: float = 1e-4
     seed: int = 0
     order: int = 0
-    form: int = 0
+    variant: int = 0
+    data: Mapping[str, DataReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Pass:
+class MicroBatch:
     """What the base runs at once.
 
     Attributes:
@@ -57,7 +61,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Steps(Sequence[list[Pass]]):
+class Steps(Sequence[list[MicroBatch]]):
     """The passes of each optimizer step. A task sees in each of its steps what it would see alone.
 
     Args:
@@ -81,11 +85,22 @@ class Steps(Sequence[list[Pass]]):
     stopped: dict[int, tuple[int, str]] = field(default_factory=dict)
     """Tasks that have no more steps, by number: after which step, and why."""
 
+    @property
+    def groups(self) -> list[str]:
+        """The names of the adapters that are kept."""
+        return [*dict.fromkeys(task.group for task in self.tasks)]
+
     def count(self, task: Task) -> int:
         """Count the steps of a task."""
         if self.most is not None:
             return self.most
         return ceil(self.epochs * ceil(len(task.examples) / self.batch))
+
+    def epochs_of(self, number: int) -> float:
+        """Return how often a task sees its rows."""
+        task = self.tasks[number]
+        done, _ = self.stopped.get(number, (self.count(task), ""))
+        return done / ceil(len(task.examples) / self.batch)
 
     def __len__(self) -> int:
         return max(map(self.count, self.tasks))
@@ -106,7 +121,7 @@ class Steps(Sequence[list[Pass]]):
         order = _order(len(task.examples), task.order, epoch)
         return [task.examples[i] for i in order[number * self.batch : (number + 1) * self.batch]]
 
-    def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[Pass]:
+    def passes(self, rows: Sequence[tuple[int, Sequence[Example]]]) -> list[MicroBatch]:
         """Fill passes with the rows of some tasks, so that little is padded and there are not many."""
         found = [(task, sum(map(count_learned, rows)), row) for task, rows in rows for row in rows]
         found.sort(key=lambda row: len(row[2]["input_ids"]))
@@ -114,9 +129,9 @@ class Steps(Sequence[list[Pass]]):
         cuts = cut_by_length([len(row["input_ids"]) for *_, row in found], most, self.cost)
         return [self._pass(sorted(found[a:b], key=lambda row: row[0])) for a, b in cuts]
 
-    def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> Pass:
+    def _pass(self, rows: Sequence[tuple[int, int, Example]]) -> MicroBatch:
         tasks, learned, examples = zip(*rows, strict=True)
-        return Pass(self.collator(examples), [*tasks], [*learned])
+        return MicroBatch(self.collator(examples), [*tasks], [*learned])
 
 
 def cut_by_length(lengths: Sequence[int], at_once: int, cost: int) -> list[tuple[int, int]]:

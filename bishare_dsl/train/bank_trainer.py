@@ -2,58 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
+from transformers.trainer_callback import ExportableState
 
 from bishare_dsl.adapter.handle import Handle
 from bishare_dsl.batched.bank import Bank, columns
 from bishare_dsl.diagnostics.codes import train as codes
-from bishare_dsl.train.arguments import catch_refusals
+from bishare_dsl.train.base_trainer import RunTrainer, Watch, logged
 from bishare_dsl.train.data.batches import IGNORED
 from bishare_dsl.train.errors import TrainError
-from bishare_dsl.train.folder import BANK
 from bishare_dsl.train.groups import rates_of
 from bishare_dsl.train.loss import learned_logits
-from bishare_dsl.train.many import Pass, Steps
 from bishare_dsl.train.optimizer import Rate, RowAdamW, Settings
-from bishare_dsl.train.trainer import Watch
+from bishare_dsl.train.tasks import MicroBatch, Steps
 
-NO_NUMBER = "a gradient was no number"
+DIVERGED = "a gradient was no number"
 
 
-class ManyTrainer(Trainer):
+class BankModel(nn.Module):
+    """An adapted model of which the bank is what trains, and all that a checkpoint has."""
+
+    def __init__(self, adapted: nn.Module, bank: Bank) -> None:
+        super().__init__()
+        self.adapted, self.own, self.common = adapted, bank.own, bank.common
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the adapted model."""
+        return self.adapted(**inputs)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Leave out the bank: Trainer would clip the gradients of all tasks by one norm."""
+        return self.adapted.parameters(recurse)
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        """Return the bank: Trainer saves it, and loads it again."""
+        return {"own": self.own.detach().clone(), "common": self.common.detach().clone()}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the adapted model has: its config, where it is, how it saves memory."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("adapted"), name)
+
+
+class BankTrainer(RunTrainer):
     """Trains the adapters of a bank. An item of its data set is all of a step.
 
     Args:
         steps: of all tasks, each an adapter of the model.
         rates: of shares and factors, as ``lr_of`` has them.
-        warm_up: counts the steps over which the rate rises, of so many.
-        **arguments: as for Trainer.
+        handle: the adapters.
+        bank: their tensors.
+        **arguments: as for `RunTrainer`.
 
     Attributes:
-        handle: the adapters.
-        bank: the adapters' tensors; it is set before `train`, when the model is where it stays.
-        held_out: the last held-out loss of each task.
         write: writes the adapters when the run is through.
-        done: the steps of the checkpoint that training goes on from.
-        evaluated: the step after which the held-out losses were computed.
     """
 
-    bank: Bank
     write: Callable[[], None]
 
     def __init__(
@@ -61,11 +78,12 @@ class ManyTrainer(Trainer):
         *,
         steps: Steps,
         rates: Mapping[str, str],
-        warm_up: Callable[[int], int],
+        handle: Handle,
+        bank: Bank,
         args: Args,
         **arguments: Any,
     ) -> None:
-        self.steps, self._rates, self._warm_up = steps, rates, warm_up
+        self.steps, self._rates, self.handle, self.bank = steps, rates, handle, bank
         self._settings = Settings(
             (args.adam_beta1, args.adam_beta2),
             args.adam_epsilon,
@@ -75,29 +93,24 @@ class ManyTrainer(Trainer):
         args.max_grad_norm, args.max_steps = 0.0, len(steps)
         args.per_device_train_batch_size = args.gradient_accumulation_steps = 1
         args.include_num_input_tokens_seen = "no"
-        super().__init__(args=args, train_dataset=cast(Any, steps), **arguments)
-        # DDP wants parameters of the model's that train; gradients of the bank are summed here.
-        prepare = cast(Any, self.accelerator).prepare_model
-        vars(self.accelerator)["prepare_model"] = partial(prepare, evaluation_mode=True)
-        self.handle: Handle = cast(Any, self.model).bishare
+        model = BankModel(cast(nn.Module, handle.model), bank)
+        data = cast(Any, steps)
+        super().__init__(model=model, args=args, train_dataset=data, **arguments)
+        # The gradients of all processes are summed here, and not by DDP.
+        accelerator = cast(Any, self.accelerator)
+        accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
         self._sums = torch.zeros(2, len(steps.tasks), device=args.device)
-        self.held_out: dict[str, float] = {}
-        self.done, self.evaluated = 0, -1
 
     def get_train_dataloader(self) -> Any:
         """Give the steps as they are."""
         return torch.utils.data.DataLoader(cast(Any, self.steps), batch_size=1, collate_fn=_only)
 
-    def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
-        """Leave the model as it is, also where there are several devices."""
-        return model
-
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         """Make AdamW with a rate and a schedule for each row."""
         tasks = self.steps.tasks
-        own = self._own = [self._schedule(task.rate, self.steps.count(task)) for task in tasks]
+        own = self._own = [self._rate(task.rate, self.steps.count(task)) for task in tasks]
         top = max(task.rate for task in tasks)
-        common = self._schedule(top, len(self.steps))
+        common = self._rate(top, len(self.steps))
         rates, scales = [own], [self._scale(self.bank.own, [task.rate for task in tasks])]
         if self.bank.common.numel():
             rates, scales = [*rates, [common]], [*scales, self._scale(self.bank.common, [top])]
@@ -105,13 +118,11 @@ class ManyTrainer(Trainer):
         self.optimizer = self._of_bank  # accelerate wraps it.
         return self.optimizer
 
-    def _schedule(self, rate: float, steps: int) -> Rate:
-        args, warm_up = self.args, self._warm_up(steps)
-        with catch_refusals():
-            dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-            kinds = cast(Any, args.lr_scheduler_kwargs)
-            made = get_scheduler(args.lr_scheduler_type, dummy, warm_up, steps, kinds)
-            factor = made.lr_lambdas[0]
+    def _rate(self, rate: float, steps: int) -> Rate:
+        factor = self.schedule(steps)
+        if factor is None:
+            reason = f"`{self.args.lr_scheduler_type}` is for one task, and there are several"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
         return lambda step: rate * factor(step)
 
     def _scale(self, slab: Tensor, tops: Sequence[float]) -> Tensor:
@@ -142,8 +153,8 @@ class ManyTrainer(Trainer):
         model.train()
         running, sums = self.steps.running(self.state.global_step), torch.zeros_like(self._sums)
         for parameter in self.bank.parameters:
-            parameter.grad = None  # Trainer asks the model, in which they are not.
-        for tasks, losses in self._losses(model, inputs):
+            parameter.grad = None  # Trainer asks the model for them, which leaves them out.
+        for tasks, losses in self._losses(inputs):
             losses.sum().backward()
             sums[0].index_add_(0, tasks, losses.detach())
         for one in inputs:
@@ -165,7 +176,7 @@ class ManyTrainer(Trainer):
             return part
         return cast(Tensor, self.accelerator.reduce(part, "sum"))
 
-    def _losses(self, model: Any, passes: Sequence[Pass]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _losses(self, passes: Sequence[MicroBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for each pass of this process the numbers of its rows' tasks, and what each row adds to
         its task's loss, ``(rows,)`` both."""
         device = self.args.device
@@ -173,7 +184,8 @@ class ManyTrainer(Trainer):
             inputs = {name: tensor.to(device) for name, tensor in one.inputs.items()}
             names = [self.steps.tasks[task].name for task in one.tasks]
             with self.compute_loss_context_manager(), self.handle.rows(names):
-                logits, learned = learned_logits(model, self.handle.model.forward, inputs)
+                forward = self.handle.model.forward
+                logits, learned = learned_logits(cast(Any, self.model), forward, inputs)
             flat, labels = logits.float().flatten(0, 1), learned.flatten()
             losses = F.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
             tasks, counts = torch.tensor([one.tasks, one.learned]).to(device, non_blocking=True)
@@ -206,7 +218,7 @@ class ManyTrainer(Trainer):
                     )
                 )
             for row in rows:
-                self.steps.stopped.setdefault(row, (self.state.global_step, NO_NUMBER))
+                self.steps.stopped.setdefault(row, (self.state.global_step, DIVERGED))
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -214,73 +226,81 @@ class ManyTrainer(Trainer):
         steps, model = self.steps, cast(Any, self.model).eval()
         tasks = [i for i, t in enumerate(steps.tasks) if t.held_out and i not in steps.stopped]
         totals = torch.zeros_like(self._sums[0])
-        passes = steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
-        for numbers, losses in self._losses(model, passes):
+        for numbers, losses in self._losses(
+            steps.passes([(i, steps.tasks[i].held_out) for i in tasks])
+        ):
             totals.index_add_(0, numbers, losses)
         model.train()
         means = self._together(totals).tolist()
         found = {steps.tasks[i].name: means[i] for i in tasks}
-        self.held_out |= found
         mean = {"eval_loss": sum(found.values()) / max(len(found), 1)}
         self.log({**mean, "eval_losses": found})
-        self.evaluated = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
         return mean
 
-    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
-        """Count epochs and steps: no epoch for a run that is through."""
-        epochs, *others, steps = super().set_initial_training_values(*arguments)
-        return (0 if self.done >= steps else epochs, *others, steps)
+    def held_out(self, task: int) -> float:
+        """Return the last held-out loss of a task; infinity if there is none, or it is no number."""
+        found = [*logged(self.state.log_history, "eval_loss", self.steps.tasks[task].name).values()]
+        return found[-1] if found and not math.isnan(found[-1]) else math.inf
 
-    # Checkpoints: the bank in the place of a model --------------------------------------------------------
+    def ranked(self, group: str) -> list[int]:
+        """Return the tasks that are tried for an adapter, the best first: those that still run, by held-out
+        loss; those that lost; those of which a gradient was no number."""
+        rank, tasks, stopped = {None: 0, DIVERGED: 2}, self.steps.tasks, self.steps.stopped
+        found = (i for i, task in enumerate(tasks) if task.group == group)
+        return sorted(
+            found, key=lambda i: (rank.get(stopped.get(i, (0, None))[1], 1), self.held_out(i))
+        )
+
+    def kept(self) -> dict[str, int]:
+        """Return the task whose adapter is kept, by name: the best with finite values, where one has them."""
+        if not self.bank.common.isfinite().all():
+            return {}
+        finite = self.bank.own.isfinite().all(dim=1).tolist()
+        ranked = {
+            group: filter(finite.__getitem__, self.ranked(group)) for group in self.steps.groups
+        }
+        best = {group: next(numbers, None) for group, numbers in ranked.items()}
+        return {group: number for group, number in best.items() if number is not None}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint's bank, or the adapters."""
+        """Write the bank into a checkpoint, or the adapters when the run is through."""
         if _internal_call:
             super().save_model(output_dir, _internal_call)
-        else:
-            self.write()
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        values = {"own": self.bank.own.data, "common": self.bank.common.data}
-        stopped = [*self.steps.stopped.items()]
-        notes = {"tasks": self._tasks(), "stopped": stopped, "held_out": self.held_out}
-        said = {name: json.dumps(value) for name, value in notes.items()}
-        save_file(values, folder / BANK, said)
-
-    def _tasks(self) -> list[list[str]]:
-        """Return the name and the plan of each row of the bank."""
-        return [[t.name, self.handle[t.name].plan.digest] for t in self.steps.tasks]
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with safe_open(str(Path(resume_from_checkpoint, BANK)), framework="pt") as found:
-            said = {name: json.loads(value) for name, value in found.metadata().items()}
-            if said["tasks"] != self._tasks():
-                reason = "the checkpoint has adapters of other tasks, or of other params"
-                raise TrainError(codes.BAD_COMBINATION(reason=reason))
-            self.bank.own.data.copy_(found.get_tensor("own"))
-            self.bank.common.data.copy_(found.get_tensor("common"))
-        self.steps.stopped.update(said["stopped"])
-        self.held_out |= said["held_out"]
+            return
+        evaluated = (e["step"] for e in reversed(self.state.log_history) if "eval_losses" in e)
+        has_held_out = any(task.held_out for task in self.steps.tasks)
+        if has_held_out and next(evaluated, None) != self.state.global_step:
+            self.evaluate()
+        self.write()
 
 
-def _only(items: Sequence[list[Pass]]) -> list[Pass]:
+def _only(items: Sequence[list[MicroBatch]]) -> list[MicroBatch]:
     return items[0]
 
 
-class ManyWatch(Watch):
+class BankWatch(Watch, ExportableState):
     """Sees whether the run was asked to stop: losses that are no numbers stop their task alone."""
 
+    def __init__(self, steps: Steps) -> None:
+        super().__init__()
+        self._stopped = steps.stopped
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint has of it: the tasks without more steps, after which one, and why."""
+        stopped = [(task, *why) for task, why in self._stopped.items()]
+        return {"args": {}, "attributes": {"stopped": stopped}}
+
     def on_train_begin(self, args: Args, state: State, control: Control, **_: Any) -> None:
-        cast(Any, self.trainer).bank.attach()  # accelerate has placed the model.
+        self.trainer.bank.attach()  # accelerate has placed the model.
+        before = cast(Any, state.stateful_callbacks)[type(self).__name__]
+        stopped = before["attributes"]["stopped"]
+        self._stopped.update({task: (step, why) for task, step, why in stopped})
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **more: Any
     ) -> None:
-        asked = torch.tensor(int(self.asked()), device=args.device)
-        self.stopping = bool(cast(Any, self.trainer)._together(asked))
+        (self.stopping,) = self._of_any(args, [self.asked()])
 
 
 class Halving(TrainerCallback):
@@ -290,10 +310,10 @@ class Halving(TrainerCallback):
     on after the first half of the steps, after a quarter before, and so on: one is left for the second half.
     """
 
-    def __init__(self, trainer: ManyTrainer) -> None:
+    def __init__(self, trainer: BankTrainer) -> None:
         self._trainer, self._steps = trainer, trainer.steps
-        kept = [task.keeps for task in self._steps.tasks]
-        rounds = math.ceil(math.log2(max(map(kept.count, kept))))
+        groups = [task.group for task in self._steps.tasks]
+        rounds = math.ceil(math.log2(max(map(groups.count, groups))))
         self._when = {math.ceil(len(self._steps) / 2**i) for i in range(1, rounds + 1)}
 
     def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
@@ -302,32 +322,8 @@ class Halving(TrainerCallback):
     def on_evaluate(self, args: Args, state: State, control: Control, **_: Any) -> None:
         if (step := state.global_step) in self._when:
             self._when.remove(step)
-            for one in dict.fromkeys(task.keeps for task in self._steps.tasks):
-                ranked = self.ranked(one)
-                for loser in ranked[math.ceil(len(ranked) / 2) :]:
-                    self._steps.stopped[loser] = step, f"lost at step {step}"
-
-    def ranked(self, keeps: str) -> list[int]:
-        """Return the running tasks that are tried for an adapter, by held-out loss, the best first."""
-        return [i for i in self._by_loss(keeps) if i not in self._steps.stopped]
-
-    def best(self, keeps: str) -> int | None:
-        """Return the task whose adapter is kept: one that ran to its end if there is one, else the best of
-        those that lost, else one whose gradient was no number. None if no adapter has finite values."""
-        stopped, bank = self._steps.stopped, self._trainer.bank
-        rank = {None: 0, NO_NUMBER: 2}
-        order = sorted(
-            self._by_loss(keeps), key=lambda i: rank.get(stopped.get(i, (0, None))[1], 1)
-        )
-        common = bool(bank.common.isfinite().all())
-        return next((i for i in order if common and bank.own[i].isfinite().all()), None)
-
-    def _by_loss(self, keeps: str) -> list[int]:
-        tasks, losses = self._steps.tasks, self._trainer.held_out
-        found = (i for i, task in enumerate(tasks) if task.keeps == keeps)
-
-        def loss(i: int) -> float:
-            value = losses.get(tasks[i].name, math.inf)
-            return math.inf if math.isnan(value) else value  # No order has a place for NaN.
-
-        return sorted(found, key=loss)
+            stopped = self._steps.stopped
+            for group in self._steps.groups:
+                running = [i for i in self._trainer.ranked(group) if i not in stopped]
+                for loser in running[math.ceil(len(running) / 2) :]:
+                    stopped[loser] = step, f"lost at step {step}"

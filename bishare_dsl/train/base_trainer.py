@@ -1,0 +1,166 @@
+"""What the trainers of one adapter and of several have in common: schedule, checkpoints, early stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
+
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.models.hooks import own_part
+from bishare_dsl.train import folder as folders
+from bishare_dsl.train.arguments import catch_refusals
+from bishare_dsl.train.errors import TrainError
+
+Schedule = Callable[[int], float]
+"""A factor of the learning rate, by how many steps are done."""
+
+
+class RunTrainer(Trainer):
+    """A Trainer whose checkpoints are sealed, whose schedule has no step at rate 0, and that can end at once.
+
+    Args:
+        warm_up: counts the steps over which the rate rises, of so many.
+        tasks: the name and the plan's digest of each of several tasks; empty for one adapter.
+
+    Attributes:
+        done: the steps of the checkpoint that training goes on from.
+        keep: the checkpoints that are kept at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        warm_up: Callable[[int], int],
+        tasks: Sequence[Sequence[str]] = (),
+        args: Args,
+        **arguments: Any,
+    ) -> None:
+        self.warm_up, self.tasks, self.done = warm_up, tasks, 0
+        # Trainer would remove a checkpoint before the next one is sealed.
+        self.keep, args.save_total_limit = args.save_total_limit, None
+        super().__init__(args=args, **arguments)
+
+    def set_initial_training_values(self, *arguments: Any) -> tuple[Any, ...]:
+        """Count epochs and steps: no epoch for a run that is through, or the loop would do one more step."""
+        epochs, *others, steps = super().set_initial_training_values(*arguments)
+        return (0 if self.done >= steps else epochs, *others, steps)
+
+    def schedule(self, steps: int) -> Schedule | None:
+        """Return the schedule of a run of so many steps; None if it depends on more than the step.
+
+        In a warm-up of n steps the k-th has k / n of the rate: the first one learns too.
+        """
+        args, warm_up = self.args, self.warm_up(steps)
+        probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        kinds: Any = args.lr_scheduler_kwargs
+        with catch_refusals():
+            made = get_scheduler(args.lr_scheduler_type, probe, warm_up, steps, kinds)
+        if not isinstance(made, LambdaLR):
+            return None
+        (factor,) = made.lr_lambdas
+        return lambda step: factor(step + 1 if step < warm_up else step)
+
+    def seal(self) -> None:
+        """Record what is in the checkpoint of this step, and remove older ones that are too many."""
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            folders.seal(folder / f"checkpoint-{self.state.global_step}", self.tasks)
+            folders.remove_old(folder, self.keep, self.state.best_model_checkpoint)
+
+
+class Watch(TrainerCallback):
+    """Sees, right before a step is applied, that it may be, and whether any process was asked to stop.
+
+    Attributes:
+        trainer: whose steps they are; it is made after the callback.
+        asked: whether the user wants the run to stop.
+        stopping: whether all processes know that the run is to stop after this step.
+    """
+
+    trainer: Any
+
+    def __init__(self) -> None:
+        self.asked: Callable[[], bool] = lambda: False
+        self.stopping = False
+
+    def on_pre_optimizer_step(
+        self, args: Args, state: State, control: Control, **more: Any
+    ) -> None:
+        accelerator, loss, gradient = self.trainer.accelerator, self.trainer.take_loss(), 0.0
+        # A scaled gradient may be infinite; the scaler then leaves the step out, and scales less.
+        if accelerator.scaler is None:
+            gradient = _norm(more["optimizer"])
+        flags = [not math.isfinite(loss), not math.isfinite(gradient), self.asked()]
+        bad_loss, bad_gradient, self.stopping = self._of_any(args, flags)
+        if bad_loss or bad_gradient:
+            raise _not_finite(args, state, "loss" if bad_loss else "gradient", (loss, gradient))
+
+    def _of_any(self, args: Args, flags: Sequence[bool]) -> Sequence[bool]:
+        """Return which of the flags are up in any process."""
+        if args.world_size == 1:
+            return flags
+        together = torch.tensor(flags, dtype=torch.int32, device=args.device)
+        return [bool(flag) for flag in self.trainer.accelerator.reduce(together, "sum")]
+
+    def on_save(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        self.trainer.seal()
+
+    def on_step_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # The last loss is what everybody asks for.
+        elif self.stopping:
+            control.should_training_stop = True
+            # At the end of an epoch more may be logged and evaluated: the checkpoint waits for it.
+            control.should_save = not float(state.epoch or 0).is_integer()
+
+    def on_epoch_end(self, args: Args, state: State, control: Control, **_: Any) -> None:
+        if self.stopping and state.global_step < state.max_steps:
+            ended = float(state.epoch or 0).is_integer()
+            control.should_save = ended
+            control.should_log &= ended
+            control.should_evaluate &= ended
+
+
+def logged(history: Sequence[Mapping[str, Any]], key: str, task: str | None) -> dict[int, float]:
+    """Return the losses of a run's history, by step; of one of several tasks, where ``task`` names it.
+
+    Args:
+        history: as Trainer logs it.
+        key: ``"loss"`` or ``"eval_loss"``.
+        task: None for a run of one adapter.
+    """
+    if task is None:
+        return {entry["step"]: entry[key] for entry in history if key in entry}
+    key = f"{key}es"
+    of_tasks = ((entry["step"], entry[key]) for entry in history if key in entry)
+    return {step: losses[task] for step, losses in of_tasks if task in losses}
+
+
+def _not_finite(args: Args, state: State, what: str, values: tuple[float, float]) -> TrainError:
+    """Say that a step is no number, and what there is to go on from."""
+    value = next((value for value in values if not math.isfinite(value)), math.nan)
+    try:
+        kept = f"`{folders.find_checkpoint(Path(str(args.output_dir)))}` is the last checkpoint"
+    except TrainError:
+        kept = "there is no checkpoint yet"
+    problem = codes.NOT_FINITE(what=what, step=state.global_step + 1, value=value, kept=kept)
+    return TrainError(problem)
+
+
+@torch.no_grad()
+def _norm(optimizer: Any) -> float:
+    """Compute the norm of the gradient's part that this process has."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = [own_part(p.grad).float() for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(part) for part in parts]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

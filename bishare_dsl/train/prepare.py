@@ -1,0 +1,342 @@
+"""What a run needs before it begins: its arguments, what is trained, the tokenizer, every row, the base.
+
+Nothing is written: what stops the run is raised, and what to know is told to the reporter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from transformers import set_seed
+
+from bishare_dsl.adapter.contents import StoredAdapter
+from bishare_dsl.adapter.files import CONFIG, check_place, names_in, place_of, read_adapter
+from bishare_dsl.adapter.handle import Handle
+from bishare_dsl.batched.batches import why_not
+from bishare_dsl.compiler import ResolvedSpec, make_plan, read_fitting
+from bishare_dsl.diagnostics import AdapterError, Problem, SourceMap, raise_errors
+from bishare_dsl.diagnostics.codes import train as codes
+from bishare_dsl.diagnostics.codes.adapter import COMPACT_FOR_GOOD, NO_NAME
+from bishare_dsl.diagnostics.codes.evaluate import NO_TOKENIZER
+from bishare_dsl.models import Source, resolve
+from bishare_dsl.models.inspect import other_task
+from bishare_dsl.models.load import load_model, load_tokenizer
+from bishare_dsl.names import module_names, name_fault
+from bishare_dsl.plan import Plan
+from bishare_dsl.train.arguments import training_arguments
+from bishare_dsl.train.data.encoding import encode
+from bishare_dsl.train.data.formats import split_off
+from bishare_dsl.train.data.load import load_rows
+from bishare_dsl.train.data.rows import Rows
+from bishare_dsl.train.errors import TrainError
+from bishare_dsl.train.folder import (
+    LIBRARY,
+    check_new,
+    checkpoints,
+    fault_of,
+    step_of,
+    tasks_of,
+)
+from bishare_dsl.train.groups import check_names
+from bishare_dsl.train.request import groups_of
+from bishare_dsl.train.tasks import Steps, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+    from bishare_dsl.train.reporter import Reporter
+    from bishare_dsl.train.request import Request, Settings
+
+Made = ResolvedSpec | StoredAdapter | Handle
+"""What is to be trained: planned, read from a folder, or in the model already."""
+
+_FEW, _LOW = 10_000, 1e-3
+"""Parameters so few that a rate below this is a slip: PEFT's entry for UniLoRA learnt nothing by it."""
+
+
+def begin(
+    request: Request, reporter: Reporter, *, force: bool
+) -> tuple[SFTConfig, PreTrainedModel | Source]:
+    """Return the Trainer's arguments, and the base or where it is; see that the folder is free.
+
+    Raises:
+        BishareError: an argument is wrong, the folder holds a run (BS740), or there is no such base.
+    """
+    settings, folder = request.settings, request.output_dir
+    evaluates = settings.eval_data is not None or settings.eval_split is not None
+    args = training_arguments(request.arguments, str(folder), evaluates=evaluates)
+    if args.process_index > 0:
+        reporter.silence()
+    set_seed(args.seed)
+    if args.should_save:  # Another process may find what this one has written.
+        check_new(folder, force=force or request.resume is not None)
+    return args, resolve(request.model) if isinstance(request.model, str) else request.model
+
+
+def spec_variants(
+    request: Request, base: PreTrainedModel | Source, reporter: Reporter
+) -> list[Made]:
+    """Return what is to be trained: one thing, or the spec with each of the values that are tried.
+
+    Plans the spec, reads the adapter or finds it in the model; reads the checkpoint of a run that goes on.
+
+    Raises:
+        BishareError: it cannot be trained.
+        FileNotFoundError: there is no such spec.
+    """
+    if not isinstance(base, Source) and (other := other_task(base)) is not None:
+        raise TrainError(codes.NOT_A_CAUSAL_CLASS(name=other))
+    variants: list[Made] = []
+    told: list[tuple[Problem, SourceMap | None]] = []  # The source of a text has no hash.
+    for params in request.settings.params_tried:
+        asked = replace(request, params={**request.params, **params})
+        made, problems = _make(asked, getattr(base, "bishare", None), base)
+        check_names(made.plan, request.settings.lr_of)
+        told += [pair for pair in problems if pair not in told]
+        if request.several and not isinstance(made, ResolvedSpec):
+            reason = "several tasks begin with a spec, and not with an adapter"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        if params and made.plan.is_library:
+            reason = "what adapters share has one form: `search` takes no param of such a spec"
+            raise TrainError(codes.BAD_COMBINATION(reason=reason))
+        variants.append(made)
+    for problem, where in told:
+        reporter.report(problem, where)
+    return variants
+
+
+def _make(
+    request: Request, adapter: Handle | None, base: PreTrainedModel | Source
+) -> tuple[Made, list[tuple[Problem, SourceMap | None]]]:
+    spec = request.spec
+    if request.resume is not None and not tasks_of(request.resume):
+        return read_adapter(request.resume), []
+    stored = isinstance(spec, str) and "\n" not in spec and is_adapter(spec)
+    if request.params and (adapter is not None or stored):
+        reason = "`params` are a spec's, and an adapter has none to be set"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    if adapter is not None:
+        if spec is not None:
+            raise TrainError(codes.SPEC_AND_ADAPTED(spec=adapter.plan.spec))
+        return adapter, []
+    if spec is None and (library := request.settings.library):
+        spec = next((read_adapter(f"{library}#{n}").spec_text for n in names_in(library)), None)
+        if spec is None:
+            raise TrainError(codes.BAD_COMBINATION(reason=f"`{library}` is no library"))
+    if spec is None:
+        raise TrainError(codes.MISSING_ARGUMENT(name="spec"))
+    if stored:
+        found, findings = read_fitting(str(spec), base)
+        if found.compact:
+            raise AdapterError(COMPACT_FOR_GOOD())
+        return found, [(problem, None) for problem in findings]
+    made = make_plan(spec, base, request.params)
+    return made, [(problem, made.where) for problem in made.problems]
+
+
+def check_several(request: Request, args: SFTConfig, plan: Plan) -> None:
+    """Refuse what only one adapter's run can do, and names and folders that adapters cannot have.
+
+    Raises:
+        BishareError: something was asked for that is for one task (BS732), a task has an impossible name
+            (BS638), terms are in no mixed batch (BS673), or a folder cannot take an adapter (BS615, BS616).
+    """
+    settings = request.settings
+    refused = {
+        "packing": settings.packing,
+        "eval_data": settings.eval_data is not None,
+        "fp16": args.fp16,
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "optim": getattr(args.optim, "value", args.optim)
+        not in ("adamw_torch", "adamw_torch_fused"),
+        "loss_type": args.loss_type != "nll",
+        "label_smoothing_factor": args.label_smoothing_factor > 0,
+        "train_sampling_strategy": args.train_sampling_strategy != "random",
+        "fsdp": bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+    }
+    reasons = [
+        f"`{n}` is for one task, and there are several" for n, is_so in refused.items() if is_so
+    ]
+    if settings.search and settings.eval_split is None:
+        reasons.append("`search` compares by held-out rows: give `eval_split`")
+    if reasons:
+        raise TrainError(codes.BAD_COMBINATION(reason=reasons[0]))
+    base = plan.base
+    others = (path for parameter in base.others for path in (parameter.path, *parameter.tied))
+    taken = module_names([*(path for site in base.every_site for path in site.paths), *others])
+    faults = {name: name_fault(name, taken) for name in (*request.tasks, *request.groups)}
+    unfit = [NO_NAME(name=name, reason=fault) for name, fault in faults.items() if fault]
+    raise_errors(TrainError, [*unfit, *why_not("of each task", plan)])
+    if args.should_save:
+        for name in [LIBRARY] if plan.is_library else request.groups:
+            check_place(request.output_dir / name, library=plan.is_library)
+
+
+def check_resumed(request: Request, contents: list[list[str]], reporter: Reporter) -> None:
+    """See that a checkpoint is of the same tasks, and say which later ones are replaced.
+
+    Raises:
+        TrainError: it is of others (BS732).
+    """
+    assert request.resume is not None
+    if tasks_of(request.resume) != contents:
+        reason = "the checkpoint has adapters of other tasks, or of other params"
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    later = [c for c in checkpoints(request.output_dir) if step_of(c) > step_of(request.resume)]
+    for checkpoint in later:
+        fault = fault_of(checkpoint) or "an earlier one was named"
+        text = f"{request.resume.name}, which replaces {checkpoint.name}: {fault}"
+        reporter.note(f"going on from {text}")
+
+
+def read_library(request: Request, plan: Plan) -> dict[str, StoredAdapter]:
+    """Read the library that tasks are added to.
+
+    Raises:
+        TrainError: it is none, or has another plan, or an adapter of a task's name (BS732).
+    """
+    folder = request.settings.library
+    if folder is None:
+        return {}
+    found = {name: read_adapter(f"{folder}#{name}") for name in names_in(folder)}
+    reason = None
+    if not found:
+        reason = f"`{folder}` is no library"
+    elif not next(iter(found.values())).plan.runs_as(plan):
+        reason = f"the library `{folder}` is of another spec, or of other params"
+    elif twice := sorted(found.keys() & set(request.groups)):
+        reason = f"the library `{folder}` has an adapter `{twice[0]}` already"
+    if reason is not None:
+        raise TrainError(codes.BAD_COMBINATION(reason=reason))
+    return found
+
+
+def is_adapter(spec: str) -> bool:
+    """Tell whether a word names an adapter's folder: what does not is a spec."""
+    return (place_of(spec)[0] / CONFIG).is_file()
+
+
+def read_tasks(
+    request: Request, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+) -> list[Task]:
+    """Read and encode the rows of each task; of several there is one for each seed and value that is tried.
+
+    Raises:
+        DataError: rows cannot be read (BS70x), are wrong (BS71x), or leave nothing to learn (BS723).
+    """
+    settings, tasks = request.settings, list[Task]()
+    for name, source in request.tasks.items():
+        rows = _read_rows(settings.model_copy(update={"data": source}), args.seed)
+        if not request.several:
+            reporter.note(f"encoding {sum(map(len, rows.values())):,} rows ...")
+        examples, reports = {}, {}
+        for part, found in rows.items():
+            encoded = encode(
+                found,
+                tokenizer,
+                max_length=settings.max_length,
+                train_on=settings.train_on,
+                format=settings.format,
+            )
+            examples[part], reports[part] = encoded.examples, encoded.report
+            of = f"{name}{', held out' * (part == 'eval')}: " if request.several else ""
+            reporter.note(f"{of}{encoded.report}")
+        if settings.packing:
+            from trl import pack_dataset
+
+            examples = {p: pack_dataset(one, settings.max_length) for p, one in examples.items()}
+        both = {
+            "examples": examples["train"],
+            "held_out": examples.get("eval", ()),
+            "data": reports,
+        }
+        tasks += _candidates(name, both, settings, args)
+    return tasks
+
+
+def _candidates(
+    name: str, data: dict[str, Any], settings: Settings, args: SFTConfig
+) -> Iterator[Task]:
+    """Make the tasks of a file: one for each seed, each choice of params and each rate."""
+    rates = settings.search.get("learning_rate", (None,))
+    for group, seed in groups_of(name, settings.seeds, args.seed).items():
+        for (variant, params), rate in product(enumerate(settings.params_tried), rates):
+            said = [f"{one}{value}" for one, value in params.items()] + [*filter(None, [rate])]
+            called = "-".join([group, *(word.replace(".", "_") for word in said)])
+            top = args.learning_rate if rate is None else float(rate)
+            order = seed if args.data_seed is None else args.data_seed
+            yield Task(called, group, rate=top, seed=seed, order=order, variant=variant, **data)
+
+
+def _read_rows(settings: Settings, seed: int) -> dict[str, Rows]:
+    """Read the rows to train on, ``"train"``, and those held out, ``"eval"``."""
+    assert isinstance(settings.data, str)
+    rows = load_rows(settings.data, split=settings.data_split, subset=settings.data_subset)
+    if settings.eval_data is not None:
+        subset = settings.data_subset if settings.eval_data == settings.data else None
+        held_out = load_rows(settings.eval_data, split=settings.eval_data_split, subset=subset)
+        return {"train": rows, "eval": held_out}
+    if settings.eval_split is not None:
+        parts = split_off(rows, settings.eval_split, seed, format=settings.format)
+        return dict(zip(("train", "eval"), parts, strict=True))
+    return {"train": rows}
+
+
+def find_tokenizer(
+    request: Request, base: PreTrainedModel | Source, given: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that was given, or the checkpoint's.
+
+    Raises:
+        TrainError: there is none (BS805).
+    """
+    if given is None and isinstance(base, Source):
+        given = load_tokenizer(base)
+    if given is None:
+        raise TrainError(
+            NO_TOKENIZER(model=request.model if isinstance(base, Source) else "the model")
+        )
+    return given
+
+
+def note_steps(args: SFTConfig, request: Request, steps: Steps, reporter: Reporter) -> None:
+    """Say how many steps there are, and warn if a step has no fewer examples than a task (BS752)."""
+    batch, passes = steps.batch, args.world_size * args.gradient_accumulation_steps
+    of = f", {passes} passes of {args.per_device_train_batch_size}" if passes > 1 else ""
+    said = f"{len(steps):,} step{'s' * (len(steps) > 1)} of {batch:,} examples"
+    if request.several:
+        at_once = f"{steps.at_once} rows at once"
+        said = f"adapters: {len(steps.tasks)}; {said} of each, {at_once}"
+    else:
+        said += of
+    reporter.note(said)
+    small = {t.group: len(t.examples) for t in steps.tasks if len(t.examples) < batch}
+    if small and len(steps) > 1:
+        shown = ", ".join(f"`{name}` has {count}" for name, count in [*small.items()][:3])
+        more = f" and {len(small) - 3} other tasks have fewer" if len(small) > 3 else ""
+        names = f"{shown}{more}" if request.several else f"there are {min(small.values())}"
+        reporter.report(codes.LARGE_STEP(batch=batch, names=names), None)
+
+
+def load_base(
+    request: Request, base: PreTrainedModel | Source, reporter: Reporter
+) -> PreTrainedModel:
+    """Return the model that was given, or load the one that was named."""
+    if not isinstance(base, Source):
+        return base
+    settings = request.settings
+    reporter.note(f"loading {request.model} ...")
+    bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
+    return load_model(base, dtype=settings.dtype, device=settings.device_map, bits=bits)[0]
+
+
+def note_low_rate(reporter: Reporter, learned: int, rate: float, settings: Settings) -> None:
+    """Say that few parameters learn little at a low rate, where no share has a rate of its own."""
+    if learned < _FEW and rate < _LOW and not settings.lr_of:
+        advice = "try --learning_rate 2e-3"
+        reporter.note(f"so few parameters learn little at a rate of {rate:g}: {advice}")

@@ -1,0 +1,77 @@
+"""Every spec that ships, through every command that trains or takes what was trained.
+
+The widths of the model are SmolLM2's, divided by 8, so that the sizes of kernels and tiles do not divide them.
+"""
+
+import json
+
+import pytest
+
+from bishare_dsl.adapter.files import names_in
+from bishare_dsl.cli.main import main
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from tests.methods.test_every_method import TINY
+from tests.support.tasks import tiny_tasks
+
+SHAPES = {
+    "hidden_size": 72, "intermediate_size": 192, "num_attention_heads": 9, "head_dim": 8,
+    "num_key_value_heads": 3, "num_hidden_layers": 4,
+}  # fmt: skip
+ALONE = ("hydralora",)  # Its gate depends on the input, so no row of a mixed batch has it.
+SHORT = [
+    *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"),
+    *("--learning_rate", "1e-2", "--logging_steps", "1", "-q"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a model and the rows of two tasks."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model("llama", **SHAPES).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    tiny_tasks(folder / "tasks", rows=2)
+    for name in ("one", "two"):
+        rows = [{"prompt": f"{name} {number} ", "completion": "c d e"} for number in range(6)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_command(name: str, base: str, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def bishare(*words: str) -> str:
+        code = main([*words])
+        out, err = capsys.readouterr()
+        assert code == 0, f"{words}: {out}{err}"
+        return out
+
+    params = [word for key, value in TINY[name].items() for word in ("--set", f"{key}={value}")]
+    train = ["train", name, "--model", base, *params, *SHORT]
+    rows, other = f"{base}/one.jsonl", f"{base}/two.jsonl"
+    saves = ["--save_steps", "1", "--max_steps", "2"]
+    bishare(*train, "--data", rows, "--output_dir", "alone", *saves)
+    bishare("train", "--resume", "alone", "--max_steps", "3", "-q")
+    assert json.loads((tmp_path / "alone" / "trainer_state.json").read_text())["global_step"] == 3
+    tries = ["--seeds", "2", "--search", "learning_rate=1e-3,1e-2", "--eval_split", "2"]
+    several = ["--data", rows, other, "--output_dir", "several", *saves, *tries]
+    if name in ALONE:
+        assert main([*train, *several]) == 1
+        assert "error[BS673]" in capsys.readouterr().err
+    else:
+        bishare(*train, *several)
+        wanted = {f"{task}-seed{seed}" for task in ("one", "two") for seed in (0, 1)}
+        library = tmp_path / "several" / "library"
+        found = names_in(library) or [
+            p.parent.name for p in tmp_path.glob("several/*/adapter_config.json")
+        ]
+        assert {*found} == wanted
+        bishare("train", "--resume", "several", "--max_steps", "3", "-q")
+    bishare("inspect", "alone")
+    tasks = ["--tasks", "tiny_choose", "--include_path", f"{base}/tasks", "--limit", "1"]
+    bishare("eval", "alone", "--model", base, *tasks, "-q")
+    bishare("merge", "alone", "--model", base, "--out", "merged", "-q")
+    bishare("export", "alone", "--out", "lora", "--model", base, "-q")
+    bishare("fit", "alone", "--spec", name, *params, "--model", base, "--out", "fitted", "-q")

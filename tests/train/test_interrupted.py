@@ -1,0 +1,309 @@
+"""Checkpoints that are damaged, runs that are killed while they begin, disks that are full."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bishare_dsl.diagnostics import BishareError
+from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.testing.tokenizer import tiny_tokenizer
+from bishare_dsl.train import TrainError, train
+from bishare_dsl.train import folder as folders
+from tests.train.test_many import PLAIN, start, tensors
+
+STEPS = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "max_steps": 6}
+
+
+def resume(folder: Path) -> Any:
+    return train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=folder, quiet=True)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 0x40
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGES = {"removed": Path.unlink, "cut": cut, "flipped": flip, "older": None}
+
+
+@pytest.fixture(scope="module", params=["one", "several"])
+def run(request: Any, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run with three checkpoints, and where its last adapter is."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    rows, others = str(files / "rows.jsonl"), str(files / "others.jsonl")
+    data = rows if request.param == "one" else {"long": rows, "short": others}
+    start(PLAIN, data, folder, **STEPS)
+    return folder, "" if request.param == "one" else "short"
+
+
+def test_each_file_of_a_checkpoint_is_as_it_was_saved_or_is_refused(
+    run: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Removed, cut, flipped, or from an older checkpoint: BS743 by name, an older one by the run's (F51)."""
+    folder, _ = run
+    names = {
+        path.relative_to(folder / "checkpoint-6").as_posix()
+        for path in (folder / "checkpoint-6").rglob("*")
+    }
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "digests.json"} <= names
+    for name in names:
+        for damage, act in DAMAGES.items():
+            copy = tmp_path / "copy"
+            shutil.copytree(folder, copy)
+            damaged, older = copy / "checkpoint-6" / name, copy / "checkpoint-4" / name
+            same = damaged.read_bytes() == older.read_bytes()
+            shutil.copy(older, damaged) if act is None else act(damaged)
+            if act is None and same:
+                assert folders.find_checkpoint(copy).name == "checkpoint-6"
+            else:
+                with pytest.raises(TrainError, match="BS743"):
+                    folders.find_checkpoint(copy / "checkpoint-6")
+                assert folders.find_checkpoint(copy).name == "checkpoint-4", (name, damage)
+            shutil.rmtree(copy)
+
+
+def test_an_older_checkpoint_ends_as_the_run_did(
+    run: tuple[Path, str], tmp_path: Path, capsys: Any
+) -> None:
+    folder, adapter = run
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    flip(copy / "checkpoint-6" / "optimizer.pt")
+    train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), resume=copy)
+    said = (
+        "going on from checkpoint-4, which replaces checkpoint-6: `optimizer.pt` is not as it was"
+    )
+    assert said in capsys.readouterr().err
+    found, wanted = tensors(copy / adapter), tensors(folder / adapter)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_checkpoint_under_another_name_is_refused(run: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(run[0], tmp_path / "copy")
+    shutil.copytree(tmp_path / "copy" / "checkpoint-4", tmp_path / "copy" / "checkpoint-8")
+    with pytest.raises(TrainError, match=r"BS743.*that of step 4"):
+        resume(tmp_path / "copy" / "checkpoint-8")
+
+
+def test_a_record_that_names_other_files_reads_none(run: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(run[0] / "checkpoint-6", tmp_path / "checkpoint-6")
+    record = json.loads((tmp_path / "checkpoint-6" / "digests.json").read_text())
+    record["files"]["../secret"] = "0"
+    (tmp_path / "checkpoint-6" / "digests.json").write_text(json.dumps(record))
+    with pytest.raises(TrainError, match=r"BS743.*outside"):
+        folders.find_checkpoint(tmp_path / "checkpoint-6")
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_checkpoints_that_are_too_many_are_removed(files: Path, tmp_path: Path, limit: int) -> None:
+    start(PLAIN, str(files / "rows.jsonl"), tmp_path / "it", **STEPS | {"save_total_limit": limit})
+    left = [path.name for path in folders.checkpoints(tmp_path / "it")]
+    assert left == ["checkpoint-4", "checkpoint-6"][-limit:]
+
+
+def _begin_and_die(folder: Path, number: int) -> int:
+    """Begin another run with ``force`` in a child that is killed when it removes or writes for the n-th time."""
+    if (pid := os.fork()) == 0:
+        left = [number]
+
+        def killed(call: Any) -> Any:
+            def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                left[0] -= 1
+                if left[0] == 0:
+                    os._exit(9)
+                return call(*arguments, **keywords)
+
+            return wrapped
+
+        folders.shutil.rmtree = killed(shutil.rmtree)  # type: ignore[assignment]
+        folders.discard = killed(folders.discard)
+        Path.unlink = killed(Path.unlink)  # type: ignore[method-assign]
+        json.dumps = killed(json.dumps)
+        with folders.hold(folder, {"spec": "new"}, None, force=True, earlier=["long", "short"]):
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_run_that_is_killed_while_it_clears_another_leaves_that_ones_record(
+    run: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Under the record of a run there is never a checkpoint of another (F52)."""
+    folder, number = run[0], 0
+    while True:
+        number += 1
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        ended = _begin_and_die(copy, number)
+        record, left = (copy / "run.json").read_text(), folders.checkpoints(copy)
+        if ended == 0:
+            break
+        assert record == (folder / "run.json").read_text() or not left
+    assert json.loads(record) == {"spec": "new"}
+    # Nothing of the earlier run is left: neither checkpoints nor adapters (F53).
+    assert not {"long", "short", "adapter_config.json"} & {path.name for path in copy.iterdir()}
+    assert number > 4
+
+
+def test_a_record_that_was_emptied_is_no_run(run: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(run[0], tmp_path / "it")
+    (tmp_path / "it" / "run.json").write_text("")
+    with pytest.raises(TrainError, match=r"BS742.*is empty"):
+        resume(tmp_path / "it")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_disk_that_is_full_is_said_to_be(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """torch has errors of its own for that (F54)."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainError, match="BS747"):
+        start(PLAIN, str(files / "rows.jsonl"), tmp_path / "it", **STEPS)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("several", [False, True])
+def test_whatever_file_cannot_be_written_is_an_error_with_a_code(
+    files: Path, tmp_path: Path, several: bool
+) -> None:
+    """No file may be longer than so many bytes; then the run goes on, or begins anew, and ends as any (F54)."""
+    import resource
+
+    rows = str(files / "rows.jsonl")
+    data: Any = {"a": rows, "b": rows} if several else rows
+    start(PLAIN, data, tmp_path / "whole", **STEPS)
+    adapter = "a" if several else ""
+    wanted = tensors(tmp_path / "whole" / adapter)
+    sizes = {p.stat().st_size for p in (tmp_path / "whole").rglob("*") if p.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    refused: list[str] = []
+    for number, size in enumerate(sorted(sizes)[:: 1 if several else 2]):
+        folder = tmp_path / str(number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size - 1, 300), hard))
+        try:
+            start(PLAIN, data, folder, **STEPS)
+        except BishareError as error:
+            refused += [problem.code for problem in error.problems]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        try:
+            resume(folder)
+        except TrainError:
+            start(PLAIN, data, folder, force=True, **STEPS)
+        found = tensors(folder / adapter)
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert len(refused) > 2
+    assert {*refused} <= {"BS747", "BS616"}
+
+
+def test_the_folders_of_results_are_looked_at_before_anything_is_trained(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, or an adapter of another method, is in the way (F35)."""
+    monkeypatch.setattr("bishare_dsl.train.run.load_base", lambda *_: pytest.fail("trains"))
+    data = {"a": str(files / "rows.jsonl"), "b": str(files / "others.jsonl")}
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "b").touch()
+    (tmp_path / "lora" / "b").mkdir(parents=True)
+    (tmp_path / "lora" / "b" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for name, code in (("file", "BS616"), ("lora", "BS615")):
+        with pytest.raises(BishareError, match=code):
+            start(PLAIN, data, tmp_path / name)
+    (tmp_path / "library" / "library").mkdir(parents=True)
+    (tmp_path / "library" / "library" / "notes").touch()
+    text = "spec s\ntarget q_proj\nshare x A per kind  B per adapter, kind rank 2"
+    with pytest.raises(BishareError, match="BS615"):
+        start(text, data, tmp_path / "library")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"output_dir": ""}, "BS731"),
+        ({"output_dir": " "}, "BS731"),
+        ({"data": {}}, "BS731"),
+        ({"gradient_accumulation_steps": -1}, "BS732"),
+        ({"per_device_train_batch_size": -2}, "BS732"),
+    ],
+)
+def test_values_that_mean_nothing(files: Path, tmp_path: Path, given: Any, code: str) -> None:
+    how = {"spec": PLAIN, "data": str(files / "rows.jsonl"), "output_dir": tmp_path / "it", **given}
+    with pytest.raises(TrainError, match=code):
+        train(model=tiny_model("llama"), tokenizer=tiny_tokenizer(), quiet=True, **how)
+
+
+def test_several_tasks_are_not_sharded(files: Path, tmp_path: Path) -> None:
+    data = {"a": str(files / "rows.jsonl")}
+    with pytest.raises(BishareError, match=r"BS754|BS732"):
+        start(PLAIN, data, tmp_path / "it", fsdp=True)
+
+
+def test_processes_that_accelerate_has_not_started(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch --cpu --num_processes 2` leaves it (F58)."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(TrainError, match=r"BS732.*accelerate has started one"):
+        start(PLAIN, str(files / "rows.jsonl"), tmp_path / "it")
+
+
+def test_the_first_step_of_a_warm_up_has_a_rate(files: Path, tmp_path: Path) -> None:
+    how = {"warmup_steps": 3, "max_steps": 6, "logging_steps": 1}
+    rows = str(files / "rows.jsonl")
+    alone = start(PLAIN, rows, tmp_path / "one", **how)
+    several = start(PLAIN, {"a": rows}, tmp_path / "many", **how)
+    for made in (alone, several):
+        rates = [entry["learning_rate"] / 1e-2 for entry in made.history if "loss" in entry]
+        assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_step_that_sees_every_example_is_a_warning(
+    files: Path, tmp_path: Path, several: bool
+) -> None:
+    rows = str(files / "others.jsonl")
+    how = {"per_device_train_batch_size": 8, "max_steps": 2}
+    with pytest.warns(UserWarning, match=r"BS752.* a step takes 16 examples, and .* 6"):
+        start(PLAIN, {"a": rows} if several else rows, tmp_path / "it", **how)
+
+
+def test_a_library_says_which_spec_a_late_comer_has(files: Path, tmp_path: Path) -> None:
+    """And its seed draws what is frozen, whatever the seed of the run."""
+    text = (
+        "spec s\ntarget q_proj, v_proj\nshare x A per kind  B per adapter, kind rank 4 freeze A\n"
+        "share y A per adapter, kind  B per adapter, kind rank 2 freeze A\n"
+    )
+    rows, others = str(files / "rows.jsonl"), str(files / "others.jsonl")
+    how = {"max_steps": 2}
+    start(text, {"a": rows, "b": others}, tmp_path / "first", seed=3, **how)
+    library = str(tmp_path / "first" / "library")
+    made = start(None, {"late": others}, tmp_path / "out", library=library, **how)  # type: ignore[arg-type]
+    old, new = tensors(f"{library}#a"), tensors(made.tasks[0].folder)
+    frozen = [t.name for t in made.model.bishare.plan.tensors if not t.trainable]
+    assert len(frozen) == 4
+    assert all(torch.equal(old[name], new[name]) for name in frozen)
+    kept = tensors(tmp_path / "out" / "library#a")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in old.items())
