@@ -19,8 +19,9 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from bishare_dsl.adapter.card import CARD
 from bishare_dsl.adapter.contents import MEMBERS
@@ -83,7 +84,7 @@ def hold(
     """
     with translate_refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / RUN_FILE).open("ab")
+        file = (folder / RUN_FILE).open("ab", buffering=0)  # Else closing it writes, and may fail.
     with file:
         _lock(file, folder, force=force or resumed is not None)
         with translate_refusals(folder):
@@ -97,12 +98,13 @@ def hold(
                 for name in earlier:
                     _remove_adapter(folder / name)
                 file.truncate(0)
-                file.write(json.dumps(asked, indent=2, ensure_ascii=False).encode())
-                file.flush()
+                content = json.dumps(asked, indent=2, ensure_ascii=False).encode()
+                while content:
+                    content = content[file.write(content) :]
         yield
 
 
-def _lock(file: IO[bytes], folder: Path, *, force: bool) -> None:
+def _lock(file: RawIOBase | BufferedIOBase, folder: Path, *, force: bool) -> None:
     """Take the record of a run for this process alone; Windows and some network folders have no such lock.
 
     Raises:
