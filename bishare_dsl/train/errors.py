@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 
 from bishare_dsl.diagnostics import BishareError, one_line
 from bishare_dsl.diagnostics.codes import train as codes
@@ -40,11 +41,17 @@ def translate_refusals(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=one_line(error))) from error
     except Exception as error:
-        # torch and safetensors have errors of their own for a file that cannot be written.
-        if not any(words in str(error) for words in _NOT_WRITTEN):
+        if not _is_of_saving(error):
             raise
         reason = "the disk is full, or the system refuses"
         raise TrainError(codes.CANNOT_SAVE(folder=folder, reason=reason)) from error
 
 
-_NOT_WRITTEN = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "I/O error")
+def _is_of_saving(error: Exception) -> bool:
+    """Tell whether torch or safetensors failed to write: each has many errors of its own for a full disk."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    places = ((frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames)
+    return any(place in _SAVING for place in places)
+
+
+_SAVING = {("torch.serialization", "save"), ("safetensors.torch", "save_file")}
