@@ -159,6 +159,9 @@ def run(
         name = task.name if several else None
         for note in () if isinstance(made, Handle) else install(model, made, task.seed, name):
             reporter.warn(note)
+    placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+    if several and args.place_model_on_device and not placed:
+        model.to(args.device)  # type: ignore[arg-type] # The bank is made where it trains.
     handle: Handle = model.bishare  # type: ignore[assignment]
     adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
     reporter.note(f"{'of each task: ' * several}{handle.plan.parameters_line}")
