@@ -161,7 +161,7 @@ def run(
             reporter.warn(note)
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     if several and args.place_model_on_device and not placed:
-        model.to(args.device)  # type: ignore[arg-type] # The bank is made where it trains.
+        model.to(args.device)  # The bank is made where it trains.
     handle: Handle = model.bishare  # type: ignore[assignment]
     adapters: list[Any] = [handle[task.name] for task in tasks] if several else [handle]
     reporter.note(f"{'of each task: ' * several}{handle.plan.parameters_line}")

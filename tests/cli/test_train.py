@@ -54,7 +54,7 @@ def test_spec_model_and_rows_are_enough(bishare, folder):
         "train", "small.share", "--model", "tiny", "--data", "rows.jsonl", "--output_dir", "out"
     )
     assert run.code == 0
-    assert "steps        1 of 64 examples, 1.00 epochs" in run.out
+    assert "steps          1 of 64 examples, 1.00 epochs" in run.out
     assert "bishare eval out --model tiny --tasks ..." in run.out
     assert "8 rows (prompt-completion)" in run.err
     assert "lr 1.00e-04" in run.err
@@ -174,7 +174,7 @@ def test_interrupted(bishare, folder, monkeypatch):
     monkeypatch.chdir(folder)
     run = bishare(*again.split()[1:])
     assert run.code == 0
-    assert "steps        6 of 4 examples" in run.out
+    assert "steps          6 of 4 examples" in run.out
     assert bishare(*again.split()[1:], "-q").code == 0
 
 
