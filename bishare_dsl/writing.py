@@ -51,14 +51,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
         OSError: the system refused.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as locked:
+    new = _aside(folder, "new")
+    with ExitStack() as held:
         with lock_folder(folder.parent):
             for left in folder.parent.glob(_half_written(glob.escape(folder.name))):
                 if not left.is_symlink() and left.is_dir() and _is_abandoned(left):
                     discard(left)
-            new = _aside(folder, "new")
+            # What is written into the folder may lock that itself.
+            mark = new.with_suffix(_MARK)
+            mark.touch(exist_ok=False)
+            held.callback(mark.unlink, missing_ok=True)
+            held.enter_context(lock_folder(mark))
             new.mkdir()
-            locked.enter_context(lock_folder(new))
         try:
             yield new
             _move_into_place(new, folder)
@@ -108,19 +112,28 @@ def _exchange(one: Path, other: Path) -> bool:
     return False
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Tell whether nobody writes into a folder any more; always False where the system has no locks."""
+_MARK = ".lock"
+"""The ending of the file that a writer of a new folder holds as long as it lives."""
+
+
+def _is_abandoned(new: Path) -> bool:
+    """Tell whether nobody writes a new folder any more; always False where the system has no locks."""
     if os.name == "nt":
         return False
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
+    mark = new.with_suffix(_MARK)
+    try:
+        descriptor = os.open(mark, os.O_RDONLY)
+    except FileNotFoundError:  # The writer was killed in between, or is a version without it.
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     finally:
         os.close(descriptor)
+    mark.unlink(missing_ok=True)
     return True
 
 

@@ -291,6 +291,16 @@ def test_a_killed_writer_leaves_the_old_folder_or_the_new_one(tmp_path: Path) ->
     assert seen == ["old", "new", "new"]
 
 
+def test_a_new_folder_may_be_locked_by_what_is_written_into_it(
+    tmp_path: Path, plans: list[Plan]
+) -> None:
+    """As `bishare compile` saves an adapter into one."""
+    with new_folder(tmp_path / "it") as new:
+        save(new, plans, 0)
+    assert version_in(tmp_path / "it", plans) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
 def test_what_another_writer_is_writing_is_not_removed(tmp_path: Path) -> None:
     with new_folder(tmp_path / "it") as first:
         (first / "a").touch()
