@@ -162,9 +162,9 @@ def subjects(spec: str, model: str, params: dict[str, Any], adapters: int) -> di
         )
         config = BishareConfig(spec=spec, params=params)
         one = get_peft_model(base(), config, autocast_adapter_dtype=False)
-        many = get_peft_model(base(), config, adapter_name="0", autocast_adapter_dtype=False)
+        many = get_peft_model(base(), config, adapter_name="row_0", autocast_adapter_dtype=False)
         for index in range(1, adapters):
-            many.add_adapter(str(index), BishareConfig(spec=spec, params=params))
+            many.add_adapter(f"row_{index}", BishareConfig(spec=spec, params=params))
     return {"base": base(), "PEFT LoRA r=8": lora, spec: one, f"{spec} x {adapters}": many}
 
 
@@ -203,7 +203,7 @@ def bounds(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _names(name: str, options: argparse.Namespace) -> list[str] | None:
-    return [str(index) for index in range(options.adapters)] if name != "base" else None
+    return [f"row_{index}" for index in range(options.adapters)] if name != "base" else None
 
 
 def main(given: Sequence[str] | None = None) -> int:

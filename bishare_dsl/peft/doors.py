@@ -146,7 +146,12 @@ def _read_for(
             what the config or the adapter in the model says (BS696).
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    stored = read_adapter(folder, by_peft=True)
+    try:
+        stored = read_adapter(folder, by_peft=True)
+    except AdapterError as error:
+        if error.problems[0].code == codes.NEEDS_NAME.code:
+            PeftConfig.from_pretrained(str(folder))  # Says how one adapter of a library is loaded.
+        raise
     raise_errors(AdapterError, list(base_problems(stored.plan, architecture_of(base))))
     if stored.beside:
         own = PeftConfig.from_pretrained(str(folder))

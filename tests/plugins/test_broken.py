@@ -168,8 +168,8 @@ def test_a_refusal_is_no_failure(install: Install) -> None:
         ("raise LookupError('where')", "`factors` raises LookupError: where"),
         ("return tensors['Z'], tensors['B']", "`factors` raises KeyError: 'Z'"),
         ("return tensors['A'].t() @ tensors['A'].t(), 0", "`factors` raises RuntimeError"),
-        ("return tensors['A']", "`factors` gives no pair of tensors"),
-        ("return None", "`factors` gives no pair of tensors"),
+        ("return tensors['A']", "`factors` gives no pair of factors"),
+        ("return None", "`factors` gives no pair of factors"),
         ("return bool(tensors['A'].any()), 1", "`factors` raises RuntimeError"),
         ("return 1, 2", "`factors` gives an effective A that is not a tensor"),
         (
