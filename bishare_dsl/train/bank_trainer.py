@@ -35,7 +35,9 @@ class BankModel(nn.Module):
 
     def __init__(self, adapted: nn.Module, bank: Bank) -> None:
         super().__init__()
-        self.adapted, self.own, self.common = adapted, bank.own, bank.common
+        self.adapted, self.own = adapted, bank.own
+        # An empty one has no gradient, which callbacks would tell.
+        self.register_parameter("common", bank.common if bank.common.numel() else None)
 
     def forward(self, **inputs: Any) -> Any:
         """Run the adapted model."""
@@ -47,7 +49,8 @@ class BankModel(nn.Module):
 
     def state_dict(self, *_: Any, **__: Any) -> Any:
         """Return the bank: Trainer saves it, and loads it again."""
-        return {"own": self.own.detach().clone(), "common": self.common.detach().clone()}
+        found = {"own": self.own, "common": self.common}
+        return {name: part.detach().clone() for name, part in found.items() if part is not None}
 
     def __getattr__(self, name: str) -> Any:
         """Return what the adapted model has: its config, where it is, how it saves memory."""
