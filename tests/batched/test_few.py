@@ -78,7 +78,6 @@ def test_a_half_base_meets_tensors_as_they_are(made: list[Kron]) -> None:
     torch.testing.assert_close(found, want, rtol=2e-2, atol=2e-2)
 
 
-@register
 class Apart(Transform):
     """``A = K_A (x) A_s`` in tiles of 4 features and ``B = K_B (x) B_s`` in tiles of 2, of other ranks."""
 
@@ -101,6 +100,7 @@ class Apart(Transform):
 
 @torch.no_grad()
 def test_tiles_and_ranks_of_a_and_b_may_differ() -> None:
+    register(Apart)
     spec = "spec s\ntarget q_proj, k_proj\nshare s per layer, kind rank 2 via Apart"
     model = filled(tiny_model("llama"), {"a": spec, "b": spec})
     ids = torch.randint(3, 64, (3, 20), generator=torch.Generator().manual_seed(1))

@@ -10,9 +10,10 @@ from bishare_dsl.batched.grouping import group_tokens
 from bishare_dsl.batched.layer import LayerTerms, Outputs
 from bishare_dsl.export.effective import effective_factors
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.transforms import register
 from bishare_dsl.transforms.factor import DECODE_TOKENS, Kron
 from tests.methods.test_every_method import TINY
-from tests.support.toeplitz import Toeplitz  # noqa: F401 - a package's own
+from tests.support.toeplitz import Toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
@@ -20,6 +21,12 @@ LINEAR = sorted(set(TINY) - {"hydralora"})
 TOEPLITZ = "spec t\ntarget attention_inputs, mlp_downs\nshare s per layer rank 3 via Toeplitz\n"
 SLOTS = [2, 2, 2, 0, -1, 4, 2, 5, 0, -1]
 ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]
+
+
+@pytest.fixture(autouse=True)
+def toeplitz(registered):
+    """A package's own transform, for the length of a test."""
+    register(Toeplitz)
 
 
 class Server:

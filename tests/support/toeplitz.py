@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from bishare_dsl.testing.reference import Factors, TermValues, reference
-from bishare_dsl.transforms import Transform, register
+from bishare_dsl.transforms import Transform
 
 
-@register
 class Toeplitz(Transform):
     """``A[i, j] = a[r - 1 - i + j]``, and B likewise: each row is the one above, turned right by one.
 

@@ -109,6 +109,7 @@ def test_a_factor_that_multiplies_otherwise_than_it_is_fails_the_check():
 
 @given(pools(), RANKS)
 def test_toeplitz(widths, rank):
+    register(Toeplitz)
     assert check_transform(Toeplitz(), rank, widths)
 
 
