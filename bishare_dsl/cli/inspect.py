@@ -28,7 +28,7 @@ _BAR_FROM = 50
     "inspect",
     epilog=options.examples(
         "bishare inspect bishare_ke-llama-7b",
-        "bishare inspect adapters/    # a table of all adapters in a folder",
+        "bishare inspect adapters/    # a table of all in it",
         "bishare inspect out/library lora-a lora-b --sort loss",
         "bishare inspect adapters/ --format csv > adapters.csv",
         "bishare inspect bishare_ke-llama-7b --json | jq .config.base_model",
@@ -37,7 +37,12 @@ _BAR_FROM = 50
 @click.argument(
     "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
 )
-@click.option("--sort", type=click.Choice(SORTS), help="Order the list by this column.")
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    metavar="COLUMN",
+    help=f"Order the list by {', '.join(SORTS[:-1])} or {SORTS[-1]}.",
+)
 @click.pass_obj
 def command(report: Report, folders: tuple[Path, ...], sort: str | None) -> None:
     """Show what is in an adapter: its plan, its base, how large its updates are. Or list many adapters.
