@@ -85,7 +85,8 @@ class Reader:
         """Read a file; ``above`` names those whose uses led here, the first one first, by real paths."""
         self._sources.append(source)
         file = File(source, parse_and_check(source, self.problems))
-        above = {**above, realpath(source.name): source.name}
+        if "\0" not in source.name:  # The name of a text need not be that of a file.
+            above = {**above, realpath(source.name): source.name}
         for use in file.syntax.statements:
             if use.keyword == "use" and not self.problems.full:
                 try:
