@@ -1,4 +1,4 @@
-"""Draw the frozen tensors of adapters of bishare 0.1 and 0.2, as torch does. Drop it with `old_formats`."""
+"""Draw the frozen tensors of adapters of bishare 0.1 and 0.2, as torch does."""
 
 from __future__ import annotations
 

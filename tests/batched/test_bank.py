@@ -7,8 +7,10 @@ from bishare_dsl.api import plan_spec
 from bishare_dsl.batched.bank import Slots
 from bishare_dsl.batched.grouping import group_tokens
 from bishare_dsl.testing.models import tiny_model
+from bishare_dsl.transforms import register
 from tests.batched.test_layer import LINEAR, TOEPLITZ
 from tests.methods.test_every_method import TINY
+from tests.support.toeplitz import Toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore::bishare_dsl.diagnostics.BishareWarning")
 
@@ -21,6 +23,7 @@ def bank_of(spec, slots=3):
 
 @pytest.mark.parametrize("spec", [*LINEAR, TOEPLITZ])
 def test_an_adapter_takes_the_bytes_of_its_trained_tensors(spec):
+    register(Toeplitz)
     plan, bank = bank_of(spec)
     assert bank.nbytes_each == 4 * plan.trainable
     assert len(bank.pack({t.name: torch.randn(t.shape) for t in plan.tensors})) == plan.trainable

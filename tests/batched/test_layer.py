@@ -23,17 +23,12 @@ SLOTS = [2, 2, 2, 0, -1, 4, 2, 5, 0, -1]
 ATTENTION = [f"model.layers.1.self_attn.{kind}_proj" for kind in "qkv"]
 
 
-@pytest.fixture(autouse=True)
-def toeplitz(registered):
-    """A package's own transform, for the length of a test."""
-    register(Toeplitz)
-
-
 class Server:
     """Six adapters of one spec in a bank, some slots of which are used."""
 
     def __init__(self, spec, slots=6):
         torch.manual_seed(0)
+        register(Toeplitz)  # As a package's; the fixture `registered` takes it back.
         self.plan = plan_spec(spec, tiny_model("llama"), TINY.get(spec))
         frozen = {t.name: torch.randn(t.shape) for t in self.plan.tensors if not t.trainable}
         self.adapters = [
