@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,7 @@ class BishareConfig(PeftConfig):
 
     def __new__(cls, *_: Any, **given: Any) -> BishareConfig:
         """Name the way to say it, where a setting of the spec is given as one of the config."""
-        known = {field.name for field in fields(cls)}
-        for name in given.keys() - known:
+        for name in given.keys() - signature(cls.__init__).parameters.keys():
             value = f'`params={{"{name}": {given[name]!r}}}`'
             raise TypeError(f"{cls.__name__} has no `{name}`: {value} sets a param of the spec")
         return super().__new__(cls)

@@ -214,4 +214,6 @@ def _folder_of(place: Any, where: Mapping[str, Any]) -> Path | None:
                 hf_hub_download(str(place), TENSORS, **how)
         except Exception:  # noqa: BLE001 - who loads it asks the Hub again, and says what is wrong
             return None
+    if not (folder / TENSORS).exists() and (folder / "adapter_model.bin").exists():
+        return None  # Pickled: PEFT reads it, and `set_peft_model_state_dict` checks what it gives.
     return folder if is_ours(folder) else None
