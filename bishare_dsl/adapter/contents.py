@@ -252,12 +252,12 @@ def check_names(path: Path, plan: Plan, config: AdapterConfig) -> None:
     frozen = {tensor.name for tensor in plan.tensors if tensor.drawn and not tensor.trainable}
     used = {name for term in plan.terms for name in term.tensors.values()}
     base = {tensor.name for tensor in plan.tensors if tensor.init == "base"}
-    remade = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
+    reproduced = {t.name for t in plan.tensors if t.init in SINGULAR and not t.trainable}
     for names, allowed in (
         (config.drawn, frozen),
         (config.compact, used - config.drawn.keys()),
         (config.of_base, base),
-        (config.marks, remade - config.compact.keys()),
+        (config.marks, reproduced - config.compact.keys()),
     ):
         if wrong := sorted(set(names) - allowed):
             reason = f"`{wrong[0]}` must be in the file"

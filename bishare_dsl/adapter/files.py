@@ -91,7 +91,7 @@ class Saving(TypedDict, total=False):
         compact: store of each tensor only what running needs, where its transform knows how. What is
             loaded from that gives the same updates, and cannot train.
         dtype: ``"bfloat16"`` rounds float32 tensors to it, for a file of half the size.
-        remade: what the base's weights give in float64; frozen tensors that are this are left out.
+        reproduced: what the base's weights give in float64; frozen tensors that are this are left out.
     """
 
     seed: Required[int]
@@ -100,7 +100,7 @@ class Saving(TypedDict, total=False):
     frozen: Frozen
     compact: bool
     dtype: Rounded
-    remade: Mapping[str, torch.Tensor] | None
+    reproduced: Mapping[str, torch.Tensor] | None
 
 
 def save_adapter(
@@ -217,7 +217,7 @@ def pack(
     frozen: Frozen = "seed",
     compact: bool = False,
     dtype: Rounded = None,
-    remade: Mapping[str, torch.Tensor] | None = None,
+    reproduced: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], AdapterConfig, tuple[Problem, ...]]:
     """Return what stands in an adapter's file, by its keys there, with the config and what to warn of.
 
@@ -225,7 +225,7 @@ def pack(
     """
     import torch
 
-    from bishare_dsl.adapter.recipes import find_remade
+    from bishare_dsl.adapter.recipes import find_reproduced
     from bishare_dsl.adapter.stored import (
         compact_tensors,
         find_drawn,
@@ -242,7 +242,7 @@ def pack(
     changed = [name for name in left if name not in left_out]
     if changed and frozen != "tensors":
         warnings.append(codes.FROZEN_CHANGED(seed=seed, names=_some(changed)))
-    marks = find_remade(plan, values, remade or {})
+    marks = find_reproduced(plan, values, reproduced or {})
     for name in (*left_out, *marks):
         del values[name]
     parts = compact_tensors(plan, values) if compact else {}

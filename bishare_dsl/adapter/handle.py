@@ -328,11 +328,11 @@ class Handle(AdapterRoot, BaseTunerLayer):
         Raises:
             AdapterError: as `bishare_dsl.adapter.files.save_adapter` does.
         """
-        adapter, remade, model = self.running, None, self.model
+        adapter, reproduced, model = self.running, None, self.model
         kind = base_class(type(model))
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         if frozen == "base":
-            remade = singular_starts(adapter.saved_plan, model, torch.float64)
+            reproduced = singular_starts(adapter.saved_plan, model, torch.float64)
 
         def write(tensors: Mapping[str, torch.Tensor]) -> Any:
             return save_adapter(
@@ -346,7 +346,7 @@ class Handle(AdapterRoot, BaseTunerLayer):
                 frozen=frozen,
                 compact=compact or adapter.compact,
                 dtype=dtype,
-                remade=remade,
+                reproduced=reproduced,
             )
 
         if state_dict is None:

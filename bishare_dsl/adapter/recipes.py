@@ -34,31 +34,31 @@ def marks_of(tensor: torch.Tensor) -> Marks:
     return Marks(signs=signs, sums=(float(f"{a:.4g}"), float(f"{b:.4g}")))
 
 
-def find_remade(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], remade: Mapping[str, torch.Tensor]
+def find_reproduced(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], reproduced: Mapping[str, torch.Tensor]
 ) -> dict[str, Marks]:
     """Find the frozen tensors that the base gives again, with their marks; but for those that are fitted.
 
     Args:
         plan: names the tensors.
         tensors: the adapter's.
-        remade: what the base gives, in float64.
+        reproduced: what the base gives, in float64.
     """
     found, stored = {}, fitted(plan)
-    frozen = [t for t in plan.tensors if t.name in remade and not t.trainable]
+    frozen = [t for t in plan.tensors if t.name in reproduced and not t.trainable]
     for name in (t.name for t in frozen if (t.like or t.name) not in stored):
         marks = marks_of(tensors[name])
-        again = _aligned(remade[name], marks)
+        again = _aligned(reproduced[name], marks)
         value = tensors[name].cpu().double()
         if again is not None and (again.cpu() - value).norm() <= _NEAR / 10 * value.norm():
             found[name] = marks
     return found
 
 
-def check_remade(
+def check_reproduced(
     marks: Mapping[str, Marks], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return tensors that were made again, with the signs that they had.
+    """Return tensors that were reproduced, with the signs that they had.
 
     Args:
         marks: of those that were saved.

@@ -1,4 +1,4 @@
-"""The plan of a stored adapter, made again from its spec and the shapes of its base."""
+"""The plan of a stored adapter, rebuilt from its spec and the shapes of its base."""
 
 from __future__ import annotations
 

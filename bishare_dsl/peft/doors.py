@@ -24,7 +24,7 @@ from bishare_dsl.adapter.config import key_of
 from bishare_dsl.adapter.contents import StoredAdapter, base_problems
 from bishare_dsl.adapter.files import CONFIG, TENSORS, in_the_way, is_ours, read_adapter
 from bishare_dsl.adapter.initial import start_of_base
-from bishare_dsl.adapter.recipes import check_remade
+from bishare_dsl.adapter.recipes import check_reproduced
 from bishare_dsl.adapter.stored import tensor_of
 from bishare_dsl.compiler import make_plan
 from bishare_dsl.diagnostics import AdapterError, raise_errors
@@ -183,7 +183,7 @@ def _read_for(
     tensors = stored.tensors(with_base=True)
     if stored.config.marks:
         starts = start_of_base(stored.plan, base, stored.config.marks.keys())
-        tensors |= check_remade(stored.config.marks, starts)
+        tensors |= check_reproduced(stored.config.marks, starts)
     return stored, tensors
 
 

@@ -42,7 +42,7 @@ from bishare_dsl.adapter.files import TENSORS as TENSORS_FILE
 from bishare_dsl.adapter.handle import Handle, adapter_keys
 from bishare_dsl.adapter.initial import draw_tensor, first_values, start_of_base
 from bishare_dsl.adapter.own_methods import SAVING, put_methods
-from bishare_dsl.adapter.recipes import check_remade
+from bishare_dsl.adapter.recipes import check_reproduced
 from bishare_dsl.adapter.sharing import check_sharing
 from bishare_dsl.adapter.stored import entries_of
 from bishare_dsl.compiler import ResolvedSpec, make_plan, read_spec
@@ -154,7 +154,7 @@ def _put(
             tensors = made.tensors(with_base=True)
             if missing := plan.tensor.keys() - tensors.keys():
                 tensors |= start_of_base(plan, model, missing)
-                tensors |= check_remade(made.config.marks, tensors)
+                tensors |= check_reproduced(made.config.marks, tensors)
         tensors = {n: t if n in unfilled else t.to(where[n]) for n, t in tensors.items()}
         handle = in_model(model)
         if handle is None:
@@ -424,7 +424,7 @@ class BishareModel(BaseTuner):
                 made = start_of_base(plan, base, missing)
                 there = {**there, **made}
                 values |= {name: made[name] for name in record.of_base if name in made}
-            values |= check_remade(record.marks, there)
+            values |= check_reproduced(record.marks, there)
         config.settle()
         keys = adapter_keys(model, adapter)
         return others | {key: values[name] for key, name in keys.items() if name in values}

@@ -16,7 +16,7 @@ from bishare_dsl.adapter import recipes, singular
 from bishare_dsl.adapter.counter import fill
 from bishare_dsl.adapter.files import read_adapter, save_adapter
 from bishare_dsl.adapter.initial import draw
-from bishare_dsl.adapter.recipes import check_remade, marks_of
+from bishare_dsl.adapter.recipes import check_reproduced, marks_of
 from bishare_dsl.diagnostics import AdapterError
 from bishare_dsl.models import preset
 from bishare_dsl.models.inspect import linear_maps
@@ -143,7 +143,7 @@ def test_thirteen_numbers_on_llama_7b_are_a_folder_of_less_than_20_kb(tmp_path: 
         t.name: torch.randn(t.shape, generator=random) for t in plan.tensors if t.init == "svd"
     }
     assert (plan.trainable, len(of_base)) == (13, 2 * 5 * 32)
-    saving: Any = {"frozen": "base", "dtype": "bfloat16", "remade": of_base}
+    saving: Any = {"frozen": "base", "dtype": "bfloat16", "reproduced": of_base}
     assert not save_adapter(tmp_path, plan, tensors | of_base, text, seed=0, **saving)
     assert sum(tensor.nbytes for tensor in load_stored(tmp_path).values()) == 26
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000
@@ -249,8 +249,8 @@ def test_an_engine_makes_them_of_the_weights_that_it_serves(tmp_path: Path) -> N
     for number, name in enumerate(("one", "two")):
         randomize(model, number, frozen=False)
         model.bishare.save_pretrained(tmp_path / name, frozen="base")
-    want, remade = model.bishare.tensors(), FrozenCache(str(tmp_path / "base"))
-    one, two = (remade.tensors(read_adapter(tmp_path / name)) for name in ("one", "two"))
+    want, reproduced = model.bishare.tensors(), FrozenCache(str(tmp_path / "base"))
+    one, two = (reproduced.tensors(read_adapter(tmp_path / name)) for name in ("one", "two"))
     assert two.keys() == want.keys()
     assert all(torch.equal(two[name], tensor) for name, tensor in want.items())
     shared = "tiny.layers.0.self_attn.q_proj.A"
@@ -273,12 +273,12 @@ def test_marks_decide_signs_or_say_that_they_do_not() -> None:
     tensor = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     marks = marks_of(tensor)
     turned = tensor * torch.tensor([[1.0], [-1.0], [1.0]])
-    assert torch.equal(check_remade({"a": marks}, {"a": turned})["a"], tensor)
+    assert torch.equal(check_reproduced({"a": marks}, {"a": turned})["a"], tensor)
     with pytest.raises(AdapterError, match="BS699"):
-        check_remade({"a": marks}, {"a": tensor * 1.05})
+        check_reproduced({"a": marks}, {"a": tensor * 1.05})
     with pytest.raises(AdapterError, match="BS699"):
-        check_remade({"a": marks}, {"a": tensor[[1, 0, 2]]})
+        check_reproduced({"a": marks}, {"a": tensor[[1, 0, 2]]})
     with pytest.raises(AdapterError, match="BS699"):
-        check_remade({"a": marks}, {"a": tensor[:2]})
+        check_reproduced({"a": marks}, {"a": tensor[:2]})
     flat = torch.zeros(1, 40)
     assert recipes._aligned(flat, marks_of(flat)) is not None

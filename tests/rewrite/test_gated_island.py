@@ -1,4 +1,4 @@
-"""A gated MLP, its product remade in the backward: the same numbers, fewer tensors kept, and where it must not be done."""
+"""A gated MLP, its product recomputed in the backward: the same numbers, fewer tensors kept, and where it must not be done."""
 
 import pytest
 import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bishare_dsl.adapter.contents import StoredAdapter
-from bishare_dsl.adapter.recipes import check_remade
+from bishare_dsl.adapter.recipes import check_reproduced
 from bishare_dsl.adapter.singular import singular_starts
 from bishare_dsl.models.load import load_model
 
@@ -37,6 +37,6 @@ class FrozenCache:
             frozen = {name: found[name] for name in drawn}
             if marks:
                 model, _ = load_model(self._base)
-                frozen |= check_remade(marks, singular_starts(stored.plan, model))
+                frozen |= check_reproduced(marks, singular_starts(stored.plan, model))
             self._last = key, frozen
         return found | self._last[1]

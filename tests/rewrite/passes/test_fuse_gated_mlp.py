@@ -18,7 +18,7 @@ def test_what_reads_the_product_must_be_an_island(case, gated, use, same_results
 
 @pytest.mark.parametrize("at", ["left", "out"])
 def test_a_dropout_of_the_product_stays_as_it_is(case, gated, use, same_results, at):
-    """The mask cannot be made again."""
+    """The mask cannot be recomputed."""
     terms = {"left": [use()], "out": [use((2, 3))]}
     terms[at] = [use((0, 1) if at == "left" else (2, 3), dropout=1e-12)]
     dropped = case(SHAPES, gated, **terms)
