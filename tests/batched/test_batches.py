@@ -329,7 +329,8 @@ def test_compiled_whole_and_once() -> None:
 
 
 @torch.no_grad()
-def test_names_for_a_compiled_model(model: Any) -> None:
+def test_names_for_a_compiled_model() -> None:
+    model = filled(tiny_model("llama", num_hidden_layers=1), {"a": "a", "b": "b"})
     names = ["a", "b", None, "a"]
     want = model(IDS, adapter_names=names).logits
     model.base_model.model.compile(backend="eager")
