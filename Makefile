@@ -50,7 +50,7 @@ demo: $(STAMP) ## set up, then the main job on a real model (SmolLM2-135M, fetch
 	@$(BIN)/python examples/demo.py --cache $(CACHE)
 
 test: $(STAMP) ## set up, then all tests; ARGS="tests/plan -x" to choose
-	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(PYTEST) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -o asyncio_default_fixture_loop_scope=function $(ARGS)
 
 hunt: $(STAMP) ## draw lives of adapted models beside the dense reference, for an hour; ARGS="--minutes 480 --seed 7"
 	@$(PYTEST) $(BIN)/python tests/lives/hunt.py $(ARGS)

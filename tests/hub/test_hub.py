@@ -129,8 +129,10 @@ def test_an_adapter_comes_from_the_hub(hub, bishare, adapter):
         assert answer.code == 0, answer.err
         assert json.loads(answer.out)["config"]["base_model"] == "llama"
     assert not [line for line in hub.asked if "pickled" in line]
-    [offline] = bishare(("inspect", "me/shared"), HF_HUB_OFFLINE="1")
-    assert offline.code == 0, "what was fetched stays in the cache"
+    offline = bishare(("inspect", "me/shared"), ("inspect", "me/other"), HF_HUB_OFFLINE="1")
+    assert offline[0].code == 0, "what was fetched stays in the cache"
+    assert offline[1].code == 2
+    assert "BS504" in offline[1].err
 
 
 def test_peft_pushes_and_both_fetch(hub, python, adapter, base, library, tmp_path):
@@ -165,16 +167,6 @@ assert main(["merge", "me/mine", "--model", sys.argv[3], "--out", "merged"]) == 
     )
 
 
-def test_a_library_comes_from_the_hub(hub, bishare, library):
-    put(hub, "me/library", library)
-    names = ("me/library@main#code", "me/library#lwa", "me/library")
-    found, unknown, listed = bishare(*[("inspect", name) for name in names])
-    assert found.code == 0, found.err
-    assert "BS678" in unknown.err
-    assert listed.code == 0, listed.err
-    assert all(name in listed.out for name in ("code", "law"))
-
-
 REFUSED = [
     ("me/nothing", "BS505", "there is no such repository"),
     ("me/model", "BS505", "not an adapter"),
@@ -186,31 +178,31 @@ REFUSED = [
 ]
 
 
-def test_what_the_hub_does_not_give_out(hub, bishare):
+def test_a_library_comes_from_the_hub_and_what_does_not(hub, bishare, library):
+    put(hub, "me/library", library)
     hub.repositories |= {
         "me/model": {"config.json": b"{}"},
         "me/shared": {"adapter_config.json": b""},
     }
     hub.gated.add("me/gated")
-    answers = bishare(*[("inspect", name) for name, _, _ in REFUSED])
-    for (name, code, words), found in zip(REFUSED, answers, strict=True):
-        assert found.code == 2, name
-        assert code in found.err, name
-        assert words in found.err, name
+    names = ["me/library@main#code", "me/library#lwa", "me/library"]
+    names += [name for name, _, _ in REFUSED]
+    found, unknown, listed, *answers = bishare(*[("inspect", name) for name in names])
+    assert found.code == 0, found.err
+    assert "BS678" in unknown.err
+    assert listed.code == 0, listed.err
+    assert all(name in listed.out for name in ("code", "law"))
+    for (name, code, words), refused in zip(REFUSED, answers, strict=True):
+        assert refused.code == 2, name
+        assert code in refused.err, name
+        assert words in refused.err, name
 
 
-def test_without_the_hub(bishare):
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        [found] = bishare(("inspect", "me/shared"), **environment)
-        assert found.code == 2
-        assert "BS504" in found.err
-
-
-def test_a_folder_wins_over_an_id(hub, bishare, adapter, tmp_path):
+def test_a_folder_wins_over_an_id_and_the_hub_may_be_down(bishare, adapter, tmp_path):
     (tmp_path / "me").mkdir()
     adapter.rename(tmp_path / "me" / "shared")
-    assert [found.code for found in bishare(("inspect", "me/shared"), ("inspect", "me/other"))] == [
-        0,
-        2,
-    ]
-    assert hub.asked == []
+    commands = [("inspect", "me/shared"), ("inspect", "me/other")]
+    here, elsewhere = bishare(*commands, HF_ENDPOINT="http://127.0.0.1:9")
+    assert here.code == 0, here.err  # Nobody was asked: nobody is there.
+    assert elsewhere.code == 2
+    assert "BS504" in elsewhere.err
