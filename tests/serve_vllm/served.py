@@ -11,6 +11,11 @@ from tests.serve_vllm.conftest import SIZES
 from tests.support.checks import randomize
 from tests.support.families import tiny_model
 
+LINEAR = sorted(set(TINY) - {"hydralora"})
+# Fewer tokens a step than the prompts have, so that they come in chunks, among tokens of other requests.
+CHUNKS = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "enable_prefix_caching": True}
+ROOM = {"max_loras": 4, "max_cpu_loras": 6}
+
 NEW = 5
 """Tokens that are generated."""
 

@@ -11,15 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from bishare_dsl.adapter.files import save_library
 from bishare_dsl.diagnostics import AdapterError
-from tests.methods.test_every_method import TINY
 from tests.serve_vllm.conftest import engine
-from tests.serve_vllm.served import Served, prompts_of, save_base
+from tests.serve_vllm.served import CHUNKS, LINEAR, ROOM, Served, prompts_of, save_base
 from tests.support.checks import randomize
-
-LINEAR = sorted(set(TINY) - {"hydralora"})
-# Fewer tokens a step than the prompts have, so that they come in chunks, among tokens of other requests.
-CHUNKS = {"max_num_batched_tokens": 40, "max_num_seqs": 8, "enable_prefix_caching": True}
-ROOM = {"max_loras": 4, "max_cpu_loras": 6}
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -40,21 +34,6 @@ def test_expanded_mode_takes_any_adapter(base):
                 served.requests[1] = type(served.requests[1])("peft", 999, str(folder))
             served.check(llm, prompts_of(4))
             model = model.bishare.unload()
-
-
-@pytest.mark.parametrize("spec", LINEAR)
-def test_compact_mode(base, spec):
-    """Slots that hold the plan's tensors, fewer than there are adapters, so that some go and come back."""
-    root, model = base
-    served = Served(root, model, spec, 5)
-    plan = {"bishare_plans": [served.requests[0].lora_path]}
-    with engine(root / "base", **CHUNKS, **ROOM, additional_config=plan) as llm:
-        served.check(llm, prompts_of(12))
-        manager = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        manager = manager.model_runner.lora_manager._adapter_manager
-        waiting = [lora.packed is not None for lora in manager.list_adapters().values()]
-        assert sorted(waiting) == [False] * 4 + [True]  # Each adapter is held once.
-    model.bishare.unload()
 
 
 @pytest.mark.parametrize("eager", [True, False])

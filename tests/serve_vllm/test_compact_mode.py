@@ -1,0 +1,31 @@
+"""Every spec in compact mode, on one server: slots hold the plans' tensors, and are fewer than there are adapters."""
+
+import pytest
+
+from tests.serve_vllm.conftest import engine
+from tests.serve_vllm.served import CHUNKS, LINEAR, ROOM, Served, prompts_of, save_base
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def server(request, tmp_path_factory):
+    """A base in a folder of its own, and the engine that makes slots for each plan that comes."""
+    root = tmp_path_factory.mktemp(request.param)
+    model = save_base(root / "base", request.param)
+    room = {"bishare_slots_gib": 1}
+    with engine(root / "base", **CHUNKS, **ROOM, additional_config=room) as llm:
+        yield root, model, llm
+
+
+@pytest.mark.parametrize("spec", LINEAR)
+def test_every_spec(server, spec):
+    """Five adapters for four slots, so that some go and come back; each is held once."""
+    root, model, llm = server
+    served = Served(root, model, spec, 5, first=1 + 10 * LINEAR.index(spec))
+    try:
+        served.check(llm, prompts_of(12))
+    finally:
+        model.bishare.unload()
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    held = worker.model_runner.lora_manager._adapter_manager.list_adapters()
+    assert [held[i].packed is None for i in held].count(True) == ROOM["max_loras"]
+    assert {request.lora_int_id for request in served.requests[:-1]} <= held.keys()
