@@ -16,7 +16,7 @@ from tests.support.tasks import tiny_tasks
 
 SHAPES = {
     "hidden_size": 72, "intermediate_size": 192, "num_attention_heads": 9, "head_dim": 8,
-    "num_key_value_heads": 3, "num_hidden_layers": 4,
+    "num_key_value_heads": 3, "num_hidden_layers": 3,
 }  # fmt: skip
 REFUSED = {
     # Its gate depends on the input: no row of a mixed batch has it, and no matrix is equal to it.
@@ -32,14 +32,13 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a model and the rows of two tasks."""
+    """A folder with a model, the rows to train on, and a task of lm_eval."""
     folder = tmp_path_factory.mktemp("base")
     tiny_model("llama", **SHAPES).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     tiny_tasks(folder / "tasks", rows=2)
-    for name in ("one", "two"):
-        rows = [{"prompt": f"{name} {number} ", "completion": "c d e"} for number in range(6)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"prompt": f"one {number} ", "completion": "c d e"} for number in range(6)]
+    (folder / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(folder)
 
 
@@ -61,19 +60,18 @@ def test_every_command(name: str, base: str, tmp_path, capsys, monkeypatch) -> N
 
     params = [word for key, value in TINY[name].items() for word in ("--set", f"{key}={value}")]
     train = ["train", name, "--model", base, *params, *SHORT]
-    rows, other = f"{base}/one.jsonl", f"{base}/two.jsonl"
+    rows = f"{base}/one.jsonl"
     saves = ["--save_steps", "1", "--max_steps", "2"]
     bishare(*train, "--data", rows, "--output_dir", "alone", *saves)
     bishare("train", "--resume", "alone", "--max_steps", "3", "-q")
     assert json.loads((tmp_path / "alone" / "trainer_state.json").read_text())["global_step"] == 3
     tries = ["--seeds", "2", "--search", "learning_rate=1e-3,1e-2", "--eval_split", "2"]
-    several = ["--data", rows, other, "--output_dir", "several", *saves, *tries]
+    several = ["--data", rows, "--output_dir", "several", *saves, *tries]
     if bishare(*train, *several, what="several"):
-        wanted = {f"{task}-seed{seed}" for task in ("one", "two") for seed in (0, 1)}
         found = names_in(tmp_path / "several" / "library") or [
             path.parent.name for path in tmp_path.glob("several/*/adapter_config.json")
         ]
-        assert {*found} == wanted
+        assert {*found} == {"one-seed0", "one-seed1"}
         bishare("train", "--resume", "several", "--max_steps", "3", "-q")
     bishare("inspect", "alone")
     tasks = ["--tasks", "tiny_choose", "--include_path", f"{base}/tasks", "--limit", "1"]
