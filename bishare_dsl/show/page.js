@@ -25,6 +25,13 @@ function members(panel, sites) {
   return lines.length <= 12 ? lines : [...lines.slice(0, 10), 'and ' + number(lines.length - 10) + ' more'];
 }
 
+// Who uses the tensors, in words: `5 modules of layer 3 share A and B`.
+function heading(sites, roles) {
+  if (sites.length === 1) return roles + ' of this module alone';
+  const layers = [...new Set(sites.map(i => plan.sites[i][0]))].filter(layer => layer !== null).sort((a, b) => a - b);
+  return number(sites.length) + ' modules' + (layers.length ? ' of layer' + (layers.length > 1 ? 's ' : ' ') + runs(layers) : '') + ' share ' + roles;
+}
+
 const sitesOf = rect => rect.dataset.i.split(' ').map(Number);
 
 function describe(figure, pool, inside) {
@@ -33,12 +40,12 @@ function describe(figure, pool, inside) {
   const lines = [];
   if (pool !== null) {
     const sites = [...figure.querySelectorAll('svg g[data-p="' + pool + '"] rect')].flatMap(sitesOf);
-    for (const [name, rows, columns, init, trainable] of drawn.pools[pool]) {
-      lines.push(line(name, 'name'));
-      lines.push(line(number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
-        (trainable ? ' trainable' : ' frozen') + ' parameters, starts ' + init, 'shape'));
+    const roles = drawn.pools[pool].map(([role]) => role).join(', ').replace(/, ([^,]*)$/, ' and $1');
+    lines.push(line(heading(sites, roles), 'name'));
+    for (const [role, rows, columns, init, trainable] of drawn.pools[pool]) {
+      lines.push(line(role + ': ' + number(rows) + ' × ' + number(columns) + ' = ' + number(rows * columns) +
+        (trainable ? ' trainable' : ' frozen') + ' parameters, initial values ' + init, 'shape'));
     }
-    lines.push(line('used by ' + number(sites.length) + (sites.length === 1 ? ' module' : ' modules'), 'count'));
     if (sites.length > 1) lines.push(line(members(drawn, sites).join('\n'), 'members'));
   }
   if (inside !== null) {

@@ -123,7 +123,10 @@ def _data(drawn: Picture) -> dict[str, Any]:
                         "rows": panel.grid.rows,
                         "at": [row for row, _ in panel.grid.places],
                         "pools": [
-                            [[t.name, *t.shape, t.init, t.trainable] for t in patch.tensors]
+                            [
+                                [role, *t.shape, t.init, t.trainable]
+                                for role, t in zip(panel.roles, patch.tensors, strict=True)
+                            ]
                             for patch in panel.patches
                         ],
                     }

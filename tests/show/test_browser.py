@@ -65,16 +65,14 @@ def ke():
     return plan_spec(spec, "llama-7b"), spec
 
 
-def test_pointing_at_a_module_tells_its_tensor_and_who_shares_it(show):
+def test_pointing_at_a_module_says_who_shares_and_what(show):
     browser = show(*ke())
     browser.find_elements(By.CSS_SELECTOR, "nav button")[1].click()
     # Cells come pool by pool: the second of layer 3.
     assert hover(browser, cells(browser, 1)[3 * 5 + 1]) == [
-        "intra.layer_3.A",
-        "4 × 256 = 1,024 trainable parameters, starts kaiming_uniform",
-        "intra.layer_3.B",
-        "4 × 256 = 1,024 trainable parameters, starts zeros",
-        "used by 5 modules",
+        "5 modules of layer 3 share A and B",
+        "A: 4 × 256 = 1,024 trainable parameters, initial values kaiming_uniform",
+        "B: 4 × 256 = 1,024 trainable parameters, initial values zeros",
         *(f"model.layers.3.self_attn.{kind}_proj" for kind in "qkv"),
         "model.layers.3.mlp.up_proj",
         "model.layers.3.mlp.down_proj",
@@ -84,8 +82,8 @@ def test_pointing_at_a_module_tells_its_tensor_and_who_shares_it(show):
     assert len(picked) == 5
     # A and B are shared alike; the kernels have a panel of their own.
     assert hover(browser, cells(browser, 2)[1])[:2] == [
-        "intra.layers.0.self_attn.k_proj.K_A",
-        "1 × 16 = 16 trainable parameters, starts kaiming_normal",
+        "K_A and K_B of this module alone",
+        "K_A: 1 × 16 = 16 trainable parameters, initial values kaiming_normal",
     ]
 
 
@@ -93,10 +91,8 @@ def test_a_tensor_of_the_whole_model_tells_its_modules_by_kind(show):
     browser = show(*ke())
     browser.find_elements(By.CSS_SELECTOR, "nav button")[2].click()
     told = hover(browser, cells(browser)[7])
-    assert told[0] == "inter.A"
-    assert told[2] == "inter.B"
-    assert told[4] == "used by 160 modules"
-    assert told[5:10] == [
+    assert told[0] == "160 modules of layers 0-31 share A and B"
+    assert told[3:8] == [
         *(f"self_attn.{kind}_proj: layers 0-31" for kind in "qkv"),
         "mlp.up_proj: layers 0-31",
         "mlp.down_proj: layers 0-31",
@@ -205,7 +201,7 @@ def test_the_legend_points_too(show, planned):
     browser = show(plan, spec)
     entries = browser.find_elements(By.CSS_SELECTOR, "figure:nth-of-type(1) li[data-p]")
     assert [entry.text for entry in entries] == ["layer_0", "layer_1", "layer_2"]
-    assert hover(browser, entries[1])[0] == "s.layer_1.A"
+    assert hover(browser, entries[1])[0] == "3 modules of layer 1 share A and B"
 
 
 def test_keys_move_between_shares(show):
@@ -297,7 +293,7 @@ def test_in_a_notebook_the_picture_is_a_frame_of_its_own(browser, tmp_path, plan
     browser.get(path.as_uri())
     browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
     assert browser.find_element(By.TAG_NAME, "h1").text == "small on small"
-    assert hover(browser, cells(browser)[0])[0] == "s.layer_0.A"
+    assert hover(browser, cells(browser)[0])[0] == "3 modules of layer 0 share A and B"
     cut = browser.execute_script(
         "return document.documentElement.scrollHeight - document.documentElement.clientHeight"
     )
