@@ -1,1 +1,1 @@
-"""Plans to look at: tables, comparisons, pictures. No torch, no files."""
+"""Tables, comparisons and pictures of plans, without torch and without files."""

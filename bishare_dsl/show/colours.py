@@ -1,4 +1,4 @@
-"""Colours of pools: distinct where pools are few, and otherwise unlike those of the neighbours."""
+"""Colours of pools: distinct if the pools are few, else unlike the colours of neighbours."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ _FEW = (
     *("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2"),
     *("#38b2c5", "#ff8ab7", "#9c6b4e", "#8fa63c", "#97bbf5"),
 )
-# Multiples of these two, and their sums, come near no whole number soon: of the places in a grid it makes
-# hues that lie far apart wherever the places lie near each other (the additive sequence R2 of M. Roberts).
+# The additive sequence R2 of M. Roberts: neighbouring cells of a grid get hues that are far apart.
 _ACROSS, _DOWN = 0.7548776662, 0.5698402910
 OWN = "#a3adb8"
-"""Of what one module has for itself."""
+"""The colour of private tensors."""
 _LIGHT, _SATURATION = (0.62, 0.45, 0.74), 0.5
 
 
 def colours(places: Sequence[tuple[int, int]], *, alone: bool = False) -> list[str]:
-    """Choose a colour for each pool, by the row and the column where it is first seen.
+    """Choose a colour for each pool from the row and the column of its first module.
 
-    They are for a light and for a dark page. Pools of one module (``alone``) are grey: nothing is shared.
+    The colours suit light and dark pages. Pools of one module (``alone``) are grey.
     """
     if alone:
         return [OWN] * len(places)

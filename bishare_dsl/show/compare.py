@@ -1,4 +1,4 @@
-"""The figures by which plans are compared."""
+"""Figures for comparing plans."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from bishare_dsl.show.rows import BYTES, Bounds, lora_size, rank_bounds
 
 @dataclass(frozen=True)
 class Figures:
-    """What a plan costs and gives.
+    """Cost and rank of a plan.
 
-    ``effective_rank`` is that of the adapted modules, None where an update is not a matrix;
-    ``of_lora`` the trainable parameters as a fraction of those of LoRA r=8 on the same modules, None where
-    there are none.
+    ``effective_rank`` is the rank of the modules' updates, or None if an update is not a matrix. ``of_lora``
+    is the number of trainable parameters relative to LoRA r=8 on the same modules, or None without modules.
     """
 
     modules: int
@@ -27,7 +26,7 @@ class Figures:
 
 
 def figures(plan: Plan) -> Figures:
-    """Return the figures of a plan that are compared."""
+    """Compute the figures of a plan."""
     ranks = effective_ranks(plan)
     adapted = [path for path, terms in plan.terms_of.items() if terms]
     return Figures(

@@ -1,4 +1,4 @@
-"""What many adapters of a spec cost, against other ways to keep them: counts alone, from a plan."""
+"""Compare the costs of keeping many adapters of a spec, by counting alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from bishare_dsl.show.table import Table
 
 BITS = (16, 8, 4)
 LORA_RANK = 8
-_LEAST = 0.01
-"""The part of the trained numbers that a library must have in common to be listed."""
+_LEAST_COMMON_FRACTION = 0.01
+"""A library is listed if its adapters have at least this fraction of the trained numbers in common."""
 
 Slots = Callable[[frozenset[str]], tuple[int, int]]
-"""Counts the numbers of an engine's slots: each adapter's, and those held once, where tensors of these names
-are the same in all adapters."""
+"""Count the numbers in an engine's slots, per adapter and once for all, from the names of common tensors."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class Cost:
     """One way to keep many adapters, in numbers (values, whatever their bits).
 
     Attributes:
-        way: in words.
-        own: that each adapter has, in its file and in host memory.
-        once: that all adapters share, in a file of theirs.
-        slot: that each adapter has in a slot of an engine, in compact mode; None of a nonlinear update.
-        slot_once: that all slots share.
-        expanded: that a slot has in expanded mode, as a plain LoRA of the highest rank.
+        way: a description.
+        own: numbers per adapter, in its file and in host memory.
+        once: numbers that all adapters share, in one file.
+        slot: numbers per adapter in a slot of an engine, in compact mode; None for a nonlinear update.
+        slot_once: numbers that all slots share.
+        expanded: numbers in a slot in expanded mode, as a plain LoRA of the highest rank.
     """
 
     way: str
@@ -42,22 +41,22 @@ class Cost:
     expanded: int | None
 
     def disk(self, adapters: int, bits: int) -> int:
-        """Count the bytes of the files of some adapters, and of their tensors in host memory."""
+        """Count the bytes of the adapters' files, which is also their size in host memory."""
         return (self.once + adapters * self.own) * bits // 8
 
     def slots(self, adapters: int, bits: int) -> int | None:
-        """Count the bytes of some adapters in slots, in compact mode."""
+        """Count the bytes of the adapters' slots in compact mode."""
         return None if self.slot is None else (self.slot_once + adapters * self.slot) * bits // 8
 
     def fit(self, memory: int, bits: int) -> int | None:
-        """Count the adapters whose slots fit into some bytes."""
+        """Count the adapters whose slots fit into ``memory`` bytes."""
         if self.slot is None:
             return None
         left = 8 * memory // bits - self.slot_once
         return max(left // self.slot, 0) if self.slot else None
 
     def data(self, adapters: int, memory: int | None) -> dict[str, Any]:
-        """Return the row for machines."""
+        """Return the row as data, for ``--json``."""
         return {
             **vars(self),
             "bytes": {
@@ -82,13 +81,11 @@ def costs(plan: Plan, slots: Slots) -> list[Cost]:
     ranks = [rank for rank in effective_ranks(plan).values() if rank]
     each = lora_size(plan, 1)
     expanded = max(ranks) * each if ranks and all(term.linear for term in plan.terms) else None
-    found = [_cost(plan, way, common, slots, expanded) for way, common in ways]
-    near = max(1, round(found[0].own / each)) if each else 1
+    rows = [_cost(plan, way, common, slots, expanded) for way, common in ways]
+    near = max(1, round(rows[0].own / each)) if each else 1
     lora = {LORA_RANK: f"LoRA r={LORA_RANK}"}
     lora[near] = f"LoRA r={near}, nearest in bytes"
-    return found + [
-        Cost(way, r * each, 0, r * each, 0, r * each) for r, way in lora.items() if each
-    ]
+    return rows + [Cost(way, r * each, 0, r * each, 0, r * each) for r, way in lora.items() if each]
 
 
 def _cost(plan: Plan, way: str, common: frozenset[str], slots: Slots, expanded: int | None) -> Cost:
@@ -106,22 +103,22 @@ def _libraries(plan: Plan, frozen: frozenset[str]) -> Iterator[tuple[str, frozen
         if pool.tensor not in frozen:
             pooled.setdefault(pool.share, {}).setdefault(pool.role, set()).add(pool.tensor)
     trained = {tensor.name: tensor.size for tensor in plan.tensors if tensor.trainable}
-    found: dict[frozenset[str], str] = {}
+    ways: dict[frozenset[str], str] = {}
     for share, by_role in pooled.items():
         for role, names in by_role.items() if len(by_role) > 1 else ():
-            found.setdefault(frozenset(names), f"library, {role} of `{share}` is common")
-        found.setdefault(frozenset().union(*by_role.values()), f"library, `{share}` is common")
+            ways.setdefault(frozenset(names), f"library, {role} of `{share}` is common")
+        ways.setdefault(frozenset().union(*by_role.values()), f"library, `{share}` is common")
     for share in pooled if len(pooled) > 2 else ():
         others = (n for s, by_role in pooled.items() if s != share for n in by_role.values())
-        found.setdefault(frozenset().union(*others), f"library, only `{share}` is private")
+        ways.setdefault(frozenset().union(*others), f"library, only `{share}` is private")
     whole = sum(trained.values())
-    for common, way in found.items():
-        if _LEAST * whole <= sum(trained[name] for name in common) < whole:
+    for common, way in ways.items():
+        if _LEAST_COMMON_FRACTION * whole <= sum(trained[name] for name in common) < whole:
             yield way, common | frozen
 
 
 def table(rows: list[Cost], adapters: int, memory: int | None) -> Table:
-    """Make the table of all ways."""
+    """Make a table with a row for each way."""
     head = ["way", "each", "once", *(f"disk, {bits} bits" for bits in BITS)]
     head += [*(f"slots, {bits} bits" for bits in BITS), "expanded, 16 bits"]
     head += [f"fit, {bits} bits" for bits in BITS] if memory is not None else []

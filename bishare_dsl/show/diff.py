@@ -1,4 +1,4 @@
-"""Where two plans of one model differ: who shares with whom, by share, and at what settings."""
+"""Compare two plans for one model: which modules share, and with what settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bishare_dsl.show.rows import Bounds, ShareRow, bounds, shares, trained_in_f
 
 @dataclass(frozen=True)
 class Regrouped:
-    """The modules that share the tensors of one role with other modules than before.
+    """Modules that share the tensors of one role with other modules than before.
 
-    ``of`` counts all that the role has in either plan. ``before`` and ``after`` are how many modules use
-    one tensor, the module itself among them; 0 where the share is not at the module.
+    ``of`` counts the modules of the role in either plan. ``before`` and ``after`` count the modules that use
+    one tensor, including the module itself, or are 0 if the share does not cover the module.
     """
 
     share: str
@@ -27,7 +27,7 @@ class Regrouped:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a share that is another than before at ``modules`` modules; the values there."""
+    """A setting of a share that changed at ``modules`` modules, with its values before and after."""
 
     share: str
     what: str
@@ -38,7 +38,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Pair:
-    """A share before and after; None where it is in one plan only."""
+    """A share before and after, or None if only one plan has it."""
 
     before: ShareRow | None
     after: ShareRow | None
@@ -51,7 +51,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Retrained:
-    """Parameters of the base that one of the plans trains in full, or both do: how many each."""
+    """How many parameters of the base each plan trains in full."""
 
     path: str
     before: int
@@ -60,8 +60,11 @@ class Retrained:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that differs. ``modules`` counts the modules that a change of any kind is about; ``whole`` is what
-    they do not train alike in full."""
+    """All differences between two plans.
+
+    ``modules`` counts the modules that differ in any way, and ``whole`` lists parameters trained in full that
+    differ.
+    """
 
     modules: int
     shares: tuple[Pair, ...]
@@ -73,7 +76,7 @@ class Difference:
 def difference(before: Plan, after: Plan) -> Difference:
     """Compare two plans for one model, share by share.
 
-    Shares are matched by name, and where each plan has one left, those two.
+    Shares are matched by name. If then one is left in each plan, these two are matched.
     """
     one = {row.name: row for row in shares(before)}
     two = {row.name: row for row in shares(after)}
@@ -90,14 +93,16 @@ def difference(before: Plan, after: Plan) -> Difference:
         old, new = (_terms(plan, row) for plan, row in ((before, pair.before), (after, pair.after)))
         paths |= old.keys() ^ new.keys()
         for what in _SETTINGS:
-            found = [p for p in old if p in new and _said(old[p])[what] != _said(new[p])[what]]
-            if found:
+            changed = [
+                p for p in old if p in new and _settings(old[p])[what] != _settings(new[p])[what]
+            ]
+            if changed:
                 values = (
-                    ", ".join(dict.fromkeys(_said(terms[path])[what] for path in found))
+                    ", ".join(dict.fromkeys(_settings(terms[path])[what] for path in changed))
                     for terms in (old, new)
                 )
-                settings.append(Setting(pair.name, what, len(found), *values))
-                paths.update(found)
+                settings.append(Setting(pair.name, what, len(changed), *values))
+                paths.update(changed)
         if pair.before and pair.after:
             regrouped += _regrouped(before, after, pair.before.name, pair.after.name, pair.name)
     paths.update(path for change in regrouped for path in change.sites)
@@ -124,36 +129,36 @@ def _regrouped(
     one, two = _pools(before, first), _pools(after, second)
     for role in dict.fromkeys((*one, *two)):
         old, new = one.get(role, {}), two.get(role, {})
-        alike: dict[tuple[str, str], bool] = {}
-        found: list[tuple[str, int, int]] = []
+        same_members: dict[tuple[str, str], bool] = {}
+        regrouped: list[tuple[str, int, int]] = []
         every = [path for path in dict.fromkeys(paths) if path in old or path in new]
         for path in every:
             was, now = old.get(path), new.get(path)
             if was is not None and now is not None:
                 both = was.tensor, now.tensor
-                if both not in alike:
-                    alike[both] = set(was.members) == set(now.members)
-                if alike[both]:
+                if both not in same_members:
+                    same_members[both] = set(was.members) == set(now.members)
+                if same_members[both]:
                     continue
-            found.append((path, len(was.members) if was else 0, len(now.members) if now else 0))
-        if found:
+            regrouped.append((path, len(was.members) if was else 0, len(now.members) if now else 0))
+        if regrouped:
             yield Regrouped(
                 name,
                 role,
                 len(every),
-                bounds(was for _, was, _ in found),
-                bounds(now for _, _, now in found),
-                tuple(path for path, _, _ in found),
+                bounds(was for _, was, _ in regrouped),
+                bounds(now for _, _, now in regrouped),
+                tuple(path for path, _, _ in regrouped),
             )
 
 
 def _pools(plan: Plan, share: str) -> dict[str, dict[str, Pool]]:
-    """Find the pool of each site, by role."""
-    found: dict[str, dict[str, Pool]] = {}
+    """Map each role to the pool of each site."""
+    pools: dict[str, dict[str, Pool]] = {}
     for pool in plan.pools:
         if pool.share == share:
-            found.setdefault(pool.role, {}).update(dict.fromkeys(pool.members, pool))
-    return found
+            pools.setdefault(pool.role, {}).update(dict.fromkeys(pool.members, pool))
+    return pools
 
 
 def _terms(plan: Plan, row: ShareRow | None) -> dict[str, Term]:
@@ -163,7 +168,7 @@ def _terms(plan: Plan, row: ShareRow | None) -> dict[str, Term]:
 _SETTINGS = ("rank", "via", "scale", "dropout")
 
 
-def _said(term: Term) -> dict[str, str]:
+def _settings(term: Term) -> dict[str, str]:
     return {
         "rank": str(term.rank),
         "via": via(term.transform, term.options),

@@ -1,4 +1,4 @@
-"""A plan as one HTML page: no network, nothing to install, and every name of a spec as text."""
+"""Draw a plan as one HTML page that needs no network. All names of a spec are escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FEW = 10
 
 
 def page(plan: Plan, spec: Spec | None = None) -> str:
-    """Draw the whole page. With the spec it says in the spec's words who shares."""
+    """Draw the whole page. With the spec, the page prints its statements."""
     drawn = picture(plan, spec)
     tabs = [
         Tab(section.row.name, f"{section.row.trainable:,}", _section(section, i))
@@ -38,17 +38,17 @@ def page(plan: Plan, spec: Spec | None = None) -> str:
 
 
 def _largest_pool(section: Section) -> int:
-    """Count the modules of the pool of a share that has most."""
+    """Count the modules of the largest pool of a share."""
     return max((len(p.sites) for panel in section.panels for p in panel.patches), default=0)
 
 
 def frame(plan: Plan, spec: Spec | None = None) -> str:
-    """Put the page inside a frame, for a notebook: neither's style nor script meets the other's."""
+    """Put the page into a frame for a notebook, which isolates the styles and scripts of both."""
     drawn = picture(plan, spec)
     sizes = [Scale.of(panel.grid).size(panel.grid) for panel in drawn.panels]
     width, height = (max(side, default=0) for side in zip(*sizes, strict=True)) if sizes else (0, 0)
     panels = max((len(section.panels) for section in drawn.sections), default=1)
-    # A picture may be drawn 1.75 times as large.
+    # The page may enlarge a picture up to 1.75 times.
     stacked = 1 if panels * (1.75 * width + 60) <= 1000 else panels
     tall = min(340 + stacked * (ceil(1.75 * height) + 130), 900)
     return (
@@ -74,18 +74,18 @@ def _facts(drawn: Picture) -> list[str]:
 
 
 def _split(plan: Plan) -> str:
-    """Draw how much several modules share, how much is private to one, and how much is frozen."""
-    found = held(plan)
+    """Draw a bar of the shared, private and frozen parameters."""
+    counts = held(plan)
     parts = [
-        ("shared", "var(--high)", f"{found.shared:,} shared by several modules"),
-        ("private", OWN, f"{found.private:,} private to one module"),
-        ("frozen", "var(--none)", f"{found.frozen:,} frozen, not trained"),
+        ("shared", "var(--high)", f"{counts.shared:,} shared by several modules"),
+        ("private", OWN, f"{counts.private:,} private to one module"),
+        ("frozen", "var(--none)", f"{counts.frozen:,} frozen, not trained"),
     ]
-    sizes = zip(found, parts, strict=True)
+    sizes = zip(counts, parts, strict=True)
     bars, items = [], []
     for size, (name, colour, text) in sizes:
         if size:
-            part = f"{size / sum(found):.1%}"
+            part = f"{size / sum(counts):.1%}"
             bars.append(f'<i class="{name}" style="flex-grow:{size};background:{colour}"></i>')
             key = f'<i class="key {name}" style="background:{colour}"></i>'
             items.append(f'<span class="item">{key}{text} ({part})</span>')
@@ -101,7 +101,7 @@ def _section(section: Section, i: int) -> str:
 
 
 def _figure(panel: Panel, place: str) -> str:
-    # Of many pools the axes and the pointer tell which is which.
+    # With many pools, the axes and the tooltip identify them instead of a legend.
     listed = [] if panel.alone or len(panel.patches) > _FEW else panel.patches
     legend = [item(patch.colour, patch.label, f' data-p="{i}"') for i, patch in enumerate(listed)]
     if panel.uncovered:
@@ -112,7 +112,7 @@ def _figure(panel: Panel, place: str) -> str:
 
 
 def _data(drawn: Picture) -> dict[str, Any]:
-    """Collect what the page's script tells of pools and modules."""
+    """Collect the data for the page's tooltips."""
     sites = drawn.plan.sites
     return {
         "sites": [[site.layer, site.path, site.d_in, site.d_out] for site in sites],
@@ -140,14 +140,14 @@ def _data(drawn: Picture) -> dict[str, Any]:
 
 
 def _own(section: Section, sites: int) -> dict[str, Any]:
-    """Collect what the transform keeps for single modules, each distinct set of shapes once."""
+    """Collect the private tensors of each module, with each distinct set of shapes once."""
     own: dict[int, list[list[Any]]] = {}
     for panel in section.panels:
         for patch in panel.patches if panel.private else ():
             pairs = zip(panel.roles, patch.tensors, strict=True)
             own.setdefault(patch.sites[0], []).extend([r, *t.shape] for r, t in pairs)
     kinds: dict[str, int] = {}
-    found = [-1] * sites
+    kind_of_site = [-1] * sites
     for site, shapes in own.items():
-        found[site] = kinds.setdefault(json.dumps(shapes), len(kinds))
-    return {"kinds": [json.loads(kind) for kind in kinds], "sites": found}
+        kind_of_site[site] = kinds.setdefault(json.dumps(shapes), len(kinds))
+    return {"kinds": [json.loads(kind) for kind in kinds], "sites": kind_of_site}

@@ -1,4 +1,4 @@
-"""What a picture of a plan shows, as data: a grid of modules, and for each share who shares what in it."""
+"""The content of a plan's picture, as data: a grid of modules for each share, with its pools."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 
 @dataclass(frozen=True)
 class Grid:
-    """The modules of a panel: layers across, modules of a block down, each in the model's order.
+    """The modules of a panel: layers across and modules of a block down, in the model's order.
 
     ``groups`` and ``names`` label the rows, ``self_attn`` and ``q_proj``. ``places`` has the row and
-    the column of each of ``sites``. Neighbouring experts that share the same tensors in this panel have one
-    row, ``experts.0-7``.
+    the column of each of ``sites``. Neighbouring experts with the same tensors in this panel have one row,
+    ``experts.0-7``.
     """
 
     groups: tuple[str, ...]
@@ -34,15 +34,14 @@ class Grid:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Say what each row is, in one word: ``self_attn.q_proj``."""
+        """Return the names of the rows, such as ``self_attn.q_proj``."""
         pairs = zip(self.groups, self.names, strict=True)
         return tuple(f"{group}.{name}" if group else name for group, name in pairs)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One pool of a panel: its tensor, or one for each role, its colour, and the indices of its sites in the
-    grid."""
+    """One pool of a panel: a tensor for each role, a colour, and the indices of its sites in the grid."""
 
     tensors: tuple[Tensor, ...]
     label: str
@@ -52,8 +51,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Panel:
-    """The tensors of one role of a share, on a grid of modules; ``roles`` has several where the same modules
-    share them. ``private`` tensors belong to single modules by the transform, not by a key."""
+    """The tensors of one role of a share on a grid of modules, or of several roles with the same pools.
+
+    ``private`` tensors belong to single modules because of the transform, not because of a key.
+    """
 
     roles: tuple[str, ...]
     patches: tuple[Patch, ...]
@@ -63,24 +64,26 @@ class Panel:
 
     @property
     def alone(self) -> bool:
-        """Tell whether no two modules share."""
+        """Return whether every pool has a single module."""
         return all(len(patch.sites) == 1 for patch in self.patches)
 
     @property
     def frozen(self) -> bool:
-        """Tell whether its tensors keep their initial values."""
+        """Return whether the tensors keep their initial values."""
         return not self.patches[0].tensors[0].trainable
 
     @property
     def parameters(self) -> int:
-        """Count the numbers in its tensors."""
+        """Count the parameters of all tensors."""
         return sum(tensor.size for patch in self.patches for tensor in patch.tensors)
 
 
 @dataclass(frozen=True)
 class Section:
-    """One share. ``key`` and ``settings`` are its statement up to the rank, and from the rank on; without a
-    spec ``key`` is ``""``."""
+    """One share. ``key`` and ``settings`` are its statement before and from its rank on.
+
+    Without a spec, ``key`` is empty.
+    """
 
     row: ShareRow
     key: str
@@ -90,7 +93,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that is drawn of a plan."""
+    """The content of a plan's picture."""
 
     plan: Plan
     sections: tuple[Section, ...]
@@ -107,14 +110,14 @@ def picture(plan: Plan, spec: Spec | None = None) -> Picture:
     sections = []
     for row in shares(plan):
         key, settings = statements.get(row.name, ("", _settings(row)))
-        for option, value in row.options.items():  # What is left to the model is known here.
+        for option, value in row.options.items():  # The plan knows the values of `auto`.
             settings = settings.replace(f"{option} = auto", f"{option} = {value}")
         sections.append(Section(row, key, settings, tuple(_panels(plan, row.name))))
     return Picture(plan, tuple(sections))
 
 
 def _grid(plan: Plan, pools: Mapping[str, str]) -> Grid:
-    """Place the modules of a panel, where ``pools`` names the tensor of each that has one."""
+    """Arrange the modules of a panel; ``pools`` maps the path of a module to the name of its tensor."""
     sites = plan.sites
     experts = _expert_rows(plan, pools)
     split = [
@@ -140,32 +143,32 @@ def _grid(plan: Plan, pools: Mapping[str, str]) -> Grid:
 
 
 def _expert_rows(plan: Plan, pools: Mapping[str, str]) -> dict[str, str]:
-    """Return the row of each expert's module: neighbours with the same tensors have one."""
+    """Map the path of each expert's module to its row; neighbours with the same tensors have one row."""
     experts: dict[str, dict[int, dict[str, object]]] = {}
     parts: dict[str, tuple[str, int, str]] = {}
     for site in plan.sites:
-        place, inner = split_path(site.path)
+        tower, inner = split_path(site.path)
         if match := _EXPERT.fullmatch(inner):
-            of, number, rest = f"{place} {match[1]}", int(match[2]), match[3]
+            of, number, rest = f"{tower} {match[1]}", int(match[2]), match[3]
             shares = experts.setdefault(of, {}).setdefault(number, {})
             shares[f"{site.layer} {rest}"] = pools.get(site.path)
             parts[site.path] = of, number, rest
-    said: dict[tuple[str, int], str] = {}
-    for of, found in experts.items():
-        for _, alike in groupby(sorted(found), found.__getitem__):
-            numbers = [*alike]
-            said |= {(of, n): f"{of.split()[-1]}.{spans(numbers)}" for n in numbers}
-    return {path: f"{said[of, number]}.{rest}" for path, (of, number, rest) in parts.items()}
+    rows: dict[tuple[str, int], str] = {}
+    for of, tensors in experts.items():
+        for _, equal in groupby(sorted(tensors), tensors.__getitem__):
+            numbers = [*equal]
+            rows |= {(of, n): f"{of.split()[-1]}.{spans(numbers)}" for n in numbers}
+    return {path: f"{rows[of, number]}.{rest}" for path, (of, number, rest) in parts.items()}
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Split a module's path at the number of its block; what is in no block has no tower."""
-    place, _, inner = block_of(path) or ("", "", path)
-    return place, inner
+    """Split a module's path at the number of its block. Outside of blocks the first part is empty."""
+    tower, _, inner = block_of(path) or ("", "", path)
+    return tower, inner
 
 
 def _panels(plan: Plan, share: str) -> Iterator[Panel]:
-    """Yield a panel for each set of roles whose tensors the same modules use, and that train or stay."""
+    """Yield a panel for each set of roles with the same pools, all trained or all frozen."""
     index = {site.path: i for i, site in enumerate(plan.sites)}
     roles: dict[tuple[str, bool], list[Pool]] = {}
     for pool in plan.pools:
@@ -175,15 +178,17 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
     for term in (term for term in plan.terms if term.share == share):
         for role, name in term.tensors.items():
             if name not in pooled:
-                own = Pool(share=share, role=role, key=(), tensor=name, members=(term.site,))
-                roles.setdefault((role, True), []).append(own)
+                pool_of_one = Pool(
+                    share=share, role=role, key=(), tensor=name, members=(term.site,)
+                )
+                roles.setdefault((role, True), []).append(pool_of_one)
     panels: dict[object, dict[str, list[Pool]]] = {}
     for (role, private), pools in roles.items():
         members = tuple(tuple(sorted(index[path] for path in pool.members)) for pool in pools)
         trains = plan.tensor[pools[0].tensor].trainable
         panels.setdefault((members, private, trains), {})[role] = pools
-    for (members, private, _), found in panels.items():  # type: ignore[misc]
-        first = next(iter(found.values()))
+    for (members, private, _), pools_of in panels.items():  # type: ignore[misc]
+        first = next(iter(pools_of.values()))
         shared = {
             path: pool.tensor if len(pool.members) > 1 else ""
             for pool in first
@@ -196,27 +201,27 @@ def _panels(plan: Plan, share: str) -> Iterator[Panel]:
             Patch(
                 tuple(plan.tensor[pool.tensor] for pool in pools), _label(pools[0]), colour, sites
             )
-            for colour, sites, *pools in zip(chosen, members, *found.values(), strict=True)
+            for colour, sites, *pools in zip(chosen, members, *pools_of.values(), strict=True)
         )
         covered = {i for sites in members for i in sites}
         uncovered = tuple(i for i in range(len(grid.sites)) if i not in covered)
-        yield Panel(tuple(found), tuple(patches), uncovered, grid, private)
+        yield Panel(tuple(pools_of), tuple(patches), uncovered, grid, private)
 
 
 def _label(pool: Pool) -> str:
-    """Return what a tensor's name says of its key: ``layer_3`` of ``intra.layer_3.A``."""
+    """Return the part of a tensor's name that describes its key: ``layer_3`` in ``intra.layer_3.A``."""
     return pool.tensor.removeprefix(f"{pool.share}.").removesuffix(pool.role).rstrip(".") or "all"
 
 
 def _settings(row: ShareRow) -> str:
-    """Write the rank of a share and its transform, from a plan alone."""
-    said = via(row.transform, row.options)
+    """Write the rank and the transform of a share, without its spec."""
+    transform = via(row.transform, row.options)
     rank = f"rank {', '.join(map(str, row.ranks))}"
-    return rank if said == "-" else f"{rank} via {said}"
+    return rank if transform == "-" else f"{rank} via {transform}"
 
 
 def _statements(spec: Spec | None) -> dict[str, tuple[str, str]]:
-    """Return the statement of each share before and from its rank on, with the values of params in it."""
+    """Return the statement of each share, split before its rank, with the values of params inserted."""
     if spec is None:
         return {}
     from bishare_dsl.language import spec_text
@@ -228,7 +233,7 @@ def _statements(spec: Spec | None) -> dict[str, tuple[str, str]]:
             update={name: getattr(settings, name) for name in settings.model_fields_set}
         )
         data = _with_values(whole.model_dump(mode="json", exclude_unset=True), spec.values)
-        # One at a time, so that nothing is aligned with the others.
+        # One at a time, so that the formatter does not align their columns.
         text = spec_text(spec.model_copy(update={"shares": (type(share).model_validate(data),)}))
         statement = " ".join(text[text.rindex("\nshare ") :].split())
         key, _, rest = statement.split(" ", 2)[2].partition("rank ")
@@ -237,7 +242,7 @@ def _statements(spec: Spec | None) -> dict[str, tuple[str, str]]:
 
 
 def _with_values(data: Any, values: Mapping[str, int | float | str]) -> Any:
-    """Put the values of params where a share's data refers to them."""
+    """Replace references to params by their values in a share's data."""
     if isinstance(data, list):
         return [_with_values(part, values) for part in data]
     if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""A plan in a few rows: what each share and each factor costs, what each kind and each layer gets."""
+"""Summarise a plan in rows: by share, by role, by kind of module and by layer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from bishare_dsl.show.table import Table
 from bishare_dsl.transforms import Width
 
 BYTES = 4
-"""Of a parameter: adapters are saved, and train, in float32."""
+"""Bytes of a parameter: adapters are trained and saved in float32."""
 MIB = 1 << 20
 
 Bounds = tuple[int, int]
-"""The least and the most."""
+"""The smallest and the largest value."""
 
 
 @dataclass(frozen=True)
 class ShareRow:
-    """One share. ``ranks`` and ``scales`` are the distinct ones; ``options`` are the transform's,
-    defaults included."""
+    """One share, with its distinct ``ranks`` and ``scales``, and all ``options`` of its transform."""
 
     name: str
     modules: int
@@ -55,9 +54,9 @@ class WholeRow:
 
 @dataclass(frozen=True)
 class RoleRow:
-    """The tensors of one role of a share, pooled or a module's own.
+    """The tensors of one role of a share, pooled or private.
 
-    ``pools`` counts them; ``members`` are the modules of one, ``rows`` and ``columns`` its shape.
+    ``pools`` counts them, ``members`` counts the modules of one, and ``rows`` and ``columns`` are its shape.
     """
 
     share: str
@@ -74,8 +73,8 @@ class RoleRow:
 class KindRow:
     """The modules of one name and shape.
 
-    ``effective_rank`` is the highest rank that the update of such a module can have, which is that of its
-    export as plain LoRA. None where some update is not a matrix.
+    ``effective_rank`` is the highest rank that the update of such a module can have, which is the rank of its
+    export as plain LoRA, or None if an update is not a matrix.
     """
 
     kind: str
@@ -87,9 +86,9 @@ class KindRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """Layers ``first`` to ``last``, which are alike: what holds for each of them; None for what is in none.
+    """Equal layers ``first`` to ``last``, with the numbers of each; None for modules outside of blocks.
 
-    ``own`` counts the parameters that no other layer uses, ``shared`` those that others use too.
+    ``own`` counts the parameters that no other layer uses, ``shared`` the others.
     """
 
     first: int | None
@@ -102,8 +101,10 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training takes, without activations: the base's weights in bfloat16; the adapter's, its
-    gradients and the two moments of AdamW in float32."""
+    """Bytes needed for training, without activations.
+
+    The base's weights are in bfloat16; the adapter's weights, gradients and two moments of AdamW in float32.
+    """
 
     base: int
     weights: int
@@ -112,9 +113,9 @@ class Memory:
 
 
 class Held(NamedTuple):
-    """How many numbers of an adapter's terms several modules use, and how many one module has for itself.
+    """How many parameters of an adapter's terms are shared, private to one module, or frozen.
 
-    ``frozen`` ones never train, and count in neither of the others.
+    Frozen parameters count as neither shared nor private.
     """
 
     shared: int
@@ -132,7 +133,7 @@ class Held(NamedTuple):
 
 
 def held(plan: Plan) -> Held:
-    """Count what a plan's modules share, and what each has for itself."""
+    """Count the shared, private and frozen parameters of a plan."""
     users = Counter(name for term in plan.terms for name in {*term.tensors.values()})
     sizes = Counter[str]()
     for name, count in users.items():
@@ -143,7 +144,7 @@ def held(plan: Plan) -> Held:
 
 
 def memory(plan: Plan) -> Memory:
-    """Count what a plan's adapter takes while it trains."""
+    """Count the bytes that training a plan's adapter needs."""
     trainable = BYTES * plan.trainable
     weights = trainable + BYTES * plan.frozen
     return Memory(2 * plan.base.parameters, weights, trainable, 2 * trainable)
@@ -155,15 +156,15 @@ def lora_size(plan: Plan, rank: int = 8) -> int:
 
 
 def rank_bounds(ranks: Iterable[int | None]) -> Bounds | None:
-    """Return the least and the most of some sites' ranks; None where one has none, or there is no site."""
-    found = list(ranks)
-    known = [rank for rank in found if rank is not None]
-    return bounds(known) if found and len(known) == len(found) else None
+    """Return the smallest and the largest rank, or None if a site has no rank or there are no sites."""
+    all_ranks = list(ranks)
+    matrix_ranks = [rank for rank in all_ranks if rank is not None]
+    return bounds(matrix_ranks) if all_ranks and len(matrix_ranks) == len(all_ranks) else None
 
 
 def shares(plan: Plan) -> list[ShareRow]:
     """Make a row for each share that has parameters, in the spec's order."""
-    # In the order of their tensors. What is trained in full is no share.
+    # In the order of their tensors. Parameters trained in full belong to no share.
     terms: dict[str, list[Term]] = {name: [] for name in plan.shares if name != TRAIN}
     for term in plan.terms:
         terms[term.share].append(term)
@@ -184,24 +185,24 @@ def shares(plan: Plan) -> list[ShareRow]:
 
 
 def trained_in_full(plan: Plan) -> list[WholeRow]:
-    """Make a row for parameters trained in full that are alike but for their layer, in the model's order."""
-    found: dict[tuple[str, tuple[int, ...]], int] = {}
+    """Make a row for parameters trained in full that differ only by layer, in the model's order."""
+    counts: dict[tuple[str, tuple[int, ...]], int] = {}
     for trained in plan.trained:
         uses = " = ".join(re.sub(r"\.\d+(?=\.)", ".*", path) for path in trained.paths)
-        found[uses, trained.shape] = found.get((uses, trained.shape), 0) + 1
-    return [WholeRow(uses, n, shape, n * prod(shape)) for (uses, shape), n in found.items()]
+        counts[uses, trained.shape] = counts.get((uses, trained.shape), 0) + 1
+    return [WholeRow(uses, n, shape, n * prod(shape)) for (uses, shape), n in counts.items()]
 
 
 def via(transform: str, options: Mapping[str, Any]) -> str:
-    """Write a transform as a spec does, without the switches that are off; ``-`` for none."""
+    """Write a transform as a spec does, without options that are false; ``-`` for none."""
     if transform == "Identity":
         return "-"
-    said = ", ".join(
+    written = ", ".join(
         f"{name} = {'true' if value is True else value}"
         for name, value in options.items()
         if value is not None and value is not False
     )
-    return f"{transform}({said})" if said else transform
+    return f"{transform}({written})" if written else transform
 
 
 def roles(plan: Plan) -> list[RoleRow]:
@@ -219,19 +220,21 @@ def roles(plan: Plan) -> list[RoleRow]:
         RoleRow(
             share=share,
             role=role,
-            pools=len(found),
-            members=bounds(users[name] for name in found),
-            rows=bounds(tensor.shape[0] for tensor in found.values()),
-            columns=bounds(tensor.shape[1] for tensor in found.values()),
-            parameters=sum(tensor.size for tensor in found.values()),
-            trainable=all(tensor.trainable for tensor in found.values()),
+            pools=len(role_tensors),
+            members=bounds(users[name] for name in role_tensors),
+            rows=bounds(tensor.shape[0] for tensor in role_tensors.values()),
+            columns=bounds(tensor.shape[1] for tensor in role_tensors.values()),
+            parameters=sum(tensor.size for tensor in role_tensors.values()),
+            trainable=all(tensor.trainable for tensor in role_tensors.values()),
         )
-        for (share, role), found in sorted(tensors.items(), key=lambda item: order[item[0][0]])
+        for (share, role), role_tensors in sorted(
+            tensors.items(), key=lambda item: order[item[0][0]]
+        )
     ]
 
 
 def role_table(plan: Plan, share: str | None = None) -> Table:
-    """Make the table of all roles, or of those of a share."""
+    """Make the table of all roles, or of the roles of one share."""
     return Table(
         ["share", "role", "pools", "modules each", "shape", "parameters"],
         [
@@ -251,21 +254,21 @@ def role_table(plan: Plan, share: str | None = None) -> Table:
 
 
 def kinds(plan: Plan) -> list[KindRow]:
-    """Make a row for each kind and shape of target module, in the model's order; tied modules are one."""
+    """Make a row for each kind and shape of target module, in the model's order. Tied modules count once."""
     ranks = effective_ranks(plan)
     paths: dict[tuple[str, Width], list[str]] = {}
     for site in plan.sites:
         uses = " = ".join(dict.fromkeys(path.rpartition(".")[2] for path in site.paths))
         paths.setdefault((uses, Width(site.d_in, site.d_out)), []).append(site.path)
     rows = []
-    for (kind, width), found in paths.items():
-        effective = rank_bounds(ranks[path] for path in found)
-        rows.append(KindRow(kind, len(found), *width, effective))
+    for (kind, width), modules in paths.items():
+        effective = rank_bounds(ranks[path] for path in modules)
+        rows.append(KindRow(kind, len(modules), *width, effective))
     return rows
 
 
 def layers(plan: Plan) -> list[LayerRow]:
-    """Make a row for each run of layers that are alike."""
+    """Make a row for each run of equal layers."""
     ranks = effective_ranks(plan)
     sites: dict[int | None, list[str]] = {}
     for site in plan.sites:
@@ -293,37 +296,37 @@ def layers(plan: Plan) -> list[LayerRow]:
         )
         before = rows[-1] if rows else None
         follows = before and layer is not None and before.last == layer - 1
-        if before and follows and _alike(before, row):
+        if before and follows and _equal(before, row):
             rows[-1] = LayerRow(**{**vars(before), "last": layer})
         else:
             rows.append(row)
     return rows
 
 
-def _alike(one: LayerRow, other: LayerRow) -> bool:
+def _equal(one: LayerRow, other: LayerRow) -> bool:
     return {**vars(one), "first": 0, "last": 0} == {**vars(other), "first": 0, "last": 0}
 
 
 def bounds(values: Iterable[int]) -> Bounds:
-    """Return the least and the most of some numbers."""
-    found = list(values)
-    return min(found), max(found)
+    """Return the smallest and the largest number."""
+    numbers = list(values)
+    return min(numbers), max(numbers)
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Write whole numbers as their runs, ``0-3, 5``."""
+    """Write whole numbers as runs: ``0-3, 5``."""
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs_of(numbers))
 
 
-def span(found: Bounds | None) -> str:
-    """Write the least and the most; one number where they are the same."""
-    if found is None:
+def span(ends: Bounds | None) -> str:
+    """Write the smallest and the largest number, or one number if they are equal."""
+    if ends is None:
         return "-"
-    least, most = found
+    least, most = ends
     return f"{least:,}" if least == most else f"{least:,}-{most:,}"
 
 
 def mib(size: int) -> str:
-    """Write a number of bytes in MiB, to three digits or more."""
+    """Write a number of bytes in MiB, with at least three digits."""
     value = size / MIB
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What all pages and pictures have in common: files without network, of one form and one style."""
+"""The frame of all pages and pictures: one style, in files that need no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 
 
 class Tab(NamedTuple):
-    """A part of a page: its name, a few words after that on its button, and its HTML."""
+    """A part of a page: its name and a few more words for its button, and its HTML."""
 
     name: str
     more: str
@@ -33,13 +33,13 @@ def shell(
     """Make a page.
 
     Args:
-        name: what it is about, and ``of`` what, as text.
-        of: as text.
-        facts: HTML: lines under the name.
-        tabs: what they are called together, and each; that number ``chosen`` is open.
-        foot: HTML: what is said below.
-        data: what the script reads as ``data``.
-        script: run after that of the shell, whose ``tip``, ``line``, ``place`` and ``whenChosen`` it uses.
+        name: the title, as text.
+        of: the rest of the title, as text.
+        facts: lines of HTML under the title.
+        tabs: a name for all tabs, and the tabs; number ``chosen`` is open.
+        foot: HTML below the tabs.
+        data: available to the script as ``data``.
+        script: runs after the shell's script and uses its ``tip``, ``line``, ``place`` and ``whenChosen``.
     """
     label, parts = tabs
     return Template(_read("shell.html")).substitute(
@@ -60,42 +60,42 @@ def shell(
             for i, tab in enumerate(parts)
         ),
         foot=foot,
-        # Inside a script element only `<` could end it, whatever the names are.
+        # Inside a script element, only `<` could end the element.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         script=script.read_text(encoding="utf-8"),
     )
 
 
 def figure(
-    mark: str, title: str, said: str, size: tuple[int, int], drawn: str, legend: str = ""
+    mark: str, title: str, caption: str, size: tuple[int, int], drawing: str, legend: str = ""
 ) -> str:
-    """Write a picture on a page: under its title and what is said of it, over the items of a legend.
+    """Write a picture on a page, below its title and caption and above the items of its legend.
 
-    ``mark`` is an attribute by which the page's script knows it; ``drawn`` is SVG.
+    ``mark`` is an attribute that identifies it for the page's script, and ``drawing`` is SVG.
     """
     width, height = size
-    label = escape(f"{title}: {said}")
+    label = escape(f"{title}: {caption}")
     return (
-        f"<figure {mark}><figcaption><b>{escape(title)}</b> <span>{escape(said)}</span></figcaption>"
+        f"<figure {mark}><figcaption><b>{escape(title)}</b> <span>{escape(caption)}</span></figcaption>"
         f'<div class="scroll"><svg style="--drawn:{width}px" '
-        f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{drawn}</svg></div>'
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{drawing}</svg></div>'
         f'<p class="hint">scroll to the right for more</p>'
         f"<ul>{legend}</ul></figure>"
     )
 
 
 def item(colour: str, text: str, attributes: str = "") -> str:
-    """Write an item of a legend: a colour, as CSS has it, and what it means."""
+    """Write an item of a legend: a CSS colour and its meaning."""
     return f'<li{attributes}><i style="background:{colour}"></i>{escape(text)}</li>'
 
 
-def svg_file(width: int, height: int, label: str, drawn: str) -> str:
-    """Make a picture that is a file of its own, for a light and a dark page."""
+def svg_file(width: int, height: int, label: str, drawing: str) -> str:
+    """Make a separate SVG file for light and dark pages."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">\n'
         f"<style>{_read('picture.css')}</style>\n"
-        f'<rect width="{width}" height="{height}" rx="8" style="fill:var(--page)"/>\n{drawn}\n</svg>\n'
+        f'<rect width="{width}" height="{height}" rx="8" style="fill:var(--page)"/>\n{drawing}\n</svg>\n'
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures as SVG: one panel for a page, or all of a plan in one file."""
+"""Draw pictures as SVG: one panel for a page, or a whole plan in one file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _GAP_OF_GROUPS = 6
 _HEAD = 20
 _WIDTH = 1000
 _HATCH = 6
-"""Pixels between the lines across what is frozen."""
+"""Pixels between the lines across frozen cells."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a grid is drawn: a cell with the gap after it, and the room for the names of rows."""
+    """Sizes of a grid in pixels: of a cell with the gap after it, and of the column of row names."""
 
     across: int
     down: int
@@ -50,7 +50,7 @@ class Scale:
 
 
 def panel_body(panel: Panel) -> str:
-    """Draw the cells of a panel, hatched where they are frozen, and the names of rows and columns."""
+    """Draw the cells of a panel, hatched if frozen, with the names of rows and columns."""
     grid = panel.grid
     scale = Scale.of(grid)
     drawn = [_axes(grid, scale)]
@@ -89,20 +89,20 @@ def _lines(panel: Panel) -> tuple[str, str]:
 
 
 def whole(picture: Picture) -> str:
-    """Draw all of a plan as one SVG file, section by section, for a light and a dark page."""
+    """Draw a whole plan as one SVG file, section by section, for light and dark pages."""
     sizes = [Scale.of(panel.grid).size(panel.grid) for panel in picture.panels]
     width, height = (max(side, default=0) for side in zip(*sizes, strict=True)) if sizes else (0, 0)
     margin, space = 24, 36
     boxes: list[tuple[list[tuple[str, str]], Panel | None]] = []
     for section in picture.sections:
-        # What the transform keeps for single modules is a line, not another grey grid.
-        own = [line for p in section.panels if p.private for line in _lines(p)]
+        # Private tensors of a transform get a line of text instead of another grey grid.
+        private_lines = [line for p in section.panels if p.private for line in _lines(p)]
         for panel in section.panels:
             if panel.private and not all(p.private for p in section.panels):
                 continue
             head = [(section.row.name, "title"), *([(section.key, "")] if section.key else [])]
-            said = _lines(panel) if panel.private else [*_lines(panel), *own]
-            head += [(section.settings, ""), *((line, "muted") for line in said)]
+            lines_of = _lines(panel) if panel.private else [*_lines(panel), *private_lines]
+            head += [(section.settings, ""), *((line, "muted") for line in lines_of)]
             boxes.append((head, panel))
     if trained := trained_in_full(picture.plan):
         lines = [(str(row), "") for row in trained]
@@ -155,7 +155,7 @@ def _axes(grid: Grid, scale: Scale) -> str:
 def _cells(
     sites: tuple[int, ...], grid: Grid, scale: Scale, taken: set[tuple[int, int]], *, hatched: bool
 ) -> str:
-    """Draw the cells of a pool: neighbours touch. Of folded experts that share with none, one is drawn."""
+    """Draw the cells of a pool. Neighbours touch, and experts folded into one row are drawn once."""
     here: dict[tuple[int, int], list[int]] = {}
     for i in sites:
         if grid.places[i] not in taken:
@@ -179,7 +179,7 @@ def _cells(
 
 
 def _diagonals(x: int, y: int, width: int, height: int) -> list[str]:
-    """Hatch a cell by lines where ``x + y`` is a multiple of `_HATCH`, so that neighbours' lines meet."""
+    """Hatch a cell with lines at multiples of `_HATCH` of ``x + y``, so that neighbours' lines meet."""
     first = -(-(x + y + 1) // _HATCH) * _HATCH
     return [
         f"M{max(x, s - y - height)} {min(s - x, y + height)}L{min(s - y, x + width)} {max(y, s - x - width)}"
@@ -188,5 +188,5 @@ def _diagonals(x: int, y: int, width: int, height: int) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """Write text for an SVG, its double spaces kept."""
+    """Escape text for SVG, preserving double spaces."""
     return escape(text).replace("  ", "\u00a0 ")

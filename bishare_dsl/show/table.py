@@ -1,4 +1,4 @@
-"""Tables for a terminal, and to paste into a page, a sheet or a paper."""
+"""Tables for a terminal, and to paste into a page, a spreadsheet or a paper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 from bishare_dsl.diagnostics import escaped
 
 FORMATS = ("table", "json", "markdown", "csv", "latex")
-"""In which a command's tables can be had; ``json`` is its data."""
+"""Formats of a command's tables; ``json`` is its data."""
 _GAP = "  "
 _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -24,16 +24,16 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 
 class Table(NamedTuple):
-    """A table of text; the columns of ``left`` are words, which stand to the left, the others numbers."""
+    """A table of text. The columns in ``left`` hold words and are aligned left; the others hold numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: Collection[int] = frozenset({0})
 
     def __str__(self) -> str:
-        """Set columns under their heads.
+        """Align columns under their heads.
 
-        Columns that a terminal is too narrow for follow in a table below, after the first columns again.
+        Columns that do not fit the terminal follow in a second table, which repeats the first columns.
         """
         rows = [[escaped(cell) for cell in row] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(self.head, *rows, strict=True)]
@@ -42,7 +42,7 @@ class Table(NamedTuple):
         groups = _groups(widths, first)
         return "\n\n".join(self._drawn(lines, widths, group) for group in groups)
 
-    def _drawn(
+    def _aligned(
         self, lines: Iterable[Sequence[str]], widths: Sequence[int], columns: Sequence[int]
     ) -> str:
         return "\n".join(
@@ -55,7 +55,7 @@ class Table(NamedTuple):
 
 
 def write_tables(parts: Iterable[str | Table], form: str) -> str:
-    """Write text and tables in one of `FORMATS`, but for JSON; CSV has no place for the text."""
+    """Write text and tables in one of `FORMATS` except JSON. CSV leaves the text out."""
     return "\n\n".join(written for part in parts if (written := _WRITERS[form](part)))
 
 
@@ -77,14 +77,14 @@ def _csv(part: str | Table) -> str:
     if isinstance(part, str):
         return ""
     file = StringIO()
-    # A number is one for a sheet without the commas of thousands.
+    # Spreadsheets read numbers only without separators of thousands.
     rows = ([re.sub(r"(?<=\d),(?=\d{3}\b)", "", cell) for cell in row] for row in part.rows)
     csv.writer(file, lineterminator="\n").writerows([part.head, *rows])
     return file.getvalue().rstrip("\n")
 
 
 def _latex(part: str | Table) -> str:
-    """Write a table of the package booktabs."""
+    """Write a table for the LaTeX package booktabs."""
     if isinstance(part, str):
         return "\n".join(f"% {line}" for line in part.split("\n"))
     head, *rows = (
@@ -98,7 +98,7 @@ def _latex(part: str | Table) -> str:
 
 
 def wrapped(part: str | Table, stream: TextIO | None = None) -> str:
-    """Break lines of text, but no word, where the terminal of a stream ends; tables break themselves."""
+    """Wrap text to the width of a stream's terminal, between words. Tables wrap themselves."""
     if isinstance(part, Table):
         return str(part)
     how = TextWrapper(
@@ -111,7 +111,7 @@ _WRITERS = {"table": wrapped, "markdown": _markdown, "csv": _csv, "latex": _late
 
 
 def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:
-    """Cut the columns into what fits beside the ``first`` ones; where all fit, that is all."""
+    """Split the columns into groups that fit next to the ``first`` columns."""
     limit = terminal()
     group = list(first)
     for i in range(len(first), len(widths)):
@@ -124,5 +124,5 @@ def _groups(widths: Sequence[int], first: list[int]) -> Iterator[list[int]]:
 
 
 def terminal(stream: TextIO | None = None) -> int:
-    """Return how many columns a reader of a stream sees, by default standard output; of a file very many."""
+    """Return the width of a stream's terminal (standard output by default), or a large number for a file."""
     return get_terminal_size().columns if (stream or sys.stdout).isatty() else sys.maxsize

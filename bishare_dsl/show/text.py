@@ -1,4 +1,4 @@
-"""Pictures for a terminal: a character for each module, the same for those that share."""
+"""Draw pictures for a terminal, with one character for each module and equal characters for a pool."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _UNCOVERED = "."
 
 
 def text(picture: Picture) -> str:
-    """Draw all of a plan: what is shared and what is private, then layers across, modules down."""
+    """Draw a whole plan: its counts, then for each share layers across and modules down."""
     plan = picture.plan
     parts = [wrapped(f"{plan.spec} on {plan.base.name}: {held(plan)}")]
     for section in picture.sections:
         head = " ".join(filter(None, (section.row.name, section.key, section.settings)))
         lines = [wrapped(f"share {head}")]
         for panel in section.panels:
-            said = f"{', '.join(panel.roles)}: {summary(panel)}"
+            line = f"{', '.join(panel.roles)}: {summary(panel)}"
             if len(panel.patches) > len(_CHARACTERS) and not panel.alone:
-                said += f"; after {len(_CHARACTERS)} the letters begin again"
-            lines += [wrapped(said), *_drawn(panel, panel.grid)]
+                line += f"; after {len(_CHARACTERS)} the letters begin again"
+            lines += [wrapped(line), *_grid_lines(panel, panel.grid)]
         parts.append("\n".join(lines))
     if trained := trained_in_full(picture.plan):
         parts.append("\n".join(["trained in full:", *map(str, trained)]))
     return "\n\n".join(parts)
 
 
-def _drawn(panel: Panel, grid: Grid) -> list[str]:
+def _grid_lines(panel: Panel, grid: Grid) -> list[str]:
     if panel.alone and not panel.uncovered:
         return []
     lines = [[" "] * len(grid.layers) for _ in grid.names]

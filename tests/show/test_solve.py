@@ -24,7 +24,7 @@ def test_it_is_the_last_within_the_budget(start, slope, budget):
         assert found == Solution(None, (0, start), True)
         return
     value = min((budget - start) // slope, LIMIT)
-    assert found.found == (value, start + slope * value)
+    assert found.best == (value, start + slope * value)
     assert found.after == (value + 1, start + slope * (value + 1))
     assert len(asked) == len(set(asked)) < 120
 
@@ -32,7 +32,7 @@ def test_it_is_the_last_within_the_budget(start, slope, budget):
 @given(st.integers(2, 32), st.integers(1, 1500))
 def test_values_that_are_not_possible_are_passed_over(step, budget):
     found = largest(lambda value: value if value % step == 0 else None, budget)
-    assert found.found == (budget // step * step, budget // step * step)
+    assert found.best == (budget // step * step, budget // step * step)
     assert found.grows
 
 
